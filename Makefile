@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test check bench clean
+
+help:
+	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
+	@echo "make test    run all tests; as root also those that need QEMU and a bridge"
+	@echo "make check   linters, types and the floors of the house"
+	@echo "make bench   measure cold starts"
+	@echo "make setup   only install what is missing, from Debian and PyPI; the others do it too"
+
+setup:
+	@sh .ci/debian
+	@$(MAKE) --no-print-directory $(READY)
+
+$(READY): setup.cfg setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m demo
+
+test: setup
+	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial test
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.test_floors
+
+bench: setup
+	$(BIN)/python bench/cold.py
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,186 @@
+"""
+Names and resource records as octets, in the shapes that the other rooms pass to each other.
+
+A name is ``bytes``: its labels as they stand in a packet, uncompressed, with the root's zero at the end. Its *key* is the
+same in lower case. Length octets are under 64 and letters above it, so ``wire.lower()`` is right on whole names. Dots
+and any other octet inside a label come through, which text would not let them do.
+
+Records are also ``twisted.names`` records (`dns.RRHeader`), so that any `IResolver` can be asked for them, but they keep
+their data as octets: an authority copies, it does not interpret. Nothing here parses packets or knows about zones.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import dns.name
+from twisted.names import dns as tdns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+#: The name of the root of all zones.
+ROOT: Final = b"\0"
+
+#: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
+SVCB: Final = 64
+HTTPS: Final = 65
+
+
+def from_text(text: str) -> bytes:
+    """
+    Return the name that *text* is the presentation form of; a missing final dot is added.
+
+    Raises:
+        ValueError: a label is longer than 63 octets, the name longer than 255, or an escape is broken.
+    """
+    try:
+        labels = dns.name.from_text(text).labels
+    except (dns.exception.DNSException, UnicodeError) as error:
+        message = f"{text!r} is not a domain name: {error}"
+        raise ValueError(message) from error
+    return b"".join(bytes([len(label)]) + label for label in labels)
+
+
+def to_text(name: bytes) -> str:
+    """Return the presentation form of *name*, without the final dot (the root is ``"."``)."""
+    text = dns.name.from_wire(name, 0)[0].to_text(omit_final_dot=True)
+    return text or "."
+
+
+def ancestors(name: bytes) -> Iterator[bytes]:
+    """Yield *name*, its parent, and so on to the root."""
+    while name != ROOT:
+        yield name
+        name = name[name[0] + 1 :]
+    yield ROOT
+
+
+def parent(name: bytes) -> bytes:
+    """Return *name* without its first label. The root has no parent and must not be asked for it."""
+    return name[name[0] + 1 :]
+
+
+class RR(tdns.RRHeader):
+    """
+    One resource record whose data are octets.
+
+    Attributes:
+        owner: the name, as it shall be written (its case is kept).
+        type, cls: as in RFC 1035, 3.2.2 and 3.2.4.
+        ttl: seconds.
+        rdata: uncompressed.
+    """
+
+    auth = False
+
+    def __init__(self, owner: bytes, type: int, ttl: int, rdata: bytes, cls: int = tdns.IN) -> None:  # noqa: A002
+        """Skip `tdns.RRHeader`'s own initialiser: it decodes what nobody may ask for."""
+        self.owner = owner
+        self.type = type
+        self.cls = cls
+        self.ttl = ttl
+        self.rdata = rdata
+
+    @property
+    def name(self) -> tdns.Name:  # type: ignore[override]
+        """The owner, for twisted.names."""
+        return tdns.Name(to_text(self.owner))
+
+    @property
+    def payload(self) -> tdns.UnknownRecord:  # type: ignore[override]
+        """The data, for twisted.names."""
+        return tdns.UnknownRecord(self.rdata, self.ttl)
+
+    @classmethod
+    def of(cls, header: Any) -> RR:
+        """Return *header* (any `dns.RRHeader`) with its data as octets."""
+        if isinstance(header, RR):
+            return header
+        data = BytesIO()
+        if header.payload is not None:
+            header.payload.encode(data, None)
+        return cls(from_text(header.name.name.decode("latin-1")), header.type, header.ttl, data.getvalue(), header.cls)
+
+
+class Answer(tuple[list[RR], list[RR], list[RR]]):
+    """
+    What an `IResolver` answers: answers, authority, additional; and what that triple cannot say.
+
+    Attributes:
+        aa: the answer is authoritative.
+        glue: how many of the additional records, from the first, a referral cannot do without (RFC 9471).
+        ede: Extended DNS Errors: code and text.
+        ra: another server was asked for it.
+    """
+
+    aa: bool
+    ra: bool
+    glue: int
+    ede: tuple[tuple[int, str], ...]
+
+    def __new__(
+        cls,
+        answer: Iterable[RR] = (),
+        authority: Iterable[RR] = (),
+        additional: Iterable[RR] = (),
+        *,
+        aa: bool = True,
+        glue: int = 0,
+        ede: tuple[tuple[int, str], ...] = (),
+        ra: bool = False,
+    ) -> Answer:
+        """Make the triple."""
+        self = super().__new__(cls, (list(answer), list(authority), list(additional)))
+        self.aa, self.glue, self.ede, self.ra = aa, glue, ede, ra
+        return self
+
+
+@attrs.frozen
+class Source:
+    """
+    Who asks, and how sure we may be of it.
+
+    Attributes:
+        host: an IPv4 or IPv6 address in text.
+        port: the source port.
+        tcp: the question came by TCP.
+        proven: the address is not forged: TCP, or a valid DNS cookie (RFC 7873).
+    """
+
+    host: str
+    port: int
+    tcp: bool = False
+    proven: bool = False
+
+
+class Question(tdns.Query):
+    """
+    One question, as `IResolver.query` takes it, and who asks it.
+
+    Attributes:
+        asked: the name in the case it was asked in (it is echoed, for resolvers that check it).
+        key: the same in lower case: what zones look up.
+    """
+
+    def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:  # noqa: A002
+        """Keep octets; `name` makes text of them when twisted.names asks."""
+        self.asked = asked
+        self.key = asked.lower()
+        self.type = type
+        self.cls = cls
+        self.source = source
+
+    @property
+    def name(self) -> tdns.Name:  # type: ignore[override]
+        """The name, for twisted.names."""
+        return tdns.Name(to_text(self.asked))
+
+    @classmethod
+    def of(cls, query: Any) -> Question:
+        """Return *query* (any `dns.Query`) as one of ours."""
+        if isinstance(query, Question):
+            return query
+        return cls(from_text(query.name.name.decode("latin-1")), query.type, query.cls)

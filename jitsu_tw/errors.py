@@ -1,0 +1,113 @@
+"""
+Everything that can go wrong, as one tree, split by whose fault it is.
+
+::
+
+    JitsuError                SERVFAIL
+     +- ConfigError           -          the operator's: a file, a line, a key, and the remedy
+     |   +- ZoneError         -          the same, of a zone file
+     +- QueryError            by kind    the client's, or nobody's: the answer is a response code
+     |   +- Prohibited        REFUSED    18 Prohibited
+     |   +- Unanswerable      as said    NXDOMAIN and the like, with the records that go with it
+     +- BootFailed            SERVFAIL    0 Other: the backend says that the VM did not start
+     +- BackendError          SERVFAIL    0 Other: the backend's own words
+     |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
+     |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
+     +- StoreError            -          the state cannot be read or written
+
+The numbers are Extended DNS Errors (RFC 8914, section 4).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from twisted.names import dns, error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jitsu_tw.dns.wire import RR
+
+EDE_OTHER: Final = 0
+EDE_NOT_READY: Final = 14
+EDE_PROHIBITED: Final = 18
+EDE_NOT_AUTHORITATIVE: Final = 20
+
+
+class JitsuError(Exception):
+    """
+    The root of the tree.
+
+    Attributes:
+        rcode: what a client is told (RFC 1035, 4.1.1), where a client is told.
+        ede: the Extended DNS Error that goes with it.
+    """
+
+    rcode: int = dns.ESERVER
+    ede: ClassVar[int] = EDE_OTHER
+
+
+class ConfigError(JitsuError):
+    """A configuration that cannot be used: one line that names the place and the remedy."""
+
+    def __init__(self, message: str, path: str | Path | None = None, line: int | None = None, key: str = "") -> None:
+        """Put *message* behind the place: ``file:line: key: message``."""
+        self.path, self.line, self.key, self.message = path, line, key, message
+        place = "" if path is None else f"{path}:" if line is None else f"{path}:{line}:"
+        super().__init__(" ".join(part for part in (place, f"{key}:" if key else "", message) if part))
+
+
+class ZoneError(ConfigError):
+    """A zone that cannot be served."""
+
+
+class QueryError(JitsuError, error.DomainError):
+    """A query that has no answer for this client."""
+
+
+class Prohibited(QueryError):
+    """The client may not start this VM (DESIGN: `summon_from`, budgets of starts)."""
+
+    rcode = dns.EREFUSED
+    ede = EDE_PROHIBITED
+
+
+class Unanswerable(JitsuError, error.AuthoritativeDomainError):
+    """
+    The authority's last word: no such name, or a name that cannot be made.
+
+    It ends a `twisted.names` resolver chain, as `error.AuthoritativeDomainError` does.
+
+    Attributes:
+        answer: the CNAMEs that led there (RFC 6604).
+        authority: the SOA (RFC 2308).
+    """
+
+    def __init__(self, rcode: int, answer: Sequence[RR] = (), authority: Sequence[RR] = ()) -> None:
+        """Keep what the reply needs."""
+        super().__init__(f"rcode {rcode}")
+        self.rcode, self.answer, self.authority = rcode, answer, authority
+
+
+class BootFailed(JitsuError):
+    """A VM that was asked for did not start; the message says why."""
+
+
+class BackendError(JitsuError):
+    """A hypervisor refused; the message is its own."""
+
+
+class BackendLost(BackendError):
+    """There is no connection to the hypervisor. It is being tried again."""
+
+    ede = EDE_NOT_READY
+
+
+class NoSuchVM(BackendError):
+    """The hypervisor knows no VM of this name or uuid."""
+
+
+class StoreError(JitsuError):
+    """The state cannot be read or written."""

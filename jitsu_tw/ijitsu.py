@@ -1,0 +1,113 @@
+"""
+The doors of the house: what a hypervisor, a sign of readiness and a place for the state must offer.
+
+A newcomer writes one class that has a door's shape and one row in that room's table.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from twisted.internet.defer import Deferred
+
+    from jitsu_tw.settings import VM, Mode
+
+
+class Power(enum.Enum):
+    """What a backend says of a VM."""
+
+    OFF = "off"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SAVED = "saved"
+
+
+class IWatcher(Interface):
+    """Who is told what happens at a backend. Every call is made in the reactor's thread."""
+
+    def changed(uuid: str, reason: str) -> None:
+        """Something happened to a VM, in the backend's words. Ask for its state: this is a hint, not the truth."""
+
+    def lost(backend: IBackend, reason: str) -> None:
+        """The connection broke; it is being tried again."""
+
+    def connected(backend: IBackend) -> None:
+        """There is a connection, for the first time or again: whatever was known may be wrong."""
+
+
+class IBackend(Interface):
+    """
+    A hypervisor, or many behind one URI.
+
+    A VM is named by its uuid, which `look_up` tells. Every Deferred may fail with `errors.BackendError` in the
+    library's own words, with `errors.NoSuchVM`, or with `errors.BackendLost`.
+    """
+
+    reachable: bool = Attribute("Whether packets can reach its guests (those of the memory backend have no network).")
+
+    def check(vms: Iterable[VM]) -> None:
+        """
+        Connect once and look at *vms*, before the reactor runs; this call may block.
+
+        Returns without a word where the hypervisor cannot be reached: that passes.
+
+        Raises:
+            ConfigError: the hypervisor does not know a VM, or the URI is one that can never work.
+        """
+
+    def connect(watcher: IWatcher) -> None:
+        """Begin to connect, and to connect again whenever it must, and to tell *watcher*."""
+
+    def close() -> Deferred[None]:
+        """End the connection. VMs go on as they are."""
+
+    def look_up(vm: VM) -> Deferred[str]:
+        """Return the uuid of *vm*, defining it first if the backend does not know it and its settings say how."""
+
+    def state(uuid: str) -> Deferred[Power]:
+        """Return what the VM is now."""
+
+    def start(uuid: str) -> Deferred[None]:
+        """Boot, resume or restore the VM, as its state needs. A VM that runs already is no error."""
+
+    def stop(uuid: str, mode: Mode) -> Deferred[None]:
+        """Stop the VM. With `Mode.SHUTDOWN` this only asks: the guest takes its time. Off already is no error."""
+
+    def ready(uuid: str) -> Deferred[None]:
+        """Fire when the guest is up, as far as the backend knows by itself; at once where it cannot tell."""
+
+    def macs(uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return the MAC addresses of the VM's interfaces, ``aa:bb:cc:dd:ee:ff``, in their order."""
+
+
+class IReadiness(Interface):
+    """A sign that a guest will answer its first packet."""
+
+    def wait(vm: VM, macs: tuple[str, ...]) -> Deferred[None]:
+        """Fire when the guest is ready. Cancelling the Deferred ends the wait and all that belongs to it."""
+
+
+class IStore(Interface):
+    """
+    The state: one tree of text (DESIGN, section 10), as paths like ``jitsu/stats/<uuid>/start_ts`` and their values.
+    """
+
+    def open() -> Mapping[str, str]:
+        """
+        Open the state, making an empty one where there is none, and return it whole; this call may block.
+
+        Raises:
+            StoreError: it is damaged, foreign, or cannot be read; the message names the remedy.
+        """
+
+    def write(changes: Mapping[str, str | None], message: str) -> Deferred[None]:
+        """Change the tree as one step (None removes a path and all below it), saying why. May fail: `StoreError`."""
+
+    def close() -> Deferred[None]:
+        """Finish what is being written."""

@@ -1,0 +1,18 @@
+"""Where the state is kept: in memory, or in a git repository. One room each, one door: `ijitsu.IStore`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jitsu_tw.store.git import GitStore
+from jitsu_tw.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jitsu_tw.ijitsu import IStore
+
+
+def store_at(path: Path | None) -> IStore:
+    """Return the store at *path*; in memory without one."""
+    return MemoryStore() if path is None else GitStore(path)

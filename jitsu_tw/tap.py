@@ -1,0 +1,176 @@
+"""What `twistd jitsu` runs: the command line, and all wiring, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from twisted.application.service import Service
+from twisted.internet import reactor as default_reactor
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python import usage
+
+from jitsu_tw import __version__, config
+from jitsu_tw.backends import backends_for
+from jitsu_tw.control.api import Endpoint
+from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.forward import Forwarder
+from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.server import UDP, Chain, Server, TCPFactory
+from jitsu_tw.errors import ConfigError, JitsuError
+from jitsu_tw.store import store_at
+from jitsu_tw.vm.fleet import Clocks, Fleet
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from jitsu_tw.dns.zone import Zones
+    from jitsu_tw.settings import Settings
+
+
+class Options(usage.Options):
+    """The original's options, and ours; positional arguments are VMs, as there."""
+
+    synopsis = "[options] [dns=NAME,ip=ADDRESS,name=VM[,key=value...]]..."
+    longdesc = "An authoritative DNS server that boots virtual machines on demand. Options beat the configuration file."
+    optParameters = (  # noqa: N815
+        ("config", None, None, "The configuration, a YAML file; else jitsu.yaml beside the first zone."),
+        ("bind", "b", None, "The address to serve DNS on. [127.0.0.1]"),
+        ("listen", "l", None, "The port to serve DNS on. [53]"),
+        ("connect", "c", None, "The URI of the hypervisor. [qemu:///system]"),
+        ("delay", "d", None, "Seconds from a VM's start to the answer, where nothing tells when it is ready. [0.1]"),
+        ("forwarder", "f", None, "The server to ask for names that are not ours. [none]"),
+        ("port", "p", None, "The port of that server. [53]"),
+        ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
+        ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),
+        ("backend", "x", None, "The kind of hypervisor: libvirt, memory. [libvirt]"),
+        ("synjitsu", None, None, "Where Synjitsu listens."),
+        ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
+        ("control", None, None, "Where jitsuctl connects: host:port, or off. [127.0.0.1:8053]"),
+    )
+
+    def __init__(self) -> None:
+        """Begin with nothing said."""
+        super().__init__()
+        self["zones"] = []
+        self.vms: tuple[str, ...] = ()
+
+    def opt_zone(self, path: str) -> None:
+        """A zone to serve, an RFC 1035 master file; may be given several times."""
+        self["zones"].append(path)
+
+    opt_z = opt_zone
+
+    def opt_version(self) -> NoReturn:
+        """Say the version and exit."""
+        sys.stdout.write(f"Jitsu {__version__}\n")
+        sys.exit(0)
+
+    def parseArgs(self, *vms: str) -> None:  # noqa: N802
+        """Take the VMs."""
+        self.vms = vms
+
+    def load(self) -> tuple[Settings, Zones]:
+        """Return what all this and the files say; see `config.load`."""
+        said = {key: value for key, value in self.items() if value and key != "config"}
+        return config.load(said, self.vms, Path(self["config"]) if self["config"] else None)
+
+
+class JitsuService(Service):
+    """Everything that runs, begun and ended in order."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, zones: Zones, reactor: Any = default_reactor) -> None:
+        """Wire the rooms; nothing is opened yet."""
+        self._settings, self._zones, self._reactor = settings, zones, reactor
+        self._backends = backends_for(settings.vms)
+        self._store = store_at(settings.persistdb)
+        self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor))
+        resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
+        if settings.forwarder is not None:
+            resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
+        self._server = Server(Chain(resolvers))
+        self._ports: list[Any] = []
+        self._remembered: Any = {}
+
+    def privilegedStartService(self) -> None:  # noqa: N802
+        """Take the ports, the state and the hypervisors, or end with one line that says what cannot be had."""
+        super().privilegedStartService()
+        try:
+            self._listen()
+            self._remembered = self._store.open()
+            for (kind, uri), backend in self._backends.items():
+                backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
+        except JitsuError as error:
+            give_up(error)
+
+    def _listen(self) -> None:
+        for host in self._settings.bind:
+            self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
+        control = self._settings.control
+        if control is not None:
+            self._take("control", control, self._listen_control, control)
+
+    def _take(self, key: str, what: str, listen: Any, argument: str) -> None:
+        try:
+            listen(argument)
+        except CannotListenError as error:
+            reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+            message = f"cannot listen on {what}: {reason}; choose another, or end who has it"
+            raise ConfigError(message, key=key) from error
+
+    def _listen_dns(self, host: str) -> None:
+        port = self._settings.listen
+        self._ports.append(self._reactor.listenUDP(port, UDP(self._server), host, maxPacketSize=65535))
+        self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server), interface=host))
+
+    def _listen_control(self, place: str) -> None:
+        site = Endpoint(self.fleet)
+        if place.startswith("unix:"):
+            self._ports.append(self._reactor.listenUNIX(place.removeprefix("unix:"), site, mode=0o600, wantPID=True))
+        else:
+            host, _, port = place.rpartition(":")
+            self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
+
+    def startService(self) -> None:  # noqa: N802
+        """Begin to serve."""
+        super().startService()
+        for zone in self._zones:
+            for warning in zone.warnings:
+                self.log.warn("{warning}", warning=warning)
+        if not self._settings.zones:
+            names = ", ".join(str(zone) for zone in self._zones)
+            self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
+        self.fleet.start(self._remembered)
+        self.log.info(
+            "serving {names} names of {vms} VMs on {bind}, port {port}",
+            names=sum(len(vm.dns) for vm in self._settings.vms),
+            vms=len(self._settings.vms),
+            bind=", ".join(self._settings.bind),
+            port=self._settings.listen,
+        )
+
+    def stopService(self) -> Deferred[None]:  # noqa: N802
+        """Take no more queries, write down what is remembered, leave the VMs as they are."""
+        super().stopService()
+        for port in self._ports:
+            port.stopListening()
+        return self.fleet.stop()
+
+
+def give_up(error: JitsuError) -> NoReturn:
+    """End with one line. twistd has its log on standard error by now; people look at the terminal."""
+    print(f"jitsu: {error}", file=sys.__stderr__)  # noqa: T201
+    raise SystemExit(1)
+
+
+def makeService(options: Options) -> JitsuService:  # noqa: N802
+    """Return the service that twistd runs."""
+    try:
+        settings, zones = options.load()
+    except ConfigError as error:
+        give_up(error)
+    return JitsuService(settings, zones)

@@ -1,0 +1,342 @@
+"""
+All VMs: who may boot now, whose lease has ended, what the backends say, what is remembered.
+
+It is asked by name for a VM, by `dns.resolver` and by people. It hears of changes from the backends, and makes sure that
+what it believes is what the hypervisor says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.errors import BackendError, BackendLost, StoreError
+from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.readiness import signs_for
+from jitsu_tw.store.layout import NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
+from jitsu_tw.vm.activation import Machine
+from jitsu_tw.vm.lease import Lease, Leases
+from jitsu_tw.vm.lifecycle import BOOTING, Event, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from jitsu_tw.dns.wire import Question
+    from jitsu_tw.ijitsu import IBackend, IStore
+    from jitsu_tw.settings import VM, Settings
+
+#: Statistics are committed at most this often, in seconds.
+COMMIT_EVERY: Final = 5.0
+
+#: States in which a VM that we held is not held any more.
+_DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED})
+
+
+@attrs.frozen
+class Clocks:
+    """
+    The times that a fleet needs.
+
+    Attributes:
+        reactor: calls later.
+        now: seconds of a clock that never goes back; leases use it.
+        wall: seconds since 1970, for what is remembered.
+    """
+
+    reactor: IReactorTime
+    now: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+
+@implementer(IWatcher)
+class Fleet:
+    """
+    All VMs of a configuration.
+
+    Attributes:
+        machines: by the VM's name.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Mapping[tuple[str, str], IBackend],
+        store: IStore,
+        clocks: Clocks,
+    ) -> None:
+        """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
+        self._settings, self._backends, self._store, self._clocks = settings, backends, store, clocks
+        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.machines = {vm.name: self._machine(vm) for vm in settings.vms}
+        self._by_uuid: dict[str, Machine] = {}
+        self._lost: dict[int, str] = {}
+        self._turns: deque[Machine] = deque()
+        self._booting: set[str] = set()
+        self._leases = Leases()
+        self._sweep: IDelayedCall | None = None
+        self._stats: dict[str, Stats] = {}
+        self._known: dict[str, Stats] = {}
+        self._tree: Mapping[str, str] = {}
+        self._unsaved: set[str] = set()
+        self._saving: IDelayedCall | None = None
+
+    def _machine(self, vm: VM) -> Machine:
+        return Machine(
+            vm,
+            self._backends[vm.backend, vm.connect],
+            signs_for(vm, self._backends[vm.backend, vm.connect], self._reactor),
+            self,
+            self._reactor,
+            self._now,
+            self._settings.answer_by,
+        )
+
+    # Beginning and end.
+
+    def start(self, tree: Mapping[str, str]) -> None:
+        """Begin with what the state remembers; ask the backends what runs; start nothing."""
+        self._tree = tree
+        self._known = read_stats(tree)
+        for backend in self._backends.values():
+            backend.connect(self)
+
+    def stop(self) -> Deferred[None]:
+        """Write down what is remembered and leave all VMs as they are."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for call in (self._sweep, self._saving):
+            if call is not None and call.active():
+                call.cancel()
+        await self._save()
+        await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
+        await self._store.close()
+
+    # What is asked of it.
+
+    def summon(self, name: str, question: Question) -> Deferred[bool]:
+        """
+        Return a Deferred that fires when the VM is ready (True) or the answer is due all the same (False).
+
+        Raises:
+            BootFailed, BackendLost: (through the Deferred) as in `Machine.summon`.
+        """
+        machine = self.machines[name]
+        host = question.source.host if question.source else None
+        asker = (host, question.key, question.type)
+        if not machine.booting_for(asker):
+            self._used(machine, question.key)
+        if id(machine.backend) in self._lost and machine.state is not State.UP:
+            return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
+        return machine.summon(asker)
+
+    def start_vm(self, name: str) -> Deferred[bool]:
+        """Start a VM because a person wants it; as `summon`."""
+        machine = self.machines[name]
+        self._hold(machine)
+        return machine.summon("control")
+
+    def stop_vm(self, name: str) -> Deferred[State]:
+        """Stop a VM because a person wants it; fires with the state that it ended in."""
+        return self.machines[name].stop("stopped by hand")
+
+    def stats(self, machine: Machine) -> Stats:
+        """Return what is remembered of *machine*."""
+        return self._stats.setdefault(machine.vm.name, Stats())
+
+    def lease_left(self, machine: Machine) -> float | None:
+        """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
+        name = machine.vm.name
+        return max(0.0, self._leases[name].ends() - self._now()) if name in self._leases else None
+
+    # Use and leases.
+
+    def _used(self, machine: Machine, key: bytes) -> None:
+        """Count a question for *key* and renew the lease."""
+        use = self.stats(machine).dns.setdefault(label(key), NameUse())
+        use.last_request_ts = self._wall()
+        use.total_requests += 1
+        self._remember(machine)
+        if machine.state is State.UP:
+            self._hold(machine)
+
+    def _hold(self, machine: Machine) -> None:
+        """Somebody wants *machine* through us: from now on it has a lease while it is up."""
+        machine.held = True
+        name, now = machine.vm.name, self._now()
+        if name in self._leases:
+            self._leases[name].use(now)
+        elif machine.state is State.UP:
+            self._grant(machine, now, now)
+
+    def _grant(self, machine: Machine, used: float, started: float) -> None:
+        self._leases.grant(machine.vm.name, Lease(machine.vm.idle, machine.vm.min_up, used, started))
+        self._plan_sweep()
+
+    def _plan_sweep(self) -> None:
+        """See to it that the leases are looked at when the next one may end."""
+        look = self._leases.next_look()
+        if self._sweep is not None and self._sweep.active():
+            self._sweep.cancel()
+        if look is not None:
+            self._sweep = self._reactor.callLater(max(0.0, look - self._now()), self._end_leases)
+
+    def _end_leases(self) -> None:
+        for name in self._leases.ended(self._now()):
+            machine = self.machines[name]
+            self.log.info("{name}: idle for {idle:g} s, stopped ({mode})", name=name, idle=machine.vm.idle,
+                          mode=machine.vm.mode.value)
+            machine.stop("idle")
+        self._plan_sweep()
+
+    # What the machines tell (`activation.Keeper`).
+
+    def ask_turn(self, machine: Machine) -> None:
+        """Let *machine* boot when its turn comes."""
+        self._turns.append(machine)
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        while self._turns and len(self._booting) < self._settings.max_booting:
+            machine = self._turns.popleft()
+            if machine.state is State.QUEUED:
+                self._booting.add(machine.vm.name)
+                machine.marks["admitted"] = self._now()
+                machine.feed(Event.ADMIT)
+
+    def moved(self, machine: Machine, old: State) -> None:
+        """Keep statistics and leases in step with *machine*'s state, and give turns that became free."""
+        name, stats, state = machine.vm.name, self.stats(machine), machine.state
+        if state is State.STARTING:
+            stats.start_ts = self._wall()
+            stats.total_starts += 1
+            self._remember(machine, at_once=True)
+        elif state is State.UP:
+            self._came_up(machine, old)
+        elif state in _DOWN:
+            if old in {State.UP, State.WAITING}:
+                self.log.info("{name}: {state}: {reason}", name=name, state=state.value, reason=machine.reason)
+            machine.held = False
+            if max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
+                stats.stop_ts = self._wall()
+                self._remember(machine, at_once=True)
+        if state is not State.UP:
+            self._leases.drop(name)
+        if state not in BOOTING and name in self._booting:
+            self._booting.discard(name)
+            self._reactor.callLater(0, self._give_turns)
+
+    def _came_up(self, machine: Machine, old: State) -> None:
+        """Give *machine* a lease: a new one if it was asked for, else what is left of the one it had."""
+        stats, now, wall = self.stats(machine), self._now(), self._wall()
+        if not machine.held and max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
+            machine.held = True
+            used = now - max(0.0, wall - max(stats.start_ts, stats.last_request_ts))
+            self._grant(machine, used, now - max(0.0, wall - stats.start_ts))
+            self.log.info(
+                "{name}: runs already, adopted; {left:.0f} s of its lease are left",
+                name=machine.vm.name,
+                left=self.lease_left(machine),
+            )
+        elif machine.held:
+            self._grant(machine, now, now)
+        elif old is State.WAITING:
+            self.log.info("{name}: runs, but nobody asked for it; left alone", name=machine.vm.name)
+
+    # What the backends tell (`IWatcher`).
+
+    def changed(self, uuid: str, reason: str) -> None:
+        """Look at a VM that something happened to."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.look(reason)
+
+    def lost(self, backend: IBackend, reason: str) -> None:
+        """Tell the VMs of *backend* that it cannot be asked."""
+        self._lost[id(backend)] = reason
+        for machine in self._of(backend):
+            machine.lost(reason)
+
+    def connected(self, backend: IBackend) -> None:
+        """Look at everything behind *backend*."""
+        self._lost.pop(id(backend), None)
+        Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
+            lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
+        )
+
+    def _of(self, backend: IBackend) -> list[Machine]:
+        return [machine for machine in self.machines.values() if machine.backend is backend]
+
+    async def _reconcile(self, backend: IBackend) -> None:
+        for machine in self._of(backend):
+            try:
+                uuid = await backend.look_up(machine.vm)
+            except BackendError as error:
+                machine.lost(str(error))
+                self.log.error("{name}: {error}", name=machine.vm.name, error=str(error))
+                continue
+            if uuid != machine.uuid:
+                self._identify(machine, uuid)
+            await machine.look("found so")
+        await self._save_configuration()
+
+    def _identify(self, machine: Machine, uuid: str) -> None:
+        """Remember which VM of the backend *machine* is, and what the state knows of it."""
+        self._by_uuid.pop(machine.uuid, None)
+        machine.uuid = uuid
+        self._by_uuid[uuid] = machine
+        known = self._known.pop(uuid, None)
+        if known is not None:
+            self._stats[machine.vm.name] = known
+
+    # What is remembered.
+
+    def _remember(self, machine: Machine, *, at_once: bool = False) -> None:
+        """Write *machine*'s statistics soon; *at_once* where a crash must not lose them."""
+        self._unsaved.add(machine.vm.name)
+        if at_once:
+            self._save()
+        elif self._saving is None or not self._saving.active():
+            self._saving = self._reactor.callLater(COMMIT_EVERY, self._save)
+
+    def _save(self) -> Deferred[None]:
+        """Commit the statistics that have changed."""
+        names, self._unsaved = self._unsaved, set()
+        changes: dict[str, str | None] = {}
+        for name in names:
+            machine = self.machines[name]
+            if machine.uuid:
+                changes.update(stats_paths(machine.uuid, self.stats(machine)))
+        return self._write(changes, "Statistics")
+
+    def _save_configuration(self) -> Deferred[None]:
+        """Commit what the configuration says, where the state says otherwise."""
+        machines = [machine for machine in self.machines.values() if machine.uuid]
+        wanted: dict[str, str] = {}
+        for machine in machines:
+            wanted |= vm_paths(machine.uuid, machine.vm)
+        under = [f"jitsu/vm/{machine.uuid}" for machine in machines]
+        changes = difference(self._tree, wanted, under)
+        self._tree = {**self._tree, **wanted}
+        return self._write(changes, "Configuration as the file and the command line have it")
+
+    def _write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
+        if not changes:
+            return succeed(None)
+        return self._store.write(changes, message).addErrback(self._not_written)
+
+    def _not_written(self, failure: Any) -> None:
+        failure.trap(StoreError)
+        self.log.error("the state is not written: {error}", error=failure.getErrorMessage())
+

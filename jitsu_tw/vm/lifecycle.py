@@ -1,0 +1,105 @@
+"""
+The life of one VM, as a table. Nothing here does I/O, reads a clock or knows what a hypervisor is.
+
+Everything that decides what an input does to a state is in `TRANSITIONS`: it has a row for every state and in it a place
+for every input. `activation` carries the steps out, and asks the table first.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class State(enum.Enum):
+    """Where a VM is in its life."""
+
+    UNKNOWN = "unknown"  # the backend has not said yet
+    OFF = "off"
+    QUEUED = "queued"  # asked for, waiting for its turn to boot
+    STARTING = "starting"  # the backend's start call is under way
+    CANCELLING = "cancelling"  # the same, and it is to be stopped when the call has ended
+    WAITING = "waiting"  # it runs, but is not ready yet
+    UP = "up"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    SAVED = "saved"
+    FAILED = "failed"  # off, and the last try to start it went wrong
+
+
+class Event(enum.Enum):
+    """What can happen to a VM."""
+
+    SUMMON = "summon"  # a query, or a person, wants it up
+    ADMIT = "admit"  # its turn to boot has come
+    STARTED = "started"  # the start call ended well
+    FAIL = "fail"  # the start call, or the boot, ended badly
+    READY = "ready"  # it will answer its first packet, or has had all the time that we give it
+    STOP = "stop"  # its lease ended, or a person wants it down
+    STOP_FAILED = "stop failed"
+    OFF = "seen off"  # the backend says so, or our own stop is done
+    RUNNING = "seen running"
+    PAUSED = "seen paused"
+    SAVED = "seen saved"
+
+
+_S, _E = State, Event
+
+#: What the backend says where nothing of ours is under way.
+_SEEN: Final = {_E.OFF: _S.OFF, _E.RUNNING: _S.WAITING, _E.PAUSED: _S.PAUSED, _E.SAVED: _S.SAVED}
+
+
+def _row(state: State, changes: Mapping[Event, State]) -> dict[Event, State]:
+    """Return *state*'s row: it stays as it is, but for *changes*."""
+    return {event: changes.get(event, state) for event in Event}
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
+    # Nothing may be started while nobody knows whether it runs.
+    _S.UNKNOWN: _row(_S.UNKNOWN, _SEEN),
+    _S.OFF: _row(_S.OFF, {**_SEEN, _E.SUMMON: _S.QUEUED}),
+    _S.PAUSED: _row(_S.PAUSED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
+    _S.SAVED: _row(_S.SAVED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
+    _S.FAILED: _row(_S.FAILED, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.OFF: _S.FAILED}),
+    # Somebody else may start it meanwhile; being seen down is what it waits to change.
+    _S.QUEUED: _row(_S.QUEUED, {_E.ADMIT: _S.STARTING, _E.STOP: _S.OFF, _E.RUNNING: _S.WAITING}),
+    # The start call's own end decides; what the backend says meanwhile may be older than the call.
+    _S.STARTING: _row(_S.STARTING, {_E.STARTED: _S.WAITING, _E.FAIL: _S.FAILED, _E.STOP: _S.CANCELLING}),
+    _S.CANCELLING: _row(_S.CANCELLING, {_E.STARTED: _S.STOPPING, _E.FAIL: _S.FAILED}),
+    _S.WAITING: _row(
+        _S.WAITING,
+        {
+            _E.READY: _S.UP,
+            _E.FAIL: _S.FAILED,
+            _E.STOP: _S.STOPPING,
+            _E.OFF: _S.FAILED,
+            _E.PAUSED: _S.PAUSED,
+            _E.SAVED: _S.SAVED,
+        },
+    ),
+    _S.UP: _row(_S.UP, {_E.STOP: _S.STOPPING, _E.OFF: _S.OFF, _E.PAUSED: _S.PAUSED, _E.SAVED: _S.SAVED}),
+    # A summons waits for the stop and then starts the VM again.
+    _S.STOPPING: _row(
+        _S.STOPPING, {_E.STOP_FAILED: _S.UP, _E.OFF: _S.OFF, _E.PAUSED: _S.PAUSED, _E.SAVED: _S.SAVED}
+    ),
+}
+
+#: A start is under way, or waits its turn.
+ACTIVATING: Final = frozenset({_S.QUEUED, _S.STARTING, _S.CANCELLING, _S.WAITING})
+
+#: A call of ours is under way, and its end decides, not what the backend is seen to do meanwhile.
+CALLING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.STOPPING})
+
+#: It takes a place among those that may boot at once.
+BOOTING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING})
+
+#: It uses the host: it runs, or is about to.
+RUNNING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.UP, _S.STOPPING})
+
+
+def after(state: State, event: Event) -> State:
+    """Return the state that *event* makes of *state*."""
+    return TRANSITIONS[state][event]

@@ -1,0 +1,1 @@
+"""Synjitsu: stands in for virtual machines that are booting, so that no first packet is lost."""

@@ -1,0 +1,89 @@
+"""The floors of the house: imports go down only (DESIGN, section 2)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parent.parent
+
+#: The rooms, floor by floor; within a floor a room may use those named before it.
+FLOORS: Final = (
+    ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
+     "jitsu_tw.settings"),
+    ("jitsu_tw.ijitsu", "jitsu_tw.dns.message", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
+     "jitsu_tw.vm.lifecycle", "jitsu_tw.vm.lease", "jitsu_tw.store.layout"),
+    ("jitsu_tw.backends.memory", "jitsu_tw.backends.libvirt", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
+     "jitsu_tw.readiness.port", "jitsu_tw.readiness", "jitsu_tw.store.memory", "jitsu_tw.store.git", "jitsu_tw.store"),
+    ("jitsu_tw.vm.activation", "jitsu_tw.vm.fleet"),
+    ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.server",
+     "jitsu_tw.control.api"),
+    ("jitsu_tw.config", "jitsu_tw.tap", "jitsu_tw.ctl"),
+    ("synjitsu_tw",),
+    ("synjitsu_tw.tap",),
+)
+
+#: Of the other house Synjitsu uses these, never the other way round.
+SHARED: Final = {"jitsu_tw", "jitsu_tw.errors"}
+
+ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
+
+
+def rooms() -> Iterator[tuple[str, Path]]:
+    """Yield the name and the file of every module of both houses."""
+    for house in ("jitsu_tw", "synjitsu_tw"):
+        for path in sorted((ROOT / house).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def used(path: Path) -> Iterator[str]:
+    """Yield the modules of ours that the file at *path* imports, wherever in it; those for types only are no imports."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in ORDER)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole in ORDER:
+                    yield whole
+                elif node.module in ORDER:
+                    yield node.module
+
+
+class FloorsTests(SynchronousTestCase):
+    """Reads the imports."""
+
+    def test_every_room_has_a_floor(self) -> None:
+        """A new module says on which floor it is."""
+        self.assertEqual(set(ORDER), {name for name, _ in rooms()})
+
+    def test_imports_go_down(self) -> None:
+        """No room uses one of a higher floor, or one that comes after it on its own."""
+        wrong = [f"{name} uses {other}" for name, path in rooms() for other in used(path)
+                 if other != name and ORDER[other] >= ORDER[name]]
+        self.assertEqual([], wrong)
+
+    def test_houses(self) -> None:
+        """Jitsu does not use Synjitsu; Synjitsu uses of Jitsu only what both need."""
+        for name, path in rooms():
+            for other in used(path):
+                if name.startswith("jitsu_tw"):
+                    self.assertFalse(other.startswith("synjitsu_tw"), f"{name} uses {other}")
+                elif other.startswith("jitsu_tw"):
+                    self.assertIn(other, SHARED, name)

@@ -1,0 +1,64 @@
+"""The table of states: each place of it, and what holds for all."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.vm.lifecycle import ACTIVATING, BOOTING, CALLING, RUNNING, TRANSITIONS, Event, State, after
+
+#: What each input does to each state, in the order of `Event`; a dot where it does nothing.
+#:             summon  admit    started  fail   ready stop       stop-failed off    running paused saved
+TABLE = """
+unknown        .       .        .        .      .     .          .  off     waiting paused saved
+off            queued  .        .        .      .     .          .  .       waiting paused saved
+queued         .       starting .        .      .     off        .  .       waiting .      .
+starting       .       .        waiting  failed .     cancelling .  .       .       .      .
+cancelling     .       .        stopping failed .     .          .  .       .       .      .
+waiting        .       .        .        failed up    stopping   .  failed  .       paused saved
+up             .       .        .        .      .     stopping   .  off     .       paused saved
+stopping       .       .        .        .      .     .          up off     .       paused saved
+paused         queued  .        .        .      .     .          .  off     waiting .      saved
+saved          queued  .        .        .      .     .          .  off     waiting paused .
+failed         queued  .        .        .      .     .          .  .       waiting paused saved
+"""
+
+
+class TableTests(SynchronousTestCase):
+    """`TRANSITIONS`."""
+
+    def test_table(self) -> None:
+        """Every state takes every input as the table above says."""
+        rows = [line.split() for line in TABLE.strip().splitlines()]
+        self.assertEqual([state.value for state in State], [row[0] for row in rows])
+        for name, *places in rows:
+            state = State(name)
+            expected = [state if place == "." else State(place) for place in places]
+            self.assertEqual(expected, [after(state, event) for event in Event], name)
+
+    def test_complete(self) -> None:
+        """No state lacks an input."""
+        for state in State:
+            self.assertEqual(set(Event), set(TRANSITIONS[state]), state)
+
+    def test_one_start(self) -> None:
+        """Only a turn to boot makes a start call, and no summons makes a second one while one is under way."""
+        entering = {
+            (state, event) for state in State for event in Event
+            if after(state, event) is State.STARTING and state is not State.STARTING
+        }
+        self.assertEqual({(State.QUEUED, Event.ADMIT)}, entering)
+        for state in ACTIVATING | {State.UP, State.STOPPING}:
+            self.assertIs(state, after(state, Event.SUMMON))
+
+    def test_calls_end_by_themselves(self) -> None:
+        """While a start call is under way, nothing that the backend is seen to do changes the state."""
+        for state in (State.STARTING, State.CANCELLING):
+            for event in (Event.OFF, Event.RUNNING, Event.PAUSED, Event.SAVED):
+                self.assertIs(state, after(state, event))
+
+    def test_sets(self) -> None:
+        """The sets of states are what their names say."""
+        self.assertTrue(BOOTING < ACTIVATING)
+        self.assertTrue(BOOTING < RUNNING)
+        self.assertNotIn(State.QUEUED, RUNNING)
+        self.assertEqual(CALLING, {State.STARTING, State.CANCELLING, State.STOPPING})
