@@ -141,7 +141,7 @@ def _host_port(text: str, default: int) -> tuple[str, int]:
 
 
 def _forwarder(text: str) -> tuple[str, int] | None:
-    return None if text in {"", "0.0.0.0", "off", "none"} else _host_port(text, 0 if ":" in text else 53)  # noqa: S104
+    return None if text in {"", "0.0.0.0", "off", "none"} else _host_port(text, 53)  # noqa: S104
 
 
 def _not_yet(text: str) -> None:
@@ -424,7 +424,8 @@ def _zones(settings: Settings, said_vms: Sequence[Sayings]) -> Zones:
         read = [Zone.read(path) for path in settings.zones]
     else:
         apexes = dict.fromkeys(parent(name) for vm in settings.vms for name in vm.dns)
-        read = [Zone.made_up(apex, settings.ttl) for apex in apexes]
+        served = [address for address in map(ip_address, settings.bind) if not address.is_unspecified]
+        read = [Zone.made_up(apex, settings.ttl, served) for apex in apexes]
     zones = Zones(read)
     for vm, said in zip(settings.vms, said_vms, strict=True):
         for number, name in enumerate(vm.dns):

@@ -36,6 +36,14 @@ class _UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
+class NoAnswerError(ConnectionError):
+    """There is no Jitsu at the place that was named."""
+
+
+class RefusedError(Exception):
+    """Jitsu said no; the message is its own."""
+
+
 class Control:
     """A Jitsu's control endpoint, at ``host:port`` or ``unix:PATH``."""
 
@@ -44,7 +52,13 @@ class Control:
         self._place = place
 
     def ask(self, method: str, path: str) -> Any:
-        """Return what the endpoint answers; end the program where it does not or refuses."""
+        """
+        Return what the endpoint answers.
+
+        Raises:
+            NoAnswerError: nobody answers there, or not in our language.
+            RefusedError: it will not.
+        """
         if self._place.startswith("unix:"):
             connection: HTTPConnection = _UnixConnection(self._place.removeprefix("unix:"))
         else:
@@ -54,17 +68,30 @@ class Control:
             answer = connection.getresponse()
             value = json.loads(answer.read())
         except (OSError, HTTPException, ValueError) as error:
-            click.echo(f"jitsuctl: no Jitsu answers at {self._place} ({error}); see --control", err=True)
-            raise SystemExit(3) from error
+            raise NoAnswerError(f"no Jitsu answers at {self._place} ({error}); see --control") from error
         finally:
             connection.close()
         if answer.status >= 400:  # noqa: PLR2004
-            click.echo(f"jitsuctl: {value['error']}", err=True)
-            raise SystemExit(1)
+            raise RefusedError(value["error"])
         return value
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Commands whose failures are a line and an exit status."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except NoAnswerError as error:
+            status, reason = 3, error
+        except RefusedError as error:
+            status, reason = 1, error
+        click.echo(f"jitsuctl: {reason}", err=True)
+        raise SystemExit(status)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--control",
     default="127.0.0.1:8053",

@@ -1,0 +1,1 @@
+"""The tests, for trial; `support` and `packets` are what several of them need."""

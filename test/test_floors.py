@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).parent.parent
 FLOORS: Final = (
     ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
      "jitsu_tw.settings"),
-    ("jitsu_tw.ijitsu", "jitsu_tw.dns.message", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
+    ("jitsu_tw.ijitsu", "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
      "jitsu_tw.vm.lifecycle", "jitsu_tw.vm.lease", "jitsu_tw.store.layout"),
     ("jitsu_tw.backends.memory", "jitsu_tw.backends.libvirt", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
      "jitsu_tw.readiness.port", "jitsu_tw.readiness", "jitsu_tw.store.memory", "jitsu_tw.store.git", "jitsu_tw.store"),
@@ -44,7 +44,7 @@ def rooms() -> Iterator[tuple[str, Path]]:
 
 
 def used(path: Path) -> Iterator[str]:
-    """Yield the modules of ours that the file at *path* imports, wherever in it; those for types only are no imports."""
+    """Yield the modules of ours that the file at *path* imports, wherever in it, but not those for types only."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(inner)

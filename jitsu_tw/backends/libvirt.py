@@ -33,8 +33,9 @@ THREADS: Final = 16
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
 
-#: Errors that no later try can change: a URI that no driver knows or that is no URI.
-_NEVER: Final = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONFIG_UNSUPPORTED})
+#: Errors that no later try can change: no driver knows the URI (which libvirt cannot say without a daemon to ask), or a
+#: driver in this process cannot work as it is set up.
+_NEVER: Final = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG})
 
 _POWER: Final = {
     libvirt.VIR_DOMAIN_RUNNING: Power.RUNNING,
@@ -115,7 +116,7 @@ class LibvirtBackend:
         try:
             self._connection = self._open()
         except libvirt.libvirtError as error:
-            if error.get_error_code() in _NEVER:
+            if error.get_error_code() in _NEVER or error.get_error_domain() == libvirt.VIR_FROM_URI:
                 message = f"{self._uri!r} is no hypervisor that libvirt can use: {error}"
                 raise ConfigError(message, key="connect") from error
             self.log.error("{backend} cannot be reached yet: {error}", backend=self, error=str(error))

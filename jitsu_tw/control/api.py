@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     """Return a VM as the endpoint shows it; times are in seconds, `last_request_ts` since 1970."""
     stats = fleet.stats(machine)
+    begin = machine.marks.get("query", 0.0)
     return {
         "name": machine.vm.name,
         "uuid": machine.uuid,
@@ -43,9 +44,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "total_requests": stats.total_requests,
         "last_request_ts": stats.last_request_ts or None,
         "lease_left": fleet.lease_left(machine),
-        "activation_ms": {
-            step: round((when - machine.marks["query"]) * 1000, 1) for step, when in machine.marks.items()
-        },
+        "activation_ms": {step: round((when - begin) * 1000, 1) for step, when in machine.marks.items()},
     }
 
 

@@ -1,0 +1,1 @@
+"""The DNS server: packets, zones, the resolvers that are asked in turn, and the sockets."""

@@ -33,7 +33,7 @@ class Authority(ResolverBase):
         """Answer *query*, one of `dns.Query`."""
         return maybeDeferred(self.answer, Question.of(query))
 
-    def _lookup(self, name: bytes | str, cls: int, type: int, timeout: Sequence[int] | None) -> Deferred[Answer]:  # noqa: A002
+    def _lookup(self, name: bytes | str, cls: int, type: int, timeout: Sequence[int] | None) -> Deferred[Answer]:
         """Answer `IResolver`'s other methods."""
         text = name.decode("latin-1") if isinstance(name, bytes) else name
         return self.query(Question(from_text(text), type, cls), timeout)
@@ -78,4 +78,4 @@ class ZoneAuthority(Authority):
             case TooLong():
                 raise Unanswerable(YXDOMAIN, outcome.answer, [])
             case _:
-                raise DomainError(question.name)
+                raise DomainError(question)

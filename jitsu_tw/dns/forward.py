@@ -37,7 +37,7 @@ class Forwarder(Authority):
         """
         source = ip_address(question.source.host) if question.source else None
         if source is None or not any(source in network for network in self._clients):
-            raise DomainError(question.name)
+            raise DomainError(question)
         asked: Deferred[Any] = self._client.query(question)
         return asked.addCallback(
             lambda sections: Answer(*([RR.of(header) for header in section] for section in sections), aa=False, ra=True)

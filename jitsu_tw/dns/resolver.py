@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred
 from twisted.names import dns
 from twisted.names.error import DomainError
 
@@ -14,6 +13,8 @@ from jitsu_tw.dns.zone import Found
 from jitsu_tw.errors import EDE_NOT_READY
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from jitsu_tw.dns.zone import Zones
     from jitsu_tw.vm.fleet import Fleet
 
@@ -38,10 +39,10 @@ class JitsuResolver(Authority):
             BootFailed, BackendLost: (through the Deferred) the VM cannot be had.
         """
         if question.type not in SUMMONING:
-            raise DomainError(question.name)
+            raise DomainError(question)
         outcome = self._zones.lookup(question.asked, question.type)
         if not isinstance(outcome, Found) or outcome.vm is None:
-            raise DomainError(question.name)
+            raise DomainError(question)
         name = outcome.vm
         return self._fleet.summon(name, question).addCallback(
             lambda ready: Answer(

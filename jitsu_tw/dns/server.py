@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import Deferred, TimeoutError as DeferredTimeout
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import DatagramProtocol, Factory, connectionDone
 from twisted.logger import Logger
 from twisted.names import dns, error
@@ -17,8 +18,8 @@ from twisted.names.resolve import FailureHandler, ResolverChain
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 
-from jitsu_tw.dns import message
-from jitsu_tw.dns.message import Drop, Query, Reject, Reply
+from jitsu_tw.dns.message import Drop, Reject, parse
+from jitsu_tw.dns.reply import Reply, udp_limit, write
 from jitsu_tw.dns.wire import RR, Answer, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable
 
@@ -65,17 +66,17 @@ class Server:
 
     def receive(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> None:
         """Answer *octets* from *source* by *send*, now, later or never."""
-        query = message.parse(octets, source)
+        query = parse(octets, source)
         if isinstance(query, Drop):
             return
-        limit = TCP_LIMIT if source.tcp else message.udp_limit(query)
+        limit = TCP_LIMIT if source.tcp else udp_limit(query)
         if isinstance(query, Reject):
-            send(message.reply(query, Reply(query.rcode), limit))
+            send(write(query, Reply(query.rcode), limit))
         elif query.question.cls != dns.IN or query.question.type in {dns.AXFR, dns.IXFR}:
-            send(message.reply(query, Reply(dns.EREFUSED), limit))
+            send(write(query, Reply(dns.EREFUSED), limit))
         else:
             found: Deferred[Reply] = self.resolver.query(query.question).addCallbacks(_answered, self._failed)
-            found.addCallback(lambda reply: send(message.reply(query, reply, limit)))
+            found.addCallback(lambda reply: send(write(query, reply, limit)))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
 
     def _failed(self, failure: Any) -> Reply:

@@ -1,12 +1,12 @@
 """
 Names and resource records as octets, in the shapes that the other rooms pass to each other.
 
-A name is ``bytes``: its labels as they stand in a packet, uncompressed, with the root's zero at the end. Its *key* is the
-same in lower case. Length octets are under 64 and letters above it, so ``wire.lower()`` is right on whole names. Dots
-and any other octet inside a label come through, which text would not let them do.
+A name is ``bytes``: its labels as they stand in a packet, uncompressed, with the root's zero at the end. Its *key* is
+the same in lower case. Length octets are under 64 and letters above it, so ``wire.lower()`` is right on whole names.
+Dots and any other octet inside a label come through, which text would not let them do.
 
-Records are also ``twisted.names`` records (`dns.RRHeader`), so that any `IResolver` can be asked for them, but they keep
-their data as octets: an authority copies, it does not interpret. Nothing here parses packets or knows about zones.
+Records are also ``twisted.names`` records (`dns.RRHeader`), so that any `IResolver` can be asked for them, but they
+keep their data as octets: an authority copies, it does not interpret. Nothing here parses packets or knows about zones.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class RR(tdns.RRHeader):
 
     auth = False
 
-    def __init__(self, owner: bytes, type: int, ttl: int, rdata: bytes, cls: int = tdns.IN) -> None:  # noqa: A002
+    def __init__(self, owner: bytes, type: int, ttl: int, rdata: bytes, cls: int = tdns.IN) -> None:
         """Skip `tdns.RRHeader`'s own initialiser: it decodes what nobody may ask for."""
         self.owner = owner
         self.type = type
@@ -87,7 +87,7 @@ class RR(tdns.RRHeader):
     @property
     def name(self) -> tdns.Name:  # type: ignore[override]
         """The owner, for twisted.names."""
-        return tdns.Name(to_text(self.owner))
+        return tdns.Name(to_text(self.owner).encode())
 
     @property
     def payload(self) -> tdns.UnknownRecord:  # type: ignore[override]
@@ -105,7 +105,7 @@ class RR(tdns.RRHeader):
         return cls(from_text(header.name.name.decode("latin-1")), header.type, header.ttl, data.getvalue(), header.cls)
 
 
-class Answer(tuple[list[RR], list[RR], list[RR]]):
+class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python gives a tuple no slots but none
     """
     What an `IResolver` answers: answers, authority, additional; and what that triple cannot say.
 
@@ -165,7 +165,7 @@ class Question(tdns.Query):
         key: the same in lower case: what zones look up.
     """
 
-    def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:  # noqa: A002
+    def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:
         """Keep octets; `name` makes text of them when twisted.names asks."""
         self.asked = asked
         self.key = asked.lower()
@@ -176,7 +176,7 @@ class Question(tdns.Query):
     @property
     def name(self) -> tdns.Name:  # type: ignore[override]
         """The name, for twisted.names."""
-        return tdns.Name(to_text(self.asked))
+        return tdns.Name(to_text(self.asked).encode())
 
     @classmethod
     def of(cls, query: Any) -> Question:

@@ -45,6 +45,8 @@ class Port:
     def __init__(self, reactor: Any) -> None:
         """Connect with *reactor*."""
         self._reactor = reactor
+        self._factory = Factory.forProtocol(Protocol)
+        self._factory.noisy = False
 
     def wait(self, vm: VM, macs: tuple[str, ...]) -> Deferred[None]:
         """Fire when a connection to the port has been made. It is closed at once."""
@@ -74,7 +76,7 @@ class Port:
         """Try one connection to each address."""
         for address in addresses:
             kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
-            attempt = kind(self._reactor, str(address), port, GIVE_UP).connect(Factory.forProtocol(Protocol))
+            attempt = kind(self._reactor, str(address), port, GIVE_UP).connect(self._factory)
             tries.add(attempt)
             attempt.addBoth(self._knocked, attempt, tries, opened)
 

@@ -57,7 +57,7 @@ class Machine:
         ready: it is up, and something said so (False: it has only had all the time that we give).
         held: it was started by us or asked for through us, so that we may stop it.
         reason: the last words of whoever changed the state.
-        marks: the last activation's timeline: a step's name and its time, on the clock `now`.
+        marks: the last activation's timeline, to the stop that ended it: a step's name and its time, on the clock `now`.
     """
 
     log = Logger()
@@ -88,7 +88,7 @@ class Machine:
         self._asked = 0
         self._wanted = 0.0
         self._stopping: list[Deferred[State]] = []
-        self._step: Deferred[None] | None = None
+        self._waiting: Deferred[None] | None = None
         self._hint: Deferred[None] | None = None
         self._moves = 0
 
@@ -161,8 +161,9 @@ class Machine:
     def _enter(self, state: State) -> None:
         """Enter *state*: leave what the old one was busy with, tell the keeper, take the new one's step."""
         old, self.state = self.state, state
-        if self._step is not None and old is State.WAITING:
-            self._step.cancel()
+        if old is State.WAITING and self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.cancel()
         if old not in ACTIVATING and state is State.QUEUED:
             self.marks = {"query": self._wanted}
             self._asked = 0
@@ -175,13 +176,16 @@ class Machine:
             self.marks["start"] = self._now()
             self._begin(self._start())
         elif state is State.WAITING:
-            self._begin(self._wait())
+            waiting = self._begin(self._wait())
+            if not waiting.called:
+                self._waiting = waiting
         elif state is State.UP:
-            self._up(old)
+            self._up()
         elif state is State.FAILED:
             self._fail_waiters(self.reason)
             self._end_boot("failed")
         elif state is State.STOPPING:
+            self.marks["stop"] = self._now()
             self._begin(self._stop())
         elif state is not State.UNKNOWN and self._waiters:
             self.feed(Event.SUMMON, "asked for while it was being stopped")
@@ -190,12 +194,9 @@ class Machine:
             for deferred in stopped:
                 deferred.callback(state)
 
-    def _begin(self, step: Coroutine[Deferred[Any], Any, None]) -> None:
+    def _begin(self, step: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         """Run *step*, the one thing under way for this VM."""
-        running = Deferred.fromCoroutine(step)
-        if not running.called:
-            self._step = running
-        running.addErrback(self._step_failed)
+        return Deferred.fromCoroutine(step).addErrback(self._step_failed)
 
     def _step_failed(self, failure: Any) -> None:
         """Turn a step's failure into an input. Wide: a fault of ours must not leave the VM half started for ever."""
@@ -228,15 +229,18 @@ class Machine:
                 raise BackendError(message)
             for sign in signs:
                 await sign
-        finally:
-            if patience.active():
-                patience.cancel()
+        except Exception:
+            # One sign is enough to end the wait for all, whatever it was, and so is being cancelled.
             for sign in signs:
                 sign.addErrback(lambda _: None)
                 sign.cancel()
+            raise
+        finally:
+            if patience.active():
+                patience.cancel()
         self.ready = True
         self.marks["ready"] = self._now()
-        self._step = None
+        self._waiting = None
         self.feed(Event.READY)
 
     def _give_up(self) -> None:
@@ -257,6 +261,7 @@ class Machine:
         if power is Power.RUNNING:
             message = "it goes on running"
             raise BackendError(message)
+        self.marks["stopped"] = self._now()
         self.feed(SEEN[power], self.reason)
 
     async def _goes_down(self) -> bool:
@@ -298,9 +303,7 @@ class Machine:
 
     # Who waits.
 
-    def _up(self, old: State) -> None:
-        if old is State.WAITING and self._waiters and "query" in self.marks:
-            self.marks.setdefault("answered", self._now())
+    def _up(self) -> None:
         for waiter in list(self._waiters):
             self._answer(waiter, ready=self.ready)
         self._end_boot("up")

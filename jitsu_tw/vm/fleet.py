@@ -235,7 +235,8 @@ class Fleet:
             self._leases.drop(name)
         if state not in BOOTING and name in self._booting:
             self._booting.discard(name)
-            self._reactor.callLater(0, self._give_turns)
+            if self._turns:
+                self._reactor.callLater(0, self._give_turns)
 
     def _came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one it had."""

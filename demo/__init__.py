@@ -1,0 +1,1 @@
+"""The laboratory, and the demo that `make demo` runs in it."""

@@ -1,0 +1,174 @@
+"""
+``make demo``: a DNS query boots a virtual machine, and nobody sees that it was off.
+
+A client asks Jitsu for www.jitsu.test and fetches its page; then nobody asks any more, and the machine is stopped. All of
+it is real: libvirt, QEMU, a Linux guest, a bridge, in network namespaces of their own. The last line is ``OK: `` and the
+figures, or ``FAILED: `` and the reason, with exit status 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from demo import lab
+from demo.server import Jitsu, JitsuEndedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VM: Final = {"name": "www", "mac": "52:54:00:99:00:10"}
+GUEST_IP: Final = "10.99.0.10"
+
+#: Without namespaces: where Jitsu and the guest's web server are found, on loopback.
+LOCAL: Final = {"server": "127.0.0.1", "port": 5300, "http": 8080}
+
+#: Emulated guests boot in seconds: the demo's answer waits for them longer than a resolver would.
+CONFIGURATION: Final = """\
+bind: {server}
+listen: {port}
+connect: {uri}
+persistdb: state.git
+answer_by: 30
+ttl: 2
+vms:
+  - name: www
+    dns: www.jitsu.test
+    ip: {ip}
+    define: www.xml
+    {ready}
+"""
+
+#: What happens, in the order of a visit, and who knows when.
+STEPS: Final = (
+    ("query", "client", "the client asks for www.jitsu.test"),
+    ("start", "jitsu", "Jitsu calls the hypervisor"),
+    ("started", "jitsu", "QEMU runs"),
+    ("ready", "jitsu", "the guest's port answers"),
+    ("answered", "client", "the client has the address"),
+    ("connected", "client", "its first connection succeeds"),
+    ("first octet", "client", "the page begins"),
+    ("idle", "jitsu", "nobody has asked for 2 x TTL"),
+    ("stopped", "jitsu", "the machine is off"),
+)
+
+console = Console(highlight=False)
+
+
+@contextlib.contextmanager
+def step(words: str) -> Iterator[None]:
+    """Say what is being done, and how long it took."""
+    begin = time.monotonic()
+    with console.status(f"{words} ..."):
+        yield
+    console.print(f"  {words} [dim]({time.monotonic() - begin:.1f} s)[/]")
+
+
+def visit(network: lab.Network | None, place: dict[str, Any]) -> dict[str, Any]:
+    """Let a client ask and fetch; return what it saw and when."""
+    program = [sys.executable, str(Path(__file__).with_name("client.py")), place["server"], str(place["port"]),
+               "www.jitsu.test", str(place["http"])]
+    command = network.command("client", program) if network is not None else program
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    if run.returncode:
+        raise RuntimeError(run.stderr.strip().splitlines()[-1])
+    seen: dict[str, Any] = json.loads(run.stdout)
+    if "page" not in seen:
+        raise RuntimeError(f"the answer was {seen['rcode']} {'; '.join(seen['remarks'])}")
+    return seen
+
+
+def timeline(seen: dict[str, Any], vm: dict[str, Any]) -> dict[str, float]:
+    """Return when each step happened, in milliseconds after the query."""
+    jitsu = vm["activation_ms"] | {"idle": vm["activation_ms"]["stop"]}
+    client = {name: (seen[name] - seen["query"]) * 1000 for name in ("query", "answered", "connected", "first octet")}
+    return {name: {"client": client, "jitsu": jitsu}[who][name] for name, who, _ in STEPS}
+
+
+def show(times: dict[str, float], page: str) -> None:
+    """Print the timeline."""
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("", "left"), ("ms", "right"), ("", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for name, _, words in STEPS:
+        table.add_row(f"[bold]{name}[/]", f"{times[name]:.0f}", f"[dim]{words}[/]")
+    console.print()
+    console.print(table)
+    console.print(f"\nThe page said: [green]{page}[/]\n")
+
+
+def run(network: lab.Network | None, directory: Path) -> str:
+    """Do it all in *directory*; return the figures."""
+    with step("building the guest: a Debian kernel and busybox (once; it is kept)"):
+        files = lab.guest()
+    with step("finding out whether KVM works here"):
+        kvm = lab.kvm_works()
+    console.print(f"  {'KVM works' if kvm else 'KVM does not work here: QEMU emulates, and boots take seconds'}")
+    uri = lab.embed_root(directory / "libvirt")
+    if network is not None:
+        place = {"server": lab.HOST_IP, "port": 53, "http": 80, "ip": GUEST_IP, "ready": "wait_for_port: 80"}
+        xml = lab.domain_xml(ip=GUEST_IP, files=files, bridge=lab.BRIDGE, kvm=kvm, **VM)
+    else:
+        # QEMU itself accepts what is forwarded to the guest, long before the guest does: the port tells nothing.
+        place = LOCAL | {"ip": "127.0.0.1", "ready": "response_delay: 0.1"}
+        xml = lab.domain_xml(ip=GUEST_IP, files=files, forward=(LOCAL["http"], 80), kvm=kvm, **VM)  # type: ignore[arg-type]
+    (directory / "www.xml").write_text(xml)
+    jitsu = Jitsu(directory, CONFIGURATION.format(uri=uri, **place), place["server"], network)
+    try:
+        with step("starting Jitsu; no machine is running"):
+            jitsu.start()
+            if jitsu.vm()["state"] != "off":
+                raise RuntimeError(f"the machine is {jitsu.vm()['state']}, not off")
+        with step("asking for www.jitsu.test, fetching http://www.jitsu.test/"):
+            seen = visit(network, place)
+        with step("nobody asks any more: waiting for the machine to be stopped"):
+            vm = jitsu.wait("off")
+    except (TimeoutError, RuntimeError, subprocess.SubprocessError):
+        console.print(f"[dim]Jitsu's log ends:\n{jitsu.log()[-1500:]}[/]", markup=True)
+        raise
+    finally:
+        jitsu.stop()
+        lab.stop_qemus(directory / "libvirt")
+    times = timeline(seen, vm)
+    show(times, seen["page"])
+    return (
+        f"cold query to page {times['first octet']:.0f} ms, of which the hypervisor and the guest took "
+        f"{times['ready'] - times['start']:.0f}; stopped when idle after {times['stopped'] / 1000:.1f} s"
+    )
+
+
+def main() -> int:
+    """Run the demo; return the exit status."""
+    console.print("[bold]Jitsu: a DNS query boots a virtual machine[/]\n")
+    try:
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+            network: lab.Network | None = lab.Network()
+            try:
+                assert network is not None
+                stack.enter_context(network)
+            except lab.NetworkUnavailableError as error:
+                console.print(f"  no network namespaces here ({error}): using QEMU's own network, on loopback")
+                network = None
+            figures = run(network, directory)
+    except KeyboardInterrupt:
+        print("FAILED: interrupted; everything is cleaned up")
+        return 1
+    except (JitsuEndedError, RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
+        print(f"FAILED: {error}")
+        return 1
+    print(f"OK: {figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

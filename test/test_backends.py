@@ -1,0 +1,355 @@
+"""What every backend must do, on memory and on libvirt's own test driver; and what each does besides."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import libvirt
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from jitsu_tw.backends.libvirt import LibvirtBackend
+from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
+from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
+from jitsu_tw.ijitsu import IBackend, Power
+from jitsu_tw.settings import Fault, Mode
+from test.support import vm
+
+if TYPE_CHECKING:
+    from jitsu_tw.settings import VM
+
+#: libvirt's hypervisor inside the library; it begins with one domain that runs, called "test".
+TEST_DRIVER = "test:///default"
+
+DOMAIN = """
+<domain type='test'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>8</memory>
+  <os><type>hvm</type></os>
+  <devices><interface type='network'><mac address='52:54:00:AA:BB:CC'/><source network='default'/></interface></devices>
+</domain>
+"""
+
+
+class Watcher:
+    """Remembers what a backend tells."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        self.told: list[tuple[str, str]] = []
+        self.lost_reasons: list[str] = []
+        self.connections = 0
+        self._waiting: list[tuple[Any, Deferred[None]]] = []
+
+    def changed(self, uuid: str, reason: str) -> None:
+        """Remember a change."""
+        self.told.append((uuid, reason))
+        self._look()
+
+    def lost(self, backend: IBackend, reason: str) -> None:  # noqa: ARG002
+        """Remember a loss."""
+        self.lost_reasons.append(reason)
+        self._look()
+
+    def connected(self, backend: IBackend) -> None:  # noqa: ARG002
+        """Remember a connection."""
+        self.connections += 1
+        self._look()
+
+    def until(self, condition: Any) -> Deferred[None]:
+        """Fire when *condition* holds; it is asked after each thing told."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((condition, waiting))
+        self._look()
+        return waiting.addTimeout(10, reactor)
+
+    def _look(self) -> None:
+        for condition, waiting in list(self._waiting):
+            if condition():
+                self._waiting.remove((condition, waiting))
+                waiting.callback(None)
+
+
+class BackendContract:
+    """The tests; a subclass says how to make a backend and a VM that it can have."""
+
+    backend: Any
+    watcher: Watcher
+
+    def make(self) -> Any:
+        """Return the backend to be tested."""
+        raise NotImplementedError
+
+    def new_vm(self) -> VM:
+        """Return a VM that the backend does not run."""
+        raise NotImplementedError
+
+    async def setUp(self) -> None:  # noqa: N802
+        """Connect."""
+        self.backend = self.make()
+        self.watcher = Watcher()
+        self.backend.connect(self.watcher)
+        self.addCleanup(self.backend.close)  # type: ignore[attr-defined]
+        await self.watcher.until(lambda: self.watcher.connections)
+
+    def test_interface(self) -> None:
+        """It has the door's shape."""
+        self.assertTrue(verifyObject(IBackend, self.backend))  # type: ignore[attr-defined]
+
+    async def test_life(self) -> None:
+        """A VM is off, runs after a start, and is off after it was destroyed; each change is told."""
+        uuid = await self.backend.look_up(self.new_vm())
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
+        before = len(self.watcher.told)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.watcher.until(lambda: len(self.watcher.told) > before)
+
+    async def test_again(self) -> None:
+        """Starting what runs and stopping what is off are no errors and change nothing."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_pause(self) -> None:
+        """A paused VM is paused, and runs after a start; suspend is the original's word for it."""
+        uuid = await self.backend.look_up(self.new_vm())
+        for mode in (Mode.PAUSE, Mode.SUSPEND):
+            await self.backend.start(uuid)
+            await self.backend.stop(uuid, mode)
+            self.assertIs(Power.PAUSED, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_save(self) -> None:
+        """A saved VM is saved, and runs after a start."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.SAVE)
+        self.assertIs(Power.SAVED, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_shutdown(self) -> None:
+        """A guest that is asked to shut down is off after a while."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        before = len(self.watcher.told)
+        await self.backend.stop(uuid, Mode.SHUTDOWN)
+        await self.watcher.until(lambda: len(self.watcher.told) > before)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_look_up(self) -> None:
+        """The same VM has the same uuid each time, and can be found by it."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        self.assertEqual(uuid, await self.backend.look_up(machine))  # type: ignore[attr-defined]
+        self.assertEqual(uuid, await self.backend.look_up(vm(machine.name, uuid=uuid)))  # type: ignore[attr-defined]
+
+    async def test_unknown(self) -> None:
+        """A uuid that nobody has is an error that says so."""
+        await self.assertFailure(self.backend.state(str(uuid4())), NoSuchVM)  # type: ignore[attr-defined]
+
+    async def test_ready(self) -> None:
+        """A VM that runs is ready as far as the backend knows."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.ready(uuid)
+
+
+class MemoryBackendTests(BackendContract, TestCase):
+    """The contract, on memory."""
+
+    def make(self) -> MemoryBackend:
+        """Return an empty hypervisor."""
+        return MemoryBackend()
+
+    def new_vm(self) -> VM:
+        """Return any VM."""
+        return vm()
+
+
+class MemoryFaultsTests(SynchronousTestCase):
+    """What the memory backend can be told to do wrong."""
+
+    def begin(self, *faults: str) -> tuple[Any, MemoryBackend, str]:
+        """Return a clock, a backend and the uuid of a VM with *faults*."""
+        from twisted.internet.task import Clock  # noqa: PLC0415
+
+        clock = Clock()
+        backend = MemoryBackend(reactor=clock)
+        return clock, backend, self.successResultOf(backend.look_up(vm(faults=faults)))
+
+    def test_start(self) -> None:
+        """The start fails."""
+        _, backend, uuid = self.begin(Fault.START.value)
+        self.failureResultOf(backend.start(uuid), BackendError)
+        self.assertIs(Power.OFF, self.successResultOf(backend.state(uuid)))
+
+    def test_stop(self) -> None:
+        """The stop fails, and the VM runs on."""
+        _, backend, uuid = self.begin(Fault.STOP.value)
+        self.successResultOf(backend.start(uuid))
+        self.failureResultOf(backend.stop(uuid, Mode.DESTROY), BackendError)
+        self.assertIs(Power.RUNNING, self.successResultOf(backend.state(uuid)))
+
+    def test_vanish(self) -> None:
+        """The VM runs, and is gone a moment later."""
+        clock, backend, uuid = self.begin(Fault.VANISH.value)
+        self.successResultOf(backend.start(uuid))
+        clock.advance(VANISHES_AFTER)
+        self.assertIs(Power.OFF, self.successResultOf(backend.state(uuid)))
+
+    def test_never_ready(self) -> None:
+        """The VM runs and is never ready."""
+        clock, backend, uuid = self.begin(Fault.NEVER_READY.value)
+        self.successResultOf(backend.start(uuid))
+        ready = backend.ready(uuid)
+        clock.advance(1e6)
+        self.assertNoResult(ready)
+
+    def test_boot_time(self) -> None:
+        """The start call takes as long as the VM says."""
+        clock, backend, _ = self.begin()
+        uuid = self.successResultOf(backend.look_up(vm(boot_time=2.0)))
+        started = backend.start(uuid)
+        clock.advance(1.9)
+        self.assertNoResult(started)
+        clock.advance(0.1)
+        self.successResultOf(started)
+
+
+class LibvirtTestCase(TestCase):
+    """Has definitions, and domains that go away afterwards."""
+
+    def definition(self, name: str) -> Path:
+        """Return an XML file that defines NAME for libvirt's test driver."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        path = folder / f"{name}.xml"
+        path.write_text(DOMAIN.format(name=name, uuid=uuid4()))
+        return path
+
+    def defined(self) -> VM:
+        """Return a VM that libvirt does not know, with its definition."""
+        name = f"vm-{uuid4().hex[:8]}"
+        return vm(name, backend="libvirt", connect=TEST_DRIVER, define=self.definition(name))
+
+
+class LibvirtBackendTests(BackendContract, LibvirtTestCase):
+    """The contract, on libvirt's test driver."""
+
+    def make(self) -> LibvirtBackend:
+        """Return a backend at the test driver."""
+        return LibvirtBackend(TEST_DRIVER)
+
+    def new_vm(self) -> VM:
+        """Return a VM with a definition."""
+        return self.defined()
+
+    async def test_by_name(self) -> None:
+        """A domain that libvirt knows is found by its name."""
+        uuid = await self.backend.look_up(vm("test"))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_no_such_domain(self) -> None:
+        """A name that libvirt does not know, and that has no definition, is an error in libvirt's words."""
+        error = await self.assertFailure(self.backend.look_up(vm("nobody")), NoSuchVM)
+        self.assertIn("Domain not found", str(error))
+
+    async def test_macs(self) -> None:
+        """The MACs are those of the definition."""
+        uuid = await self.backend.look_up(self.new_vm())
+        self.assertEqual(("52:54:00:aa:bb:cc",), await self.backend.macs(uuid))
+
+    async def test_reasons(self) -> None:
+        """Events come with words."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        await self.watcher.until(lambda: (uuid, "destroyed") in self.watcher.told)
+        self.assertIn((uuid, "booted"), self.watcher.told)
+
+    async def test_own_words(self) -> None:
+        """What libvirt refuses is an error in its words."""
+        error = await self.assertFailure(
+            self.backend.look_up(vm("broken", define=self.broken())), BackendError
+        )
+        self.assertIn("domain type", str(error))
+
+    def broken(self) -> Path:
+        """Return a definition that libvirt does not take."""
+        path = self.definition("broken")
+        path.write_text("<domain><name>broken</name></domain>")
+        return path
+
+    async def test_reactor_is_free(self) -> None:
+        """A call that hangs in the library does not stop the reactor."""
+        held = Deferred[None]()
+        self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
+        uuid = await self.backend.look_up(self.new_vm())
+        starting = self.backend.start(uuid)
+        await deferLater(reactor, 0.05)
+        self.assertFalse(starting.called)
+        held.callback(None)
+        await starting
+
+    @staticmethod
+    def wait_for(held: Deferred[None]) -> None:
+        """Block this thread until *held* has fired."""
+        import time  # noqa: PLC0415
+
+        while not held.called:
+            time.sleep(0.005)
+
+
+class LibvirtCheckTests(LibvirtTestCase):
+    """What is looked at before the reactor runs, and connections that cannot be had."""
+
+    def check(self, uri: str, *vms: VM) -> LibvirtBackend:
+        """Check *vms* at *uri*; return the backend."""
+        backend = LibvirtBackend(uri)
+        self.addCleanup(backend.close)
+        backend.check(vms)
+        return backend
+
+    def test_known(self) -> None:
+        """What libvirt knows, by name, by uuid or by definition, passes."""
+        defined = self.defined()
+        backend = self.check(TEST_DRIVER, vm("test"), defined)
+        backend.check([vm("x", uuid="6695eb01-f6a4-8304-79aa-97f2502e193f")])
+
+    def test_unknown_name(self) -> None:
+        """A name that libvirt does not know is an error of the configuration that names the place and the remedy."""
+        error = self.assertRaises(ConfigError, self.check, TEST_DRIVER, vm("nobody", place=("jitsu.yaml", 7)))
+        self.assertIn("jitsu.yaml:7:", str(error))
+        self.assertIn("nobody", str(error))
+        self.assertIn("define", str(error))
+
+    def test_no_such_driver(self) -> None:
+        """A URI that libvirt can never use is an error of the configuration."""
+        for uri in ("qemu:///embed?root=relative", "qemu:///embed", "no uri at all"):
+            self.assertIn(uri, str(self.assertRaises(ConfigError, self.check, uri, vm("x"))))
+
+    async def test_daemon_is_not_there(self) -> None:
+        """A daemon that does not answer is no error of the configuration: it is tried again, and calls say so."""
+        backend = self.check("qemu+unix:///system?socket=/nonexistent/libvirt-sock", vm("x"))
+        watcher = Watcher()
+        backend.connect(watcher)
+        await watcher.until(lambda: len(watcher.lost_reasons) > 1)
+        self.assertIn("/nonexistent/libvirt-sock", watcher.lost_reasons[0])
+        await self.assertFailure(backend.state(str(uuid4())), BackendLost)

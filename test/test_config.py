@@ -1,0 +1,235 @@
+"""Configurations: what they say, and how they are refused: one line that names file, line, key and remedy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.config import load
+from jitsu_tw.dns.wire import from_text
+from jitsu_tw.errors import ConfigError
+from jitsu_tw.settings import Fault, Mode
+
+ZONE = """$ORIGIN example.org.
+$TTL 1h
+@ SOA ns hostmaster 1 3600 600 86400 60
+  NS ns
+ns A 192.0.2.53
+old CNAME ns
+"""
+
+VM = "vms:\n  - name: www\n    dns: www.example.org\n    ip: 10.0.0.1\n"
+
+
+class ConfigTestCase(SynchronousTestCase):
+    """Has a folder with a zone file and a word for loading what is in it."""
+
+    def setUp(self) -> None:
+        """Make the folder."""
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.zone = self.write("example.zone", ZONE)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file and return its path."""
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def load(self, text: str | None = None, pairs: tuple[str, ...] = (), **options: Any) -> Any:
+        """Load *text* as jitsu.yaml beside the zone, with options and pairs; return settings and zones."""
+        if text is not None:
+            self.write("jitsu.yaml", text)
+        options.setdefault("zones", [str(self.zone)])
+        return load(options, pairs)
+
+
+class MeaningTests(ConfigTestCase):
+    """What is understood."""
+
+    def test_defaults(self) -> None:
+        """A VM of three lines has the design's defaults."""
+        settings, zones = self.load(VM)
+        (vm,) = settings.vms
+        self.assertEqual(("www", (from_text("www.example.org"),), (ip_address("10.0.0.1"),)), (vm.name, vm.dns, vm.ip))
+        self.assertEqual((60, 120.0, Mode.DESTROY, 0.1, None), (vm.ttl, vm.idle, vm.mode, vm.response_delay, vm.uuid))
+        self.assertEqual(("libvirt", "qemu:///system"), (vm.backend, vm.connect))
+        self.assertEqual((("127.0.0.1",), 53, 1.2, 8), (settings.bind, settings.listen, settings.answer_by,
+                                                       settings.max_booting))
+        self.assertEqual("www", zones.lookup(from_text("www.example.org"), 1).vm)
+
+    def test_inherited(self) -> None:
+        """What the file says for all holds for each VM that does not say otherwise."""
+        both = "  - {name: b, dns: b.example.org, ip: 10.0.0.2, ttl: 5, mode: save, connect: 'test:///default'}\n"
+        settings, _ = self.load(f"ttl: 30\nmode: shutdown\nconnect: xen:///\ndelay: 0.5\nmin_up: 7\n{VM}{both}")
+        www, b = settings.vms
+        self.assertEqual((30, Mode.SHUTDOWN, "xen:///", 0.5, 60.0), (www.ttl, www.mode, www.connect,
+                                                                     www.response_delay, www.idle))
+        self.assertEqual((5, Mode.SAVE, "test:///default", 10.0, 7.0), (b.ttl, b.mode, b.connect, b.idle, b.min_up))
+
+    def test_other_backend(self) -> None:
+        """A VM of another backend does not inherit the URI of the first."""
+        settings, _ = self.load(f"connect: xen:///\n{VM}    backend: memory\n    boot_time: 2\n    faults: [stop, start]\n")
+        self.assertEqual("", settings.vms[0].connect)
+        self.assertEqual((2.0, {Fault.STOP, Fault.START}), (settings.vms[0].boot_time, settings.vms[0].faults))
+
+    def test_port_instead_of_delay(self) -> None:
+        """With a port to wait for, no delay is waited for unless it is given."""
+        settings, _ = self.load(f"{VM}    wait_for_port: 80\n")
+        self.assertEqual((80, None), (settings.vms[0].wait_for_port, settings.vms[0].response_delay))
+        settings, _ = self.load(f"{VM}    wait_for_port: 80\n    response_delay: 1\n")
+        self.assertEqual(1.0, settings.vms[0].response_delay)
+
+    def test_options_beat_the_file(self) -> None:
+        """What the command line says counts, whatever the file says."""
+        settings, _ = self.load(f"ttl: 30\nlisten: 5300\nbind: [127.0.0.2, '::1']\n{VM}", ttl="7", bind="127.0.0.3")
+        self.assertEqual((7, 5300, ("127.0.0.3",)), (settings.vms[0].ttl, settings.listen, settings.bind))
+
+    def test_pairs(self) -> None:
+        """The original's positional VMs are VMs; keys repeat; without a zone file zones are made up."""
+        settings, zones = load(
+            {"backend": "memory"}, ["dns=www.example.org,ip=10.0.0.1,name=www,dns=w.example.org,response_delay=0.7"]
+        )
+        (vm,) = settings.vms
+        self.assertEqual((from_text("www.example.org"), from_text("w.example.org")), vm.dns)
+        self.assertEqual(0.7, vm.response_delay)
+        self.assertEqual([from_text("example.org")], [zone.key for zone in zones])
+        self.assertEqual("www", zones.lookup(from_text("w.example.org"), 1).vm)
+
+    def test_paths(self) -> None:
+        """Paths in a file are relative to the file; those on the command line to where one is."""
+        settings, _ = self.load(f"persistdb: state.git\n{VM}")
+        self.assertEqual(self.folder / "state.git", settings.persistdb)
+        settings, _ = self.load(VM, persistdb="state.git")
+        self.assertEqual(Path("state.git"), settings.persistdb)
+
+    def test_config_option(self) -> None:
+        """A file that is named is read, and its zones with it."""
+        path = self.write("other.yaml", f"zones: [example.zone]\n{VM}")
+        settings, _ = load({}, (), path)
+        self.assertEqual((self.folder / "example.zone",), settings.zones)
+
+    def test_forwarder(self) -> None:
+        """A forwarder is an address, with a port or not; the original's 0.0.0.0 means none."""
+        for text, more, expected in (("192.0.2.1", {}, ("192.0.2.1", 53)), ("192.0.2.1:54", {}, ("192.0.2.1", 54)),
+                                     ("192.0.2.1", {"port": "55"}, ("192.0.2.1", 55)), ("0.0.0.0", {}, None),  # noqa: S104
+                                     ("2001:db8::1", {}, ("2001:db8::1", 53))):
+            self.assertEqual(expected, self.load(VM, forwarder=text, **more)[0].forwarder)
+
+    def test_control(self) -> None:
+        """The control endpoint is an address and a port, a socket, or off."""
+        for text, expected in (("127.0.0.1:9000", "127.0.0.1:9000"), ("localhost", "127.0.0.1:8053"), ("off", None),
+                               ("unix:/run/jitsu.sock", "unix:/run/jitsu.sock"), ("[::1]:1", "[::1]:1")):
+            self.assertEqual(expected, self.load(VM, control=text)[0].control)
+
+    def test_both_families(self) -> None:
+        """A VM may have IPv4 and IPv6 addresses."""
+        settings, zones = self.load(VM.replace("10.0.0.1", "[10.0.0.1, '2001:db8::1']"))
+        self.assertEqual((ip_address("10.0.0.1"), ip_address("2001:db8::1")), settings.vms[0].ip)
+        self.assertEqual(1, len(zones.lookup(from_text("www.example.org"), 28).answer))
+
+    def test_said(self) -> None:
+        """What was written is kept as it was written, for the state."""
+        settings, _ = self.load(f"{VM}    ttl: 5\n")
+        self.assertEqual({"name": ("www",), "dns": ("www.example.org",), "ip": ("10.0.0.1",), "ttl": ("5",)},
+                         settings.vms[0].said)
+
+    def test_off_means_off(self) -> None:
+        """The original's switches for what this release lacks are taken where they are off."""
+        self.load(f"{VM}    use_synjitsu: 0\n")
+
+
+#: A jitsu.yaml (VM stands for the VM above, which begins in the line of its "vms:"), the line, and words of the error.
+WRONG = (
+    ("ttl: [\n", 2, "is not YAML"),
+    ("- a\n", 1, "key: value"),
+    ("tll: 5\n" + VM, 1, "tll: no such key; did you mean ttl?"),
+    ("vm: []\n", 1, "did you mean vms?"),
+    (VM + "    tttl: 5\n", 5, "vms[0].tttl: no such key; did you mean ttl?"),
+    ("ttl: 5\nttl: 6\n" + VM, 2, "ttl: is there twice"),
+    ("ttl: soon\n" + VM, 1, "ttl: 'soon' is no TTL in seconds"),
+    ("ttl:\n" + VM, 1, "ttl: has no value"),
+    ("ttl: -1\n" + VM, 1, "from 0 to 2147483647"),
+    ("listen: 70000\n" + VM, 1, "listen: '70000' is no port"),
+    ("delay: nan\n" + VM, 1, "delay: 'nan' is no number of seconds"),
+    ("bind: here\n" + VM, 1, "bind: 'here' is no IP address"),
+    ("mode: kill\n" + VM, 1, "mode: 'kill' is not one of destroy, pause, save, shutdown, suspend"),
+    ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, memory; did you mean libvirt?"),
+    ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
+    ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),
+    ("vms: www\n", 1, "vms: is a list"),
+    ("vms:\n  - www\n", 2, "vms[0]: should be lines"),
+    ("vms:\n  - dns: www.example.org\n    ip: 10.0.0.1\n", 2, "name: is missing"),
+    ("vms:\n  - name: www\n    ip: 10.0.0.1\n", 2, "vms: www: dns: is missing"),
+    ("vms:\n  - name: www\n    dns: www.example.org\n", 2, "vms: www: ip: is missing"),
+    (VM.replace("10.0.0.1", "10.0.0.256"), 4, "vms: www: ip: '10.0.0.256' is no IP address"),
+    (VM.replace("www.example.org", "www..example.org"), 3, "vms: www: dns: 'www..example.org' is not a domain name"),
+    (VM + "    uuid: 12\n", 5, "uuid: '12' is no uuid"),
+    (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of never_ready, start, stop, vanish"),
+    (VM + "    use_synjitsu: true\n", 5, "does not have it yet"),
+    (VM + "    define: nowhere.xml\n", 5, "nowhere.xml cannot be read: No such file"),
+    (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),
+    (VM + "  - {name: b, dns: WWW.example.org, ip: 10.0.0.2}\n", 5, "vms: b: dns: www.example.org is that of VM www"),
+    (VM + "  - {name: b, dns: b.example.org, ip: 10.0.0.1}\n", 5, "vms: b: ip: 10.0.0.1 is that of VM www"),
+    (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
+    (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
+)
+
+
+class ErrorTests(ConfigTestCase):
+    """What is refused."""
+
+    def test_wrong(self) -> None:
+        """Each mistake is one line: the file, the line, the key, what is wrong and what would be right."""
+        for text, line, words in WRONG:
+            error = self.assertRaises(ConfigError, self.load, text)
+            message = str(error)
+            self.assertEqual(f"{self.folder}/jitsu.yaml:{line}:", message.split(" ")[0], f"{text!r}: {message}")
+            self.assertIn(words, message)
+            self.assertNotIn("\n", message)
+
+    def test_missing_file(self) -> None:
+        """A file that is named must be there; one that is only looked for need not."""
+        error = self.assertRaises(ConfigError, load, {}, (), self.folder / "nowhere.yaml")
+        self.assertIn("nowhere.yaml: cannot be read: No such file", str(error))
+        self.load(None, ("name=w,dns=w.example.org,ip=10.0.0.1",))
+
+    def test_not_text(self) -> None:
+        """A file that is not text says so."""
+        (self.folder / "jitsu.yaml").write_bytes(b"\xff\xfe")
+        self.assertIn("is not text in UTF-8", str(self.assertRaises(ConfigError, self.load)))
+
+    def test_zones(self) -> None:
+        """A zone file that is missing, broken or without SOA is named, with the line where there is one."""
+        for text, words in ((None, "No such file"), ("$ORIGIN example.org.\n@ 60 NS ns\n", "no SOA"),
+                            ("$ORIGIN example.org.\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nx A 1.2.3\n", "bad.zone:4:")):
+            if text is not None:
+                self.write("bad.zone", text)
+            error = self.assertRaises(ConfigError, self.load, VM, zones=[str(self.folder / "bad.zone")])
+            self.assertIn("bad.zone", str(error))
+            self.assertIn(words, str(error))
+
+    def test_pairs(self) -> None:
+        """Mistakes on the command line say so."""
+        for pair, words in (("www", "'www' is not of the form key=value"), ("nam=www", "did you mean name?"),
+                            ("name=a,name=b", "name: is there twice"), ("name=a,dns=a.b", "ip: is missing"),
+                            ("name=a,dns=a.b,ip=x", "'x' is no IP address")):
+            message = str(self.assertRaises(ConfigError, load, {}, [pair]))
+            self.assertTrue(message.startswith("command line:"), message)
+            self.assertIn(words, message)
+
+    def test_nothing(self) -> None:
+        """With nothing to serve, it says what is wanted."""
+        self.assertIn("--zone", str(self.assertRaises(ConfigError, load, {})))
+
+    def test_definition(self) -> None:
+        """A definition must be of a domain of that name."""
+        for xml, words in (("<domain", "is not XML"), ("<domain><name>x</name></domain>", "the name 'www', not 'x'"),
+                           ("<network><name>www</name></network>", "should define a domain")):
+            self.write("vm.xml", xml)
+            self.assertIn(words, str(self.assertRaises(ConfigError, self.load, f"{VM}    define: vm.xml\n")))

@@ -1,0 +1,364 @@
+"""
+The way of a query, from octets to octets, with a fleet on a clock: what is answered, and what starts a VM.
+
+dnspython is the client: a second opinion on every octet.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+from twisted.internet.defer import fail, succeed
+from twisted.internet.testing import StringTransport
+from twisted.names import dns as tdns
+from twisted.names import error
+from twisted.names.resolve import ResolverChain
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.forward import Forwarder
+from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.server import IDLE, UDP, Chain, Server, TCPFactory
+from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
+from jitsu_tw.dns.zone import Zone, Zones
+from jitsu_tw.errors import Unanswerable
+from jitsu_tw.settings import LOOPBACK
+from test.support import World, vm
+
+#: Name, type, and what else of a query; what is answered (rcode, addresses); whether a VM is started. The rows of
+#: DESIGN, section 4, that this server has.
+ROWS: Final = (
+    ("www.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
+    ("WWW.Jitsu.TEST", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
+    ("alias.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
+    ("alias2.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
+    ("anything.wild.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.2"]), True),
+    ("six.jitsu.test", "AAAA", {}, ("NOERROR", ["2001:db8::6"]), True),
+    ("six.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.3"]), True),
+    ("www.jitsu.test", "AAAA", {}, ("NOERROR", []), False),
+    ("alias.jitsu.test", "AAAA", {}, ("NOERROR", []), False),
+    ("alias.jitsu.test", "CNAME", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "HTTPS", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "SVCB", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "TXT", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "MX", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "NS", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "SOA", {}, ("NOERROR", []), False),
+    ("www.jitsu.test", "ANY", {}, ("NOERROR", []), False),
+    ("deep.er.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.4"]), True),
+    ("er.jitsu.test", "A", {}, ("NOERROR", []), False),
+    ("er.jitsu.test", "NS", {}, ("NOERROR", []), False),
+    ("jitsu.test", "A", {}, ("NOERROR", []), False),
+    ("nobody.jitsu.test", "A", {}, ("NXDOMAIN", []), False),
+    ("under.www.jitsu.test", "A", {}, ("NXDOMAIN", []), False),
+    ("static.jitsu.test", "A", {}, ("NOERROR", ["192.0.2.7"]), False),
+    ("www.example.com", "A", {}, ("REFUSED", []), False),
+    (".", "NS", {}, ("REFUSED", []), False),
+    ("www.jitsu.test", "A", {"rdclass": dns.rdataclass.CH}, ("REFUSED", []), False),
+    ("www.jitsu.test", "AXFR", {}, ("REFUSED", []), False),
+)
+
+ZONE_TEXT: Final = """
+$ORIGIN jitsu.test.
+$TTL 1h
+@ SOA ns hostmaster 7 3600 600 86400 60
+  NS ns
+ns A 192.0.2.53
+static A 192.0.2.7
+alias CNAME www
+alias2 CNAME alias
+"""
+
+
+class ServerTestCase(SynchronousTestCase):
+    """Has a server in front of a fleet of memory."""
+
+    def setUp(self) -> None:
+        """Make zones, a fleet and a server."""
+        path = self.mktemp()
+        with open(path, "w") as file:  # noqa: PTH123
+            file.write(ZONE_TEXT)
+        from ipaddress import ip_address  # noqa: PLC0415
+
+        vms = [
+            vm("www", ip=(ip_address("10.0.0.1"),), ttl=5),
+            vm("wild", dns=(from_text("*.wild.jitsu.test"),), ip=(ip_address("10.0.0.2"),)),
+            vm("six", ip=(ip_address("10.0.0.3"), ip_address("2001:db8::6"))),
+            vm("deep", dns=(from_text("deep.er.jitsu.test"),), ip=(ip_address("10.0.0.4"),)),
+            vm("bad", faults=["start"]),
+            vm("never", faults=["never_ready"]),
+        ]
+        self.world = World(*vms)
+        self.zones = Zones([Zone.read(path)])
+        for one in vms:
+            self.zones.add_vm(one.dns[0], one.name, one.ip, one.ttl)
+        self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
+        self.server = Server(self.chain)
+
+    def send(self, octets: bytes, source: Source | None = None) -> list[bytes]:
+        """Send *octets*; return a list in which the replies are, or will be."""
+        replies: list[bytes] = []
+        self.server.receive(octets, source or Source("192.0.2.1", 4711), replies.append)
+        return replies
+
+    def ask(self, name: str, type: str = "A", **of: Any) -> dns.message.Message:  # noqa: A002
+        """Ask and return the reply, which must come at once."""
+        query = dns.message.make_query(name, type, **of)
+        (reply,) = self.send(query.to_wire())
+        answer = dns.message.from_wire(reply)
+        self.assertTrue(query.is_response(answer), answer)
+        return answer
+
+    def starts(self) -> int:
+        """Return how many starts there have been of any VM."""
+        return sum(self.world.fleet.stats(machine).total_starts for machine in self.world.fleet.machines.values())
+
+
+class TableTests(ServerTestCase):
+    """DESIGN, section 4."""
+
+    def test_rows(self) -> None:
+        """Each question is answered as the table says, and starts one VM or none."""
+        for name, type_, of, (rcode, addresses), boots in ROWS:
+            self.setUp()
+            reply = self.ask(name, type_, **of)
+            found = [item.to_text() for rrset in reply.answer for item in rrset
+                     if rrset.rdtype in {dns.rdatatype.A, dns.rdatatype.AAAA}]
+            self.assertEqual((rcode, addresses, int(boots)),
+                             (dns.rcode.to_text(reply.rcode()), found, self.starts()), f"{name} {type_} {of}")
+
+    def test_negative_answers(self) -> None:
+        """NODATA and NXDOMAIN are authoritative and carry the SOA, with the TTL of RFC 2308, section 3."""
+        for name, type_ in (("www.jitsu.test", "AAAA"), ("nobody.jitsu.test", "A"), ("er.jitsu.test", "A")):
+            reply = self.ask(name, type_)
+            self.assertTrue(reply.flags & dns.flags.AA, name)
+            (soa,) = reply.authority
+            self.assertEqual(("jitsu.test.", dns.rdatatype.SOA, 60), (soa.name.to_text(), soa.rdtype, soa.ttl))
+
+    def test_alias(self) -> None:
+        """A CNAME is in the answer, before what it leads to."""
+        reply = self.ask("alias2.jitsu.test")
+        self.assertEqual(["alias2", "alias", "www"], [str(rrset.name.labels[0], "ascii") for rrset in reply.answer])
+
+    def test_any(self) -> None:
+        """ANY is answered minimally (RFC 8482)."""
+        (rrset,) = self.ask("www.jitsu.test", "ANY").answer
+        self.assertEqual(dns.rdatatype.HINFO, rrset.rdtype)
+
+    def test_opcodes(self) -> None:
+        """Opcodes other than QUERY are NOTIMP and start nothing."""
+        for opcode in (dns.opcode.STATUS, dns.opcode.NOTIFY, dns.opcode.UPDATE):
+            query = dns.message.make_query("www.jitsu.test", "A")
+            query.set_opcode(opcode)
+            reply = self.send(query.to_wire())[0]
+            self.assertEqual((opcode, dns.rcode.NOTIMP), ((reply[2] >> 3) & 15, reply[3] & 15))
+        self.assertEqual(0, self.starts())
+
+    def test_malformed(self) -> None:
+        """What is no query is FORMERR, or dropped where an answer could be answered for ever; it starts nothing."""
+        good = dns.message.make_query("www.jitsu.test", "A").to_wire()
+        response = bytes([*good[:2], good[2] | 0x80, *good[3:]])
+        for octets in (b"", good[:11], response):
+            self.assertEqual([], self.send(octets))
+        for octets in (good[:-1], good + b"x", good[:4] + b"\0\2" + good[6:], good[:12] + b"\x40" + good[13:]):
+            (reply,) = self.send(octets)
+            self.assertEqual((good[:2], dns.rcode.FORMERR), (reply[:2], reply[3] & 15))
+        self.assertEqual(0, self.starts())
+
+    def test_edns_version(self) -> None:
+        """An EDNS version that is not ours is BADVERS and starts nothing."""
+        query = dns.message.make_query("www.jitsu.test", "A", use_edns=1)
+        reply = dns.message.from_wire(self.send(query.to_wire())[0])
+        self.assertEqual((dns.rcode.BADVERS, 0), (reply.rcode(), reply.edns))
+        self.assertEqual(0, self.starts())
+
+    def test_case_is_kept(self) -> None:
+        """The question comes back in the case it was asked in, for resolvers that check (0x20)."""
+        self.assertIn("wWw.JITSU.tEsT.", self.ask("wWw.JITSU.tEsT").question[0].to_text())
+
+
+class SummonsTests(ServerTestCase):
+    """Answers that wait, and answers that do not."""
+
+    def test_not_ready(self) -> None:
+        """An answer that leaves before its VM is ready has the address, and says so by EDE."""
+        query = dns.message.make_query("never.jitsu.test", "A", use_edns=0)
+        replies = self.send(query.to_wire())
+        self.world.pump(1.1)
+        self.assertEqual([], replies)
+        self.world.pump(0.2)
+        reply = dns.message.from_wire(replies[0])
+        (option,) = reply.options
+        self.assertEqual((dns.rcode.NOERROR, 1, dns.edns.EDECode.NOT_READY),
+                         (reply.rcode(), len(reply.answer), option.code))
+        self.assertIn("never is still starting", option.text)
+
+    def test_failed(self) -> None:
+        """A VM that does not start is SERVFAIL, with the reason."""
+        reply = self.ask("bad.jitsu.test", use_edns=0)
+        (option,) = reply.options
+        self.assertEqual((dns.rcode.SERVFAIL, []), (reply.rcode(), reply.answer))
+        self.assertIn("the start fails, as it was told to", option.text)
+
+    def test_ttl(self) -> None:
+        """The TTL is the VM's."""
+        self.assertEqual(5, self.ask("www.jitsu.test").answer[0].ttl)
+
+    def test_retransmission(self) -> None:
+        """The same question again from the same client joins, is answered, and counts once."""
+        query = dns.message.make_query("never.jitsu.test", "A").to_wire()
+        replies = [self.send(query), self.send(query)]
+        self.world.pump(1.3)
+        self.assertEqual([1, 1], [len(each) for each in replies])
+        self.assertEqual(1, self.world.fleet.stats(self.world.machine("never")).total_requests)
+
+
+class ResolverInterfaceTests(ServerTestCase):
+    """Our resolvers, asked as twisted.names asks any."""
+
+    def test_lookups(self) -> None:
+        """`IResolver`'s methods give records that twisted.names can use."""
+        answer, authority, _ = self.successResultOf(self.chain.lookupAddress("www.jitsu.test"))
+        self.assertEqual((b"www.jitsu.test", tdns.A, 5), (answer[0].name.name, answer[0].type, answer[0].ttl))
+        self.assertEqual([], authority)
+        self.assertEqual(b"\x0a\0\0\1", answer[0].payload.data)
+        self.failureResultOf(self.chain.lookupAddress("nobody.jitsu.test"), Unanswerable)
+        self.failureResultOf(self.chain.lookupAddress("www.example.com"), error.DomainError)
+
+    def test_in_a_chain_of_twisted_names(self) -> None:
+        """They work in twisted.names' own chain too."""
+        chain = ResolverChain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
+        answer, _, _ = self.successResultOf(chain.query(tdns.Query("six.jitsu.test", tdns.AAAA)))
+        self.assertEqual(1, len(answer))
+        self.assertEqual(1, self.starts())
+
+
+class ForwarderTests(ServerTestCase):
+    """Names that are not ours."""
+
+    def setUp(self) -> None:
+        """Put a forwarder into the chain whose server is ours to answer for."""
+        super().setUp()
+        self.forwarder = Forwarder(("192.0.2.99", 53), LOOPBACK)
+        self.chain.resolvers.append(self.forwarder)
+        self.asked: list[Question] = []
+        self.result: Any = None
+        self.patch(self.forwarder._client, "query", self.answer)  # noqa: SLF001
+
+    def answer(self, question: Question) -> Any:
+        """Answer for the server."""
+        self.asked.append(question)
+        return self.result
+
+    def test_permitted(self) -> None:
+        """A client on loopback gets the other server's answer, which is not authoritative."""
+        header = tdns.RRHeader(b"www.example.com", tdns.MX, tdns.IN, 9, tdns.Record_MX(5, b"mail.example.com", 9))
+        self.result = succeed(([header], [], []))
+        (reply,) = self.send(dns.message.make_query("www.example.com", "MX").to_wire(), Source("127.0.0.1", 1))
+        answer = dns.message.from_wire(reply)
+        self.assertEqual("www.example.com. 9 IN MX 5 mail.example.com.", answer.answer[0].to_text())
+        self.assertEqual((0, dns.flags.RA), (answer.flags & dns.flags.AA, answer.flags & dns.flags.RA))
+
+    def test_strangers(self) -> None:
+        """Nobody else's questions are forwarded."""
+        self.assertEqual(dns.rcode.REFUSED, self.ask("www.example.com").rcode())
+        self.assertEqual([], self.asked)
+
+    def test_ours(self) -> None:
+        """What our zones deny is not asked elsewhere."""
+        (reply,) = self.send(dns.message.make_query("nobody.jitsu.test", "A").to_wire(), Source("127.0.0.1", 1))
+        self.assertEqual(dns.rcode.NXDOMAIN, dns.message.from_wire(reply).rcode())
+        self.assertEqual([], self.asked)
+
+    def test_failures(self) -> None:
+        """The other server's response code is passed on; its silence is SERVFAIL."""
+        for fault, rcode in ((error.DNSNameError(tdns.Message()), dns.rcode.NXDOMAIN),
+                             (error.DNSQueryRefusedError(tdns.Message()), dns.rcode.REFUSED),
+                             (error.DNSQueryTimeoutError(1), dns.rcode.SERVFAIL)):
+            self.result = fail(fault)
+            (reply,) = self.send(dns.message.make_query("www.example.com", "A").to_wire(), Source("::1", 1))
+            self.assertEqual(rcode, dns.message.from_wire(reply).rcode())
+
+
+class FaultTests(ServerTestCase):
+    """Faults of ours."""
+
+    def test_servfail(self) -> None:
+        """An unexpected error is SERVFAIL and a traceback in the log, not silence."""
+        self.patch(self.chain.resolvers[1], "answer", lambda _: 1 / 0)
+        self.assertEqual(dns.rcode.SERVFAIL, self.ask("static.jitsu.test").rcode())
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+
+class TransportTests(ServerTestCase):
+    """UDP and TCP."""
+
+    def big(self, _: Question) -> Answer:
+        """Answer with more than UDP can carry."""
+        owner = from_text("static.jitsu.test")
+        return Answer([RR(owner, 16, 60, bytes([250]) + bytes([number]) * 250) for number in range(40)])
+
+    def connect(self) -> tuple[Any, StringTransport]:
+        """Return a TCP protocol and its transport, on the world's clock."""
+        protocol = TCPFactory(self.server).buildProtocol(None)
+        protocol.callLater = self.world.clock.callLater
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        self.addCleanup(protocol.setTimeout, None)
+        return protocol, transport
+
+    @staticmethod
+    def framed(query: dns.message.Message) -> bytes:
+        """Return *query* as TCP carries it."""
+        octets = query.to_wire()
+        return len(octets).to_bytes(2, "big") + octets
+
+    def test_udp(self) -> None:
+        """A datagram is answered to where it came from; nothing is sent when the port is closed."""
+        sent: list[tuple[bytes, Any]] = []
+        protocol = UDP(self.server)
+        query = dns.message.make_query("static.jitsu.test", "A")
+        transport = type("Transport", (), {"write": lambda _, octets, addr: sent.append((octets, addr))})()
+        protocol.transport = transport
+        protocol.datagramReceived(query.to_wire(), ("192.0.2.1", 99))
+        self.assertEqual(("192.0.2.1", 99), sent[0][1])
+        self.assertTrue(query.is_response(dns.message.from_wire(sent[0][0])))
+        protocol.datagramReceived(dns.message.make_query("never.jitsu.test", "A").to_wire(), ("192.0.2.1", 99))
+        protocol.transport = None
+        self.world.pump(1.3)
+        self.assertEqual(1, len(sent))
+
+    def test_truncated(self) -> None:
+        """What does not fit a datagram is cut, with TC; the same over TCP is whole."""
+        self.patch(self.chain.resolvers[1], "answer", self.big)
+        reply = self.ask("static.jitsu.test", "TXT")
+        self.assertTrue(reply.flags & dns.flags.TC)
+        protocol, transport = self.connect()
+        protocol.dataReceived(self.framed(dns.message.make_query("static.jitsu.test", "TXT")))
+        whole = dns.message.from_wire(transport.value()[2:])
+        self.assertEqual((40, 0), (len(whole.answer[0]), whole.flags & dns.flags.TC))
+
+    def test_pipelined(self) -> None:
+        """Several queries in one connection are answered each when it can be (RFC 7766, 6.2.1.1)."""
+        protocol, transport = self.connect()
+        slow = dns.message.make_query("never.jitsu.test", "A")
+        quick = dns.message.make_query("static.jitsu.test", "A")
+        protocol.dataReceived(self.framed(slow) + self.framed(quick))
+        first = transport.value()
+        self.assertTrue(quick.is_response(dns.message.from_wire(first[2:])))
+        self.world.pump(1.3)
+        self.assertTrue(slow.is_response(dns.message.from_wire(transport.value()[len(first) + 2 :])))
+
+    def test_idle(self) -> None:
+        """A connection on which nothing happens is closed."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"\0")
+        self.world.pump(IDLE + 1, step=1)
+        self.assertTrue(transport.disconnecting)

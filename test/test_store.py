@@ -1,0 +1,180 @@
+"""What every store must do, on memory and on git; and what git does besides."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from jitsu_tw.errors import StoreError
+from jitsu_tw.ijitsu import IStore
+from jitsu_tw.store.git import STATISTICS, GitStore
+from jitsu_tw.store.layout import NameUse, Stats, difference, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.memory import MemoryStore
+from test.support import vm
+
+
+class StoreContract:
+    """The tests; a subclass says how to make a store, and how to open it again."""
+
+    store: Any
+
+    def again(self) -> Any:
+        """Return a store with what the first one has written, as a new process would have it."""
+        raise NotImplementedError
+
+    def test_interface(self) -> None:
+        """It has the door's shape."""
+        self.assertTrue(verifyObject(IStore, self.store))  # type: ignore[attr-defined]
+
+    async def test_empty(self) -> None:
+        """A new store is empty."""
+        self.assertEqual({}, self.again().open())  # type: ignore[attr-defined]
+
+    async def test_write(self) -> None:
+        """What was written is there afterwards, also one's own text in it, and what was not changed stays."""
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.1", "jitsu/vm/2/ip": "x = ä\n\"y\""}, "one")
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.2", "jitsu/stats/1/start_ts": "5"}, "two")
+        self.assertEqual(  # type: ignore[attr-defined]
+            {"jitsu/vm/1/ip": "10.0.0.2", "jitsu/vm/2/ip": "x = ä\n\"y\"", "jitsu/stats/1/start_ts": "5"},
+            self.again().open(),
+        )
+
+    async def test_remove(self) -> None:
+        """A path that is removed is gone with all below it; what is not there is no error."""
+        await self.store.write({"a/b/c": "1", "a/b/d": "2", "a/bc": "3"}, "one")
+        await self.store.write({"a/b": None, "nothing/here": None}, "two")
+        self.assertEqual({"a/bc": "3"}, self.again().open())  # type: ignore[attr-defined]
+
+    async def test_close(self) -> None:
+        """Closing waits for what is being written."""
+        for number in range(5):
+            self.store.write({"n": str(number)}, "count")
+        await self.store.close()
+        self.assertEqual({"n": "4"}, self.again().open())  # type: ignore[attr-defined]
+
+
+class MemoryStoreTests(StoreContract, TestCase):
+    """The contract, in memory."""
+
+    def setUp(self) -> None:
+        """Make a store."""
+        self.store = MemoryStore()
+        self.store.open()
+
+    def again(self) -> Any:
+        """Return the same: it ends with the process."""
+        return self.store
+
+
+class GitStoreTests(StoreContract, TestCase):
+    """The contract, in a git repository; looked at with git itself."""
+
+    def setUp(self) -> None:
+        """Make a repository."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = folder / "state.git"
+        self.store = GitStore(self.path)
+        self.store.open()
+
+    def again(self) -> Any:
+        """Open the repository anew."""
+        return GitStore(self.path)
+
+    def git(self, *arguments: str) -> str:
+        """Return what git says of the repository."""
+        run = subprocess.run(["git", "-C", self.path, *arguments], check=True, capture_output=True, text=True)  # noqa: S603, S607
+        return run.stdout
+
+    async def test_readable(self) -> None:
+        """Any git reads it: one file for each path, one commit for each step, with its reason."""
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.1"}, "first")
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.2"}, "second")
+        self.assertEqual("10.0.0.2\n", self.git("show", "main:jitsu/vm/1/ip"))
+        self.assertEqual("second\nfirst\n", self.git("log", "--format=%s", "main"))
+        self.assertEqual("", self.git("fsck", "--strict", "--no-dangling"))
+
+    async def test_statistics(self) -> None:
+        """Statistics that follow statistics take their place; a configuration's commit stays."""
+        await self.store.write({"a": "1"}, "configuration")
+        for number in range(5):
+            await self.store.write({"n": str(number)}, STATISTICS)
+        await self.store.write({"a": "2"}, "configuration again")
+        await self.store.write({"n": "9"}, STATISTICS)
+        self.assertEqual(f"{STATISTICS}\nconfiguration again\n{STATISTICS}\nconfiguration\n",
+                         self.git("log", "--format=%s", "main"))
+
+    async def test_nothing_new(self) -> None:
+        """A write that changes nothing is no commit."""
+        await self.store.write({"a": "1"}, "one")
+        await self.store.write({"a": "1"}, "two")
+        self.assertEqual("one\n", self.git("log", "--format=%s", "main"))
+
+    async def test_lock_left_behind(self) -> None:
+        """The lock of a process that was killed while it wrote does not stop the next."""
+        await self.store.write({"a": "1"}, "one")
+        (self.path / "refs" / "heads" / "main.lock").touch()
+        store = self.again()
+        store.open()
+        await store.write({"a": "2"}, "two")
+        self.assertEqual("2\n", self.git("show", "main:a"))
+
+    async def test_damaged(self) -> None:
+        """A damaged repository is an error that names the way back, never an empty state."""
+        await self.store.write({"a": "1"}, "one")
+        (self.path / "refs" / "heads" / "main").write_text("0123456789012345678901234567890123456789\n")
+        error = self.assertRaises(StoreError, self.again().open)
+        self.assertIn("fsck", str(error))
+        (self.path / "refs" / "heads" / "main").unlink()
+        self.assertIn("no branch main", str(self.assertRaises(StoreError, self.again().open)))
+
+    def test_foreign(self) -> None:
+        """A folder with something else in it is not taken for a state, and not touched."""
+        other = self.path.with_name("other")
+        other.mkdir()
+        (other / "letter.txt").write_text("dear")
+        self.assertRaises(StoreError, GitStore(other).open)
+        self.assertEqual(["letter.txt"], [path.name for path in other.iterdir()])
+
+    async def test_cannot_write(self) -> None:
+        """A write that fails says so and leaves the state as it was; later ones go on."""
+        await self.store.write({"a": "1"}, "one")
+        objects = self.path / "objects"
+        objects.rename(self.path / "away")
+        objects.touch()
+        await self.assertFailure(self.store.write({"a": "2"}, "two"), StoreError)
+        objects.unlink()
+        (self.path / "away").rename(objects)
+        await self.store.write({"a": "3"}, "three")
+        self.assertEqual({"a": "3"}, self.again().open())
+
+
+class LayoutTests(SynchronousTestCase):
+    """Where things lie."""
+
+    def test_stats(self) -> None:
+        """Statistics survive being written and read; what is no number is passed over."""
+        stats = Stats(1.5, 2.25, 7, {"www.jitsu.test": NameUse(3.125, 4)})
+        paths = stats_paths("u", stats)
+        self.assertEqual("4", paths["jitsu/stats/u/dns/www.jitsu.test/total_requests"])
+        self.assertEqual({"u": stats}, read_stats(paths))
+        self.assertEqual({"u": Stats()}, read_stats({"jitsu/stats/u/total_starts": "many", "jitsu/other": "1"}))
+
+    def test_vm(self) -> None:
+        """A VM lies where the original's does."""
+        paths = vm_paths("u", vm(response_delay=0.1, said={"nic": ("br0", "br1")}))
+        self.assertEqual(
+            {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
+            {path.removeprefix("jitsu/vm/u/") for path in paths},
+        )
+
+    def test_difference(self) -> None:
+        """What is wanted and not there is added, what is there and not wanted removed, the rest left alone."""
+        tree = {"vm/1/a": "1", "vm/1/b": "2", "vm/10/a": "3"}
+        self.assertEqual({"vm/1/a": "9", "vm/1/b": None}, difference(tree, {"vm/1/a": "9"}, ["vm/1"]))

@@ -1,0 +1,492 @@
+"""A fleet on a clock, with VMs of memory: starts, answers, leases, stops, crashes and restarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.errors import BackendLost, BootFailed, NoSuchVM
+from jitsu_tw.ijitsu import Power
+from jitsu_tw.settings import READY_WITHIN, VM, Mode
+from jitsu_tw.vm.lifecycle import State
+from test.support import EPOCH, World, question, vm
+
+
+class FleetTestCase(SynchronousTestCase):
+    """Has a world and a word for asking in it."""
+
+    world: World
+
+    def ask(self, name: str = "www", **of: Any) -> list[Any]:
+        """Ask for a VM; return a list in which the answer (ready or not) or the failure will be."""
+        answers: list[Any] = []
+        self.world.fleet.summon(name, question(name, **of)).addBoth(answers.append)
+        return answers
+
+
+class ActivationTests(FleetTestCase):
+    """From a query to its answer."""
+
+    def test_boots(self) -> None:
+        """A query for a VM that is off starts it and is answered when it is ready."""
+        self.world = World(vm(boot_time=0.5))
+        answers = self.ask()
+        self.assertEqual([], answers)
+        self.world.pump(0.6)
+        self.assertEqual([True], answers)
+        self.assertEqual(1, self.world.starts())
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_up(self) -> None:
+        """A query for a VM that is up is answered at once and starts nothing."""
+        self.world = World(vm())
+        self.ask()
+        self.assertEqual([True], self.ask())
+        self.assertEqual(1, self.world.starts())
+
+    def test_a_hundred_ask(self) -> None:
+        """A hundred queries start one VM once, and each is answered."""
+        self.world = World(vm(boot_time=0.5))
+        answers = [self.ask(host=f"192.0.2.{number}") for number in range(100)]
+        self.world.pump(0.6)
+        self.assertEqual([[True]] * 100, answers)
+        self.assertEqual(1, self.world.starts())
+        self.assertEqual(100, self.world.fleet.stats(self.world.machine()).total_requests)
+
+    def test_retransmissions_count_once(self) -> None:
+        """The same client asking the same again while the VM boots joins, is answered, and counts once."""
+        self.world = World(vm(boot_time=0.5))
+        answers = [self.ask(port=port) for port in (1000, 1001, 1001)]
+        self.world.pump(0.6)
+        self.assertEqual([[True]] * 3, answers)
+        self.assertEqual(1, self.world.fleet.stats(self.world.machine()).total_requests)
+
+    def test_response_delay(self) -> None:
+        """With a delay, the VM is ready so long after the start call has returned."""
+        self.world = World(vm(boot_time=0.3, response_delay=0.4))
+        answers = self.ask()
+        self.world.pump(0.6)
+        self.assertEqual([], answers)
+        self.world.pump(0.2)
+        self.assertEqual([True], answers)
+
+    def test_answer_by(self) -> None:
+        """The answer leaves in time, ready or not; the activation goes on, for all who ask later too."""
+        self.world = World(vm(boot_time=3.0), answer_by=1.2)
+        first = self.ask()
+        self.world.pump(1.3)
+        self.assertEqual([False], first)
+        self.assertIs(State.STARTING, self.world.machine().state)
+        self.world.pump(1.0)
+        second = self.ask(host="192.0.2.2")
+        self.world.pump(0.6)
+        self.assertEqual([], second)
+        self.world.pump(0.2)
+        self.assertEqual([True], second)
+        self.assertEqual(1, self.world.starts())
+
+    def test_start_fails(self) -> None:
+        """A start that fails fails all who wait, with the backend's words; the next query tries again."""
+        self.world = World(vm(faults=["start"]))
+        for _ in range(2):
+            (failure,) = self.ask()
+            self.assertIn("the start fails", str(failure.trap(BootFailed) and failure.value))
+            self.assertIs(State.FAILED, self.world.machine().state)
+        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_starts)
+
+    def test_never_ready(self) -> None:
+        """A guest that is never heard of is not an error; at last it is taken for up, so that its lease can end."""
+        self.world = World(vm(faults=["never_ready"]))
+        answers = self.ask()
+        self.world.pump(READY_WITHIN - 1, step=1)
+        self.assertEqual([False], answers)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.world.pump(2, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual([False], self.ask())
+        self.world.pump(121, step=1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_dies_while_booting(self) -> None:
+        """A VM that goes down before it is ready fails those who wait."""
+        self.world = World(vm(response_delay=1.0))
+        answers = self.ask()
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.assertIsInstance(answers[0].value, BootFailed)
+        self.assertIn("the guest crashed", str(answers[0].value))
+
+    def test_vanishes(self) -> None:
+        """A VM that goes down by itself is known to be off at once, and boots again when asked for."""
+        self.world = World(vm(faults=["vanish"]))
+        self.ask()
+        self.world.pump(0.6)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([True], self.ask())
+        self.assertEqual(2, self.world.starts())
+
+    def test_cancelled(self) -> None:
+        """A client that goes away takes only its own answer with it."""
+        self.world = World(vm(boot_time=0.5))
+        gone = self.world.fleet.summon("www", question())
+        gone.addErrback(lambda _: None)
+        answers = self.ask(host="192.0.2.2")
+        gone.cancel()
+        self.world.pump(0.6)
+        self.assertEqual([True], answers)
+
+    def test_max_booting(self) -> None:
+        """More VMs than may boot at once wait their turn, in the order they were asked for."""
+        names = ["a", "bb", "ccc", "dddd"]
+        self.world = World(*(vm(name, boot_time=1.0) for name in names), max_booting=2, answer_by=9)
+        answers = [self.ask(name) for name in names]
+        states = [self.world.machine(name).state for name in names]
+        self.assertEqual([State.STARTING, State.STARTING, State.QUEUED, State.QUEUED], states)
+        self.world.pump(1.1)
+        self.assertEqual([[True], [True], [], []], answers)
+        self.world.pump(1.1)
+        self.assertEqual([[True]] * 4, answers)
+
+
+class LeaseTests(FleetTestCase):
+    """When a VM is stopped, and when not."""
+
+    def test_idle(self) -> None:
+        """A VM that nobody asks for any more is stopped when its lease ends, and not before."""
+        self.world = World(vm(idle=10))
+        self.ask()
+        self.world.pump(9.9)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(0.2)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([True], self.ask())
+        self.assertEqual(2, self.world.starts())
+
+    def test_renewed(self) -> None:
+        """Each query renews the lease."""
+        self.world = World(vm(idle=10))
+        for _ in range(5):
+            self.ask()
+            self.world.pump(8)
+            self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(2.1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_min_up(self) -> None:
+        """A VM is not stopped before `min_up`."""
+        self.world = World(vm(idle=10, min_up=60))
+        self.ask()
+        self.world.pump(59)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(2)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_slow_boot(self) -> None:
+        """A boot longer than the lease is not cut; the lease runs from when the VM is ready."""
+        self.world = World(vm(idle=10, boot_time=50))
+        self.ask()
+        self.world.pump(55)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(6)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_started_by_hand(self) -> None:
+        """A VM that nobody asked us for is left alone; once asked for, it has a lease."""
+        self.world = World(vm(idle=10))
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(100, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual([True], self.ask())
+        self.world.pump(11)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual(0, self.world.starts())
+
+    def test_by_hand_after_ours(self) -> None:
+        """A VM of ours that was stopped and then started by hand is not ours any more."""
+        self.world = World(vm(idle=10))
+        self.ask()
+        uuid = self.world.machine().uuid
+        self.world.backend.happen(uuid, Power.OFF, "destroyed")
+        self.world.pump(1)
+        self.world.backend.happen(uuid, Power.RUNNING, "booted")
+        self.world.pump(30)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_stop_fails(self) -> None:
+        """A VM that cannot be stopped stays up and is tried again a lease later."""
+        self.world = World(vm(idle=10, faults=["stop"]))
+        self.ask()
+        self.world.pump(11)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertIn("the stop fails", self.world.machine().reason)
+        self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10)
+        self.world.pump(11)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_modes(self) -> None:
+        """Each mode leaves the VM as it says, and the next query brings it back."""
+        for mode, state in ((Mode.DESTROY, State.OFF), (Mode.SHUTDOWN, State.OFF), (Mode.PAUSE, State.PAUSED),
+                            (Mode.SUSPEND, State.PAUSED), (Mode.SAVE, State.SAVED)):
+            self.world = World(vm(idle=10, mode=mode))
+            self.ask()
+            self.world.pump(11)
+            self.assertIs(state, self.world.machine().state)
+            self.assertEqual([True], self.ask())
+            self.assertEqual(2, self.world.starts())
+
+
+class StopTests(FleetTestCase):
+    """Stops by hand, slow stops, and summons meanwhile."""
+
+    def stop(self, name: str = "www") -> list[State]:
+        """Stop a VM by hand; return a list in which its state will be."""
+        states: list[State] = []
+        self.world.fleet.stop_vm(name).addCallback(states.append)
+        return states
+
+    def test_by_hand(self) -> None:
+        """A VM is stopped when a person says so, and has no lease then."""
+        self.world = World(vm())
+        self.ask()
+        self.assertEqual([State.OFF], self.stop())
+        self.assertIsNone(self.world.fleet.lease_left(self.world.machine()))
+
+    def test_while_starting(self) -> None:
+        """A stop during the start call fails those who wait and stops the VM when the call has ended."""
+        self.world = World(vm(boot_time=1.0))
+        answers = self.ask()
+        states = self.stop()
+        self.assertIsInstance(answers[0].value, BootFailed)
+        self.assertEqual([], states)
+        self.world.pump(1.1)
+        self.assertEqual([State.OFF], states)
+        self.assertIs(Power.OFF, self.world.backend.guests[self.world.machine().uuid].power)
+
+    def test_while_waiting(self) -> None:
+        """A stop while the guest boots stops it."""
+        self.world = World(vm(response_delay=1.0))
+        self.ask()
+        self.assertEqual([State.OFF], self.stop())
+        self.world.pump(2)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_while_queued(self) -> None:
+        """A VM that waits for its turn is not started after it was stopped."""
+        self.world = World(vm("a", boot_time=1.0), vm("bb"), max_booting=1)
+        self.ask("a")
+        self.ask("bb")
+        self.assertEqual([State.OFF], self.stop("bb"))
+        self.world.pump(2)
+        self.assertEqual(0, self.world.starts("bb"))
+
+    def slow_guest(self, **changes: Any) -> tuple[VM, list[Deferred[None]]]:
+        """Begin a world whose VM's stops take until told; return the VM and where the stops will be."""
+        machine = vm(idle=10, **changes)
+        self.world = World(machine)
+        stops: list[Deferred[None]] = []
+        stop = self.world.backend.stop
+
+        def slow(uuid: str, mode: Mode) -> Deferred[None]:
+            stops.append(Deferred())
+            return stops[-1].addCallback(lambda _: stop(uuid, mode))
+
+        self.patch(self.world.backend, "stop", slow)
+        return machine, stops
+
+    def test_summons_during_a_stop(self) -> None:
+        """A query that comes while the VM is being stopped waits for the stop and starts it again, once."""
+        _, stops = self.slow_guest()
+        self.ask()
+        self.world.pump(10.1)
+        self.assertIs(State.STOPPING, self.world.machine().state)
+        answers = [self.ask(), self.ask(host="192.0.2.2")]
+        self.assertEqual([[], []], answers)
+        stops[0].callback(None)
+        self.assertEqual([[True], [True]], answers)
+        self.assertEqual(2, self.world.starts())
+
+    def test_shutdown_escalates(self) -> None:
+        """A guest that does not follow a shutdown in `stop_timeout` is destroyed."""
+        self.world = World(vm(idle=10, mode=Mode.SHUTDOWN, stop_timeout=5))
+        self.ask()
+        asked: list[Mode] = []
+        stop = self.world.backend.stop
+
+        def deaf(uuid: str, mode: Mode) -> Deferred[None]:
+            asked.append(mode)
+            return stop(uuid, mode) if mode is Mode.DESTROY else self.world.backend.ready(uuid)
+
+        self.patch(self.world.backend, "stop", deaf)
+        self.world.pump(14)
+        self.assertEqual([Mode.SHUTDOWN], asked)
+        self.assertIs(State.STOPPING, self.world.machine().state)
+        self.world.pump(1.2)
+        self.assertEqual([Mode.SHUTDOWN, Mode.DESTROY], asked)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_shutdown_takes_its_time(self) -> None:
+        """A guest that shuts down late, but in time, is not destroyed."""
+        self.world = World(vm(idle=10, mode=Mode.SHUTDOWN, stop_timeout=5))
+        self.ask()
+        asked: list[Mode] = []
+
+        def slow(uuid: str, mode: Mode) -> Deferred[None]:
+            asked.append(mode)
+            self.world.clock.callLater(3, self.world.backend.happen, uuid, Power.OFF, "the guest shut down")
+            return self.world.backend.ready(uuid)
+
+        self.patch(self.world.backend, "stop", slow)
+        self.world.pump(14)
+        self.assertEqual([Mode.SHUTDOWN], asked)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+
+class RestartTests(FleetTestCase):
+    """What a new process knows of what the old one did."""
+
+    def test_adopts(self) -> None:
+        """What was started before a crash is found, and stopped when what is left of its lease ends; once."""
+        self.world = World(vm(idle=20))
+        self.ask()
+        self.world.pump(6)
+        self.world.kill()
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(13.8)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(0.4)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual(1, self.world.starts())
+
+    def test_killed_during_a_boot(self) -> None:
+        """A VM whose start was under way is found running, adopted, and stopped when its lease ends."""
+        self.world = World(vm(idle=20, response_delay=5.0))
+        self.ask()
+        self.world.pump(1)
+        self.world.kill()
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.world.pump(18.9)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(0.3)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_foreign(self) -> None:
+        """What was running and never asked for is left alone; what is off is not started."""
+        self.world = World(vm("a", idle=20), vm("bb", idle=20))
+        self.world.backend.happen(self.world.machine("a").uuid, Power.RUNNING, "booted")
+        self.world.kill()
+        self.world.pump(100, step=1)
+        self.assertIs(State.UP, self.world.machine("a").state)
+        self.assertIs(State.OFF, self.world.machine("bb").state)
+        self.assertEqual(0, self.world.starts("bb"))
+
+    def test_stopped_meanwhile(self) -> None:
+        """A VM that was stopped while we were away and started by hand later is not taken for ours."""
+        self.world = World(vm(idle=20))
+        self.ask()
+        uuid = self.world.machine().uuid
+        self.world.backend.guests[uuid].power = Power.OFF
+        self.world.kill()
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.world.pump(1)
+        self.world.backend.happen(uuid, Power.RUNNING, "booted")
+        self.world.pump(60, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_statistics(self) -> None:
+        """Counts and times are remembered, a start at once, requests within seconds, and go on after a restart."""
+        self.world = World(vm())
+        self.ask()
+        self.assertEqual("1", self.world.remembered()["total_starts"])
+        self.assertEqual(f"{EPOCH + 1000:.3f}", self.world.remembered()["start_ts"])
+        self.ask(host="192.0.2.2")
+        self.world.pump(6)
+        self.assertEqual("2", self.world.remembered()["dns/www.jitsu.test/total_requests"])
+        self.world.kill()
+        self.ask()
+        self.world.pump(6)
+        self.assertEqual("3", self.world.remembered()["dns/www.jitsu.test/total_requests"])
+
+    def test_configuration(self) -> None:
+        """What the configuration says of a VM is in the state, and what it does not say any more is not."""
+        self.world = World(vm(said={"name": ("www",), "dns": ("www.jitsu.test", "w.jitsu.test")}))
+        base = f"jitsu/vm/{self.world.machine().uuid}"
+        self.assertEqual("w.jitsu.test", self.world.store.tree[f"{base}/config/dns/1"])
+        self.assertEqual("60", self.world.store.tree[f"{base}/dns/www.jitsu.test/ttl"])
+        self.assertEqual("destroy", self.world.store.tree[f"{base}/stop_mode"])
+        self.world.settings = type(self.world.settings)(vms=(vm(said={"name": ("www",)}),))
+        self.world.kill()
+        self.assertNotIn(f"{base}/config/dns/0", self.world.store.tree)
+        self.assertEqual("www", self.world.store.tree[f"{base}/config/name/0"])
+
+    def test_clean_end(self) -> None:
+        """A stop of Jitsu writes down what is not yet written, and leaves the VMs as they are."""
+        self.world = World(vm())
+        self.ask()
+        self.ask(host="192.0.2.2")
+        self.successResultOf(self.world.fleet.stop())
+        self.assertEqual("2", self.world.remembered()["dns/www.jitsu.test/total_requests"])
+        self.assertIs(Power.RUNNING, self.world.backend.guests[self.world.machine().uuid].power)
+        self.assertEqual([], self.world.clock.getDelayedCalls())
+
+
+class BackendTests(FleetTestCase):
+    """A backend that cannot be asked."""
+
+    def test_lost(self) -> None:
+        """While there is no connection, cold VMs cannot be had, with the reason; warm ones are answered."""
+        self.world = World(vm("a"), vm("bb"))
+        self.ask("a")
+        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.assertEqual([True], self.ask("a"))
+        (failure,) = self.ask("bb")
+        self.assertIsInstance(failure.value, BackendLost)
+        self.assertIn("the daemon is gone", str(failure.value))
+
+    def test_lost_while_waiting(self) -> None:
+        """Those who wait for a VM whose backend is lost are told at once."""
+        self.world = World(vm(response_delay=5.0))
+        answers = self.ask()
+        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.assertIsInstance(answers[0].value, BackendLost)
+
+    def test_returns(self) -> None:
+        """When the connection is back, everything is looked at: what went down meanwhile is off."""
+        self.world = World(vm("a"), vm("bb"))
+        self.ask("a")
+        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.world.backend.guests[self.world.machine("a").uuid].power = Power.OFF
+        self.world.fleet.connected(self.world.backend)
+        self.assertIs(State.OFF, self.world.machine("a").state)
+        self.assertEqual([[True], [True]], [self.ask("a"), self.ask("bb")])
+
+    def test_not_connected_yet(self) -> None:
+        """A query that comes before the backend has answered waits for it, but not for ever."""
+        self.world = World(vm())
+        self.patch(self.world.backend, "connect", lambda _: None)
+        self.world.kill()
+        early, late = self.ask(), self.ask(host="192.0.2.2")
+        self.world.pump(0.5)
+        self.assertEqual([], early)
+        self.world.fleet.connected(self.world.backend)
+        self.assertEqual([[True], [True]], [early, late])
+        self.world.kill()
+        never = self.ask()
+        self.world.pump(1.3)
+        self.assertIsInstance(never[0].value, BackendLost)
+
+    def test_unknown_vm(self) -> None:
+        """A VM that the backend does not know is an error of that VM alone."""
+        self.world = World(vm("a"), vm("bb"))
+
+        def look_up(machine: VM) -> Deferred[str]:
+            if machine.name == "a":
+                raise NoSuchVM("no VM a")
+            return look(machine)
+
+        look = self.world.backend.look_up
+        self.patch(self.world.backend, "look_up", look_up)
+        self.world.kill()
+        self.assertIn("no VM a", str(self.ask("a")[0].value))
+        self.assertEqual([True], self.ask("bb"))
