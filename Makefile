@@ -32,7 +32,7 @@ check: setup
 	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.test_floors
 
 bench: setup
-	$(BIN)/python bench/cold.py
+	$(BIN)/python -m bench.cold
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .hypothesis

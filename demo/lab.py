@@ -159,6 +159,7 @@ def domain_xml(
     memory_mib: int = 96,
     kvm: bool | None = None,
     console: Path | None = None,
+    options: str = "",
 ) -> str:
     """
     Return libvirt's XML for a VM that boots ``files`` and serves HTTP on port 80 of ``ip``.
@@ -178,6 +179,7 @@ def domain_xml(
         memory_mib: its memory in MiB; 80 is the least that the kernel boots with.
         kvm: whether to use KVM; None finds out.
         console: write what the kernel says to this file (which makes it boot later).
+        options: more words for the kernel's command line; ``demo/init`` names those that the guest knows.
 
     Raises:
         ValueError: not exactly one kind of network was asked for.
@@ -189,7 +191,7 @@ def domain_xml(
         kvm = kvm_works()
     host = HOST_IP
     network = ipaddress.ip_interface(f"{ip}/24").network
-    options = f"{KERNEL_OPTIONS} jitsu.ip={ip}/24 jitsu.gw={host}"
+    options = f"{KERNEL_OPTIONS} {options} jitsu.ip={ip}/24 jitsu.gw={host}"
     if ip6 is not None:
         options += f" jitsu.ip6={ip6}/64"
     serial = ""

@@ -267,7 +267,7 @@ def _read_file(path: Path) -> tuple[Sayings, list[Sayings]]:
     vms: list[Sayings] = []
     if listed is not None and not _empty(listed):
         if not isinstance(listed, yaml.SequenceNode):
-            raise ConfigError("is a list: begin each VM with \"- name: …\"", path, listed.start_mark.line + 1, "vms")
+            raise ConfigError('is a list: begin each VM with "- name: …"', path, listed.start_mark.line + 1, "vms")
         for number, node in enumerate(listed.value):
             where = f"vms[{number}]"
             vms.append(_sayings(_mapping(node, path, where), path, _VM_KEYS, f"{where}."))
@@ -281,7 +281,7 @@ def _empty(node: yaml.Node) -> bool:
 def _mapping(node: yaml.Node, path: Path, where: str) -> dict[str, tuple[int, yaml.Node]]:
     """Return the keys of *node*, in their order, each with its line and its value; a key twice is an error."""
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError("should be lines of the form \"key: value\"", path, node.start_mark.line + 1, where)
+        raise ConfigError('should be lines of the form "key: value"', path, node.start_mark.line + 1, where)
     found: dict[str, tuple[int, yaml.Node]] = {}
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1

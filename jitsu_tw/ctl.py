@@ -71,7 +71,7 @@ class Control:
             raise NoAnswerError(f"no Jitsu answers at {self._place} ({error}); see --control") from error
         finally:
             connection.close()
-        if answer.status >= 400:  # noqa: PLR2004
+        if answer.status >= 400:
             raise RefusedError(value["error"])
         return value
 
@@ -84,9 +84,9 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except NoAnswerError as error:
-            status, reason = 3, error
+            status, reason = 3, str(error)
         except RefusedError as error:
-            status, reason = 1, error
+            status, reason = 1, str(error)
         click.echo(f"jitsuctl: {reason}", err=True)
         raise SystemExit(status)
 

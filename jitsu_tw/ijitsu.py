@@ -94,9 +94,7 @@ class IReadiness(Interface):
 
 
 class IStore(Interface):
-    """
-    The state: one tree of text (DESIGN, section 10), as paths like ``jitsu/stats/<uuid>/start_ts`` and their values.
-    """
+    """The state: one tree of text (DESIGN, section 10): paths like ``jitsu/stats/<uuid>/start_ts`` and their values."""
 
     def open() -> Mapping[str, str]:
         """

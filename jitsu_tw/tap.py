@@ -163,7 +163,7 @@ class JitsuService(Service):
 
 def give_up(error: JitsuError) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
-    print(f"jitsu: {error}", file=sys.__stderr__)  # noqa: T201
+    print(f"jitsu: {error}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

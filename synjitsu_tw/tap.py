@@ -49,7 +49,7 @@ class SynjitsuService(Service):
 
 def give_up(message: str) -> NoReturn:
     """End with one line, wherever twistd has put its log."""
-    print(f"synjitsu: {message}", file=sys.__stderr__)  # noqa: T201
+    print(f"synjitsu: {message}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

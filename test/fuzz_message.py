@@ -1,5 +1,5 @@
 """
-Fuzz `jitsu_tw.dns.message` with atheris: ``python test/fuzz_message.py --seconds 60``.
+Fuzz `jitsu_tw.dns.message` and `.reply` with atheris: ``python test/fuzz_message.py --seconds 60``.
 
 Anything that raises, or a reply that is too long, of another id or unreadable to dnspython, ends the program with a
 status that is not 0; the input that did it is left in ``--artifacts``. Not a test module: trial does not run it.
@@ -16,8 +16,9 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-with atheris.instrument_imports(include=["jitsu_tw.dns.message"]):
-    from jitsu_tw.dns import message
+with atheris.instrument_imports(include=["jitsu_tw.dns.message", "jitsu_tw.dns.reply"]):
+    from jitsu_tw.dns.message import Drop, Query, Reject, parse
+    from jitsu_tw.dns.reply import Reply, truncated, write
 
 import dns.message
 
@@ -27,36 +28,36 @@ WWW, NS, ZONE = (from_text(text) for text in ("www.example.org", "ns.example.org
 LIMITS = (12, 40, 100, 512, 513, 1232, 65535, None)
 
 
-def replies(seed: bytes) -> list[message.Reply]:
+def replies(seed: bytes) -> list[Reply]:
     """Return some replies, one of them with *seed* as the data of its records."""
     soa = RR(ZONE, 6, 60, NS + WWW + bytes(20))
     return [
-        message.Reply(answer=[RR(WWW, 1, 60, b"\x0a\0\0\1")], aa=True),
-        message.Reply(3, authority=[soa], ede=((18, "prohibited"),), options=((10, bytes(24)),)),
-        message.Reply(
+        Reply(answer=[RR(WWW, 1, 60, b"\x0a\0\0\1")], aa=True),
+        Reply(3, authority=[soa], ede=((18, "prohibited"),), options=((10, bytes(24)),)),
+        Reply(
             authority=[RR(ZONE, 2, 60, NS)], additional=[RR(NS, 1, 60, bytes([i] * 4)) for i in range(40)], glue=40
         ),
-        message.Reply(23, answer=[RR(WWW, 65280, 60, seed), RR(NS, 65281, 60, seed * 3)], ede=((22, "x" * 300),)),
+        Reply(23, answer=[RR(WWW, 65280, 60, seed), RR(NS, 65281, 60, seed * 3)], ede=((22, "x" * 300),)),
     ]
 
 
 def one(octets: bytes) -> None:
     """Parse all of *octets*, and say everything to whoever sent them."""
-    got = message.parse(octets)
-    if isinstance(got, message.Drop):
+    got = parse(octets)
+    if isinstance(got, Drop):
         return
     limit = LIMITS[octets[0] % len(LIMITS)]
     for said in replies(octets[12:80]):
-        for out in (message.reply(got, said, limit), message.truncated(got)):
+        for out in (write(got, said, limit), truncated(got)):
             assert len(out) <= (limit or 65535) or out[2] & 2
             assert out[:2] == octets[:2]
             assert out[2] & 0x80
-            if not isinstance(got, message.Reject) or got.opcode == 0:
+            if not isinstance(got, Reject) or got.opcode == 0:
                 second = dns.message.from_wire(out)
-                if isinstance(got, message.Query) and second.question:
+                if isinstance(got, Query) and second.question:
                     assert second.question[0].name.to_wire() == got.question.asked
     for rtype in (2, 5, 6, 12, 15):  # data that is not what its type says must not raise, whatever a client makes of it
-        message.reply(got, message.Reply(answer=[RR(WWW, rtype, 60, octets[12:300])]), limit)
+        write(got, Reply(answer=[RR(WWW, rtype, 60, octets[12:300])]), limit)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ dnspython is the client: a second opinion on every octet.
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any, Final
 
 import dns.edns
@@ -34,7 +35,7 @@ from test.support import World, vm
 
 #: Name, type, and what else of a query; what is answered (rcode, addresses); whether a VM is started. The rows of
 #: DESIGN, section 4, that this server has.
-ROWS: Final = (
+ROWS: Final[tuple[tuple[str, str, dict[str, Any], tuple[str, list[str]], bool], ...]] = (
     ("www.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
     ("WWW.Jitsu.TEST", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
     ("alias.jitsu.test", "A", {}, ("NOERROR", ["10.0.0.1"]), True),
@@ -85,8 +86,6 @@ class ServerTestCase(SynchronousTestCase):
         path = self.mktemp()
         with open(path, "w") as file:  # noqa: PTH123
             file.write(ZONE_TEXT)
-        from ipaddress import ip_address  # noqa: PLC0415
-
         vms = [
             vm("www", ip=(ip_address("10.0.0.1"),), ttl=5),
             vm("wild", dns=(from_text("*.wild.jitsu.test"),), ip=(ip_address("10.0.0.2"),)),
@@ -108,7 +107,7 @@ class ServerTestCase(SynchronousTestCase):
         self.server.receive(octets, source or Source("192.0.2.1", 4711), replies.append)
         return replies
 
-    def ask(self, name: str, type: str = "A", **of: Any) -> dns.message.Message:  # noqa: A002
+    def ask(self, name: str, type: str = "A", **of: Any) -> dns.message.Message:
         """Ask and return the reply, which must come at once."""
         query = dns.message.make_query(name, type, **of)
         (reply,) = self.send(query.to_wire())
@@ -250,7 +249,7 @@ class ForwarderTests(ServerTestCase):
         self.chain.resolvers.append(self.forwarder)
         self.asked: list[Question] = []
         self.result: Any = None
-        self.patch(self.forwarder._client, "query", self.answer)  # noqa: SLF001
+        self.patch(self.forwarder._client, "query", self.answer)
 
     def answer(self, question: Question) -> Any:
         """Answer for the server."""

@@ -1,8 +1,8 @@
 """
 The control endpoint: JSON over HTTP.
 
-``GET /v1/vms`` lists all VMs. ``POST /v1/vms/NAME/start`` and ``…/stop`` do what they say and answer when it is done, with
-the VM as it is then. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
+``GET /v1/vms`` lists all VMs. ``POST /v1/vms/NAME/start`` and ``…/stop`` do what they say and answer when it is done,
+with the VM as it is then. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
 
 It listens on loopback, where every user of the machine and every page in their browsers can reach it. So a browser's
 request is taken only if it comes from a page of ours: its Origin and its Host must name one place, and by address.

@@ -290,7 +290,7 @@ def _records(octets: bytes, at: int, before: int, count: int) -> tuple[Edns | No
 
 def _options(octets: bytes, at: int, end: int) -> tuple[tuple[int, bytes], ...] | str:
     """Return the EDNS options between *at* and *end* (RFC 6891, 6.1.2), or what is wrong with them."""
-    options = []
+    options: list[tuple[int, bytes]] = []
     cookie = False
     while at < end:
         if len(options) == MOST_OPTIONS:

@@ -3,8 +3,8 @@ Ready when a TCP connection from here succeeds.
 
 Two things would make this slow, and neither is the guest's fault. A SYN that is sent before the guest listens is lost,
 and the kernel repeats it only after a second: so a new connection is tried every few milliseconds, and old ones are
-given up soon. And Linux asks for an unknown neighbour's MAC only once a second: so, where we may, the guest's MAC, which
-the hypervisor knows, is put into the neighbour table first (by iproute2's `ip`).
+given up soon. And Linux asks for an unknown neighbour's MAC only once a second: so, where we may, the guest's MAC,
+which the hypervisor knows, is put into the neighbour table first (by iproute2's `ip`).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Machine:
 
     log = Logger()
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         vm: VM,
         backend: IBackend,
