@@ -1,9 +1,9 @@
 """
-The cold start: from a DNS query to the first octet of HTTP through Jitsu, against ``create()`` to the same octet without it.
+The cold start: from a DNS query to the first octet of HTTP through Jitsu, against ``create()`` to it without Jitsu.
 
-The same guest, the same hypervisor, the same network, in turn: one boot by hand, one by a query, and again. By hand means
-a program that calls libvirt's ``create()``, and a client that knows the guest's address and MAC and tries to connect every
-few milliseconds: what the guest and the hypervisor need by themselves. Through Jitsu, the client asks once, waits for the
+The same guest, hypervisor and network, in turn: one boot by hand, one by a query, and again. By hand means a program
+that calls libvirt's ``create()``, and a client that knows the guest's address and MAC and tries to connect every few
+milliseconds: what the guest and the hypervisor need by themselves. Through Jitsu, the client asks once, waits for the
 answer and connects once. Run it as::
 
     python -m bench.cold [--rounds 5] [--json FILE]
@@ -20,7 +20,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,7 +28,6 @@ from typing import Any, Final
 import click
 import libvirt
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from demo import client, lab
@@ -133,25 +131,28 @@ def by_query(network: lab.Network, jitsu: Jitsu) -> dict[str, float]:
 def measure(rounds: int) -> dict[str, Any]:
     """Boot in turn, *rounds* times each way; return all figures, medians and the ratio."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+        directory = Path(stack.enter_context(lab.directory()))
         network = stack.enter_context(lab.Network())
         bare, ours = directory / "bare", directory / "ours"
         for root in (bare, ours):
             stack.callback(lab.stop_qemus, root)
         xml = directory / "www.xml"
         xml.write_text(lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE))
-        program = [sys.executable, "-m", "bench.cold", "hypervisor", lab.embed_root(bare), xml]
+        program = [sys.executable, "-m", "bench.cold", "hypervisor", lab.embed_root(bare), str(xml)]
         machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         stack.callback(machine.kill)
         jitsu = Jitsu(directory, CONFIGURATION.format(uri=lab.embed_root(ours)), lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
         assert machine.stdout is not None
-        machine.stdout.readline()
+        if machine.stdout.readline() != "defined\n":
+            raise SystemExit("the hypervisor cannot be had; see above")
         hands, queries = [], []
-        for _ in track(range(rounds), "booting, by hand and by query ...", transient=True):
+        for number in range(rounds):
             hands.append(by_hand(network, machine))
             queries.append(by_query(network, jitsu))
+            print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
+                  f"{queries[-1]['first octet']:.0f} ms by query", flush=True)
     medians = [{step: statistics.median(one[step] for one in many) for step in many[0]} for many in (hands, queries)]
     return {
         "rounds": rounds,
@@ -191,7 +192,7 @@ def main(context: click.Context, rounds: int, path: Path | None) -> None:
         show(figures)
 
 
-main.command("hypervisor", hidden=True)(click.argument("xml")(click.argument("uri")(hypervisor)))
+main.command("hypervisor", hidden=True)(click.argument("uri")(click.argument("xml")(hypervisor)))
 main.command("poll", hidden=True)(poll)
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """
 ``make demo``: a DNS query boots a virtual machine, and nobody sees that it was off.
 
-A client asks Jitsu for www.jitsu.test and fetches its page; then nobody asks any more, and the machine is stopped. All of
-it is real: libvirt, QEMU, a Linux guest, a bridge, in network namespaces of their own. The last line is ``OK: `` and the
-figures, or ``FAILED: `` and the reason, with exit status 1.
+A client asks Jitsu for www.jitsu.test and fetches its page; then nobody asks any more, and the machine is stopped. All
+of it is real: libvirt, QEMU, a Linux guest, a bridge, in network namespaces of their own. The last line is ``OK: `` and
+the figures, or ``FAILED: `` and the reason, with exit status 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,11 +25,11 @@ from demo.server import Jitsu, JitsuEndedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VM: Final = {"name": "www", "mac": "52:54:00:99:00:10"}
 GUEST_IP: Final = "10.99.0.10"
+GUEST_MAC: Final = "52:54:00:99:00:10"
 
 #: Without namespaces: where Jitsu and the guest's web server are found, on loopback.
-LOCAL: Final = {"server": "127.0.0.1", "port": 5300, "http": 8080}
+LOCAL: Final[dict[str, Any]] = {"server": "127.0.0.1", "port": 5300, "http": 8080}
 
 #: Emulated guests boot in seconds: the demo's answer waits for them longer than a resolver would.
 CONFIGURATION: Final = """\
@@ -115,19 +114,19 @@ def run(network: lab.Network | None, directory: Path) -> str:
     console.print(f"  {'KVM works' if kvm else 'KVM does not work here: QEMU emulates, and boots take seconds'}")
     uri = lab.embed_root(directory / "libvirt")
     if network is not None:
-        place = {"server": lab.HOST_IP, "port": 53, "http": 80, "ip": GUEST_IP, "ready": "wait_for_port: 80"}
-        xml = lab.domain_xml(ip=GUEST_IP, files=files, bridge=lab.BRIDGE, kvm=kvm, **VM)
+        place: dict[str, Any] = {"server": lab.HOST_IP, "port": 53, "http": 80}
+        place |= {"ip": GUEST_IP, "ready": "wait_for_port: 80"}
+        xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, bridge=lab.BRIDGE, kvm=kvm)
     else:
         # QEMU itself accepts what is forwarded to the guest, long before the guest does: the port tells nothing.
         place = LOCAL | {"ip": "127.0.0.1", "ready": "response_delay: 0.1"}
-        xml = lab.domain_xml(ip=GUEST_IP, files=files, forward=(LOCAL["http"], 80), kvm=kvm, **VM)  # type: ignore[arg-type]
+        xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(LOCAL["http"], 80), kvm=kvm)
     (directory / "www.xml").write_text(xml)
     jitsu = Jitsu(directory, CONFIGURATION.format(uri=uri, **place), place["server"], network)
     try:
         with step("starting Jitsu; no machine is running"):
             jitsu.start()
-            if jitsu.vm()["state"] != "off":
-                raise RuntimeError(f"the machine is {jitsu.vm()['state']}, not off")
+            jitsu.wait("off")
         with step("asking for www.jitsu.test, fetching http://www.jitsu.test/"):
             seen = visit(network, place)
         with step("nobody asks any more: waiting for the machine to be stopped"):
@@ -151,7 +150,7 @@ def main() -> int:
     console.print("[bold]Jitsu: a DNS query boots a virtual machine[/]\n")
     try:
         with contextlib.ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+            directory = Path(stack.enter_context(lab.directory()))
             network: lab.Network | None = lab.Network()
             try:
                 assert network is not None

@@ -62,7 +62,8 @@ def get(address: str, port: int, host: str) -> dict[str, Any]:
             octets += more
     head, _, page = octets.partition(b"\r\n\r\n")
     status = head.split(b"\r\n")[0].decode(errors="replace")
-    return {"connected": connected, "first octet": first, "status": status, "page": page.decode(errors="replace").strip()}
+    text = page.decode(errors="replace").strip()
+    return {"connected": connected, "first octet": first, "status": status, "page": text}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 HERE: Final = Path(__file__).resolve().parent
+
+#: Where the guest is kept, and what else is the same in every run.
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "jitsu"
 
 #: The network's addresses. The host is where Jitsu, QEMU and the bridge are.
 HOST_IP: Final = "10.99.0.1"
@@ -78,12 +82,13 @@ class Guest:
 @functools.cache
 def guest() -> Guest:
     """
-    Return the demo guest, building it first if it is not in the cache (needs the network then).
+    Return the demo guest, building it first if it is not in the cache (needs the network then, so not in a
+    namespace without one).
 
     Raises:
         subprocess.CalledProcessError: it could not be built; ``guest.sh`` has said why on standard error.
     """
-    built = subprocess.run([HERE / "guest.sh"], check=True, stdout=subprocess.PIPE, text=True)
+    built = subprocess.run([HERE / "guest.sh", CACHE / "guest"], check=True, stdout=subprocess.PIPE, text=True)
     directory = Path(built.stdout.splitlines()[-1])
     return Guest(directory / "vmlinux", directory / "initramfs")
 
@@ -114,11 +119,17 @@ def kvm_works() -> bool:
 # The hypervisor
 
 
+def directory() -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory, removed on leaving its context; short, as paths of UNIX sockets must be."""
+    return tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)
+
+
 def embed_root(directory: Path) -> str:
     """
     Make ``directory`` the root of a libvirt QEMU driver of its own, and return the URI that opens it.
 
-    One process at a time may have it open. QEMUs outlive that process; `stop_qemus` ends them.
+    One process at a time may have it open. QEMUs outlive that process; `stop_qemus` ends them. What libvirt learns
+    about QEMU, which takes it three seconds, is kept in the cache for all roots.
     """
     settings = {
         "stdio_handler": '"file"',  # no virtlogd
@@ -131,6 +142,11 @@ def embed_root(directory: Path) -> str:
         settings |= {"user": '"root"', "group": '"root"'}
     (directory / "etc").mkdir(parents=True, exist_ok=True)
     (directory / "etc" / "qemu.conf").write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
+    learned = CACHE / "capabilities"
+    learned.mkdir(parents=True, exist_ok=True)
+    (directory / "cache" / "qemu").mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (directory / "cache" / "qemu" / "capabilities").symlink_to(learned)
     return f"qemu:///embed?root={directory.resolve()}"
 
 
@@ -184,7 +200,7 @@ def domain_xml(
     Raises:
         ValueError: not exactly one kind of network was asked for.
     """
-    if [bridge, tap, forward].count(None) != 2:  # noqa: PLR2004 -- all of the three but one
+    if [bridge, tap, forward].count(None) != 2:
         msg = "give exactly one of bridge, tap and forward"
         raise ValueError(msg)
     if kvm is None:
@@ -262,9 +278,9 @@ class Network:
     Two network namespaces with a cable between them, for as long as the context lasts.
 
     ``host`` has the bridge ``br0`` (10.99.0.1/24, fd99::1/64), into which VMs and the cable to ``client``
-    (10.99.0.2/24, fd99::2/64) are plugged. Each has ``/sys`` and ``lo`` of its own. They have no names, so that any number of
-    runs goes on at once: a process waits in each for the end of its standard input, which comes when we end, however
-    we end; then the kernel removes both, if nothing else runs there.
+    (10.99.0.2/24, fd99::2/64) are plugged. Each has ``/sys`` and ``lo`` of its own. They have no names, so that any
+    number of runs goes on at once: a process waits in each for the end of its standard input, which comes when we end,
+    however we end; then the kernel removes both, if nothing else runs there.
 
     Without root the namespaces are made in a user namespace, where the machine allows that.
 

@@ -55,8 +55,9 @@ class Jitsu:
         Raises:
             JitsuEndedError: it did not.
         """
-        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", f"--rundir={self.directory}", "jitsu",
-                   f"--zone={self.directory / 'jitsu.zone'}"]
+        twistd = Path(sys.executable).with_name("twistd")
+        command = [str(twistd), "-n", "--pidfile=", f"--rundir={self.directory}"]
+        command += ["jitsu", f"--zone={self.directory / 'jitsu.zone'}"]
         if self._network is not None:
             command = self._network.command("host", command)
         with (self.directory / "log").open("ab") as log:

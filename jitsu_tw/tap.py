@@ -19,6 +19,7 @@ from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.server import UDP, Chain, Server, TCPFactory
+from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.store import store_at
 from jitsu_tw.vm.fleet import Clocks, Fleet
@@ -142,7 +143,7 @@ class JitsuService(Service):
             for warning in zone.warnings:
                 self.log.warn("{warning}", warning=warning)
         if not self._settings.zones:
-            names = ", ".join(str(zone) for zone in self._zones)
+            names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         self.fleet.start(self._remembered)
         self.log.info(

@@ -38,7 +38,7 @@ def vm(name: str = "www", **changes: Any) -> VM:
     return VM(name=name, **{**values, **changes})
 
 
-def question(name: str = "www", host: str = "192.0.2.1", port: int = 4711, type: int = 1) -> Question:  # noqa: A002
+def question(name: str = "www", host: str = "192.0.2.1", port: int = 4711, type: int = 1) -> Question:
     """Return a question for the address of NAME.jitsu.test."""
     return Question(from_text(f"{name}.jitsu.test"), type, source=Source(host, port))
 
@@ -76,7 +76,7 @@ class World:
     def kill(self) -> None:
         """End the fleet as `kill -9` does: nothing of it happens any more, and nothing is written down."""
         for call in self.clock.getDelayedCalls():
-            call.func, call.args, call.kw, call.cancel = _nothing, (), {}, _nothing  # type: ignore[attr-defined]
+            call.__dict__.update(func=_nothing, args=(), kw={}, cancel=_nothing)
         self.begin()
 
     def machine(self, name: str = "www") -> Machine:

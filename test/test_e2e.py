@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -59,8 +58,8 @@ for one in sockets:
 
 @functools.cache
 def libvirt_root() -> Path:
-    """Return the directory of the libvirt in Jitsu's process; all tests use it, as what it knows of QEMU takes seconds."""
-    root = tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)
+    """Return the directory of Jitsu's own libvirt: one for all tests, as learning of QEMU takes it seconds."""
+    root = lab.directory()
     atexit.register(root.cleanup)
     return Path(root.name)
 
@@ -84,7 +83,7 @@ class LabTestCase(SynchronousTestCase):
         self.addCleanup(ends.close)
         self.connect = lab.embed_root(libvirt_root())
         ends.callback(lab.stop_qemus, libvirt_root())
-        self.directory = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+        self.directory = Path(ends.enter_context(lab.directory()))
 
     def begin(self, top: str = "", ready: str = "wait_for_port: 80") -> Jitsu:
         """Start a Jitsu; *top* and *ready* go into its configuration."""

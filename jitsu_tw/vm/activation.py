@@ -57,7 +57,7 @@ class Machine:
         ready: it is up, and something said so (False: it has only had all the time that we give).
         held: it was started by us or asked for through us, so that we may stop it.
         reason: the last words of whoever changed the state.
-        marks: the last activation's timeline, to the stop that ended it: a step's name and its time, on the clock `now`.
+        marks: the last activation's timeline, to the stop that ended it: each step's time, on the clock `now`.
     """
 
     log = Logger()
@@ -225,8 +225,7 @@ class Machine:
                 signs += [readiness.wait(self.vm, macs) for readiness in self._readiness]
             # It may have gone down before anybody listened: an event that came during the start call was not believed.
             if await self.backend.state(self.uuid) is Power.OFF:
-                message = "it went down while it was starting"
-                raise BackendError(message)
+                signs.insert(0, fail(BackendError("it went down while it was starting")))
             for sign in signs:
                 await sign
         except Exception:

@@ -1,8 +1,8 @@
 """
 All VMs: who may boot now, whose lease has ended, what the backends say, what is remembered.
 
-It is asked by name for a VM, by `dns.resolver` and by people. It hears of changes from the backends, and makes sure that
-what it believes is what the hypervisor says.
+It is asked by name for a VM, by `dns.resolver` and by people. It hears of changes from the backends, and makes sure
+that what it believes is what the hypervisor says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""
-When a VM may be stopped. Pure: every time is an argument, in seconds of one clock that never goes back.
-"""
+"""When a VM may be stopped. Pure: every time is an argument, in seconds of one clock that never goes back."""
 
 from __future__ import annotations
 

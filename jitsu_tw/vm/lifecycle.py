@@ -1,8 +1,8 @@
 """
 The life of one VM, as a table. Nothing here does I/O, reads a clock or knows what a hypervisor is.
 
-Everything that decides what an input does to a state is in `TRANSITIONS`: it has a row for every state and in it a place
-for every input. `activation` carries the steps out, and asks the table first.
+Everything that decides what an input does to a state is in `TRANSITIONS`: it has a row for every state and in it a
+place for every input. `activation` carries the steps out, and asks the table first.
 """
 
 from __future__ import annotations

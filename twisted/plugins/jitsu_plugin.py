@@ -3,5 +3,8 @@
 from twisted.application.service import ServiceMaker
 
 jitsu = ServiceMaker(
-    "Jitsu", "jitsu_tw.tap", "An authoritative DNS server that boots virtual machines on demand.", "jitsu"
+    "Jitsu",
+    "jitsu_tw.tap",
+    "An authoritative DNS server that boots virtual machines on demand.",
+    "jitsu",
 )

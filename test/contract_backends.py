@@ -1,0 +1,153 @@
+"""What every backend must do. A backend's tests inherit it; import this module, not the class, or it would run too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from jitsu_tw.errors import NoSuchVM
+from jitsu_tw.ijitsu import IBackend, IWatcher, Power
+from jitsu_tw.settings import Mode
+from test.support import vm
+
+if TYPE_CHECKING:
+    from jitsu_tw.settings import VM
+
+
+@implementer(IWatcher)
+class Watcher:
+    """Remembers what a backend tells."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        self.told: list[tuple[str, str]] = []
+        self.lost_reasons: list[str] = []
+        self.connections = 0
+        self._waiting: list[tuple[Any, Deferred[None]]] = []
+
+    def changed(self, uuid: str, reason: str) -> None:
+        """Remember a change."""
+        self.told.append((uuid, reason))
+        self._look()
+
+    def lost(self, backend: IBackend, reason: str) -> None:  # noqa: ARG002
+        """Remember a loss."""
+        self.lost_reasons.append(reason)
+        self._look()
+
+    def connected(self, backend: IBackend) -> None:  # noqa: ARG002
+        """Remember a connection."""
+        self.connections += 1
+        self._look()
+
+    def until(self, condition: Any) -> Deferred[None]:
+        """Fire when *condition* holds; it is asked after each thing told."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((condition, waiting))
+        self._look()
+        return waiting.addTimeout(10, reactor)
+
+    def _look(self) -> None:
+        for condition, waiting in list(self._waiting):
+            if condition():
+                self._waiting.remove((condition, waiting))
+                waiting.callback(None)
+
+
+class BackendContract(TestCase):
+    """The tests; a subclass says how to make a backend and a VM that it can have."""
+
+    backend: Any
+    watcher: Watcher
+
+    def make(self) -> Any:
+        """Return the backend to be tested."""
+        raise NotImplementedError
+
+    def new_vm(self) -> VM:
+        """Return a VM that the backend does not run."""
+        raise NotImplementedError
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        """Connect."""
+        self.backend = self.make()
+        self.watcher = Watcher()
+        self.backend.connect(self.watcher)
+        self.addCleanup(self.backend.close)
+        await self.watcher.until(lambda: self.watcher.connections)
+
+    def test_interface(self) -> None:
+        """It has the door's shape."""
+        self.assertTrue(verifyObject(IBackend, self.backend))
+
+    async def test_life(self) -> None:
+        """A VM is off, runs after a start, and is off after it was destroyed; each change is told."""
+        uuid = await self.backend.look_up(self.new_vm())
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
+        before = len(self.watcher.told)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.watcher.until(lambda: len(self.watcher.told) > before)
+
+    async def test_again(self) -> None:
+        """Starting what runs and stopping what is off are no errors and change nothing."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_pause(self) -> None:
+        """A paused VM is paused, and runs after a start; suspend is the original's word for it."""
+        uuid = await self.backend.look_up(self.new_vm())
+        for mode in (Mode.PAUSE, Mode.SUSPEND):
+            await self.backend.start(uuid)
+            await self.backend.stop(uuid, mode)
+            self.assertIs(Power.PAUSED, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_save(self) -> None:
+        """A saved VM is saved, and runs after a start."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.SAVE)
+        self.assertIs(Power.SAVED, await self.backend.state(uuid))
+        await self.backend.start(uuid)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_shutdown(self) -> None:
+        """A guest that is asked to shut down is off after a while."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        before = len(self.watcher.told)
+        await self.backend.stop(uuid, Mode.SHUTDOWN)
+        await self.watcher.until(lambda: len(self.watcher.told) > before)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_look_up(self) -> None:
+        """The same VM has the same uuid each time, and can be found by it."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        self.assertEqual(uuid, await self.backend.look_up(machine))
+        self.assertEqual(uuid, await self.backend.look_up(vm(machine.name, uuid=uuid)))
+
+    async def test_unknown(self) -> None:
+        """A uuid that nobody has is an error that says so."""
+        await self.assertFailure(self.backend.state(str(uuid4())), NoSuchVM)
+
+    async def test_ready(self) -> None:
+        """A VM that runs is ready as far as the backend knows."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.ready(uuid)

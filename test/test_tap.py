@@ -1,0 +1,362 @@
+"""``twistd jitsu``, ``twistd synjitsu`` and ``jitsuctl`` as processes: how they begin, refuse and end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, Final
+
+import dns.message
+import dns.query
+import dns.rcode
+from twisted.trial.unittest import SynchronousTestCase
+
+BIN: Final = Path(sys.executable).parent
+ROOT: Final = Path(__file__).parent.parent
+HOST: Final = "127.0.0.1"
+
+#: Seconds that a process may take on a slow machine. Nothing is measured here.
+PATIENCE: Final = 60.0
+
+ZONE: Final = "$ORIGIN jitsu.test.\n@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 127.0.0.1\n"
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free for UDP and TCP."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind((HOST, 0))
+            udp.bind(tcp.getsockname())
+            port: int = tcp.getsockname()[1]
+            return port
+
+
+class ProcessTestCase(SynchronousTestCase):
+    """Has a folder with a zone and runs programs in it."""
+
+    def setUp(self) -> None:
+        """Make the folder."""
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        (self.folder / "jitsu.zone").write_text(ZONE)
+        self.port, self.control = free_port(), free_port()
+
+    def run_to_end(self, *command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; return what it said."""
+        return subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **more
+        )
+
+    def twistd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``twistd -n jitsu`` to its end, which must come by itself."""
+        return self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "jitsu", *arguments)
+
+    def serve(self, *arguments: str, configuration: str = "") -> subprocess.Popen[bytes]:
+        """Start ``twistd -n jitsu`` and wait until it answers; end it after the test."""
+        (self.folder / "jitsu.yaml").write_text(
+            f"listen: {self.port}\ncontrol: {HOST}:{self.control}\nbackend: memory\n{configuration}"
+        )
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / "twistd", "-n", "--pidfile=", "jitsu", *arguments], cwd=self.folder, stdout=log, stderr=log
+            )
+        self.addCleanup(self.end, process)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.ask("nobody.test", "SOA", timeout=1)
+            except OSError:
+                self.assertIsNone(process.poll(), self.log())
+                self.assertLess(time.monotonic(), end)
+            except dns.exception.Timeout:
+                pass
+            else:
+                return process
+            time.sleep(0.02)
+
+    @staticmethod
+    def end(process: subprocess.Popen[bytes]) -> None:
+        """End a process, if it has not ended."""
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+    def log(self) -> str:
+        """Return what the server has logged."""
+        return (self.folder / "log").read_text()
+
+    def ask(self, name: str, type_: str = "A", timeout: float = PATIENCE) -> dns.message.Message:
+        """Ask over TCP, which says at once where nobody listens."""
+        query = dns.message.make_query(name, type_, use_edns=0)
+        return dns.query.tcp(query, HOST, timeout=timeout, port=self.port)
+
+    def jitsuctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run jitsuctl to its end."""
+        return self.run_to_end(BIN / "jitsuctl", "--control", f"{HOST}:{self.control}", *arguments)
+
+
+VMS: Final = """
+vms:
+  - {name: www, dns: www.jitsu.test, ip: 10.0.0.1, ttl: 30}
+  - {name: bad, dns: bad.jitsu.test, ip: 10.0.0.2, faults: [start, stop]}
+  - {name: slow, dns: slow.jitsu.test, ip: 10.0.0.3, boot_time: 30}
+"""
+
+
+class ServeTests(ProcessTestCase):
+    """A server that runs."""
+
+    def test_zone_and_file(self) -> None:
+        """With a zone, the jitsu.yaml beside it is read; queries are answered over UDP and TCP."""
+        self.serve("--zone", "jitsu.zone", configuration=VMS)
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+        query = dns.message.make_query("WWW.jitsu.test", "A")
+        reply = dns.query.udp(query, HOST, timeout=PATIENCE, port=self.port)
+        self.assertEqual("10.0.0.1", reply.answer[0][0].to_text())
+
+    def test_config(self) -> None:
+        """A file that is named is read, and its zones with it."""
+        self.serve("--config", "jitsu.yaml", configuration=f"zones: jitsu.zone\n{VMS}")
+        self.assertEqual("127.0.0.1", self.ask("ns.jitsu.test").answer[0][0].to_text())
+
+    def test_positional(self) -> None:
+        """The original's way: options, VMs, no file; a zone is made up, with a word about it."""
+        self.serve(*f"-b {HOST} -l {self.port} -t 7 -m shutdown -d 0 -x memory --control off".split(),
+                   "dns=www.example.org,ip=10.0.0.9,name=www")
+        reply = self.ask("www.example.org")
+        self.assertEqual(("10.0.0.9", 7), (reply.answer[0][0].to_text(), reply.answer[0].ttl))
+        self.assertEqual(dns.rcode.NXDOMAIN, self.ask("nobody.example.org").rcode())
+        self.assertIn("no zone file was given; made up from the VMs' names: example.org", self.log())
+
+    def test_end(self) -> None:
+        """SIGTERM ends it cleanly: what is remembered is written, and there is no traceback."""
+        process = self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
+        self.ask("www.jitsu.test")
+        process.send_signal(signal.SIGTERM)
+        # twistd ends by the signal that ended it, after everything has been stopped in order.
+        self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE))
+        self.assertNotIn("Traceback", self.log())
+        tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
+        self.assertIn("/dns/www.jitsu.test/total_requests", tree)
+
+    def test_one_line_tells_an_activation(self) -> None:
+        """An activation is one line of the log, with its steps in milliseconds."""
+        self.serve("--zone", "jitsu.zone", configuration=VMS)
+        self.ask("www.jitsu.test")
+        (line,) = [line for line in self.log().splitlines() if "www: up after" in line]
+        for step in ("query 0", "admitted", "start", "started", "ready", "answered", "1 answered"):
+            self.assertIn(step, line)
+
+
+class RefusalTests(ProcessTestCase):
+    """Mistakes are one clear line and an exit status; nothing is started."""
+
+    def refused(self, words: str, *arguments: str, configuration: str = VMS) -> None:
+        """Check that it ends with one line that has *words* in it."""
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: {HOST}:{self.control}\n{configuration}")
+        run = self.twistd(*(arguments or ("--zone", "jitsu.zone")))
+        self.assertEqual(1, run.returncode, run.stderr)
+        (line,) = [line for line in run.stderr.splitlines() if line.startswith("jitsu: ")]
+        self.assertIn(words, line)
+        self.assertNotIn("Traceback", run.stdout + run.stderr)
+
+    def test_configuration(self) -> None:
+        """A mistake in the file names the file, the line, the key and the remedy."""
+        self.refused("jitsu.yaml:3: tll: no such key; did you mean ttl?", configuration="tll: 5\n")
+
+    def test_missing_files(self) -> None:
+        """A file that is not there is named."""
+        self.refused("nowhere.zone", "--zone", "nowhere.zone")
+        self.refused("nowhere.yaml: cannot be read", "--config", "nowhere.yaml")
+
+    def test_unknown_libvirt_name(self) -> None:
+        """A VM that libvirt does not know is named, with its place."""
+        vms = "connect: test:///default\nvms:\n  - {name: nobody, dns: n.jitsu.test, ip: 10.0.0.1}\n"
+        self.refused("jitsu.yaml:5: vms: nobody: libvirt at test:///default knows no such VM", configuration=vms)
+
+    def test_port_in_use(self) -> None:
+        """A port that somebody has is named, for DNS and for control."""
+        with socket.socket(type=socket.SOCK_DGRAM) as udp:
+            udp.bind((HOST, self.port))
+            self.refused(f"bind: cannot listen on {HOST} port {self.port}: Address already in use",
+                         configuration=f"backend: memory\n{VMS}")
+        with socket.socket() as tcp:
+            tcp.bind((HOST, self.control))
+            tcp.listen()
+            self.refused(f"control: cannot listen on {HOST}:{self.control}: Address already in use",
+                         configuration=f"backend: memory\n{VMS}")
+
+    def test_damaged_state(self) -> None:
+        """A state that cannot be read stops the start, with the remedy; it is not touched."""
+        (self.folder / "state.git").mkdir()
+        (self.folder / "state.git" / "letter").touch()
+        self.refused("state.git is not a state that can be read",
+                     configuration=f"persistdb: state.git\nbackend: memory\n{VMS}")
+
+    def test_nothing_to_serve(self) -> None:
+        """Without zones and VMs, it says what it wants."""
+        self.refused("there is nothing to serve", "-l", "5300")
+
+
+class ControlTests(ProcessTestCase):
+    """jitsuctl and what it talks to."""
+
+    def setUp(self) -> None:
+        """Serve."""
+        super().setUp()
+        self.serve("--zone", "jitsu.zone", configuration=VMS)
+
+    def test_status(self) -> None:
+        """Status is a table, or a list of objects with the fields that programs rely on."""
+        self.ask("www.jitsu.test")
+        table = self.jitsuctl("status").stdout
+        for word in ("www", "up", "off", "lease left", "never"):
+            self.assertIn(word, table)
+        vms = json.loads(self.jitsuctl("status", "--json").stdout)
+        self.assertEqual(["www", "bad", "slow"], [vm["name"] for vm in vms])
+        www = vms[0]
+        self.assertEqual(("up", 1, 1), (www["state"], www["total_starts"], www["total_requests"]))
+        self.assertTrue(0 < time.time() - www["last_request_ts"] < PATIENCE)
+        self.assertTrue(0 < www["lease_left"] <= 60)
+        self.assertEqual(36, len(www["uuid"]))
+        self.assertEqual((None, None), (vms[1]["lease_left"], vms[1]["last_request_ts"]))
+
+    def test_start_and_stop(self) -> None:
+        """A VM is started and stopped by hand; a start gives it a lease."""
+        self.assertEqual("www: up\n", self.jitsuctl("start", "www").stdout)
+        www = json.loads(self.jitsuctl("start", "www", "--json").stdout)
+        self.assertEqual((1, 0), (www["total_starts"], www["total_requests"]))
+        self.assertTrue(0 < www["lease_left"] <= 60)
+        self.assertEqual("www: off\n", self.jitsuctl("stop", "www").stdout)
+        self.assertEqual("off", json.loads(self.jitsuctl("status", "--json").stdout)[0]["state"])
+
+    def test_refusals(self) -> None:
+        """What cannot be done is exit status 1 with the reason; no server is 3; wrong usage is 2."""
+        for arguments, status, words in ((("start", "bad"), 1, "the start fails, as it was told to"),
+                                         (("start", "nobody"), 1, "no such VM"), (("stop",), 2, "Missing argument")):
+            run = self.jitsuctl(*arguments)
+            self.assertEqual(status, run.returncode)
+            self.assertIn(words, run.stderr)
+        run = self.run_to_end(BIN / "jitsuctl", "--control", f"{HOST}:{free_port()}", "status")
+        self.assertEqual(3, run.returncode)
+        self.assertIn("no Jitsu answers", run.stderr)
+
+    def test_stop_during_a_start(self) -> None:
+        """A stop during a start call waits for its end; who waited for the VM is told."""
+        command = [str(BIN / "jitsuctl"), "--control", f"{HOST}:{self.control}", "start", "slow"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+            end = time.monotonic() + PATIENCE
+            while json.loads(self.jitsuctl("status", "--json").stdout)[2]["state"] == "off":
+                self.assertLess(time.monotonic(), end)
+            connection = HTTPConnection(HOST, self.control, timeout=PATIENCE)
+            connection.request("POST", "/v1/vms/slow/stop")
+            self.addCleanup(connection.close)
+            _, words = starting.communicate(timeout=PATIENCE)
+        self.assertEqual("jitsuctl: slow: stopped while it was starting: stopped by hand\n", words)
+        self.assertEqual("cancelling", json.loads(self.jitsuctl("status", "--json").stdout)[2]["state"])
+
+    def request(self, method: str, path: str, **headers: str) -> int:
+        """Return the status of a request."""
+        connection = HTTPConnection(HOST, self.control, timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.request(method, path, headers=headers)
+        return connection.getresponse().status
+
+    def test_strange_pages(self) -> None:
+        """A page from elsewhere cannot make a browser start or see a VM, by its own name or by a name of ours."""
+        here = f"{HOST}:{self.control}"
+        cases: tuple[tuple[dict[str, str], int], ...] = (
+            ({}, 200),
+            ({"Origin": f"http://{here}"}, 200),
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Host": f"evil.example:{self.control}"}, 403),
+            ({"Host": f"localhost:{self.control}"}, 200),
+        )
+        for headers, status in cases:
+            self.assertEqual(status, self.request("POST", "/v1/vms/www/start", **headers), headers)
+            self.assertEqual(status, self.request("GET", "/v1/vms", **headers), headers)
+
+    def test_strange_requests(self) -> None:
+        """What the endpoint does not have is 404 or 405."""
+        for method, path, status in (("GET", "/", 404), ("GET", "/v1/vms/nobody", 404), ("GET", "/v1/vms/www", 200),
+                                     ("GET", "/v1/vms/www/start", 405), ("POST", "/v1/vms", 405),
+                                     ("POST", "/v1/vms/www/explode", 404), ("GET", "/v1/vms/%ff", 404)):
+            self.assertEqual(status, self.request(method, path), (method, path))
+
+
+class SocketTests(ProcessTestCase):
+    """The control endpoint on a UNIX socket."""
+
+    def test_socket(self) -> None:
+        """It is for its owner only, and jitsuctl finds it."""
+        place = f"unix:{self.folder}/control.sock"
+        self.serve("--zone", "jitsu.zone", "--control", place, configuration=VMS)
+        self.assertEqual(0o600, (self.folder / "control.sock").stat().st_mode & 0o777)
+        run = self.run_to_end(BIN / "jitsuctl", "--control", place, "start", "www")
+        self.assertEqual("www: up\n", run.stdout)
+
+
+class SynjitsuTests(ProcessTestCase):
+    """``twistd synjitsu``."""
+
+    def test_refuses(self) -> None:
+        """It wants an interface that exists, and says which there are."""
+        for arguments, words in (([], "name the bridge"), (["-i", "nowhere0"], "there is no interface 'nowhere0'")):
+            run = self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "synjitsu", *arguments)
+            self.assertEqual(1, run.returncode)
+            self.assertIn(words, run.stderr)
+            self.assertIn("lo", run.stderr)
+            self.assertNotIn("Traceback", run.stderr)
+
+    def test_starts(self) -> None:
+        """It says what it will do."""
+        with (self.folder / "log").open("wb") as log:
+            command = [str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "lo"]
+            process = subprocess.Popen(command, cwd=self.folder, stdout=log)
+        self.addCleanup(self.end, process)
+        end = time.monotonic() + PATIENCE
+        while "will stand in on lo" not in self.log():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.02)
+
+
+class InstalledTests(ProcessTestCase):
+    """The package."""
+
+    def lists(self, environment: dict[str, str]) -> None:
+        """Check that twistd, run elsewhere, lists both plugins."""
+        run = self.run_to_end(BIN / "twistd", "--help", env={**os.environ, **environment})
+        self.assertIn("\n    jitsu ", run.stdout)
+        self.assertIn("\n    synjitsu ", run.stdout)
+
+    def test_editable(self) -> None:
+        """As it was set up for development, from any directory."""
+        self.lists({})
+
+    def test_regular(self) -> None:
+        """As ``pip install .`` installs it: with nothing of the source tree in sight."""
+        target = self.folder / "installed"
+        copy = self.folder / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+        run = self.run_to_end(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, copy)
+        self.assertEqual(0, run.returncode, run.stderr)
+        program = (
+            "import sys; sys.meta_path = [one for one in sys.meta_path if 'editable' not in repr(one)]; "
+            f"sys.path = [{str(target)!r}] + [one for one in sys.path if one != {str(ROOT)!r}]; "
+            "import jitsu_tw, synjitsu_tw.tap, twisted.plugin, twisted.application.service as service; "
+            f"assert jitsu_tw.__file__.startswith({str(target)!r}); "
+            "print(sorted(p.tapname for p in twisted.plugin.getPlugins(service.IServiceMaker) if 'jitsu' in p.tapname))"
+        )
+        listed = self.run_to_end(sys.executable, "-I", "-c", program)
+        self.assertEqual("['jitsu', 'synjitsu']\n", listed.stdout, listed.stderr)
