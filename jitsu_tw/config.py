@@ -18,8 +18,9 @@ import attrs
 import yaml
 
 from jitsu_tw.backends import BACKENDS
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text, parent, to_text
-from jitsu_tw.dns.zone import Zone, Zones
+from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 

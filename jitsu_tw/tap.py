@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +19,9 @@ from jitsu_tw.control.api import Endpoint
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import UDP, Chain, Server, TCPFactory
+from jitsu_tw.dns.server import Chain, Server, TCPFactory
+from jitsu_tw.dns.udp import UDPPort
+from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.store import store_at
@@ -27,7 +30,7 @@ from jitsu_tw.vm.fleet import Clocks, Fleet
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from jitsu_tw.dns.zone import Zones
+    from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
 
 
@@ -93,7 +96,7 @@ class JitsuService(Service):
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
-        self._server = Server(Chain(resolvers))
+        self._server = Server(Chain(resolvers), WarmAnswers(time.monotonic), self.fleet)
         self._ports: list[Any] = []
         self._remembered: Any = {}
 
@@ -125,7 +128,9 @@ class JitsuService(Service):
 
     def _listen_dns(self, host: str) -> None:
         port = self._settings.listen
-        self._ports.append(self._reactor.listenUDP(port, UDP(self._server), host, maxPacketSize=65535))
+        udp = UDPPort(port, self._server, host, self._reactor)
+        udp.startListening()
+        self._ports.append(udp)
         self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server), interface=host))
 
     def _listen_control(self, place: str) -> None:

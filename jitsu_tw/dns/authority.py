@@ -9,14 +9,14 @@ from twisted.names import dns
 from twisted.names.common import ResolverBase
 from twisted.names.error import DomainError
 
+from jitsu_tw.dns.lookup import Found, NoData, NxDomain, Referral, TooLong
 from jitsu_tw.dns.wire import Answer, Question, from_text
-from jitsu_tw.dns.zone import Found, NoData, NxDomain, Referral, TooLong
 from jitsu_tw.errors import Unanswerable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jitsu_tw.dns.zone import Zones
+    from jitsu_tw.dns.lookup import Zones
 
 #: A name that should not exist does (RFC 2136, 2.2); of DNAME: the name that it makes is too long (RFC 6672, 2.2).
 YXDOMAIN: Final = 6

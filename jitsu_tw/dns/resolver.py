@@ -8,14 +8,14 @@ from twisted.names import dns
 from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
+from jitsu_tw.dns.lookup import Found
 from jitsu_tw.dns.wire import Answer, Question
-from jitsu_tw.dns.zone import Found
 from jitsu_tw.errors import EDE_NOT_READY
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from jitsu_tw.dns.zone import Zones
+    from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.vm.fleet import Fleet
 
 #: What people want who want to connect. Anything else boots nothing (DESIGN, section 4).
@@ -45,7 +45,7 @@ class JitsuResolver(Authority):
             raise DomainError(question)
         name = outcome.vm
         return self._fleet.summon(name, question).addCallback(
-            lambda ready: Answer(
-                outcome.answer, ede=() if ready else ((EDE_NOT_READY, f"{name} is still starting"),)
-            )
+            lambda ready: Answer(outcome.answer, vm=name)
+            if ready
+            else Answer(outcome.answer, ede=((EDE_NOT_READY, f"{name} is still starting"),))
         )

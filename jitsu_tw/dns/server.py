@@ -1,5 +1,5 @@
 """
-The way of one query: octets in, the chain of resolvers, octets out; over UDP and TCP.
+The way of one query: octets in, the chain of resolvers, octets out; and DNS over TCP.
 
 Everything that a query can do wrong ends here, as a response code. What an authority must never do is answer an answer,
 forward for strangers, or stay silent where a client waits.
@@ -11,28 +11,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.protocol import DatagramProtocol, Factory, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.names import dns, error
 from twisted.names.resolve import FailureHandler, ResolverChain
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 
-from jitsu_tw.dns.message import Drop, Reject, parse
-from jitsu_tw.dns.reply import Reply, udp_limit, write
+from jitsu_tw.dns.message import NOERROR, Drop, Reject, parse
+from jitsu_tw.dns.reply import TCP_SIZE, Reply, udp_limit, write
 from jitsu_tw.dns.wire import RR, Answer, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable
+from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from twisted.python.failure import Failure
 
+    from jitsu_tw.dns.message import Query
+    from jitsu_tw.dns.warm import WarmAnswers
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.fleet import Fleet
+
 #: Seconds after which a TCP connection on which nothing happens is closed (RFC 7766, 6.2.3).
 IDLE: Final = 20.0
-
-#: In octets: the longest message over TCP (RFC 1035, 4.2.2).
-TCP_LIMIT: Final = 65535
 
 #: What twisted.names' client raises: the response code that the other server gave.
 _CODES: Final = {
@@ -60,24 +63,44 @@ class Server:
 
     log = Logger()
 
-    def __init__(self, resolver: Chain) -> None:
-        """Ask *resolver*."""
-        self.resolver = resolver
+    def __init__(self, resolver: Chain, warm: WarmAnswers, fleet: Fleet) -> None:
+        """Ask *resolver*; keep its answers for the VMs of *fleet* in *warm* while these are up."""
+        self.resolver, self.warm, self._fleet = resolver, warm, fleet
+        fleet.uses = warm.taken
+        fleet.on_move.append(self._moved)
+
+    def _moved(self, machine: Machine) -> None:
+        if machine.state is not State.UP:
+            self.warm.drop(machine.vm.name)
 
     def receive(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> None:
         """Answer *octets* from *source* by *send*, now, later or never."""
         query = parse(octets, source)
         if isinstance(query, Drop):
             return
-        limit = TCP_LIMIT if source.tcp else udp_limit(query)
+        limit = TCP_SIZE if source.tcp else udp_limit(query)
         if isinstance(query, Reject):
             send(write(query, Reply(query.rcode), limit))
         elif query.question.cls != dns.IN or query.question.type in {dns.AXFR, dns.IXFR}:
             send(write(query, Reply(dns.EREFUSED), limit))
         else:
-            found: Deferred[Reply] = self.resolver.query(query.question).addCallbacks(_answered, self._failed)
-            found.addCallback(lambda reply: send(write(query, reply, limit)))
+            found = self.resolver.query(query.question)
+            found.addCallbacks(
+                self._answer, self._fail, callbackArgs=(octets, query, limit, send), errbackArgs=(query, limit, send)
+            )
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
+
+    def _answer(self, answer: Answer, octets: bytes, query: Query, limit: int, send: Callable[[bytes], None]) -> None:
+        records, authority, additional = answer
+        said = Reply(NOERROR, answer.aa, records, authority, additional, answer.ede, (), answer.ra, answer.glue)
+        packet = write(query, said, limit)
+        send(packet)
+        lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
+        if answer.vm is not None and lease is not None and limit < TCP_SIZE:
+            self.warm.put(octets, query, packet, answer.vm, lease)
+
+    def _fail(self, failure: Any, query: Query, limit: int, send: Callable[[bytes], None]) -> None:
+        send(write(query, self._failed(failure), limit))
 
     def _failed(self, failure: Any) -> Reply:
         """Return the reply that says what went wrong. Wide at the end: a fault of ours is SERVFAIL, not silence."""
@@ -96,37 +119,6 @@ class Server:
             return Reply(dns.ESERVER, ede=((EDE_OTHER, "the forwarder does not answer"),), ra=True)
         self.log.failure("unexpected, please report", failure)
         return Reply(dns.ESERVER)
-
-
-def _answered(answer: Answer) -> Reply:
-    records, authority, additional = answer
-    return Reply(
-        aa=answer.aa,
-        answer=records,
-        authority=authority,
-        additional=additional,
-        glue=answer.glue,
-        ede=answer.ede,
-        ra=answer.ra,
-    )
-
-
-class UDP(DatagramProtocol):
-    """DNS over UDP on one address."""
-
-    noisy = False
-
-    def __init__(self, server: Server) -> None:
-        """Answer with *server*."""
-        self._server = server
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:  # noqa: N802
-        """Take one query."""
-        self._server.receive(datagram, Source(addr[0], addr[1]), lambda reply: self._send(reply, addr))
-
-    def _send(self, reply: bytes, addr: Any) -> None:
-        if self.transport is not None:
-            self.transport.write(reply, addr)
 
 
 class TCP(Int16StringReceiver, TimeoutMixin):

@@ -114,9 +114,11 @@ class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python giv
         glue: how many of the additional records, from the first, a referral cannot do without (RFC 9471).
         ede: Extended DNS Errors: code and text.
         ra: another server was asked for it.
+        vm: the VM that is up and whose address it is; None if there is none, or if it is not ready.
     """
 
     aa: bool
+    vm: str | None
     ra: bool
     glue: int
     ede: tuple[tuple[int, str], ...]
@@ -131,10 +133,11 @@ class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python giv
         glue: int = 0,
         ede: tuple[tuple[int, str], ...] = (),
         ra: bool = False,
+        vm: str | None = None,
     ) -> Answer:
         """Make the triple."""
         self = super().__new__(cls, (list(answer), list(authority), list(additional)))
-        self.aa, self.glue, self.ede, self.ra = aa, glue, ede, ra
+        self.aa, self.glue, self.ede, self.ra, self.vm = aa, glue, ede, ra, vm
         return self
 
 

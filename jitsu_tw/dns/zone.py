@@ -1,10 +1,9 @@
 """
-Zones: what is in them, and what the answer to a question is.
+Zones: what is in them.
 
-`Zone` is one zone, from a master file or made up; VMs' addresses are laid over it. `Zones` are all of ours; its
-`lookup` is the algorithm of RFC 1034, 4.3.2, with wildcards (RFC 4592) and DNAME (RFC 6672), and always ends in one of
-the six classes of `Outcome`. Apart from `Zone.read`, which reads the file it is told to, nothing here does I/O, and
-nothing starts a VM: an outcome only says whose VM the name is.
+`Zone` is one zone, from a master file or made up; VMs' addresses are laid over it. It says what is at a name and which
+cut is over it; what the answer to a question is, `lookup` says. Apart from `Zone.read`, which reads the file it is told
+to, nothing here does I/O.
 
 A name is wire octets (`wire`). A zone is a dict from lower-case names to nodes; a name that has no records but names
 below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC 8020) is "is in the dict".
@@ -12,14 +11,14 @@ below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import dns.rdatatype
-from twisted.names.dns import AAAA, ALL_RECORDS, CNAME, DNAME, HINFO, MX, NS, SOA, SRV, A
+from twisted.names.dns import AAAA, CNAME, DNAME, NS, SOA, A
 
 from jitsu_tw.dns import masterfile
-from jitsu_tw.dns.wire import ROOT, RR, ancestors, from_text, parent, to_text
+from jitsu_tw.dns.wire import RR, ancestors, from_text, parent, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
@@ -37,17 +36,11 @@ NSEC: Final = 47
 BESIDE_CNAME: Final = frozenset({KEY, RRSIG, NSEC})
 #: What is served, or is glue, at a delegation's own name; below it there is only glue.
 AT_CUT: Final = frozenset({NS, DS, RRSIG, NSEC, A, AAAA})
-#: Where, in the data of these types, the host's name begins whose addresses are additional (RFC 1035, 3.3; RFC 2782).
-TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}
 #: Types whose data are one name: two that differ in case are one record (RFC 4343).
 ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
 
-#: How many CNAMEs are followed for one question.
-MAX_CHAIN: Final = 16
 #: In octets (RFC 1035, 3.1).
 MAX_NAME: Final = 255
-#: The data of the HINFO record that answers ANY (RFC 8482, 4.2).
-MINIMAL_ANY: Final = b"\x07RFC8482\x00"
 
 
 @attrs.frozen(weakref_slot=False)
@@ -79,89 +72,6 @@ class Node:
     rrsets: dict[int, RRset] = attrs.Factory(dict)
     vm: str | None = None
     below: int = 0
-
-
-@attrs.frozen
-class Found:
-    """
-    There is an answer, or a chain of CNAMEs that leaves our zones or never ends.
-
-    Attributes:
-        answer: the CNAMEs that were followed, then the records; the first owner is as it was asked.
-        additional: addresses of the hosts that the answer names.
-        vm: whose VM the last name of the chain is; through a wildcard, whose VM the wildcard is.
-    """
-
-    answer: list[RR]
-    additional: list[RR] = attrs.Factory(list)
-    vm: str | None = None
-    rcode: ClassVar[int] = 0
-    aa: ClassVar[bool] = True
-
-
-@attrs.frozen
-class NoData:
-    """The name (the last of the chain in *answer*) exists but has no such records; *soa* for RFC 2308's TTL."""
-
-    answer: list[RR]
-    soa: RR
-    vm: str | None = None
-    rcode: ClassVar[int] = 0
-    aa: ClassVar[bool] = True
-
-
-@attrs.frozen
-class NxDomain:
-    """The name (the last of the chain in *answer*: RFC 6604) does not exist, nor any below it (RFC 8020)."""
-
-    answer: list[RR]
-    soa: RR
-    rcode: ClassVar[int] = 3
-    aa: ClassVar[bool] = True
-
-
-@attrs.frozen
-class Referral:
-    """
-    The name belongs to a zone that is delegated to others.
-
-    Attributes:
-        answer: the CNAMEs that lead there, from our zones. If there are any, they are authoritative (RFC 1034, 6.2.7).
-        authority: the NS records of the delegation.
-        glue: addresses of name servers inside the delegated zone: the reply needs all of them, or TC (RFC 9471).
-        additional: addresses of its other name servers, as far as our zones have them.
-    """
-
-    answer: list[RR]
-    authority: list[RR]
-    glue: list[RR]
-    additional: list[RR]
-    rcode: ClassVar[int] = 0
-
-    @property
-    def aa(self) -> bool:
-        """AA is for the first owner in the answer (RFC 1035, 4.1.1)."""
-        return bool(self.answer)
-
-
-@attrs.frozen
-class TooLong:
-    """The DNAME that ends *answer* makes a name of more than 255 octets: YXDOMAIN (RFC 6672, 3.2)."""
-
-    answer: list[RR]
-    rcode: ClassVar[int] = 6
-    aa: ClassVar[bool] = True
-
-
-@attrs.frozen
-class Refused:
-    """The name is in none of our zones."""
-
-    rcode: ClassVar[int] = 5
-    aa: ClassVar[bool] = False
-
-
-Outcome = Found | NoData | NxDomain | Referral | TooLong | Refused
 
 
 class Zone:
@@ -250,7 +160,7 @@ class Zone:
 
     @property
     def serial(self) -> int:
-        """The serial of the SOA record (RFC 1035, 3.3.13; RFC 1982). Adding and removing VMs does not change it."""
+        """The serial of the SOA record (RFC 1035, 3.3.13; RFC 1982). Only `bump` changes it: adding VMs does not."""
         return int.from_bytes(self.soa.rdata[-20:-16], "big")
 
     @property
@@ -359,6 +269,14 @@ class Zone:
             node = self._nodes[key]
             node.below -= 1
 
+    def bump(self) -> None:
+        """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""
+        serial = (self.serial + 1) % 2**32
+        rdata = self.soa.rdata[:-20] + serial.to_bytes(4, "big") + self.soa.rdata[-16:]
+        self.soa = RR(self.soa.owner, SOA, self.soa.ttl, rdata)
+        rrsets = self._nodes[self.key].rrsets
+        rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
+
     def enclose(self, apex: bytes) -> None:
         """Let the apex of a zone of ours that is inside this one exist here: names above it are no NXDOMAIN."""
         self._node(apex).below += 1
@@ -427,149 +345,6 @@ class Zone:
             node = self._nodes.get(target) if cut else self.match(target)
             if (cut is None or cut is rrset) and (node is None or not node.rrsets.keys() & {A, AAAA}):
                 yield f"{to_text(rrset.owner)} NS {to_text(target)}: that has no A or AAAA record (RFC 1912, 2.8)"
-
-
-class Zones:
-    """All our zones. Of nested ones the closest answers."""
-
-    def __init__(self, zones: Iterable[Zone]) -> None:
-        """
-        Take *zones*, none of which may be in another `Zones`.
-
-        Raises:
-            ZoneError: two have the same apex.
-        """
-        self._zones: dict[bytes, Zone] = {}
-        for zone in zones:
-            if zone.key in self._zones:
-                other = self._zones[zone.key].path or "the configuration"
-                raise ZoneError(f"the zone {to_text(zone.key)} is in {other} already: list it once", zone.path)
-            self._zones[zone.key] = zone
-        for key in self._zones:
-            if key != ROOT and (outer := self.find(parent(key))) is not None:
-                outer.enclose(key)
-
-    def __iter__(self) -> Iterator[Zone]:
-        """Iterate over the zones as they were given."""
-        return iter(self._zones.values())
-
-    def find(self, key: bytes) -> Zone | None:
-        """Return the zone that the lower-case name *key* is in."""
-        zones = self._zones
-        zone = zones.get(key)
-        while zone is None and key != ROOT:
-            key = key[key[0] + 1 :]
-            zone = zones.get(key)
-        return zone
-
-    def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
-        """
-        Make *name* the VM's in the zone that it is in (`Zone.add_vm`).
-
-        Raises:
-            ZoneError: it is in none, or its zone cannot have it.
-        """
-        zone = self.find(name.lower())
-        if zone is None:
-            raise ZoneError(f"VM {vm}: {to_text(name)} is in none of the zones: add one that it is in")
-        zone.add_vm(name, vm, addresses, ttl)
-
-    def remove_vm(self, name: bytes) -> None:
-        """
-        Make *name* what its zone's file says it is (`Zone.remove_vm`).
-
-        Raises:
-            ZoneError: the name is no VM's.
-        """
-        zone = self.find(name.lower())
-        if zone is None:
-            raise ZoneError(f"{to_text(name)} is not the name of a VM")
-        zone.remove_vm(name)
-
-    def lookup(self, asked: bytes, qtype: int) -> Outcome:
-        """
-        Return what RFC 1034, 4.3.2 says is the answer.
-
-        Args:
-            asked: the name, as it was written in the question; the answer's first owner is written so, too.
-            qtype: the type. ANY gets one made-up HINFO record (RFC 8482, 4.2). AXFR and the like are not for here.
-        """
-        key = asked.lower()
-        answer: list[RR] = []
-        seen: set[bytes] = set()
-        redirected: set[RRset] = set()
-        while True:
-            zone = self._authority(key, qtype)
-            if zone is None:
-                return Found(answer) if answer else Refused()
-            cut = zone.cut_over(key, qtype)
-            if cut is None:
-                node = zone.match(key)
-                if node is None:
-                    return NxDomain(answer, zone.negative_soa)
-                rrset = node.rrsets.get(qtype)
-                if rrset is not None:
-                    answer += rrset.records(asked)
-                    return Found(answer, self._additional(rrset), node.vm)
-                alias = node.rrsets.get(CNAME)
-                if alias is None:
-                    if qtype != ALL_RECORDS or not node.rrsets:
-                        return NoData(answer, zone.negative_soa, node.vm)
-                    answer.append(RR(asked, HINFO, zone.negative_ttl, MINIMAL_ANY))
-                    return Found(answer, [], node.vm)
-                answer += alias.records(asked)
-                target = alias.rdatas[0]
-            elif cut.type == NS:
-                return self._referral(answer, cut)
-            else:
-                if cut not in redirected:
-                    redirected.add(cut)
-                    answer += cut.records()
-                target = asked[: -len(cut.owner)] + cut.rdatas[0]
-                if len(target) > MAX_NAME:
-                    return TooLong(answer)
-                answer.append(RR(asked, CNAME, cut.ttl, target))
-            seen.add(key)
-            asked, key = target, target.lower()
-            if qtype in {CNAME, ALL_RECORDS} or key in seen or len(seen) > MAX_CHAIN:
-                return Found(answer)
-
-    def _authority(self, key: bytes, qtype: int) -> Zone | None:
-        """Return the zone that answers: where both are ours, a child's DS is its parent's (RFC 4035, 3.1.4.1)."""
-        zone = self.find(key)
-        if qtype == DS and zone is not None and zone.key == key != ROOT:
-            return self.find(parent(key)) or zone
-        return zone
-
-    def _referral(self, answer: list[RR], cut: RRset) -> Referral:
-        glue: list[RR] = []
-        additional: list[RR] = []
-        below = cut.owner.lower()
-        for target in dict.fromkeys(rdata.lower() for rdata in cut.rdatas):
-            (glue if below in ancestors(target) else additional).extend(self._addresses(target, NS))
-        return Referral(answer, cut.records(), glue, additional)
-
-    def _additional(self, rrset: RRset) -> list[RR]:
-        start = TARGET_AT.get(rrset.type)
-        if start is None:
-            return []
-        targets = dict.fromkeys(rdata[start:].lower() for rdata in rrset.rdatas)
-        return [record for target in targets for record in self._addresses(target, rrset.type)]
-
-    def _addresses(self, key: bytes, wanted_by: int) -> list[RR]:
-        """
-        Return the addresses of the host *key*, as far as its zone has them.
-
-        For NS that may be glue. For other types it is not, and not a VM's address either: who finds it in an
-        additional section may use it without a question for it, and then the VM would not be started.
-        """
-        zone = self.find(key)
-        node = zone.get(key) if zone is not None else None
-        if zone is None or node is None:
-            return []
-        if wanted_by != NS and (node.vm is not None or zone.cut_over(key, A) is not None):
-            return []
-        return [record for type_ in (A, AAAA) if type_ in node.rrsets for record in node.rrsets[type_].records()]
 
 
 def _types(*types: int) -> str:

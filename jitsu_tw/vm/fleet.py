@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -25,7 +26,7 @@ from jitsu_tw.vm.lease import Lease, Leases
 from jitsu_tw.vm.lifecycle import BOOTING, Event, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -64,6 +65,9 @@ class Fleet:
 
     Attributes:
         machines: by the VM's name.
+        on_move: called with each machine whose state has changed.
+        uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
+            clock `now`). It is asked before anything that depends on it.
     """
 
     log = Logger()
@@ -89,7 +93,10 @@ class Fleet:
         self._known: dict[str, Stats] = {}
         self._tree: Mapping[str, str] = {}
         self._unsaved: set[str] = set()
-        self._saving: IDelayedCall | None = None
+        self._saving = LoopingCall(self._save)
+        self._saving.clock = clocks.reactor
+        self.on_move: list[Callable[[Machine], None]] = []
+        self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
 
     def _machine(self, vm: VM) -> Machine:
         return Machine(
@@ -110,15 +117,16 @@ class Fleet:
         self._known = read_stats(tree)
         for backend in self._backends.values():
             backend.connect(self)
+        self._saving.start(COMMIT_EVERY, now=False)
 
     def stop(self) -> Deferred[None]:
         """Write down what is remembered and leave all VMs as they are."""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        for call in (self._sweep, self._saving):
-            if call is not None and call.active():
-                call.cancel()
+        if self._sweep is not None and self._sweep.active():
+            self._sweep.cancel()
+        self._saving.stop()
         await self._save()
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
         await self._store.close()
@@ -153,7 +161,15 @@ class Fleet:
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
+        self._gather()
+        return self._stats_of(machine)
+
+    def _stats_of(self, machine: Machine) -> Stats:
         return self._stats.setdefault(machine.vm.name, Stats())
+
+    def lease(self, name: str) -> Lease | None:
+        """Return the lease of the VM *name*; None if it has none. It is another one each time that the VM comes up."""
+        return self._leases.get(name)
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
@@ -164,12 +180,20 @@ class Fleet:
 
     def _used(self, machine: Machine, key: bytes) -> None:
         """Count a question for *key* and renew the lease."""
-        use = self.stats(machine).dns.setdefault(label(key), NameUse())
-        use.last_request_ts = self._wall()
-        use.total_requests += 1
-        self._remember(machine)
+        self._count(machine, key, 1, self._wall())
         if machine.state is State.UP:
             self._hold(machine)
+
+    def _count(self, machine: Machine, key: bytes, times: int, last: float) -> None:
+        use = self._stats_of(machine).dns.setdefault(label(key), NameUse())
+        use.last_request_ts = max(use.last_request_ts, last)
+        use.total_requests += times
+        self._unsaved.add(machine.vm.name)
+
+    def _gather(self) -> None:
+        """Count what was asked for without us; the leases have been renewed where that happened."""
+        for name, key, times, last in self.uses():
+            self._count(self.machines[name], key, times, self._wall() - (self._now() - last))
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
@@ -218,10 +242,12 @@ class Fleet:
     def moved(self, machine: Machine, old: State) -> None:
         """Keep statistics and leases in step with *machine*'s state, and give turns that became free."""
         name, stats, state = machine.vm.name, self.stats(machine), machine.state
+        for hear in self.on_move:
+            hear(machine)
         if state is State.STARTING:
             stats.start_ts = self._wall()
             stats.total_starts += 1
-            self._remember(machine, at_once=True)
+            self._remember(machine)
         elif state is State.UP:
             self._came_up(machine, old)
         elif state in _DOWN:
@@ -230,7 +256,7 @@ class Fleet:
             machine.held = False
             if max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
                 stats.stop_ts = self._wall()
-                self._remember(machine, at_once=True)
+                self._remember(machine)
         if state is not State.UP:
             self._leases.drop(name)
         if state not in BOOTING and name in self._booting:
@@ -303,22 +329,20 @@ class Fleet:
 
     # What is remembered.
 
-    def _remember(self, machine: Machine, *, at_once: bool = False) -> None:
-        """Write *machine*'s statistics soon; *at_once* where a crash must not lose them."""
+    def _remember(self, machine: Machine) -> None:
+        """Write *machine*'s statistics now, not when their time comes: a crash must not lose a start or a stop."""
         self._unsaved.add(machine.vm.name)
-        if at_once:
-            self._save()
-        elif self._saving is None or not self._saving.active():
-            self._saving = self._reactor.callLater(COMMIT_EVERY, self._save)
+        self._save()
 
     def _save(self) -> Deferred[None]:
         """Commit the statistics that have changed."""
+        self._gather()
         names, self._unsaved = self._unsaved, set()
         changes: dict[str, str | None] = {}
         for name in names:
             machine = self.machines[name]
             if machine.uuid:
-                changes.update(stats_paths(machine.uuid, self.stats(machine)))
+                changes.update(stats_paths(machine.uuid, self._stats_of(machine)))
         return self._write(changes, "Statistics")
 
     def _save_configuration(self) -> Deferred[None]:

@@ -52,6 +52,10 @@ class Leases:
         """Return the lease of *name*; KeyError where it has none."""
         return self._leases[name]
 
+    def get(self, name: str) -> Lease | None:
+        """Return the lease of *name*, or None."""
+        return self._leases.get(name)
+
     def __contains__(self, name: str) -> bool:
         """Say whether *name* has a lease."""
         return name in self._leases

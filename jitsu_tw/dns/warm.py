@@ -1,0 +1,109 @@
+"""
+Answers for VMs that are up, as octets, found by the octets of the question: no parsing, no objects, no Deferred.
+
+A packet is looked up without its id and without regard to case. What it is found by then stands in it already, letter
+for letter: the same flags, the same type and class, the same EDNS. (Lower case changes no octet that is not a letter of
+the name, but for a type, an EDNS size or version that happens to look like one; of those only such are kept as
+look the same in lower case, so that none is taken for another.) The answer is the packet's own id and question, in the
+case that the client chose, and the rest of an answer that was written the long way. Questions with EDNS options are not
+kept: cookies differ for each client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from jitsu_tw.dns.message import Query
+    from jitsu_tw.vm.lease import Lease
+
+#: How many kinds of question are kept for one VM: with and without EDNS, DO, RD, AD, CD, and a few sizes. A client that
+#: sends all there are gets no more memory from us; its further questions go the long way.
+MOST_KINDS: Final = 32
+
+#: Where the question begins: behind the header (RFC 1035, 4.1.1).
+_QUESTION: Final = 12
+
+
+@attrs.define(eq=False)
+class WarmAnswer:
+    """
+    One answer, in pieces.
+
+    Attributes:
+        head: what stands between the id and the question.
+        end: where the question ends.
+        tail: what stands behind it.
+        lease: of the VM; each use renews it.
+        vm, key: the VM's name, and the name that was asked for, in lower case.
+        count: how often it was used since `WarmAnswers.taken`.
+    """
+
+    head: bytes
+    end: int
+    tail: bytes
+    lease: Lease
+    vm: str
+    key: bytes
+    count: int = 0
+
+
+class WarmAnswers:
+    """
+    The answers of all VMs that are up.
+
+    Attributes:
+        answers: by the packet's octets in lower case, without the id. `get` is for everybody but the port, which does
+            the same in its own loop: the call would be a tenth of its work.
+        used: those whose count is not 0.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """Renew leases by *now*."""
+        self.now = now
+        self.answers: dict[bytes, WarmAnswer] = {}
+        self.used: list[WarmAnswer] = []
+        self._keys: dict[str, list[bytes]] = {}
+
+    def get(self, octets: bytes) -> bytes | None:
+        """Return the reply to the packet *octets*, if there is one, and count that as a use of the VM."""
+        answer = self.answers.get(octets[2:].lower())
+        if answer is None:
+            return None
+        answer.lease.used = self.now()
+        if not answer.count:
+            self.used.append(answer)
+        answer.count += 1
+        return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
+
+    def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease) -> None:
+        """Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only."""
+        end = _QUESTION + len(query.question.asked) + 4
+        key = octets[2:].lower()
+        keys = self._keys.setdefault(vm, [])
+        if (
+            query.tsig is not None
+            or (query.edns is not None and query.edns.options)
+            or len(keys) >= MOST_KINDS
+            or key[end - 6 :] != octets[end - 4 :]
+            or key in self.answers
+        ):
+            return
+        keys.append(key)
+        self.answers[key] = WarmAnswer(reply[2:_QUESTION], end, reply[end:], lease, vm, query.question.key)
+
+    def drop(self, vm: str) -> None:
+        """Forget the answers of *vm*: it is not up any more, or is something else now."""
+        for key in self._keys.pop(vm, ()):
+            del self.answers[key]
+
+    def taken(self) -> Iterator[tuple[str, bytes, int, float]]:
+        """Yield the VM, the name, how often it was used since the last call, and when last, of all that were used."""
+        used, self.used = self.used, []
+        for answer in used:
+            count, answer.count = answer.count, 0
+            yield answer.vm, answer.key, count, answer.lease.used
