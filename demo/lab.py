@@ -279,8 +279,8 @@ class Network:
 
     ``host`` has the bridge ``br0`` (10.99.0.1/24, fd99::1/64), into which VMs and the cable to ``client``
     (10.99.0.2/24, fd99::2/64) are plugged. Each has ``/sys`` and ``lo`` of its own. They have no names, so that any
-    number of runs goes on at once: a process waits in each for the end of its standard input, which comes when we end,
-    however we end; then the kernel removes both, if nothing else runs there.
+    number of runs goes on at once. A process waits in each for the end of its standard input, which comes when we end,
+    however we end; then the kernel removes both, unless something else still runs there, as after a SIGKILL.
 
     Without root the namespaces are made in a user namespace, where the machine allows that.
 

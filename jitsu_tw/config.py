@@ -113,6 +113,10 @@ def _network(text: str) -> Any:
         raise ValueError(message) from None
 
 
+def _octets(text: str) -> bytes:
+    return text.encode()
+
+
 def _uuid(text: str) -> str:
     try:
         return str(uuid.UUID(text))
@@ -194,6 +198,15 @@ _KEYS: Final[Mapping[str, Key]] = {
     "delay": Key(_seconds),
     "answer_by": Key(_seconds),
     "max_booting": Key(_whole(1, 100_000, "number of VMs")),
+    "max_running": Key(_whole(0, 1_000_000, "number of VMs")),
+    "summon_from": Key(_network, many=True),
+    "starts_per_minute": Key(_whole(0, 1_000_000, "number of starts")),
+    "verify_source": Key(_switch),
+    "rate_limit": Key(_whole(0, 1_000_000, "number of responses in a second")),
+    "rate_slip": Key(_whole(0, 100, "number of responses")),
+    "rate_exempt": Key(_network, many=True),
+    "nsid": Key(_octets),
+    "dry_run": Key(_switch),
     "synjitsu": Key(_not_yet),
 }
 

@@ -7,9 +7,11 @@ Everything that can go wrong, as one tree, split by whose fault it is.
      +- ConfigError           -          the operator's: a file, a line, a key, and the remedy
      |   +- ZoneError         -          the same, of a zone file
      +- QueryError            by kind    the client's, or nobody's: the answer is a response code
-     |   +- Prohibited        REFUSED    18 Prohibited
+     |   +- Prohibited        REFUSED    18 Prohibited: this client may not start that VM
+     |   +- Unproven          NOERROR    -  the same, until it proves its address: the answer is truncated
      |   +- Unanswerable      as said    NXDOMAIN and the like, with the records that go with it
      +- BootFailed            SERVFAIL    0 Other: the backend says that the VM did not start
+     +- NoRoom                SERVFAIL    0 Other: as many VMs run as may
      +- BackendError          SERVFAIL    0 Other: the backend's own words
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
@@ -74,6 +76,10 @@ class Prohibited(QueryError):
     ede = EDE_PROHIBITED
 
 
+class Unproven(QueryError):
+    """The client may start this VM if it asks by TCP, or with a DNS cookie: so it gets TC=1 (RFC 7873, 5.2.3)."""
+
+
 class Unanswerable(JitsuError, error.AuthoritativeDomainError):
     """
     The authority's last word: no such name, or a name that cannot be made.
@@ -93,6 +99,10 @@ class Unanswerable(JitsuError, error.AuthoritativeDomainError):
 
 class BootFailed(JitsuError):
     """A VM that was asked for did not start; the message says why."""
+
+
+class NoRoom(JitsuError):
+    """As many VMs run as may (`max_running`)."""
 
 
 class BackendError(JitsuError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+EVERYBODY: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 #: After how many seconds a guest that is not ready is taken for up all the same, so that its lease can end.
@@ -105,6 +106,16 @@ class Settings:
         ttl: of made-up zones, in seconds.
         answer_by: seconds from a query to its answer, ready or not.
         max_booting: how many VMs boot at once; more wait their turn.
+        max_running: how many VMs run at once; 0 for no limit.
+        summon_from: the networks whose clients may start VMs.
+        starts_per_minute: how many VMs a client network, a /24 or /56, may start in a minute; 0 for no limit.
+        verify_source: only clients that have proven their address, by TCP or a DNS cookie, may start VMs.
+        rate_limit: how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any
+            number.
+        rate_slip: every how many-th response over that goes out truncated.
+        rate_exempt: networks that the rate limit does not hold for; those of loopback are always among them.
+        nsid: what we say to a question for our identity (RFC 5001); None for nothing.
+        dry_run: start nothing; count what would have been started, and answer as if it were up.
     """
 
     vms: tuple[VM, ...] = ()
@@ -118,3 +129,12 @@ class Settings:
     ttl: int = 60
     answer_by: float = 1.2
     max_booting: int = 8
+    max_running: int = 0
+    summon_from: tuple[Network, ...] = EVERYBODY
+    starts_per_minute: int = 30
+    verify_source: bool = False
+    rate_limit: int = 200
+    rate_slip: int = 2
+    rate_exempt: tuple[Network, ...] = ()
+    nsid: bytes | None = None
+    dry_run: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,8 +18,10 @@ from jitsu_tw import __version__, config
 from jitsu_tw.backends import backends_for
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server, TCPFactory
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
@@ -96,7 +99,18 @@ class JitsuService(Service):
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
-        self._server = Server(Chain(resolvers), WarmAnswers(time.monotonic), self.fleet)
+        limiter = Limiter(
+            os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt
+        )
+        self._server = Server(
+            Chain(resolvers),
+            WarmAnswers(time.monotonic),
+            self.fleet,
+            zones,
+            limiter=limiter if settings.rate_limit else None,
+            cookies=Cookies(os.urandom(16)),
+            nsid=settings.nsid,
+        )
         self._ports: list[Any] = []
         self._remembered: Any = {}
 

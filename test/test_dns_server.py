@@ -102,7 +102,7 @@ class ServerTestCase(SynchronousTestCase):
             self.zones.add_vm(one.dns[0], one.name, one.ip, one.ttl)
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
         self.warm = WarmAnswers(self.world.clock.seconds)
-        self.server = Server(self.chain, self.warm, self.world.fleet)
+        self.server = Server(self.chain, self.warm, self.world.fleet, self.zones)
 
     def send(self, octets: bytes, source: Source | None = None) -> list[bytes]:
         """Send *octets*; return a list in which the replies are, or will be."""

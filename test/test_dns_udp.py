@@ -24,6 +24,11 @@ class Echo:
         """Begin with nobody."""
         self.warm = WarmAnswers(lambda: 77.0)
         self.sources: list[Any] = []
+        self.limiter = None
+
+    def may_say(self, *_: object) -> bool:
+        """Limit nothing."""
+        return True
 
     def receive(self, octets: bytes, source: Any, send: Any) -> None:
         """Answer."""
@@ -101,7 +106,7 @@ class UDPPortTests(TestCase):
         for anywhere in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
             port, client = self.listen(anywhere), self.client("127.0.0.1")
             lease = Lease(10, 0, 0, 0)
-            answer = WarmAnswer(b"HEAD------", len(query), b"TAIL", lease, "www", b"")
+            answer = WarmAnswer(b"HEAD------", len(query), b"TAIL", lease, "www", b"", b"")
             self.server.warm.answers[query[2:].lower()] = answer
             client.transport.write(query, ("127.0.0.1", port))
             client.transport.write(query, ("127.0.0.1", port))

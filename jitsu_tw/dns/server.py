@@ -7,8 +7,10 @@ forward for strangers, or stay silent where a client waits.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import Factory, connectionDone
@@ -18,10 +20,12 @@ from twisted.names.resolve import FailureHandler, ResolverChain
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 
-from jitsu_tw.dns.message import NOERROR, Drop, Reject, parse
-from jitsu_tw.dns.reply import TCP_SIZE, Reply, udp_limit, write
-from jitsu_tw.dns.wire import RR, Answer, Source
-from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable
+from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
+from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
+from jitsu_tw.dns.reply import TCP_SIZE, Reply, truncated, udp_limit, write
+from jitsu_tw.dns.rrl import Decision, Kind
+from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
+from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable, Unproven
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
@@ -29,13 +33,19 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from jitsu_tw.dns.message import Query
-    from jitsu_tw.dns.warm import WarmAnswers
+    from jitsu_tw.dns.cookies import Cookies
+    from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.dns.message import Edns
+    from jitsu_tw.dns.rrl import Limiter
+    from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
 
 #: Seconds after which a TCP connection on which nothing happens is closed (RFC 7766, 6.2.3).
 IDLE: Final = 20.0
+
+#: The EDNS option of a server's identity (RFC 5001, 2.3).
+NSID: Final = 3
 
 #: What twisted.names' client raises: the response code that the other server gave.
 _CODES: Final = {
@@ -45,6 +55,26 @@ _CODES: Final = {
     error.DNSNotImplementedError: dns.ENOTIMP,
     error.DNSQueryRefusedError: dns.EREFUSED,
 }
+
+
+@attrs.define
+class Asked:
+    """
+    A query on its way.
+
+    Attributes:
+        octets: as it came.
+        query: as it was understood.
+        source: who asks, and how sure we may be of it.
+        send: takes the reply.
+        options: EDNS options that the reply carries.
+    """
+
+    octets: bytes
+    query: Query | Reject
+    source: Source
+    send: Callable[[bytes], None]
+    options: tuple[tuple[int, bytes], ...] = ()
 
 
 class Chain(ResolverChain):
@@ -59,13 +89,42 @@ class Chain(ResolverChain):
 
 
 class Server:
-    """Answers queries with a chain of resolvers."""
+    """
+    Answers queries with a chain of resolvers.
+
+    Attributes:
+        resolver: the chain.
+        warm: answers for VMs that are up.
+        limiter: what likes of responses go out by UDP; None for all.
+    """
 
     log = Logger()
 
-    def __init__(self, resolver: Chain, warm: WarmAnswers, fleet: Fleet) -> None:
-        """Ask *resolver*; keep its answers for the VMs of *fleet* in *warm* while these are up."""
-        self.resolver, self.warm, self._fleet = resolver, warm, fleet
+    def __init__(
+        self,
+        resolver: Chain,
+        warm: WarmAnswers,
+        fleet: Fleet,
+        zones: Zones,
+        *,
+        limiter: Limiter | None = None,
+        cookies: Cookies | None = None,
+        nsid: bytes | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Ask *resolver*; keep its answers for the VMs of *fleet* in *warm* while these are up.
+
+        Args:
+            resolver, warm, fleet: as above.
+            zones: those that the resolver answers from.
+            limiter: of responses by UDP.
+            cookies: of this server; None to know none.
+            nsid: what we say to a question for our identity (RFC 5001).
+            wall: seconds since 1970, for cookies.
+        """
+        self.resolver, self.warm, self.limiter = resolver, warm, limiter
+        self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
         fleet.uses = warm.taken
         fleet.on_move.append(self._moved)
 
@@ -78,37 +137,99 @@ class Server:
         query = parse(octets, source)
         if isinstance(query, Drop):
             return
-        limit = TCP_SIZE if source.tcp else udp_limit(query)
+        asked = Asked(octets, query, source, send)
+        if query.edns is not None and query.edns.options:
+            self._answer_options(asked, query.edns)
         if isinstance(query, Reject):
-            send(write(query, Reply(query.rcode), limit))
+            self._say(asked, Reply(query.rcode))
         elif query.question.cls != dns.IN or query.question.type in {dns.AXFR, dns.IXFR}:
-            send(write(query, Reply(dns.EREFUSED), limit))
+            self._say(asked, Reply(dns.EREFUSED))
         else:
+            query.question.source = asked.source
             found = self.resolver.query(query.question)
-            found.addCallbacks(
-                self._answer, self._fail, callbackArgs=(octets, query, limit, send), errbackArgs=(query, limit, send)
-            )
+            found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
 
-    def _answer(self, answer: Answer, octets: bytes, query: Query, limit: int, send: Callable[[bytes], None]) -> None:
+    def _answer_options(self, asked: Asked, edns: Edns) -> None:
+        """Take what the query's options say, and put into *asked* what they are answered with."""
+        cookie = edns.option(COOKIE)
+        if cookie is not None and self._cookies is not None:
+            worth, answer = self._cookies.answer(cookie, asked.source.host, self._wall())
+            asked.options += ((COOKIE, answer),)
+            if worth is CookieResult.VALID:
+                asked.source = attrs.evolve(asked.source, proven=True)
+        if self._nsid is not None and edns.option(NSID) is not None:
+            asked.options += ((NSID, self._nsid),)
+
+    def _answer(self, answer: Answer, asked: Asked) -> None:
         records, authority, additional = answer
         said = Reply(NOERROR, answer.aa, records, authority, additional, answer.ede, (), answer.ra, answer.glue)
-        packet = write(query, said, limit)
-        send(packet)
+        packet = self._say(asked, said)
         lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
-        if answer.vm is not None and lease is not None and limit < TCP_SIZE:
-            self.warm.put(octets, query, packet, answer.vm, lease)
+        if answer.vm is not None and lease is not None and packet is not None and not asked.source.tcp:
+            assert isinstance(asked.query, Query)
+            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, self._like(asked.query, said)[1])
 
-    def _fail(self, failure: Any, query: Query, limit: int, send: Callable[[bytes], None]) -> None:
-        send(write(query, self._failed(failure), limit))
+    def _say(self, asked: Asked, reply: Reply) -> bytes | None:
+        """Send *reply*, unless there has been too much of its like: return the packet, or None."""
+        query = asked.query
+        if self.limiter is not None and not asked.source.tcp:
+            decision = self.limiter.decide(asked.source, *self._like(query, reply), self.warm.now())
+            if decision is Decision.DROP:
+                return None
+            if decision is Decision.SLIP:
+                asked.send(truncated(query, asked.options))
+                return None
+        if asked.options:
+            reply = attrs.evolve(reply, options=asked.options)
+        packet = write(query, reply, TCP_SIZE if asked.source.tcp else udp_limit(query))
+        asked.send(packet)
+        return packet
+
+    def may_say(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
+        """Say whether *answer* may go out by UDP; if not, a truncated one goes in its place, or nothing."""
+        if self.limiter is None:
+            return True
+        decision = self.limiter.decide(source, Kind.POSITIVE, answer.limit_key, self.warm.now())
+        if decision is Decision.SLIP:
+            query = parse(octets, source)
+            assert isinstance(query, Query)
+            send(truncated(query))
+        return decision is Decision.SEND
+
+    def _like(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
+        """Return what the limiter counts *reply* as: its kind, and a name that the asker cannot vary at will."""
+        key = query.question.key if isinstance(query, Query) else ROOT
+        zone = self._zones.find(key)
+        apex = ROOT if zone is None else zone.key
+        if reply.answer:
+            # What a wildcard answers, it answers for any number of names.
+            return Kind.POSITIVE, key if zone is not None and zone.get(key) is not None else apex
+        if reply.rcode == dns.ENAME:
+            return Kind.NXDOMAIN, apex
+        if reply.rcode != NOERROR:
+            return Kind.ERROR, apex
+        if reply.aa or not reply.authority:
+            return Kind.NODATA, apex
+        return Kind.REFERRAL, reply.authority[0].owner.lower()
+
+    def _fail(self, failure: Any, asked: Asked) -> None:
+        """Say what went wrong."""
+        if isinstance(failure.value, Unproven):
+            query = asked.query
+            if query.edns is not None and query.edns.option(COOKIE) is not None:
+                self._say(asked, Reply(BADCOOKIE))
+            else:
+                asked.send(truncated(query, asked.options))
+        else:
+            self._say(asked, self._failed(failure))
 
     def _failed(self, failure: Any) -> Reply:
-        """Return the reply that says what went wrong. Wide at the end: a fault of ours is SERVFAIL, not silence."""
+        """Return the reply to a failure. Wide at the end: a fault of ours is SERVFAIL, not silence."""
         fault = failure.value
         if isinstance(fault, Unanswerable):
             return Reply(fault.rcode, aa=True, answer=fault.answer, authority=fault.authority)
         if isinstance(fault, JitsuError):
-            self.log.warn("{error}", error=str(fault))
             return Reply(fault.rcode, ede=((fault.ede, str(fault)),))
         if type(fault) in _CODES:
             authority = [RR.of(header) for header in getattr(fault.args[0], "authority", ())] if fault.args else []

@@ -22,6 +22,7 @@ from jitsu_tw.dns.wire import Source
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.server import Server
+    from jitsu_tw.dns.warm import WarmAnswer
 
 #: Datagrams in one turn of the reactor: a millisecond or so of work.
 BATCH: Final = 64
@@ -66,9 +67,10 @@ class UDPPort(udp.Port):
         """
         Take what has come.
 
-        Written out for speed: `WarmAnswers.get` is here once more, in place; the names are local.
+        Written out for speed: `WarmAnswers.take` is here once more, in place; the names are local.
         """
         receive, send, warm = self.socket.recvfrom, self.socket.sendto, self._server.warm
+        limiter = self._server.limiter
         find, now, used = warm.answers.get, warm.now, warm.used
         for _ in range(BATCH):
             try:
@@ -80,6 +82,8 @@ class UDPPort(udp.Port):
                 self._server.receive(octets, Source(address[0], address[1]), partial(self._send, address))
                 used = warm.used
                 continue
+            if limiter is not None and not self._may_say(answer, octets, address):
+                continue
             answer.lease.used = now()
             if not answer.count:
                 used.append(answer)
@@ -88,6 +92,12 @@ class UDPPort(udp.Port):
                 send(octets[:2] + answer.head + octets[12 : answer.end] + answer.tail, address)
             except OSError:  # no way there, or port 0
                 continue
+
+    def _may_say(self, answer: WarmAnswer, octets: bytes, address: Any) -> bool:
+        """Say whether a warm answer may go out; if not, a truncated one may go in its place."""
+        if address[0].startswith("127."):  # as the limiter itself would say, at a tenth of the cost
+            return True
+        return self._server.may_say(answer, octets, Source(address[0], address[1]), partial(self._send, address))
 
     def _send(self, address: Any, octets: bytes) -> None:
         if self.socket is not None:
@@ -104,11 +114,12 @@ class UDPPort(udp.Port):
             except OSError:
                 return
             send = partial(self._send_from, address, [_asked(level, kind, data) for level, kind, data in ancillary])
-            warm = self._server.warm.get(octets)
-            if warm is None:
-                self._server.receive(octets, Source(address[0], address[1]), send)
-            else:
-                send(warm)
+            source, warm = Source(address[0], address[1]), self._server.warm
+            answer = warm.answers.get(octets[2:].lower())
+            if answer is None:
+                self._server.receive(octets, source, send)
+            elif self._server.may_say(answer, octets, source, send):
+                send(warm.take(answer, octets))
 
     def _send_from(self, address: Any, ancillary: list[tuple[int, int, bytes]], octets: bytes) -> None:
         if self.socket is not None:

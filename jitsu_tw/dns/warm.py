@@ -40,6 +40,7 @@ class WarmAnswer:
         tail: what stands behind it.
         lease: of the VM; each use renews it.
         vm, key: the VM's name, and the name that was asked for, in lower case.
+        limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
     """
 
@@ -49,6 +50,7 @@ class WarmAnswer:
     lease: Lease
     vm: str
     key: bytes
+    limit_key: bytes
     count: int = 0
 
 
@@ -57,8 +59,7 @@ class WarmAnswers:
     The answers of all VMs that are up.
 
     Attributes:
-        answers: by the packet's octets in lower case, without the id. `get` is for everybody but the port, which does
-            the same in its own loop: the call would be a tenth of its work.
+        answers: by the packet's octets in lower case, without the id.
         used: those whose count is not 0.
     """
 
@@ -72,15 +73,17 @@ class WarmAnswers:
     def get(self, octets: bytes) -> bytes | None:
         """Return the reply to the packet *octets*, if there is one, and count that as a use of the VM."""
         answer = self.answers.get(octets[2:].lower())
-        if answer is None:
-            return None
+        return None if answer is None else self.take(answer, octets)
+
+    def take(self, answer: WarmAnswer, octets: bytes) -> bytes:
+        """Return the reply to the packet *octets* that *answer* makes, and count that as a use of the VM."""
         answer.lease.used = self.now()
         if not answer.count:
             self.used.append(answer)
         answer.count += 1
         return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
 
-    def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease) -> None:
+    def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, limit_key: bytes) -> None:
         """Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only."""
         end = _QUESTION + len(query.question.asked) + 4
         key = octets[2:].lower()
@@ -94,7 +97,7 @@ class WarmAnswers:
         ):
             return
         keys.append(key)
-        self.answers[key] = WarmAnswer(reply[2:_QUESTION], end, reply[end:], lease, vm, query.question.key)
+        self.answers[key] = WarmAnswer(reply[2:_QUESTION], end, reply[end:], lease, vm, query.question.key, limit_key)
 
     def drop(self, vm: str) -> None:
         """Forget the answers of *vm*: it is not up any more, or is something else now."""

@@ -85,6 +85,7 @@ class Machine:
         self._answer_by = answer_by
         self._waiters: dict[Deferred[bool], IDelayedCall] = {}
         self._askers: set[Hashable] = set()
+        self._first: Hashable = None
         self._asked = 0
         self._wanted = 0.0
         self._stopping: list[Deferred[State]] = []
@@ -113,10 +114,17 @@ class Machine:
             self._wanted = self._now()
         waiter: Deferred[bool] = Deferred(self._forget)
         self._waiters[waiter] = self._reactor.callLater(self._answer_by, self._late, waiter)
+        if not self._askers:
+            self._first = asker
         self._askers.add(asker)
         self.held = True
         self.feed(Event.SUMMON, "asked for")
         return waiter
+
+    @property
+    def joinable(self) -> bool:
+        """Whether a summons now starts nothing: the VM is up, or on its way, or somebody waits for it already."""
+        return self.state in {State.UP, State.QUEUED, State.STARTING, State.WAITING} or bool(self._waiters)
 
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
@@ -340,11 +348,12 @@ class Machine:
             return
         begin = self.marks["query"]
         self.log.info(
-            "{name}: {how}{why} after {total} ms ({steps}), {clients} answered",
+            "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",
             name=self.vm.name,
             how=how,
             why=f" ({self.reason})" if self.reason else "",
             total=round((self._now() - begin) * 1000),
             steps=", ".join(f"{step} {(when - begin) * 1000:.0f}" for step, when in self.marks.items()),
+            asker=self._first,
             clients=self._asked,
         )

@@ -8,22 +8,24 @@ that what it believes is what the hypervisor says.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.names.dns import QUERY_TYPES
 from zope.interface import implementer
 
-from jitsu_tw.errors import BackendError, BackendLost, StoreError
+from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, Prohibited, StoreError, Unproven
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.readiness import signs_for
 from jitsu_tw.store.layout import NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.lease import Lease, Leases
-from jitsu_tw.vm.lifecycle import BOOTING, Event, State
+from jitsu_tw.vm.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.vm.policy import Policy, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
+
+#: At most so many refusals are logged within `COMMIT_EVERY`; they are all counted.
+MOST_TOLD: Final = 100
 
 #: States in which a VM that we held is not held any more.
 _DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED})
@@ -65,6 +70,7 @@ class Fleet:
 
     Attributes:
         machines: by the VM's name.
+        refused: how many summonses were refused, by reason.
         on_move: called with each machine whose state has changed.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
@@ -87,6 +93,12 @@ class Fleet:
         self._lost: dict[int, str] = {}
         self._turns: deque[Machine] = deque()
         self._booting: set[str] = set()
+        self._running: set[str] = set()
+        self._policy = Policy(
+            settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running
+        )
+        self.refused: Counter[Verdict] = Counter()
+        self._told: set[tuple[str, Verdict]] = set()
         self._leases = Leases()
         self._sweep: IDelayedCall | None = None
         self._stats: dict[str, Stats] = {}
@@ -138,16 +150,30 @@ class Fleet:
         Return a Deferred that fires when the VM is ready (True) or the answer is due all the same (False).
 
         Raises:
+            Prohibited, Unproven, NoRoom: (through the Deferred) the client may not start the VM, or nobody may.
             BootFailed, BackendLost: (through the Deferred) as in `Machine.summon`.
         """
         machine = self.machines[name]
-        host = question.source.host if question.source else None
-        asker = (host, question.key, question.type)
+        host = question.source.host if question.source else "this process"
+        asker = f"{host}, {QUERY_TYPES.get(question.type, question.type)} {label(question.key)}"
+        if question.source is not None and not machine.joinable:
+            verdict = self._policy.admit(question.source, self._now(), len(self._running))
+            if verdict is not Verdict.ADMITTED:
+                return fail(self._refused(machine, verdict, asker))
         if not machine.booting_for(asker):
             self._used(machine, question.key)
         if id(machine.backend) in self._lost and machine.state is not State.UP:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
         return machine.summon(asker)
+
+    def _refused(self, machine: Machine, verdict: Verdict, asker: str) -> JitsuError:
+        """Return the error that says why a VM is not started; log it, but not for each question of a flood."""
+        self.refused[verdict] += 1
+        if len(self._told) < MOST_TOLD and (machine.vm.name, verdict) not in self._told:
+            self._told.add((machine.vm.name, verdict))
+            self.log.info("{name}: not started for {asker}: {why}", name=machine.vm.name, asker=asker, why=verdict.value)
+        kinds = {Verdict.UNPROVEN: Unproven, Verdict.FULL: NoRoom}
+        return kinds.get(verdict, Prohibited)(f"{machine.vm.name}: {verdict.value}")
 
     def start_vm(self, name: str) -> Deferred[bool]:
         """Start a VM because a person wants it; as `summon`."""
@@ -244,6 +270,10 @@ class Fleet:
         name, stats, state = machine.vm.name, self.stats(machine), machine.state
         for hear in self.on_move:
             hear(machine)
+        if state in RUNNING or state is State.QUEUED:
+            self._running.add(name)
+        else:
+            self._running.discard(name)
         if state is State.STARTING:
             stats.start_ts = self._wall()
             stats.total_starts += 1
@@ -337,6 +367,7 @@ class Fleet:
     def _save(self) -> Deferred[None]:
         """Commit the statistics that have changed."""
         self._gather()
+        self._told.clear()
         names, self._unsaved = self._unsaved, set()
         changes: dict[str, str | None] = {}
         for name in names:

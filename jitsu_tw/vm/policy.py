@@ -1,0 +1,127 @@
+"""
+Who may summon, and how much. Pure: the time is an argument, in seconds of one clock that never goes back.
+
+Only a start is decided here: a VM that is up, or on its way up, is nobody's to refuse. So whoever asks does so for a VM
+that is down, once, and the clients that join its activation cost nothing.
+
+A network's budget is a bucket that holds `Policy.starts_per_minute` starts and is refilled evenly within a minute. In
+any t seconds a network starts at most ``starts_per_minute * (1 + t / 60)`` VMs. Only what is admitted is spent, and
+remembered: to be refused costs neither budget nor memory.
+
+What many addresses give an attacker: each further /24 or /56 has a budget of its own, as an honest one has; what they
+can do together is limited by `max_running` and `max_booting`, not here. What they do not give: more memory than
+`MOST_NETWORKS` buckets take (about 10 MB), a slower decision, or a loss for anybody else: a bucket that is dropped is
+as good as full, so its network can only gain. To gain from that, an attacker must have had more than `MOST_NETWORKS`
+starts in other networks within the minute. What forged UDP gives, where `verify_source` is off: starts at the cost of
+the network that it names, which then has to wait for its own. With `verify_source` it gives nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from jitsu_tw.networks import Networks, network, packed
+
+if TYPE_CHECKING:
+    from jitsu_tw.dns.wire import Source
+    from jitsu_tw.settings import Network
+
+#: The most networks whose budgets are remembered.
+MOST_NETWORKS: Final = 65536
+
+#: In how many seconds an empty bucket is full again.
+_MINUTE: Final = 60.0
+
+#: What sums of floats may be wrong by, in seconds.
+_SLACK: Final = 1e-6
+
+
+class Verdict(enum.Enum):
+    """Whether a VM may be started for a client; the value says why not, in words for the client (RFC 8914, 2)."""
+
+    ADMITTED = "admitted"
+    OUTSIDE = "this network may not start virtual machines"
+    UNPROVEN = "a start needs proof of the address: TCP or a DNS cookie"
+    FULL = "as many virtual machines run as may"
+    OVER_BUDGET = "this network has used up its starts for now"
+
+
+@attrs.define(eq=False)
+class Policy:
+    """
+    The limits, and what each network has spent.
+
+    Attributes:
+        summon_from: the networks that may start VMs at all.
+        starts_per_minute: how many VMs a network may start in a minute; 0 for no limit.
+        verify_source: the client's address must be proven.
+        max_running: how many VMs may run at once; 0 for no limit.
+        most_networks: how many networks' budgets are remembered.
+    """
+
+    summon_from: tuple[Network, ...]
+    starts_per_minute: int
+    verify_source: bool
+    max_running: int
+    most_networks: int = MOST_NETWORKS
+    _inside: Networks = attrs.field(init=False)
+    #: When each network's bucket will be full again, the one that was longest not spent from first.
+    _full_at: OrderedDict[bytes, float] = attrs.field(init=False, factory=OrderedDict)
+
+    def __attrs_post_init__(self) -> None:
+        """Make of the networks what can be asked quickly."""
+        self._inside = Networks(self.summon_from)
+
+    def admit(self, source: Source, now: float, running: int) -> Verdict:
+        """
+        Say whether *source* may start one VM more; if so, it is spent.
+
+        The first reason of `Verdict` that holds is given, budgets last: who is refused for another spends nothing.
+
+        Args:
+            source: who asks.
+            now: in seconds.
+            running: how many VMs run, or are about to.
+
+        Raises:
+            ValueError: the source's host is no address.
+        """
+        address = packed(source.host)
+        if address not in self._inside:
+            return Verdict.OUTSIDE
+        if self.verify_source and not source.proven:
+            return Verdict.UNPROVEN
+        if 0 < self.max_running <= running:
+            return Verdict.FULL
+        if self.starts_per_minute and not self._spend(network(address), now):
+            return Verdict.OVER_BUDGET
+        return Verdict.ADMITTED
+
+    def _spend(self, whose: bytes, now: float) -> bool:
+        """Take one start from the bucket of *whose* network and return True, or False if there is none in it."""
+        one = _MINUTE / self.starts_per_minute
+        full_at = max(self._full_at.get(whose, now), now) + one
+        if full_at - now > _MINUTE + _SLACK:
+            return False
+        self._full_at[whose] = full_at
+        self._full_at.move_to_end(whose)
+        self._forget(now)
+        return True
+
+    def _forget(self, now: float) -> None:
+        """
+        Drop at most two buckets that are full, and one more if there are too many.
+
+        One is added at a time, so dropping two keeps up, and no call pays for many.
+        """
+        for _ in range(2):
+            oldest = next(iter(self._full_at))
+            if self._full_at[oldest] > now:
+                break
+            del self._full_at[oldest]
+        if len(self._full_at) > self.most_networks:
+            self._full_at.popitem(last=False)

@@ -1,0 +1,163 @@
+"""Response rate limiting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import ip_network
+from typing import Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.dns.rrl import Decision, Kind, Limiter
+from jitsu_tw.dns.wire import ROOT, Source, from_text
+
+SEED: Final = bytes(range(16))
+WWW: Final = from_text("www.example.com")
+MAIL: Final = from_text("mail.example.com")
+VICTIM: Final = Source("192.0.2.1", 53)
+
+SEND, SLIP, DROP = Decision.SEND, Decision.SLIP, Decision.DROP
+
+
+def flood(limiter: Limiter, number: int, now: float = 0, source: Source = VICTIM) -> list[Decision]:
+    """Return what becomes of so many equal responses at one moment."""
+    return [limiter.decide(source, Kind.POSITIVE, WWW, now) for _ in range(number)]
+
+
+class LimiterTests(SynchronousTestCase):
+    """`Limiter.decide`."""
+
+    def test_burst(self) -> None:
+        """So many responses of a kind are sent at once, then no more; without a burst, one second's."""
+        for rate, burst, expected in ((5, 0, 5), (200, 0, 200), (7, 0, 7), (5, 12, 12), (200, 3, 3), (1, 1, 1)):
+            for now in (0.0, 1e7 + 0.1):
+                decisions = flood(Limiter(SEED, rate, burst=burst, slip=0), expected + 20, now)
+                self.assertEqual([SEND] * expected + [DROP] * 20, decisions, (rate, burst, now))
+
+    def test_rate(self) -> None:
+        """A flood gets its burst and then its rate, however much of it there is."""
+        for rate, burst in ((5, 5), (5, 20), (50, 10)):
+            limiter = Limiter(SEED, rate, burst=burst, slip=0)
+            sent = sum(flood(limiter, 10, tick / 100).count(SEND) for tick in range(1000))  # 10 s
+            self.assertTrue(burst + 10 * rate - 1 <= sent <= burst + 10 * rate, (rate, burst, sent))
+
+    def test_below_the_rate(self) -> None:
+        """Who asks no more often than the rate is never limited, and a bucket does not fill beyond its burst."""
+        limiter = Limiter(SEED, 5)
+        self.assertEqual({SEND}, {limiter.decide(VICTIM, Kind.POSITIVE, WWW, tick / 5) for tick in range(1000)})
+        self.assertEqual(5, flood(limiter, 50, 10_000).count(SEND))
+
+    def test_no_limit(self) -> None:
+        """A rate of 0 limits nothing."""
+        self.assertEqual([SEND] * 1000, flood(Limiter(SEED, 0), 1000))
+
+    def test_slip(self) -> None:
+        """Every so many-th suppressed response goes out truncated: with 0 none, with 1 all."""
+        for slip, expected in (
+            (0, [DROP] * 6),
+            (1, [SLIP] * 6),
+            (2, [DROP, SLIP] * 3),
+            (3, [DROP, DROP, SLIP] * 2),
+        ):
+            self.assertEqual([SEND, *expected], flood(Limiter(SEED, 1, slip=slip), 7), slip)
+
+    def test_what_has_a_bucket(self) -> None:
+        """Responses share a bucket if the network, the kind and the name are the same."""
+        for source, kind, key, shared in (
+            (VICTIM, Kind.POSITIVE, WWW, True),
+            (Source("192.0.2.254", 9), Kind.POSITIVE, WWW, True),
+            (Source("::ffff:192.0.2.7", 9), Kind.POSITIVE, WWW, True),
+            (Source("192.0.3.1", 53), Kind.POSITIVE, WWW, False),
+            (Source("2001:db8::1", 53), Kind.POSITIVE, WWW, False),
+            (VICTIM, Kind.POSITIVE, MAIL, False),
+            *((VICTIM, kind, WWW, False) for kind in Kind if kind is not Kind.POSITIVE),
+        ):
+            limiter = Limiter(SEED, 5, slip=0)
+            flood(limiter, 100)
+            expected = DROP if shared else SEND
+            self.assertEqual(expected, limiter.decide(source, kind, key, 0), (source, kind, key))
+
+    def test_ipv6_networks(self) -> None:
+        """An IPv6 network is a /56."""
+        for host, expected in (("2001:db8:0:ff::2", DROP), ("2001:db8:0:100::1", SEND)):
+            limiter = Limiter(SEED, 1, slip=0)
+            flood(limiter, 2, source=Source("2001:db8::1", 1))
+            self.assertEqual([expected], flood(limiter, 1, source=Source(host, 1)), host)
+
+    def test_exempt(self) -> None:
+        """Proven addresses, loopback and the networks that are said are never limited."""
+        for source, expected in (
+            (Source("192.0.2.1", 53, tcp=True, proven=True), SEND),
+            (Source("192.0.2.1", 53, proven=True), SEND),
+            (Source("127.0.0.1", 53), SEND),
+            (Source("127.255.255.254", 53), SEND),
+            (Source("::1", 53), SEND),
+            (Source("::ffff:127.0.0.1", 53), SEND),
+            (Source("198.51.100.9", 53), SEND),
+            (Source("2001:db8::53", 53), SEND),
+            (Source("198.51.101.9", 53), DROP),
+            (Source("2001:db9::53", 53), DROP),
+            (Source("::2", 53), DROP),
+        ):
+            limiter = Limiter(SEED, 2, slip=0, exempt=(ip_network("198.51.100.0/24"), ip_network("2001:db8::/32")))
+            self.assertEqual(expected, flood(limiter, 20, source=source)[-1], source)
+
+    def test_proven_counts_for_nothing(self) -> None:
+        """Answers to proven addresses take nothing from the bucket of their network."""
+        limiter = Limiter(SEED, 2, slip=0)
+        flood(limiter, 100, source=Source("192.0.2.1", 53, proven=True))
+        self.assertEqual([SEND, SEND, DROP], flood(limiter, 3))
+
+    def test_no_address(self) -> None:
+        """A host that is no address is an error."""
+        self.assertRaises(ValueError, flood, Limiter(SEED), 1, source=Source("nobody", 1))
+
+    def test_arguments(self) -> None:
+        """A short seed or a table whose size is no power of two is an error."""
+        self.assertRaises(ValueError, Limiter, SEED[1:])
+        for places in (0, 3, 65535, -2):
+            self.assertRaises(ValueError, Limiter, SEED, places=places)
+
+
+class TableTests(SynchronousTestCase):
+    """`Limiter`, of its table."""
+
+    def test_collision(self) -> None:
+        """Two buckets on one place take it from each other and begin anew, with a full bucket and no slip counted."""
+        limiter = Limiter(SEED, 2, slip=2, places=1)
+        self.assertEqual([SEND, SEND, DROP], flood(limiter, 3))
+        self.assertEqual(SEND, limiter.decide(VICTIM, Kind.POSITIVE, MAIL, 0))
+        self.assertEqual([SEND, SEND, DROP, SLIP], flood(limiter, 4))
+
+    def test_fixed_size(self) -> None:
+        """However many networks are answered, the table stays as it is."""
+        limiter = Limiter(SEED, 2, places=64)
+        for number in range(2000):
+            limiter.decide(Source(f"10.{number // 256}.{number % 256}.1", 1), Kind.NXDOMAIN, ROOT, 0)
+        self.assertEqual([64] * 3, [len(each) for each in (limiter._hash, limiter._full_at, limiter._suppressed)])
+
+    def test_spread(self) -> None:
+        """As many buckets as a tenth of the places hardly disturb each other: nearly all of a flood is held down."""
+        limiter = Limiter(SEED, 1, slip=0, places=4096)
+        sources = [Source(f"10.{number // 256}.{number % 256}.1", 1) for number in range(400)]
+        count = Counter(limiter.decide(source, Kind.POSITIVE, WWW, 0) for _ in range(10) for source in sources)
+        self.assertTrue(count[SEND] < 1000, count)  # 400 if no two met; 4000 if nothing were held down
+
+    def test_seed(self) -> None:
+        """Which buckets share a place depends on the seed, so that nobody can know it."""
+
+        def meets(seed: bytes) -> list[int]:
+            """Return which networks displace the victim's bucket."""
+            found = []
+            for number in range(200):
+                limiter = Limiter(seed, 1, slip=0, places=16)
+                flood(limiter, 1)
+                flood(limiter, 1, source=Source(f"10.0.{number}.1", 1))
+                if flood(limiter, 1) == [SEND]:
+                    found.append(number)
+            return found
+
+        one, other = meets(SEED), meets(bytes(16))
+        self.assertTrue(one)
+        self.assertTrue(other)
+        self.assertNotEqual(one, other)
