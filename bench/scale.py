@@ -64,11 +64,11 @@ def measure(number: int, rounds: int, seconds: float, *, persist: bool) -> dict[
                 loads.append(load.measure(server, asked, seconds))
             print(f"round {turn + 1} of {rounds}: "
                   + ", ".join(f"{loads[-1].rate:,.0f}" for _, _, _, loads in running), flush=True)
-        for one, server, asked, loads in running:
+        for key, (one, server, asked, loads) in zip(("few", "many"), running, strict=True):
             one.update(summary(loads))
             one.update(latencies(server, asked, seconds, one["rate"]))
             one["MB at last"] = server.memory()
-            figures["few" if one["names"] == FEW else "many"] = one
+            figures[key] = one
     return {"rounds": rounds, "seconds": seconds, "persist": persist, **figures,
             "ratio": figures["many"]["rate"] / figures["few"]["rate"], "sweeps": sweeps(number)}
 

@@ -371,7 +371,7 @@ def _settings(top: Sayings, said_vms: Sequence[Sayings]) -> tuple[Settings, Zone
     if not settings.vms and not settings.zones:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
         raise ConfigError(message)
-    return settings, _zones(settings, said_vms)
+    return settings, zones(settings)
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any]) -> VM:
@@ -401,6 +401,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any]) -> VM:
     values["ip"] = tuple(dict.fromkeys(values["ip"]))
     values["faults"] = frozenset(values.get("faults", ()))
     values["place"] = (first.path, first.line)
+    values["places"] = {key: (sayings[0].path, sayings[0].line) for key, sayings in said.items()}
     return VM(said={key: tuple(one.text for one in sayings) for key, sayings in said.items()}, **values)
 
 
@@ -432,21 +433,25 @@ def _check_apart(vms: Sequence[VM], said_vms: Sequence[Sayings]) -> None:
                 owners[value] = vm.name
 
 
-def _zones(settings: Settings, said_vms: Sequence[Sayings]) -> Zones:
-    """Read the zones, or make them up, and put the VMs' names into them."""
+def zones(settings: Settings) -> Zones:
+    """
+    Read the zones, or make them up, and put the VMs' names into them.
+
+    Raises:
+        ConfigError: a zone file is bad, or a VM's name cannot be in its zone.
+    """
     if settings.zones:
         read = [Zone.read(path) for path in settings.zones]
     else:
-        apexes = dict.fromkeys(parent(name) for vm in settings.vms for name in vm.dns)
         served = [address for address in map(ip_address, settings.bind) if not address.is_unspecified]
+        apexes = dict.fromkeys(parent(name) for vm in settings.vms for name in vm.dns)
         read = [Zone.made_up(apex, settings.ttl, served) for apex in apexes]
-    zones = Zones(read)
-    for vm, said in zip(settings.vms, said_vms, strict=True):
-        for number, name in enumerate(vm.dns):
+    found = Zones(read)
+    for vm in settings.vms:
+        for name in vm.dns:
             try:
-                zones.add_vm(name, vm.name, vm.ip, vm.ttl)
+                found.add_vm(name, vm.name, vm.ip, vm.ttl)
             except ZoneError as error:
-                one = said["dns"][min(number, len(said["dns"]) - 1)]
-                raise one.wrong(f"vms: {vm.name}: dns", error.message) from error
-    return zones
-
+                path, line = vm.places.get("dns", vm.place)
+                raise ConfigError(error.message, path, line, f"vms: {vm.name}: dns") from error
+    return found

@@ -135,6 +135,32 @@ def stop(control: Control, name: str, *, as_json: bool) -> None:
     show_one(control.ask("POST", f"/v1/vms/{quote(name, safe='')}/stop"), as_json=as_json)
 
 
+@main.command()
+@click.pass_obj
+def reload(control: Control) -> None:
+    """Read the zones anew. A bad one is refused with the reason, and the old ones go on."""
+    control.ask("POST", "/v1/reload")
+    click.echo("reloaded")
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def dry_run(control: Control, *, as_json: bool) -> None:
+    """Show what a Jitsu that runs with --dry-run would have started, most first."""
+    starts = sorted(control.ask("GET", "/v1/dry-run"), key=lambda one: -one["starts"])
+    if as_json:
+        click.echo(json.dumps(starts, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("VM", "client network", "type"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("starts", justify="right")
+    for one in starts:
+        table.add_row(one["name"], one["network"], one["type"], str(one["starts"]))
+    Console().print(table)
+
+
 def show_one(vm: dict[str, Any], *, as_json: bool) -> None:
     """Print one VM: as JSON an object, else a line of words."""
     click.echo(json.dumps(vm, indent=2) if as_json else f"{vm['name']}: {vm['state']}")

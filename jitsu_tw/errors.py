@@ -65,8 +65,13 @@ class ZoneError(ConfigError):
     """A zone that cannot be served."""
 
 
-class QueryError(JitsuError, error.DomainError):
-    """A query that has no answer for this client."""
+class QueryError(JitsuError, error.AuthoritativeDomainError):
+    """
+    A query that has no answer for this client, and that nobody else shall answer.
+
+    It ends a `twisted.names` resolver chain, as `error.AuthoritativeDomainError` does: a `DomainError` would hand the
+    question on, to be answered after all.
+    """
 
 
 class Prohibited(QueryError):
@@ -80,11 +85,9 @@ class Unproven(QueryError):
     """The client may start this VM if it asks by TCP, or with a DNS cookie: so it gets TC=1 (RFC 7873, 5.2.3)."""
 
 
-class Unanswerable(JitsuError, error.AuthoritativeDomainError):
+class Unanswerable(QueryError):
     """
     The authority's last word: no such name, or a name that cannot be made.
-
-    It ends a `twisted.names` resolver chain, as `error.AuthoritativeDomainError` does.
 
     Attributes:
         answer: the CNAMEs that led there (RFC 6604).

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +44,7 @@ class Options(usage.Options):
 
     synopsis = "[options] [dns=NAME,ip=ADDRESS,name=VM[,key=value...]]..."
     longdesc = "An authoritative DNS server that boots virtual machines on demand. Options beat the configuration file."
+    optFlags = (("dry-run", None, "Start nothing; count what would have been started, and answer as if it were up."),)  # noqa: N815
     optParameters = (  # noqa: N815
         ("config", None, None, "The configuration, a YAML file; else jitsu.yaml beside the first zone."),
         ("bind", "b", None, "The address to serve DNS on. [127.0.0.1]"),
@@ -81,7 +84,9 @@ class Options(usage.Options):
 
     def load(self) -> tuple[Settings, Zones]:
         """Return what all this and the files say; see `config.load`."""
-        said = {key: value for key, value in self.items() if value and key != "config"}
+        said = {key: value for key, value in self.items() if value and key not in {"config", "dry-run"}}
+        if self["dry-run"]:
+            said["dry_run"] = "true"
         return config.load(said, self.vms, Path(self["config"]) if self["config"] else None)
 
 
@@ -148,7 +153,7 @@ class JitsuService(Service):
         self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server), interface=host))
 
     def _listen_control(self, place: str) -> None:
-        site = Endpoint(self.fleet)
+        site = Endpoint(self.fleet, self.reload)
         if place.startswith("unix:"):
             self._ports.append(self._reactor.listenUNIX(place.removeprefix("unix:"), site, mode=0o600, wantPID=True))
         else:
@@ -164,6 +169,7 @@ class JitsuService(Service):
         if not self._settings.zones:
             names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
         self.fleet.start(self._remembered)
         self.log.info(
             "serving {names} names of {vms} VMs on {bind}, port {port}",
@@ -172,6 +178,26 @@ class JitsuService(Service):
             bind=", ".join(self._settings.bind),
             port=self._settings.listen,
         )
+
+    def reload(self) -> None:
+        """
+        Read the zones anew; from then on they are served.
+
+        Raises:
+            ConfigError: one of them is bad; the old ones are served as before.
+        """
+        try:
+            self._zones.replace(config.zones(self._settings))
+        except ConfigError as error:
+            self.log.error("the zones are not reloaded: {error}", error=str(error))
+            raise
+        self._server.warm.clear()
+        self.log.info("reloaded the zones")
+
+    def _hang_up(self) -> None:
+        """Reload because of SIGHUP: what is wrong has been logged."""
+        with contextlib.suppress(ConfigError):
+            self.reload()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, write down what is remembered, leave the VMs as they are."""

@@ -157,6 +157,12 @@ class ReplyTests(SynchronousTestCase):
         self.assertEqual(opt(ecs), write(got, Reply(), 1232)[12 + len(QUESTION) :])
         self.assertEqual(opt(ecs, option(3, b"x")), write(got, Reply(options=((3, b"x"),)), 1232)[12 + len(QUESTION) :])
 
+    def test_no_client_subnet(self) -> None:
+        """The subnet that stands for none (what ``dig +subnet=0`` sends) does not come back."""
+        got = parse(packet(QUESTION, opt(subnet(0, 0, b"")), ar=1))
+        assert isinstance(got, Query)
+        self.assertEqual(opt(), write(got, Reply(), 1232)[12 + len(QUESTION) :])
+
     def test_client_subnet_of_the_caller(self) -> None:
         """A caller that has its own idea of the scope is not contradicted."""
         got = query(Edns(1232, options=((8, b"\0\1\x18\0abc"),)))

@@ -6,9 +6,10 @@ dnspython is the client: a second opinion on every octet.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
+import attrs
 import dns.edns
 import dns.flags
 import dns.message
@@ -18,15 +19,18 @@ import dns.rdataclass
 import dns.rdatatype
 from twisted.internet.defer import fail, succeed
 from twisted.internet.testing import StringTransport
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns as tdns
 from twisted.names import error
 from twisted.names.resolve import ResolverChain
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import IDLE, Chain, Server, TCPFactory
 from jitsu_tw.dns.warm import MOST_KINDS, WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
@@ -312,6 +316,179 @@ class WarmTests(ServerTestCase):
         """What was said over TCP is not said over UDP: it may be longer than UDP takes."""
         self.send(self.wire(), Source("192.0.2.1", 1, tcp=True))
         self.assertEqual({}, self.warm.answers)
+
+
+class PolicyTests(ServerTestCase):
+    """Who may start a VM. Each refusal starts nothing; what is up is answered to all."""
+
+    def restart(self, **settings: Any) -> None:
+        """Begin anew with *settings*."""
+        self.world.settings = attrs.evolve(self.world.settings, **settings)
+        self.world.begin()
+        self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
+        self.warm = WarmAnswers(self.world.clock.seconds)
+        self.cookies = Cookies(b"0123456789abcdef")
+        self.server = Server(
+            self.chain, self.warm, self.world.fleet, self.zones, cookies=self.cookies, nsid=b"ns1", wall=lambda: EPOCH
+        )
+
+    def ask_from(self, host: str, name: str = "www", options: Any = (), *, tcp: bool = False) -> dns.message.Message:
+        """Ask for a VM's address from *host*."""
+        query = dns.message.make_query(f"{name}.jitsu.test", "A", use_edns=0, options=options)
+        (reply,) = self.send(query.to_wire(), Source(host, 4711, tcp, tcp))
+        return dns.message.from_wire(reply)
+
+    def refusals(self, reply: dns.message.Message) -> tuple[int, list[int]]:
+        """Return a reply's rcode and its Extended DNS Errors."""
+        return reply.rcode(), [int(option.code) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
+
+    def test_summon_from(self) -> None:
+        """A source outside `summon_from` is REFUSED with EDE 18, until somebody who may has started the VM."""
+        self.restart(summon_from=(ip_network("192.0.2.0/24"),))
+        self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("198.51.100.1")))
+        self.assertEqual(0, self.starts())
+        self.assertEqual(0, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("192.0.2.9")))
+        self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("198.51.100.1")))
+        self.assertEqual(1, self.starts())
+
+    def test_budget(self) -> None:
+        """A network that has used up its starts is REFUSED; others are not, and what is up goes on for all."""
+        self.restart(starts_per_minute=1)
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1").rcode())
+        self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("192.0.2.2", "six")))
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.2").rcode())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.3.1", "six").rcode())
+        self.assertEqual(2, self.starts())
+        self.world.pump(61)
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "deep.er").rcode())
+
+    def test_joining_costs_nothing(self) -> None:
+        """Who asks for a VM that is booting joins, with no budget."""
+        self.restart(starts_per_minute=1)
+        query = dns.message.make_query("never.jitsu.test", "A").to_wire()
+        replies = [self.send(query, Source("192.0.2.1", port)) for port in range(5)]
+        self.world.pump(1.3)
+        self.assertEqual([dns.rcode.NOERROR] * 5, [dns.message.from_wire(each[0]).rcode() for each in replies])
+
+    def test_max_running(self) -> None:
+        """Over `max_running` nothing more is started: SERVFAIL, so that a resolver may ask elsewhere."""
+        self.restart(max_running=1)
+        self.ask_from("192.0.2.1")
+        reply = self.ask_from("192.0.2.1", "six")
+        self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(reply))
+        self.assertEqual(1, self.starts())
+        self.world.fleet.stop_vm("www")
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six").rcode())
+
+    def test_verify_source(self) -> None:
+        """
+        Without proof of its address, a client is sent to TCP, or given a cookie if it knows cookies.
+
+        With TCP, or the cookie, it starts the VM. What is up is answered without.
+        """
+        self.restart(verify_source=True)
+        reply = self.ask_from("192.0.2.1")
+        self.assertTrue(reply.flags & dns.flags.TC)
+        self.assertEqual([], reply.answer)
+        mine = b"12345678"
+        reply = self.ask_from("192.0.2.1", options=[dns.edns.CookieOption(mine, b"")])
+        self.assertEqual(dns.rcode.BADCOOKIE, reply.rcode())
+        (cookie,) = [option for option in reply.options if isinstance(option, dns.edns.CookieOption)]
+        self.assertEqual(mine, cookie.client)
+        self.assertEqual(0, self.starts())
+        self.assertEqual(dns.rcode.BADCOOKIE, self.ask_from("192.0.2.2", options=[cookie]).rcode())
+        self.assertEqual(0, self.starts())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", options=[cookie]).rcode())
+        self.assertEqual(1, self.starts())
+        self.assertFalse(self.ask_from("198.51.100.1").flags & dns.flags.TC)
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six", tcp=True).rcode())
+        self.assertEqual(2, self.starts())
+
+    def test_nsid(self) -> None:
+        """Who asks for our identity gets it (RFC 5001)."""
+        self.restart()
+        reply = self.ask_from("192.0.2.1", options=[dns.edns.NSIDOption(b"")])
+        self.assertEqual([b"ns1"], [option.nsid for option in reply.options if isinstance(option, dns.edns.NSIDOption)])
+
+    def test_cookie_without_question(self) -> None:
+        """A query that only wants a cookie gets one (RFC 7873, 5.4)."""
+        self.restart()
+        query = dns.message.Message()
+        query.use_edns(0, options=[dns.edns.CookieOption(b"12345678", b"")])
+        reply = dns.message.from_wire(self.send(query.to_wire())[0])
+        self.assertEqual((dns.rcode.NOERROR, 1), (reply.rcode(), len(reply.options)))
+
+    def test_dry_run(self) -> None:
+        """In a dry run everything is answered as if it were up, and nothing is started or stopped, but counted."""
+        self.restart(dry_run=True)
+        for host in ("192.0.2.1", "192.0.2.9", "198.51.100.1"):
+            reply = self.ask_from(host)
+            self.assertEqual((dns.rcode.NOERROR, 1, ()), (reply.rcode(), len(reply.answer), reply.options))
+        self.world.pump(130, step=1)
+        self.ask_from("198.51.100.1")
+        self.assertEqual(0, self.starts())
+        self.assertEqual({("www", "192.0.2.0/24", "A"): 1, ("www", "198.51.100.0/24", "A"): 1},
+                         dict(self.world.fleet.would_start))
+        self.assertEqual(4, self.world.fleet.stats(self.world.machine()).total_requests)
+
+    def test_first_summons_is_told(self) -> None:
+        """The line that tells an activation says who asked for what; a refusal is logged with them too."""
+        events: list[Any] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.restart(starts_per_minute=1)
+        self.ask_from("192.0.2.1")
+        for _ in range(10):
+            self.ask_from("192.0.2.1", "six")
+        lines = [formatEvent(event) for event in events]
+        self.assertEqual(1, len([line for line in lines if "for 192.0.2.1, A www.jitsu.test, 1 answered" in line]))
+        refusals = [line for line in lines if "six: not started for 192.0.2.1, A six.jitsu.test" in line]
+        self.assertEqual(1, len(refusals), lines)
+
+
+class LimitTests(ServerTestCase):
+    """Response rate limiting, as it meets the server. What it counts is `rrl`'s own matter."""
+
+    def setUp(self) -> None:
+        """Limit to two responses a second."""
+        super().setUp()
+        self.server.limiter = Limiter(bytes(16), 2, slip=2)
+
+    def outcomes(self, name: str, count: int, source: Source) -> str:
+        """Ask *count* times; return a letter for each: whole, truncated, or dropped."""
+        query = dns.message.make_query(name, "A").to_wire()
+        found = ""
+        for _ in range(count):
+            replies = self.send(query, source)
+            found += "-" if not replies else "t" if dns.message.from_wire(replies[0]).flags & dns.flags.TC else "w"
+        return found
+
+    def test_kinds(self) -> None:
+        """Each kind of response has a limit of its own, which names made up by the asker do not get around."""
+        source = Source("192.0.2.1", 1)
+        for name in ("static.jitsu.test", "nobody.jitsu.test", "er.jitsu.test", "www.example.com", "www.jitsu.test"):
+            self.assertEqual("ww-t-t", self.outcomes(name, 6, source), name)
+        self.assertEqual("-t", "".join(self.outcomes(f"no{n}.jitsu.test", 1, source) for n in range(2)))
+
+    def test_exempt(self) -> None:
+        """TCP, who has proven its address, and loopback are not limited."""
+        for source in (Source("192.0.2.1", 1, tcp=True, proven=True), Source("192.0.2.1", 1, proven=True),
+                       Source("127.0.0.1", 1), Source("::1", 1)):
+            self.assertEqual("wwwwww", self.outcomes("static.jitsu.test", 6, source))
+
+    def test_warm(self) -> None:
+        """Warm answers count with the others, and slip as they do."""
+        source = Source("192.0.2.1", 1)
+        query = dns.message.make_query("www.jitsu.test", "A").to_wire()
+        self.assertEqual("ww-", self.outcomes("www.jitsu.test", 3, source))
+        answer = self.warm.answers[query[2:].lower()]
+        sent: list[bytes] = []
+        self.assertEqual([False] * 3, [self.server.may_say(answer, query, source, sent.append) for _ in range(3)])
+        self.assertEqual([True, True], [bool(dns.message.from_wire(each).flags & dns.flags.TC) for each in sent])
+        self.world.pump(2)
+        self.assertTrue(self.server.may_say(answer, query, source, sent.append))
 
 
 class ResolverInterfaceTests(ServerTestCase):

@@ -149,6 +149,36 @@ class ServeTests(ProcessTestCase):
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
         self.assertIn("/dns/www.jitsu.test/total_requests", tree)
 
+    def test_reload(self) -> None:
+        """By SIGHUP or jitsuctl the zones are read anew, for all names, warm ones too; a bad one changes nothing."""
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS)
+        self.ask("www.jitsu.test")
+        (self.folder / "jitsu.zone").write_text(f"{ZONE}new 60 A 192.0.2.9\n")
+        self.assertEqual("reloaded\n", self.jitsuctl("reload").stdout)
+        self.assertEqual("192.0.2.9", self.ask("new.jitsu.test").answer[0][0].to_text())
+        (self.folder / "jitsu.zone").write_text("nonsense")
+        run = self.jitsuctl("reload")
+        self.assertEqual(1, run.returncode)
+        self.assertIn("jitsu.zone:1:", run.stderr)
+        self.assertEqual("192.0.2.9", self.ask("new.jitsu.test").answer[0][0].to_text())
+        (self.folder / "jitsu.zone").write_text(f"{ZONE}newer 60 A 192.0.2.10\n")
+        process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + PATIENCE
+        while not self.ask("newer.jitsu.test").answer:
+            self.assertLess(time.monotonic(), end)
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+
+    def test_dry_run(self) -> None:
+        """A dry run answers as if all were up, starts nothing, and tells what it would have started."""
+        self.serve("--zone", "jitsu.zone", "--dry-run", configuration=VMS)
+        for name in ("www", "bad", "slow"):
+            self.assertEqual(1, len(self.ask(f"{name}.jitsu.test").answer))
+        would = json.loads(self.jitsuctl("dry-run", "--json").stdout)
+        self.assertEqual({("www", "127.0.0.0/24", "A", 1), ("bad", "127.0.0.0/24", "A", 1),
+                          ("slow", "127.0.0.0/24", "A", 1)}, {tuple(one.values()) for one in would})
+        self.assertIn("127.0.0.0/24", self.jitsuctl("dry-run").stdout)
+        self.assertEqual({0}, {vm["total_starts"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)})
+
     def test_one_line_tells_an_activation(self) -> None:
         """An activation is one line of the log, with its steps in milliseconds."""
         self.serve("--zone", "jitsu.zone", configuration=VMS)

@@ -2,7 +2,8 @@
 The control endpoint: JSON over HTTP.
 
 ``GET /v1/vms`` lists all VMs. ``POST /v1/vms/NAME/start`` and ``…/stop`` do what they say and answer when it is done,
-with the VM as it is then. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
+with the VM as it is then. ``GET /v1/dry-run`` lists what a dry run would have started. ``POST /v1/reload`` reads the
+zones anew. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
 
 It listens on loopback, where every user of the machine and every page in their browsers can reach it. So a browser's
 request is taken only if it comes from a page of ours: its Origin and its Host must name one place, and by address.
@@ -25,6 +26,8 @@ from jitsu_tw.errors import JitsuError
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.web.server import Request
 
     from jitsu_tw.vm.activation import Machine
@@ -53,11 +56,13 @@ class Endpoint(Site):
 
     noisy = False
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Build the tree of pages."""
-        top, version, vms = Resource(), Resource(), VMs(fleet)
+    def __init__(self, fleet: Fleet, reload: Callable[[], None]) -> None:
+        """Build the tree of pages; *reload* reads the zones anew."""
+        top, version = Resource(), Resource()
         top.putChild(b"v1", version)
-        version.putChild(b"vms", vms)
+        version.putChild(b"vms", VMs(fleet))
+        version.putChild(b"dry-run", DryRun(fleet))
+        version.putChild(b"reload", Reload(fleet, reload))
         super().__init__(top)
 
     def log(self, request: Any) -> None:
@@ -112,6 +117,38 @@ class VMs(Page):
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """List the VMs, as an array."""
         return reply(request, [describe(self._fleet, machine) for machine in self._fleet.machines.values()])
+
+
+class DryRun(Page):
+    """``/v1/dry-run``."""
+
+    isLeaf = True  # noqa: N815
+
+    def render_GET(self, request: Request) -> bytes:  # noqa: N802
+        """List what would have been started."""
+        starts = self._fleet.would_start.items()
+        return reply(
+            request, [{"name": name, "network": net, "type": type_, "starts": n} for (name, net, type_), n in starts]
+        )
+
+
+class Reload(Page):
+    """``/v1/reload``."""
+
+    isLeaf = True  # noqa: N815
+
+    def __init__(self, fleet: Fleet, reload: Callable[[], None]) -> None:
+        """Call *reload* when posted to."""
+        super().__init__(fleet)
+        self._reload = reload
+
+    def render_POST(self, request: Request) -> bytes:  # noqa: N802
+        """Read the zones anew; if one is bad, say why and serve the old ones."""
+        try:
+            self._reload()
+        except JitsuError as error:
+            return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
+        return reply(request, {"reloaded": True})
 
 
 class Missing(Page):

@@ -135,6 +135,10 @@ class Zones:
             if key != ROOT and (outer := self.find(parent(key))) is not None:
                 outer.enclose(key)
 
+    def replace(self, others: Zones) -> None:
+        """Answer from the zones of *others* from now on; nobody else may use *others* any more."""
+        self.__dict__.update(others.__dict__)
+
     def __iter__(self) -> Iterator[Zone]:
         """Iterate over the zones as they were given."""
         return iter(self._zones.values())

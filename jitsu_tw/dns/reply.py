@@ -177,8 +177,10 @@ def _reserves(edns: Edns | None, reply: Reply) -> Iterator[tuple[list[tuple[int,
     options = list(reply.options)
     if edns.options:
         subnet = edns.option(CLIENT_SUBNET)
-        if subnet is not None and all(code != CLIENT_SUBNET for code, _ in options):
-            options.insert(0, (CLIENT_SUBNET, subnet))  # with scope 0, as a query's must be (RFC 7871, 7.2.1)
+        # With scope 0, as a query's must be (RFC 7871, 7.2.1). Family 0 has no address that an answer could be for, and
+        # not every client can read it in a reply.
+        if subnet is not None and subnet[:2] != bytes(2) and all(code != CLIENT_SUBNET for code, _ in options):
+            options.insert(0, (CLIENT_SUBNET, subnet))
     if reply.ede:
         extended = [(EDE, _SHORT.pack(code) + text.encode("utf-8", "replace")) for code, text in reply.ede]
         yield options + extended, False

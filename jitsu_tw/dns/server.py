@@ -116,7 +116,9 @@ class Server:
         Ask *resolver*; keep its answers for the VMs of *fleet* in *warm* while these are up.
 
         Args:
-            resolver, warm, fleet: as above.
+            resolver: the chain.
+            warm: where answers are kept.
+            fleet: of whose VMs.
             zones: those that the resolver answers from.
             limiter: of responses by UDP.
             cookies: of this server; None to know none.

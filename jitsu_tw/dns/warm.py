@@ -104,6 +104,11 @@ class WarmAnswers:
         for key in self._keys.pop(vm, ()):
             del self.answers[key]
 
+    def clear(self) -> None:
+        """Forget all answers: what they were made from has changed."""
+        self.answers.clear()
+        self._keys.clear()
+
     def taken(self) -> Iterator[tuple[str, bytes, int, float]]:
         """Yield the VM, the name, how often it was used since the last call, and when last, of all that were used."""
         used, self.used = self.used, []

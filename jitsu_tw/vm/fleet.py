@@ -20,6 +20,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, Prohibited, StoreError, Unproven
 from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import signs_for
 from jitsu_tw.store.layout import NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
 from jitsu_tw.vm.activation import Machine
@@ -70,6 +71,7 @@ class Fleet:
 
     Attributes:
         machines: by the VM's name.
+        would_start: in a dry run, how many starts there would have been: by VM, client network and type.
         refused: how many summonses were refused, by reason.
         on_move: called with each machine whose state has changed.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
@@ -98,6 +100,8 @@ class Fleet:
             settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running
         )
         self.refused: Counter[Verdict] = Counter()
+        self.would_start: Counter[tuple[str, str, str]] = Counter()
+        self._would_end: dict[str, float] = {}
         self._told: set[tuple[str, Verdict]] = set()
         self._leases = Leases()
         self._sweep: IDelayedCall | None = None
@@ -160,18 +164,33 @@ class Fleet:
             verdict = self._policy.admit(question.source, self._now(), len(self._running))
             if verdict is not Verdict.ADMITTED:
                 return fail(self._refused(machine, verdict, asker))
+        if self._settings.dry_run:
+            self._would_start(machine, question)
+            return succeed(True)  # noqa: FBT003
         if not machine.booting_for(asker):
             self._used(machine, question.key)
         if id(machine.backend) in self._lost and machine.state is not State.UP:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
         return machine.summon(asker)
 
+    def _would_start(self, machine: Machine, question: Question) -> None:
+        """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
+        name, now = machine.vm.name, self._now()
+        self._count(machine, question.key, 1, self._wall())
+        if machine.state is not State.UP and self._would_end.get(name, now) <= now:
+            source = question.source
+            net = to_text(network(packed(source.host))) if source is not None else "this process"
+            self.would_start[name, net, str(QUERY_TYPES.get(question.type, question.type))] += 1
+            self.log.info("{name}: would be started for {net}", name=name, net=net)
+        self._would_end[name] = now + machine.vm.idle
+
     def _refused(self, machine: Machine, verdict: Verdict, asker: str) -> JitsuError:
         """Return the error that says why a VM is not started; log it, but not for each question of a flood."""
         self.refused[verdict] += 1
         if len(self._told) < MOST_TOLD and (machine.vm.name, verdict) not in self._told:
             self._told.add((machine.vm.name, verdict))
-            self.log.info("{name}: not started for {asker}: {why}", name=machine.vm.name, asker=asker, why=verdict.value)
+            name, why = machine.vm.name, verdict.value
+            self.log.info("{name}: not started for {asker}: {why}", name=name, asker=asker, why=why)
         kinds = {Verdict.UNPROVEN: Unproven, Verdict.FULL: NoRoom}
         return kinds.get(verdict, Prohibited)(f"{machine.vm.name}: {verdict.value}")
 
