@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from twisted.internet import reactor as default_reactor
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.systemd import ListenFDs
 
 from jitsu_tw import __version__, config
 from jitsu_tw.backends import backends_for
@@ -24,7 +26,8 @@ from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Chain, Server, TCPFactory
+from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.tcp import TCPFactory
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
@@ -117,25 +120,37 @@ class JitsuService(Service):
             nsid=settings.nsid,
         )
         self._ports: list[Any] = []
-        self._remembered: Any = {}
 
     def privilegedStartService(self) -> None:  # noqa: N802
-        """Take the ports, the state and the hypervisors, or end with one line that says what cannot be had."""
+        """Take the ports, while twistd has not given up its privileges; or end with a line that says what cannot be."""
         super().privilegedStartService()
         try:
             self._listen()
-            self._remembered = self._store.open()
-            for (kind, uri), backend in self._backends.items():
-                backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
         except JitsuError as error:
             give_up(error)
 
     def _listen(self) -> None:
-        for host in self._settings.bind:
-            self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
+        inherited = [socket.socket(fileno=number) for number in ListenFDs.fromEnvironment().inheritedDescriptors()]
+        for one in inherited:
+            self._adopt(one)
+        if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
+            for host in self._settings.bind:
+                self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
         control = self._settings.control
-        if control is not None:
+        if control is not None and not any(one.family == socket.AF_UNIX for one in inherited):
             self._take("control", control, self._listen_control, control)
+
+    def _adopt(self, bound: socket.socket) -> None:
+        """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
+        if bound.family == socket.AF_UNIX:
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, Endpoint(self.fleet, self.reload))
+        elif bound.type == socket.SOCK_STREAM:
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server))
+        else:
+            host, number = bound.getsockname()[:2]
+            port = UDPPort(number, self._server, host, self._reactor, bound)
+            port.startListening()
+        self._ports.append(port)
 
     def _take(self, key: str, what: str, listen: Any, argument: str) -> None:
         try:
@@ -161,8 +176,14 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
 
     def startService(self) -> None:  # noqa: N802
-        """Begin to serve."""
+        """Open the state and the hypervisors and begin to serve; or end with a line that says what cannot be had."""
         super().startService()
+        try:
+            remembered = self._store.open()
+            for (kind, uri), backend in self._backends.items():
+                backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
+        except JitsuError as error:
+            give_up(error)
         for zone in self._zones:
             for warning in zone.warnings:
                 self.log.warn("{warning}", warning=warning)
@@ -170,7 +191,7 @@ class JitsuService(Service):
             names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
-        self.fleet.start(self._remembered)
+        self.fleet.start(remembered)
         self.log.info(
             "serving {names} names of {vms} VMs on {bind}, port {port}",
             names=sum(len(vm.dns) for vm in self._settings.vms),

@@ -18,7 +18,6 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 from twisted.internet.defer import fail, succeed
-from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns as tdns
 from twisted.names import error
@@ -31,7 +30,7 @@ from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import IDLE, Chain, Server, TCPFactory
+from jitsu_tw.dns.server import Chain, Server
 from jitsu_tw.dns.warm import MOST_KINDS, WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
@@ -569,52 +568,19 @@ class FaultTests(ServerTestCase):
 
 
 class TransportTests(ServerTestCase):
-    """What fits, and TCP."""
+    """What fits."""
 
     def big(self, _: Question) -> Answer:
         """Answer with more than UDP can carry."""
         owner = from_text("static.jitsu.test")
         return Answer([RR(owner, 16, 60, bytes([250]) + bytes([number]) * 250) for number in range(40)])
 
-    def connect(self) -> tuple[Any, StringTransport]:
-        """Return a TCP protocol and its transport, on the world's clock."""
-        protocol = TCPFactory(self.server).buildProtocol(None)
-        protocol.callLater = self.world.clock.callLater
-        transport = StringTransport()
-        protocol.makeConnection(transport)
-        self.addCleanup(protocol.setTimeout, None)
-        return protocol, transport
-
-    @staticmethod
-    def framed(query: dns.message.Message) -> bytes:
-        """Return *query* as TCP carries it."""
-        octets = query.to_wire()
-        return len(octets).to_bytes(2, "big") + octets
-
     def test_truncated(self) -> None:
         """What does not fit a datagram is cut, with TC; the same over TCP is whole."""
         self.patch(self.chain.resolvers[1], "answer", self.big)
         reply = self.ask("static.jitsu.test", "TXT")
         self.assertTrue(reply.flags & dns.flags.TC)
-        protocol, transport = self.connect()
-        protocol.dataReceived(self.framed(dns.message.make_query("static.jitsu.test", "TXT")))
-        whole = dns.message.from_wire(transport.value()[2:])
+        query = dns.message.make_query("static.jitsu.test", "TXT").to_wire()
+        (octets,) = self.send(query, Source("192.0.2.1", 1, tcp=True))
+        whole = dns.message.from_wire(octets)
         self.assertEqual((40, 0), (len(whole.answer[0]), whole.flags & dns.flags.TC))
-
-    def test_pipelined(self) -> None:
-        """Several queries in one connection are answered each when it can be (RFC 7766, 6.2.1.1)."""
-        protocol, transport = self.connect()
-        slow = dns.message.make_query("never.jitsu.test", "A")
-        quick = dns.message.make_query("static.jitsu.test", "A")
-        protocol.dataReceived(self.framed(slow) + self.framed(quick))
-        first = transport.value()
-        self.assertTrue(quick.is_response(dns.message.from_wire(first[2:])))
-        self.world.pump(1.3)
-        self.assertTrue(slow.is_response(dns.message.from_wire(transport.value()[len(first) + 2 :])))
-
-    def test_idle(self) -> None:
-        """A connection on which nothing happens is closed."""
-        protocol, transport = self.connect()
-        protocol.dataReceived(b"\0")
-        self.world.pump(IDLE + 1, step=1)
-        self.assertTrue(transport.disconnecting)

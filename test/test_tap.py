@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import Any, Final
 import dns.message
 import dns.query
 import dns.rcode
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 BIN: Final = Path(sys.executable).parent
 ROOT: Final = Path(__file__).parent.parent
@@ -61,20 +62,23 @@ class ProcessTestCase(SynchronousTestCase):
         """Run ``twistd -n jitsu`` to its end, which must come by itself."""
         return self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "jitsu", *arguments)
 
-    def serve(self, *arguments: str, configuration: str = "") -> subprocess.Popen[bytes]:
-        """Start ``twistd -n jitsu`` and wait until it answers; end it after the test."""
+    def serve(
+        self, *arguments: str, configuration: str = "", twistd: tuple[str, ...] = (), host: str = HOST
+    ) -> subprocess.Popen[bytes]:
+        """Start ``twistd -n jitsu``, *twistd* being options of twistd's, and wait until it answers; end it later."""
         (self.folder / "jitsu.yaml").write_text(
             f"listen: {self.port}\ncontrol: {HOST}:{self.control}\nbackend: memory\n{configuration}"
         )
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [BIN / "twistd", "-n", "--pidfile=", "jitsu", *arguments], cwd=self.folder, stdout=log, stderr=log
+                [BIN / "twistd", "-n", "--pidfile=", *twistd, "jitsu", *arguments],
+                cwd=self.folder, stdout=log, stderr=log,
             )
         self.addCleanup(self.end, process)
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                self.ask("nobody.test", "SOA", timeout=1)
+                self.ask("nobody.test", "SOA", timeout=1, host=host)
             except OSError:
                 self.assertIsNone(process.poll(), self.log())
                 self.assertLess(time.monotonic(), end)
@@ -95,10 +99,10 @@ class ProcessTestCase(SynchronousTestCase):
         """Return what the server has logged."""
         return (self.folder / "log").read_text()
 
-    def ask(self, name: str, type_: str = "A", timeout: float = PATIENCE) -> dns.message.Message:
+    def ask(self, name: str, type_: str = "A", timeout: float = PATIENCE, host: str = HOST) -> dns.message.Message:
         """Ask over TCP, which says at once where nobody listens."""
         query = dns.message.make_query(name, type_, use_edns=0)
-        return dns.query.tcp(query, HOST, timeout=timeout, port=self.port)
+        return dns.query.tcp(query, host, timeout=timeout, port=self.port)
 
     def jitsuctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run jitsuctl to its end."""
@@ -186,6 +190,71 @@ class ServeTests(ProcessTestCase):
         (line,) = [line for line in self.log().splitlines() if "www: up after" in line]
         for step in ("query 0", "admitted", "start", "started", "ready", "answered", "1 answered"):
             self.assertIn(step, line)
+
+
+class SocketsTests(ProcessTestCase):
+    """Several addresses, other people's sockets, and privileges."""
+
+    def test_addresses(self) -> None:
+        """It serves on all the addresses that it is told, of both families, and on no others."""
+        self.serve("--zone", "jitsu.zone", configuration=f"bind: [127.0.0.1, 127.0.0.2, '::1']\n{VMS}")
+        query = dns.message.make_query("ns.jitsu.test", "A")
+        for host in ("127.0.0.1", "127.0.0.2", "::1"):
+            for ask in (dns.query.udp, dns.query.tcp):
+                reply: Any = ask(query, host, timeout=PATIENCE, port=self.port)
+                self.assertEqual("127.0.0.1", reply.answer[0][0].to_text())
+        self.assertRaises(OSError, dns.query.tcp, query, "127.0.0.3", timeout=PATIENCE, port=self.port)
+
+    def test_systemd(self) -> None:
+        """With sockets from systemd it binds none itself: a UNIX one is for control, the others are for DNS."""
+        (self.folder / "jitsu.yaml").write_text(f"listen: 1\nbackend: memory\n{VMS}")
+        place = self.folder / "control.sock"
+        with (
+            socket.socket(type=socket.SOCK_DGRAM) as udp,
+            socket.socket() as tcp,
+            socket.socket(socket.AF_UNIX) as control,
+            (self.folder / "log").open("wb") as log,
+        ):
+            udp.bind((HOST, self.port))
+            tcp.bind((HOST, self.port))
+            control.bind(str(place))
+            tcp.listen()
+            control.listen()
+            program = (
+                "import os, sys; fds = list(map(int, sys.argv[1].split(',')));"
+                "fds = [os.dup2(os.dup(fd), 40 + n) for n, fd in enumerate(fds)];"
+                "[os.dup2(fd, 3 + n, inheritable=True) for n, fd in enumerate(fds)];"
+                "os.environ.update(LISTEN_FDS='3', LISTEN_FDNAMES='j:j:j', LISTEN_PID=str(os.getpid()));"
+                "os.execv(sys.argv[2], sys.argv[2:])"
+            )
+            numbers = [one.fileno() for one in (udp, tcp, control)]
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, ",".join(map(str, numbers)), str(BIN / "twistd"), "-n", "--pidfile=",
+                 "jitsu", "--zone", "jitsu.zone"],
+                cwd=self.folder, stdout=log, stderr=log, pass_fds=numbers,
+            )
+            self.addCleanup(self.end, process)
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+        query = dns.message.make_query("www.jitsu.test", "A")
+        self.assertEqual(1, len(dns.query.udp(query, HOST, timeout=PATIENCE, port=self.port).answer))
+        run = self.run_to_end(BIN / "jitsuctl", "--control", f"unix:{place}", "status", "--json")
+        self.assertEqual("up", json.loads(run.stdout)[0]["state"])
+
+    def test_privileges(self) -> None:
+        """A port under 1024 is taken before twistd gives up root; the state is written by the user that is left."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root can take such a port and give root up")
+        self.port = 953
+        self.folder.chmod(0o777)
+        nobody = pwd.getpwnam("nobody")
+        process = self.serve(
+            "--zone", "jitsu.zone", twistd=("--uid", str(nobody.pw_uid), "--gid", str(nobody.pw_gid)),
+            configuration=f"bind: 127.9.5.3\npersistdb: state.git\n{VMS}", host="127.9.5.3",
+        )
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test", host="127.9.5.3").answer[0][0].to_text())
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        self.assertIn(f"Uid:\t{nobody.pw_uid}\t{nobody.pw_uid}", status)
+        self.assertEqual(nobody.pw_uid, (self.folder / "state.git" / "HEAD").stat().st_uid)
 
 
 class RefusalTests(ProcessTestCase):

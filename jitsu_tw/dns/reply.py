@@ -29,7 +29,7 @@ from jitsu_tw.dns.message import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jitsu_tw.dns.message import Edns
     from jitsu_tw.dns.wire import RR
@@ -51,6 +51,10 @@ UDP_SIZE: Final = 1232
 UDP_SIZE_PLAIN: Final = 512
 #: The length field of TCP, in octets (RFC 1035, 4.2.2).
 TCP_SIZE: Final = 65535
+#: The most that a packet of several has, in octets: names further behind could not be pointed at (RFC 1035, 4.1.4).
+STREAM_SIZE: Final = 16384
+#: After so many records a stream can pause: less than a millisecond of work.
+STREAM_STEP: Final = 64
 
 _NS, _CNAME, _SOA, _PTR, _MX = 2, 5, 6, 12, 15
 #: Where the names in the data of a type begin, and how many there are. Only these types are old enough for every
@@ -136,9 +140,7 @@ def write(query: Query | Reject, reply: Reply, limit: int | None) -> bytes:
             continue
         packet, opt = trial, b""
         if options is not None and edns is not None:
-            opt = _OPT.pack(0, OPT, UDP_SIZE, rcode >> 4, 0, DO * edns.do, size) + b"".join(
-                PAIR.pack(code, len(data)) + data for code, data in options
-            )
+            opt = _opt(edns, rcode, options)
         lost = bool(reply.ede) and edns is not None and all(code != EDE for code, _ in options or ())
         if packet.fill(reply, room):
             break
@@ -163,6 +165,52 @@ def truncated(query: Query | Reject, options: tuple[tuple[int, bytes], ...] = ()
     out = bytearray(write(query, Reply(options=options), udp_limit(query)))
     out[2] |= TC >> 8
     return bytes(out)
+
+
+def write_stream(
+    query: Query, records: Iterable[RR], options: tuple[tuple[int, bytes], ...] = (), reserved: int = 0
+) -> Iterator[bytes]:
+    """
+    Yield packets that together answer *query*, with authority, by *records* in their order (RFC 5936, 2.2).
+
+    They have up to `STREAM_SIZE` octets each, or one record. Each has the question, and an OPT record if the query had
+    one. No record is left out or put elsewhere, and one that comes twice is written twice.
+
+    Args:
+        query: what is answered.
+        records: are taken one at a time, as packets are asked for.
+        options: EDNS options for each packet.
+        reserved: octets that somebody wants to append to each packet.
+
+    Yields:
+        packets; and in between, at least every `STREAM_STEP` records, b"", so that one can do something else.
+
+    Raises:
+        ValueError: a record is so long that no packet can have it.
+    """
+    edns = query.edns
+    opt = _opt(edns, NOERROR, next(_reserves(edns, Reply(options=options)))[0] or []) if edns is not None else b""
+    packet, count = _Packet(query), 0
+    for number, record in enumerate(records, 1):
+        mark = len(packet.out)
+        packet.put_record(record)
+        if count and len(packet.out) + len(opt) + reserved > STREAM_SIZE:
+            packet.back_to(mark)
+            yield packet.answered(query, count, opt)
+            packet, count = _Packet(query), 0
+            packet.put_record(record)
+        if len(packet.out) + len(opt) + reserved > TCP_SIZE:
+            raise ValueError(f"a record of {len(record.rdata)} octets is too long to be sent")
+        count += 1
+        if not number % STREAM_STEP:
+            yield b""
+    yield packet.answered(query, count, opt)
+
+
+def _opt(edns: Edns, rcode: int, options: Sequence[tuple[int, bytes]]) -> bytes:
+    """Return the OPT record of a reply."""
+    data = b"".join(PAIR.pack(code, len(data)) + data for code, data in options)
+    return _OPT.pack(0, OPT, UDP_SIZE, rcode >> 4, 0, DO * edns.do, len(data)) + data
 
 
 def _reserves(edns: Edns | None, reply: Reply) -> Iterator[tuple[list[tuple[int, bytes]] | None, bool]]:
@@ -302,6 +350,11 @@ class _Packet:
                 names[suffix] = base + at
             at += size + 1
         out += name
+
+    def answered(self, query: Query, count: int, opt: bytes) -> bytes:
+        """Return the packet whole: its *count* records are all answers, and *opt* is its OPT record or nothing."""
+        HEADER.pack_into(self.out, 0, query.id, QR | AA | query.flags, self.questions, count, 0, bool(opt))
+        return bytes(self.out + opt)
 
     def back_to(self, mark: int) -> None:
         """Undo what was appended from *mark* on."""

@@ -1,5 +1,5 @@
 """
-The way of one query: octets in, the chain of resolvers, octets out; and DNS over TCP.
+The way of one query: octets in, the chain of resolvers, octets out. `udp` and `tcp` are around it.
 
 Everything that a query can do wrong ends here, as a response code. What an authority must never do is answer an answer,
 forward for strangers, or stay silent where a client waits.
@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.names import dns, error
 from twisted.names.resolve import FailureHandler, ResolverChain
-from twisted.protocols.basic import Int16StringReceiver
-from twisted.protocols.policies import TimeoutMixin
 
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
@@ -31,8 +28,6 @@ from jitsu_tw.vm.lifecycle import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from twisted.python.failure import Failure
-
     from jitsu_tw.dns.cookies import Cookies
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Edns
@@ -40,9 +35,6 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
-
-#: Seconds after which a TCP connection on which nothing happens is closed (RFC 7766, 6.2.3).
-IDLE: Final = 20.0
 
 #: The EDNS option of a server's identity (RFC 5001, 2.3).
 NSID: Final = 3
@@ -134,11 +126,11 @@ class Server:
         if machine.state is not State.UP:
             self.warm.drop(machine.vm.name)
 
-    def receive(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> None:
-        """Answer *octets* from *source* by *send*, now, later or never."""
+    def receive(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
+        """Answer *octets* from *source* by *send*, now or later; return False if they get no answer."""
         query = parse(octets, source)
         if isinstance(query, Drop):
-            return
+            return False
         asked = Asked(octets, query, source, send)
         if query.edns is not None and query.edns.options:
             self._answer_options(asked, query.edns)
@@ -151,6 +143,7 @@ class Server:
             found = self.resolver.query(query.question)
             found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
+        return True
 
     def _answer_options(self, asked: Asked, edns: Edns) -> None:
         """Take what the query's options say, and put into *asked* what they are answered with."""
@@ -242,46 +235,3 @@ class Server:
             return Reply(dns.ESERVER, ede=((EDE_OTHER, "the forwarder does not answer"),), ra=True)
         self.log.failure("unexpected, please report", failure)
         return Reply(dns.ESERVER)
-
-
-class TCP(Int16StringReceiver, TimeoutMixin):
-    """DNS over TCP: any number of queries in a connection, each answered when it can be (RFC 7766)."""
-
-    factory: TCPFactory
-
-    def connectionMade(self) -> None:  # noqa: N802
-        """Begin to count idle time."""
-        assert self.transport is not None
-        peer: Any = self.transport.getPeer()
-        self._source = Source(peer.host, peer.port, tcp=True, proven=True)
-        self.setTimeout(IDLE)
-
-    def stringReceived(self, string: bytes) -> None:  # noqa: N802
-        """Take one query."""
-        self.resetTimeout()
-        self.factory.server.receive(string, self._source, self._send)
-
-    def _send(self, reply: bytes) -> None:
-        if self.connected:
-            self.resetTimeout()
-            self.sendString(reply)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
-        """Stop counting."""
-        self.setTimeout(None)
-
-
-class TCPFactory(Factory):
-    """Makes the protocol for each connection."""
-
-    noisy = False
-
-    def __init__(self, server: Server) -> None:
-        """Answer with *server*."""
-        self.server = server
-
-    def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
-        """Return the protocol of one connection."""
-        protocol = TCP()
-        protocol.factory = self
-        return protocol

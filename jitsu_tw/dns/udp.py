@@ -43,25 +43,35 @@ _ANCILLARY: Final = socket.CMSG_SPACE(max(_PKTINFO.size, _PKTINFO6.size))
 class UDPPort(udp.Port):
     """A UDP port of a DNS server."""
 
-    def __init__(self, port: int, server: Server, interface: str, reactor: Any) -> None:
-        """Listen on *port* of *interface*, an address."""
+    def __init__(
+        self, port: int, server: Server, interface: str, reactor: Any, bound: socket.socket | None = None
+    ) -> None:
+        """Listen on *port* of *interface*, an address; or on *bound*, a socket that somebody else has bound there."""
         protocol = DatagramProtocol()
         protocol.noisy = False
         super().__init__(port, protocol, interface, _LONGEST, reactor)
         self._server = server
+        if bound is not None:
+            bound.setblocking(False)  # noqa: FBT003
+            self._set_up(bound)
+            self._preexistingSocket = bound  # type: ignore[assignment]
         if ip_address(interface).is_unspecified:
             self.doRead = self._read_any  # type: ignore[method-assign]
 
     def createInternetSocket(self) -> socket.socket:  # noqa: N802
         """Return a socket with room for a burst, that tells where datagrams were sent to."""
         made: socket.socket = super().createInternetSocket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if self.addressFamily == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._set_up(made)
+        return made
+
+    def _set_up(self, made: socket.socket) -> None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if self.addressFamily == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        return made
 
     def doRead(self) -> None:  # noqa: N802
         """

@@ -27,6 +27,10 @@ STATISTICS: Final = "Statistics"
 #: The tree without files, as git names it.
 _EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
+# The state is ours alone: what git is told for somebody's own work, in places that we may not even read, is not for it.
+for _level in (pygit2.enums.ConfigLevel.SYSTEM, pygit2.enums.ConfigLevel.XDG, pygit2.enums.ConfigLevel.GLOBAL):
+    pygit2.settings.search_path[_level] = ""
+
 _AUTHOR: Final = ("Jitsu", "jitsu@localhost")
 
 
