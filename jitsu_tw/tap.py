@@ -130,7 +130,7 @@ class JitsuService(Service):
             give_up(error)
 
     def _listen(self) -> None:
-        inherited = [socket.socket(fileno=number) for number in ListenFDs.fromEnvironment().inheritedDescriptors()]
+        inherited = [socket.socket(fileno=number) for number in from_systemd()]
         for one in inherited:
             self._adopt(one)
         if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
@@ -142,6 +142,7 @@ class JitsuService(Service):
 
     def _adopt(self, bound: socket.socket) -> None:
         """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
+        bound.setblocking(False)  # noqa: FBT003
         if bound.family == socket.AF_UNIX:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, Endpoint(self.fleet, self.reload))
         elif bound.type == socket.SOCK_STREAM:
@@ -226,6 +227,17 @@ class JitsuService(Service):
         for port in self._ports:
             port.stopListening()
         return self.fleet.stop()
+
+
+def from_systemd() -> list[int]:
+    """
+    Return the numbers of the sockets that systemd has handed us.
+
+    They are looked for in the environment that the process began with: twisted's endpoints take the news out of the
+    current one when they are imported, for themselves.
+    """
+    lines = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
 
 
 def give_up(error: JitsuError) -> NoReturn:

@@ -52,7 +52,6 @@ class UDPPort(udp.Port):
         super().__init__(port, protocol, interface, _LONGEST, reactor)
         self._server = server
         if bound is not None:
-            bound.setblocking(False)  # noqa: FBT003
             self._set_up(bound)
             self._preexistingSocket = bound  # type: ignore[assignment]
         if ip_address(interface).is_unspecified:
