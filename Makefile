@@ -2,12 +2,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check fuzz bench clean
+
+FUZZ_SECONDS ?= 60
 
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
 	@echo "make test    run all tests; as root also those that need QEMU and a bridge"
 	@echo "make check   linters, types and the floors of the house"
+	@echo "make fuzz    throw octets at the parser, FUZZ_SECONDS=60"
 	@echo "make bench   measure cold starts"
 	@echo "make setup   only install what is missing, from Debian and PyPI; the others do it too"
 
@@ -30,6 +33,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.test_floors
+
+fuzz: setup
+	$(BIN)/python test/fuzz_message.py --seconds $(FUZZ_SECONDS)
 
 bench: setup
 	$(BIN)/python -m bench.cold
