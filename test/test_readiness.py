@@ -1,0 +1,143 @@
+"""Signs of readiness: delay on a clock, port on loopback, and which of them a VM has."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock, deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface.verify import verifyObject
+
+from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw.readiness import port as room
+from jitsu_tw.readiness import signs_for
+from jitsu_tw.readiness.delay import Delay
+from jitsu_tw.readiness.port import Port, pin
+from test.support import vm
+
+
+class ChoiceTests(SynchronousTestCase):
+    """`signs_for`."""
+
+    def test_signs(self) -> None:
+        """A VM has the signs whose keys it has; a port only where its guest can be reached."""
+        backend: Any = MemoryBackend(reactor=Clock())
+        for reachable, keys, expected in (
+            (True, {}, []),
+            (True, {"response_delay": 1.0}, [Delay]),
+            (True, {"wait_for_port": 80}, [Port]),
+            (True, {"response_delay": 1.0, "wait_for_port": 80}, [Delay, Port]),
+            (False, {"response_delay": 1.0, "wait_for_port": 80}, [Delay]),
+        ):
+            backend.reachable = reachable
+            signs = signs_for(vm(**keys), backend, Clock())
+            self.assertEqual(expected, [type(sign) for sign in signs])
+            for sign in signs:
+                self.assertTrue(verifyObject(IReadiness, sign))
+
+
+class DelayTests(SynchronousTestCase):
+    """`Delay`."""
+
+    def test_delay(self) -> None:
+        """It is ready so many seconds later; a wait that is cancelled leaves nothing behind."""
+        clock = Clock()
+        ready = Delay(clock).wait(vm(response_delay=0.5), ())
+        clock.advance(0.4)
+        self.assertNoResult(ready)
+        clock.advance(0.1)
+        self.successResultOf(ready)
+        ready = Delay(clock).wait(vm(response_delay=0.5), ())
+        ready.cancel()
+        self.failureResultOf(ready, CancelledError)
+        self.assertEqual([], clock.getDelayedCalls())
+
+
+class PortTests(TestCase):
+    """`Port`, on loopback; trial sees to it that nothing of a wait is left in the reactor."""
+
+    def setUp(self) -> None:
+        """Find a free port of an address of loopback that nobody else uses; loopback has no MACs to tell."""
+        self.patch(Port, "_may_pin", False)  # noqa: FBT003
+        self.host = "127.8.8.8"
+        with socket.socket() as probe:
+            probe.bind((self.host, 0))
+            self.number = probe.getsockname()[1]
+
+    def listen(self, host: str = "") -> None:
+        """Begin to listen on the port."""
+        factory: Any = Factory.forProtocol(Protocol)
+        factory.noisy = False
+        port = reactor.listenTCP(self.number, factory, interface=host or self.host)  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+
+    def wait(self, *more: str) -> Deferred[None]:
+        """Wait for the port on the address, and on *more*."""
+        addresses = tuple(ip_address(host) for host in (self.host, *more))
+        return Port(reactor).wait(vm(ip=addresses, wait_for_port=self.number), ("52:54:00:00:00:01",))
+
+    async def test_listens(self) -> None:
+        """It is ready when the port answers, and not before."""
+        ready = self.wait()
+        await deferLater(reactor, 0.05)
+        self.assertFalse(ready.called)
+        self.listen()
+        await ready.addTimeout(10, reactor)
+
+    async def test_listens_already(self) -> None:
+        """A port that answers already is ready at once."""
+        self.listen()
+        await self.wait().addTimeout(10, reactor)
+
+    async def test_any_address(self) -> None:
+        """One of the VM's addresses is enough."""
+        self.listen("::1")
+        await self.wait("::1").addTimeout(10, reactor)
+
+    async def test_cancelled(self) -> None:
+        """A wait that is cancelled ends, with all its tries."""
+        ready = self.wait()
+        await deferLater(reactor, 0.03)
+        ready.cancel()
+        await self.assertFailure(ready, CancelledError)
+
+    async def test_cannot_pin(self) -> None:
+        """Where the kernel cannot be told MACs, that is said once, and the wait goes on."""
+
+        async def refused(*_: object) -> None:
+            raise PermissionError("Operation not permitted")
+
+        self.patch(room, "pin", refused)
+        self.patch(Port, "_may_pin", True)  # noqa: FBT003
+        ready = self.wait()
+        await deferLater(reactor, 0.03)
+        self.assertFalse(Port._may_pin)
+        self.listen()
+        await ready.addTimeout(10, reactor)
+
+    async def test_pins_neighbours_only(self) -> None:
+        """An address that is ours, or behind a router, is not told to the kernel."""
+        asked: list[tuple[str, ...]] = []
+        routes = {
+            "127.8.8.8": b'[{"dev": "lo", "type": "local"}]',
+            "192.0.2.1": b'[{"dev": "eth0", "gateway": "10.0.0.1"}]',
+            "10.0.0.9": b'[{"dev": "br0"}]',
+        }
+
+        async def ip(_: object, *arguments: str) -> bytes:
+            asked.append(arguments)
+            return routes[arguments[-1]] if "get" in arguments else b""
+
+        self.patch(room, "_ip", ip)
+        for host in routes:
+            await pin(ip_address(host), "52:54:00:00:00:01", reactor)
+        self.assertEqual(
+            [("-4", "neigh", "replace", "10.0.0.9", "lladdr", "52:54:00:00:00:01", "nud", "reachable", "dev", "br0")],
+            [arguments for arguments in asked if "neigh" in arguments],
+        )
