@@ -74,7 +74,7 @@ class PortTests(TestCase):
         """Begin to listen on the port."""
         factory: Any = Factory.forProtocol(Protocol)
         factory.noisy = False
-        port = reactor.listenTCP(self.number, factory, interface=host or self.host)  # type: ignore[attr-defined]
+        port = reactor.listenTCP(self.number, factory, interface=host or self.host)
         self.addCleanup(port.stopListening)
 
     def wait(self, *more: str) -> Deferred[None]:
