@@ -204,7 +204,7 @@ class TroubleTests(LabTestCase):
     def test_jitsu_killed_during_a_boot(self) -> None:
         """Killed in the middle of a boot, Jitsu finds the VM again, adopts it, and stops it when its lease ends."""
         jitsu = self.begin("ttl: 5")
-        self.network.popen("client", ["dig", f"@{lab.HOST_IP}", NAME], stdout=subprocess.DEVNULL)
+        self.network.popen("client", ["dig", f"@{lab.HOST_IP}", "+tries=1", NAME], stdout=subprocess.DEVNULL)
         jitsu.wait("waiting")
         jitsu.stop(signal.SIGKILL)
         (pid,) = self.qemus()
