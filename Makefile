@@ -16,9 +16,10 @@ help:
 
 setup:
 	@sh .ci/debian
-	@$(MAKE) --no-print-directory $(READY)
+	@$(MAKE) --silent $(READY)
 
 $(READY): setup.cfg setup.py
+	@echo "Installing from PyPI into .venv; this takes half a minute"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
 GUEST_IP: Final = "10.99.0.10"
 GUEST_MAC: Final = "52:54:00:99:00:10"
 
-#: Without namespaces: where Jitsu and the guest's web server are found, on loopback.
-LOCAL: Final[dict[str, Any]] = {"server": "127.0.0.1", "port": 5300, "http": 8080}
+LOOPBACK: Final = "127.0.0.1"
 
 #: Emulated guests boot in seconds: the demo's answer waits for them longer than a resolver would.
 CONFIGURATION: Final = """\
@@ -44,7 +45,7 @@ vms:
     dns: www.jitsu.test
     ip: {ip}
     define: www.xml
-    {ready}
+    {more}
 """
 
 #: What happens, in the order of a visit, and who knows when.
@@ -52,11 +53,11 @@ STEPS: Final = (
     ("query", "client", "the client asks for www.jitsu.test"),
     ("start", "jitsu", "Jitsu calls the hypervisor"),
     ("started", "jitsu", "QEMU runs"),
-    ("ready", "jitsu", "the guest's port answers"),
+    ("ready", "jitsu", "{ready}"),
     ("answered", "client", "the client has the address"),
     ("connected", "client", "its first connection succeeds"),
     ("first octet", "client", "the page begins"),
-    ("idle", "jitsu", "nobody has asked for 2 x TTL"),
+    ("idle", "jitsu", "nobody has asked for {idle} s"),
     ("stopped", "jitsu", "the machine is off"),
 )
 
@@ -70,6 +71,16 @@ def step(words: str) -> Iterator[None]:
     with console.status(f"{words} ..."):
         yield
     console.print(f"  {words} [dim]({time.monotonic() - begin:.1f} s)[/]")
+
+
+def free_port() -> int:
+    """Return a port of loopback that is free for UDP and TCP."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind((LOOPBACK, 0))
+            udp.bind(tcp.getsockname())
+            port: int = tcp.getsockname()[1]
+            return port
 
 
 def visit(network: lab.Network | None, place: dict[str, Any]) -> dict[str, Any]:
@@ -93,13 +104,13 @@ def timeline(seen: dict[str, Any], vm: dict[str, Any]) -> dict[str, float]:
     return {name: {"client": client, "jitsu": jitsu}[who][name] for name, who, _ in STEPS}
 
 
-def show(times: dict[str, float], page: str) -> None:
+def show(times: dict[str, float], page: str, place: dict[str, Any]) -> None:
     """Print the timeline."""
     table = Table(box=None, pad_edge=False)
     for title, justify in (("", "left"), ("ms", "right"), ("", "left")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for name, _, words in STEPS:
-        table.add_row(f"[bold]{name}[/]", f"{times[name]:.0f}", f"[dim]{words}[/]")
+        table.add_row(f"[bold]{name}[/]", f"{times[name]:.0f}", f"[dim]{words.format(**place)}[/]")
     console.print()
     console.print(table)
     console.print(f"\nThe page said: [green]{page}[/]\n")
@@ -114,13 +125,15 @@ def run(network: lab.Network | None, directory: Path) -> str:
     console.print(f"  {'KVM works' if kvm else 'KVM does not work here: QEMU emulates, and boots take seconds'}")
     uri = lab.embed_root(directory / "libvirt")
     if network is not None:
-        place: dict[str, Any] = {"server": lab.HOST_IP, "port": 53, "http": 80}
-        place |= {"ip": GUEST_IP, "ready": "wait_for_port: 80"}
+        place: dict[str, Any] = {"server": lab.HOST_IP, "port": 53, "http": 80, "ip": GUEST_IP, "idle": 4}
+        place |= {"ready": "the guest's port answers", "more": "wait_for_port: 80"}
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, bridge=lab.BRIDGE, kvm=kvm)
     else:
-        # QEMU itself accepts what is forwarded to the guest, long before the guest does: the port tells nothing.
-        place = LOCAL | {"ip": "127.0.0.1", "ready": "response_delay: 0.1"}
-        xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(LOCAL["http"], 80), kvm=kvm)
+        # QEMU itself accepts what is forwarded to the guest, long before the guest does: its port tells nothing, and
+        # its TCP tries a lost SYN again after six seconds.
+        place = {"server": LOOPBACK, "port": free_port(), "http": free_port(), "ip": LOOPBACK, "idle": 20}
+        place |= {"ready": "QEMU's own network: nothing tells more", "more": "idle: 20"}
+        xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(place["http"], 80), kvm=kvm)
     (directory / "www.xml").write_text(xml)
     jitsu = Jitsu(directory, CONFIGURATION.format(uri=uri, **place), place["server"], network)
     try:
@@ -138,33 +151,37 @@ def run(network: lab.Network | None, directory: Path) -> str:
         jitsu.stop()
         lab.stop_qemus(directory / "libvirt")
     times = timeline(seen, vm)
-    show(times, seen["page"])
-    return (
-        f"cold query to page {times['first octet']:.0f} ms, of which the hypervisor and the guest took "
-        f"{times['ready'] - times['start']:.0f}; stopped when idle after {times['stopped'] / 1000:.1f} s"
-    )
+    show(times, seen["page"], place)
+    bare = f", of which the hypervisor and the guest took {times['ready'] - times['start']:.0f}" if network else ""
+    stopped = f"stopped when idle after {times['stopped'] / 1000:.1f} s"
+    return f"cold query to page {times['first octet']:.0f} ms{bare}; {stopped}"
 
 
 def main() -> int:
     """Run the demo; return the exit status."""
     console.print("[bold]Jitsu: a DNS query boots a virtual machine[/]\n")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    stack = contextlib.ExitStack()
     try:
-        with contextlib.ExitStack() as stack:
-            directory = Path(stack.enter_context(lab.directory()))
-            network: lab.Network | None = lab.Network()
-            try:
-                assert network is not None
-                stack.enter_context(network)
-            except lab.NetworkUnavailableError as error:
-                console.print(f"  no network namespaces here ({error}): using QEMU's own network, on loopback")
-                network = None
-            figures = run(network, directory)
+        directory = Path(stack.enter_context(lab.directory()))
+        network: lab.Network | None = None
+        try:
+            network = stack.enter_context(lab.Network())
+        except lab.NetworkUnavailableError as error:
+            console.print(f"  no network namespaces here ({error}): using QEMU's own network, on loopback")
+        figures = run(network, directory)
     except KeyboardInterrupt:
         print("FAILED: interrupted; everything is cleaned up")
+        return 1
+    except SystemExit:
+        print("FAILED: told to end; everything is cleaned up")
         return 1
     except (JitsuEndedError, RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
         print(f"FAILED: {error}")
         return 1
+    finally:
+        with lab.undisturbed():
+            stack.close()
     print(f"OK: {figures}")
     return 0
 

@@ -282,7 +282,7 @@ class Network:
     number of runs goes on at once. A process waits in each for the end of its standard input, which comes when we end,
     however we end; then the kernel removes both, unless something else still runs there, as after a SIGKILL.
 
-    Without root the namespaces are made in a user namespace, where the machine allows that.
+    Only root can have one: in a user namespace libvirt does not start QEMU (it may not set supplementary groups).
 
     On leaving, also by an exception, SIGINT or SIGTERM, every process in the namespaces is killed: whatever is there
     we started, or it was started by what we started.
@@ -329,7 +329,9 @@ class Network:
         self.close()
 
     def _make(self) -> None:
-        self._hold("host", [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user"])
+        if os.geteuid() != 0:
+            raise PermissionError("only root may make network namespaces with bridges and start QEMU in them")
+        self._hold("host", [])
         self._hold("client", self._prefix("host"))
         client = self._holders["client"].pid
         self._ip("host", f"link add {BRIDGE} type bridge stp_state 0 forward_delay 0")
@@ -366,8 +368,7 @@ class Network:
         self.run(where, ["ip", *arguments.split()])
 
     def _prefix(self, where: Where) -> list[str]:
-        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        return ["nsenter", f"--target={self._holders[where].pid}", *user, "--net", "--mount", f"--wd={Path.cwd()}"]
+        return ["nsenter", f"--target={self._holders[where].pid}", "--net", "--mount", f"--wd={Path.cwd()}"]
 
     def command(self, where: Where, argv: Sequence[str | Path]) -> list[str]:
         """Return the command line that runs ``argv`` there, in the process that is started and in no child of it."""
@@ -407,7 +408,7 @@ class Network:
 
     def close(self) -> None:
         """Kill every process in the namespaces, which removes them. Safe to call twice."""
-        with _undisturbed():
+        with undisturbed():
             _kill(lambda pid: _net_namespace(pid) in self._spaces)
             for holder in self._holders.values():
                 holder.kill()
@@ -424,7 +425,7 @@ def _exit(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- a si
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Let SIGINT and SIGTERM wait until the body has run."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

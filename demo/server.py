@@ -66,8 +66,10 @@ class Jitsu:
             )
         end = time.monotonic() + PATIENCE
         while not self.socket.is_socket() or not self._answers():
-            if self.process.poll() is not None or time.monotonic() > end:
-                raise JitsuEndedError(self.log()[-2000:])
+            said = self.log()
+            if self.process.poll() is not None or "cannot be reached yet" in said or time.monotonic() > end:
+                self.stop(signal.SIGKILL)
+                raise JitsuEndedError(said[-2000:])
             time.sleep(0.05)
 
     def _answers(self) -> bool:
@@ -107,4 +109,8 @@ class Jitsu:
         """End it, by *how*, and see it gone. Its VMs go on."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(PATIENCE)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()

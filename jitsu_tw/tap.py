@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -158,7 +159,8 @@ class JitsuService(Service):
             listen(argument)
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
-            message = f"cannot listen on {what}: {reason}; choose another, or end who has it"
+            or_end = ", or end who has it" if reason == os.strerror(errno.EADDRINUSE) else ""
+            message = f"cannot listen on {what}: {reason}; choose another{or_end}"
             raise ConfigError(message, key=key) from error
 
     def _listen_dns(self, host: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from struct import pack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import dns.exception
 import dns.flags
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns import message
-from jitsu_tw.dns.message import Drop, Edns, Query, Reject, parse
+from jitsu_tw.dns.message import SIG, Drop, Edns, Query, Reject, parse
 from jitsu_tw.dns.wire import ROOT, Source, from_text
 from test.packets import (
     COOKIE,
@@ -60,6 +60,10 @@ def lines_of(call: Callable[[], object]) -> int:
     return count
 
 
+#: What a SIG(0) covers, its algorithm, labels, TTL, expiry, inception, key tag, signer and signature (RFC 2931, 3).
+SIGNATURE: Final = pack("!HBBIIIH", 0, 8, 0, 0, 0, 0, 0) + b"\0sig"
+
+
 class ParseTests(SynchronousTestCase):
     """What packets mean."""
 
@@ -97,10 +101,10 @@ class ParseTests(SynchronousTestCase):
             "any octet in a label": packet(b"\4.\0\xff\\" + ROOT + pack("!HH", 1, 1)),
             "AD and Z in the header": packet(flags=0x0160),
             "AA, TC, RA and an rcode, which mean nothing in a query": packet(flags=0x068F),
-            "additional record": packet(QUESTION, record(), ar=1),
-            "compressed owner": packet(QUESTION, record(b"\xc0\x0c"), ar=1),
-            "partly compressed owner": packet(QUESTION, record(b"\3ftp\xc0\x10"), ar=1),
-            "OPT not last": packet(QUESTION, opt(), record(), ar=2),
+            "SIG(0)": packet(QUESTION, record(type=SIG, data=SIGNATURE), ar=1),
+            "compressed owner": packet(QUESTION, record(b"\xc0\x0c", type=SIG, data=SIGNATURE), ar=1),
+            "partly compressed owner": packet(QUESTION, record(b"\3ftp\xc0\x10", type=SIG, data=SIGNATURE), ar=1),
+            "OPT not last": packet(QUESTION, opt(), record(type=SIG, data=SIGNATURE), ar=2),
             "IXFR": packet(WWW + pack("!HH", 251, 1), record(type=SOA, data=bytes(22)), ns=1),
             "IXFR with EDNS": packet(WWW + pack("!HH", 251, 1), record(type=SOA, data=bytes(22)), opt(), ns=1, ar=1),
             "padding": packet(QUESTION, opt(option(12, bytes(200))), ar=1),
@@ -110,7 +114,7 @@ class ParseTests(SynchronousTestCase):
             "longest server cookie": packet(QUESTION, opt(option(10, bytes(40))), ar=1),
             "second cookie, which is ignored": packet(QUESTION, opt(option(10, bytes(8)), option(10, b"1")), ar=1),
             "32 options": packet(QUESTION, opt(*[option(65001)] * 32), ar=1),
-            "64 records": packet(QUESTION, opt(), record() * 63, ar=64),
+            "64 records": packet(QUESTION, opt(), record(type=SIG, data=SIGNATURE) * 63, ar=64),
             "UDP size 0": packet(QUESTION, opt(size=0), ar=1),
             "IPv4 subnet": packet(QUESTION, opt(subnet(1, 23, b"\xc0\0\2")), ar=1),
             "IPv4 host": packet(QUESTION, opt(subnet(1, 32, b"\xc0\0\2\1")), ar=1),
@@ -148,6 +152,8 @@ class ParseTests(SynchronousTestCase):
             "trailing octet after OPT": (packet(QUESTION, opt(), b"\0", ar=1), echo, edns),
             "OPT that is not counted": (packet(QUESTION, opt()), echo, plain),
             "record missing": (packet(ar=1), echo, plain),
+            "record that no query has": (packet(QUESTION, record(), ar=1), echo, plain),
+            "record that no query has, behind OPT": (packet(QUESTION, opt(), record(), ar=2), echo, edns),
             "record after OPT missing": (packet(QUESTION, opt(), ar=2), echo, edns),
             "record's data cut": (packet(QUESTION, record()[:-1], ar=1), echo, plain),
             "record's head cut": (packet(QUESTION, record()[:-6], ar=1), echo, plain),

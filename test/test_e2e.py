@@ -97,7 +97,8 @@ class LabTestCase(SynchronousTestCase):
 
     def dig(self, name: str = NAME, *more: str) -> str:
         """Ask with dig, as the client; return all that it says."""
-        return self.network.run("client", ["dig", f"@{lab.HOST_IP}", "+tries=1", "+timeout=30", name, *more]).stdout
+        program = ["dig", f"@{lab.HOST_IP}", "+tries=1", f"+timeout={PATIENCE:.0f}", name, *more]
+        return self.network.run("client", program).stdout
 
     def curl(self) -> str:
         """Fetch the page with curl, as the client, trying until there is one; return it."""

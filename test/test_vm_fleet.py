@@ -87,6 +87,38 @@ class ActivationTests(FleetTestCase):
         self.assertEqual([True], second)
         self.assertEqual(1, self.world.starts())
 
+    def test_asks_again(self) -> None:
+        """Who asks again is answered when the first question is due: by then it has closed that question's port."""
+        self.world = World(vm(boot_time=3.0), answer_by=1.2)
+        first = self.ask(port=1)
+        self.world.pump(0.5)
+        second = self.ask(port=2)
+        self.world.pump(0.6)
+        self.assertEqual([[], []], [first, second])
+        self.world.pump(0.2)
+        self.assertEqual([[False], [False]], [first, second])
+        third = self.ask(port=3)
+        self.world.pump(0.01, step=0.01)
+        self.assertEqual([False], third)
+        other = self.ask(host="192.0.2.2")
+        self.world.pump(1.1)
+        self.assertEqual([], other)
+        self.assertEqual((1, 2), (self.world.fleet.stats(self.world.machine()).total_starts,
+                                  self.world.fleet.stats(self.world.machine()).total_requests))
+
+    def test_asks_again_later(self) -> None:
+        """A question for a new activation waits, and counts, whoever had asked for the one before."""
+        self.world = World(vm("a", boot_time=3.0), vm("bb", boot_time=1.0), max_booting=1)
+        self.ask("a")
+        self.ask("bb")
+        self.world.fleet.stop_vm("bb")
+        self.world.pump(3.1)
+        answers = self.ask("bb")
+        self.assertEqual([], answers)
+        self.world.pump(1.1)
+        self.assertEqual([True], answers)
+        self.assertEqual(2, self.world.fleet.stats(self.world.machine("bb")).total_requests)
+
     def test_start_fails(self) -> None:
         """A start that fails fails all who wait, with the backend's words; the next query tries again."""
         self.world = World(vm(faults=["start"]))

@@ -32,7 +32,8 @@ CD: Final = 0x0010
 #: Of the OPT record's flags (RFC 3225, 3).
 DO: Final = 0x8000
 
-#: Record types: RFC 6891, 6.1; RFC 8945, 4.1; RFC 1995, 3.
+#: Record types: RFC 2931, 3; RFC 6891, 6.1; RFC 8945, 4.1; RFC 1995, 3.
+SIG: Final = 24
 OPT: Final = 41
 TSIG: Final = 250
 IXFR: Final = 251
@@ -251,6 +252,7 @@ def _records(octets: bytes, at: int, before: int, count: int) -> tuple[Edns | No
     """
     edns: Edns | None = None
     tsig: int | None = None
+    fault = ""
     if before + count > MOST_RECORDS:
         return None, None, f"{before + count} records"
     try:
@@ -281,11 +283,13 @@ def _records(octets: bytes, at: int, before: int, count: int) -> tuple[Edns | No
                 if left or not count:
                     return edns, None, "TSIG is not last"  # RFC 8945, 5.1
                 tsig = start
+            elif left < count and rtype != SIG:
+                fault = f"an additional record of type {rtype}"  # as NSD: no query has one, junk does
     except (IndexError, struct.error):
         return edns, None, "a record is cut short"
     if at != len(octets):
         return edns, None, "octets behind the last record"
-    return edns, tsig, ""
+    return edns, tsig, fault
 
 
 def _options(octets: bytes, at: int, end: int) -> tuple[tuple[int, bytes], ...] | str:

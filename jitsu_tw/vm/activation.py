@@ -84,7 +84,7 @@ class Machine:
         self._reactor, self._now = reactor, now
         self._answer_by = answer_by
         self._waiters: dict[Deferred[bool], IDelayedCall] = {}
-        self._askers: set[Hashable] = set()
+        self._askers: dict[Hashable, float] = {}
         self._first: Hashable = None
         self._asked = 0
         self._wanted = 0.0
@@ -100,7 +100,9 @@ class Machine:
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
         However many callers there are, one start runs; each gets a Deferred of its own. Its value says whether the VM
-        is ready.
+        is ready. Who asks again while the VM boots is answered when the first question is due, at once if that has
+        passed: a resolver has closed the port of the question before (Unbound after 0.4 s), and its own client does
+        not wait for ever.
 
         Raises:
             BootFailed: (through the Deferred) the backend says that the VM did not start.
@@ -112,11 +114,13 @@ class Machine:
             return fail(BackendLost(f"{self.vm.name}: {self.reason}"))
         if not self._waiters:
             self._wanted = self._now()
-        waiter: Deferred[bool] = Deferred(self._forget)
-        self._waiters[waiter] = self._reactor.callLater(self._answer_by, self._late, waiter)
+            if self.state not in ACTIVATING:
+                self._askers.clear()
         if not self._askers:
             self._first = asker
-        self._askers.add(asker)
+        left = max(0.0, self._askers.setdefault(asker, self._now() + self._answer_by) - self._now())
+        waiter: Deferred[bool] = Deferred(self._forget)
+        self._waiters[waiter] = self._reactor.callLater(left, self._late, waiter)
         self.held = True
         self.feed(Event.SUMMON, "asked for")
         return waiter
@@ -128,7 +132,7 @@ class Machine:
 
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
-        return asker in self._askers
+        return asker in self._askers and (self.state in ACTIVATING or bool(self._waiters))
 
     def stop(self, reason: str) -> Deferred[State]:
         """Stop the VM, whoever may be waiting for it; the Deferred says in which state that ended."""
