@@ -4,7 +4,7 @@ What many VMs cost: the time until Jitsu serves, its memory, its warm rate, the 
 Two Jitsus with VMs of the memory backend, one with many and one with `FEW`, are asked in turn, each over all its names;
 what other work the machine does meets both. The leases are `vm.lease.Leases` themselves, without a server. Run it as::
 
-    python -m bench.scale [--names 100000] [--seconds 5] [--rounds 3] [--persist] [--json FILE]
+    python -m bench.scale [--names 100000] [--seconds 11] [--rounds 3] [--persist] [--json FILE]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.table import Table
 from bench import load
 from bench.dns import latencies, noise, questions, require_dnsperf, summary
 from bench.peers import PEERS, names, serve_jitsu, start
+from jitsu_tw.vm.fleet import COMMIT_EVERY
 from jitsu_tw.vm.lease import Lease, Leases
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def show(figures: Mapping[str, Any]) -> None:
 
 @click.command()
 @click.option("--names", "number", default=100_000, show_default=True, help="VMs, each with one name.")
-@click.option("--seconds", default=5.0, show_default=True, help="Of each run.")
+@click.option("--seconds", default=2 * COMMIT_EVERY + 1, show_default=True, help="Of each run; two commits fit in.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each.")
 @click.option("--persist", is_flag=True, help="Keep the state in a repository.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")

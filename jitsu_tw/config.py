@@ -18,7 +18,10 @@ import attrs
 import yaml
 
 from jitsu_tw.backends import BACKENDS
+from jitsu_tw.dns import tsig
 from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.notify import Secondary
+from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text, parent, to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
@@ -149,6 +152,12 @@ def _forwarder(text: str) -> tuple[str, int] | None:
     return None if text in {"", "0.0.0.0", "off", "none"} else _host_port(text, 53)  # noqa: S104
 
 
+def _secondary(text: str) -> Secondary:
+    place, key = split_key(text)
+    host, port = _host_port(place, 53)
+    return Secondary(host, port, key)
+
+
 def _not_yet(text: str) -> None:
     if text.lower() not in {"", "0", "false", "no", "off", "none"}:
         message = "this release does not have it yet; leave it out"
@@ -206,6 +215,9 @@ _KEYS: Final[Mapping[str, Key]] = {
     "rate_slip": Key(_whole(0, 100, "number of responses")),
     "rate_exempt": Key(_network, many=True),
     "nsid": Key(_octets),
+    "tsig_keys": Key(tsig.Key.parse, many=True),
+    "allow_transfer": Key(Rule.parse, many=True),
+    "notify": Key(_secondary, many=True),
     "dry_run": Key(_switch),
     "synjitsu": Key(_not_yet),
 }
@@ -365,6 +377,7 @@ def _settings(top: Sayings, said_vms: Sequence[Sayings]) -> tuple[Settings, Zone
         values["forwarder"] = (values["forwarder"][0], port)
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*_SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
+    _check_keys(values, top)
     vms = tuple(_vm(said, defaults) for said in said_vms)
     _check_apart(vms, said_vms)
     settings = Settings(vms=vms, **values)
@@ -372,6 +385,18 @@ def _settings(top: Sayings, said_vms: Sequence[Sayings]) -> tuple[Settings, Zone
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
         raise ConfigError(message)
     return settings, zones(settings)
+
+
+def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
+    """Refuse names of TSIG keys that are not there, and two keys of one name."""
+    try:
+        ring = tsig.Keyring(values.get("tsig_keys", ()))
+    except ValueError as error:
+        raise top["tsig_keys"][0].wrong("tsig_keys", str(error)) from error
+    for name in ("allow_transfer", "notify"):
+        for said, value in zip(top.get(name, ()), values.get(name, ()), strict=True):
+            if value.key is not None and ring.get(value.key) is None:
+                raise said.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any]) -> VM:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from jitsu_tw.dns.notify import Secondary
+    from jitsu_tw.dns.transfer import Rule
+    from jitsu_tw.dns.tsig import Key
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -117,6 +121,9 @@ class Settings:
         rate_slip: every how many-th response over that goes out truncated.
         rate_exempt: networks that the rate limit does not hold for; those of loopback are always among them.
         nsid: what we say to a question for our identity (RFC 5001); None for nothing.
+        tsig_keys: those that clients and we may sign with (`dns.tsig.Key`).
+        allow_transfer: who may transfer zones (`dns.transfer.Rule`).
+        notify: who is told of new serials (`dns.notify.Secondary`).
         dry_run: start nothing; count what would have been started, and answer as if it were up.
     """
 
@@ -139,4 +146,7 @@ class Settings:
     rate_slip: int = 2
     rate_exempt: tuple[Network, ...] = ()
     nsid: bytes | None = None
+    tsig_keys: tuple[Key, ...] = ()
+    allow_transfer: tuple[Rule, ...] = ()
+    notify: tuple[Secondary, ...] = ()
     dry_run: bool = False

@@ -25,10 +25,13 @@ from jitsu_tw.control.api import Endpoint
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
+from jitsu_tw.dns.notify import Notifier
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
 from jitsu_tw.dns.tcp import TCPFactory
+from jitsu_tw.dns.transfer import Permissions
+from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
@@ -108,6 +111,8 @@ class JitsuService(Service):
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
+        keys = Keyring(settings.tsig_keys)
+        self._notifier = Notifier(settings.notify, keys, settings.bind, reactor)
         limiter = Limiter(
             os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt
         )
@@ -119,6 +124,8 @@ class JitsuService(Service):
             limiter=limiter if settings.rate_limit else None,
             cookies=Cookies(os.urandom(16)),
             nsid=settings.nsid,
+            keys=keys,
+            allowed=Permissions(settings.allow_transfer),
         )
         self._ports: list[Any] = []
 
@@ -147,7 +154,7 @@ class JitsuService(Service):
         if bound.family == socket.AF_UNIX:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, Endpoint(self.fleet, self.reload))
         elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server))
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server, self._reactor))
         else:
             host, number = bound.getsockname()[:2]
             port = UDPPort(number, self._server, host, self._reactor, bound)
@@ -168,7 +175,7 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server), interface=host))
+        self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server, self._reactor), interface=host))
 
     def _listen_control(self, place: str) -> None:
         site = Endpoint(self.fleet, self.reload)
@@ -195,6 +202,7 @@ class JitsuService(Service):
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
         self.fleet.start(remembered)
+        self._notifier.tell(self._zones)
         self.log.info(
             "serving {names} names of {vms} VMs on {bind}, port {port}",
             names=sum(len(vm.dns) for vm in self._settings.vms),
@@ -216,6 +224,7 @@ class JitsuService(Service):
             self.log.error("the zones are not reloaded: {error}", error=str(error))
             raise
         self._server.warm.clear()
+        self._notifier.tell(self._zones)
         self.log.info("reloaded the zones")
 
     def _hang_up(self) -> None:
@@ -226,6 +235,7 @@ class JitsuService(Service):
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, write down what is remembered, leave the VMs as they are."""
         super().stopService()
+        self._notifier.stop()
         for port in self._ports:
             port.stopListening()
         return self.fleet.stop()

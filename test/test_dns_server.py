@@ -68,7 +68,8 @@ ROWS: Final[tuple[tuple[str, str, dict[str, Any], tuple[str, list[str]], bool], 
     ("www.example.com", "A", {}, ("REFUSED", []), False),
     (".", "NS", {}, ("REFUSED", []), False),
     ("www.jitsu.test", "A", {"rdclass": dns.rdataclass.CH}, ("REFUSED", []), False),
-    ("www.jitsu.test", "AXFR", {}, ("REFUSED", []), False),
+    ("www.jitsu.test", "AXFR", {}, ("NOTAUTH", []), False),
+    ("jitsu.test", "AXFR", {}, ("REFUSED", []), False),
 )
 
 ZONE_TEXT: Final = """

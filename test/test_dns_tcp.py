@@ -21,9 +21,12 @@ class Slow:
         self.asked: list[tuple[bytes, Any]] = []
         self.sources: list[Any] = []
 
-    def receive(self, octets: bytes, source: Any, send: Any) -> bool:
+    def receive(self, octets: bytes, source: Any, send: Any, stream: Any) -> bool:
         """Keep the query."""
         self.sources.append(source)
+        if octets == b"zone":
+            stream(iter([b"one", b"", b"two"]))
+            return True
         if not octets:
             return False
         if octets == b"now":
@@ -50,7 +53,7 @@ class TCPTests(SynchronousTestCase):
         """Make a server and a clock."""
         self.clock = Clock()
         self.server = Slow()
-        self.factory = TCPFactory(self.server)  # type: ignore[arg-type]
+        self.factory = TCPFactory(self.server, self.clock)  # type: ignore[arg-type]
 
     def connect(self, host: str = "192.0.2.1") -> tuple[Any, Any]:
         """Return a connection and its transport."""
@@ -172,6 +175,18 @@ class TCPTests(SynchronousTestCase):
         protocol, transport = self.connect()
         protocol.readConnectionLost()
         self.assertTrue(transport.disconnecting)
+
+    def test_stream(self) -> None:
+        """What is long is sent piece by piece, between other answers, while the client takes it."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(framed(b"zone", b"now"))
+        self.assertEqual((framed(b"at once"), 1), (transport.value(), protocol.waiting))
+        protocol.pauseProducing()
+        self.clock.advance(1)
+        self.assertEqual(framed(b"at once"), transport.value())
+        protocol.resumeProducing()
+        self.clock.pump([0.01] * 5)
+        self.assertEqual((framed(b"at once", b"one", b"two"), 0), (transport.value(), protocol.waiting))
 
     def test_gone(self) -> None:
         """An answer for a connection that is gone goes nowhere."""

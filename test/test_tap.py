@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import dns.message
+import dns.opcode
 import dns.query
 import dns.rcode
+import dns.tsig
+import dns.tsigkeyring
+import dns.xfr
+import dns.zone
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 BIN: Final = Path(sys.executable).parent
@@ -109,6 +114,9 @@ class ProcessTestCase(SynchronousTestCase):
         return self.run_to_end(BIN / "jitsuctl", "--control", f"{HOST}:{self.control}", *arguments)
 
 
+SECRET: Final = "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="  # noqa: S105
+TRANSFER: Final = f"tsig_keys: ['hmac-sha256:mine:{SECRET}']\n"
+
 VMS: Final = """
 vms:
   - {name: www, dns: www.jitsu.test, ip: 10.0.0.1, ttl: 30}
@@ -171,6 +179,42 @@ class ServeTests(ProcessTestCase):
         while not self.ask("newer.jitsu.test").answer:
             self.assertLess(time.monotonic(), end)
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+
+    def test_transfer(self) -> None:
+        """Who may have the zone gets it whole, VMs and all, by address or by key, nobody else; it starts nothing."""
+        self.serve("--zone", "jitsu.zone", configuration=f"allow_transfer: [127.0.0.1, key mine]\n{TRANSFER}{VMS}")
+        for host, key, permitted in ((HOST, None, True), ("127.0.0.2", None, False), ("127.0.0.2", "mine", True),
+                                     ("127.0.0.2", "yours", False)):
+            ring = dns.tsigkeyring.from_text({key: SECRET}) if key else None
+            query, found = dns.message.make_query("jitsu.test", "AXFR"), dns.zone.Zone("jitsu.test.")
+            if ring is not None:
+                query.use_tsig(ring)
+            with contextlib.ExitStack() as stack:
+                if not permitted:
+                    stack.enter_context(self.assertRaises((dns.xfr.TransferError, dns.tsig.PeerBadKey)))
+                dns.query.inbound_xfr(HOST, found, query, port=self.port, timeout=PATIENCE, source=host)
+            self.assertEqual(permitted, "www" in found, (host, key))
+            if permitted:
+                self.assertEqual("10.0.0.1", found.find_rdataset("www", "A")[0].to_text())
+        self.assertEqual({0}, {vm["total_starts"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)})
+
+    def test_notify(self) -> None:
+        """Secondaries are told of a zone when we begin and when its serial changes, signed if so agreed."""
+        ring = dns.tsigkeyring.from_text({"mine": SECRET})
+        with socket.socket(type=socket.SOCK_DGRAM) as secondary:
+            secondary.bind((HOST, 0))
+            secondary.settimeout(PATIENCE)
+            place = f"{HOST}:{secondary.getsockname()[1]}"
+            self.serve("--zone", "jitsu.zone", configuration=f"notify: ['{place} key mine']\n{TRANSFER}{VMS}")
+            for serial in (1, 9):
+                octets, address = secondary.recvfrom(4096)
+                told = dns.message.from_wire(octets, keyring=ring)
+                self.assertTrue(told.had_tsig)
+                self.assertEqual((dns.opcode.NOTIFY, serial), (told.opcode(), told.answer[0][0].serial))
+                reply = dns.message.make_response(told)
+                secondary.sendto(reply.to_wire(), address)
+                (self.folder / "jitsu.zone").write_text(ZONE.replace("SOA ns h 1", "SOA ns h 9"))
+                self.assertEqual("reloaded\n", self.jitsuctl("reload").stdout)
 
     def test_dry_run(self) -> None:
         """A dry run answers as if all were up, starts nothing, and tells what it would have started."""

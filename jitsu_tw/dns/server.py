@@ -17,21 +17,25 @@ from twisted.logger import Logger
 from twisted.names import dns, error
 from twisted.names.resolve import FailureHandler, ResolverChain
 
+from jitsu_tw.dns import transfer
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
 from jitsu_tw.dns.reply import TCP_SIZE, Reply, truncated, udp_limit, write
 from jitsu_tw.dns.rrl import Decision, Kind
+from jitsu_tw.dns.transfer import Permissions
+from jitsu_tw.dns.tsig import BadSignature, Keyring
 from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable, Unproven
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from jitsu_tw.dns.cookies import Cookies
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Edns
     from jitsu_tw.dns.rrl import Limiter
+    from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
@@ -60,6 +64,7 @@ class Asked:
         source: who asks, and how sure we may be of it.
         send: takes the reply.
         options: EDNS options that the reply carries.
+        room: octets that the reply's signature will take.
     """
 
     octets: bytes
@@ -67,6 +72,7 @@ class Asked:
     source: Source
     send: Callable[[bytes], None]
     options: tuple[tuple[int, bytes], ...] = ()
+    room: int = 0
 
 
 class Chain(ResolverChain):
@@ -102,6 +108,8 @@ class Server:
         limiter: Limiter | None = None,
         cookies: Cookies | None = None,
         nsid: bytes | None = None,
+        keys: Keyring | None = None,
+        allowed: Permissions | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -115,10 +123,13 @@ class Server:
             limiter: of responses by UDP.
             cookies: of this server; None to know none.
             nsid: what we say to a question for our identity (RFC 5001).
-            wall: seconds since 1970, for cookies.
+            keys: those that clients sign with.
+            allowed: who may transfer zones; None for nobody.
+            wall: seconds since 1970, for cookies and signatures.
         """
         self.resolver, self.warm, self.limiter = resolver, warm, limiter
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
+        self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
         fleet.uses = warm.taken
         fleet.on_move.append(self._moved)
 
@@ -126,24 +137,55 @@ class Server:
         if machine.state is not State.UP:
             self.warm.drop(machine.vm.name)
 
-    def receive(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
-        """Answer *octets* from *source* by *send*, now or later; return False if they get no answer."""
+    def receive(
+        self,
+        octets: bytes,
+        source: Source,
+        send: Callable[[bytes], None],
+        stream: Callable[[Iterator[bytes]], None] | None = None,
+    ) -> bool:
+        """
+        Answer *octets* from *source* by *send*, now or later, or by *stream*, for what is long (only over TCP).
+
+        Return False if they get no answer.
+        """
         query = parse(octets, source)
         if isinstance(query, Drop):
             return False
         asked = Asked(octets, query, source, send)
         if query.edns is not None and query.edns.options:
             self._answer_options(asked, query.edns)
+        signed = self._verify(asked)
         if isinstance(query, Reject):
             self._say(asked, Reply(query.rcode))
-        elif query.question.cls != dns.IN or query.question.type in {dns.AXFR, dns.IXFR}:
+        elif isinstance(signed, BadSignature):
+            self._say(asked, Reply(signed.rcode))
+        elif query.question.cls != dns.IN:
             self._say(asked, Reply(dns.EREFUSED))
+        elif query.question.type in transfer.TYPES:
+            query.question.source = asked.source
+            said = transfer.answer(octets, query, self._zones, self._allowed, signed)
+            if isinstance(said, Reply):
+                self._say(asked, said)
+            elif stream is not None:
+                self.log.info("{host}: {what}", host=source.host, what=transfer.describe(said))
+                stream(said.packets(asked.options, signed, self._wall))
         else:
             query.question.source = asked.source
             found = self.resolver.query(query.question)
             found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
         return True
+
+    def _verify(self, asked: Asked) -> Signed | BadSignature | None:
+        """Look at the signature of a query that has one (RFC 8945), and have its reply signed too."""
+        query = asked.query
+        if not isinstance(query, Query) or query.tsig is None:
+            return None
+        signed = self._keys.verify(asked.octets, query, self._wall())
+        send = asked.send
+        asked.room, asked.send = signed.room, lambda packet: send(signed.sign(packet, self._wall()))
+        return signed
 
     def _answer_options(self, asked: Asked, edns: Edns) -> None:
         """Take what the query's options say, and put into *asked* what they are answered with."""
@@ -177,7 +219,7 @@ class Server:
                 return None
         if asked.options:
             reply = attrs.evolve(reply, options=asked.options)
-        packet = write(query, reply, TCP_SIZE if asked.source.tcp else udp_limit(query))
+        packet = write(query, reply, (TCP_SIZE if asked.source.tcp else udp_limit(query)) - asked.room)
         asked.send(packet)
         return packet
 

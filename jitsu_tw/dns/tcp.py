@@ -16,9 +16,12 @@ from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 from zope.interface import implementer
 
+from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.server import Server
@@ -53,6 +56,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         """Begin to count idle time."""
         peer = self.transport.getPeer()
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
+        self.streams = Streams(self.sendString, self.transport.abortConnection, self.factory.reactor)
         if not self.factory.admit(self):
             self.transport.abortConnection()
             return
@@ -64,7 +68,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self.resetTimeout()
         self.factory.touch(self)
         self.waiting += 1
-        if not self.factory.server.receive(string, self.source, self._answered):
+        if not self.factory.server.receive(string, self.source, self._answered, self._stream):
             self.waiting -= 1
         self._look()
 
@@ -73,6 +77,15 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         if self.connected:
             self.resetTimeout()
             self.sendString(reply)
+            self._look()
+
+    def _stream(self, packets: Iterator[bytes]) -> None:
+        self.streams.begin(packets).addCallback(self._streamed)
+
+    def _streamed(self, _: bool) -> None:  # noqa: FBT001
+        self.waiting -= 1
+        if self.connected:
+            self.resetTimeout()
             self._look()
 
     def _look(self) -> None:
@@ -98,12 +111,14 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         """Hear that the client does not take its answers: it has `IDLE` seconds to begin, and is not read meanwhile."""
         self._stuck = True
         self.setTimeout(IDLE)
+        self.streams.pause()
         self._look()
 
     def resumeProducing(self) -> None:  # noqa: N802
         """Hear that the client takes them."""
         self._stuck = False
         self.setTimeout(IDLE)
+        self.streams.resume()
         self._look()
 
     def stopProducing(self) -> None:  # noqa: N802
@@ -120,6 +135,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
         """Stop counting."""
         self.setTimeout(None)
+        self.streams.stop()
         self.factory.forget(self)
 
 
@@ -133,9 +149,9 @@ class TCPFactory(Factory):
 
     noisy = False
 
-    def __init__(self, server: Server) -> None:
-        """Answer with *server*."""
-        self.server = server
+    def __init__(self, server: Server, reactor: Any) -> None:
+        """Answer with *server*; *reactor* is for what is long."""
+        self.server, self.reactor = server, reactor
         self._connections: dict[TCP, None] = {}  # the one that was longest silent first
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
