@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CLIENTS: Final = 20
 OUTSTANDING: Final = 150
 
+#: Seconds that dnsperf waits for an answer.
+TIMEOUT: Final = 5.0
+
 #: A busy machine may lose an answer.
 WARM_UPS: Final = 3
 
@@ -99,9 +102,15 @@ def _measured(server: Server, questions: Path, *options: str) -> Load:
 
 
 def latencies(server: Server, questions: Path, seconds: float, rate: float) -> list[float]:
-    """Ask at a steady *rate*, for so long; return the seconds that each answer took, in order."""
-    said = _dnsperf(server, questions, "-l", f"{seconds:g}", "-Q", f"{rate:.0f}", "-v")
-    return sorted(float(line.rpartition(" ")[2]) for line in said.splitlines() if line.startswith("> NOERROR "))
+    """
+    Ask at a steady *rate*, for so long; return the seconds that each answer took, in order.
+
+    A server that stalls is asked on: else the questions that nobody sent would be missing from what it was late for. What
+    it never answers took as long as dnsperf waits.
+    """
+    options = ["-l", f"{seconds:g}", "-Q", f"{rate:.0f}", "-q", f"{rate * TIMEOUT:.0f}", "-v"]
+    lines = [line for line in _dnsperf(server, questions, *options).splitlines() if line.startswith("> ")]
+    return sorted(TIMEOUT if line.startswith("> T ") else float(line.rpartition(" ")[2]) for line in lines)
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -111,7 +120,7 @@ def percentile(values: list[float], share: float) -> float:
 
 def _dnsperf(server: Server, questions: Path, *options: str) -> str:
     command = ["taskset", "-c", LOAD_CORES, "dnsperf", "-s", HOST, "-p", str(server.port), "-d", str(questions), "-e"]
-    command += ["-c", str(CLIENTS), "-q", str(OUTSTANDING), "-W", *options]
+    command += ["-c", str(CLIENTS), "-q", str(OUTSTANDING), "-t", f"{TIMEOUT:g}", "-W", *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(unpacked("dnsperf")))
     if run.returncode:
         raise SystemExit(f"dnsperf fails: {run.stdout[-500:]}{run.stderr[-500:]}")

@@ -88,7 +88,11 @@ class ActivationTests(FleetTestCase):
         self.assertEqual(1, self.world.starts())
 
     def test_asks_again(self) -> None:
-        """Who asks again is answered when the first question is due: by then it has closed that question's port."""
+        """
+        Who asks again is answered when the first question is due, or just was: that one's port may be closed by then.
+
+        Who asks again later than that asks anew.
+        """
         self.world = World(vm(boot_time=3.0), answer_by=1.2)
         first = self.ask(port=1)
         self.world.pump(0.5)
@@ -103,6 +107,12 @@ class ActivationTests(FleetTestCase):
         other = self.ask(host="192.0.2.2")
         self.world.pump(1.1)
         self.assertEqual([], other)
+        self.world.pump(0.1)
+        anew = self.ask(port=4)
+        self.world.pump(0.3)
+        self.assertEqual([], anew)
+        self.world.pump(0.3)
+        self.assertEqual([True], anew)
         self.assertEqual((1, 2), (self.world.fleet.stats(self.world.machine()).total_starts,
                                   self.world.fleet.stats(self.world.machine()).total_requests))
 

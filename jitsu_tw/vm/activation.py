@@ -100,9 +100,9 @@ class Machine:
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
         However many callers there are, one start runs; each gets a Deferred of its own. Its value says whether the VM
-        is ready. Who asks again while the VM boots is answered when the first question is due, at once if that has
+        is ready. Who asks again while the VM boots is answered when the first question is due, at once if that has just
         passed: a resolver has closed the port of the question before (Unbound after 0.4 s), and its own client does
-        not wait for ever.
+        not wait for ever. Who asks again later than that asks anew.
 
         Raises:
             BootFailed: (through the Deferred) the backend says that the VM did not start.
@@ -118,7 +118,10 @@ class Machine:
                 self._askers.clear()
         if not self._askers:
             self._first = asker
-        left = max(0.0, self._askers.setdefault(asker, self._now() + self._answer_by) - self._now())
+        now = self._now()
+        if now > self._askers.get(asker, now) + self._answer_by:
+            del self._askers[asker]
+        left = max(0.0, self._askers.setdefault(asker, now + self._answer_by) - now)
         waiter: Deferred[bool] = Deferred(self._forget)
         self._waiters[waiter] = self._reactor.callLater(left, self._late, waiter)
         self.held = True
