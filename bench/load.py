@@ -105,8 +105,8 @@ def latencies(server: Server, questions: Path, seconds: float, rate: float) -> l
     """
     Ask at a steady *rate*, for so long; return the seconds that each answer took, in order.
 
-    A server that stalls is asked on: else the questions that nobody sent would be missing from what it was late for. What
-    it never answers took as long as dnsperf waits.
+    A server that stalls is asked on: else the questions that nobody sent would be missing from what it was late for.
+    What it never answers took as long as dnsperf waits.
     """
     options = ["-l", f"{seconds:g}", "-Q", f"{rate:.0f}", "-q", f"{rate * TIMEOUT:.0f}", "-v"]
     lines = [line for line in _dnsperf(server, questions, *options).splitlines() if line.startswith("> ")]

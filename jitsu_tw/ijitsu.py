@@ -96,6 +96,8 @@ class IReadiness(Interface):
 class IStore(Interface):
     """The state: one tree of text (DESIGN, section 10): paths like ``jitsu/stats/<uuid>/start_ts`` and their values."""
 
+    lasting: bool = Attribute("Whether what is written outlives the process; if not, nobody need write.")
+
     def open() -> Mapping[str, str]:
         """
         Open the state, making an empty one where there is none, and return it whole; this call may block.

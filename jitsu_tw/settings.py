@@ -71,7 +71,7 @@ class VM:
         boot_time: of the memory backend: the seconds that its start call takes.
         faults: of the memory backend: what goes wrong.
         place: the file and line where it stands, for messages.
-        places: the same, key by key.
+        dns_place: the same, of its names.
         said: what the configuration said, key by key, for the state (DESIGN, section 10).
     """
 
@@ -92,7 +92,7 @@ class VM:
     boot_time: float = 0.0
     faults: frozenset[Fault] = frozenset()
     place: tuple[str | None, int | None] = (None, None)
-    places: Mapping[str, tuple[str | None, int | None]] = attrs.field(factory=dict)
+    dns_place: tuple[str | None, int | None] = (None, None)
     said: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
 

@@ -63,7 +63,7 @@ class World:
         self.clock = Clock()
         self.clock.advance(1000.0)
         self.backend = MemoryBackend(reactor=self.clock)
-        self.store = MemoryStore()
+        self.store = MemoryStore(lasting=True)
         self.settings = Settings(vms=vms, **settings)
         self.begin()
 

@@ -11,8 +11,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store.git import STATISTICS, GitStore
-from jitsu_tw.store.layout import NameUse, Stats, difference, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.git import GitStore
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_paths
 from jitsu_tw.store.memory import MemoryStore
 from test import contract_store
 from test.support import vm
@@ -135,5 +135,5 @@ class LayoutTests(SynchronousTestCase):
 
     def test_difference(self) -> None:
         """What is wanted and not there is added, what is there and not wanted removed, the rest left alone."""
-        tree = {"vm/1/a": "1", "vm/1/b": "2", "vm/10/a": "3"}
-        self.assertEqual({"vm/1/a": "9", "vm/1/b": None}, difference(tree, {"vm/1/a": "9"}, ["vm/1"]))
+        tree = {"jitsu/vm/1/a": "1", "jitsu/vm/1/b": "2", "jitsu/vm/10/a": "3", "jitsu/stats/1/a": "4"}
+        self.assertEqual({"jitsu/vm/1/a": "9", "jitsu/vm/1/b": None}, difference(tree, {"jitsu/vm/1/a": "9"}, {"1"}))

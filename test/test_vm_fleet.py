@@ -532,3 +532,57 @@ class BackendTests(FleetTestCase):
         self.world.kill()
         self.assertIn("no VM a", str(self.ask("a")[0].value))
         self.assertEqual([True], self.ask("bb"))
+
+
+class SavingTests(FleetTestCase):
+    """How often the state is written."""
+
+    def test_one_at_a_time(self) -> None:
+        """What must be written while a commit is under way goes into the next one, all together."""
+        self.world = World(*(vm(name) for name in ("a", "bb", "ccc")))
+        commits: list[tuple[set[str], Deferred[None]]] = []
+
+        def write(changes: Any, _: str) -> Deferred[None]:
+            commits.append(({path.split("/")[2] for path in changes}, Deferred()))
+            return commits[-1][1]
+
+        self.patch(self.world.store, "write", write)
+        for name in ("a", "bb", "ccc"):
+            self.ask(name)
+        uuids = [self.world.machine(name).uuid for name in ("a", "bb", "ccc")]
+        self.assertEqual([{uuids[0]}], [changed for changed, _ in commits])
+        commits[0][1].callback(None)
+        self.assertEqual([{uuids[0]}, {uuids[1], uuids[2]}], [changed for changed, _ in commits])
+
+    def test_rests_after_a_long_commit(self) -> None:
+        """Statistics are committed no more often than the commits' own length allows; starts are at once."""
+        self.world = World(vm("a"), vm("bb"))
+        self.ask("a")
+        self.world.pump(6)
+        commits: list[float] = []
+
+        def write(*_: Any) -> Deferred[None]:
+            commits.append(self.world.clock.seconds())
+            slow: Deferred[None] = Deferred()
+            self.world.clock.callLater(2, slow.callback, None)
+            return slow
+
+        self.patch(self.world.store, "write", write)
+        for _ in range(60):
+            self.ask("a")
+            self.world.pump(1)
+        self.assertEqual(2, len(commits))
+        self.assertGreaterEqual(commits[1] - commits[0], 40)
+        self.ask("bb")
+        self.assertEqual(3, len(commits))
+
+    def test_nothing_for_a_state_that_does_not_last(self) -> None:
+        """Where the state ends with the process, nothing is written, and everything is counted."""
+        self.world = World(vm())
+        self.world.store.lasting = False
+        before = dict(self.world.store.tree)
+        self.ask()
+        self.ask(host="192.0.2.2")
+        self.world.pump(6)
+        self.assertEqual(before, self.world.store.tree)
+        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)

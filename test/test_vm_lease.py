@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.vm.lease import Lease, Leases
+from jitsu_tw.vm.lease import SLICE, Lease, Leases
 
 
 class LeaseTests(SynchronousTestCase):
@@ -68,6 +68,16 @@ class LeasesTests(SynchronousTestCase):
         looks.clear()
         self.assertEqual(["short"], self.leases.ended(15))
         self.assertEqual([], looks)
+
+    def test_slices(self) -> None:
+        """A look takes some milliseconds at most; what is left over is found by the next one."""
+        leases = Leases()
+        for number in range(SLICE + 5):
+            leases.grant(f"vm{number}", Lease(5, 0, 0, 0))
+        self.assertEqual(SLICE, len(leases.ended(5)))
+        self.assertEqual(5, leases.next_look())
+        self.assertEqual(5, len(leases.ended(5)))
+        self.assertIsNone(leases.next_look())
 
     def test_same_end(self) -> None:
         """Leases that end at the same moment all end."""

@@ -11,6 +11,7 @@ keep their data as octets: an authority copies, it does not interpret. Nothing h
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 #: The name of the root of all zones.
 ROOT: Final = b"\0"
 
+#: Names that need no escapes, as text and label by label: nearly all. dnspython, for the others, takes 10 us for each.
+_PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
+_PLAIN_LABEL: Final = re.compile(rb"[A-Za-z0-9_*-]+")
+
 #: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
 SVCB: Final = 64
 HTTPS: Final = 65
@@ -36,6 +41,8 @@ def from_text(text: str) -> bytes:
     Raises:
         ValueError: a label is longer than 63 octets, the name longer than 255, or an escape is broken.
     """
+    if _PLAIN.fullmatch(text) and len(text) < 250:
+        return b"".join(bytes([len(label)]) + label for label in text.removesuffix(".").encode().split(b".")) + ROOT
     try:
         labels = dns.name.from_text(text).labels
     except (dns.exception.DNSException, UnicodeError) as error:
@@ -46,6 +53,12 @@ def from_text(text: str) -> bytes:
 
 def to_text(name: bytes) -> str:
     """Return the presentation form of *name*, without the final dot (the root is ``"."``)."""
+    labels, at = [], 0
+    while name[at] and _PLAIN_LABEL.fullmatch(label := name[at + 1 : at + 1 + name[at]]):
+        labels.append(label.decode())
+        at += 1 + name[at]
+    if labels and not name[at]:
+        return ".".join(labels)
     text = dns.name.from_wire(name, 0)[0].to_text(omit_final_dot=True)
     return text or "."
 

@@ -18,12 +18,12 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IStore
+from jitsu_tw.store.layout import STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 BRANCH: Final = "refs/heads/main"
-STATISTICS: Final = "Statistics"
 #: The tree without files, as git names it.
 _EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
@@ -37,6 +37,8 @@ _AUTHOR: Final = ("Jitsu", "jitsu@localhost")
 @implementer(IStore)
 class GitStore:
     """A tree in the branch `main` of the bare repository at *path*."""
+
+    lasting = True
 
     def __init__(self, path: Path) -> None:
         """Keep the state at *path*; `open` looks at it."""

@@ -15,16 +15,19 @@ Times are seconds since 1970.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from jitsu_tw.dns.wire import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Mapping
 
     from jitsu_tw.settings import VM
+
+#: The message of a commit that changes nothing but statistics.
+STATISTICS: Final = "Statistics"
 
 
 @attrs.define
@@ -106,9 +109,11 @@ def label(name: bytes) -> str:
     return to_text(name).replace("/", "\\047")
 
 
-def difference(tree: Mapping[str, str], wanted: Mapping[str, str], under: Iterable[str]) -> dict[str, str | None]:
-    """Return the changes that make of *tree* what is *wanted* under the given paths, and leave the rest alone."""
+def difference(tree: Mapping[str, str], wanted: Mapping[str, str], uuids: Container[str]) -> dict[str, str | None]:
+    """Return the changes that make of *tree* what is *wanted* of the VMs *uuids*, and leave the rest alone."""
     changes: dict[str, str | None] = {path: value for path, value in wanted.items() if tree.get(path) != value}
-    roots = tuple(f"{path}/" for path in under)
-    changes |= {path: None for path in tree if path.startswith(roots) and path not in wanted}
+    for path in tree:
+        match path.split("/", 3):
+            case ["jitsu", "vm", uuid, _] if uuid in uuids and path not in wanted:
+                changes[path] = None
     return changes

@@ -22,8 +22,9 @@ class MemoryStore:
         tree: paths and values.
     """
 
-    def __init__(self) -> None:
-        """Begin with an empty tree."""
+    def __init__(self, *, lasting: bool = False) -> None:
+        """Begin with an empty tree; it is *lasting* for who keeps this object longer than those who write to it."""
+        self.lasting = lasting
         self.tree: dict[str, str] = {}
 
     def open(self) -> Mapping[str, str]:

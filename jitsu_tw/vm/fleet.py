@@ -22,7 +22,7 @@ from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, Prohi
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import signs_for
-from jitsu_tw.store.layout import NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.lease import Lease, Leases
 from jitsu_tw.vm.lifecycle import BOOTING, RUNNING, Event, State
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
+
+#: After a commit, statistics rest for so many times as long as it took: it takes time from the answers.
+SPARE: Final = 20.0
 
 #: At most so many refusals are logged within `COMMIT_EVERY`; they are all counted.
 MOST_TOLD: Final = 100
@@ -109,7 +112,10 @@ class Fleet:
         self._known: dict[str, Stats] = {}
         self._tree: Mapping[str, str] = {}
         self._unsaved: set[str] = set()
-        self._saving = LoopingCall(self._save)
+        self._urgent: set[str] = set()
+        self._writing: Deferred[None] | None = None
+        self._next_save = 0.0
+        self._saving = LoopingCall(self._save_if_due)
         self._saving.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
@@ -143,7 +149,11 @@ class Fleet:
         if self._sweep is not None and self._sweep.active():
             self._sweep.cancel()
         self._saving.stop()
-        await self._save()
+        self._gather()
+        self._urgent |= self._unsaved
+        self._save()
+        if self._writing is not None:
+            await self._writing
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
         await self._store.close()
 
@@ -380,29 +390,45 @@ class Fleet:
 
     def _remember(self, machine: Machine) -> None:
         """Write *machine*'s statistics now, not when their time comes: a crash must not lose a start or a stop."""
-        self._unsaved.add(machine.vm.name)
+        self._urgent.add(machine.vm.name)
         self._save()
 
-    def _save(self) -> Deferred[None]:
-        """Commit the statistics that have changed."""
+    def _save_if_due(self) -> None:
+        """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
         self._gather()
         self._told.clear()
-        names, self._unsaved = self._unsaved, set()
-        changes: dict[str, str | None] = {}
-        for name in names:
-            machine = self.machines[name]
-            if machine.uuid:
-                changes.update(stats_paths(machine.uuid, self._stats_of(machine)))
-        return self._write(changes, "Statistics")
+        if self._writing is None and self._now() >= self._next_save:
+            self._urgent |= self._unsaved
+            self._save()
+
+    def _save(self) -> None:
+        """Commit what is urgent, and what becomes so meanwhile; one commit at a time."""
+        if self._writing is None and self._store.lasting:
+            writing = Deferred.fromCoroutine(self._save_urgent())
+            if not writing.called:
+                self._writing = writing
+
+    async def _save_urgent(self) -> None:
+        while self._urgent:
+            names, self._urgent = self._urgent, set()
+            self._unsaved -= names
+            changes: dict[str, str | None] = {}
+            for name in names:
+                machine = self.machines[name]
+                if machine.uuid:
+                    changes.update(stats_paths(machine.uuid, self._stats_of(machine)))
+            begin = self._now()
+            await self._write(changes, STATISTICS)
+            self._next_save = self._now() + SPARE * (self._now() - begin)
+        self._writing = None
 
     def _save_configuration(self) -> Deferred[None]:
         """Commit what the configuration says, where the state says otherwise."""
-        machines = [machine for machine in self.machines.values() if machine.uuid]
+        machines = [machine for machine in self.machines.values() if machine.uuid and self._store.lasting]
         wanted: dict[str, str] = {}
         for machine in machines:
             wanted |= vm_paths(machine.uuid, machine.vm)
-        under = [f"jitsu/vm/{machine.uuid}" for machine in machines]
-        changes = difference(self._tree, wanted, under)
+        changes = difference(self._tree, wanted, {machine.uuid for machine in machines})
         self._tree = {**self._tree, **wanted}
         return self._write(changes, "Configuration as the file and the command line have it")
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import heapq
 from itertools import count
+from typing import Final
 
 import attrs
+
+#: How many leases are looked at in one go: some milliseconds of work.
+SLICE: Final = 1000
 
 
 @attrs.define(eq=False)
@@ -70,9 +74,15 @@ class Leases:
         self._leases.pop(name, None)
 
     def ended(self, now: float) -> list[str]:
-        """Drop the leases that have ended and return whose they were."""
+        """
+        Drop the leases that have ended and return whose they were.
+
+        At most `SLICE` are looked at; `next_look` says whether there are more.
+        """
         names = []
-        while self._ends and self._ends[0][0] <= now:
+        for _ in range(SLICE):
+            if not self._ends or self._ends[0][0] > now:
+                break
             _, _, name, lease = heapq.heappop(self._ends)
             if self._leases.get(name) is not lease:
                 continue
