@@ -296,7 +296,7 @@ class Fleet:
 
     def moved(self, machine: Machine, old: State) -> None:
         """Keep statistics and leases in step with *machine*'s state, and give turns that became free."""
-        name, stats, state = machine.vm.name, self.stats(machine), machine.state
+        name, stats, state = machine.vm.name, self._stats_of(machine), machine.state
         for hear in self.on_move:
             hear(machine)
         if state in RUNNING or state is State.QUEUED:
@@ -325,7 +325,7 @@ class Fleet:
 
     def _came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one it had."""
-        stats, now, wall = self.stats(machine), self._now(), self._wall()
+        stats, now, wall = self._stats_of(machine), self._now(), self._wall()
         if not machine.held and max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
             machine.held = True
             used = now - max(0.0, wall - max(stats.start_ts, stats.last_request_ts))
@@ -395,9 +395,9 @@ class Fleet:
 
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self._gather()
         self._told.clear()
-        if self._writing is None and self._now() >= self._next_save:
+        if self._store.lasting and self._writing is None and self._now() >= self._next_save:
+            self._gather()
             self._urgent |= self._unsaved
             self._save()
 
