@@ -297,9 +297,10 @@ def _read_file(path: Path) -> tuple[Sayings, list[Sayings]]:
     if listed is not None and not _empty(listed):
         if not isinstance(listed, yaml.SequenceNode):
             raise ConfigError('is a list: begin each VM with "- name: …"', path, listed.start_mark.line + 1, "vms")
-        for number, node in enumerate(listed.value):
-            where = f"vms[{number}]"
-            vms.append(_sayings(_mapping(node, path, where), path, _VM_KEYS, f"{where}."))
+        nodes, listed.value = listed.value[::-1], []
+        while nodes:  # each is let go as soon as it is understood: of 100,000, they are most of our memory
+            where = f"vms[{len(vms)}]"
+            vms.append(_sayings(_mapping(nodes.pop(), path, where), path, _VM_KEYS, f"{where}."))
     return _sayings(top, path, _KEYS, ""), vms
 
 
@@ -372,7 +373,7 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
     return values
 
 
-def _settings(top: Sayings, said_vms: Sequence[Sayings]) -> tuple[Settings, Zones]:
+def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     values = _values(top, _KEYS)
     values.pop("synjitsu", None)
     port = values.pop("port", None)
@@ -381,9 +382,14 @@ def _settings(top: Sayings, said_vms: Sequence[Sayings]) -> tuple[Settings, Zone
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*_SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
-    vms = tuple(_vm(said, defaults) for said in said_vms)
-    _check_apart(vms, said_vms)
-    settings = Settings(vms=vms, **values)
+    keep = values.get("persistdb") is not None
+    apart, vms = _Apart(), []
+    said_vms.reverse()
+    while said_vms:  # each is let go, as its node was
+        said = said_vms.pop()
+        vms.append(_vm(said, defaults, keep=keep))
+        apart.add(vms[-1], said)
+    settings = Settings(vms=tuple(vms), **values)
     if not settings.vms and not settings.zones:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
         raise ConfigError(message)
@@ -402,7 +408,8 @@ def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
                 raise said.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
 
 
-def _vm(said: Sayings, defaults: Mapping[str, Any]) -> VM:
+def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
+    """Return the VM that *said* describes; *keep* what was said for the state."""
     first = next(iter(said.values()))[0] if said else Said("", COMMAND_LINE)
     name = said["name"][0].text if "name" in said else ""
     where = f"vms: {name}: " if name else "vms: "
@@ -430,7 +437,9 @@ def _vm(said: Sayings, defaults: Mapping[str, Any]) -> VM:
     values["faults"] = frozenset(values.get("faults", ()))
     values["place"] = (first.path, first.line)
     values["dns_place"] = (said["dns"][0].path, said["dns"][0].line)
-    return VM(said={key: tuple(one.text for one in sayings) for key, sayings in said.items()}, **values)
+    if keep:
+        values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()}
+    return VM(**values)
 
 
 def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
@@ -446,13 +455,18 @@ def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
         raise said.wrong(where, f"{path} should define a domain with the name {name!r}, not {found or root.tag!r}")
 
 
-def _check_apart(vms: Sequence[VM], said_vms: Sequence[Sayings]) -> None:
-    """Refuse two VMs with one name, one DNS name or one address."""
-    for key, of in (("name", lambda vm: (vm.name,)), ("uuid", lambda vm: (vm.uuid,) if vm.uuid else ()),
-                    ("dns", lambda vm: vm.dns), ("ip", lambda vm: vm.ip)):
-        owners: dict[Any, str] = {}
-        for vm, said in zip(vms, said_vms, strict=True):
-            for number, value in enumerate(of(vm)):
+class _Apart:
+    """Refuses two VMs with one name, one uuid, one DNS name or one address."""
+
+    def __init__(self) -> None:
+        self._owners: dict[str, dict[Any, str]] = {"name": {}, "uuid": {}, "dns": {}, "ip": {}}
+
+    def add(self, vm: VM, said: Sayings) -> None:
+        """Take one more VM, and what was said of it."""
+        mine = {"name": (vm.name,), "uuid": (vm.uuid,) if vm.uuid else (), "dns": vm.dns, "ip": vm.ip}
+        for key, values in mine.items():
+            owners = self._owners[key]
+            for number, value in enumerate(values):
                 if value in owners:
                     text = to_text(value) if isinstance(value, bytes) else str(value)
                     one = said[key][min(number, len(said[key]) - 1)]

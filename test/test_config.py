@@ -142,7 +142,7 @@ class MeaningTests(ConfigTestCase):
 
     def test_said(self) -> None:
         """What was written is kept as it was written, for the state."""
-        settings, _ = self.load(f"{VM}    ttl: 5\n")
+        settings, _ = self.load(f"persistdb: state.git\n{VM}    ttl: 5\n")
         self.assertEqual({"name": ("www",), "dns": ("www.example.org",), "ip": ("10.0.0.1",), "ttl": ("5",)},
                          settings.vms[0].said)
 
