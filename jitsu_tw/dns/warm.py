@@ -69,6 +69,8 @@ class WarmAnswers:
         self.answers: dict[bytes, WarmAnswer] = {}
         self.used: list[WarmAnswer] = []
         self._keys: dict[str, list[bytes]] = {}
+        # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
+        self._heads: dict[bytes, bytes] = {}
 
     def get(self, octets: bytes) -> bytes | None:
         """Return the reply to the packet *octets*, if there is one, and count that as a use of the VM."""
@@ -97,7 +99,8 @@ class WarmAnswers:
         ):
             return
         keys.append(key)
-        self.answers[key] = WarmAnswer(reply[2:_QUESTION], end, reply[end:], lease, vm, query.question.key, limit_key)
+        head = self._heads.setdefault(reply[2:_QUESTION], reply[2:_QUESTION])
+        self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, query.question.key, limit_key)
 
     def drop(self, vm: str) -> None:
         """Forget the answers of *vm*: it is not up any more, or is something else now."""
