@@ -15,15 +15,15 @@ from zope.interface.verify import verifyObject
 
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw.readiness import Signs
 from jitsu_tw.readiness import port as room
-from jitsu_tw.readiness import signs_for
 from jitsu_tw.readiness.delay import Delay
 from jitsu_tw.readiness.port import Port, pin
 from test.support import vm
 
 
 class ChoiceTests(SynchronousTestCase):
-    """`signs_for`."""
+    """`Signs`."""
 
     def test_signs(self) -> None:
         """A VM has the signs whose keys it has; a port only where its guest can be reached."""
@@ -36,7 +36,7 @@ class ChoiceTests(SynchronousTestCase):
             (False, {"response_delay": 1.0, "wait_for_port": 80}, [Delay]),
         ):
             backend.reachable = reachable
-            signs = signs_for(vm(**keys), backend, Clock())
+            signs = Signs(Clock()).of(vm(**keys), backend)
             self.assertEqual(expected, [type(sign) for sign in signs])
             for sign in signs:
                 self.assertTrue(verifyObject(IReadiness, sign))

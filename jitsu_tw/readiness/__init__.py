@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
 
 
-def signs_for(vm: VM, backend: IBackend, reactor: IReactorTime) -> tuple[IReadiness, ...]:
-    """Return the signs that must all hold before *vm* is taken for ready."""
-    signs: list[IReadiness] = []
-    if vm.response_delay is not None:
-        signs.append(Delay(reactor))
-    if vm.wait_for_port is not None and backend.reachable:
-        signs.append(Port(reactor))
-    return tuple(signs)
+class Signs:
+    """The strategies, one of each for all VMs."""
+
+    def __init__(self, reactor: IReactorTime) -> None:
+        """Let them wait on *reactor*."""
+        self._delay, self._port = Delay(reactor), Port(reactor)
+        self._sets: dict[tuple[bool, bool], tuple[IReadiness, ...]] = {}
+
+    def of(self, vm: VM, backend: IBackend) -> tuple[IReadiness, ...]:
+        """Return the signs that must all hold before *vm* is taken for ready."""
+        wanted = vm.response_delay is not None, vm.wait_for_port is not None and backend.reachable
+        signs = ((self._delay,) if wanted[0] else ()) + ((self._port,) if wanted[1] else ())
+        return self._sets.setdefault(wanted, signs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -14,5 +13,9 @@ if TYPE_CHECKING:
 
 
 def store_at(path: Path | None) -> IStore:
-    """Return the store at *path*; in memory without one."""
-    return MemoryStore() if path is None else GitStore(path)
+    """Return the store at *path*; in memory without one, and then libgit2 is not loaded."""
+    if path is None:
+        return MemoryStore()
+    from jitsu_tw.store.git import GitStore  # noqa: PLC0415
+
+    return GitStore(path)

@@ -60,6 +60,13 @@ class Machine:
         marks: the last activation's timeline, to the stop that ended it: each step's time, on the clock `now`.
     """
 
+    # One for each VM, of which there may be very many.
+    __slots__ = (
+        "_answer_by", "_asked", "_askers", "_first", "_hint", "_keeper", "_moves", "_now", "_reactor", "_readiness",
+        "_stopping", "_waiters", "_waiting", "_wanted", "backend", "held", "marks", "ready", "reason", "state", "uuid",
+        "vm",
+    )  # fmt: skip
+
     log = Logger()
 
     def __init__(
@@ -88,7 +95,7 @@ class Machine:
         self._first: Hashable = None
         self._asked = 0
         self._wanted = 0.0
-        self._stopping: list[Deferred[State]] = []
+        self._stopping: tuple[Deferred[State], ...] = ()
         self._waiting: Deferred[None] | None = None
         self._hint: Deferred[None] | None = None
         self._moves = 0
@@ -148,7 +155,7 @@ class Machine:
         if self.state not in {State.STOPPING, State.CANCELLING}:
             return succeed(self.state)
         stopped: Deferred[State] = Deferred()
-        self._stopping.append(stopped)
+        self._stopping += (stopped,)
         return stopped
 
     def look(self, reason: str) -> Deferred[None]:
@@ -205,7 +212,7 @@ class Machine:
         elif state is not State.UNKNOWN and self._waiters:
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         if state not in {State.STOPPING, State.CANCELLING}:
-            stopped, self._stopping = self._stopping, []
+            stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
                 deferred.callback(state)
 

@@ -21,7 +21,7 @@ from zope.interface import implementer
 from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, Prohibited, StoreError, Unproven
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.networks import network, packed, to_text
-from jitsu_tw.readiness import signs_for
+from jitsu_tw.readiness import Signs
 from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.lease import Lease, Leases
@@ -93,6 +93,7 @@ class Fleet:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
         self._settings, self._backends, self._store, self._clocks = settings, backends, store, clocks
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self._signs = Signs(clocks.reactor)
         self.machines = {vm.name: self._machine(vm) for vm in settings.vms}
         self._by_uuid: dict[str, Machine] = {}
         self._lost: dict[int, str] = {}
@@ -124,7 +125,7 @@ class Fleet:
         return Machine(
             vm,
             self._backends[vm.backend, vm.connect],
-            signs_for(vm, self._backends[vm.backend, vm.connect], self._reactor),
+            self._signs.of(vm, self._backends[vm.backend, vm.connect]),
             self,
             self._reactor,
             self._now,
