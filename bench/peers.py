@@ -22,7 +22,8 @@ from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineOnlyReceiver
 
 from bench.debian import environment, unpacked
-from bench.server import HOST, Commands, Place, Server, free_port
+from bench.server import HOST, Commands, Place, Server
+from demo.lab import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -138,13 +137,3 @@ class Server:
                 with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(process.pid, how)
                     process.wait(LAST_WORDS)
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free for UDP and TCP."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
-            tcp.bind((HOST, 0))
-            udp.bind(tcp.getsockname())
-            port: int = tcp.getsockname()[1]
-            return port

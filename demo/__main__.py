@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 GUEST_IP: Final = "10.99.0.10"
 GUEST_MAC: Final = "52:54:00:99:00:10"
-
-LOOPBACK: Final = "127.0.0.1"
 
 #: Emulated guests boot in seconds: the demo's answer waits for them longer than a resolver would.
 CONFIGURATION: Final = """\
@@ -71,16 +68,6 @@ def step(words: str) -> Iterator[None]:
     with console.status(f"{words} ..."):
         yield
     console.print(f"  {words} [dim]({time.monotonic() - begin:.1f} s)[/]")
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free for UDP and TCP."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
-            tcp.bind((LOOPBACK, 0))
-            udp.bind(tcp.getsockname())
-            port: int = tcp.getsockname()[1]
-            return port
 
 
 def visit(network: lab.Network | None, place: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +118,8 @@ def run(network: lab.Network | None, directory: Path) -> str:
     else:
         # QEMU itself accepts what is forwarded to the guest, long before the guest does: its port tells nothing, and
         # its TCP tries a lost SYN again after six seconds.
-        place = {"server": LOOPBACK, "port": free_port(), "http": free_port(), "ip": LOOPBACK, "idle": 20}
+        place = {"server": lab.LOOPBACK, "port": lab.free_port(), "http": lab.free_port(), "ip": lab.LOOPBACK}
+        place["idle"] = 20
         place |= {"ready": "QEMU's own network: nothing tells more", "more": "idle: 20"}
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(place["http"], 80), kvm=kvm)
     (directory / "www.xml").write_text(xml)

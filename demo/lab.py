@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ CLIENT_IP: Final = "10.99.0.2"
 HOST_IP6: Final = "fd99::1"
 CLIENT_IP6: Final = "fd99::2"
 BRIDGE: Final = "br0"
+LOOPBACK: Final = "127.0.0.1"
 
 #: Loads a PVH kernel about 0.15 s sooner than SeaBIOS does under emulation. In Debian's qemu-system-data.
 QBOOT: Final = Path("/usr/share/qemu/qboot.rom")
@@ -269,6 +271,16 @@ def domain_xml(
 # The network
 
 
+def free_port() -> int:
+    """Return a port of loopback that is free for UDP and TCP."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
+            tcp.bind((LOOPBACK, 0))
+            udp.bind(tcp.getsockname())
+            port: int = tcp.getsockname()[1]
+            return port
+
+
 class NetworkUnavailableError(Exception):
     """The machine does not let us make network namespaces; the argument says why."""
 
@@ -293,15 +305,6 @@ class Network:
         self._holders: dict[Where, subprocess.Popen[bytes]] = {}
         self._spaces: set[str] = set()
         self._old_sigterm: Any = None
-
-    @staticmethod
-    def available() -> str | None:
-        """Return None if a network can be made here, or else the reason why not, by trying."""
-        try:
-            with Network():
-                return None
-        except NetworkUnavailableError as error:
-            return str(error)
 
     def __enter__(self) -> Self:
         """

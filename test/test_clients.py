@@ -24,7 +24,8 @@ import dns.resolver
 from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError, environment, unpacked
-from test.test_tap import HOST, PATIENCE, ZONE, ProcessTestCase, free_port
+from demo.lab import free_port
+from test.test_tap import HOST, PATIENCE, ZONE, ProcessTestCase
 
 if TYPE_CHECKING:
     from pathlib import Path

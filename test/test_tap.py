@@ -27,6 +27,8 @@ import dns.xfr
 import dns.zone
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from demo.lab import free_port
+
 BIN: Final = Path(sys.executable).parent
 ROOT: Final = Path(__file__).parent.parent
 HOST: Final = "127.0.0.1"
@@ -35,16 +37,6 @@ HOST: Final = "127.0.0.1"
 PATIENCE: Final = 60.0
 
 ZONE: Final = "$ORIGIN jitsu.test.\n@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 127.0.0.1\n"
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free for UDP and TCP."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
-            tcp.bind((HOST, 0))
-            udp.bind(tcp.getsockname())
-            port: int = tcp.getsockname()[1]
-            return port
 
 
 class ProcessTestCase(SynchronousTestCase):

@@ -91,7 +91,7 @@ class Fleet:
         clocks: Clocks,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
-        self._settings, self._backends, self._store, self._clocks = settings, backends, store, clocks
+        self._settings, self._backends, self._store = settings, backends, store
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
         self.machines = {vm.name: self._machine(vm) for vm in settings.vms}
