@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -26,6 +27,43 @@ class Power(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SAVED = "saved"
+
+
+class Start(enum.Enum):
+    """What a backend's start call did."""
+
+    BOOTED = "booted"
+    RESTORED = "restored"  # from a saved image, or from the image of the ready guest
+    RESUMED = "resumed"  # it was paused
+    RAN = "ran already"
+
+
+@attrs.frozen
+class Guest:
+    """
+    What a backend knows of a VM that runs.
+
+    Attributes:
+        macs: the MAC addresses of its interfaces, ``aa:bb:cc:dd:ee:ff``, in their order.
+        domid: Xen's number for it; None where the hypervisor is none of Xen's.
+    """
+
+    macs: tuple[str, ...] = ()
+    domid: int | None = None
+
+
+@attrs.frozen
+class Memory:
+    """
+    What a start would take, in octets.
+
+    Attributes:
+        needed: by the VM; 0 if it has it already, as a paused one does.
+        free: on its host.
+    """
+
+    needed: int
+    free: int
 
 
 class IWatcher(Interface):
@@ -50,6 +88,7 @@ class IBackend(Interface):
     """
 
     reachable: bool = Attribute("Whether packets can reach its guests (those of the memory backend have no network).")
+    images: bool = Attribute("Whether it can keep the image of a ready guest (`settings.Boot.SNAPSHOT`).")
 
     def check(vms: Iterable[VM]) -> None:
         """
@@ -73,8 +112,12 @@ class IBackend(Interface):
     def state(uuid: str) -> Deferred[Power]:
         """Return what the VM is now."""
 
-    def start(uuid: str) -> Deferred[None]:
-        """Boot, resume or restore the VM, as its state needs. A VM that runs already is no error."""
+    def start(uuid: str) -> Deferred[Start]:
+        """
+        Boot, resume or restore the VM, as its state needs. A VM that runs already is no error.
+
+        What cannot be resumed or restored is thrown away, logged, and booted: a damaged image is no dead name.
+        """
 
     def stop(uuid: str, mode: Mode) -> Deferred[None]:
         """Stop the VM. With `Mode.SHUTDOWN` this only asks: the guest takes its time. Off already is no error."""
@@ -82,15 +125,36 @@ class IBackend(Interface):
     def ready(uuid: str) -> Deferred[None]:
         """Fire when the guest is up, as far as the backend knows by itself; at once where it cannot tell."""
 
-    def macs(uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return the MAC addresses of the VM's interfaces, ``aa:bb:cc:dd:ee:ff``, in their order."""
+    def guest(uuid: str) -> Deferred[Guest]:
+        """Return what is known of the VM, which runs."""
+
+    def traffic(uuid: str) -> Deferred[int | None]:
+        """
+        Return how many packets the guest has transmitted, on all its interfaces; None where nobody counts.
+
+        The number begins again at 0 when the VM does.
+        """
+
+    def memory(uuid: str) -> Deferred[Memory | None]:
+        """Return what a start of the VM would take now; None where nobody can tell."""
+
+    def keep_image(uuid: str) -> Deferred[None]:
+        """
+        Keep the image of the guest, which has booted and is ready: later starts restore it.
+
+        The guest stands still meanwhile. The image is not used any more once the VM's definition, its kernel or a disk
+        has changed. Only where `images` is True.
+        """
+
+    def drop_image(uuid: str) -> Deferred[None]:
+        """Forget the image that `keep_image` kept, if there is one: the next start boots."""
 
 
 class IReadiness(Interface):
     """A sign that a guest will answer its first packet."""
 
-    def wait(vm: VM, macs: tuple[str, ...]) -> Deferred[None]:
-        """Fire when the guest is ready. Cancelling the Deferred ends the wait and all that belongs to it."""
+    def wait(vm: VM, guest: Guest) -> Deferred[None]:
+        """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
 
 
 class IStore(Interface):
