@@ -26,7 +26,7 @@ from rich.table import Table
 from bench import load
 from bench.dns import latencies, noise, questions, require_dnsperf, summary
 from bench.peers import PEERS, names, serve_jitsu, start
-from jitsu_tw.vm.fleet import COMMIT_EVERY
+from jitsu_tw.vm.record import COMMIT_EVERY
 from jitsu_tw.vm.lease import Lease, Leases
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _all_ended(leases: Leases, now: float) -> list[str]:
     """Return whose leases have ended, by as many looks as that takes."""
     ended: list[str] = []
     while (look := leases.next_look()) is not None and look <= now:
-        ended += leases.ended(now)
+        ended += leases.due(now)
     return ended
 
 
@@ -96,8 +96,9 @@ def sweeps(number: int) -> list[dict[str, float]]:
             assert len(ended) == ending
         rows.append({"due": ending, "ended": ending, "ms": statistics.median(took) * 1000})
     leases = _leases(number)
+    all_of_them = dict(leases.items())
     for one in range(number):
-        leases[f"vm{one:06}"].use(IDLE)
+        all_of_them[f"vm{one:06}"].use(IDLE)
     begin = time.perf_counter()
     ended = _all_ended(leases, IDLE + 1 + number * 1e-5)
     rows.append({"due": number, "ended": len(ended), "ms": (time.perf_counter() - begin) * 1000})

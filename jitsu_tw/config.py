@@ -1,15 +1,13 @@
 """
 From a YAML file, a command line and ``key=value`` pairs to `Settings` and the zones that go with them.
 
-Everything is text until `_KEYS` and `_VM_KEYS` say what it means, wherever it came from: a file and a command line are
+Everything is text until `KEYS` and `VM_KEYS` say what it means, wherever it came from: a file and a command line are
 read by the same rules. Every error names the file, the line and the key, and what would be right. Nothing is started.
 """
 
 from __future__ import annotations
 
-import difflib
-import uuid
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
@@ -17,18 +15,19 @@ from xml.etree import ElementTree
 import attrs
 import yaml
 
-from jitsu_tw.backends import BACKENDS
+from jitsu_tw.backends import backend_class
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.notify import Secondary
-from jitsu_tw.dns.transfer import Rule, split_key
-from jitsu_tw.dns.wire import from_text, parent, to_text
+from jitsu_tw.dns.wire import parent, to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
-from jitsu_tw.settings import VM, Fault, Mode, Settings
+from jitsu_tw.settings import VM, Boot, Mode, Settings
+from jitsu_tw.values import KEYS, SHARED, VM_KEYS, near
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from jitsu_tw.values import Key
 
 #: The file that is looked for beside the first zone.
 FILE: Final = "jitsu.yaml"
@@ -57,193 +56,6 @@ COMMAND_LINE: Final = "command line"
 
 #: What was said of one thing (of Jitsu, or of one VM): each key's values.
 Sayings = dict[str, list[Said]]
-
-
-# What values mean. Each takes text and raises ValueError with what would be right.
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        message = f"{text!r} is no number of seconds; write one like 0.5 or 60"
-        raise ValueError(message)
-    return value
-
-
-def _whole(low: int, high: int, what: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-            message = f"{text!r} is no {what}; write a number from {low} to {high}"
-            raise ValueError(message)
-        return int(text)
-
-    return parse
-
-
-def _switch(text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    if text.lower() not in values:
-        message = f"{text!r} is neither true nor false"
-        raise ValueError(message)
-    return values[text.lower()]
-
-
-def _choice(names: Iterable[str]) -> Callable[[str], str]:
-    known = sorted(names)
-
-    def parse(text: str) -> str:
-        if text not in known:
-            message = f"{text!r} is not one of {', '.join(known)}{_near(text, known)}"
-            raise ValueError(message)
-        return text
-
-    return parse
-
-
-def _address(text: str) -> Any:
-    try:
-        return ip_address(text)
-    except ValueError:
-        message = f"{text!r} is no IP address; write one like 10.0.0.1 or 2001:db8::1"
-        raise ValueError(message) from None
-
-
-def _network(text: str) -> Any:
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        message = f"{text!r} is no network ({error}); write one like 10.0.0.0/8 or 2001:db8::/32"
-        raise ValueError(message) from None
-
-
-def _octets(text: str) -> bytes:
-    return text.encode()
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        message = f"{text!r} is no uuid"
-        raise ValueError(message) from None
-
-
-def _control(text: str) -> str | None:
-    if text.lower() in {"", "off", "none", "false", "no"}:
-        return None
-    if not text.startswith("unix:"):
-        host, port = _host_port(text, 8053)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return text
-
-
-def _host_port(text: str, default: int) -> tuple[str, int]:
-    """Return host and port of ``host``, ``host:port`` or ``[v6]:port``; the host is an address."""
-    host, port = text, str(default)
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or port
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-    return str(_address("127.0.0.1" if host == "localhost" else host)), _port(port)
-
-
-def _forwarder(text: str) -> tuple[str, int] | None:
-    return None if text in {"", "0.0.0.0", "off", "none"} else _host_port(text, 53)  # noqa: S104
-
-
-def _secondary(text: str) -> Secondary:
-    place, key = split_key(text)
-    host, port = _host_port(place, 53)
-    return Secondary(host, port, key)
-
-
-def _not_yet(text: str) -> None:
-    if text.lower() not in {"", "0", "false", "no", "off", "none"}:
-        message = "this release does not have it yet; leave it out"
-        raise ValueError(message)
-
-
-_port: Final = _whole(1, 65535, "port")
-_ttl: Final = _whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
-
-
-@attrs.frozen
-class Key:
-    """
-    What a key takes.
-
-    Attributes:
-        parse: makes a value of text.
-        many: it may repeat, or be a list.
-        path: it names a file, relative to the file that says so.
-    """
-
-    parse: Callable[[str], Any]
-    many: bool = False
-    path: bool = False
-
-
-_SHARED: Final = {
-    "backend": Key(_choice(BACKENDS)),
-    "connect": Key(str),
-    "mode": Key(lambda text: Mode(_choice(mode.value for mode in Mode)(text))),
-    "ttl": Key(_ttl),
-    "idle": Key(_seconds),
-    "min_up": Key(_seconds),
-    "stop_timeout": Key(_seconds),
-}
-
-_KEYS: Final[Mapping[str, Key]] = {
-    **_SHARED,
-    "zones": Key(str, many=True, path=True),
-    "bind": Key(lambda text: str(_address(text)), many=True),
-    "listen": Key(_port),
-    "control": Key(_control),
-    "persistdb": Key(str, path=True),
-    "forwarder": Key(_forwarder),
-    "port": Key(_port),
-    "forward_for": Key(_network, many=True),
-    "delay": Key(_seconds),
-    "answer_by": Key(_seconds),
-    "max_booting": Key(_whole(1, 100_000, "number of VMs")),
-    "max_running": Key(_whole(0, 1_000_000, "number of VMs")),
-    "summon_from": Key(_network, many=True),
-    "starts_per_minute": Key(_whole(0, 1_000_000, "number of starts")),
-    "verify_source": Key(_switch),
-    "rate_limit": Key(_whole(0, 1_000_000, "number of responses in a second")),
-    "rate_slip": Key(_whole(0, 100, "number of responses")),
-    "rate_exempt": Key(_network, many=True),
-    "nsid": Key(_octets),
-    "tsig_keys": Key(tsig.Key.parse, many=True),
-    "allow_transfer": Key(Rule.parse, many=True),
-    "notify": Key(_secondary, many=True),
-    "dry_run": Key(_switch),
-    "synjitsu": Key(_not_yet),
-}
-
-_VM_KEYS: Final[Mapping[str, Key]] = {
-    **_SHARED,
-    "name": Key(str),
-    "dns": Key(from_text, many=True),
-    "ip": Key(_address, many=True),
-    "uuid": Key(_uuid),
-    "response_delay": Key(_seconds),
-    "wait_for_port": Key(_port),
-    "define": Key(str, path=True),
-    "boot_time": Key(_seconds),
-    "faults": Key(lambda text: Fault(_choice(fault.value for fault in Fault)(text)), many=True),
-    "use_synjitsu": Key(_not_yet),
-    "wait_for_key": Key(_not_yet),
-}
-
-
-def _near(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 # Reading.
@@ -300,8 +112,8 @@ def _read_file(path: Path) -> tuple[Sayings, list[Sayings]]:
         nodes, listed.value = listed.value[::-1], []
         while nodes:  # each is let go as soon as it is understood: of 100,000, they are most of our memory
             where = f"vms[{len(vms)}]"
-            vms.append(_sayings(_mapping(nodes.pop(), path, where), path, _VM_KEYS, f"{where}."))
-    return _sayings(top, path, _KEYS, ""), vms
+            vms.append(_sayings(_mapping(nodes.pop(), path, where), path, VM_KEYS, f"{where}."))
+    return _sayings(top, path, KEYS, ""), vms
 
 
 def _empty(node: yaml.Node) -> bool:
@@ -326,7 +138,7 @@ def _sayings(nodes: Mapping[str, tuple[int, yaml.Node]], path: Path, keys: Mappi
     for name, (at, node) in nodes.items():
         if name not in keys:
             known = keys if where else [*keys, "vms"]
-            raise ConfigError(f"no such key{_near(name, known)}", path, at, f"{where}{name}")
+            raise ConfigError(f"no such key{near(name, known)}", path, at, f"{where}{name}")
         items = node.value if isinstance(node, yaml.SequenceNode) and keys[name].many else [node]
         for item in items:
             line = item.start_mark.line + 1
@@ -345,9 +157,9 @@ def _read_pairs(text: str) -> Sayings:
         key, equals, value = pair.strip().partition("=")
         if not equals:
             raise ConfigError(f"{pair!r} is not of the form key=value", COMMAND_LINE, key=text)
-        if key not in _VM_KEYS:
-            raise ConfigError(f"no such key{_near(key, _VM_KEYS)}", COMMAND_LINE, key=key)
-        if key in said and not _VM_KEYS[key].many:
+        if key not in VM_KEYS:
+            raise ConfigError(f"no such key{near(key, VM_KEYS)}", COMMAND_LINE, key=key)
+        if key in said and not VM_KEYS[key].many:
             raise ConfigError("is there twice; keep one", COMMAND_LINE, key=key)
         said.setdefault(key, []).append(Said(value, COMMAND_LINE))
     return said
@@ -374,21 +186,25 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
 
 
 def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
-    values = _values(top, _KEYS)
+    values = _values(top, KEYS)
     values.pop("synjitsu", None)
     port = values.pop("port", None)
     if port is not None and values.get("forwarder"):
         values["forwarder"] = (values["forwarder"][0], port)
-    defaults: dict[str, Any] = {key: values.pop(key) for key in [*_SHARED, "delay"] if key in values and key != "ttl"}
+    defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
     keep = values.get("persistdb") is not None
     apart, vms = _Apart(), []
+    needs: dict[str, Said] = {}
     said_vms.reverse()
     while said_vms:  # each is let go, as its node was
         said = said_vms.pop()
         vms.append(_vm(said, defaults, keep=keep))
         apart.add(vms[-1], said)
+        if vms[-1].needs:
+            needs[vms[-1].name] = said["needs"][0]
+    _check_needs(vms, needs)
     settings = Settings(vms=tuple(vms), **values)
     if not settings.vms and not settings.zones:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
@@ -416,7 +232,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     for key in ("name", "dns", "ip"):
         if not said.get(key) or not said[key][0].text:
             raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
-    values = _values(said, _VM_KEYS, where)
+    values = _values(said, VM_KEYS, where)
     values.pop("use_synjitsu", None)
     values.pop("wait_for_key", None)
     backend = values.setdefault("backend", defaults.get("backend", "libvirt"))
@@ -425,11 +241,16 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
     values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"]))
-    for key in ("min_up", "stop_timeout"):
+    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images"):
         if key in defaults:
             values.setdefault(key, defaults[key])
-    if "wait_for_port" not in values:
+    if "wait_for_http" in values:
+        values.setdefault("wait_for_port", 80)
+    if not {"wait_for_port", "wait_for_key"} & values.keys():
         values.setdefault("response_delay", defaults.get("delay", 0.1))
+    if "images" in values:
+        values["images"] = values["images"].absolute()
+    _check_boot(values, said, where)
     if values.get("define"):
         _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
     values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
@@ -440,6 +261,38 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     if keep:
         values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()}
     return VM(**values)
+
+
+def _check_boot(values: Mapping[str, Any], said: Sayings, where: str) -> None:
+    """Refuse an image of the ready guest where there can be none, or where another one would be in its way."""
+    if values.get("boot_from") is not Boot.SNAPSHOT:
+        return
+    if not backend_class(values["backend"]).images:
+        raise said["boot_from"][0].wrong(f"{where}boot_from", f"{values['backend']} keeps no images; leave it out")
+    if values["mode"] is Mode.SAVE:
+        message = "with mode save, a VM starts from what it was when it was stopped; choose one of the two"
+        raise said["boot_from"][0].wrong(f"{where}boot_from", message)
+
+
+def _check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:
+    """Refuse VMs that need one that is not there, or, in the end, themselves."""
+    needs = {vm.name: vm.needs for vm in vms}
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            circle = " needs ".join((*way[way.index(name) :], name))
+            raise said[name].wrong(f"vms: {name}: needs", f"goes round in a circle: {circle}; take one of them out")
+        if name in done:
+            return
+        for needed in needs[name]:
+            if needed not in needs:
+                raise said[name].wrong(f"vms: {name}: needs", f"there is no VM {needed!r}{near(needed, needs)}")
+            follow(needed, (*way, name))
+        done.add(name)
+
+    for name in said:
+        follow(name, ())
 
 
 def _check_definition(path: Path, name: str, said: Said, where: str) -> None:

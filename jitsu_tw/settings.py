@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from jitsu_tw.dns.notify import Secondary
     from jitsu_tw.dns.transfer import Rule
     from jitsu_tw.dns.tsig import Key
+    from jitsu_tw.vm.week import Span
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -26,8 +27,14 @@ Network = IPv4Network | IPv6Network
 EVERYBODY: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
+#: Where images of ready guests are kept, if nobody says otherwise.
+IMAGES: Final = Path("/var/lib/jitsu/images")
+
 #: After how many seconds a guest that is not ready is taken for up all the same, so that its lease can end.
 READY_WITHIN: Final = 60.0
+
+#: After how many seconds a guest that was resumed or restored, and is not ready, is booted instead.
+RESUMED_WITHIN: Final = 20.0
 
 
 class Mode(enum.Enum):
@@ -40,6 +47,34 @@ class Mode(enum.Enum):
     SAVE = "save"
 
 
+class Boot(enum.Enum):
+    """What a VM that is off starts from."""
+
+    DISK = "disk"  # as the hypervisor boots it
+    SNAPSHOT = "snapshot"  # an image of the guest as it was when it was ready for the first time
+
+
+class WhenFull(enum.Enum):
+    """What happens to a start when `max_running` VMs run."""
+
+    REFUSE = "refuse"
+    STOP_IDLE = "stop_idle"  # the VM that is idle the longest is stopped, if there is one that may be
+
+
+@attrs.frozen
+class Http:
+    """
+    What a ready guest answers over HTTP.
+
+    Attributes:
+        path: that is fetched.
+        status: that it answers with; None for any 2xx or 3xx.
+    """
+
+    path: str
+    status: int | None = None
+
+
 class Fault(enum.Enum):
     """What a VM of the memory backend can be told to do wrong."""
 
@@ -47,6 +82,8 @@ class Fault(enum.Enum):
     STOP = "stop"
     VANISH = "vanish"
     NEVER_READY = "never_ready"
+    RESUME = "resume"
+    HANG = "hang"
 
 
 @attrs.frozen
@@ -59,14 +96,25 @@ class VM:
         dns: the names that summon it, as names (octets), in lower case.
         ip: its addresses, one or both families.
         uuid: the backend's uuid; wins over the name.
-        response_delay: seconds after the start call until it is taken for ready; None where `wait_for_port` tells.
+        response_delay: seconds after the start call, or after the key of `wait_for_key`, until it is taken for ready;
+            None where something better tells.
         wait_for_port: the TCP port that a ready guest answers on.
+        wait_for_http: what it answers there over HTTP; None where an open port is enough.
+        wait_for_key: the key in Xenstore, below the VM's own path, that a ready guest writes.
         ttl: of its addresses, in seconds.
         mode: how it is stopped.
         backend, connect: the hypervisor's kind and URI.
         idle: the seconds that it is kept after its last use.
+        idle_packets: how many packets in a minute it may transmit and still be idle.
         min_up: the seconds that it is kept after its start.
+        max_up: after how many seconds it is stopped, used or not; 0 for never.
+        keep_up: the times of the week in which it is up, used or not.
+        needs: the names of the VMs that it needs; they are started before it and kept while it is up.
+        boot_from: what it starts from when it is off.
+        check_every: when it is up and asked for, its `wait_for_port` is tried, but not more often than this, in
+            seconds; 0 for never.
         stop_timeout: the seconds that a shutdown may take before it becomes destroy.
+        images: the directory for images of ready guests.
         define: an XML file, for a VM that libvirt does not know yet.
         boot_time: of the memory backend: the seconds that its start call takes.
         faults: of the memory backend: what goes wrong.
@@ -85,9 +133,18 @@ class VM:
     idle: float
     response_delay: float | None = None
     wait_for_port: int | None = None
+    wait_for_http: Http | None = None
+    wait_for_key: str | None = None
     uuid: str | None = None
+    idle_packets: float = 30.0
     min_up: float = 0.0
+    max_up: float = 0.0
+    keep_up: tuple[Span, ...] = ()
+    needs: tuple[str, ...] = ()
+    boot_from: Boot = Boot.DISK
+    check_every: float = 10.0
     stop_timeout: float = 30.0
+    images: Path = IMAGES
     define: Path | None = None
     boot_time: float = 0.0
     faults: frozenset[Fault] = frozenset()
@@ -113,6 +170,7 @@ class Settings:
         answer_by: seconds from a query to its answer, ready or not.
         max_booting: how many VMs boot at once; more wait their turn.
         max_running: how many VMs run at once; 0 for no limit.
+        when_full: what happens to a start when so many run.
         summon_from: the networks whose clients may start VMs.
         starts_per_minute: how many VMs a client network, a /24 or /56, may start in a minute; 0 for no limit.
         verify_source: only clients that have proven their address, by TCP or a DNS cookie, may start VMs.
@@ -139,6 +197,7 @@ class Settings:
     answer_by: float = 1.2
     max_booting: int = 8
     max_running: int = 0
+    when_full: WhenFull = WhenFull.REFUSE
     summon_from: tuple[Network, ...] = EVERYBODY
     starts_per_minute: int = 30
     verify_source: bool = False

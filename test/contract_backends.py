@@ -12,7 +12,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from jitsu_tw.errors import NoSuchVM
-from jitsu_tw.ijitsu import IBackend, IWatcher, Power
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import Mode
 from test.support import vm
 
@@ -90,7 +90,7 @@ class BackendContract(TestCase):
         """A VM is off, runs after a start, and is off after it was destroyed; each change is told."""
         uuid = await self.backend.look_up(self.new_vm())
         self.assertIs(Power.OFF, await self.backend.state(uuid))
-        await self.backend.start(uuid)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
         await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
         before = len(self.watcher.told)
@@ -104,7 +104,7 @@ class BackendContract(TestCase):
         await self.backend.stop(uuid, Mode.DESTROY)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
         await self.backend.start(uuid)
-        await self.backend.start(uuid)
+        self.assertIs(Start.RAN, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_pause(self) -> None:
@@ -114,7 +114,7 @@ class BackendContract(TestCase):
             await self.backend.start(uuid)
             await self.backend.stop(uuid, mode)
             self.assertIs(Power.PAUSED, await self.backend.state(uuid))
-        await self.backend.start(uuid)
+        self.assertIs(Start.RESUMED, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_save(self) -> None:
@@ -123,7 +123,7 @@ class BackendContract(TestCase):
         await self.backend.start(uuid)
         await self.backend.stop(uuid, Mode.SAVE)
         self.assertIs(Power.SAVED, await self.backend.state(uuid))
-        await self.backend.start(uuid)
+        self.assertIs(Start.RESTORED, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_shutdown(self) -> None:
@@ -151,3 +151,19 @@ class BackendContract(TestCase):
         uuid = await self.backend.look_up(self.new_vm())
         await self.backend.start(uuid)
         await self.backend.ready(uuid)
+
+    async def test_what_is_known(self) -> None:
+        """Of a VM that runs one can ask what it is, what it sends, and what its start would take, or learn: nothing."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        self.assertIsInstance(await self.backend.guest(uuid), Guest)
+        self.assertIsInstance(await self.backend.traffic(uuid), int | None)
+        memory = await self.backend.memory(uuid)
+        self.assertIsInstance(memory, Memory | None)
+        if memory is not None:
+            self.assertEqual(0, memory.needed)
+            self.assertGreater(memory.free, 0)
+
+    async def test_no_image(self) -> None:
+        """Where there is no image of a VM, there is nothing to forget."""
+        await self.backend.drop_image(await self.backend.look_up(self.new_vm()))

@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
-from jitsu_tw.ijitsu import Power
+from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import Fault, Mode
 from test import contract_backends
 from test.support import vm
@@ -139,10 +139,10 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         error = await self.assertFailure(self.backend.look_up(vm("nobody")), NoSuchVM)
         self.assertIn("Domain not found", str(error))
 
-    async def test_macs(self) -> None:
-        """The MACs are those of the definition."""
+    async def test_guest(self) -> None:
+        """The MACs are those of the definition; only Xen has domain ids of any use."""
         uuid = await self.backend.look_up(self.new_vm())
-        self.assertEqual(("52:54:00:aa:bb:cc",), await self.backend.macs(uuid))
+        self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend.guest(uuid))
 
     async def test_reasons(self) -> None:
         """Events come with words."""

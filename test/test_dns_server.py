@@ -294,9 +294,9 @@ class WarmTests(ServerTestCase):
         """A warm answer is a use: the lease is renewed and the question counted, for status and for the state."""
         query = self.wire()
         self.long_way(query)
-        for _ in range(6):
+        for number in range(6):
             self.world.pump(100, step=1)
-            self.assertIsNotNone(self.warm.get(query))
+            self.assertIsNotNone(self.warm.get(number.to_bytes(2) + query[2:]))
         machine = self.world.machine()
         self.assertEqual(7, self.world.fleet.stats(machine).total_requests)
         self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats(machine).last_request_ts - EPOCH)
@@ -305,6 +305,30 @@ class WarmTests(ServerTestCase):
         self.world.pump(115, step=1)
         self.assertIsNone(self.warm.get(query))
         self.assertEqual("off", machine.state.value)
+
+    def test_retransmission(self) -> None:
+        """The same question again from the same place is answered, renews the lease, and is not counted."""
+        query = self.wire()
+        self.long_way(query)
+        for sender in (("192.0.2.1", 1), ("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)):
+            self.world.pump(100, step=1)
+            self.assertIsNotNone(self.warm.get(query, sender))
+        self.assertEqual(3, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+
+    def test_time_for_a_check(self) -> None:
+        """A use at the time of a check asks for it, and is answered all the same."""
+        query = self.wire()
+        self.long_way(query)
+        checked: list[str] = []
+        self.warm.check = checked.append
+        self.assertIsNotNone(self.warm.get(query))
+        self.assertEqual([], checked)
+        lease = self.world.fleet.lease("www")
+        assert lease is not None
+        lease.check_at = self.world.clock.seconds()
+        self.assertIsNotNone(self.warm.get(query))
+        self.assertEqual(["www"], checked)
 
     def test_bounded(self) -> None:
         """A client that asks in every way there is gets no more memory than the first ways take."""

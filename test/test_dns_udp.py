@@ -101,19 +101,27 @@ class UDPPortTests(TestCase):
                 self.assertEqual([(b"hello", host)], client.replies)
 
     async def test_warm(self) -> None:
-        """What is warm is answered without the server, counted, and renews the lease; in both kinds of port."""
+        """
+        What is warm is answered without the server, counted, and renews the lease; in both kinds of port.
+
+        A retransmission counts no more; where it is time to see whether the VM is alive, that is asked for.
+        """
+        checked: list[str] = []
         query = dns.message.make_query("wWw.jitsu.test", "A").to_wire()
         for anywhere in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
             port, client = self.listen(anywhere), self.client("127.0.0.1")
-            lease = Lease(10, 0, 0, 0)
+            lease = Lease(10, 0, 0, 0, check_at=77.0)
             answer = WarmAnswer(b"HEAD------", len(query), b"TAIL", lease, "www", b"", b"")
+            self.server.warm.check = checked.append
             self.server.warm.answers[query[2:].lower()] = answer
-            client.transport.write(query, ("127.0.0.1", port))
-            client.transport.write(query, ("127.0.0.1", port))
-            await client.until(2)
+            other = bytes([query[0] ^ 1]) + query[1:]
+            for packet in (query, query, other):
+                client.transport.write(packet, ("127.0.0.1", port))
+            await client.until(3)
             self.assertEqual(query[:2] + b"HEAD------" + query[12:] + b"TAIL", client.replies[0][0])
             self.assertEqual((2, 77.0, [answer], []), (answer.count, lease.used, self.server.warm.used,
                                                        self.server.sources))
+        self.assertEqual(["www"] * 6, checked)
 
     async def test_burst(self) -> None:
         """More than one batch at once is all answered."""

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
 from jitsu_tw.backends.memory import MemoryBackend
-from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw.ijitsu import Guest, IReadiness
 from jitsu_tw.readiness import Signs
 from jitsu_tw.readiness import port as room
 from jitsu_tw.readiness.delay import Delay
@@ -48,12 +48,12 @@ class DelayTests(SynchronousTestCase):
     def test_delay(self) -> None:
         """It is ready so many seconds later; a wait that is cancelled leaves nothing behind."""
         clock = Clock()
-        ready = Delay(clock).wait(vm(response_delay=0.5), ())
+        ready = Delay(clock).wait(vm(response_delay=0.5), Guest())
         clock.advance(0.4)
         self.assertNoResult(ready)
         clock.advance(0.1)
         self.successResultOf(ready)
-        ready = Delay(clock).wait(vm(response_delay=0.5), ())
+        ready = Delay(clock).wait(vm(response_delay=0.5), Guest())
         ready.cancel()
         self.failureResultOf(ready, CancelledError)
         self.assertEqual([], clock.getDelayedCalls())
@@ -80,7 +80,7 @@ class PortTests(TestCase):
     def wait(self, *more: str) -> Deferred[None]:
         """Wait for the port on the address, and on *more*."""
         addresses = tuple(ip_address(host) for host in (self.host, *more))
-        return Port(reactor).wait(vm(ip=addresses, wait_for_port=self.number), ("52:54:00:00:00:01",))
+        return Port(reactor).wait(vm(ip=addresses, wait_for_port=self.number), Guest(("52:54:00:00:00:01",)))
 
     async def test_listens(self) -> None:
         """It is ready when the port answers, and not before."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.errors import BackendLost, BootFailed, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import READY_WITHIN, VM, Mode
+from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
 
@@ -586,3 +587,279 @@ class SavingTests(FleetTestCase):
         self.world.pump(6)
         self.assertEqual(before, self.world.store.tree)
         self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)
+
+
+class FailureTests(FleetTestCase):
+    """VMs that fail again and again, that hang, and that cannot go on."""
+
+    def test_back_off(self) -> None:
+        """A VM that fails is left alone for longer and longer, while questions are told why, and when it is tried."""
+        self.world = World(vm(faults=["start"]))
+        failures = []
+        for _ in range(300):
+            failures += self.ask()
+            self.world.pump(0.5, step=0.5)
+        self.assertEqual(9, self.world.fleet.stats(self.world.machine()).total_starts)
+        told = str(failures[-1].value)
+        self.assertIn("the start fails", told)
+        self.assertIn("tried again in", told)
+        self.world.backend.guests[self.world.machine().uuid].vm = vm()
+        started: list[Any] = []
+        self.world.fleet.start_vm("www").addBoth(started.append)
+        self.assertEqual([True], started)
+
+    def test_fails_after_a_while(self) -> None:
+        """A VM that comes up and goes down again at once has failed too."""
+        self.world = World(vm(faults=["vanish"]))
+        for _ in range(60):
+            self.ask()
+            self.world.pump(1)
+        self.assertEqual(7, self.world.starts())
+
+    def test_steady(self) -> None:
+        """A VM that stayed up for a while has not failed, and is booted as soon as it is asked for."""
+        self.world = World(vm())
+        for _ in range(5):
+            self.assertEqual([True], self.ask())
+            self.world.pump(11)
+            self.world.backend.happen(self.world.machine().uuid, Power.OFF, "destroyed")
+
+    def test_resume_fails(self) -> None:
+        """A VM that was paused or saved and cannot go on is booted."""
+        for mode in (Mode.PAUSE, Mode.SAVE):
+            self.world = World(vm(idle=10, mode=mode, faults=["resume"]))
+            self.ask()
+            self.world.pump(11)
+            self.assertEqual([True], self.ask())
+            self.assertEqual(2, self.world.backend.guests[self.world.machine().uuid].boots)
+
+    def test_resumed_but_dead(self) -> None:
+        """A VM that was resumed and is not heard of is destroyed and booted, though nobody waits for it any more."""
+        self.world = World(vm(idle=10, mode=Mode.PAUSE))
+        self.ask()
+        self.world.pump(11)
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.vm = vm(faults=["never_ready"])
+        self.assertEqual([], self.ask())
+        self.world.pump(RESUMED_WITHIN - 1, step=1)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.assertEqual(1, guest.boots)
+        guest.vm = vm()
+        self.world.pump(1.5, step=0.5)
+        self.assertEqual((State.UP, 2), (self.world.machine().state, guest.boots))
+
+    def test_not_restarted_after_a_stop(self) -> None:
+        """A person's stop ends the restart of a VM that rests before it."""
+        self.world = World(vm())
+        self.ask()
+        self.world.pump(11)
+        machine = self.world.machine()
+        machine.failures = 3
+        machine._up_at = self.world.clock.seconds()
+        machine.restart("dead")
+        self.assertIs(State.OFF, machine.state)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(30)
+        self.assertIs(State.OFF, machine.state)
+
+
+class ImageTests(FleetTestCase):
+    """`boot_from: snapshot`."""
+
+    def test_kept_and_restored(self) -> None:
+        """After the first ready boot an image is kept, before anybody is told; later starts restore it."""
+        self.world = World(vm(idle=10, boot_from=Boot.SNAPSHOT, boot_time=5.0, mode=Mode.DESTROY), answer_by=99)
+        answers = self.ask()
+        self.world.pump(5.05, step=0.05)
+        self.assertEqual([], answers)
+        self.assertIs(State.IMAGING, self.world.machine().state)
+        self.world.pump(0.2, step=0.05)
+        self.assertEqual([True], answers)
+        self.world.pump(11)
+        self.assertIs(State.OFF, self.world.machine().state)
+        answers = self.ask()
+        self.world.pump(0.2)
+        self.assertEqual([True], answers)
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        self.assertEqual((2, 1), (guest.starts, guest.boots))
+
+    def test_cannot_be_kept(self) -> None:
+        """Where the image cannot be kept, the VM is up without."""
+        self.world = World(vm(boot_from=Boot.SNAPSHOT))
+        self.patch(self.world.backend, "keep_image", lambda _: fail(BackendError("the disk is full")))
+        self.assertEqual([True], self.ask())
+
+    def test_lost_while_keeping(self) -> None:
+        """A VM that is gone after its image could not be kept has failed."""
+        self.world = World(vm(boot_from=Boot.SNAPSHOT))
+        uuid = self.world.machine().uuid
+
+        def keep(_: str) -> Deferred[None]:
+            self.world.backend.happen(uuid, Power.OFF, "saved")
+            return fail(BackendError("cannot be restored"))
+
+        self.patch(self.world.backend, "keep_image", keep)
+        self.assertIsInstance(self.ask()[0].value, BootFailed)
+        self.assertIs(State.FAILED, self.world.machine().state)
+
+    def test_stopped_meanwhile(self) -> None:
+        """A stop while the image is being kept waits for that."""
+        self.world = World(vm(boot_from=Boot.SNAPSHOT))
+        self.ask()
+        states: list[State] = []
+        self.world.fleet.stop_vm("www").addCallback(states.append)
+        self.assertIs(State.CANCELLING, self.world.machine().state)
+        self.world.pump(0.2)
+        self.assertEqual([State.OFF], states)
+
+
+class GroupTests(FleetTestCase):
+    """`needs`: VMs that want others to be up."""
+
+    def begin(self, **settings: Any) -> None:
+        """Begin with a web server that needs a database, which needs a disk."""
+        self.world = World(
+            vm("web", idle=20, boot_time=1.0, needs=("db",)),
+            vm("db", idle=10, boot_time=1.0, needs=("disk",)),
+            vm("disk", idle=5, boot_time=1.0),
+            **{"answer_by": 99, **settings},
+        )
+
+    def states(self) -> str:
+        """Return the states of all, in words."""
+        return " ".join(machine.state.value for machine in self.world.fleet.machines.values())
+
+    def test_in_order(self) -> None:
+        """What is needed is up before; also where only one may boot at a time."""
+        for settings in ({}, {"max_booting": 1}):
+            self.begin(**settings)
+            answers = self.ask("web")
+            self.assertEqual("queued queued starting", self.states())
+            self.world.pump(1.2)
+            self.assertEqual("queued starting up", self.states())
+            self.world.pump(1.2)
+            self.assertEqual("starting up up", self.states())
+            self.world.pump(1.2)
+            self.assertEqual([True], answers)
+
+    def test_stay(self) -> None:
+        """They stay while somebody needs them, and for their lease after that."""
+        self.begin()
+        self.ask("web")
+        self.world.pump(22)
+        self.assertEqual("up up up", self.states())
+        self.world.pump(2)
+        self.assertEqual("off up up", self.states())
+        self.world.pump(10)
+        self.assertEqual("off off up", self.states())
+        self.world.pump(5.2)
+        self.assertEqual("off off off", self.states())
+
+    def test_fails(self) -> None:
+        """Who needs a VM that cannot be started is told why, and is not started."""
+        self.begin()
+        self.world.backend.guests[self.world.machine("disk").uuid].vm = vm("disk", faults=["start"])
+        failure = self.ask("web")[0]
+        self.assertIsInstance(failure.value, BootFailed)
+        self.assertIn("web: needs db: needs disk: the start fails", str(failure.value))
+        self.assertEqual("failed failed failed", self.states())
+
+    def test_goes_down(self) -> None:
+        """If what is needed goes down, who needs it is not warm any more: the next question starts it, and waits."""
+        self.begin()
+        self.ask("web")
+        self.world.pump(3.5)
+        self.assertIsNotNone(self.world.fleet.lease("web"))
+        moved: list[str] = []
+        self.world.fleet.on_move.append(lambda machine: moved.append(machine.vm.name))
+        self.world.pump(10)
+        self.world.backend.happen(self.world.machine("db").uuid, Power.OFF, "the guest crashed")
+        self.assertIsNone(self.world.fleet.lease("web"))
+        self.assertEqual(["db", "web"], moved)
+        answers = self.ask("web")
+        self.assertEqual([], answers)
+        self.world.pump(1.2)
+        self.assertEqual([True], answers)
+        self.assertEqual((1, 2), (self.world.starts("web"), self.world.starts("db")))
+
+    def test_stopped_while_waiting(self) -> None:
+        """A VM that was stopped while it waited for what it needs does not start."""
+        self.begin()
+        self.ask("web")
+        self.world.fleet.stop_vm("web")
+        self.world.pump(5)
+        self.assertEqual(0, self.world.starts("web"))
+
+
+class ReconcilingTests(FleetTestCase):
+    """VMs that were changed by others."""
+
+    def test_undefined(self) -> None:
+        """A VM that was undefined by hand cannot be had, and says why; defined again, by whatever uuid, it can."""
+        self.world = World(vm())
+        uuid = self.world.machine().uuid
+        known = self.world.backend.guests.pop(uuid)
+        look_up = self.world.backend.look_up
+        self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
+        self.world.fleet.changed(uuid, "undefined")
+        (failure,) = self.ask()
+        self.assertIsInstance(failure.value, NoSuchVM)
+        self.assertIn("no VM www", str(failure.value))
+        self.world.fleet.changed("another uuid", "defined")
+        self.assertIs(State.UNKNOWN, self.world.machine().state)
+        other = "11111111-2222-3333-4444-555555555555"
+        self.world.backend.guests[other] = known
+        self.patch(self.world.backend, "look_up", lambda _: succeed(other))
+        self.world.fleet.changed(other, "defined")
+        self.assertEqual(other, self.world.machine().uuid)
+        self.assertEqual([True], self.ask())
+        self.patch(self.world.backend, "look_up", look_up)
+
+    def test_undefined_while_up(self) -> None:
+        """A VM that went away while it was up has no lease any more, and nobody is told that it is there."""
+        self.world = World(vm())
+        self.ask()
+        uuid = self.world.machine().uuid
+        del self.world.backend.guests[uuid]
+        self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
+        self.world.fleet.changed(uuid, "undefined")
+        self.assertIsNone(self.world.fleet.lease("www"))
+        self.assertIsInstance(self.ask()[0].value, NoSuchVM)
+
+    def test_gone_while_stopping(self) -> None:
+        """A VM that goes away while it is being stopped is gone, not up."""
+        self.world = World(vm(idle=10))
+        self.ask()
+        uuid = self.world.machine().uuid
+        self.patch(self.world.backend, "stop", lambda *_: fail(NoSuchVM("no VM www")))
+        self.world.pump(11)
+        self.assertIs(State.UNKNOWN, self.world.machine().state)
+        self.assertEqual(uuid, self.world.machine().uuid)
+
+    def test_paused_by_hand(self) -> None:
+        """A VM that somebody pauses is known to be paused; asked for, it goes on."""
+        self.world = World(vm())
+        self.ask()
+        self.world.pump(11)
+        self.world.backend.happen(self.world.machine().uuid, Power.PAUSED, "paused")
+        self.assertIs(State.PAUSED, self.world.machine().state)
+        self.assertIsNone(self.world.fleet.lease("www"))
+        self.assertEqual([True], self.ask())
+        self.assertEqual(1, self.world.backend.guests[self.world.machine().uuid].boots)
+
+    def test_not_configured_any_more(self) -> None:
+        """A VM that the configuration does not have any more goes out of the state; its statistics stay; it is left."""
+        self.world = World(vm("a", said={"name": ("a",)}), vm("bb"))
+        self.ask("a")
+        uuid = self.world.machine("a").uuid
+        self.assertIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
+        self.world.settings = type(self.world.settings)(vms=(vm("bb"),))
+        events: list[Any] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.world.kill()
+        self.assertNotIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
+        self.assertIn(f"jitsu/stats/{uuid}/start_ts", self.world.store.tree)
+        self.assertEqual(1, len([one for one in events if "a: started by us, but not in" in str(formatEvent(one))]))
+        self.assertIs(Power.RUNNING, self.world.backend.guests[uuid].power)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.vm.lifecycle import ACTIVATING, BOOTING, CALLING, RUNNING, TRANSITIONS, Event, State, after
+from jitsu_tw.vm.lifecycle import ACTIVATING, BOOTING, CALLING, RUNNING, TRANSITIONS, WANTED, Event, State, after
 
 #: What each input does to each state, in the order of `Event`; a dot where it does nothing.
-#:             summon  admit    started  fail   ready stop       stop-failed off    running paused saved
+#: (summon, admit, started, fail, image, ready, stop, stop failed, seen off, running, paused, saved, gone, and lost.)
 TABLE = """
-unknown        .       .        .        .      .     .          .  off     waiting paused saved
-off            queued  .        .        .      .     .          .  .       waiting paused saved
-queued         .       starting .        .      .     off        .  .       waiting .      .
-starting       .       .        waiting  failed .     cancelling .  .       .       .      .
-cancelling     .       .        stopping failed .     .          .  .       .       .      .
-waiting        .       .        .        failed up    stopping   .  failed  .       paused saved
-up             .       .        .        .      .     stopping   .  off     .       paused saved
-stopping       .       .        .        .      .     .          up off     .       paused saved
-paused         queued  .        .        .      .     .          .  off     waiting .      saved
-saved          queued  .        .        .      .     .          .  off     waiting paused .
-failed         queued  .        .        .      .     .          .  .       waiting paused saved
+unknown    .      .        .        .      .       .        .          .  off    waiting paused saved .       .
+off        queued .        .        .      .       .        .          .  .      waiting paused saved unknown unknown
+queued     .      starting .        failed .       .        off        .  .      waiting .      .     unknown unknown
+starting   .      .        waiting  failed .       .        cancelling .  .      .       .      .     .       .
+cancelling .      .        stopping failed .       stopping .          .  .      .       .      .     .       .
+waiting    .      .        .        failed imaging up       stopping   .  failed .       paused saved unknown unknown
+imaging    .      .        .        failed .       up       cancelling .  .      .       .      .     .       .
+up         .      .        .        .      .       .        stopping   .  off    .       paused saved unknown .
+stopping   .      .        .        .      .       .        .          up off    .       paused saved unknown .
+paused     queued .        .        .      .       .        .          .  off    waiting .      saved unknown unknown
+saved      queued .        .        .      .       .        .          .  off    waiting paused .     unknown unknown
+failed     queued .        .        .      .       .        .          .  .      waiting paused saved unknown unknown
 """
 
 
@@ -51,9 +52,9 @@ class TableTests(SynchronousTestCase):
             self.assertIs(state, after(state, Event.SUMMON))
 
     def test_calls_end_by_themselves(self) -> None:
-        """While a start call is under way, nothing that the backend is seen to do changes the state."""
-        for state in (State.STARTING, State.CANCELLING):
-            for event in (Event.OFF, Event.RUNNING, Event.PAUSED, Event.SAVED):
+        """While a call of ours is under way, nothing that the backend is seen to do changes the state."""
+        for state in (State.STARTING, State.CANCELLING, State.IMAGING):
+            for event in (Event.OFF, Event.RUNNING, Event.PAUSED, Event.SAVED, Event.GONE, Event.LOST):
                 self.assertIs(state, after(state, event))
 
     def test_sets(self) -> None:
@@ -61,4 +62,7 @@ class TableTests(SynchronousTestCase):
         self.assertTrue(BOOTING < ACTIVATING)
         self.assertTrue(BOOTING < RUNNING)
         self.assertNotIn(State.QUEUED, RUNNING)
-        self.assertEqual(CALLING, {State.STARTING, State.CANCELLING, State.STOPPING})
+        self.assertEqual(CALLING, {State.STARTING, State.CANCELLING, State.IMAGING, State.STOPPING})
+        self.assertEqual(WANTED, ACTIVATING | {State.UP})
+        down = {State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN}
+        self.assertEqual(set(), down & (WANTED | RUNNING))

@@ -18,11 +18,17 @@ BACKENDS: Final[Mapping[str, str]] = {
 }
 
 
+def backend_class(kind: str) -> type[IBackend]:
+    """Return the class of the backend *kind*, which is one of `BACKENDS`."""
+    module, name = BACKENDS[kind].split(":")
+    found: type[IBackend] = getattr(import_module(module), name)
+    return found
+
+
 def backends_for(vms: tuple[VM, ...]) -> dict[tuple[str, str], IBackend]:
     """Return a backend for each pair of kind and URI that *vms* name."""
     made: dict[tuple[str, str], IBackend] = {}
     for vm in vms:
         if (vm.backend, vm.connect) not in made:
-            module, name = BACKENDS[vm.backend].split(":")
-            made[vm.backend, vm.connect] = getattr(import_module(module), name)(vm.connect)
+            made[vm.backend, vm.connect] = backend_class(vm.backend)(vm.connect)
     return made

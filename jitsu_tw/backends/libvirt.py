@@ -1,34 +1,44 @@
 """
 Hypervisors behind libvirt: QEMU, Xen, VirtualBox, libvirt's own test driver; here or far away.
 
-Every call into the library blocks, so each is made in a thread of a pool of our own. A domain is looked up by its uuid
-each time: libvirt's objects outlive what they name. Lifecycle events come from libvirt's event loop, which has a thread
-of its own, once in a process.
+Every call into the library blocks, so each is made in a thread of a pool of our own; what is done there is in
+`backends.domain`. A call that hangs is given up and its thread replaced. Lifecycle events come from libvirt's event
+loop, which has a thread of its own, once in a process.
 """
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any, Final
-from xml.etree import ElementTree
+from urllib.parse import urlsplit
 
 import libvirt
 from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
+from jitsu_tw.backends import domain, image
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
-from jitsu_tw.ijitsu import IBackend, IWatcher, Power
-from jitsu_tw.settings import VM, Mode
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.settings import VM, Boot, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
 #: How many calls to one hypervisor may be under way at once.
-THREADS: Final = 16
+THREADS: Final = 32
+
+#: Seconds after which a call is given up: any, one that starts a VM, one that writes a guest's memory to a disk.
+ANSWERS_WITHIN: Final = 30.0
+STARTS_WITHIN: Final = 60.0
+SAVES_WITHIN: Final = 300.0
+
+#: So many calls may hang, each with a thread; if more do, no further one is made before some of them end.
+MOST_HUNG: Final = 48
 
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
@@ -36,14 +46,6 @@ KEEP_ALIVE: Final = (5, 3)
 #: Errors that no later try can change: no driver knows the URI (which libvirt cannot say without a daemon to ask), or a
 #: driver in this process cannot work as it is set up.
 _NEVER: Final = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG})
-
-_POWER: Final = {
-    libvirt.VIR_DOMAIN_RUNNING: Power.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: Power.RUNNING,
-    libvirt.VIR_DOMAIN_SHUTDOWN: Power.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: Power.PAUSED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
-}
 
 #: What libvirt's lifecycle events mean, by type and detail; the rest is said in numbers.
 _EVENTS: Final = {
@@ -53,6 +55,15 @@ _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED): "saved",
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED): "the hypervisor failed",
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED): "migrated away",
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_FINISHED): "shutting down",
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST): "the guest shuts down",
+    (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_HOST): "the host shuts it down",
+    (libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_CRASHED_PANICKED): "the guest panicked",
+    (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR): "paused by a disk's error",
+    (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG): "paused by its watchdog",
+    (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED): "defined",
+    (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_UPDATED): "defined anew",
+    (libvirt.VIR_DOMAIN_EVENT_UNDEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED): "undefined",
     (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_BOOTED): "booted",
     (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_STARTED_RESTORED): "restored",
     (libvirt.VIR_DOMAIN_EVENT_SUSPENDED, libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED): "paused",
@@ -84,12 +95,20 @@ class _Events:
             libvirt.virEventRunDefaultImpl()
 
 
+class _Thread(threading.Thread):
+    """A thread that the process does not wait for when it ends: its call may hang."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords, daemon=True)
+
+
 @implementer(IBackend)
 class LibvirtBackend:
     """The hypervisor at one libvirt URI."""
 
     log = Logger()
     reachable = True
+    images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
@@ -100,6 +119,9 @@ class LibvirtBackend:
         self._watcher: IWatcher | None = None
         self._connection: libvirt.virConnect | None = None
         self._pool = ThreadPool(0, THREADS, f"libvirt {connect}")
+        self._pool.threadFactory = _Thread
+        self._hung = 0
+        self._kept: dict[str, Path] = {}
         self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
         self._failures = 0
         self._closed = False
@@ -123,7 +145,7 @@ class LibvirtBackend:
             return
         for vm in vms:
             try:
-                self._find(self._connection, vm)
+                self._check_image(vm, self._find(self._connection, vm))
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     remedy = "define it there, mend the name, or give its XML file with define"
@@ -131,6 +153,16 @@ class LibvirtBackend:
                     raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
                 message = f"{self} does not take it: {error}"
                 raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
+
+    def _check_image(self, vm: VM, found: libvirt.virDomain) -> None:
+        """Refuse a VM that wants to start from an image and can have none."""
+        if vm.boot_from is not Boot.SNAPSHOT:
+            return
+        host = urlsplit(self._uri).hostname
+        why = f"{host} keeps files that cannot be seen from here; leave it out" if host else None
+        why = why or image.obstacle(found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        if why is not None:
+            raise ConfigError(why, *vm.place, f"vms: {vm.name}: boot_from")
 
     def _open(self) -> libvirt.virConnect:
         """Connect, with events and signs of life. Blocks."""
@@ -204,14 +236,43 @@ class LibvirtBackend:
         connection, self._connection, self._watcher = self._connection, None, None
         if not self._pool.started:
             return succeed(None)
+        if self._hung:
+            self.log.error("{backend}: {hung} calls still hang", backend=self, hung=self._hung)
+            return succeed(None)
         closed = deferToThreadPool(self._reactor, self._pool, connection.close if connection else lambda: 0)
         return closed.addBoth(lambda _: self._pool.stop())
 
     # Calls.
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """Call *function* with the connection, in a thread of the pool."""
-        return deferToThreadPool(self._reactor, self._pool, self._blocking, self._connection, function, *arguments)
+    def _call(self, function: Callable[..., Any], *arguments: Any, within: float = ANSWERS_WITHIN) -> Deferred[Any]:
+        """Call *function* with the connection, in a thread of the pool; what takes longer than *within* s hangs."""
+        if self._hung >= MOST_HUNG:
+            return fail(BackendLost(f"{self._hung} calls to {self} hang"))
+        answered: Deferred[Any] = Deferred()
+        late = self._reactor.callLater(within, self._hangs, answered, within)
+        call = deferToThreadPool(self._reactor, self._pool, self._blocking, self._connection, function, *arguments)
+        call.addBoth(self._answered, answered, late)
+        return answered
+
+    def _hangs(self, answered: Deferred[Any], within: float) -> None:
+        """Give a call up; its thread is another one's loss no more."""
+        self._resize(1)
+        error = BackendError(f"{self} has not answered within {within:g} s")
+        self.log.error("{error}; {hung} calls hang", error=str(error), hung=self._hung)
+        answered.errback(error)
+
+    def _answered(self, result: Any, answered: Deferred[Any], late: Any) -> None:
+        if late.active():
+            late.cancel()
+            answered.callback(result)
+        else:
+            self._resize(-1)
+
+    def _resize(self, hung: int) -> None:
+        """Keep `THREADS` threads beside those that hang, of which there are *hung* more."""
+        self._hung += hung
+        if not self._closed:
+            self._pool.adjustPoolsize(0, THREADS + self._hung)
 
     def _blocking(self, connection: libvirt.virConnect | None, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call *function*; turn libvirt's errors into ours, with its words."""
@@ -227,6 +288,8 @@ class LibvirtBackend:
                 self._reactor.callFromThread(self._lost, connection, str(error))
                 raise BackendLost(str(error)) from error
             raise BackendError(str(error)) from error
+        except OSError as error:
+            raise BackendError(str(error)) from error
 
     def _event(self, _connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object) -> None:
         """Hear of a lifecycle event, in libvirt's thread."""
@@ -239,7 +302,13 @@ class LibvirtBackend:
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Find a domain by uuid or name, or define it."""
-        return self._call(lambda connection: self._find(connection, vm).UUIDString())
+        found = self._call(lambda connection: self._find(connection, vm).UUIDString())
+        return found.addCallback(self._found, vm)
+
+    def _found(self, uuid: str, vm: VM) -> str:
+        if vm.boot_from is Boot.SNAPSHOT:
+            self._kept[uuid] = image.path(vm.images, uuid)
+        return uuid
 
     @staticmethod
     def _find(connection: libvirt.virConnect, vm: VM) -> libvirt.virDomain:
@@ -252,23 +321,40 @@ class LibvirtBackend:
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return what libvirt says; a domain with a managed image is saved."""
-        return self._call(_state, uuid)
+        return self._call(domain.state, uuid)
 
-    def start(self, uuid: str) -> Deferred[None]:
-        """Create or resume the domain. libvirt restores it by itself where there is a managed image."""
-        return self._call(_start, uuid)
+    def start(self, uuid: str) -> Deferred[Start]:
+        """Resume, restore or create the domain."""
+        return self._call(domain.start, uuid, self._kept.get(uuid), within=STARTS_WITHIN)
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
         """Stop the domain."""
-        return self._call(_stop, uuid, mode)
+        return self._call(domain.stop, uuid, mode, within=SAVES_WITHIN if mode is Mode.SAVE else ANSWERS_WITHIN)
 
     def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fire at once: libvirt does not know what a guest is doing."""
         return succeed(None)
 
-    def macs(self, uuid: str) -> Deferred[tuple[str, ...]]:
+    def guest(self, uuid: str) -> Deferred[Guest]:
         """Read the MACs out of the domain's XML."""
-        return self._call(_macs, uuid)
+        return self._call(domain.guest, uuid)
+
+    def traffic(self, uuid: str) -> Deferred[int | None]:
+        """Add up what the domain's interfaces have transmitted, as the guest sees it."""
+        return self._call(domain.traffic, uuid)
+
+    def memory(self, uuid: str) -> Deferred[Memory | None]:
+        """Return the domain's memory, and the host's that is free or could be freed at once."""
+        return self._call(domain.memory, uuid)
+
+    def keep_image(self, uuid: str) -> Deferred[None]:
+        """Save the domain to a file and restore it from there."""
+        return self._call(domain.keep_image, uuid, self._kept[uuid], within=SAVES_WITHIN)
+
+    def drop_image(self, uuid: str) -> Deferred[None]:
+        """Remove the file."""
+        kept = self._kept.get(uuid)
+        return succeed(None) if kept is None else self._call(lambda _: image.drop(kept))
 
 
 def _alive(connection: libvirt.virConnect) -> bool:
@@ -276,58 +362,3 @@ def _alive(connection: libvirt.virConnect) -> bool:
         return bool(connection.isAlive())
     except libvirt.libvirtError:
         return False
-
-
-def _state(connection: libvirt.virConnect, uuid: str) -> Power:
-    domain = connection.lookupByUUIDString(uuid)
-    power = _POWER.get(domain.state()[0], Power.OFF)
-    return Power.SAVED if power is Power.OFF and _has_image(domain) else power
-
-
-def _has_image(domain: libvirt.virDomain) -> bool:
-    try:
-        return bool(domain.hasManagedSaveImage())
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return False
-        raise
-
-
-def _start(connection: libvirt.virConnect, uuid: str) -> None:
-    domain = connection.lookupByUUIDString(uuid)
-    state = domain.state()[0]
-    if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
-        domain.pMWakeup()
-    elif state == libvirt.VIR_DOMAIN_PAUSED:
-        domain.resume()
-    elif state in {libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED}:
-        if domain.isActive():
-            domain.destroy()
-        try:
-            domain.create()
-        except libvirt.libvirtError:
-            # Somebody else may have been quicker.
-            if not domain.isActive():
-                raise
-
-
-def _stop(connection: libvirt.virConnect, uuid: str, mode: Mode) -> None:
-    domain = connection.lookupByUUIDString(uuid)
-    actions: dict[Mode, Callable[[], object]] = {
-        Mode.DESTROY: domain.destroy,
-        Mode.SHUTDOWN: domain.shutdown,
-        Mode.SUSPEND: domain.suspend,
-        Mode.PAUSE: domain.suspend,
-        Mode.SAVE: domain.managedSave,
-    }
-    try:
-        actions[mode]()
-    except libvirt.libvirtError:
-        # It may have gone down by itself meanwhile, which is what was wanted.
-        if domain.isActive():
-            raise
-
-
-def _macs(connection: libvirt.virConnect, uuid: str) -> tuple[str, ...]:
-    xml = ElementTree.fromstring(connection.lookupByUUIDString(uuid).XMLDesc())  # noqa: S314
-    return tuple(mac.get("address", "").lower() for mac in xml.findall("./devices/interface/mac"))

@@ -2,7 +2,8 @@
 VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network.
 
 Each has a boot time and faults to order: ``start`` (the start call fails), ``stop`` (so does the stop call), ``vanish``
-(the VM is gone a moment after it was ready), ``never_ready`` (it starts and is never heard of).
+(the VM is gone a moment after it was ready), ``never_ready`` (it starts and is never heard of), ``resume`` (what was
+paused or saved cannot go on, and is booted), ``hang`` (the start call never ends).
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import uuid as uuids
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, NoSuchVM
-from jitsu_tw.ijitsu import IBackend, IWatcher, Power
-from jitsu_tw.settings import VM, Fault, Mode
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.settings import VM, Boot, Fault, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: A VM that vanishes does so this many seconds after its start.
 VANISHES_AFTER: Final = 0.5
+
+#: Seconds that a restored VM takes, and one whose image is being kept.
+RESTORES_IN: Final = 0.1
 
 #: What a stop in each mode leaves behind ("suspend" is the original's word for a pause).
 _LEAVES: Final = {
@@ -36,10 +40,29 @@ _LEAVES: Final = {
 
 
 @attrs.define
-class _Guest:
+class MemoryGuest:
+    """
+    A VM of this process.
+
+    Attributes:
+        vm: what the configuration says of it.
+        power: what it is.
+        starts: how often it was started, resumed or restored.
+        boots: how often it was booted.
+        sent: how many packets it has transmitted; None where nobody counts.
+        memory: what its start would take; None where nobody can tell.
+        image: an image of it is kept.
+        busy: a call is changing it.
+    """
+
     vm: VM
     power: Power = Power.OFF
     starts: int = 0
+    boots: int = 0
+    sent: int | None = None
+    memory: Memory | None = None
+    image: bool = False
+    busy: bool = False
 
 
 @implementer(IBackend)
@@ -52,6 +75,7 @@ class MemoryBackend:
     """
 
     reachable = False
+    images = True
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
         """Take a hypervisor's URI, as all backends do; it has no meaning here."""
@@ -59,7 +83,7 @@ class MemoryBackend:
             from twisted.internet import reactor  # noqa: PLC0415
         self._reactor = reactor
         self._watcher: IWatcher | None = None
-        self.guests: dict[str, _Guest] = {}
+        self.guests: dict[str, MemoryGuest] = {}
 
     def check(self, vms: Iterable[VM]) -> None:
         """Do nothing: any VM can exist here."""
@@ -77,47 +101,95 @@ class MemoryBackend:
     def look_up(self, vm: VM) -> Deferred[str]:
         """Return a uuid that is always the same for the same name."""
         uuid = vm.uuid or str(uuids.uuid5(uuids.NAMESPACE_DNS, f"{vm.name}.memory.jitsu"))
-        self.guests.setdefault(uuid, _Guest(vm)).vm = vm
+        self.guests.setdefault(uuid, MemoryGuest(vm)).vm = vm
         return succeed(uuid)
+
+    def _guest(self, uuid: str) -> MemoryGuest:
+        if uuid not in self.guests:
+            message = f"no VM {uuid}"
+            raise NoSuchVM(message)
+        return self.guests[uuid]
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return what the VM is."""
-        return succeed(self.guests[uuid].power) if uuid in self.guests else fail(NoSuchVM(f"no VM {uuid}"))
+        return maybeDeferred(lambda: self._guest(uuid).power)
 
-    def start(self, uuid: str) -> Deferred[None]:
-        """Run the VM after its boot time; a paused one at once."""
-        guest = self.guests[uuid]
+    def start(self, uuid: str) -> Deferred[Start]:
+        """Run the VM after its boot time, or what a restored one takes; a paused one at once."""
+        return Deferred.fromCoroutine(self._start(uuid))
+
+    async def _start(self, uuid: str) -> Start:
+        guest = self._guest(uuid)
         if guest.power is Power.RUNNING:
-            return succeed(None)
+            return Start.RAN
+        if guest.busy:
+            message = "another call is changing it"
+            raise BackendError(message)
         if Fault.START in guest.vm.faults:
-            return fail(BackendError("the start fails, as it was told to"))
-        wait = 0.0 if guest.power is Power.PAUSED else guest.vm.boot_time
-        started: Deferred[None] = deferLater(self._reactor, wait) if wait else succeed(None)
-        return started.addCallback(lambda _: self._run(uuid))
-
-    def _run(self, uuid: str) -> None:
-        guest = self.guests[uuid]
+            message = "the start fails, as it was told to"
+            raise BackendError(message)
+        if Fault.HANG in guest.vm.faults:
+            await Deferred()
+        how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
+            guest.power, Start.RESTORED if guest.image else Start.BOOTED
+        )
+        if Fault.RESUME in guest.vm.faults:
+            how, guest.image = Start.BOOTED, False
+        takes = {Start.BOOTED: guest.vm.boot_time, Start.RESTORED: min(RESTORES_IN, guest.vm.boot_time)}.get(how, 0.0)
+        if takes:
+            guest.busy = True
+            await deferLater(self._reactor, takes)
+            guest.busy = False
         guest.starts += 1
-        self._set(uuid, Power.RUNNING, "started")
+        guest.boots += how is Start.BOOTED
+        if guest.sent is not None and how is not Start.RESUMED:
+            guest.sent = 0
+        self._set(uuid, Power.RUNNING, how.value)
         if Fault.VANISH in guest.vm.faults:
             self._reactor.callLater(VANISHES_AFTER, self._set, uuid, Power.OFF, "it vanished, as it was told to")
+        return how
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
         """Stop the VM at once."""
-        guest = self.guests[uuid]
+        return maybeDeferred(self._stop, uuid, mode)
+
+    def _stop(self, uuid: str, mode: Mode) -> None:
+        guest = self._guest(uuid)
         if Fault.STOP in guest.vm.faults:
-            return fail(BackendError("the stop fails, as it was told to"))
-        if guest.power is Power.RUNNING:
+            message = "the stop fails, as it was told to"
+            raise BackendError(message)
+        if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
             self._set(uuid, _LEAVES[mode], f"stopped ({mode.value})")
-        return succeed(None)
 
     def ready(self, uuid: str) -> Deferred[None]:
         """Fire at once; never for a VM that is never ready."""
         return Deferred() if Fault.NEVER_READY in self.guests[uuid].vm.faults else succeed(None)
 
-    def macs(self, uuid: str) -> Deferred[tuple[str, ...]]:  # noqa: ARG002
-        """Return none: there is no network."""
-        return succeed(())
+    def guest(self, uuid: str) -> Deferred[Guest]:
+        """Return one without MACs: there is no network."""
+        return self.state(uuid).addCallback(lambda _: Guest())
+
+    def traffic(self, uuid: str) -> Deferred[int | None]:
+        """Return what somebody said that it has transmitted."""
+        return maybeDeferred(lambda: self._guest(uuid).sent)
+
+    def memory(self, uuid: str) -> Deferred[Memory | None]:
+        """Return what somebody said that it takes."""
+        return maybeDeferred(lambda: self._guest(uuid).memory)
+
+    def keep_image(self, uuid: str) -> Deferred[None]:
+        """Keep an image of the VM, which takes as long as to restore it."""
+        return Deferred.fromCoroutine(self._keep_image(uuid))
+
+    async def _keep_image(self, uuid: str) -> None:
+        assert self._guest(uuid).vm.boot_from is Boot.SNAPSHOT
+        await deferLater(self._reactor, RESTORES_IN)
+        self._guest(uuid).image = True
+
+    def drop_image(self, uuid: str) -> Deferred[None]:
+        """Forget the image."""
+        self._guest(uuid).image = False
+        return succeed(None)
 
     def _set(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM and tell the watcher. Also for tests: that is how somebody else changes it."""

@@ -131,10 +131,11 @@ class Server:
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
         fleet.uses = warm.taken
+        warm.check = fleet.check
         fleet.on_move.append(self._moved)
 
     def _moved(self, machine: Machine) -> None:
-        if machine.state is not State.UP:
+        if machine.state is not State.UP or self._fleet.lease(machine.vm.name) is None:
             self.warm.drop(machine.vm.name)
 
     def receive(

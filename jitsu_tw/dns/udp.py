@@ -93,12 +93,17 @@ class UDPPort(udp.Port):
                 continue
             if limiter is not None and not self._may_say(answer, octets, address):
                 continue
-            answer.lease.used = now()
-            if not answer.count:
-                used.append(answer)
-            answer.count += 1
+            lease, asked = answer.lease, (octets[:2], address)
+            lease.used = at = now()
+            if asked != answer.last:
+                answer.last = asked
+                if not answer.count:
+                    used.append(answer)
+                answer.count += 1
+            if at >= lease.check_at:
+                warm.check(answer.vm)
             try:
-                send(octets[:2] + answer.head + octets[12 : answer.end] + answer.tail, address)
+                send(asked[0] + answer.head + octets[12 : answer.end] + answer.tail, address)
             except OSError:  # no way there, or port 0
                 continue
 
@@ -128,7 +133,7 @@ class UDPPort(udp.Port):
             if answer is None:
                 self._server.receive(octets, source, send)
             elif self._server.may_say(answer, octets, source, send):
-                send(warm.take(answer, octets))
+                send(warm.take(answer, octets, address))
 
     def _send_from(self, address: Any, ancillary: list[tuple[int, int, bytes]], octets: bytes) -> None:
         if self.socket is not None:

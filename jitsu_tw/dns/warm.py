@@ -11,7 +11,7 @@ kept: cookies differ for each client.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -42,6 +42,7 @@ class WarmAnswer:
         vm, key: the VM's name, and the name that was asked for, in lower case.
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
+        last: the id and the sender of the last question: the same again is a retransmission, and not counted.
     """
 
     head: bytes
@@ -52,6 +53,7 @@ class WarmAnswer:
     key: bytes
     limit_key: bytes
     count: int = 0
+    last: tuple[bytes, Any] | None = None
 
 
 class WarmAnswers:
@@ -61,6 +63,7 @@ class WarmAnswers:
     Attributes:
         answers: by the packet's octets in lower case, without the id.
         used: those whose count is not 0.
+        check: called with the name of a VM that is in use, when it is time to see whether it is alive.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -68,21 +71,27 @@ class WarmAnswers:
         self.now = now
         self.answers: dict[bytes, WarmAnswer] = {}
         self.used: list[WarmAnswer] = []
+        self.check: Callable[[str], None] = lambda _: None
         self._keys: dict[str, list[bytes]] = {}
         # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
         self._heads: dict[bytes, bytes] = {}
 
-    def get(self, octets: bytes) -> bytes | None:
+    def get(self, octets: bytes, sender: Any = None) -> bytes | None:
         """Return the reply to the packet *octets*, if there is one, and count that as a use of the VM."""
         answer = self.answers.get(octets[2:].lower())
-        return None if answer is None else self.take(answer, octets)
+        return None if answer is None else self.take(answer, octets, sender)
 
-    def take(self, answer: WarmAnswer, octets: bytes) -> bytes:
-        """Return the reply to the packet *octets* that *answer* makes, and count that as a use of the VM."""
-        answer.lease.used = self.now()
-        if not answer.count:
-            self.used.append(answer)
-        answer.count += 1
+    def take(self, answer: WarmAnswer, octets: bytes, sender: Any) -> bytes:
+        """Return the reply that *answer* makes to the packet *octets* of *sender*, and count that as a use."""
+        lease, asked = answer.lease, (octets[:2], sender)
+        lease.used = now = self.now()
+        if asked != answer.last:
+            answer.last = asked
+            if not answer.count:
+                self.used.append(answer)
+            answer.count += 1
+        if now >= lease.check_at:
+            self.check(answer.vm)
         return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
 
     def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, limit_key: bytes) -> None:

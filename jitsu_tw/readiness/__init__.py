@@ -19,15 +19,25 @@ if TYPE_CHECKING:
 
 
 class Signs:
-    """The strategies, one of each for all VMs."""
+    """
+    The strategies, one of each for all VMs.
+
+    Attributes:
+        port: that of `wait_for_port`.
+    """
 
     def __init__(self, reactor: IReactorTime) -> None:
         """Let them wait on *reactor*."""
-        self._delay, self._port = Delay(reactor), Port(reactor)
+        self._delay, self.port = Delay(reactor), Port(reactor)
         self._sets: dict[tuple[bool, bool], tuple[IReadiness, ...]] = {}
 
     def of(self, vm: VM, backend: IBackend) -> tuple[IReadiness, ...]:
         """Return the signs that must all hold before *vm* is taken for ready."""
-        wanted = vm.response_delay is not None, vm.wait_for_port is not None and backend.reachable
-        signs = ((self._delay,) if wanted[0] else ()) + ((self._port,) if wanted[1] else ())
+        wanted = vm.response_delay is not None, has_port(vm, backend)
+        signs = ((self._delay,) if wanted[0] else ()) + ((self.port,) if wanted[1] else ())
         return self._sets.setdefault(wanted, signs)
+
+
+def has_port(vm: VM, backend: IBackend) -> bool:
+    """Say whether *vm* has a port that can be tried from here."""
+    return vm.wait_for_port is not None and backend.reachable

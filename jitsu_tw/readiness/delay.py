@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
+    from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM
 
 
@@ -24,6 +25,6 @@ class Delay:
         """Wait on *reactor*'s clock."""
         self._reactor = reactor
 
-    def wait(self, vm: VM, macs: tuple[str, ...]) -> Deferred[None]:  # noqa: ARG002
+    def wait(self, vm: VM, guest: Guest) -> Deferred[None]:  # noqa: ARG002
         """Fire after the delay."""
         return deferLater(self._reactor, vm.response_delay or 0.0)

@@ -1,5 +1,5 @@
 """
-Ready when a TCP connection from here succeeds.
+Ready when a TCP connection from here succeeds and, if a path is given, the guest answers there over HTTP.
 
 Two things would make this slow, and neither is the guest's fault. A SYN that is sent before the guest listens is lost,
 and the kernel repeats it only after a second: so a new connection is tried every few milliseconds, and old ones are
@@ -10,6 +10,8 @@ which the hypervisor knows, is put into the neighbour table first (by iproute2's
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred
@@ -20,9 +22,13 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from jitsu_tw.dns.wire import to_text
 from jitsu_tw.ijitsu import IReadiness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM, Address
 
 #: Seconds from one try to the next.
@@ -31,8 +37,61 @@ EVERY: Final = 0.01
 #: Seconds until a try that nobody answers is given up: longer than any round trip within a site.
 GIVE_UP: Final = 0.25
 
+#: At most so many answers over HTTP are awaited at once, each for so many seconds.
+MOST_FETCHES: Final = 4
+FETCHED_IN: Final = 2.0
+
+#: A status line over HTTP (RFC 9112, 4), and the octets within which it ends.
+STATUS: Final = re.compile(rb"HTTP/\d\.\d (\d{3})\b")
+LONGEST_STATUS: Final = 8192
+
 #: Seconds for which the kernel keeps a neighbour without asking it (base_reachable_time is 30, of which it takes half).
 PIN_EVERY: Final = 10.0
+
+
+class Fetch(Protocol):
+    """
+    Asks for a VM's path over HTTP (RFC 9112) and reads no more than the status.
+
+    Attributes:
+        done: fires with this protocol when the status is the one that is waited for; fails with any other.
+    """
+
+    transport: Any
+
+    def __init__(self, vm: VM) -> None:
+        """Ask as *vm* wants it."""
+        assert vm.wait_for_http is not None
+        self._vm, self._http = vm, vm.wait_for_http
+        self._said = b""
+        self.done: Deferred[Fetch] = Deferred(lambda _: self._end())
+
+    def connectionMade(self) -> None:  # noqa: N802
+        """Ask."""
+        host = to_text(self._vm.dns[0]).rstrip(".")
+        request = f"GET {self._http.path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        self.transport.write(request.encode())
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Read the status line."""
+        self._said += data
+        if self.done.called or (b"\n" not in self._said and len(self._said) < LONGEST_STATUS):
+            return
+        found = STATUS.match(self._said)
+        status = int(found[1]) if found else 0
+        if status == self._http.status or (self._http.status is None and 200 <= status < 400):
+            self.done.callback(self)
+        else:
+            self._end()
+
+    def connectionLost(self, reason: Any = None) -> None:  # noqa: N802
+        """Hear that there will be no status."""
+        if not self.done.called:
+            self.done.errback(reason)
+
+    def _end(self) -> None:
+        if self.transport is not None:
+            self.transport.abortConnection()
 
 
 @implementer(IReadiness)
@@ -48,8 +107,8 @@ class Port:
         self._factory = Factory.forProtocol(Protocol)
         self._factory.noisy = False
 
-    def wait(self, vm: VM, macs: tuple[str, ...]) -> Deferred[None]:
-        """Fire when a connection to the port has been made. It is closed at once."""
+    def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:
+        """Fire when the port answers, which is tried every so many seconds. The connection is closed at once."""
         assert vm.wait_for_port is not None
         tries: set[Deferred[Any]] = set()
         done: Deferred[None] = Deferred()
@@ -66,22 +125,29 @@ class Port:
             return result
 
         done.addBoth(end)
-        calls = LoopingCall(self._pin, vm.ip, macs), LoopingCall(self._knock, vm.ip, vm.wait_for_port, tries, opened)
-        for call, seconds in zip(calls, (PIN_EVERY, EVERY), strict=True):
+        calls = LoopingCall(self._pin, vm.ip, guest.macs), LoopingCall(self._knock, vm, tries, opened)
+        for call, seconds in zip(calls, (PIN_EVERY, every), strict=True):
             call.clock = self._reactor
             call.start(seconds)
         return done
 
-    def _knock(self, addresses: tuple[Address, ...], port: int, tries: set[Deferred[Any]], opened: Any) -> None:
-        """Try one connection to each address."""
-        for address in addresses:
+    def _knock(self, vm: VM, tries: set[Deferred[Any]], opened: Callable[[], None]) -> None:
+        """Try one connection to each address; one more answer over HTTP is asked for only if few are awaited."""
+        if vm.wait_for_http and len(tries) >= MOST_FETCHES:
+            return
+        for address in vm.ip:
             kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
-            attempt = kind(self._reactor, str(address), port, GIVE_UP).connect(self._factory)
+            assert vm.wait_for_port is not None
+            factory = Factory.forProtocol(partial(Fetch, vm)) if vm.wait_for_http else self._factory
+            factory.noisy = False
+            attempt: Deferred[Any] = kind(self._reactor, str(address), vm.wait_for_port, GIVE_UP).connect(factory)
+            if vm.wait_for_http:
+                attempt.addCallback(lambda fetch: fetch.done.addTimeout(FETCHED_IN, self._reactor))
             tries.add(attempt)
             attempt.addBoth(self._knocked, attempt, tries, opened)
 
     @staticmethod
-    def _knocked(result: Any, attempt: Deferred[Any], tries: set[Deferred[Any]], opened: Any) -> None:
+    def _knocked(result: Any, attempt: Deferred[Any], tries: set[Deferred[Any]], opened: Callable[[], None]) -> None:
         tries.discard(attempt)
         if isinstance(result, Protocol):
             assert result.transport is not None

@@ -117,3 +117,17 @@ def difference(tree: Mapping[str, str], wanted: Mapping[str, str], uuids: Contai
             case ["jitsu", "vm", uuid, _] if uuid in uuids and path not in wanted:
                 changes[path] = None
     return changes
+
+
+def forgotten(tree: Mapping[str, str], kept: Container[str]) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Return the changes that remove from *tree* the configuration of all VMs but *kept*, and their names by uuid."""
+    changes: dict[str, str | None] = {}
+    names: dict[str, str] = {}
+    for path, value in tree.items():
+        match path.split("/"):
+            case ["jitsu", "vm", uuid, *rest] if uuid not in kept:
+                changes[f"jitsu/vm/{uuid}"] = None
+                names.setdefault(uuid, uuid)
+                if rest == ["config", "name", "0"]:
+                    names[uuid] = value
+    return changes, names

@@ -8,21 +8,24 @@ for one VM, and everything that may happen meanwhile is in the table.
 
 from __future__ import annotations
 
+import contextlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 
-from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError
-from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import READY_WITHIN, Mode
-from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, Event, State, after
+from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoRoom, NoSuchVM
+from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, Event, State, after
+from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Sequence
+    from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
     from typing import Any
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.ijitsu import IBackend, IReadiness
     from jitsu_tw.settings import VM
@@ -33,6 +36,23 @@ SEEN: Final = {
     Power.PAUSED: Event.PAUSED,
     Power.SAVED: Event.SAVED,
 }
+
+
+#: A VM that goes down by itself sooner than this after it was up has failed, in seconds.
+STEADY: Final = 10.0
+
+#: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
+LONGEST_REST: Final = 60.0
+
+#: The timeline of a VM that was never asked for.
+NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
+
+_MIB: Final = 1 << 20
+
+
+def rest(failures: int) -> float:
+    """Return for how many seconds a VM is left alone after so many failures in a row."""
+    return min(LONGEST_REST, 2.0 ** (failures - 2)) if failures > 1 else 0.0
 
 
 class Keeper(Protocol):
@@ -57,14 +77,16 @@ class Machine:
         ready: it is up, and something said so (False: it has only had all the time that we give).
         held: it was started by us or asked for through us, so that we may stop it.
         reason: the last words of whoever changed the state.
+        failures: how often in a row it did not come up, or did not stay so.
+        retry_at: before this time, a question does not start it.
         marks: the last activation's timeline, to the stop that ended it: each step's time, on the clock `now`.
     """
 
     # One for each VM, of which there may be very many.
     __slots__ = (
-        "_answer_by", "_asked", "_askers", "_first", "_hint", "_keeper", "_moves", "_now", "_reactor", "_readiness",
-        "_stopping", "_waiters", "_waiting", "_wanted", "backend", "held", "marks", "ready", "reason", "state", "uuid",
-        "vm",
+        "_again", "_answer_by", "_fault", "_hint", "_how", "_keeper", "_kill", "_moves", "_now", "_reactor",
+        "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures", "held", "marks", "ready",
+        "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -85,52 +107,51 @@ class Machine:
         self.ready = False
         self.held = False
         self.reason = ""
-        self.marks: dict[str, float] = {}
+        self.marks: Mapping[str, float] = NO_MARKS
+        self.failures = 0
+        self.retry_at = 0.0
         self._readiness = readiness
         self._keeper = keeper
         self._reactor, self._now = reactor, now
         self._answer_by = answer_by
-        self._waiters: dict[Deferred[bool], IDelayedCall] = {}
-        self._askers: dict[Hashable, float] = {}
-        self._first: Hashable = None
-        self._asked = 0
-        self._wanted = 0.0
+        self._waiters: Waiters | None = None
         self._stopping: tuple[Deferred[State], ...] = ()
         self._waiting: Deferred[None] | None = None
         self._hint: Deferred[None] | None = None
         self._moves = 0
+        self._how = Start.RAN
+        self._up_at = 0.0
+        self._kill = self._again = False
+        self._fault: type[JitsuError] = BackendLost
 
     # What others want of it.
 
-    def summon(self, asker: Hashable) -> Deferred[bool]:
+    def summon(self, asker: Hashable, *, insist: bool = False) -> Deferred[bool]:
         """
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
         However many callers there are, one start runs; each gets a Deferred of its own. Its value says whether the VM
-        is ready. Who asks again while the VM boots is answered when the first question is due, at once if that has just
-        passed: a resolver has closed the port of the question before (Unbound after 0.4 s), and its own client does
-        not wait for ever. Who asks again later than that asks anew.
+        is ready.
+
+        Args:
+            asker: who asks; see `Waiters.add` for one that asks again.
+            insist: wait however long it takes, and also for a VM that has just failed.
 
         Raises:
-            BootFailed: (through the Deferred) the backend says that the VM did not start.
-            BackendLost: (through the Deferred) nobody knows what the VM is doing.
+            BootFailed, NoRoom: (through the Deferred) the VM did not start, and why.
+            BackendLost, NoSuchVM: (through the Deferred) nobody knows what the VM is doing.
         """
+        now = self._now()
         if self.state is State.UP:
             return succeed(self.ready)
         if self.state is State.UNKNOWN and self.reason:
-            return fail(BackendLost(f"{self.vm.name}: {self.reason}"))
-        if not self._waiters:
-            self._wanted = self._now()
-            if self.state not in ACTIVATING:
-                self._askers.clear()
-        if not self._askers:
-            self._first = asker
-        now = self._now()
-        if now > self._askers.get(asker, now) + self._answer_by:
-            del self._askers[asker]
-        left = max(0.0, self._askers.setdefault(asker, now + self._answer_by) - now)
-        waiter: Deferred[bool] = Deferred(self._forget)
-        self._waiters[waiter] = self._reactor.callLater(left, self._late, waiter)
+            return fail(self._fault(f"{self.vm.name}: {self.reason}"))
+        if self.is_resting and not insist:
+            left = f"tried again in {self.retry_at - now:.0f} s"
+            return fail(self._fault(f"{self.vm.name}: {self.reason}; {left}"))
+        if self._waiters is None or not (self._waiters or self.state in ACTIVATING):
+            self._waiters = Waiters(self._reactor, self._answer_by, asker, now)
+        waiter = self._waiters.add(asker, now, None if insist else self._late)
         self.held = True
         self.feed(Event.SUMMON, "asked for")
         return waiter
@@ -138,15 +159,27 @@ class Machine:
     @property
     def joinable(self) -> bool:
         """Whether a summons now starts nothing: the VM is up, or on its way, or somebody waits for it already."""
-        return self.state in {State.UP, State.QUEUED, State.STARTING, State.WAITING} or bool(self._waiters)
+        return self.state in WANTED - {State.CANCELLING} or bool(self._waiters)
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether a question would not start the VM, because it has failed before."""
+        return not self.joinable and self._now() < self.retry_at
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the backend knows no such VM any more."""
+        return self.state is State.UNKNOWN and self._fault is NoSuchVM
 
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
-        return asker in self._askers and (self.state in ACTIVATING or bool(self._waiters))
+        return self._waiters is not None and asker in self._waiters and self.joinable
 
     def stop(self, reason: str) -> Deferred[State]:
         """Stop the VM, whoever may be waiting for it; the Deferred says in which state that ended."""
+        self._again = False
         if self.state in ACTIVATING:
+            self._fault = BootFailed
             self._fail_waiters(f"stopped while it was starting: {reason}")
         queued = self.state is State.QUEUED
         self.feed(Event.STOP, reason)
@@ -158,17 +191,43 @@ class Machine:
         self._stopping += (stopped,)
         return stopped
 
+    def refuse(self, reason: str) -> None:
+        """Hear, in the queue, that there is no room for the VM."""
+        self._fault = NoRoom
+        self._fail_waiters(reason)
+        self.feed(Event.STOP, reason)
+        self.look(reason)
+
+    def restart(self, reason: str) -> None:
+        """Destroy the VM, which gives no sign of life, and boot it: at once, or after a rest if that happens again."""
+        if self.state not in {State.UP, State.WAITING}:
+            return
+        if self.state is State.UP and self._is_steady():
+            self.failures = 0
+        self._kill = self._again = True
+        self._failed()
+        self.feed(Event.STOP, reason)
+
     def look(self, reason: str) -> Deferred[None]:
         """Ask the backend what the VM is doing and believe it, unless a call of ours is under way."""
         return Deferred.fromCoroutine(self._look(reason))
 
     def lost(self, reason: str) -> None:
         """Hear that nobody can say any more what the VM is doing. Who is up stays up; who waits is told."""
+        self._fault = BackendLost
+        self.feed(Event.LOST, reason)
+        self._nobody_knows(reason)
+
+    def gone(self, reason: str) -> None:
+        """Hear that the backend knows no such VM any more."""
+        self._fault = NoSuchVM
+        self.feed(Event.GONE, reason)
+        self._nobody_knows(reason)
+
+    def _nobody_knows(self, reason: str) -> None:
         self.reason = reason
-        if self.state not in CALLING and self.state is not State.UP:
-            self._moves += 1
-            self._enter(State.UNKNOWN)
-            self._fail_waiters(reason, BackendLost)
+        if self.state is State.UNKNOWN:
+            self._fail_waiters(reason)
 
     # The table, carried out.
 
@@ -186,35 +245,62 @@ class Machine:
         if old is State.WAITING and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.cancel()
-        if old not in ACTIVATING and state is State.QUEUED:
-            self.marks = {"query": self._wanted}
-            self._asked = 0
+        if state is State.QUEUED:
+            self.marks = {"query": self._waiters.since if self._waiters else self._now()}
+        if state in ACTIVATING:
+            self._fault = BootFailed
+        if state is State.WAITING and old is not State.STARTING:
+            self._how = Start.RAN
+            self.marks = self.marks if old is State.QUEUED else NO_MARKS
+        if state is State.FAILED or (old is State.UP and state is State.OFF and not self._is_steady()):
+            self._failed()
+        elif old is State.UP and not self._kill:
+            self.failures = 0
         self._keeper.moved(self, old)
         if self.state is not state:
             return
         if state is State.QUEUED:
             self._keeper.ask_turn(self)
         elif state is State.STARTING:
-            self.marks["start"] = self._now()
+            self.mark("start")
             self._begin(self._start())
         elif state is State.WAITING:
             waiting = self._begin(self._wait())
             if not waiting.called:
                 self._waiting = waiting
+        elif state is State.IMAGING:
+            self._begin(self._keep_image())
         elif state is State.UP:
             self._up()
         elif state is State.FAILED:
             self._fail_waiters(self.reason)
             self._end_boot("failed")
         elif state is State.STOPPING:
-            self.marks["stop"] = self._now()
+            self.mark("stop")
             self._begin(self._stop())
-        elif state is not State.UNKNOWN and self._waiters:
+        elif self._waiters:
             self.feed(Event.SUMMON, "asked for while it was being stopped")
+        elif self._again:
+            self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
         if state not in {State.STOPPING, State.CANCELLING}:
             stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
                 deferred.callback(state)
+
+    def _is_steady(self) -> bool:
+        return self._now() >= self._up_at + STEADY
+
+    def _failed(self) -> None:
+        """Count a failure, and rest before the next try."""
+        self.failures += 1
+        self.retry_at = self._now() + rest(self.failures)
+
+    def _come_again(self) -> None:
+        """Boot after a restart, unless that has been done, or undone, meanwhile."""
+        again, self._again = self._again, False
+        if again and not self.joinable:
+            self.held, self._waiters = True, None
+            self.feed(Event.SUMMON, "restarted")
 
     def _begin(self, step: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
         """Run *step*, the one thing under way for this VM."""
@@ -226,25 +312,37 @@ class Machine:
             return
         if not failure.check(JitsuError):
             self.log.failure("{name}: unexpected, please report", failure, name=self.vm.name)
+        reason = failure.getErrorMessage()
         if self.state is State.STOPPING:
-            self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=failure.getErrorMessage())
-            self.feed(Event.STOP_FAILED, failure.getErrorMessage())
+            self._kill = self._again = False
+            if failure.check(NoSuchVM):
+                self.gone(reason)
+                return
+            self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
+            self.feed(Event.STOP_FAILED, reason)
         else:
-            self.feed(Event.FAIL, failure.getErrorMessage())
+            self._fault = failure.type if failure.check(NoRoom, BackendLost, NoSuchVM) else BootFailed
+            self.feed(Event.FAIL, reason)
 
     async def _start(self) -> None:
-        await self.backend.start(self.uuid)
-        self.marks["started"] = self._now()
-        self.feed(Event.STARTED)
+        memory = None
+        with contextlib.suppress(BackendError):
+            memory = await self.backend.memory(self.uuid)
+        if memory is not None and memory.needed > memory.free:
+            message = f"it needs {memory.needed // _MIB} MiB of memory, its host has {memory.free // _MIB} MiB"
+            raise NoRoom(message)
+        self._how = await self.backend.start(self.uuid)
+        self.mark("started")
+        self.feed(Event.STARTED, self._how.value)
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        patience = self._reactor.callLater(READY_WITHIN, self._give_up)
+        resumed = self._how in {Start.RESUMED, Start.RESTORED}
+        patience = self._reactor.callLater(RESUMED_WITHIN if resumed else READY_WITHIN, self._give_up)
         signs: list[Deferred[None]] = [self.backend.ready(self.uuid)]
         try:
-            if self._readiness:
-                macs = await self.backend.macs(self.uuid)
-                signs += [readiness.wait(self.vm, macs) for readiness in self._readiness]
+            guest = await self.backend.guest(self.uuid) if self._readiness else Guest()
+            signs += [readiness.wait(self.vm, guest) for readiness in self._readiness]
             # It may have gone down before anybody listened: an event that came during the start call was not believed.
             if await self.backend.state(self.uuid) is Power.OFF:
                 signs.insert(0, fail(BackendError("it went down while it was starting")))
@@ -260,20 +358,41 @@ class Machine:
             if patience.active():
                 patience.cancel()
         self.ready = True
-        self.marks["ready"] = self._now()
+        self.mark("ready")
         self._waiting = None
-        self.feed(Event.READY)
+        wanted = self.vm.boot_from is Boot.SNAPSHOT and self._how is Start.BOOTED
+        self.feed(Event.IMAGE if wanted else Event.READY)
 
     def _give_up(self) -> None:
-        """Take a guest that nothing is heard of for up, so that its lease can end."""
+        """Boot a guest that was resumed and is not heard of; take one that was booted for up, so its lease can end."""
         self.ready = False
-        self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=READY_WITHIN)
-        self.feed(Event.READY, "not ready, but out of patience")
+        name, how = self.vm.name, self._how
+        if how in {Start.RESUMED, Start.RESTORED}:
+            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted", name=name, how=how.value,
+                           limit=RESUMED_WITHIN)
+            self.restart(f"not ready after it was {how.value}")
+        else:
+            self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=READY_WITHIN)
+            self.feed(Event.READY, "not ready, but out of patience")
+
+    async def _keep_image(self) -> None:
+        """Keep the image of the guest as it is now; where there can be none, go on without."""
+        try:
+            await self.backend.keep_image(self.uuid)
+            self.mark("imaged")
+        except BackendError as error:
+            if await self.backend.state(self.uuid) is not Power.RUNNING:
+                raise
+            self.log.error("{name}: its image is not kept: {error}", name=self.vm.name, error=str(error))
+        self.feed(Event.READY)
 
     async def _stop(self) -> None:
-        """Stop the VM in its mode; a shutdown that is not followed becomes destroy."""
-        await self.backend.stop(self.uuid, self.vm.mode)
-        if self.vm.mode is Mode.SHUTDOWN and not await self._goes_down():
+        """Stop the VM in its mode, or, if it is dead, at once; a shutdown that is not followed becomes destroy."""
+        mode = Mode.DESTROY if self._kill else self.vm.mode
+        if self._kill:
+            await self.backend.drop_image(self.uuid)
+        await self.backend.stop(self.uuid, mode)
+        if mode is Mode.SHUTDOWN and not await self._goes_down():
             self.log.warn(
                 "{name}: has not shut down in {limit} s; destroyed", name=self.vm.name, limit=self.vm.stop_timeout
             )
@@ -282,7 +401,8 @@ class Machine:
         if power is Power.RUNNING:
             message = "it goes on running"
             raise BackendError(message)
-        self.marks["stopped"] = self._now()
+        self._kill = False
+        self.mark("stopped")
         self.feed(SEEN[power], self.reason)
 
     async def _goes_down(self) -> bool:
@@ -313,6 +433,9 @@ class Machine:
             moves = self._moves
             try:
                 power = await self.backend.state(self.uuid)
+            except NoSuchVM as error:
+                self.gone(str(error))
+                return
             except BackendError as error:
                 self.reason = str(error)
                 return
@@ -324,40 +447,38 @@ class Machine:
 
     # Who waits.
 
+    def mark(self, step: str) -> None:
+        """Put *step* into the timeline."""
+        self.marks = {**self.marks, step: self._now()}
+
     def _up(self) -> None:
-        for waiter in list(self._waiters):
-            self._answer(waiter, ready=self.ready)
+        self._up_at, self._again = self._now(), False
+        if self._waiters:
+            self._answered()
+            self._waiters.answer_all(ready=self.ready)
         self._end_boot("up")
 
     def _late(self, waiter: Deferred[bool]) -> None:
         """Answer one waiter though the VM is not ready; where nobody knows what it is doing, with an error."""
+        assert self._waiters is not None
+        self._answered()
         if self.state is State.UNKNOWN:
-            self._forget(waiter)
-            waiter.errback(BackendLost(f"{self.vm.name}: the hypervisor has not answered yet"))
+            message = f"{self.vm.name}: the hypervisor has not answered yet"
+            self._waiters.fail(waiter, BackendLost(message))
         else:
-            self._answer(waiter, ready=False)
+            self._waiters.answer(waiter, ready=False)
 
-    def _answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
-        """Tell one waiter how things stand."""
-        self._forget(waiter)
-        self._asked += 1
-        self.marks.setdefault("answered", self._now())
-        waiter.callback(ready)
+    def _answered(self) -> None:
+        if "answered" not in self.marks:
+            self.mark("answered")
 
-    def _forget(self, waiter: Deferred[bool]) -> None:
-        late = self._waiters.pop(waiter)
-        if late.active():
-            late.cancel()
-
-    def _fail_waiters(self, reason: str, kind: type[JitsuError] = BootFailed) -> None:
-        for waiter in list(self._waiters):
-            self._forget(waiter)
-            self._asked += 1
-            waiter.errback(kind(f"{self.vm.name}: {reason}"))
+    def _fail_waiters(self, reason: str) -> None:
+        if self._waiters:
+            self._waiters.fail_all(self._fault, f"{self.vm.name}: {reason}")
 
     def _end_boot(self, how: str) -> None:
         """Tell the whole story of the activation in one line."""
-        self._askers.clear()
+        waiters, self._waiters = self._waiters, None
         if "query" not in self.marks:
             return
         begin = self.marks["query"]
@@ -368,6 +489,6 @@ class Machine:
             why=f" ({self.reason})" if self.reason else "",
             total=round((self._now() - begin) * 1000),
             steps=", ".join(f"{step} {(when - begin) * 1000:.0f}" for step, when in self.marks.items()),
-            asker=self._first,
-            clients=self._asked,
+            asker="nobody" if waiters is None else waiters.first,
+            clients=0 if waiters is None else waiters.told,
         )

@@ -1,14 +1,14 @@
 """
-All VMs: who may boot now, whose lease has ended, what the backends say, what is remembered.
+All VMs: what is asked of them by name, and what is heard of them.
 
-It is asked by name for a VM, by `dns.resolver` and by people. It hears of changes from the backends, and makes sure
-that what it believes is what the hypervisor says.
+It is asked by `dns.resolver` and by people. It hears of changes from the backends, and makes sure that what it believes
+is what the hypervisor says. Who may boot now is in `admission`, who is kept in `sweep`, what is remembered in `record`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,39 +16,41 @@ from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, Prohibited, StoreError, Unproven
+from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Signs
-from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, label, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
-from jitsu_tw.vm.lease import Lease, Leases
-from jitsu_tw.vm.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.vm.admission import Admission
+from jitsu_tw.vm.lifecycle import WANTED, Event, State
 from jitsu_tw.vm.policy import Policy, Verdict
+from jitsu_tw.vm.record import Record
+from jitsu_tw.vm.sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, IStore
     from jitsu_tw.settings import VM, Settings
+    from jitsu_tw.store.layout import Stats
+    from jitsu_tw.vm.lease import Lease
 
-#: Statistics are committed at most this often, in seconds.
-COMMIT_EVERY: Final = 5.0
-
-#: After a commit, statistics rest for so many times as long as it took: it takes time from the answers.
-SPARE: Final = 20.0
-
-#: At most so many refusals are logged within `COMMIT_EVERY`; they are all counted.
+#: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
+TOLD_AGAIN: Final = 5.0
+
+#: How many VMs of a backend are looked at, at once.
+LOOKS_AT_ONCE: Final = 16
 
 #: States in which a VM that we held is not held any more.
-_DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED})
+_DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
 
 
 @attrs.frozen
@@ -59,7 +61,7 @@ class Clocks:
     Attributes:
         reactor: calls later.
         now: seconds of a clock that never goes back; leases use it.
-        wall: seconds since 1970, for what is remembered.
+        wall: seconds since 1970, for what is remembered, and for times of the week.
     """
 
     reactor: IReactorTime
@@ -76,7 +78,7 @@ class Fleet:
         machines: by the VM's name.
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
         refused: how many summonses were refused, by reason.
-        on_move: called with each machine whose state has changed.
+        on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
     """
@@ -91,15 +93,22 @@ class Fleet:
         clocks: Clocks,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
-        self._settings, self._backends, self._store = settings, backends, store
+        self._settings, self._backends = settings, backends
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
         self.machines = {vm.name: self._machine(vm) for vm in settings.vms}
+        self._needers: dict[str, list[Machine]] = {}
+        for machine in self.machines.values():
+            for need in machine.vm.needs:
+                self._needers.setdefault(need, []).append(machine)
         self._by_uuid: dict[str, Machine] = {}
+        self._missing: set[str] = set()
         self._lost: dict[int, str] = {}
-        self._turns: deque[Machine] = deque()
-        self._booting: set[str] = set()
-        self._running: set[str] = set()
+        self._record = Record(store, self.machines, clocks)
+        self._record.gather = self._gather
+        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._is_needed)
+        self._admission = Admission(settings, clocks, self._sweep)
+        self._whose: dict[str, bytes] = {}
         self._policy = Policy(
             settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running
         )
@@ -107,17 +116,8 @@ class Fleet:
         self.would_start: Counter[tuple[str, str, str]] = Counter()
         self._would_end: dict[str, float] = {}
         self._told: set[tuple[str, Verdict]] = set()
-        self._leases = Leases()
-        self._sweep: IDelayedCall | None = None
-        self._stats: dict[str, Stats] = {}
-        self._known: dict[str, Stats] = {}
-        self._tree: Mapping[str, str] = {}
-        self._unsaved: set[str] = set()
-        self._urgent: set[str] = set()
-        self._writing: Deferred[None] | None = None
-        self._next_save = 0.0
-        self._saving = LoopingCall(self._save_if_due)
-        self._saving.clock = clocks.reactor
+        self._telling = LoopingCall(self._told.clear)
+        self._telling.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
 
@@ -135,28 +135,21 @@ class Fleet:
     # Beginning and end.
 
     def start(self, tree: Mapping[str, str]) -> None:
-        """Begin with what the state remembers; ask the backends what runs; start nothing."""
-        self._tree = tree
-        self._known = read_stats(tree)
+        """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
+        self._record.start(tree)
         for backend in self._backends.values():
             backend.connect(self)
-        self._saving.start(COMMIT_EVERY, now=False)
+        self._telling.start(TOLD_AGAIN, now=False)
 
     def stop(self) -> Deferred[None]:
         """Write down what is remembered and leave all VMs as they are."""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._sweep is not None and self._sweep.active():
-            self._sweep.cancel()
-        self._saving.stop()
-        self._gather()
-        self._urgent |= self._unsaved
-        self._save()
-        if self._writing is not None:
-            await self._writing
+        self._telling.stop()
+        self._sweep.stop()
+        await self._record.stop()
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
-        await self._store.close()
 
     # What is asked of it.
 
@@ -166,32 +159,41 @@ class Fleet:
 
         Raises:
             Prohibited, Unproven, NoRoom: (through the Deferred) the client may not start the VM, or nobody may.
-            BootFailed, BackendLost: (through the Deferred) as in `Machine.summon`.
+            BootFailed, BackendLost, NoSuchVM: (through the Deferred) as in `Machine.summon`.
         """
         machine = self.machines[name]
-        host = question.source.host if question.source else "this process"
-        asker = f"{host}, {QUERY_TYPES.get(question.type, question.type)} {label(question.key)}"
-        if question.source is not None and not machine.joinable:
-            verdict = self._policy.admit(question.source, self._now(), len(self._running))
+        source = question.source
+        asker = f"{source.host if source else 'this process'}, {_type(question)} {label(question.key)}"
+        if source is not None and not machine.joinable:
+            verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=machine.is_resting)
             if verdict is not Verdict.ADMITTED:
                 return fail(self._refused(machine, verdict, asker))
+            self._whose[name] = network(packed(source.host))
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
         if not machine.booting_for(asker):
-            self._used(machine, question.key)
-        if id(machine.backend) in self._lost and machine.state is not State.UP:
+            self._record.count(machine, question.key, 1, self._wall())
+        if machine.state is State.UP:
+            self._hold(machine)
+        elif id(machine.backend) in self._lost:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
-        return machine.summon(asker)
+        needs = [need for need in self._needs(machine) if need.state is not State.UP]
+        if machine.state is not State.UP or not needs:
+            return machine.summon(asker)
+        waits = DeferredList([need.summon(asker) for need in needs], fireOnOneErrback=True, consumeErrors=True)
+        return waits.addCallbacks(
+            lambda ready: all(one for _, one in ready), lambda failure: failure.value.subFailure
+        )
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
         name, now = machine.vm.name, self._now()
-        self._count(machine, question.key, 1, self._wall())
+        self._record.count(machine, question.key, 1, self._wall())
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
             net = to_text(network(packed(source.host))) if source is not None else "this process"
-            self.would_start[name, net, str(QUERY_TYPES.get(question.type, question.type))] += 1
+            self.would_start[name, net, _type(question)] += 1
             self.log.info("{name}: would be started for {net}", name=name, net=net)
         self._would_end[name] = now + machine.vm.idle
 
@@ -206,148 +208,140 @@ class Fleet:
         return kinds.get(verdict, Prohibited)(f"{machine.vm.name}: {verdict.value}")
 
     def start_vm(self, name: str) -> Deferred[bool]:
-        """Start a VM because a person wants it; as `summon`."""
+        """Start a VM because a person wants it; fires when it is up, however long that takes."""
         machine = self.machines[name]
         self._hold(machine)
-        return machine.summon("control")
+        return machine.summon("control", insist=True)
 
     def stop_vm(self, name: str) -> Deferred[State]:
         """Stop a VM because a person wants it; fires with the state that it ended in."""
+        self._sweep.rest(self.machines[name])
         return self.machines[name].stop("stopped by hand")
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
         self._gather()
-        return self._stats_of(machine)
-
-    def _stats_of(self, machine: Machine) -> Stats:
-        return self._stats.setdefault(machine.vm.name, Stats())
+        return self._record.of(machine)
 
     def lease(self, name: str) -> Lease | None:
-        """Return the lease of the VM *name*; None if it has none. It is another one each time that the VM comes up."""
-        return self._leases.get(name)
+        """
+        Return the lease of the VM *name*, which is ready; None if it, or a VM that it needs, is not.
+
+        It is another one each time that the VM comes up.
+        """
+        ready = all(need.state is State.UP for need in self._needs(self.machines[name]))
+        return self._sweep.lease(name) if ready else None
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
-        name = machine.vm.name
-        return max(0.0, self._leases[name].ends() - self._now()) if name in self._leases else None
+        return self._sweep.left(machine.vm.name)
 
-    # Use and leases.
+    def check(self, name: str) -> None:
+        """See whether the VM *name*, which is up and in use, is alive."""
+        self._sweep.check(self.machines[name])
 
-    def _used(self, machine: Machine, key: bytes) -> None:
-        """Count a question for *key* and renew the lease."""
-        self._count(machine, key, 1, self._wall())
-        if machine.state is State.UP:
-            self._hold(machine)
-
-    def _count(self, machine: Machine, key: bytes, times: int, last: float) -> None:
-        use = self._stats_of(machine).dns.setdefault(label(key), NameUse())
-        use.last_request_ts = max(use.last_request_ts, last)
-        use.total_requests += times
-        self._unsaved.add(machine.vm.name)
+    # Use.
 
     def _gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
         for name, key, times, last in self.uses():
-            self._count(self.machines[name], key, times, self._wall() - (self._now() - last))
+            self._record.count(self.machines[name], key, times, self._wall() - (self._now() - last))
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
         machine.held = True
-        name, now = machine.vm.name, self._now()
-        if name in self._leases:
-            self._leases[name].use(now)
-        elif machine.state is State.UP:
-            self._grant(machine, now, now)
+        self._sweep.renew(machine)
 
-    def _grant(self, machine: Machine, used: float, started: float) -> None:
-        self._leases.grant(machine.vm.name, Lease(machine.vm.idle, machine.vm.min_up, used, started))
-        self._plan_sweep()
+    # Groups.
 
-    def _plan_sweep(self) -> None:
-        """See to it that the leases are looked at when the next one may end."""
-        look = self._leases.next_look()
-        if self._sweep is not None and self._sweep.active():
-            self._sweep.cancel()
-        if look is not None:
-            self._sweep = self._reactor.callLater(max(0.0, look - self._now()), self._end_leases)
+    def _needs(self, machine: Machine) -> list[Machine]:
+        return [self.machines[name] for name in machine.vm.needs]
 
-    def _end_leases(self) -> None:
-        for name in self._leases.ended(self._now()):
-            machine = self.machines[name]
-            self.log.info("{name}: idle for {idle:g} s, stopped ({mode})", name=name, idle=machine.vm.idle,
-                          mode=machine.vm.mode.value)
-            machine.stop("idle")
-        self._plan_sweep()
+    def _is_needed(self, machine: Machine) -> bool:
+        return any(needer.state in WANTED for needer in self._needers.get(machine.vm.name, ()))
+
+    async def _after_needs(self, machine: Machine) -> None:
+        """Let *machine*, which is queued, boot when what it needs is up; in the same order, however many are needed."""
+        name = machine.vm.name
+        waits = [need.summon(f"needed by {name}", insist=True) for need in self._needs(machine)]
+        for _, failure in await DeferredList(waits, consumeErrors=True):
+            if isinstance(failure, Failure):
+                machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
+                return
+        if machine.state is State.QUEUED:
+            self._admission.ask(machine, self._whose.pop(name, None))
 
     # What the machines tell (`activation.Keeper`).
 
     def ask_turn(self, machine: Machine) -> None:
         """Let *machine* boot when its turn comes."""
-        self._turns.append(machine)
-        self._give_turns()
-
-    def _give_turns(self) -> None:
-        while self._turns and len(self._booting) < self._settings.max_booting:
-            machine = self._turns.popleft()
-            if machine.state is State.QUEUED:
-                self._booting.add(machine.vm.name)
-                machine.marks["admitted"] = self._now()
-                machine.feed(Event.ADMIT)
+        if machine.vm.needs:
+            Deferred.fromCoroutine(self._after_needs(machine))
+        else:
+            self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
 
     def moved(self, machine: Machine, old: State) -> None:
-        """Keep statistics and leases in step with *machine*'s state, and give turns that became free."""
-        name, stats, state = machine.vm.name, self._stats_of(machine), machine.state
+        """Keep everything in step with *machine*'s state."""
+        state = machine.state
         for hear in self.on_move:
             hear(machine)
-        if state in RUNNING or state is State.QUEUED:
-            self._running.add(name)
-        else:
-            self._running.discard(name)
+            for needer in self._needers.get(machine.vm.name, ()):
+                hear(needer)
+        self._admission.moved(machine)
         if state is State.STARTING:
-            stats.start_ts = self._wall()
-            stats.total_starts += 1
-            self._remember(machine)
+            self._record.started(machine)
         elif state is State.UP:
             self._came_up(machine, old)
         elif state in _DOWN:
-            if old in {State.UP, State.WAITING}:
-                self.log.info("{name}: {state}: {reason}", name=name, state=state.value, reason=machine.reason)
-            machine.held = False
-            if max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
-                stats.stop_ts = self._wall()
-                self._remember(machine)
+            self._went_down(machine, old)
         if state is not State.UP:
-            self._leases.drop(name)
-        if state not in BOOTING and name in self._booting:
-            self._booting.discard(name)
-            if self._turns:
-                self._reactor.callLater(0, self._give_turns)
+            self._sweep.drop(machine)
 
     def _came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one it had."""
-        stats, now, wall = self._stats_of(machine), self._now(), self._wall()
-        if not machine.held and max(stats.start_ts, stats.last_request_ts) > stats.stop_ts:
+        stats, now, wall = self._record.of(machine), self._now(), self._wall()
+        if not machine.held and self._record.is_ours(machine):
             machine.held = True
             used = now - max(0.0, wall - max(stats.start_ts, stats.last_request_ts))
-            self._grant(machine, used, now - max(0.0, wall - stats.start_ts))
+            self._sweep.grant(machine, used, now - max(0.0, wall - stats.start_ts))
             self.log.info(
                 "{name}: runs already, adopted; {left:.0f} s of its lease are left",
                 name=machine.vm.name,
                 left=self.lease_left(machine),
             )
         elif machine.held:
-            self._grant(machine, now, now)
+            self._sweep.grant(machine, now, now)
         elif old is State.WAITING:
             self.log.info("{name}: runs, but nobody asked for it; left alone", name=machine.vm.name)
+
+    def _went_down(self, machine: Machine, old: State) -> None:
+        if old in {State.UP, State.WAITING}:
+            name, how = machine.vm.name, machine.state.value
+            self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
+        if machine.state is not State.UNKNOWN:
+            machine.held = False
+            self._record.stopped(machine)
+        for need in self._needs(machine):
+            self._sweep.renew(need)
+        if old in {State.UP, State.STOPPING, State.UNKNOWN}:
+            self._sweep.went_down(machine)
 
     # What the backends tell (`IWatcher`).
 
     def changed(self, uuid: str, reason: str) -> None:
-        """Look at a VM that something happened to."""
+        """Look at a VM that something happened to; a strange one may be one of ours that was defined anew."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
-            machine.look(reason)
+            machine.look(reason).addCallback(self._looked, machine)
+        else:
+            for name in list(self._missing):
+                Deferred.fromCoroutine(self._look_at(self.machines[name]))
+
+    def _looked(self, _: object, machine: Machine) -> None:
+        """Look for a VM that went away under another uuid."""
+        if machine.is_gone:
+            self._missing.add(machine.vm.name)
+            Deferred.fromCoroutine(self._look_at(machine))
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -366,79 +360,44 @@ class Fleet:
         return [machine for machine in self.machines.values() if machine.backend is backend]
 
     async def _reconcile(self, backend: IBackend) -> None:
-        for machine in self._of(backend):
-            try:
-                uuid = await backend.look_up(machine.vm)
-            except BackendError as error:
-                machine.lost(str(error))
-                self.log.error("{name}: {error}", name=machine.vm.name, error=str(error))
-                continue
-            if uuid != machine.uuid:
-                self._identify(machine, uuid)
-            await machine.look("found so")
-        await self._save_configuration()
+        todo = iter(self._of(backend))
 
-    def _identify(self, machine: Machine, uuid: str) -> None:
-        """Remember which VM of the backend *machine* is, and what the state knows of it."""
-        self._by_uuid.pop(machine.uuid, None)
-        machine.uuid = uuid
-        self._by_uuid[uuid] = machine
-        known = self._known.pop(uuid, None)
-        if known is not None:
-            self._stats[machine.vm.name] = known
+        async def look() -> None:
+            for machine in todo:
+                await self._look_at(machine)
 
-    # What is remembered.
+        looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
+        await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        if all(machine.uuid for machine in self.machines.values()):
+            for name in self._record.forget_others():
+                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+        await self._record.save_configuration()
 
-    def _remember(self, machine: Machine) -> None:
-        """Write *machine*'s statistics now, not when their time comes: a crash must not lose a start or a stop."""
-        self._urgent.add(machine.vm.name)
-        self._save()
+    async def _look_at(self, machine: Machine) -> None:
+        """Find *machine* at its backend, and see what it is doing."""
+        name, backend = machine.vm.name, machine.backend
+        try:
+            uuid = await backend.look_up(machine.vm)
+        except NoSuchVM as error:
+            if name not in self._missing:
+                self.log.error("{name}: {error}", name=name, error=str(error))
+            self._missing.add(name)
+            machine.gone(str(error))
+            return
+        except BackendError as error:
+            machine.lost(str(error))
+            self.log.error("{name}: {error}", name=name, error=str(error))
+            return
+        self._missing.discard(name)
+        if uuid != machine.uuid:
+            self._by_uuid.pop(machine.uuid, None)
+            machine.uuid = uuid
+            self._by_uuid[uuid] = machine
+            self._record.recognise(machine)
+        await machine.look("found so")
+        if not self._settings.dry_run:
+            self._sweep.keep_times(machine)
 
-    def _save_if_due(self) -> None:
-        """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self._told.clear()
-        if self._store.lasting and self._writing is None and self._now() >= self._next_save:
-            self._gather()
-            self._urgent |= self._unsaved
-            self._save()
 
-    def _save(self) -> None:
-        """Commit what is urgent, and what becomes so meanwhile; one commit at a time."""
-        if self._writing is None and self._store.lasting:
-            writing = Deferred.fromCoroutine(self._save_urgent())
-            if not writing.called:
-                self._writing = writing
-
-    async def _save_urgent(self) -> None:
-        while self._urgent:
-            names, self._urgent = self._urgent, set()
-            self._unsaved -= names
-            changes: dict[str, str | None] = {}
-            for name in names:
-                machine = self.machines[name]
-                if machine.uuid:
-                    changes.update(stats_paths(machine.uuid, self._stats_of(machine)))
-            begin = self._now()
-            await self._write(changes, STATISTICS)
-            self._next_save = self._now() + SPARE * (self._now() - begin)
-        self._writing = None
-
-    def _save_configuration(self) -> Deferred[None]:
-        """Commit what the configuration says, where the state says otherwise."""
-        machines = [machine for machine in self.machines.values() if machine.uuid and self._store.lasting]
-        wanted: dict[str, str] = {}
-        for machine in machines:
-            wanted |= vm_paths(machine.uuid, machine.vm)
-        changes = difference(self._tree, wanted, {machine.uuid for machine in machines})
-        self._tree = {**self._tree, **wanted}
-        return self._write(changes, "Configuration as the file and the command line have it")
-
-    def _write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        if not changes:
-            return succeed(None)
-        return self._store.write(changes, message).addErrback(self._not_written)
-
-    def _not_written(self, failure: Any) -> None:
-        failure.trap(StoreError)
-        self.log.error("the state is not written: {error}", error=failure.getErrorMessage())
-
+def _type(question: Question) -> str:
+    return str(QUERY_TYPES.get(question.type, question.type))

@@ -1,15 +1,57 @@
-"""When a VM may be stopped. Pure: every time is an argument, in seconds of one clock that never goes back."""
+"""
+When a VM may be stopped. Pure: every time is an argument, in seconds of one clock that never goes back.
+
+A use is a question for one of its names, or packets that the guest transmits, other than the few of an idle one.
+"""
 
 from __future__ import annotations
 
 import heapq
 from itertools import count
+from math import inf
 from typing import Final
 
 import attrs
 
 #: How many leases are looked at in one go: some milliseconds of work.
 SLICE: Final = 1000
+
+#: So many packets more than an idle guest's are no use yet: an ARP answer, a neighbour solicitation.
+BURST: Final = 2.0
+
+#: A guest's packets are counted this often within the `idle` seconds of its lease, but no more often than every so many
+#: seconds, and no more seldom than every so many.
+LOOKS: Final = 8
+SHORTEST_LOOK: Final = 1.0
+LONGEST_LOOK: Final = 60.0
+
+
+@attrs.define(eq=False)
+class Meter:
+    """
+    Tells use from the trickle that a guest transmits when nobody uses it: a bucket that leaks as fast as that.
+
+    Attributes:
+        per_minute: the packets that an idle guest may transmit in a minute (`idle_packets`); with 0, any is a use.
+        total: what the guest had transmitted at the last look.
+        at: when that was.
+        level: packets that have not leaked away yet.
+    """
+
+    per_minute: float
+    total: int
+    at: float
+    level: float = 0.0
+
+    def used(self, total: int, now: float) -> bool:
+        """Say whether the guest, which has transmitted *total* packets, was in use since the last look."""
+        sent = total - self.total if total >= self.total else total  # it began again at 0
+        self.level = max(0.0, self.level + sent - (now - self.at) * self.per_minute / 60)
+        self.total, self.at = total, now
+        most = BURST if self.per_minute else 0.0
+        used = self.level > most
+        self.level = min(self.level, most)
+        return used
 
 
 @attrs.define(eq=False)
@@ -22,77 +64,95 @@ class Lease:
         min_up: seconds that it is kept after its start.
         used: when it was last used.
         started: when it was last started.
+        max_up: seconds after its start after which it is stopped, used or not.
+        kept: until when it is kept, used or not (`keep_up`).
+        meter: what its guest transmits; None where nobody counts.
+        check_at: a use at this time or later is a reason to see whether the guest is alive.
+        planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
     """
 
     idle: float
     min_up: float
     used: float
     started: float
+    max_up: float = inf
+    kept: float = -inf
+    meter: Meter | None = None
+    check_at: float = inf
+    planned: float | None = attrs.field(default=None, init=False)
 
     def use(self, now: float) -> None:
         """Renew the lease."""
-        self.used = now
+        self.used = max(self.used, now)
 
     def ends(self) -> float:
         """Return when the VM may be stopped, if nobody uses it before."""
-        return max(self.used + self.idle, self.started + self.min_up)
+        return min(max(self.used + self.idle, self.started + self.min_up, self.kept), self.started + self.max_up)
+
+    def look(self) -> float:
+        """Return when the lease is to be looked at: when it ends, or before, to count the guest's packets."""
+        if self.meter is None:
+            return self.ends()
+        return min(self.ends(), self.meter.at + min(max(self.idle / LOOKS, SHORTEST_LOOK), LONGEST_LOOK))
 
 
 class Leases:
     """
-    The leases of all VMs that are up, by name, found by when they end.
+    The leases of all VMs that are up, by name, found by when they are to be looked at.
 
-    A renewal costs nothing here: only when a lease's end as it was known comes is it looked at again. So a look costs
-    what ran out, not what exists.
+    A renewal costs nothing here: only when the time comes that was known for a lease is it looked at again. So a look
+    costs what is due, not what exists.
     """
 
     def __init__(self) -> None:
         """Begin with none."""
         self._leases: dict[str, Lease] = {}
-        self._ends: list[tuple[float, int, str, Lease]] = []
+        self._looks: list[tuple[float, int, str, Lease]] = []
         self._turn = count()
-
-    def __getitem__(self, name: str) -> Lease:
-        """Return the lease of *name*; KeyError where it has none."""
-        return self._leases[name]
 
     def get(self, name: str) -> Lease | None:
         """Return the lease of *name*, or None."""
         return self._leases.get(name)
 
-    def __contains__(self, name: str) -> bool:
-        """Say whether *name* has a lease."""
-        return name in self._leases
+    def items(self) -> list[tuple[str, Lease]]:
+        """Return all leases, and whose they are."""
+        return list(self._leases.items())
 
     def grant(self, name: str, lease: Lease) -> None:
         """Give *name* this lease, in place of the one it has."""
         self._leases[name] = lease
-        heapq.heappush(self._ends, (lease.ends(), next(self._turn), name, lease))
+        self.again(name)
+
+    def again(self, name: str) -> None:
+        """Look at the lease of *name* again when that is due."""
+        lease = self._leases[name]
+        lease.planned = lease.look()
+        heapq.heappush(self._looks, (lease.planned, next(self._turn), name, lease))
 
     def drop(self, name: str) -> None:
         """Forget the lease of *name*, if it has one."""
         self._leases.pop(name, None)
 
-    def ended(self, now: float) -> list[str]:
+    def due(self, now: float) -> list[str]:
         """
-        Drop the leases that have ended and return whose they were.
+        Return whose leases are to be looked at now; each is not due again before `again` is called for it.
 
         At most `SLICE` are looked at; `next_look` says whether there are more.
         """
         names = []
         for _ in range(SLICE):
-            if not self._ends or self._ends[0][0] > now:
+            if not self._looks or self._looks[0][0] > now:
                 break
-            _, _, name, lease = heapq.heappop(self._ends)
-            if self._leases.get(name) is not lease:
+            when, _, name, lease = heapq.heappop(self._looks)
+            if self._leases.get(name) is not lease or lease.planned != when:
                 continue
-            if lease.ends() <= now:
-                del self._leases[name]
+            if lease.look() <= now:
+                lease.planned = None
                 names.append(name)
             else:
-                heapq.heappush(self._ends, (lease.ends(), next(self._turn), name, lease))
+                self.again(name)
         return names
 
     def next_look(self) -> float | None:
-        """Return when `ended` should be asked again; None if there is nothing to wait for."""
-        return self._ends[0][0] if self._ends else None
+        """Return when `due` should be asked again; None if there is nothing to wait for."""
+        return self._looks[0][0] if self._looks else None

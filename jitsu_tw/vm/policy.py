@@ -76,7 +76,7 @@ class Policy:
         """Make of the networks what can be asked quickly."""
         self._inside = Networks(self.summon_from)
 
-    def admit(self, source: Source, now: float, running: int) -> Verdict:
+    def admit(self, source: Source, now: float, running: int, *, free: bool = False) -> Verdict:
         """
         Say whether *source* may start one VM more; if so, it is spent.
 
@@ -86,6 +86,7 @@ class Policy:
             source: who asks.
             now: in seconds.
             running: how many VMs run, or are about to.
+            free: nothing will be started this time, so nothing is spent.
 
         Raises:
             ValueError: the source's host is no address.
@@ -97,7 +98,7 @@ class Policy:
             return Verdict.UNPROVEN
         if 0 < self.max_running <= running:
             return Verdict.FULL
-        if self.starts_per_minute and not self._spend(network(address), now):
+        if self.starts_per_minute and not free and not self._spend(network(address), now):
             return Verdict.OVER_BUDGET
         return Verdict.ADMITTED
 

@@ -1,0 +1,179 @@
+"""
+What is done to one of libvirt's domains. Every function here blocks, and is called in a thread of `backends.libvirt`.
+
+A domain is looked up by its uuid each time: libvirt's objects outlive what they name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from xml.etree import ElementTree
+
+import libvirt
+from twisted.logger import Logger
+
+from jitsu_tw.backends import image
+from jitsu_tw.ijitsu import Guest, Memory, Power, Start
+from jitsu_tw.settings import Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log: Final = Logger()
+
+_POWER: Final = {
+    libvirt.VIR_DOMAIN_RUNNING: Power.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: Power.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: Power.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: Power.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
+}
+
+#: Somebody is at it: it will go on, or be off, by itself.
+_BUSY: Final = frozenset(
+    {
+        libvirt.VIR_DOMAIN_PAUSED_DUMP,
+        libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+        libvirt.VIR_DOMAIN_PAUSED_SAVE,
+        libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT,
+        libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+    }
+)
+
+#: Errors that say something of the host, not of the image that was to be restored.
+_HOST: Final = frozenset(
+    {
+        libvirt.VIR_ERR_NO_MEMORY,
+        libvirt.VIR_ERR_NO_NETWORK,
+        libvirt.VIR_ERR_OPERATION_ABORTED,
+        libvirt.VIR_ERR_OPERATION_TIMEOUT,
+        libvirt.VIR_ERR_RESOURCE_BUSY,
+        libvirt.VIR_ERR_RPC,
+    }
+)
+
+_KIB: Final = 1024
+
+
+def state(connection: libvirt.virConnect, uuid: str) -> Power:
+    """Return what libvirt says; a domain with a managed image is saved."""
+    domain = connection.lookupByUUIDString(uuid)
+    power = _POWER.get(domain.state()[0], Power.OFF)
+    return Power.SAVED if power is Power.OFF and _is_saved(domain) else power
+
+
+def _is_saved(domain: libvirt.virDomain) -> bool:
+    try:
+        return bool(domain.hasManagedSaveImage())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise
+
+
+def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start:
+    """Resume the domain, restore it (also from the image *kept*, if that is good), or, where that fails, boot it."""
+    domain = connection.lookupByUUIDString(uuid)
+    power, reason = domain.state()
+    if power == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        domain.pMWakeup()
+        return Start.RESUMED
+    if power == libvirt.VIR_DOMAIN_PAUSED:
+        if _attempt(domain, "resumed", domain.resume, fatal=reason in _BUSY):
+            return Start.RESUMED
+        domain.destroy()
+    elif power == libvirt.VIR_DOMAIN_CRASHED and domain.isActive():
+        domain.destroy()
+    elif _POWER.get(power) is Power.RUNNING:
+        return Start.RAN
+    try:
+        return _from_off(connection, domain, kept)
+    except libvirt.libvirtError:
+        # Somebody else may have been quicker.
+        if not domain.isActive():
+            raise
+        return Start.RAN
+
+
+def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, kept: Path | None) -> Start:
+    if _is_saved(domain):
+        if _attempt(domain, "restored", domain.create):
+            return Start.RESTORED
+        domain.managedSaveRemove()
+    elif kept is not None and image.is_good(kept, domain):
+        if _attempt(domain, "restored from its image", lambda: connection.restore(str(kept))):
+            return Start.RESTORED
+        image.drop(kept)
+    domain.create()
+    return Start.BOOTED
+
+
+def _attempt(domain: libvirt.virDomain, what: str, call: Callable[[], object], *, fatal: bool = False) -> bool:
+    """Make *call*; say whether it went well. It is an error where it says nothing of what the domain was left with."""
+    try:
+        call()
+    except libvirt.libvirtError as error:
+        if fatal or error.get_error_code() in _HOST:
+            raise
+        log.error("{name}: cannot be {what}, so it is booted: {error}", name=domain.name(), what=what, error=str(error))
+        return False
+    return True
+
+
+def stop(connection: libvirt.virConnect, uuid: str, mode: Mode) -> None:
+    """Stop the domain."""
+    domain = connection.lookupByUUIDString(uuid)
+    actions: dict[Mode, Callable[[], object]] = {
+        Mode.DESTROY: domain.destroy,
+        Mode.SHUTDOWN: domain.shutdown,
+        Mode.SUSPEND: domain.suspend,
+        Mode.PAUSE: domain.suspend,
+        Mode.SAVE: domain.managedSave,
+    }
+    try:
+        actions[mode]()
+    except libvirt.libvirtError:
+        # It may have gone down by itself meanwhile, which is what was wanted.
+        if domain.isActive():
+            raise
+
+
+def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
+    """Read the MACs out of the domain's XML; the id is Xen's only where Xen is the hypervisor."""
+    domain = connection.lookupByUUIDString(uuid)
+    xml = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314
+    macs = tuple(mac.get("address", "").lower() for mac in xml.findall("./devices/interface/mac"))
+    return Guest(macs, domain.ID() if xml.get("type") == "xen" else None)
+
+
+def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:
+    """Add up what the domain's interfaces have transmitted, as the guest sees it; None where libvirt counts none."""
+    domain = connection.lookupByUUIDString(uuid)
+    try:
+        ((_, counts),) = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}:
+            return None
+        raise
+    found = [counts.get(f"net.{number}.tx.pkts") for number in range(counts.get("net.count", 0))]
+    known = [packets for packets in found if packets is not None]
+    return sum(known) if known else None
+
+
+def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
+    """Return what the domain may take, unless it has it, and what the host could give, its caches included."""
+    domain = connection.lookupByUUIDString(uuid)
+    needed = 0 if domain.isActive() else domain.maxMemory() * _KIB
+    try:
+        stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+        return Memory(needed, sum(stats.get(kind, 0) for kind in ("free", "buffers", "cached")) * _KIB)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+    return None
+
+
+def keep_image(connection: libvirt.virConnect, uuid: str, kept: Path) -> None:
+    """Save the domain to *kept* and restore it from there."""
+    image.keep(kept, connection, connection.lookupByUUIDString(uuid))

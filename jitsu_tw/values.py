@@ -1,0 +1,247 @@
+"""
+What the keys of a configuration take: text in, values out; wrong text is a ValueError that says what would be right.
+
+`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from jitsu_tw.backends import BACKENDS
+from jitsu_tw.dns import tsig
+from jitsu_tw.dns.notify import Secondary
+from jitsu_tw.dns.transfer import Rule, split_key
+from jitsu_tw.dns.wire import from_text
+from jitsu_tw.settings import Boot, Fault, Http, Mode, WhenFull
+from jitsu_tw.vm.week import Span
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Callable, Iterable, Mapping
+
+
+def near(key: str, known: Iterable[str]) -> str:
+    """Return the nearest of *known* as the end of an error message, or nothing."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _number(what: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e9:
+            message = f"{text!r} is no {what}; write one like 0.5 or 60"
+            raise ValueError(message)
+        return value
+
+    return parse
+
+
+_seconds: Final = _number("number of seconds")
+
+
+def _whole(low: int, high: int, what: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            message = f"{text!r} is no {what}; write a number from {low} to {high}"
+            raise ValueError(message)
+        return int(text)
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if text.lower() not in values:
+        message = f"{text!r} is neither true nor false"
+        raise ValueError(message)
+    return values[text.lower()]
+
+
+def _choice(names: Iterable[str]) -> Callable[[str], str]:
+    known = sorted(names)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            message = f"{text!r} is not one of {', '.join(known)}{near(text, known)}"
+            raise ValueError(message)
+        return text
+
+    return parse
+
+
+def _address(text: str) -> Any:
+    try:
+        return ip_address(text)
+    except ValueError:
+        message = f"{text!r} is no IP address; write one like 10.0.0.1 or 2001:db8::1"
+        raise ValueError(message) from None
+
+
+def _network(text: str) -> Any:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        message = f"{text!r} is no network ({error}); write one like 10.0.0.0/8 or 2001:db8::/32"
+        raise ValueError(message) from None
+
+
+def _octets(text: str) -> bytes:
+    return text.encode()
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        message = f"{text!r} is no uuid"
+        raise ValueError(message) from None
+
+
+def _control(text: str) -> str | None:
+    if text.lower() in {"", "off", "none", "false", "no"}:
+        return None
+    if not text.startswith("unix:"):
+        host, port = _host_port(text, 8053)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return text
+
+
+def _host_port(text: str, default: int) -> tuple[str, int]:
+    """Return host and port of ``host``, ``host:port`` or ``[v6]:port``; the host is an address."""
+    host, port = text, str(default)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+    return str(_address("127.0.0.1" if host == "localhost" else host)), _port(port)
+
+
+def _forwarder(text: str) -> tuple[str, int] | None:
+    return None if text in {"", "0.0.0.0", "off", "none"} else _host_port(text, 53)  # noqa: S104
+
+
+def _secondary(text: str) -> Secondary:
+    place, key = split_key(text)
+    host, port = _host_port(place, 53)
+    return Secondary(host, port, key)
+
+
+def _of(kind: type[enum.Enum]) -> Callable[[str], Any]:
+    """Return what reads one of *kind*'s values."""
+    parse = _choice(one.value for one in kind)
+    return lambda text: kind(parse(text))
+
+
+def _http(text: str) -> Http:
+    path, _, status = text.partition(" ")
+    if not path.startswith("/") or not path.isascii() or (status and not (status.isdigit() and len(status) == 3)):
+        message = f"{text!r} is no path; write one like /healthz or, with the status to wait for, '/healthz 204'"
+        raise ValueError(message)
+    return Http(path, int(status) if status else None)
+
+
+def _key(text: str) -> str:
+    if not text.strip("/") or not all(text.strip("/").split("/")):
+        message = f"{text!r} is no key in Xenstore; write one like data/ready"
+        raise ValueError(message)
+    return text.strip("/")
+
+
+def _not_yet(text: str) -> None:
+    if text.lower() not in {"", "0", "false", "no", "off", "none"}:
+        message = "this release does not have it yet; leave it out"
+        raise ValueError(message)
+
+
+_port: Final = _whole(1, 65535, "port")
+_ttl: Final = _whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
+
+
+@attrs.frozen
+class Key:
+    """
+    What a key takes.
+
+    Attributes:
+        parse: makes a value of text.
+        many: it may repeat, or be a list.
+        path: it names a file, relative to the file that says so.
+    """
+
+    parse: Callable[[str], Any]
+    many: bool = False
+    path: bool = False
+
+
+SHARED: Final = {
+    "backend": Key(_choice(BACKENDS)),
+    "connect": Key(str),
+    "mode": Key(_of(Mode)),
+    "ttl": Key(_ttl),
+    "idle": Key(_seconds),
+    "idle_packets": Key(_number("number of packets in a minute")),
+    "min_up": Key(_seconds),
+    "max_up": Key(_seconds),
+    "check_every": Key(_seconds),
+    "stop_timeout": Key(_seconds),
+    "images": Key(str, path=True),
+}
+
+KEYS: Final[Mapping[str, Key]] = {
+    **SHARED,
+    "zones": Key(str, many=True, path=True),
+    "bind": Key(lambda text: str(_address(text)), many=True),
+    "listen": Key(_port),
+    "control": Key(_control),
+    "persistdb": Key(str, path=True),
+    "forwarder": Key(_forwarder),
+    "port": Key(_port),
+    "forward_for": Key(_network, many=True),
+    "delay": Key(_seconds),
+    "answer_by": Key(_seconds),
+    "max_booting": Key(_whole(1, 100_000, "number of VMs")),
+    "max_running": Key(_whole(0, 1_000_000, "number of VMs")),
+    "when_full": Key(_of(WhenFull)),
+    "summon_from": Key(_network, many=True),
+    "starts_per_minute": Key(_whole(0, 1_000_000, "number of starts")),
+    "verify_source": Key(_switch),
+    "rate_limit": Key(_whole(0, 1_000_000, "number of responses in a second")),
+    "rate_slip": Key(_whole(0, 100, "number of responses")),
+    "rate_exempt": Key(_network, many=True),
+    "nsid": Key(_octets),
+    "tsig_keys": Key(tsig.Key.parse, many=True),
+    "allow_transfer": Key(Rule.parse, many=True),
+    "notify": Key(_secondary, many=True),
+    "dry_run": Key(_switch),
+    "synjitsu": Key(_not_yet),
+}
+
+VM_KEYS: Final[Mapping[str, Key]] = {
+    **SHARED,
+    "name": Key(str),
+    "dns": Key(from_text, many=True),
+    "ip": Key(_address, many=True),
+    "uuid": Key(_uuid),
+    "response_delay": Key(_seconds),
+    "wait_for_port": Key(_port),
+    "define": Key(str, path=True),
+    "boot_time": Key(_seconds),
+    "faults": Key(_of(Fault), many=True),
+    "wait_for_http": Key(_http),
+    "keep_up": Key(Span.parse, many=True),
+    "needs": Key(str, many=True),
+    "boot_from": Key(_of(Boot)),
+    "use_synjitsu": Key(_not_yet),
+    "wait_for_key": Key(_not_yet),
+}

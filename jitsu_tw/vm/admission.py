@@ -1,0 +1,109 @@
+"""
+Who may boot, and when: the host's room, and turns.
+
+A VM that is asked for gets its turn when fewer than `max_booting` boot. Where `max_running` VMs run already, the start
+was refused before (`policy`), or the VM that is idle the longest makes room for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from jitsu_tw.settings import WhenFull
+from jitsu_tw.vm.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.vm.policy import Verdict
+from jitsu_tw.vm.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from typing import Any
+
+    from jitsu_tw.settings import Settings
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.fleet import Clocks
+    from jitsu_tw.vm.sweep import Sweep
+
+
+class Admission:
+    """The places of a fleet."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, clocks: Clocks, sweep: Sweep) -> None:
+        """Give the places that *settings* allow; *sweep* knows who is idle."""
+        self._reactor, self._sweep = clocks.reactor, sweep
+        self._max_booting, self._max_running = settings.max_booting, settings.max_running
+        self._makes_room = settings.when_full is WhenFull.STOP_IDLE
+        self._turns: Turns[Machine] = Turns()
+        self._booting: set[str] = set()
+        self._places: set[str] = set()
+        self._leaving: set[str] = set()
+        self._making_room = False
+        self._running: set[str] = set()
+
+    @property
+    def crowd(self) -> int:
+        """How many VMs count against `max_running` when one more is asked for: none where room is made for it."""
+        return 0 if self._makes_room else len(self._running)
+
+    def ask(self, machine: Machine, whose: Hashable) -> None:
+        """Let *machine*, which is queued for *whose* sake, boot when its turn comes."""
+        self._turns.add(machine, whose)
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        while self._turns and len(self._booting) < self._max_booting:
+            if self._max_running and len(self._places) >= self._max_running:
+                if len(self._leaving) < min(len(self._turns), self._max_booting - len(self._booting)):
+                    self._make_room()
+                return
+            machine = self._turns.take()
+            if machine.state is State.QUEUED:
+                machine.mark("admitted")
+                machine.feed(Event.ADMIT)
+
+    def moved(self, machine: Machine) -> None:
+        """Hear that *machine* is in another state: it takes a place, or one became free."""
+        name, state = machine.vm.name, machine.state
+        for names, has in (
+            (self._running, state in RUNNING or state is State.QUEUED),
+            (self._places, state in RUNNING),
+            (self._booting, state in BOOTING),
+            (self._leaving, state is State.STOPPING),
+        ):
+            if has:
+                names.add(name)
+            else:
+                names.discard(name)
+        if self._turns:
+            self._reactor.callLater(0, self._give_turns)
+
+    def _make_room(self) -> None:
+        if not self._making_room:
+            self._making_room = True
+            Deferred.fromCoroutine(self._stop_idlest()).addBoth(self._made_room)
+
+    async def _stop_idlest(self) -> bool:
+        """Stop the VM that is idle the longest; say whether there is one."""
+        for machine in self._sweep.idlest() if self._makes_room else ():
+            lease = self._sweep.lease(machine.vm.name)
+            if lease is None or await self._sweep.in_use(machine, lease):
+                continue
+            if machine.state is State.UP:
+                self._sweep.end(machine, "idle the longest, makes room")
+                return True
+        return False
+
+    def _made_room(self, result: Any) -> None:
+        """Go on; where there is no room to be made, and none is being made, whoever is next is refused."""
+        self._making_room = False
+        if result is not True and not self._leaving and self._turns:
+            self._turns.take().refuse(Verdict.FULL.value)
+        if isinstance(result, Failure):
+            self.log.failure("unexpected, please report", result)
+        if self._turns:
+            self._reactor.callLater(0, self._give_turns)

@@ -1,0 +1,290 @@
+"""
+Which VMs are kept, and for how long: leases and what renews them, times of the week, signs of life.
+
+A lease is looked at when it may end, and a few times before, to see whether the guest is in use without being asked
+for. What a look costs depends on how many are due, not on how many VMs there are.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.logger import Logger
+
+from jitsu_tw.errors import BackendError
+from jitsu_tw.readiness import has_port
+from jitsu_tw.vm.lease import Lease, Leases, Meter
+from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.week import kept_until, next_begin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from twisted.internet.interfaces import IDelayedCall
+
+    from jitsu_tw.readiness.port import Port
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.fleet import Clocks
+
+#: A VM is started so many seconds before its time of the week begins: most guests are up by then.
+EARLY: Final = 60.0
+
+#: A VM that was used less than so many seconds ago does not make room: the client may be about to connect.
+JUST_USED: Final = 5.0
+
+#: A start for a time of the week that failed is tried again after so many seconds.
+TRY_AGAIN: Final = 30.0
+
+#: At most so many seconds pass until the times of the week are looked at again.
+LONGEST_SLEEP: Final = 3600.0
+
+#: A port is tried this often, in seconds, and for so long, before its guest is taken for dead.
+CHECK_RETRY: Final = 0.5
+CHECK_PATIENCE: Final = 5.0
+
+#: So many packets may a guest whose port is closed send in that time: refusals of our tries, and answers to ARP.
+CHECK_PACKETS: Final = 2 * CHECK_PATIENCE / CHECK_RETRY
+
+
+class Sweep:
+    """The leases of a fleet."""
+
+    log = Logger()
+
+    def __init__(
+        self, machines: Mapping[str, Machine], clocks: Clocks, port: Port, needed: Callable[[Machine], bool]
+    ) -> None:
+        """
+        Begin with no lease.
+
+        Args:
+            machines: those that are looked after, by name.
+            clocks: tell the time.
+            port: tries ports.
+            needed: says whether a VM that is up, or about to be, needs this one.
+        """
+        self._machines, self._port, self._needed = machines, port, needed
+        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self._leases = Leases()
+        self._next: IDelayedCall | None = None
+        self._times: dict[str, IDelayedCall] = {}
+        self._waking: dict[str, IDelayedCall] = {}
+        self._checking: set[str] = set()
+        self._resting: set[str] = set()
+
+    def stop(self) -> None:
+        """Look at nothing any more."""
+        for call in (self._next, *self._times.values(), *self._waking.values()):
+            if call is not None and call.active():
+                call.cancel()
+
+    # Leases.
+
+    def lease(self, name: str) -> Lease | None:
+        """Return the lease of the VM *name*; None if it has none."""
+        return self._leases.get(name)
+
+    def left(self, name: str) -> float | None:
+        """Return the seconds until the VM *name* is stopped if nobody uses it; None if it has no lease."""
+        lease = self._leases.get(name)
+        return None if lease is None else max(0.0, lease.ends() - self._now())
+
+    def renew(self, machine: Machine) -> None:
+        """Note that *machine*, if it is up, is used now."""
+        lease, now = self._leases.get(machine.vm.name), self._now()
+        self._resting.discard(machine.vm.name)
+        if lease is not None:
+            lease.use(now)
+            if now >= lease.check_at:
+                self.check(machine)
+        elif machine.state is State.UP:
+            self.grant(machine, now, now)
+
+    def grant(self, machine: Machine, used: float, started: float) -> None:
+        """Give *machine* a lease, as if it had been started and used at those times."""
+        vm, now = machine.vm, self._now()
+        lease = Lease(vm.idle, vm.min_up, used, started, vm.max_up or inf)
+        if vm.check_every and has_port(vm, machine.backend):
+            lease.check_at = now + vm.check_every
+        lease.kept = self._kept(machine)
+        self._leases.grant(vm.name, lease)
+        self._plan()
+        Deferred.fromCoroutine(self._begin_to_count(machine, lease))
+
+    def _kept(self, machine: Machine) -> float:
+        """Return until when `keep_up` keeps *machine*, on our clock."""
+        spans, wall = machine.vm.keep_up, self._wall()
+        until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
+        return -inf if until is None else self._now() + until - wall
+
+    async def _begin_to_count(self, machine: Machine, lease: Lease) -> None:
+        """Let *lease* have a meter, unless nobody counts the guest's packets."""
+        try:
+            total = await machine.backend.traffic(machine.uuid)
+        except BackendError:
+            total = 0  # what it has sent will look like a use, once: better than none that is seen
+        if total is not None and self._leases.get(machine.vm.name) is lease:
+            lease.meter = Meter(machine.vm.idle_packets, total, self._now())
+            if lease.planned is not None:
+                self._leases.again(machine.vm.name)
+                self._plan()
+
+    def drop(self, machine: Machine) -> None:
+        """Forget the lease of *machine*, if it has one."""
+        self._leases.drop(machine.vm.name)
+
+    def _plan(self) -> None:
+        """See to it that the leases are looked at when the next one is due."""
+        look = self._leases.next_look()
+        if self._next is not None and self._next.active():
+            self._next.cancel()
+        if look is not None:
+            self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look)
+
+    def _look(self) -> None:
+        for name in self._leases.due(self._now()):
+            lease, machine = self._leases.get(name), self._machines[name]
+            assert lease is not None
+            if lease.meter is None:
+                self._settle(machine, lease)
+            else:
+                Deferred.fromCoroutine(self._count(machine, lease))
+        self._plan()
+
+    async def _count(self, machine: Machine, lease: Lease) -> None:
+        """Renew a lease whose guest was in use since the last look."""
+        await self.in_use(machine, lease)
+        self._settle(machine, lease)
+        self._plan()
+
+    async def in_use(self, machine: Machine, lease: Lease) -> bool:
+        """Say whether the guest was in use since the last look without being asked for; then its lease is renewed."""
+        if lease.meter is None:
+            return False
+        try:
+            total = await machine.backend.traffic(machine.uuid)
+            used = total is not None and lease.meter.used(total, self._now())
+        except BackendError:
+            # Nobody knows: it is not stopped for that.
+            lease.meter.at, used = self._now(), True
+        if used:
+            lease.use(self._now())
+        return used
+
+    def _settle(self, machine: Machine, lease: Lease) -> None:
+        """Stop a VM whose lease has ended, or look again later."""
+        name, now = machine.vm.name, self._now()
+        if self._leases.get(name) is not lease:
+            return
+        too_long = lease.started + lease.max_up <= now
+        if lease.ends() <= now and not too_long:
+            lease.kept = self._kept(machine)
+            if self._needed(machine):
+                lease.use(now)
+        if lease.ends() > now:
+            self._leases.again(name)
+            return
+        reason = f"up for {lease.max_up:g} s" if too_long else f"idle for {lease.idle:g} s"
+        self.end(machine, reason)
+
+    def end(self, machine: Machine, reason: str) -> None:
+        """Stop *machine*, whose lease is over."""
+        name, mode = machine.vm.name, machine.vm.mode.value
+        self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=mode)
+        self._leases.drop(name)
+        machine.stop(reason)
+
+    def idlest(self) -> list[Machine]:
+        """Return the VMs that may be stopped to make room, who is idle the longest first."""
+        now = self._now()
+        found = [
+            (lease.used, name)
+            for name, lease in self._leases.items()
+            if max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept) <= now
+        ]
+        machines = [self._machines[name] for _, name in sorted(found)]
+        return [machine for machine in machines if machine.state is State.UP and not self._needed(machine)]
+
+    # Times of the week.
+
+    def keep_times(self, machine: Machine) -> None:
+        """From now on, start *machine* whenever one of its times of the week begins; and now, if one has begun."""
+        if machine.vm.keep_up:
+            self.wake(machine)
+            wall = self._wall() + EARLY
+            begins = next_begin(machine.vm.keep_up, wall)
+            assert begins is not None
+            before = self._times.get(machine.vm.name)
+            if before is not None and before.active():
+                before.cancel()
+            self._times[machine.vm.name] = self._reactor.callLater(
+                min(begins - wall, LONGEST_SLEEP), self._time_begins, machine, begins
+            )
+
+    def _time_begins(self, machine: Machine, begins: float) -> None:
+        """See whether the time has come, and when the next one will; clocks are set, and machines sleep."""
+        if self._wall() + EARLY >= begins:
+            self._resting.discard(machine.vm.name)
+        self.keep_times(machine)
+
+    def rest(self, machine: Machine) -> None:
+        """Leave *machine*, which a person stopped, alone until it is asked for or its next time of the week begins."""
+        self._resting.add(machine.vm.name)
+
+    def wake(self, machine: Machine) -> None:
+        """Start *machine* if its time of the week says that it is up now; if it is up, keep it."""
+        lease, name = self._leases.get(machine.vm.name), machine.vm.name
+        if lease is not None:
+            lease.kept = self._kept(machine)
+        elif self._kept(machine) > self._now() and machine.state not in WANTED and name not in self._resting:
+            machine.summon("its time of the week", insist=True).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
+
+    def went_down(self, machine: Machine) -> None:
+        """Start *machine* again if it is its time of the week."""
+        if machine.vm.keep_up:
+            self._wake_in(max(0.0, machine.retry_at - self._now()), machine)
+
+    def _wake_in(self, seconds: float, machine: Machine) -> None:
+        waking = self._waking.get(machine.vm.name)
+        if waking is None or not waking.active():
+            self._waking[machine.vm.name] = self._reactor.callLater(seconds, self.wake, machine)
+
+    # Signs of life.
+
+    def check(self, machine: Machine) -> None:
+        """See whether the guest of *machine* is alive, and restart it if it is not; its answers go on meanwhile."""
+        lease, name = self._leases.get(machine.vm.name), machine.vm.name
+        if lease is None or not machine.ready or name in self._checking:
+            return
+        lease.check_at = self._now() + machine.vm.check_every
+        self._checking.add(name)
+        Deferred.fromCoroutine(self._check(machine, lease)).addBoth(self._checked, machine)
+
+    def _checked(self, result: Any, machine: Machine) -> None:
+        self._checking.discard(machine.vm.name)
+        if result is not None and not result.check(BackendError):
+            self.log.failure("{name}: unexpected, please report", result, name=machine.vm.name)
+
+    async def _check(self, machine: Machine, lease: Lease) -> None:
+        vm, backend = machine.vm, machine.backend
+        before = await backend.traffic(machine.uuid)
+        answers = self._port.wait(vm, await backend.guest(machine.uuid), CHECK_RETRY)
+        try:
+            await answers.addTimeout(CHECK_PATIENCE, self._reactor)
+        except DeferredTimeout:
+            after = await backend.traffic(machine.uuid)
+        else:
+            return
+        if self._leases.get(vm.name) is not lease:
+            return
+        if before is not None and after is not None and after - before > CHECK_PACKETS:
+            self.log.warn("{name}: port {port} is silent, but the guest is busy; left alone", name=vm.name,
+                          port=vm.wait_for_port)
+            return
+        reason = f"dead: port {vm.wait_for_port} has been silent for {CHECK_PATIENCE:g} s"
+        self.log.error("{name}: {reason}; restarted", name=vm.name, reason=reason)
+        machine.restart(reason)

@@ -1,0 +1,88 @@
+"""Who waits for one activation of a VM, until when, and what each is told. It knows nothing of what the VM does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import Deferred
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+#: At most so many askers are remembered; more are answered all the same, but for each question anew.
+MOST_ASKERS: Final = 10_000
+
+
+class Waiters:
+    """
+    The askers of one activation.
+
+    Attributes:
+        first: who asked first.
+        since: when that was, on the reactor's clock.
+        told: how many have been answered.
+    """
+
+    def __init__(self, reactor: IReactorTime, answer_by: float, first: Hashable, since: float) -> None:
+        """Let each wait for *answer_by* seconds at most."""
+        self._reactor, self._answer_by = reactor, answer_by
+        self.first, self.since = first, since
+        self.told = 0
+        self._due: dict[Hashable, float] = {}
+        self._waiting: dict[Deferred[bool], IDelayedCall | None] = {}
+
+    def __bool__(self) -> bool:
+        """Say whether somebody waits."""
+        return bool(self._waiting)
+
+    def __contains__(self, asker: Hashable) -> bool:
+        """Say whether *asker* has asked: then it asks again because it got no answer yet."""
+        return asker in self._due
+
+    def add(self, asker: Hashable, now: float, late: Callable[[Deferred[bool]], None] | None) -> Deferred[bool]:
+        """
+        Return a Deferred for *asker*, and call *late* with it when it is due; None: however long it takes.
+
+        Who asks again is due when the first question is, at once if that has just passed: a resolver has closed the
+        port of the question before (Unbound after 0.4 s), and its own client does not wait for ever. Who asks again
+        later than that asks anew.
+        """
+        waiter: Deferred[bool] = Deferred(self.forget)
+        if now > self._due.get(asker, now) + self._answer_by:
+            del self._due[asker]
+        due = self._due.get(asker, now + self._answer_by)
+        if len(self._due) < MOST_ASKERS:
+            self._due[asker] = due
+        left = max(0.0, due - now)
+        self._waiting[waiter] = None if late is None else self._reactor.callLater(left, late, waiter)
+        return waiter
+
+    def answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
+        """Tell one waiter how things stand."""
+        self.forget(waiter)
+        self.told += 1
+        waiter.callback(ready)
+
+    def answer_all(self, *, ready: bool) -> None:
+        """Tell everybody how things stand."""
+        for waiter in list(self._waiting):
+            self.answer(waiter, ready=ready)
+
+    def fail(self, waiter: Deferred[bool], error: Exception) -> None:
+        """Tell one waiter that it waits in vain."""
+        self.forget(waiter)
+        self.told += 1
+        waiter.errback(error)
+
+    def fail_all(self, kind: type[Exception], message: str) -> None:
+        """Tell everybody so; each gets an error of its own."""
+        for waiter in list(self._waiting):
+            self.fail(waiter, kind(message))
+
+    def forget(self, waiter: Deferred[bool]) -> None:
+        """Let *waiter* wait no more."""
+        late = self._waiting.pop(waiter)
+        if late is not None and late.active():
+            late.cancel()

@@ -1,0 +1,280 @@
+"""Which VMs are kept: evidence of use, times of the week, signs of life; on a clock, with VMs of memory."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from jitsu_tw.errors import BackendLost
+from jitsu_tw.ijitsu import Power
+from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.sweep import CHECK_PATIENCE, EARLY
+from jitsu_tw.vm.week import Span
+from test.support import EPOCH, World, vm
+from test.test_vm_fleet import FleetTestCase
+
+
+class EvidenceTests(FleetTestCase):
+    """What a guest transmits."""
+
+    def begin(self, **changes: Any) -> None:
+        """Begin with a VM whose packets are counted, and that is up."""
+        self.world = World(vm(idle=16, **changes))
+        self.guest = self.world.backend.guests[self.world.machine().uuid]
+        self.guest.sent = 0
+        self.ask()
+
+    def send(self, seconds: float, per_second: float) -> None:
+        """Let time pass in which the guest transmits."""
+        for _ in range(round(seconds / 2)):
+            assert self.guest.sent is not None
+            self.guest.sent += round(2 * per_second)
+            self.world.pump(2)
+
+    def test_download(self) -> None:
+        """A VM that transmits is not stopped, however long nobody asks for its name; `idle` after that it is."""
+        self.begin()
+        self.send(200, per_second=100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(13.8)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(2.4)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_nobody(self) -> None:
+        """A VM that transmits nothing, or a trickle, is stopped when its lease ends."""
+        for per_second in (0, 0.5):
+            self.begin()
+            self.send(14, per_second)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.send(4, per_second)
+            self.assertIs(State.OFF, self.world.machine().state, per_second)
+
+    def test_a_page(self) -> None:
+        """A page that was fetched counts from when it was seen, two seconds later at most."""
+        self.begin()
+        self.send(2, per_second=20)
+        self.world.pump(13)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(5)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_idle_packets(self) -> None:
+        """What counts as a trickle can be said."""
+        self.begin(idle_packets=60 * 100.0)
+        self.send(20, per_second=90)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_asked_meanwhile(self) -> None:
+        """A question that comes while the packets are being counted is not lost on the lease."""
+        self.begin()
+        counts: list[Deferred[int]] = []
+
+        def traffic(_: str) -> Deferred[int]:
+            counts.append(Deferred())
+            return counts[-1]
+
+        self.patch(self.world.backend, "traffic", traffic)
+        self.world.pump(16.2)
+        self.ask()
+        for count in counts:
+            count.callback(0)
+        self.world.pump(0.1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_nobody_knows(self) -> None:
+        """A VM whose packets cannot be counted any more is not stopped for that; afterwards it is stopped as ever."""
+        self.begin()
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda _: fail(BackendLost("no daemon")))
+        self.world.pump(60)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.patch(self.world.backend, "traffic", traffic)
+        self.world.pump(18.1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_after_a_restart(self) -> None:
+        """An adopted VM whose lease ran out while we were away is asked first whether it is in use."""
+        self.begin()
+        self.world.pump(10)
+        self.world.clock.advance(0)
+        self.world.kill()
+        self.send(30, per_second=100)
+        self.assertIs(State.UP, self.world.machine().state)
+
+
+class LimitsTests(FleetTestCase):
+    """`max_up`."""
+
+    def test_max_up(self) -> None:
+        """A VM is stopped so long after its start, used or not; the next question starts it again."""
+        self.world = World(vm(idle=16, max_up=60))
+        for _ in range(12):
+            self.ask()
+            self.world.pump(4.9)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(1.3)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertIn("up for 60 s", self.world.machine().reason)
+        self.assertEqual([True], self.ask())
+
+
+class TimesTests(FleetTestCase):
+    """`keep_up`: the clock of the tests begins in the night from Tuesday to Wednesday, UTC."""
+
+    def span(self, begin: float, end: float) -> Span:
+        """Return the span of today from so many seconds after the world's begin on; whole minutes."""
+        times = [datetime.fromtimestamp(EPOCH + 1000 + one).astimezone().replace(second=0) for one in (begin, end)]
+        return Span(frozenset({times[0].weekday()}), times[0].time(), times[1].time())
+
+    def begins(self, span: Span) -> float:
+        """Return when the span begins, in seconds after the world's begin."""
+        now = datetime.fromtimestamp(EPOCH + 1000).astimezone()
+        return (datetime.combine(now.date(), span.begin).astimezone() - now).total_seconds()
+
+    def test_kept_and_started(self) -> None:
+        """It is started a minute before its time begins, kept to the end without being asked for, and then stopped."""
+        span = self.span(600, 1200)
+        self.world = World(vm(idle=16, keep_up=(span,)))
+        begins = self.begins(span)
+        self.world.pump(begins - EARLY - 1, step=0.5)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.world.pump(1.5, step=0.5)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(EARLY + 600 - 2, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(4, step=0.5)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual(1, self.world.starts())
+
+    def test_at_the_start(self) -> None:
+        """A Jitsu that starts within the time starts the VM; one that adopts it keeps it."""
+        self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.kill()
+        self.world.pump(100, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(1, self.world.starts())
+
+    def test_goes_down(self) -> None:
+        """A VM that goes down in its time is started again; one that a person stops is not, until it is asked for."""
+        self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
+        self.world.pump(20)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.world.pump(0.2)
+        self.assertEqual((State.UP, 2), (self.world.machine().state, self.world.starts()))
+        self.world.fleet.stop_vm("www")
+        self.world.pump(100, step=1)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([True], self.ask())
+        self.world.pump(100, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_cannot_start(self) -> None:
+        """A VM that cannot be started is tried again, and not in haste."""
+        self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),), faults=["start"]))
+        self.world.pump(100, step=1)
+        self.assertTrue(3 <= self.world.fleet.stats(self.world.machine()).total_starts <= 5)
+
+    def test_dry_run(self) -> None:
+        """A dry run starts nothing."""
+        self.world = World(vm(keep_up=(self.span(-300, 900),)), dry_run=True)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+
+class LivenessTests(FleetTestCase):
+    """A guest that died in a VM that goes on running."""
+
+    def begin(self, **changes: Any) -> None:
+        """Begin with a VM that is up and has a port, which answers until told otherwise."""
+        self.world = World(vm(idle=120, wait_for_port=80, check_every=10, **changes))
+        self.world.backend.reachable = True
+        self.alive = True
+        self.tries: list[float] = []
+        self.world.kill()
+        port = self.world.fleet._signs.port
+        self.patch(port, "wait", self.wait)
+        self.ask()
+        self.world.pump(1.2)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.guest = self.world.backend.guests[self.world.machine().uuid]
+
+    def wait(self, *_: Any) -> Deferred[None]:
+        """Answer as the port does."""
+        self.tries.append(self.world.clock.seconds())
+        answered: Deferred[None] = Deferred()
+        if self.alive:
+            answered.callback(None)
+        return answered
+
+    def test_alive(self) -> None:
+        """A VM in use is checked every `check_every` seconds at most, and only if it is asked for."""
+        self.begin()
+        self.tries.clear()
+        for _ in range(33):
+            self.world.pump(1)
+            self.ask()
+        self.assertEqual(3, len(self.tries))
+        self.world.pump(50, step=1)
+        self.assertEqual(3, len(self.tries))
+        self.assertEqual(1, self.world.starts())
+
+    def test_dead(self) -> None:
+        """A dead one is answered for as ever, destroyed, whatever its mode, booted again, and that is logged."""
+        self.begin(mode=Mode.SAVE)
+        self.alive = False
+        self.world.pump(11)
+        self.assertEqual([True], self.ask())
+        self.world.pump(CHECK_PATIENCE - 0.5)
+        self.assertEqual(1, self.world.starts())
+        self.alive = True
+        self.world.pump(1)
+        self.assertEqual((State.UP, 2, 2), (self.world.machine().state, self.guest.starts, self.guest.boots))
+        self.world.pump(121, step=1)
+        self.assertIs(State.SAVED, self.world.machine().state)
+
+    def test_busy(self) -> None:
+        """A guest whose port is silent and that transmits is in use, and left alone."""
+        self.begin()
+        self.guest.sent = 0
+        self.alive = False
+        self.world.pump(11)
+        self.ask()
+        for _ in range(10):
+            self.world.pump(1)
+            self.guest.sent += 10
+        self.assertEqual(1, self.world.starts())
+
+    def test_again_and_again(self) -> None:
+        """A guest that dies each time is restarted after longer and longer rests."""
+        self.begin(boot_time=1.0)
+        for _ in range(120):
+            self.alive = self.world.machine().state is not State.UP
+            self.ask()
+            self.world.pump(1)
+        self.assertTrue(3 <= self.guest.starts <= 8, self.guest.starts)
+
+    def test_image(self) -> None:
+        """The image of a guest that died is not used again."""
+        self.begin(boot_from=Boot.SNAPSHOT)
+        self.assertTrue(self.guest.image)
+        self.alive = False
+        self.world.pump(11)
+        self.ask()
+        self.world.pump(CHECK_PATIENCE)
+        self.alive = True
+        self.world.pump(1)
+        self.assertEqual(2, self.guest.boots)
+
+    def test_never_ready(self) -> None:
+        """A guest that never was ready is not restarted for being what it was."""
+        self.world = World(vm(wait_for_port=80, check_every=10, faults=["never_ready"]))
+        self.ask()
+        self.world.pump(61, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.fleet.check("www")
+        self.world.pump(20, step=1)
+        self.assertEqual(1, self.world.starts())

@@ -1,0 +1,40 @@
+"""Turns: who boots next."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.vm.turns import Turns
+
+
+class TurnsTests(SynchronousTestCase):
+    """`Turns`."""
+
+    def take_all(self, turns: Turns[str]) -> str:
+        """Take all, and return them in their order."""
+        return "".join(turns.take() for _ in range(len(turns)))
+
+    def test_in_order(self) -> None:
+        """Of one network, who came first is first."""
+        turns: Turns[str] = Turns()
+        for waiter in "abc":
+            turns.add(waiter, 1)
+        self.assertEqual("abc", self.take_all(turns))
+        self.assertFalse(turns)
+
+    def test_fair(self) -> None:
+        """Networks take turns, however many of one wait."""
+        turns: Turns[str] = Turns()
+        for waiter, whose in zip("abcdefxyz", (1, 1, 1, 1, 1, 1, 2, 2, 3), strict=True):
+            turns.add(waiter, whose)
+        self.assertEqual("axzbycdef", self.take_all(turns))
+
+    def test_comes_again(self) -> None:
+        """Who has had a turn waits for the others."""
+        turns: Turns[str] = Turns()
+        turns.add("a", 1)
+        turns.add("x", 2)
+        turns.add("b", 1)
+        self.assertEqual("a", turns.take())
+        turns.add("c", 1)
+        self.assertEqual("xbc", self.take_all(turns))
