@@ -92,7 +92,7 @@ mkdir out
 decompress_kernel kernel/boot/vmlinuz-* out/vmlinux
 mkdir -p root/bin root/dev root/proc root/lib/net root/lib/late root/www/cgi-bin root/etc/acpi/PWRF root/var/log root/var/run
 install -m 755 "$(find busybox -path '*/bin/busybox' -type f)" root/bin/busybox
-for applet in sh acpid cat httpd ifconfig insmod mount poweroff route sleep; do ln -s busybox "root/bin/$applet"; done
+for applet in sh acpid cat halt httpd ifconfig insmod mount poweroff route sleep; do ln -s busybox "root/bin/$applet"; done
 cp "$here/init" root/init
 chmod +x root/init
 # shellcheck disable=SC2086  # lists of words
@@ -119,6 +119,12 @@ page root/www/cgi-bin/flood <<'EOF'
 # A download that never ends, as fast as it goes.
 printf 'Content-Type: application/octet-stream\r\n\r\n'
 exec cat /dev/zero
+EOF
+page root/www/cgi-bin/halt <<'EOF'
+#!/bin/sh
+# Die: the processor stops, and the machine around it goes on, as when a unikernel exits.
+printf 'Content-Type: text/plain\r\n\r\nhalting\n'
+exec halt -f
 EOF
 
 (cd root && find . | LC_ALL=C sort | cpio --create --format=newc --owner=0:0 --quiet) >out/initramfs

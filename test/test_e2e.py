@@ -15,12 +15,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from demo.server import Jitsu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IP: Final = "10.99.0.10"
 MAC: Final = "52:54:00:99:00:10"
@@ -82,13 +85,22 @@ class LabTestCase(SynchronousTestCase):
             raise SkipTest(f"no network namespaces here: {error}") from error
         self.addCleanup(ends.close)
         self.connect = lab.embed_root(libvirt_root())
-        ends.callback(lab.stop_qemus, libvirt_root())
+        ends.callback(self.forget_vms)
         self.directory = Path(ends.enter_context(lab.directory()))
 
-    def begin(self, top: str = "", ready: str = "wait_for_port: 80") -> Jitsu:
-        """Start a Jitsu; *top* and *ready* go into its configuration."""
+    @staticmethod
+    def forget_vms() -> None:
+        """End the VMs of Jitsu's own libvirt, and forget that there were any."""
+        lab.stop_qemus(libvirt_root())
+        for left in (*libvirt_root().glob("etc/qemu/*.xml"), *libvirt_root().glob("lib/qemu/save/*")):
+            left.unlink()
+
+    def begin(
+        self, top: str = "", ready: str = "wait_for_port: 80", change: Callable[[str], str] = lambda xml: xml
+    ) -> Jitsu:
+        """Start a Jitsu; *top* and *ready* go into its configuration; *change* is made to the VM's definition."""
         xml = lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE)
-        (self.directory / "www.xml").write_text(xml)
+        (self.directory / "www.xml").write_text(change(xml))
         configuration = CONFIGURATION.format(connect=self.connect, top=top, ready=ready)
         jitsu = Jitsu(self.directory, configuration, lab.HOST_IP, self.network)
         self.addCleanup(jitsu.stop, signal.SIGKILL)
@@ -108,6 +120,13 @@ class LabTestCase(SynchronousTestCase):
     def qemus(self) -> list[int]:
         """Return the process ids of the QEMUs that run."""
         return self.network.processes("qemu-system")
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until *condition* holds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.02)
 
 
 class ColdTests(LabTestCase):
@@ -245,8 +264,8 @@ class TroubleTests(LabTestCase):
         self.assertEqual("failed", jitsu.vm("gone")["state"])
 
 
-class SystemTests(LabTestCase):
-    """``qemu:///system``: a libvirtd, which can be killed. It has a /run, a /var/lib and a /etc of its own."""
+class SystemTestCase(LabTestCase):
+    """Has ``qemu:///system``: a libvirtd, which can be killed. It has a /run, a /var/lib and a /etc of its own."""
 
     def setUp(self) -> None:
         """Start libvirtd."""
@@ -272,6 +291,10 @@ class SystemTests(LabTestCase):
         """End a libvirtd."""
         daemon.kill()
         daemon.wait()
+
+
+class SystemTests(SystemTestCase):
+    """A libvirtd that goes away."""
 
     def test_daemon_killed(self) -> None:
         """
@@ -302,10 +325,3 @@ class SystemTests(LabTestCase):
         said = self.dig()
         self.assertIn("status: SERVFAIL", said)
         self.assertIn("EDE: 14 (Not Ready)", said)
-
-    def until(self, condition: Any) -> None:
-        """Wait until *condition* holds."""
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            self.assertLess(time.monotonic(), end)
-            time.sleep(0.02)

@@ -350,6 +350,18 @@ class StopTests(FleetTestCase):
         self.assertEqual([[True], [True]], answers)
         self.assertEqual(2, self.world.starts())
 
+    def test_summons_during_a_stop_before_a_slow_boot(self) -> None:
+        """What was asked for during a stop has a whole lease when it is up, however long that took."""
+        _, stops = self.slow_guest(boot_time=30.0)
+        self.ask()
+        self.world.pump(41)
+        self.ask()
+        stops[0].callback(None)
+        self.world.pump(31)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(8)
+        self.assertIs(State.UP, self.world.machine().state)
+
     def test_shutdown_escalates(self) -> None:
         """A guest that does not follow a shutdown in `stop_timeout` is destroyed."""
         self.world = World(vm(idle=10, mode=Mode.SHUTDOWN, stop_timeout=5))
@@ -647,6 +659,26 @@ class FailureTests(FleetTestCase):
         guest.vm = vm()
         self.world.pump(1.5, step=0.5)
         self.assertEqual((State.UP, 2), (self.world.machine().state, guest.boots))
+
+    def test_dies_when_restored(self) -> None:
+        """A VM that was restored and dies of it is booted, once, without its image, and who waits never knows."""
+        for how in ({"mode": Mode.SAVE}, {"boot_from": Boot.SNAPSHOT}):
+            self.world = World(vm(idle=10, **how))
+            self.ask()
+            self.world.pump(12)
+            guest = self.world.backend.guests[self.world.machine().uuid]
+
+            def ready(_: str, guest: Any = guest) -> Deferred[None]:
+                if guest.starts > 2:
+                    return succeed(None)
+                guest.power = Power.OFF
+                return fail(BackendError("it went down"))
+
+            self.patch(self.world.backend, "ready", ready)
+            answers = self.ask()
+            self.world.pump(0.3)
+            self.assertEqual([True], answers)
+            self.assertEqual((3, 2), (guest.starts, guest.boots))
 
     def test_not_restarted_after_a_stop(self) -> None:
         """A person's stop ends the restart of a VM that rests before it."""

@@ -59,7 +59,15 @@ class MeterTests(SynchronousTestCase):
             (0, 1, [0, 1, 0, 1], ".U.U"),  # any packet is a use
             (600, 1, [10, 10, 10, 13], "...U"),
         ):
-            self.assertEqual(expected, self.looks(Meter(per_minute, 500, 0), sent, every), (per_minute, sent))
+            meter = Meter(per_minute, 500, 0)
+            meter.level = 0.0
+            self.assertEqual(expected, self.looks(meter, sent, every), (per_minute, sent))
+
+    def test_greeting(self) -> None:
+        """What a guest says when it has just come up is no use, and does not hide one."""
+        self.assertEqual("." * 12, self.looks(Meter(30, 3, 0), [2, 2, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0]))
+        self.assertEqual(".UUUU", self.looks(Meter(30, 3, 0), [10, 10, 10, 10, 10]))
+        self.assertEqual("......UUU", self.looks(Meter(30, 3, 0), [2, 2, 2, 2, 2, 2, 2, 2, 2]))
 
     def test_begins_again(self) -> None:
         """A counter that is smaller than before began at 0 again: the guest was restored, or its interface replaced."""

@@ -44,6 +44,9 @@ STEADY: Final = 10.0
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
 
+#: A guest goes on where it was.
+RESUMED: Final = frozenset({Start.RESUMED, Start.RESTORED})
+
 #: The timeline of a VM that was never asked for.
 NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
 
@@ -84,7 +87,7 @@ class Machine:
 
     # One for each VM, of which there may be very many.
     __slots__ = (
-        "_again", "_answer_by", "_fault", "_hint", "_how", "_keeper", "_kill", "_moves", "_now", "_reactor",
+        "_again", "_answer_by", "_cold", "_fault", "_hint", "_how", "_keeper", "_kill", "_moves", "_now", "_reactor",
         "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures", "held", "marks", "ready",
         "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
@@ -121,7 +124,7 @@ class Machine:
         self._moves = 0
         self._how = Start.RAN
         self._up_at = 0.0
-        self._kill = self._again = False
+        self._kill = self._again = self._cold = False
         self._fault: type[JitsuError] = BackendLost
 
     # What others want of it.
@@ -204,7 +207,7 @@ class Machine:
             return
         if self.state is State.UP and self._is_steady():
             self.failures = 0
-        self._kill = self._again = True
+        self._kill = self._again = self._cold = True
         self._failed()
         self.feed(Event.STOP, reason)
 
@@ -272,6 +275,8 @@ class Machine:
             self._begin(self._keep_image())
         elif state is State.UP:
             self._up()
+        elif state is State.FAILED and self._how in RESUMED and old is State.WAITING:
+            self._boot_instead()
         elif state is State.FAILED:
             self._fail_waiters(self.reason)
             self._end_boot("failed")
@@ -279,6 +284,7 @@ class Machine:
             self.mark("stop")
             self._begin(self._stop())
         elif self._waiters:
+            self.held = True
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         elif self._again:
             self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
@@ -286,6 +292,13 @@ class Machine:
             stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
                 deferred.callback(state)
+
+    def _boot_instead(self) -> None:
+        """Boot a guest that could not go on where it was."""
+        name, how = self.vm.name, self._how.value
+        self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=self.reason)
+        self._cold = self.held = True
+        self.feed(Event.SUMMON, f"booted, because it was {how} in vain")
 
     def _is_steady(self) -> bool:
         return self._now() >= self._up_at + STEADY
@@ -331,14 +344,16 @@ class Machine:
         if memory is not None and memory.needed > memory.free:
             message = f"it needs {memory.needed // _MIB} MiB of memory, its host has {memory.free // _MIB} MiB"
             raise NoRoom(message)
+        if self._cold:
+            await self.backend.drop_image(self.uuid)
+            self._cold = False
         self._how = await self.backend.start(self.uuid)
         self.mark("started")
         self.feed(Event.STARTED, self._how.value)
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        resumed = self._how in {Start.RESUMED, Start.RESTORED}
-        patience = self._reactor.callLater(RESUMED_WITHIN if resumed else READY_WITHIN, self._give_up)
+        patience = self._reactor.callLater(RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN, self._give_up)
         signs: list[Deferred[None]] = [self.backend.ready(self.uuid)]
         try:
             guest = await self.backend.guest(self.uuid) if self._readiness else Guest()
@@ -361,13 +376,14 @@ class Machine:
         self.mark("ready")
         self._waiting = None
         wanted = self.vm.boot_from is Boot.SNAPSHOT and self._how is Start.BOOTED
-        self.feed(Event.IMAGE if wanted else Event.READY)
+        how = "" if self._how is Start.BOOTED else self._how.value
+        self.feed(Event.IMAGE if wanted else Event.READY, how)
 
     def _give_up(self) -> None:
         """Boot a guest that was resumed and is not heard of; take one that was booted for up, so its lease can end."""
         self.ready = False
         name, how = self.vm.name, self._how
-        if how in {Start.RESUMED, Start.RESTORED}:
+        if how in RESUMED:
             self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted", name=name, how=how.value,
                            limit=RESUMED_WITHIN)
             self.restart(f"not ready after it was {how.value}")
@@ -389,8 +405,6 @@ class Machine:
     async def _stop(self) -> None:
         """Stop the VM in its mode, or, if it is dead, at once; a shutdown that is not followed becomes destroy."""
         mode = Mode.DESTROY if self._kill else self.vm.mode
-        if self._kill:
-            await self.backend.drop_image(self.uuid)
         await self.backend.stop(self.uuid, mode)
         if mode is Mode.SHUTDOWN and not await self._goes_down():
             self.log.warn(

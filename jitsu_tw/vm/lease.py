@@ -19,6 +19,10 @@ SLICE: Final = 1000
 #: So many packets more than an idle guest's are no use yet: an ARP answer, a neighbour solicitation.
 BURST: Final = 2.0
 
+#: So many packets may a guest transmit to say that it is there: it looks for its address in use by others, joins groups
+#: and asks for routers (RFC 4862, 5.4; RFC 3810, 6.1; RFC 4861, 6.3.7), for ten seconds or so.
+GREETING: Final = 8.0
+
 #: A guest's packets are counted this often within the `idle` seconds of its lease, but no more often than every so many
 #: seconds, and no more seldom than every so many.
 LOOKS: Final = 8
@@ -35,18 +39,23 @@ class Meter:
         per_minute: the packets that an idle guest may transmit in a minute (`idle_packets`); with 0, any is a use.
         total: what the guest had transmitted at the last look.
         at: when that was.
-        level: packets that have not leaked away yet.
+        level: packets that have not leaked away yet; what a guest may say at first is less than none.
     """
 
     per_minute: float
     total: int
     at: float
-    level: float = 0.0
+    level: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Allow the guest to say that it is there."""
+        self.level = -GREETING if self.per_minute else 0.0
 
     def used(self, total: int, now: float) -> bool:
         """Say whether the guest, which has transmitted *total* packets, was in use since the last look."""
         sent = total - self.total if total >= self.total else total  # it began again at 0
-        self.level = max(0.0, self.level + sent - (now - self.at) * self.per_minute / 60)
+        leaked = (now - self.at) * self.per_minute / 60
+        self.level = max(min(0.0, self.level), self.level + sent - leaked)
         self.total, self.at = total, now
         most = BURST if self.per_minute else 0.0
         used = self.level > most
