@@ -66,6 +66,9 @@ class BackendContract(TestCase):
     backend: Any
     watcher: Watcher
 
+    #: What a VM is after the original's `suspend`.
+    suspended = Power.PAUSED
+
     def make(self) -> Any:
         """Return the backend to be tested."""
         raise NotImplementedError
@@ -108,13 +111,14 @@ class BackendContract(TestCase):
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_pause(self) -> None:
-        """A paused VM is paused, and runs after a start; suspend is the original's word for it."""
+        """A paused VM is paused, and runs after a start; suspend is the original's word for it, or for a save."""
         uuid = await self.backend.look_up(self.new_vm())
-        for mode in (Mode.PAUSE, Mode.SUSPEND):
+        for mode, power in ((Mode.PAUSE, Power.PAUSED), (Mode.SUSPEND, self.suspended)):
             await self.backend.start(uuid)
             await self.backend.stop(uuid, mode)
-            self.assertIs(Power.PAUSED, await self.backend.state(uuid))
-        self.assertIs(Start.RESUMED, await self.backend.start(uuid))
+            self.assertIs(power, await self.backend.state(uuid))
+        how = Start.RESUMED if self.suspended is Power.PAUSED else Start.RESTORED
+        self.assertIs(how, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_save(self) -> None:

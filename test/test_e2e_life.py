@@ -10,15 +10,13 @@ import shutil
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from demo import lab
 from test.test_e2e import IP, NAME, LabTestCase, SystemTestCase, libvirt_root
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from demo.server import Jitsu
 
 #: Does something to the domain "www" of libvirtd, as an administrator would with virsh.
 BY_HAND: Final = """
@@ -191,12 +189,6 @@ class ModeTests(LabTestCase):
 
 class OthersTests(SystemTestCase):
     """What others do to a VM of libvirtd."""
-
-    def begin(self, top: str = "", ready: str = "wait_for_port: 80", **more: Any) -> Jitsu:
-        """Start a Jitsu; see its VM defined."""
-        jitsu = super().begin(top, ready, **more)
-        self.assertTrue(jitsu.vm()["uuid"])
-        return jitsu
 
     def by_hand(self, action: str) -> None:
         """Do something to the VM with libvirt, past Jitsu."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BACKENDS: Final[Mapping[str, str]] = {
     "libvirt": "jitsu_tw.backends.libvirt:LibvirtBackend",
     "memory": "jitsu_tw.backends.memory:MemoryBackend",
+    "xapi": "jitsu_tw.backends.xapi:XapiBackend",
 }
 
 

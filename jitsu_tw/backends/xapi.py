@@ -1,0 +1,425 @@
+"""
+VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
+
+Every call blocks, so each is made in a thread of a pool of our own, and none takes longer than its answer: what changes
+a VM is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the
+other of `event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
+
+from jitsu_tw.backends import xapi_vms
+from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
+from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.settings import VM, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+#: How many calls to one pool may be under way at once.
+THREADS: Final = 16
+
+#: What events are wanted of: VMs, and the tasks that change them.
+CLASSES: Final = ["vm", "task"]
+
+#: Seconds until `event.from` answers that nothing has happened; well under the deadline of an answer.
+EVENTS_WITHIN: Final = 10.0
+
+#: Seconds that a task may take: a suspend writes the guest's whole memory to a disk, which may be a slow one.
+TASK_WITHIN: Final = 600.0
+
+#: How often a start looks again when somebody else was quicker.
+TRIES: Final = 3
+
+#: The call that stops a VM in each mode, and what it leaves. In XAPI "suspend" is a save to disk.
+_STOPS: Final = {
+    Mode.DESTROY: ("hard_shutdown", Power.OFF),
+    Mode.SHUTDOWN: ("clean_shutdown", Power.OFF),
+    Mode.SUSPEND: ("suspend", Power.SAVED),
+    Mode.PAUSE: ("pause", Power.PAUSED),
+    Mode.SAVE: ("suspend", Power.SAVED),
+}
+
+#: Errors that are not the fault of a saved image: with more memory, another host or the disks back, it may be resumed.
+_PASSING: Final = frozenset({
+    "HANDLE_INVALID", "LICENCE_RESTRICTION", "NO_HOSTS_AVAILABLE", "OPERATION_BLOCKED", "OPERATION_NOT_ALLOWED",
+    "OTHER_OPERATION_IN_PROGRESS", "RBAC_PERMISSION_DENIED", "TASK_CANCELLED", "TOO_MANY_PENDING_TASKS",
+    "VM_BAD_POWER_STATE", "VM_REQUIRES_NETWORK", "VM_REQUIRES_SR",
+})  # fmt: skip
+_PASSING_KINDS: Final = ("HOST_", "SR_")
+
+
+@implementer(IBackend)
+class XapiBackend:
+    """The pool at one URI; see `xapi_session.SYNTAX`."""
+
+    log = Logger()
+    reachable = True
+    images = False
+
+    def __init__(self, connect: str = "", reactor: Any = None) -> None:
+        """Take the URI; nothing is connected yet."""
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._uri = connect
+        self._reactor = reactor
+        self._watcher: IWatcher | None = None
+        self._checked: Login | None = None
+        self._opening: Login | None = None
+        self._login: Login | None = None
+        self._pool = ThreadPool(0, THREADS, "xapi")
+        self._stream: threading.Thread | None = None
+        self._seen = xapi_vms.Seen()
+        self._refs: dict[str, str] = {}
+        self._tasks: dict[str, Deferred[dict[str, Any] | None]] = {}
+        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
+        self._failures = 0
+        self._closed = False
+        self._retry: Any = None
+
+    def __str__(self) -> str:
+        """Say which it is, in messages."""
+        return f"XAPI at {self._uri.partition('?')[0]}"
+
+    # Connecting.
+
+    def check(self, vms: Iterable[VM]) -> None:
+        """Log in and look at the VMs; keep the session for `connect`."""
+        target = Target.from_uri(self._uri)
+        target.password()
+        if target.exposed():
+            self.log.warn("{file} can be read by everybody; mend it with: chmod 600", file=target.password_file)
+        login = Login(target)
+        try:
+            login.open()
+            for vm in vms:
+                self._check(login, vm)
+        except BackendLost as lost:
+            if isinstance(lost.__cause__, ssl.SSLCertVerificationError):
+                message = f"{self} cannot be trusted: {lost}; give the file of its authority with ca=FILE"
+                raise ConfigError(message, key="connect") from lost
+            self.log.error("{backend} cannot be reached yet: {error}", backend=self, error=str(lost))
+        except BackendError as refused:
+            if isinstance(refused, XapiError) and refused.code == "SESSION_AUTHENTICATION_FAILED":
+                message = f"{self} does not take user and password: {refused}; mend user=, or {target.password_file}"
+                raise ConfigError(message, key="connect") from refused
+            self.log.error("{backend} takes no session yet: {error}", backend=self, error=str(refused))
+        except ConfigError:
+            login.close()
+            raise
+        else:
+            self._checked = login
+
+    def _check(self, login: Login, vm: VM) -> None:
+        try:
+            xapi_vms.find(login, vm)
+        except BackendLost:
+            raise
+        except NoSuchVM as error:
+            message = f"{self} knows no such VM: {error}; make it there, or mend the name or uuid"
+            raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
+        except BackendError as error:
+            raise ConfigError(f"{self}: {error}", *vm.place, f"vms: {vm.name}") from error
+
+    def connect(self, watcher: IWatcher) -> None:
+        """Use the session that `check` made, or make one, now and whenever it breaks."""
+        self._watcher = watcher
+        self._pool.start()
+        self._try()
+
+    def _try(self) -> None:
+        if not self._closed:
+            opened = deferToThreadPool(self._reactor, self._pool, self._open)
+            opened.addCallbacks(self._opened, self._not_opened)
+
+    def _open(self) -> tuple[Login, dict[str, Any]]:
+        """Log in, and learn how all VMs are, with the token from which on events are wanted. Blocks."""
+        login, self._checked = self._checked or Login(Target.from_uri(self._uri)), None
+        self._opening = login
+        try:
+            if self._closed:
+                login.abort("closed")
+            return login, login.call("event.from", CLASSES, "", 0.0)
+        except JitsuError:
+            login.close()
+            raise
+
+    def _opened(self, opened: tuple[Login, dict[str, Any]]) -> None:
+        login, batch = opened
+        if self._closed or self._watcher is None:
+            login.abort("closed")
+            return
+        self._login, self._failures = login, 0
+        self._seen = xapi_vms.Seen()
+        self._seen.take(xapi_vms.of("vm", batch["events"]), whole=True)
+        self._refs.clear()
+        self._stream = threading.Thread(target=self._listen, args=(login, batch["token"]), name="xapi events")
+        self._stream.daemon = True
+        self._stream.start()
+        self.log.info("{backend}: connected", backend=self)
+        self._watcher.connected(self)
+
+    def _not_opened(self, failure: Any) -> None:
+        """Try again. Wide: a fault of ours must not end that for ever."""
+        if not failure.check(JitsuError):
+            self.log.failure("{backend}: unexpected, please report", failure, backend=self)
+        self._failures += 1
+        if self._watcher is not None:
+            self._watcher.lost(self, failure.getErrorMessage())
+        self._again()
+
+    def _again(self) -> None:
+        """Try to connect after a while that grows with each failure."""
+        if not self._closed:
+            self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
+
+    def _listen(self, login: Login, token: str) -> None:
+        """Hand on events until the session cannot be had any more; in a thread of its own."""
+        number = login.number
+        try:
+            while True:
+                if login.number != number:
+                    # Another session may be one of another master, whose tokens count otherwise: all of it once more.
+                    number, token = login.number, ""
+                try:
+                    batch = login.once("event.from", CLASSES, token, EVENTS_WITHIN)
+                except XapiError as refused:
+                    if refused.code not in PASSED or not token:
+                        raise
+                    login.open()
+                    continue
+                self._reactor.callFromThread(self._heard, login, batch["events"], whole=not token)
+                token = batch["token"]
+        except Exception as error:  # noqa: BLE001
+            # Wide: whatever ends the stream, without it nobody would hear of anything.
+            self._reactor.callFromThread(self._lost, login, str(error) or repr(error))
+
+    def _heard(self, login: Login, events: Sequence[dict[str, Any]], *, whole: bool) -> None:
+        for uuid, reason in self._seen.take(xapi_vms.of("vm", events), whole=whole) if login is self._login else ():
+            if self._watcher is not None:
+                self._watcher.changed(uuid, reason)
+        for event in xapi_vms.of("task", events):
+            task = event.get("snapshot") or {"status": "failure", "error_info": ["HANDLE_INVALID", "task"]}
+            if event["ref"] in self._tasks and task["status"] not in {"pending", "cancelling"}:
+                self._tasks.pop(event["ref"]).callback(task)
+
+    def _lost(self, login: Login, reason: str) -> None:
+        if login is not self._login or self._closed:
+            return
+        self._login = None
+        login.abort(reason)
+        self._let_go()
+        self.log.error("{backend}: {reason}", backend=self, reason=reason)
+        if self._watcher is not None:
+            self._watcher.lost(self, reason)
+        self._again()
+
+    def _let_go(self) -> None:
+        """Tell those who wait for tasks that nobody will hear of them."""
+        tasks, self._tasks = self._tasks, {}
+        for waiting in tasks.values():
+            waiting.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """Log out and end the threads."""
+        if self._closed:
+            return succeed(None)
+        self._closed = True
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        login, self._login, self._watcher = self._login or self._checked, None, None
+        if self._opening is not None and self._opening is not login:
+            self._opening.abort("closed")
+        self._let_go()
+        if login is None and not self._pool.started:
+            return succeed(None)
+        if not self._pool.started:
+            self._pool.start()
+        closed = deferToThreadPool(self._reactor, self._pool, self._shut, login, self._stream)
+        return closed.addBoth(lambda _: self._pool.stop())
+
+    @staticmethod
+    def _shut(login: Login | None, stream: threading.Thread | None) -> None:
+        if login is not None:
+            login.close()
+        if stream is not None:
+            stream.join(CONNECT_WITHIN)
+
+    # Calls.
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Call *function* with the login, in a thread of the pool."""
+        login = self._login
+        if login is None:
+            return fail(BackendLost(f"{self} cannot be reached"))
+        ran = deferToThreadPool(self._reactor, self._pool, function, login, *arguments)
+        return ran.addErrback(self._broken, login)
+
+    def _broken(self, failure: Any, login: Login) -> Any:
+        if failure.check(BackendLost, ConfigError):
+            self._lost(login, failure.getErrorMessage())
+        return failure
+
+    def _ask(self, method: str, *arguments: Any) -> Deferred[Any]:
+        return self._run(Login.call, method, *arguments)
+
+    async def _vm(self, uuid: str, ask: Callable[[str], Deferred[Any]]) -> Any:
+        """Ask something about the VM's ref, which is looked up again where XAPI does not know it any more."""
+        known = self._refs.get(uuid)
+        try:
+            ref = self._refs[uuid] = known or await self._ask("VM.get_by_uuid", uuid)
+            return await ask(ref)
+        except XapiError as refused:
+            if refused.code not in {"HANDLE_INVALID", "UUID_INVALID"} or refused.parameters[:1] != ["VM"]:
+                raise
+            self._refs.pop(uuid, None)
+            if known is None:
+                raise NoSuchVM(str(refused)) from refused
+        return await self._vm(uuid, ask)
+
+    async def _power(self, uuid: str) -> Power:
+        return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
+
+    async def _change(self, uuid: str, method: str, *arguments: Any) -> None:
+        """Do something to the VM, and wait for its end."""
+        await self._vm(uuid, lambda ref: Deferred.fromCoroutine(self._task(f"Async.VM.{method}", ref, *arguments)))
+
+    async def _task(self, method: str, *arguments: Any) -> None:
+        """Have XAPI do something, and wait for its end."""
+        await self._ended(method, await self._ask(method, *arguments))
+
+    async def _ended(self, method: str, task: str) -> None:
+        """Wait for the end of *task*; fail with the error that it ended with."""
+        waiting: Deferred[dict[str, Any] | None] = Deferred()
+        self._tasks[task] = waiting
+        try:
+            # It may have ended before anybody listened.
+            record = await self._ask("task.get_record", task)
+            if record["status"] in {"pending", "cancelling"}:
+                record = await waiting.addTimeout(TASK_WITHIN, self._reactor)
+        except defer.TimeoutError as error:
+            message = f"{method} is still under way after {TASK_WITHIN} s"
+            raise BackendError(message) from error
+        finally:
+            self._tasks.pop(task, None)
+        if record is None:
+            message = f"{method}: the connection broke while it was under way"
+            raise BackendLost(message)
+        # XAPI keeps what has ended for a day, and not without limit. Whether this succeeds is all the same to us.
+        self._ask("task.destroy", task).addErrback(lambda _: None)
+        if record["status"] != "success":
+            raise XapiError(record["error_info"] or [f"task {record['status']}"])
+
+    def look_up(self, vm: VM) -> Deferred[str]:
+        """Find a VM by uuid or name label."""
+        return self._run(xapi_vms.find, vm)
+
+    def state(self, uuid: str) -> Deferred[Power]:
+        """Return the power state; one that is suspended in XAPI's words is saved in ours."""
+        return Deferred.fromCoroutine(self._power(uuid))
+
+    def start(self, uuid: str) -> Deferred[Start]:
+        """Start, resume or unpause the VM. XAPI chooses the host."""
+        return Deferred.fromCoroutine(self._start(uuid))
+
+    async def _start(self, uuid: str) -> Start:
+        for last in (*[False] * (TRIES - 1), True):
+            power = await self._power(uuid)
+            try:
+                if power is Power.RUNNING:
+                    return Start.RAN
+                if power is Power.OFF:
+                    await self._change(uuid, "start", False, False)  # noqa: FBT003
+                    return Start.BOOTED
+                return await self._wake(uuid, power)
+            except XapiError as refused:
+                # Somebody else may have been quicker.
+                if refused.code != "VM_BAD_POWER_STATE" or last:
+                    raise
+        raise AssertionError
+
+    async def _wake(self, uuid: str, power: Power) -> Start:
+        """Unpause or resume the VM; where that cannot be, throw away what there is, and boot."""
+        try:
+            if power is Power.PAUSED:
+                await self._change(uuid, "unpause")
+                return Start.RESUMED
+            await self._change(uuid, "resume", False, False)  # noqa: FBT003
+        except XapiError as refused:
+            if refused.code in _PASSING or refused.code.startswith(_PASSING_KINDS):
+                raise
+            self.log.error(
+                "{backend}: VM {uuid} is {power} and cannot go on, so that is thrown away and the VM boots: {error}",
+                backend=self, uuid=uuid, power=power.value, error=str(refused),
+            )  # fmt: skip
+        else:
+            return Start.RESTORED
+        await self._change(uuid, "hard_shutdown")
+        await self._change(uuid, "start", False, False)  # noqa: FBT003
+        return Start.BOOTED
+
+    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+        """Stop the VM. What is saved already stays so."""
+        return Deferred.fromCoroutine(self._stop(uuid, mode))
+
+    async def _stop(self, uuid: str, mode: Mode) -> None:
+        method, leaves = _STOPS[mode]
+        done = {Power.OFF, Power.SAVED, leaves}
+        if await self._power(uuid) in done:
+            return
+        if mode is Mode.SHUTDOWN:
+            asked = f"Async.VM.{method}"
+            task = await self._vm(uuid, lambda ref: self._ask(asked, ref))
+            Deferred.fromCoroutine(self._ended(asked, task)).addErrback(self._not_followed, uuid)
+            return
+        try:
+            await self._change(uuid, method)
+        except XapiError:
+            # It may have gone down by itself meanwhile, which is what was wanted.
+            if await self._power(uuid) not in done:
+                raise
+
+    def _not_followed(self, failure: Any, uuid: str) -> None:
+        """Hear why a guest does not shut down. Who asked for it waits for the VM itself, and not for ever."""
+        failure.trap(BackendError)
+        self.log.warn(
+            "{backend}: VM {uuid} does not shut down: {error}",
+            backend=self, uuid=uuid, error=failure.getErrorMessage(),
+        )  # fmt: skip
+
+    def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fire at once: XAPI knows of a guest only what an agent in it says, some seconds late."""
+        return succeed(None)
+
+    def guest(self, uuid: str) -> Deferred[Guest]:
+        """Read the VIFs and the domain, which is one of the host that the VM is on."""
+        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.guest, ref)))
+
+    def traffic(self, uuid: str) -> Deferred[int | None]:  # noqa: ARG002
+        """Return None: XAPI has rates in octets a second, no counts of packets (VIF_metrics, RRDs)."""
+        return succeed(None)
+
+    def memory(self, uuid: str) -> Deferred[Memory | None]:
+        """Return the VM's static maximum and overhead, and what is free on the host that has the most."""
+        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref)))
+
+    def keep_image(self, uuid: str) -> Deferred[None]:
+        """Refuse: `images` is False."""
+        return fail(BackendError(f"{self} keeps no images of VM {uuid}"))
+
+    def drop_image(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Do nothing: there is none."""
+        return succeed(None)
