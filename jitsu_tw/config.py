@@ -234,7 +234,6 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
             raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
     values = _values(said, VM_KEYS, where)
     values.pop("use_synjitsu", None)
-    values.pop("wait_for_key", None)
     backend = values.setdefault("backend", defaults.get("backend", "libvirt"))
     inherited = defaults.get("connect") if backend == defaults.get("backend", "libvirt") else None
     values.setdefault("connect", inherited or CONNECT.get(backend, ""))

@@ -153,6 +153,8 @@ class IBackend(Interface):
 class IReadiness(Interface):
     """A sign that a guest will answer its first packet."""
 
+    anew: bool = Attribute("Whether a guest that was restored gives it anew; if not, nobody waits for it then.")
+
     def wait(vm: VM, guest: Guest) -> Deferred[None]:
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
 

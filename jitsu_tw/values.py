@@ -7,6 +7,7 @@ What the keys of a configuration take: text in, values out; wrong text is a Valu
 from __future__ import annotations
 
 import difflib
+import re
 import uuid
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,9 @@ from jitsu_tw.vm.week import Span
 if TYPE_CHECKING:
     import enum
     from collections.abc import Callable, Iterable, Mapping
+
+#: The octets that a path below a domain's own may have (xenstore.txt: XENSTORE_REL_PATH_MAX).
+LONGEST_KEY: Final = 2048
 
 
 def near(key: str, known: Iterable[str]) -> str:
@@ -151,11 +155,11 @@ def _http(text: str) -> Http:
     return Http(path, int(status) if status else None)
 
 
-def _key(text: str) -> str:
-    if not text.strip("/") or not all(text.strip("/").split("/")):
-        message = f"{text!r} is no key in Xenstore; write one like data/ready"
+def _xenstore_key(text: str) -> str:
+    if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
+        message = f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready"
         raise ValueError(message)
-    return text.strip("/")
+    return text
 
 
 def _not_yet(text: str) -> None:
@@ -243,5 +247,5 @@ VM_KEYS: Final[Mapping[str, Key]] = {
     "needs": Key(str, many=True),
     "boot_from": Key(_of(Boot)),
     "use_synjitsu": Key(_not_yet),
-    "wait_for_key": Key(_not_yet),
+    "wait_for_key": Key(_xenstore_key),
 }

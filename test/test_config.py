@@ -166,7 +166,7 @@ WRONG = (
     ("delay: nan\n" + VM, 1, "delay: 'nan' is no number of seconds"),
     ("bind: here\n" + VM, 1, "bind: 'here' is no IP address"),
     ("mode: kill\n" + VM, 1, "mode: 'kill' is not one of destroy, pause, save, shutdown, suspend"),
-    ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, memory; did you mean libvirt?"),
+    ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, memory, xapi; did you mean libvirt?"),
     ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
     ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),
     ("vms: www\n", 1, "vms: is a list"),

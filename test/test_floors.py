@@ -25,10 +25,12 @@ FLOORS: Final = (
      "jitsu_tw.dns.cookies",
      "jitsu_tw.dns.rrl",
      "jitsu_tw.dns.tsig", "jitsu_tw.dns.transfer"),
-    ("jitsu_tw.backends.memory", "jitsu_tw.backends.image", "jitsu_tw.backends.domain",
+    ("jitsu_tw.xsclient", "jitsu_tw.xenstore",  # before those that use them
+     "jitsu_tw.backends.memory", "jitsu_tw.backends.image", "jitsu_tw.backends.domain",
      "jitsu_tw.backends.libvirt", "jitsu_tw.backends.xapi_session", "jitsu_tw.backends.xapi_vms",
      "jitsu_tw.backends.xapi", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
-     "jitsu_tw.readiness.port", "jitsu_tw.readiness", "jitsu_tw.store.memory", "jitsu_tw.store.git", "jitsu_tw.store"),
+     "jitsu_tw.readiness.port", "jitsu_tw.readiness.xenstore", "jitsu_tw.readiness", "jitsu_tw.store.memory",
+     "jitsu_tw.store.git", "jitsu_tw.store"),
     ("jitsu_tw.vm.waiters", "jitsu_tw.vm.activation", "jitsu_tw.vm.record", "jitsu_tw.vm.sweep",
      "jitsu_tw.vm.admission", "jitsu_tw.vm.fleet"),
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
@@ -41,7 +43,7 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.errors"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.errors", "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

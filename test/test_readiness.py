@@ -19,6 +19,7 @@ from jitsu_tw.readiness import Signs
 from jitsu_tw.readiness import port as room
 from jitsu_tw.readiness.delay import Delay
 from jitsu_tw.readiness.port import Port, pin
+from jitsu_tw.readiness.xenstore import Key
 from test.support import vm
 
 
@@ -34,6 +35,8 @@ class ChoiceTests(SynchronousTestCase):
             (True, {"wait_for_port": 80}, [Port]),
             (True, {"response_delay": 1.0, "wait_for_port": 80}, [Delay, Port]),
             (False, {"response_delay": 1.0, "wait_for_port": 80}, [Delay]),
+            (True, {"wait_for_key": "data/ready"}, [Key]),
+            (True, {"response_delay": 1.0, "wait_for_key": "data/ready", "wait_for_port": 80}, [Port, Key]),
         ):
             backend.reachable = reachable
             signs = Signs(Clock()).of(vm(**keys), backend)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Delay:
     """`response_delay` seconds after the start call returned (the original's ``-d``)."""
 
+    anew = True
+
     def __init__(self, reactor: IReactorTime) -> None:
         """Wait on *reactor*'s clock."""
         self._reactor = reactor

@@ -99,6 +99,7 @@ class Port:
     """`wait_for_port` answers on one of the VM's addresses."""
 
     log = Logger()
+    anew = True
     _may_pin: ClassVar[bool] = True
 
     def __init__(self, reactor: Any) -> None:

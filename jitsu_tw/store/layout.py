@@ -3,7 +3,7 @@ Where things lie in the state: the tree of the original's Irmin database (DESIGN
 
 ::
 
-    jitsu/vm/<uuid>/{ip, stop_mode, response_delay}
+    jitsu/vm/<uuid>/{ip, stop_mode, response_delay, wait_for_key}
     jitsu/vm/<uuid>/dns/<name>/ttl
     jitsu/vm/<uuid>/config/<key>/<0..n>
     jitsu/stats/<uuid>/{start_ts, stop_ts, total_starts}
@@ -96,6 +96,8 @@ def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
     paths = {f"{base}/ip": " ".join(map(str, vm.ip)), f"{base}/stop_mode": vm.mode.value}
     if vm.response_delay is not None:
         paths[f"{base}/response_delay"] = f"{vm.response_delay:g}"
+    if vm.wait_for_key is not None:
+        paths[f"{base}/wait_for_key"] = vm.wait_for_key
     for name in vm.dns:
         paths[f"{base}/dns/{label(name)}/ttl"] = str(vm.ttl)
     for key, values in vm.said.items():

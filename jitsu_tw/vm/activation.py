@@ -357,7 +357,8 @@ class Machine:
         signs: list[Deferred[None]] = [self.backend.ready(self.uuid)]
         try:
             guest = await self.backend.guest(self.uuid) if self._readiness else Guest()
-            signs += [readiness.wait(self.vm, guest) for readiness in self._readiness]
+            restored = self._how is Start.RESTORED
+            signs += [sign.wait(self.vm, guest) for sign in self._readiness if sign.anew or not restored]
             # It may have gone down before anybody listened: an event that came during the start call was not believed.
             if await self.backend.state(self.uuid) is Power.OFF:
                 signs.insert(0, fail(BackendError("it went down while it was starting")))

@@ -137,6 +137,7 @@ class Fleet:
     def start(self, tree: Mapping[str, str]) -> None:
         """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
         self._record.start(tree)
+        self._signs.start()
         for backend in self._backends.values():
             backend.connect(self)
         self._telling.start(TOLD_AGAIN, now=False)
@@ -149,6 +150,7 @@ class Fleet:
         self._telling.stop()
         self._sweep.stop()
         await self._record.stop()
+        await self._signs.stop()
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
 
     # What is asked of it.

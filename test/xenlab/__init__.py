@@ -1,0 +1,1 @@
+"""Xen for the tests, on a machine without Xen."""
