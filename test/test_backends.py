@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import attrs
 import libvirt
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from jitsu_tw.backends import domain, image
+from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
-from jitsu_tw.ijitsu import Guest, Power
-from jitsu_tw.settings import Fault, Mode
+from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.settings import Boot, Fault, Mode
 from test import contract_backends
 from test.support import vm
 
@@ -37,6 +40,9 @@ DOMAIN = """
   <devices><interface type='network'><mac address='52:54:00:AA:BB:CC'/><source network='default'/></interface></devices>
 </domain>
 """
+
+
+DISK = "<domain><devices><disk type='file'>{}</disk></devices></domain>"
 
 
 class MemoryBackendTests(contract_backends.BackendContract):
@@ -165,6 +171,121 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         path.write_text("<domain><name>broken</name></domain>")
         return path
 
+    async def test_hangs(self) -> None:
+        """A call that hangs is given up, and costs no other one its thread; when it ends at last, all is as before."""
+        self.patch(room, "ANSWERS_WITHIN", 0.05)
+        self.patch(room, "THREADS", 2)
+        self.backend._resize(0)
+        held = Deferred[None]()
+        uuid = await self.backend.look_up(self.new_vm())
+        state = domain.state
+
+        def stuck(connection: Any, uuid: str) -> Power:
+            self.wait_for(held)
+            return state(connection, uuid)
+
+        self.patch(domain, "state", stuck)
+        failed = [self.backend._call(domain.state, uuid, within=0.05) for _ in range(5)]
+        for call in failed:
+            error = await self.assertFailure(call, BackendError)
+            self.assertIn("has not answered within 0.05 s", str(error))
+        self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend.guest(uuid).addTimeout(5, reactor))
+        self.patch(room, "MOST_HUNG", 5)
+        error = await self.assertFailure(self.backend.guest(uuid), BackendLost)
+        self.assertIn("5 calls to", str(error))
+        held.callback(None)
+        while self.backend._hung:
+            await deferLater(reactor, 0.01)
+        self.patch(domain, "state", state)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_cannot_be_restored(self) -> None:
+        """What cannot be restored is thrown away, logged, and booted; if the host is at fault, it is kept."""
+        uuid = await self.backend.look_up(self.new_vm())
+        for code, expected in ((libvirt.VIR_ERR_OPERATION_FAILED, Start.BOOTED), (libvirt.VIR_ERR_NO_MEMORY, None)):
+            await self.backend.start(uuid)
+            await self.backend.stop(uuid, Mode.SAVE)
+            create = libvirt.virDomain.create
+            tried: list[int] = []
+
+            def fails_once(
+                found: Any, code: int = code, tried: list[int] = tried, create: Any = create
+            ) -> None:
+                tried.append(code)
+                if len(tried) == 1:
+                    error = libvirt.libvirtError("no")
+                    error.err = (code, 0, "as it was told to", 2, "", "", "", 0, 0)
+                    raise error
+                create(found)
+
+            self.patch(libvirt.virDomain, "create", fails_once)
+            if expected is None:
+                await self.assertFailure(self.backend.start(uuid), BackendError)
+                self.assertIs(Power.SAVED, await self.backend.state(uuid))
+            else:
+                self.assertIs(expected, await self.backend.start(uuid))
+                await self.backend.stop(uuid, Mode.DESTROY)
+            self.patch(libvirt.virDomain, "create", create)
+
+    async def test_cannot_be_resumed(self) -> None:
+        """What is paused and cannot go on is destroyed, logged, and booted."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.PAUSE)
+
+        def refuse(_: Any) -> None:
+            error = libvirt.libvirtError("no")
+            error.err = (libvirt.VIR_ERR_OPERATION_FAILED, 0, "as it was told to", 2, "", "", "", 0, 0)
+            raise error
+
+        self.patch(libvirt.virDomain, "resume", refuse)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_images(self) -> None:
+        """
+        An image is kept, and restored later, unless something has changed that it depends on.
+
+        Whatever happens to it, the VM can be started.
+        """
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        kernel = folder / "vmlinuz"
+        kernel.write_text("a kernel")
+        machine = attrs.evolve(self.new_vm(), boot_from=Boot.SNAPSHOT, images=folder / "images")
+        assert machine.define is not None
+        machine.define.write_text(machine.define.read_text().replace("</os>", f"<kernel>{kernel}</kernel></os>"))
+        uuid = await self.backend.look_up(machine)
+        kept = folder / "images" / f"{uuid}.image"
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        for spoil, expected in (
+            (lambda: None, Start.RESTORED),
+            (lambda: None, Start.RESTORED),
+            (kernel.touch, Start.BOOTED),
+            (lambda: kept.write_text("damaged"), Start.BOOTED),
+            (kept.with_suffix(".sum").unlink, Start.BOOTED),
+            (kept.unlink, Start.BOOTED),
+        ):
+            if not kept.exists():
+                await self.backend.keep_image(uuid)
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+            self.assertEqual({f"{uuid}.image", f"{uuid}.sum"}, {path.name for path in kept.parent.iterdir()})
+            await self.backend.stop(uuid, Mode.DESTROY)
+            spoil()
+            self.assertIs(expected, await self.backend.start(uuid))
+        await self.backend.keep_image(uuid)
+        await self.backend.drop_image(uuid)
+        self.assertEqual([], list(kept.parent.iterdir()))
+
+    async def test_image_cannot_be_kept(self) -> None:
+        """Where there is no room for an image, the VM goes on, and the error says where that was."""
+        machine = attrs.evolve(self.new_vm(), boot_from=Boot.SNAPSHOT, images=Path("/proc/nowhere"))
+        uuid = await self.backend.look_up(machine)
+        await self.backend.start(uuid)
+        error = await self.assertFailure(self.backend.keep_image(uuid), BackendError)
+        self.assertIn("/proc/nowhere", str(error))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
     async def test_reactor_is_free(self) -> None:
         """A call that hangs in the library does not stop the reactor."""
         held = Deferred[None]()
@@ -207,6 +328,22 @@ class LibvirtCheckTests(LibvirtTestCase):
         self.assertIn("jitsu.yaml:7:", str(error))
         self.assertIn("nobody", str(error))
         self.assertIn("define", str(error))
+
+    def test_no_image(self) -> None:
+        """A VM that may write to its disk can have no image, nor one on a host whose files cannot be seen."""
+        self.assertIn("can be written to", image.obstacle(DISK.format("<source file='/a'/>")) or "")
+        self.assertIn("(on a network)", image.obstacle(DISK.format("<source protocol='rbd' name='a'/>")) or "")
+        self.assertIn("on a network", image.obstacle(DISK.format("<source protocol='rbd'/><readonly/>")) or "")
+        for fine in ("<source file='/a'/><readonly/>", "<source dev='/dev/a'/><readonly/>", "<target dev='sda'/>"):
+            self.assertIsNone(image.obstacle(DISK.format(fine)))
+        machine = attrs.evolve(self.defined(), boot_from=Boot.SNAPSHOT, place=("jitsu.yaml", 7))
+        self.check(TEST_DRIVER, machine)
+        machine = attrs.evolve(self.defined(), boot_from=Boot.SNAPSHOT, place=("jitsu.yaml", 7))
+        assert machine.define is not None
+        disk = "<devices><disk type='file'><source file='/a'/><target dev='vda'/></disk>"
+        machine.define.write_text(machine.define.read_text().replace("<devices>", disk))
+        error = self.assertRaises(ConfigError, self.check, TEST_DRIVER, machine)
+        self.assertIn("boot_from: its disk /a can be written to", str(error))
 
     def test_no_such_driver(self) -> None:
         """A URI that libvirt can never use is an error of the configuration."""

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.config import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.settings import Fault, Mode
+from jitsu_tw.settings import Boot, Fault, Http, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -92,6 +92,30 @@ class MeaningTests(ConfigTestCase):
         settings, _ = self.load(f"{VM}    wait_for_port: 80\n    response_delay: 1\n")
         self.assertEqual(1.0, settings.vms[0].response_delay)
 
+    def test_life(self) -> None:
+        """What a VM's life can be told: times of the week, limits, groups, where it starts from."""
+        settings, _ = self.load(
+            "max_up: 3600\nimages: kept\nwhen_full: stop_idle\n"
+            f"{VM}    keep_up: [mon-fri 08:00-18:00, 'sat 10:00-12:00']\n    boot_from: snapshot\n"
+            "    needs: [db, mail]\n"
+            "    idle_packets: 0\n    check_every: 3\n    wait_for_http: /health 204\n"
+            "  - {name: db, dns: db.example.org, ip: 10.0.0.2, needs: mail}\n"
+            "  - {name: mail, dns: mail.example.org, ip: 10.0.0.3, wait_for_port: 25, max_up: 60}\n"
+        )
+        www, db, mail = settings.vms
+        self.assertIs(WhenFull.STOP_IDLE, settings.when_full)
+        self.assertEqual((3600.0, 60.0), (www.max_up, mail.max_up))
+        self.assertEqual(self.folder / "kept", www.images)
+        self.assertEqual((2, Boot.SNAPSHOT, ("db", "mail"), ("mail",)), (len(www.keep_up), www.boot_from, www.needs,
+                                                                         db.needs))
+        self.assertEqual((0.0, 3.0, Http("/health", 204), 80, None),
+                         (www.idle_packets, www.check_every, www.wait_for_http, www.wait_for_port, www.response_delay))
+
+    def test_key_instead_of_delay(self) -> None:
+        """With a key to wait for, no delay is waited for unless it is given."""
+        settings, _ = self.load(f"{VM}    wait_for_key: data/ready\n")
+        self.assertEqual(("data/ready", None), (settings.vms[0].wait_for_key, settings.vms[0].response_delay))
+
     def test_options_beat_the_file(self) -> None:
         """What the command line says counts, whatever the file says."""
         settings, _ = self.load(f"ttl: 30\nlisten: 5300\nbind: [127.0.0.2, '::1']\n{VM}", ttl="7", bind="127.0.0.3")
@@ -166,6 +190,19 @@ WRONG = (
     ("delay: nan\n" + VM, 1, "delay: 'nan' is no number of seconds"),
     ("bind: here\n" + VM, 1, "bind: 'here' is no IP address"),
     ("mode: kill\n" + VM, 1, "mode: 'kill' is not one of destroy, pause, save, shutdown, suspend"),
+    (VM + "    boot_from: tape\n", 5, "boot_from: 'tape' is not one of disk, snapshot"),
+    (VM + "    boot_from: snapshot\n    mode: save\n", 5, "with mode save, a VM starts from what it was"),
+    (VM + "    boot_from: snapshot\n    backend: xapi\n", 5, "xapi keeps no images; leave it out"),
+    (VM + "    keep_up: office hours\n", 5, "keep_up: 'office hours' is no time of the week; write one like"),
+    (VM + "    wait_for_http: health\n", 5, "wait_for_http: 'health' is no path; write one like /healthz"),
+    (VM + "    wait_for_http: /health 20\n", 5, "is no path"),
+    (VM + "    wait_for_key: /data/ready\n", 5, "wait_for_key: '/data/ready' is no key in Xenstore"),
+    (VM + "    needs: db\n", 5, "needs: there is no VM 'db'"),
+    (VM + "    needs: [www]\n", 5, "needs: goes round in a circle: www needs www"),
+    (VM + "    needs: b\n  - {name: b, dns: b.example.org, ip: 10.0.0.2, needs: [www]}\n", 5,
+     "goes round in a circle: www needs b needs www"),
+    (VM + "    idle_packets: few\n", 5, "idle_packets: 'few' is no number of packets in a minute"),
+    ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
     ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, memory, xapi; did you mean libvirt?"),
     ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
     ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),
@@ -177,7 +214,7 @@ WRONG = (
     (VM.replace("10.0.0.1", "10.0.0.256"), 4, "vms: www: ip: '10.0.0.256' is no IP address"),
     (VM.replace("www.example.org", "www..example.org"), 3, "vms: www: dns: 'www..example.org' is not a domain name"),
     (VM + "    uuid: 12\n", 5, "uuid: '12' is no uuid"),
-    (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of never_ready, start, stop, vanish"),
+    (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of hang, never_ready, resume, start, stop, vanish"),
     (VM + "    use_synjitsu: true\n", 5, "does not have it yet"),
     (VM + "    define: nowhere.xml\n", 5, "nowhere.xml cannot be read: No such file"),
     (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),

@@ -101,8 +101,10 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, kept: P
         if _attempt(domain, "restored", domain.create):
             return Start.RESTORED
         domain.managedSaveRemove()
-    elif kept is not None and image.is_good(kept, domain):
-        if _attempt(domain, "restored from its image", lambda: connection.restore(str(kept))):
+    elif kept is not None:
+        if image.is_good(kept, domain) and _attempt(
+            domain, "restored from its image", lambda: connection.restore(str(kept))
+        ):
             return Start.RESTORED
         image.drop(kept)
     domain.create()
