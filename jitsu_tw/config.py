@@ -187,7 +187,6 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
 
 def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     values = _values(top, KEYS)
-    values.pop("synjitsu", None)
     port = values.pop("port", None)
     if port is not None and values.get("forwarder"):
         values["forwarder"] = (values["forwarder"][0], port)
@@ -202,6 +201,10 @@ def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
         said = said_vms.pop()
         vms.append(_vm(said, defaults, keep=keep))
         apart.add(vms[-1], said)
+        if vms[-1].use_synjitsu and values.get("synjitsu") is None:
+            one = said.get("use_synjitsu") or top["use_synjitsu"]
+            message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
+            raise one[0].wrong(f"vms: {vms[-1].name}: use_synjitsu", message)
         if vms[-1].needs:
             needs[vms[-1].name] = said["needs"][0]
     _check_needs(vms, needs)
@@ -233,14 +236,14 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         if not said.get(key) or not said[key][0].text:
             raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
     values = _values(said, VM_KEYS, where)
-    values.pop("use_synjitsu", None)
     backend = values.setdefault("backend", defaults.get("backend", "libvirt"))
     inherited = defaults.get("connect") if backend == defaults.get("backend", "libvirt") else None
     values.setdefault("connect", inherited or CONNECT.get(backend, ""))
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
     values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"]))
-    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images"):
+    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images", "use_synjitsu",
+                "wake_by_packet", "handover"):
         if key in defaults:
             values.setdefault(key, defaults[key])
     if "wait_for_http" in values:
@@ -250,6 +253,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     if "images" in values:
         values["images"] = values["images"].absolute()
     _check_boot(values, said, where)
+    _check_standin(values, said, where)
     if values.get("define"):
         _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
     values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
@@ -271,6 +275,18 @@ def _check_boot(values: Mapping[str, Any], said: Sayings, where: str) -> None:
     if values["mode"] is Mode.SAVE:
         message = "with mode save, a VM starts from what it was when it was stopped; choose one of the two"
         raise said["boot_from"][0].wrong(f"{where}boot_from", message)
+
+
+def _check_standin(values: Mapping[str, Any], said: Sayings, where: str) -> None:
+    """Refuse what cannot be where packets are held until the guest's port answers."""
+    if values.get("use_synjitsu"):
+        if "wait_for_http" in values:
+            message = "no HTTP gets through to a guest that is stood in for; use wait_for_port with use_synjitsu"
+            raise said["wait_for_http"][0].wrong(f"{where}wait_for_http", message)
+    elif "ports" in values or "wake_udp" in values:
+        key = "ports" if "ports" in values else "wake_udp"
+        message = "only Synjitsu looks at ports; set use_synjitsu: true, or leave this out"
+        raise said[key][0].wrong(f"{where}{key}", message)
 
 
 def _check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:

@@ -16,6 +16,7 @@ Everything that can go wrong, as one tree, split by whose fault it is.
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
      +- StoreError            -          the state cannot be read or written
+     +- NoStandIn             -          there is no Synjitsu to ask
 
 The numbers are Extended DNS Errors (RFC 8914, section 4).
 """
@@ -124,3 +125,7 @@ class NoSuchVM(BackendError):
 
 class StoreError(JitsuError):
     """The state cannot be read or written."""
+
+
+class NoStandIn(JitsuError):
+    """There is no connection to Synjitsu."""

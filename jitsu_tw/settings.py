@@ -54,6 +54,13 @@ class Boot(enum.Enum):
     SNAPSHOT = "snapshot"  # an image of the guest as it was when it was ready for the first time
 
 
+class Handover(enum.Enum):
+    """How packets that were held for a guest reach it (DESIGN, section 9)."""
+
+    WIRE = "wire"  # Synjitsu sends them again
+    XENSTORE = "xenstore"  # the guest's own TCP stack reads them in Xenstore
+
+
 class WhenFull(enum.Enum):
     """What happens to a start when `max_running` VMs run."""
 
@@ -113,6 +120,11 @@ class VM:
         boot_from: what it starts from when it is off.
         check_every: when it is up and asked for, its `wait_for_port` is tried, but not more often than this, in
             seconds; 0 for never.
+        use_synjitsu: Synjitsu stands in for its addresses while it boots.
+        wake_by_packet: and while it is down; a packet for it starts it.
+        ports: the TCP ports that are worth a start; without any, all.
+        wake_udp: the UDP ports that are worth a start.
+        handover: how it gets what was held for it.
         stop_timeout: the seconds that a shutdown may take before it becomes destroy.
         images: the directory for images of ready guests.
         define: an XML file, for a VM that libvirt does not know yet.
@@ -143,6 +155,11 @@ class VM:
     needs: tuple[str, ...] = ()
     boot_from: Boot = Boot.DISK
     check_every: float = 10.0
+    use_synjitsu: bool = False
+    wake_by_packet: bool = True
+    ports: tuple[int, ...] = ()
+    wake_udp: tuple[int, ...] = ()
+    handover: Handover = Handover.WIRE
     stop_timeout: float = 30.0
     images: Path = IMAGES
     define: Path | None = None
@@ -164,6 +181,7 @@ class Settings:
         listen: port, UDP and TCP.
         control: where jitsuctl and browsers connect: ``host:port`` or ``unix:PATH``; None for nowhere.
         persistdb: the state's git repository; None for memory.
+        synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
         forwarder: the server (host, port) asked for names that are not ours; None for nobody.
         forward_for: the clients for whom it is asked.
         ttl: of made-up zones, in seconds.
@@ -191,6 +209,7 @@ class Settings:
     listen: int = 53
     control: str | None = "127.0.0.1:8053"
     persistdb: Path | None = None
+    synjitsu: str | None = None
     forwarder: tuple[str, int] | None = None
     forward_for: tuple[Network, ...] = LOOPBACK
     ttl: int = 60

@@ -13,13 +13,16 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from twisted.internet import reactor
+from twisted.internet.endpoints import clientFromString
 
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Fault, Http, Mode, WhenFull
+from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, WhenFull
+from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
 if TYPE_CHECKING:
@@ -162,10 +165,13 @@ def _xenstore_key(text: str) -> str:
     return text
 
 
-def _not_yet(text: str) -> None:
-    if text.lower() not in {"", "0", "false", "no", "off", "none"}:
-        message = "this release does not have it yet; leave it out"
-        raise ValueError(message)
+def _place(text: str) -> str:
+    try:
+        clientFromString(reactor, description(text))
+    except (ValueError, TypeError, KeyError):
+        message = f"{text!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
+        raise ValueError(message) from None
+    return text
 
 
 _port: Final = _whole(1, 65535, "port")
@@ -200,6 +206,9 @@ SHARED: Final = {
     "check_every": Key(_seconds),
     "stop_timeout": Key(_seconds),
     "images": Key(str, path=True),
+    "use_synjitsu": Key(_switch),
+    "wake_by_packet": Key(_switch),
+    "handover": Key(_of(Handover)),
 }
 
 KEYS: Final[Mapping[str, Key]] = {
@@ -228,7 +237,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "allow_transfer": Key(Rule.parse, many=True),
     "notify": Key(_secondary, many=True),
     "dry_run": Key(_switch),
-    "synjitsu": Key(_not_yet),
+    "synjitsu": Key(_place),
 }
 
 VM_KEYS: Final[Mapping[str, Key]] = {
@@ -246,6 +255,7 @@ VM_KEYS: Final[Mapping[str, Key]] = {
     "keep_up": Key(Span.parse, many=True),
     "needs": Key(str, many=True),
     "boot_from": Key(_of(Boot)),
-    "use_synjitsu": Key(_not_yet),
+    "ports": Key(_port, many=True),
+    "wake_udp": Key(_port, many=True),
     "wait_for_key": Key(_xenstore_key),
 }

@@ -2,49 +2,179 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import sys
-from typing import NoReturn
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from twisted.application.service import Service
-from twisted.logger import Logger
+from twisted.internet import reactor as default_reactor
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
 from twisted.python import usage
+
+from jitsu_tw.errors import JitsuError
+from synjitsu_tw.handover import XenstoreHandover
+from synjitsu_tw.service import Synjitsu
+from synjitsu_tw.table import Refusal
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+#: Where Jitsu connects, if nothing else is said.
+LISTEN: Final = "unix:/run/jitsu/synjitsu.sock"
 
 
 class Options(usage.Options):
     """Synjitsu's options."""
 
-    synopsis = "-i INTERFACE [-i INTERFACE]..."
-    longdesc = "Stands in for virtual machines that are booting, and keeps their first packets."
+    synopsis = "-i BRIDGE [-i BRIDGE]... [--listen ENDPOINT] [--standin IP=MAC]... [--xenstore]"
+    longdesc = "Stands in for virtual machines that are booting or asleep, and keeps their first packets."
+    optFlags = (("xenstore", None, "Serve guests that read their SYNs in Xenstore."),)  # noqa: N815
+    optParameters = (  # noqa: N815
+        ("listen", None, LISTEN, "Where Jitsu connects: an endpoint of Twisted's."),
+        ("refuse", None, "silence", "What SYNs get just after a start failed: silence, rst, unreachable."),
+    )
 
     def __init__(self) -> None:
         """Begin with no interface."""
         super().__init__()
         self.interfaces: list[str] = []
+        self.listed: dict[bytes, bytes] = {}
 
     def opt_interface(self, name: str) -> None:
         """A bridge to stand in on; may be given several times."""
-        self.interfaces.append(name)
+        if name not in self.interfaces:
+            self.interfaces.append(name)
 
     opt_i = opt_interface
 
+    def opt_standin(self, pair: str) -> None:
+        """An address to stand in for without Jitsu, until its guest shows itself, as IP=MAC; may be repeated."""
+        ip, _, mac = pair.partition("=")
+        try:
+            address, octets = ip_address(ip).packed, bytes.fromhex(mac.replace(":", ""))
+        except ValueError:
+            address, octets = b"", b""
+        if len(octets) != 6:
+            message = f"--standin {pair}: write it like 10.0.0.1=52:54:00:12:34:56"
+            raise usage.UsageError(message)
+        self.listed[address] = octets
+
+    def postOptions(self) -> None:  # noqa: N802
+        """Look at what was said."""
+        kinds = [kind.value for kind in Refusal]
+        if self["refuse"] not in kinds:
+            message = f"--refuse {self['refuse']}: write one of {', '.join(kinds)}"
+            raise usage.UsageError(message)
+
 
 class SynjitsuService(Service):
-    """Stands in on some bridges."""
+    """Everything that runs, begun and ended in order."""
 
-    log = Logger()
+    def __init__(self, options: Options, reactor: Any = default_reactor) -> None:
+        """Wire the rooms; nothing is opened yet."""
+        self._reactor = reactor
+        self._place: str = options["listen"]
+        try:
+            self._endpoint = serverFromString(reactor, description(self._place))
+        except (ValueError, TypeError, KeyError) as error:
+            give_up(f"--listen {self._place}: {error}")
+        self.synjitsu = Synjitsu(options.interfaces, reactor, options.listed, Refusal(options["refuse"]))
+        self._xenstore: Any = xenstore(reactor) if options["xenstore"] else None
+        if self._xenstore is not None:
+            self.synjitsu.xenstore = XenstoreHandover(
+                self._xenstore, self.synjitsu.managed, self.synjitsu.announce_in_xenstore
+            )
+        self._port: Any = None
 
-    def __init__(self, interfaces: list[str]) -> None:
-        """Take the names of *interfaces* that exist."""
-        self._interfaces = interfaces
+    def privilegedStartService(self) -> None:  # noqa: N802
+        """Open interfaces and sockets, while twistd has not given up its privileges; or end with one line."""
+        super().privilegedStartService()
+        try:
+            self.synjitsu.open()
+        except JitsuError as error:
+            give_up(str(error))
+        if self._place.startswith("unix:"):
+            try:
+                make_way(Path(self._place.removeprefix("unix:").split(":")[0]))
+            except OSError as error:
+                give_up(f"cannot listen on {self._place}: {error.strerror}")
+        # Nobody else may connect, not even before the socket has its mode.
+        mask = os.umask(0o177)
+        listening = self._endpoint.listen(self.synjitsu.factory)
+        os.umask(mask)
+        listening.addCallbacks(self._listening, self._not_listening)
+
+    def _listening(self, port: Any) -> None:
+        self._port = port
+
+    def _not_listening(self, failure: Any) -> None:
+        failure.trap(CannotListenError)
+        reason = failure.value.socketError
+        give_up(f"cannot listen on {self._place}: {getattr(reason, 'strerror', None) or reason}")
 
     def startService(self) -> None:  # noqa: N802
-        """Say what is going to be done."""
+        """Begin."""
         super().startService()
-        self.log.info(
-            "will stand in on {interfaces} for the VMs that Jitsu announces",
-            interfaces=", ".join(self._interfaces),
-        )
+        self.synjitsu.startService()
+        if self._xenstore is not None:
+            self._xenstore.start()
+            assert self.synjitsu.xenstore is not None
+            self.synjitsu.xenstore.start()
+
+    def stopService(self) -> Deferred[None] | None:  # noqa: N802
+        """End."""
+        super().stopService()
+        self.synjitsu.stopService()
+        if self._port is not None:
+            self._port.stopListening()
+        if self._xenstore is not None:
+            closed: Deferred[None] = self._xenstore.close()
+            return closed
+        return None
+
+
+def xenstore(reactor: Any) -> Any:
+    """Return this host's Xenstore; it is loaded only where it is wanted."""
+    try:
+        from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
+    except ImportError as error:
+        give_up(f"--xenstore: {error}")
+    return Xenstore(reactor)
+
+
+def make_way(path: Path) -> None:
+    """
+    Make the folder of a UNIX socket, and remove one that nobody listens on: its owner was killed.
+
+    Raises:
+        OSError: somebody listens there, or we may not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as tries:
+        try:
+            tries.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def description(place: str) -> str:
+    """Return *place* as Twisted's description of a server endpoint, a UNIX socket for its owner only."""
+    if place.startswith("unix:") and "mode=" not in place:
+        return f"{place}:mode=600:lockfile=0"
+    host, _, port = place.rpartition(":")
+    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
+        host = host.strip("[]")
+        return "tcp{}:{}:interface={}".format("6" if ":" in host else "", port, host.replace(":", r"\:"))
+    return place
 
 
 def give_up(message: str) -> NoReturn:
@@ -61,4 +191,4 @@ def makeService(options: Options) -> SynjitsuService:  # noqa: N802
     for name in options.interfaces:
         if name not in known:
             give_up(f"there is no interface {name!r}; here are: {', '.join(known)}")
-    return SynjitsuService(options.interfaces)
+    return SynjitsuService(options)

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.config import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.settings import Boot, Fault, Http, Mode, WhenFull
+from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -116,6 +116,19 @@ class MeaningTests(ConfigTestCase):
         settings, _ = self.load(f"{VM}    wait_for_key: data/ready\n")
         self.assertEqual(("data/ready", None), (settings.vms[0].wait_for_key, settings.vms[0].response_delay))
 
+    def test_synjitsu(self) -> None:
+        """Who is stood in for, and how."""
+        settings, _ = self.load(
+            f"synjitsu: unix:/run/jitsu/synjitsu.sock\nuse_synjitsu: true\n{VM}    wake_udp: [443, 5060]\n"
+            "    ports: 80\n    wake_by_packet: false\n    handover: xenstore\n"
+            "  - {name: b, dns: b.example.org, ip: 10.0.0.2, use_synjitsu: false}\n"
+        )
+        www, b = settings.vms
+        self.assertEqual("unix:/run/jitsu/synjitsu.sock", settings.synjitsu)
+        self.assertEqual((True, False, (80,), (443, 5060), Handover.XENSTORE),
+                         (www.use_synjitsu, www.wake_by_packet, www.ports, www.wake_udp, www.handover))
+        self.assertEqual((False, True, ()), (b.use_synjitsu, b.wake_by_packet, b.ports))
+
     def test_options_beat_the_file(self) -> None:
         """What the command line says counts, whatever the file says."""
         settings, _ = self.load(f"ttl: 30\nlisten: 5300\nbind: [127.0.0.2, '::1']\n{VM}", ttl="7", bind="127.0.0.3")
@@ -171,7 +184,7 @@ class MeaningTests(ConfigTestCase):
                          settings.vms[0].said)
 
     def test_off_means_off(self) -> None:
-        """The original's switches for what this release lacks are taken where they are off."""
+        """The original's switch may be off."""
         self.load(f"{VM}    use_synjitsu: 0\n")
 
 
@@ -215,7 +228,12 @@ WRONG = (
     (VM.replace("www.example.org", "www..example.org"), 3, "vms: www: dns: 'www..example.org' is not a domain name"),
     (VM + "    uuid: 12\n", 5, "uuid: '12' is no uuid"),
     (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of hang, never_ready, resume, start, stop, vanish"),
-    (VM + "    use_synjitsu: true\n", 5, "does not have it yet"),
+    (VM + "    use_synjitsu: true\n", 5, "vms: www: use_synjitsu: there is none; say where it listens, with synjitsu"),
+    ("use_synjitsu: true\n" + VM, 1, "vms: www: use_synjitsu: there is none"),
+    ("synjitsu: there\n" + VM, 1, "'there' is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock"),
+    ("synjitsu: unix:s\n" + VM + "    use_synjitsu: 1\n    wait_for_http: /\n", 7, "wait_for_http: no HTTP gets"),
+    (VM + "    ports: [80]\n", 5, "ports: only Synjitsu looks at ports"),
+    (VM + "    handover: fax\n", 5, "handover: 'fax' is not one of wire, xenstore"),
     (VM + "    define: nowhere.xml\n", 5, "nowhere.xml cannot be read: No such file"),
     (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),
     (VM + "  - {name: b, dns: WWW.example.org, ip: 10.0.0.2}\n", 5, "vms: b: dns: www.example.org is that of VM www"),

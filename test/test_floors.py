@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parent.parent
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
     ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
-     "jitsu_tw.settings"),
+     "jitsu_tw.settings", "jitsu_tw.messages"),
     ("jitsu_tw.ijitsu", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
      "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
      "jitsu_tw.dns.lookup", "jitsu_tw.vm.lifecycle", "jitsu_tw.vm.lease", "jitsu_tw.store.layout",
@@ -31,19 +31,21 @@ FLOORS: Final = (
      "jitsu_tw.backends.xapi", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
      "jitsu_tw.readiness.port", "jitsu_tw.readiness.xenstore", "jitsu_tw.readiness", "jitsu_tw.store.memory",
      "jitsu_tw.store.git", "jitsu_tw.store"),
-    ("jitsu_tw.vm.waiters", "jitsu_tw.vm.activation", "jitsu_tw.vm.record", "jitsu_tw.vm.sweep",
-     "jitsu_tw.vm.admission", "jitsu_tw.vm.fleet"),
+    ("jitsu_tw.standin", "jitsu_tw.vm.waiters", "jitsu_tw.vm.activation", "jitsu_tw.vm.record", "jitsu_tw.vm.sweep",
+     "jitsu_tw.vm.admission", "jitsu_tw.vm.cover", "jitsu_tw.vm.fleet"),
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
      "jitsu_tw.dns.stream", "jitsu_tw.dns.notify",
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
      "jitsu_tw.control.api"),
     ("jitsu_tw.values", "jitsu_tw.config", "jitsu_tw.tap", "jitsu_tw.ctl"),
-    ("synjitsu_tw",),
-    ("synjitsu_tw.tap",),
+    ("synjitsu_tw", "synjitsu_tw.packets"),
+    ("synjitsu_tw.syns", "synjitsu_tw.table", "synjitsu_tw.standins", "synjitsu_tw.records"),
+    ("synjitsu_tw.capture", "synjitsu_tw.kernel", "synjitsu_tw.handover"),
+    ("synjitsu_tw.conversation", "synjitsu_tw.service", "synjitsu_tw.tap"),
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.errors", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.errors", "jitsu_tw.messages", "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

@@ -447,21 +447,41 @@ class SynjitsuTests(ProcessTestCase):
 
     def test_refuses(self) -> None:
         """It wants an interface that exists, and says which there are."""
-        for arguments, words in (([], "name the bridge"), (["-i", "nowhere0"], "there is no interface 'nowhere0'")):
-            run = self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "synjitsu", *arguments)
-            self.assertEqual(1, run.returncode)
-            self.assertIn(words, run.stderr)
-            self.assertIn("lo", run.stderr)
-            self.assertNotIn("Traceback", run.stderr)
+        with socket.socket(socket.AF_UNIX) as taken:
+            taken.bind(str(self.folder / "taken"))
+            taken.listen()
+            for arguments, words in (
+                ((), "name the bridge to stand in on, with -i; here are: lo"),
+                (("-i", "nowhere0"), "there is no interface 'nowhere0'; here are: lo"),
+                (("-i", "lo", "--listen", "unix:taken"), "cannot listen on unix:taken: Address already in use"),
+                (("-i", "lo", "--listen", "nonsense"), "--listen nonsense: "),
+                (("-i", "lo", "--standin", "10.0.0.1"), "--standin 10.0.0.1: write it like 10.0.0.1=52:54"),
+                (("-i", "lo", "--refuse", "loudly"), "--refuse loudly: write one of silence, rst, unreachable"),
+            ):
+                run = self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "synjitsu", *arguments)
+                self.assertEqual(1, run.returncode, arguments)
+                self.assertIn(words, run.stdout + run.stderr)
+                self.assertNotIn("Traceback", run.stdout + run.stderr)
+
+    def test_unprivileged(self) -> None:
+        """Without CAP_NET_RAW it says what it takes."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give up privileges")
+        self.folder.chmod(0o777)
+        nobody = ("setpriv", "--reuid=nobody", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+        run = self.run_to_end(*nobody, BIN / "twistd", "-n", "--pidfile=", "synjitsu", "-i", "lo", "--listen",
+                              "unix:socket")
+        self.assertEqual(1, run.returncode)
+        self.assertRegex(run.stderr, r"synjitsu: cannot capture from lo: .*; it takes CAP_NET_RAW\n")
 
     def test_starts(self) -> None:
         """It says what it will do."""
         with (self.folder / "log").open("wb") as log:
-            command = [str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "lo"]
+            command = [str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "lo", "--listen", "unix:socket"]
             process = subprocess.Popen(command, cwd=self.folder, stdout=log)
         self.addCleanup(self.end, process)
         end = time.monotonic() + PATIENCE
-        while "will stand in on lo" not in self.log():
+        while "standing in on lo" not in self.log():
             self.assertLess(time.monotonic(), end)
             time.sleep(0.02)
 

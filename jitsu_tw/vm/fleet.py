@@ -19,6 +19,7 @@ from twisted.names.dns import QUERY_TYPES
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.networks import network, packed, to_text
@@ -26,6 +27,7 @@ from jitsu_tw.readiness import Signs
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
+from jitsu_tw.vm.cover import Cover
 from jitsu_tw.vm.lifecycle import WANTED, Event, State
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.dns.wire import Question
-    from jitsu_tw.ijitsu import IBackend, IStore
+    from jitsu_tw.ijitsu import IBackend, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import Stats
     from jitsu_tw.vm.lease import Lease
@@ -78,6 +80,7 @@ class Fleet:
         machines: by the VM's name.
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
         refused: how many summonses were refused, by reason.
+        cover: Synjitsu, where one is used.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
@@ -91,12 +94,18 @@ class Fleet:
         backends: Mapping[tuple[str, str], IBackend],
         store: IStore,
         clocks: Clocks,
+        make_cover: Callable[..., Cover] = Cover,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
         self._settings, self._backends = settings, backends
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
-        self.machines = {vm.name: self._machine(vm) for vm in settings.vms}
+        self.machines: dict[str, Machine] = {}
+        self.cover: Cover | None = None
+        if settings.synjitsu is not None:
+            self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
+            self.cover.wake = self._wake
+        self.machines.update({vm.name: self._machine(vm) for vm in settings.vms})
         self._needers: dict[str, list[Machine]] = {}
         for machine in self.machines.values():
             for need in machine.vm.needs:
@@ -122,10 +131,14 @@ class Fleet:
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
 
     def _machine(self, vm: VM) -> Machine:
+        backend = self._backends[vm.backend, vm.connect]
+        signs: tuple[IReadiness, ...] = self._signs.of(vm, backend)
+        if self.cover is not None and vm.use_synjitsu:
+            signs = tuple(self.cover if sign is self._signs.port else sign for sign in signs)
         return Machine(
             vm,
-            self._backends[vm.backend, vm.connect],
-            self._signs.of(vm, self._backends[vm.backend, vm.connect]),
+            backend,
+            signs,
             self,
             self._reactor,
             self._now,
@@ -138,6 +151,8 @@ class Fleet:
         """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
         self._record.start(tree)
         self._signs.start()
+        if self.cover is not None and not self._settings.dry_run:
+            self.cover.start()
         for backend in self._backends.values():
             backend.connect(self)
         self._telling.start(TOLD_AGAIN, now=False)
@@ -151,6 +166,8 @@ class Fleet:
         self._sweep.stop()
         await self._record.stop()
         await self._signs.stop()
+        if self.cover is not None:
+            await self.cover.stop()
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
 
     # What is asked of it.
@@ -166,11 +183,9 @@ class Fleet:
         machine = self.machines[name]
         source = question.source
         asker = f"{source.host if source else 'this process'}, {_type(question)} {label(question.key)}"
-        if source is not None and not machine.joinable:
-            verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=machine.is_resting)
-            if verdict is not Verdict.ADMITTED:
-                return fail(self._refused(machine, verdict, asker))
-            self._whose[name] = network(packed(source.host))
+        refused = self._admit(machine, source, asker) if source is not None else None
+        if refused is not None:
+            return fail(refused)
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
@@ -182,11 +197,36 @@ class Fleet:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
         needs = [need for need in self._needs(machine) if need.state is not State.UP]
         if machine.state is not State.UP or not needs:
-            return machine.summon(asker)
+            return self._summon(machine, asker)
         waits = DeferredList([need.summon(asker) for need in needs], fireOnOneErrback=True, consumeErrors=True)
         return waits.addCallbacks(
             lambda ready: all(one for _, one in ready), lambda failure: failure.value.subFailure
         )
+
+    def _admit(self, machine: Machine, source: Source, asker: str) -> JitsuError | None:
+        """Return why *source* may not have *machine*; None if it may."""
+        if machine.joinable:
+            return None
+        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=machine.is_resting)
+        if verdict is not Verdict.ADMITTED:
+            return self._refused(machine, verdict, asker)
+        self._whose[machine.vm.name] = network(packed(source.host))
+        return None
+
+    def _summon(self, machine: Machine, asker: str) -> Deferred[bool]:
+        """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
+        ready = machine.summon(asker)
+        if ready.called or self.cover is None or not self.cover.holds(machine):
+            return ready
+        ready.addErrback(lambda _: None)
+        return succeed(True)  # noqa: FBT003
+
+    def _wake(self, machine: Machine, host: str) -> None:
+        """Start *machine* because *host* has sent a packet for it, as if it had asked for its name."""
+        asker = f"{host}, a packet"
+        if self._admit(machine, Source(host, 0), asker) is None and not self._settings.dry_run:
+            self._hold(machine)
+            machine.summon(asker).addErrback(lambda _: None)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
@@ -285,6 +325,8 @@ class Fleet:
     def moved(self, machine: Machine, old: State) -> None:
         """Keep everything in step with *machine*'s state."""
         state = machine.state
+        if self.cover is not None:
+            self.cover.moved(machine)
         for hear in self.on_move:
             hear(machine)
             for needer in self._needers.get(machine.vm.name, ()):
@@ -397,6 +439,8 @@ class Fleet:
             self._by_uuid[uuid] = machine
             self._record.recognise(machine)
         await machine.look("found so")
+        if self.cover is not None:
+            await self.cover.learn(machine)
         if not self._settings.dry_run:
             self._sweep.keep_times(machine)
 

@@ -1,0 +1,317 @@
+"""
+Jitsu's side of Synjitsu: says whose addresses are to be stood in for, and hears who is wanted.
+
+It knows addresses and MACs, nothing of VMs. What was said is remembered, and said again whenever a connection comes
+about: so either side may start anew at any time. Without Synjitsu everything else works, and first packets are lost.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from twisted.application.internet import ClientService, backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.task import cooperate, deferLater
+from twisted.logger import Logger, LogPublisher
+from twisted.protocols import amp
+
+from jitsu_tw import messages
+from jitsu_tw.errors import NoStandIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from twisted.python.failure import Failure
+
+#: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
+BACK_OFF: Final = (0.05, 2.0, 1.5)
+
+#: Seconds until a Synjitsu of another version is tried again: one of the two may be updated.
+AFTER_REFUSAL: Final = 5.0
+
+#: How many announcements are sent at once after a connection came about.
+BATCH: Final = 50
+
+
+@attrs.frozen
+class _Announced:
+    """What was said of one address, to be said again: one command and what goes with it."""
+
+    command: type[amp.Command]
+    arguments: dict[str, Any]
+
+
+class StandIn:
+    """
+    One Synjitsu, as Jitsu sees it.
+
+    Args:
+        endpoint: where it listens: ``unix:/run/jitsu/synjitsu.sock``, ``host:port``, or any other description of a
+            client endpoint of Twisted's, as for TLS.
+        on_summon: called with the address that somebody sends to while its VM is asleep, and that somebody's.
+        on_seen: called with the address that a guest has announced itself.
+        reactor: connects and waits.
+        on_ready: called with the address whose guest has answered at its *knock*; it is handed over by then.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        endpoint: str,
+        on_summon: Callable[[str, str], Any],
+        on_seen: Callable[[str], Any],
+        reactor: Any,
+        on_ready: Callable[[str], Any] = lambda ip: None,  # noqa: ARG005
+    ) -> None:
+        """Say nothing yet; raise ValueError if *endpoint* is none."""
+        self.on_summon, self.on_seen, self._on_ready = on_summon, on_seen, on_ready
+        self._place, self._reactor = endpoint, reactor
+        self._said: dict[str, _Announced] = {}
+        self._protocol: _Conversation | None = None
+        self._saying: Deferred[None] = succeed(None)
+        self._missed = False
+        factory = Factory.forProtocol(_Conversation)
+        factory.standin = self  # type: ignore[attr-defined]
+        factory.noisy = False
+        first, longest, grows = BACK_OFF
+        self._service = _Connection(
+            clientFromString(reactor, description(endpoint)),
+            factory,
+            retryPolicy=backoffPolicy(first, longest, grows, jitter=lambda: 0.0),
+            clock=reactor,
+        )
+
+    @property
+    def connected(self) -> bool:
+        """Whether Synjitsu is there, and knows what there is to know."""
+        return self._protocol is not None
+
+    def start(self) -> None:
+        """Connect, now and whenever the connection is lost."""
+        self._service.startService()
+        tried = self._service.whenConnected(failAfterFailures=1)
+        tried.addErrback(lambda failure: self._lost(failure.getErrorMessage()))
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect, and stay so. What was announced is stood in for a few seconds more."""
+        self._missed = True
+        stopped: Deferred[None] = self._service.stopService()
+        return stopped
+
+    def announce(
+        self,
+        ip: str,
+        mac: str,
+        *,
+        asleep: bool,
+        ports: Iterable[int] | None = None,
+        wake_udp: Iterable[int] = (),
+        handover: str = "wire",
+        domid: int | None = None,
+        knock: int | None = None,
+        keeps: bool = False,
+    ) -> None:
+        """
+        Have *ip* stood in for.
+
+        Args:
+            ip: IPv4 or IPv6.
+            mac: the guest's; may be empty while nobody knows it.
+            asleep: whether a SYN summons it; else it boots already.
+            ports: the TCP ports that are worth a start; None means all.
+            wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
+            handover: ``wire``, or ``xenstore`` for a guest with the Synjitsu TCP stack.
+            domid: Xen's number of the guest.
+            knock: the TCP port by which Synjitsu finds out that the guest is ready; `ready` need not be called then.
+                It takes an address of Synjitsu's host on the guest's network.
+            keeps: what is held is not handed over then, but when `ready` is called.
+        """
+        arguments: dict[str, Any] = {
+            "mac": mac,
+            "asleep": asleep,
+            "handover": handover,
+            "wake_udp": sorted(wake_udp),
+            "keeps": keeps,
+        }
+        if ports is not None:
+            arguments["ports"] = sorted(ports)
+        if domid is not None:
+            arguments["domid"] = domid
+        if knock is not None:
+            arguments["knock"] = knock
+        self._say(ip, _Announced(messages.Announce, arguments))
+
+    def ready(self, ip: str, mac: str = "") -> None:
+        """Tell that the guest takes its packets now, at *mac* (if empty, the one that was announced)."""
+        before = self._said.get(_normal(ip))
+        if not mac and before is not None:
+            mac = before.arguments["mac"]
+        self._say(ip, _Announced(messages.Ready, {"mac": mac}))
+
+    def withdraw(self, ip: str, *, failed: bool = False) -> None:
+        """Have *ip* stood in for no longer; *failed* if that is because its VM did not start."""
+        if self._said.pop(_normal(ip), None) is not None:
+            self._send(messages.Withdraw, {"ip": _normal(ip), "failed": failed})
+
+    def status(self) -> Deferred[dict[str, Any]]:
+        """
+        Return who is stood in for, and the counters.
+
+        The keys are ``standins``, a list of mappings with ``ip``, ``mac``, ``state`` (asleep, booting, up, failed),
+        ``handover`` and ``held``; and ``counters``, a mapping.
+
+        Raises:
+            NoStandIn: (through the Deferred) there is no Synjitsu, or it went away meanwhile.
+        """
+        return Deferred.fromCoroutine(self._status())
+
+    async def _status(self) -> dict[str, Any]:
+        if self._protocol is None:
+            raise NoStandIn(f"no Synjitsu answers at {self._place}")
+        protocol = self._protocol
+        try:
+            counters = await protocol.callRemote(messages.Counters)
+            standins: list[dict[str, Any]] = []
+            while True:
+                page = await protocol.callRemote(messages.Status, after=standins[-1]["ip"] if standins else "")
+                standins += page["standins"]
+                if len(page["standins"]) < messages.PAGE:
+                    break
+        except ConnectionClosed as error:
+            raise NoStandIn(f"Synjitsu at {self._place} went away") from error
+        return {"standins": standins, "counters": {one["name"]: one["count"] for one in counters["counters"]}}
+
+    # The conversation
+
+    def listens(self, ip: str) -> None:
+        """Take note that a guest has been handed its packets, unless it is to be stood in for again already."""
+        said = self._said.get(ip)
+        if said is not None and said.arguments.get("asleep") is False:
+            if said.arguments["keeps"]:
+                self._on_ready(ip)
+                return
+            self._said[ip] = _Announced(messages.Ready, {"mac": said.arguments["mac"]})
+            self._on_ready(ip)
+
+    def _say(self, ip: str, said: _Announced) -> None:
+        """Remember, and send if there is somebody to send it to."""
+        ip = _normal(ip)
+        self._said[ip] = said
+        self._send(said.command, {"ip": ip, **said.arguments})
+
+    def _send(self, command: type[amp.Command], arguments: dict[str, Any]) -> None:
+        if self._protocol is not None:
+            self._protocol.callRemote(command, **arguments).addErrback(self._not_sent, command, arguments["ip"])
+
+    def _not_sent(self, failure: Failure, command: type[amp.Command], ip: str) -> None:
+        if failure.check(ConnectionClosed) is None:  # else it is said again on the next connection
+            self.log.error(
+                "Synjitsu refuses {command} of {ip}: {reason}",
+                command=command.__name__,
+                ip=ip,
+                reason=failure.getErrorMessage(),
+            )
+
+    def begin(self, protocol: _Conversation) -> None:
+        """Say everything on a new connection."""
+        self._saying = Deferred.fromCoroutine(self._say_all(protocol))
+        self._saying.addErrback(lambda failure: failure.trap(ConnectionClosed, CancelledError))
+
+    async def _say_all(self, protocol: _Conversation) -> None:
+        try:
+            await protocol.callRemote(messages.Hello, version=messages.VERSION)
+        except messages.WrongVersion as error:
+            self._lost(str(error))
+            await deferLater(self._reactor, AFTER_REFUSAL)
+            assert protocol.transport is not None
+            protocol.transport.loseConnection()
+            return
+        # What is said from here on goes out at once; what is said twice does no harm.
+        self._protocol = protocol
+        await cooperate(self._batches(list(self._said))).whenDone()
+        await protocol.callRemote(messages.AnnouncedAll)
+        if self._missed:
+            self.log.info("Synjitsu is there again, at {place}: no SYN will be lost", place=self._place)
+        else:
+            self.log.info("connected to Synjitsu at {place}", place=self._place)
+        self._missed = False
+
+    def _batches(self, ips: list[str]) -> Iterator[Deferred[None] | None]:
+        """Say again what was said of *ips*, some at a time."""
+        for number, ip in enumerate(ips, 1):
+            said = self._said.get(ip)
+            if said is not None:
+                self._send(said.command, {"ip": ip, **said.arguments})
+            if number % BATCH == 0:
+                yield deferLater(self._reactor, 0)
+
+    def ended(self) -> None:
+        """Take note that the connection is no more."""
+        self._protocol = None
+        self._saying.cancel()
+        self._lost("the connection was lost")
+
+    def _lost(self, reason: str) -> None:
+        if not self._missed:
+            self._missed = True
+            self.log.warn(
+                "no Synjitsu at {place} ({reason}): SYNs for VMs that boot will be lost until it is there",
+                place=self._place,
+                reason=reason,
+            )
+
+
+class _Connection(ClientService):
+    """Connects again and again, and does not tell the log each time."""
+
+    _log = Logger(observer=LogPublisher())
+
+
+class _Conversation(amp.AMP):
+    """One connection to Synjitsu."""
+
+    factory: Any
+
+    def connectionMade(self) -> None:  # noqa: N802
+        """Tell the `StandIn`."""
+        super().connectionMade()
+        self.factory.standin.begin(self)
+
+    @messages.Summon.responder
+    def _summon(self, ip: str, source: str) -> dict[str, Any]:
+        self.factory.standin.on_summon(ip, source)
+        return {}
+
+    @messages.Seen.responder
+    def _seen(self, ip: str) -> dict[str, Any]:
+        self.factory.standin.on_seen(ip)
+        return {}
+
+    @messages.Listens.responder
+    def _listens(self, ip: str) -> dict[str, Any]:
+        self.factory.standin.listens(ip)
+        return {}
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
+        """Tell the `StandIn`."""
+        super().connectionLost(reason)
+        self.factory.standin.ended()
+
+
+def description(place: str) -> str:
+    """Return *place*, which may be ``host:port`` or ``[v6]:port``, as Twisted's description of a client endpoint."""
+    host, _, port = place.rpartition(":")
+    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
+        return "tcp:{}:{}".format(host.strip("[]").replace(":", r"\:"), port)
+    return place
+
+
+def _normal(ip: str) -> str:
+    """Return an address in its usual form, so that one is one."""
+    return str(ip_address(ip))

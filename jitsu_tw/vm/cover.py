@@ -1,0 +1,194 @@
+"""
+What the moves of a VM mean for Synjitsu, and what Synjitsu sees for a VM.
+
+While a VM boots, its address is stood in for and its packets are held; while it is down too, if it shall be woken by
+them. Then nobody need wait for the DNS answer: the first packet waits instead. Whether a guest listens is found out by
+Synjitsu, because this host's own packets for the address go to the stand-in as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.errors import BackendError
+from jitsu_tw.ijitsu import Guest, IReadiness
+from jitsu_tw.readiness import has_port
+from jitsu_tw.settings import Boot
+from jitsu_tw.standin import StandIn
+from jitsu_tw.vm.lifecycle import ACTIVATING, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from jitsu_tw.settings import VM
+    from jitsu_tw.vm.activation import Machine
+
+#: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
+REFUSES_FOR: Final = 10.0
+
+#: The guest may begin to listen.
+BOOTS: Final = ACTIVATING - {State.IMAGING}
+
+#: Seconds until it is seen that Synjitsu has gone away while it was to find out whether a guest listens.
+LOOKS_EVERY: Final = 1.0
+
+
+@implementer(IReadiness)
+class Cover:
+    """
+    The VMs with `use_synjitsu`.
+
+    Attributes:
+        standin: Synjitsu.
+        wake: called with a VM that somebody sends to while it is down, and that somebody's address.
+    """
+
+    log = Logger()
+    anew = True
+
+    def __init__(
+        self,
+        place: str,
+        machines: Mapping[str, Machine],
+        reactor: Any,
+        port: IReadiness,
+        make: Callable[..., StandIn] = StandIn,
+    ) -> None:
+        """
+        Announce nothing yet.
+
+        Args:
+            place: where Synjitsu listens.
+            machines: by the VM's name; those with `use_synjitsu` are covered.
+            reactor: connects and waits.
+            port: finds out whether a guest listens where Synjitsu is away.
+            make: makes the conversation with Synjitsu.
+        """
+        self._machines, self._reactor, self._port = machines, reactor, port
+        self.standin = make(place, self._wanted, self._seen, reactor, self._listens)
+        self.wake: Callable[[Machine, str], None] = lambda _machine, _host: None
+        self._by_ip: dict[str, str] = {}
+        self._guests: dict[str, Guest] = {}
+        self._listening: dict[str, Deferred[None]] = {}
+
+    def start(self) -> None:
+        """Connect."""
+        self._by_ip = {
+            str(ip): name for name, machine in self._machines.items() if machine.vm.use_synjitsu for ip in machine.vm.ip
+        }
+        self.standin.start()
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect."""
+        return self.standin.stop()
+
+    def holds(self, machine: Machine) -> bool:
+        """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
+        return machine.vm.use_synjitsu and self.standin.connected
+
+    # What the VMs do.
+
+    async def learn(self, machine: Machine) -> None:
+        """Ask for the MACs of *machine*, which has been found at its backend or has begun to run."""
+        if machine.vm.use_synjitsu:
+            try:
+                self._guests[machine.vm.name] = await machine.backend.guest(machine.uuid)
+            except BackendError as error:
+                self.log.error("{name}: its MAC is not known: {error}", name=machine.vm.name, error=str(error))
+            self.moved(machine)
+
+    def moved(self, machine: Machine) -> None:
+        """Have *machine* stood in for as its state demands."""
+        vm, state = machine.vm, machine.state
+        if not vm.use_synjitsu:
+            return
+        if state is State.UP:
+            for ip in vm.ip:
+                self.standin.ready(str(ip), self._mac(vm))
+        elif state in ACTIVATING:
+            self._announce(machine, asleep=False)
+        elif state is State.FAILED:
+            self._withdraw(vm, failed=True)
+            self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
+        elif state is not State.UNKNOWN and vm.wake_by_packet:
+            self._announce(machine, asleep=True)
+        else:
+            self._withdraw(vm)
+
+    def _refused_enough(self, machine: Machine) -> None:
+        if machine.state is State.FAILED and machine.vm.wake_by_packet:
+            self._announce(machine, asleep=True)
+
+    def _mac(self, vm: VM) -> str:
+        """Return the MAC of the guest's first interface; nothing while that is not known."""
+        macs = self._guests.get(vm.name, Guest()).macs
+        return macs[0] if macs else ""
+
+    def _announce(self, machine: Machine, *, asleep: bool) -> None:
+        vm = machine.vm
+        for ip in vm.ip:
+            self.standin.announce(
+                str(ip),
+                self._mac(vm),
+                asleep=asleep,
+                ports=vm.ports or None,
+                wake_udp=vm.wake_udp,
+                handover=vm.handover.value,
+                domid=self._guests.get(vm.name, Guest()).domid,
+                knock=vm.wait_for_port if machine.state in BOOTS and has_port(vm, machine.backend) else None,
+                # No client's connection shall be in the image that is kept first.
+                keeps=vm.boot_from is Boot.SNAPSHOT,
+            )
+
+    def _withdraw(self, vm: VM, *, failed: bool = False) -> None:
+        for ip in vm.ip:
+            self.standin.withdraw(str(ip), failed=failed)
+
+    # What Synjitsu sees.
+
+    def _wanted(self, ip: str, source: str) -> None:
+        """Wake the VM that *source* sends to."""
+        machine = self._machine_at(ip)
+        if machine is not None:
+            self.wake(machine, source)
+
+    def _seen(self, ip: str) -> None:
+        """Look at a VM whose guest has announced itself: somebody else may have started it."""
+        machine = self._machine_at(ip)
+        if machine is not None and machine.state not in ACTIVATING:
+            machine.look("its guest has announced itself")
+
+    def _listens(self, ip: str) -> None:
+        listening = self._listening.pop(self._by_ip.get(ip, ""), None)
+        if listening is not None:
+            listening.callback(None)
+
+    def _machine_at(self, ip: str) -> Machine | None:
+        return self._machines.get(self._by_ip.get(ip, ""))
+
+    # Readiness (`ijitsu.IReadiness`).
+
+    def wait(self, vm: VM, guest: Guest) -> Deferred[None]:
+        """Fire when Synjitsu has found the guest listening; where it is away, find out ourselves."""
+        self._guests[vm.name] = guest
+        self.moved(self._machines[vm.name])
+        return Deferred.fromCoroutine(self._wait(vm, guest))
+
+    async def _wait(self, vm: VM, guest: Guest) -> None:
+        while self.standin.connected:
+            self._listening[vm.name] = listening = Deferred[None]()
+            try:
+                await listening.addTimeout(LOOKS_EVERY, self._reactor)
+            except DeferredTimeout:
+                continue
+            except CancelledError:
+                self._listening.pop(vm.name, None)
+                raise
+            return
+        await self._port.wait(vm, guest)

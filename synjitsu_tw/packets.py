@@ -1,0 +1,352 @@
+"""
+Octets on a wire, and what they mean: Ethernet with VLAN tags, ARP, IPv4, IPv6, neighbour discovery, TCP and UDP.
+
+Pure: octets come in, octets or small values go out. MACs and addresses are packed octets here (6, and 4 or 16). What is
+no use to a stand-in, or malformed, is None; nothing raises.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import attrs
+import dpkt
+from dpkt import arp, icmp, icmp6, ip, ip6, tcp
+
+BROADCAST: Final = b"\xff" * 6
+NOBODY: Final = b"\0" * 6
+
+#: To every node of the link: the address, and the MAC it is sent to (RFC 4291, 2.7.1; RFC 2464, 7).
+ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
+ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
+
+#: EtherTypes.
+_ARP: Final = 0x0806
+IPV4: Final = 0x0800
+IPV6: Final = 0x86DD
+
+#: EtherTypes of VLAN tags, each four octets with what follows it: 802.1Q and 802.1ad.
+_TAGS: Final = (b"\x81\x00", b"\x88\xa8")
+
+#: Protocols above IP.
+TCP: Final = 6
+UDP: Final = 17
+
+SYN: Final = tcp.TH_SYN
+ACK: Final = tcp.TH_ACK
+RST: Final = tcp.TH_RST
+
+#: Neighbour discovery's messages are believed only with this hop limit (RFC 4861, 7.1).
+_HOPS: Final = 255
+
+#: The flags of an advertisement: solicited, override (RFC 4861, 4.4).
+_SOLICITED: Final = 0x40000000
+_OVERRIDE: Final = 0x20000000
+
+#: Type and code of "this address cannot be reached" (RFC 792; RFC 4443, 3.1).
+_UNREACHABLE: Final = (icmp.ICMP_UNREACH, icmp.ICMP_UNREACH_HOST)
+_UNREACHABLE6: Final = (icmp6.ICMP6_DST_UNREACH, 3)
+
+#: How much of a packet goes back with the ICMP message that it cannot be delivered, in octets: all SYNs fit.
+_QUOTED: Final = 512
+
+
+@attrs.frozen
+class Frame:
+    """
+    An Ethernet frame.
+
+    Attributes:
+        tags: its VLAN tags as they stand in the frame, from the outer one on.
+        type: the EtherType of the payload.
+    """
+
+    dst: bytes
+    src: bytes
+    tags: bytes
+    type: int
+    payload: bytes
+
+    def __bytes__(self) -> bytes:
+        return b"".join((self.dst, self.src, self.tags, self.type.to_bytes(2), self.payload))
+
+
+@attrs.frozen
+class Neighbour:
+    """
+    What ARP or neighbour discovery says: who asks for whom, or who is where.
+
+    Attributes:
+        mac: the MAC at which *ip* is said to be; the frame's sender's where the message names none.
+        ip: the address that the sender says it has; all zeros in a probe.
+        target: the address that is asked for, or who is told.
+        asks: it wants an answer, and is no announcement.
+    """
+
+    mac: bytes
+    ip: bytes
+    target: bytes
+    asks: bool
+
+    @property
+    def probes(self) -> bool:
+        """Whether the sender has no address yet: it looks whether *target* is free (RFC 5227; RFC 4862, 5.4)."""
+        return not any(self.ip)
+
+
+@attrs.frozen
+class Packet:
+    """
+    An IP packet; ports and the rest are 0 where it is neither TCP nor UDP, or a fragment.
+
+    Attributes:
+        flags: TCP's.
+        length: of the TCP segment's data, in octets.
+    """
+
+    src: bytes
+    dst: bytes
+    protocol: int = 0
+    sport: int = 0
+    dport: int = 0
+    flags: int = 0
+    sequence: int = 0
+    window: int = 0
+    options: bytes = b""
+    length: int = 0
+
+    @property
+    def opens(self) -> bool:
+        """Whether it opens a connection (RFC 9293, 3.5)."""
+        return self.protocol == TCP and self.flags & (SYN | ACK | RST) == SYN
+
+    @property
+    def flow(self) -> tuple[int, bytes, int, int]:
+        """Protocol, source and ports: with the address it is for, what names a connection."""
+        return self.protocol, self.src, self.sport, self.dport
+
+
+def parse(octets: bytes) -> Frame | None:
+    """Return the frame, or None if it is too short to be one."""
+    end = 12
+    while octets[end : end + 2] in _TAGS:
+        end += 4
+    if len(octets) < end + 2:
+        return None
+    return Frame(octets[:6], octets[6:12], octets[12:end], int.from_bytes(octets[end : end + 2]), octets[end + 2 :])
+
+
+def understand(frame: Frame) -> Neighbour | Packet | None:
+    """Return what is in a frame, or None if that is of no use here, or malformed."""
+    try:
+        if frame.type == _ARP:
+            return _arp(frame.payload)
+        if frame.type == IPV4:
+            return _ipv4(frame.payload)
+        if frame.type == IPV6:
+            return _ipv6(frame)
+    except (dpkt.Error, struct.error, IndexError, ValueError, AttributeError):
+        return None  # dpkt's own errors, and those that octets from strangers cause in it
+    return None
+
+
+def _arp(octets: bytes) -> Neighbour | None:
+    said = arp.ARP(octets)
+    if (said.hrd, said.pro, said.hln, said.pln) != (arp.ARP_HRD_ETH, IPV4, 6, 4) or said.op not in {1, 2}:
+        return None
+    return Neighbour(said.sha, said.spa, said.tpa, said.op == arp.ARP_OP_REQUEST and said.spa != said.tpa)
+
+
+def _ipv4(octets: bytes) -> Packet | None:
+    version, length = octets[0] >> 4, octets[0] & 15
+    if version != 4 or length < 5 or len(octets) < length * 4:
+        return None
+    src, dst = octets[12:16], octets[16:20]
+    if int.from_bytes(octets[6:8]) & 0x3FFF:  # a fragment
+        return Packet(src, dst)
+    total = int.from_bytes(octets[2:4]) or len(octets)
+    return _transport(src, dst, octets[9], octets[length * 4 : total])
+
+
+def _ipv6(frame: Frame) -> Neighbour | Packet | None:
+    octets = frame.payload
+    if len(octets) < 40 or octets[0] >> 4 != 6:
+        return None
+    src, dst, above = octets[8:24], octets[24:40], octets[40 : 40 + int.from_bytes(octets[4:6])]
+    if octets[6] == ip.IP_PROTO_ICMP6 and above[:1] in {b"\x87", b"\x88"}:
+        return _discovery(src, dst, above, octets[7], frame.src)
+    return _transport(src, dst, octets[6], above)
+
+
+def _discovery(src: bytes, dst: bytes, octets: bytes, hops: int, mac: bytes) -> Neighbour | None:
+    """Read a neighbour solicitation or advertisement (RFC 4861, 4.3 and 4.4)."""
+    if hops != _HOPS or len(octets) < 24 or octets[1]:
+        return None
+    asks, target = octets[0] == icmp6.ND_NEIGHBOR_SOLICIT, octets[8:24]
+    options = octets[24:]
+    while len(options) >= 8 and options[1]:
+        if options[0] == (1 if asks else 2) and options[1] == 1:
+            mac = options[2:8]
+        options = options[8 * options[1] :]
+    return Neighbour(mac, src, target, asks=True) if asks else Neighbour(mac, target, dst, asks=False)
+
+
+def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet:
+    if protocol == TCP and len(octets) >= 20:
+        segment = tcp.TCP(octets)
+        return Packet(src, dst, TCP, segment.sport, segment.dport, segment.flags, segment.seq, segment.win,
+                      bytes(segment.opts), len(segment.data))
+    if protocol == UDP and len(octets) >= 8:
+        return Packet(src, dst, UDP, int.from_bytes(octets[:2]), int.from_bytes(octets[2:4]), length=len(octets) - 8)
+    return Packet(src, dst, protocol)
+
+
+# What a stand-in says
+
+
+def answer(frame: Frame, asked: Neighbour, mac: bytes) -> bytes:
+    """Return the answer to *frame*, which asks: the address is at *mac*."""
+    if len(asked.target) == 4:
+        return _arp_frame(frame.src, mac, frame.tags, arp.ARP_OP_REPLY, asked.target, asked.mac, asked.ip)
+    to = ALL_NODES if asked.probes else asked.ip
+    return _advertisement(frame.src, mac, frame.tags, asked.target, to, 0 if asked.probes else _SOLICITED)
+
+
+def told(address: bytes, mac: bytes, to: bytes, tags: bytes, peer: bytes | None = None) -> bytes:
+    """
+    Return a frame that says unasked: *address* is at *mac*.
+
+    With *peer*, one's address, it has the form of an answer to that peer; without, that of gratuitous ARP, which
+    Linux believes at any time, where it passes over other news of an entry that is less than a second old. Either is
+    sent to the MAC *to* alone, if that is not everybody's.
+    """
+    if len(address) == 4:
+        if peer is not None:
+            return _arp_frame(to, mac, tags, arp.ARP_OP_REPLY, address, to, peer)
+        # A request for one's own address: the form that most systems understand (RFC 5227, 3).
+        return _arp_frame(to, mac, tags, arp.ARP_OP_REQUEST, address, NOBODY, address)
+    return _advertisement(ALL_NODES_MAC if to == BROADCAST else to, mac, tags, address, peer or ALL_NODES, 0)
+
+
+def _arp_frame(to: bytes, mac: bytes, tags: bytes, op: int, spa: bytes, tha: bytes, tpa: bytes) -> bytes:
+    said = arp.ARP(op=op, sha=mac, spa=spa, tha=tha, tpa=tpa)
+    return bytes(Frame(to, mac, tags, _ARP, bytes(said)))
+
+
+def _advertisement(to: bytes, mac: bytes, tags: bytes, target: bytes, peer: bytes, flags: int) -> bytes:
+    body = struct.pack(">I16sBB6s", flags | _OVERRIDE, target, 2, 1, mac)
+    said = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_ADVERT, code=0, data=body)
+    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(target, peer, ip.IP_PROTO_ICMP6, said)))
+
+
+def _ipv6_packet(src: bytes, dst: bytes, protocol: int, above: dpkt.Packet, hops: int = _HOPS) -> bytes:
+    packet = ip6.IP6(src=src, dst=dst, nxt=protocol, hlim=hops, plen=len(above), data=above)
+    packet.extension_hdrs = {}
+    packet.all_extension_headers = []
+    return bytes(packet)
+
+
+def knock(link_mac: bytes, mac: bytes, src: bytes, dst: bytes, sport: int, dport: int) -> bytes:
+    """Return a SYN of our own, from *src* at *link_mac* to *dst* at *mac*."""
+    above = tcp.TCP(sport=sport, dport=dport, seq=1, flags=SYN, win=1024)
+    if len(dst) == 4:
+        return bytes(Frame(mac, link_mac, b"", IPV4, bytes(ip.IP(src=src, dst=dst, p=TCP, ttl=64, data=above))))
+    return bytes(Frame(mac, link_mac, b"", IPV6, _ipv6_packet(src, dst, TCP, above, 64)))
+
+
+def reset(frame: Frame, packet: Packet, mac: bytes) -> bytes:
+    """Return the RST that refuses the SYN in *frame*, as the guest would send it (RFC 9293, 3.10.7.1)."""
+    acknowledged = (packet.sequence + 1 + packet.length) % 2**32
+    above = tcp.TCP(sport=packet.dport, dport=packet.sport, seq=0, ack=acknowledged, flags=RST | ACK, win=0)
+    return _back(frame, packet, mac, TCP, above)
+
+
+def unreachable(frame: Frame, packet: Packet, mac: bytes) -> bytes:
+    """Return the ICMP message that the packet in *frame* cannot be delivered, with its beginning."""
+    quoted = frame.payload[:_QUOTED]
+    if len(packet.dst) == 4:
+        type_, code = _UNREACHABLE
+        return _back(frame, packet, mac, ip.IP_PROTO_ICMP, icmp.ICMP(type=type_, code=code, data=bytes(4) + quoted))
+    type_, code = _UNREACHABLE6
+    return _back(frame, packet, mac, ip.IP_PROTO_ICMP6, icmp6.ICMP6(type=type_, code=code, data=bytes(4) + quoted))
+
+
+def _back(frame: Frame, packet: Packet, mac: bytes, protocol: int, above: dpkt.Packet) -> bytes:
+    """Return a frame from the packet's destination to its source."""
+    if len(packet.dst) == 4:
+        payload = bytes(ip.IP(src=packet.dst, dst=packet.src, p=protocol, ttl=64, data=above))
+    else:
+        payload = _ipv6_packet(packet.dst, packet.src, protocol, above, 64)
+    return bytes(Frame(frame.src, mac, frame.tags, frame.type, payload))
+
+
+# Frames that are sent on
+
+
+def sent_on(frame: Frame, mac: bytes, mtu: int) -> list[bytes]:
+    """
+    Return *frame* as it is sent to *mac*: without padding, with checksums anew.
+
+    A frame captured on a virtual interface may have a checksum that the card was to complete, and may be a TCP segment
+    of up to 64 KiB that the card was to cut: so it is cut here, into packets of at most *mtu* octets.
+    """
+    pieces = [frame.payload] if len(frame.payload) <= mtu else _cut(frame, mtu)
+    return [bytes(attrs.evolve(frame, dst=mac, payload=_summed(frame.type, piece))) for piece in pieces]
+
+
+def _headers(type_: int, payload: bytes) -> tuple[int, int, int]:
+    """Return the length of the IP header, that of the whole packet, and the protocol; 0 if there is none to touch."""
+    if type_ == IPV4 and len(payload) >= 20:
+        fragment = int.from_bytes(payload[6:8]) & 0x3FFF
+        total = int.from_bytes(payload[2:4]) or len(payload)
+        return (payload[0] & 15) * 4, total, 0 if fragment else payload[9]
+    if type_ == IPV6 and len(payload) >= 40:
+        return 40, 40 + (int.from_bytes(payload[4:6]) or len(payload) - 40), payload[6]
+    return 0, len(payload), 0
+
+
+def _summed(type_: int, payload: bytes) -> bytes:
+    """Return an IP packet with its checksums computed anew, and without what stands after it."""
+    start, total, protocol = _headers(type_, payload)
+    packet = bytearray(payload[:total])
+    if type_ == IPV4 and 20 <= start <= len(packet):
+        packet[10:12] = bytes(2)
+        packet[10:12] = dpkt.in_cksum(bytes(packet[:start])).to_bytes(2)
+    place = {TCP: start + 16, UDP: start + 6}.get(protocol, 0)
+    if not start or not place or len(packet) < place + 2:
+        return bytes(packet)
+    if protocol == UDP and type_ == IPV4 and packet[place : place + 2] == bytes(2):
+        return bytes(packet)  # sent without one (RFC 768)
+    packet[place : place + 2] = bytes(2)
+    addresses = packet[12:20] if type_ == IPV4 else packet[8:40]
+    above = bytes(packet[start:])
+    total_sum = dpkt.dpkt.in_cksum_add(0, bytes(addresses) + struct.pack(">HH", protocol, len(above)))
+    checksum = dpkt.dpkt.in_cksum_done(dpkt.dpkt.in_cksum_add(total_sum, above))
+    packet[place : place + 2] = (checksum or (0xFFFF if protocol == UDP else 0)).to_bytes(2)
+    return bytes(packet)
+
+
+def _cut(frame: Frame, mtu: int) -> list[bytes]:
+    """Cut a TCP packet into some that fit; leave others alone."""
+    start, total, protocol = _headers(frame.type, frame.payload)
+    if protocol != TCP or len(frame.payload) < start + 20:
+        return [frame.payload]
+    above = start + (frame.payload[start + 12] >> 4) * 4
+    size = mtu - above
+    data = frame.payload[above:total]
+    if size <= 0 or len(data) <= size:
+        return [frame.payload]
+    sequence = int.from_bytes(frame.payload[start + 4 : start + 8])
+    pieces = []
+    for begin in range(0, len(data), size):
+        piece = bytearray(frame.payload[:above]) + data[begin : begin + size]
+        piece[start + 4 : start + 8] = ((sequence + begin) % 2**32).to_bytes(4)
+        if begin + size < len(data):
+            piece[start + 13] &= ~(tcp.TH_FIN | tcp.TH_PUSH)
+        if frame.type == IPV4:
+            piece[2:4] = len(piece).to_bytes(2)
+        else:
+            piece[4:6] = (len(piece) - 40).to_bytes(2)
+        pieces.append(bytes(piece))
+    return pieces

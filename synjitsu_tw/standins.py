@@ -1,0 +1,341 @@
+"""
+Whom we stand in for, and what that means for each frame: what to send, what to hold, whom to summon.
+
+Pure: calls from Jitsu, frames and the time come in; actions come out, to be carried out in their order. Nothing here
+does I/O, reads a clock or logs.
+
+The laws, all of them here:
+
+- Only an address that was announced is stood in for, and its guest is known by the MAC that was announced.
+- The guest itself is never answered: it would find its own address taken (RFC 5227; RFC 4862, 5.4).
+- While a VM is asleep or boots, every peer is to think that its address is at the stand-in's MAC, so that no SYN meets
+  a guest whose port is not open yet: whoever asks is answered, whoever has learnt the guest's MAC is told again.
+- A SYN for the address counts whatever MAC it is sent to. What else comes for a guest that shows signs of life is
+  passed on to it: it may be using the network already.
+- When it is ready, peers are told the guest's MAC; what still comes to the stand-in's is passed on to the guest, and
+  its sender told again.
+- If Jitsu has named a port to knock at, the guest is ready when it answers a SYN of this host's, which is sent past
+  the kernel's neighbour table; else when Jitsu says so.
+- This host is a peer as well, but frames sent on a bridge never reach the host's own stack: its kernel is told by
+  other means (`Tell`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from synjitsu_tw import packets
+from synjitsu_tw.packets import BROADCAST, UDP, Frame, Neighbour, Packet
+from synjitsu_tw.syns import Held, Limits, Syns
+from synjitsu_tw.table import (
+    CLAIM_EVERY,
+    Action,
+    Claimed,
+    Erase,
+    Handover,
+    Link,
+    Listens,
+    Peer,
+    Record,
+    Refusal,
+    Seen,
+    Send,
+    Standin,
+    State,
+    Summon,
+    Tell,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: Seconds for which the SYNs of a VM whose start failed are refused, unless it is announced again: as long as a client
+#: takes to send its third one (Linux).
+LINGER: Final = 10.0
+
+#: Seconds between two times that one peer is told where an address is: Linux believes news from one source once a
+#: second only (neigh/*/locktime).
+TELL_EVERY: Final = 1.0
+
+#: How often in a second a guest's showing itself is taken note of: more than any does that means well.
+SEEN_PER_SECOND: Final = 8
+
+#: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
+KNOCK_PORT: Final = 61999
+
+
+class Standins:
+    """
+    All addresses, and what is held for them.
+
+    Attributes:
+        links: the ports, by their names; the shell keeps them up to date.
+        table: by address.
+        knocked: those whose guests boot and are knocked at, by address.
+        counters: how many packets were ever held, handed over, expired, given up by their client, refused, and turned
+            away for want of room; and how many frames were passed on.
+    """
+
+    def __init__(
+        self, links: Mapping[str, Link], limits: Limits | None = None, refusal: Refusal = Refusal.SILENCE
+    ) -> None:
+        """Stand in for nobody yet."""
+        self.links = links
+        self.table: dict[bytes, Standin] = {}
+        self.knocked: dict[bytes, Standin] = {}
+        self.syns = Syns(limits)
+        self.counters: Counter[str] = Counter()
+        self._refusal = refusal
+        self._failed: dict[bytes, Standin] = {}
+
+    # What Jitsu says
+
+    def announce(
+        self,
+        ip: bytes,
+        mac: bytes,
+        *,
+        asleep: bool,
+        handover: Handover = Handover.WIRE,
+        ports: frozenset[int] | None = None,
+        wake_udp: frozenset[int] = frozenset(),
+        domid: int | None = None,
+        knock: int | None = None,
+        keeps: bool = False,
+    ) -> Iterator[Action]:
+        """Stand in for *ip* from now on, or go on with what is new."""
+        standin = self.table.setdefault(ip, Standin(ip, state=State.UP))
+        was, standin.state = standin.state, State.ASLEEP if asleep else State.BOOTING
+        if was is not standin.state:
+            standin.alive = False
+        self._failed.pop(ip, None)
+        standin.mac = mac or standin.mac
+        standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
+        standin.knock, standin.keeps = knock, keeps
+        if asleep or knock is None:
+            self.knocked.pop(ip, None)
+        else:
+            self.knocked[ip] = standin
+        # Nothing to say for those that sleep, and are many: whoever knows the guest's MAC finds no guest there.
+        if not asleep and was is not State.BOOTING:
+            yield from self._say(standin, None)
+
+    def ready(self, ip: bytes, mac: bytes) -> tuple[Standin, list[Held]]:
+        """
+        Stand in for *ip* no longer; its guest, at *mac*, takes its packets now.
+
+        Returns:
+            The stand-in, which knows the peers, and what was held: for `handover`.
+        """
+        standin = self.table.setdefault(ip, Standin(ip))
+        standin.state, standin.mac = State.UP, mac or standin.mac
+        standin.refused = frozenset()
+        self._failed.pop(ip, None)
+        self.knocked.pop(ip, None)
+        standin.told.clear()
+        held = self.syns.release(ip)
+        self.counters["handed_over"] += len(held)
+        return standin, held
+
+    def withdraw(self, ip: bytes, now: float, *, failed: bool = False) -> Iterator[Action]:
+        """Drop what is held for *ip* and forget it; if its start *failed*, refuse its SYNs for a while first."""
+        standin = self.table.get(ip)
+        if standin is None:
+            return
+        self.knocked.pop(ip, None)
+        dropped = self.syns.release(ip)
+        self.counters["dropped"] += len(dropped)
+        if standin.handover is Handover.XENSTORE:
+            yield from (Erase(standin, held) for held in dropped)
+        if failed:
+            standin.state, standin.until = State.FAILED, now + LINGER
+            standin.refused = frozenset(held.packet.flow for held in dropped)
+            self._failed[ip] = standin
+        else:
+            del self.table[ip]
+            self._failed.pop(ip, None)
+
+    def expire(self, now: float) -> Iterator[Action]:
+        """Drop what has waited too long, and forget the failed; to be called every second or so."""
+        for held in self.syns.expire(now):
+            self.counters["expired"] += 1
+            yield from self._erase(held)
+        for standin in [standin for standin in self._failed.values() if now >= standin.until]:
+            del self.table[standin.ip], self._failed[standin.ip]
+
+    def knock(self) -> Iterator[Action]:
+        """Look whether guests that boot listen; to be called every few milliseconds while any is `knocked` at."""
+        for ip, standin in self.knocked.items():
+            for port, link in self.links.items():
+                src = link.knocks_from.get(len(ip))
+                if src is not None and standin.mac and standin.knock is not None:
+                    octets = packets.knock(link.host, standin.mac, src, ip, KNOCK_PORT, standin.knock)
+                    yield Send(port, octets)
+
+    # Frames
+
+    def frame(self, port: str, octets: bytes, now: float) -> Iterator[Action]:
+        """Yield what a frame that was seen on *port* leads to."""
+        frame, link = packets.parse(octets), self.links[port]
+        if frame is None or frame.src == link.mac:
+            return
+        said = packets.understand(frame)
+        if isinstance(said, Neighbour):
+            yield from self._neighbour(port, frame, said, now)
+        elif said is not None and said.dport == KNOCK_PORT and said.src in self.knocked:
+            standin = self.knocked[said.src]
+            answered = said.flags & (packets.SYN | packets.ACK) == packets.SYN | packets.ACK
+            if answered and said.sport == standin.knock and frame.src == standin.mac:
+                yield Listens(said.src)
+        elif said is not None and said.dst in self.table:
+            standin = self.table[said.dst]
+            if frame.src == standin.mac:
+                return
+            yield from self._packet(port, frame, said, standin, now)
+
+    def _neighbour(self, port: str, frame: Frame, said: Neighbour, now: float) -> Iterator[Action]:
+        """Somebody asks where an address is, or says where it is."""
+        link = self.links[port]
+        claimed = None if said.probes else self.table.get(said.ip)
+        if claimed is not None and said.mac != link.mac:
+            if claimed.mac and said.mac != claimed.mac:
+                if now - claimed.claimed_at >= CLAIM_EVERY:
+                    claimed.claimed_at = now
+                    yield Claimed(said.ip, said.mac, port)
+                return
+            yield from self._guest(claimed, now, announces=not said.asks)
+        standin = self.table.get(said.target)
+        if standin is None or standin is claimed or not standin.stands:
+            return
+        if standin.mac in {frame.src, said.mac} and standin.mac:  # it looks whether its address is free
+            yield from self._guest(standin, now, announces=True)
+        elif said.asks:
+            peer = Peer(port, frame.tags, frame.src)
+            standin.remember(peer, None if said.probes else said.ip)
+            if frame.src == link.host:
+                yield Tell(port, standin.ip, standin.seat(link), create=True)
+            else:
+                yield Send(port, packets.answer(frame, said, standin.seat(link)))
+        elif frame.dst == standin.mac:  # it has answered the guest, and learnt its MAC from the question
+            peer = Peer(port, frame.tags, frame.src)
+            standin.remember(peer, said.ip)
+            yield from self._tell(standin, peer, standin.seat(link))
+
+    def _guest(self, standin: Standin, now: float, *, announces: bool) -> Iterator[Action]:
+        """The guest itself was seen, and by it those who know its address: they are told that it is still at ours."""
+        standin.alive = True
+        if now - standin.seen_at >= 1.0:
+            standin.seen_at, standin.seen = now, 0
+        standin.seen += 1
+        if standin.seen > SEEN_PER_SECOND:
+            return
+        if announces:
+            yield Seen(standin.ip)
+        if standin.stands and standin.handover is Handover.WIRE:
+            for peer in list(standin.peers):
+                standin.told[peer] = now
+                yield from self._tell(standin, peer, standin.seat(self.links[peer.port]))
+
+    def _packet(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
+        """Somebody sends an IP packet to an address of ours."""
+        link = self.links[port]
+        ours = frame.dst == link.mac and standin.mac
+        if not standin.stands:
+            if ours:
+                yield from self._pass_on(port, frame, standin)
+                yield from self._retell(Peer(port, frame.tags, frame.src), standin, standin.mac, now)
+            return
+        if packet.flags & packets.RST:
+            held = self.syns.drop(packet)
+            if held is not None:
+                self.counters["given_up"] += 1
+                yield from self._erase(held)
+        if packet.opens or (packet.protocol == UDP and packet.dport in standin.wake_udp):
+            if not self._is_knock(frame, packet, standin, link):
+                yield from self._first(port, frame, packet, standin, now)
+        elif ours and standin.alive:
+            yield from self._pass_on(port, frame, standin)
+
+    @staticmethod
+    def _is_knock(frame: Frame, packet: Packet, standin: Standin, link: Link) -> bool:
+        """Return whether this host itself sends to the guest's MAC: it was told it, to find out whether it is ready."""
+        return frame.src == link.host and frame.dst == standin.mac and packet.src in link.addresses
+
+    def _first(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
+        """A SYN or a datagram that may open a conversation."""
+        if standin.state is State.FAILED or packet.flow in standin.refused:
+            if standin.state is State.FAILED or now < standin.until:
+                yield from self._refuse(port, frame, packet, standin)
+                return
+            standin.refused = frozenset()
+        if frame.dst == standin.mac and standin.handover is Handover.WIRE:
+            peer = Peer(port, frame.tags, frame.src)
+            standin.remember(peer, None)
+            yield from self._retell(peer, standin, self.links[port].mac, now)
+        wakes = packet.protocol == UDP or standin.ports is None or packet.dport in standin.ports
+        if standin.state is State.ASLEEP and not wakes:
+            return
+        before = self.syns.count(standin.ip)
+        held = Held(port, frame, packet, now)
+        kept, proven = self.syns.hold(held, (hash(frame.payload) or 1) if packet.protocol == UDP else 0)
+        if not kept:
+            self.counters["turned_away"] += 1
+        elif held.octets and self.syns.count(standin.ip) > before:
+            self.counters["held"] += 1
+            if standin.handover is Handover.XENSTORE and packet.opens and len(packet.dst) == 4:
+                yield Record(standin, held)
+        if standin.state is State.ASLEEP:
+            yield Summon(standin.ip, packet.src, proven)
+
+    def _refuse(self, port: str, frame: Frame, packet: Packet, standin: Standin) -> Iterator[Action]:
+        self.counters["refused"] += 1
+        link = self.links[port]
+        if self._refusal is Refusal.SILENCE or frame.src == link.host:
+            return
+        if self._refusal is Refusal.RST and packet.opens:
+            yield Send(port, packets.reset(frame, packet, standin.seat(link)))
+        else:
+            yield Send(port, packets.unreachable(frame, packet, standin.seat(link)))
+
+    def _erase(self, held: Held) -> Iterator[Action]:
+        standin = self.table.get(held.packet.dst)
+        if standin is not None and standin.handover is Handover.XENSTORE:
+            yield Erase(standin, held)
+
+    def _pass_on(self, port: str, frame: Frame, standin: Standin) -> Iterator[Action]:
+        self.counters["passed_on"] += 1
+        yield from (Send(port, octets) for octets in packets.sent_on(frame, standin.mac, self.links[port].mtu))
+
+    # Telling peers
+
+    def _say(self, standin: Standin, mac: bytes | None) -> Iterator[Action]:
+        """Tell all, on all ports, that the address is at *mac*, or at the stand-in's."""
+        for port, link in self.links.items():
+            at = mac or standin.seat(link)
+            yield Send(port, packets.told(standin.ip, at, BROADCAST, b""))
+            yield Tell(port, standin.ip, at, create=False)
+
+    def _retell(self, peer: Peer, standin: Standin, mac: bytes, now: float) -> Iterator[Action]:
+        """Tell one peer, but not too often."""
+        if now - standin.told.get(peer, -TELL_EVERY) >= TELL_EVERY:
+            standin.remember(peer, None)
+            standin.told[peer] = now
+            yield from self._tell(standin, peer, mac)
+
+    def _tell(self, standin: Standin, peer: Peer, mac: bytes) -> Iterator[Action]:
+        """Tell one peer, in both forms that systems believe."""
+        if peer.mac == self.links[peer.port].host:
+            yield Tell(peer.port, standin.ip, mac, create=False)
+            return
+        yield Send(peer.port, packets.told(standin.ip, mac, peer.mac, peer.tags))
+        ip = standin.peers.get(peer)
+        if ip is not None:
+            yield Send(peer.port, packets.told(standin.ip, mac, peer.mac, peer.tags, ip))
+
+    def guest_takes_over(self, standin: Standin) -> Iterator[Action]:
+        """Yield what tells all, and each peer by itself, that the address is at the guest's MAC now."""
+        yield from self._say(standin, standin.mac)
+        for peer in list(standin.peers):
+            yield from self._tell(standin, peer, standin.mac)
+        standin.peers.clear()

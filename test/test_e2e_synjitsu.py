@@ -1,0 +1,631 @@
+"""
+`twistd synjitsu` on a bridge between network namespaces, told by a `StandIn`: clients, routers and guests are Linux.
+
+The guest is a namespace whose interface and whose server come up when the test says so: as a VM, only sooner. What a
+client must not notice is read from its kernel's counters and its sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest, TestCase
+
+from jitsu_tw.standin import StandIn
+from test.test_synjitsu_packets import TAG, arp_frame, tcp_frame
+from test.yard import PATIENCE, Program, Yard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BIN: Final = Path(sys.executable).parent
+MAC: Final = "52:54:00:09:00:10"
+IP: Final = "10.9.0.10"
+IP6: Final = "fd09::10"
+
+
+#: Sends one frame, prints what comes back to its MAC, and sends another. libpcap shows tags that the kernel hides.
+TAGGED: Final = """
+import sys, pcap
+first, second = map(bytes.fromhex, sys.argv[1:])
+seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
+seen.sendpacket(first)
+for _, octets in seen:
+    if bytes(octets[:6]) == first[6:12]:
+        break
+print(bytes(octets).hex(), flush=True)
+seen.sendpacket(second)
+sys.stdin.read()
+"""
+
+#: Prints the first SYN in a VLAN that it sees.
+WATCHES: Final = """
+import sys, pcap
+seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
+print("ready", flush=True)
+for _, octets in seen:
+    octets = bytes(octets)
+    if octets[12:14] == b"\\x81\\0" and octets[16:18] == b"\\x08\\0":
+        break
+print(octets.hex(), flush=True)
+sys.stdin.read()
+"""
+
+#: Seconds until Linux sends a SYN again, less a little.
+RETRANSMITS: Final = 0.95
+
+#: Sends one ICMP echo request.
+PING: Final = """
+import socket, sys
+one = socket.socket(type=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP)
+one.sendto(bytes.fromhex("0800f7ff00000000"), (sys.argv[1], 0))
+"""
+
+
+async def pause(seconds: float) -> None:
+    """Let the reactor turn."""
+    await deferLater(reactor, seconds)
+
+
+class SynjitsuTestCase(TestCase):
+    """Has a yard with a client and a guest that is off, a Synjitsu, and a Jitsu's side of it."""
+
+    timeout = 40
+    arguments: tuple[str, ...] = ()
+
+    async def setUp(self) -> None:  # type: ignore[override] # trial waits for it
+        """Begin with a VM that is asleep."""
+        missing = [program for program in ("ip", "unshare", "nsenter", "nstat", "sysctl") if not shutil.which(program)]
+        if missing or os.geteuid() != 0:
+            raise SkipTest(f"needs root and {', '.join(missing) or 'nothing else'}")
+        self.folder = Path(tempfile.mkdtemp(prefix="synjitsu-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.yard = Yard(self.addCleanup)
+        self.lay_out()
+        self.summoned: list[tuple[str, str]] = []
+        self.seen: list[str] = []
+        self.synjitsu = self.begin()
+        self.ready: list[str] = []
+        self.standin = StandIn(
+            f"unix:{self.folder}/socket",
+            lambda *what: self.summoned.append(what),
+            self.seen.append,
+            reactor,
+            self.ready.append,
+        )
+        self.standin.start()
+        self.addCleanup(self.standin.stop)
+        await self.until(lambda: self.standin.connected)
+
+    def lay_out(self) -> None:
+        """Plug in who is there."""
+        self.yard.plug("client", "10.9.0.2/24", "fd09::2/64")
+        self.plug_guest()
+
+    def plug_guest(self) -> None:
+        """Plug in a guest that is off: its link is down."""
+        self.yard.plug("guest", up=False)
+        self.yard.run("guest", f"ip link set eth0 address {MAC}")
+        self.guest = self.yard.guest()
+
+    def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """Start a Synjitsu and wait for its socket."""
+        socket = self.folder / "socket"
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                self.yard.command(
+                    "host", *prefix, str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "br0", "--listen",
+                    f"unix:{socket}", *self.arguments,
+                ),
+                cwd=self.folder, stdout=log, stderr=log,
+            )
+        self.addCleanup(self.end, process)
+        until = time.monotonic() + PATIENCE
+        while not socket.exists():
+            self.assertIsNone(process.poll(), self.log())
+            self.assertLess(time.monotonic(), until, self.log())
+            time.sleep(0.01)
+        return process
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """End it, and see that it had no trouble."""
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+        self.assertNotIn("Traceback", self.log())
+
+    def log(self) -> str:
+        """Return what Synjitsu has said."""
+        return (self.folder / "log").read_text()
+
+    def own_mac(self) -> bytes:
+        """Return the stand-in's MAC, which Synjitsu has logged."""
+        return bytes.fromhex(self.log().partition("announces, at ")[2][:17].replace(":", ""))
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait for something."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), end, self.log())
+            await pause(0.005)
+
+    async def held(self, count: int = 1) -> None:
+        """Wait until so many packets are held."""
+        while (await self.counters())["held_now"] < count:
+            await pause(0.01)
+
+    async def counters(self) -> dict[str, int]:
+        """Return Synjitsu's counters."""
+        counters: dict[str, int] = (await self.standin.status())["counters"]
+        return counters
+
+    async def announce(self, *, asleep: bool = True, ip: str = IP, mac: str = MAC, **more: Any) -> None:
+        """Have the guest stood in for, and wait until it is."""
+        self.standin.announce(ip, mac, asleep=asleep, **more)
+        await self.counters()
+
+    def boot(self, *more: str) -> None:
+        """Have the guest's network come up, and do what else ip(8) is told."""
+        addresses = (f"address add {IP}/24 dev eth0", f"address add {IP6}/64 dev eth0 nodad")
+        self.yard.batch("guest", "link set eth0 up", *addresses, *more)
+
+    async def serve(self, ip: str = IP, port: int = 80, mac: str = "", *, udp: bool = False) -> float:
+        """Have the guest listen, and hand over at once; return when it listened."""
+        at = Yard.listen(self.guest, ip, port, udp=udp)
+        self.standin.ready(ip, mac)
+        await pause(0)
+        return at
+
+    async def ends_well(self, client: Program, at: float = 0.0, where: str = "client") -> None:
+        """Check that a client was connected, and that its kernel has sent nothing twice and was refused nothing."""
+        while client.process.poll() is None:
+            await pause(0.005)
+        result = client.result()
+        self.assertEqual(("hello", None), (result.get("said"), result.get("error")), self.log())
+        self.assertGreaterEqual(result["connected"], at)
+        self.assertEqual(0, self.yard.count(where, "TcpAttemptFails"))
+        # On a slow machine the guest may come up later than the client's kernel waits for.
+        if result["connected"] - result["begun"] < RETRANSMITS:
+            for name in ("TcpRetransSegs", "TcpExtTCPSynRetrans"):
+                self.assertEqual(0, self.yard.count(where, name), name)
+        else:
+            self.assertEqual(self.yard.count(where, "TcpExtTCPSynRetrans"), self.yard.count(where, "TcpRetransSegs"))
+        self.assertEqual(0, self.yard.count("guest", "TcpOutRsts"))
+
+    async def woken(self, where: str = "client", ip: str = IP, **more: Any) -> None:
+        """Check the whole life: a client's SYN summons, is held while the guest boots, and is handed over."""
+        await self.announce(ip=ip, **more)
+        client = self.yard.connect(where, ip)
+        await self.until(lambda: self.summoned)
+        self.assertEqual(ip, self.summoned[0][0])
+        await self.announce(ip=ip, asleep=False, **more)
+        await pause(0.1)
+        self.boot()
+        await pause(0.1)
+        at = await self.serve(ip)
+        await self.ends_well(client, at, where)
+
+
+class WakeTests(SynjitsuTestCase):
+    """A client uses an address of a VM that is off."""
+
+    async def test_ipv4(self) -> None:
+        """Its first SYN is what it is connected by; afterwards it talks with the guest itself."""
+        await self.woken(ports=[80])
+        self.assertEqual((IP, "10.9.0.2"), self.summoned[0])
+        self.assertEqual(MAC, self.yard.neighbour("client", IP))
+        counters = await self.counters()
+        self.assertEqual((1, 1, 0), tuple(counters[key] for key in ("held", "handed_over", "held_now")))
+
+    async def test_ipv6(self) -> None:
+        """The same over IPv6."""
+        await self.woken(ip=IP6)
+        self.assertEqual((IP6, "fd09::2"), self.summoned[0])
+        self.assertEqual(MAC, self.yard.neighbour("client", IP6))
+
+    async def test_stale_mac(self) -> None:
+        """A client that still knows the guest's MAC from before wakes it as well."""
+        self.yard.run("client", f"ip neigh replace {IP} lladdr {MAC} dev eth0 nud reachable")
+        await self.woken()
+
+    async def test_nothing_else_wakes(self) -> None:
+        """ARP, ping, UDP and SYNs to other ports wake nothing; addresses that were not announced are not answered."""
+        await self.announce(ports=[80])
+        ping = self.yard.start("client", sys.executable, "-c", PING, IP)
+        other = self.yard.connect("client", IP, 81, timeout=0.3)
+        datagrams = self.yard.send("client", IP, 443, ["one"], timeout=0.3)
+        stranger = self.yard.connect("client", "10.9.0.11", timeout=0.3)
+        for program in (ping, other, datagrams, stranger):
+            program.process.wait(PATIENCE)
+        await pause(0.05)
+        self.assertIsNotNone(self.yard.neighbour("client", IP))
+        self.assertIsNone(self.yard.neighbour("client", "10.9.0.11"))
+        self.assertEqual([], self.summoned)
+        self.assertEqual(0, (await self.counters())["held"])
+
+    async def test_fast_open(self) -> None:
+        """A SYN with data (TCP Fast Open) is handed over with its data."""
+        self.yard.sysctl("guest", net__ipv4__tcp_fastopen=3 | 0x200)
+        self.yard.sysctl("client", net__ipv4__tcp_fastopen=1 | 4)
+        await self.announce()
+        client = self.yard.connect("client", IP, fast=True)
+        await self.until(lambda: self.summoned)
+        self.boot()
+        await self.serve()
+        await self.ends_well(client)
+
+    async def test_udp(self) -> None:
+        """The first datagrams to `wake_udp` are held and handed over in their order; those to others are not."""
+        await self.announce(wake_udp=[443])
+        sender = self.yard.send("client", IP, 443, ["one", "two", "three"])
+        await self.until(lambda: self.summoned)
+        await self.held(3)
+        self.boot()
+        await self.serve(port=443, udp=True)
+        while sender.process.poll() is None:
+            await pause(0.01)
+        self.assertEqual(["one", "two", "three"], sender.result()["said"])
+
+    async def test_vlan(self) -> None:
+        """In a VLAN: an answer has the question's tag, and a SYN is handed over with its own."""
+        await self.announce()
+        mac = bytes.fromhex(self.yard.mac("client").replace(":", ""))
+        client, vm = ip_address("10.9.0.2").packed, ip_address(IP).packed
+        syn = tcp_frame(client, vm, self.own_mac(), TAG)
+        frames = (arp_frame(1, mac, client, vm, tags=TAG), syn[:6] + mac + syn[12:])
+        program = self.yard.start("client", sys.executable, "-c", TAGGED, *(frame.hex() for frame in frames))
+        answer = bytes.fromhex(program.line())
+        self.assertEqual((mac, self.own_mac(), TAG), (answer[:6], answer[6:12], answer[12:16]))
+        await self.until(lambda: self.summoned)
+        self.yard.run("guest", "ip link set eth0 up")
+        guest = self.yard.start("guest", sys.executable, "-c", WATCHES)
+        guest.line()
+        self.standin.ready(IP, MAC)
+        await pause(0.1)
+        self.assertEqual(bytes.fromhex(MAC.replace(":", "")) + frames[1][6:], bytes.fromhex(guest.line()))
+
+
+class BootTests(SynjitsuTestCase):
+    """What may happen while a guest boots."""
+
+    async def test_up_but_not_listening(self) -> None:
+        """A guest that is on the network, and uses it, but does not listen yet, refuses nobody."""
+        await self.announce()
+        first = self.yard.connect("client", IP)
+        await self.until(lambda: self.summoned)
+        await self.announce(asleep=False)
+        self.boot()
+        other = self.yard.guest("client")
+        Yard.listen(other, "10.9.0.2", 8000)
+        # The guest's own connection works: by it the client learns its MAC, and is told ours again.
+        outward = self.yard.connect("guest", "10.9.0.2", 8000)
+        while outward.process.poll() is None:
+            await pause(0.005)
+        self.assertEqual("hello", outward.result()["said"])
+        second = self.yard.connect("client", IP)
+        await self.held(2)
+        at = await self.serve()
+        await self.ends_well(first, at)
+        await self.ends_well(second, at)
+
+    async def test_ignores_gratuitous_arp(self) -> None:
+        """A peer that believes nothing that it has not asked for is served all the same."""
+        self.yard.sysctl("client", net__ipv4__conf__eth0__drop_gratuitous_arp=1)
+        self.yard.sysctl("client", net__ipv4__neigh__eth0__locktime=100000)
+        await self.woken()
+
+    async def test_never_learns(self) -> None:
+        """What a peer that never learns sends after the handover is passed on, however long a segment it makes."""
+        mac = self.own_mac().hex(":")
+        self.yard.run("client", f"ip neigh replace {IP} lladdr {mac} dev eth0 nud permanent")
+        words = "x" * 50_000
+        await self.announce(asleep=False)
+        client = self.yard.connect("client", IP, words=words)
+        await self.held()
+        self.boot()
+        await self.serve()
+        while client.process.poll() is None:
+            await pause(0.005)
+        result = client.result()
+        self.assertEqual((words, 0), (result["said"], result["lost"]))
+        self.assertEqual(mac, self.yard.neighbour("client", IP))
+        self.assertGreater((await self.counters())["passed_on"], 10)
+
+    async def test_killed(self) -> None:
+        """Synjitsu is killed in the middle: its successor stands in as it did, and holds the client's next SYN."""
+        await self.announce()
+        client = self.yard.connect("client", IP)
+        await self.until(lambda: self.summoned)
+        await self.announce(asleep=False)
+        await pause(0.05)
+        self.synjitsu.kill()
+        self.synjitsu.wait()
+        await self.until(lambda: not self.standin.connected)
+        self.begin()
+        await self.until(lambda: self.standin.connected)
+        await self.held()
+        self.boot()
+        await self.serve()
+        while client.process.poll() is None:
+            await pause(0.005)
+        result = client.result()
+        self.assertEqual("hello", result["said"])
+        self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
+
+    async def test_killed_after_the_handover(self) -> None:
+        """Killed when peers may still think that the guest is at the stand-in's MAC: they are told again."""
+        await self.woken()
+        self.synjitsu.kill()
+        self.synjitsu.wait()
+        stand_in = "02:00:00:00:00:01"
+        self.yard.run("client", f"ip neigh replace {IP} lladdr {stand_in} dev eth0 nud reachable")
+        await self.until(lambda: not self.standin.connected)
+        self.begin()
+        await self.until(lambda: self.yard.neighbour("client", IP) == MAC)
+
+    async def test_moves(self) -> None:
+        """An address that moves to another MAC: the next handover is to that one."""
+        await self.woken()
+        self.yard.run("guest", f"ip address del {IP}/24 dev eth0")
+        moved = "52:54:00:09:00:11"
+        self.yard.plug("guest", up=False, device="eth1")
+        self.yard.run("guest", f"ip link set eth1 address {moved}")
+        await self.announce()
+        client = self.yard.connect("client", IP)
+        await self.held()
+        await self.announce(asleep=False, mac=moved)
+        self.yard.run("guest", "ip link set eth0 down")
+        self.yard.run("guest", "ip link set eth1 up")
+        self.yard.address("guest", f"{IP}/24", "eth1")
+        self.standin.ready(IP, moved)
+        await self.ends_well(client)
+        self.assertEqual(moved, self.yard.neighbour("client", IP))
+
+    async def test_two_at_once(self) -> None:
+        """Two VMs boot at once; each gets its own."""
+        self.yard.plug("second", up=False)
+        other_mac, other_ip = "52:54:00:09:00:12", "10.9.0.12"
+        self.yard.run("second", f"ip link set eth0 address {other_mac}")
+        second = self.yard.guest("second")
+        await self.announce(asleep=False)
+        await self.announce(asleep=False, ip=other_ip, mac=other_mac)
+        clients = [self.yard.connect("client", ip) for ip in (IP, other_ip)]
+        await self.held(2)
+        self.boot()
+        self.yard.run("second", "ip link set eth0 up")
+        self.yard.address("second", f"{other_ip}/24")
+        Yard.listen(second, other_ip)
+        self.standin.ready(other_ip)
+        await self.ends_well(clients[1])
+        self.assertIsNone(clients[0].process.poll())
+        await self.serve()
+        await self.ends_well(clients[0])
+
+    async def test_anothers_address(self) -> None:
+        """A guest that claims another's address is logged and not served."""
+        self.yard.plug("thief")
+        await self.announce(asleep=False)
+        client = self.yard.connect("client", IP)
+        await self.held()
+        self.yard.address("thief", f"{IP}/24")
+        thief = self.yard.guest("thief")
+        Yard.listen(thief, IP)
+        self.yard.connect("thief", "10.9.0.2", timeout=0.2).process.wait(PATIENCE)  # asks for the client, as IP
+        await self.until(lambda: "which is another VM's" in self.log())
+        self.assertIn(self.yard.mac("thief"), self.log())
+        self.assertEqual([], self.seen)
+        self.yard.run("thief", "ip link set eth0 down")
+        self.boot()
+        at = await self.serve()
+        await self.ends_well(client, at)
+
+    async def test_bridge_comes_back(self) -> None:
+        """A bridge that goes and comes is captured again."""
+        self.yard.run("host", "ip link del br0")
+        await self.until(lambda: "br0 has gone" in self.log())
+        self.yard.bridge("br0", "10.9.0.1/24")
+        for name in ("clienteth0", "guesteth0"):
+            self.yard.run("host", f"ip link set {name} master br0")
+        await self.until(lambda: "br0 is back" in self.log())
+        await self.woken()
+
+
+class KnockTests(SynjitsuTestCase):
+    """Synjitsu finds out by itself when the guest listens."""
+
+    async def test_knock(self) -> None:
+        """While a guest only refuses, nothing is handed over; when it listens, at once, and Jitsu is told."""
+        for ip in (IP, IP6):
+            await self.announce(ip=ip, asleep=False, knock=80)
+        clients = [self.yard.connect("client", ip) for ip in (IP, IP6)]
+        await self.held(2)
+        self.boot()
+        await pause(0.2)
+        self.assertEqual([], self.ready)
+        for ip, client in zip((IP, IP6), clients, strict=True):
+            at = Yard.listen(self.guest, ip, 80)
+            while client.process.poll() is None:
+                await pause(0.005)
+            result = client.result()
+            self.assertEqual("hello", result["said"])
+            self.assertLess(at, result["connected"])
+        self.assertEqual([IP, IP6], self.ready)
+        self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
+        self.assertEqual({"up"}, {one["state"] for one in (await self.standin.status())["standins"]})
+
+
+class FailureTests(SynjitsuTestCase):
+    """A start that fails: silence."""
+
+    answer: int | str = "timed out"
+
+    async def test_failed(self) -> None:
+        """What was held is dropped, and the client's next SYN gets what was configured."""
+        await self.announce()
+        client = self.yard.connect("client", IP, timeout=3)
+        await self.until(lambda: self.summoned)
+        self.standin.withdraw(IP, failed=True)
+        while client.process.poll() is None:
+            await pause(0.01)
+        self.assertEqual(self.answer, client.result()["error"])
+        counters = await self.counters()
+        self.assertEqual((0, 1), (counters["held_now"], counters["dropped"]))
+        self.assertLessEqual(1, counters["refused"])
+
+
+class RefusedTests(FailureTests):
+    """The same, with RST."""
+
+    arguments = ("--refuse", "rst")
+    answer = errno.ECONNREFUSED
+
+
+class UnreachableTests(FailureTests):
+    """The same, with ICMP."""
+
+    arguments = ("--refuse", "unreachable")
+    answer = errno.EHOSTUNREACH
+
+
+class RouterTests(SynjitsuTestCase):
+    """Clients that are not neighbours of the guest."""
+
+    def lay_out(self) -> None:
+        """Put a client behind a router on the bridge, and another one behind the host."""
+        self.yard.plug("router", "10.9.0.3/24", "fd09::3/64")
+        for router, net in (("router", 1), ("host", 2)):
+            far = f"far{net}"
+            self.yard.cable(router, far)
+            self.yard.address(router, f"10.{net}.0.1/24", far)
+            self.yard.address(router, f"fd0{net}::1/64", far)
+            self.yard.address(far, f"10.{net}.0.2/24", router)
+            self.yard.address(far, f"fd0{net}::2/64", router)
+            self.yard.run(far, f"ip route add default via 10.{net}.0.1")
+            self.yard.run(far, f"ip -6 route add default via fd0{net}::1")
+        self.yard.sysctl("router", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
+        self.plug_guest()
+
+    def boot(self, *more: str) -> None:
+        """The guest has routes, too."""
+        routes = [
+            route
+            for net, via in ((1, 3), (2, 1))
+            for route in (f"route add 10.{net}.0.0/24 via 10.9.0.{via}", f"route add fd0{net}::/64 via fd09::{via}")
+        ]
+        super().boot(*routes, *more)
+
+    def forward(self) -> None:
+        """Have the host route."""
+        self.yard.sysctl("host", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
+
+    async def test_router(self) -> None:
+        """Through a router on the bridge."""
+        await self.woken("far1")
+        self.assertEqual((IP, "10.1.0.2"), self.summoned[0])
+        self.assertEqual(MAC, self.yard.neighbour("router", IP))
+
+    async def test_router_and_host_forwards(self) -> None:
+        """The same, with a host that would route frames if they were for it."""
+        self.forward()
+        await self.woken("far1")
+
+    async def test_router_ipv6(self) -> None:
+        """The same over IPv6."""
+        await self.woken("far1", ip=IP6)
+
+    async def test_host_routes(self) -> None:
+        """The host is the router, as with libvirt's own networks."""
+        self.forward()
+        await self.woken("far2")
+        self.assertEqual(MAC, self.yard.neighbour("host", IP))
+
+    async def test_host_routes_ipv6(self) -> None:
+        """The same over IPv6."""
+        self.forward()
+        await self.woken("far2", ip=IP6)
+
+    async def test_host_itself(self) -> None:
+        """A client on the host."""
+        await self.woken("host")
+
+    async def test_host_knows_the_guest(self) -> None:
+        """A host that still knows the guest's MAC from before."""
+        self.forward()
+        self.yard.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud stale")
+        await self.woken("far2")
+
+
+class PrivilegeTests(SynjitsuTestCase):
+    """With CAP_NET_RAW and CAP_NET_ADMIN alone, as nobody."""
+
+    def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """Start it so."""
+        if not shutil.which("setpriv"):
+            raise SkipTest("needs setpriv of util-linux")
+        self.folder.chmod(0o777)
+        (self.folder / "log").touch()
+        both = "-all,+net_raw,+net_admin"
+        words = ("--reuid=nobody", "--clear-groups", f"--bounding-set={both}", f"--inh-caps={both}",
+                 f"--ambient-caps={both}")
+        return super().begin("setpriv", *words, *prefix)
+
+    async def test_least(self) -> None:
+        """Everything works, for the host itself too."""
+        self.assertRegex(self.yard.run("host", f"cat /proc/{self.synjitsu.pid}/status"), r"CapEff:\t0000000000003000\n")
+        await self.woken("host")
+
+
+class FloodTests(SynjitsuTestCase):
+    """SYNs from forged sources."""
+
+    FLOOD: Final = """
+import random, socket, struct, sys
+mac, target = bytes.fromhex(sys.argv[1]), socket.inet_aton(sys.argv[2])
+one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+one.bind(("eth0", 0))
+for _ in range(int(sys.argv[3])):
+    source = random.randbytes(4)
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, 6, 0, source, target)
+    tcp = struct.pack(">HHIIBBHHH", random.randrange(1024, 65536), 80, 1, 0, 0x50, 2, 1024, 0, 0)
+    one.send(mac + b"\\x02\\0\\0\\0\\0\\x07" + b"\\x08\\0" + ip + tcp)
+print("done")
+"""
+
+    async def test_bounded(self) -> None:
+        """A flood of 10,000 is bounded in number, and a client that comes in the middle of it is served."""
+        self.yard.plug("flood")
+        await self.announce(asleep=False)
+        status = Path(f"/proc/{self.synjitsu.pid}/status")
+
+        def memory() -> int:
+            return int(status.read_text().partition("VmRSS:")[2].split()[0])
+
+        self.standin.announce("10.9.0.99", "", asleep=False)
+        words = (sys.executable, "-c", self.FLOOD, MAC.replace(":", ""), IP)
+        self.yard.start("flood", *words, "2000").process.wait(PATIENCE)
+        before = memory()
+        flood = self.yard.start("flood", *words, "10000")
+        client = self.yard.connect("client", IP)
+        flood.process.wait(PATIENCE)
+        await pause(1.2)  # the client has sent again by now
+        counters = await self.counters()
+        self.assertLessEqual(counters["held_now"], 256)
+        self.assertLess(memory() - before, 8 * 1024)  # KiB
+        self.boot()
+        await self.serve()
+        while client.process.poll() is None:
+            await pause(0.01)
+        result = client.result()
+        self.assertEqual("hello", result["said"], result)
+        self.assertLess(result["connected"] - result["begun"], 10)

@@ -1,0 +1,378 @@
+"""Jitsu's side and Synjitsu's side of the conversation, with fakes for the network and the kernel."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from twisted.internet import reactor
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from jitsu_tw import messages
+from jitsu_tw.errors import NoStandIn
+from jitsu_tw.standin import StandIn, description
+from synjitsu_tw import conversation, tap
+from synjitsu_tw.capture import BATCH, RETRY, Capture, CaptureError, FakePcap, filter_for, open_pcap
+from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
+from synjitsu_tw.table import State
+from test.test_synjitsu_packets import GUEST, OURS, PEER, VM, arp_frame, tcp_frame
+
+#: Seconds that anything may take on a slow machine. Nothing is measured here.
+PATIENCE: Final = 30.0
+
+IP: Final = "10.0.0.10"
+MAC: Final = GUEST.hex(":")
+
+
+class ReadingClock(Clock):
+    """A clock that takes readers, and never finds that they have something to read."""
+
+    def addReader(self, reader: Any) -> None:  # noqa: N802
+        """Do nothing."""
+
+    def removeReader(self, reader: Any) -> None:  # noqa: N802
+        """Do nothing."""
+
+
+class FakeKernel:
+    """A kernel that is told, and has nothing to say."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        self.told: list[Any] = []
+
+    def mac(self, interface: str) -> bytes:  # noqa: ARG002
+        """Return a MAC."""
+        return b"\2\0\0\0\0\xaa"
+
+    def mtu(self, interface: str) -> int:  # noqa: ARG002
+        """Return an MTU."""
+        return 1500
+
+    def knocks_from(self, interface: str) -> dict[int, bytes]:  # noqa: ARG002
+        """Return no address."""
+        return {}
+
+    def addresses(self) -> frozenset[bytes]:
+        """Return none."""
+        return frozenset()
+
+    def tell(self, *what: Any, create: bool) -> None:
+        """Remember what was told."""
+        self.told.append((*what, create))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class ConversationTests(TestCase):
+    """Both sides, on a UNIX socket."""
+
+    timeout = PATIENCE
+
+    async def setUp(self) -> None:  # type: ignore[override] # trial waits for it
+        """Begin with a Jitsu and no Synjitsu."""
+        self.place = str(Path(tempfile.mkdtemp(dir=self.mktemp_short())) / "socket")
+        self.events: list[Any] = []
+        self.said: list[str] = []
+        observer: Any = self.observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.standin = StandIn(
+            f"unix:{self.place}",
+            lambda ip, source: self.events.append(("summon", ip, source)),
+            lambda ip: self.events.append(("seen", ip)),
+            reactor,
+        )
+        self.addCleanup(self.standin.stop)
+
+    def mktemp_short(self) -> str:
+        """Return a folder whose name is short, as names of UNIX sockets must be."""
+        folder = tempfile.TemporaryDirectory(prefix="synjitsu-")
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+    def observe(self, event: Any) -> None:
+        """Remember what the log is told by our side of it, as far as it goes without its figures."""
+        if "jitsu_tw.standin" in event.get("log_namespace", "") and event["log_level"] >= LogLevel.info:
+            self.said.append(event["log_format"][:12])
+
+    async def synjitsu(self) -> Synjitsu:
+        """Start a Synjitsu with a fake interface."""
+        self.pcap = FakePcap()
+        synjitsu = Synjitsu(["br0"], reactor, kernel=FakeKernel(), opens=lambda _: self.pcap)  # type: ignore[arg-type]
+        synjitsu.open()
+        synjitsu.startService()
+        self.port = await serverFromString(reactor, f"unix:{self.place}:lockfile=0").listen(synjitsu.factory)
+        self.addCleanup(self.end, synjitsu)
+        return synjitsu
+
+    async def end(self, synjitsu: Synjitsu) -> None:
+        """End it, as if it had been killed: without a word."""
+        if synjitsu.running:
+            synjitsu.stopService()
+            for conversation in set(synjitsu._owners.values()):
+                transport: Any = conversation.transport
+                transport.abortConnection()
+            await self.port.stopListening()
+
+    async def until(self, condition: Any) -> None:
+        """Wait for something."""
+        while not condition():
+            await deferLater(reactor, 0.005)
+
+    async def test_says_all(self) -> None:
+        """What was said before there was a connection is said when there is one; and again to a successor."""
+        self.standin.announce("10.0.0.10", MAC, asleep=True, ports=[443, 80], wake_udp=[443])
+        self.standin.announce("fd00:0::1", "", asleep=False)
+        self.standin.announce("10.0.0.11", MAC, asleep=True)
+        self.standin.withdraw("10.0.0.11")
+        self.standin.announce("10.0.0.12", MAC, asleep=False)
+        self.standin.ready("10.0.0.12")
+        self.standin.start()
+        await self.until(lambda: self.said)
+        for _ in range(2):
+            synjitsu = await self.synjitsu()
+            await self.until(lambda: len(synjitsu.standins.table) == 3)  # noqa: B023
+            status = await self.standin.status()
+            self.assertEqual(
+                [("10.0.0.10", MAC, "asleep"), ("10.0.0.12", MAC, "up"), ("fd00::1", "", "booting")],
+                [(one["ip"], one["mac"], one["state"]) for one in status["standins"]],
+            )
+            self.assertEqual(frozenset({80, 443}), synjitsu.standins.table[VM].ports)
+            self.assertEqual(frozenset({443}), synjitsu.standins.table[VM].wake_udp)
+            await self.end(synjitsu)
+            await self.until(lambda: not self.standin.connected)
+        # Once that it is missing, once that it is there again.
+        self.assertEqual(["no Synjitsu ", "Synjitsu is ", "no Synjitsu ", "Synjitsu is ", "no Synjitsu "], self.said)
+
+    async def test_summons_and_sees(self) -> None:
+        """A SYN for one that is asleep, and the guest's own announcement, are told."""
+        self.standin.start()
+        await self.synjitsu()
+        self.standin.announce(IP, MAC, asleep=True)
+        await self.until(lambda: self.standin.connected)
+        await self.standin.status()
+        self.pcap.put(tcp_frame(), arp_frame(1, GUEST, VM, VM))
+        await self.until(lambda: len(self.events) == 2)
+        self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
+
+    async def test_many(self) -> None:
+        """More stand-ins than fit into one answer."""
+        synjitsu = await self.synjitsu()
+        for number in range(2 * messages.PAGE):
+            self.standin.announce(f"10.1.{number // 256}.{number % 256}", MAC, asleep=True)
+        self.standin.start()
+        await self.until(lambda: len(synjitsu.standins.table) == 2 * messages.PAGE)
+        status = await self.standin.status()
+        self.assertEqual(2 * messages.PAGE, len({one["ip"] for one in status["standins"]}))
+
+    async def test_no_status(self) -> None:
+        """Without Synjitsu there is no status, but an error that says so."""
+        with self.assertRaises(NoStandIn):
+            await self.standin.status()
+
+    async def test_refused(self) -> None:
+        """What Synjitsu refuses is logged and does no harm."""
+        self.standin.start()
+        await self.synjitsu()
+        await self.until(lambda: self.standin.connected)
+        self.standin.announce(IP, "52:54", asleep=True)
+        self.standin.announce(IP, MAC, asleep=True, handover="xenstore")
+        self.standin.announce("10.0.0.11", "", asleep=False)
+        self.standin.ready("10.0.0.11")
+        await self.standin.status()
+        self.assertEqual(3, self.said.count("Synjitsu ref"))
+
+    async def test_wrong_version(self) -> None:
+        """Another version is refused, and the log says why; it is tried again, as one of them may be updated."""
+        self.patch(conversation, "messages", SimpleNamespace(VERSION=messages.VERSION + 1))
+        self.standin.announce(IP, MAC, asleep=True)
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        await self.until(lambda: self.said)
+        self.assertFalse(self.standin.connected)
+        self.assertEqual({}, synjitsu.standins.table)
+        self.assertEqual(["no Synjitsu "], self.said)
+        self.assertFalse(self.standin.connected)
+
+
+class ServiceTests(SynchronousTestCase):
+    """Synjitsu's own doings, on a clock."""
+
+    def setUp(self) -> None:
+        """Begin with an interface, and a Jitsu that answers nothing."""
+        self.clock, self.pcap, self.kernel = ReadingClock(), FakePcap(), FakeKernel()
+        self.addCleanup(self.pcap.close)
+        self.synjitsu = self.make()
+        self.jitsu: Any = self.Jitsu()
+
+    class Jitsu:
+        """What the service needs of a conversation."""
+
+        def __init__(self) -> None:
+            """Begin with nothing asked."""
+            self.summons = 0
+            self.calls: list[Any] = []
+
+        def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
+            """Remember a call; it is never answered."""
+            self.calls.append((command, arguments))
+            return deferLater(Clock(), 1)
+
+        def summoned(self, result: Any) -> None:
+            """Do nothing."""
+
+    def make(self, listed: dict[bytes, bytes] | None = None) -> Synjitsu:
+        """Return a service that runs."""
+        synjitsu = Synjitsu(
+            ["br0"], self.clock, listed, kernel=self.kernel, opens=lambda _: self.pcap,  # type: ignore[arg-type]
+        )
+        synjitsu.startService()
+        self.addCleanup(synjitsu.stopService)
+        return synjitsu
+
+    def frame(self, *octets: bytes) -> None:
+        """Let frames be seen."""
+        self.synjitsu._receives("br0")(list(octets))
+
+    def test_orphans(self) -> None:
+        """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
+        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=False)
+        self.frame(tcp_frame())
+        self.synjitsu.lost(self.jitsu)
+        self.clock.pump([1.0] * int(ORPHANED - 1))
+        self.assertEqual(1, self.synjitsu.standins.syns.total)
+        self.clock.pump([1.0] * 2)
+        self.assertEqual({}, self.synjitsu.standins.table)
+        self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+
+    def test_comes_back(self) -> None:
+        """One that comes back keeps what it announces again, and loses what it does not."""
+        other = bytes([10, 0, 0, 11])
+        for ip in (VM, other):
+            self.synjitsu.announce(self.jitsu, ip, GUEST, asleep=True)
+        self.synjitsu.lost(self.jitsu)
+        self.frame(tcp_frame())
+        back: Any = self.Jitsu()
+        self.synjitsu.announce(back, VM, GUEST, asleep=True)
+        self.synjitsu.announced_all()
+        self.assertEqual([VM], list(self.synjitsu.standins.table))
+        self.assertEqual(1, self.synjitsu.standins.syns.total)
+        self.frame(tcp_frame(sport=5))
+        self.assertEqual(1, len(back.calls))
+        self.clock.pump([1.0] * 20)
+        self.assertEqual([VM], list(self.synjitsu.standins.table))
+
+    def test_flood_of_summons(self) -> None:
+        """A Jitsu that does not take summons gets so many and no more; half are for clients that have sent twice."""
+        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=True)
+        for number in range(1000):
+            self.frame(tcp_frame(number.to_bytes(4)))
+        self.assertEqual(SUMMONS // 2, len(self.jitsu.calls))
+        self.frame(tcp_frame((5).to_bytes(4)))
+        self.assertEqual(SUMMONS // 2 + 1, len(self.jitsu.calls))
+
+    def test_listed(self) -> None:
+        """A VM that our own options list is stood in for from the start, until its guest shows itself."""
+        self.synjitsu = self.make({VM: GUEST})
+        self.frame(tcp_frame())
+        self.assertIs(State.BOOTING, self.synjitsu.standins.table[VM].state)
+        self.frame(arp_frame(1, PEER, VM, VM), arp_frame(1, GUEST, VM, VM))
+        self.assertIs(State.UP, self.synjitsu.standins.table[VM].state)
+        self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+
+
+class CaptureTests(SynchronousTestCase):
+    """Frames from a fake interface."""
+
+    def setUp(self) -> None:
+        """Begin with an open one."""
+        self.clock = ReadingClock()
+        self.pcaps: list[FakePcap] = []
+        self.refused = False
+        self.frames: list[bytes] = []
+        self.capture = Capture("br0", self.frames.extend, self.clock, self.opens)
+        self.capture.open("arp")
+        self.addCleanup(self.capture.close)
+
+    def opens(self, interface: str) -> FakePcap:
+        """Return a fake pcap, or refuse."""
+        if self.refused:
+            raise OSError(f"{interface}: No such device exists")
+        self.pcaps.append(FakePcap(interface))
+        return self.pcaps[-1]
+
+    def test_reads(self) -> None:
+        """All frames, some at a time."""
+        self.pcaps[0].put(*(bytes([number]) for number in range(BATCH + 1)))
+        self.capture.doRead()
+        self.assertEqual(BATCH, len(self.frames))
+        self.capture.doRead()
+        self.assertEqual(BATCH + 1, len(self.frames))
+
+    def test_goes_and_comes(self) -> None:
+        """An interface that has gone is opened again, with its filter, when it is back; frames are lost meanwhile."""
+        self.pcaps[0].fails = OSError("The interface disappeared")
+        self.refused = True
+        self.capture.doRead()
+        self.capture.send(b"x")
+        self.capture.narrow("ip")
+        self.clock.pump([RETRY] * 3)
+        self.refused = False
+        self.clock.advance(RETRY)
+        self.assertEqual([["arp"], ["ip"]], [pcap.filters for pcap in self.pcaps])
+        self.capture.send(b"y")
+        self.assertEqual([b"y"], self.pcaps[1].sent)
+
+    def test_refused(self) -> None:
+        """What cannot be opened is one line."""
+        self.refused = True
+        with self.assertRaises(CaptureError) as caught:
+            self.capture.open("arp")
+        self.assertEqual("cannot capture from br0: No such device exists", str(caught.exception))
+
+    def test_failure_of_the_reactor(self) -> None:
+        """The reactor gives up a reader whose descriptor is bad: it is opened again."""
+        self.capture.connectionLost(Failure(OSError("bad")))
+        self.clock.advance(RETRY)
+        self.assertEqual(2, len(self.pcaps))
+
+    def test_filters(self) -> None:
+        """Pcap takes every filter, up to many ports, for a real interface; each thing is asked for where wanted."""
+        opened = open_pcap("lo")
+        self.addCleanup(opened.close)
+        for ipv4 in (False, True):
+            for ipv6 in (False, True):
+                for udp in ((), (443,), range(1, 200)):
+                    opened.setfilter(filter_for(OURS, ipv4=ipv4, ipv6=ipv6, udp=udp, knocks=ipv4))
+
+
+class DescriptionTests(SynchronousTestCase):
+    """What people write for an endpoint."""
+
+    def test_client(self) -> None:
+        """host:port as well as any description of Twisted's."""
+        for text, expected in (
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
+            ("10.0.0.1:99", "tcp:10.0.0.1:99"),
+            ("[fd00::1]:99", r"tcp:fd00\:\:1:99"),
+            ("tls:example.org:99", "tls:example.org:99"),
+        ):
+            self.assertEqual(expected, description(text))
+
+    def test_server(self) -> None:
+        """The same; a UNIX socket is for its owner only, unless somebody says otherwise."""
+        for text, expected in (
+            ("unix:/run/x.sock", "unix:/run/x.sock:mode=600:lockfile=0"),
+            ("unix:/run/x.sock:mode=660", "unix:/run/x.sock:mode=660"),
+            ("10.0.0.1:99", "tcp:99:interface=10.0.0.1"),
+            ("[fd00::1]:99", r"tcp6:99:interface=fd00\:\:1"),
+        ):
+            self.assertEqual(expected, tap.description(text))

@@ -1,0 +1,382 @@
+"""What a stand-in does with each frame, and with what Jitsu says."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from synjitsu_tw import handover, packets
+from synjitsu_tw.packets import BROADCAST, Neighbour
+from synjitsu_tw.standins import KNOCK_PORT, LINGER, Standins
+from synjitsu_tw.syns import EXPIRY
+from synjitsu_tw.table import (
+    CLAIM_EVERY,
+    PEERS,
+    Action,
+    Claimed,
+    Erase,
+    Handover,
+    Link,
+    Listens,
+    Record,
+    Refusal,
+    Seen,
+    Send,
+    State,
+    Summon,
+    Tell,
+)
+from test.test_synjitsu_packets import (
+    CLIENT,
+    CLIENT6,
+    GUEST,
+    OURS,
+    PEER,
+    TAG,
+    VM,
+    VM6,
+    arp_frame,
+    read,
+    tcp_frame,
+    udp_frame,
+    understood,
+)
+
+HOST: Final = bytes.fromhex("0200000000aa")
+HOST_IP: Final = bytes([10, 0, 0, 1])
+
+
+class StandinsTestCase(SynchronousTestCase):
+    """Has one stand-in for a VM, on one bridge."""
+
+    now = 100.0
+
+    def setUp(self) -> None:
+        """Begin with nobody announced."""
+        self.link = Link(OURS, HOST, {HOST_IP}, knocks_from={4: HOST_IP})
+        self.standins = Standins({"br0": self.link})
+
+    def announce(self, ip: bytes = VM, *, asleep: bool = True, mac: bytes = GUEST, **more: Any) -> list[Action]:
+        """Announce the VM."""
+        return list(self.standins.announce(ip, mac, asleep=asleep, **more))
+
+    def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
+        """Let a frame be seen, some seconds later; return what it leads to."""
+        self.now += seconds
+        return list(self.standins.frame("br0", octets, self.now))
+
+    def ready(self, ip: bytes = VM, mac: bytes = b"") -> list[Action]:
+        """Say that the guest is ready; return what hands over to it."""
+        return list(handover.wire(self.standins, *self.standins.ready(ip, mac)))
+
+    def ask(self, sha: bytes = PEER, spa: bytes = CLIENT, tags: bytes = b"") -> bytes:
+        """Return a question for the VM's address."""
+        return arp_frame(1, sha, spa, VM, tags=tags)
+
+    @staticmethod
+    def sent(actions: list[Action]) -> list[bytes]:
+        """Return the frames among *actions*."""
+        return [action.octets for action in actions if isinstance(action, Send)]
+
+    def says(self, octets: bytes, mac: bytes, to: bytes) -> None:
+        """Check that a frame says to somebody where the VM's address is."""
+        said = understood(octets)
+        assert isinstance(said, Neighbour)
+        self.assertEqual((mac, VM, to), (said.mac, said.ip, octets[:6]))
+
+
+class AskedTests(StandinsTestCase):
+    """Who asks for an address."""
+
+    def test_answered(self) -> None:
+        """While its VM is asleep, boots or has failed, it is at the stand-in's MAC; in the VLAN of who asks."""
+        self.announce()
+        for _ in range(2):
+            (octets,) = self.sent(self.frame(self.ask(tags=TAG)))
+            self.says(octets, OURS, PEER)
+            self.assertEqual(TAG, octets[12:16])
+            self.announce(asleep=False)
+        list(self.standins.withdraw(VM, self.now, failed=True))
+        self.assertEqual(1, len(self.frame(self.ask())))
+
+    def test_not_answered(self) -> None:
+        """Who asks for others, or for one that is up or withdrawn, gets no answer; nor does the guest, ever."""
+        self.assertEqual([], self.frame(self.ask()))
+        self.announce()
+        self.assertEqual([], self.frame(arp_frame(1, PEER, CLIENT, bytes([10, 0, 0, 11]))))
+        for spa in (bytes(4), CLIENT):
+            self.assertEqual([], self.sent(self.frame(self.ask(GUEST, spa))))
+        self.ready()
+        self.assertEqual([], self.frame(self.ask()))
+        self.announce()
+        list(self.standins.withdraw(VM, self.now))
+        self.assertEqual([], self.frame(self.ask()))
+
+    def test_probed(self) -> None:
+        """A stranger that looks whether the address is free is told that it is not."""
+        self.announce()
+        (octets,) = self.sent(self.frame(self.ask(spa=bytes(4))))
+        self.says(octets, OURS, PEER)
+
+    def test_host(self) -> None:
+        """This host itself cannot be reached by the bridge: its kernel is told."""
+        self.announce()
+        self.assertEqual([Tell("br0", VM, OURS, create=True)], self.frame(self.ask(HOST, HOST_IP)))
+        self.assertIn(Tell("br0", VM, GUEST, create=False), self.ready())
+
+    def test_ipv6(self) -> None:
+        """Solicitations are answered as requests are; the guest's own, which looks for duplicates, is not."""
+        self.announce(VM6)
+        for src, sender, answers in ((CLIENT6, PEER, 1), (bytes(16), PEER, 1), (bytes(16), GUEST, 0)):
+            octets = bytearray(packets.told(VM6, sender, BROADCAST, b"", CLIENT6))
+            octets[22:38], octets[54] = src, 135  # the source's address, and a solicitation's type
+            octets[14 + 5] -= 8  # without the option
+            sent = [answer[:6] for answer in self.sent(self.frame(bytes(octets[:-8])))]
+            self.assertEqual(answers, sent.count(sender), (src, sender))
+
+    def test_bounded(self) -> None:
+        """However many ask, only the last are remembered."""
+        self.announce()
+        for number in range(2 * PEERS):
+            self.frame(self.ask(number.to_bytes(6), b"\x0a\x01" + number.to_bytes(2)))
+        self.assertEqual(PEERS, len(self.standins.table[VM].peers))
+
+
+class SynTests(StandinsTestCase):
+    """Who sends to an address."""
+
+    def test_summons(self) -> None:
+        """A SYN for one that is asleep summons, whatever MAC it is sent to, again whenever it comes again."""
+        self.announce()
+        self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame()))
+        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(), 1.0))
+        for mac in (GUEST, PEER, BROADCAST):
+            actions = self.frame(tcp_frame(to=mac, sport=mac[0] + 1))
+            self.assertIn(Summon(VM, CLIENT, proven=False), actions)
+        self.assertEqual(4, self.standins.syns.total)
+        self.assertEqual(4, self.standins.counters["held"])
+
+    def test_boots(self) -> None:
+        """One for a VM that boots is held and summons nobody."""
+        self.announce(asleep=False)
+        self.assertEqual([], self.frame(tcp_frame()))
+        self.assertEqual(1, self.standins.syns.total)
+
+    def test_ports(self) -> None:
+        """A port that nobody has named wakes nothing; while the VM boots, its SYNs are held: the guest shall refuse."""
+        self.announce(ports=frozenset({443}))
+        self.assertEqual(([], 0), (self.frame(tcp_frame()), self.standins.syns.total))
+        self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(dport=443)))
+        self.announce(asleep=False, ports=frozenset({443}))
+        self.frame(tcp_frame())
+        self.assertEqual(2, self.standins.syns.total)
+
+    def test_nothing_else(self) -> None:
+        """Other segments, UDP, fragments, and SYNs for others wake nothing and are not held."""
+        self.announce()
+        fragment = bytearray(tcp_frame())
+        fragment[14 + 6] |= 0x20
+        others = (tcp_frame(flags=0x10), tcp_frame(flags=0x12), tcp_frame(flags=4), udp_frame(b"x"), bytes(fragment),
+                  tcp_frame(dst=CLIENT), tcp_frame(VM, CLIENT), b"", bytes(14))
+        for octets in others:
+            self.assertEqual([], self.frame(octets), octets)
+        self.assertEqual(0, self.standins.syns.total)
+
+    def test_udp(self) -> None:
+        """Datagrams to `wake_udp` are held, each distinct one, and summon."""
+        self.announce(wake_udp=frozenset({443}))
+        for data in (b"one", b"two", b"one"):
+            self.assertIsInstance(self.frame(udp_frame(data))[0], Summon)
+        self.assertEqual([], self.frame(udp_frame(b"x", dport=53)))
+        self.assertEqual(2, self.standins.syns.total)
+        sent = self.sent(self.ready())[-2:]
+        self.assertEqual([b"one", b"two"], [octets[-3:] for octets in sent])
+
+    def test_gives_up(self) -> None:
+        """A client's RST drops its SYN, and nobody else's."""
+        self.announce()
+        self.frame(tcp_frame())
+        self.frame(tcp_frame(sport=5))
+        self.frame(tcp_frame(flags=4))
+        self.assertEqual((1, 1), (self.standins.syns.total, self.standins.counters["given_up"]))
+
+    def test_expires(self) -> None:
+        """One whose client has not sent again is dropped."""
+        self.announce()
+        self.frame(tcp_frame())
+        list(self.standins.expire(self.now + EXPIRY - 1))
+        self.assertEqual(1, self.standins.syns.total)
+        list(self.standins.expire(self.now + EXPIRY))
+        self.assertEqual((0, 1), (self.standins.syns.total, self.standins.counters["expired"]))
+
+    def test_knows_the_guest(self) -> None:
+        """Who sends to the guest's MAC is told ours, once a second at most; this host's own knocks are left alone."""
+        self.announce(asleep=False)
+        (octets,) = self.sent(self.frame(tcp_frame(to=GUEST)))
+        self.says(octets, OURS, PEER)
+        self.assertEqual([], self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5)))
+        self.assertEqual(1, len(self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5))))
+        knock = bytearray(tcp_frame(HOST_IP, VM, GUEST))
+        knock[6:12] = HOST
+        held = self.standins.syns.total
+        self.assertEqual(([], held), (self.frame(bytes(knock)), self.standins.syns.total))
+
+
+class GuestTests(StandinsTestCase):
+    """The guest itself is seen, before it is ready."""
+
+    def test_announces_itself(self) -> None:
+        """Jitsu is told; peers that have learnt where it is are told again that it is at ours: they, and not all."""
+        self.announce(asleep=False)
+        self.frame(self.ask())
+        for announcement in (arp_frame(1, GUEST, VM, VM), arp_frame(2, GUEST, VM, bytes(4))):
+            seen, *told = self.frame(announcement)
+            self.assertEqual(Seen(VM), seen)
+            self.assertEqual(2, len(told))
+            for octets in self.sent(told):
+                self.says(octets, OURS, PEER)
+
+    def test_asks(self) -> None:
+        """When it asks for a peer, that peer learns its MAC: it is told ours as soon as it has answered."""
+        self.announce(asleep=False)
+        self.frame(arp_frame(1, GUEST, VM, CLIENT))
+        actions = self.frame(arp_frame(2, PEER, CLIENT, VM, to=GUEST))
+        self.assertEqual(2, len(actions))
+        for octets in self.sent(actions):
+            self.says(octets, OURS, PEER)
+
+    def test_uses_the_network(self) -> None:
+        """What comes for it that opens nothing is passed on, once it has shown itself."""
+        self.announce(asleep=False)
+        self.assertEqual([], self.frame(tcp_frame(flags=0x12)))
+        self.frame(arp_frame(1, GUEST, VM, CLIENT))
+        (octets,) = self.sent(self.frame(tcp_frame(flags=0x12)))
+        self.assertEqual(GUEST, octets[:6])
+        self.assertEqual([], self.frame(tcp_frame()))
+
+    def test_claims(self) -> None:
+        """Another that says it is the VM is reported once in a while, and otherwise as if it were not there."""
+        self.announce(asleep=False)
+        self.frame(self.ask())
+        claim = arp_frame(1, PEER, VM, VM)
+        self.assertEqual([Claimed(VM, PEER, "br0")], self.frame(claim))
+        self.assertEqual([], self.frame(claim, CLAIM_EVERY - 1))
+        self.assertEqual([Claimed(VM, PEER, "br0")], self.frame(claim, 1.0))
+        self.assertFalse(self.standins.table[VM].alive)
+
+    def test_knocks(self) -> None:
+        """A guest that boots is knocked at; it is ready when it answers from that port, by its own MAC; RST is none."""
+        self.announce(asleep=False, knock=80)
+        (octets,) = self.sent(list(self.standins.knock()))
+        self.assertEqual((GUEST, HOST), (octets[:6], octets[6:12]))
+        self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=KNOCK_PORT, seq=1, win=1024)[14:], octets[14:])
+
+        def answer(mac: bytes = GUEST, **changes: Any) -> bytes:
+            values = {"sport": 80, "dport": KNOCK_PORT, "flags": 0x12, **changes}
+            octets = bytearray(tcp_frame(VM, HOST_IP, HOST, **values))
+            octets[6:12] = mac
+            return bytes(octets)
+
+        for wrong in (answer(PEER), answer(flags=0x14), answer(sport=81), answer(dport=5)):
+            self.assertEqual([], self.frame(wrong))
+        self.assertEqual([Listens(VM)], self.frame(answer()))
+        self.ready()
+        self.assertEqual(([], []), (list(self.standins.knock()), self.frame(answer())))
+
+
+class JitsuTests(StandinsTestCase):
+    """What Jitsu says."""
+
+    def test_announced(self) -> None:
+        """All are told when a VM boots, this host too; and neither for one that is asleep nor when it is said again."""
+        self.assertEqual([], self.announce())
+        sent, told = self.announce(asleep=False)
+        assert isinstance(sent, Send)
+        self.says(sent.octets, OURS, BROADCAST)
+        self.assertEqual(Tell("br0", VM, OURS, create=False), told)
+        self.assertEqual([], self.announce(asleep=False))
+
+    def test_ready(self) -> None:
+        """All are told the guest's MAC, then who has asked, then the guest gets what was held, in the order it came."""
+        self.announce()
+        self.frame(self.ask())
+        for port in (7, 5, 6):
+            self.frame(tcp_frame(sport=port))
+        everybody, unasked, answer, *syns = self.sent(self.ready())
+        for octets, to in ((everybody, BROADCAST), (unasked, PEER), (answer, PEER)):
+            self.says(octets, GUEST, to)
+        self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
+        self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
+
+    def test_ready_elsewhere(self) -> None:
+        """The MAC that is said last counts; one that was never announced can be ready, too."""
+        self.announce()
+        self.frame(tcp_frame())
+        self.assertEqual(PEER, self.sent(self.ready(mac=PEER))[-1][:6])
+        self.says(self.sent(self.ready(mac=GUEST))[0], GUEST, BROADCAST)
+        self.assertIs(State.UP, self.standins.table[VM].state)
+
+    def test_afterwards(self) -> None:
+        """What still comes to the stand-in's MAC is passed on, and its sender told again, once a second at most."""
+        self.announce()
+        self.ready()
+        passed, told = self.sent(self.frame(tcp_frame()))
+        self.assertEqual(tcp_frame(to=GUEST), passed)
+        self.says(told, GUEST, PEER)
+        self.assertEqual(1, len(self.frame(tcp_frame(flags=0x10), 0.5)))
+        self.assertEqual(2, len(self.frame(udp_frame(b"x"), 0.5)))
+        self.assertEqual([], self.frame(tcp_frame(to=GUEST)))
+
+    def test_withdrawn(self) -> None:
+        """What is held is dropped."""
+        self.announce()
+        self.frame(tcp_frame())
+        self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
+        self.assertEqual((0, {}), (self.standins.syns.total, self.standins.table))
+        self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
+
+    def test_failed(self) -> None:
+        """For a while SYNs are refused; if the VM is announced again meanwhile, only those that had been held."""
+        for refusal, answers in ((Refusal.SILENCE, 0), (Refusal.RST, 1), (Refusal.UNREACHABLE, 1)):
+            self.standins = Standins({"br0": self.link}, refusal=refusal)
+            self.announce()
+            self.frame(tcp_frame())
+            list(self.standins.withdraw(VM, self.now, failed=True))
+            self.assertEqual(answers, len(self.frame(tcp_frame())))
+            self.assertEqual(answers, len(self.frame(tcp_frame(sport=5))))
+            self.announce()
+            self.assertEqual(answers, len(self.frame(tcp_frame())))
+            self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(sport=5)))
+            self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(), LINGER))
+            list(self.standins.withdraw(VM, self.now, failed=True))
+            list(self.standins.expire(self.now + LINGER))
+            self.assertEqual({}, self.standins.table)
+
+    def test_xenstore(self) -> None:
+        """ARP carries the guest's MAC; SYNs are recorded once, erased when they are dropped, and never sent."""
+        self.announce(handover=Handover.XENSTORE)
+        (octets,) = self.sent(self.frame(self.ask()))
+        self.says(octets, GUEST, PEER)
+        record, summon = self.frame(tcp_frame(to=GUEST))
+        self.assertIsInstance(record, Record)
+        self.assertIsInstance(summon, Summon)
+        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(to=GUEST)))
+        (erase,) = self.frame(tcp_frame(flags=4))
+        self.assertIsInstance(erase, Erase)
+        self.frame(tcp_frame(to=GUEST))
+        self.assertEqual([], self.ready())
+        self.assertEqual([], self.frame(tcp_frame(to=GUEST)))
+
+
+class FrameTests(StandinsTestCase):
+    """Frames of our own."""
+
+    def test_own(self) -> None:
+        """What we have sent ourselves, and comes back, is nothing to us."""
+        self.announce(asleep=False)
+        for octets in (packets.told(VM, OURS, BROADCAST, b""), packets.told(VM, GUEST, BROADCAST, b"")):
+            own = octets[:6] + OURS + octets[12:]
+            self.assertEqual([], self.frame(own))
+        self.assertFalse(self.standins.table[VM].alive)
+        self.assertEqual(OURS, read(own).src)

@@ -1,0 +1,213 @@
+"""What the moves of a VM mean for Synjitsu, and what Synjitsu sees for a VM; on a clock, with a Synjitsu of our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+
+from jitsu_tw.errors import BootFailed
+from jitsu_tw.ijitsu import Guest, Power
+from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.vm.cover import LOOKS_EVERY, REFUSES_FOR, Cover
+from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.lifecycle import State
+from test.support import EPOCH, World, vm
+from test.test_vm_fleet import FleetTestCase
+
+MAC = "52:54:00:00:00:01"
+
+
+class FakeStandIn:
+    """
+    Remembers what is announced.
+
+    Attributes:
+        said: by address, in words.
+        more: by address, the rest of the last announcement.
+    """
+
+    def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, on_ready: Any) -> None:
+        """Take what a `StandIn` takes."""
+        self.place, self.reactor = place, reactor
+        self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
+        self.connected = True
+        self.said: dict[str, str] = {}
+        self.more: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Be connected already."""
+
+    def stop(self) -> Deferred[None]:
+        """Do nothing."""
+        return succeed(None)
+
+    def announce(self, ip: str, mac: str, *, asleep: bool, **more: Any) -> None:
+        """Remember it."""
+        self.said[ip], self.more[ip] = f"{'asleep' if asleep else 'booting'} {mac}", more
+
+    def ready(self, ip: str, mac: str) -> None:
+        """Remember it."""
+        self.said[ip] = f"ready {mac}"
+
+    def withdraw(self, ip: str, *, failed: bool = False) -> None:
+        """Remember it."""
+        self.said[ip] = "failed" if failed else "withdrawn"
+
+
+class CoverTests(FleetTestCase):
+    """`Cover`, and a fleet with one."""
+
+    def begin(self, **changes: Any) -> None:
+        """Begin with a VM that is stood in for, and has a port."""
+        values = {"idle": 10.0, "boot_time": 1.0, "wait_for_port": 80, "use_synjitsu": True, **changes}
+        self.world = World(vm("off"), synjitsu="unix:socket")
+        self.world.settings = type(self.world.settings)(vms=(vm(**values), vm("other")), synjitsu="unix:socket")
+        self.world.backend.reachable = True
+        self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC,))))
+        self.port: list[Deferred[None]] = []
+        clocks = Clocks(self.world.clock, self.world.clock.seconds, lambda: EPOCH + self.world.clock.seconds())
+        self.world.fleet = Fleet(
+            self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks, self.make_cover
+        )
+        self.world.fleet.start(self.world.store.open())
+        self.ip = str(self.world.machine().vm.ip[0])
+
+    def make_cover(self, place: str, machines: Any, reactor: Any, _: Any) -> Cover:
+        """Return a cover with a Synjitsu that is none."""
+        cover = Cover(place, machines, reactor, self, make=FakeStandIn)  # type: ignore[arg-type]
+        self.standin: Any = cover.standin
+        return cover
+
+    anew = True
+
+    def wait(self, *_: Any) -> Deferred[None]:
+        """Wait for the port without Synjitsu."""
+        self.port.append(Deferred())
+        return self.port[-1]
+
+    @property
+    def said(self) -> str:
+        """What was said last of the VM's address."""
+        said: str = self.standin.said[self.ip]
+        return said
+
+    def test_life(self) -> None:
+        """It is stood in for while it is off and while it boots, handed over when it is up, and then anew."""
+        self.begin()
+        self.assertEqual(f"asleep {MAC}", self.said)
+        self.assertEqual([self.ip], list(self.standin.said))
+        self.ask()
+        self.assertEqual(f"booting {MAC}", self.said)
+        self.assertEqual((80, False), (self.standin.more[self.ip]["knock"], self.standin.more[self.ip]["keeps"]))
+        self.world.pump(1.2)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.standin.listens(self.ip)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(f"ready {MAC}", self.said)
+        self.world.pump(11)
+        self.assertEqual((State.OFF, f"asleep {MAC}"), (self.world.machine().state, self.said))
+
+    def test_answers_at_once(self) -> None:
+        """The answer does not wait for the boot, and says nothing of one; a VM that is not stood in for waits."""
+        self.begin()
+        self.assertEqual([True], self.ask())
+        self.assertIs(State.STARTING, self.world.machine().state)
+        self.assertEqual([True], self.ask(host="192.0.2.2"))
+        self.standin.connected = False
+        self.assertEqual([], self.ask(host="192.0.2.3"))
+        self.world.backend.guests[self.world.machine("other").uuid].vm = vm("other", boot_time=1.0)
+        self.standin.connected = True
+        self.assertEqual([], self.ask("other"))
+
+    def test_wakes(self) -> None:
+        """A packet for a VM that is off starts it, within the same limits as a question; one for another does not."""
+        self.begin()
+        self.standin.summon("203.0.113.99", "192.0.2.1")
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.assertIs(State.STARTING, self.world.machine().state)
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        self.world.pump(5)
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.assertEqual(10.0, self.world.fleet.lease_left(self.world.machine()))
+        self.begin()
+        self.world.fleet._policy.verify_source = True
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual(1, sum(self.world.fleet.refused.values()))
+
+    def test_not_by_packets(self) -> None:
+        """A VM that packets shall not wake is stood in for only while it boots."""
+        self.begin(wake_by_packet=False)
+        self.assertEqual("withdrawn", self.said)
+        self.ask()
+        self.assertEqual(f"booting {MAC}", self.said)
+
+    def test_fails(self) -> None:
+        """The packets for a VM that does not start are refused for a while; then it can be woken again."""
+        self.begin(faults=["start"])
+        (failure,) = self.ask()
+        self.assertIsInstance(failure.value, BootFailed)
+        self.assertEqual("failed", self.said)
+        self.world.pump(REFUSES_FOR + 0.2)
+        self.assertEqual(f"asleep {MAC}", self.said)
+
+    def test_image(self) -> None:
+        """What is held for a VM whose image is kept first is kept until that is done; nobody knocks meanwhile."""
+        self.begin(boot_from=Boot.SNAPSHOT)
+        self.ask()
+        self.world.pump(1.2)
+        self.assertTrue(self.standin.more[self.ip]["keeps"])
+        self.standin.listens(self.ip)
+        self.assertIs(State.IMAGING, self.world.machine().state)
+        self.assertEqual((f"booting {MAC}", None), (self.said, self.standin.more[self.ip]["knock"]))
+        self.world.pump(0.2)
+        self.assertEqual(f"ready {MAC}", self.said)
+
+    def test_while_stopping(self) -> None:
+        """A packet that comes while the VM is being stopped starts it again after that."""
+        self.begin(mode=Mode.SHUTDOWN)
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        self.patch(self.world.backend, "stop", lambda *_: succeed(None))
+        self.world.pump(10.2)
+        self.assertEqual((State.STOPPING, f"asleep {MAC}"), (self.world.machine().state, self.said))
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest shut down")
+        self.assertIs(State.STARTING, self.world.machine().state)
+
+    def test_without_synjitsu(self) -> None:
+        """Where Synjitsu is away, or goes away meanwhile, the port is tried from here."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual([], self.port)
+        self.standin.connected = False
+        self.world.pump(LOOKS_EVERY + 0.1)
+        self.port[0].callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_stopped_while_it_boots(self) -> None:
+        """A stop ends the wait for the guest."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.2)
+        self.world.fleet.stop_vm("www")
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.standin.listens(self.ip)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_announces_itself(self) -> None:
+        """A guest that announces itself though it is thought to be off is looked at."""
+        self.begin()
+        self.world.backend.guests[self.world.machine().uuid].power = Power.RUNNING
+        self.standin.seen(self.ip)
+        self.assertIs(State.WAITING, self.world.machine().state)
+
+    def test_nobody_knows(self) -> None:
+        """An address is left alone while nobody knows what its VM is doing."""
+        self.begin()
+        self.world.fleet.lost(self.world.backend, "no daemon")
+        self.assertEqual("withdrawn", self.said)
