@@ -286,6 +286,69 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         self.assertIn("/proc/nowhere", str(error))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
+    async def test_changed_while_it_boots(self) -> None:
+        """The image of a guest whose kernel has changed since it booted is not kept; that of the next boot is."""
+        folder = self.definition("any").parent
+        kernel = folder / "kernel"
+        kernel.write_text("old")
+        machine = self.defined()
+        assert machine.define is not None
+        xml = machine.define.read_text()
+        machine.define.write_text(xml.replace("</type>", f"</type><kernel>{kernel}</kernel>", 1))
+        uuid = await self.backend.look_up(attrs.evolve(machine, boot_from=Boot.SNAPSHOT, images=folder / "images"))
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        kernel.write_text("new kernel")
+        error = await self.assertFailure(self.backend.keep_image(uuid), BackendError)
+        self.assertIn("changed since it booted", str(error))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        for how in (Start.BOOTED, Start.RESTORED):
+            await self.backend.stop(uuid, Mode.DESTROY)
+            self.assertIs(how, await self.backend.start(uuid))
+            if how is Start.BOOTED:
+                await self.backend.keep_image(uuid)
+
+    async def test_memory_is_kept(self) -> None:
+        """A guest's saved memory is not thrown away because its network, or its disk, is not there after a reboot."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.SAVE)
+        for code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR):
+            error = libvirt.libvirtError("no way")
+            error.err = (code, libvirt.VIR_FROM_QEMU, "network 'default' is not active", 2, "", "", "", 0, 0)
+
+            def create(_: Any, error: Exception = error) -> None:
+                raise error
+
+            patched = self.patch(libvirt.virDomain, "create", create)
+            await self.assertFailure(self.backend.start(uuid), BackendError)
+            patched.restore()
+            self.assertIs(Power.SAVED, await self.backend.state(uuid))
+        self.assertIs(Start.RESTORED, await self.backend.start(uuid))
+
+    async def test_paused_for_a_moment(self) -> None:
+        """A domain that stands still while a snapshot is made of it runs; one that somebody paused is paused."""
+        uuid = await self.backend.look_up(self.new_vm())
+        for reason, power in ((libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT, Power.RUNNING),
+                              (libvirt.VIR_DOMAIN_PAUSED_USER, Power.PAUSED)):
+            self.patch(libvirt.virDomain, "state", lambda _, why=reason: [libvirt.VIR_DOMAIN_PAUSED, why])
+            self.assertIs(power, await self.backend.state(uuid))
+
+    async def test_given_up_in_the_queue(self) -> None:
+        """A call that was given up before there was a thread for it is not made later, when nobody expects it."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        held = Deferred[None]()
+        self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
+        other = await self.backend.look_up(self.new_vm())
+        self.backend._pool.adjustPoolsize(0, 1)
+        starting = self.backend.start(other)
+        self.patch(room, "ANSWERS_WITHIN", 0.05)
+        await self.assertFailure(self.backend.stop(uuid, Mode.DESTROY), BackendLost)
+        held.callback(None)
+        await starting
+        await deferLater(reactor, 0.05)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
     async def test_reactor_is_free(self) -> None:
         """A call that hangs in the library does not stop the reactor."""
         held = Deferred[None]()

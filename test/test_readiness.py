@@ -124,6 +124,20 @@ class PortTests(TestCase):
         self.listen()
         await ready.addTimeout(10, reactor)
 
+    async def test_no_way(self) -> None:
+        """An address that there is no route to is passed over, and nobody else loses anything by that."""
+        code = 2
+
+        async def ip(*_: object, **__: object) -> tuple[bytes, bytes, int]:
+            return b"", b"RTNETLINK answers: Network is unreachable", code
+
+        self.patch(room, "getProcessOutputAndValue", ip)
+        await pin(ip_address("2001:db8::1"), "52:54:00:00:00:01", reactor)
+        code = 1
+        await self.assertFailure(
+            Deferred.fromCoroutine(pin(ip_address("2001:db8::1"), "52:54:00:00:00:01", reactor)), OSError
+        )
+
     async def test_pins_neighbours_only(self) -> None:
         """An address that is ours, or behind a router, is not told to the kernel."""
         asked: list[tuple[str, ...]] = []

@@ -138,3 +138,15 @@ class RoomTests(FleetTestCase):
         self.assertEqual(0, guest.starts)
         guest.memory = Memory(needed=512 << 20, free=600 << 20)
         self.assertEqual([True], self.ask("a"))
+
+    def test_queued_twice(self) -> None:
+        """A VM that was stopped in the queue and asked for again has one turn; once it is up, nothing refuses it."""
+        vms = vm("a", boot_time=2.0), vm("bb", boot_time=1.0)
+        self.world = World(*vms, max_booting=1, max_running=2, when_full=WhenFull.STOP_IDLE, answer_by=99)
+        self.ask("a")
+        self.ask("bb")
+        self.world.fleet.stop_vm("bb")
+        answers = self.ask("bb")
+        self.world.pump(10)
+        self.assertEqual([True], answers)
+        self.assertEqual([State.UP, State.UP], self.states())

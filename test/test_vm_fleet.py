@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM, Prohibited
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.vm.lifecycle import State
@@ -257,6 +259,40 @@ class LeaseTests(FleetTestCase):
         self.world.pump(30)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_by_hand_after_asking_in_vain(self) -> None:
+        """A VM that was asked for in vain and then started by hand is left alone, also after a restart of ours."""
+        self.world = World(vm(idle=10, faults=["start"]))
+        for _ in range(3):
+            self.ask()
+        self.world.pump(0.1)
+        self.ask()
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.world.pump(6)
+        self.world.kill()
+        self.world.pump(20)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_dry_run(self) -> None:
+        """
+        A dry run stops nothing: neither what somebody else starts, nor what it finds running and of ours.
+
+        What would be one start costs one start, however often it is asked for.
+        """
+        self.world = World(vm("a", idle=5), vm("bb", idle=5))
+        self.ask("bb")
+        self.world.settings = evolve(self.world.settings, dry_run=True)
+        self.world.kill()
+        for _ in range(40):
+            self.assertEqual([True], self.ask("a"))
+        self.world.backend.happen(self.world.machine("a").uuid, Power.RUNNING, "booted")
+        self.world.pump(20)
+        for name in ("a", "bb"):
+            self.assertIs(State.UP, self.world.machine(name).state)
+        self.world.settings = evolve(self.world.settings, dry_run=False)
+        self.world.kill()
+        self.world.pump(5)
+        self.assertIs(State.OFF, self.world.machine("bb").state)
+
     def test_stop_fails(self) -> None:
         """A VM that cannot be stopped stays up and is tried again a lease later."""
         self.world = World(vm(idle=10, faults=["stop"]))
@@ -379,6 +415,27 @@ class StopTests(FleetTestCase):
         self.assertIs(State.STOPPING, self.world.machine().state)
         self.world.pump(1.2)
         self.assertEqual([Mode.SHUTDOWN, Mode.DESTROY], asked)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_shut_down_while_we_look(self) -> None:
+        """A guest that goes down while a look, which says that it runs, is under way is known to be off at once."""
+        self.world = World(vm(idle=10, mode=Mode.SHUTDOWN, stop_timeout=30))
+        self.ask()
+        uuid = self.world.machine().uuid
+        looks: list[tuple[Deferred[Power], Power]] = []
+
+        def state(uuid: str) -> Deferred[Power]:
+            power = self.world.backend.guests[uuid].power
+            looks.append((Deferred(), power))
+            return looks[-1][0]
+
+        self.patch(self.world.backend, "stop", lambda uuid, _: self.world.backend.ready(uuid))
+        self.patch(self.world.backend, "state", state)
+        self.world.pump(10.2)
+        self.world.backend.happen(uuid, Power.OFF, "the guest shut down")
+        while looks:
+            look, power = looks.pop(0)
+            look.callback(power)
         self.assertIs(State.OFF, self.world.machine().state)
 
     def test_shutdown_takes_its_time(self) -> None:
@@ -530,6 +587,60 @@ class BackendTests(FleetTestCase):
         never = self.ask()
         self.world.pump(1.3)
         self.assertIsInstance(never[0].value, BackendLost)
+
+    def test_lost_in_a_start(self) -> None:
+        """A VM whose start call had no answer, and that runs in the end, is ours: it is stopped when nobody uses it."""
+        for when in ("later", "at once"):
+            self.world = World(vm(idle=10))
+            uuid = self.world.machine().uuid
+
+            def hang(uuid: str, when: str = when) -> Deferred[Any]:
+                if when == "at once":
+                    self.world.backend.guests[uuid].power = Power.RUNNING
+                return fail(BackendLost("has not answered within 60 s"))
+
+            self.patch(self.world.backend, "start", hang)
+            self.assertIsInstance(self.ask()[0].value, BackendLost)
+            if when == "later":
+                self.world.backend.happen(uuid, Power.RUNNING, "booted")
+            self.world.pump(6)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.world.pump(12)
+            self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_lost_in_a_start_that_failed(self) -> None:
+        """A VM whose start call had no answer, and that is off, can be asked for again, and is nobody's."""
+        self.world = World(vm(idle=10))
+        start = self.world.backend.start
+        self.patch(self.world.backend, "start", lambda _: fail(BackendLost("has not answered within 60 s")))
+        self.ask()
+        self.world.pump(6)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertFalse(self.world.machine().held)
+        self.patch(self.world.backend, "start", start)
+        self.assertEqual([True], self.ask())
+
+    def test_looks_again(self) -> None:
+        """A VM that could not be looked at once is looked at again, though nothing has happened."""
+        self.world = World(vm())
+        for call in ("look_up", "state"):
+            works = getattr(self.world.backend, call)
+            self.patch(self.world.backend, call, lambda _: fail(BackendError("has not answered within 30 s")))
+            self.world.kill()
+            self.assertIn("has not answered", str(self.ask()[0].value))
+            self.patch(self.world.backend, call, works)
+            self.world.pump(6)
+            self.assertEqual([True], self.ask())
+            self.assertEqual(1, self.world.starts())
+
+    def test_budget(self) -> None:
+        """Questions that start nothing, because the backend is lost, cost a network none of its starts."""
+        self.world = World(vm())
+        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        for _ in range(40):
+            self.ask()
+        self.world.fleet.connected(self.world.backend)
+        self.assertEqual([True], self.ask())
 
     def test_unknown_vm(self) -> None:
         """A VM that the backend does not know is an error of that VM alone."""
@@ -787,6 +898,23 @@ class GroupTests(FleetTestCase):
         self.world.pump(5.2)
         self.assertEqual("off off off", self.states())
 
+    def test_by_hand(self) -> None:
+        """A VM that somebody else has started is not stopped because another one, which needs it, is off."""
+        self.world = World(vm("db", idle=5), vm("web", needs=("db",)))
+        self.world.backend.happen(self.world.machine("db").uuid, Power.RUNNING, "booted")
+        self.world.kill()
+        self.world.pump(20)
+        self.assertEqual("up off", self.states())
+
+    def test_fails_after_a_start_by_hand(self) -> None:
+        """A VM that somebody else starts while it waits for what it needs does not fail with that."""
+        self.world = World(vm("db", boot_time=1.0), vm("web", needs=("db",), response_delay=3.0))
+        self.ask("web")
+        self.world.backend.happen(self.world.machine("web").uuid, Power.RUNNING, "booted")
+        self.world.fleet.stop_vm("db")
+        self.world.pump(5)
+        self.assertEqual("off up", self.states())
+
     def test_fails(self) -> None:
         """Who needs a VM that cannot be started is told why, and is not started."""
         self.begin()
@@ -813,6 +941,15 @@ class GroupTests(FleetTestCase):
         self.world.pump(1.2)
         self.assertEqual([True], answers)
         self.assertEqual((1, 2), (self.world.starts("web"), self.world.starts("db")))
+
+    def test_not_started_for_strangers(self) -> None:
+        """Who may not start VMs does not start what a VM needs either, though that one is up."""
+        self.begin(summon_from=(ip_network("192.0.2.0/24"),))
+        self.ask("web")
+        self.world.pump(14)
+        self.world.backend.happen(self.world.machine("db").uuid, Power.OFF, "the guest crashed")
+        self.assertIsInstance(self.ask("web", host="198.51.100.1")[0].value, Prohibited)
+        self.assertEqual("up off up", self.states())
 
     def test_stopped_while_waiting(self) -> None:
         """A VM that was stopped while it waited for what it needs does not start."""

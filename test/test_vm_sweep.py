@@ -106,6 +106,19 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine().state)
 
 
+    def test_long_after_the_last_question(self) -> None:
+        """A download that nobody asked about for long is not cut by a restart; `idle` after its end, the VM is down."""
+        self.begin()
+        self.send(120, per_second=100)
+        self.world.kill()
+        self.world.clock.advance(0)
+        self.send(20, per_second=100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.kill()
+        self.world.pump(2.5)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+
 class LimitsTests(FleetTestCase):
     """`max_up`."""
 
@@ -120,6 +133,16 @@ class LimitsTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertIn("up for 60 s", self.world.machine().reason)
         self.assertEqual([True], self.ask())
+
+    def test_max_up_of_a_start_that_was_not_ours(self) -> None:
+        """A VM that was started by hand, then asked for, and is found after a restart, has been up since then."""
+        self.world = World(vm(idle=60, max_up=300))
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.ask()
+        self.world.pump(6)
+        self.world.kill()
+        self.world.pump(50)
+        self.assertIs(State.UP, self.world.machine().state)
 
 
 class TimesTests(FleetTestCase):
@@ -171,6 +194,9 @@ class TimesTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual([True], self.ask())
         self.world.pump(100, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.world.pump(0.2)
         self.assertIs(State.UP, self.world.machine().state)
 
     def test_cannot_start(self) -> None:

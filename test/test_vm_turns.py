@@ -38,3 +38,14 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual("a", turns.take())
         turns.add("c", 1)
         self.assertEqual("xbc", self.take_all(turns))
+
+    def test_gone(self) -> None:
+        """Who does not wait any more has no turn, and who waits already has one turn."""
+        turns: Turns[str] = Turns()
+        for waiter, whose in (("a", 1), ("b", 1), ("x", 2), ("a", 1)):
+            turns.add(waiter, whose)
+        for gone in "xbz":
+            turns.drop(gone)
+        self.assertEqual("a", self.take_all(turns))
+        turns.add("b", 1)
+        self.assertEqual("b", self.take_all(turns))

@@ -41,6 +41,11 @@ _BUSY: Final = frozenset(
     }
 )
 
+#: Of these, who will go on by itself in a moment: it is not taken for paused, which would end its lease.
+_GOES_ON: Final = frozenset(
+    {libvirt.VIR_DOMAIN_PAUSED_DUMP, libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP}
+)
+
 #: Errors that say something of the host, not of the image that was to be restored.
 _HOST: Final = frozenset(
     {
@@ -53,13 +58,20 @@ _HOST: Final = frozenset(
     }
 )
 
+#: Errors that may: a network that is not active is an invalid operation, a disk that is not there (yet) a system error.
+#: A guest's own memory is not thrown away for them; an image that can be made anew is.
+_PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR})
+
 _KIB: Final = 1024
 
 
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
     """Return what libvirt says; a domain with a managed image is saved."""
     domain = connection.lookupByUUIDString(uuid)
-    power = _POWER.get(domain.state()[0], Power.OFF)
+    state, reason = domain.state()
+    power = _POWER.get(state, Power.OFF)
+    if power is Power.PAUSED and reason in _GOES_ON:
+        return Power.RUNNING
     return Power.SAVED if power is Power.OFF and _is_saved(domain) else power
 
 
@@ -80,7 +92,10 @@ def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start
         domain.pMWakeup()
         return Start.RESUMED
     if power == libvirt.VIR_DOMAIN_PAUSED:
-        if _attempt(domain, "resumed", domain.resume, fatal=reason in _BUSY):
+        if reason in _BUSY:
+            domain.resume()
+            return Start.RESUMED
+        if _attempt(domain, "resumed", domain.resume, fatal=_HOST | _PERHAPS):
             return Start.RESUMED
         domain.destroy()
     elif power == libvirt.VIR_DOMAIN_CRASHED and domain.isActive():
@@ -98,25 +113,27 @@ def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start
 
 def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, kept: Path | None) -> Start:
     if _is_saved(domain):
-        if _attempt(domain, "restored", domain.create):
+        if _attempt(domain, "restored", domain.create, fatal=_HOST | _PERHAPS):
             return Start.RESTORED
         domain.managedSaveRemove()
-    elif kept is not None:
-        if image.is_good(kept, domain) and _attempt(
-            domain, "restored from its image", lambda: connection.restore(str(kept))
-        ):
-            return Start.RESTORED
-        image.drop(kept)
+    elif (
+        kept is not None
+        and image.is_good(kept, domain)
+        and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=_HOST)
+    ):
+        return Start.RESTORED
+    if kept is not None:
+        image.prepare(kept, domain)
     domain.create()
     return Start.BOOTED
 
 
-def _attempt(domain: libvirt.virDomain, what: str, call: Callable[[], object], *, fatal: bool = False) -> bool:
-    """Make *call*; say whether it went well. It is an error where it says nothing of what the domain was left with."""
+def _attempt(domain: libvirt.virDomain, what: str, call: Callable[[], object], *, fatal: frozenset[int]) -> bool:
+    """Make *call*; say whether it went well. An error that is *fatal* says nothing of what the domain was left with."""
     try:
         call()
     except libvirt.libvirtError as error:
-        if fatal or error.get_error_code() in _HOST:
+        if error.get_error_code() in fatal:
             raise
         log.error("{name}: cannot be {what}, so it is booted: {error}", name=domain.name(), what=what, error=str(error))
         return False

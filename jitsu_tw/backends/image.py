@@ -2,12 +2,13 @@
 Images of ready guests, kept as libvirt's save files: what `boot_from: snapshot` starts from. Every function blocks.
 
 An image is good as long as nothing has changed that it depends on: the domain's definition, its kernel, its disks. What
-these were is written down beside it, while the guest stands still. A disk that the guest may write to changes as soon
-as it goes on, so a domain with one can have no image; for those there is mode save.
+these were is written down beside it before the guest boots: what it has read, it has read since. A disk that the guest
+may write to changes as soon as it goes on, so a domain with one can have no image; for those there is mode save.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -45,9 +46,17 @@ def obstacle(xml: str) -> str | None:
     return None
 
 
+def prepare(kept: Path, domain: libvirt.virDomain) -> None:
+    """Write down what the image of *domain*, which is about to boot, will depend on; where that fails, none is kept."""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        drop(kept)
+        _sum(kept).write_text(_depends_on(domain))
+
+
 def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) -> None:
     """
-    Save *domain* to *kept* and restore it from there; it stands still meanwhile.
+    Save *domain*, which has booted since `prepare`, to *kept* and restore it from there; it stands still meanwhile.
 
     Raises:
         BackendError: its image cannot be kept; unless the message says otherwise it runs on.
@@ -57,15 +66,12 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
         raise BackendError(why)
     new = kept.with_suffix(".new")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        drop(kept)
-    except OSError as error:
-        message = f"no image can be kept in {kept.parent}: {error.strerror}"
-        raise BackendError(message) from error
-    try:
+        booted = _sum(kept).read_text()
         domain.save(str(new))
         try:
-            _sum(kept).write_text(_depends_on(domain))
+            if booted != _depends_on(domain):
+                message = "its definition, its kernel or a disk has changed since it booted"
+                raise BackendError(message)
             new.replace(kept)
         finally:
             connection.restore(str(kept if kept.exists() else new))

@@ -250,14 +250,22 @@ class LibvirtBackend:
             return fail(BackendLost(f"{self._hung} calls to {self} hang"))
         answered: Deferred[Any] = Deferred()
         late = self._reactor.callLater(within, self._hangs, answered, within)
-        call = deferToThreadPool(self._reactor, self._pool, self._blocking, self._connection, function, *arguments)
+        connection = self._connection
+        call = deferToThreadPool(
+            self._reactor, self._pool, self._unless_late, late, self._blocking, connection, function, *arguments
+        )
         call.addBoth(self._answered, answered, late)
         return answered
+
+    @staticmethod
+    def _unless_late(late: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call *function*, if that was not given up while it waited for a thread: a stop would come out of the blue."""
+        return function(*arguments) if late.active() else None
 
     def _hangs(self, answered: Deferred[Any], within: float) -> None:
         """Give a call up; its thread is another one's loss no more."""
         self._resize(1)
-        error = BackendError(f"{self} has not answered within {within:g} s")
+        error = BackendLost(f"{self} has not answered within {within:g} s")
         self.log.error("{error}; {hung} calls hang", error=str(error), hung=self._hung)
         answered.errback(error)
 

@@ -45,6 +45,9 @@ FETCHED_IN: Final = 2.0
 STATUS: Final = re.compile(rb"HTTP/\d\.\d (\d{3})\b")
 LONGEST_STATUS: Final = 8192
 
+#: What iproute2's `ip` ends with where the kernel says no.
+REFUSED: Final = 2
+
 #: Seconds for which the kernel keeps a neighbour without asking it (base_reachable_time is 30, of which it takes half).
 PIN_EVERY: Final = 10.0
 
@@ -172,15 +175,22 @@ class Port:
         )
 
 
+class NoRouteError(OSError):
+    """The kernel has no route to an address: this says nothing of others."""
+
+
 async def pin(address: Address, mac: str, reactor: Any) -> None:
     """
-    Put *address* and *mac* into the kernel's neighbour table, unless the address is behind a router or here.
+    Put *address* and *mac* into the kernel's neighbour table, unless the address is behind a router, here or nowhere.
 
     Raises:
         OSError: there is no `ip`, or we may not.
     """
     family = f"-{address.version}"
-    out = await _ip(reactor, family, "-json", "route", "get", str(address))
+    try:
+        out = await _ip(reactor, family, "-json", "route", "get", str(address))
+    except NoRouteError:
+        return
     route = json.loads(out)[0]
     if "gateway" in route or "via" in route or route.get("type") == "local" or address.is_loopback:
         return
@@ -190,6 +200,8 @@ async def pin(address: Address, mac: str, reactor: Any) -> None:
 async def _ip(reactor: Any, *arguments: str) -> bytes:
     """Run iproute2's `ip` and return what it prints; OSError with its own words where it fails."""
     out, err, code = await getProcessOutputAndValue("ip", arguments, env=None, reactor=reactor)
+    if code == REFUSED and "route" in arguments:
+        raise NoRouteError(err.decode(errors="replace").strip())
     if code:
         raise OSError(err.decode(errors="replace").strip() or f"ip ended with {code}")
     return bytes(out)

@@ -87,9 +87,9 @@ class Machine:
 
     # One for each VM, of which there may be very many.
     __slots__ = (
-        "_again", "_answer_by", "_cold", "_fault", "_hint", "_how", "_keeper", "_kill", "_moves", "_now", "_reactor",
-        "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures", "held", "marks", "ready",
-        "reason", "retry_at", "state", "uuid", "vm",
+        "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_moves", "_now",
+        "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures", "held",
+        "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -124,7 +124,7 @@ class Machine:
         self._moves = 0
         self._how = Start.RAN
         self._up_at = 0.0
-        self._kill = self._again = self._cold = False
+        self._kill = self._again = self._cold = self._hinted = False
         self._fault: type[JitsuError] = BackendLost
 
     # What others want of it.
@@ -147,7 +147,7 @@ class Machine:
         now = self._now()
         if self.state is State.UP:
             return succeed(self.ready)
-        if self.state is State.UNKNOWN and self.reason:
+        if self.is_lost:
             return fail(self._fault(f"{self.vm.name}: {self.reason}"))
         if self.is_resting and not insist:
             left = f"tried again in {self.retry_at - now:.0f} s"
@@ -170,9 +170,19 @@ class Machine:
         return not self.joinable and self._now() < self.retry_at
 
     @property
+    def is_lost(self) -> bool:
+        """Whether nobody can say what the VM is doing, and somebody has said why."""
+        return self.state is State.UNKNOWN and bool(self.reason)
+
+    @property
     def is_gone(self) -> bool:
         """Whether the backend knows no such VM any more."""
         return self.state is State.UNKNOWN and self._fault is NoSuchVM
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether nobody knows what the VM is doing: it may run."""
+        return self.state is State.UNKNOWN or (self.state is State.FAILED and self._fault is BackendLost)
 
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
@@ -336,6 +346,9 @@ class Machine:
         else:
             self._fault = failure.type if failure.check(NoRoom, BackendLost, NoSuchVM) else BootFailed
             self.feed(Event.FAIL, reason)
+            if failure.check(BackendLost) and self.state is State.FAILED:
+                # What became of the call, nobody knows: it may have gone well, or yet go well.
+                self.lost(reason)
 
     async def _start(self) -> None:
         memory = None
@@ -423,12 +436,15 @@ class Machine:
     async def _goes_down(self) -> bool:
         """Wait for the guest to shut down; say whether it did so in time."""
         late = self._reactor.callLater(self.vm.stop_timeout, self._hurry)
+        self._hinted = False
         try:
             while await self.backend.state(self.uuid) is not Power.OFF:
                 if not late.active():
                     return False
-                self._hint = Deferred()
-                await self._hint
+                if not self._hinted:
+                    self._hint = Deferred()
+                    await self._hint
+                self._hinted = False
             return True
         finally:
             if late.active():
@@ -436,6 +452,7 @@ class Machine:
 
     def _hurry(self) -> None:
         """Make `_goes_down` look once more."""
+        self._hinted = True
         hint, self._hint = self._hint, None
         if hint is not None:
             hint.callback(None)

@@ -62,13 +62,14 @@ class Admission:
                     self._make_room()
                 return
             machine = self._turns.take()
-            if machine.state is State.QUEUED:
-                machine.mark("admitted")
-                machine.feed(Event.ADMIT)
+            machine.mark("admitted")
+            machine.feed(Event.ADMIT)
 
     def moved(self, machine: Machine) -> None:
         """Hear that *machine* is in another state: it takes a place, or one became free."""
         name, state = machine.vm.name, machine.state
+        if state is not State.QUEUED:
+            self._turns.drop(machine)
         for names, has in (
             (self._running, state in RUNNING or state is State.QUEUED),
             (self._places, state in RUNNING),

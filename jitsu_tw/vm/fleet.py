@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -36,7 +37,7 @@ from jitsu_tw.vm.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from twisted.internet.interfaces import IReactorTime
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, IReadiness, IStore
@@ -50,6 +51,9 @@ TOLD_AGAIN: Final = 5.0
 
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
+
+#: What a VM is doing that nobody could say is asked again after so many seconds.
+LOOK_AGAIN: Final = 5.0
 
 #: States in which a VM that we held is not held any more.
 _DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
@@ -112,7 +116,9 @@ class Fleet:
                 self._needers.setdefault(need, []).append(machine)
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
+        self._unseen = set(self.machines)
         self._lost: dict[int, str] = {}
+        self._looks: dict[str, IDelayedCall] = {}
         self._record = Record(store, self.machines, clocks)
         self._record.gather = self._gather
         self._sweep = Sweep(self.machines, clocks, self._signs.port, self._is_needed)
@@ -164,6 +170,8 @@ class Fleet:
     async def _stop(self) -> None:
         self._telling.stop()
         self._sweep.stop()
+        for look in self._looks.values():
+            look.cancel()
         await self._record.stop()
         await self._signs.stop()
         if self.cover is not None:
@@ -195,19 +203,20 @@ class Fleet:
             self._hold(machine)
         elif id(machine.backend) in self._lost:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
-        needs = [need for need in self._needs(machine) if need.state is not State.UP]
-        if machine.state is not State.UP or not needs:
+        down = self._down(machine)
+        if machine.state is not State.UP or not down:
             return self._summon(machine, asker)
-        waits = DeferredList([need.summon(asker) for need in needs], fireOnOneErrback=True, consumeErrors=True)
+        waits = DeferredList([need.summon(asker) for need in down], fireOnOneErrback=True, consumeErrors=True)
         return waits.addCallbacks(
             lambda ready: all(one for _, one in ready), lambda failure: failure.value.subFailure
         )
 
     def _admit(self, machine: Machine, source: Source, asker: str) -> JitsuError | None:
         """Return why *source* may not have *machine*; None if it may."""
-        if machine.joinable:
+        if all(one.joinable for one in self._down(machine)):
             return None
-        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=machine.is_resting)
+        free = self._starts_nothing(machine)
+        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
             return self._refused(machine, verdict, asker)
         self._whose[machine.vm.name] = network(packed(source.host))
@@ -227,6 +236,12 @@ class Fleet:
         if self._admit(machine, Source(host, 0), asker) is None and not self._settings.dry_run:
             self._hold(machine)
             machine.summon(asker).addErrback(lambda _: None)
+
+    def _starts_nothing(self, machine: Machine) -> bool:
+        """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
+        if self._settings.dry_run:
+            return self._would_end.get(machine.vm.name, -inf) > self._now()
+        return machine.is_resting or machine.is_lost or id(machine.backend) in self._lost
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
@@ -299,6 +314,12 @@ class Fleet:
     def _needs(self, machine: Machine) -> list[Machine]:
         return [self.machines[name] for name in machine.vm.needs]
 
+    def _down(self, machine: Machine) -> list[Machine]:
+        """Return what a question for *machine* starts or waits for: itself, or, if it is up, those that it needs."""
+        if machine.state is not State.UP:
+            return [machine]
+        return [need for need in self._needs(machine) if need.state is not State.UP]
+
     def _is_needed(self, machine: Machine) -> bool:
         return any(needer.state in WANTED for needer in self._needers.get(machine.vm.name, ()))
 
@@ -307,9 +328,8 @@ class Fleet:
         name = machine.vm.name
         waits = [need.summon(f"needed by {name}", insist=True) for need in self._needs(machine)]
         for _, failure in await DeferredList(waits, consumeErrors=True):
-            if isinstance(failure, Failure):
+            if isinstance(failure, Failure) and machine.state is State.QUEUED:
                 machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
-                return
         if machine.state is State.QUEUED:
             self._admission.ask(machine, self._whose.pop(name, None))
 
@@ -340,33 +360,40 @@ class Fleet:
             self._went_down(machine, old)
         if state is not State.UP:
             self._sweep.drop(machine)
+        if state is State.UNKNOWN:
+            self._look_later(machine)
 
     def _came_up(self, machine: Machine, old: State) -> None:
-        """Give *machine* a lease: a new one if it was asked for, else what is left of the one it had."""
-        stats, now, wall = self._record.of(machine), self._now(), self._wall()
-        if not machine.held and self._record.is_ours(machine):
+        """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
+        name, now = machine.vm.name, self._now()
+        if machine.held:
+            self._sweep.grant(machine, now, now)
+        elif name in self._unseen and self._record.is_ours(machine) and not self._settings.dry_run:
             machine.held = True
-            used = now - max(0.0, wall - max(stats.start_ts, stats.last_request_ts))
-            self._sweep.grant(machine, used, now - max(0.0, wall - stats.start_ts))
+            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
+            self._sweep.adopt(machine, used, started)
             self.log.info(
                 "{name}: runs already, adopted; {left:.0f} s of its lease are left",
-                name=machine.vm.name,
+                name=name,
                 left=self.lease_left(machine),
             )
-        elif machine.held:
-            self._sweep.grant(machine, now, now)
         elif old is State.WAITING:
-            self.log.info("{name}: runs, but nobody asked for it; left alone", name=machine.vm.name)
+            if not self._settings.dry_run:
+                self._record.stopped(machine)
+            self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
+        self._unseen.discard(name)
 
     def _went_down(self, machine: Machine, old: State) -> None:
         if old in {State.UP, State.WAITING}:
             name, how = machine.vm.name, machine.state.value
             self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
-        if machine.state is not State.UNKNOWN:
+        if not machine.is_unsure:
             machine.held = False
+            self._unseen.discard(machine.vm.name)
             self._record.stopped(machine)
         for need in self._needs(machine):
-            self._sweep.renew(need)
+            if need.held:
+                self._sweep.renew(need)
         if old in {State.UP, State.STOPPING, State.UNKNOWN}:
             self._sweep.went_down(machine)
 
@@ -400,6 +427,18 @@ class Fleet:
             lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
         )
 
+    def _look_later(self, machine: Machine) -> None:
+        """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
+        name = machine.vm.name
+        lost = id(machine.backend) in self._lost
+        if machine.state is State.UNKNOWN and not (lost or machine.is_gone or name in self._looks):
+            self._looks[name] = self._reactor.callLater(LOOK_AGAIN, self._look_again, machine)
+
+    def _look_again(self, machine: Machine) -> None:
+        del self._looks[machine.vm.name]
+        if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
+            Deferred.fromCoroutine(self._look_at(machine))
+
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self.machines.values() if machine.backend is backend]
 
@@ -431,6 +470,7 @@ class Fleet:
         except BackendError as error:
             machine.lost(str(error))
             self.log.error("{name}: {error}", name=name, error=str(error))
+            self._look_later(machine)
             return
         self._missing.discard(name)
         if uuid != machine.uuid:
@@ -441,6 +481,7 @@ class Fleet:
         await machine.look("found so")
         if self.cover is not None:
             await self.cover.learn(machine)
+        self._look_later(machine)
         if not self._settings.dry_run:
             self._sweep.keep_times(machine)
 

@@ -30,6 +30,11 @@ SHORTEST_LOOK: Final = 1.0
 LONGEST_LOOK: Final = 60.0
 
 
+def look_every(idle: float) -> float:
+    """Return how many seconds after a look the packets of a guest with a lease of *idle* seconds are counted again."""
+    return min(max(idle / LOOKS, SHORTEST_LOOK), LONGEST_LOOK)
+
+
 @attrs.define(eq=False)
 class Meter:
     """
@@ -102,7 +107,7 @@ class Lease:
         """Return when the lease is to be looked at: when it ends, or before, to count the guest's packets."""
         if self.meter is None:
             return self.ends()
-        return min(self.ends(), self.meter.at + min(max(self.idle / LOOKS, SHORTEST_LOOK), LONGEST_LOOK))
+        return min(self.ends(), self.meter.at + look_every(self.idle))
 
 
 class Leases:

@@ -106,10 +106,16 @@ class Record:
         self._remember(machine)
 
     def stopped(self, machine: Machine) -> None:
-        """Remember that *machine* is down, if it was ours."""
+        """Remember that *machine* is ours no more, if it was: it is down, or somebody else has started it."""
         if self.is_ours(machine):
             self.of(machine).stop_ts = self._wall()
             self._remember(machine)
+
+    def since(self, machine: Machine) -> tuple[float, float]:
+        """Return when *machine*, which is ours, was last asked for, and when it was started, as far as we know."""
+        stats = self.of(machine)
+        used = max(stats.start_ts, stats.last_request_ts)
+        return used, stats.start_ts if stats.start_ts > stats.stop_ts else used
 
     def is_ours(self, machine: Machine) -> bool:
         """Say whether *machine* was started or asked for through us since it was last seen down."""

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.readiness import has_port
-from jitsu_tw.vm.lease import Lease, Leases, Meter
+from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import WANTED, State
 from jitsu_tw.vm.week import kept_until, next_begin
 
@@ -112,8 +112,14 @@ class Sweep:
             lease.check_at = now + vm.check_every
         lease.kept = self._kept(machine)
         self._leases.grant(vm.name, lease)
+        self._resting.discard(vm.name)
         self._plan()
         Deferred.fromCoroutine(self._begin_to_count(machine, lease))
+
+    def adopt(self, machine: Machine, used: float, started: float) -> None:
+        """Give *machine*, which is found running, what is left of its lease, or time to see if it is in use."""
+        idle = machine.vm.idle
+        self.grant(machine, max(used, self._now() + look_every(idle) - idle), started)
 
     def _kept(self, machine: Machine) -> float:
         """Return until when `keep_up` keeps *machine*, on our clock."""

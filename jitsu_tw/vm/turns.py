@@ -22,23 +22,31 @@ class Turns(Generic[T]):
     def __init__(self) -> None:
         """Begin with nobody waiting."""
         self._lines: dict[Hashable, deque[T]] = {}
-        self._waiting = 0
+        self._whose: dict[T, Hashable] = {}
 
     def __len__(self) -> int:
         """Return how many wait."""
-        return self._waiting
+        return len(self._whose)
 
     def add(self, waiter: T, whose: Hashable) -> None:
-        """Put *waiter* at the end of the line of *whose*."""
-        self._lines.setdefault(whose, deque()).append(waiter)
-        self._waiting += 1
+        """Put *waiter* at the end of the line of *whose*, unless it waits already."""
+        if waiter not in self._whose:
+            self._lines.setdefault(whose, deque()).append(waiter)
+            self._whose[waiter] = whose
+
+    def drop(self, waiter: T) -> None:
+        """Let *waiter*, if it waits, wait no more."""
+        if waiter in self._whose:
+            whose = self._whose.pop(waiter)
+            self._lines[whose].remove(waiter)
+            if not self._lines[whose]:
+                del self._lines[whose]
 
     def take(self) -> T:
         """Return who is first in the line whose turn it is; that line then waits for all others."""
         whose, line = next(iter(self._lines.items()))
         waiter = line.popleft()
-        self._waiting -= 1
-        del self._lines[whose]
+        del self._whose[waiter], self._lines[whose]
         if line:
             self._lines[whose] = line
         return waiter
