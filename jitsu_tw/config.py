@@ -39,6 +39,10 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONNECT: Final = {"libvirt": "qemu:///system"}
 
 
+#: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, if nobody says otherwise.
+LEAST_IDLE: Final = 10.0
+
+
 @attrs.frozen
 class Said:
     """One value as somebody wrote it, and where: a file and its line, or the command line (no line)."""
@@ -241,7 +245,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values.setdefault("connect", inherited or CONNECT.get(backend, ""))
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
-    values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"]))
+    values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"] or LEAST_IDLE))
     for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images", "use_synjitsu",
                 "wake_by_packet", "handover"):
         if key in defaults:

@@ -366,6 +366,18 @@ class PolicyTests(ServerTestCase):
         """Return a reply's rcode and its Extended DNS Errors."""
         return reply.rcode(), [int(option.code) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
 
+    def test_strangers_keep_nothing_up(self) -> None:
+        """Who may not start a VM is answered while it is up, and does not keep it up."""
+        self.restart(summon_from=(ip_network("192.0.2.0/24"),))
+        query = dns.message.make_query("www.jitsu.test", "A").to_wire()
+        self.send(query, Source("192.0.2.1", 4711))
+        self.world.pump(60, step=1)
+        self.assertIsNotNone(self.warm.get(query, ("198.51.100.1", 1)))
+        self.ask_from("198.51.100.1")
+        self.assertLess(self.world.fleet.lease_left(self.world.machine()) or 0, 61)
+        self.assertIsNotNone(self.warm.get(query, ("192.0.2.9", 1)))
+        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+
     def test_summon_from(self) -> None:
         """A source outside `summon_from` is REFUSED with EDE 18, until somebody who may has started the VM."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))

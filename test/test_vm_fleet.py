@@ -11,7 +11,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM, Prohibited
-from jitsu_tw.ijitsu import Power
+from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
@@ -506,6 +506,26 @@ class RestartTests(FleetTestCase):
         self.world.pump(60, step=1)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_killed_before_the_start_is_written(self) -> None:
+        """Nothing is started before it is written down that it is ours; but a disk that hangs holds nothing up."""
+        self.world = World(vm(idle=20))
+        written: list[Deferred[None]] = []
+
+        def write(*_: Any) -> Deferred[None]:
+            written.append(Deferred())
+            return written[-1]
+
+        self.patch(self.world.store, "write", write)
+        answers = self.ask()
+        self.assertEqual((0, []), (self.world.starts(), answers))
+        written[0].callback(None)
+        self.assertEqual((1, [True]), (self.world.starts(), answers))
+        self.world = World(vm(idle=20))
+        self.patch(self.world.store, "write", write)
+        answers = self.ask()
+        self.world.pump(0.2)
+        self.assertEqual((1, [True]), (self.world.starts(), answers))
+
     def test_statistics(self) -> None:
         """Counts and times are remembered, a start at once, requests within seconds, and go on after a restart."""
         self.world = World(vm())
@@ -790,6 +810,25 @@ class FailureTests(FleetTestCase):
             self.world.pump(0.3)
             self.assertEqual([True], answers)
             self.assertEqual((3, 2), (guest.starts, guest.boots))
+
+    def test_nobody_can_tell(self) -> None:
+        """A VM that runs, and of which nobody can tell when it is ready, is no failure: it is taken for up."""
+        self.world = World(vm(idle=10))
+        self.patch(self.world.backend, "ready", lambda _: fail(BackendError("it has no domain number")))
+        self.assertEqual([False], self.ask())
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(11)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_no_room_is_no_failure(self) -> None:
+        """A VM that its host had no memory for is tried again at once."""
+        self.world = World(vm())
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.memory = Memory(needed=2, free=1)
+        for _ in range(5):
+            self.ask()
+        guest.memory = None
+        self.assertEqual([True], self.ask())
 
     def test_not_restarted_after_a_stop(self) -> None:
         """A person's stop ends the restart of a VM that rests before it."""

@@ -170,11 +170,12 @@ def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:
     """Add up what the domain's interfaces have transmitted, as the guest sees it; None where libvirt counts none."""
     domain = connection.lookupByUUIDString(uuid)
     try:
-        ((_, counts),) = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
+        stats = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}:
             return None
         raise
+    counts = stats[0][1] if stats else {}
     found = [counts.get(f"net.{number}.tx.pkts") for number in range(counts.get("net.count", 0))]
     known = [packets for packets in found if packets is not None]
     return sum(known) if known else None

@@ -34,7 +34,10 @@ def path(folder: Path, uuid: str) -> Path:
 
 def obstacle(xml: str) -> str | None:
     """Return why a domain defined by *xml* can have no image; None if it can."""
-    for disk in ElementTree.fromstring(xml).findall("./devices/disk"):  # noqa: S314
+    root = ElementTree.fromstring(xml)  # noqa: S314
+    if root.find("./os/nvram") is not None:
+        return "its firmware keeps variables; take them out, or use mode save"
+    for disk in root.findall("./devices/disk"):
         source = disk.find("source")
         if source is None:
             continue

@@ -9,6 +9,7 @@ loop, which has a thread of its own, once in a process.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 #: How many calls to one hypervisor may be under way at once.
 THREADS: Final = 32
+
+#: How many guests' memories may be written at once, each for minutes: others shall not wait for a thread meanwhile.
+SAVES: Final = 8
 
 #: Seconds after which a call is given up: any, one that starts a VM, one that writes a guest's memory to a disk.
 ANSWERS_WITHIN: Final = 30.0
@@ -74,6 +78,7 @@ _EVENTS: Final = {
 class _Events:
     """libvirt's event loop: registered before the first connection, turned by a thread for the process's life."""
 
+    _log = Logger()
     _lock = threading.Lock()
     _running = False
 
@@ -89,10 +94,14 @@ class _Events:
             threading.Thread(target=cls._turn, name="libvirt events", daemon=True).start()
             cls._running = True
 
-    @staticmethod
-    def _turn() -> None:
+    @classmethod
+    def _turn(cls) -> None:
         while True:
-            libvirt.virEventRunDefaultImpl()
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError as error:
+                cls._log.error("libvirt's event loop: {error}", error=str(error))
+                time.sleep(1.0)
 
 
 class _Thread(threading.Thread):
@@ -119,7 +128,8 @@ class LibvirtBackend:
         self._watcher: IWatcher | None = None
         self._connection: libvirt.virConnect | None = None
         self._pool = ThreadPool(0, THREADS, f"libvirt {connect}")
-        self._pool.threadFactory = _Thread
+        self._saves = ThreadPool(0, SAVES, f"libvirt {connect}, saves")
+        self._pool.threadFactory = self._saves.threadFactory = _Thread
         self._hung = 0
         self._kept: dict[str, Path] = {}
         self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
@@ -181,6 +191,7 @@ class LibvirtBackend:
         """Use the connection that `check` made, or make one, now and whenever it breaks."""
         self._watcher = watcher
         self._pool.start()
+        self._saves.start()
         if self._connection is not None:
             watcher.connected(self)
         else:
@@ -224,6 +235,7 @@ class LibvirtBackend:
             return
         self._connection = None
         self.log.error("{backend}: {reason}", backend=self, reason=reason)
+        deferToThreadPool(self._reactor, self._saves, _close, connection)
         if self._watcher is not None:
             self._watcher.lost(self, reason)
         self._again()
@@ -236,11 +248,15 @@ class LibvirtBackend:
         connection, self._connection, self._watcher = self._connection, None, None
         if not self._pool.started:
             return succeed(None)
-        if self._hung:
-            self.log.error("{backend}: {hung} calls still hang", backend=self, hung=self._hung)
+        if self._hung or self._pool.working or self._saves.working:
+            self.log.info("{backend}: calls are still under way", backend=self)
             return succeed(None)
-        closed = deferToThreadPool(self._reactor, self._pool, connection.close if connection else lambda: 0)
-        return closed.addBoth(lambda _: self._pool.stop())
+        closed = deferToThreadPool(self._reactor, self._pool, _close, connection)
+        return closed.addBoth(self._end_threads)
+
+    def _end_threads(self, _: object) -> None:
+        for pool in (self._pool, self._saves):
+            pool.stop()
 
     # Calls.
 
@@ -251,8 +267,9 @@ class LibvirtBackend:
         answered: Deferred[Any] = Deferred()
         late = self._reactor.callLater(within, self._hangs, answered, within)
         connection = self._connection
+        pool = self._saves if within == SAVES_WITHIN else self._pool
         call = deferToThreadPool(
-            self._reactor, self._pool, self._unless_late, late, self._blocking, connection, function, *arguments
+            self._reactor, pool, self._unless_late, late, self._blocking, connection, function, *arguments
         )
         call.addBoth(self._answered, answered, late)
         return answered
@@ -363,6 +380,15 @@ class LibvirtBackend:
         """Remove the file."""
         kept = self._kept.get(uuid)
         return succeed(None) if kept is None else self._call(lambda _: image.drop(kept))
+
+
+def _close(connection: libvirt.virConnect | None) -> None:
+    """Let go of a connection, which may have broken already."""
+    if connection is not None:
+        try:
+            connection.close()
+        except libvirt.libvirtError as error:
+            LibvirtBackend.log.debug("a connection that had broken: {error}", error=str(error))
 
 
 def _alive(connection: libvirt.virConnect) -> bool:

@@ -132,6 +132,7 @@ class Server:
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
         fleet.uses = warm.taken
         warm.check = fleet.check
+        warm.keepers = fleet.keepers
         fleet.on_move.append(self._moved)
 
     def _moved(self, machine: Machine) -> None:

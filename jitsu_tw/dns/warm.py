@@ -63,6 +63,7 @@ class WarmAnswers:
     Attributes:
         answers: by the packet's octets in lower case, without the id.
         used: those whose count is not 0.
+        keepers: says of a client's address whether its questions are uses; None if all are.
         check: called with the name of a VM that is in use, when it is time to see whether it is alive.
     """
 
@@ -71,6 +72,7 @@ class WarmAnswers:
         self.now = now
         self.answers: dict[bytes, WarmAnswer] = {}
         self.used: list[WarmAnswer] = []
+        self.keepers: Callable[[str], bool] | None = None
         self.check: Callable[[str], None] = lambda _: None
         self._keys: dict[str, list[bytes]] = {}
         # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
@@ -84,7 +86,9 @@ class WarmAnswers:
     def take(self, answer: WarmAnswer, octets: bytes, sender: Any) -> bytes:
         """Return the reply that *answer* makes to the packet *octets* of *sender*, and count that as a use."""
         lease, asked = answer.lease, (octets[:2], sender)
-        lease.used = now = self.now()
+        now = self.now()
+        if self.keepers is None or sender is None or self.keepers(sender[0]):
+            lease.used = now
         if asked != answer.last:
             answer.last = asked
             if not answer.count:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoRoom, NoSuchVM
@@ -44,6 +45,9 @@ STEADY: Final = 10.0
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
 
+#: Seconds that a start waits for the state to be written; a commit takes some milliseconds.
+WRITTEN_WITHIN: Final = 0.1
+
 #: A guest goes on where it was.
 RESUMED: Final = frozenset({Start.RESUMED, Start.RESTORED})
 
@@ -63,6 +67,9 @@ class Keeper(Protocol):
 
     def ask_turn(self, machine: Machine) -> None:
         """Feed `Event.ADMIT` to *machine* when it may boot, now or later."""
+
+    def remembered(self) -> Deferred[None]:
+        """Fire when what was last heard is written down."""
 
     def moved(self, machine: Machine, old: State) -> None:
         """Hear that *machine* has entered another state."""
@@ -314,7 +321,9 @@ class Machine:
         return self._now() >= self._up_at + STEADY
 
     def _failed(self) -> None:
-        """Count a failure, and rest before the next try."""
+        """Count a failure, and rest before the next try; that a host has no room is not the VM's."""
+        if self._fault is NoRoom:
+            return
         self.failures += 1
         self.retry_at = self._now() + rest(self.failures)
 
@@ -351,9 +360,13 @@ class Machine:
                 self.lost(reason)
 
     async def _start(self) -> None:
+        # That it is ours must outlive us from here on; but nobody waits long for a slow disk.
+        remembered = self._keeper.remembered().addTimeout(WRITTEN_WITHIN, self._reactor)
         memory = None
         with contextlib.suppress(BackendError):
             memory = await self.backend.memory(self.uuid)
+        with contextlib.suppress(DeferredTimeout):
+            await remembered
         if memory is not None and memory.needed > memory.free:
             message = f"it needs {memory.needed // _MIB} MiB of memory, its host has {memory.free // _MIB} MiB"
             raise NoRoom(message)
@@ -377,11 +390,17 @@ class Machine:
                 signs.insert(0, fail(BackendError("it went down while it was starting")))
             for sign in signs:
                 await sign
+        except BackendError as error:
+            self._drop_signs(signs)
+            if isinstance(error, BackendLost) or await self.backend.state(self.uuid) is not Power.RUNNING:
+                raise
+            self._waiting = None
+            self.log.error("{name}: nobody can tell when it is ready: {error}", name=self.vm.name, error=str(error))
+            self._take_for_up()
+            return
         except Exception:
             # One sign is enough to end the wait for all, whatever it was, and so is being cancelled.
-            for sign in signs:
-                sign.addErrback(lambda _: None)
-                sign.cancel()
+            self._drop_signs(signs)
             raise
         finally:
             if patience.active():
@@ -393,9 +412,19 @@ class Machine:
         how = "" if self._how is Start.BOOTED else self._how.value
         self.feed(Event.IMAGE if wanted else Event.READY, how)
 
-    def _give_up(self) -> None:
-        """Boot a guest that was resumed and is not heard of; take one that was booted for up, so its lease can end."""
+    @staticmethod
+    def _drop_signs(signs: list[Deferred[None]]) -> None:
+        for sign in signs:
+            sign.addErrback(lambda _: None)
+            sign.cancel()
+
+    def _take_for_up(self) -> None:
+        """Take a guest that is not known to be ready for up, so that it has a lease, and that can end."""
         self.ready = False
+        self.feed(Event.READY, "not known to be ready")
+
+    def _give_up(self) -> None:
+        """Boot a guest that was resumed and is not heard of; wait no longer for one that was booted."""
         name, how = self.vm.name, self._how
         if how in RESUMED:
             self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted", name=name, how=how.value,
@@ -403,7 +432,7 @@ class Machine:
             self.restart(f"not ready after it was {how.value}")
         else:
             self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=READY_WITHIN)
-            self.feed(Event.READY, "not ready, but out of patience")
+            self._take_for_up()
 
     async def _keep_image(self) -> None:
         """Keep the image of the guest as it is now; where there can be none, go on without."""

@@ -200,7 +200,8 @@ class Fleet:
         if not machine.booting_for(asker):
             self._record.count(machine, question.key, 1, self._wall())
         if machine.state is State.UP:
-            self._hold(machine)
+            if source is None or self._policy.is_inside(source.host):
+                self._hold(machine)
         elif id(machine.backend) in self._lost:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
         down = self._down(machine)
@@ -293,6 +294,11 @@ class Fleet:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
         return self._sweep.left(machine.vm.name)
 
+    @property
+    def keepers(self) -> Callable[[str], bool] | None:
+        """Says of a client's address whether its questions keep VMs up; None if all do."""
+        return None if self._policy.is_open else self._policy.is_inside
+
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
         self._sweep.check(self.machines[name])
@@ -341,6 +347,10 @@ class Fleet:
             Deferred.fromCoroutine(self._after_needs(machine))
         else:
             self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
+
+    def remembered(self) -> Deferred[None]:
+        """Fire when the last start or stop is in the state."""
+        return self._record.written()
 
     def moved(self, machine: Machine, old: State) -> None:
         """Keep everything in step with *machine*'s state."""

@@ -61,6 +61,7 @@ class Record:
         self._unsaved: set[str] = set()
         self._urgent: set[str] = set()
         self._writing: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
         self._next_save = 0.0
         self._saving = LoopingCall(self._save_if_due)
         self._saving.clock = clocks.reactor
@@ -144,6 +145,15 @@ class Record:
             if not writing.called:
                 self._writing = writing
 
+    def written(self) -> Deferred[None]:
+        """Fire when what is being written, and what is to be written at once after it, has been."""
+        done: Deferred[None] = Deferred()
+        if self._writing is None:
+            done.callback(None)
+        else:
+            self._waiting.append(done)
+        return done
+
     async def _save_urgent(self) -> None:
         while self._urgent:
             names, self._urgent = self._urgent, set()
@@ -157,6 +167,10 @@ class Record:
             await self._write(changes, STATISTICS)
             self._next_save = self._now() + SPARE * (self._now() - begin)
         self._writing = None
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            if not done.called:
+                done.callback(None)
 
     def save_configuration(self) -> Deferred[None]:
         """Commit what the configuration says, where the state says otherwise."""

@@ -114,7 +114,7 @@ class Sweep:
         self._leases.grant(vm.name, lease)
         self._resting.discard(vm.name)
         self._plan()
-        Deferred.fromCoroutine(self._begin_to_count(machine, lease))
+        Deferred.fromCoroutine(self._begin_to_count(machine, lease)).addErrback(self._unexpected, machine)
 
     def adopt(self, machine: Machine, used: float, started: float) -> None:
         """Give *machine*, which is found running, what is left of its lease, or time to see if it is in use."""
@@ -158,7 +158,8 @@ class Sweep:
             if lease.meter is None:
                 self._settle(machine, lease)
             else:
-                Deferred.fromCoroutine(self._count(machine, lease))
+                counted = Deferred.fromCoroutine(self._count(machine, lease))
+                counted.addErrback(self._unexpected, machine)
         self._plan()
 
     async def _count(self, machine: Machine, lease: Lease) -> None:
@@ -166,6 +167,17 @@ class Sweep:
         await self.in_use(machine, lease)
         self._settle(machine, lease)
         self._plan()
+
+    def _unexpected(self, failure: Any, machine: Machine) -> None:
+        """Tell of a fault of ours, and keep the VM: a lease that nobody looks at any more would never end."""
+        name = machine.vm.name
+        self.log.failure("{name}: unexpected, please report", failure, name=name)
+        lease = self._leases.get(name)
+        if lease is not None and lease.planned is None:
+            lease.meter = None
+            lease.use(self._now())
+            self._leases.again(name)
+            self._plan()
 
     async def in_use(self, machine: Machine, lease: Lease) -> bool:
         """Say whether the guest was in use since the last look without being asked for; then its lease is renewed."""
