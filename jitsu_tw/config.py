@@ -22,7 +22,8 @@ from jitsu_tw.dns.wire import parent, to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.settings import VM, Boot, Mode, Settings
-from jitsu_tw.values import KEYS, SHARED, VM_KEYS, near
+from jitsu_tw.values import KEYS, SHARED, VM_KEYS, XEN_KEYS, near
+from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -258,7 +259,13 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         values["images"] = values["images"].absolute()
     _check_boot(values, said, where)
     _check_standin(values, said, where)
-    if values.get("define"):
+    guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
+    if guest and backend != "libxl":
+        key = next(iter(guest))
+        raise said[key][0].wrong(f"{where}{key}", "is for the backend libxl only")
+    if guest:
+        values["xen"] = XenGuest(**guest)
+    if values.get("define") and backend == "libvirt":
         _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
     values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
     values["ip"] = tuple(dict.fromkeys(values["ip"]))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.transfer import Rule
     from jitsu_tw.dns.tsig import Key
     from jitsu_tw.vm.week import Span
+    from jitsu_tw.xen import XenGuest
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -127,7 +128,8 @@ class VM:
         handover: how it gets what was held for it.
         stop_timeout: the seconds that a shutdown may take before it becomes destroy.
         images: the directory for images of ready guests.
-        define: an XML file, for a VM that libvirt does not know yet.
+        define: an XML file, for a VM that libvirt does not know yet; of libxl's, a whole configuration of xl's.
+        xen: of libxl: what it is made of, unless `define` says it all.
         boot_time: of the memory backend: the seconds that its start call takes.
         faults: of the memory backend: what goes wrong.
         place: the file and line where it stands, for messages.
@@ -163,6 +165,7 @@ class VM:
     stop_timeout: float = 30.0
     images: Path = IMAGES
     define: Path | None = None
+    xen: XenGuest | None = None
     boot_time: float = 0.0
     faults: frozenset[Fault] = frozenset()
     place: tuple[str | None, int | None] = (None, None)

@@ -63,7 +63,7 @@ class Options(usage.Options):
         ("port", "p", None, "The port of that server. [53]"),
         ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
         ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),
-        ("backend", "x", None, "The kind of hypervisor: libvirt, xapi, memory. [libvirt]"),
+        ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
         ("synjitsu", None, None, "Where Synjitsu listens."),
         ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
         ("control", None, None, "Where jitsuctl connects: host:port, or off. [127.0.0.1:8053]"),

@@ -16,6 +16,7 @@ import attrs
 from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString
 
+from jitsu_tw import xen
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
@@ -240,8 +241,24 @@ KEYS: Final[Mapping[str, Key]] = {
     "synjitsu": Key(_place),
 }
 
+#: What a VM of libxl's is made of (`xen.XenGuest`).
+XEN_KEYS: Final[Mapping[str, Key]] = {
+    "kernel": Key(str, path=True),
+    "memory": Key(xen.parse_memory),
+    "cmdline": Key(xen.parse_cmdline),
+    "nic": Key(xen.parse_nic, many=True),
+    "script": Key(xen.parse_script, many=True),
+    "disk": Key(xen.parse_disk, many=True),
+    "rumprun_config": Key(str, path=True),
+    "type": Key(xen.parse_type),
+    "ramdisk": Key(str, path=True),
+    "vcpus": Key(xen.parse_vcpus),
+    "mac": Key(xen.parse_mac, many=True),
+}
+
 VM_KEYS: Final[Mapping[str, Key]] = {
     **SHARED,
+    **XEN_KEYS,
     "name": Key(str),
     "dns": Key(from_text, many=True),
     "ip": Key(_address, many=True),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: The name in a configuration: the class, which is imported when somebody wants it (libvirt's library is not small).
 BACKENDS: Final[Mapping[str, str]] = {
     "libvirt": "jitsu_tw.backends.libvirt:LibvirtBackend",
+    "libxl": "jitsu_tw.backends.libxl:LibxlBackend",
     "memory": "jitsu_tw.backends.memory:MemoryBackend",
     "xapi": "jitsu_tw.backends.xapi:XapiBackend",
 }

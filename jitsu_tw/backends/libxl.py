@@ -1,0 +1,353 @@
+"""
+Xen by its own tools: `xl` for what is done to VMs, Xenstore for what is heard of them.
+
+A VM is a domain with a uuid that we give it; what it is made of comes from the configuration, each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.backends import xlvm
+from jitsu_tw.backends.xl import DEADLINE, Xl, parse_list, words
+from jitsu_tw.backends.xlhost import Host, is_of
+from jitsu_tw.errors import BackendError, BackendLost, ConfigError
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.settings import VM, Mode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jitsu_tw.backends.xl import Domain
+
+
+@implementer(IBackend)
+class LibxlBackend:
+    """
+    The Xen of this host.
+
+    Attributes:
+        interfaces: where the kernel counts what network interfaces carry.
+    """
+
+    log = Logger()
+    reachable = True
+    images = True
+    interfaces = Path("/sys/class/net")
+
+    def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
+        """Take a hypervisor's URI, as all backends do; xl knows only the one that it runs on."""
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._reactor = reactor
+        self._host = Host(reactor)
+
+    def __str__(self) -> str:
+        """Say which it is, in messages."""
+        return "Xen (xl)"
+
+    # Connecting.
+
+    def check(self, vms: Iterable[VM]) -> None:
+        """See to it that what the VMs are made of is there, and that xl takes their definitions. Blocks."""
+        try:
+            program = Xl.program()
+        except BackendLost as error:
+            raise ConfigError(str(error), key="backend") from error
+        vms = tuple(vms)
+        for vm in vms:
+            try:
+                xlvm.check_files(vm)
+            except (OSError, ValueError) as error:
+                raise ConfigError(str(error), *vm.place, f"vms: {vm.name}") from error
+        listed = _call(program, "list", "-v")
+        if listed.returncode:
+            self.log.error(
+                "{backend} cannot be reached yet: {error}",
+                backend=self,
+                error=words("list", listed.returncode, listed.stdout, listed.stderr),
+            )
+            return
+        domains = tuple(parse_list(listed.stdout))
+        for vm in vms:
+            if vm.define is not None:
+                with xlvm.configured(vm) as file:
+                    tried = _call(program, "create", "-n", file)
+                if tried.returncode:
+                    message = f"{vm.define}: {words('create', tried.returncode, tried.stdout, tried.stderr)}"
+                    raise ConfigError(message, *vm.place, f"vms: {vm.name}")
+            elif vm.xen is None and not any(is_of(vm, domain) for domain in domains):
+                message = f"{self} runs no such VM, and nothing says how to make it: give its kernel, or its xl"
+                message += " configuration with define"
+                raise ConfigError(message, *vm.place, f"vms: {vm.name}")
+
+    def connect(self, watcher: IWatcher) -> None:
+        """Begin to listen to Xenstore, and to ask xl until it answers."""
+        self._host.connect(self, watcher)
+
+    def close(self) -> Deferred[None]:
+        """End the connection to Xenstore. An xl that does something goes on to its end."""
+        return self._host.close()
+
+    # What is asked.
+
+    def look_up(self, vm: VM) -> Deferred[str]:
+        """Return the uuid: the configuration's, or one made of the name."""
+        return self._host.call(self._host.look_up(vm))
+
+    def state(self, uuid: str) -> Deferred[Power]:
+        """Return what xl says; a VM that is off and has an image is saved."""
+        return self._host.call(self._state(uuid))
+
+    async def _state(self, uuid: str) -> Power:
+        domain = await self._host.find(uuid)
+        if domain is None or domain.down:
+            return Power.SAVED if self._saved(uuid).exists() else Power.OFF
+        return Power.PAUSED if domain.paused else Power.RUNNING
+
+    def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fire at once: Xen does not know what a guest is doing."""
+        return succeed(None)
+
+    def guest(self, uuid: str) -> Deferred[Guest]:
+        """Return the domain's number, and its MACs from Xenstore."""
+        return self._host.call(self._guest(uuid))
+
+    async def _guest(self, uuid: str) -> Guest:
+        domain = await self._host.running(uuid)
+        devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device/vif"
+        numbers = sorted((name for name in await self._host.xenstore.list(devices) if name.isdigit()), key=int)
+        found = [await self._host.xenstore.read(f"{devices}/{number}/mac") for number in numbers]
+        return Guest(tuple(mac.lower() for mac in found if mac), domain.domid)
+
+    def traffic(self, uuid: str) -> Deferred[int | None]:
+        """Return what dom0 has received of the guest; None if its network is another domain's business."""
+        return self._host.call(self._traffic(uuid))
+
+    async def _traffic(self, uuid: str) -> int | None:
+        domain = await self._host.running(uuid)
+        counters = [
+            folder / "statistics" / "rx_packets"
+            for folder in self.interfaces.glob(f"vif{domain.domid}.*")
+            if re.fullmatch(r"vif\d+\.\d+", folder.name)
+        ]
+        try:
+            return sum(int(counter.read_text()) for counter in counters) if counters else None
+        except OSError:  # it went down at this moment
+            return None
+
+    def memory(self, uuid: str) -> Deferred[Memory | None]:
+        """Return what the VM would take, and what Xen has; None where dom0 has it, see `parse_free`."""
+        return self._host.call(self._memory(uuid))
+
+    async def _memory(self, uuid: str) -> Memory | None:
+        domain = await self._host.find(uuid)
+        needed = xlvm.memory_of(self._host.vms[uuid]) if domain is None or domain.down else 0
+        free = await self._host.xl.free()
+        return None if needed is None or free is None else Memory(needed, free)
+
+    # What is done.
+
+    def start(self, uuid: str) -> Deferred[Start]:
+        """Create the domain, unpause it, or restore it."""
+        return self._host.call(self._started(uuid))
+
+    async def _started(self, uuid: str) -> Start:
+        did = await self._start(uuid)
+        if did is not Start.RAN:
+            self._host.started(uuid)
+        return did
+
+    async def _start(self, uuid: str) -> Start:
+        domain = await self._host.built(uuid)
+        if domain is not None and domain.down:
+            await self._host.gone(uuid, domain)
+            domain = None
+        if domain is not None:
+            return await self._resume(uuid, domain)
+        saved = self._saved(uuid)
+        if saved.exists():
+            await self._room(uuid)
+            # What has been restored must never be restored again, not even if we end at this moment.
+            image = saved.rename(saved.with_suffix(".restoring"))
+            if await self._restored(uuid, image):
+                image.unlink()
+                return Start.RESTORED
+        kept = self._image(uuid)
+        for old in self._folder(uuid).glob(f"{uuid}-*.ready"):
+            if old != kept:
+                old.unlink()
+        if kept is not None and kept.exists():
+            await self._room(uuid)
+            if await self._restored(uuid, kept):
+                return Start.RESTORED
+        await self._boot(uuid)
+        return Start.BOOTED
+
+    async def _resume(self, uuid: str, domain: Domain) -> Start:
+        if not domain.paused:
+            return Start.RAN
+        try:
+            await self._host.xl.run("unpause", str(domain.domid))
+        except BackendError:
+            # Somebody else may have been quicker.
+            again = await self._host.find(uuid)
+            if again is None or again.down or again.paused:
+                raise
+        return Start.RESUMED
+
+    async def _room(self, uuid: str) -> None:
+        """See to it that there is memory to restore a VM: for the want of it no image is thrown away."""
+        memory = await self._memory(uuid)
+        if memory is not None and memory.needed > memory.free:
+            needed, free = memory.needed // 2**20, memory.free // 2**20
+            raise BackendError(f"not enough memory to restore it: it needs {needed} MiB, and {free} MiB are free")
+
+    async def _restored(self, uuid: str, image: Path) -> bool:
+        """Restore a VM and say whether that worked; an image that does not work is thrown away."""
+        try:
+            await self._host.xl.run("restore", str(image))
+        except BackendLost:
+            raise
+        except BackendError as error:
+            name = self._host.vms[uuid].name
+            self.log.error("{name}: its image is thrown away: {error}", name=name, error=str(error))
+            _discard(image)
+            await self._clear(uuid)
+            return False
+        return True
+
+    async def _boot(self, uuid: str) -> None:
+        vm = self._host.vms[uuid]
+        cfg = xlvm.rumprun(vm)
+        with xlvm.configured(vm) as file:
+            try:
+                await self._host.xl.run("create", *(["-p"] if cfg else []), file)
+                if cfg:
+                    await self._configure(uuid, cfg)
+            except BackendError:
+                domain = await self._host.find(uuid)
+                # Somebody else may have been quicker.
+                if domain is None or domain.down or domain.paused:
+                    await self._clear(uuid)
+                    raise
+
+    async def _configure(self, uuid: str, cfg: str) -> None:
+        """Write a new domain's rumprun configuration, where the guest may read it, and let it run."""
+        domain = await self._host.running(uuid)
+        await self._host.xenstore.write(f"{await self._host.xenstore.domain_path(domain.domid)}/rumprun/cfg", cfg)
+        await self._host.xl.run("unpause", str(domain.domid))
+
+    async def _clear(self, uuid: str) -> None:
+        """Destroy what an xl of ours that failed has left; a domain with another uuid is somebody else's."""
+        domain = await self._host.find(uuid)
+        if domain is not None and domain.uuid == uuid:
+            with contextlib.suppress(BackendError):
+                await self._host.xl.run("destroy", str(domain.domid))
+
+    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+        """Stop the domain."""
+        return self._host.call(self._stop(uuid, mode))
+
+    async def _stop(self, uuid: str, mode: Mode) -> None:
+        domain = await self._host.find(uuid)
+        if domain is None or (domain.down and mode is not Mode.DESTROY):
+            return
+        number = str(domain.domid)
+        try:
+            if mode is Mode.DESTROY:
+                await self._host.xl.run("destroy", number)
+            elif mode in {Mode.PAUSE, Mode.SUSPEND}:
+                if not domain.paused:
+                    await self._host.xl.run("pause", number)
+            else:
+                # A guest that stands still can do neither by itself.
+                if domain.paused:
+                    await self._host.xl.run("unpause", number)
+                if mode is Mode.SHUTDOWN:
+                    await self._host.xl.run("shutdown", "-F", number)
+                else:
+                    await self._save(number, self._saved(uuid))
+        except BackendError:
+            # It may have gone down by itself meanwhile, which is what was wanted.
+            left = await self._host.find(uuid)
+            if left is not None and not left.down:
+                raise
+
+    # Images.
+
+    def _folder(self, uuid: str) -> Path:
+        return self._host.vms[uuid].images
+
+    def _saved(self, uuid: str) -> Path:
+        return self._folder(uuid) / f"{uuid}.saved"
+
+    async def _save(self, number: str, image: Path, *options: str) -> None:
+        """Have xl write an image, which is there as a whole or not at all."""
+        image.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = image.with_suffix(".part")
+        try:
+            await self._host.xl.run("save", *options, number, str(part))
+        except BackendError:
+            _discard(part)
+            raise
+        part.rename(image)
+
+    def _image(self, uuid: str) -> Path | None:
+        return xlvm.image_of(self._host.vms[uuid])
+
+    def keep_image(self, uuid: str) -> Deferred[None]:
+        """Save the guest's memory and let it go on. What nobody could see change, a block device, rules it out."""
+        return self._host.call(self._keep_image(uuid))
+
+    async def _keep_image(self, uuid: str) -> None:
+        if self._image(uuid) is None:
+            message = "its image cannot be kept: its disks are no files, or only its xl configuration knows them"
+            raise BackendError(message)
+        domain = await self._host.running(uuid)
+        written = self._folder(uuid) / f"{uuid}.keeping"
+        try:
+            await self._save(str(domain.domid), written, "-p")
+        except BackendError:
+            await self._go_on(uuid)
+            raise
+        # It stands still until its disks have been looked at: the image goes with what they are now.
+        image = self._image(uuid)
+        if image is not None:
+            written.rename(image)
+        await self._go_on(uuid)
+
+    async def _go_on(self, uuid: str) -> None:
+        """Let a guest go on that stands still."""
+        domain = await self._host.find(uuid)
+        if domain is not None and domain.paused:
+            await self._host.xl.run("unpause", str(domain.domid))
+
+    def drop_image(self, uuid: str) -> Deferred[None]:
+        """Remove the image."""
+        for image in self._folder(uuid).glob(f"{uuid}-*.ready"):
+            image.unlink(missing_ok=True)
+        return succeed(None)
+
+
+def _discard(image: Path) -> None:
+    """Throw an image away, as far as it is there."""
+    image.unlink(missing_ok=True)
+
+
+def _call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run xl to its end. Blocks."""
+    try:
+        return subprocess.run(  # noqa: S603 -- xl, with words of ours
+            [program, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(program, 1, "", f"it did not end in {DEADLINE:.0f} s")

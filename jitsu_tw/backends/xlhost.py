@@ -1,0 +1,257 @@
+"""
+The domains of a Xen host, as far as they are VMs of ours: what xl lists, and what Xenstore tells.
+
+Xenstore tells when any domain comes or goes, not which, and nothing of a pause; one ``xl list`` for all who ask says
+what it was. Xen knows nothing of a VM that does not run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from jitsu_tw.backends.xl import Domain, Xl
+from jitsu_tw.backends.xlvm import uuid_of
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.xenstore import Xenstore
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable
+
+    from jitsu_tw.ijitsu import IBackend, IWatcher
+    from jitsu_tw.settings import VM
+    from jitsu_tw.xenstore import Watch
+
+#: Seconds that what is left of a domain that is down may take to go by itself. xl clears it away within one.
+REMAINS: Final = 10.0
+
+#: Seconds for which a domain that is paused from its beginning is taken for one that somebody is still building, and
+#: after how many it is looked at again meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
+BUILDING: Final = 30.0
+LOOK_AGAIN: Final = 1.0
+
+
+def is_of(vm: VM, domain: Domain) -> bool:
+    """Say whether *domain* is *vm*. One that somebody else has started may have another uuid than ours."""
+    return domain.uuid == uuid_of(vm) or (vm.uuid is None and domain.name == vm.name)
+
+
+class Host:
+    """
+    A Xen host.
+
+    Attributes:
+        xl: its program.
+        xenstore: its Xenstore.
+        vms: ours, by uuid.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any) -> None:
+        """Begin with nothing known."""
+        self._reactor = reactor
+        self.xl, self.xenstore = Xl(reactor), Xenstore(reactor)
+        self.vms: dict[str, VM] = {}
+        self._names: dict[str, str] = {}  # the uuids of those that have none of their own
+        self._known: dict[str, Domain] = {}
+        self._backend: IBackend | None = None
+        self._watcher: IWatcher | None = None
+        self._watches: list[Watch] = []
+        self._hints: list[Deferred[None]] = []
+        self._built: set[int] = set()  # domains that have been seen running, or that we have made
+        self._building: dict[int, float] = {}  # others, and since when
+        self._again: Any = None
+        self._connected = False
+        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
+        self._failures = 0
+        self._retry: Any = None
+        self._closed = False
+
+    # The connection.
+
+    def connect(self, backend: IBackend, watcher: IWatcher) -> None:
+        """Begin to listen to Xenstore, and to ask xl until it answers; tell *watcher* for *backend*."""
+        self._backend, self._watcher = backend, watcher
+        self.xenstore.start()
+        self._watches = [self.xenstore.watch(path, self._hint) for path in ("@introduceDomain", "@releaseDomain")]
+        self._try()
+
+    def _try(self) -> None:
+        if not self._closed:
+            Deferred.fromCoroutine(self._open()).addErrback(self._unexpected)
+
+    async def _open(self) -> None:
+        try:
+            await self.xenstore.list("/local/domain")
+            domains = await self.xl.domains()
+        except BackendError as error:
+            self._lost(str(error))
+            return
+        if self._connected or self._watcher is None or self._backend is None:
+            return
+        self._connected, self._failures = True, 0
+        self._built = {domain.domid for domain in domains}
+        self._known = self._ours(domains)
+        self.log.info("{backend}: connected", backend=self._backend)
+        self._watcher.connected(self._backend)
+
+    def _lost(self, reason: str) -> None:
+        """Hear that there is no connection; try again after a while that grows with each failure."""
+        if self._watcher is None or self._backend is None or (self._retry is not None and self._retry.active()):
+            return
+        self._connected = False
+        self.log.error("{backend}: {reason}", backend=self._backend, reason=reason)
+        self._failures += 1
+        self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
+        self._watcher.lost(self._backend, reason)
+
+    def _unexpected(self, failure: Any) -> None:
+        """Take note of what can only be a fault of ours."""
+        self.log.failure("{backend}: unexpected, please report", failure, backend=self._backend)
+
+    def close(self) -> Deferred[None]:
+        """End the connection to Xenstore. An xl that does something goes on to its end; one that lists ends first."""
+        self._closed, self._connected, self._watcher = True, False, None
+        for timer in (self._retry, self._again):
+            if timer is not None and timer.active():
+                timer.cancel()
+        for watch in self._watches:
+            watch.stop()
+        return self.xl.listed().addCallback(lambda _: self.xenstore.close())
+
+    def call(self, call: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+        """Carry out *call*; a connection that turns out to be lost is tried again."""
+        return Deferred.fromCoroutine(call).addErrback(self._failed)
+
+    def _failed(self, failure: Any) -> Any:
+        if failure.check(BackendLost):
+            self._lost(failure.getErrorMessage())
+        elif failure.check(OSError, ValueError):
+            # A full disk, a file that is not what it was: nothing of ours, and it concerns one VM.
+            raise BackendError(failure.getErrorMessage()) from failure.value
+        return failure
+
+    # What happens.
+
+    def _hint(self, _path: str) -> None:
+        """Hear that some domain has come or gone."""
+        self._wake()
+        if self._connected:
+            Deferred.fromCoroutine(self._look()).addErrback(self._unexpected)
+
+    def _wake(self) -> None:
+        """Have those who wait for something to happen look again."""
+        hints, self._hints = self._hints, []
+        for hint in hints:
+            if not hint.called:
+                hint.callback(None)
+
+    async def _look(self) -> None:
+        """Find out which of our VMs it was, and tell."""
+        try:
+            domains = await self.xl.domains()
+        except BackendError as error:
+            self._lost(str(error))
+            return
+        now, before = self._ours(domains), self._known
+        self._known = now
+        listed = {domain.domid for domain in domains}
+        self._built &= listed
+        self._building = {domid: since for domid, since in self._building.items() if domid in listed}
+        if self._building and self._connected and not (self._again is not None and self._again.active()):
+            self._again = self._reactor.callLater(LOOK_AGAIN, self._hint, "")
+        for uuid in now.keys() | before.keys():
+            new, old = now.get(uuid), before.get(uuid)
+            if new != old and self._watcher is not None:
+                gone = "it is gone" if old is None or not old.down else f"{old}, and is gone"
+                self._watcher.changed(uuid, gone if new is None else str(new))
+
+    def _ours(self, domains: Iterable[Domain]) -> dict[str, Domain]:
+        """Return those of *domains* that are VMs of ours, by our uuid."""
+        found: dict[str, Domain] = {}
+        for domain in domains:
+            uuid = domain.uuid if domain.uuid in self.vms else self._names.get(domain.name)
+            # What is left of one that is down may still be there when the next one runs.
+            if uuid is not None and (uuid not in found or not domain.down):
+                found[uuid] = domain
+        for domain in found.values():
+            since = self._building.setdefault(domain.domid, self._reactor.seconds())
+            if not domain.paused or domain.domid in self._built or self._reactor.seconds() - since > BUILDING:
+                self._built.add(domain.domid)
+                del self._building[domain.domid]
+        return found
+
+    # What is asked.
+
+    async def look_up(self, vm: VM) -> str:
+        """
+        Return the uuid of *vm*, which is one of ours from now on.
+
+        Raises:
+            NoSuchVM: it does not run, and nothing says how to make it.
+        """
+        uuid = uuid_of(vm)
+        if vm.xen is None and vm.define is None:
+            if uuid in self.vms:
+                return uuid
+            if not any(is_of(vm, domain) for domain in await self.xl.domains()):
+                raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it")
+        self.vms[uuid] = vm
+        if vm.uuid is None:
+            self._names[vm.name] = uuid
+        return uuid
+
+    async def find(self, uuid: str) -> Domain | None:
+        """
+        Return a VM's domain, as it is now; None if it has none.
+
+        Raises:
+            NoSuchVM: it is none of ours.
+        """
+        if uuid not in self.vms:
+            raise NoSuchVM(f"no VM {uuid}")
+        return self._ours(await self.xl.domains()).get(uuid)
+
+    async def running(self, uuid: str) -> Domain:
+        """
+        Return a VM's domain, which runs or is paused.
+
+        Raises:
+            BackendError: it is off.
+        """
+        domain = await self.find(uuid)
+        if domain is None or domain.down:
+            raise BackendError(f"{self.vms[uuid].name} does not run")
+        return domain
+
+    def started(self, uuid: str) -> None:
+        """Hear that a VM runs, so that its end is told however soon it comes."""
+        self._known[uuid] = Domain(self.vms[uuid].name, 0, uuid)
+
+    async def built(self, uuid: str) -> Domain | None:
+        """Return a VM's domain once nobody is building it any more: what is unpaused before has no devices yet."""
+        while (domain := await self.find(uuid)) is not None and domain.domid in self._building:
+            late = self._reactor.callLater(LOOK_AGAIN, self._wake)
+            hint: Deferred[None] = Deferred()
+            self._hints.append(hint)
+            await hint
+            if late.active():
+                late.cancel()
+        return domain
+
+    async def gone(self, uuid: str, domain: Domain) -> None:
+        """Wait until nothing is left of a domain that is down, and help if it takes long: its name is free then."""
+        late = self._reactor.callLater(REMAINS, self._wake)
+        while (left := await self.find(uuid)) is not None and left.domid == domain.domid:
+            if not late.active():
+                await self.xl.run("destroy", str(domain.domid))
+                return
+            hint: Deferred[None] = Deferred()
+            self._hints.append(hint)
+            await hint
+        if late.active():
+            late.cancel()

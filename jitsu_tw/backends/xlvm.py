@@ -1,0 +1,134 @@
+"""
+What a VM of the libxl backend is made of: its uuid, its files, its configuration for xl, what its image depends on.
+
+Nothing here talks to Xen. Files are looked at, and that is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import tempfile
+import uuid as uuids
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jitsu_tw import xen
+from jitsu_tw.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jitsu_tw.settings import VM
+
+#: Of the uuids that we make of names, for VMs that have none.
+NAMESPACE: Final = uuids.UUID("6d1e9f0a-3c55-5c0e-9d43-0e6a0f3b7c21")
+
+#: What a whole configuration says of memory, in MiB (xl.cfg(5)).
+_MEMORY: Final = re.compile(r"^\s*(?:maxmem|memory)\s*=\s*[\"']?(\d+)", re.MULTILINE)
+
+
+def uuid_of(vm: VM) -> str:
+    """Return a VM's uuid: one that is the same each time, if it has none of its own."""
+    return vm.uuid or str(uuids.uuid5(NAMESPACE, vm.name))
+
+
+def made_of(guest: xen.XenGuest) -> tuple[Path, ...]:
+    """Return the files and block devices that a guest boots from and runs on."""
+    files = (guest.kernel, guest.ramdisk, guest.rumprun_config, *(Path(disk.path) for disk in guest.disk))
+    return tuple(path for path in files if path is not None)
+
+
+def check_files(vm: VM) -> None:
+    """
+    See to it that a VM's files are there and say what they should.
+
+    Raises:
+        OSError: one is not there, or may not be read.
+        ValueError: what is wrong, and what would be right.
+    """
+    xen.check_name(vm.name)
+    if vm.define is not None:
+        vm.define.read_text()
+    elif vm.xen is not None:
+        if vm.xen.kernel is None and vm.xen.type is not xen.Type.HVM:
+            raise ValueError(f"a {vm.xen.type.value} guest needs a kernel")
+        for path in made_of(vm.xen):
+            path.stat()
+        _rumprun(vm)
+
+
+def rumprun(vm: VM) -> str | None:
+    """
+    Return what a VM's guest is to find in Xenstore; None for nothing.
+
+    Raises:
+        BackendError: the file is not what it was at the start.
+    """
+    try:
+        return _rumprun(vm)
+    except (OSError, ValueError) as error:
+        raise BackendError(str(error)) from error
+
+
+def _rumprun(vm: VM) -> str | None:
+    if vm.define is not None or vm.xen is None or vm.xen.rumprun_config is None:
+        return None
+    text = vm.xen.rumprun_config.read_text()
+    try:
+        xen.check_rumprun(text)
+    except ValueError as error:
+        raise ValueError(f"{vm.xen.rumprun_config} {error}") from None
+    return text
+
+
+def configuration(vm: VM) -> str:
+    """
+    Return a VM's configuration for xl.
+
+    Raises:
+        BackendError: there is none, or it cannot be read.
+    """
+    if vm.define is not None:
+        try:
+            return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise BackendError(str(error)) from error
+    if vm.xen is None:
+        raise BackendError(f"{vm.name} is off, and nothing says how to make it")
+    return xen.configuration(vm.name, uuid_of(vm), vm.xen)
+
+
+@contextlib.contextmanager
+def configured(vm: VM) -> Iterator[str]:
+    """Have a file with a VM's configuration, which xl can read, for as long as the context lasts."""
+    with tempfile.NamedTemporaryFile("w", prefix="jitsu-", suffix=".cfg", encoding="utf-8") as file:
+        file.write(configuration(vm))
+        file.flush()
+        yield file.name
+
+
+def memory_of(vm: VM) -> int | None:
+    """Return the octets that a VM takes; None if nobody says."""
+    if vm.define is not None:
+        found = [int(mib) for mib in _MEMORY.findall(configuration(vm))]
+        return (max(found) * 2**10 + xen.SLACK) * 2**10 if found else None
+    return vm.xen.needs * 2**10 if vm.xen is not None else None
+
+
+def image_of(vm: VM) -> Path | None:
+    """
+    Return where the image of the ready guest is, or would be, with the VM and its files as they are at this moment.
+
+    None if it can have none: that a block device has changed, or a disk that only xl knows of, nobody can see.
+    """
+    if vm.xen is None or vm.define is not None:
+        return None
+    made = hashlib.sha256(configuration(vm).encode())
+    for path in made_of(vm.xen):
+        if not path.is_file():
+            return None
+        about = path.stat()
+        made.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return vm.images / f"{uuid_of(vm)}-{made.hexdigest()[:16]}.ready"

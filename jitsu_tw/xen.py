@@ -1,0 +1,252 @@
+"""
+What a configuration says of a Xen guest: from text to `XenGuest`, and from that to the configuration that xl reads.
+
+The keys are the original's, and a few more. Nothing here does I/O: whether a kernel exists is the backend's question.
+xl's syntax is described in xl.cfg(5), disks in xl-disk-configuration(5), interfaces in xl-network-configuration(5).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: What libxl gives a guest besides its memory, in KiB (libxl's LIBXL_MAXMEM_CONSTANT).
+SLACK: Final = 1024
+
+#: A Xenstore message's payload, path and value, in octets (XENSTORE_PAYLOAD_MAX), less a path's.
+XENSTORE_VALUE: Final = 4096 - 96
+
+#: Xen's own part of the MAC addresses (an OUI); the guest's part begins with 00 to 7f where software chooses it.
+OUI: Final = "00:16:3e"
+
+_UNITS: Final = {"": 1, "kib": 1, "mib": 2**10, "gib": 2**20}
+_DEVICE: Final = re.compile(r"(xvd|sd|hd)[a-z]{1,2}[0-9]{0,3}|d[0-9]{1,4}p[0-9]{1,2}")
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
+_SCRIPT: Final = re.compile(r"[A-Za-z0-9_./+-]+")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_STRING: Final = re.compile(r'("(?:[^"\\]|\\.)*")')
+
+
+class Type(enum.Enum):
+    """How Xen runs a guest."""
+
+    PV = "pv"
+    PVH = "pvh"
+    HVM = "hvm"
+
+
+@attrs.frozen
+class Disk:
+    """
+    A disk, raw and writable.
+
+    Attributes:
+        path: a block device, or a file.
+        device: what the guest sees: ``xvda``.
+    """
+
+    path: str
+    device: str
+
+
+@attrs.frozen
+class XenGuest:
+    """
+    What libxl has to know of a VM.
+
+    Attributes:
+        kernel: a file; an HVM guest can do without one, and boots from its disk.
+        memory: in KiB.
+        cmdline: the kernel's.
+        nic: the bridges that its interfaces are plugged into, one interface for each.
+        script: what sets the interfaces up, taken in turn; xl's own if there is none.
+        disk: its disks.
+        rumprun_config: a file with the configuration of a rumprun unikernel, JSON, which it finds in Xenstore.
+        type: how it runs.
+        ramdisk: a file.
+        vcpus: how many processors it sees.
+        mac: its interfaces' MACs, in their order; those that are not given are made of the uuid.
+    """
+
+    kernel: Path | None = None
+    memory: int = 128 * 2**10
+    cmdline: str = ""
+    nic: tuple[str, ...] = ()
+    script: tuple[str, ...] = ()
+    disk: tuple[Disk, ...] = ()
+    rumprun_config: Path | None = None
+    type: Type = Type.PV
+    ramdisk: Path | None = None
+    vcpus: int = 1
+    mac: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> int:
+        """The memory that Xen has to have for it, in KiB: its own, slack, and page tables (libxl's estimate)."""
+        shadow = 4 * (256 * self.vcpus + 2 * self.memory // 2**10) if self.type is not Type.PV else 0
+        return self.memory + SLACK + shadow
+
+
+# What values mean. Each takes text and raises ValueError with what would be right.
+
+
+def parse_memory(text: str) -> int:
+    """Return KiB: of a number, which is KiB as in the original, or of one with a unit: KiB, MiB, GiB."""
+    match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS or not int(match[1]):
+        raise ValueError(f"{text!r} is no amount of memory; write KiB, like 65536, or a unit, like 64MiB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_cmdline(text: str) -> str:
+    """Return a kernel's command line: any text in one line."""
+    quoted(text)
+    return text
+
+
+def parse_nic(text: str) -> str:
+    """Return a bridge's name."""
+    if not _INTERFACE.fullmatch(text):
+        raise ValueError(f"{text!r} is no bridge's name; write one like xenbr0")
+    return text
+
+
+def parse_script(text: str) -> str:
+    """Return a script's name or path."""
+    if not _SCRIPT.fullmatch(text):
+        raise ValueError(f"{text!r} is no script that xl could be given; write a name like vif-bridge, or a path")
+    return text
+
+
+def parse_mac(text: str) -> str:
+    """Return a MAC address of one machine, in lower case."""
+    mac = text.lower()
+    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+        raise ValueError(f"{text!r} is no MAC address of one machine; write one like {OUI}:00:00:01")
+    return mac
+
+
+def parse_disk(text: str) -> Disk:
+    """Return the disk that ``PATH@DEVICE`` says."""
+    path, _, device = text.rpartition("@")
+    if not path.startswith("/") or not _DEVICE.fullmatch(device):
+        raise ValueError(f"{text!r} is no disk; write a block device or a file, like /srv/www.img@xvda")
+    quoted(path)
+    return Disk(path, device)
+
+
+def parse_vcpus(text: str) -> int:
+    """Return a number of processors."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 512):
+        raise ValueError(f"{text!r} is no number of processors; write a number from 1 to 512")
+    return int(text)
+
+
+def parse_type(text: str) -> Type:
+    """Return how Xen runs a guest."""
+    try:
+        return Type(text.lower())
+    except ValueError:
+        raise ValueError(f"{text!r} is no kind of guest; write pv, pvh or hvm") from None
+
+
+def check_name(name: str) -> None:
+    """See to it that xl can have a domain of that name: not one that it takes for a number, a path or its own."""
+    quoted(name)
+    if not name or name == "Domain-0" or name.isdigit() or "/" in name or name.strip() != name or len(name) > 80:
+        raise ValueError(f"Xen can have no domain called {name!r}; take a word like www")
+
+
+def check_rumprun(text: str) -> None:
+    """
+    See to it that *text* is a configuration that rumprun reads, and that fits into Xenstore.
+
+    That is JSON, with two liberties that rumprun's own tool (``rumprun -T``) takes: a comma may also stand before the
+    first and after the last thing in a list, and keys may be there twice.
+    """
+    try:
+        found = json.loads(_strict(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError('is no configuration of rumprun: it begins with {, like {"cmdline": "…"}')  # noqa: TRY004
+    if len(text.encode()) > XENSTORE_VALUE:
+        raise ValueError(f"has more than the {XENSTORE_VALUE} octets that fit into Xenstore; make it smaller")
+
+
+def _strict(text: str) -> str:
+    """Return *text* with as many commas as JSON has, outside its strings."""
+    parts = _STRING.split(text.rstrip(", \t\r\n"))
+    for index in range(0, len(parts), 2):
+        part = re.sub(r",[,\s]*", ", ", parts[index])
+        part = re.sub(r"([\[{]\s*),", r"\1", part)
+        parts[index] = re.sub(r",(\s*[\]}])", r"\1", part)
+    return "".join(parts)
+
+
+# What xl reads.
+
+
+def quoted(text: str) -> str:
+    r"""
+    Return *text* as a string of xl's, which takes ``\"`` and ``\\`` as they are meant.
+
+    Raises:
+        ValueError: there are control characters in it.
+    """
+    if not text.isprintable():
+        raise ValueError(f"{text!r} has characters that cannot be printed; leave them out")
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def macs(guest: XenGuest, uuid: str) -> tuple[str, ...]:
+    """Return the MACs of a guest's interfaces: the same at each start, so that nobody's ARP table goes stale."""
+    number = max(len(guest.nic), len(guest.mac))
+    return guest.mac + tuple(_mac(uuid, index) for index in range(len(guest.mac), number))
+
+
+def _mac(uuid: str, index: int) -> str:
+    made = bytearray(hashlib.sha256(f"{uuid} {index}".encode()).digest()[:3])
+    made[0] &= 0x7F
+    return f"{OUI}:{made.hex(':')}"
+
+
+def configuration(name: str, uuid: str, guest: XenGuest) -> str:
+    """Return the xl configuration of a guest that is gone for good once it is down, whoever brought it down."""
+    vifs = []
+    for index, mac in enumerate(macs(guest, uuid)):
+        words = [f"mac={mac}"]
+        if guest.nic[index:]:
+            words.append(f"bridge={guest.nic[index]}")
+        if guest.script:
+            words.append(f"script={guest.script[index % len(guest.script)]}")
+        vifs.append(",".join(words))
+    # What follows target= is the path to the last character, whatever is in it.
+    disks = [f"vdev={disk.device},access=rw,format=raw,target={disk.path}" for disk in guest.disk]
+    values = {
+        "type": quoted(guest.type.value),
+        "kernel": quoted(str(guest.kernel)) if guest.kernel is not None else "",
+        "ramdisk": quoted(str(guest.ramdisk)) if guest.ramdisk is not None else "",
+        "cmdline": quoted(guest.cmdline) if guest.cmdline else "",
+        "memory": str(-(-guest.memory // 2**10)),
+        "vcpus": str(guest.vcpus),
+        "vif": f"[ {', '.join(map(quoted, vifs))} ]" if vifs else "",
+        "disk": f"[ {', '.join(map(quoted, disks))} ]" if disks else "",
+        "on_poweroff": quoted("destroy"),
+        "on_reboot": quoted("destroy"),
+        "on_crash": quoted("destroy"),
+    }
+    return "".join(f"{key} = {value}\n" for key, value in values.items() if value) + named(name, uuid)
+
+
+def named(name: str, uuid: str) -> str:
+    """Return what gives a configuration its name and uuid: behind a whole one it beats what stands there."""
+    return f"name = {quoted(name)}\nuuid = {quoted(uuid)}\n"
