@@ -237,6 +237,7 @@ class OthersTests(SystemTestCase):
     def test_daemon_stopped(self) -> None:
         """While libvirtd stands still, warm answers go on; a cold VM waits no longer than `answer_by`."""
         jitsu = self.begin()
+        jitsu.wait("off")
         self.daemon.send_signal(signal.SIGSTOP)
         self.addCleanup(self.daemon.send_signal, signal.SIGCONT)
         begin = time.monotonic()
