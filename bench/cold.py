@@ -89,22 +89,25 @@ def poll() -> None:
             return
 
 
-def by_hand(network: lab.Network, machine: subprocess.Popen[str]) -> dict[str, float]:
-    """Boot once by hand; return what it took."""
+def boot(network: lab.Network, machine: subprocess.Popen[str]) -> dict[str, float]:
+    """Boot once by hand; return when what happened, in seconds."""
     network.pin("client", IP, MAC)
     program = network.command("client", [sys.executable, "-m", "bench.cold", "poll"])
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as polling:
         assert polling.stdout is not None
         polling.stdout.readline()
         begin, created = tell(machine, "create")
-        seen = json.loads(polling.stdout.read())
+        seen: dict[str, float] = json.loads(polling.stdout.read())
     tell(machine, "destroy")
     network.run("client", ["ip", "neighbour", "del", IP, "dev", "eth0"])
-    return {
-        "created": (created - begin) * 1000,
-        "connected": (seen["connected"] - begin) * 1000,
-        "first octet": (seen["first octet"] - begin) * 1000,
-    }
+    return {"begin": begin, "created": created, **seen}
+
+
+def by_hand(network: lab.Network, machine: subprocess.Popen[str]) -> dict[str, float]:
+    """Boot once by hand; return what it took."""
+    seen = boot(network, machine)
+    begin = seen.pop("begin")
+    return {step: (when - begin) * 1000 for step, when in seen.items()}
 
 
 def tell(machine: subprocess.Popen[str], word: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A Jitsu in the laboratory: its files, its process, its control endpoint."""
+"""A Jitsu in the laboratory: its files, its process, its control endpoint; and a Synjitsu beside it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from demo.lab import BRIDGE
 from jitsu_tw.ctl import Control
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from demo.lab import Network
 
 #: Seconds that a start, or an end, may take on a slow machine.
@@ -26,25 +29,108 @@ ns   A    {server}
 """
 
 
+#: What a Synjitsu logs when it has begun.
+_STANDS: Final = "standing in on"
+
+
 class JitsuEndedError(Exception):
-    """Jitsu ended by itself; the argument is what it said."""
+    """Jitsu, or Synjitsu, ended by itself; the argument is what it said."""
 
 
-class Jitsu:
+class _Service:
+    """
+    A process that twistd runs.
+
+    Attributes:
+        directory: where it runs, and its log is.
+        process: None before `start`.
+    """
+
+    log_name = "log"
+
+    def __init__(self, directory: Path, network: Network | None) -> None:
+        """Run in *network*'s host, or here."""
+        self.directory, self._network = directory, network
+        self.process: subprocess.Popen[Any] | None = None
+
+    def _launch(self, *words: str) -> None:
+        """Start it."""
+        twistd = Path(sys.executable).with_name("twistd")
+        command = [str(twistd), "-n", "--pidfile=", f"--rundir={self.directory}", *words]
+        if self._network is not None:
+            command = self._network.command("host", command)
+        with (self.directory / self.log_name).open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def _until(self, serves: Callable[[], bool], *trouble: str) -> None:
+        """Wait until it *serves*; raise JitsuEndedError if it ends, has logged *trouble*, or takes too long."""
+        assert self.process is not None
+        end = time.monotonic() + PATIENCE
+        while not serves():
+            said = self.log()
+            if self.process.poll() is not None or any(words in said for words in trouble) or time.monotonic() > end:
+                self.stop(signal.SIGKILL)
+                raise JitsuEndedError(said[-2000:])
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        """Return what it has logged so far."""
+        log = self.directory / self.log_name
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, by *how*, and see it gone. VMs go on."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Synjitsu(_Service):
+    """
+    A process that stands in on the bridge.
+
+    Attributes:
+        place: what to tell Jitsu as `synjitsu`.
+    """
+
+    log_name = "synjitsu.log"
+
+    def __init__(self, directory: Path, network: Network, *options: str) -> None:
+        """Keep its socket in *directory*; *options* are more of its command line."""
+        super().__init__(directory, network)
+        self._options = options
+        self.place = f"unix:{directory / 'synjitsu.sock'}"
+
+    def start(self) -> None:
+        """
+        Start it and wait until it listens.
+
+        Raises:
+            JitsuEndedError: it did not.
+        """
+        begun = self.log().count(_STANDS)
+        self._launch("synjitsu", f"--interface={BRIDGE}", f"--listen={self.place}", *self._options)
+        self._until(lambda: self.log().count(_STANDS) > begun)
+
+
+class Jitsu(_Service):
     """
     A process that serves the zone jitsu.test from a directory.
 
-    Attributes:
-        directory: where its configuration, its zone, its state, its log and its control socket are.
-        process: None before `start`.
+    Its configuration, its zone, its state, its log and its control socket are there.
     """
 
     def __init__(self, directory: Path, configuration: str, server: str, network: Network | None = None) -> None:
         """Write the files; *configuration* is YAML without the control endpoint. Runs in *network*'s host, or here."""
-        self.directory, self._network = directory, network
+        super().__init__(directory, network)
         self.socket = directory / "control.sock"
         self.control = Control(f"unix:{self.socket}")
-        self.process: subprocess.Popen[Any] | None = None
         (directory / "jitsu.zone").write_text(ZONE.format(server=server))
         (directory / "jitsu.yaml").write_text(f"control: unix:{self.socket}\n{configuration}")
 
@@ -55,32 +141,14 @@ class Jitsu:
         Raises:
             JitsuEndedError: it did not.
         """
-        twistd = Path(sys.executable).with_name("twistd")
-        command = [str(twistd), "-n", "--pidfile=", f"--rundir={self.directory}"]
-        command += ["jitsu", f"--zone={self.directory / 'jitsu.zone'}"]
-        if self._network is not None:
-            command = self._network.command("host", command)
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        end = time.monotonic() + PATIENCE
-        while not self.socket.is_socket() or not self._answers():
-            said = self.log()
-            if self.process.poll() is not None or "cannot be reached yet" in said or time.monotonic() > end:
-                self.stop(signal.SIGKILL)
-                raise JitsuEndedError(said[-2000:])
-            time.sleep(0.05)
+        self._launch("jitsu", f"--zone={self.directory / 'jitsu.zone'}")
+        self._until(lambda: self.socket.is_socket() and self._answers(), "cannot be reached yet")
 
     def _answers(self) -> bool:
         try:
             return all(vm["uuid"] for vm in self.vms())
         except ConnectionError:
             return False
-
-    def log(self) -> str:
-        """Return what it has logged so far."""
-        return (self.directory / "log").read_text(errors="replace")
 
     def vms(self) -> list[dict[str, Any]]:
         """Return its VMs, as the control endpoint shows them."""
@@ -104,13 +172,3 @@ class Jitsu:
                 raise TimeoutError(f"{name} is {vm['state']}, not {state}, after {patience:g} s")
             time.sleep(0.02)
         return vm
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, by *how*, and see it gone. Its VMs go on."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()

@@ -42,6 +42,11 @@ _TCP: Final = (
 _DISCOVERY: Final = "ip6[6] = 58 and (ip6[40] = 135 or ip6[40] = 136)"
 
 
+#: What only says that somebody is there: multicast listener reports (RFC 3810, 5: they have a hop-by-hop header), which
+#: most systems send in the moment that their interface is up.
+_LISTENERS: Final = "ip6[6] = 0"
+
+
 class CaptureError(JitsuError):
     """An interface cannot be captured from; the message says why."""
 
@@ -99,7 +104,7 @@ def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], knoc
         wanted += [_DISCOVERY, _TCP[1]]
     wanted += [f"udp dst port {port}" for port in sorted(udp)]
     if knocks:
-        wanted.append(f"tcp dst port {KNOCK_PORT}")
+        wanted += [f"tcp dst port {KNOCK_PORT}", _LISTENERS]
     words = " or ".join(f"({one})" for one in wanted)
     # After the word vlan, all offsets are those of a tagged frame. Most frames have lost their tag to the kernel when
     # they come here, and pass as untagged ones; libpcap puts it back.

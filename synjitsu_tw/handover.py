@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError
 from synjitsu_tw import packets, records
-from synjitsu_tw.table import Action, Handover, Send
+from synjitsu_tw.table import Action, Handover, Peer, Send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -28,15 +28,22 @@ if TYPE_CHECKING:
     from synjitsu_tw.table import Standin
 
 
-def wire(standins: Standins, standin: Standin, held: Iterable[Held]) -> Iterator[Action]:
+def wire(standins: Standins, standin: Standin, held: Sequence[Held]) -> Iterator[Action]:
     """
-    Yield what hands a guest its address and its packets: first its peers are told its MAC, then each packet is sent.
+    Yield what hands a guest its address and its packets.
 
+    First its peers are told its MAC. Then it is told theirs, as far as they wait, as if they asked for it: it would
+    have to ask before it answers. Then each packet is sent.
     Where the guest takes its SYNs from Xenstore, only other packets are sent: there are none.
     """
     if standin.handover is Handover.XENSTORE:
         return
+    peers = dict(standin.peers)
     yield from standins.guest_takes_over(standin)
+    for peer in {Peer(one.port, one.frame.tags, one.frame.src): None for one in held}:
+        ip = peers.get(peer)
+        if ip is not None:
+            yield Send(peer.port, packets.asked(ip, peer.mac, standin.mac, peer.tags, standin.ip))
     for one in held:
         mtu = standins.links[one.port].mtu
         yield from (Send(one.port, octets) for octets in packets.sent_on(one.frame, standin.mac, mtu))

@@ -229,6 +229,19 @@ def told(address: bytes, mac: bytes, to: bytes, tags: bytes, peer: bytes | None 
     return _advertisement(ALL_NODES_MAC if to == BROADCAST else to, mac, tags, address, peer or ALL_NODES, 0)
 
 
+def asked(address: bytes, mac: bytes, to: bytes, tags: bytes, target: bytes) -> bytes:
+    """
+    Return a question in the name of *address*, which is at *mac*, for *target*, sent to the MAC *to* alone.
+
+    Who has that address learns from it where the asker is (RFC 826; RFC 4861, 7.2.3), and need not ask itself.
+    """
+    if len(address) == 4:
+        return _arp_frame(to, mac, tags, arp.ARP_OP_REQUEST, address, NOBODY, target)
+    body = struct.pack(">I16sBB6s", 0, target, 1, 1, mac)
+    said = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_SOLICIT, code=0, data=body)
+    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(address, target, ip.IP_PROTO_ICMP6, said)))
+
+
 def _arp_frame(to: bytes, mac: bytes, tags: bytes, op: int, spa: bytes, tha: bytes, tpa: bytes) -> bytes:
     said = arp.ARP(op=op, sha=mac, spa=spa, tha=tha, tpa=tpa)
     return bytes(Frame(to, mac, tags, _ARP, bytes(said)))

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what has waited too long.
 TICK: Final = 1.0
 
-#: Seconds between two knocks at a guest that boots.
+#: Seconds between two knocks at a guest that boots and has been heard of, at least.
 KNOCK: Final = 0.005
 
 #: Seconds for which the VMs of a Jitsu that has gone are stood in for: it may come back.
@@ -172,7 +172,7 @@ class Synjitsu(Service):
                 ip=str(ip_address(ip)),
                 mac=standin.mac.hex(":"),
                 count=len(held),
-                seconds=self._reactor.seconds() - min(one.at for one in held),
+                seconds=self._reactor.seconds() - min(one.since for one in held),
             )
 
     def withdraw(self, ip: bytes, *, failed: bool) -> None:
@@ -238,7 +238,7 @@ class Synjitsu(Service):
 
     def knock(self) -> None:
         """Look whether guests that boot listen."""
-        self._do(self.standins.knock())
+        self._do(self.standins.knock(self._reactor.seconds()))
         if not self.standins.knocked:
             self._knock.stop()
 

@@ -61,6 +61,12 @@ TELL_EVERY: Final = 1.0
 #: How often in a second a guest's showing itself is taken note of: more than any does that means well.
 SEEN_PER_SECOND: Final = 8
 
+#: While nothing has been heard of a guest that boots, it is knocked at again after this part of the time for which that
+#: has been going on, but within so many seconds. What is sent to an interface that is not up yet waits in the queue of
+#: its tap device, and hundreds of knocks would be in the way of what the guest asks for first.
+KNOCK_AFTER: Final = 1 / 64
+KNOCK_WITHIN: Final = 0.25
+
 #: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
 KNOCK_PORT: Final = 61999
 
@@ -108,7 +114,7 @@ class Standins:
         standin = self.table.setdefault(ip, Standin(ip, state=State.UP))
         was, standin.state = standin.state, State.ASLEEP if asleep else State.BOOTING
         if was is not standin.state:
-            standin.alive = False
+            standin.alive, standin.knocked_since = False, None
         self._failed.pop(ip, None)
         standin.mac = mac or standin.mac
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
@@ -164,12 +170,20 @@ class Standins:
         for standin in [standin for standin in self._failed.values() if now >= standin.until]:
             del self.table[standin.ip], self._failed[standin.ip]
 
-    def knock(self) -> Iterator[Action]:
+    def knock(self, now: float) -> Iterator[Action]:
         """Look whether guests that boot listen; to be called every few milliseconds while any is `knocked` at."""
         for ip, standin in self.knocked.items():
+            since = standin.knocked_since = now if standin.knocked_since is None else standin.knocked_since
+            if not standin.alive and now - standin.knocked_at < min(KNOCK_WITHIN, (now - since) * KNOCK_AFTER):
+                continue
+            standin.knocked_at = now
+            # From a question the guest learns where this host is, and can answer the knock at once.
+            asks, standin.asked = standin.alive and not standin.asked, standin.alive
             for port, link in self.links.items():
                 src = link.knocks_from.get(len(ip))
                 if src is not None and standin.mac and standin.knock is not None:
+                    if asks:
+                        yield Send(port, packets.asked(src, link.host, standin.mac, b"", ip))
                     octets = packets.knock(link.host, standin.mac, src, ip, KNOCK_PORT, standin.knock)
                     yield Send(port, octets)
 
@@ -180,6 +194,9 @@ class Standins:
         frame, link = packets.parse(octets), self.links[port]
         if frame is None or frame.src == link.mac:
             return
+        for standin in self.knocked.values():
+            if frame.src == standin.mac:
+                standin.alive = True
         said = packets.understand(frame)
         if isinstance(said, Neighbour):
             yield from self._neighbour(port, frame, said, now)
@@ -259,8 +276,13 @@ class Standins:
 
     @staticmethod
     def _is_knock(frame: Frame, packet: Packet, standin: Standin, link: Link) -> bool:
-        """Return whether this host itself sends to the guest's MAC: it was told it, to find out whether it is ready."""
-        return frame.src == link.host and frame.dst == standin.mac and packet.src in link.addresses
+        """
+        Return whether this host itself sends to the MAC of a guest that boots.
+
+        It was told it, to find out whether the guest is ready. While the guest is asleep, nobody needs to.
+        """
+        boots = standin.state is State.BOOTING
+        return boots and frame.src == link.host and frame.dst == standin.mac and packet.src in link.addresses
 
     def _first(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
         """A SYN or a datagram that may open a conversation."""

@@ -49,6 +49,7 @@ class Held:
         port: the interface that it came in on.
         at: when it was last sent.
         proven: it was sent more than once.
+        since: when it was sent first.
     """
 
     port: str
@@ -56,6 +57,7 @@ class Held:
     packet: Packet
     at: float
     proven: bool = False
+    since: float = attrs.field(default=attrs.Factory(lambda self: self.at, takes_self=True))
 
     @property
     def octets(self) -> int:

@@ -89,6 +89,9 @@ class Standin:
         knock: the TCP port at which it is looked whether it listens, while it boots.
         keeps: what is held is not handed over because of that, but when Jitsu says so.
         alive: the guest itself has been seen since it was announced.
+        knocked_since: when it was knocked at for the first time in this boot; None if it has not been yet.
+        knocked_at: when it was for the last time.
+        asked: this host has asked for it since it showed signs of life.
         peers: who thinks to know where it is, each with its own address, if it has told us.
         told: when each was told last.
         refused: the flows that were held when the start failed.
@@ -108,6 +111,9 @@ class Standin:
     knock: int | None = None
     keeps: bool = False
     alive: bool = False
+    knocked_since: float | None = None
+    knocked_at: float = 0.0
+    asked: bool = False
     peers: dict[Peer, bytes | None] = attrs.Factory(dict)
     told: dict[Peer, float] = attrs.Factory(dict)
     refused: frozenset[tuple[int, bytes, int, int]] = frozenset()

@@ -92,8 +92,9 @@ class LabTestCase(SynchronousTestCase):
     def forget_vms() -> None:
         """End the VMs of Jitsu's own libvirt, and forget that there were any."""
         lab.stop_qemus(libvirt_root())
-        for left in (*libvirt_root().glob("etc/qemu/*.xml"), *libvirt_root().glob("lib/qemu/save/*")):
-            left.unlink()
+        for place in ("etc/qemu/*.xml", "run/qemu/*.xml", "lib/qemu/save/*"):
+            for left in libvirt_root().glob(place):
+                left.unlink()
 
     def begin(
         self, top: str = "", ready: str = "wait_for_port: 80", change: Callable[[str], str] = lambda xml: xml

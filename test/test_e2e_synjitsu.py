@@ -559,6 +559,11 @@ class RouterTests(SynjitsuTestCase):
         """A client on the host."""
         await self.woken("host")
 
+    async def test_host_itself_knows_the_guest(self) -> None:
+        """A client on the host, which still knows the guest's MAC from before."""
+        self.yard.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud reachable")
+        await self.woken("host")
+
     async def test_host_knows_the_guest(self) -> None:
         """A host that still knows the guest's MAC from before."""
         self.forward()

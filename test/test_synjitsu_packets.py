@@ -165,6 +165,14 @@ class BuildTests(SynchronousTestCase):
             self.assertEqual([0], sums(octets))
             self.assertTrue(octets.endswith(VM6 + b"\2\1" + OURS))
 
+    def test_asked(self) -> None:
+        """A question says who asks, where that is, and for whom; it goes to that one alone, with a right checksum."""
+        for asker, target in ((CLIENT, VM), (CLIENT6, VM6)):
+            octets = packets.asked(asker, PEER, GUEST, TAG, target)
+            self.assertEqual((GUEST, PEER, TAG), (octets[:6], octets[6:12], octets[12:16]))
+            self.assertEqual(Neighbour(PEER, asker, target, asks=True), understood(octets))
+        self.assertEqual([0], sums(octets))
+
     def test_refusals(self) -> None:
         """RST acknowledges the SYN and its data; ICMP has the packet's beginning; both come from the VM's address."""
         for src, dst in ((CLIENT, VM), (CLIENT6, VM6)):

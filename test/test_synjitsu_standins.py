@@ -211,7 +211,11 @@ class SynTests(StandinsTestCase):
         self.assertEqual((0, 1), (self.standins.syns.total, self.standins.counters["expired"]))
 
     def test_knows_the_guest(self) -> None:
-        """Who sends to the guest's MAC is told ours, once a second at most; this host's own knocks are left alone."""
+        """
+        Who sends to the guest's MAC is told ours, once a second at most.
+
+        What this host itself sends there while the guest boots is left alone, but wakes one that is asleep.
+        """
         self.announce(asleep=False)
         (octets,) = self.sent(self.frame(tcp_frame(to=GUEST)))
         self.says(octets, OURS, PEER)
@@ -221,6 +225,9 @@ class SynTests(StandinsTestCase):
         knock[6:12] = HOST
         held = self.standins.syns.total
         self.assertEqual(([], held), (self.frame(bytes(knock)), self.standins.syns.total))
+        self.announce()
+        told = Tell("br0", VM, OURS, create=False)
+        self.assertEqual([told, Summon(VM, HOST_IP, proven=False)], self.frame(bytes(knock)))
 
 
 class GuestTests(StandinsTestCase):
@@ -265,10 +272,32 @@ class GuestTests(StandinsTestCase):
         self.assertEqual([Claimed(VM, PEER, "br0")], self.frame(claim, 1.0))
         self.assertFalse(self.standins.table[VM].alive)
 
+    def test_knocks_more_and_more_seldom(self) -> None:
+        """A guest is knocked at ever more seldom, until something is heard of it; then it is told who knocks, once."""
+        self.announce(asleep=False, knock=80)
+
+        def knocks(seconds: float) -> int:
+            count = 0
+            for _ in range(round(seconds / 0.005)):
+                self.now += 0.005
+                count += len(list(self.standins.knock(self.now)))
+            return count
+
+        self.assertLess(knocks(2), 200)
+        self.assertLess(knocks(60), 400)
+        self.assertGreater(knocks(1), 3)
+        self.frame(GUEST.join((b"\x33\x33\0\0\0\x16", b"\x86\xdd\x60")) + bytes(60))  # a listener report, about so
+        question, knock = self.sent(list(self.standins.knock(self.now)))
+        self.assertEqual((arp_frame(1, HOST, HOST_IP, VM, to=GUEST), GUEST), (question, knock[:6]))
+        self.assertEqual(200, knocks(1))
+        self.announce()
+        self.announce(asleep=False, knock=80)
+        self.assertLess(knocks(2), 200)
+
     def test_knocks(self) -> None:
         """A guest that boots is knocked at; it is ready when it answers from that port, by its own MAC; RST is none."""
         self.announce(asleep=False, knock=80)
-        (octets,) = self.sent(list(self.standins.knock()))
+        (octets,) = self.sent(list(self.standins.knock(self.now)))
         self.assertEqual((GUEST, HOST), (octets[:6], octets[6:12]))
         self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=KNOCK_PORT, seq=1, win=1024)[14:], octets[14:])
 
@@ -282,7 +311,7 @@ class GuestTests(StandinsTestCase):
             self.assertEqual([], self.frame(wrong))
         self.assertEqual([Listens(VM)], self.frame(answer()))
         self.ready()
-        self.assertEqual(([], []), (list(self.standins.knock()), self.frame(answer())))
+        self.assertEqual(([], []), (list(self.standins.knock(self.now)), self.frame(answer())))
 
 
 class JitsuTests(StandinsTestCase):
@@ -298,14 +327,15 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual([], self.announce(asleep=False))
 
     def test_ready(self) -> None:
-        """All are told the guest's MAC, then who has asked, then the guest gets what was held, in the order it came."""
+        """All are told the guest's MAC, then who has asked; the guest gets what was held, having learnt whose it is."""
         self.announce()
         self.frame(self.ask())
         for port in (7, 5, 6):
             self.frame(tcp_frame(sport=port))
-        everybody, unasked, answer, *syns = self.sent(self.ready())
+        everybody, unasked, answer, question, *syns = self.sent(self.ready())
         for octets, to in ((everybody, BROADCAST), (unasked, PEER), (answer, PEER)):
             self.says(octets, GUEST, to)
+        self.assertEqual(arp_frame(1, PEER, CLIENT, VM, to=GUEST), question)
         self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
         self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
 

@@ -41,6 +41,7 @@ class SynsTests(SynchronousTestCase):
         again = syn(at=3.0, size=70)
         self.assertEqual((True, True), syns.hold(again))
         self.assertEqual([again.frame, syn(2).frame], [held.frame for held in syns.of(VM)])
+        self.assertEqual([(0.0, 3.0), (0.0, 0.0)], [(held.since, held.at) for held in syns.of(VM)])
         self.assertEqual(130, syns.octets)
         self.assertEqual([2], [held.packet.src[3] for held in syns.expire(EXPIRY)])
         self.assertEqual(1, syns.count(VM))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -9,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from jitsu_tw.errors import BootFailed
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import Boot, Mode
-from jitsu_tw.vm.cover import LOOKS_EVERY, REFUSES_FOR, Cover
+from jitsu_tw.vm.cover import LATE_BY, LOOKS_EVERY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, vm
@@ -24,6 +25,7 @@ class FakeStandIn:
 
     Attributes:
         said: by address, in words.
+        ever: the same, in the order in which it was said.
         more: by address, the rest of the last announcement.
     """
 
@@ -33,6 +35,7 @@ class FakeStandIn:
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
         self.said: dict[str, str] = {}
+        self.ever: list[tuple[str, str]] = []
         self.more: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -44,15 +47,20 @@ class FakeStandIn:
 
     def announce(self, ip: str, mac: str, *, asleep: bool, **more: Any) -> None:
         """Remember it."""
-        self.said[ip], self.more[ip] = f"{'asleep' if asleep else 'booting'} {mac}", more
+        self._say(ip, f"{'asleep' if asleep else 'booting'} {mac}")
+        self.more[ip] = more
 
     def ready(self, ip: str, mac: str) -> None:
         """Remember it."""
-        self.said[ip] = f"ready {mac}"
+        self._say(ip, f"ready {mac}")
 
     def withdraw(self, ip: str, *, failed: bool = False) -> None:
         """Remember it."""
-        self.said[ip] = "failed" if failed else "withdrawn"
+        self._say(ip, "failed" if failed else "withdrawn")
+
+    def _say(self, ip: str, words: str) -> None:
+        self.said[ip] = words
+        self.ever.append((ip, words))
 
 
 class CoverTests(FleetTestCase):
@@ -136,6 +144,39 @@ class CoverTests(FleetTestCase):
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, sum(self.world.fleet.refused.values()))
+
+    def test_listens_early(self) -> None:
+        """A guest that listens before the call that starts it has ended, as a restored one, is handed over for good."""
+        self.begin()
+        self.ask()
+        self.assertEqual(80, self.standin.more[self.ip]["knock"])
+        self.standin.listens(self.ip)
+        self.standin.ever.clear()
+        self.world.pump(1.2)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual([(self.ip, f"ready {MAC}")], self.standin.ever)
+
+    def test_second_address(self) -> None:
+        """A guest that listens at one address is up; packets for the other one are held a little longer."""
+        other = "2001:db8::80"
+        self.begin(ip=(ip_address("192.0.2.80"), ip_address(other)))
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual((f"ready {MAC}", f"booting {MAC}"), (self.said, self.standin.said[other]))
+        self.assertEqual((80, False), (self.standin.more[other]["knock"], self.standin.more[other]["keeps"]))
+        self.world.pump(LATE_BY)
+        self.assertEqual((f"ready {MAC}", f"ready {MAC}"), (self.said, self.standin.said[other]))
+        self.world.pump(6)
+        self.assertEqual(State.OFF, self.world.machine().state)
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(other)
+        self.standin.listens(self.ip)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(LATE_BY)
+        self.assertEqual({f"asleep {MAC}"}, set(self.standin.said.values()))
 
     def test_not_by_packets(self) -> None:
         """A VM that packets shall not wake is stood in for only while it boots."""

@@ -515,21 +515,22 @@ class Machine:
     def _up(self) -> None:
         self._up_at, self._again = self._now(), False
         if self._waiters:
-            self._answered()
+            self.answered()
             self._waiters.answer_all(ready=self.ready)
         self._end_boot("up")
 
     def _late(self, waiter: Deferred[bool]) -> None:
         """Answer one waiter though the VM is not ready; where nobody knows what it is doing, with an error."""
         assert self._waiters is not None
-        self._answered()
+        self.answered()
         if self.state is State.UNKNOWN:
             message = f"{self.vm.name}: the hypervisor has not answered yet"
             self._waiters.fail(waiter, BackendLost(message))
         else:
             self._waiters.answer(waiter, ready=False)
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
+        """Put the first answer into the timeline."""
         if "answered" not in self.marks:
             self.mark("answered")
 

@@ -23,17 +23,26 @@ from jitsu_tw.standin import StandIn
 from jitsu_tw.vm.lifecycle import ACTIVATING, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from jitsu_tw.settings import VM
+    from twisted.internet.interfaces import IDelayedCall
+
+    from jitsu_tw.settings import VM, Address
     from jitsu_tw.vm.activation import Machine
 
 #: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
 REFUSES_FOR: Final = 10.0
 
-#: The guest may begin to listen.
-BOOTS: Final = ACTIVATING - {State.IMAGING}
+#: The guest may begin to listen: one that is restored does so before the call that starts it has ended.
+BOOTS: Final = frozenset({State.STARTING, State.WAITING})
+
+#: What was heard of the guest holds: it is the same boot.
+RUNS: Final = BOOTS | {State.IMAGING, State.UP}
+
+#: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
+#: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
+LATE_BY: Final = 5.0
 
 #: Seconds until it is seen that Synjitsu has gone away while it was to find out whether a guest listens.
 LOOKS_EVERY: Final = 1.0
@@ -76,6 +85,8 @@ class Cover:
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
         self._listening: dict[str, Deferred[None]] = {}
+        self._heard: dict[str, set[str]] = {}
+        self._late: dict[str, IDelayedCall] = {}
 
     def start(self) -> None:
         """Connect."""
@@ -90,7 +101,9 @@ class Cover:
 
     def holds(self, machine: Machine) -> bool:
         """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
-        return machine.vm.use_synjitsu and self.standin.connected
+        vm, state = machine.vm, machine.state
+        held = state in ACTIVATING or (state is not State.UNKNOWN and vm.wake_by_packet)
+        return vm.use_synjitsu and self.standin.connected and held
 
     # What the VMs do.
 
@@ -108,31 +121,57 @@ class Cover:
         vm, state = machine.vm, machine.state
         if not vm.use_synjitsu:
             return
+        if vm.name in self._late:
+            self._late.pop(vm.name).cancel()
+        if state not in RUNS:
+            self._heard.pop(vm.name, None)
         if state is State.UP:
-            for ip in vm.ip:
-                self.standin.ready(str(ip), self._mac(vm))
+            self._hand_over(machine)
         elif state in ACTIVATING:
-            self._announce(machine, asleep=False)
+            self._announce(machine, self._silent(vm), asleep=False)
         elif state is State.FAILED:
             self._withdraw(vm, failed=True)
             self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
         elif state is not State.UNKNOWN and vm.wake_by_packet:
-            self._announce(machine, asleep=True)
+            self._announce(machine, vm.ip, asleep=True)
         else:
             self._withdraw(vm)
 
     def _refused_enough(self, machine: Machine) -> None:
         if machine.state is State.FAILED and machine.vm.wake_by_packet:
-            self._announce(machine, asleep=True)
+            self._announce(machine, machine.vm.ip, asleep=True)
 
     def _mac(self, vm: VM) -> str:
         """Return the MAC of the guest's first interface; nothing while that is not known."""
         macs = self._guests.get(vm.name, Guest()).macs
         return macs[0] if macs else ""
 
-    def _announce(self, machine: Machine, *, asleep: bool) -> None:
+    def _silent(self, vm: VM) -> list[Address]:
+        """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
+        heard = () if vm.boot_from is Boot.SNAPSHOT else self._heard.get(vm.name, ())
+        return [ip for ip in vm.ip if str(ip) not in heard]
+
+    def _hand_over(self, machine: Machine) -> None:
+        """Hand over the addresses of a guest that is up; those at which it does not listen yet, a little later."""
         vm = machine.vm
+        heard = self._heard.get(vm.name, set()) if self.standin.connected else set()
+        late = [ip for ip in vm.ip if heard and str(ip) not in heard]
         for ip in vm.ip:
+            if ip not in late:
+                self.standin.ready(str(ip), self._mac(vm))
+        if late:
+            self._announce(machine, late, asleep=False)
+            self._late[vm.name] = self._reactor.callLater(LATE_BY, self._late_enough, machine)
+
+    def _late_enough(self, machine: Machine) -> None:
+        del self._late[machine.vm.name]
+        self._heard[machine.vm.name].update(map(str, machine.vm.ip))
+        self._hand_over(machine)
+
+    def _announce(self, machine: Machine, ips: Iterable[Address], *, asleep: bool) -> None:
+        vm, state = machine.vm, machine.state
+        knocks = state in BOOTS or state is State.UP
+        for ip in ips:
             self.standin.announce(
                 str(ip),
                 self._mac(vm),
@@ -141,9 +180,9 @@ class Cover:
                 wake_udp=vm.wake_udp,
                 handover=vm.handover.value,
                 domid=self._guests.get(vm.name, Guest()).domid,
-                knock=vm.wait_for_port if machine.state in BOOTS and has_port(vm, machine.backend) else None,
+                knock=vm.wait_for_port if knocks and has_port(vm, machine.backend) else None,
                 # No client's connection shall be in the image that is kept first.
-                keeps=vm.boot_from is Boot.SNAPSHOT,
+                keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
             )
 
     def _withdraw(self, vm: VM, *, failed: bool = False) -> None:
@@ -165,7 +204,11 @@ class Cover:
             machine.look("its guest has announced itself")
 
     def _listens(self, ip: str) -> None:
-        listening = self._listening.pop(self._by_ip.get(ip, ""), None)
+        machine = self._machine_at(ip)
+        if machine is None or machine.state not in RUNS:
+            return
+        self._heard.setdefault(machine.vm.name, set()).add(ip)
+        listening = self._listening.pop(machine.vm.name, None)
         if listening is not None:
             listening.callback(None)
 
@@ -182,6 +225,8 @@ class Cover:
 
     async def _wait(self, vm: VM, guest: Guest) -> None:
         while self.standin.connected:
+            if self._heard.get(vm.name):
+                return
             self._listening[vm.name] = listening = Deferred[None]()
             try:
                 await listening.addTimeout(LOOKS_EVERY, self._reactor)

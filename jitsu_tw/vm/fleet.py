@@ -229,6 +229,7 @@ class Fleet:
         if ready.called or self.cover is None or not self.cover.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
+        machine.answered()
         return succeed(True)  # noqa: FBT003
 
     def _wake(self, machine: Machine, host: str) -> None:
