@@ -94,9 +94,9 @@ class Machine:
 
     # One for each VM, of which there may be very many.
     __slots__ = (
-        "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_moves", "_now",
-        "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures", "held",
-        "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
+        "_now", "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures",
+        "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -131,7 +131,7 @@ class Machine:
         self._moves = 0
         self._how = Start.RAN
         self._up_at = 0.0
-        self._kill = self._again = self._cold = self._hinted = False
+        self._kill = self._again = self._cold = self._hinted = self._missed = False
         self._fault: type[JitsuError] = BackendLost
 
     # What others want of it.
@@ -229,7 +229,7 @@ class Machine:
         self.feed(Event.STOP, reason)
 
     def look(self, reason: str) -> Deferred[None]:
-        """Ask the backend what the VM is doing and believe it, unless a call of ours is under way."""
+        """Ask the backend what the VM is doing and believe it; if a call of ours is under way, when that has ended."""
         return Deferred.fromCoroutine(self._look(reason))
 
     def lost(self, reason: str) -> None:
@@ -309,6 +309,9 @@ class Machine:
             stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
                 deferred.callback(state)
+        if self._missed and self.state not in CALLING:
+            self._missed = False
+            self.look("found so after the call")
 
     def _boot_instead(self) -> None:
         """Boot a guest that could not go on where it was."""
@@ -362,11 +365,11 @@ class Machine:
     async def _start(self) -> None:
         # That it is ours must outlive us from here on; but nobody waits long for a slow disk.
         remembered = self._keeper.remembered().addTimeout(WRITTEN_WITHIN, self._reactor)
+        remembered.addErrback(lambda failure: failure.trap(DeferredTimeout))
         memory = None
         with contextlib.suppress(BackendError):
             memory = await self.backend.memory(self.uuid)
-        with contextlib.suppress(DeferredTimeout):
-            await remembered
+        await remembered
         if memory is not None and memory.needed > memory.free:
             message = f"it needs {memory.needed // _MIB} MiB of memory, its host has {memory.free // _MIB} MiB"
             raise NoRoom(message)
@@ -488,6 +491,7 @@ class Machine:
 
     async def _look(self, reason: str) -> None:
         if self.state in CALLING:
+            self._missed = True
             self._hurry()
             return
         while True:
@@ -501,6 +505,7 @@ class Machine:
                 self.reason = str(error)
                 return
             if self.state in CALLING:
+                self._missed = True
                 return
             if moves == self._moves:
                 break

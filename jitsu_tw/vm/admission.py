@@ -94,7 +94,8 @@ class Admission:
             lease = self._sweep.lease(machine.vm.name)
             if lease is None or await self._sweep.in_use(machine, lease):
                 continue
-            if machine.state is State.UP:
+            # Somebody may have asked for it meanwhile.
+            if self._sweep.may_go(machine):
                 self._sweep.end(machine, "idle the longest, makes room")
                 return True
         return False
@@ -102,9 +103,13 @@ class Admission:
     def _made_room(self, result: Any) -> None:
         """Go on; where there is no room to be made, and none is being made, whoever is next is refused."""
         self._making_room = False
-        if result is not True and not self._leaving and self._turns:
-            self._turns.take().refuse(Verdict.FULL.value)
         if isinstance(result, Failure):
             self.log.failure("unexpected, please report", result)
+        if result is not True and self._leaving:
+            return  # when it has left, turns are given
+        if result is not True and self._turns:
+            machine = self._turns.take()
+            if machine.state is State.QUEUED:
+                machine.refuse(Verdict.FULL.value)
         if self._turns:
             self._reactor.callLater(0, self._give_turns)

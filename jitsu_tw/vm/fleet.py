@@ -58,6 +58,9 @@ LOOK_AGAIN: Final = 5.0
 #: States in which a VM that we held is not held any more.
 _DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
 
+#: States in which a VM needs others: also while it is being shut down, which may be when it writes to them.
+_NEEDING: Final = WANTED | {State.STOPPING}
+
 
 @attrs.frozen
 class Clocks:
@@ -191,18 +194,21 @@ class Fleet:
         machine = self.machines[name]
         source = question.source
         asker = f"{source.host if source else 'this process'}, {_type(question)} {label(question.key)}"
+        is_up = machine.state is State.UP
         refused = self._admit(machine, source, asker) if source is not None else None
-        if refused is not None:
+        if refused is not None and not is_up:
             return fail(refused)
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
         if not machine.booting_for(asker):
             self._record.count(machine, question.key, 1, self._wall())
-        if machine.state is State.UP:
-            if source is None or self._policy.is_inside(source.host):
-                self._hold(machine)
-        elif id(machine.backend) in self._lost:
+        if is_up and (source is None or self._policy.is_inside(source.host)):
+            self._hold(machine)
+        if refused is not None:
+            # A VM that is up is nobody's to refuse, but what it needs may be.
+            return succeed(False)  # noqa: FBT003
+        if not is_up and id(machine.backend) in self._lost:
             return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
         down = self._down(machine)
         if machine.state is not State.UP or not down:
@@ -328,7 +334,7 @@ class Fleet:
         return [need for need in self._needs(machine) if need.state is not State.UP]
 
     def _is_needed(self, machine: Machine) -> bool:
-        return any(needer.state in WANTED for needer in self._needers.get(machine.vm.name, ()))
+        return any(needer.state in _NEEDING for needer in self._needers.get(machine.vm.name, ()))
 
     async def _after_needs(self, machine: Machine) -> None:
         """Let *machine*, which is queued, boot when what it needs is up; in the same order, however many are needed."""
@@ -373,6 +379,10 @@ class Fleet:
             self._sweep.drop(machine)
         if state is State.UNKNOWN:
             self._look_later(machine)
+        if machine.is_gone and machine.vm.name not in self._missing:
+            # It may be there under another uuid.
+            self._missing.add(machine.vm.name)
+            self._reactor.callLater(0, self._look_for, machine)
 
     def _came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
@@ -414,16 +424,13 @@ class Fleet:
         """Look at a VM that something happened to; a strange one may be one of ours that was defined anew."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
-            machine.look(reason).addCallback(self._looked, machine)
+            machine.look(reason)
         else:
             for name in list(self._missing):
-                Deferred.fromCoroutine(self._look_at(self.machines[name]))
+                self._look_for(self.machines[name])
 
-    def _looked(self, _: object, machine: Machine) -> None:
-        """Look for a VM that went away under another uuid."""
-        if machine.is_gone:
-            self._missing.add(machine.vm.name)
-            Deferred.fromCoroutine(self._look_at(machine))
+    def _look_for(self, machine: Machine) -> None:
+        Deferred.fromCoroutine(self._look_at(machine))
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -448,7 +455,7 @@ class Fleet:
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
         if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            Deferred.fromCoroutine(self._look_at(machine))
+            self._look_for(machine)
 
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self.machines.values() if machine.backend is backend]

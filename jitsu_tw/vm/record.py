@@ -7,6 +7,7 @@ these tell which VMs are ours. One commit is under way at a time.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred, succeed
@@ -37,8 +38,11 @@ if TYPE_CHECKING:
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
 
-#: After a commit, statistics rest for so many times as long as it took: it takes time from the answers.
+#: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
+
+#: What tells two times apart in the state, in seconds.
+_LATER: Final = 0.001
 
 
 class Record:
@@ -62,6 +66,7 @@ class Record:
         self._urgent: set[str] = set()
         self._writing: Deferred[None] | None = None
         self._waiting: list[Deferred[None]] = []
+        self._due = False
         self._next_save = 0.0
         self._saving = LoopingCall(self._save_if_due)
         self._saving.clock = clocks.reactor
@@ -88,9 +93,16 @@ class Record:
 
     def recognise(self, machine: Machine) -> None:
         """Take for *machine*, whose uuid is known now, what the state has of that."""
-        known = self._known.pop(machine.uuid, None)
+        name, known = machine.vm.name, self._known.pop(machine.uuid, None)
         if known is not None:
-            self._stats[machine.vm.name] = known
+            # It may have been asked for before it was found.
+            for key, use in self.of(machine).dns.items():
+                before = known.dns.setdefault(key, NameUse())
+                before.last_request_ts = max(before.last_request_ts, use.last_request_ts)
+                before.total_requests += use.total_requests
+            self._stats[name] = known
+        if self.of(machine).dns:
+            self._unsaved.add(name)
 
     def count(self, machine: Machine, key: bytes, times: int, last: float) -> None:
         """Count questions for the name *key*, the last at *last*, in seconds since 1970."""
@@ -102,14 +114,16 @@ class Record:
     def started(self, machine: Machine) -> None:
         """Remember that *machine* is being started by us."""
         stats = self.of(machine)
-        stats.start_ts = self._wall()
+        # Clocks are set back, and a stop and the start after it may share the millisecond that is written down.
+        stats.start_ts = max(self._wall(), stats.stop_ts + _LATER)
         stats.total_starts += 1
         self._remember(machine)
 
     def stopped(self, machine: Machine) -> None:
         """Remember that *machine* is ours no more, if it was: it is down, or somebody else has started it."""
         if self.is_ours(machine):
-            self.of(machine).stop_ts = self._wall()
+            stats = self.of(machine)
+            stats.stop_ts = max(self._wall(), stats.start_ts, stats.last_request_ts)
             self._remember(machine)
 
     def since(self, machine: Machine) -> tuple[float, float]:
@@ -131,7 +145,8 @@ class Record:
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
         self.gather()
-        if self._writing is None and self._now() >= self._next_save:
+        if self._unsaved and self._now() >= self._next_save:
+            self._due, self._next_save = True, inf
             self._urgent |= self._unsaved
             self._save()
 
@@ -140,6 +155,7 @@ class Record:
         if not self._store.lasting:
             self._urgent.clear()
             self._unsaved.clear()
+            self._next_save = 0.0
         elif self._writing is None:
             writing = Deferred.fromCoroutine(self._save_urgent())
             if not writing.called:
@@ -157,6 +173,7 @@ class Record:
     async def _save_urgent(self) -> None:
         while self._urgent:
             names, self._urgent = self._urgent, set()
+            due, self._due = self._due, False
             self._unsaved -= names
             changes: dict[str, str | None] = {}
             for name in names:
@@ -165,7 +182,8 @@ class Record:
                     changes.update(stats_paths(machine.uuid, self.of(machine)))
             begin = self._now()
             await self._write(changes, STATISTICS)
-            self._next_save = self._now() + SPARE * (self._now() - begin)
+            if due:
+                self._next_save = self._now() + SPARE * (self._now() - begin)
         self._writing = None
         waiting, self._waiting = self._waiting, []
         for done in waiting:

@@ -114,7 +114,8 @@ class Sweep:
         self._leases.grant(vm.name, lease)
         self._resting.discard(vm.name)
         self._plan()
-        Deferred.fromCoroutine(self._begin_to_count(machine, lease)).addErrback(self._unexpected, machine)
+        counting = Deferred.fromCoroutine(self._begin_to_count(machine, lease, is_new=used == now))
+        counting.addErrback(self._unexpected, machine)
 
     def adopt(self, machine: Machine, used: float, started: float) -> None:
         """Give *machine*, which is found running, what is left of its lease, or time to see if it is in use."""
@@ -127,17 +128,20 @@ class Sweep:
         until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
         return -inf if until is None else self._now() + until - wall
 
-    async def _begin_to_count(self, machine: Machine, lease: Lease) -> None:
-        """Let *lease* have a meter, unless nobody counts the guest's packets."""
+    async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
+        """Let *lease* have a meter, unless nobody counts the guest's packets; a guest that is not new greets nobody."""
         try:
             total = await machine.backend.traffic(machine.uuid)
         except BackendError:
             total = 0  # what it has sent will look like a use, once: better than none that is seen
-        if total is not None and self._leases.get(machine.vm.name) is lease:
-            lease.meter = Meter(machine.vm.idle_packets, total, self._now())
-            if lease.planned is not None:
-                self._leases.again(machine.vm.name)
-                self._plan()
+        if total is None or self._leases.get(machine.vm.name) is not lease:
+            return
+        lease.meter = Meter(machine.vm.idle_packets, total, self._now())
+        if not is_new:
+            lease.meter.level = 0.0
+        if lease.planned is not None:
+            self._leases.again(machine.vm.name)
+            self._plan()
 
     def drop(self, machine: Machine) -> None:
         """Forget the lease of *machine*, if it has one."""
@@ -218,14 +222,16 @@ class Sweep:
 
     def idlest(self) -> list[Machine]:
         """Return the VMs that may be stopped to make room, who is idle the longest first."""
-        now = self._now()
-        found = [
-            (lease.used, name)
-            for name, lease in self._leases.items()
-            if max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept) <= now
-        ]
-        machines = [self._machines[name] for _, name in sorted(found)]
-        return [machine for machine in machines if machine.state is State.UP and not self._needed(machine)]
+        found = [(lease.used, name) for name, lease in self._leases.items() if self.may_go(self._machines[name])]
+        return [self._machines[name] for _, name in sorted(found)]
+
+    def may_go(self, machine: Machine) -> bool:
+        """Say whether *machine* may be stopped to make room."""
+        lease = self._leases.get(machine.vm.name)
+        if lease is None or lease.planned is None or machine.state is not State.UP:
+            return False
+        until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
+        return until <= self._now() and not self._needed(machine)
 
     # Times of the week.
 
