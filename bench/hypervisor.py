@@ -415,9 +415,9 @@ class Process:
         """Return the clock's time."""
         return self._clock.seconds()
 
-    def callLater(self, delay: float, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> IDelayedCall:  # noqa: N802
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:  # noqa: A002, N802
         """Call later, if it lives."""
-        return self._clock.callLater(delay, self._call, function, arguments, keywords)
+        return self._clock.callLater(delay, self._call, callable, args, kwargs)
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not self.alive:
@@ -429,7 +429,8 @@ class Process:
 
     def getDelayedCalls(self) -> list[IDelayedCall]:  # noqa: N802
         """Return what will be called."""
-        return [call for call in self._clock.getDelayedCalls() if getattr(call.func, "__self__", None) is self]
+        calls: list[Any] = list(self._clock.getDelayedCalls())
+        return [call for call in calls if getattr(call.func, "__self__", None) is self]
 
     def end(self) -> None:
         """Be no more."""
@@ -456,8 +457,9 @@ class Knock:
 
     def _ends(self) -> None:
         if self._listens:
-            self._protocol = self._factory.buildProtocol(None)
-            self._protocol.makeConnection(self)
+            protocol = self._protocol = self._factory.buildProtocol(None)
+            assert protocol is not None
+            protocol.makeConnection(self)
         else:
             why = NobodyThere() if self._listens is None else Refused()
             self._factory.clientConnectionFailed(self, Failure(why))

@@ -155,8 +155,9 @@ class Ledger:
         if facts is not None:
             for one in self._around(facts):
                 vm = one.vm
-                lines.append(f"{vm.name}: {vm.mode.value}, idle {vm.idle:g}, min_up {vm.min_up:g}, max_up {vm.max_up:g},"
-                             f" needs {vm.needs}, {vm.boot_from.value}, boots in {vm.boot_time:g} s")
+                lines.append(f"{vm.name}: {vm.mode.value}, idle {vm.idle:g}, min_up {vm.min_up:g}, "
+                             f"max_up {vm.max_up:g}, needs {vm.needs}, {vm.boot_from.value}, "
+                             f"boots in {vm.boot_time:g} s")
                 lines += one.story
         self.wrong.append("\n    ".join(lines))
 
@@ -355,7 +356,7 @@ class Ledger:
                 wanted.ours = None
 
     def uses(self, facts: Facts, *, up: bool, person: bool = False) -> None:
-        """Hear that this was not refused, and no question that was asked before; *up*: Jitsu says that it is up."""
+        """Hear that somebody who had not asked for it yet was not refused; *up*: Jitsu says that it is up."""
         now, uses = self._now(), facts.uses
         if person:
             facts.person = now

@@ -57,7 +57,7 @@ from jitsu_tw.settings import VM, Boot, Fault, Mode, Settings, WhenFull
 from jitsu_tw.store.git import BRANCH, GitStore
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Clocks, Fleet
-from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.week import Span
 
 if TYPE_CHECKING:
@@ -172,9 +172,8 @@ class LateStore:
     def _write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         if not self._process.alive:
             return Deferred()
-        return deferLater(
-            self._process, self._random.uniform(0, COMMITS_IN), self._store.write, dict(changes), message
-        )
+        later: Deferred[None] = deferLater(self._process, self._random.uniform(0, COMMITS_IN))
+        return later.addCallback(lambda _: self._store.write(dict(changes), message))
 
     def close(self) -> Deferred[None]:
         """Wait until what is being written is written."""
@@ -267,12 +266,11 @@ class Jitsu:
             self._answer(asked, summons, warm)
         elif self.process.alive:
             self.server.receive(octets, Source(host, port), lambda packet: self._answer(asked, summons, packet))
-        if summons and self.process.alive:
-            if (ledger.counts["refused"], ledger.counts["failed"]) == failed:
-                if not again:
-                    ledger.uses(facts, up=up)
-                if not free:
-                    ledger.spends(host)
+        if summons and may and self.process.alive and (ledger.counts["refused"], ledger.counts["failed"]) == failed:
+            if not again and (up or not asked.joins):
+                ledger.uses(facts, up=up)
+            if not free:
+                ledger.spends(host)
 
     def _answer(self, asked: Asked, summons: bool, packet: bytes) -> None:  # noqa: FBT001
         """Look at an answer."""
@@ -312,7 +310,7 @@ class World:
 
     def __init__(self, number: int, seed: int, folder: Path) -> None:
         """Begin with so many VMs, all off, and a Jitsu; the seed decides what happens."""
-        self.random, self.folder = Random(seed), folder
+        self.random, self.folder = Random(seed), folder  # noqa: S311
         self.clock = Clock()
         self.vms = vms(number, self.random)
         self.ledger = Ledger(self.vms, self.now, self.wall)
@@ -705,14 +703,16 @@ class Outcome:
 
 def soak(seed: int, number: int, minutes: float, rounds: float = inf) -> Outcome:
     """Soak so many VMs until the time is over (a round is ended), or so many rounds, or a rule is broken."""
-    begin, rests = time.monotonic(), []
+    begin = time.monotonic()
+    rests: list[Rest] = []
     with tempfile.TemporaryDirectory(prefix="jitsu-soak-") as folder:
         world = World(number, seed, Path(folder))
 
-        def hear(event: Mapping[str, Any]) -> None:
+        def hear_all(event: Mapping[str, Any]) -> None:
             if "log_failure" in event or event.get("isError"):
                 world.ledger.against("logged", None, f"{formatEvent(dict(event))}\n{event.get('log_failure', '')}")
 
+        hear: Any = hear_all
         globalLogPublisher.addObserver(hear)
         try:
             while len(rests) < rounds and time.monotonic() < begin + minutes * 60 and not world.ledger.wrong:
@@ -773,7 +773,8 @@ def main(minutes: float, seed: int | None, number: int, path: Path | None) -> No
     """Soak Jitsu."""
     if os.environ.get("PYTHONHASHSEED") != "0":
         # The order of a set of names is part of what happens.
-        os.execve(sys.executable, [sys.executable, "-m", "bench.soak", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
+        command = [sys.executable, "-m", "bench.soak", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606
     outcome = soak(secrets.randbelow(10**6) if seed is None else seed, number, minutes)
     if path is not None:
         path.write_text(json.dumps(attrs.asdict(outcome), indent=2))

@@ -157,9 +157,10 @@ def storm(server: Server, cold: list[str]) -> list[Asked]:
                 number += 1
             wait = begin + todo[number].at - time.monotonic() if number < len(todo) else 0.1
             for key, _ in selector.select(max(0.0, min(wait, 0.1))):
+                client: Any = key.fileobj
                 with contextlib.suppress(BlockingIOError):
                     while True:
-                        octets = key.fileobj.recv(4096)
+                        octets = client.recv(4096)
                         one = found[key.data, struct.unpack_from(">H", octets)[0]]
                         one.answered, one.octets = time.monotonic(), octets
     return todo

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM, Prohibited
+from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.vm.lifecycle import State

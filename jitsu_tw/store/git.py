@@ -31,6 +31,9 @@ _EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 for _level in (pygit2.enums.ConfigLevel.SYSTEM, pygit2.enums.ConfigLevel.XDG, pygit2.enums.ConfigLevel.GLOBAL):
     pygit2.settings.search_path[_level] = ""
 
+# libgit2 would keep each object that was ever read: 5 MB for a thousand commits, 256 MB of contents at most.
+pygit2.settings.enable_caching(False)  # noqa: FBT003
+
 _AUTHOR: Final = ("Jitsu", "jitsu@localhost")
 
 
