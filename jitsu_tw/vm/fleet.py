@@ -119,6 +119,7 @@ class Fleet:
                 self._needers.setdefault(need, []).append(machine)
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
+        self._strangers = 0
         self._unseen = set(self.machines)
         self._lost: dict[int, str] = {}
         self._looks: dict[str, IDelayedCall] = {}
@@ -426,6 +427,7 @@ class Fleet:
         if machine is not None:
             machine.look(reason)
         else:
+            self._strangers += 1
             for name in list(self._missing):
                 self._look_for(self.machines[name])
 
@@ -476,10 +478,14 @@ class Fleet:
 
     async def _look_at(self, machine: Machine) -> None:
         """Find *machine* at its backend, and see what it is doing."""
-        name, backend = machine.vm.name, machine.backend
+        name, backend, strangers = machine.vm.name, machine.backend, self._strangers
         try:
             uuid = await backend.look_up(machine.vm)
         except NoSuchVM as error:
+            if strangers != self._strangers:
+                # One of them may be this VM, defined since we asked.
+                await self._look_at(machine)
+                return
             if name not in self._missing:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)
