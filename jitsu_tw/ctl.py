@@ -113,8 +113,22 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_as_json
 @click.pass_obj
 def status(control: Control, *, as_json: bool) -> None:
-    """Show all VMs: state, lease, counts."""
+    """Show all VMs: state, lease, counts; and who is stood in for, if Synjitsu is used."""
     show(control.ask("GET", "/v1/vms"), as_json=as_json)
+    if not as_json:
+        show_standins(control.ask("GET", "/v1/standins"))
+
+
+@main.command(name="standins")
+@_as_json
+@click.pass_obj
+def stand_ins(control: Control, *, as_json: bool) -> None:
+    """Show whose addresses Synjitsu stands in for, what it holds, and what it has done."""
+    said = control.ask("GET", "/v1/standins")
+    if as_json:
+        click.echo(json.dumps(said, indent=2))
+    else:
+        show_standins(said)
 
 
 @main.command()
@@ -159,6 +173,23 @@ def dry_run(control: Control, *, as_json: bool) -> None:
     for one in starts:
         table.add_row(one["name"], one["network"], one["type"], str(one["starts"]))
     Console().print(table)
+
+
+def show_standins(said: dict[str, Any]) -> None:
+    """Print whom Synjitsu stands in for, and its counters; nothing where there is to be none."""
+    if said["error"] is not None:
+        click.echo(f"\n{said['error']}")
+    if not said["standins"]:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("stood in for", "MAC", "state", "handover"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("held", justify="right")
+    for one in said["standins"]:
+        table.add_row(one["ip"], one["mac"] or "-", one["state"], one["handover"], str(one["held"]))
+    Console().print("", table)
+    counts = (f"{name.replace('_', ' ')} {count}" for name, count in said["counters"].items() if count)
+    Console().print(f"Synjitsu: {', '.join(counts)}")
 
 
 def show_one(vm: dict[str, Any], *, as_json: bool) -> None:

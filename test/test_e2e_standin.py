@@ -139,6 +139,9 @@ class QueryTests(StandinTestCase):
         marks = jitsu.wait("up")["activation_ms"]
         self.assertLess(marks["answered"], marks["started"])
         self.assertIn("handed over", self.standin.log())
+        said = jitsu.control.ask("GET", "/v1/standins")
+        self.assertEqual({IP: "up", IP6: "up"}, {one["ip"]: one["state"] for one in said["standins"]})
+        self.assertGreater(said["counters"]["handed_over"], 0)
         self.assertIn(MAC, self.network.run("client", ["ip", "neighbour", "show", IP]).stdout)
 
     def test_both_families(self) -> None:

@@ -37,7 +37,7 @@ FLOORS: Final = (
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
      "jitsu_tw.dns.stream", "jitsu_tw.dns.notify",
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
-     "jitsu_tw.control.api"),
+     "jitsu_tw.control.standins", "jitsu_tw.control.api"),
     ("jitsu_tw.values", "jitsu_tw.config", "jitsu_tw.tap", "jitsu_tw.ctl"),
     ("synjitsu_tw", "synjitsu_tw.packets"),
     ("synjitsu_tw.syns", "synjitsu_tw.table", "synjitsu_tw.standins", "synjitsu_tw.records"),

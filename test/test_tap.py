@@ -366,6 +366,12 @@ class ControlTests(ProcessTestCase):
         self.assertEqual(36, len(www["uuid"]))
         self.assertEqual((None, None), (vms[1]["lease_left"], vms[1]["last_request_ts"]))
 
+    def test_stand_ins(self) -> None:
+        """Without Synjitsu, nobody is stood in for, and status says nothing of it; there is no metric either."""
+        said = json.loads(self.jitsuctl("standins", "--json").stdout)
+        self.assertEqual((False, []), (said["configured"], said["standins"]))
+        self.assertNotIn("stood in for", self.jitsuctl("status").stdout)
+
     def test_start_and_stop(self) -> None:
         """A VM is started and stopped by hand; a start gives it a lease."""
         self.assertEqual("www: up\n", self.jitsuctl("start", "www").stdout)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
-from jitsu_tw.errors import BootFailed
+from jitsu_tw.control.standins import metrics, standins
+from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import Boot, Mode
 from jitsu_tw.vm.cover import LATE_BY, LOOKS_EVERY, REFUSES_FOR, Cover
@@ -246,6 +247,27 @@ class CoverTests(FleetTestCase):
         self.world.backend.guests[self.world.machine().uuid].power = Power.RUNNING
         self.standin.seen(self.ip)
         self.assertIs(State.WAITING, self.world.machine().state)
+
+    def test_shown(self) -> None:
+        """What Synjitsu says of itself is shown, and counted for Prometheus; that there is none, too."""
+        self.begin()
+        said = {"standins": [{"ip": self.ip, "mac": MAC, "state": "asleep", "handover": "wire", "held": 2}],
+                "counters": {"held": 5, "handed_over": 3, "held_now": 2}}
+        self.standin.status = lambda: succeed(said)
+        self.assertEqual({"configured": True, "error": None, **said}, self.result(standins(self.world.fleet)))
+        text = self.result(metrics(self.world.fleet)).decode()
+        for line in ("jitsu_synjitsu_held_total 5.0", "jitsu_synjitsu_handed_over_total 3.0",
+                     "jitsu_synjitsu_held_now 2.0"):
+            self.assertIn(f"\n{line}\n", text)
+        self.standin.status = lambda: fail(NoStandIn("no Synjitsu answers at unix:socket"))
+        self.assertEqual("no Synjitsu answers at unix:socket", self.result(standins(self.world.fleet))["error"])
+        self.assertEqual(b"", self.result(metrics(self.world.fleet)))
+        self.world = World(vm())
+        self.assertFalse(self.result(standins(self.world.fleet))["configured"])
+
+    def result(self, asked: Any) -> Any:
+        """Return what a coroutine returns at once."""
+        return self.successResultOf(Deferred.fromCoroutine(asked))
 
     def test_nobody_knows(self) -> None:
         """An address is left alone while nobody knows what its VM is doing."""

@@ -2,7 +2,8 @@
 The control endpoint: JSON over HTTP.
 
 ``GET /v1/vms`` lists all VMs. ``POST /v1/vms/NAME/start`` and ``…/stop`` do what they say and answer when it is done,
-with the VM as it is then. ``GET /v1/dry-run`` lists what a dry run would have started. ``POST /v1/reload`` reads the
+with the VM as it is then. ``GET /v1/standins`` shows what Synjitsu holds, ``GET /metrics`` its counters, for
+Prometheus. ``GET /v1/dry-run`` lists what a dry run would have started. ``POST /v1/reload`` reads the
 zones anew. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
 
 It listens on loopback, where every user of the machine and every page in their browsers can reach it. So a browser's
@@ -22,6 +23,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
+from jitsu_tw.control.standins import metrics, standins
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.vm.lifecycle import State
 
@@ -63,6 +65,8 @@ class Endpoint(Site):
         version.putChild(b"vms", VMs(fleet))
         version.putChild(b"dry-run", DryRun(fleet))
         version.putChild(b"reload", Reload(fleet, reload))
+        version.putChild(b"standins", StandIns(fleet))
+        top.putChild(b"metrics", Metrics(fleet))
         super().__init__(top)
 
     def log(self, request: Any) -> None:
@@ -130,6 +134,42 @@ class DryRun(Page):
         return reply(
             request, [{"name": name, "network": net, "type": type_, "starts": n} for (name, net, type_), n in starts]
         )
+
+
+class Asks(Page):
+    """A page that has to ask somebody first."""
+
+    isLeaf = True  # noqa: N815
+
+    async def answer(self, request: Request) -> bytes:
+        """Return what the page says."""
+        raise NotImplementedError
+
+    def render_GET(self, request: Request) -> int:  # noqa: N802
+        """Answer when that is known."""
+        gone = request.notifyFinish()
+        gone.addErrback(lambda _: None)
+        answered = Deferred.fromCoroutine(self.answer(request))
+        answered.addCallback(lambda octets: gone.called or (request.write(octets), request.finish()))
+        answered.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+        return NOT_DONE_YET
+
+
+class StandIns(Asks):
+    """``/v1/standins``."""
+
+    async def answer(self, request: Request) -> bytes:
+        """Show who is stood in for, and what is held."""
+        return reply(request, await standins(self._fleet))
+
+
+class Metrics(Asks):
+    """``/metrics``."""
+
+    async def answer(self, request: Request) -> bytes:
+        """Show Synjitsu's counters."""
+        request.setHeader(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+        return await metrics(self._fleet)
 
 
 class Reload(Page):
