@@ -127,10 +127,10 @@ class Record:
             self._remember(machine)
 
     def since(self, machine: Machine) -> tuple[float, float]:
-        """Return when *machine*, which is ours, was last asked for, and when it was started, as far as we know."""
+        """Return when *machine*, which is ours, was last asked for, and started; now, where somebody else did that."""
         stats = self.of(machine)
-        used = max(stats.start_ts, stats.last_request_ts)
-        return used, stats.start_ts if stats.start_ts > stats.stop_ts else used
+        started = stats.start_ts if stats.start_ts > stats.stop_ts else self._wall()
+        return max(stats.start_ts, stats.last_request_ts), started
 
     def is_ours(self, machine: Machine) -> bool:
         """Say whether *machine* was started or asked for through us since it was last seen down."""
