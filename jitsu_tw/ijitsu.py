@@ -41,11 +41,11 @@ class Start(enum.Enum):
 @attrs.frozen
 class Guest:
     """
-    What a backend knows of a VM that runs.
+    What a backend knows of a VM.
 
     Attributes:
         macs: the MAC addresses of its interfaces, ``aa:bb:cc:dd:ee:ff``, in their order.
-        domid: Xen's number for it; None where the hypervisor is none of Xen's.
+        domid: Xen's number for it; None where the hypervisor is none of Xen's, or the VM is off.
     """
 
     macs: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class IBackend(Interface):
         """Fire when the guest is up, as far as the backend knows by itself; at once where it cannot tell."""
 
     def guest(uuid: str) -> Deferred[Guest]:
-        """Return what is known of the VM, which runs."""
+        """Return what is known of the VM. One that is off may be an error, where nothing is known of it then."""
 
     def traffic(uuid: str) -> Deferred[int | None]:
         """

@@ -200,8 +200,11 @@ class StandIn:
             self._on_ready(ip)
 
     def _say(self, ip: str, said: _Announced) -> None:
-        """Remember, and send if there is somebody to send it to."""
+        """Remember, and send if it is news and there is somebody to send it to."""
         ip = _normal(ip)
+        # A guest that takes its SYNs from Xenstore has perhaps come between.
+        if self._said.get(ip) == said:
+            return
         self._said[ip] = said
         self._send(said.command, {"ip": ip, **said.arguments})
 

@@ -194,15 +194,20 @@ class LibxlBackendTests(contract_backends.BackendContract):
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 
     async def test_guest(self) -> None:
-        """A guest has its domain's number and MACs: those that are given, and others that are always the same."""
+        """
+        A guest has its domain's number and MACs: those that are given, and others that are always the same. They are
+        known while it is off, and while xl makes it.
+        """
         machine, uuid = await self.run_one(nic=("a", "b"), mac=("00:16:3e:aa:bb:cc",))
         assert machine.xen is not None
         found = await self.backend.guest(uuid)
         self.assertEqual(Guest(xen.macs(machine.xen, uuid), 1), found)
         self.assertEqual("00:16:3e:aa:bb:cc", found.macs[0])
         await self.backend.stop(uuid, Mode.DESTROY)
-        await self.assertFailure(self.backend.guest(uuid), BackendError)
+        self.assertEqual(Guest(found.macs), await self.backend.guest(uuid))
         await self.backend.start(uuid)
+        self.assertEqual(Guest(found.macs, 2), await self.backend.guest(uuid))
+        await self.backend._host.xenstore.remove("/local/domain/2/device/vif")
         self.assertEqual(Guest(found.macs, 2), await self.backend.guest(uuid))
 
     async def test_traffic(self) -> None:

@@ -152,6 +152,20 @@ class ConversationTests(TestCase):
         # Once that it is missing, once that it is there again.
         self.assertEqual(["no Synjitsu ", "Synjitsu is ", "no Synjitsu ", "Synjitsu is ", "no Synjitsu "], self.said)
 
+    async def test_says_once(self) -> None:
+        """What was said already is not said again: a guest may have taken its address over without Jitsu."""
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        self.standin.announce(IP, MAC, asleep=False)
+        await self.until(lambda: VM in synjitsu.standins.table)
+        synjitsu.standins.ready(VM, GUEST)
+        self.standin.announce(IP, MAC, asleep=False)
+        self.standin.announce("10.0.0.11", MAC, asleep=False)
+        await self.until(lambda: len(synjitsu.standins.table) > 1)
+        self.assertIs(State.UP, synjitsu.standins.table[VM].state)
+        self.standin.announce(IP, MAC, asleep=True)
+        await self.until(lambda: synjitsu.standins.table[VM].state is State.ASLEEP)
+
     async def test_summons_and_sees(self) -> None:
         """A SYN for one that is asleep, and the guest's own announcement, are told."""
         self.standin.start()

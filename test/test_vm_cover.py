@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from ipaddress import ip_address
 from typing import Any
 
@@ -10,7 +11,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from jitsu_tw.control.standins import metrics, standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
-from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.settings import Boot, Handover, Mode
 from jitsu_tw.vm.cover import LATE_BY, LOOKS_EVERY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from jitsu_tw.vm.lifecycle import State
@@ -206,6 +207,25 @@ class CoverTests(FleetTestCase):
         self.assertEqual((f"booting {MAC}", None), (self.said, self.standin.more[self.ip]["knock"]))
         self.world.pump(0.2)
         self.assertEqual(f"ready {MAC}", self.said)
+
+    def test_number(self) -> None:
+        """
+        A guest that takes its SYNs from Xenstore is announced with its domain's number as soon as that is there, with
+        or without a port, and without the number once the domain is gone.
+        """
+        for port, made in itertools.product((80, None), (True, False)):
+            self.begin(handover=Handover.XENSTORE, wait_for_port=port, response_delay=1.0)
+            numbers: list[int | None] = []
+            self.patch(self.standin, "announce", lambda *_, _n=numbers, **more: _n.append(more["domid"]))
+            self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC,), 5)))
+            self.ask()
+            if made:
+                self.world.backend.happen(self.world.machine().uuid, Power.OFF, "its domain is being made")
+            self.assertEqual((State.STARTING, 5 if made else None), (self.world.machine().state, numbers[-1]))
+            self.world.pump(1.05)
+            self.assertEqual((State.WAITING, 5), (self.world.machine().state, numbers[-1]))
+            self.world.fleet.stop_vm("www")
+            self.assertEqual((State.OFF, None), (self.world.machine().state, numbers[-1]))
 
     def test_while_stopping(self) -> None:
         """A packet that comes while the VM is being stopped starts it again after that."""

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from jitsu_tw import xen
 from jitsu_tw.backends import xlvm
 from jitsu_tw.backends.xl import DEADLINE, Xl, parse_list, words
 from jitsu_tw.backends.xlhost import Host, is_of
@@ -118,15 +119,21 @@ class LibxlBackend:
         return succeed(None)
 
     def guest(self, uuid: str) -> Deferred[Guest]:
-        """Return the domain's number, and its MACs from Xenstore."""
+        """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
         return self._host.call(self._guest(uuid))
 
     async def _guest(self, uuid: str) -> Guest:
-        domain = await self._host.running(uuid)
+        domain, vm = await self._host.find(uuid), self._host.vms[uuid]
+        given = xen.macs(vm.xen, uuid) if vm.xen is not None else ()
+        if domain is None or domain.down:
+            if not given:
+                raise BackendError(f"{vm.name} does not run")
+            return Guest(given)
         devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device/vif"
         numbers = sorted((name for name in await self._host.xenstore.list(devices) if name.isdigit()), key=int)
         found = [await self._host.xenstore.read(f"{devices}/{number}/mac") for number in numbers]
-        return Guest(tuple(mac.lower() for mac in found if mac), domain.domid)
+        # While xl makes the domain, they are not there yet.
+        return Guest(tuple(mac.lower() for mac in found if mac) or given, domain.domid)
 
     def traffic(self, uuid: str) -> Deferred[int | None]:
         """Return what dom0 has received of the guest; None if its network is another domain's business."""

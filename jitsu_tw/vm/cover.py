@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
@@ -18,7 +19,7 @@ from zope.interface import implementer
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, IReadiness
 from jitsu_tw.readiness import has_port
-from jitsu_tw.settings import Boot
+from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.standin import StandIn
 from jitsu_tw.vm.lifecycle import ACTIVATING, State
 
@@ -43,6 +44,9 @@ RUNS: Final = BOOTS | {State.IMAGING, State.UP}
 #: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
 #: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
 LATE_BY: Final = 5.0
+
+#: Xen's number of an earlier boot is nobody's, or another guest's.
+NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 #: Seconds until it is seen that Synjitsu has gone away while it was to find out whether a guest listens.
 LOOKS_EVERY: Final = 1.0
@@ -108,15 +112,30 @@ class Cover:
     # What the VMs do.
 
     async def learn(self, machine: Machine) -> None:
-        """Ask for the MACs of *machine*, which has been found at its backend or has begun to run."""
+        """Ask for the MACs and the number of *machine*, which has been found, is being made or runs now."""
         if machine.vm.use_synjitsu:
             try:
                 self._guests[machine.vm.name] = await machine.backend.guest(machine.uuid)
             except BackendError as error:
                 self.log.error("{name}: its MAC is not known: {error}", name=machine.vm.name, error=str(error))
-            self.moved(machine)
+            self._tell(machine)
+
+    def changed(self, machine: Machine) -> None:
+        """Learn the number of a domain as soon as it is being made: its guest may look for its SYNs when it runs."""
+        if machine.state is State.STARTING and machine.vm.handover is Handover.XENSTORE:
+            Deferred.fromCoroutine(self.learn(machine))
 
     def moved(self, machine: Machine) -> None:
+        """Have *machine*, which has entered another state, stood in for."""
+        known = self._guests.get(machine.vm.name)
+        if known is not None and machine.state in NUMBERLESS:
+            self._guests[machine.vm.name] = attrs.evolve(known, domid=None)
+        self._tell(machine)
+        # Who waits for the port is told by then (`wait`).
+        if machine.state is State.WAITING and not has_port(machine.vm, machine.backend):
+            Deferred.fromCoroutine(self.learn(machine))
+
+    def _tell(self, machine: Machine) -> None:
         """Have *machine* stood in for as its state demands."""
         vm, state = machine.vm, machine.state
         if not vm.use_synjitsu:
@@ -220,7 +239,7 @@ class Cover:
     def wait(self, vm: VM, guest: Guest) -> Deferred[None]:
         """Fire when Synjitsu has found the guest listening; where it is away, find out ourselves."""
         self._guests[vm.name] = guest
-        self.moved(self._machines[vm.name])
+        self._tell(self._machines[vm.name])
         return Deferred.fromCoroutine(self._wait(vm, guest))
 
     async def _wait(self, vm: VM, guest: Guest) -> None:

@@ -426,6 +426,8 @@ class Fleet:
         machine = self._by_uuid.get(uuid)
         if machine is not None:
             machine.look(reason)
+            if self.cover is not None:
+                self.cover.changed(machine)
         else:
             self._strangers += 1
             for name in list(self._missing):

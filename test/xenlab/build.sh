@@ -49,7 +49,7 @@ pack() { # pack DIRECTORY: an initramfs of it
 }
 
 [ "$(id -u)" = 0 ] || die "only root can build it"
-for tool in apt-get dpkg-deb cpio depmod modprobe mkfs.ext4 ssh-keygen flock sha256sum chroot; do
+for tool in apt-get dpkg-deb cpio depmod modprobe mkfs.ext4 ssh-keygen flock sha256sum chroot gcc; do
 	command -v "$tool" >/dev/null || die "$tool is missing; install it and try again"
 done
 mkdir -p "$cache"
@@ -63,7 +63,7 @@ guest_kernel=$(kernel_package linux-image-cloud-amd64)
 [ -n "$kernel" ] && [ -n "$guest_kernel" ] || die "apt knows no linux-image-amd64; run 'apt-get update'"
 versions=$(wanted)
 [ "$(echo "$versions" | wc -l)" -gt 50 ] || die "apt does not know Debian 12's Xen packages"
-lab=$cache/$({ cat "$here/build.sh" "$here/dom0-rc" "$here/guest-init"; echo "$versions"; } | sha256sum | cut -c 1-16)
+lab=$cache/$({ cat "$here/build.sh" "$here/dom0-rc" "$here/guest-init" "$here/take-syn.c"; echo "$versions"; } | sha256sum | cut -c 1-16)
 if [ -e "$lab/packages" ]; then echo "$lab"; exit; fi
 
 work=$(mktemp -d "$cache/build.XXXXXX")
@@ -122,7 +122,8 @@ number=10
 for file in $(files_of "$guest_version" xen-netfront xen-blkfront); do
 	cp "$file" "guest/lib/m/$number-${file##*/}"; number=$((number + 1))
 done
-cp -L root/usr/bin/xenstore-read root/usr/bin/xenstore-write root/usr/bin/xenstore-ls guest/bin/
+for word in read write ls list rm; do cp -L "root/usr/bin/xenstore-$word" guest/bin/; done
+gcc -static -Os -s -o guest/bin/take-syn "$here/take-syn.c"
 for library in libxenstore.so.4 libxentoolcore.so.1 libc.so.6; do
 	cp -L "root/usr/lib/x86_64-linux-gnu/$library" guest/lib/x86_64-linux-gnu/
 done

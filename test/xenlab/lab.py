@@ -132,7 +132,7 @@ class XenLab:
         disk = _host_disk(self._directory)
         dom0 = f"{built / 'vmlinuz'} console=hvc0 mitigations=off quiet lab.host lab.ip={DOM0_IP}/24"
         command: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-        command += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "2", "-m", "1280"]
+        command += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "2", "-m", "1536"]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", built / "xen", "-append", XEN_OPTIONS, "-initrd", f"{dom0},{built / 'initramfs'}"]
         for number, (path, more) in enumerate([(built / "dom0.ext4", "snapshot=on"), (disk, "readonly=on")]):
@@ -212,7 +212,7 @@ def _host_disk(directory: Path) -> Path:
         raise XenLabError("dom0 has Python 3.11, and can use only the packages of the same one")
     stage = directory / "host"
     for part in PARTS:
-        shutil.copytree(ROOT / part, stage / "tree" / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, stage / "tree" / part)  # with what is compiled already
     compileall.compile_dir(stage / "tree", quiet=2)
     for name in _needed("jitsu-tw"):
         package = distribution(name)
