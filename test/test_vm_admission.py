@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from jitsu_tw.errors import BootFailed, NoRoom
@@ -97,6 +98,22 @@ class RoomTests(FleetTestCase):
         self.ask("ccc")
         self.world.pump(0.5)
         self.assertEqual([State.OFF, State.UP, State.UP], self.states())
+
+    def test_not_counted_yet(self) -> None:
+        """A VM of which it is not known yet whether it is in use makes no room."""
+        self.begin()
+        self.ask("bb")
+        self.world.pump(1)
+        self.ask("a")
+        self.world.pump(20)
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda _: Deferred())
+        long_ago = self.world.clock.seconds() - 100
+        self.world.fleet._sweep.grant(self.world.machine("bb"), long_ago, long_ago)
+        self.ask("ccc")
+        self.world.pump(0.5)
+        self.assertIs(State.UP, self.world.machine("bb").state)
+        self.patch(self.world.backend, "traffic", traffic)
 
     def test_no_room_to_make(self) -> None:
         """Where nobody may be stopped, the start is refused, and says why; the VM has not failed."""

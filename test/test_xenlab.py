@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 #: Seconds: three times what it took, with all guests booting at once.
-PATIENCE: Final = 150.0
+PATIENCE: Final = 300.0
 
 #: The VMs that are asked for as soon as there is a Jitsu.
 VMS: Final = {"pv": "10.99.0.21", "pvh": "10.99.0.22", "lpv": "10.99.0.23", "lpvh": "10.99.0.24"}
@@ -37,10 +37,12 @@ SYN_NODE: Final = "/ip/10-99-0-25"
 #: Has the client learn where that is.
 DATAGRAM: Final = f"import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('{SYN_IP}', 9))"
 
-#: Fetches its page, and bears that there is no way to it for a while: for curl that is an error.
+#: Fetches its page, and bears that there is no way to it for a while: for curl that is an error. It connects, and goes
+#: on when it is told: what is lost then, its kernel sends again only after three times what the guest took to answer.
 FETCH: Final = f"""
 import socket
 with socket.create_connection(('{SYN_IP}', 80)) as connection:
+    input()
     connection.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n')
     print(connection.makefile().read())
 """
@@ -393,7 +395,7 @@ class SynjitsuTests(JitsuTestCase):
         self.until(lambda: SYN_MAC in self.client("ip", "neigh", "show", SYN_IP), "ARP has the guest's MAC")
         before = self.retransmitted()
         self.fetching = self.lab.network.popen(
-            "client", [sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True
+            "client", [sys.executable, "-c", FETCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.addCleanup(self.fetching.communicate)
         self.addCleanup(self.fetching.kill)
@@ -405,7 +407,7 @@ class SynjitsuTests(JitsuTestCase):
         held = self.tree()
         self.until(self.is_connected, "connected")
         self.client("ip", "route", "del", "blackhole", SYN_IP)
-        self.assertIn(f"hello from {SYN_IP}\n", self.fetching.communicate(timeout=PATIENCE)[0])
+        self.assertIn(f"hello from {SYN_IP}\n", self.fetching.communicate("\n", PATIENCE)[0])
         self.assertEqual(before, self.retransmitted())
 
         (at,) = (path.removesuffix("/syn") for path in held if path.endswith("/syn"))

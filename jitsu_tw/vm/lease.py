@@ -82,6 +82,7 @@ class Lease:
         kept: until when it is kept, used or not (`keep_up`).
         meter: what its guest transmits; None where nobody counts.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
+        is_counted: it is known whether somebody counts its guest's packets, and if so, they are being counted.
         planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
     """
 
@@ -93,6 +94,7 @@ class Lease:
     kept: float = -inf
     meter: Meter | None = None
     check_at: float = inf
+    is_counted: bool = attrs.field(default=False, init=False)
     planned: float | None = attrs.field(default=None, init=False)
 
     def use(self, now: float) -> None:

@@ -134,6 +134,7 @@ class Sweep:
             total = await machine.backend.traffic(machine.uuid)
         except BackendError:
             total = 0  # what it has sent will look like a use, once: better than none that is seen
+        lease.is_counted = True
         if total is None or self._leases.get(machine.vm.name) is not lease:
             return
         lease.meter = Meter(machine.vm.idle_packets, total, self._now())
@@ -228,7 +229,7 @@ class Sweep:
     def may_go(self, machine: Machine) -> bool:
         """Say whether *machine* may be stopped to make room."""
         lease = self._leases.get(machine.vm.name)
-        if lease is None or lease.planned is None or machine.state is not State.UP:
+        if lease is None or not lease.is_counted or lease.planned is None or machine.state is not State.UP:
             return False
         until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
         return until <= self._now() and not self._needed(machine)

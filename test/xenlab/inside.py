@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 IP: Final = "10.99.0.20"
 
 #: Seconds that a boot may take: three times what it took.
-PATIENCE: Final = 90
+PATIENCE: Final = 200
 
 
 async def ready(backend: LibxlBackend, machine: VM) -> None:
