@@ -269,7 +269,7 @@ class Ledger:
     def _has_cause(self, facts: Facts) -> bool:
         """Say whether there is a reason to start a VM."""
         in_vain = facts.how in RESUMED and facts.by_us and facts.begun >= self._born
-        wanted = facts.asked or facts.wanted > max(facts.begun, facts.stopped[0])
+        wanted = facts.asked or (facts.wanted > facts.begun and facts.wanted >= facts.stopped[0])
         return bool(wanted or facts.restarting or in_vain or self.kept(facts, EARLY)) or any(
             self._has_cause(needer) for needer in self._needers.get(facts.vm.name, ())
         )
