@@ -62,6 +62,7 @@ class Record:
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
         self._tree: Mapping[str, str] = {}
+        self._said: set[str] = set()
         self._unsaved: set[str] = set()
         self._urgent: set[str] = set()
         self._writing: Deferred[None] | None = None
@@ -74,7 +75,8 @@ class Record:
 
     def start(self, tree: Mapping[str, str]) -> None:
         """Begin with what the state remembers."""
-        self._tree, self._known = tree, read_stats(tree)
+        self._known = read_stats(tree)
+        self._tree = {path: value for path, value in tree.items() if path.startswith("jitsu/vm/")}
         self._saving.start(COMMIT_EVERY, now=False)
 
     async def stop(self) -> None:
@@ -191,13 +193,17 @@ class Record:
                 done.callback(None)
 
     def save_configuration(self) -> Deferred[None]:
-        """Commit what the configuration says, where the state says otherwise."""
+        """Commit what the configuration says of VMs that have been found since, where the state says otherwise."""
         machines = [machine for machine in self._machines.values() if machine.uuid and self._store.lasting]
+        uuids = {machine.uuid for machine in machines} - self._said
         wanted: dict[str, str] = {}
         for machine in machines:
-            wanted |= vm_paths(machine.uuid, machine.vm)
-        changes = difference(self._tree, wanted, {machine.uuid for machine in machines})
-        self._tree = {**self._tree, **wanted}
+            if machine.uuid in uuids:
+                wanted |= vm_paths(machine.uuid, machine.vm)
+        changes = difference(self._tree, wanted, uuids)
+        # What the state says of these is what the configuration says; of a hundred thousand VMs, that is a lot.
+        self._said |= uuids
+        self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in uuids}
         return self._write(changes, "Configuration as the file and the command line have it")
 
     def forget_others(self) -> list[str]:
@@ -208,7 +214,7 @@ class Record:
             the names of those that were started by us, and not seen down since.
         """
         changes, names = forgotten(self._tree, {machine.uuid for machine in self._machines.values()})
-        self._tree = {path: value for path, value in self._tree.items() if path.rsplit("/", 1)[0] not in changes}
+        self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in names}
         if self._store.lasting:
             self._write(changes, "VMs that the configuration does not have any more")
         past = {name: self._known.get(uuid, Stats()) for uuid, name in names.items()}
@@ -222,3 +228,8 @@ class Record:
     def _not_written(self, failure: Any) -> None:
         failure.trap(StoreError)
         self.log.error("the state is not written: {error}", error=failure.getErrorMessage())
+
+
+def _uuid(path: str) -> str:
+    """Return whose configuration *path* is of."""
+    return path.split("/", 3)[2]
