@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from jitsu_tw.errors import BootFailed, NoRoom
-from jitsu_tw.ijitsu import Memory
-from jitsu_tw.settings import WhenFull
+from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.settings import Mode, WhenFull
 from jitsu_tw.vm.lifecycle import RUNNING, State
 from test.support import World, vm
 from test.test_vm_fleet import FleetTestCase
@@ -109,7 +110,7 @@ class RoomTests(FleetTestCase):
         traffic = self.world.backend.traffic
         self.patch(self.world.backend, "traffic", lambda _: Deferred())
         long_ago = self.world.clock.seconds() - 100
-        self.world.fleet._sweep.grant(self.world.machine("bb"), long_ago, long_ago)
+        self.world.fleet._sweep.adopt(self.world.machine("bb"), long_ago, long_ago)
         self.ask("ccc")
         self.world.pump(0.5)
         self.assertIs(State.UP, self.world.machine("bb").state)
@@ -143,6 +144,82 @@ class RoomTests(FleetTestCase):
         refused = [isinstance(answer, Failure) and isinstance(answer.value, NoRoom) for (answer,) in answers]
         self.assertEqual(sum(not one for one in refused), sum(self.world.starts(name) for name in names))
         self.assertTrue(9 <= sum(refused) <= 11, refused)
+
+    def count_slowly(self, name: str, sent: int = 0) -> None:
+        """Let the packets of a guest be counted; the hypervisor takes a tenth of a second to tell."""
+        self.world.backend.guests[self.world.machine(name).uuid].sent = sent
+        traffic = self.world.backend.traffic
+        self.patch(
+            self.world.backend, "traffic", lambda uuid: deferLater(self.world.clock, 0.1, traffic, uuid)
+        )
+        self.world.fleet._sweep.grant(self.world.machine(name), self.world.clock.seconds(), 0.0)
+
+    def test_asked_for_meanwhile(self) -> None:
+        """A VM that is asked for while it is seen whether its guest transmits does not make room."""
+        self.begin()
+        self.ask("bb")
+        self.count_slowly("bb")
+        self.world.pump(0.5)
+        self.ask("a")
+        self.world.pump(6)
+        self.ask("ccc")
+        self.world.pump(0.05, step=0.05)
+        self.ask("bb")
+        self.world.pump(0.5)
+        self.assertIs(State.UP, self.world.machine("bb").state)
+
+    def test_found_in_use(self) -> None:
+        """A VM that was in use when Jitsu was killed does not make room before it has been seen that it is not."""
+        self.begin()
+        self.ask("bb")
+        self.ask("a")
+        guest = self.world.backend.guests[self.world.machine("bb").uuid]
+        guest.sent = 0
+        self.world.pump(5)
+        self.ask("a")
+        self.world.pump(6)
+        self.world.kill()
+        self.ask("ccc")
+        self.world.pump(0.5)
+        self.assertIs(State.UP, self.world.machine("bb").state)
+
+    def test_waits_for_who_leaves(self) -> None:
+        """While one VM takes its time to stop, and no other may, the queue waits, and does nothing else."""
+        names = ["a" * number for number in range(1, 5)]
+        self.world = World(*(vm(name, idle=600, min_up=60 if name == "aa" else 0) for name in names), max_running=2,
+                           when_full=WhenFull.STOP_IDLE, answer_by=99)
+        self.ask("a")
+        self.ask("aa")
+        self.world.pump(6)
+        stopped: Deferred[None] = Deferred()
+        stop = self.world.backend.stop
+        self.patch(self.world.backend, "stop", lambda *_: stopped)
+        third, fourth = self.ask("aaa"), self.ask("aaaa")
+        self.world.clock.advance(0)
+        for _ in range(20):
+            self.world.clock.advance(0)
+        self.assertFalse([call for call in self.world.clock.getDelayedCalls() if call.getTime() <= 1006])
+        self.assertEqual([[], []], [third, fourth])
+        stop(self.world.machine("a").uuid, Mode.DESTROY)
+        stopped.callback(None)
+        self.world.pump(0.5)
+        self.assertEqual([True], third)
+
+    def test_started_by_hand_in_the_queue(self) -> None:
+        """A VM that somebody else starts while it waits its turn is not stopped when its turn comes to nothing."""
+        self.world = World(*(vm(name, idle=600, min_up=600) for name in ("a", "bb", "ccc")), max_running=2,
+                           when_full=WhenFull.STOP_IDLE, answer_by=99)
+        self.ask("a")
+        self.ask("bb")
+        self.count_slowly("a")
+        self.world.fleet._sweep.lease("a").min_up = 0  # type: ignore[union-attr]
+        self.world.pump(6)
+        self.ask("ccc")
+        self.world.pump(0.05, step=0.05)
+        self.ask("a")
+        self.world.backend.happen(self.world.machine("ccc").uuid, Power.RUNNING, "booted")
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine("ccc").state)
 
     def test_memory(self) -> None:
         """A VM that its host has no memory for is not started, and the answer says what lacks."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
+from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from twisted.internet.task import Clock
 
 
 class FleetTestCase(SynchronousTestCase):
@@ -483,6 +490,41 @@ class RestartTests(FleetTestCase):
         self.world.pump(0.3)
         self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_adopts_what_is_in_use(self) -> None:
+        """A guest that transmits is not stopped because Jitsu was restarted after its lease's end; a silent one is."""
+        for takes, per_second, state in ((0, 5, State.UP), (5.0, 5, State.UP), (0, 0, State.OFF), (5.0, 0, State.OFF)):
+            self.world = World(vm(idle=20))
+            self.ask()
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.sent = 0
+            self.world.pump(15)
+            traffic = self.world.backend.traffic
+
+            def slowly(uuid: str, takes: float = takes, traffic: Any = traffic) -> Any:
+                return deferLater(self.world.clock, takes, traffic, uuid) if takes else traffic(uuid)
+
+            self.patch(self.world.backend, "traffic", slowly)
+            self.world.fleet = None  # type: ignore[assignment]
+            for call in self.world.clock.getDelayedCalls():
+                call.cancel()
+            self.world.clock.advance(300)
+            self.world.begin()
+            for _ in range(30):
+                guest.sent += per_second
+                self.world.pump(1)
+            self.assertIs(state, self.world.machine().state, (takes, per_second))
+
+    def test_started_when_it_had_stopped(self) -> None:
+        """A VM that was started in the moment of its stop is ours after a restart, also if the clock was set back."""
+        self.world = World(vm(idle=20, mode=Mode.SHUTDOWN, stop_timeout=1.0))
+        self.ask()
+        self.world.fleet.stop_vm("www")
+        self.world.fleet.start_vm("www")
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.kill()
+        self.world.pump(21)
+        self.assertIs(State.OFF, self.world.machine().state)
+
     def test_foreign(self) -> None:
         """What was running and never asked for is left alone; what is off is not started."""
         self.world = World(vm("a", idle=20), vm("bb", idle=20))
@@ -732,6 +774,55 @@ class SavingTests(FleetTestCase):
         self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)
 
 
+class LateStore(MemoryStore):
+    """A store whose commits take a third of a second."""
+
+    clock: Clock
+
+    def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
+        """Change the tree, later."""
+        write = super().write
+        later: Deferred[None] = deferLater(self.clock, 0.3)
+        return later.addCallback(lambda _: write(changes, message))
+
+
+class BusySavingTests(FleetTestCase):
+    """What is written down while much happens."""
+
+    def test_starts_and_stops(self) -> None:
+        """Statistics are committed within seconds, though others are started and stopped all the time."""
+        self.world = World(vm("a", idle=600), vm("bb"))
+        store = LateStore(lasting=True)
+        store.clock, self.world.store = self.world.clock, store
+        self.world.kill()
+        self.ask("a")
+        self.world.pump(2)
+        self.ask("a", host="192.0.2.2")
+        for _ in range(8):
+            self.world.fleet.start_vm("bb")
+            self.world.pump(0.7)
+            self.world.fleet.stop_vm("bb")
+            self.world.pump(0.7)
+        self.assertEqual("2", self.world.remembered("a")["dns/a.jitsu.test/total_requests"])
+
+    def test_asked_before_it_was_found(self) -> None:
+        """What is asked for before the hypervisor has answered counts, and is written down."""
+        self.world = World(vm(idle=600))
+        self.ask()
+        self.world.pump(6)
+        found: Deferred[str] = Deferred()
+        look_up = self.world.backend.look_up
+        self.patch(self.world.backend, "look_up", lambda _: found)
+        self.world.kill()
+        self.ask(host="192.0.2.2")
+        self.world.pump(1)
+        look_up(self.world.machine().vm).addCallback(found.callback)
+        self.world.pump(6)
+        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual("2", self.world.remembered()["dns/www.jitsu.test/total_requests"])
+        self.assertEqual(f"{EPOCH + 1006:.3f}", self.world.remembered()["dns/www.jitsu.test/last_request_ts"])
+
+
 class FailureTests(FleetTestCase):
     """VMs that fail again and again, that hang, and that cannot go on."""
 
@@ -843,6 +934,41 @@ class FailureTests(FleetTestCase):
         self.world.fleet.stop_vm("www")
         self.world.pump(30)
         self.assertIs(State.OFF, machine.state)
+
+
+class UnclearTests(FleetTestCase):
+    """Calls whose end nobody tells, because the connection broke."""
+
+    def break_off(self, name: str) -> Deferred[Any]:
+        """Return what the backend's call *name* gives from now on."""
+        call: Deferred[Any] = Deferred()
+        self.patch(self.world.backend, name, lambda *_: call)
+        return call
+
+    def test_waiting(self) -> None:
+        """A VM that runs, but was not ready yet when the connection broke, is ours when that is back."""
+        self.world = World(vm(idle=20))
+        ready = self.world.backend.ready
+        call = self.break_off("ready")
+        self.ask()
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.patch(self.world.backend, "ready", ready)
+        call.errback(BackendLost("the connection broke"))
+        self.world.fleet.lost(self.world.backend, "the connection broke")
+        self.world.fleet.connected(self.world.backend)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(21)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_started_by_hand_meanwhile(self) -> None:
+        """A VM that somebody starts while our start call hangs is known to run when that has failed."""
+        self.world = World(vm(idle=20))
+        call = self.break_off("start")
+        self.ask()
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.assertIs(State.STARTING, self.world.machine().state)
+        call.errback(BackendError("it hangs"))
+        self.assertIs(State.UP, self.world.machine().state)
 
 
 class ImageTests(FleetTestCase):
@@ -999,6 +1125,18 @@ class GroupTests(FleetTestCase):
         self.assertEqual(0, self.world.starts("web"))
 
 
+    def test_needed_while_it_shuts_down(self) -> None:
+        """What a VM needs is kept while that is being shut down: it may have to write there."""
+        self.begin()
+        self.ask("web")
+        self.world.pump(3.5)
+        self.patch(self.world.backend, "stop", lambda *_: Deferred())
+        self.world.fleet.stop_vm("web")
+        self.assertIs(State.STOPPING, self.world.machine("web").state)
+        self.world.pump(200, step=1)
+        self.assertIs(State.UP, self.world.machine("db").state)
+
+
 class ReconcilingTests(FleetTestCase):
     """VMs that were changed by others."""
 
@@ -1045,6 +1183,30 @@ class ReconcilingTests(FleetTestCase):
         self.world.pump(11)
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         self.assertEqual(uuid, self.world.machine().uuid)
+
+    def test_defined_anew_while_stopping(self) -> None:
+        """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
+        self.world = World(vm(idle=10))
+        self.ask()
+        known = self.world.backend.guests.pop(self.world.machine().uuid)
+        known.power = Power.OFF
+        other = "11111111-2222-3333-4444-555555555555"
+        self.world.backend.guests[other] = known
+        self.patch(self.world.backend, "look_up", lambda _: succeed(other))
+        self.world.pump(11)
+        self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
+
+    def test_defined_while_it_is_looked_up(self) -> None:
+        """A VM that is defined while we hear that there is none is found."""
+        self.world = World(vm())
+        first: Deferred[str] = Deferred()
+        answers = [first]
+        look_up = self.world.backend.look_up
+        self.patch(self.world.backend, "look_up", lambda vm: answers.pop() if answers else look_up(vm))
+        self.world.kill()
+        self.world.fleet.changed("some uuid", "defined")
+        first.errback(NoSuchVM("no VM www"))
+        self.assertIs(State.OFF, self.world.machine().state)
 
     def test_paused_by_hand(self) -> None:
         """A VM that somebody pauses is known to be paused; asked for, it goes on."""

@@ -79,10 +79,9 @@ class Lease:
         used: when it was last used.
         started: when it was last started.
         max_up: seconds after its start after which it is stopped, used or not.
-        kept: until when it is kept, used or not (`keep_up`).
+        kept: until when it is kept, used or not (`keep_up`, or it has just been found).
         meter: what its guest transmits; None where nobody counts.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
-        is_counted: it is known whether somebody counts its guest's packets, and if so, they are being counted.
         planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
     """
 
@@ -94,7 +93,6 @@ class Lease:
     kept: float = -inf
     meter: Meter | None = None
     check_at: float = inf
-    is_counted: bool = attrs.field(default=False, init=False)
     planned: float | None = attrs.field(default=None, init=False)
 
     def use(self, now: float) -> None:
@@ -134,10 +132,11 @@ class Leases:
         """Return all leases, and whose they are."""
         return list(self._leases.items())
 
-    def grant(self, name: str, lease: Lease) -> None:
-        """Give *name* this lease, in place of the one it has."""
+    def grant(self, name: str, lease: Lease, *, later: bool = False) -> None:
+        """Give *name* this lease, in place of the one it has; *later*: nobody looks at it until `again` is called."""
         self._leases[name] = lease
-        self.again(name)
+        if not later:
+            self.again(name)
 
     def again(self, name: str) -> None:
         """Look at the lease of *name* again when that is due."""

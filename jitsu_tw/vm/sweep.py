@@ -104,23 +104,22 @@ class Sweep:
         elif machine.state is State.UP:
             self.grant(machine, now, now)
 
-    def grant(self, machine: Machine, used: float, started: float) -> None:
+    def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
         vm, now = machine.vm, self._now()
         lease = Lease(vm.idle, vm.min_up, used, started, vm.max_up or inf)
         if vm.check_every and has_port(vm, machine.backend):
             lease.check_at = now + vm.check_every
         lease.kept = self._kept(machine)
-        self._leases.grant(vm.name, lease)
+        self._leases.grant(vm.name, lease, later=not is_new)
         self._resting.discard(vm.name)
         self._plan()
-        counting = Deferred.fromCoroutine(self._begin_to_count(machine, lease, is_new=used == now))
+        counting = Deferred.fromCoroutine(self._begin_to_count(machine, lease, is_new=is_new))
         counting.addErrback(self._unexpected, machine)
 
     def adopt(self, machine: Machine, used: float, started: float) -> None:
-        """Give *machine*, which is found running, what is left of its lease, or time to see if it is in use."""
-        idle = machine.vm.idle
-        self.grant(machine, max(used, self._now() + look_every(idle) - idle), started)
+        """Give *machine*, which is found running, what is left of its lease, but time to see if it is in use."""
+        self.grant(machine, used, started, is_new=False)
 
     def _kept(self, machine: Machine) -> float:
         """Return until when `keep_up` keeps *machine*, on our clock."""
@@ -134,13 +133,14 @@ class Sweep:
             total = await machine.backend.traffic(machine.uuid)
         except BackendError:
             total = 0  # what it has sent will look like a use, once: better than none that is seen
-        lease.is_counted = True
-        if total is None or self._leases.get(machine.vm.name) is not lease:
+        if self._leases.get(machine.vm.name) is not lease:
             return
-        lease.meter = Meter(machine.vm.idle_packets, total, self._now())
-        if not is_new:
-            lease.meter.level = 0.0
-        if lease.planned is not None:
+        if total is not None:
+            lease.meter = Meter(machine.vm.idle_packets, total, self._now())
+            if not is_new:
+                lease.meter.level = 0.0
+                lease.kept = max(lease.kept, self._now() + look_every(lease.idle))
+        if lease.planned is not None or not is_new:
             self._leases.again(machine.vm.name)
             self._plan()
 
@@ -229,7 +229,7 @@ class Sweep:
     def may_go(self, machine: Machine) -> bool:
         """Say whether *machine* may be stopped to make room."""
         lease = self._leases.get(machine.vm.name)
-        if lease is None or not lease.is_counted or lease.planned is None or machine.state is not State.UP:
+        if lease is None or lease.planned is None or machine.state is not State.UP:
             return False
         until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
         return until <= self._now() and not self._needed(machine)
