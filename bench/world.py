@@ -58,10 +58,8 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
     made: list[VM] = []
     for one in range(number):
         name = f"vm{one:03}"
-        # Groups of ten: the second to fourth need the first, the fifth the second, the sixth two others.
+        # Every second ten are a group: three need the first, one needs one of these, one needs two.
         needs = {1: (0,), 2: (0,), 3: (0,), 4: (1,), 5: (0, 6)}.get(one % 10, ()) if one % 20 < 10 else ()
-        if one % 10 == 6:
-            needs = ()
         group = one - one % 10
         kept = one % 25 == 7
         uri = URIS[one // 10 % 2]
@@ -80,8 +78,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             min_up=random.choice((0.0, 0.0, 0.0, 15.0, 60.0)),
             max_up=0.0 if kept else random.choice((0.0, 0.0, 0.0, 90.0, 300.0)),
             keep_up=tuple(_spans(one)) if kept else (),
-            needs=tuple(made[group + other].name if group + other < one else f"vm{group + other:03}"
-                        for other in needs if group + other < number),
+            needs=tuple(f"vm{group + other:03}" for other in needs if group + other < number),
             boot_from=random.choice((Boot.DISK, Boot.DISK, Boot.SNAPSHOT)),
             check_every=5.0,
             stop_timeout=random.choice((3.0, 10.0)),
