@@ -47,6 +47,7 @@ class SoakTests(SynchronousTestCase):
         """Return a quiet world with a VM that was asked for and is up."""
         made = self.world(5)
         made.begin()
+        made.pass_time(5.0)
         assert made.jitsu is not None
         name = next(vm.name for vm in made.vms if not (vm.needs or vm.keep_up or vm.wait_for_port))
         made.jitsu.ask(name, "10.0.0.1", 4711, 1, 1)
