@@ -670,14 +670,34 @@ class BackendTests(FleetTestCase):
             self.world.pump(12)
             self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_lost_in_a_start_that_goes_on(self) -> None:
+        """A VM that is still off when we look, and comes up later by a start whose end nobody told us, is ours."""
+        self.world = World(vm(idle=20))
+        self.patch(self.world.backend, "start", lambda _: fail(BackendLost("the connection broke")))
+        self.ask()
+        self.world.pump(6)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertIsNotNone(self.world.fleet.lease_left(self.world.machine()))
+        self.world.pump(21)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.ask()
+        self.world.pump(70, step=1)
+        self.assertFalse(self.world.machine().held)
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted by hand")
+        self.world.pump(30)
+        self.assertIs(State.UP, self.world.machine().state)
+
     def test_lost_in_a_start_that_failed(self) -> None:
-        """A VM whose start call had no answer, and that is off, can be asked for again, and is nobody's."""
+        """A VM whose start had no answer, and that is off, can be asked for again, and after a while is nobody's."""
         self.world = World(vm(idle=10))
         start = self.world.backend.start
         self.patch(self.world.backend, "start", lambda _: fail(BackendLost("has not answered within 60 s")))
         self.ask()
         self.world.pump(6)
         self.assertIs(State.OFF, self.world.machine().state)
+        self.world.pump(56, step=1)
         self.assertFalse(self.world.machine().held)
         self.patch(self.world.backend, "start", start)
         self.assertEqual([True], self.ask())

@@ -29,7 +29,7 @@ from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.cover import Cover
-from jitsu_tw.vm.lifecycle import WANTED, Event, State
+from jitsu_tw.vm.lifecycle import CALLING, WANTED, Event, State
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sweep import Sweep
@@ -54,6 +54,9 @@ LOOKS_AT_ONCE: Final = 16
 
 #: What a VM is doing that nobody could say is asked again after so many seconds.
 LOOK_AGAIN: Final = 5.0
+
+#: A start whose end nobody told us may bring a VM up for so many seconds more.
+STARTS_WITHIN: Final = 60.0
 
 #: States in which a VM that we held is not held any more.
 _DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
@@ -121,6 +124,7 @@ class Fleet:
         self._missing: set[str] = set()
         self._strangers = 0
         self._unseen = set(self.machines)
+        self._doubts: dict[str, float] = {}
         self._lost: dict[int, str] = {}
         self._looks: dict[str, IDelayedCall] = {}
         self._record = Record(store, self.machines, clocks)
@@ -409,7 +413,12 @@ class Fleet:
         if old in {State.UP, State.WAITING}:
             name, how = machine.vm.name, machine.state.value
             self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
-        if not machine.is_unsure:
+        if machine.is_unsure:
+            if old in CALLING:
+                # What was begun may go on, and bring it up yet: then it is ours.
+                self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
+                self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
+        elif self._now() >= self._doubts.get(machine.vm.name, -inf):
             machine.held = False
             self._unseen.discard(machine.vm.name)
             self._record.stopped(machine)
@@ -418,6 +427,13 @@ class Fleet:
                 self._sweep.renew(need)
         if old in {State.UP, State.STOPPING, State.UNKNOWN}:
             self._sweep.went_down(machine)
+
+    def _doubts_end(self, machine: Machine) -> None:
+        """Take *machine*, if it did not come up all the same, for nobody's."""
+        if self._now() >= self._doubts.get(machine.vm.name, inf):
+            del self._doubts[machine.vm.name]
+            if machine.state in _DOWN - {State.UNKNOWN}:
+                self._went_down(machine, machine.state)
 
     # What the backends tell (`IWatcher`).
 
