@@ -392,6 +392,7 @@ class Fleet:
     def _came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
         name, now = machine.vm.name, self._now()
+        self._doubts.pop(name, None)
         if machine.held:
             self._sweep.grant(machine, now, now)
         elif name in self._unseen and self._record.is_ours(machine) and not self._settings.dry_run:
