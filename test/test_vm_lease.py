@@ -67,7 +67,7 @@ class MeterTests(SynchronousTestCase):
         """What a guest says when it has just come up is no use, and does not hide one."""
         self.assertEqual("." * 12, self.looks(Meter(30, 3, 0), [2, 2, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0]))
         self.assertEqual(".UUUU", self.looks(Meter(30, 3, 0), [10, 10, 10, 10, 10]))
-        self.assertEqual("......UUU", self.looks(Meter(30, 3, 0), [2, 2, 2, 2, 2, 2, 2, 2, 2]))
+        self.assertEqual(".........UUU", self.looks(Meter(30, 3, 0), [2] * 12))
 
     def test_begins_again(self) -> None:
         """A counter that is smaller than before began at 0 again: the guest was restored, or its interface replaced."""

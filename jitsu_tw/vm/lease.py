@@ -21,7 +21,7 @@ BURST: Final = 2.0
 
 #: So many packets may a guest transmit to say that it is there: it looks for its address in use by others, joins groups
 #: and asks for routers (RFC 4862, 5.4; RFC 3810, 6.1; RFC 4861, 6.3.7), for ten seconds or so.
-GREETING: Final = 8.0
+GREETING: Final = 12.0
 
 #: A guest's packets are counted this often within the `idle` seconds of its lease, but no more often than every so many
 #: seconds, and no more seldom than every so many.
