@@ -115,9 +115,9 @@ class StandinTestCase(LabTestCase):
 
     def once(self) -> None:
         """Check that the page is fetched, by a SYN that is sent once; but a slow machine may take too long for that."""
-        before = self.count("TcpRetransSegs")
+        before = self.count("TcpExtTCPSynRetrans")
         if self.page(self.fetch()) < RETRANSMITS:
-            self.assertEqual(before, self.count("TcpRetransSegs"))
+            self.assertEqual(before, self.count("TcpExtTCPSynRetrans"))
 
     def count(self, name: str) -> int:
         """Return one of the client's kernel's counters (nstat(8))."""
