@@ -17,6 +17,8 @@ from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.networks import network, packed
 from jitsu_tw.settings import RESUMED_WITHIN, Mode
 from jitsu_tw.vm.activation import RESUMED
+from jitsu_tw.vm.fleet import STARTS_WITHIN
+from jitsu_tw.vm.lease import BURST, GREETING
 from jitsu_tw.vm.record import COMMIT_EVERY
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_RETRY, EARLY, JUST_USED
 from jitsu_tw.vm.week import kept_until
@@ -41,12 +43,15 @@ FORGOTTEN: Final = COMMIT_EVERY + 2.0
 #: A start or stop is written down within so many seconds; a kill before that may lose it.
 WRITTEN: Final = 1.0
 
-#: A guest that sends so many packets a second for so many seconds is in use: more than `BURST` and `GREETING` allow.
-BUSY_RATE: Final = 5.0
-BUSY_FOR: Final = 5.0
+#: How a call ends where nobody tells Jitsu how it ended.
+UNTOLD: Final = frozenset({"start hangs", "the connection broke"})
 
-#: Packets that a guest may send without that being a use: `lease.GREETING` and `lease.BURST`.
-UNNOTICED: Final = 10.0
+#: Packets that a guest may send without that being a use.
+UNNOTICED: Final = GREETING + BURST
+
+#: A guest that sends so many packets a second for so many seconds is in use.
+BUSY_RATE: Final = 5.0
+BUSY_FOR: Final = 2 * UNNOTICED / BUSY_RATE
 
 #: The last lines of a VM's story that are told with a violation.
 STORY: Final = 40
@@ -71,6 +76,7 @@ class Facts:
         asked: how many have asked for it, or for a VM that needs it, and are not answered.
         changing: the call that is changing it, of the Jitsu that is alive.
         stopped: when the last stop call began; its mode.
+        untold: when a start call of Jitsu's last ended without its being told how.
         orphan: a start call of a Jitsu that is no more is under way, perhaps.
         restarting: it was stopped to be started again.
         by_hand: how many people wait for it to stop.
@@ -98,6 +104,7 @@ class Facts:
     asked: int = 0
     changing: str | None = None
     stopped: tuple[float, Mode] = (-inf, Mode.DESTROY)
+    untold: float = -inf
     orphan: bool = False
     restarting: bool = False
     by_hand: int = 0
@@ -214,6 +221,8 @@ class Ledger:
             if ours and facts.orphan:
                 facts.ours = None
                 self.counts["came up after its Jitsu's end"] += 1
+            elif not ours and now < facts.untold + STARTS_WITHIN + NEWS:
+                facts.ours = None
             elif ours or on_its_way:
                 facts.ours = True
             elif facts.ours is not False and self._unseen(facts):
@@ -243,6 +252,8 @@ class Ledger:
         """Hear how such a call ended for Jitsu."""
         self.note(facts, f"<- {what}: {end}")
         facts.changing = None
+        if what == "start" and end in UNTOLD:
+            facts.untold = self._now()
 
     def starts(self, facts: Facts, reason: str) -> None:
         """Hear that Jitsu calls for a start."""
