@@ -119,6 +119,26 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
 
 
+    def test_asked_for_when_it_is_found(self) -> None:
+        """A guest that is asked for before it is found running does not greet its neighbours: what it sends is use."""
+        for per_second, state in ((5, State.UP), (0, State.OFF)):
+            self.world = World(vm(idle=3))
+            self.ask()
+            self.guest = self.world.backend.guests[self.world.machine().uuid]
+            self.guest.sent = 0
+            found: Deferred[str] = Deferred()
+            look_up = self.world.backend.look_up
+            self.patch(self.world.backend, "look_up", lambda _, found=found: found)
+            self.world.kill()
+            self.ask()
+            look_up(self.world.machine().vm).addCallback(found.callback)
+            for _ in range(4):
+                self.guest.sent += per_second
+                self.world.pump(1)
+            self.assertIs(state, self.world.machine().state)
+            self.patch(self.world.backend, "look_up", look_up)
+
+
 class LimitsTests(FleetTestCase):
     """`max_up`."""
 

@@ -394,7 +394,7 @@ class Fleet:
         name, now = machine.vm.name, self._now()
         self._doubts.pop(name, None)
         if machine.held:
-            self._sweep.grant(machine, now, now)
+            self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._settings.dry_run:
             machine.held = True
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
