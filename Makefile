@@ -2,13 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check fuzz bench clean
+.PHONY: help setup demo test xenlab check fuzz bench clean
 
 FUZZ_SECONDS ?= 60
 
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
 	@echo "make test    run all tests; as root also those that need QEMU and a bridge"
+	@echo "make xenlab  run the tests that boot a whole Xen in an emulated machine; ten minutes on a quiet one"
 	@echo "make check   linters, types and the floors of the house"
 	@echo "make fuzz    throw octets at the parser, FUZZ_SECONDS=60"
 	@echo "make bench   measure cold starts"
@@ -29,6 +30,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial test
+
+xenlab: setup
+	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-xen test.xenlab.suite
 
 check: setup
 	$(BIN)/ruff check .

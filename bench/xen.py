@@ -27,8 +27,8 @@ from rich.table import Table
 
 from bench.cold import IP, PORT
 from jitsu_tw import xen
-from test.test_xenlab import Jitsu
 from test.xenlab.lab import DOM0_IP, KERNEL, RAMDISK, XenLab
+from test.xenlab.suite import Jitsu
 
 MAC: Final = "00:16:3e:99:00:10"
 UUID: Final = "0ddba11a-0000-4000-8000-000000000010"

@@ -1,4 +1,4 @@
-"""What the libxl backend does, on an xl without Xen and a real xenstored. `test.test_xenlab` does it on a real Xen."""
+"""What the libxl backend does, on an xl without Xen and a real xenstored. `test.xenlab.suite` does it on a real Xen."""
 
 from __future__ import annotations
 

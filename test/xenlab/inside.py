@@ -1,4 +1,4 @@
-"""What runs in the Xen lab's dom0, by trial there: the libxl backend on a real Xen. `test.test_xenlab` starts it."""
+"""What runs in the Xen lab's dom0, by trial there: the libxl backend on a real Xen. `test.xenlab.suite` starts it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 A real Xen: Jitsu runs in its dom0, clients are outside, guests boot.
 
 One lab (`test.xenlab.lab`) serves all tests: it takes half a minute to come up. It is emulated, so everything is ten
-times as slow as elsewhere; nothing is measured here. To save time, guests boot at once, and each test finds its own.
+times as slow as elsewhere; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -170,9 +170,7 @@ def jitsu() -> Jitsu:
     for number, (name, kind, os) in enumerate([("lpv", "pv", "linux"), ("lpvh", "pvh", "xenpvh")], 23):
         xml = DOMAIN.format(name=name, kind=kind, os=os, ip=f"10.99.0.{number}", mac=f"00:16:3e:00:00:{number}")
         one.put(f"/lab/run/{name}.xml", xml)
-    made = Jitsu(one, CONFIGURATION, VMS)
-    inside()
-    return made
+    return Jitsu(one, CONFIGURATION)
 
 
 @functools.cache
