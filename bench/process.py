@@ -37,8 +37,8 @@ class Process:
         return self._clock.seconds()
 
     def callLater(self, delay: float, callable: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:  # noqa: A002, N802
-        """Call later, if it lives."""
-        return self._clock.callLater(delay, self._call, callable, args, kwargs)
+        """Call later, if it lives; what one that was killed in the middle of something still asks for is forgotten."""
+        return self._clock.callLater(delay if self.alive else 0.0, self._call, callable, args, kwargs)
 
     def _call(self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not self.alive:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ class GitStoreTests(contract_store.StoreContract):
         store.open()
         await store.write({"a": "2"}, "two")
         self.assertEqual("2\n", self.git("show", "main:a"))
+
+    def test_memory(self) -> None:
+        """A year of commits takes no more memory than a day of them: nothing is kept of what was written."""
+
+        def commits(number: int) -> int:
+            for one in range(number):
+                self.store._commit({f"jitsu/stats/some-uuid/{key}": str(one) for key in ("start", "stop")}, STATISTICS)
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        before = commits(20)
+        self.assertLess(commits(200) - before, 100)
 
     async def test_damaged(self) -> None:
         """A damaged repository is an error that names the way back, never an empty state."""

@@ -9,6 +9,7 @@ end; commits of configurations stay for ever.
 from __future__ import annotations
 
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Final
 
 import pygit2
@@ -114,7 +115,8 @@ class GitStore:
         builder = repository.TreeBuilder(tree) if tree is not None else repository.TreeBuilder()
         below: dict[str, dict[str, str | None]] = {}
         for path, value in changes.items():
-            name, _, rest = path.partition("/")
+            step, _, rest = path.partition("/")
+            name = intern(step)  # pygit2 1.21 keeps the string of each name that a tree is asked for: one and the same
             if rest:
                 below.setdefault(name, {})[rest] = value
             elif value is None:
