@@ -92,7 +92,7 @@ mkdir out
 decompress_kernel kernel/boot/vmlinuz-* out/vmlinux
 mkdir -p root/bin root/dev root/proc root/lib/net root/lib/late root/www/cgi-bin root/etc/acpi/PWRF root/var/log root/var/run
 install -m 755 "$(find busybox -path '*/bin/busybox' -type f)" root/bin/busybox
-for applet in sh acpid cat halt httpd ifconfig insmod mount poweroff route sleep; do ln -s busybox "root/bin/$applet"; done
+for applet in sh acpid cat halt httpd insmod ip mount poweroff sleep; do ln -s busybox "root/bin/$applet"; done
 cp "$here/init" root/init
 chmod +x root/init
 # shellcheck disable=SC2086  # lists of words

@@ -32,11 +32,8 @@ BUFFER: Final = 16 * 1024 * 1024
 #: Seconds from one try to open an interface that has gone to the next.
 RETRY: Final = 0.5
 
-#: What opens a connection and what gives one up, in IPv4 and, its header without extensions, in IPv6.
-_TCP: Final = (
-    f"tcp[13] & 0x16 == {SYN} or tcp[13] & {RST} != 0",
-    f"ip6[6] = 6 and (ip6[53] & 0x16 == {SYN} or ip6[53] & {RST} != 0)",
-)
+#: What opens a connection, accepts it or gives it up, in IPv4 and, its header without extensions, in IPv6.
+_TCP: Final = (f"tcp[13] & {SYN | RST} != 0", f"ip6[6] = 6 and ip6[53] & {SYN | RST} != 0")
 
 #: Neighbour solicitations and advertisements.
 _DISCOVERY: Final = "ip6[6] = 58 and (ip6[40] = 135 or ip6[40] = 136)"

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError
-from synjitsu_tw import packets, records
-from synjitsu_tw.table import Action, Handover, Peer, Send
+from synjitsu_tw import records
+from synjitsu_tw.table import Action, Handover, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -32,21 +32,14 @@ def wire(standins: Standins, standin: Standin, held: Sequence[Held]) -> Iterator
     """
     Yield what hands a guest its address and its packets.
 
-    First its peers are told its MAC. Then it is told theirs, as far as they wait, as if they asked for it: it would
-    have to ask before it answers. Then each packet is sent.
+    First its peers are told its MAC. Then it is told theirs, as far as they wait, and each packet is sent.
     Where the guest takes its SYNs from Xenstore, only other packets are sent: there are none.
     """
     if standin.handover is Handover.XENSTORE:
         return
-    peers = dict(standin.peers)
+    handed = [(one, standin.peers.get(Peer(one.port, one.frame.tags, one.frame.src))) for one in held]
     yield from standins.guest_takes_over(standin)
-    for peer in {Peer(one.port, one.frame.tags, one.frame.src): None for one in held}:
-        ip = peers.get(peer)
-        if ip is not None:
-            yield Send(peer.port, packets.asked(ip, peer.mac, standin.mac, peer.tags, standin.ip))
-    for one in held:
-        mtu = standins.links[one.port].mtu
-        yield from (Send(one.port, octets) for octets in packets.sent_on(one.frame, standin.mac, mtu))
+    yield from standins.deliver(standin, handed)
 
 
 class Tree(Protocol):

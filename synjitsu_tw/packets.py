@@ -52,6 +52,10 @@ _UNREACHABLE6: Final = (icmp6.ICMP6_DST_UNREACH, 3)
 _QUOTED: Final = 512
 
 
+#: Protocol, source and ports.
+Flow = tuple[int, bytes, int, int]
+
+
 @attrs.frozen
 class Frame:
     """
@@ -122,9 +126,14 @@ class Packet:
         return self.protocol == TCP and self.flags & (SYN | ACK | RST) == SYN
 
     @property
-    def flow(self) -> tuple[int, bytes, int, int]:
+    def flow(self) -> Flow:
         """Protocol, source and ports: with the address it is for, what names a connection."""
         return self.protocol, self.src, self.sport, self.dport
+
+    @property
+    def answers(self) -> Flow:
+        """The flow of what this would be the answer to."""
+        return self.protocol, self.dst, self.dport, self.sport
 
 
 def parse(octets: bytes) -> Frame | None:

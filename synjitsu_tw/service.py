@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 #: Seconds between two looks at what has waited too long.
 TICK: Final = 1.0
 
-#: Seconds between two knocks at a guest that boots and has been heard of, at least.
-KNOCK: Final = 0.005
+#: Seconds between two looks at guests that boot or have just booted: whether they listen, and answer what was held.
+LOOK: Final = 0.005
 
 #: Seconds for which the VMs of a Jitsu that has gone are stood in for: it may come back.
 ORPHANED: Final = 15.0
@@ -97,8 +97,8 @@ class Synjitsu(Service):
         self._may_tell = True
         self._tick = LoopingCall(self.tick)
         self._tick.clock = reactor
-        self._knock = LoopingCall(self.knock)
-        self._knock.clock = reactor
+        self._look = LoopingCall(self.look)
+        self._look.clock = reactor
         self.xenstore: XenstoreHandover | None = None
         self.factory = Factory.forProtocol(Conversation)
         self.factory.synjitsu = self  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ class Synjitsu(Service):
     def stopService(self) -> None:  # noqa: N802
         """End. Nobody is told: who starts us again shall find peers as they were."""
         super().stopService()
-        for call in (self._tick, self._knock):
+        for call in (self._tick, self._look):
             if call.running:
                 call.stop()
         for capture in self._captures.values():
@@ -155,8 +155,7 @@ class Synjitsu(Service):
         standin = self.standins.table[ip]
         if standin.handover is Handover.XENSTORE and known != (True, standin.domid):
             self._announce_in_xenstore(standin)
-        if self.standins.knocked and not self._knock.running:
-            self._knock.start(KNOCK)
+        self._look_soon()
 
     def ready(self, owner: Conversation | None, ip: bytes, mac: bytes) -> None:
         """Hand an address over to its guest."""
@@ -166,6 +165,7 @@ class Synjitsu(Service):
     def _hand_over(self, ip: bytes, mac: bytes = b"") -> None:
         standin, held = self.standins.ready(ip, mac)
         self._do(handover.wire(self.standins, standin, held))
+        self._look_soon()
         if held:
             self.log.info(
                 "{ip}: handed over to {mac}: {count} packets, the first of them held for {seconds:.3f} s",
@@ -236,11 +236,17 @@ class Synjitsu(Service):
         for ip in [ip for ip, until in self._orphans.items() if now >= until]:
             self._let_go(ip)
 
-    def knock(self) -> None:
-        """Look whether guests that boot listen."""
-        self._do(self.standins.knock(self._reactor.seconds()))
-        if not self.standins.knocked:
-            self._knock.stop()
+    def _look_soon(self) -> None:
+        if (self.standins.knocked or self.standins.handed) and not self._look.running:
+            self._look.start(LOOK)
+
+    def look(self) -> None:
+        """Look whether guests that boot listen, and whether those that do have answered."""
+        now = self._reactor.seconds()
+        self._do(self.standins.knock(now))
+        self._do(self.standins.again(now))
+        if not self.standins.knocked and not self.standins.handed:
+            self._look.stop()
 
     def _look_at_host(self) -> None:
         addresses = self._kernel.addresses()

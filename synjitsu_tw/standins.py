@@ -48,7 +48,7 @@ from synjitsu_tw.table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: Seconds for which the SYNs of a VM whose start failed are refused, unless it is announced again: as long as a client
 #: takes to send its third one (Linux).
@@ -67,6 +67,12 @@ SEEN_PER_SECOND: Final = 8
 KNOCK_AFTER: Final = 1 / 64
 KNOCK_WITHIN: Final = 0.25
 
+#: Seconds after which a guest that has not answered a SYN is sent it again, and for which that goes on, after twice the
+#: time each time: then its client sends it again itself. A guest may lose what comes while it sets up its interface: a
+#: new netmask takes its address away for a moment (Linux).
+AGAIN_AFTER: Final = 0.01
+AGAIN_WITHIN: Final = 1.0
+
 #: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
 KNOCK_PORT: Final = 61999
 
@@ -79,6 +85,7 @@ class Standins:
         links: the ports, by their names; the shell keeps them up to date.
         table: by address.
         knocked: those whose guests boot and are knocked at, by address.
+        handed: those whose guests have not answered yet all SYNs that were handed over to them, by address.
         counters: how many packets were ever held, handed over, expired, given up by their client, refused, and turned
             away for want of room; and how many frames were passed on.
     """
@@ -90,6 +97,7 @@ class Standins:
         self.links = links
         self.table: dict[bytes, Standin] = {}
         self.knocked: dict[bytes, Standin] = {}
+        self.handed: dict[bytes, Standin] = {}
         self.syns = Syns(limits)
         self.counters: Counter[str] = Counter()
         self._refusal = refusal
@@ -116,6 +124,7 @@ class Standins:
         if was is not standin.state:
             standin.alive, standin.knocked_since = False, None
         self._failed.pop(ip, None)
+        self._settle(standin)
         standin.mac = mac or standin.mac
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
         standin.knock, standin.keeps = knock, keeps
@@ -150,6 +159,7 @@ class Standins:
         if standin is None:
             return
         self.knocked.pop(ip, None)
+        self._settle(standin)
         dropped = self.syns.release(ip)
         self.counters["dropped"] += len(dropped)
         if standin.handover is Handover.XENSTORE:
@@ -187,6 +197,43 @@ class Standins:
                     octets = packets.knock(link.host, standin.mac, src, ip, KNOCK_PORT, standin.knock)
                     yield Send(port, octets)
 
+    # What is handed over
+
+    def deliver(self, standin: Standin, handed: Iterable[tuple[Held, bytes | None]]) -> Iterator[Action]:
+        """
+        Yield what sends a guest its packets, each of which has its sender's address with it, if that is known.
+
+        It is told first where the senders are, as if they asked for it: it would have to ask before it answers.
+        """
+        handed = list(handed)
+        for peer, ip in {Peer(one.port, one.frame.tags, one.frame.src): ip for one, ip in handed}.items():
+            if ip is not None:
+                yield Send(peer.port, packets.asked(ip, peer.mac, standin.mac, peer.tags, standin.ip))
+        for one, ip in handed:
+            mtu = self.links[one.port].mtu
+            yield from (Send(one.port, octets) for octets in packets.sent_on(one.frame, standin.mac, mtu))
+            if one.packet.opens:
+                standin.handed[one.packet.flow] = one, ip
+                self.handed[standin.ip] = standin
+
+    def again(self, now: float) -> Iterator[Action]:
+        """Send again what was not answered; to be called every few milliseconds while there is any `handed`."""
+        for standin in list(self.handed.values()):
+            if standin.handed_since is None:
+                standin.handed_since, standin.again_after = now, AGAIN_AFTER
+            waited = now - standin.handed_since
+            if not standin.handed or waited >= AGAIN_WITHIN:
+                self._settle(standin)
+            elif waited >= standin.again_after:
+                standin.again_after *= 2
+                yield from self.deliver(standin, standin.handed.values())
+
+    def _settle(self, standin: Standin) -> None:
+        """Look no more whether the guest answers."""
+        standin.handed.clear()
+        standin.handed_since = None
+        self.handed.pop(standin.ip, None)
+
     # Frames
 
     def frame(self, port: str, octets: bytes, now: float) -> Iterator[Action]:
@@ -198,6 +245,8 @@ class Standins:
             if frame.src == standin.mac:
                 standin.alive = True
         said = packets.understand(frame)
+        if isinstance(said, Packet) and said.src in self.handed and frame.src == self.handed[said.src].mac:
+            self.handed[said.src].handed.pop(said.answers, None)
         if isinstance(said, Neighbour):
             yield from self._neighbour(port, frame, said, now)
         elif said is not None and said.dport == KNOCK_PORT and said.src in self.knocked:
@@ -259,6 +308,8 @@ class Standins:
         link = self.links[port]
         ours = frame.dst == link.mac and standin.mac
         if not standin.stands:
+            if packet.flags & packets.RST:
+                standin.handed.pop(packet.flow, None)
             if ours:
                 yield from self._pass_on(port, frame, standin)
                 yield from self._retell(Peer(port, frame.tags, frame.src), standin, standin.mac, now)

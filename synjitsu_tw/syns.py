@@ -17,7 +17,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from synjitsu_tw.packets import Frame, Packet
+    from synjitsu_tw.packets import Flow, Frame, Packet
 
 #: Seconds for which one is held: longer than the longest gap between two SYNs of a client that still waits (Linux
 #: sends again after 1, 2, 3, 4, 8, 16 and 32 s).
@@ -66,7 +66,7 @@ class Held:
 
 
 #: What tells one that is held from the others of its VM: the flow, and what tells datagrams of one flow apart.
-Key = tuple[tuple[int, bytes, int, int], int]
+Key = tuple["Flow", int]
 
 
 @attrs.define

@@ -14,6 +14,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from synjitsu_tw.packets import Flow
     from synjitsu_tw.syns import Held
 
 #: Seconds between two notices that somebody claims an address.
@@ -94,6 +95,9 @@ class Standin:
         asked: this host has asked for it since it showed signs of life.
         peers: who thinks to know where it is, each with its own address, if it has told us.
         told: when each was told last.
+        handed: by flow, the SYNs that were handed over and not answered yet, each with its sender's address if known.
+        handed_since: when they began to be looked after; None if they have not been yet.
+        again_after: so many seconds after that they are sent again.
         refused: the flows that were held when the start failed.
         until: when a failed one is forgotten.
         claimed_at: when it was last said that another claims the address.
@@ -116,7 +120,10 @@ class Standin:
     asked: bool = False
     peers: dict[Peer, bytes | None] = attrs.Factory(dict)
     told: dict[Peer, float] = attrs.Factory(dict)
-    refused: frozenset[tuple[int, bytes, int, int]] = frozenset()
+    handed: dict[Flow, tuple[Held, bytes | None]] = attrs.Factory(dict)
+    handed_since: float | None = None
+    again_after: float = 0.0
+    refused: frozenset[Flow] = frozenset()
     until: float = 0.0
     claimed_at: float = -CLAIM_EVERY
     seen_at: float = 0.0

@@ -339,6 +339,51 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
         self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
 
+    def test_not_answered(self) -> None:
+        """What a guest does not answer is sent again, ever more seldom, with its sender's address, for a second."""
+        self.announce()
+        self.frame(self.ask())
+        self.frame(tcp_frame(sport=5))
+        self.frame(tcp_frame(sport=6))
+        self.frame(udp_frame(b"first"))
+        self.ready()
+
+        def again(seconds: float) -> list[bytes]:
+            sent = []
+            for _ in range(round(seconds / 0.005)):
+                self.now += 0.005
+                sent += self.sent(list(self.standins.again(self.now)))
+            return sent
+
+        question, *syns = again(0.02)
+        self.assertEqual(arp_frame(1, PEER, CLIENT, VM, to=GUEST), question)
+        self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (5, 6)], syns)
+        answer = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x12)
+        self.frame(answer)  # not by the guest's MAC
+        self.assertEqual(3, len(again(0.01)))
+        self.frame(answer[:6] + GUEST + answer[12:])
+        self.assertEqual([arp_frame(1, PEER, CLIENT, VM, to=GUEST), tcp_frame(sport=6, to=GUEST)], again(0.02))
+        self.assertEqual(2 * 4, len(again(2)))
+        self.assertEqual({}, self.standins.handed)
+
+    def test_settled(self) -> None:
+        """Nothing is sent again for a guest that refuses, a client that gave up, or a VM that is off or gone."""
+        refusal = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x14)
+        for settles in (
+            lambda: self.frame(refusal[:6] + GUEST + refusal[12:]),
+            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4)),
+            self.announce,
+            lambda: list(self.standins.withdraw(VM, self.now)),
+        ):
+            self.announce(asleep=False)
+            self.frame(tcp_frame(sport=5))
+            self.ready()
+            self.assertIn(VM, self.standins.handed)
+            list(self.standins.again(self.now))
+            settles()
+            self.assertEqual([], list(self.standins.again(self.now + 0.5)))
+            self.assertEqual({}, self.standins.handed)
+
     def test_ready_elsewhere(self) -> None:
         """The MAC that is said last counts; one that was never announced can be ready, too."""
         self.announce()
