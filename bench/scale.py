@@ -26,8 +26,8 @@ from rich.table import Table
 from bench import load
 from bench.dns import latencies, noise, questions, require_dnsperf, summary
 from bench.peers import PEERS, names, serve_jitsu, start
+from jitsu_tw.settings import COMMIT_EVERY
 from jitsu_tw.vm.lease import Lease, Leases
-from jitsu_tw.vm.record import COMMIT_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

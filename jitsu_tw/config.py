@@ -199,21 +199,19 @@ def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
     keep = values.get("persistdb") is not None
-    apart, vms = _Apart(), []
+    apart, vms = Apart(), []
     needs: dict[str, Said] = {}
     said_vms.reverse()
     while said_vms:  # each is let go, as its node was
         said = said_vms.pop()
         vms.append(_vm(said, defaults, keep=keep))
         apart.add(vms[-1], said)
-        if vms[-1].use_synjitsu and values.get("synjitsu") is None:
-            one = said.get("use_synjitsu") or top["use_synjitsu"]
-            message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
-            raise one[0].wrong(f"vms: {vms[-1].name}: use_synjitsu", message)
+        if values.get("synjitsu") is None:
+            _check_no_synjitsu(vms[-1], said.get("use_synjitsu") or top.get("use_synjitsu"))
         if vms[-1].needs:
             needs[vms[-1].name] = said["needs"][0]
-    _check_needs(vms, needs)
-    settings = Settings(vms=tuple(vms), **values)
+    check_needs(vms, needs)
+    settings = Settings(vms=tuple(vms), defaults=defaults, **values)
     if not settings.vms and not settings.zones:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
         raise ConfigError(message)
@@ -230,6 +228,31 @@ def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
         for said, value in zip(top.get(name, ()), values.get(name, ()), strict=True):
             if value.key is not None and ring.get(value.key) is None:
                 raise said.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
+
+
+def vm_from(said: Sayings, settings: Settings) -> VM:
+    """
+    Return the VM that *said* describes beside those of *settings*, which are not looked at.
+
+    Raises:
+        ConfigError: the place, what is wrong there, and what would be right.
+    """
+    for key, sayings in said.items():
+        if key not in VM_KEYS:
+            raise sayings[0].wrong(key, f"no such key{near(key, VM_KEYS)}")
+        if len(sayings) > 1 and not VM_KEYS[key].many:
+            raise sayings[1].wrong(key, "is there twice; keep one")
+    vm = _vm(said, settings.defaults, keep=True)
+    if settings.synjitsu is None:
+        _check_no_synjitsu(vm, said.get("use_synjitsu"))
+    return vm
+
+
+def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None) -> None:
+    """Refuse a VM that wants Synjitsu where there is none."""
+    if vm.use_synjitsu and said:
+        message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
+        raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
@@ -274,6 +297,9 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values["dns_place"] = (said["dns"][0].path, said["dns"][0].line)
     if keep:
         values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()}
+        for key in said:
+            if VM_KEYS[key].path:
+                values["said"][key] = (str(values[key].absolute()),)
     return VM(**values)
 
 
@@ -300,7 +326,7 @@ def _check_standin(values: Mapping[str, Any], said: Sayings, where: str) -> None
         raise said[key][0].wrong(f"{where}{key}", message)
 
 
-def _check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:
+def check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:
     """Refuse VMs that need one that is not there, or, in the end, themselves."""
     needs = {vm.name: vm.needs for vm in vms}
     done: set[str] = set()
@@ -334,7 +360,7 @@ def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
         raise said.wrong(where, f"{path} should define a domain with the name {name!r}, not {found or root.tag!r}")
 
 
-class _Apart:
+class Apart:
     """Refuses two VMs with one name, one uuid, one DNS name or one address."""
 
     def __init__(self) -> None:

@@ -17,6 +17,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from jitsu_tw import history_ctl
+
 #: Seconds to wait for an answer: a stop may take as long as a guest's shutdown.
 PATIENCE: Final = 120.0
 
@@ -190,6 +192,10 @@ def show_standins(said: dict[str, Any]) -> None:
     Console().print("", table)
     counts = (f"{name.replace('_', ' ')} {count}" for name, count in said["counters"].items() if count)
     Console().print(f"Synjitsu: {', '.join(counts)}")
+
+
+for _command in history_ctl.COMMANDS:
+    main.add_command(_command)
 
 
 def show_one(vm: dict[str, Any], *, as_json: bool) -> None:

@@ -88,6 +88,7 @@ class IBackend(Interface):
     """
 
     reachable: bool = Attribute("Whether packets can reach its guests (those of the memory backend have no network).")
+    has_uuids: bool = Attribute("Whether its VMs have uuids; if not, a name keeps the one that the state has for it.")
     images: bool = Attribute("Whether it can keep the image of a ready guest (`settings.Boot.SNAPSHOT`).")
 
     def check(vms: Iterable[VM]) -> None:

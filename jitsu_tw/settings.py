@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jitsu_tw.dns.notify import Secondary
     from jitsu_tw.dns.transfer import Rule
@@ -30,6 +30,9 @@ LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network(":
 
 #: Where images of ready guests are kept, if nobody says otherwise.
 IMAGES: Final = Path("/var/lib/jitsu/images")
+
+#: Statistics are committed at most this often, in seconds.
+COMMIT_EVERY: Final = 5.0
 
 #: After how many seconds a guest that is not ready is taken for up all the same, so that its lease can end.
 READY_WITHIN: Final = 60.0
@@ -81,6 +84,25 @@ class Http:
 
     path: str
     status: int | None = None
+
+
+@attrs.frozen
+class Past:
+    """
+    How much of the statistics' past the state keeps; without both, only the present.
+
+    Attributes:
+        number: so many commits.
+        seconds: those of so many seconds.
+    """
+
+    number: int = 0
+    seconds: float = 0.0
+
+    def kept(self, times: Sequence[float], now: float) -> int:
+        """Return how many of the last of the commits that were made at these *times* are kept."""
+        recent = sum(when > now - self.seconds for when in times) if self.seconds else 0
+        return max(recent, min(self.number, len(times)))
 
 
 class Fault(enum.Enum):
@@ -185,6 +207,8 @@ class Settings:
         control: where jitsuctl and browsers connect: ``host:port`` or ``unix:PATH``; None for nowhere.
         persistdb: the state's git repository; None for memory.
         synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
+        commit_every: statistics are committed at most once in so many seconds.
+        keep_history: how much of their past is kept.
         forwarder: the server (host, port) asked for names that are not ours; None for nobody.
         forward_for: the clients for whom it is asked.
         ttl: of made-up zones, in seconds.
@@ -204,6 +228,7 @@ class Settings:
         allow_transfer: who may transfer zones (`dns.transfer.Rule`).
         notify: who is told of new serials (`dns.notify.Secondary`).
         dry_run: start nothing; count what would have been started, and answer as if it were up.
+        defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.vm_from`).
     """
 
     vms: tuple[VM, ...] = ()
@@ -213,6 +238,8 @@ class Settings:
     control: str | None = "127.0.0.1:8053"
     persistdb: Path | None = None
     synjitsu: str | None = None
+    commit_every: float = COMMIT_EVERY
+    keep_history: Past = Past()
     forwarder: tuple[str, int] | None = None
     forward_for: tuple[Network, ...] = LOOPBACK
     ttl: int = 60
@@ -231,3 +258,4 @@ class Settings:
     allow_transfer: tuple[Rule, ...] = ()
     notify: tuple[Secondary, ...] = ()
     dry_run: bool = False
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)

@@ -11,10 +11,12 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
@@ -38,13 +40,16 @@ from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.store import store_at
+from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Clocks, Fleet
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
+    from collections.abc import Iterable
 
+    from jitsu_tw.branches import Branches
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
+    from jitsu_tw.store.git import GitStore
 
 
 class Options(usage.Options):
@@ -107,8 +112,15 @@ class JitsuService(Service):
         """Wire the rooms; nothing is opened yet."""
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms)
-        self._store = store_at(settings.persistdb)
+        self._store = store_at(settings.persistdb, settings.keep_history)
         self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor))
+        self._running = Running(self.fleet, zones, self._changed)
+        self._branches: Branches | None = None
+        if settings.persistdb is not None:
+            from jitsu_tw.branches import Branches  # noqa: PLC0415
+
+            store = cast("GitStore", self._store)
+            self._branches = Branches(settings, store, self.fleet, zones, self._running, reactor)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -191,6 +203,8 @@ class JitsuService(Service):
         super().startService()
         try:
             remembered = self._store.open()
+            if self._branches is not None:
+                self._branches.restore(remembered)
             for (kind, uri), backend in self._backends.items():
                 backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
         except JitsuError as error:
@@ -203,13 +217,15 @@ class JitsuService(Service):
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
         self.fleet.start(remembered)
+        if self._branches is not None:
+            self._branches.start()
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
         self.log.info(
             "serving {names} names of {vms} VMs on {bind}, port {port}",
-            names=sum(len(vm.dns) for vm in self._settings.vms),
-            vms=len(self._settings.vms),
+            names=sum(len(vm.dns) for vm in self._running.vms),
+            vms=len(self._running.vms),
             bind=", ".join(self._settings.bind),
             port=self._settings.listen,
         )
@@ -222,13 +238,19 @@ class JitsuService(Service):
             ConfigError: one of them is bad; the old ones are served as before.
         """
         try:
-            self._zones.replace(config.zones(self._settings))
+            self._zones.replace(config.zones(attrs.evolve(self._settings, vms=self._running.vms)))
         except ConfigError as error:
             self.log.error("the zones are not reloaded: {error}", error=str(error))
             raise
         self._server.warm.clear()
         self._notifier.tell(self._zones)
         self.log.info("reloaded the zones")
+
+    def _changed(self, names: Iterable[str]) -> None:
+        """Hear that the answers of the VMs *names* are not right any more."""
+        for name in names:
+            self._server.warm.drop(name)
+        self._notifier.tell(self._zones)
 
     def _hang_up(self) -> None:
         """Reload because of SIGHUP: what is wrong has been logged."""
@@ -241,7 +263,12 @@ class JitsuService(Service):
         self._notifier.stop()
         for port in self._ports:
             port.stopListening()
-        return self.fleet.stop()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._branches is not None:
+            await self._branches.stop()
+        await self.fleet.stop()
 
 
 def from_systemd() -> list[int]:

@@ -22,7 +22,7 @@ from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, WhenFull
+from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, Past, WhenFull
 from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
@@ -175,6 +175,17 @@ def _place(text: str) -> str:
     return text
 
 
+def _past(text: str) -> Past:
+    units = {"d": 86400, "h": 3600, "m": 60}
+    number, unit = text[:-1], units.get(text[-1:], 0)
+    if unit and number.isascii() and number.isdigit():
+        return Past(seconds=float(number) * unit)
+    if not (text.isascii() and text.isdigit()):
+        message = f"{text!r} is no time and no number of commits; write one like 30d, 12h or 100"
+        raise ValueError(message)
+    return Past(int(text))
+
+
 _port: Final = _whole(1, 65535, "port")
 _ttl: Final = _whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
 
@@ -219,6 +230,8 @@ KEYS: Final[Mapping[str, Key]] = {
     "listen": Key(_port),
     "control": Key(_control),
     "persistdb": Key(str, path=True),
+    "commit_every": Key(_seconds),
+    "keep_history": Key(_past),
     "forwarder": Key(_forwarder),
     "port": Key(_port),
     "forward_for": Key(_network, many=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import StoreError
+from jitsu_tw.store import history
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_paths
 from jitsu_tw.store.memory import MemoryStore
@@ -78,20 +80,26 @@ class GitStoreTests(contract_store.StoreContract):
         self.assertEqual("one\n", self.git("log", "--format=%s", "main"))
 
     async def test_lock_left_behind(self) -> None:
-        """The lock of a process that was killed while it wrote does not stop the next."""
+        """A lock is somebody's, and respected; the one of a process that was killed is old, and does not count."""
         await self.store.write({"a": "1"}, "one")
-        (self.path / "refs" / "heads" / "main.lock").touch()
+        lock = self.path / "refs" / "heads" / "main.lock"
+        lock.touch()
         store = self.again()
         store.open()
+        await self.assertFailure(store.write({"a": "2"}, "two"), StoreError)
+        self.assertEqual({"a": "1"}, self.again().open())
+        os.utime(lock, (1, 1))
         await store.write({"a": "2"}, "two")
         self.assertEqual("2\n", self.git("show", "main:a"))
 
     def test_memory(self) -> None:
         """A year of commits takes no more memory than a day of them: nothing is kept of what was written."""
+        self.patch(history, "PUSH_TAKES", 0.0)
 
         def commits(number: int) -> int:
             for one in range(number):
-                self.store._commit({f"jitsu/stats/some-uuid/{key}": str(one) for key in ("start", "stop")}, STATISTICS)
+                changes: dict[str, str | None] = {f"jitsu/stats/uuid/{key}": str(one) for key in ("start_ts", "stop_ts")}
+                self.store._history.commit(changes, STATISTICS)
             gc.collect()
             return sys.getallocatedblocks()
 
@@ -141,7 +149,8 @@ class LayoutTests(SynchronousTestCase):
 
     def test_vm(self) -> None:
         """A VM lies where the original's does."""
-        paths = vm_paths("u", vm(response_delay=0.1, said={"nic": ("br0", "br1")}))
+        said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
+        paths = vm_paths("u", vm(response_delay=0.1, said=said))
         self.assertEqual(
             {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
             {path.removeprefix("jitsu/vm/u/") for path in paths},

@@ -584,14 +584,14 @@ class RestartTests(FleetTestCase):
 
     def test_configuration(self) -> None:
         """What the configuration says of a VM is in the state, and what it does not say any more is not."""
-        self.world = World(vm(said={"name": ("www",), "dns": ("www.jitsu.test", "w.jitsu.test")}))
+        self.world = World(vm(said={"name": ("www",), "needs": ("a", "b")}))
         base = f"jitsu/vm/{self.world.machine().uuid}"
-        self.assertEqual("w.jitsu.test", self.world.store.tree[f"{base}/config/dns/1"])
+        self.assertEqual("b", self.world.store.tree[f"{base}/config/needs/1"])
         self.assertEqual("60", self.world.store.tree[f"{base}/dns/www.jitsu.test/ttl"])
         self.assertEqual("destroy", self.world.store.tree[f"{base}/stop_mode"])
         self.world.settings = type(self.world.settings)(vms=(vm(said={"name": ("www",)}),))
         self.world.kill()
-        self.assertNotIn(f"{base}/config/dns/0", self.world.store.tree)
+        self.assertNotIn(f"{base}/config/needs/0", self.world.store.tree)
         self.assertEqual("www", self.world.store.tree[f"{base}/config/name/0"])
 
     def test_clean_end(self) -> None:

@@ -117,6 +117,7 @@ class LibvirtBackend:
 
     log = Logger()
     reachable = True
+    has_uuids = True
     images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:

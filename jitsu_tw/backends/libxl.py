@@ -41,6 +41,7 @@ class LibxlBackend:
 
     log = Logger()
     reachable = True
+    has_uuids = False
     images = True
     interfaces = Path("/sys/class/net")
 

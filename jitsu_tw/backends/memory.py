@@ -75,6 +75,7 @@ class MemoryBackend:
     """
 
     reachable = False
+    has_uuids = False
     images = True
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002

@@ -68,6 +68,7 @@ class XapiBackend:
 
     log = Logger()
     reachable = True
+    has_uuids = True
     images = False
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.settings import Past
 
 
-def store_at(path: Path | None) -> IStore:
-    """Return the store at *path*; in memory without one, and then libgit2 is not loaded."""
+def store_at(path: Path | None, past: Past) -> IStore:
+    """Return the store at *path*, which keeps *past*; in memory without a path, and then libgit2 is not loaded."""
     if path is None:
         return MemoryStore()
     from jitsu_tw.store.git import GitStore  # noqa: PLC0415
 
-    return GitStore(path)
+    return GitStore(path, past)

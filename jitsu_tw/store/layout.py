@@ -3,14 +3,17 @@ Where things lie in the state: the tree of the original's Irmin database (DESIGN
 
 ::
 
-    jitsu/vm/<uuid>/{ip, stop_mode, response_delay, wait_for_key}
+    jitsu/vm/<uuid>/{ip, stop_mode, response_delay, wait_for_key, use_synjitsu}
     jitsu/vm/<uuid>/dns/<name>/ttl
     jitsu/vm/<uuid>/config/<key>/<0..n>
+    jitsu/origin/<uuid>
     jitsu/stats/<uuid>/{start_ts, stop_ts, total_starts}
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
 
-`stop_ts` is ours: a VM that was seen to stop after we had started it is not ours any more if somebody else starts it.
-Times are seconds since 1970.
+Each value has one place: what has none of its own is below ``config``, as the configuration said it. `stop_ts` is
+ours: a VM that was seen to stop after we had started it is not ours any more if somebody else starts it. So is
+``origin``: the request that a VM is from, if the file is not the last that had a word on it. Times are seconds since
+1970.
 """
 
 from __future__ import annotations
@@ -22,12 +25,30 @@ import attrs
 from jitsu_tw.dns.wire import to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from jitsu_tw.settings import VM
 
 #: The message of a commit that changes nothing but statistics.
 STATISTICS: Final = "Statistics"
+
+#: Below this is what requests may change: one folder for each VM.
+VMS: Final = "jitsu/vm"
+
+#: The keys of a VM's configuration that have a file of their own.
+FILES: Final = {
+    "ip": "ip",
+    "mode": "stop_mode",
+    "response_delay": "response_delay",
+    "wait_for_key": "wait_for_key",
+    "use_synjitsu": "use_synjitsu",
+}
+
+#: The keys that the folder ``dns`` says.
+_DNS: Final = frozenset({"dns", "ttl"})
+
+#: A commit's message names at most so many VMs.
+MOST_NAMED: Final = 20
 
 
 @attrs.define
@@ -92,18 +113,78 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
 
 def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
     """Return what the configuration says of *vm*, as paths and values."""
-    base = f"jitsu/vm/{uuid}"
+    base = f"{VMS}/{uuid}"
     paths = {f"{base}/ip": " ".join(map(str, vm.ip)), f"{base}/stop_mode": vm.mode.value}
-    if vm.response_delay is not None:
-        paths[f"{base}/response_delay"] = f"{vm.response_delay:g}"
-    if vm.wait_for_key is not None:
-        paths[f"{base}/wait_for_key"] = vm.wait_for_key
     for name in vm.dns:
         paths[f"{base}/dns/{label(name)}/ttl"] = str(vm.ttl)
     for key, values in vm.said.items():
-        for number, value in enumerate(values):
-            paths[f"{base}/config/{key}/{number}"] = value
+        if key in FILES:
+            paths.setdefault(f"{base}/{FILES[key]}", values[0])
+        elif key not in _DNS:
+            for number, value in enumerate(values):
+                paths[f"{base}/config/{key}/{number}"] = value
     return paths
+
+
+def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """
+    Yield each key, value and path of what the *files* of one VM say; `vm_paths` backwards.
+
+    Args:
+        files: values by their paths below the VM's folder.
+
+    Raises:
+        ValueError: a path is none of a VM's, or its names have several TTLs; the message says so.
+    """
+    keys = {file: key for key, file in FILES.items()}
+    ttls: dict[str, str] = {}
+    for path in sorted(files, key=_in_order):
+        value = files[path].strip()
+        match path.split("/"):
+            case [file] if file in keys:
+                for one in value.split() if file == "ip" else [value]:
+                    yield keys[file], one, path
+            case ["dns", name, "ttl"]:
+                yield "dns", name, path
+                ttls[value] = path
+            case ["config", key, number] if number.isdecimal() and key not in FILES.keys() | _DNS:
+                yield key, value, path
+            case _:
+                message = f"{path} is no place for anything; see the folders of other VMs"
+                raise ValueError(message)
+    if len(ttls) > 1:
+        message = f"the names have TTLs of {' and '.join(sorted(ttls))}; a VM has one, write it to each"
+        raise ValueError(message)
+    for value, path in ttls.items():
+        yield "ttl", value, path
+
+
+def _in_order(path: str) -> tuple[str, int]:
+    """Sort numbers as such: 10 comes after 9."""
+    folder, _, number = path.rpartition("/")
+    return (folder, int(number)) if number.isdecimal() else (path, 0)
+
+
+def origin_path(uuid: str) -> str:
+    """Return where the state says which request a VM is from."""
+    return f"jitsu/origin/{uuid}"
+
+
+def vms(tree: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the files of each VM in *tree*, by uuid and by the path below the VM's folder."""
+    found: dict[str, dict[str, str]] = {}
+    for path, value in tree.items():
+        match path.split("/", 3):
+            case ["jitsu", "vm", uuid, rest]:
+                found.setdefault(uuid, {})[rest] = value
+    return found
+
+
+def in_words(what: str, names: Iterable[str]) -> str:
+    """Return a line of a commit's message that names VMs, or nothing if there are none."""
+    listed = sorted(names)
+    more = f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else ""
+    return f"{what}: {', '.join(listed[:MOST_NAMED])}{more}\n" if listed else ""
 
 
 def label(name: bytes) -> str:
@@ -125,11 +206,8 @@ def forgotten(tree: Mapping[str, str], kept: Container[str]) -> tuple[dict[str, 
     """Return the changes that remove from *tree* the configuration of all VMs but *kept*, and their names by uuid."""
     changes: dict[str, str | None] = {}
     names: dict[str, str] = {}
-    for path, value in tree.items():
-        match path.split("/"):
-            case ["jitsu", "vm", uuid, *rest] if uuid not in kept:
-                changes[f"jitsu/vm/{uuid}"] = None
-                names.setdefault(uuid, uuid)
-                if rest == ["config", "name", "0"]:
-                    names[uuid] = value
+    for uuid, files in vms(tree).items():
+        if uuid not in kept:
+            changes[f"{VMS}/{uuid}"] = None
+            names[uuid] = files.get("config/name/0", uuid)
     return changes, names

@@ -134,6 +134,10 @@ class Machine:
         self._kill = self._again = self._cold = self._hinted = self._missed = False
         self._fault: type[JitsuError] = BackendLost
 
+    def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
+        """Be as *vm* says from now on; what is under way ends as it began."""
+        self.vm, self._readiness = vm, readiness
+
     # What others want of it.
 
     def summon(self, asker: Hashable, *, insist: bool = False) -> Deferred[bool]:

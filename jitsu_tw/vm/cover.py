@@ -94,9 +94,6 @@ class Cover:
 
     def start(self) -> None:
         """Connect."""
-        self._by_ip = {
-            str(ip): name for name, machine in self._machines.items() if machine.vm.use_synjitsu for ip in machine.vm.ip
-        }
         self.standin.start()
 
     def stop(self) -> Deferred[None]:
@@ -110,6 +107,23 @@ class Cover:
         return vm.use_synjitsu and self.standin.connected and held
 
     # What the VMs do.
+
+    def enlist(self, machine: Machine) -> None:
+        """Look after *machine*, too, or after what it has become; it is announced when it is found."""
+        if machine.vm.use_synjitsu:
+            self._by_ip |= dict.fromkeys(map(str, machine.vm.ip), machine.vm.name)
+
+    def forget(self, machine: Machine) -> None:
+        """Look after *machine* no more, or not after what it has been."""
+        vm = machine.vm
+        if vm.use_synjitsu:
+            self._withdraw(vm)
+            for ip in vm.ip:
+                del self._by_ip[str(ip)]
+            for of in (self._guests, self._heard):
+                of.pop(vm.name, None)
+            if vm.name in self._late:
+                self._late.pop(vm.name).cancel()
 
     async def learn(self, machine: Machine) -> None:
         """Ask for the MACs and the number of *machine*, which has been found, is being made or runs now."""

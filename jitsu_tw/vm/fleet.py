@@ -20,6 +20,7 @@ from twisted.names.dns import QUERY_TYPES
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.backends import backends_for
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IWatcher
@@ -107,7 +108,7 @@ class Fleet:
         make_cover: Callable[..., Cover] = Cover,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
-        self._settings, self._backends = settings, backends
+        self._settings, self._backends = settings, dict(backends)
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
         self.machines: dict[str, Machine] = {}
@@ -115,19 +116,15 @@ class Fleet:
         if settings.synjitsu is not None:
             self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
             self.cover.wake = self._wake
-        self.machines.update({vm.name: self._machine(vm) for vm in settings.vms})
         self._needers: dict[str, list[Machine]] = {}
-        for machine in self.machines.values():
-            for need in machine.vm.needs:
-                self._needers.setdefault(need, []).append(machine)
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._strangers = 0
-        self._unseen = set(self.machines)
+        self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
         self._lost: dict[int, str] = {}
         self._looks: dict[str, IDelayedCall] = {}
-        self._record = Record(store, self.machines, clocks)
+        self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
         self._sweep = Sweep(self.machines, clocks, self._signs.port, self._is_needed)
         self._admission = Admission(settings, clocks, self._sweep)
@@ -143,16 +140,20 @@ class Fleet:
         self._telling.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
+        for vm in settings.vms:
+            self.enlist(vm)
 
-    def _machine(self, vm: VM) -> Machine:
-        backend = self._backends[vm.backend, vm.connect]
-        signs: tuple[IReadiness, ...] = self._signs.of(vm, backend)
+    def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
+        signs: tuple[IReadiness, ...] = self._signs.of(vm, self._backends[vm.backend, vm.connect])
         if self.cover is not None and vm.use_synjitsu:
             signs = tuple(self.cover if sign is self._signs.port else sign for sign in signs)
+        return signs
+
+    def _machine(self, vm: VM) -> Machine:
         return Machine(
             vm,
-            backend,
-            signs,
+            self._backends[vm.backend, vm.connect],
+            self._signs_of(vm),
             self,
             self._reactor,
             self._now,
@@ -163,11 +164,11 @@ class Fleet:
 
     def start(self, tree: Mapping[str, str]) -> None:
         """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
-        self._record.start(tree)
+        self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
-        for backend in self._backends.values():
+        for backend in list(self._backends.values()):
             backend.connect(self)
         self._telling.start(TOLD_AGAIN, now=False)
 
@@ -185,6 +186,75 @@ class Fleet:
         if self.cover is not None:
             await self.cover.stop()
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
+
+    # Who belongs to it.
+
+    def enlist(self, vm: VM) -> Machine:
+        """Have one VM more, or let the one of that name be as *vm* says; then `find` it."""
+        place = vm.backend, vm.connect
+        is_new = place not in self._backends
+        if is_new:
+            self._backends |= backends_for((vm,))
+        machine = self.machines.get(vm.name)
+        if machine is None:
+            machine = self.machines[vm.name] = self._machine(vm)
+            self._unseen.add(vm.name)
+        else:
+            self._needed_by(machine, no_more=True)
+            if self.cover is not None:
+                self.cover.forget(machine)
+            machine.become(vm, self._signs_of(vm))
+            self._sweep.regrant(machine)
+        self._needed_by(machine)
+        if self.cover is not None:
+            self.cover.enlist(machine)
+        if is_new and self._telling.running:
+            self._backends[place].connect(self)
+        return machine
+
+    def _needed_by(self, machine: Machine, *, no_more: bool = False) -> None:
+        for need in machine.vm.needs:
+            needers = self._needers.setdefault(need, [])
+            (needers.remove if no_more else needers.append)(machine)
+
+    def backend_of(self, vm: VM) -> IBackend | None:
+        """Return where *vm* is, or would be; None if nobody is connected to that yet."""
+        return self._backends.get((vm.backend, vm.connect))
+
+    def find(self, machine: Machine) -> Deferred[None]:
+        """Look for *machine*, which was enlisted, at its backend."""
+        return Deferred.fromCoroutine(self._look_at(machine))
+
+    async def dismiss(self, machine: Machine, reason: str) -> None:
+        """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
+        while machine.state is State.STOPPING or (machine.held and machine.state in WANTED):
+            if await machine.stop(reason) is State.UP:
+                self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
+                break
+        self._gather()
+        machine.gone(reason)
+        self._needed_by(machine, no_more=True)
+        if self.cover is not None:
+            self.cover.forget(machine)
+        name = machine.vm.name
+        del self.machines[name]
+        self._by_uuid.pop(machine.uuid, None)
+        for of in (self._would_end, self._whose, self._doubts):
+            of.pop(name, None)
+        for among in (self._missing, self._unseen):
+            among.discard(name)
+        if name in self._looks:
+            self._looks.pop(name).cancel()
+        self._sweep.forget(machine)
+        self._record.forget(machine)
+
+    def origin(self, name: str) -> str | None:
+        """Return the request that the VM *name* is from as it is now; None if the file says it."""
+        return self._record.origin(self.machines[name])
+
+    def merged(self, changes: Mapping[str, str | None]) -> None:
+        """Hear that the state has been changed so, by a request."""
+        self._record.merged(changes)
 
     # What is asked of it.
 
@@ -495,11 +565,18 @@ class Fleet:
                 self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
         await self._record.save_configuration()
 
+    def _with_uuid(self, machine: Machine) -> VM:
+        """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
+        vm = machine.vm
+        if vm.uuid is None and not machine.backend.has_uuids:
+            return attrs.evolve(vm, uuid=self._record.uuid_of(vm.name))
+        return vm
+
     async def _look_at(self, machine: Machine) -> None:
         """Find *machine* at its backend, and see what it is doing."""
         name, backend, strangers = machine.vm.name, machine.backend, self._strangers
         try:
-            uuid = await backend.look_up(machine.vm)
+            uuid = await backend.look_up(self._with_uuid(machine))
         except NoSuchVM as error:
             if strangers != self._strangers:
                 # One of them may be this VM, defined since we asked.
@@ -514,6 +591,8 @@ class Fleet:
             machine.lost(str(error))
             self.log.error("{name}: {error}", name=name, error=str(error))
             self._look_later(machine)
+            return
+        if self.machines.get(name) is not machine:
             return
         self._missing.discard(name)
         if uuid != machine.uuid:

@@ -2,7 +2,7 @@
 What is remembered of the VMs: their statistics, and what the configuration says of them.
 
 Statistics live here and are committed every few seconds; a start or a stop is committed at once, because after a crash
-these tell which VMs are ours. One commit is under way at a time.
+these tell which VMs are ours. One commit is under way at a time. What cannot be written is kept, and tried again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -21,22 +21,20 @@ from jitsu_tw.store.layout import (
     Stats,
     difference,
     forgotten,
+    in_words,
     label,
+    origin_path,
     read_stats,
     stats_paths,
     vm_paths,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable, Container, Mapping
 
     from jitsu_tw.ijitsu import IStore
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Clocks
-
-#: Statistics are committed at most this often, in seconds.
-COMMIT_EVERY: Final = 5.0
 
 #: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
@@ -55,14 +53,21 @@ class Record:
 
     log = Logger()
 
-    def __init__(self, store: IStore, machines: Mapping[str, Machine], clocks: Clocks) -> None:
-        """Keep in *store* what is to be known of *machines*."""
+    def __init__(
+        self, store: IStore, machines: Mapping[str, Machine], clocks: Clocks, commit_every: float
+    ) -> None:
+        """Keep in *store* what is to be known of *machines*; commit statistics every so many seconds."""
         self._store, self._machines = store, machines
         self._now, self._wall = clocks.now, clocks.wall
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
-        self._tree: Mapping[str, str] = {}
+        self._tree: dict[str, str] = {}
         self._said: set[str] = set()
+        self._uuids: dict[str, str] = {}
+        self._origins: dict[str, str] = {}
+        self._overruled: set[str] = set()
+        self._failing = self._unsaid = False
+        self._every = commit_every
         self._unsaved: set[str] = set()
         self._urgent: set[str] = set()
         self._writing: Deferred[None] | None = None
@@ -73,11 +78,12 @@ class Record:
         self._saving.clock = clocks.reactor
         self.gather: Callable[[], None] = lambda: None
 
-    def start(self, tree: Mapping[str, str]) -> None:
-        """Begin with what the state remembers."""
+    def start(self, tree: Mapping[str, str], said: Container[str]) -> None:
+        """Begin with what the state remembers; of the VMs with the names *said*, what the file says holds."""
         self._known = read_stats(tree)
-        self._tree = {path: value for path, value in tree.items() if path.startswith("jitsu/vm/")}
-        self._saving.start(COMMIT_EVERY, now=False)
+        self.merged(tree)
+        self._overruled = {uuid for name, uuid in self._uuids.items() if name in said and uuid in self._origins}
+        self._saving.start(self._every, now=False)
 
     async def stop(self) -> None:
         """Write down everything and close the state."""
@@ -105,6 +111,32 @@ class Record:
             self._stats[name] = known
         if self.of(machine).dns:
             self._unsaved.add(name)
+
+    def forget(self, machine: Machine) -> None:
+        """Let *machine* be none of ours any more; what is remembered of it waits for one with its uuid."""
+        stats = self._stats.pop(machine.vm.name, None)
+        if stats is not None and machine.uuid:
+            self._known[machine.uuid] = stats
+
+    def uuid_of(self, name: str) -> str | None:
+        """Return the uuid that the state has for the VM *name*, which has not been found yet."""
+        return self._uuids.get(name)
+
+    def origin(self, machine: Machine) -> str | None:
+        """Return the request that *machine* is from as it is now; None if the file says it."""
+        return self._origins.get(machine.uuid) if machine.uuid not in self._overruled else None
+
+    def merged(self, changes: Mapping[str, str | None]) -> None:
+        """Hear that the state has been changed so by others: no path is above another that it has."""
+        for path, value in changes.items():
+            match path.split("/", 3):
+                case ["jitsu", "origin", uuid]:
+                    _put(self._origins, uuid, value)
+                    self._overruled.discard(uuid)
+                case ["jitsu", "vm", uuid, file] if uuid not in self._said:
+                    _put(self._tree, path, value)
+                    if file == "config/name/0" and value is not None:
+                        self._uuids[value] = uuid
 
     def count(self, machine: Machine, key: bytes, times: int, last: float) -> None:
         """Count questions for the name *key*, the last at *last*, in seconds since 1970."""
@@ -147,6 +179,8 @@ class Record:
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
         self.gather()
+        if self._unsaid:
+            Deferred.fromCoroutine(self.save_configuration())
         if self._unsaved and self._now() >= self._next_save:
             self._due, self._next_save = True, inf
             self._urgent |= self._unsaved
@@ -179,11 +213,13 @@ class Record:
             self._unsaved -= names
             changes: dict[str, str | None] = {}
             for name in names:
-                machine = self._machines[name]
-                if machine.uuid:
+                machine = self._machines.get(name)
+                if machine is not None and machine.uuid:
                     changes.update(stats_paths(machine.uuid, self.of(machine)))
             begin = self._now()
-            await self._write(changes, STATISTICS)
+            if not await self._write(changes, STATISTICS):
+                self._unsaved |= names | self._urgent
+                self._urgent.clear()
             if due:
                 self._next_save = self._now() + SPARE * (self._now() - begin)
         self._writing = None
@@ -192,42 +228,75 @@ class Record:
             if not done.called:
                 done.callback(None)
 
-    def save_configuration(self) -> Deferred[None]:
+    async def save_configuration(self) -> None:
         """Commit what the configuration says of VMs that have been found since, where the state says otherwise."""
-        machines = [machine for machine in self._machines.values() if machine.uuid and self._store.lasting]
-        uuids = {machine.uuid for machine in machines} - self._said
+        found = {
+            machine.uuid: machine
+            for machine in self._machines.values()
+            if machine.uuid and machine.uuid not in self._said and self._store.lasting
+        }
         wanted: dict[str, str] = {}
-        for machine in machines:
-            if machine.uuid in uuids:
-                wanted |= vm_paths(machine.uuid, machine.vm)
-        changes = difference(self._tree, wanted, uuids)
-        # What the state says of these is what the configuration says; of a hundred thousand VMs, that is a lot.
-        self._said |= uuids
-        self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in uuids}
-        return self._write(changes, "Configuration as the file and the command line have it")
+        for uuid, machine in found.items():
+            wanted |= vm_paths(uuid, machine.vm)
+        overruled = self._overruled & found.keys()
+        changes = difference(self._tree, wanted, found) | {origin_path(uuid): None for uuid in overruled}
+        touched = {_uuid(path) for path in changes}
+        known = {_uuid(path) for path in self._tree}
+        places = {str(found[uuid].vm.place[0]) for uuid in touched}
+        message = (
+            f"From {' and '.join(sorted(places))}\n\n"
+            + in_words("added", [found[uuid].vm.name for uuid in touched - known])
+            + in_words("changed", [found[uuid].vm.name for uuid in touched & known])
+        )
+        self._unsaid = not await self._write(changes, message)
+        if not self._unsaid:
+            self.merged({origin_path(uuid): None for uuid in overruled})
+            # What the state says of these is what the configuration says; of a hundred thousand VMs, that is a lot.
+            self._said |= found.keys()
+            self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in found}
+            self._uuids = {name: uuid for name, uuid in self._uuids.items() if uuid not in found}
 
     def forget_others(self) -> list[str]:
         """
-        Remove from the state the configuration of VMs that are none of ours any more; their statistics stay.
+        Remove from the state the configuration of VMs that are none of ours any more, and that no request has brought.
+
+        Their statistics stay.
 
         Returns:
             the names of those that were started by us, and not seen down since.
         """
-        changes, names = forgotten(self._tree, {machine.uuid for machine in self._machines.values()})
+        kept = {machine.uuid for machine in self._machines.values()} | self._origins.keys()
+        changes, names = forgotten(self._tree, kept)
         self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in names}
         if self._store.lasting:
-            self._write(changes, "VMs that the configuration does not have any more")
+            message = f"Not in the configuration any more\n\n{in_words('removed', names.values())}"
+            Deferred.fromCoroutine(self._write(changes, message))
         past = {name: self._known.get(uuid, Stats()) for uuid, name in names.items()}
         return [name for name, stats in past.items() if stats.start_ts > stats.stop_ts]
 
-    def _write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
+    async def _write(self, changes: Mapping[str, str | None], message: str) -> bool:
+        """Commit *changes*; say whether that went well, and log it when it begins or ceases to."""
         if not changes:
-            return succeed(None)
-        return self._store.write(changes, message).addErrback(self._not_written)
+            return True
+        try:
+            await self._store.write(changes, message)
+        except StoreError as error:
+            if not self._failing:
+                self.log.error("the state is not written, only remembered: {error}", error=str(error))
+            self._failing = True
+            return False
+        if self._failing:
+            self.log.info("the state is written again")
+        self._failing = False
+        return True
 
-    def _not_written(self, failure: Any) -> None:
-        failure.trap(StoreError)
-        self.log.error("the state is not written: {error}", error=failure.getErrorMessage())
+
+def _put(known: dict[str, str], key: str, value: str | None) -> None:
+    """Let *known* have that value; None is none."""
+    if value is None:
+        known.pop(key, None)
+    else:
+        known[key] = value
 
 
 def _uuid(path: str) -> str:

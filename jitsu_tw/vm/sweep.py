@@ -148,6 +148,21 @@ class Sweep:
         """Forget the lease of *machine*, if it has one."""
         self._leases.drop(machine.vm.name)
 
+    def regrant(self, machine: Machine) -> None:
+        """Let the lease and the times of *machine* be as its settings say by now."""
+        lease = self._leases.get(machine.vm.name)
+        if lease is not None:
+            self.grant(machine, lease.used, lease.started)
+
+    def forget(self, machine: Machine) -> None:
+        """Look after *machine* no more."""
+        name = machine.vm.name
+        self._leases.drop(name)
+        self._resting.discard(name)
+        for call in (self._times.pop(name, None), self._waking.pop(name, None)):
+            if call is not None and call.active():
+                call.cancel()
+
     def _plan(self) -> None:
         """See to it that the leases are looked at when the next one is due."""
         look = self._leases.next_look()

@@ -1,0 +1,335 @@
+"""
+Control by branch: who pushes changes of the state to ``request/…`` changes the running Jitsu (DESIGN, section 10).
+
+A request is merged if its result is a configuration that could be read from the file, too. It is applied, and its
+branch removed; or the branch is put aside as ``rejected/…`` with the reason, and nothing has changed. Where the file
+and a request disagree, the request holds until the next start, and then the file.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from jitsu_tw.config import Apart, Said, Sayings, check_needs, vm_from
+from jitsu_tw.dns.wire import to_text
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
+from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
+from jitsu_tw.values import VM_KEYS
+from jitsu_tw.vm.change import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from twisted.internet.interfaces import IReactorTime
+
+    from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.settings import VM, Settings
+    from jitsu_tw.store.git import GitStore
+    from jitsu_tw.store.requests import Change, Request
+    from jitsu_tw.vm.change import Running
+    from jitsu_tw.vm.fleet import Fleet
+
+#: The folder of requests is looked at this often, in seconds. A look costs 20 us; it misses nothing on any file system.
+LOOK_EVERY: Final = 0.2
+
+#: After a failure of the state, it is looked at again after so many seconds.
+TRY_AGAIN: Final = 5.0
+
+#: A backend that has not said within so many seconds that it knows a VM may say so later.
+FOUND_WITHIN: Final = 5.0
+
+#: What a VM's own branch may not say: it reaches beyond the VM, to its host or to other VMs.
+NOT_FOR_GUESTS: Final = frozenset({"name", "uuid", "backend", "connect", "define", "images", "needs"})
+
+#: What stays as long as the VM does.
+FIXED: Final = ("name", "backend", "connect", "uuid")
+
+
+@attrs.frozen
+class Understood:
+    """
+    What a request means.
+
+    Attributes:
+        step: the change.
+        uuids: of the VMs in it, by name.
+    """
+
+    step: Step
+    uuids: Mapping[str, str]
+
+
+class Branches:
+    """Looks for requests and carries them out, one after the other."""
+
+    log = Logger()
+
+    def __init__(
+        self, settings: Settings, store: GitStore, fleet: Fleet, zones: Zones, running: Running, reactor: IReactorTime
+    ) -> None:
+        """Take requests from *store*; *running* has the *fleet* and the *zones* that began as *settings*."""
+        self._settings, self._store, self._fleet, self._zones, self._running = settings, store, fleet, zones, running
+        self._reactor = reactor
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
+        self._busy: Deferred[None] | None = None
+        self._not_before = 0.0
+
+    # Beginning and end.
+
+    def restore(self, tree: Mapping[str, str]) -> None:
+        """Have the VMs, too, that only requests have brought into the state; to be called before anything runs."""
+        asked = {uuid: files for uuid, files in vms(tree).items() if origin_path(uuid) in tree}
+        apart = Apart()
+        for vm in self._running.vms if asked else ():
+            apart.add(vm, {})
+        known = {vm.name for vm in self._settings.vms}
+        found = []
+        for uuid, files in asked.items():
+            if files.get("config/name/0") not in known:
+                try:
+                    vm, said = self._vm(uuid, files)
+                    apart.add(vm, said)
+                    found.append(vm)
+                except ConfigError as error:
+                    self._left_out(uuid, error)
+        for vm in _with_needs(found, known):
+            try:
+                self._running.restore(vm)
+            except ConfigError as error:
+                self._left_out(vm.name, error)
+
+    def _left_out(self, what: str, error: ConfigError) -> None:
+        self.log.error("{what}: came by a request, but is left out now: {error}", what=what, error=str(error))
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._looking.start(LOOK_EVERY)
+
+    async def stop(self) -> None:
+        """Look no more; what has been begun ends."""
+        self._looking.stop()
+        if self._busy is not None:
+            await self._busy
+
+    # One request.
+
+    def _look(self) -> None:
+        if self._busy is None and self._reactor.seconds() >= self._not_before:
+            names = self._store.waiting()
+            if names:
+                busy = Deferred.fromCoroutine(self._take_all(names)).addErrback(self._failed)
+                if not busy.called:
+                    self._busy = busy.addBoth(self._taken)
+
+    def _taken(self, _: object) -> None:
+        self._busy = None
+
+    def _failed(self, failure: Any) -> None:
+        """Leave everything as it is for a while. Wide: a fault of ours must not end the looking."""
+        self._not_before = self._reactor.seconds() + TRY_AGAIN
+        if failure.check(StoreError):
+            self.log.error("requests wait, because the state cannot be used: {error}", error=failure.getErrorMessage())
+        else:
+            self.log.failure("unexpected, please report", failure)
+
+    async def _take_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            await self._take(name)
+
+    async def _take(self, name: str) -> None:
+        request = await self._store.request(name)
+        if request is None or self._running.leaving & {_name(change) for change in request.changes.values()}:
+            return
+        try:
+            understood = self._understand(request)
+            await self._find(understood)
+        except ConfigError as error:
+            self.log.warn("request/{name} of {author} is rejected: {error}", name=name, author=request.author,
+                          error=str(error))
+            await self._store.reject(request, str(error))
+            return
+        step, uuids = understood.step, understood.uuids
+        words = _message(request, step)
+        changes = self._changes(request, step, uuids)
+        await self._store.accept(request, changes, words)
+        self._fleet.merged(changes)
+        self._running.apply(step)
+        self.log.info("request/{name} of {author}: {words}", name=name, author=request.author,
+                      words="; ".join(words.splitlines()[2:-1]) or "nothing new")
+
+    def _changes(self, request: Request, step: Step, uuids: Mapping[str, str]) -> dict[str, str | None]:
+        """Return how the state differs from what it shall say."""
+        tree: dict[str, str] = {}
+        wanted: dict[str, str] = {}
+        for vm in (*step.come, *step.become):
+            wanted |= vm_paths(uuids[vm.name], vm)
+        for uuid, change in request.changes.items():
+            tree |= {f"{VMS}/{uuid}/{path}": value for path, value in change.was.items()}
+            wanted[origin_path(uuid)] = f"request/{request.name} of {request.author}"
+            if not change.files:
+                del wanted[origin_path(uuid)]
+                tree[origin_path(uuid)] = ""
+        changes = difference(tree, wanted, request.changes.keys())
+        return changes | dict.fromkeys(tree.keys() - wanted.keys())
+
+    # What it means.
+
+    def _understand(self, request: Request) -> Understood:
+        """
+        Return what *request* means.
+
+        Raises:
+            ConfigError: why it cannot be.
+        """
+        if request.refused:
+            raise ConfigError(request.refused)
+        come, become, go, uuids = [], [], [], {}
+        saids: dict[str, Sayings] = {}
+        for uuid, change in request.changes.items():
+            name = _name(change)
+            uuids[name] = uuid
+            known = self._fleet.machines.get(name) if change.was else None
+            if request.guest:
+                _check_guest(request.guest, name, change)
+            if not change.files:
+                if known is not None:
+                    go.append(name)
+                continue
+            vm, saids[name] = self._vm(uuid, change.files)
+            if known is None:
+                come.append(vm)
+            else:
+                become.append(_as_it_was(known.vm, vm))
+            uuids[vm.name] = uuid
+            if request.guest and known is not None:
+                self._check_names(known.vm, vm)
+        if request.guest and request.guest not in self._fleet.machines:
+            message = f"there is no VM {request.guest}, whose own branch this would be; use one without a slash"
+            raise ConfigError(message)
+        step = Step(tuple(come), tuple(become), tuple(go))
+        self._check_together(step, saids)
+        self._running.check(step)
+        return Understood(step, uuids)
+
+    def _vm(self, uuid: str, files: Mapping[str, str]) -> tuple[VM, Sayings]:
+        """Return the VM that the *files* of its folder describe, and what they say."""
+        folder = f"{VMS}/{uuid}"
+        said: Sayings = defaultdict(list)
+        try:
+            for key, text, path in sayings(files):
+                said[key].append(Said(text, f"{folder}/{path}"))
+        except ValueError as error:
+            raise ConfigError(str(error), folder) from error
+        said = dict(said)
+        for key, one in ((key, one) for key, ones in said.items() for one in ones):
+            if key in VM_KEYS and VM_KEYS[key].path and not Path(one.text).is_absolute():
+                raise one.wrong(key, f"{one.text} should be a whole path, beginning with /")
+        if "name" not in said:
+            raise ConfigError("is missing: the hypervisor's name for the VM", f"{folder}/config/name/0")
+        vm = vm_from(said, self._settings)
+        if vm.uuid not in {None, uuid}:
+            raise ConfigError(f"is not the name of the folder, {uuid}; leave it out", f"{folder}/config/uuid/0")
+        return attrs.evolve(vm, uuid=uuid, place=(folder, None)), said
+
+    def _check_together(self, step: Step, saids: Mapping[str, Sayings]) -> None:
+        """Refuse what is right by itself, but not beside the other VMs."""
+        apart, new = Apart(), (*step.come, *step.become)
+        changing = {*step.go, *(vm.name for vm in step.become)}
+        everybody = [*(vm for vm in self._running.vms if vm.name not in changing), *new]
+        for vm in everybody[: -len(new) or None]:
+            apart.add(vm, {})
+        for vm in new:
+            apart.add(vm, saids[vm.name])
+        check_needs(everybody, {vm.name: Said("", f"{vm.place[0]}") for vm in everybody if vm.needs})
+
+    def _check_names(self, old: VM, new: VM) -> None:
+        """Refuse names that a guest may not take: what the zone's own file has, and wildcards."""
+        for name in set(new.dns) - set(old.dns):
+            zone = self._zones.find(name)
+            node = zone.get(name) if zone is not None else None
+            if name.startswith(b"\1*") or (node is not None and node.rrsets):
+                raise ConfigError(f"{to_text(name)} is not for a VM's own branch to take", new.dns_place[0])
+
+    async def _find(self, understood: Understood) -> None:
+        """Refuse VMs that their backend does not know, or under another uuid."""
+        for vm in understood.step.come:
+            backend = self._fleet.backend_of(vm)
+            if backend is None:
+                continue
+            try:
+                uuid = await backend.look_up(vm).addTimeout(FOUND_WITHIN, self._reactor)
+            except NoSuchVM as error:
+                raise ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0]) from error
+            except (BackendError, DeferredTimeout):
+                continue
+            if uuid != vm.uuid:
+                raise ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
+
+
+def _name(change: Change) -> str:
+    """Return the name of the VM that a change is of, as it was; the new one if it is new."""
+    return (change.was or change.files).get("config/name/0", "").strip()
+
+
+def _as_it_was(old: VM, new: VM) -> VM:
+    """
+    Return *new* with what a VM keeps as long as it is there.
+
+    Raises:
+        ConfigError: it should become what it cannot.
+    """
+    new = attrs.evolve(new, uuid=old.uuid)
+    for key in FIXED:
+        if getattr(old, key) != getattr(new, key):
+            message = "stays as it is: remove the VM, and add it anew in a folder of its own"
+            raise ConfigError(message, new.place[0], key=key)
+    return new
+
+
+def _check_guest(guest: str, name: str, change: Change) -> None:
+    """
+    Refuse what the branch of the VM *guest* may not do to the VM *name*.
+
+    Raises:
+        ConfigError: says what.
+    """
+    if name != guest or not (change.was and change.files):
+        raise ConfigError(f"request/{guest}/… may change the VM {guest} only, and neither add nor remove it")
+    for path in change.was.keys() | change.files.keys():
+        key = path.split("/")[1] if path.startswith("config/") else ""
+        if change.was.get(path) != change.files.get(path) and key in NOT_FOR_GUESTS:
+            raise ConfigError(f"{key} is not for a VM's own branch to say", path)
+
+
+def _with_needs(found: Sequence[VM], known: set[str]) -> list[VM]:
+    """Return those of *found* that have all the VMs that they need, those that are needed first."""
+    names, left = set(known), list(found)
+    ready: list[VM] = []
+    while True:
+        now = [vm for vm in left if names.issuperset(vm.needs)]
+        if not now:
+            return ready
+        ready += now
+        names |= {vm.name for vm in now}
+        left = [vm for vm in left if vm.name not in names]
+
+
+def _message(request: Request, step: Step) -> str:
+    """Return the message of the commit that merges *request*."""
+    return (
+        f"Merge request/{request.name}: {request.subject}\n\n"
+        + in_words("added", [vm.name for vm in step.come])
+        + in_words("changed", [vm.name for vm in step.become])
+        + in_words("removed", step.go)
+        + f"asked for by {request.author}\n"
+    )

@@ -1,0 +1,297 @@
+"""
+jitsuctl's commands on the state itself: what it says, what it said, and how it shall be.
+
+They read the repository, and ask for changes by branches in it, as anybody with git can; so they work without the
+control endpoint, and all but `merge` and `revert` without a running Jitsu.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import pygit2
+
+from jitsu_tw.store import hooks
+from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
+from jitsu_tw.store.layout import VMS
+from jitsu_tw.store.merge import three_way
+from jitsu_tw.store.requests import ASKED, REJECTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: Seconds that a running Jitsu may take to look at a request.
+PATIENCE: Final = 10.0
+
+_NEWEST_FIRST: Final = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode.TIME
+
+#: Between two looks at what became of it.
+_PAUSE: Final = 0.05
+
+
+class FailedError(click.ClickException):
+    """What was asked for cannot be done."""
+
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
+        """Print a line."""
+        click.echo(f"jitsuctl: {self.message}", err=True)
+
+
+class NobodyError(FailedError):
+    """No Jitsu does what was asked for."""
+
+    exit_code = 3
+
+
+_state = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/jitsu/state.git"),
+    envvar="JITSU_STATE",
+    show_default=True,
+    metavar="PATH",
+    help="The state: Jitsu's persistdb.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[pygit2.Repository]:
+    """Open the state at *path*, if we are root as the one whose it is; what is wrong with it is one line."""
+    try:
+        if os.geteuid() == 0:
+            owner = path.stat()
+            os.setegid(owner.st_gid)
+            os.seteuid(owner.st_uid)
+        repository = pygit2.Repository(str(path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
+        if MAIN not in repository.references:
+            raise FailedError(f"{path} has no branch main yet; Jitsu writes it when it runs")
+        yield repository
+    except FAULTS as error:
+        raise FailedError(f"{path}: {error}; name Jitsu's persistdb with --state") from error
+
+
+def _commit(repository: pygit2.Repository, name: str) -> pygit2.Commit:
+    """Return the commit that *name* means: a branch of the state, or what git calls a revision."""
+    try:
+        return repository.revparse_single(name).peel(pygit2.Commit)
+    except (KeyError, ValueError, pygit2.GitError) as error:
+        raise FailedError(f"there is no commit or branch {name} in the state") from error
+
+
+def _vms(commit: pygit2.Commit | None) -> dict[str, str]:
+    """Return the values of all VMs' files in *commit*."""
+    tree = None if commit is None else subtree(commit.tree, VMS)
+    return {f"{VMS}/{path}": value for path, value in files(tree).items()}
+
+
+def _before(commit: pygit2.Commit) -> pygit2.Commit | None:
+    return commit.parents[0] if commit.parents else None
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[dict[str, str | None]]:
+    return [
+        {"path": path, "old": old.get(path), "new": new.get(path)}
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+
+
+@click.command()
+@click.argument("path", default="")
+@_state
+@_as_json
+def tree(path: str, state: Path, *, as_json: bool) -> None:
+    """Print what the state says, all of it or below PATH: each value at the end of a dotted line."""
+    with opened(state) as repository:
+        everything = files(_commit(repository, MAIN).tree)
+    below = path.strip("/")
+    values = {one: value for one, value in everything.items() if below in {"", one} or one.startswith(f"{below}/")}
+    if not values:
+        raise FailedError(f"the state has nothing at /{below}")
+    if as_json:
+        click.echo(json.dumps({f"/{one}": value for one, value in values.items()}, indent=2))
+        return
+    longest = max(len(one) + len(value) for one, value in values.items()) + 4
+    width = max(longest, min(79, shutil.get_terminal_size().columns))
+    for one, value in values.items():
+        click.echo(f"/{one}".ljust(width - len(value), ".") + value)
+
+
+@click.command()
+@click.argument("vm", default="")
+@click.option("-n", "number", default=20, show_default=True, help="At most so many; 0 for all.")
+@_state
+@_as_json
+def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
+    """Show what has changed the configuration, of all VMs or of the one with the name or uuid VM; the last first."""
+    with opened(state) as repository:
+        folder = VMS if not vm else f"{VMS}/{_uuid(repository, vm)}"
+        found = []
+        for commit in repository.walk(_commit(repository, MAIN).id, _NEWEST_FIRST):
+            if all(_entry(commit, folder) != _entry(parent, folder) for parent in (commit.parents or (None,))):
+                found.append(commit)
+            if len(found) == number > 0:
+                break
+        entries = [
+            {"commit": str(one.id), "time": one.commit_time, "author": one.author.name,
+             "message": one.message.strip()}
+            for one in found
+        ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
+        return
+    for one in entries:
+        when = datetime.fromtimestamp(int(str(one["time"]))).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        first, *more = str(one["message"]).splitlines()
+        click.echo(f"{str(one['commit'])[:10]}  {when}  {one['author']}: {first}")
+        for line in more:
+            if line:
+                click.echo(f"    {line}")
+
+
+def _entry(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
+    found = None if commit is None else subtree(commit.tree, path)
+    return None if found is None else found.id
+
+
+def _uuid(repository: pygit2.Repository, vm: str) -> str:
+    """Return the uuid of the VM that is or was called *vm*."""
+    for commit in repository.walk(_commit(repository, MAIN).id):
+        folder = subtree(commit.tree, VMS)
+        for entry in folder or ():
+            name = entry["config/name/0"] if isinstance(entry, pygit2.Tree) and "config/name/0" in entry else None
+            if entry.name == vm or (isinstance(name, pygit2.Blob) and name.data.decode().strip() == vm):
+                return str(entry.name)
+    raise FailedError(f"the state never had a VM {vm}")
+
+
+@click.command()
+@click.argument("commit", default="")
+@click.argument("other", default="")
+@_state
+@_as_json
+def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
+    """
+    Show how configurations differ, value by value.
+
+    Without arguments: the last change. With COMMIT: what it changed, or, of a branch that is not merged, would change.
+    With two: from the one to the other.
+    """
+    with opened(state) as repository:
+        head = _commit(repository, MAIN)
+        new = _commit(repository, other or commit or MAIN)
+        if other:
+            old: pygit2.Commit | None = _commit(repository, commit)
+        elif not commit:
+            while (old := _before(new)) is not None and _entry(old, VMS) == _entry(new, VMS):
+                new = old
+        elif repository.descendant_of(head.id, new.id) or head.id == new.id:
+            old = _before(new)
+        else:
+            base = repository.merge_base(head.id, new.id)
+            old = None if base is None else repository[base].peel(pygit2.Commit)
+        changes = _changes(_vms(old), _vms(new))
+    if as_json:
+        click.echo(json.dumps(changes, indent=2))
+        return
+    for one in changes:
+        was = "(not there)" if one["old"] is None else one["old"]
+        now = "(not there)" if one["new"] is None else one["new"]
+        click.echo(f"/{one['path']}: {was} -> {now}")
+
+
+@click.command()
+@click.argument("branch")
+@_state
+def merge(branch: str, state: Path) -> None:
+    """Ask the running Jitsu to merge BRANCH, which is in the state, and wait for what it says."""
+    with opened(state) as repository:
+        name = branch.removeprefix("refs/heads/").removeprefix("rejected/").replace("/", "-")
+        commit = _commit(repository, branch)
+        if branch.removeprefix("refs/heads/").startswith("rejected/") and commit.parents:
+            commit = commit.parents[0]
+        _ask(repository, name, commit.id)
+
+
+@click.command()
+@click.argument("commit")
+@_state
+def revert(commit: str, state: Path) -> None:
+    """Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says."""
+    with opened(state) as repository:
+        head, undone = _commit(repository, MAIN), _commit(repository, commit)
+        ours = _vms(head)
+        merged, conflicts = three_way(_vms(undone), ours, _vms(_before(undone)))
+        if conflicts:
+            raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
+        if merged == ours:
+            raise FailedError(f"{commit} has changed nothing that is still so")
+        tree_id = _with_vms(repository, head.tree, merged)
+        who = _who(repository)
+        subject = next(iter(undone.message.splitlines()), "")
+        message = f'Revert "{subject}"\n\nThis undoes {undone.id}.\n'
+        made = repository.create_commit(None, who, who, message, tree_id, [head.id])
+        _ask(repository, f"revert-{str(undone.id)[:10]}", made)
+
+
+def _who(repository: pygit2.Repository) -> pygit2.Signature:
+    """Return who the user is, as git knows; else the name of the account."""
+    try:
+        return repository.default_signature
+    except (KeyError, pygit2.GitError):
+        return pygit2.Signature(getpass.getuser(), f"{getpass.getuser()}@localhost")
+
+
+def _with_vms(repository: pygit2.Repository, old: pygit2.Tree, values: Mapping[str, str]) -> pygit2.Oid:
+    """Write *old* with those values in the place of all that VMs had."""
+    index = pygit2.Index()
+    index.read_tree(old)
+    before = {f"{VMS}/{path}": value for path, value in files(subtree(old, VMS)).items()}
+    for path in before.keys() - values.keys():
+        index.remove(path)
+    for path, value in values.items():
+        if before.get(path) != value:
+            blob = repository.create_blob(f"{value}\n".encode())
+            index.add(pygit2.IndexEntry(path, blob, pygit2.enums.FileMode.BLOB))
+    return index.write_tree(repository)
+
+
+def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
+    """Let *commit* be a request, and say what became of it."""
+    branch, references = ASKED + name, repository.references
+    references.create(branch, commit, force=True)
+    end = time.monotonic() + PATIENCE
+    while branch in references:
+        if time.monotonic() > end:
+            message = f"nobody has looked at request/{name} within {PATIENCE:g} s: does a Jitsu run with this state?"
+            raise NobodyError(f"{message} The request waits for it")
+        time.sleep(_PAUSE)
+    rejected = references[REJECTED + name].peel(pygit2.Commit) if REJECTED + name in references else None
+    if rejected is not None and commit in rejected.parent_ids:
+        raise FailedError(rejected.message.strip())
+    click.echo("merged")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def init(path: Path) -> None:
+    """Make a state at PATH, or put Jitsu's hooks and settings into the one that is there."""
+    try:
+        hooks.make(path)
+    except FAULTS as error:
+        raise FailedError(f"{path}: {error}") from error
+    click.echo(f"{path} is ready; begin Jitsu with --persistdb {path}")
+
+
+#: What `ctl` has, too.
+COMMANDS: Final = (tree, log, diff, merge, revert, init)

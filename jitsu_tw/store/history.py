@@ -1,0 +1,382 @@
+"""
+A tree of text in the branch `main` of a bare git repository: one file for each path, one commit for each step.
+
+Every call here may block; `git` puts them into threads. libgit2 (through pygit2) writes objects first and moves the
+branch last, by a rename: a step is whole or not there. What was written is on the disk before the branch moves, so that
+this holds for a loss of power, too. Commits of statistics that follow each other are squashed, but for as much of the
+past as is to be kept; what changes a configuration stays for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import zlib
+from pathlib import Path
+from sys import intern
+from typing import TYPE_CHECKING, Final
+
+import pygit2
+from pygit2.enums import FileMode
+from twisted.logger import Logger
+
+from jitsu_tw.errors import StoreError
+from jitsu_tw.settings import Past
+from jitsu_tw.store import bulk, hooks
+from jitsu_tw.store.layout import STATISTICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+MAIN: Final = "refs/heads/main"
+
+#: Where a branch main that somebody else has moved is put.
+ASIDE: Final = "refs/heads/rejected/main"
+
+#: A lock on a branch that is older than this, in seconds, was left by a process that has been killed: git holds one for
+#: the time of a rename.
+STALE: Final = 10.0
+
+#: A push that began when a commit was the head of `main` may go on for so many seconds, and rest on it.
+PUSH_TAKES: Final = 600.0
+
+#: From so many objects on, one sync(2) costs less than one fdatasync(2) for each.
+MANY: Final = 500
+
+#: From so many changes on, git's own importer writes them: one pack instead of a file for each object.
+BULK: Final = 2000
+
+#: What a damaged or missing object, a full disk and the like raise.
+FAULTS: Final = (pygit2.GitError, KeyError, ValueError, OSError)
+
+#: The tree without files, as git names it.
+_EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+
+#: In octets, about what an entry of a tree takes: mode, a uuid, an id (gitformat-pack(5)).
+_ENTRY: Final = 64
+
+AUTHOR: Final = ("Jitsu", "jitsu@localhost")
+
+# The state is ours alone: what git is told for somebody's own work, in places that we may not even read, is not for it.
+# The operator names it, so it may belong to whomever the operator likes.
+for _level in (pygit2.enums.ConfigLevel.SYSTEM, pygit2.enums.ConfigLevel.XDG, pygit2.enums.ConfigLevel.GLOBAL):
+    pygit2.settings.search_path[_level] = ""
+pygit2.settings.owner_validation = False
+
+# libgit2 would keep each object that was ever read: 5 MB for a thousand commits, 256 MB of contents at most.
+pygit2.settings.enable_caching(False)  # noqa: FBT003
+
+
+class History:
+    """
+    The state's past and present.
+
+    Attributes:
+        path: of the repository.
+        repository: that, once it is open.
+        loose: about how many loose objects there are.
+        octets: about how large those are that were written since `loose` was 0.
+        recent: when each of the last heads of `main` was replaced, and which: somebody may be pushing what rests on it.
+    """
+
+    log = Logger()
+
+    def __init__(self, path: Path, past: Past | None = None, now: Callable[[], float] = time.time) -> None:
+        """Keep the state at *path*, and *past* of its statistics; `open` looks at it."""
+        self.path = path
+        self.loose = self.octets = 0
+        self.recent: list[tuple[float, str]] = []
+        self._past, self._now = past or Past(), now
+        self._repository: pygit2.Repository | None = None
+        self._head: pygit2.Oid | None = None
+        self._chain: list[tuple[float, pygit2.Oid]] = []
+        self._written: list[pygit2.Oid] = []
+
+    @property
+    def repository(self) -> pygit2.Repository:
+        """The repository, which is open."""
+        assert self._repository is not None
+        return self._repository
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a repository that cannot be read."""
+        return f"see what `git -C {self.path} fsck` says and restore it from a copy, or move it away to begin anew"
+
+    # Opening.
+
+    def open(self) -> dict[str, str]:
+        """
+        Open the repository, or make one where nothing is, and return the tree.
+
+        Raises:
+            StoreError: it is damaged, foreign, or cannot be read.
+        """
+        try:
+            if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+                self._repository = hooks.make(self.path)
+                return {}
+            self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
+            if not self._repository.is_bare:
+                message = "it has a work tree, so it is somebody's own"
+                raise ValueError(message)
+            self._clean()
+            if MAIN not in self._repository.references:
+                return self._unborn()
+            head = self._repository.references[MAIN].peel(pygit2.Commit)
+            self._head, self._chain = head.id, self._statistics(head)
+            return files(head.tree)
+        except FAULTS as error:
+            message = f"{self.path} is not a state that can be read ({error}): {self.remedy}"
+            raise StoreError(message) from error
+
+    def _unborn(self) -> dict[str, str]:
+        """Return the empty tree of a repository without `main`, if it is one that nobody has written to."""
+        if any(True for _ in self.repository):
+            message = f"{self.path} has objects but no branch main: {self.remedy}"
+            raise StoreError(message)
+        return {}
+
+    def _clean(self) -> None:
+        """Remove what a killed process has left half written, and count loose objects."""
+        for folder in self.path.glob("objects/??"):
+            with contextlib.suppress(OSError):  # a git that was left alone may be tidying up
+                for file in folder.iterdir():
+                    if file.name.startswith("tmp_object_git2_"):
+                        file.unlink()
+                    elif _is_whole(file.read_bytes()):
+                        self.loose += 1
+                    else:
+                        self._put_away(file)
+
+    def _put_away(self, file: Path) -> None:
+        """
+        Move a loose object that is cut off out of the way: libgit2 1.9 reads such a one for ever.
+
+        If nothing refers to it, a loss of power has left it, and nothing is lost; if something does, it is missing.
+        """
+        name = f"{file.parent.name}{file.name}"
+        place = self.path / "damaged" / name
+        try:
+            place.parent.mkdir(exist_ok=True)
+            file.rename(place)
+        except OSError as error:
+            message = f"the object {name} is cut off"
+            raise ValueError(message) from error
+        self.log.error("{path}: the object {name} is cut off; it is in damaged/ now", path=self.path, name=name)
+
+    def _statistics(self, head: pygit2.Commit) -> list[tuple[float, pygit2.Oid]]:
+        """Return the commits of statistics that end in *head*, the oldest first."""
+        found: list[tuple[float, pygit2.Oid]] = []
+        while head.message == STATISTICS and len(head.parent_ids) < 2:
+            found.append((head.commit_time, head.id))
+            if not head.parent_ids:
+                break
+            head = head.parents[0]
+        return found[::-1]
+
+    # Reading.
+
+    @property
+    def head(self) -> pygit2.Commit | None:
+        """The last commit of `main`; None before the first."""
+        return None if self._head is None else self.repository[self._head].peel(pygit2.Commit)
+
+    # Writing.
+
+    def commit(self, changes: Mapping[str, str | None], message: str, merged: pygit2.Oid | None = None) -> None:
+        """
+        Make one step of *changes* (None removes a path and all below it); one that changes nothing is not made.
+
+        Args:
+            changes: new values by their paths.
+            message: who and what.
+            merged: the commit of a request that these are the changes of; it becomes a parent.
+
+        Raises:
+            StoreError: it cannot be written; everything is as it was.
+        """
+        with self.refused():
+            self._take_back()
+            head = self.head
+            self._written.clear()
+            if len(changes) >= BULK and bulk.possible():
+                tree = bulk.write(self.repository, head.tree_id if head is not None else None, changes)
+            else:
+                tree = self._changed(head.tree if head is not None else None, changes)
+            if head is not None and tree == head.tree_id and merged is None:
+                return
+            chain = list(self._chain)
+            parents = self._parents(head, message, chain)
+            if merged is not None:
+                parents.append(merged)
+            commit = self._make(tree, parents, message)
+            self.move(MAIN, commit)
+            if head is not None:
+                self._replaced(head.id)
+            self._head = commit
+            self._chain = [*chain, (self._now(), commit)] if message == STATISTICS else []
+
+    @contextlib.contextmanager
+    def refused(self) -> Iterator[None]:
+        """Make of what the repository says one of our errors."""
+        try:
+            yield
+        except FAULTS as error:
+            reason = f"{self.path}: {error}"
+            raise StoreError(reason) from error
+
+    def _take_back(self) -> None:
+        """Put a `main` that somebody else has moved aside; nobody but us writes there."""
+        references = self.repository.references
+        now = references[MAIN].peel(pygit2.Commit).id if MAIN in references else None
+        if now == self._head:
+            return
+        if now is not None:
+            message = "{path}: somebody has moved main to {commit}: that is rejected/main now; push to request/NAME"
+            self.log.error(message, path=self.path, commit=str(now))
+            self.move(ASIDE, now)
+        if self._head is not None:
+            self.move(MAIN, self._head)
+
+    def _parents(
+        self, head: pygit2.Commit | None, message: str, chain: list[tuple[float, pygit2.Oid]]
+    ) -> list[pygit2.Oid]:
+        """
+        Return the parents of a commit that follows *head*.
+
+        Statistics follow what is kept of the *chain* of statistics before; that is cut, a half of it or more at a time.
+        """
+        if head is None:
+            return []
+        if message != STATISTICS or not chain:
+            return [head.id]
+        kept = self._past.kept([when for when, _ in chain], self._now())
+        if len(chain) < 2 * kept:
+            return [head.id]
+        parents = list(self.repository[chain[0][1]].peel(pygit2.Commit).parent_ids)
+        chain[: len(chain) - kept] = []
+        for place, (when, old) in enumerate(chain):
+            commit = self.repository[old].peel(pygit2.Commit)
+            parents = [self._make(commit.tree_id, parents, STATISTICS, commit.committer)]
+            chain[place] = when, parents[0]
+        return parents
+
+    def _make(
+        self, tree: pygit2.Oid, parents: Sequence[pygit2.Oid], message: str, who: pygit2.Signature | None = None
+    ) -> pygit2.Oid:
+        author = who or pygit2.Signature(*AUTHOR, int(self._now()), 0)
+        commit = self.repository.create_commit(None, author, author, message, tree, list(parents))
+        self._written.append(commit)
+        return commit
+
+    def move(self, branch: str, commit: pygit2.Oid) -> None:
+        """Let *branch* be *commit*, once everything that was written is on the disk."""
+        self._sync()
+        self.unlock(branch)
+        self.repository.references.create(branch, commit, force=True)
+        _sync(Path(self.repository.path, branch))
+
+    def unlock(self, branch: str) -> None:
+        """Remove the locks that a process which was killed has left on *branch*."""
+        for name in (branch, "packed-refs"):
+            lock = Path(self.repository.path, f"{name}.lock")
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > STALE:
+                    lock.unlink()
+
+    def _sync(self) -> None:
+        """Wait until what was written is on the disk."""
+        self.loose += len(self._written)
+        if len(self._written) > MANY:
+            os.sync()
+        else:
+            for oid in self._written:
+                name = str(oid)
+                _sync(Path(self.repository.path, "objects", name[:2], name[2:]))
+        self._written.clear()
+
+    def _replaced(self, head: pygit2.Oid) -> None:
+        """Note that *head* is not the head any more."""
+        now = self._now()
+        self.recent = [one for one in self.recent if one[0] > now - PUSH_TAKES]
+        self.recent.append((now, str(head)))
+
+    def _changed(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
+        """Write *tree* with *changes*; only the folders that they touch are made anew."""
+        repository = self.repository
+        builder = repository.TreeBuilder(tree) if tree is not None else repository.TreeBuilder()
+        below: dict[str, dict[str, str | None]] = {}
+        for path, value in changes.items():
+            step, _, rest = path.partition("/")
+            name = intern(step)  # pygit2 1.21 keeps the string of each name that a tree is asked for: one and the same
+            if rest:
+                below.setdefault(name, {})[rest] = value
+            elif value is None:
+                if builder.get(name) is not None:
+                    builder.remove(name)
+            else:
+                blob = repository.create_blob(f"{value}\n".encode())
+                self._written.append(blob)
+                builder.insert(name, blob, FileMode.BLOB)
+        for name, inner in below.items():
+            old = tree[name] if tree is not None and name in tree else None
+            new = self._changed(old if isinstance(old, pygit2.Tree) else None, inner)
+            if new != _EMPTY:
+                builder.insert(name, new, FileMode.TREE)
+            elif builder.get(name) is not None:
+                builder.remove(name)
+        self.octets += len(builder) * _ENTRY
+        written = builder.write()
+        self._written.append(written)
+        return written
+
+
+def files(tree: pygit2.Tree | None) -> dict[str, str]:
+    """
+    Return the values in *tree* by their paths; {} without a tree.
+
+    Raises:
+        ValueError: a file is no text in UTF-8.
+        KeyError, GitError: an object is missing or damaged.
+    """
+    known: dict[pygit2.Oid, str] = {}  # many VMs say the same
+    return {} if tree is None else dict(_read(tree, "", known))
+
+
+def _read(tree: pygit2.Tree, base: str, known: dict[pygit2.Oid, str]) -> Iterator[tuple[str, str]]:
+    for entry in tree:
+        if isinstance(entry, pygit2.Tree):
+            yield from _read(entry, f"{base}{entry.name}/", known)
+        elif isinstance(entry, pygit2.Blob):
+            value = known.get(entry.id)
+            if value is None:
+                value = known[entry.id] = entry.data.decode().removesuffix("\n")
+            yield f"{base}{entry.name}", value
+
+
+def _is_whole(octets: bytes) -> bool:
+    """Say whether a loose object's zlib stream comes to its end."""
+    stream = zlib.decompressobj()
+    try:
+        stream.decompress(octets)
+    except zlib.error:
+        return False
+    return stream.eof
+
+
+def subtree(tree: pygit2.Tree, path: str) -> pygit2.Tree | None:
+    """Return the folder *path* in *tree*, if there is one."""
+    found = tree[path] if path in tree else None  # noqa: SIM401 - a tree has no `get`
+    return found if isinstance(found, pygit2.Tree) else None
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file at *path*, if there is one, is on the disk."""
+    with contextlib.suppress(FileNotFoundError):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fdatasync(file)
+        finally:
+            os.close(file)

@@ -1,0 +1,114 @@
+"""
+Keeps the repository small: what is in use is put into one pack, what is not is removed.
+
+git does the work in processes of its own, at the lowest priority, on plumbing that takes no decision by itself: its own
+``gc`` may remove what is written again at that moment. Here a pack is removed only if nobody has touched it since the
+new one was begun: libgit2 and git touch a pack, or a loose object, when they would write what is in it already.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING, Final
+
+from jitsu_tw.errors import StoreError
+from jitsu_tw.store.bulk import environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jitsu_tw.store.history import History
+
+#: The repository is tidied when so many loose objects, or octets in them, have come together.
+MOST_LOOSE: Final = 5000
+MOST_OCTETS: Final = 64 << 20
+
+#: What nobody refers to is kept for so many seconds: it may be about to be referred to.
+GRACE: Final = 120
+
+#: libgit2 touches a pack that it has touched just now no second time (its FRESHEN_FREQUENCY is 2 s).
+SLACK: Final = 10.0
+
+
+class Tidy:
+    """Tidies one repository. `pack`, `drop` and `prune` are to be called in this order, each in any thread."""
+
+    def __init__(self, history: History) -> None:
+        """Tidy *history*'s."""
+        self._history = history
+        self._began = 0.0
+        self._new = ""
+        self._child: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is enough to do."""
+        return self._history.loose >= MOST_LOOSE or self._history.octets >= MOST_OCTETS
+
+    def pack(self) -> None:
+        """
+        Write a pack of all that is in use. Others may write meanwhile.
+
+        Raises:
+            StoreError: git is not installed, or says why not.
+        """
+        history = self._history
+        self._began = time.time()
+        history.loose = history.octets = 0
+        recent = "".join(f"{commit}\n" for _, commit in history.recent)
+        self._new = self._git("pack-objects", "--all", "--revs", "-q", "objects/pack/pack", said=recent).strip()
+
+    def drop(self) -> None:
+        """Remove the packs that the new one has made superfluous. Nobody of ours may write meanwhile."""
+        folder = self._history.path / "objects" / "pack"
+        for file in folder.glob("tmp_*"):
+            self._remove_if_old(file)
+        for index in folder.glob("pack-*.idx"):
+            pack, keep = index.with_suffix(".pack"), index.with_suffix(".keep")
+            if keep.exists():
+                self._remove_if_old(keep)
+            elif self._new and self._new not in index.name and pack.stat().st_mtime < self._began - SLACK:
+                for file in (index, pack, index.with_suffix(".rev")):
+                    file.unlink(missing_ok=True)
+
+    def prune(self) -> None:
+        """
+        Remove loose objects that are in the pack, or not in use for a while. Others may write meanwhile.
+
+        Raises:
+            StoreError: git says why not.
+        """
+        self._git("prune-packed", "-q")
+        self._git("prune", f"--expire={GRACE}.seconds.ago", *(commit for _, commit in self._history.recent))
+
+    def stop(self) -> None:
+        """End what is under way, and do no more; the repository is whole at any moment."""
+        self._ended = True
+        if self._child is not None:
+            self._child.kill()
+
+    def _remove_if_old(self, file: Path) -> None:
+        if file.stat().st_mtime < self._began - GRACE:
+            file.unlink(missing_ok=True)
+
+    def _git(self, *arguments: str, said: str = "") -> str:
+        program = shutil.which("git")
+        if program is None:
+            message = "git is not installed, so the state is not packed, and grows"
+            raise StoreError(message)
+        if self._ended:
+            return ""
+        path = self._history.repository.path
+        command = ["nice", "-n", "19", program, *arguments]
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(  # noqa: S603
+            command, cwd=path, env=environment(path), stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        out, err = self._child.communicate(said.encode())
+        if self._child.returncode and not self._ended:
+            message = f"{path}: git {arguments[0]}: {err.decode(errors='replace').strip()}"
+            raise StoreError(message)
+        return out.decode()
