@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from demo.lab import BRIDGE
-from jitsu_tw.ctl import Control
+from jitsu_tw.ctl.client import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -263,7 +263,7 @@ class Branches:
     async def _find(self, understood: Understood) -> None:
         """Refuse VMs that their backend does not know, or under another uuid."""
         for vm in understood.step.come:
-            backend = self._fleet.backend_of(vm)
+            backend = self._fleet.inventory.backend_of(vm)
             if backend is None:
                 continue
             try:

@@ -7,6 +7,7 @@ read by the same rules. Every error names the file, the line and the key, and wh
 
 from __future__ import annotations
 
+import stat
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,9 @@ FILE: Final = "jitsu.yaml"
 
 #: libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: Characters of a token: fewer can be guessed.
+SHORTEST_TOKEN: Final = 16
 
 #: libvirt's name for the hypervisor of this machine.
 CONNECT: Final = {"libvirt": "qemu:///system"}
@@ -198,6 +202,7 @@ def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
+    _check_control(values, top)
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}
@@ -253,6 +258,26 @@ def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None) -> None:
     if vm.use_synjitsu and said:
         message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
         raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
+
+
+def _check_control(values: dict[str, Any], top: Sayings) -> None:
+    """Read the token; refuse a control endpoint for other machines without one."""
+    if "control_token" in values:
+        path, said = values["control_token"], top["control_token"][0]
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+            mode = path.stat().st_mode
+        except (OSError, UnicodeDecodeError) as error:
+            raise said.wrong("control_token", f"{path} cannot be read: {error}") from error
+        if mode & stat.S_IROTH:
+            raise said.wrong("control_token", f"everybody may read {path}; chmod o-r it")
+        if len(token) < SHORTEST_TOKEN:
+            message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
+            raise said.wrong("control_token", message)
+        values["control_token"] = token
+    elif (values.get("control") or "").startswith("ssl:"):
+        message = "whoever gets there can start and stop VMs; name a file with a secret by control_token"
+        raise top["control"][0].wrong("control", message)
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:

@@ -204,7 +204,9 @@ class Settings:
         zones: RFC 1035 master files; without any, zones are made up from the VMs' names.
         bind: addresses to serve on.
         listen: port, UDP and TCP.
-        control: where jitsuctl and browsers connect: ``host:port`` or ``unix:PATH``; None for nowhere.
+        control: where jitsuctl and browsers connect: ``host:port``, ``unix:PATH``, or an endpoint of Twisted's that
+            begins with ``ssl:``; None for nowhere.
+        control_token: what they have to show there; None for nothing.
         persistdb: the state's git repository; None for memory.
         synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
         commit_every: statistics are committed at most once in so many seconds.
@@ -227,6 +229,7 @@ class Settings:
         tsig_keys: those that clients and we may sign with (`dns.tsig.Key`).
         allow_transfer: who may transfer zones (`dns.transfer.Rule`).
         notify: who is told of new serials (`dns.notify.Secondary`).
+        log_json: write the log as one JSON object a line.
         dry_run: start nothing; count what would have been started, and answer as if it were up.
         defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.vm_from`).
     """
@@ -236,6 +239,7 @@ class Settings:
     bind: tuple[str, ...] = ("127.0.0.1",)
     listen: int = 53
     control: str | None = "127.0.0.1:8053"
+    control_token: str | None = attrs.field(default=None, repr=False)
     persistdb: Path | None = None
     synjitsu: str | None = None
     commit_every: float = COMMIT_EVERY
@@ -257,5 +261,6 @@ class Settings:
     tsig_keys: tuple[Key, ...] = ()
     allow_transfer: tuple[Rule, ...] = ()
     notify: tuple[Secondary, ...] = ()
+    log_json: bool = False
     dry_run: bool = False
     defaults: Mapping[str, Any] = attrs.field(factory=dict)

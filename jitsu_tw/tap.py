@@ -17,8 +17,9 @@ import attrs
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
 
@@ -39,12 +40,15 @@ from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
+from jitsu_tw.logs import observer
 from jitsu_tw.store import store_at
 from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Clocks, Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from twisted.python.failure import Failure
 
     from jitsu_tw.branches import Branches
     from jitsu_tw.dns.lookup import Zones
@@ -57,7 +61,10 @@ class Options(usage.Options):
 
     synopsis = "[options] [dns=NAME,ip=ADDRESS,name=VM[,key=value...]]..."
     longdesc = "An authoritative DNS server that boots virtual machines on demand. Options beat the configuration file."
-    optFlags = (("dry-run", None, "Start nothing; count what would have been started, and answer as if it were up."),)  # noqa: N815
+    optFlags = (  # noqa: N815
+        ("dry-run", None, "Start nothing; count what would have been started, and answer as if it were up."),
+        ("log-json", None, "Write the log as one JSON object a line."),
+    )
     optParameters = (  # noqa: N815
         ("config", None, None, "The configuration, a YAML file; else jitsu.yaml beside the first zone."),
         ("bind", "b", None, "The address to serve DNS on. [127.0.0.1]"),
@@ -71,7 +78,8 @@ class Options(usage.Options):
         ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
         ("synjitsu", None, None, "Where Synjitsu listens."),
         ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
-        ("control", None, None, "Where jitsuctl connects: host:port, or off. [127.0.0.1:8053]"),
+        ("control", None, None, "Where jitsuctl connects: host:port, unix:PATH, ssl:..., or off. [127.0.0.1:8053]"),
+        ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
     )
 
     def __init__(self) -> None:
@@ -97,9 +105,8 @@ class Options(usage.Options):
 
     def load(self) -> tuple[Settings, Zones]:
         """Return what all this and the files say; see `config.load`."""
-        said = {key: value for key, value in self.items() if value and key not in {"config", "dry-run"}}
-        if self["dry-run"]:
-            said["dry_run"] = "true"
+        said = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
+        said |= {flag: "true" for flag in ("dry_run", "log_json") if said.get(flag)}
         return config.load(said, self.vms, Path(self["config"]) if self["config"] else None)
 
 
@@ -108,8 +115,15 @@ class JitsuService(Service):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, zones: Zones, reactor: Any = default_reactor) -> None:
-        """Wire the rooms; nothing is opened yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        zones: Zones,
+        reactor: Any = default_reactor,
+        twistd: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Wire the rooms; nothing is opened yet. *twistd* is what its own options say."""
+        self._twistd = twistd
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms)
         self._store = store_at(settings.persistdb, settings.keep_history)
@@ -142,6 +156,12 @@ class JitsuService(Service):
         )
         self._ports: list[Any] = []
 
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802
+        """Become *parent*'s service; the log is the application's."""
+        if self._settings.log_json:
+            parent.setComponent(ILogObserver, observer(self._twistd))
+        super().setServiceParent(parent)
+
     def privilegedStartService(self) -> None:  # noqa: N802
         """Take the ports, while twistd has not given up its privileges; or end with a line that says what cannot be."""
         super().privilegedStartService()
@@ -165,7 +185,7 @@ class JitsuService(Service):
         """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
         bound.setblocking(False)  # noqa: FBT003
         if bound.family == socket.AF_UNIX:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, Endpoint(self.fleet, self.reload))
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site())
         elif bound.type == socket.SOCK_STREAM:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server, self._reactor))
         else:
@@ -191,12 +211,33 @@ class JitsuService(Service):
         self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server, self._reactor), interface=host))
 
     def _listen_control(self, place: str) -> None:
-        site = Endpoint(self.fleet, self.reload)
-        if place.startswith("unix:"):
+        site = self._site()
+        if place.startswith("ssl:"):
+            self._listen_tls(place, site)
+        elif place.startswith("unix:"):
             self._ports.append(self._reactor.listenUNIX(place.removeprefix("unix:"), site, mode=0o600, wantPID=True))
         else:
             host, _, port = place.rpartition(":")
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
+
+    def _site(self) -> Endpoint:
+        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor)
+
+    def _listen_tls(self, place: str, site: Endpoint) -> None:
+        """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
+        try:
+            from OpenSSL import SSL, crypto  # noqa: PLC0415 -- who needs no TLS needs no OpenSSL
+        except ImportError as error:
+            message = f"TLS needs pyOpenSSL and service-identity: pip install 'jitsu-tw[tls]' ({error})"
+            raise ConfigError(message, key="control") from error
+        try:
+            endpoint = serverFromString(self._reactor, place)
+        except (OSError, LookupError, TypeError, ValueError, SSL.Error, crypto.Error) as error:
+            raise ConfigError(f"{place} is no endpoint that can be had: {error}", key="control") from error
+        failures: list[Failure] = []
+        endpoint.listen(site).addCallbacks(self._ports.append, failures.append)
+        for failure in failures:
+            failure.raiseException()
 
     def startService(self) -> None:  # noqa: N802
         """Open the state and the hypervisors and begin to serve; or end with a line that says what cannot be had."""
@@ -294,6 +335,6 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     # while it grows, would take a third of the time that it takes to make.
     gc.disable()
     try:
-        return JitsuService(*options.load())
+        return JitsuService(*options.load(), twistd=getattr(options, "parent", None))
     except ConfigError as error:
         give_up(error)

@@ -118,8 +118,11 @@ def _uuid(text: str) -> str:
 def _control(text: str) -> str | None:
     if text.lower() in {"", "off", "none", "false", "no"}:
         return None
-    if not text.startswith("unix:"):
+    if not text.startswith(("unix:", "ssl:")):
         host, port = _host_port(text, 8053)
+        if not ip_address(host).is_loopback:
+            message = f"others get to {host}, too; write ssl:PORT:interface={host}:privateKey=FILE:certKey=FILE"
+            raise ValueError(message)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return text
 
@@ -229,6 +232,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "bind": Key(lambda text: str(_address(text)), many=True),
     "listen": Key(_port),
     "control": Key(_control),
+    "control_token": Key(str, path=True),
     "persistdb": Key(str, path=True),
     "commit_every": Key(_seconds),
     "keep_history": Key(_past),
@@ -250,6 +254,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "tsig_keys": Key(tsig.Key.parse, many=True),
     "allow_transfer": Key(Rule.parse, many=True),
     "notify": Key(_secondary, many=True),
+    "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
 }

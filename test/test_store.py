@@ -98,8 +98,7 @@ class GitStoreTests(contract_store.StoreContract):
 
         def commits(number: int) -> int:
             for one in range(number):
-                changes: dict[str, str | None] = {f"jitsu/stats/uuid/{key}": str(one) for key in ("start_ts", "stop_ts")}
-                self.store._history.commit(changes, STATISTICS)
+                self.store._history.commit({f"jitsu/stats/{uuid}/start_ts": str(one) for uuid in "ab"}, STATISTICS)
             gc.collect()
             return sys.getallocatedblocks()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from jitsu_tw.control.standins import metrics, standins
+from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import Boot, Handover, Mode
@@ -145,7 +145,7 @@ class CoverTests(FleetTestCase):
         self.world.fleet._policy.verify_source = True
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
-        self.assertEqual(1, sum(self.world.fleet.refused.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.refused.values()))
 
     def test_listens_early(self) -> None:
         """A guest that listens before the call that starts it has ended, as a restored one, is handed over for good."""
@@ -269,19 +269,14 @@ class CoverTests(FleetTestCase):
         self.assertIs(State.WAITING, self.world.machine().state)
 
     def test_shown(self) -> None:
-        """What Synjitsu says of itself is shown, and counted for Prometheus; that there is none, too."""
+        """What Synjitsu says of itself is shown; that there is none, too."""
         self.begin()
         said = {"standins": [{"ip": self.ip, "mac": MAC, "state": "asleep", "handover": "wire", "held": 2}],
                 "counters": {"held": 5, "handed_over": 3, "held_now": 2}}
         self.standin.status = lambda: succeed(said)
         self.assertEqual({"configured": True, "error": None, **said}, self.result(standins(self.world.fleet)))
-        text = self.result(metrics(self.world.fleet)).decode()
-        for line in ("jitsu_synjitsu_held_total 5.0", "jitsu_synjitsu_handed_over_total 3.0",
-                     "jitsu_synjitsu_held_now 2.0"):
-            self.assertIn(f"\n{line}\n", text)
         self.standin.status = lambda: fail(NoStandIn("no Synjitsu answers at unix:socket"))
         self.assertEqual("no Synjitsu answers at unix:socket", self.result(standins(self.world.fleet))["error"])
-        self.assertEqual(b"", self.result(metrics(self.world.fleet)))
         self.world = World(vm())
         self.assertFalse(self.result(standins(self.world.fleet))["configured"])
 
@@ -292,5 +287,5 @@ class CoverTests(FleetTestCase):
     def test_nobody_knows(self) -> None:
         """An address is left alone while nobody knows what its VM is doing."""
         self.begin()
-        self.world.fleet.lost(self.world.backend, "no daemon")
+        self.world.fleet.inventory.lost(self.world.backend, "no daemon")
         self.assertEqual("withdrawn", self.said)

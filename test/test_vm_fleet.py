@@ -612,7 +612,7 @@ class BackendTests(FleetTestCase):
         """While there is no connection, cold VMs cannot be had, with the reason; warm ones are answered."""
         self.world = World(vm("a"), vm("bb"))
         self.ask("a")
-        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.world.fleet.inventory.lost(self.world.backend, "the daemon is gone")
         self.assertEqual([True], self.ask("a"))
         (failure,) = self.ask("bb")
         self.assertIsInstance(failure.value, BackendLost)
@@ -622,16 +622,16 @@ class BackendTests(FleetTestCase):
         """Those who wait for a VM whose backend is lost are told at once."""
         self.world = World(vm(response_delay=5.0))
         answers = self.ask()
-        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.world.fleet.inventory.lost(self.world.backend, "the daemon is gone")
         self.assertIsInstance(answers[0].value, BackendLost)
 
     def test_returns(self) -> None:
         """When the connection is back, everything is looked at: what went down meanwhile is off."""
         self.world = World(vm("a"), vm("bb"))
         self.ask("a")
-        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.world.fleet.inventory.lost(self.world.backend, "the daemon is gone")
         self.world.backend.guests[self.world.machine("a").uuid].power = Power.OFF
-        self.world.fleet.connected(self.world.backend)
+        self.world.fleet.inventory.connected(self.world.backend)
         self.assertIs(State.OFF, self.world.machine("a").state)
         self.assertEqual([[True], [True]], [self.ask("a"), self.ask("bb")])
 
@@ -643,7 +643,7 @@ class BackendTests(FleetTestCase):
         early, late = self.ask(), self.ask(host="192.0.2.2")
         self.world.pump(0.5)
         self.assertEqual([], early)
-        self.world.fleet.connected(self.world.backend)
+        self.world.fleet.inventory.connected(self.world.backend)
         self.assertEqual([[True], [True]], [early, late])
         self.world.kill()
         never = self.ask()
@@ -718,10 +718,10 @@ class BackendTests(FleetTestCase):
     def test_budget(self) -> None:
         """Questions that start nothing, because the backend is lost, cost a network none of its starts."""
         self.world = World(vm())
-        self.world.fleet.lost(self.world.backend, "the daemon is gone")
+        self.world.fleet.inventory.lost(self.world.backend, "the daemon is gone")
         for _ in range(40):
             self.ask()
-        self.world.fleet.connected(self.world.backend)
+        self.world.fleet.inventory.connected(self.world.backend)
         self.assertEqual([True], self.ask())
 
     def test_unknown_vm(self) -> None:
@@ -974,8 +974,8 @@ class UnclearTests(FleetTestCase):
         self.assertIs(State.WAITING, self.world.machine().state)
         self.patch(self.world.backend, "ready", ready)
         call.errback(BackendLost("the connection broke"))
-        self.world.fleet.lost(self.world.backend, "the connection broke")
-        self.world.fleet.connected(self.world.backend)
+        self.world.fleet.inventory.lost(self.world.backend, "the connection broke")
+        self.world.fleet.inventory.connected(self.world.backend)
         self.assertIs(State.UP, self.world.machine().state)
         self.world.pump(21)
         self.assertIs(State.OFF, self.world.machine().state)
@@ -1167,17 +1167,17 @@ class ReconcilingTests(FleetTestCase):
         known = self.world.backend.guests.pop(uuid)
         look_up = self.world.backend.look_up
         self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
-        self.world.fleet.changed(uuid, "undefined")
+        self.world.fleet.inventory.changed(uuid, "undefined")
         self.world.pump(0.1)
         (failure,) = self.ask()
         self.assertIsInstance(failure.value, NoSuchVM)
         self.assertIn("no VM www", str(failure.value))
-        self.world.fleet.changed("another uuid", "defined")
+        self.world.fleet.inventory.changed("another uuid", "defined")
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.fleet.changed(other, "defined")
+        self.world.fleet.inventory.changed(other, "defined")
         self.assertEqual(other, self.world.machine().uuid)
         self.assertEqual([True], self.ask())
         self.patch(self.world.backend, "look_up", look_up)
@@ -1189,7 +1189,7 @@ class ReconcilingTests(FleetTestCase):
         uuid = self.world.machine().uuid
         del self.world.backend.guests[uuid]
         self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
-        self.world.fleet.changed(uuid, "undefined")
+        self.world.fleet.inventory.changed(uuid, "undefined")
         self.assertIsNone(self.world.fleet.lease("www"))
         self.assertIsInstance(self.ask()[0].value, NoSuchVM)
 
@@ -1224,7 +1224,7 @@ class ReconcilingTests(FleetTestCase):
         look_up = self.world.backend.look_up
         self.patch(self.world.backend, "look_up", lambda vm: answers.pop() if answers else look_up(vm))
         self.world.kill()
-        self.world.fleet.changed("some uuid", "defined")
+        self.world.fleet.inventory.changed("some uuid", "defined")
         first.errback(NoSuchVM("no VM www"))
         self.assertIs(State.OFF, self.world.machine().state)
 

@@ -1,129 +1,208 @@
 """
-The control endpoint: JSON over HTTP.
+The control endpoint: JSON over HTTP, the metrics, and the dashboard. ``/v1/openapi.json`` describes all of it.
 
-``GET /v1/vms`` lists all VMs. ``POST /v1/vms/NAME/start`` and ``…/stop`` do what they say and answer when it is done,
-with the VM as it is then. ``GET /v1/standins`` shows what Synjitsu holds, ``GET /metrics`` its counters, for
-Prometheus. ``GET /v1/dry-run`` lists what a dry run would have started. ``POST /v1/reload`` reads the
-zones anew. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
+``GET /v1/vms`` lists all VMs; ``GET /v1/vms/NAME`` shows one, with why it is up or down. ``POST /v1/vms/NAME/start``,
+``…/stop``, ``…/hold`` and ``…/release`` do what they say and answer when it is done, with the VM as it is then.
+``GET /v1/activations`` and ``GET /v1/refusals`` tell the last ones, ``GET /v1/events`` what happens as it happens.
+``GET /v1/standins`` shows Synjitsu, ``GET /v1/dry-run`` what a dry run would have started. ``POST /v1/reload`` reads
+the zones anew. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
 
-It listens on loopback, where every user of the machine and every page in their browsers can reach it. So a browser's
-request is taken only if it comes from a page of ours: its Origin and its Host must name one place, and by address.
+It says what is known in `vm`, and decides nothing. Who may ask is in `web`.
 """
 
 from __future__ import annotations
 
-import json
+import time
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Site
-
-from jitsu_tw.control.standins import metrics, standins
+from jitsu_tw.control.describe import describe, explain
+from jitsu_tw.control.events import Events
+from jitsu_tw.control.files import add_files
+from jitsu_tw.control.metrics import Metrics
+from jitsu_tw.control.standins import standins
+from jitsu_tw.control.web import FleetPage, Guarded, Page, Refusal, Rows, number, reply
 from jitsu_tw.errors import JitsuError
+from jitsu_tw.vm.journal import MOST_ACTIVATIONS
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
+    from twisted.web.resource import Resource
     from twisted.web.server import Request
 
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
 
 
-def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
-    """Return a VM as the endpoint shows it; times are in seconds, `last_request_ts` since 1970."""
-    stats = fleet.stats(machine)
-    begin = machine.marks.get("query", 0.0)
-    return {
-        "name": machine.vm.name,
-        "uuid": machine.uuid,
-        "state": machine.state.value,
-        "reason": machine.reason,
-        "total_starts": stats.total_starts,
-        "total_requests": stats.total_requests,
-        "last_request_ts": stats.last_request_ts or None,
-        "lease_left": fleet.lease_left(machine),
-        "activation_ms": {step: round((when - begin) * 1000, 1) for step, when in machine.marks.items()},
-    }
+class Endpoint(Guarded):
+    """The endpoint for a fleet."""
 
+    def __init__(
+        self,
+        fleet: Fleet,
+        reload: Callable[[], None],
+        token: str | None = None,
+        reactor: Any = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Build the tree of pages.
 
-class Endpoint(Site):
-    """The endpoint for *fleet*; it keeps no access log, because everything worth a line is logged where it happens."""
-
-    noisy = False
-
-    def __init__(self, fleet: Fleet, reload: Callable[[], None]) -> None:
-        """Build the tree of pages; *reload* reads the zones anew."""
-        top, version = Resource(), Resource()
+        Args:
+            fleet: to see and steer.
+            reload: reads the zones anew.
+            token: who does not show it sees nothing; None: whoever gets here sees all.
+            reactor: calls later.
+            wall: seconds since 1970.
+        """
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        top, version = Page(), Page()
+        add_files(top, version)
         top.putChild(b"v1", version)
-        version.putChild(b"vms", VMs(fleet))
+        top.putChild(b"metrics", Metrics(fleet))
+        top.putChild(b"healthz", Health(fleet))
+        version.putChild(b"vms", VMs(fleet, wall))
+        version.putChild(b"activations", Activations(fleet))
+        version.putChild(b"refusals", Refusals(fleet))
+        version.putChild(b"events", Events(fleet, reactor))
+        version.putChild(b"standins", Standins(fleet))
         version.putChild(b"dry-run", DryRun(fleet))
         version.putChild(b"reload", Reload(fleet, reload))
-        version.putChild(b"standins", StandIns(fleet))
-        top.putChild(b"metrics", Metrics(fleet))
-        super().__init__(top)
-
-    def log(self, request: Any) -> None:
-        """Say nothing."""
+        super().__init__(top, token, reactor)
 
 
-class Page(Resource):
-    """What all pages share: JSON, and no answer to strange pages."""
+class Health(FleetPage):
+    """``/healthz``."""
 
-    log = Logger()
+    isLeaf = True  # noqa: N815
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Show *fleet*."""
-        super().__init__()
-        self._fleet = fleet
+    def render_GET(self, request: Request) -> bytes:  # noqa: N802
+        """
+        Say that we serve, and what is wrong all the same.
 
-    def render(self, request: Request) -> Any:
-        """Answer, unless a page from elsewhere made a browser ask."""
-        if _is_foreign(request):
-            return reply(request, {"error": "a page from elsewhere may not ask here"}, HTTPStatus.FORBIDDEN)
-        return super().render(request)
-
-
-def _is_foreign(request: Request) -> bool:
-    host = (request.getHeader("host") or "").strip()
-    try:
-        name = urlsplit(f"//{host}").hostname or "localhost"
-        by_address = name == "localhost" or bool(ip_address(name))
-    except ValueError:
-        by_address = False
-    origin = request.getHeader("origin")
-    return not by_address or (origin is not None and urlsplit(origin).netloc != host)
+        A hypervisor that cannot be asked is no reason to restart us: what is up is answered for.
+        """
+        hypervisors = self._fleet.inventory.hypervisors.items()
+        problems = [f"{name}: {reason}" for name, reason in hypervisors if reason is not None]
+        return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 
-def reply(request: Request, value: object, status: HTTPStatus = HTTPStatus.OK) -> bytes:
-    """Return *value* as JSON."""
-    request.setResponseCode(status)
-    request.setHeader(b"content-type", b"application/json")
-    return json.dumps(value).encode() + b"\n"
-
-
-class VMs(Page):
+class VMs(FleetPage):
     """``/v1/vms``."""
+
+    def __init__(self, fleet: Fleet, wall: Callable[[], float]) -> None:
+        """Show *fleet*."""
+        super().__init__(fleet)
+        self._wall = wall
 
     def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002, N802
         """Return the page of the VM with that name."""
         if not path:
             return self
         machine = self._fleet.machines.get(path.decode(errors="replace"))
-        return Missing(self._fleet) if machine is None else OneVM(self._fleet, machine)
+        if machine is None:
+            return Refusal(HTTPStatus.NOT_FOUND, "no such VM")
+        return OneVM(self._fleet, machine, self._wall)
+
+    def render_GET(self, request: Request) -> Any:  # noqa: N802
+        """List the VMs, as an array."""
+        return Rows.answer(request, list(self._fleet.machines.values()), lambda one: describe(self._fleet, one))
+
+
+class OneVM(FleetPage):
+    """``/v1/vms/NAME`` and what can be done to it."""
+
+    def __init__(self, fleet: Fleet, machine: Machine, wall: Callable[[], float]) -> None:
+        """Show *machine*."""
+        super().__init__(fleet)
+        self._machine, self._wall = machine, wall
+        for name, action in ((b"start", self._start), (b"stop", self._stop), (b"hold", self._hold),
+                             (b"release", self._release)):  # fmt: skip
+            self.putChild(name, Action(fleet, machine, action))
 
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
-        """List the VMs, as an array."""
-        return reply(request, [describe(self._fleet, machine) for machine in self._fleet.machines.values()])
+        """Show the VM, and why it is up or down."""
+        return reply(request, explain(self._fleet, self._machine, self._wall()))
+
+    async def _start(self) -> None:
+        await self._fleet.start_vm(self._machine.vm.name)
+
+    async def _stop(self) -> None:
+        if await self._fleet.stop_vm(self._machine.vm.name) is State.UP:
+            raise JitsuError(self._machine.reason)
+
+    async def _hold(self) -> None:
+        await self._fleet.hold_vm(self._machine.vm.name)
+
+    async def _release(self) -> None:
+        self._fleet.release_vm(self._machine.vm.name)
 
 
-class DryRun(Page):
+class Action(FleetPage):
+    """Something that can be done to a VM."""
+
+    isLeaf = True  # noqa: N815
+
+    def __init__(self, fleet: Fleet, machine: Machine, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do *action* when posted to."""
+        super().__init__(fleet)
+        self._machine, self._action = machine, action
+
+    def render_POST(self, request: Request) -> int:  # noqa: N802
+        """Do it; answer with the VM as it is then, or with the reason why not."""
+        return self.later(request, self._do(request))
+
+    async def _do(self, request: Request) -> bytes:
+        try:
+            await self._action()
+        except JitsuError as error:
+            return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
+        return reply(request, describe(self._fleet, self._machine))
+
+
+class Activations(FleetPage):
+    """``/v1/activations``."""
+
+    isLeaf = True  # noqa: N815
+
+    def render_GET(self, request: Request) -> bytes:  # noqa: N802
+        """List the last activations, newest first: of one ``vm``, or of all; as many as ``last`` says."""
+        try:
+            most = number(request, "last", 50, MOST_ACTIVATIONS)
+        except ValueError as error:
+            return reply(request, {"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        vm = request.args.get(b"vm")
+        name = None if vm is None else vm[0].decode(errors="replace")
+        return reply(request, [one.as_json() for one in self._fleet.journal.last_activations(name, most)])
+
+
+class Refusals(FleetPage):
+    """``/v1/refusals``."""
+
+    isLeaf = True  # noqa: N815
+
+    def render_GET(self, request: Request) -> bytes:  # noqa: N802
+        """List who was refused a start last, and why, newest first."""
+        return reply(request, [one.as_json() for one in reversed(self._fleet.journal.refusals.values())])
+
+
+class Standins(FleetPage):
+    """``/v1/standins``."""
+
+    isLeaf = True  # noqa: N815
+
+    def render_GET(self, request: Request) -> int:  # noqa: N802
+        """Show what Synjitsu says."""
+        return self.later(request, self._say(request))
+
+    async def _say(self, request: Request) -> bytes:
+        return reply(request, await standins(self._fleet))
+
+
+class DryRun(FleetPage):
     """``/v1/dry-run``."""
 
     isLeaf = True  # noqa: N815
@@ -136,43 +215,7 @@ class DryRun(Page):
         )
 
 
-class Asks(Page):
-    """A page that has to ask somebody first."""
-
-    isLeaf = True  # noqa: N815
-
-    async def answer(self, request: Request) -> bytes:
-        """Return what the page says."""
-        raise NotImplementedError
-
-    def render_GET(self, request: Request) -> int:  # noqa: N802
-        """Answer when that is known."""
-        gone = request.notifyFinish()
-        gone.addErrback(lambda _: None)
-        answered = Deferred.fromCoroutine(self.answer(request))
-        answered.addCallback(lambda octets: gone.called or (request.write(octets), request.finish()))
-        answered.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
-        return NOT_DONE_YET
-
-
-class StandIns(Asks):
-    """``/v1/standins``."""
-
-    async def answer(self, request: Request) -> bytes:
-        """Show who is stood in for, and what is held."""
-        return reply(request, await standins(self._fleet))
-
-
-class Metrics(Asks):
-    """``/metrics``."""
-
-    async def answer(self, request: Request) -> bytes:
-        """Show Synjitsu's counters."""
-        request.setHeader(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-        return await metrics(self._fleet)
-
-
-class Reload(Page):
+class Reload(FleetPage):
     """``/v1/reload``."""
 
     isLeaf = True  # noqa: N815
@@ -189,66 +232,3 @@ class Reload(Page):
         except JitsuError as error:
             return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
         return reply(request, {"reloaded": True})
-
-
-class Missing(Page):
-    """No such VM."""
-
-    isLeaf = True  # noqa: N815
-
-    def render(self, request: Request) -> bytes:
-        """Say so."""
-        return reply(request, {"error": "no such VM"}, HTTPStatus.NOT_FOUND)
-
-
-class OneVM(Page):
-    """``/v1/vms/NAME`` and what can be done to it."""
-
-    def __init__(self, fleet: Fleet, machine: Machine) -> None:
-        """Show *machine*."""
-        super().__init__(fleet)
-        self._machine = machine
-        self.putChild(b"start", Action(fleet, machine, self._start))
-        self.putChild(b"stop", Action(fleet, machine, self._stop))
-
-    def render_GET(self, request: Request) -> bytes:  # noqa: N802
-        """Show the VM."""
-        return reply(request, describe(self._fleet, self._machine))
-
-    async def _start(self) -> None:
-        await self._fleet.start_vm(self._machine.vm.name)
-
-    async def _stop(self) -> None:
-        if await self._fleet.stop_vm(self._machine.vm.name) is State.UP:
-            raise JitsuError(self._machine.reason)
-
-
-class Action(Page):
-    """Something that can be done to a VM."""
-
-    isLeaf = True  # noqa: N815
-
-    def __init__(self, fleet: Fleet, machine: Machine, action: Any) -> None:
-        """Do *action*, a coroutine function, when posted to."""
-        super().__init__(fleet)
-        self._machine, self._action = machine, action
-
-    def render_POST(self, request: Request) -> int:  # noqa: N802
-        """Do it; answer with the VM as it is then, or with the reason why not."""
-        gone = request.notifyFinish()
-        gone.addErrback(lambda _: None)
-        done = Deferred.fromCoroutine(self._action())
-        done.addCallbacks(lambda _: (describe(self._fleet, self._machine), HTTPStatus.OK), self._refused)
-        done.addCallback(lambda answer: gone.called or self._finish(request, *answer))
-        done.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
-        return NOT_DONE_YET
-
-    @staticmethod
-    def _refused(failure: Any) -> tuple[dict[str, Any], HTTPStatus]:
-        failure.trap(JitsuError)
-        return {"error": failure.getErrorMessage()}, HTTPStatus.CONFLICT
-
-    @staticmethod
-    def _finish(request: Request, value: object, status: HTTPStatus) -> None:
-        request.write(reply(request, value, status))
-        request.finish()

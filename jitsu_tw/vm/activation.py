@@ -74,6 +74,9 @@ class Keeper(Protocol):
     def moved(self, machine: Machine, old: State) -> None:
         """Hear that *machine* has entered another state."""
 
+    def booted(self, machine: Machine, outcome: str, clients: int) -> None:
+        """Hear that *machine*'s activation has ended, ``up`` or ``failed``, and how many clients were answered."""
+
 
 class Machine:
     """
@@ -176,6 +179,11 @@ class Machine:
         return self.state in WANTED - {State.CANCELLING} or bool(self._waiters)
 
     @property
+    def asker(self) -> str:
+        """Who asked first for what is under way; "nobody" if nobody did."""
+        return "nobody" if self._waiters is None else str(self._waiters.first)
+
+    @property
     def is_resting(self) -> bool:
         """Whether a question would not start the VM, because it has failed before."""
         return not self.joinable and self._now() < self.retry_at
@@ -259,7 +267,8 @@ class Machine:
         """Take one input."""
         state = after(self.state, event)
         if state is not self.state:
-            self.reason = reason
+            if state is not State.STOPPING or self.state is not State.CANCELLING:
+                self.reason = reason  # else why it is stopped has been said already
             self._moves += 1
             self._enter(state)
 
@@ -549,10 +558,11 @@ class Machine:
 
     def _end_boot(self, how: str) -> None:
         """Tell the whole story of the activation in one line."""
-        waiters, self._waiters = self._waiters, None
+        asker, waiters, self._waiters = self.asker, self._waiters, None
         if "query" not in self.marks:
             return
-        begin = self.marks["query"]
+        begin, clients = self.marks["query"], 0 if waiters is None else waiters.told
+        self._keeper.booted(self, how, clients)
         self.log.info(
             "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",
             name=self.vm.name,
@@ -560,6 +570,6 @@ class Machine:
             why=f" ({self.reason})" if self.reason else "",
             total=round((self._now() - begin) * 1000),
             steps=", ".join(f"{step} {(when - begin) * 1000:.0f}" for step, when in self.marks.items()),
-            asker="nobody" if waiters is None else waiters.first,
-            clients=0 if waiters is None else waiters.told,
+            asker=asker,
+            clients=clients,
         )

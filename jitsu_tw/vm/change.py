@@ -84,7 +84,7 @@ class Running:
             zone.bump()
         self._changed(stale)
         for vm in (*step.come, *step.become):
-            self._fleet.find(self._fleet.enlist(vm))
+            self._fleet.inventory.find(self._fleet.enlist(vm))
         for name in step.go:
             self.leaving.add(name)
             left = Deferred.fromCoroutine(self._fleet.dismiss(self._fleet.machines[name], "it is no more"))

@@ -1,8 +1,9 @@
 """
-All VMs: what is asked of them by name, and what is heard of them.
+All VMs: what is asked of them by name, and what follows from their moves.
 
-It is asked by `dns.resolver` and by people. It hears of changes from the backends, and makes sure that what it believes
-is what the hypervisor says. Who may boot now is in `admission`, who is kept in `sweep`, what is remembered in `record`.
+It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `ownership`, who may
+boot now in `admission`, who is kept in `sweep`, who needs whom in `groups`, what is remembered in `record`, and what
+people are told in `journal`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
-from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from jitsu_tw.backends import backends_for
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendError, BackendLost, JitsuError, NoRoom, NoSuchVM, Prohibited, Unproven
-from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.errors import BackendLost, JitsuError, NoRoom, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Signs
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.cover import Cover
-from jitsu_tw.vm.lifecycle import CALLING, WANTED, Event, State
+from jitsu_tw.vm.groups import Groups
+from jitsu_tw.vm.inventory import Inventory
+from jitsu_tw.vm.journal import Journal
+from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.ownership import DOWN, Ownership
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sweep import Sweep
@@ -38,7 +39,8 @@ from jitsu_tw.vm.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
+    from twisted.python.failure import Failure
 
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, IReadiness, IStore
@@ -49,22 +51,6 @@ if TYPE_CHECKING:
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
-
-#: How many VMs of a backend are looked at, at once.
-LOOKS_AT_ONCE: Final = 16
-
-#: What a VM is doing that nobody could say is asked again after so many seconds.
-LOOK_AGAIN: Final = 5.0
-
-#: A start whose end nobody told us may bring a VM up for so many seconds more.
-STARTS_WITHIN: Final = 60.0
-
-#: States in which a VM that we held is not held any more.
-_DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
-
-#: States in which a VM needs others: also while it is being shut down, which may be when it writes to them.
-_NEEDING: Final = WANTED | {State.STOPPING}
-
 
 @attrs.frozen
 class Clocks:
@@ -82,7 +68,6 @@ class Clocks:
     wall: Callable[[], float] = time.time
 
 
-@implementer(IWatcher)
 class Fleet:
     """
     All VMs of a configuration.
@@ -90,8 +75,9 @@ class Fleet:
     Attributes:
         machines: by the VM's name.
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
-        refused: how many summonses were refused, by reason.
         cover: Synjitsu, where one is used.
+        inventory: where the VMs are.
+        journal: what happened last, and why.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
@@ -108,31 +94,29 @@ class Fleet:
         make_cover: Callable[..., Cover] = Cover,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
-        self._settings, self._backends = settings, dict(backends)
+        self._settings = settings
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
         self.machines: dict[str, Machine] = {}
+        self.journal = Journal(clocks)
         self.cover: Cover | None = None
         if settings.synjitsu is not None:
             self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
             self.cover.wake = self._wake
-        self._needers: dict[str, list[Machine]] = {}
-        self._by_uuid: dict[str, Machine] = {}
-        self._missing: set[str] = set()
-        self._strangers = 0
-        self._unseen: set[str] = set()
-        self._doubts: dict[str, float] = {}
-        self._lost: dict[int, str] = {}
-        self._looks: dict[str, IDelayedCall] = {}
+        self._groups = Groups(self.machines)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
-        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._is_needed)
+        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor)
+        self.inventory.on_found = self._found
+        if self.cover is not None:
+            self.inventory.on_change = self.cover.changed
+        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._groups.is_needed)
+        self._ownership = Ownership(self._record, self._sweep, clocks, dry_run=settings.dry_run)
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, bytes] = {}
         self._policy = Policy(
             settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running
         )
-        self.refused: Counter[Verdict] = Counter()
         self.would_start: Counter[tuple[str, str, str]] = Counter()
         self._would_end: dict[str, float] = {}
         self._told: set[tuple[str, Verdict]] = set()
@@ -144,7 +128,7 @@ class Fleet:
             self.enlist(vm)
 
     def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        signs: tuple[IReadiness, ...] = self._signs.of(vm, self._backends[vm.backend, vm.connect])
+        signs: tuple[IReadiness, ...] = self._signs.of(vm, self.inventory.backend_for(vm))
         if self.cover is not None and vm.use_synjitsu:
             signs = tuple(self.cover if sign is self._signs.port else sign for sign in signs)
         return signs
@@ -152,7 +136,7 @@ class Fleet:
     def _machine(self, vm: VM) -> Machine:
         return Machine(
             vm,
-            self._backends[vm.backend, vm.connect],
+            self.inventory.backend_for(vm),
             self._signs_of(vm),
             self,
             self._reactor,
@@ -168,8 +152,7 @@ class Fleet:
         self._signs.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
-        for backend in list(self._backends.values()):
-            backend.connect(self)
+        self.inventory.start()
         self._telling.start(TOLD_AGAIN, now=False)
 
     def stop(self) -> Deferred[None]:
@@ -179,51 +162,32 @@ class Fleet:
     async def _stop(self) -> None:
         self._telling.stop()
         self._sweep.stop()
-        for look in self._looks.values():
-            look.cancel()
+        self.inventory.stop()
         await self._record.stop()
         await self._signs.stop()
         if self.cover is not None:
             await self.cover.stop()
-        await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
+        await self.inventory.close()
 
     # Who belongs to it.
 
     def enlist(self, vm: VM) -> Machine:
-        """Have one VM more, or let the one of that name be as *vm* says; then `find` it."""
-        place = vm.backend, vm.connect
-        is_new = place not in self._backends
-        if is_new:
-            self._backends |= backends_for((vm,))
+        """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
             machine = self.machines[vm.name] = self._machine(vm)
-            self._unseen.add(vm.name)
+            self._ownership.enlist(machine)
+            self.journal.states[machine.state] += 1
         else:
-            self._needed_by(machine, no_more=True)
+            self._groups.forget(machine)
             if self.cover is not None:
                 self.cover.forget(machine)
             machine.become(vm, self._signs_of(vm))
             self._sweep.regrant(machine)
-        self._needed_by(machine)
+        self._groups.enlist(machine)
         if self.cover is not None:
             self.cover.enlist(machine)
-        if is_new and self._telling.running:
-            self._backends[place].connect(self)
         return machine
-
-    def _needed_by(self, machine: Machine, *, no_more: bool = False) -> None:
-        for need in machine.vm.needs:
-            needers = self._needers.setdefault(need, [])
-            (needers.remove if no_more else needers.append)(machine)
-
-    def backend_of(self, vm: VM) -> IBackend | None:
-        """Return where *vm* is, or would be; None if nobody is connected to that yet."""
-        return self._backends.get((vm.backend, vm.connect))
-
-    def find(self, machine: Machine) -> Deferred[None]:
-        """Look for *machine*, which was enlisted, at its backend."""
-        return Deferred.fromCoroutine(self._look_at(machine))
 
     async def dismiss(self, machine: Machine, reason: str) -> None:
         """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
@@ -233,20 +197,14 @@ class Fleet:
                 break
         self._gather()
         machine.gone(reason)
-        self._needed_by(machine, no_more=True)
+        self.journal.states[machine.state] -= 1
+        del self.machines[machine.vm.name]
+        self._would_end.pop(machine.vm.name, None)
+        self._whose.pop(machine.vm.name, None)
+        for room in (self._groups, self._ownership, self.inventory, self._sweep, self._record):
+            room.forget(machine)
         if self.cover is not None:
             self.cover.forget(machine)
-        name = machine.vm.name
-        del self.machines[name]
-        self._by_uuid.pop(machine.uuid, None)
-        for of in (self._would_end, self._whose, self._doubts):
-            of.pop(name, None)
-        for among in (self._missing, self._unseen):
-            among.discard(name)
-        if name in self._looks:
-            self._looks.pop(name).cancel()
-        self._sweep.forget(machine)
-        self._record.forget(machine)
 
     def origin(self, name: str) -> str | None:
         """Return the request that the VM *name* is from as it is now; None if the file says it."""
@@ -278,14 +236,17 @@ class Fleet:
             return succeed(True)  # noqa: FBT003
         if not machine.booting_for(asker):
             self._record.count(machine, question.key, 1, self._wall())
+            self.journal.cold += not is_up
+        self.journal.warm += is_up
         if is_up and (source is None or self._policy.is_inside(source.host)):
             self._hold(machine)
         if refused is not None:
             # A VM that is up is nobody's to refuse, but what it needs may be.
             return succeed(False)  # noqa: FBT003
-        if not is_up and id(machine.backend) in self._lost:
-            return fail(BackendLost(f"{name}: {self._lost[id(machine.backend)]}"))
-        down = self._down(machine)
+        lost = self.inventory.why_lost(machine.backend)
+        if not is_up and lost is not None:
+            return fail(BackendLost(f"{name}: {lost}"))
+        down = self._groups.down(machine)
         if machine.state is not State.UP or not down:
             return self._summon(machine, asker)
         waits = DeferredList([need.summon(asker) for need in down], fireOnOneErrback=True, consumeErrors=True)
@@ -295,11 +256,12 @@ class Fleet:
 
     def _admit(self, machine: Machine, source: Source, asker: str) -> JitsuError | None:
         """Return why *source* may not have *machine*; None if it may."""
-        if all(one.joinable for one in self._down(machine)):
+        if all(one.joinable for one in self._groups.down(machine)):
             return None
         free = self._starts_nothing(machine)
         verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
+            self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
         self._whose[machine.vm.name] = network(packed(source.host))
         return None
@@ -324,7 +286,7 @@ class Fleet:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
             return self._would_end.get(machine.vm.name, -inf) > self._now()
-        return machine.is_resting or machine.is_lost or id(machine.backend) in self._lost
+        return machine.is_resting or machine.is_lost or self.inventory.why_lost(machine.backend) is not None
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
@@ -339,7 +301,6 @@ class Fleet:
 
     def _refused(self, machine: Machine, verdict: Verdict, asker: str) -> JitsuError:
         """Return the error that says why a VM is not started; log it, but not for each question of a flood."""
-        self.refused[verdict] += 1
         if len(self._told) < MOST_TOLD and (machine.vm.name, verdict) not in self._told:
             self._told.add((machine.vm.name, verdict))
             name, why = machine.vm.name, verdict.value
@@ -351,12 +312,37 @@ class Fleet:
         """Start a VM because a person wants it; fires when it is up, however long that takes."""
         machine = self.machines[name]
         self._hold(machine)
-        return machine.summon("control", insist=True)
+        return machine.summon("a person", insist=True)
 
     def stop_vm(self, name: str) -> Deferred[State]:
-        """Stop a VM because a person wants it; fires with the state that it ended in."""
+        """Stop a VM because a person wants it, also one that is held; fires with the state that it ended in."""
+        self.release_vm(name)
         self._sweep.rest(self.machines[name])
         return self.machines[name].stop("stopped by hand")
+
+    def hold_vm(self, name: str) -> Deferred[bool]:
+        """
+        Start a VM and keep it up, whatever happens, until it is released or stopped by hand, or this process ends.
+
+        Fires when it is up. If it cannot be started, it is not held.
+        """
+        self._sweep.hold(self.machines[name])
+        self.journal.hold(name, held=True)
+        return self.start_vm(name).addErrback(self._not_held, name)
+
+    def _not_held(self, failure: Failure, name: str) -> Failure:
+        self.release_vm(name)
+        return failure
+
+    def release_vm(self, name: str) -> None:
+        """Let a VM that is held have a lease as any other; it begins now."""
+        if self.is_held(name):
+            self._sweep.release(self.machines[name])
+            self.journal.hold(name, held=False)
+
+    def is_held(self, name: str) -> bool:
+        """Say whether a person holds the VM *name*."""
+        return self._sweep.is_held(name)
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
@@ -369,12 +355,30 @@ class Fleet:
 
         It is another one each time that the VM comes up.
         """
-        ready = all(need.state is State.UP for need in self._needs(self.machines[name]))
+        ready = all(need.state is State.UP for need in self._groups.needs(self.machines[name]))
         return self._sweep.lease(name) if ready else None
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
         return self._sweep.left(machine.vm.name)
+
+    def keeps(self, machine: Machine) -> str:
+        """Return in words what keeps *machine* up; nothing if it has no lease."""
+        return self._sweep.keeps(machine)
+
+    def rests(self, machine: Machine) -> float:
+        """Return for how many seconds questions do not start *machine*, because it has failed."""
+        return max(0.0, machine.retry_at - self._now()) if machine.is_resting else 0.0
+
+    @property
+    def leases(self) -> int:
+        """How many VMs have a lease."""
+        return self._sweep.leases
+
+    @property
+    def held(self) -> int:
+        """How many VMs a person holds."""
+        return self._sweep.held
 
     @property
     def keepers(self) -> Callable[[str], bool] | None:
@@ -391,35 +395,12 @@ class Fleet:
         """Count what was asked for without us; the leases have been renewed where that happened."""
         for name, key, times, last in self.uses():
             self._record.count(self.machines[name], key, times, self._wall() - (self._now() - last))
+            self.journal.warm += times
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
         machine.held = True
         self._sweep.renew(machine)
-
-    # Groups.
-
-    def _needs(self, machine: Machine) -> list[Machine]:
-        return [self.machines[name] for name in machine.vm.needs]
-
-    def _down(self, machine: Machine) -> list[Machine]:
-        """Return what a question for *machine* starts or waits for: itself, or, if it is up, those that it needs."""
-        if machine.state is not State.UP:
-            return [machine]
-        return [need for need in self._needs(machine) if need.state is not State.UP]
-
-    def _is_needed(self, machine: Machine) -> bool:
-        return any(needer.state in _NEEDING for needer in self._needers.get(machine.vm.name, ()))
-
-    async def _after_needs(self, machine: Machine) -> None:
-        """Let *machine*, which is queued, boot when what it needs is up; in the same order, however many are needed."""
-        name = machine.vm.name
-        waits = [need.summon(f"needed by {name}", insist=True) for need in self._needs(machine)]
-        for _, failure in await DeferredList(waits, consumeErrors=True):
-            if isinstance(failure, Failure) and machine.state is State.QUEUED:
-                machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
-        if machine.state is State.QUEUED:
-            self._admission.ask(machine, self._whose.pop(name, None))
 
     # What the machines tell (`activation.Keeper`).
 
@@ -428,6 +409,12 @@ class Fleet:
         if machine.vm.needs:
             Deferred.fromCoroutine(self._after_needs(machine))
         else:
+            self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
+
+    async def _after_needs(self, machine: Machine) -> None:
+        """Let *machine*, which is queued, boot when what it needs is up."""
+        await self._groups.summon(machine)
+        if machine.state is State.QUEUED:
             self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
 
     def remembered(self) -> Deferred[None]:
@@ -441,169 +428,36 @@ class Fleet:
             self.cover.moved(machine)
         for hear in self.on_move:
             hear(machine)
-            for needer in self._needers.get(machine.vm.name, ()):
+            for needer in self._groups.needers(machine):
                 hear(needer)
         self._admission.moved(machine)
         if state is State.STARTING:
             self._record.started(machine)
         elif state is State.UP:
-            self._came_up(machine, old)
-        elif state in _DOWN:
+            self._ownership.came_up(machine, old)
+        elif state in DOWN:
             self._went_down(machine, old)
         if state is not State.UP:
             self._sweep.drop(machine)
-        if state is State.UNKNOWN:
-            self._look_later(machine)
-        if machine.is_gone and machine.vm.name not in self._missing:
-            # It may be there under another uuid.
-            self._missing.add(machine.vm.name)
-            self._reactor.callLater(0, self._look_for, machine)
-
-    def _came_up(self, machine: Machine, old: State) -> None:
-        """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
-        name, now = machine.vm.name, self._now()
-        self._doubts.pop(name, None)
-        if machine.held:
-            self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
-        elif name in self._unseen and self._record.is_ours(machine) and not self._settings.dry_run:
-            machine.held = True
-            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
-            self._sweep.adopt(machine, used, started)
-            self.log.info(
-                "{name}: runs already, adopted; {left:.0f} s of its lease are left",
-                name=name,
-                left=self.lease_left(machine),
-            )
-        elif old is State.WAITING:
-            if not self._settings.dry_run:
-                self._record.stopped(machine)
-            self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
-        self._unseen.discard(name)
+        self.inventory.moved(machine)
+        self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
-        if old in {State.UP, State.WAITING}:
-            name, how = machine.vm.name, machine.state.value
-            self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
-        if machine.is_unsure:
-            if old in CALLING:
-                # What was begun may go on, and bring it up yet: then it is ours.
-                self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
-                self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
-        elif self._now() >= self._doubts.get(machine.vm.name, -inf):
-            machine.held = False
-            self._unseen.discard(machine.vm.name)
-            self._record.stopped(machine)
-        for need in self._needs(machine):
+        self._ownership.went_down(machine, old)
+        for need in self._groups.needs(machine):
             if need.held:
                 self._sweep.renew(need)
         if old in {State.UP, State.STOPPING, State.UNKNOWN}:
             self._sweep.went_down(machine)
 
-    def _doubts_end(self, machine: Machine) -> None:
-        """Take *machine*, if it did not come up all the same, for nobody's."""
-        if self._now() >= self._doubts.get(machine.vm.name, inf):
-            del self._doubts[machine.vm.name]
-            if machine.state in _DOWN - {State.UNKNOWN}:
-                self._went_down(machine, machine.state)
+    def booted(self, machine: Machine, outcome: str, clients: int) -> None:
+        """Remember how *machine*'s activation ended."""
+        self.journal.booted(machine, outcome, clients)
 
-    # What the backends tell (`IWatcher`).
-
-    def changed(self, uuid: str, reason: str) -> None:
-        """Look at a VM that something happened to; a strange one may be one of ours that was defined anew."""
-        machine = self._by_uuid.get(uuid)
-        if machine is not None:
-            machine.look(reason)
-            if self.cover is not None:
-                self.cover.changed(machine)
-        else:
-            self._strangers += 1
-            for name in list(self._missing):
-                self._look_for(self.machines[name])
-
-    def _look_for(self, machine: Machine) -> None:
-        Deferred.fromCoroutine(self._look_at(machine))
-
-    def lost(self, backend: IBackend, reason: str) -> None:
-        """Tell the VMs of *backend* that it cannot be asked."""
-        self._lost[id(backend)] = reason
-        for machine in self._of(backend):
-            machine.lost(reason)
-
-    def connected(self, backend: IBackend) -> None:
-        """Look at everything behind *backend*."""
-        self._lost.pop(id(backend), None)
-        Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
-            lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
-        )
-
-    def _look_later(self, machine: Machine) -> None:
-        """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
-        name = machine.vm.name
-        lost = id(machine.backend) in self._lost
-        if machine.state is State.UNKNOWN and not (lost or machine.is_gone or name in self._looks):
-            self._looks[name] = self._reactor.callLater(LOOK_AGAIN, self._look_again, machine)
-
-    def _look_again(self, machine: Machine) -> None:
-        del self._looks[machine.vm.name]
-        if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            self._look_for(machine)
-
-    def _of(self, backend: IBackend) -> list[Machine]:
-        return [machine for machine in self.machines.values() if machine.backend is backend]
-
-    async def _reconcile(self, backend: IBackend) -> None:
-        todo = iter(self._of(backend))
-
-        async def look() -> None:
-            for machine in todo:
-                await self._look_at(machine)
-
-        looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
-        await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
-        if all(machine.uuid for machine in self.machines.values()):
-            for name in self._record.forget_others():
-                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
-        await self._record.save_configuration()
-
-    def _with_uuid(self, machine: Machine) -> VM:
-        """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
-        vm = machine.vm
-        if vm.uuid is None and not machine.backend.has_uuids:
-            return attrs.evolve(vm, uuid=self._record.uuid_of(vm.name))
-        return vm
-
-    async def _look_at(self, machine: Machine) -> None:
-        """Find *machine* at its backend, and see what it is doing."""
-        name, backend, strangers = machine.vm.name, machine.backend, self._strangers
-        try:
-            uuid = await backend.look_up(self._with_uuid(machine))
-        except NoSuchVM as error:
-            if strangers != self._strangers:
-                # One of them may be this VM, defined since we asked.
-                await self._look_at(machine)
-                return
-            if name not in self._missing:
-                self.log.error("{name}: {error}", name=name, error=str(error))
-            self._missing.add(name)
-            machine.gone(str(error))
-            return
-        except BackendError as error:
-            machine.lost(str(error))
-            self.log.error("{name}: {error}", name=name, error=str(error))
-            self._look_later(machine)
-            return
-        if self.machines.get(name) is not machine:
-            return
-        self._missing.discard(name)
-        if uuid != machine.uuid:
-            self._by_uuid.pop(machine.uuid, None)
-            machine.uuid = uuid
-            self._by_uuid[uuid] = machine
-            self._record.recognise(machine)
-        await machine.look("found so")
+    async def _found(self, machine: Machine) -> None:
+        """Begin with *machine*, which was found at its hypervisor."""
         if self.cover is not None:
             await self.cover.learn(machine)
-        self._look_later(machine)
         if not self._settings.dry_run:
             self._sweep.keep_times(machine)
 

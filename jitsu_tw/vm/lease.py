@@ -124,6 +124,10 @@ class Leases:
         self._looks: list[tuple[float, int, str, Lease]] = []
         self._turn = count()
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._leases)
+
     def get(self, name: str) -> Lease | None:
         """Return the lease of *name*, or None."""
         return self._leases.get(name)

@@ -75,6 +75,7 @@ class Sweep:
         self._waking: dict[str, IDelayedCall] = {}
         self._checking: set[str] = set()
         self._resting: set[str] = set()
+        self._by_hand: set[str] = set()
 
     def stop(self) -> None:
         """Look at nothing any more."""
@@ -107,7 +108,7 @@ class Sweep:
     def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
         vm, now = machine.vm, self._now()
-        lease = Lease(vm.idle, vm.min_up, used, started, vm.max_up or inf)
+        lease = Lease(vm.idle, vm.min_up, used, started, self._max_up(machine))
         if vm.check_every and has_port(vm, machine.backend):
             lease.check_at = now + vm.check_every
         lease.kept = self._kept(machine)
@@ -121,8 +122,13 @@ class Sweep:
         """Give *machine*, which is found running, what is left of its lease, but time to see if it is in use."""
         self.grant(machine, used, started, is_new=False)
 
+    def _max_up(self, machine: Machine) -> float:
+        return inf if self.is_held(machine.vm.name) else machine.vm.max_up or inf
+
     def _kept(self, machine: Machine) -> float:
-        """Return until when `keep_up` keeps *machine*, on our clock."""
+        """Return until when `keep_up` keeps *machine*, on our clock, or a person does."""
+        if self.is_held(machine.vm.name):
+            return inf
         spans, wall = machine.vm.keep_up, self._wall()
         until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
         return -inf if until is None else self._now() + until - wall
@@ -168,7 +174,7 @@ class Sweep:
         look = self._leases.next_look()
         if self._next is not None and self._next.active():
             self._next.cancel()
-        if look is not None:
+        if look is not None and look < inf:
             self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look)
 
     def _look(self) -> None:
@@ -249,6 +255,57 @@ class Sweep:
         until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
         return until <= self._now() and not self._needed(machine)
 
+    # Held by hand.
+
+    def hold(self, machine: Machine) -> None:
+        """Keep *machine* up, and start it again if it goes down, until it is released."""
+        self._by_hand.add(machine.vm.name)
+        self._anew(machine)
+
+    def release(self, machine: Machine) -> None:
+        """Let *machine* have the lease of any other, if it was held."""
+        self._by_hand.discard(machine.vm.name)
+        self._anew(machine)
+
+    def is_held(self, name: str) -> bool:
+        """Say whether a person holds the VM *name*."""
+        return name in self._by_hand
+
+    def _anew(self, machine: Machine) -> None:
+        """Count *machine*'s lease from now, by what holds for it now."""
+        lease = self._leases.get(machine.vm.name)
+        if lease is not None:
+            lease.use(self._now())
+            lease.kept, lease.max_up = self._kept(machine), self._max_up(machine)
+            if lease.planned is not None:
+                self._leases.again(machine.vm.name)
+                self._plan()
+
+    def keeps(self, machine: Machine) -> str:
+        """Return in words what keeps *machine* up; nothing if it has no lease."""
+        lease, now = self._leases.get(machine.vm.name), self._now()
+        if lease is None:
+            return ""
+        if self.is_held(machine.vm.name):
+            return "held by hand"
+        if self._needed(machine):
+            return "needed by a VM that is up"
+        if lease.kept > now:
+            return "its time of the week"
+        if lease.started + lease.min_up > max(now, lease.used + lease.idle):
+            return f"its min_up of {lease.min_up:g} s"
+        return f"used {now - lease.used:.0f} s ago"
+
+    @property
+    def leases(self) -> int:
+        """How many VMs have a lease."""
+        return len(self._leases)
+
+    @property
+    def held(self) -> int:
+        """How many VMs a person holds."""
+        return len(self._by_hand)
+
     # Times of the week.
 
     def keep_times(self, machine: Machine) -> None:
@@ -281,11 +338,12 @@ class Sweep:
         if lease is not None:
             lease.kept = self._kept(machine)
         elif self._kept(machine) > self._now() and machine.state not in WANTED and name not in self._resting:
-            machine.summon("its time of the week", insist=True).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
+            why = "held by hand" if self.is_held(name) else "its time of the week"
+            machine.summon(why, insist=True).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
 
     def went_down(self, machine: Machine) -> None:
-        """Start *machine* again if it is its time of the week."""
-        if machine.vm.keep_up:
+        """Start *machine* again if it is its time of the week, or a person holds it."""
+        if machine.vm.keep_up or self.is_held(machine.vm.name):
             self._wake_in(max(0.0, machine.retry_at - self._now()), machine)
 
     def _wake_in(self, seconds: float, machine: Machine) -> None:

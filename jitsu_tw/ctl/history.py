@@ -293,5 +293,5 @@ def init(path: Path) -> None:
     click.echo(f"{path} is ready; begin Jitsu with --persistdb {path}")
 
 
-#: What `ctl` has, too.
+#: What `jitsu_tw.ctl` has, too.
 COMMANDS: Final = (tree, log, diff, merge, revert, init)

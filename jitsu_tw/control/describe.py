@@ -1,0 +1,134 @@
+"""What the endpoint says of the VMs, as JSON has it, and why they are up or down, in words."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from jitsu_tw.dns.wire import to_text
+from jitsu_tw.vm.journal import milliseconds
+from jitsu_tw.vm.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.journal import Event
+
+_DOWN: Final = {State.OFF: "off", State.PAUSED: "paused", State.SAVED: "saved, its memory on disk"}
+
+#: What a VM that boots is waiting for.
+_WAITS: Final = {
+    State.QUEUED: "it waits for its turn to boot, or for a VM that it needs",
+    State.STARTING: "the hypervisor is starting it",
+    State.CANCELLING: "the hypervisor is starting it; it will be stopped when that is done",
+    State.WAITING: "it runs, and is not ready yet",
+    State.IMAGING: "it is ready, and its image is being kept",
+    State.STOPPING: "it is being stopped",
+}
+
+
+def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
+    """Return a VM as the endpoint shows it; times are in seconds, `last_request_ts` since 1970."""
+    stats, vm, left = fleet.stats(machine), machine.vm, fleet.lease_left(machine)
+    return {
+        "name": vm.name,
+        "uuid": machine.uuid,
+        "state": machine.state.value,
+        "reason": machine.reason,
+        "total_starts": stats.total_starts,
+        "total_requests": stats.total_requests,
+        "last_request_ts": stats.last_request_ts or None,
+        "lease_left": left if left is not None and isfinite(left) else None,
+        "idle": vm.idle,
+        "held": fleet.is_held(vm.name),
+        "origin": fleet.origin(vm.name),
+        "names": [to_text(name) for name in vm.dns],
+        "addresses": [str(address) for address in vm.ip],
+        "mode": vm.mode.value,
+        "activation_ms": milliseconds(machine.marks),
+    }
+
+
+def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
+    """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
+    decisions = list(fleet.journal.decisions(machine.vm.name))
+    return {
+        **describe(fleet, machine),
+        "why": list(_why(fleet, machine, decisions, now)),
+        "decisions": [one.as_json() for one in decisions],
+        "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],
+    }
+
+
+def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> Iterator[str]:
+    """Yield sentences, the most important first."""
+    moves = [one for one in decisions if one.kind == "state"]
+    since = f" for {duration(now - moves[-1].at)}" if moves else ""
+    asked = next((one for one in reversed(moves) if one.facts["state"] == State.QUEUED.value), None)
+    if machine.state is State.UP:
+        yield f"It has been up{since}." if since else "It is up, and was so before Jitsu looked."
+        yield from _why_up(fleet, machine, asked, now)
+    elif machine.state in _DOWN:
+        reason = f": {machine.reason}" if moves and machine.reason else "" if moves else "; nobody asked for it"
+        yield f"It is {_DOWN[machine.state]}{since}{reason}."
+        yield "A question for its name starts it."
+    elif machine.state is State.FAILED:
+        yield f"It did not start: {machine.reason}."
+        yield f"That was the {ordinal(machine.failures)} failure in a row; {_again(fleet, machine)}"
+    elif machine.state is State.UNKNOWN:
+        yield f"Nobody knows what it is doing: {machine.reason or 'the hypervisor has not answered yet'}."
+    else:
+        yield f"It is {machine.state.value}{since}: {_WAITS[machine.state]}."
+        if machine.state is State.STOPPING:
+            yield f"Why: {machine.reason}."
+        elif asked is not None:
+            yield f"{_asked(asked)}."
+    for refusal in reversed(fleet.journal.refusals.values()):
+        if refusal.vm == machine.vm.name:
+            times = "once" if refusal.times == 1 else f"{refusal.times} times"
+            yield (
+                f"A start was refused to {refusal.network} {times}, last {duration(now - refusal.last)} ago: "
+                f"{refusal.reason}."
+            )
+
+
+def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> Iterator[str]:
+    if asked is not None:
+        yield f"{_asked(asked)}, {duration(now - asked.at)} ago."
+    left = fleet.lease_left(machine)
+    if left is None:
+        yield "Nobody asked for it through Jitsu, so it is not stopped."
+    elif fleet.is_held(machine.vm.name):
+        yield "It is held: it stays up until somebody releases or stops it."
+    else:
+        yield f"What keeps it: {fleet.keeps(machine)}. It is stopped in {duration(left)} if nobody uses it."
+
+
+def _asked(asked: Event) -> str:
+    why = asked.facts["reason"]
+    return f"Started for {asked.facts['asker']}" + ("" if why == "asked for" else f" ({why})")
+
+
+def _again(fleet: Fleet, machine: Machine) -> str:
+    rest = fleet.rests(machine)
+    if not rest:
+        return "the next question tries again."
+    return f"questions start it again in {duration(rest)}, a person at once."
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words that are short: ``0.4 s``, ``12 s``, ``5 min``, ``3 h``, ``2 d``."""
+    if seconds < 1:
+        return f"{max(0.0, seconds):.1f} s"
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def ordinal(number: int) -> str:
+    """Return ``1st``, ``2nd``, ``3rd``, ``4th``, …."""
+    ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -1,0 +1,158 @@
+"""
+Numbers for Prometheus, in a registry of their own. README has a table of them.
+
+What the fleet counts anyway is read when somebody asks; only the times of activations are gathered as they end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from jitsu_tw import __version__
+from jitsu_tw.control.standins import standins
+from jitsu_tw.control.web import FleetPage
+from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.policy import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from twisted.web.server import Request
+
+    from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.journal import Event
+
+#: At most so many VMs have numbers of their own, the first ones of the configuration: each costs four series.
+MOST_LABELLED: Final = 200
+
+#: In seconds: from a guest that is resumed to one that boots from a slow disk.
+BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 60.0)
+
+#: The parts of an activation, each from one step to another.
+PARTS: Final = {"turn": ("query", "start"), "hypervisor": ("start", "started"), "guest": ("started", "ready")}
+
+
+class Numbers(Collector):
+    """What can be told of a fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Tell of *fleet*."""
+        self._fleet = fleet
+        self.synjitsu: dict[str, Any] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all of it, as it is now."""
+        fleet, journal = self._fleet, self._fleet.journal
+        by_vm = list(self._by_vm())  # first: it gathers what was counted elsewhere
+        yield gauge("jitsu_build_info", "The version that runs.", {__version__: 1}, "version")
+        states = {state.value: journal.states[state] for state in State}
+        yield gauge("jitsu_vms", "VMs by state.", states, "state")
+        yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases})
+        yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
+        reachable = {name: int(reason is None) for name, reason in fleet.inventory.hypervisors.items()}
+        yield gauge("jitsu_hypervisor_up", "Whether a hypervisor can be asked.", reachable, "hypervisor")
+        queries = {"warm": journal.warm, "cold": journal.cold}
+        yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")
+        refused = {one.name.lower(): journal.refused[one] for one in Verdict if one is not Verdict.ADMITTED}
+        yield counter("jitsu_refused", "Starts that were refused, by reason.", refused, "reason")
+        outcomes = {one: journal.outcomes[one] for one in ("up", "failed", "stopped", "lost")}
+        yield counter("jitsu_activations", "Ways from stopped to ready, by how they ended.", outcomes, "outcome")
+        yield from by_vm
+        yield from self._synjitsu()
+
+    def _by_vm(self) -> Iterator[Metric]:
+        fleet, some = self._fleet, list(islice(self._fleet.machines.values(), MOST_LABELLED))
+        stats = {machine.vm.name: fleet.stats(machine) for machine in some}
+        up = {machine.vm.name: int(machine.state is State.UP) for machine in some}
+        yield gauge("jitsu_vm_up", "Whether the VM is up.", up, "vm")
+        left = {one.vm.name: lease for one in some if (lease := fleet.lease_left(one)) is not None}
+        yield gauge("jitsu_vm_lease_seconds", "Seconds until the VM is stopped if nobody uses it.", left, "vm")
+        starts = {name: one.total_starts for name, one in stats.items()}
+        yield counter("jitsu_vm_starts", "Starts of the VM, those that the state remembers among them.", starts, "vm")
+        asked = {name: one.total_requests for name, one in stats.items()}
+        yield counter("jitsu_vm_requests", "Questions for the VM, counted likewise.", asked, "vm")
+
+    def _synjitsu(self) -> Iterator[Metric]:
+        said = self.synjitsu
+        if said.get("configured"):
+            yield gauge("jitsu_synjitsu_up", "Whether Synjitsu can be asked.", {"": int(said["error"] is None)})
+            states = Counter(one["state"] for one in said["standins"])
+            yield gauge("jitsu_synjitsu_standins", "Addresses that are stood in for, by state.", states, "state")
+            held = sum(one["held"] for one in said["standins"])
+            yield gauge("jitsu_synjitsu_held", "Packets that are held.", {"": held})
+            counts = {name: count for name, count in said["counters"].items() if not name.endswith("_now")}
+            yield counter("jitsu_synjitsu_events", "What Synjitsu counts, by its own words.", counts, "event")
+
+
+def gauge(name: str, help_: str, values: dict[str, int] | dict[str, float], label: str = "") -> Metric:
+    """Return numbers that go up and down, by the values of *label*."""
+    return _family(GaugeMetricFamily(name, help_, labels=[label] if label else []), values)
+
+
+def counter(name: str, help_: str, values: dict[str, int] | dict[str, float], label: str) -> Metric:
+    """Return numbers that go up, by the values of *label*."""
+    return _family(CounterMetricFamily(name, help_, labels=[label]), values)
+
+
+def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label] if label else [], value)
+    metric: Metric = family
+    return metric
+
+
+class Metrics(FleetPage):
+    """``/metrics``."""
+
+    isLeaf = True  # noqa: N815
+
+    def __init__(self, fleet: Fleet) -> None:
+        """Count what happens in *fleet* from now on."""
+        super().__init__(fleet)
+        disable_created_metrics()  # gauges of their own for what the process's start says
+        self._registry = CollectorRegistry()
+        self._numbers = Numbers(fleet)
+        self._registry.register(self._numbers)
+        ProcessCollector(registry=self._registry)
+        self._cold_start = Histogram(
+            "jitsu_cold_start_seconds", "From the question to a VM that is ready.", ["how"],
+            buckets=BUCKETS, registry=self._registry,
+        )  # fmt: skip
+        self._part = Histogram(
+            "jitsu_cold_start_part_seconds", "The parts of that: a turn to boot, the hypervisor, the guest.", ["part"],
+            buckets=BUCKETS, registry=self._registry,
+        )  # fmt: skip
+        fleet.journal.on_event.append(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if event.kind != "activation" or event.facts["activation"]["outcome"] != "up":
+            return
+        activation = event.facts["activation"]
+        steps: dict[str, float] = activation["steps"]
+        if "ready" in steps:
+            self._cold_start.labels(activation["how"] or "booted").observe(steps["ready"] / 1000)
+        for part, (begin, end) in PARTS.items():
+            if begin in steps and end in steps:
+                self._part.labels(part).observe((steps[end] - steps[begin]) / 1000)
+
+    def render_GET(self, request: Request) -> int:  # noqa: N802
+        """Tell all, in the format that the reader likes best."""
+        return self.later(request, self._tell(request))
+
+    async def _tell(self, request: Request) -> bytes:
+        self._numbers.synjitsu = await standins(self._fleet)
+        try:
+            encode, kind = choose_encoder(request.getHeader("accept") or "")
+        except (TypeError, ValueError):  # it asks for a version that is none
+            encode, kind = choose_encoder("")
+        request.setHeader("content-type", kind)
+        return encode(self._registry)

@@ -1,0 +1,314 @@
+"""
+jitsuctl: sees and steers a running Jitsu over its control endpoint.
+
+Exit status: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, 3 no Jitsu answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import click
+from click.shell_completion import get_completion_class
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+
+from jitsu_tw import __version__
+from jitsu_tw.ctl import history, show
+from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Seconds between two looks: of `status --watch`, and of a start for its steps.
+WATCH_EVERY: Final = 1.0
+STEP_EVERY: Final = 0.1
+
+#: Seconds that a shell waits for the names of VMs.
+COMPLETE_IN: Final = 0.5
+
+EPILOG: Final = "Exit status: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, 3 no Jitsu answers."
+
+
+class Commands(click.Group):
+    """Commands whose failures are a line and an exit status."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except NoAnswerError as error:
+            status, reason = 3, str(error)
+        except RefusedError as error:
+            status, reason = 1, str(error)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # as shells have it: 128 and SIGINT
+        click.echo(f"jitsuctl: {reason}", err=True)
+        raise SystemExit(status)
+
+
+def _control(parameters: dict[str, Any], **more: Any) -> Control:
+    path: Path | None = parameters["token_file"]
+    try:
+        token = None if path is None else path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
+    return Control(parameters["control"], token, parameters["ca"], **more)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.version_option(__version__, prog_name="jitsuctl")
+@click.option(
+    "--control",
+    default="127.0.0.1:8053",
+    envvar="JITSU_CONTROL",
+    show_default=True,
+    metavar="PLACE",
+    help="Jitsu's control endpoint: host:port, https://host:port or unix:PATH. [$JITSU_CONTROL]",
+)
+@click.option("--token-file", type=click.Path(path_type=Path), envvar="JITSU_TOKEN_FILE", metavar="FILE",
+              help="The file with its control_token. [$JITSU_TOKEN_FILE]")  # fmt: skip
+@click.option("--ca", type=click.Path(path_type=Path), envvar="JITSU_CA", metavar="FILE",
+              help="Who vouches for it, where that is nobody whom the system knows: PEM. [$JITSU_CA]")  # fmt: skip
+@click.pass_context
+def main(context: click.Context, /, **parameters: Any) -> None:
+    """See and steer a running Jitsu."""
+    context.obj = _control(parameters)
+
+
+def _names(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
+    """Return the names of VMs that a shell may complete."""
+    with contextlib.suppress(NoAnswerError, RefusedError, click.UsageError):
+        control = _control(context.find_root().params, patience=COMPLETE_IN)
+        return [vm["name"] for vm in control.ask("GET", "/v1/vms") if vm["name"].startswith(begin)]
+    return []
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_name = click.argument("name", shell_complete=_names)
+
+
+# What is seen.
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Keep the table live; end it with Ctrl-C. With --json, a line each time.")
+@_as_json
+@click.pass_obj
+def status(control: Control, *, watch: bool, as_json: bool) -> None:
+    """Show all VMs: state, lease, counts; and who is stood in for, if Synjitsu is used."""
+    vms = control.ask("GET", "/v1/vms")
+    if watch and as_json:
+        for listed in _again(control, vms):
+            click.echo(json.dumps(listed))
+    elif watch and not Console().is_terminal:
+        for listed in _again(control, vms):
+            Console().print(show.vms(show.active_first(listed)))
+    elif watch:
+        with Live(auto_refresh=False, screen=True) as live:
+            for listed in _again(control, vms):
+                live.update(show.vms(show.active_first(listed)), refresh=True)
+    elif as_json:
+        show.dump(vms)
+    else:
+        Console().print(show.vms(vms))
+        show.standins(control.ask("GET", "/v1/standins"))
+
+
+def _again(control: Control, vms: Any) -> Iterator[Any]:
+    """Yield the VMs again and again."""
+    while True:
+        yield vms
+        time.sleep(WATCH_EVERY)
+        vms = control.ask("GET", "/v1/vms")
+
+
+@main.command()
+@_name
+@_as_json
+@click.pass_obj
+def why(control: Control, name: str, *, as_json: bool) -> None:
+    """Say why the VM NAME is up, or down: the last decisions."""
+    vm = control.vm(name)
+    if as_json:
+        show.dump(vm)
+        return
+    for sentence in vm["why"]:
+        click.echo(sentence)
+    for one in vm["decisions"]:
+        click.echo(f"  {show.event(one)}")
+
+
+@main.command()
+@click.option("-n", "--last", default=20, show_default=True, type=click.IntRange(0, 1000), help="So many of the past.")
+@click.option("-f", "--follow", is_flag=True, help="Then tell what happens; end it with Ctrl-C.")
+@_as_json
+@click.pass_obj
+def events(control: Control, last: int, *, follow: bool, as_json: bool) -> None:
+    """Tell what has happened: states, activations, refusals. With --json, one object a line."""
+    for one in control.events(last, follow=follow):
+        click.echo(json.dumps(one) if as_json else show.event(one))
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def dry_run(control: Control, *, as_json: bool) -> None:
+    """Show what a dry run would have started, most first."""
+    starts = sorted(control.ask("GET", "/v1/dry-run"), key=lambda one: -one["starts"])
+    if as_json:
+        show.dump(starts)
+        return
+    table = show.table("VM", "client network", "type", "starts", right=("starts",))
+    for one in starts:
+        table.add_row(escape(one["name"]), one["network"], one["type"], str(one["starts"]))
+    Console().print(table)
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def standins(control: Control, *, as_json: bool) -> None:
+    """Show whose addresses Synjitsu stands in for, what it holds, and what it has done."""
+    said = control.ask("GET", "/v1/standins")
+    if as_json:
+        show.dump(said)
+    elif said["configured"]:
+        show.standins(said)
+    else:
+        click.echo("no Synjitsu is used")
+
+
+# What is done.
+
+
+@main.command()
+@_name
+@click.option("--wait", is_flag=True, help="Tell each step on the way, on standard error if there is --json.")
+@_as_json
+@click.pass_obj
+def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
+    """Start the VM NAME and wait until it is up. Its lease begins as if it had been asked for by name."""
+    if not wait:
+        _show_one(control.vm(name, "start"), as_json=as_json)
+        return
+    past = _last_activation(control, name).get("id", 0)
+    told: set[str] = set()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(control.vm, name, "start")
+        while True:
+            done = answer.done()
+            running = _last_activation(control, name)
+            if running.get("id", 0) > past or running.get("outcome") == "running":
+                for step, when in running["steps"].items():
+                    if step in show.STEPS and step not in told:
+                        told.add(step)
+                        click.echo(show.step(step, when), err=as_json)
+            if done:
+                break
+            time.sleep(STEP_EVERY)
+    _show_one(answer.result(), as_json=as_json)
+
+
+def _last_activation(control: Control, name: str) -> dict[str, Any]:
+    """Return the last activation of a VM; nothing if there is none."""
+    query = urlencode({"vm": name, "last": 1})
+    found: list[dict[str, Any]] = control.ask("GET", f"/v1/activations?{query}")
+    return found[0] if found else {}
+
+
+@main.command()
+@_name
+@_as_json
+@click.pass_obj
+def stop(control: Control, name: str, *, as_json: bool) -> None:
+    """Stop the VM NAME, by its mode, also if held. The next query starts it again."""
+    _show_one(control.vm(name, "stop"), as_json=as_json)
+
+
+@main.command()
+@_name
+@_as_json
+@click.pass_obj
+def hold(control: Control, name: str, *, as_json: bool) -> None:
+    """Start the VM NAME and keep it up, used or not. A release or a stop ends that, and so does the end of Jitsu."""
+    _show_one(control.vm(name, "hold"), as_json=as_json)
+
+
+@main.command()
+@_name
+@_as_json
+@click.pass_obj
+def release(control: Control, name: str, *, as_json: bool) -> None:
+    """Let the held VM NAME be stopped when idle."""
+    _show_one(control.vm(name, "release"), as_json=as_json)
+
+
+def _show_one(vm: dict[str, Any], *, as_json: bool) -> None:
+    """Print one VM: as JSON an object, else a line of words."""
+    if as_json:
+        show.dump(vm)
+    else:
+        click.echo(f"{vm['name']}: {vm['state']}{', held' if vm['held'] else ''}")
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def reload(control: Control, *, as_json: bool) -> None:
+    """Read the zones anew. A bad one is refused with the reason, and the old ones go on."""
+    said = control.ask("POST", "/v1/reload")
+    if as_json:
+        show.dump(said)
+    else:
+        click.echo("reloaded")
+
+
+# What needs no Jitsu that runs.
+
+for _command in history.COMMANDS:
+    main.add_command(_command)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_as_json
+def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
+    """
+    See whether Jitsu could start.
+
+    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. Nothing is started;
+    the hypervisors are asked whether they know the VMs.
+    """
+    from jitsu_tw.ctl.check import checked  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
+
+    said = checked(arguments or ("--config", "jitsu.yaml"))
+    if as_json:
+        show.dump(said)
+    elif said["ok"]:
+        for warning in said["warnings"]:
+            click.echo(f"warning: {warning}")
+        click.echo(f"OK: {said['vms']} VMs, {said['names']} names, zones {', '.join(said['zones'])}")
+    else:
+        raise RefusedError(said["error"])
+    raise SystemExit(0 if said["ok"] else 1)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """
+    Print what completes commands and VMs in SHELL.
+
+    For bash: eval "$(jitsuctl completion bash)"
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(main, {}, "jitsuctl", "_JITSUCTL_COMPLETE").source())

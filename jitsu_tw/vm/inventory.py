@@ -1,0 +1,240 @@
+"""
+Where the VMs are at their hypervisors, and what these tell of them.
+
+It makes sure that what is believed of a VM is what its hypervisor says: at the beginning, after a hypervisor's return,
+on each of its events, and, where nobody could say, a while later. A VM that is undefined and defined anew is found.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.backends import backends_for
+from jitsu_tw.errors import BackendError, NoSuchVM
+from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.vm.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from jitsu_tw.ijitsu import IBackend
+    from jitsu_tw.settings import VM
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.journal import Journal
+    from jitsu_tw.vm.record import Record
+
+#: How many VMs of a backend are looked at, at once.
+LOOKS_AT_ONCE: Final = 16
+
+#: What a VM is doing that nobody could say is asked again after so many seconds.
+LOOK_AGAIN: Final = 5.0
+
+
+@implementer(IWatcher)
+class Inventory:
+    """
+    The hypervisors, and the VMs that they have.
+
+    Attributes:
+        on_change: called with each machine of which its hypervisor has told something.
+        on_found: called with each machine that was looked for and found.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        backends: Mapping[tuple[str, str], IBackend],
+        machines: Mapping[str, Machine],
+        record: Record,
+        journal: Journal,
+        reactor: IReactorTime,
+    ) -> None:
+        """Look for *machines*, which are by the VM's name; *backends* are found by a VM's backend and URI."""
+        self._backends, self._machines = dict(backends), machines
+        self._record, self._journal, self._reactor = record, journal, reactor
+        self._by_uuid: dict[str, Machine] = {}
+        self._missing: set[str] = set()
+        self._strangers = 0
+        self._lost: dict[int, str] = {}
+        self._looks: dict[str, IDelayedCall] = {}
+        self._connected = False
+        self.on_change: Callable[[Machine], object] = lambda _: None
+        self.on_found: Callable[[Machine], Awaitable[None]] | None = None
+
+    # Beginning and end.
+
+    def start(self) -> None:
+        """Connect to all of them."""
+        self._connected = True
+        for backend in list(self._backends.values()):
+            backend.connect(self)
+
+    def stop(self) -> None:
+        """Look no more."""
+        for look in self._looks.values():
+            look.cancel()
+
+    async def close(self) -> None:
+        """Let go of all of them."""
+        await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
+
+    # Which there are.
+
+    def backend_of(self, vm: VM) -> IBackend | None:
+        """Return where *vm* is, or would be; None if nobody is connected to that yet."""
+        return self._backends.get((vm.backend, vm.connect))
+
+    def backend_for(self, vm: VM) -> IBackend:
+        """Return where *vm* is, connected to if the others are."""
+        place = vm.backend, vm.connect
+        if place not in self._backends:
+            self._backends |= backends_for((vm,))
+            if self._connected:
+                self._backends[place].connect(self)
+        return self._backends[place]
+
+    @property
+    def hypervisors(self) -> Mapping[str, str | None]:
+        """The hypervisors, by kind and URI: why one cannot be asked, None for one that can."""
+        return {self._name(backend): self.why_lost(backend) for backend in self._backends.values()}
+
+    def _name(self, backend: IBackend) -> str:
+        """Return the kind and the URI of a hypervisor."""
+        return next(" ".join(filter(None, key)) for key, one in self._backends.items() if one is backend)
+
+    def why_lost(self, backend: IBackend) -> str | None:
+        """Return why *backend* cannot be asked; None if it can."""
+        return self._lost.get(id(backend))
+
+    # What the machines do.
+
+    def moved(self, machine: Machine) -> None:
+        """Hear that *machine* has entered another state."""
+        if machine.state is State.UNKNOWN:
+            self._look_later(machine)
+        if machine.is_gone and machine.vm.name not in self._missing:
+            # It may be there under another uuid.
+            self._missing.add(machine.vm.name)
+            self._reactor.callLater(0, self._look_for, machine)
+
+    def forget(self, machine: Machine) -> None:
+        """Look for *machine* no more."""
+        name = machine.vm.name
+        self._by_uuid.pop(machine.uuid, None)
+        self._missing.discard(name)
+        if name in self._looks:
+            self._looks.pop(name).cancel()
+
+    # What the backends tell (`IWatcher`).
+
+    def changed(self, uuid: str, reason: str) -> None:
+        """Look at a VM that something happened to; a strange one may be one of ours that was defined anew."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.look(reason)
+            self.on_change(machine)
+        else:
+            self._strangers += 1
+            for name in list(self._missing):
+                self._look_for(self._machines[name])
+
+    def lost(self, backend: IBackend, reason: str) -> None:
+        """Tell the VMs of *backend* that it cannot be asked."""
+        self._lost[id(backend)] = reason
+        self._journal.backend(self._name(backend), reason)
+        for machine in self._of(backend):
+            machine.lost(reason)
+
+    def connected(self, backend: IBackend) -> None:
+        """Look at everything behind *backend*."""
+        self._lost.pop(id(backend), None)
+        self._journal.backend(self._name(backend), None)
+        Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
+            lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
+        )
+
+    def _of(self, backend: IBackend) -> list[Machine]:
+        return [machine for machine in self._machines.values() if machine.backend is backend]
+
+    async def _reconcile(self, backend: IBackend) -> None:
+        todo = iter(self._of(backend))
+
+        async def look() -> None:
+            for machine in todo:
+                await self._look_at(machine)
+
+        looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
+        await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        if all(machine.uuid for machine in self._machines.values()):
+            for name in self._record.forget_others():
+                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+        await self._record.save_configuration()
+
+    # One VM.
+
+    def find(self, machine: Machine) -> Deferred[None]:
+        """Look for *machine* at its backend, and see what it is doing."""
+        return Deferred.fromCoroutine(self._look_at(machine))
+
+    def _look_for(self, machine: Machine) -> None:
+        if self._machines.get(machine.vm.name) is machine:
+            self.find(machine)
+
+    def _look_later(self, machine: Machine) -> None:
+        """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
+        name = machine.vm.name
+        lost = id(machine.backend) in self._lost
+        if machine.state is State.UNKNOWN and not (lost or machine.is_gone or name in self._looks):
+            self._looks[name] = self._reactor.callLater(LOOK_AGAIN, self._look_again, machine)
+
+    def _look_again(self, machine: Machine) -> None:
+        del self._looks[machine.vm.name]
+        if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
+            self._look_for(machine)
+
+    def _with_uuid(self, machine: Machine) -> VM:
+        """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
+        vm = machine.vm
+        if vm.uuid is None and not machine.backend.has_uuids:
+            return attrs.evolve(vm, uuid=machine.uuid or self._record.uuid_of(vm.name))
+        return vm
+
+    async def _look_at(self, machine: Machine) -> None:
+        name, backend, strangers = machine.vm.name, machine.backend, self._strangers
+        try:
+            uuid = await backend.look_up(self._with_uuid(machine))
+        except NoSuchVM as error:
+            if strangers != self._strangers:
+                # One of them may be this VM, defined since we asked.
+                await self._look_at(machine)
+                return
+            if name not in self._missing:
+                self.log.error("{name}: {error}", name=name, error=str(error))
+            self._missing.add(name)
+            machine.gone(str(error))
+            return
+        except BackendError as error:
+            machine.lost(str(error))
+            self.log.error("{name}: {error}", name=name, error=str(error))
+            self._look_later(machine)
+            return
+        if self._machines.get(name) is not machine:
+            return
+        self._missing.discard(name)
+        if uuid != machine.uuid:
+            self._by_uuid.pop(machine.uuid, None)
+            machine.uuid = uuid
+            self._by_uuid[uuid] = machine
+            self._record.recognise(machine)
+        await machine.look("found so")
+        if self.on_found is not None:
+            await self.on_found(machine)
+        self._look_later(machine)

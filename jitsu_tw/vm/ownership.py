@@ -1,0 +1,92 @@
+"""
+Whose a VM is that runs: ours, because it was asked for through us, or somebody else's, who started it by hand.
+
+Ours get a lease, and are stopped when nobody uses them; the others are left alone. What a killed Jitsu had started is
+adopted by the next one, with what is left of its lease.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from twisted.logger import Logger
+
+from jitsu_tw.vm.lifecycle import CALLING, State
+
+if TYPE_CHECKING:
+    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.fleet import Clocks
+    from jitsu_tw.vm.record import Record
+    from jitsu_tw.vm.sweep import Sweep
+
+#: A start whose end nobody told us may bring a VM up for so many seconds more.
+STARTS_WITHIN: Final = 60.0
+
+#: States in which a VM that we held is not held any more.
+DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
+
+
+class Ownership:
+    """Which VMs are ours."""
+
+    log = Logger()
+
+    def __init__(self, record: Record, sweep: Sweep, clocks: Clocks, *, dry_run: bool) -> None:
+        """Remember it in *record*, and give leases by *sweep*; in a *dry_run* nothing is ours."""
+        self._record, self._sweep, self._dry_run = record, sweep, dry_run
+        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self._unseen: set[str] = set()
+        self._doubts: dict[str, float] = {}
+
+    def enlist(self, machine: Machine) -> None:
+        """Know *machine*, of which nothing was seen yet."""
+        self._unseen.add(machine.vm.name)
+
+    def forget(self, machine: Machine) -> None:
+        """Know *machine* no more."""
+        self._unseen.discard(machine.vm.name)
+        self._doubts.pop(machine.vm.name, None)
+
+    def came_up(self, machine: Machine, old: State) -> None:
+        """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
+        name, now = machine.vm.name, self._now()
+        self._doubts.pop(name, None)
+        if machine.held:
+            self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
+        elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
+            machine.held = True
+            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
+            self._sweep.adopt(machine, used, started)
+            left = self._sweep.left(name)
+            self.log.info("{name}: runs already, adopted; {left:.0f} s of its lease are left", name=name, left=left)
+        elif old is State.WAITING:
+            if not self._dry_run:
+                self._record.stopped(machine)
+            self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
+        self._unseen.discard(name)
+
+    def went_down(self, machine: Machine, old: State) -> None:
+        """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
+        if old in {State.UP, State.WAITING}:
+            name, how = machine.vm.name, machine.state.value
+            self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
+        if machine.is_unsure:
+            if old in CALLING:
+                # What was begun may go on, and bring it up yet: then it is ours.
+                self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
+                self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
+        elif self._now() >= self._doubts.get(machine.vm.name, -inf):
+            self._let_go(machine)
+
+    def _doubts_end(self, machine: Machine) -> None:
+        """Take *machine*, if it did not come up all the same, for nobody's."""
+        if self._now() >= self._doubts.get(machine.vm.name, inf):
+            del self._doubts[machine.vm.name]
+            if machine.state in DOWN and not machine.is_unsure:
+                self._let_go(machine)
+
+    def _let_go(self, machine: Machine) -> None:
+        machine.held = False
+        self._unseen.discard(machine.vm.name)
+        self._record.stopped(machine)

@@ -1,0 +1,120 @@
+"""What tests of the control endpoint need: requests as octets, to an endpoint without a network, on a clock."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from jitsu_tw.control.api import Endpoint
+from test.support import EPOCH, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@attrs.frozen
+class Answer:
+    """
+    What came back.
+
+    Attributes:
+        status: of HTTP; 0 if nothing came.
+        headers: by name, in lower case.
+        body: octets, without their framing if they came in chunks.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def value(self) -> Any:
+        """What the JSON says."""
+        return json.loads(self.body)
+
+
+class Wire(StringTransport):
+    """A connection that is cut when it is aborted."""
+
+    producer: Any
+    aborted = False
+
+    def abortConnection(self) -> None:  # noqa: N802
+        """Cut it."""
+        self.aborted = True
+
+
+class Talk:
+    """One connection to an endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        """Connect."""
+        self.protocol = endpoint.buildProtocol(None)
+        self.wire = Wire()
+        self.protocol.makeConnection(self.wire)
+
+    def say(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
+        """Send a request."""
+        lines = {"Host": "127.0.0.1:8053", **({"Content-Length": str(len(body))} if body else {}), **headers}
+        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
+        self.protocol.dataReceived(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+
+    def heard(self) -> Answer:
+        """Return what has come since the last time."""
+        octets = self.wire.value()
+        self.wire.clear()
+        head, _, body = octets.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 "):
+            return Answer(0, {}, _unchunked(octets))
+        first, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        return Answer(int(first.split()[1]), headers, _unchunked(body) if "transfer-encoding" in headers else body)
+
+    def hang_up(self) -> None:
+        """Close the connection, as a client does."""
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+def _unchunked(octets: bytes) -> bytes:
+    """Return what chunks hold, as far as they have come (RFC 9112, 7.1)."""
+    whole = b""
+    while octets:
+        size, _, octets = octets.partition(b"\r\n")
+        length = int(size, 16)
+        whole, octets = whole + octets[:length], octets[length + 2 :]
+    return whole
+
+
+class Desk(World):
+    """
+    A world with a control endpoint.
+
+    Attributes:
+        endpoint: of its fleet.
+    """
+
+    def __init__(
+        self, *vms: Any, reload: Callable[[], None] = lambda: None, token: str | None = None, **settings: Any
+    ) -> None:
+        """Begin with *vms* and what else *settings* say."""
+        super().__init__(*vms, **settings)
+        self.endpoint = Endpoint(self.fleet, reload, token, self.clock, lambda: EPOCH + self.clock.seconds())
+
+    def talk(self) -> Talk:
+        """Return a new connection."""
+        return Talk(self.endpoint)
+
+    def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
+        """Return what is answered at once to one request."""
+        talk = self.talk()
+        talk.say(method, path, body, **headers)
+        return talk.heard()
+
+    def post(self, path: str) -> Answer:
+        """Return what is answered at once to one POST."""
+        return self.ask(path, "POST")

@@ -1,0 +1,98 @@
+"""The log as one JSON object a line, and what must never stand in it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from io import StringIO
+from typing import Any
+
+from twisted.logger import FileLogObserver, Logger, LogPublisher
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw import logs
+from test.test_tap import HOST, VMS, ProcessTestCase
+
+
+class LineTests(SynchronousTestCase):
+    """One line."""
+
+    def logged(self, method: str, *words: Any, **values: Any) -> dict[str, Any]:
+        """Return what a line says."""
+        out = StringIO()
+        observer = FileLogObserver(out, logs.line)
+        getattr(Logger("a.room", observer=LogPublisher(observer)), method)(*words, **values)
+        (line,) = out.getvalue().splitlines()
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def test_values(self) -> None:
+        """It has when, how bad, whose words, the words, and what is in them, as it is."""
+        said = self.logged("info", "{name}: up after {ms} ms\nor so", name="www", ms=12.5, thing=object(), none=None)
+        self.assertRegex(said.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")
+        self.assertEqual({"level": "info", "room": "a.room", "message": "www: up after 12.5 ms\nor so",
+                          "values": {"name": "www", "ms": 12.5, "none": None}}, said)
+
+    def test_failure(self) -> None:
+        """A fault has its traceback."""
+        said = self.logged("failure", "unexpected", Failure(ZeroDivisionError("oh")))
+        self.assertEqual(("critical", "unexpected"), (said["level"], said["message"]))
+        self.assertIn("ZeroDivisionError: oh", said["traceback"])
+
+    def test_nothing(self) -> None:
+        """An event without words is no line."""
+        self.assertIsNone(logs.line({"log_time": 1.0, "log_level": None}))
+
+
+class ProcessTests(ProcessTestCase):
+    """A server that logs so."""
+
+    def lines(self, text: str) -> list[dict[str, Any]]:
+        """Return what each line says; each is JSON."""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def test_activation(self) -> None:
+        """An activation is one line, with its values."""
+        self.serve("--zone", "jitsu.zone", "--log-json", configuration=VMS)
+        self.ask("www.jitsu.test")
+        (line,) = [one for one in self.lines(self.log()) if "www: up after" in one["message"]]
+        self.assertEqual(("info", "jitsu_tw.vm.activation.Machine"), (line["level"], line["room"]))
+        self.assertEqual(("www", "up", "127.0.0.1, A www.jitsu.test", 1),
+                         tuple(line["values"][key] for key in ("name", "how", "asker", "clients")))
+
+    def test_file(self) -> None:
+        """The log goes where twistd says; so it does for the key of the file."""
+        self.serve("--zone", "jitsu.zone", twistd=("--logfile", "own.log"), configuration=f"log_json: true\n{VMS}")
+        self.assertIn("serving 3 names", self.lines((self.folder / "own.log").read_text())[-1]["message"])
+
+    def test_no_tracebacks(self) -> None:
+        """Whatever strangers do at the control endpoint, the log has no traceback: it is no fault of ours."""
+        self.serve("--zone", "jitsu.zone", "--log-json", configuration=VMS)
+        begin = f"Host: {HOST}\r\n"
+        for octets in (
+            b"", b"\0\xff\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n",
+            f"GET /v1/events HTTP/1.1\r\n{begin}\r\n".encode(),
+            f"GET /v1/vms HTTP/1.1\r\n{begin}Content-Length: x\r\n\r\n".encode(),
+            f"POST /v1/vms/slow/start HTTP/1.1\r\n{begin}\r\n".encode(),
+            f"POST /v1/vms/www/start HTTP/1.1\r\n{begin}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode(),
+            f"POST /v1/vms/www/start HTTP/1.1\r\n{begin}Content-Length: 9999999\r\n\r\n".encode() + b"x" * 200_000,
+            f"GET /metrics HTTP/1.1\r\n{begin}Accept: text/plain; version=..\r\n\r\n".encode(),
+            f"GET /v1/vms/{'%ff' * 2000} HTTP/1.1\r\n{begin}\r\n".encode(),
+        ):  # fmt: skip
+            for linger in (True, False):
+                with socket.create_connection((HOST, self.control)) as one:
+                    one.settimeout(2)
+                    try:
+                        one.sendall(octets)
+                        one.recv(10 if linger else 1)
+                    except OSError:
+                        pass
+        with socket.create_connection((HOST, self.control)) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            slow.sendall(f"GET /v1/events?last=1000 HTTP/1.1\r\n{begin}\r\n".encode())
+            for _ in range(30):
+                self.ask("www.jitsu.test")
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+        bad = [one for one in self.lines(self.log()) if "traceback" in one or one["level"] in {"error", "critical"}]
+        self.assertEqual([], bad)
