@@ -33,7 +33,7 @@ import attrs
 import click
 from rich.console import Console
 from rich.table import Table
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import formatEvent, globalLogBeginner, globalLogPublisher
 
 from bench.world import World
 
@@ -176,6 +176,8 @@ def main(minutes: float, seed: int | None, number: int, path: Path | None) -> No
         # The order of a set of names is part of what happens.
         command = [sys.executable, "-m", "bench.soak", *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606
+    # Until somebody has begun to log, Twisted keeps what is logged, and by it a Jitsu that has ended.
+    globalLogBeginner.beginLoggingTo((), discardBuffer=True, redirectStandardIO=False)
     outcome = soak(secrets.randbelow(10**6) if seed is None else seed, number, minutes)
     if path is not None:
         path.write_text(json.dumps(attrs.asdict(outcome), indent=2))

@@ -68,6 +68,22 @@ class EvidenceTests(FleetTestCase):
         self.send(20, per_second=90)
         self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_asked_for_late(self) -> None:
+        """What a guest sends that had been up for long when somebody asked for it first is no greeting."""
+        self.world = World(vm(idle=3))
+        machine = self.world.machine()
+        self.guest = self.world.backend.guests[machine.uuid]
+        self.guest.power, self.guest.sent = Power.RUNNING, 0
+        machine.look("started by hand")
+        self.world.pump(100)
+        self.ask()
+        for _ in range(20):
+            self.guest.sent += 5
+            self.world.pump(1)
+        self.assertIs(State.UP, machine.state)
+        self.world.pump(5)
+        self.assertIs(State.OFF, machine.state)
+
     def test_asked_meanwhile(self) -> None:
         """A question that comes while the packets are being counted is not lost on the lease."""
         self.begin()

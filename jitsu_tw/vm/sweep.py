@@ -103,7 +103,7 @@ class Sweep:
             if now >= lease.check_at:
                 self.check(machine)
         elif machine.state is State.UP:
-            self.grant(machine, now, now)
+            self.grant(machine, now, now, is_new=False)
 
     def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
@@ -158,7 +158,7 @@ class Sweep:
         """Let the lease and the times of *machine* be as its settings say by now."""
         lease = self._leases.get(machine.vm.name)
         if lease is not None:
-            self.grant(machine, lease.used, lease.started)
+            self.grant(machine, lease.used, lease.started, is_new=False)
 
     def forget(self, machine: Machine) -> None:
         """Look after *machine* no more."""
