@@ -39,7 +39,7 @@ class ControlTestCase(ProcessTestCase):
     def follow(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a jitsuctl that does not end by itself; end it later."""
         # Who runs the tests in the background may have us ignore SIGINT.
-        command = ["env", "--default-signal=INT", str(BIN / "jitsuctl"), "--control", f"{HOST}:{self.control}", *arguments]
+        command = ["env", "--default-signal=INT", str(BIN / "jitsuctl"), f"--control={HOST}:{self.control}", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"})  # fmt: skip
         self.addCleanup(self._end_follow, process)
