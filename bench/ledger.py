@@ -230,6 +230,8 @@ class Ledger:
                 facts.ours = False
             facts.orphan = False
             facts.told, facts.noticed, facts.deaf, facts.rate_since = None, -inf, inf, now
+        if old is Power.RUNNING and not ours and facts.asked:
+            facts.wanted = now  # who waits wants it still
         if power is not old:
             facts.power, facts.since = power, now
 
