@@ -379,6 +379,11 @@ class Ledger:
         if facts.power is Power.RUNNING:
             facts.ours = up or facts.ours or None
 
+    def unanswered(self, facts: Facts, at: float) -> None:
+        """Hear that a question will have no answer, because its Jitsu is no more: nobody uses the VM because of it."""
+        while at in facts.uses:
+            facts.uses.remove(at)
+
     def waits(self, facts: Facts, number: int) -> None:
         """Hear that so many more wait for a VM."""
         for wanted in self._with_needs(facts):

@@ -160,7 +160,7 @@ class World:
             return
         self.ledger.counts["kills"] += 1
         jitsu, self.jitsu = self.jitsu, None
-        jitsu.end()
+        self._end(jitsu)
         self.ledger.killed()
         if isinstance(self.store, FileStore):
             if self.random.random() < 0.3:
@@ -169,6 +169,11 @@ class World:
                 os.utime(lock, (0, 0))  # what the world takes for hours is seconds here
             self.reopen()
         self.clock.callLater(self.random.choice((0.0, 0.5, self.random.uniform(0, 20))), self.begin)
+
+    def _end(self, jitsu: Jitsu) -> None:
+        jitsu.end()
+        for asked in jitsu.waiting:
+            self.ledger.unanswered(self.ledger.facts[asked.name], asked.at)
 
     def end(self) -> None:
         """End Jitsu as its service does; nothing may be left of it but what was under way."""
@@ -183,7 +188,7 @@ class World:
                 self.ledger.against("end", None, f"the service ends with {stopped}")
             if not self.busy and (calls := jitsu.process.getDelayedCalls()):
                 self.ledger.against("leak", None, f"calls are left: {calls}")
-            jitsu.end()
+            self._end(jitsu)
             self.ledger.ended()
 
     def reopen(self) -> None:
