@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from twisted.internet.interfaces import IDelayedCall
+
     from bench.ledger import Facts
 
 #: What the clock's zero is, in seconds since 1970.
@@ -114,6 +116,7 @@ class World:
         self.store: MemoryStore | FileStore = MemoryStore(lasting=True)
         self.jitsu: Jitsu | None = None
         self.busy = False
+        self._coming: dict[Callable[[], None], IDelayedCall] = {}
         self._weights = [random_weight(self.random) for _ in self.vms]
         self._sources = [f"10.{net}.{net % 7}.{host}" for net in range(24) for host in (1, 2, 3)]
         self._sources += [f"2001:db8:{net:x}:{net:x}::{host}" for net in range(8) for host in (1, 2)]
@@ -202,9 +205,9 @@ class World:
         def again() -> None:
             if self.busy:
                 act()
-                self.clock.callLater(self.random.expovariate(1 / seconds), again)
+                self._coming[act] = self.clock.callLater(self.random.expovariate(1 / seconds), again)
 
-        self.clock.callLater(self.random.expovariate(1 / seconds), again)
+        self._coming[act] = self.clock.callLater(self.random.expovariate(1 / seconds), again)
 
     def shake(self) -> None:
         """Begin with everything that happens."""
@@ -441,5 +444,9 @@ class World:
             ledger.against("leak", None, f"{len(calls)} calls are due")
         self.end()
         self.pass_time(2 * HANGS)
+        for call in self._coming.values():
+            if call.active():
+                call.cancel()
+        self._coming.clear()
         if self.clock.calls:
             ledger.against("leak", None, f"nobody lives, and these are due: {self.clock.calls}")

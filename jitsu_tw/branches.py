@@ -22,7 +22,7 @@ from jitsu_tw.config import Apart, Said, Sayings, check_needs, vm_from
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
 from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
-from jitsu_tw.values import VM_KEYS
+from jitsu_tw.values import VM_KEYS, XEN_KEYS
 from jitsu_tw.vm.change import Step
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ TRY_AGAIN: Final = 5.0
 FOUND_WITHIN: Final = 5.0
 
 #: What a VM's own branch may not say: it reaches beyond the VM, to its host or to other VMs.
-NOT_FOR_GUESTS: Final = frozenset({"name", "uuid", "backend", "connect", "define", "images", "needs"})
+NOT_FOR_GUESTS: Final = frozenset({"name", "uuid", "backend", "connect", "define", "images", "needs", *XEN_KEYS})
 
 #: What stays as long as the VM does.
 FIXED: Final = ("name", "backend", "connect", "uuid")

@@ -79,7 +79,8 @@ def load(
     Args:
         options: long names of options and their values; they beat the file.
         pairs: positional VMs: ``dns=…,ip=…,name=…``.
-        path: the YAML file; without one, `FILE` beside the first zone is read if it is there.
+        path: the YAML file; without one, `FILE` beside the first zone is read if it is there, or, where neither zones
+            nor VMs are given, in this directory.
 
     Raises:
         ConfigError: the place, what is wrong there, and what would be right.
@@ -88,8 +89,8 @@ def load(
         key: [Said(text, COMMAND_LINE) for text in ([value] if isinstance(value, str) else value)]
         for key, value in options.items()
     }
-    if path is None and given.get("zones"):
-        beside = Path(given["zones"][0].text).with_name(FILE)
+    if path is None and (given.get("zones") or not pairs):
+        beside = Path(given["zones"][0].text).with_name(FILE) if given.get("zones") else Path(FILE)
         path = beside if beside.exists() else None
     top, vms = _read_file(path) if path is not None else ({}, [])
     top.update(given)
@@ -305,6 +306,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         values.setdefault("response_delay", defaults.get("delay", 0.1))
     if "images" in values:
         values["images"] = values["images"].absolute()
+    paths = {key: (str(values[key].absolute()),) for key in said if keep and VM_KEYS[key].path}
     _check_boot(values, said, where)
     _check_standin(values, said, where)
     guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
@@ -321,10 +323,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values["place"] = (first.path, first.line)
     values["dns_place"] = (said["dns"][0].path, said["dns"][0].line)
     if keep:
-        values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()}
-        for key in said:
-            if VM_KEYS[key].path:
-                values["said"][key] = (str(values[key].absolute()),)
+        values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()} | paths
     return VM(**values)
 
 

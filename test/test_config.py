@@ -85,6 +85,13 @@ class MeaningTests(ConfigTestCase):
         self.assertEqual("", settings.vms[0].connect)
         self.assertEqual((2.0, {Fault.STOP, Fault.START}), (settings.vms[0].boot_time, settings.vms[0].faults))
 
+    def test_kept_for_the_state(self) -> None:
+        """What was said of a VM is kept for the state, files by their whole paths, those of libxl, too."""
+        settings, _ = self.load(f"persistdb: s.git\n{VM}    backend: libxl\n    kernel: k\n    memory: 64MiB\n")
+        said = settings.vms[0].said
+        self.assertTrue(Path(said["kernel"][0]).is_absolute())
+        self.assertEqual(("64MiB",), said["memory"])
+
     def test_port_instead_of_delay(self) -> None:
         """With a port to wait for, no delay is waited for unless it is given."""
         settings, _ = self.load(f"{VM}    wait_for_port: 80\n")

@@ -29,7 +29,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(
             {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "total_starts": 1,
              "total_requests": 1, "last_request_ts": EPOCH + 1000, "lease_left": 120.0, "idle": 120.0, "held": False,
-             "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
+             "needed": False, "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
              "mode": "destroy"},
             {key: value for key, value in www.items() if key != "activation_ms"},
         )
@@ -122,6 +122,18 @@ class PagesTests(SynchronousTestCase):
         answer = desk.ask("/healthz")
         self.assertEqual((200, {"status": "degraded", "problems": ["memory: the wire is cut"]}),
                          (answer.status, answer.value))
+        desk.fleet._record._failing = True
+        self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
+
+    def test_needed(self) -> None:
+        """A VM that another one needs is shown so, and no time is told at which it would be stopped."""
+        desk = Desk(vm(needs=("db",)), vm("db"))
+        desk.fleet.summon("www", question())
+        db = desk.ask("/v1/vms/db").value
+        self.assertTrue(db["needed"])
+        self.assertIn("What keeps it: it is needed by a VM that is up.", db["why"])
+        self.assertIn("Started needed by www", db["why"][1])
+        self.assertFalse(desk.ask("/v1/vms/www").value["needed"])
 
     def test_standins(self) -> None:
         """Synjitsu is asked for what it does; that there is none, or that it is away, is said."""

@@ -326,7 +326,7 @@ class ShowTests(SynchronousTestCase):
     def test_names(self) -> None:
         """A VM's name is shown as it is, whatever is in it."""
         one = {"name": "[red]x[/]", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "origin": None}
+               "total_requests": 0, "last_request_ts": None, "needed": False, "origin": None}
         console = Console(file=StringIO(), width=100)
         console.print(show.vms([one]))
         assert isinstance(console.file, StringIO)
@@ -335,13 +335,14 @@ class ShowTests(SynchronousTestCase):
     def test_origins(self) -> None:
         """Where requests have changed VMs, it is said which those are."""
         one = {"name": "www", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "origin": None}
-        console = Console(file=StringIO(), width=100)
-        console.print(show.vms([one, {**one, "name": "new", "origin": "request/a of Ann <ann@example.org>"}]))
-        assert isinstance(console.file, StringIO)
-        _, www, new = console.file.getvalue().splitlines()
-        self.assertIn("the file", www)
-        self.assertIn("request/a of Ann <ann@example.org>", new)
+               "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None}
+        for width, who in ((100, "request/a of Ann <ann@example.org>"), (70, "request/a")):
+            console = Console(file=StringIO(), width=width)
+            console.print(show.vms([one, {**one, "name": "new", "origin": "request/a of Ann <ann@example.org>"}]))
+            assert isinstance(console.file, StringIO)
+            _, www, new = console.file.getvalue().splitlines()
+            self.assertRegex(www, r"^www +up +needed .*the")
+            self.assertRegex(new, rf"^new +up .*{who}")
 
     def test_events(self) -> None:
         """Every kind of event is a line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -47,17 +48,10 @@ class DashboardTests(ProcessTestCase):
         if DashboardTests.driver is None:
             try:
                 DashboardTests.driver = browser()
+                atexit.register(DashboardTests.driver.quit)  # trial knows no tearDownClass
             except UnavailableError as error:
                 raise SkipTest(str(error)) from error
         self.open()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        """End the browser."""
-        if cls.driver is not None:
-            cls.driver.quit()
-            cls.driver = None
-        super().tearDownClass()
 
     # Looking.
 

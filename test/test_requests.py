@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pygit2
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import config
@@ -454,6 +455,9 @@ class GuestTests(RequestsTestCase):
             (below(WWW, {"config/define/0": "/etc/shadow"}), "define is not for"),
             (below(WWW, {"config/images/0": "/etc"}), "images is not for"),
             (below(WWW, {"config/needs/0": "db"}), "needs is not for"),
+            (below(WWW, {"config/disk/0": "/dev/sda@xvda"}), "disk is not for"),
+            (below(WWW, {"config/script/0": "/home/ann/mine"}), "script is not for"),
+            (below(WWW, {"config/mode/0": "pause"}), "it is stop_mode"),
             (below(WWW, {"config/name/0": "db"}), "name is not for"),
             (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for"),
             (below(WWW, {"dns/*.jitsu.test/ttl": "60"}), "*.jitsu.test is not for"),
@@ -482,7 +486,9 @@ class RestartTests(RequestsTestCase):
         self.ask(below(WWW, {"ip": "10.0.0.9"}), "b")
         self.assertEqual("request/b of Ann <ann@example.org>", self.fleet.origin("www"))
         self.summon("new")
-        self.restart(*FILE)
+        with capturedLogs() as log:
+            self.restart(*FILE)
+        self.assertIn("www: as the file has it again", " ".join(formatEvent(event) or "" for event in log))
         self.assertEqual({"www", "db", "new"}, set(self.fleet.machines))
         self.assertEqual("Found www.jitsu.test A 10.0.0.1 vm=www", self.answer())
         self.assertEqual("10.0.0.1", self.tree(f"jitsu/vm/{WWW}/")["ip"])

@@ -308,6 +308,7 @@ class RefusalTests(ProcessTestCase):
     def test_configuration(self) -> None:
         """A mistake in the file names the file, the line, the key and the remedy."""
         self.refused("jitsu.yaml:3: tll: no such key; did you mean ttl?", configuration="tll: 5\n")
+        self.refused("jitsu.yaml:3: tll: no such key", "--dry-run", configuration="tll: 5\n")  # here, with no zone
 
     def test_missing_files(self) -> None:
         """A file that is not there is named."""
@@ -340,7 +341,7 @@ class RefusalTests(ProcessTestCase):
 
     def test_nothing_to_serve(self) -> None:
         """Without zones and VMs, it says what it wants."""
-        self.refused("there is nothing to serve", "-l", "5300")
+        self.refused("there is nothing to serve", "-l", "5300", configuration="")
 
 
 class ControlTests(ProcessTestCase):

@@ -87,6 +87,8 @@ class Health(FleetPage):
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
         problems = [f"{name}: {reason}" for name, reason in hypervisors if reason is not None]
+        if not self._fleet.is_written:
+            problems.append("the state is not written, only remembered")
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 

@@ -43,6 +43,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "lease_left": left if left is not None and isfinite(left) else None,
         "idle": vm.idle,
         "held": fleet.is_held(vm.name),
+        "needed": machine.state is State.UP and fleet.is_needed(machine),
         "origin": fleet.origin(vm.name),
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
@@ -102,13 +103,17 @@ def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> 
         yield "Nobody asked for it through Jitsu, so it is not stopped."
     elif fleet.is_held(machine.vm.name):
         yield "It is held: it stays up until somebody releases or stops it."
+    elif fleet.is_needed(machine):
+        yield "What keeps it: it is needed by a VM that is up."
     else:
         yield f"What keeps it: {fleet.keeps(machine)}. It is stopped in {duration(left)} if nobody uses it."
 
 
 def _asked(asked: Event) -> str:
     why = asked.facts["reason"]
-    return f"Started for {asked.facts['asker']}" + ("" if why == "asked for" else f" ({why})")
+    asker = asked.facts["asker"]
+    who = asker if asker.startswith("needed by ") else f"for {asker}"
+    return f"Started {who}" + ("" if why == "asked for" else f" ({why})")
 
 
 def _again(fleet: Fleet, machine: Machine) -> str:

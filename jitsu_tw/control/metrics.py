@@ -60,6 +60,7 @@ class Numbers(Collector):
         yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
         reachable = {name: int(reason is None) for name, reason in fleet.inventory.hypervisors.items()}
         yield gauge("jitsu_hypervisor_up", "Whether a hypervisor can be asked.", reachable, "hypervisor")
+        yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.is_written)})
         queries = {"warm": journal.warm, "cold": journal.cold}
         yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")
         refused = {one.name.lower(): journal.refused[one] for one in Verdict if one is not Verdict.ADMITTED}

@@ -282,10 +282,10 @@ for _command in history.COMMANDS:
 @_as_json
 def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
     """
-    See whether Jitsu could start.
+    See whether the configuration and the zones are right.
 
-    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. Nothing is started;
-    the hypervisors are asked whether they know the VMs.
+    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. Nothing is started or
+    opened; a hypervisor that can be reached is asked whether it knows the VMs.
     """
     from jitsu_tw.ctl.check import checked  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
 

@@ -279,7 +279,9 @@ def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
     rejected = references[REJECTED + name].peel(pygit2.Commit) if REJECTED + name in references else None
     if rejected is not None and commit in rejected.parent_ids:
         raise FailedError(rejected.message.strip())
-    click.echo("merged")
+    merged = references[MAIN].peel(pygit2.Commit)
+    what = [line for line in merged.message.splitlines()[2:-1] if line] if merged.message.startswith("Merge ") else []
+    click.echo("; ".join(["merged", *what]))
 
 
 @click.command()

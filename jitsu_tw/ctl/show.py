@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 _COLOURS: Final = {"up": "green", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red"}
 
@@ -41,19 +42,21 @@ def table(*titles: str, right: tuple[str, ...] = ()) -> Table:
 def vms(listed: list[dict[str, Any]]) -> Table:
     """Return the VMs as a table."""
     numbers = ("lease left", "starts", "requests", "last request")
+    made = table("VM", "state", *numbers, right=numbers)
     asked = any(vm["origin"] for vm in listed)
-    made = table("VM", "state", *numbers, *(["from"] if asked else []), right=numbers)
+    if asked:
+        made.add_column("from")  # the one that gives way on a narrow terminal
     for vm in listed:
         colour = _COLOURS.get(vm["state"], "yellow")
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add_row(
             escape(vm["name"]),
             f"[{colour}]{vm['state']}[/]",
-            "held" if vm["held"] else "-" if left is None else f"{left:.0f} s",
+            "held" if vm["held"] else "needed" if vm["needed"] else "-" if left is None else f"{left:.0f} s",
             str(vm["total_starts"]),
             str(vm["total_requests"]),
             "never" if last is None else f"{max(0.0, time.time() - last):.0f} s ago",
-            *([escape(vm["origin"] or "the file")] if asked else []),
+            *([Text(vm["origin"] or "the file", no_wrap=True, overflow="ellipsis")] if asked else []),
         )
     return made
 
@@ -97,7 +100,7 @@ def event(said: dict[str, Any]) -> str:
         "connected": lambda: f"{said['backend']} can be asked",
     }[kind]()
     if kind == "state":
-        words += f", for {said['asker']}" if "asker" in said else f": {said['reason']}" if said["reason"] else ""
+        words += f", {for_whom(said['asker'])}" if "asker" in said else f": {said['reason']}" if said["reason"] else ""
     return f"{clock(said['at'])}  {said['vm'] or '-'}: {words}"
 
 
@@ -105,7 +108,12 @@ def activation(said: dict[str, Any]) -> str:
     """Return an activation as words."""
     steps = ", ".join(f"{step} {when:.0f}" for step, when in said["steps"].items())
     why = f" ({said['reason']})" if said["reason"] else ""
-    return f"{said['outcome']}{why} after {said['took']:.0f} ms ({steps}) for {said['asker']}"
+    return f"{said['outcome']}{why} after {said['took']:.0f} ms ({steps}) {for_whom(said['asker'])}"
+
+
+def for_whom(asker: str) -> str:
+    """Return who has asked, as the end of a sentence."""
+    return asker if asker.startswith("needed by ") else f"for {asker}"
 
 
 def step(name: str, when: float) -> str:

@@ -23,6 +23,7 @@ refuse() {
 if [ -n "${JITSU_VM-}" ]; then
     case $1 in
     "refs/heads/request/$JITSU_VM/"*) exit 0 ;;
+    "refs/heads/rejected/$JITSU_VM/"*) ;;
     *) refuse "you may push to refs/heads/request/$JITSU_VM/... only" ;;
     esac
 fi
@@ -64,7 +65,7 @@ CONFIGURATION: Final = {
     "gc.auto": "0",
     "receive.autogc": "false",
     "receive.fsckObjects": "true",
-    "receive.maxInputSize": "256m",
+    "receive.maxInputSize": "64m",
     "core.logAllRefUpdates": "false",
 }
 

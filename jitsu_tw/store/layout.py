@@ -149,6 +149,9 @@ def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
                 ttls[value] = path
             case ["config", key, number] if number.isdecimal() and key not in FILES.keys() | _DNS:
                 yield key, value, path
+            case ["config", key, _] if key in FILES.keys() | _DNS:
+                message = f"{path} is no place for that; it is {FILES.get(key, 'dns/NAME/ttl')}, in the VM's folder"
+                raise ValueError(message)
             case _:
                 message = f"{path} is no place for anything; see the folders of other VMs"
                 raise ValueError(message)

@@ -362,6 +362,15 @@ class Fleet:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
         return self._sweep.left(machine.vm.name)
 
+    def is_needed(self, machine: Machine) -> bool:
+        """Say whether a VM that is not down needs *machine*."""
+        return self._groups.is_needed(machine)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether what is remembered reaches the state."""
+        return self._record.is_written
+
     def keeps(self, machine: Machine) -> str:
         """Return in words what keeps *machine* up; nothing if it has no lease."""
         return self._sweep.keeps(machine)

@@ -95,6 +95,11 @@ class Record:
             await self._writing
         await self._store.close()
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the last commit went well."""
+        return not self._failing
+
     def of(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
         return self._stats.setdefault(machine.vm.name, Stats())
@@ -250,6 +255,9 @@ class Record:
         )
         self._unsaid = not await self._write(changes, message)
         if not self._unsaid:
+            if overruled:
+                names = ", ".join(sorted(found[uuid].vm.name for uuid in overruled))
+                self.log.warn("{names}: as the file has it again, not as requests had made it", names=names)
             self.merged({origin_path(uuid): None for uuid in overruled})
             # What the state says of these is what the configuration says; of a hundred thousand VMs, that is a lot.
             self._said |= found.keys()

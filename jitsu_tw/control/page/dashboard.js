@@ -233,8 +233,8 @@ function fillRow(parts, vm) {
 
 function fillLease(parts, vm) {
   const left = vm.lease_left === null ? null : Math.max(0, vm.lease_left - (performance.now() - vm.heard) / 1000);
-  set(parts.left, vm.held ? "held" : left === null ? "–" : `${duration(left)} left`);
-  parts.bar.hidden = left === null;
+  set(parts.left, vm.held ? "held" : vm.needed ? "needed" : left === null ? "–" : `${duration(left)} left`);
+  parts.bar.hidden = left === null || vm.needed;
   parts.bar.parentElement.classList.toggle("none", left === null && !vm.held);
   parts.fill.style.width = left === null ? "0" : `${Math.min(100, 100 * left / (vm.idle || 1))}%`;
   set(parts.last, vm.last_request_ts === null ? "never" : ago(vm.last_request_ts));
