@@ -40,7 +40,6 @@ GUEST: Final = xen.XenGuest(
 
 CONFIGURATION: Final = f"""\
 bind: {DOM0_IP}
-control: {DOM0_IP}:8053
 answer_by: 120
 starts_per_minute: 0
 vms:

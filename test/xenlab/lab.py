@@ -179,6 +179,12 @@ class XenLab:
         """Start *argv* in dom0; the options are those of `subprocess.Popen`."""
         return subprocess.Popen(self.command(argv), **options)
 
+    def forward(self, path: Path, port: int) -> subprocess.Popen[Any]:
+        """Let a UNIX socket at *path* lead to a port on dom0's loopback, for as long as what is returned runs."""
+        words: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "ssh", "-i", self._key, *_SSH]
+        words += ["-N", "-o", "StreamLocalBindUnlink=yes", "-L", f"{path}:127.0.0.1:{port}", f"root@{DOM0_IP}"]
+        return self.network.popen("host", words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def put(self, path: str, content: str) -> None:
         """Write a file in dom0."""
         self.run(["sh", "-c", f"cat >{shlex.quote(path)}"], input=content)

@@ -52,7 +52,6 @@ SOCKET: Final = "unix:/lab/run/synjitsu.sock"
 
 CONFIGURATION: Final = f"""\
 bind: {DOM0_IP}
-control: {DOM0_IP}:8053
 answer_by: {PATIENCE}
 idle: 3600
 starts_per_minute: 0
@@ -230,6 +229,8 @@ class Jitsu:
         if "synjitsu:" in configuration:
             self._synjitsu = self._twistd("synjitsu", "-i", "xenbr0", "--xenstore", "--listen", SOCKET)
         self._process = self._twistd("jitsu", "--config=/lab/run/jitsu.yaml")
+        self._control = lab.console.with_name("control.sock")
+        self._forward = lab.forward(self._control, 8053)
         end = time.monotonic() + PATIENCE
         while not all(vm["uuid"] for vm in self.vms()) or not self.vms():
             if self._process.poll() is not None or time.monotonic() > end:
@@ -258,9 +259,9 @@ class Jitsu:
 
     def ask(self, method: str, path: str) -> Any:
         """Ask its control endpoint; an endpoint that does not answer yet has nothing to say."""
-        url = f"http://{DOM0_IP}:8053/v1/{path}"
-        argv = ["curl", "--silent", "--max-time", f"{PATIENCE}", "-X", method, url]
-        said = self._lab.client(argv, check=False).stdout
+        url = f"http://localhost/v1/{path}"
+        argv = ["curl", "--silent", "--max-time", f"{PATIENCE}", "-X", method, "--unix-socket", f"{self._control}", url]
+        said = self._lab.network.run("host", argv, check=False).stdout
         return json.loads(said) if said else []
 
     def vms(self) -> list[dict[str, Any]]:
@@ -279,6 +280,8 @@ class Jitsu:
     def stop(self) -> str:
         """End both and return Jitsu's log."""
         self._lab.run(["sh", "-c", "kill $(cat /lab/run/*jitsu.pid)"], check=False)
+        self._forward.kill()
+        self._forward.wait()
         try:
             return str(self._process.communicate(timeout=30)[0])
         except subprocess.TimeoutExpired:
