@@ -2,14 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test xenlab check fuzz bench clean
+.PHONY: help setup demo test check fuzz bench clean
 
 FUZZ_SECONDS ?= 60
 
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
-	@echo "make test    run all tests; as root also those that need QEMU and a bridge"
-	@echo "make xenlab  run the tests that boot a whole Xen in an emulated machine; ten minutes on a quiet one"
+	@echo "make test    run all tests; as root also those that need QEMU, a bridge, and a Xen in an emulated machine"
 	@echo "make check   linters, types and the floors of the house"
 	@echo "make fuzz    throw octets at the parser, FUZZ_SECONDS=60"
 	@echo "make bench   measure cold starts"
@@ -29,10 +28,7 @@ demo: setup
 	@$(BIN)/python -m demo
 
 test: setup
-	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial test
-
-xenlab: setup
-	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-xen test.xenlab.suite
+	@sh .ci/test
 
 check: setup
 	$(BIN)/ruff check .

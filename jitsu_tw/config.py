@@ -319,7 +319,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
     values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
     values["ip"] = tuple(dict.fromkeys(values["ip"]))
-    values["faults"] = frozenset(values.get("faults", ()))
+    if "faults" in values:
+        values["faults"] = frozenset(values["faults"])
     values["place"] = (first.path, first.line)
     values["dns_place"] = (said["dns"][0].path, said["dns"][0].line)
     if keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -45,13 +46,16 @@ def write(
     """
     if _BRANCH in repository.references:
         repository.references.delete(_BRANCH)
-    run = subprocess.run(
+    with subprocess.Popen(
         ["git", "fast-import", "--quiet", "--done"],  # noqa: S607
-        input=b"".join(_commands(tree, changes)), capture_output=True, check=False,
-        env=environment(repository.path),
-    )  # fmt: skip
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(repository.path),
+    ) as run:  # fmt: skip
+        assert run.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it says why
+            run.stdin.writelines(_commands(tree, changes))
+        _, said = run.communicate()
     if run.returncode:
-        message = f"{repository.path}: git fast-import: {run.stderr.decode(errors='replace').strip()}"
+        message = f"{repository.path}: git fast-import: {said.decode(errors='replace').strip()}"
         raise StoreError(message)
     commit = repository.references[_BRANCH].peel(pygit2.Commit)
     repository.references.delete(_BRANCH)

@@ -47,8 +47,8 @@ class GitStore:
         return self._history.open()
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        """Commit *changes*."""
-        return self._run(self._history.commit, dict(changes), message)
+        """Commit *changes*, which the caller leaves as they are."""
+        return self._run(self._history.commit, changes, message)
 
     def waiting(self) -> list[str]:
         """Return the names of the branches that ask to be merged; this is quick."""

@@ -244,7 +244,9 @@ class Record:
         for uuid, machine in found.items():
             wanted |= vm_paths(uuid, machine.vm)
         overruled = self._overruled & found.keys()
-        changes = difference(self._tree, wanted, found) | {origin_path(uuid): None for uuid in overruled}
+        changes = difference(self._tree, wanted, found)
+        del wanted  # of a hundred thousand VMs, that is a lot
+        changes.update({origin_path(uuid): None for uuid in overruled})
         touched = {_uuid(path) for path in changes}
         known = {_uuid(path) for path in self._tree}
         places = {str(found[uuid].vm.place[0]) for uuid in touched}
@@ -259,7 +261,7 @@ class Record:
                 names = ", ".join(sorted(found[uuid].vm.name for uuid in overruled))
                 self.log.warn("{names}: as the file has it again, not as requests had made it", names=names)
             self.merged({origin_path(uuid): None for uuid in overruled})
-            # What the state says of these is what the configuration says; of a hundred thousand VMs, that is a lot.
+            # What the state says of these is what the configuration says, so it need not be kept.
             self._said |= found.keys()
             self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in found}
             self._uuids = {name: uuid for name, uuid in self._uuids.items() if uuid not in found}
