@@ -116,7 +116,8 @@ class LabTestCase(SynchronousTestCase):
     def curl(self) -> str:
         """Fetch the page with curl, as the client, trying until there is one; return it."""
         retry = ["--retry", "100", "--retry-delay", "0", "--retry-all-errors", "--retry-max-time", str(int(PATIENCE))]
-        return self.network.run("client", ["curl", "--silent", "--fail", *retry, f"http://{IP}/"]).stdout
+        program = ["curl", "--silent", "--fail", "--max-time", "20", *retry, f"http://{IP}/"]
+        return self.network.run("client", program).stdout
 
     def qemus(self) -> list[int]:
         """Return the process ids of the QEMUs that run."""
