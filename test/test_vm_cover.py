@@ -6,6 +6,7 @@ import itertools
 from ipaddress import ip_address
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 
 from jitsu_tw.control.standins import standins
@@ -260,6 +261,24 @@ class CoverTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.standin.listens(self.ip)
         self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_becomes_another(self) -> None:
+        """A VM that gets another address by request is stood in for there, and nowhere when it is no more."""
+        self.begin()
+        fleet, machine = self.world.fleet, self.world.machine()
+        fleet.inventory.find(fleet.enlist(attrs.evolve(machine.vm, ip=(ip_address("10.9.9.9"),))))
+        self.assertEqual({self.ip: "withdrawn", "10.9.9.9": f"asleep {MAC}"}, self.standin.said)
+        self.standin.summon("10.9.9.9", "10.0.0.1")
+        self.assertIs(State.STARTING, machine.state)
+        self.standin.summon(self.ip, "10.0.0.1")  # nobody's any more
+        self.world.pump(2)
+        self.standin.listens("10.9.9.9")
+        self.assertIs(State.UP, machine.state)
+        gone = Deferred.fromCoroutine(fleet.dismiss(machine, "it is no more"))
+        self.world.pump(1)
+        self.successResultOf(gone)
+        self.assertEqual("withdrawn", self.standin.said["10.9.9.9"])
+        self.assertNotIn("www", fleet.machines)
 
     def test_announces_itself(self) -> None:
         """A guest that announces itself though it is thought to be off is looked at."""
