@@ -110,7 +110,8 @@ class LabTestCase(SynchronousTestCase):
 
     def dig(self, name: str = NAME, *more: str) -> str:
         """Ask with dig, as the client; return all that it says."""
-        program = ["dig", f"@{lab.HOST_IP}", "+tries=1", f"+timeout={PATIENCE:.0f}", name, *more]
+        # Longer than any answer_by here: what comes at the last moment says why.
+        program = ["dig", f"@{lab.HOST_IP}", "+tries=1", f"+timeout={PATIENCE + 15:.0f}", name, *more]
         return self.network.run("client", program).stdout
 
     def curl(self) -> str:
