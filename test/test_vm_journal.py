@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BootFailed, Prohibited
@@ -269,6 +270,17 @@ class HoldTests(SynchronousTestCase):
         world.fleet.hold_vm("www")
         world.pump(30, 1)
         self.assertEqual(State.UP, world.machine().state)
+
+    def test_held_until_it_is_no_more(self) -> None:
+        """A VM that is held is held no more when it is gone."""
+        world = World(vm())
+        fleet, machine = world.fleet, world.machine()
+        fleet.hold_vm("www")
+        world.pump(1)
+        gone = Deferred.fromCoroutine(fleet.dismiss(machine, "it is no more"))
+        world.pump(100)
+        self.successResultOf(gone)
+        self.assertEqual(0, fleet.held)
 
     def test_keeps(self) -> None:
         """What keeps a VM up is said in words."""

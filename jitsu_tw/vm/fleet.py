@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
 
+
 @attrs.frozen
 class Clocks:
     """
@@ -191,6 +192,7 @@ class Fleet:
 
     async def dismiss(self, machine: Machine, reason: str) -> None:
         """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
+        self.release_vm(machine.vm.name)
         while machine.state is State.STOPPING or (machine.held and machine.state in WANTED):
             if await machine.stop(reason) is State.UP:
                 self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
