@@ -15,6 +15,7 @@ Everything that can go wrong, as one tree, split by whose fault it is.
      +- BackendError          SERVFAIL    0 Other: the backend's own words
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
+     +- CutOff                SERVFAIL   23 Network Error: those who share the zone with us cannot be asked
      +- StoreError            -          the state cannot be read or written
      +- NoStandIn             -          there is no Synjitsu to ask
 
@@ -37,6 +38,7 @@ EDE_OTHER: Final = 0
 EDE_NOT_READY: Final = 14
 EDE_PROHIBITED: Final = 18
 EDE_NOT_AUTHORITATIVE: Final = 20
+EDE_NETWORK_ERROR: Final = 23
 
 
 class JitsuError(Exception):
@@ -121,6 +123,12 @@ class BackendLost(BackendError):
 
 class NoSuchVM(BackendError):
     """The hypervisor knows no VM of this name or uuid."""
+
+
+class CutOff(JitsuError):
+    """Those who share the zone with us cannot be asked; so nobody knows whose a VM is."""
+
+    ede = EDE_NETWORK_ERROR
 
 
 class StoreError(JitsuError):

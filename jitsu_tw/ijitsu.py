@@ -1,5 +1,5 @@
 """
-The doors of the house: what a hypervisor, a sign of readiness and a place for the state must offer.
+The doors of the house: what a hypervisor, a sign of readiness, a place for the state and an agreement must offer.
 
 A newcomer writes one class that has a door's shape and one row in that room's table.
 """
@@ -7,13 +7,14 @@ A newcomer writes one class that has a door's shape and one row in that room's t
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
 from typing import TYPE_CHECKING
 
 import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from twisted.internet.defer import Deferred
 
@@ -178,3 +179,49 @@ class IStore(Interface):
 
     def close() -> Deferred[None]:
         """Finish what is being written."""
+
+
+class IPeer(Interface):
+    """Who is told what those who agree tell each other. Every call is made in the reactor's thread."""
+
+    def told(key: str, value: str | None, before: str | None) -> None:
+        """A fact is another now, ours or another's; None for one that is not there."""
+
+    def joined() -> None:
+        """There is agreement, for the first time or again: `ICoordinator.facts` are whole, as of now."""
+
+    def parted(reason: str) -> None:
+        """Nothing can be agreed on any more, and nothing that was ours be proven; it is being tried again."""
+
+
+class ICoordinator(Interface):
+    """
+    What several Jitsus agree on: facts, small texts by key, which all of them see.
+
+    Some are claims: at most one of us has a claim, and it goes when its owner does. A key is a path without a slash at
+    its ends, such as ``claims/www``. Every Deferred may fail with `errors.CutOff`.
+    """
+
+    node: str = Attribute("The name of this one of us.")
+    alone: bool = Attribute("Whether there are no others, and never will be: then nobody need be told anything.")
+    facts: Mapping[str, str] = Attribute("What is known now, by key.")
+
+    def start(peer: IPeer) -> None:
+        """Begin to connect, and to connect again whenever it must, and to tell *peer*."""
+
+    def stop() -> Deferred[None]:
+        """End it. What we have claimed is free at once."""
+
+    def claim(key: str, value: str) -> Deferred[bool]:
+        """Make a fact that is ours alone and goes when we do; say whether it is ours now (it may have been before)."""
+
+    def holds(key: str) -> bool:
+        """Say whether *key* is a claim of ours, and nobody else can have it at this moment. Looks at the clock."""
+
+    def put(facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+        """
+        Change facts as one step; None removes one. A claim of ours stays one, whatever its value; others are lasting.
+
+        Returns:
+            (through the Deferred) whether that was done: not if we do not hold the claim *holding*, when one is given.
+        """

@@ -72,6 +72,56 @@ class WhenFull(enum.Enum):
     STOP_IDLE = "stop_idle"  # the VM that is idle the longest is stopped, if there is one that may be
 
 
+class OnHostLoss(enum.Enum):
+    """What becomes of the VMs of a host that cannot be reached any more."""
+
+    WAIT = "wait"  # nobody knows whether they still run there
+    RESTART = "restart"  # they are started elsewhere, once `fence` has said that the host is dead
+
+
+@attrs.frozen
+class Cluster:
+    """
+    Where several Jitsus that serve the same zones agree.
+
+    Attributes:
+        etcd: the URLs of etcd's members.
+        node: the name of this one of us, unlike those of the others.
+        prefix: what all keys begin with.
+        ttl: after so many seconds without a word from one of us, what it had claimed is free.
+        user, password: of etcd's, where it asks for them.
+        ca: the certificates that etcd's must be signed by, a PEM file; None for the system's.
+        cert, key: what we show to etcd, PEM files.
+    """
+
+    etcd: tuple[str, ...]
+    node: str
+    prefix: str = "/jitsu"
+    ttl: float = 5.0
+    user: str | None = None
+    password: str | None = attrs.field(default=None, repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@attrs.frozen
+class Host:
+    """
+    One of several hypervisors.
+
+    Attributes:
+        name: what VMs and people call it.
+        backend, connect: its kind and URI.
+        synjitsu: where the Synjitsu of its network listens; None for none.
+    """
+
+    name: str
+    backend: str
+    connect: str
+    synjitsu: str | None = None
+
+
 @attrs.frozen
 class Http:
     """
@@ -231,6 +281,11 @@ class Settings:
         notify: who is told of new serials (`dns.notify.Secondary`).
         log_json: write the log as one JSON object a line.
         dry_run: start nothing; count what would have been started, and answer as if it were up.
+        cluster: where those who serve the same zones agree; None if nobody else does.
+        remote: the git repository that their configurations are shared by; any URL that git takes.
+        hosts: the hypervisors that VMs with `host` may run on.
+        on_host_loss: what becomes of the VMs of one that cannot be reached any more.
+        fence: a command that makes sure that such a host, its last argument, is dead; it ends with 0 if it is.
         defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.vm_from`).
     """
 
@@ -263,4 +318,9 @@ class Settings:
     notify: tuple[Secondary, ...] = ()
     log_json: bool = False
     dry_run: bool = False
+    cluster: Cluster | None = None
+    remote: str | None = None
+    hosts: tuple[Host, ...] = ()
+    on_host_loss: OnHostLoss = OnHostLoss.WAIT
+    fence: str | None = None
     defaults: Mapping[str, Any] = attrs.field(factory=dict)
