@@ -157,18 +157,26 @@ class Host:
         except BackendError as error:
             self._lost(str(error))
             return
+        self._take(domains)
+
+    def _take(self, domains: Iterable[Domain]) -> dict[str, Domain]:
+        """Take what xl has listed for the truth, and tell what is new in it, before anybody acts on it."""
+        domains = tuple(domains)
         now, before = self._ours(domains), self._known
+        if not self._connected:
+            return now
         self._known = now
         listed = {domain.domid for domain in domains}
         self._built &= listed
         self._building = {domid: since for domid, since in self._building.items() if domid in listed}
-        if self._building and self._connected and not (self._again is not None and self._again.active()):
+        if self._building and not (self._again is not None and self._again.active()):
             self._again = self._reactor.callLater(LOOK_AGAIN, self._hint, "")
         for uuid in now.keys() | before.keys():
             new, old = now.get(uuid), before.get(uuid)
             if new != old and self._watcher is not None:
                 gone = "it is gone" if old is None or not old.down else f"{old}, and is gone"
                 self._watcher.changed(uuid, gone if new is None else str(new))
+        return now
 
     def _ours(self, domains: Iterable[Domain]) -> dict[str, Domain]:
         """Return those of *domains* that are VMs of ours, by our uuid."""
@@ -214,7 +222,7 @@ class Host:
         """
         if uuid not in self.vms:
             raise NoSuchVM(f"no VM {uuid}")
-        return self._ours(await self.xl.domains()).get(uuid)
+        return self._take(await self.xl.domains()).get(uuid)
 
     async def running(self, uuid: str) -> Domain:
         """

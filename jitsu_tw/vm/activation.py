@@ -98,7 +98,7 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "backend", "failures",
+        "_now", "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "_word", "backend", "failures",
         "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
@@ -119,7 +119,7 @@ class Machine:
         self.state = State.UNKNOWN
         self.ready = False
         self.held = False
-        self.reason = ""
+        self.reason = self._word = ""
         self.marks: Mapping[str, float] = NO_MARKS
         self.failures = 0
         self.retry_at = 0.0
@@ -242,7 +242,8 @@ class Machine:
 
     def look(self, reason: str) -> Deferred[None]:
         """Ask the backend what the VM is doing and believe it; if a call of ours is under way, when that has ended."""
-        return Deferred.fromCoroutine(self._look(reason))
+        self._word = reason
+        return Deferred.fromCoroutine(self._look())
 
     def lost(self, reason: str) -> None:
         """Hear that nobody can say any more what the VM is doing. Who is up stays up; who waits is told."""
@@ -502,7 +503,7 @@ class Machine:
         if hint is not None:
             hint.callback(None)
 
-    async def _look(self, reason: str) -> None:
+    async def _look(self) -> None:
         if self.state in CALLING:
             self._missed = True
             self._hurry()
@@ -522,7 +523,8 @@ class Machine:
                 return
             if moves == self._moves:
                 break
-        self.feed(SEEN[power], reason)
+        # The last that was heard goes with what is seen, and not what made us look.
+        self.feed(SEEN[power], self._word)
 
     # Who waits.
 

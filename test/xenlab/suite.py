@@ -220,11 +220,17 @@ class WithoutJitsuTests(XenLabTestCase):
 
 
 class Jitsu:
-    """A Jitsu in dom0, and perhaps a Synjitsu."""
+    """
+    A Jitsu in dom0, and perhaps a Synjitsu.
+
+    Attributes:
+        faults: how many guests the emulated processor has been seen to lose.
+    """
 
     def __init__(self, lab: XenLab, configuration: str, ask: Iterable[str] = ()) -> None:
         """Start what there is in *configuration*, wait until Jitsu serves, and *ask* for some VMs, all at once."""
         self._lab = lab
+        self.faults = 0
         lab.put("/lab/run/jitsu.yaml", configuration)
         if "synjitsu:" in configuration:
             self._synjitsu = self._twistd("synjitsu", "-i", "xenbr0", "--xenstore", "--listen", SOCKET)
@@ -303,8 +309,18 @@ class JitsuTestCase(XenLabTestCase):
         self.jitsu.wait(name, state)
 
     def summon(self, name: str) -> None:
-        """Ask for a name from outside; the answer comes when the guest is ready, so its page is there at once."""
+        """
+        Ask for a name from outside; the answer comes when the guest is ready, so its page is there at once.
+
+        The emulated processor, not Xen, lets a PVH guest fault now and then in its first milliseconds, when another
+        guest has its turn then. Its answer says that it failed, and the next question boots it.
+        """
         said = self.jitsu.query(name)
+        faults = self.lab.run(["xl", "dmesg"]).stdout.count("Triple fault") if "SERVFAIL" in said else 0
+        if faults > self.jitsu.faults:
+            self.jitsu.faults = faults
+            self.assertIn("EDE", said)
+            said = self.jitsu.query(name)
         self.assertIn(f"IN\tA\t{VMS[name]}", said)
         self.assertNotIn("EDE", said)
         self.assertEqual(f"hello from {VMS[name]}\n", self.lab.fetch(VMS[name], within=10))
