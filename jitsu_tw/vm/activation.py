@@ -16,14 +16,14 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
-from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoRoom, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Power, Start
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
 from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, Event, State, after
 from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Container, Coroutine, Hashable, Mapping, Sequence
     from typing import Any
 
     from twisted.internet.interfaces import IReactorTime
@@ -48,11 +48,17 @@ LONGEST_REST: Final = 60.0
 #: Seconds that a start waits for the state to be written; a commit takes some milliseconds.
 WRITTEN_WITHIN: Final = 0.1
 
+#: It does not run.
+DOWN: Final = frozenset({Power.OFF, Power.PAUSED, Power.SAVED})
+
 #: A guest goes on where it was.
 RESUMED: Final = frozenset({Start.RESUMED, Start.RESTORED})
 
 #: The timeline of a VM that was never asked for.
 NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
+
+#: These failures are not the VM's.
+_BLAMELESS: Final = (NoRoom, CutOff)
 
 _MIB: Final = 1 << 20
 
@@ -70,6 +76,12 @@ class Keeper(Protocol):
 
     def remembered(self) -> Deferred[None]:
         """Fire when what was last heard is written down."""
+
+    def prove(self, machine: Machine) -> None:
+        """Raise `CutOff` unless *machine* is ours to start, at this moment."""
+
+    def word(self, machine: Machine) -> Deferred[bool] | None:
+        """Return what fires with True when who has *machine* says that it is ready; None if we are to find out."""
 
     def moved(self, machine: Machine, old: State) -> None:
         """Hear that *machine* has entered another state."""
@@ -98,7 +110,7 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_reactor", "_readiness", "_stopping", "_up_at", "_waiters", "_waiting", "_word", "backend", "failures",
+        "_now", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend", "failures",
         "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
@@ -134,7 +146,7 @@ class Machine:
         self._moves = 0
         self._how = Start.RAN
         self._up_at = 0.0
-        self._kill = self._again = self._cold = self._hinted = self._missed = False
+        self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = False
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -223,12 +235,28 @@ class Machine:
         self._stopping += (stopped,)
         return stopped
 
-    def refuse(self, reason: str) -> None:
-        """Hear, in the queue, that there is no room for the VM."""
-        self._fault = NoRoom
+    def refuse(self, reason: str, kind: type[JitsuError] = NoRoom) -> None:
+        """Hear, in the queue, that there is no room for the VM, or why else it is not to be."""
+        self._fault = kind
         self._fail_waiters(reason)
         self.feed(Event.STOP, reason)
         self.look(reason)
+
+    def fail(self, reason: str) -> None:
+        """Hear, in the queue, that another one of us could not start the VM."""
+        self.feed(Event.FAIL, reason)
+
+    def leave(self, reason: str) -> None:
+        """Hear that another one of us is about to stop the VM: who asks now waits for that, or until it is to stay."""
+        if self.state is State.UP:
+            self._theirs = True
+            self.feed(Event.STOP, reason)
+
+    def stay(self) -> None:
+        """Hear that it goes on, or that nobody is there any more who would stop it."""
+        if self._theirs:
+            self._theirs = False
+            self._hurry()
 
     def restart(self, reason: str) -> None:
         """Destroy the VM, which gives no sign of life, and boot it: at once, or after a rest if that happens again."""
@@ -339,7 +367,7 @@ class Machine:
 
     def _failed(self) -> None:
         """Count a failure, and rest before the next try; that a host has no room is not the VM's."""
-        if self._fault is NoRoom:
+        if self._fault in _BLAMELESS:
             return
         self.failures += 1
         self.retry_at = self._now() + rest(self.failures)
@@ -370,7 +398,7 @@ class Machine:
             self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
             self.feed(Event.STOP_FAILED, reason)
         else:
-            self._fault = failure.type if failure.check(NoRoom, BackendLost, NoSuchVM) else BootFailed
+            self._fault = failure.type if failure.check(*_BLAMELESS, BackendLost, NoSuchVM) else BootFailed
             self.feed(Event.FAIL, reason)
             if failure.check(BackendLost) and self.state is State.FAILED:
                 # What became of the call, nobody knows: it may have gone well, or yet go well.
@@ -390,6 +418,7 @@ class Machine:
         if self._cold:
             await self.backend.drop_image(self.uuid)
             self._cold = False
+        self._keeper.prove(self)
         self._how = await self.backend.start(self.uuid)
         self.mark("started")
         self.feed(Event.STARTED, self._how.value)
@@ -397,11 +426,13 @@ class Machine:
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
         patience = self._reactor.callLater(RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN, self._give_up)
-        signs: list[Deferred[None]] = [self.backend.ready(self.uuid)]
+        signs: list[Deferred[None]] = []
         try:
-            guest = await self.backend.guest(self.uuid) if self._readiness else Guest()
-            restored = self._how is Start.RESTORED
-            signs += [sign.wait(self.vm, guest) for sign in self._readiness if sign.anew or not restored]
+            if not await self._is_told():
+                signs.append(self.backend.ready(self.uuid))
+                guest = await self.backend.guest(self.uuid) if self._readiness else Guest()
+                restored = self._how is Start.RESTORED
+                signs += [sign.wait(self.vm, guest) for sign in self._readiness if sign.anew or not restored]
             # It may have gone down before anybody listened: an event that came during the start call was not believed.
             if await self.backend.state(self.uuid) is Power.OFF:
                 signs.insert(0, fail(BackendError("it went down while it was starting")))
@@ -428,6 +459,13 @@ class Machine:
         wanted = self.vm.boot_from is Boot.SNAPSHOT and self._how is Start.BOOTED
         how = "" if self._how is Start.BOOTED else self._how.value
         self.feed(Event.IMAGE if wanted else Event.READY, how)
+
+    async def _is_told(self) -> bool:
+        """Wait for the word of who has the VM; say whether that came, or we are to find out ourselves."""
+        while (word := self._keeper.word(self)) is not None:
+            if await word:
+                return True
+        return False
 
     @staticmethod
     def _drop_signs(signs: list[Deferred[None]]) -> None:
@@ -465,12 +503,18 @@ class Machine:
     async def _stop(self) -> None:
         """Stop the VM in its mode, or, if it is dead, at once; a shutdown that is not followed becomes destroy."""
         mode = Mode.DESTROY if self._kill else self.vm.mode
-        await self.backend.stop(self.uuid, mode)
-        if mode is Mode.SHUTDOWN and not await self._goes_down():
-            self.log.warn(
-                "{name}: has not shut down in {limit} s; destroyed", name=self.vm.name, limit=self.vm.stop_timeout
-            )
-            await self.backend.stop(self.uuid, Mode.DESTROY)
+        if self._theirs:
+            if not await self._stops(DOWN, lambda: not self._theirs):
+                self.feed(Event.STOP_FAILED, "used meanwhile")
+                return
+            self._theirs = False
+        else:
+            await self.backend.stop(self.uuid, mode)
+            if mode is Mode.SHUTDOWN and not await self._goes_down():
+                self.log.warn(
+                    "{name}: has not shut down in {limit} s; destroyed", name=self.vm.name, limit=self.vm.stop_timeout
+                )
+                await self.backend.stop(self.uuid, Mode.DESTROY)
         power = await self.backend.state(self.uuid)
         if power is Power.RUNNING:
             message = "it goes on running"
@@ -482,22 +526,26 @@ class Machine:
     async def _goes_down(self) -> bool:
         """Wait for the guest to shut down; say whether it did so in time."""
         late = self._reactor.callLater(self.vm.stop_timeout, self._hurry)
-        self._hinted = False
         try:
-            while await self.backend.state(self.uuid) is not Power.OFF:
-                if not late.active():
-                    return False
-                if not self._hinted:
-                    self._hint = Deferred()
-                    await self._hint
-                self._hinted = False
-            return True
+            return await self._stops({Power.OFF}, lambda: not late.active())
         finally:
             if late.active():
                 late.cancel()
 
+    async def _stops(self, ends: Container[Power], enough: Callable[[], bool]) -> bool:
+        """Wait until the VM is one of *ends*, and say so, or for *enough*, looking whenever it is hinted at."""
+        self._hinted = False
+        while await self.backend.state(self.uuid) not in ends:
+            if enough():
+                return False
+            if not self._hinted:
+                self._hint = Deferred()
+                await self._hint
+            self._hinted = False
+        return True
+
     def _hurry(self) -> None:
-        """Make `_goes_down` look once more."""
+        """Make `_stops` look once more."""
         self._hinted = True
         hint, self._hint = self._hint, None
         if hint is not None:

@@ -19,8 +19,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
 
+from jitsu_tw.coordinator.local import LocalCoordinator
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, JitsuError, NoRoom, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, CutOff, JitsuError, NoRoom, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Signs
 from jitsu_tw.store.layout import label
@@ -34,6 +35,7 @@ from jitsu_tw.vm.lifecycle import WANTED, State
 from jitsu_tw.vm.ownership import DOWN, Ownership
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
+from jitsu_tw.vm.sharing import Ask, Sharing
 from jitsu_tw.vm.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.wire import Question
-    from jitsu_tw.ijitsu import IBackend, IReadiness, IStore
+    from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import Stats
     from jitsu_tw.vm.lease import Lease
@@ -78,6 +80,7 @@ class Fleet:
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
         cover: Synjitsu, where one is used.
         inventory: where the VMs are.
+        sharing: whose they are, where several of us serve a zone.
         journal: what happened last, and why.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
@@ -93,8 +96,9 @@ class Fleet:
         store: IStore,
         clocks: Clocks,
         make_cover: Callable[..., Cover] = Cover,
+        coordinator: ICoordinator | None = None,
     ) -> None:
-        """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
+        """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI; without others, alone."""
         self._settings = settings
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._signs = Signs(clocks.reactor)
@@ -105,14 +109,18 @@ class Fleet:
             self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
             self.cover.wake = self._wake
         self._groups = Groups(self.machines)
+        self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
         self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor)
         self.inventory.on_found = self._found
         if self.cover is not None:
             self.inventory.on_change = self.cover.changed
-        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._groups.is_needed)
-        self._ownership = Ownership(self._record, self._sweep, clocks, dry_run=settings.dry_run)
+        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
+        self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
+        self.sharing.gather, self.sharing.on_use = self._gather, self._sweep.used
+        self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
+        self.sharing.on_ask = self._asked
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, bytes] = {}
         self._policy = Policy(
@@ -151,6 +159,7 @@ class Fleet:
         """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
+        self.sharing.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
         self.inventory.start()
@@ -164,6 +173,7 @@ class Fleet:
         self._telling.stop()
         self._sweep.stop()
         self.inventory.stop()
+        await self.sharing.stop()
         await self._record.stop()
         await self._signs.stop()
         if self.cover is not None:
@@ -193,7 +203,9 @@ class Fleet:
     async def dismiss(self, machine: Machine, reason: str) -> None:
         """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
         self.release_vm(machine.vm.name)
-        while machine.state is State.STOPPING or (machine.held and machine.state in WANTED):
+        while not self.sharing.is_theirs(machine) and (
+            machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
+        ):
             if await machine.stop(reason) is State.UP:
                 self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
                 break
@@ -248,6 +260,8 @@ class Fleet:
         lost = self.inventory.why_lost(machine.backend)
         if not is_up and lost is not None:
             return fail(BackendLost(f"{name}: {lost}"))
+        if not machine.joinable and self.sharing.why_apart:
+            return fail(CutOff(f"{name}: {self.sharing.why_apart}"))
         down = self._groups.down(machine)
         if machine.state is not State.UP or not down:
             return self._summon(machine, asker)
@@ -288,7 +302,8 @@ class Fleet:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
             return self._would_end.get(machine.vm.name, -inf) > self._now()
-        return machine.is_resting or machine.is_lost or self.inventory.why_lost(machine.backend) is not None
+        lost = self.inventory.why_lost(machine.backend) or self.sharing.why_apart
+        return machine.is_resting or machine.is_lost or bool(lost)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
@@ -318,6 +333,8 @@ class Fleet:
 
     def stop_vm(self, name: str) -> Deferred[State]:
         """Stop a VM because a person wants it, also one that is held; fires with the state that it ended in."""
+        if self.sharing.is_theirs(self.machines[name]):
+            return self.sharing.ask(self.machines[name], Ask.STOP)
         self.release_vm(name)
         self._sweep.rest(self.machines[name])
         return self.machines[name].stop("stopped by hand")
@@ -328,6 +345,9 @@ class Fleet:
 
         Fires when it is up. If it cannot be started, it is not held.
         """
+        if self.sharing.is_theirs(self.machines[name]):
+            self.sharing.ask(self.machines[name], Ask.HOLD)
+            return self.start_vm(name)
         self._sweep.hold(self.machines[name])
         self.journal.hold(name, held=True)
         return self.start_vm(name).addErrback(self._not_held, name)
@@ -338,6 +358,8 @@ class Fleet:
 
     def release_vm(self, name: str) -> None:
         """Let a VM that is held have a lease as any other; it begins now."""
+        if self.sharing.is_theirs(self.machines[name]):
+            self.sharing.ask(self.machines[name], Ask.RELEASE)
         if self.is_held(name):
             self._sweep.release(self.machines[name])
             self.journal.hold(name, held=False)
@@ -405,6 +427,7 @@ class Fleet:
     def _gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
         for name, key, times, last in self.uses():
+            self.sharing.use(self.machines[name], last)
             self._record.count(self.machines[name], key, times, self._wall() - (self._now() - last))
             self.journal.warm += times
 
@@ -420,13 +443,51 @@ class Fleet:
         if machine.vm.needs:
             Deferred.fromCoroutine(self._after_needs(machine))
         else:
-            self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
+            self._ask_turn(machine)
 
     async def _after_needs(self, machine: Machine) -> None:
         """Let *machine*, which is queued, boot when what it needs is up."""
         await self._groups.summon(machine)
         if machine.state is State.QUEUED:
+            self._ask_turn(machine)
+
+    def _ask_turn(self, machine: Machine) -> None:
+        """Let *machine*, which is queued, boot in its turn, if it is ours to boot."""
+        self.sharing.claim(machine).addCallbacks(self._claimed, self._not_claimed, (machine,), errbackArgs=(machine,))
+
+    def _claimed(self, ours: bool, machine: Machine) -> None:  # noqa: FBT001
+        if ours and machine.state is State.QUEUED:
             self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
+
+    def _not_claimed(self, failure: Failure, machine: Machine) -> None:
+        failure.trap(CutOff)
+        if machine.state is State.QUEUED:
+            machine.refuse(failure.getErrorMessage(), CutOff)
+
+    def prove(self, machine: Machine) -> None:
+        """Raise `CutOff` unless *machine* is ours to start, at this moment."""
+        self.sharing.prove(machine)
+
+    def word(self, machine: Machine) -> Deferred[bool] | None:
+        """Return what fires when who has *machine* says that it is ready (`Sharing.word`)."""
+        return self.sharing.word(machine)
+
+    def _owner_is(self, machine: Machine) -> None:
+        """Hear that *machine*, which is up, has another owner now, or that its owner is known now."""
+        if self._sweep.lease(machine.vm.name) is None:
+            self._ownership.came_up(machine, State.UP)
+        else:
+            self._sweep.pass_on(machine, *self.sharing.since(machine))
+
+    def _asked(self, machine: Machine, what: Ask, _word: str) -> None:
+        """Do for another one of us what it has been asked for."""
+        name = machine.vm.name
+        if what is Ask.STOP:
+            self.stop_vm(name)
+        elif what is Ask.HOLD:
+            self.hold_vm(name).addErrback(lambda _: None)
+        elif what is Ask.RELEASE:
+            self.release_vm(name)
 
     def remembered(self) -> Deferred[None]:
         """Fire when the last start or stop is in the state."""
@@ -444,12 +505,14 @@ class Fleet:
         self._admission.moved(machine)
         if state is State.STARTING:
             self._record.started(machine)
+            self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
         elif state is State.UP:
             self._ownership.came_up(machine, old)
         elif state in DOWN:
             self._went_down(machine, old)
         if state is not State.UP:
             self._sweep.drop(machine)
+        self.sharing.moved(machine)
         self.inventory.moved(machine)
         self.journal.moved(machine, old, state)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.record import Record
+    from jitsu_tw.vm.sharing import Sharing
     from jitsu_tw.vm.sweep import Sweep
 
 #: A start whose end nobody told us may bring a VM up for so many seconds more.
@@ -32,9 +33,9 @@ class Ownership:
 
     log = Logger()
 
-    def __init__(self, record: Record, sweep: Sweep, clocks: Clocks, *, dry_run: bool) -> None:
-        """Remember it in *record*, and give leases by *sweep*; in a *dry_run* nothing is ours."""
-        self._record, self._sweep, self._dry_run = record, sweep, dry_run
+    def __init__(self, record: Record, sweep: Sweep, sharing: Sharing, clocks: Clocks, *, dry_run: bool) -> None:
+        """Remember it in *record* and share it, and give leases by *sweep*; in a *dry_run* nothing is ours."""
+        self._record, self._sweep, self._sharing, self._dry_run = record, sweep, sharing, dry_run
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
@@ -52,7 +53,13 @@ class Ownership:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
         name, now = machine.vm.name, self._now()
         self._doubts.pop(name, None)
-        if machine.held:
+        if not self._sharing.is_joined:
+            return  # we shall know when we have joined
+        started = self._sharing.is_ours(machine) and old is not State.UP
+        if self._sharing.is_shared(machine) and not (started or self._dry_run):
+            machine.held = True
+            self._sweep.adopt(machine, *self._sharing.since(machine))
+        elif machine.held:
             self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
             machine.held = True

@@ -1,11 +1,11 @@
 """
 Whose a VM is when several of us serve a zone, and what all of us know of it.
 
-From its start to its end a VM belongs to the one of us who has its claim: only that one starts, keeps and stops it. The
-others see it run, wait for its owner's word that it is ready, and tell when they were asked for it. They are told before
-it is stopped, so that nobody answers for it at that moment: who is asked then says so, and it goes on. When its owner is
-gone, so is the claim, and whoever gets it next adopts the VM. What we agree on, as facts of `ijitsu.ICoordinator`, by
-the VM's name::
+From its start to its end a VM belongs to the one of us who has its claim: only that one starts, keeps and stops it.
+The others see it run, wait for its owner's word that it is ready, and tell when they were asked for it. They are told
+before it is stopped, so that nobody answers for it at that moment: who is asked then says so, and it goes on. When its
+owner is gone, so is the claim, and whoever gets it next adopts the VM. What we agree on, as facts of
+`ijitsu.ICoordinator`, by the VM's name::
 
     claims/NAME    {"node", "is": starting | up | ending | failed, "why"}    of its owner, for as long as that lives
     runs/NAME      {"since", "host"}    it was started through us, and has not been seen down since
@@ -29,7 +29,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import CutOff
 from jitsu_tw.ijitsu import IPeer
-from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
+from jitsu_tw.vm.lifecycle import WANTED, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -349,14 +349,14 @@ class Sharing:
 
     def may_end(self, machine: Machine) -> bool:
         """Say whether *machine*, whose lease is over, may be stopped now; if not, the others are told that it will."""
-        if self.alone:
-            return True
+        if self.alone or not self.is_ours(machine):
+            return self.alone
         name, now = machine.vm.name, self._now()
         if name not in self._ending:
             self._ending[name] = now
             self._begin(self._say(machine, "ending"))
             return False
-        return self.is_ours(machine) and now >= self._ending[name] + NOTICE
+        return now >= self._ending[name] + NOTICE
 
     def goes_on(self, machine: Machine) -> None:
         """Tell the others, if they were told that *machine* is to be stopped, that it is not."""

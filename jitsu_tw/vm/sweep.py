@@ -18,6 +18,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.readiness import has_port
 from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.sharing import NOTICE
 from jitsu_tw.vm.week import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jitsu_tw.readiness.port import Port
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Clocks
+    from jitsu_tw.vm.sharing import Sharing
 
 #: A VM is started so many seconds before its time of the week begins: most guests are up by then.
 EARLY: Final = 60.0
@@ -56,7 +58,12 @@ class Sweep:
     log = Logger()
 
     def __init__(
-        self, machines: Mapping[str, Machine], clocks: Clocks, port: Port, needed: Callable[[Machine], bool]
+        self,
+        machines: Mapping[str, Machine],
+        clocks: Clocks,
+        port: Port,
+        needed: Callable[[Machine], bool],
+        sharing: Sharing,
     ) -> None:
         """
         Begin with no lease.
@@ -66,8 +73,9 @@ class Sweep:
             clocks: tell the time.
             port: tries ports.
             needed: says whether a VM that is up, or about to be, needs this one.
+            sharing: knows whose they are; those of others are kept by them.
         """
-        self._machines, self._port, self._needed = machines, port, needed
+        self._machines, self._port, self._needed, self._sharing = machines, port, needed, sharing
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._leases = Leases()
         self._next: IDelayedCall | None = None
@@ -96,24 +104,40 @@ class Sweep:
 
     def renew(self, machine: Machine) -> None:
         """Note that *machine*, if it is up, is used now."""
+        self._sharing.use(machine, self._now())
         lease, now = self._leases.get(machine.vm.name), self._now()
         self._resting.discard(machine.vm.name)
         if lease is not None:
             lease.use(now)
             if now >= lease.check_at:
                 self.check(machine)
-        elif machine.state is State.UP:
+        elif machine.state is State.UP and self._sharing.is_joined:
             self.grant(machine, now, now, is_new=False)
+
+    def used(self, machine: Machine, when: float) -> None:
+        """Hear that *machine* was used somewhere, at *when*."""
+        lease = self._leases.get(machine.vm.name)
+        if lease is not None:
+            lease.use(min(when, self._now()))
+            if lease.ends() > self._now():
+                self._sharing.goes_on(machine)
 
     def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
-        vm, now = machine.vm, self._now()
-        lease = Lease(vm.idle, vm.min_up, used, started, self._max_up(machine))
-        if vm.check_every and has_port(vm, machine.backend):
-            lease.check_at = now + vm.check_every
-        lease.kept = self._kept(machine)
-        self._leases.grant(vm.name, lease, later=not is_new)
+        vm = machine.vm
+        lease = Lease(vm.idle, vm.min_up, used, started)
+        self._leases.grant(vm.name, lease, later=True)
         self._resting.discard(vm.name)
+        self._look_after(machine, lease, is_new=is_new)
+
+    def _look_after(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
+        """Let *lease* be as the settings of *machine*, and whose that is, demand; and look at it when it is due."""
+        vm = machine.vm
+        if vm.check_every and has_port(vm, machine.backend) and self._sharing.is_ours(machine):
+            lease.check_at = self._now() + vm.check_every
+        lease.kept, lease.max_up = self._kept(machine), self._max_up(machine)
+        if is_new or not self._sharing.is_ours(machine):
+            self._leases.again(vm.name)
         self._plan()
         counting = Deferred.fromCoroutine(self._begin_to_count(machine, lease, is_new=is_new))
         counting.addErrback(self._unexpected, machine)
@@ -123,11 +147,12 @@ class Sweep:
         self.grant(machine, used, started, is_new=False)
 
     def _max_up(self, machine: Machine) -> float:
-        return inf if self.is_held(machine.vm.name) else machine.vm.max_up or inf
+        is_kept = self.is_held(machine.vm.name) or not self._sharing.is_ours(machine)
+        return inf if is_kept else machine.vm.max_up or inf
 
     def _kept(self, machine: Machine) -> float:
-        """Return until when `keep_up` keeps *machine*, on our clock, or a person does."""
-        if self.is_held(machine.vm.name):
+        """Return until when `keep_up` keeps *machine*, on our clock, or a person does, or who has it."""
+        if self.is_held(machine.vm.name) or not self._sharing.is_ours(machine):
             return inf
         spans, wall = machine.vm.keep_up, self._wall()
         until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
@@ -135,6 +160,8 @@ class Sweep:
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
         """Let *lease* have a meter, unless nobody counts the guest's packets; a guest that is not new greets nobody."""
+        if not self._sharing.is_ours(machine):
+            return  # who has it counts
         try:
             total = await machine.backend.traffic(machine.uuid)
         except BackendError:
@@ -159,6 +186,13 @@ class Sweep:
         lease = self._leases.get(machine.vm.name)
         if lease is not None:
             self.grant(machine, lease.used, lease.started, is_new=False)
+
+    def pass_on(self, machine: Machine, used: float, started: float) -> None:
+        """Let the lease of *machine*, which has another owner now, be as that demands."""
+        lease = self._leases.get(machine.vm.name)
+        if lease is not None:
+            lease.used, lease.started, lease.meter, lease.check_at = max(lease.used, used), started, None, inf
+            self._look_after(machine, lease, is_new=False)
 
     def forget(self, machine: Machine) -> None:
         """Look after *machine* no more."""
@@ -217,6 +251,7 @@ class Sweep:
             lease.meter.at, used = self._now(), True
         if used:
             lease.use(self._now())
+            self._sharing.use(machine, self._now())
         return used
 
     def _settle(self, machine: Machine, lease: Lease) -> None:
@@ -230,9 +265,15 @@ class Sweep:
             if self._needed(machine):
                 lease.use(now)
         if lease.ends() > now:
+            self._sharing.goes_on(machine)
             self._leases.again(name)
             return
-        reason = f"up for {lease.max_up:g} s" if too_long else f"idle for {lease.idle:g} s"
+        if not self._sharing.may_end(machine):
+            lease.kept = now + NOTICE if self._sharing.is_ours(machine) else inf
+            lease.max_up = max(lease.max_up, lease.kept - lease.started)
+            self._leases.again(name)
+            return
+        reason = f"up for {machine.vm.max_up:g} s" if too_long else f"idle for {lease.idle:g} s"
         self.end(machine, reason)
 
     def end(self, machine: Machine, reason: str) -> None:
@@ -288,6 +329,8 @@ class Sweep:
             return ""
         if self.is_held(machine.vm.name):
             return "held by hand"
+        if not self._sharing.is_ours(machine):
+            return f"kept by {self._sharing.owner(machine) or 'another node'}"
         if self._needed(machine):
             return "needed by a VM that is up"
         if lease.kept > now:
@@ -356,7 +399,7 @@ class Sweep:
     def check(self, machine: Machine) -> None:
         """See whether the guest of *machine* is alive, and restart it if it is not; its answers go on meanwhile."""
         lease, name = self._leases.get(machine.vm.name), machine.vm.name
-        if lease is None or not machine.ready or name in self._checking:
+        if lease is None or not machine.ready or name in self._checking or not self._sharing.is_ours(machine):
             return
         lease.check_at = self._now() + machine.vm.check_every
         self._checking.add(name)

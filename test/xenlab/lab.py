@@ -55,9 +55,11 @@ PARTS: Final = ("jitsu_tw", "synjitsu_tw", "test", "twisted", "demo")
 #: QEMU's CPU: TCG has AMD's virtualisation, so that Xen can have PVH and HVM guests besides PV ones.
 CPU: Final = "qemu64,+svm,+npt"
 
-#: Xen's command line: no scrubbing of memory, no defence against speculation; both take emulation a long time.
+#: Xen's command line: no scrubbing of memory, no defence against speculation; both take emulation a long time. Dom0
+#: keeps to its CPU, as PV guests do; PVH ones have the other (see `dom0-rc`).
 XEN_OPTIONS: Final = (
-    "console=com1 com1=115200,8n1 dom0_mem=512M,max:512M dom0_max_vcpus=1 bootscrub=0 spec-ctrl=no xpti=off pv-l1tf=off"
+    "console=com1 com1=115200,8n1 dom0_mem=512M,max:512M dom0_max_vcpus=1 dom0_vcpus_pin"
+    " bootscrub=0 spec-ctrl=no xpti=off pv-l1tf=off"
 )
 
 _SSH: Final = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")

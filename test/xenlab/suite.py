@@ -122,7 +122,7 @@ DOMAIN: Final = f"""\
 <domain type='xen'>
   <name>{{name}}</name>
   <memory unit='MiB'>128</memory>
-  <vcpu>1</vcpu>
+  <vcpu cpuset='{{cpu}}'>1</vcpu>
   <os>
     <type arch='x86_64' machine='xen{{kind}}'>{{os}}</type>
     <kernel>{KERNEL}</kernel>
@@ -167,7 +167,10 @@ def jitsu() -> Jitsu:
     one.run(["sh", "-c", "echo on the disk >/lab/run/pv.img; truncate -s 1M /lab/run/pv.img"])
     one.put("/lab/run/rumprun.json", RUMPRUN)
     for number, (name, kind, os) in enumerate([("lpv", "pv", "linux"), ("lpvh", "pvh", "xenpvh")], 23):
-        xml = DOMAIN.format(name=name, kind=kind, os=os, ip=f"10.99.0.{number}", mac=f"00:16:3e:00:00:{number}")
+        cpu = 0 if kind == "pv" else 1  # as xl.conf has it for xl
+        xml = DOMAIN.format(
+            name=name, kind=kind, os=os, cpu=cpu, ip=f"10.99.0.{number}", mac=f"00:16:3e:00:00:{number}"
+        )
         one.put(f"/lab/run/{name}.xml", xml)
     return Jitsu(one, CONFIGURATION)
 
