@@ -1,0 +1,288 @@
+"""
+Many Jitsus that agree by etcd: its transactions, its leases, and a watch of everything below one prefix.
+
+What is known is what the watch tells, in etcd's order, and nothing else: a claim or a put of ours has been done, as far
+as anybody here is concerned, when the watch has told it. So every change is told once, whoever made it; and whether a
+claim is ours is asked of what is known, and of a clock (`session.Session`).
+
+All that is asked, and the watch, is asked of one member of etcd. When that one fails, the next is tried, with the same
+lease; whatever has changed meanwhile is found by comparing. Only if the lease's time is over by then, has contact been
+lost: `IPeer.parted`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import TimeoutError as NoAnswer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.coordinator.gateway import Gateway, Refused, Stream
+from jitsu_tw.coordinator.kv import Keys, Mirror, revision
+from jitsu_tw.coordinator.session import Session, boottime
+from jitsu_tw.errors import CutOff
+from jitsu_tw.ijitsu import ICoordinator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from jitsu_tw.coordinator.kv import Change
+    from jitsu_tw.ijitsu import IPeer
+    from jitsu_tw.settings import Cluster
+
+#: Seconds until etcd's members are tried again, when all have failed: at first and at most.
+BACK_OFF: Final = (0.1, 2.0)
+
+
+@implementer(ICoordinator)
+class EtcdCoordinator:
+    """
+    One of several that share an etcd.
+
+    A claim that was ours before keeps its value. A put of more than `kv.OPERATIONS` facts is done in as many steps as
+    it takes, and if a claim is lost meanwhile, some are done. One that fails with CutOff may have been done all the
+    same; a claim of ours that it was to remove counts as lost from then on, until it is claimed again.
+    """
+
+    log = Logger()
+    alone = False
+
+    def __init__(self, cluster: Cluster, reactor: Any, now: Callable[[], float] = boottime) -> None:
+        """
+        Connect to nobody yet.
+
+        Raises:
+            ConfigError: a certificate or a key cannot be read.
+        """
+        self.node = cluster.node
+        self._reactor = reactor
+        self._keys = Keys(cluster.prefix)
+        self._gateway = Gateway(cluster, reactor)
+        self._session = Session(self._gateway, self._keys, cluster.ttl, now)
+        self._mirror = Mirror()
+        self._released: set[str] = set()  # claims of ours that we remove, or have tried to
+        self._backoff = backoffPolicy(*BACK_OFF, jitter=lambda: 0.0)
+        self._peer: IPeer | None = None
+        self._joined = False
+        self._why = "etcd has not been asked yet"
+        self._rounds = 0  # in which all members failed, one after the other
+        self._broken: CutOff | None = None
+        self._stream: Stream | None = None
+        self._pausing: Deferred[None] | None = None
+        self._waiting: list[tuple[int, Deferred[None]]] = []  # for revisions
+        self._deadline: Any = None
+        self._running: Deferred[None] = succeed(None)
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What is known now."""
+        return self._mirror.facts
+
+    # The door.
+
+    def start(self, peer: IPeer) -> None:
+        """Begin to connect."""
+        self._peer = peer
+        self._running = Deferred.fromCoroutine(self._run())
+
+    def stop(self) -> Deferred[None]:
+        """Give the lease back, if etcd can be asked, and disconnect."""
+        self._peer, self._joined, self._why = None, False, "this node has stopped"
+        self._running.cancel()
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._fire(lambda _: True, CutOff(self._why))
+        return Deferred.fromCoroutine(self._end())
+
+    def claim(self, key: str, value: str) -> Deferred[bool]:
+        """Make a fact that is ours alone."""
+        return Deferred.fromCoroutine(self._claim(key, value))
+
+    def holds(self, key: str) -> bool:
+        """Say whether *key* is a claim of ours, now."""
+        return self._joined and key not in self._released and self._is_ours(key) and self._session.left() > 0
+
+    def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+        """Change facts."""
+        return Deferred.fromCoroutine(self._put(dict(facts), holding))
+
+    # Transactions.
+
+    async def _claim(self, key: str, value: str) -> bool:
+        await self._commit(self._keys.claim(key, value, self._lease()))
+        self._released.discard(key)
+        return self._is_ours(key)
+
+    async def _put(self, facts: Mapping[str, str | None], holding: str) -> bool:
+        lease = self._lease()
+        ours = {key for key in facts if self._is_ours(key)}
+        released = {key for key in ours if facts[key] is None}
+        # Somebody else may have these before the watch tells us that they are gone.
+        self._released |= released
+        for transaction in self._keys.puts(facts, ours, lease, holding):
+            if not await self._commit(transaction):
+                self._released -= released
+                return False
+        self._released -= released
+        return True
+
+    async def _commit(self, transaction: Mapping[str, Any]) -> bool:
+        """Do it, and wait until the watch has told what it did; say whether its conditions held."""
+        try:
+            answer = await self._gateway.ask("kv/txn", transaction)
+        except Refused:
+            raise
+        except CutOff:
+            self._wake()  # to see whether etcd can be asked at all
+            raise
+        await self._reached(revision(answer))
+        return bool(answer.get("succeeded"))
+
+    def _lease(self) -> int:
+        """Return the lease, if there is agreement."""
+        if not self._joined or self._session.left() <= 0:
+            raise CutOff(self._why)
+        return self._session.lease
+
+    def _is_ours(self, key: str) -> bool:
+        return self._mirror.leases.get(key) == self._session.lease
+
+    async def _reached(self, revision: int) -> None:
+        """Wait until everything up to *revision* is known."""
+        if revision <= self._mirror.revision:
+            return
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((revision, waiting))
+        try:
+            await waiting.addTimeout(self._gateway.patience, self._reactor)
+        except NoAnswer as error:
+            self._waiting = [(wanted, other) for wanted, other in self._waiting if other is not waiting]
+            reason = CutOff(f"{self._gateway.url} does not tell what has changed")
+            self._break(reason)
+            raise reason from error
+
+    def _fire(self, which: Callable[[int], bool], error: CutOff | None = None) -> None:
+        """Tell those who wait for such revisions."""
+        due = [waiting for wanted, waiting in self._waiting if which(wanted)]
+        self._waiting = [(wanted, waiting) for wanted, waiting in self._waiting if not which(wanted)]
+        for waiting in due:
+            if error is None:
+                waiting.callback(None)
+            else:
+                waiting.errback(error)
+
+    # The connection.
+
+    async def _run(self) -> None:
+        """Agree by one member of etcd after the other."""
+        try:
+            while True:
+                try:
+                    await self._stay()
+                except CutOff as error:
+                    self._failed(str(error))
+                if self._stream is not None:
+                    self._stream.stop()
+                if self._gateway.next():
+                    pause = self._backoff(self._rounds)
+                    self._rounds += 1
+                    await self._pause(pause)
+        except CancelledError:
+            return
+
+    def _failed(self, reason: str) -> None:
+        if self._peer is not None and not self._joined and not self._rounds and not self._session.lease:
+            self.log.warn("etcd cannot be asked yet: {reason}; trying again", reason=reason)
+        self._why = reason
+
+    async def _stay(self) -> None:
+        """Agree by the present member, until that fails."""
+        if not await self._session.renew():
+            self._part("etcd has ended our lease")
+            self._released.clear()
+            await self._session.begin()
+        self._broken = None
+        known = await self._learn()
+        self._stream = await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
+        self._join()
+        while True:
+            await self._pause(self._session.every)
+            if self._broken is not None:
+                raise self._broken
+            if not await self._session.renew():
+                raise CutOff("etcd has ended our lease")
+            self._rounds = 0
+
+    async def _learn(self) -> int:
+        """Learn all facts as they are at one revision of etcd's, and return that."""
+        page = await self._gateway.ask("kv/range", self._keys.page())
+        known = int(page["header"]["revision"])
+        facts = self._keys.facts(page)
+        while page.get("more"):
+            page = await self._gateway.ask("kv/range", self._keys.page(facts[-1].key, known))
+            facts += self._keys.facts(page)
+        self._tell(self._mirror.replace(facts, known))
+        return known
+
+    def _told(self, result: Mapping[str, Any]) -> None:
+        """Hear from the watch."""
+        self._tell(self._mirror.learn(self._keys.events(result)))
+
+    def _tell(self, changes: Iterable[Change]) -> None:
+        """Tell what has changed, then those who have waited for it."""
+        for key, value, before in changes:
+            if self._peer is not None:
+                self._peer.told(key, value, before)
+        self._fire(lambda wanted: wanted <= self._mirror.revision)
+
+    def _join(self) -> None:
+        if self._joined or self._peer is None:
+            return
+        self._joined = True
+        self.log.info("agreeing with the others by etcd at {url}", url=self._gateway.url)
+        self._deadline = self._reactor.callLater(self._session.left(), self._look)
+        self._peer.joined()
+
+    def _look(self) -> None:
+        """See whether the lease's time is over."""
+        left = self._session.left()
+        if left > 0:
+            self._deadline = self._reactor.callLater(left, self._look)
+        else:
+            self._part(self._why)
+
+    def _part(self, reason: str) -> None:
+        if not self._joined or self._peer is None:
+            return
+        self._joined, self._why = False, reason
+        if self._deadline.active():
+            self._deadline.cancel()
+        self.log.error("cut off from the others: {reason}", reason=reason)
+        self._peer.parted(reason)
+
+    def _break(self, reason: CutOff) -> None:
+        """Hear that the watch has ended."""
+        self._broken = reason
+        self._wake()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until woken."""
+        self._pausing = pausing = Deferred[None]()
+        await pausing.addTimeout(seconds, self._reactor, onTimeoutCancel=lambda *_: None)
+
+    def _wake(self) -> None:
+        if self._pausing is not None and not self._pausing.called:
+            self._pausing.callback(None)
+
+    async def _end(self) -> None:
+        """Give the lease back, and end the connections."""
+        if self._stream is not None:
+            self._stream.stop()
+        try:
+            await self._session.end()
+        except CutOff as error:
+            self.log.warn("what was claimed is free only in a while: {reason}", reason=str(error))
+        await self._gateway.close()

@@ -1,0 +1,385 @@
+"""
+Etcd's JSON gateway, by treq: calls and streams, at one of its members at a time. It knows nothing of leases or facts.
+
+A call is a POST to ``/v3/…`` with a JSON object (etcd's documentation, "gRPC gateway"). A stream's answer is one JSON
+object a line for as long as the connection lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+from collections.abc import Coroutine  # noqa: TC003
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from OpenSSL.SSL import Error as SSLError
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import TimeoutError as NoAnswer
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.ssl import (
+    Certificate,
+    PrivateCertificate,
+    optionsForClientTLS,
+    platformTrust,
+    trustRootFromCertificates,
+)
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from twisted.web.client import URI, Agent, HTTPConnectionPool
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
+
+from jitsu_tw.errors import ConfigError, CutOff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from twisted.internet.interfaces import IProtocol, IProtocolFactory
+
+    from jitsu_tw.settings import Cluster
+
+#: Seconds that an answer may take, at most; and as a share of a lease's time.
+PATIENCE: Final = 2.0
+SHARE: Final = 1 / 3
+
+#: What etcd says of a token that it does not know (any more): ErrInvalidAuthToken, ErrAuthOldRevision, ErrUserEmpty.
+STALE: Final = (
+    "etcdserver: invalid auth token",
+    "etcdserver: revision of auth store is old",
+    "etcdserver: user name is empty",
+)
+
+#: Has etcd end a watch whose member has lost its leader (etcd's clientv3.WithRequireLeader).
+REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
+
+#: So often, a second apart, the kernel asks a silent connection's other end whether it is there.
+KEEPALIVES: Final = 3
+
+#: A certificate in a PEM file (RFC 7468).
+PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+
+
+class Refused(CutOff):
+    """
+    Etcd has answered, and says no.
+
+    Attributes:
+        code: gRPC's number of the error.
+        said: etcd's words.
+    """
+
+    def __init__(self, url: str, code: int, said: str) -> None:
+        """Say who refuses."""
+        super().__init__(f"{url}: {said}")
+        self.code, self.said = code, said
+
+
+@implementer(IAgentEndpointFactory)
+class Connections:
+    """Makes connections, and can end them all."""
+
+    def __init__(self, cluster: Cluster, reactor: Any, patience: float) -> None:
+        """Read the certificates. Seconds of *patience* are for the making of a connection."""
+        self._reactor, self.patience = reactor, patience
+        self._trust = _trust(cluster.ca) if cluster.ca else platformTrust()
+        self._identity = _identity(cluster.cert, cluster.key) if cluster.cert and cluster.key else None
+        self.open: set[ProtocolWrapper] = set()
+        self._waiting: list[Deferred[None]] = []
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
+        """Return what connects to *uri*."""
+        endpoint: IStreamClientEndpoint = _Kept(
+            HostnameEndpoint(self._reactor, uri.host, uri.port, self.patience), self
+        )
+        if uri.scheme != b"https":
+            return endpoint
+        options = optionsForClientTLS(uri.host.decode(), self._trust, self._identity)
+        wrapped: IStreamClientEndpoint = wrapClientTLS(options, endpoint)
+        return wrapped
+
+    def ended(self, connection: ProtocolWrapper) -> None:
+        """Hear that one has ended."""
+        self.open.discard(connection)
+        if not self.open:
+            waiting, self._waiting = self._waiting, []
+            for deferred in waiting:
+                deferred.callback(None)
+
+    def abort(self) -> Deferred[None]:
+        """End them all; fire when there is none."""
+        if not self.open:
+            return succeed(None)
+        none: Deferred[None] = Deferred()
+        self._waiting.append(none)
+        for connection in list(self.open):
+            connection.abortConnection()
+        return none
+
+
+@implementer(IStreamClientEndpoint)
+class _Kept:
+    """An endpoint whose connections are kept in mind."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, connections: Connections) -> None:
+        self._endpoint, self._connections = endpoint, connections
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect."""
+        connecting: Deferred[Any] = self._endpoint.connect(_Keeping(factory, self._connections))
+        return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
+
+
+class _Keeping(WrappingFactory):
+    """Keeps a connection in mind while it lasts."""
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, connections: Connections) -> None:
+        super().__init__(factory)
+        self._connections = connections
+
+    def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
+        """Hear that it has begun. A watch may be silent for long: the kernel looks whether the other end is there."""
+        super().registerProtocol(p)
+        self._connections.open.add(p)
+        handle = p.getHandle()
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(self._connections.patience))
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVES)
+
+    def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
+        """Hear that it has ended."""
+        super().unregisterProtocol(p)
+        self._connections.ended(p)
+
+
+class Stream:
+    """
+    What an answer without an end says, line by line.
+
+    Attributes:
+        begun: fires when there is a first line; fails with CutOff if there is none.
+    """
+
+    def __init__(self, url: str, told: Callable[[Mapping[str, Any]], None], ended: Callable[[CutOff], None]) -> None:
+        """Call *told* with each result after the first, *ended* when no more will come."""
+        self._url, self._told, self._ended = url, told, ended
+        self._rest = b""
+        self._over = False
+        self.begun: Deferred[None] = Deferred()
+
+    def data(self, octets: bytes) -> None:
+        """Take what has come."""
+        *lines, self._rest = (self._rest + octets).split(b"\n")
+        for line in lines:
+            if self._over:
+                return
+            if line.strip():
+                self._line(line)
+
+    def _line(self, line: bytes) -> None:
+        try:
+            said = json.loads(line)
+            result = said.get("result")
+            if result is None:
+                self.end(_refused(self._url, said))
+            elif result.get("canceled"):
+                compacted = f"compacted up to revision {result.get('compact_revision')}"
+                self.end(CutOff(f"{self._url}: {result.get('cancel_reason') or compacted}"))
+            elif not self.begun.called:
+                self.begun.callback(None)
+            else:
+                self._told(result)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.end(CutOff(f"{self._url} does not talk as etcd does: {error!r}"))
+
+    def end(self, reason: CutOff) -> None:
+        """Take no more, because of *reason*."""
+        if self._over:
+            return
+        self._over = True
+        if self.begun.called:
+            self._ended(reason)
+        else:
+            self.begun.errback(reason)
+
+    def stop(self) -> None:
+        """Take no more, and tell nobody."""
+        self._over = True
+
+
+class Gateway:
+    """
+    The members of etcd, of which one is the present one.
+
+    Everything that fails for want of an answer fails with CutOff, in the words of who knows; what etcd refuses, with
+    Refused.
+
+    Attributes:
+        url: of the present member.
+    """
+
+    def __init__(self, cluster: Cluster, reactor: Any) -> None:
+        """
+        Connect to nobody yet.
+
+        Raises:
+            ConfigError: a certificate or a key cannot be read.
+        """
+        self._urls, self._reactor = cluster.etcd, reactor
+        self._user, self._password = cluster.user, cluster.password
+        self._token: str | None = None
+        self._at = 0
+        self.patience = min(cluster.ttl * SHARE, PATIENCE)
+        self._connections = Connections(cluster, reactor, self.patience)
+        self._pool = HTTPConnectionPool(reactor)
+        self._pool.retryAutomatically = False
+        agent = Agent.usingEndpointFactory(reactor, self._connections, self._pool)
+        self._client = HTTPClient(agent)
+        self._asking: set[Deferred[Any]] = set()
+
+    @property
+    def url(self) -> str:
+        """Where the present member is."""
+        return self._urls[self._at].rstrip("/")
+
+    def next(self) -> bool:
+        """Leave this member for the next; say whether that one begins a new round."""
+        self._leave()
+        self._at = (self._at + 1) % len(self._urls)
+        return self._at == 0
+
+    def _leave(self) -> Deferred[None]:
+        """End all connections and what is asked by them."""
+        for asking in list(self._asking):
+            asking.cancel()
+        self._pool.closeCachedConnections()
+        return self._connections.abort()
+
+    def close(self) -> Deferred[None]:
+        """End everything."""
+        return self._leave()
+
+    async def ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to a call, such as ``kv/range``."""
+        answer: dict[str, Any] = await self._signed(lambda: self._ask(call, body))
+        return answer
+
+    async def watch(
+        self, request: Mapping[str, Any], told: Callable[[Mapping[str, Any]], None], ended: Callable[[CutOff], None]
+    ) -> Stream:
+        """Have *told* called with what a watch tells, and *ended* when it has ended, once etcd watches."""
+        stream: Stream = await self._signed(lambda: self._watch(request, told, ended))
+        return stream
+
+    async def _signed(self, asking: Callable[[], Any]) -> Any:
+        """Do it as the user whom the configuration names, if it does; a token that is too old is renewed."""
+        if self._user is None:
+            return await asking()
+        if self._token is not None:
+            try:
+                return await asking()
+            except Refused as refused:
+                if refused.said not in STALE:
+                    raise
+        self._token = None
+        signed = await self._ask("auth/authenticate", {"name": self._user, "password": self._password or ""})
+        self._token = signed["token"]
+        return await asking()
+
+    async def _ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        url = self.url
+        code, content = await self._patiently(self._post(url, call, body))
+        try:
+            said = json.loads(content)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise CutOff(f"{url} does not talk as etcd does: it answers with status {code} and {content[:40]!r}")
+        if code != HTTPStatus.OK or "error" in said:
+            raise _refused(url, said)
+        return said
+
+    async def _watch(
+        self, request: Mapping[str, Any], told: Callable[[Mapping[str, Any]], None], ended: Callable[[CutOff], None]
+    ) -> Stream:
+        stream = Stream(self.url, told, ended)
+        await self._patiently(self._stream(self.url, request, stream))
+        return stream
+
+    async def _post(self, url: str, call: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        response = await self._send(url, call, body)
+        return response.code, await response.content()
+
+    async def _stream(self, url: str, request: Mapping[str, Any], stream: Stream) -> None:
+        response = await self._send(url, "watch", {"create_request": request}, REQUIRE_LEADER)
+        response.collect(stream.data).addBoth(lambda why: stream.end(CutOff(f"{url}: {_words(why)}")))
+        await stream.begun
+
+    def _send(self, url: str, call: str, body: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Any:
+        headers = {"Content-Type": "application/json", **(more or {})}
+        if self._token is not None and call != "auth/authenticate":
+            headers["Authorization"] = self._token
+        return self._client.post(f"{url}/v3/{call}", data=json.dumps(body).encode(), headers=headers, unbuffered=True)
+
+    async def _patiently(self, asking: Coroutine[Any, Any, Any]) -> Any:
+        """Await it, but not too long; whatever goes wrong is CutOff."""
+        url = self.url
+        answer: Deferred[Any] = Deferred.fromCoroutine(asking)
+        self._asking.add(answer)
+        answer.addBoth(self._asked, answer)
+        try:
+            return await answer.addTimeout(self.patience, self._reactor)
+        except CutOff:
+            raise
+        except NoAnswer as error:
+            raise CutOff(f"{url}: no answer within {self.patience:.1f} s") from error
+        except CancelledError as error:
+            raise CutOff(f"{url}: given up, as others had no answer") from error
+        except Exception as error:
+            # Connections break in many ways, and Twisted, treq and OpenSSL have an exception for each.
+            raise CutOff(f"{url}: {_words(error)}") from error
+
+    def _asked(self, result: Any, answer: Deferred[Any]) -> Any:
+        self._asking.discard(answer)
+        return result
+
+
+def _refused(url: str, said: Mapping[str, Any]) -> Refused:
+    """Return etcd's error: of a call, or, one level deeper, of a stream."""
+    error = said.get("error")
+    inner = error if isinstance(error, dict) else said
+    words = inner.get("message") or inner.get("error") or "it says no, and not why"
+    return Refused(url, int(inner.get("code", inner.get("grpc_code", 0))), str(words))
+
+
+def _words(error: Any) -> str:
+    """Return why a connection failed, for people."""
+    if isinstance(error, Failure):
+        error = error.value
+    reasons = getattr(error, "reasons", None)
+    if reasons:
+        return _words(reasons[0])
+    return str(error) or type(error).__name__ if error is not None else "the answer has ended"
+
+
+def _trust(path: Path) -> Any:
+    try:
+        return trustRootFromCertificates([Certificate.loadPEM(pem) for pem in PEM.findall(path.read_bytes())])
+    except (OSError, SSLError) as error:
+        raise ConfigError(f"no certificates can be read there: {_words(error)}", path) from error
+
+
+def _identity(certificate: Path, key: Path) -> PrivateCertificate:
+    try:
+        return PrivateCertificate.loadPEM(certificate.read_bytes() + b"\n" + key.read_bytes())
+    except (OSError, SSLError) as error:
+        raise ConfigError(f"no certificate and key can be read there and in {key}: {_words(error)}", certificate) \
+            from error

@@ -1,0 +1,187 @@
+"""
+What is said to etcd of keys, what it says of them, and what is known by that. Pure: no I/O and no clock.
+
+The shapes are those of etcd's JSON gateway (etcd's api/etcdserverpb/rpc.proto): keys and values in base64, 64-bit
+numbers as text, and whatever is 0 or empty left out. A fact's key there is the prefix, a slash, and its key here.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+#: A fact that changed: its key, its value now and its value before; None where there is none.
+Change = tuple[str, str | None, str | None]
+
+#: At most so many operations, and so many conditions, in one transaction: etcd's default (--max-txn-ops) is 128, and
+#: one condition more is for the claim that is to be held.
+OPERATIONS: Final = 127
+
+#: At most so many facts in one answer.
+PAGE: Final = 10_000
+
+
+def encoded(text: str) -> str:
+    """Return *text* as the gateway wants it."""
+    return b64encode(text.encode("utf-8", "surrogateescape")).decode()
+
+
+def decoded(octets: str) -> str:
+    """Return what the gateway says as text; what others wrote that is no UTF-8 survives."""
+    return b64decode(octets).decode("utf-8", "surrogateescape")
+
+
+@attrs.frozen
+class Fact:
+    """
+    A fact as etcd has it.
+
+    Attributes:
+        key, value: ours; the value is None where it has been removed.
+        lease: by which it goes; 0 for none.
+        revision: of etcd's, that it has been so since.
+    """
+
+    key: str
+    value: str | None
+    lease: int
+    revision: int
+
+
+class Keys:
+    """Words about the keys below a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        """Take the *prefix*, with or without a slash at its end."""
+        self._start = f"{prefix.rstrip('/')}/"
+        #: The first key that does not begin so: "0" comes after "/".
+        self._end = f"{self._start[:-1]}0"
+
+    def _key(self, key: str) -> str:
+        return encoded(self._start + key)
+
+    def page(self, after: str | None = None, revision: int = 0) -> dict[str, Any]:
+        """Ask for a page of all facts: the first, or the one after a key, as they were at a revision; 0 for now."""
+        start = self._start if after is None else f"{self._start}{after}\0"
+        asked = {"key": encoded(start), "range_end": encoded(self._end), "limit": str(PAGE)}
+        return {**asked, "revision": str(revision)} if revision else asked
+
+    def nothing(self) -> dict[str, Any]:
+        """Ask for something that is not there: the answer is that a majority still listens to etcd's leader."""
+        return {"key": encoded(self._start), "keys_only": True}
+
+    def watch(self, revision: int) -> dict[str, Any]:
+        """Ask for what changes from a revision on."""
+        return {"key": encoded(self._start), "range_end": encoded(self._end), "start_revision": str(revision)}
+
+    def fact(self, said: Mapping[str, str], *, gone: bool = False) -> Fact:
+        """Return what etcd says of a key."""
+        key = decoded(said["key"]).removeprefix(self._start)
+        value = None if gone else decoded(said.get("value", ""))
+        return Fact(key, value, int(said.get("lease", 0)), int(said["mod_revision"]))
+
+    def facts(self, answer: Mapping[str, Any]) -> list[Fact]:
+        """Return what an answer to `page` says."""
+        return [self.fact(said) for said in answer.get("kvs", ())]
+
+    def events(self, result: Mapping[str, Any]) -> list[Fact]:
+        """Return what a watch tells."""
+        return [self.fact(event["kv"], gone=event.get("type") == "DELETE") for event in result.get("events", ())]
+
+    def claim(self, key: str, value: str, lease: int) -> dict[str, Any]:
+        """Make a fact that goes with *lease*, unless it is there; then ask for it."""
+        absent = {"key": self._key(key), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
+        return {
+            "compare": [absent],
+            "success": [self._put(key, value, lease)],
+            "failure": [{"request_range": {"key": self._key(key)}}],
+        }
+
+    def puts(
+        self, facts: Mapping[str, str | None], ours: Iterable[str], lease: int, holding: str
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Change *facts*, as one transaction or, where there are too many, as several.
+
+        Each is done only if *holding*, if it is given, and those of *ours* that it changes go with *lease*; these
+        still do afterwards.
+        """
+        ours = set(ours)
+        items = list(facts.items())
+        for start in range(0, len(items) or 1, OPERATIONS):
+            some = items[start : start + OPERATIONS]
+            needed = {key for key, _ in some if key in ours} | ({holding} if holding else set())
+            yield {
+                "compare": [
+                    {"key": self._key(key), "target": "LEASE", "result": "EQUAL", "lease": str(lease)}
+                    for key in sorted(needed)
+                ],
+                "success": [
+                    {"request_delete_range": {"key": self._key(key)}}
+                    if value is None
+                    else self._put(key, value, lease if key in ours else 0)
+                    for key, value in some
+                ],
+            }
+
+    def _put(self, key: str, value: str, lease: int) -> dict[str, Any]:
+        return {"request_put": {"key": self._key(key), "value": encoded(value), "lease": str(lease)}}
+
+
+def revision(answer: Mapping[str, Any]) -> int:
+    """Return the revision from which on a transaction's answer holds; 0 if it neither changed nor found anything."""
+    found = 0
+    for response in answer.get("responses", ()):
+        if "response_put" in response or int(response.get("response_delete_range", {}).get("deleted", 0)):
+            found = int(answer["header"]["revision"])
+        for said in response.get("response_range", {}).get("kvs", ()):
+            found = max(found, int(said["mod_revision"]))
+    return found
+
+
+class Mirror:
+    """
+    What etcd has, as far as is known.
+
+    Attributes:
+        facts: values by key.
+        leases: of those that go with one.
+        revision: of etcd's, up to which everything is known.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self.facts: dict[str, str] = {}
+        self.leases: dict[str, int] = {}
+        self.revision = 0
+
+    def replace(self, facts: Iterable[Fact], revision: int) -> list[Change]:
+        """Learn everything there is at *revision*; return what is another now."""
+        facts = list(facts)
+        gone = self.facts.keys() - {fact.key for fact in facts}
+        self.revision = 0  # of a younger etcd, it would be less than what was known of the older
+        changes = self.learn([*(Fact(key, None, 0, revision) for key in sorted(gone)), *facts])
+        self.revision = revision
+        return changes
+
+    def learn(self, facts: Iterable[Fact]) -> list[Change]:
+        """Learn what has changed, in etcd's order; return what is another now."""
+        changes: list[Change] = []
+        for fact in facts:
+            before = self.facts.get(fact.key)
+            self.leases.pop(fact.key, None)
+            if fact.value is None:
+                self.facts.pop(fact.key, None)
+            else:
+                self.facts[fact.key] = fact.value
+                if fact.lease:
+                    self.leases[fact.key] = fact.lease
+            if fact.value != before:
+                changes.append((fact.key, fact.value, before))
+            self.revision = max(self.revision, fact.revision)
+        return changes
