@@ -110,8 +110,8 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend", "failures",
-        "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_now", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend",
+        "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()

@@ -55,8 +55,8 @@ class Ownership:
         self._doubts.pop(name, None)
         if not self._sharing.is_joined:
             return  # we shall know when we have joined
-        started = self._sharing.is_ours(machine) and old is not State.UP
-        if self._sharing.is_shared(machine) and not (started or self._dry_run):
+        is_new = self._sharing.is_ours(machine) and old is not State.UP
+        if self._sharing.is_shared(machine) and not (is_new or self._dry_run):
             machine.held = True
             self._sweep.adopt(machine, *self._sharing.since(machine))
         elif machine.held:

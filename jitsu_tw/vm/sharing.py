@@ -303,9 +303,12 @@ class Sharing:
             return None
         if _read(self._facts[_key("claims", machine)]).get("is") in {"up", "ending"}:
             return succeed(True)  # noqa: FBT003
-        word: Deferred[bool] = Deferred(lambda _: self._words.pop(machine.vm.name, None))
+        word: Deferred[bool] = Deferred(lambda _: self._forget_word(machine.vm.name))
         self._words[machine.vm.name] = word
         return word
+
+    def _forget_word(self, name: str) -> None:
+        self._words.pop(name, None)
 
     def _speak(self, name: str, *, ready: bool) -> None:
         word = self._words.pop(name, None)
