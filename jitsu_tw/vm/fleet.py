@@ -252,7 +252,7 @@ class Fleet:
             self._record.count(machine, question.key, 1, self._wall())
             self.journal.cold += not is_up
         self.journal.warm += is_up
-        if is_up and (source is None or self._policy.is_inside(source.host)):
+        if machine.state in {State.UP, State.STOPPING} and (source is None or self._policy.is_inside(source.host)):
             self._hold(machine)
         if refused is not None:
             # A VM that is up is nobody's to refuse, but what it needs may be.

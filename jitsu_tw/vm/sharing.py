@@ -281,7 +281,8 @@ class Sharing:
                 done.add(machine.vm.name)
                 await machine.look("its owner is gone")
                 if machine.state is State.UP and await self._claim(machine):
-                    await self.place(machine, self.host(machine) or "")
+                    if _key("runs", machine) not in self._facts:
+                        await self.place(machine)
                     self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
                     self.on_owner(machine)
                     await self._say(machine, "up")

@@ -1,0 +1,333 @@
+"""Several Jitsus that share VMs: fleets on one clock, which agree by a table of memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
+from jitsu_tw.errors import BootFailed, CutOff
+from jitsu_tw.ijitsu import IWatcher, Power
+from jitsu_tw.settings import Settings
+from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.lifecycle import State
+from test.support import EPOCH, question, vm
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from jitsu_tw.ijitsu import IBackend
+    from jitsu_tw.settings import VM
+
+
+class Host(MemoryBackend):
+    """A hypervisor that several connect to."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(reactor=clock)
+        self.watchers: list[IWatcher] = []
+        self._watcher = self
+
+    def connect(self, watcher: IWatcher) -> None:
+        self.watchers.append(watcher)
+        watcher.connected(self)
+
+    def changed(self, uuid: str, reason: str) -> None:
+        for watcher in list(self.watchers):
+            watcher.changed(uuid, reason)
+
+    def lost(self, backend: IBackend, reason: str) -> None:
+        raise NotImplementedError
+
+    connected = lost
+
+    def close(self) -> Deferred[None]:
+        raise NotImplementedError
+
+
+class Mortal:
+    """A process's part of the clock: nothing happens in it when it is dead."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.alive = clock, True
+
+    def seconds(self) -> float:
+        return self.clock.seconds()
+
+    def callLater(self, delay: float, call: Any, *args: Any, **kw: Any) -> Any:  # noqa: N802
+        return self.clock.callLater(delay, lambda: self.alive and call(*args, **kw))
+
+
+class Node:
+    """One of the Jitsus."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.name, self.place = name, place
+        self.reactor = Mortal(place.clock)
+        self.coordinator = MemoryCoordinator(name, place.table)
+        clocks = Clocks(self.reactor, place.clock.seconds, lambda: EPOCH + place.clock.seconds())  # type: ignore[arg-type]
+        self.fleet = Fleet(
+            place.settings, {("memory", ""): place.host}, MemoryStore(lasting=True), clocks,
+            coordinator=self.coordinator,
+        )
+        self.answers: list[Any] = []
+        self.fleet.start({})
+
+    def ask(self, name: str = "www") -> None:
+        """Ask for a VM."""
+        self.fleet.summon(name, question(name)).addBoth(self.answers.append)
+
+    def state(self, name: str = "www") -> State:
+        """Return what it believes of a VM."""
+        return self.fleet.machines[name].state
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, at a moment when it does nothing."""
+        self.reactor.alive = False
+        self.coordinator.die()
+        self.place.host.watchers.remove(self.fleet.inventory)
+
+
+class Place:
+    """Three Jitsus and a hypervisor."""
+
+    def __init__(self, *vms: VM, nodes: int = 3, **settings: Any) -> None:
+        self.clock = Clock()
+        self.clock.advance(1000.0)
+        self.table = Table(self.clock)
+        self.host = Host(self.clock)
+        self.settings = Settings(vms=vms, **settings)
+        self.nodes = [Node(f"ns{number}", self) for number in range(1, nodes + 1)]
+        self.run(0.1)
+
+    def run(self, seconds: float, step: float = 0.01) -> None:
+        """Let time pass."""
+        self.clock.pump([step] * round(seconds / step))
+
+    @property
+    def guest(self) -> Any:
+        """The first VM at its hypervisor."""
+        return next(iter(self.host.guests.values()))
+
+    def owner(self) -> str | None:
+        """Return who has the first VM, as all of them believe."""
+        owners = {node.fleet.sharing.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
+        assert len(owners) == 1, owners
+        return owners.pop()
+
+
+class SharingTests(SynchronousTestCase):
+    """What three of them do."""
+
+    def test_one_start(self) -> None:
+        """Asked all at once, one starts the VM; all answer when it is ready."""
+        place = Place(vm(boot_time=0.5, response_delay=0.2))
+        for node in place.nodes:
+            node.ask()
+        place.run(0.6)
+        self.assertEqual([[], [], []], [node.answers for node in place.nodes])
+        place.run(0.3)
+        self.assertEqual([[True]] * 3, [node.answers for node in place.nodes])
+        self.assertEqual(1, place.guest.starts)
+        self.assertIsNotNone(place.owner())
+
+    def test_own_word(self) -> None:
+        """Who does not have the VM takes it for ready when its owner says so, and tries nothing itself."""
+        place = Place(vm(boot_time=0.1, response_delay=0.9))
+        place.nodes[0].ask()
+        place.run(0.3)
+        place.nodes[1].ask()
+        place.run(0.5)
+        self.assertEqual([State.WAITING] * 3, [node.state() for node in place.nodes])
+        place.run(0.3)
+        self.assertEqual([[True], [True]], [node.answers for node in place.nodes[:2]])
+
+    def test_failure_is_everybodys(self) -> None:
+        """A start that fails is failed for all who wait, with its owner's reason; nobody tries at the same time."""
+        place = Place(vm(faults=["start"]))
+        for node in place.nodes:
+            node.ask()
+        place.run(0.2)
+        for node in place.nodes:
+            (failure,) = node.answers
+            failure.trap(BootFailed)
+            self.assertIn("the start fails, as it was told to", failure.getErrorMessage())
+        self.assertIsNone(place.owner())
+
+    def test_use_anywhere(self) -> None:
+        """A question to any of them keeps the VM up; it is stopped when nobody asks any more, by its owner, once."""
+        place = Place(vm(idle=10.0))
+        place.nodes[0].ask()
+        place.run(1.0)
+        for _ in range(6):
+            place.nodes[2].ask()
+            place.run(5.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(12.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
+        self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
+        self.assertEqual({}, place.table.facts)
+
+    def test_notice(self) -> None:
+        """Who is asked in the moment before a stop says so, and waits until its owner goes on with the VM."""
+        place = Place(vm(idle=10.0))
+        place.nodes[0].ask()
+        place.run(10.3)
+        self.assertEqual([State.UP, State.STOPPING, State.STOPPING], [node.state() for node in place.nodes])
+        place.nodes[1].ask()
+        place.run(0.2)
+        self.assertEqual([True], place.nodes[1].answers)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        place.run(9.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
+
+    def test_owner_dies_while_up(self) -> None:
+        """Another adopts the VM when the claim has run out, with its lease as it was, and stops it when that ends."""
+        place = Place(vm(idle=30.0))
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.nodes[1].ask()
+        place.run(2.0)
+        place.nodes[0].kill()
+        place.run(4.0, 0.05)
+        self.assertEqual("ns1", place.owner())
+        place.run(2.0, 0.05)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+        self.assertEqual(1, place.guest.starts)
+        place.run(20.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(5.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual({}, place.table.facts)
+
+    def test_owner_dies_while_starting(self) -> None:
+        """Who waits for it starts the VM when the claim has run out, or finds it running."""
+        for boot_time in (2.0, 20.0):
+            place = Place(vm(boot_time=boot_time, idle=60.0))
+            place.nodes[0].ask()
+            place.run(0.1)
+            place.nodes[1].ask()
+            place.run(0.1)
+            place.nodes[0].kill()
+            if boot_time > 10:
+                place.guest.busy = False  # its call ended with it
+            place.run(27.0, 0.05)
+            self.assertEqual(State.UP, place.nodes[1].state())
+            self.assertEqual("ns2" if boot_time > 10 else place.owner(), place.owner())
+            self.assertEqual(Power.RUNNING, place.guest.power)
+
+    def test_stop_in_order(self) -> None:
+        """One that ends in order leaves its VMs to the others at once."""
+        place = Place(vm(idle=60.0))
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.host.watchers.remove(place.nodes[0].fleet.inventory)
+        self.successResultOf(place.nodes[0].coordinator.stop())
+        place.nodes[0].reactor.alive = False
+        place.run(0.1)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+
+    def test_cut_off(self) -> None:
+        """One that is cut off answers for what is up, starts nothing, and stops nothing that may be another's."""
+        place = Place(vm(idle=10.0), vm("db"))
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        first.coordinator.cut()
+        place.run(4.0, 0.05)
+        first.ask("db")
+        place.run(0.1)
+        first.answers.pop().trap(CutOff)
+        place.run(0.5, 0.05)
+        self.assertTrue(first.fleet.sharing.why_apart)
+        first.ask("db")
+        first.answers.pop().trap(CutOff)
+        first.ask()
+        self.assertEqual(True, first.answers.pop())
+        place.run(1.0, 0.05)
+        self.assertIn(place.nodes[1].fleet.sharing.owner(place.nodes[1].fleet.machines["www"]), {"ns2", "ns3"})
+        place.nodes[1].ask("db")
+        place.run(3.0, 0.05)
+        self.assertEqual([True], place.nodes[1].answers)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(4.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        first.coordinator.heal()
+        place.run(0.1)
+        first.ask()
+        place.run(0.2)
+        self.assertEqual(True, first.answers.pop())
+        self.assertEqual("ns1", place.owner())
+
+    def test_cut_off_while_it_waits(self) -> None:
+        """Who waits for another's VM when the others are lost is told, and does not start it."""
+        place = Place(vm(boot_time=60.0), answer_by=30.0)
+        place.nodes[0].ask()
+        place.run(0.1)
+        place.nodes[1].ask()
+        place.run(0.1)
+        place.nodes[1].coordinator.cut()
+        place.run(5.0, 0.05)
+        place.nodes[1].answers.pop().trap(CutOff)
+
+    def test_slow_proof(self) -> None:
+        """A start whose turn comes when the claim can be proven no more is none."""
+        place = Place(vm(), vm("db", boot_time=20.0), max_booting=1)
+        place.nodes[0].ask("db")
+        place.run(0.1)
+        place.nodes[0].ask()
+        place.run(0.1)
+        place.nodes[0].coordinator.cut()
+        place.run(25.0, 0.05)
+        self.assertEqual(0, place.guest.starts)
+
+    def test_all_restart(self) -> None:
+        """When all of them have died and come back, one adopts what ran, with its lease."""
+        place = Place(vm(idle=30.0))
+        place.nodes[0].ask()
+        place.run(3.0, 0.05)
+        for node in list(place.nodes):
+            node.kill()
+        place.run(6.0, 0.05)
+        place.nodes = [Node(f"ns{number}", place) for number in (1, 2, 3)]
+        place.run(0.2)
+        self.assertIsNotNone(place.owner())
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(24.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
+
+    def test_strangers_stay_strangers(self) -> None:
+        """A VM that somebody has started by hand is nobody's, whichever of us see it."""
+        place = Place(vm(idle=2.0))
+        place.host.happen(next(iter(place.host.guests)), Power.RUNNING, "by hand")
+        place.run(20.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        self.assertIsNone(place.owner())
+
+    def test_stop_elsewhere(self) -> None:
+        """A person can stop, hold and release a VM through any of them."""
+        place = Place(vm(idle=5.0))
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.nodes[1].fleet.hold_vm("www")
+        place.run(20.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        self.assertTrue(place.nodes[0].fleet.is_held("www"))
+        place.nodes[1].fleet.release_vm("www")
+        place.run(10.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        place.nodes[0].ask()
+        place.run(1.0)
+        stopped = place.nodes[2].fleet.stop_vm("www")
+        place.run(0.1)
+        self.assertEqual(State.OFF, self.successResultOf(stopped))
+        self.assertEqual(Power.OFF, place.guest.power)
+        place.run(3.0, 0.05)
+        self.assertEqual({}, place.table.facts)
