@@ -22,8 +22,8 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import parent, to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
-from jitsu_tw.settings import VM, Boot, Mode, Settings
-from jitsu_tw.values import KEYS, SHARED, VM_KEYS, XEN_KEYS, near
+from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
+from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ SHORTEST_TOKEN: Final = 16
 #: libvirt's name for the hypervisor of this machine.
 CONNECT: Final = {"libvirt": "qemu:///system"}
 
+
+#: What is more than lines of the form "key: value".
+GROUPS: Final = ("vms", "hosts", "cluster")
+
+#: Any of the hosts.
+ANY: Final = "any"
 
 #: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, if nobody says otherwise.
 LEAST_IDLE: Final = 10.0
@@ -92,13 +98,30 @@ def load(
     if path is None and (given.get("zones") or not pairs):
         beside = Path(given["zones"][0].text).with_name(FILE) if given.get("zones") else Path(FILE)
         path = beside if beside.exists() else None
-    top, vms = _read_file(path) if path is not None else ({}, [])
-    top.update(given)
-    vms += [_read_pairs(text) for text in pairs]
-    return _settings(top, vms)
+    file = _read_file(path) if path is not None else File({})
+    file.top.update(given)
+    file.vms += [_read_pairs(text) for text in pairs]
+    return _settings(file)
 
 
-def _read_file(path: Path) -> tuple[Sayings, list[Sayings]]:
+@attrs.define
+class File:
+    """
+    What a file says.
+
+    Attributes:
+        top: of Jitsu itself.
+        vms, hosts: of each of them.
+        cluster: of that; nothing if there is none.
+    """
+
+    top: Sayings
+    vms: list[Sayings] = attrs.field(factory=list)
+    hosts: list[Sayings] = attrs.field(factory=list)
+    cluster: Sayings = attrs.field(factory=dict)
+
+
+def _read_file(path: Path) -> File:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except OSError as error:
@@ -112,18 +135,29 @@ def _read_file(path: Path) -> tuple[Sayings, list[Sayings]]:
     except yaml.YAMLError as error:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
     if root is None:
-        return {}, []
+        return File({})
     top = _mapping(root, path, "")
-    _, listed = top.pop("vms", (0, None))
-    vms: list[Sayings] = []
+    groups = {name: top.pop(name, (0, None))[1] for name in GROUPS}
+    cluster = groups["cluster"]
+    return File(
+        _sayings(top, path, KEYS, ""),
+        _list(groups["vms"], path, "vms", VM_KEYS),
+        _list(groups["hosts"], path, "hosts", HOST_KEYS),
+        {} if cluster is None else _sayings(_mapping(cluster, path, "cluster"), path, CLUSTER_KEYS, "cluster."),
+    )
+
+
+def _list(listed: yaml.Node | None, path: Path, name: str, keys: Mapping[str, Key]) -> list[Sayings]:
+    """Return what each of a list's items says."""
+    found: list[Sayings] = []
     if listed is not None and not _empty(listed):
         if not isinstance(listed, yaml.SequenceNode):
-            raise ConfigError('is a list: begin each VM with "- name: …"', path, listed.start_mark.line + 1, "vms")
+            raise ConfigError('is a list: begin each with "- name: …"', path, listed.start_mark.line + 1, name)
         nodes, listed.value = listed.value[::-1], []
         while nodes:  # each is let go as soon as it is understood: of 100,000, they are most of our memory
-            where = f"vms[{len(vms)}]"
-            vms.append(_sayings(_mapping(nodes.pop(), path, where), path, VM_KEYS, f"{where}."))
-    return _sayings(top, path, KEYS, ""), vms
+            where = f"{name}[{len(found)}]"
+            found.append(_sayings(_mapping(nodes.pop(), path, where), path, keys, f"{where}."))
+    return found
 
 
 def _empty(node: yaml.Node) -> bool:
@@ -147,7 +181,7 @@ def _sayings(nodes: Mapping[str, tuple[int, yaml.Node]], path: Path, keys: Mappi
     said: Sayings = {}
     for name, (at, node) in nodes.items():
         if name not in keys:
-            known = keys if where else [*keys, "vms"]
+            known = keys if where else [*keys, *GROUPS]
             raise ConfigError(f"no such key{near(name, known)}", path, at, f"{where}{name}")
         items = node.value if isinstance(node, yaml.SequenceNode) and keys[name].many else [node]
         for item in items:
@@ -195,7 +229,8 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
     return values
 
 
-def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
+def _settings(file: File) -> tuple[Settings, Zones]:
+    top, said_vms = file.top, file.vms
     values = _values(top, KEYS)
     port = values.pop("port", None)
     if port is not None and values.get("forwarder"):
@@ -204,6 +239,9 @@ def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
     _check_control(values, top)
+    values["cluster"] = _cluster(file.cluster) if file.cluster else None
+    values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
+    _check_fence(values, top)
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}
@@ -234,6 +272,54 @@ def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
         for said, value in zip(top.get(name, ()), values.get(name, ()), strict=True):
             if value.key is not None and ring.get(value.key) is None:
                 raise said.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
+
+
+def _cluster(said: Sayings) -> Cluster:
+    """Return what *said* says of those that we share zones with."""
+    first = next(iter(said.values()))[0]
+    for key in ("etcd", "node"):
+        if key not in said:
+            raise first.wrong(f"cluster.{key}", "is missing; a cluster needs the URLs of etcd, and this node's name")
+    values = _values(said, CLUSTER_KEYS, "cluster.")
+    if ("user" in said) != ("password" in said) or ("cert" in said) != ("key" in said):
+        raise first.wrong("cluster", "user and password go together, and so do cert and key; give both or neither")
+    if "password" in values:
+        one = said["password"][0]
+        try:
+            values["password"] = values["password"].read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
+    try:
+        import treq  # noqa: F401, PLC0415 -- who is alone needs none
+    except ImportError as error:
+        raise first.wrong("cluster", f"needs treq: pip install 'jitsu-tw[cluster]' ({error})") from error
+    return Cluster(**values)
+
+
+def _hosts(listed: Sequence[Sayings]) -> tuple[Host, ...]:
+    """Return the hosts that are *listed*."""
+    found: dict[str, Host] = {}
+    for number, said in enumerate(listed):
+        where = f"hosts[{number}]."
+        first = next(iter(said.values()))[0] if said else Said("", COMMAND_LINE)
+        if "name" not in said:
+            raise first.wrong(f"{where}name", "is missing; every host needs its name")
+        values = _values(said, HOST_KEYS, where)
+        backend = values.setdefault("backend", "libvirt")
+        if values["name"] in {*found, ANY}:
+            raise said["name"][0].wrong(f"{where}name", f"{values['name']} is taken already; each needs its own")
+        if "connect" not in values and backend != "memory":
+            raise first.wrong(f"{where}connect", "is missing; say the hypervisor's URI")
+        values.setdefault("connect", values["name"])
+        found[values["name"]] = Host(**values)
+    return tuple(found.values())
+
+
+def _check_fence(values: Mapping[str, Any], top: Sayings) -> None:
+    """Refuse to start VMs elsewhere where nobody makes sure that they do not run any more."""
+    if values.get("on_host_loss") is OnHostLoss.RESTART and not values.get("fence"):
+        message = "without fence, a command that makes sure that a host is dead, a VM might run on two hosts"
+        raise top["on_host_loss"][0].wrong("on_host_loss", message)
 
 
 def vm_from(said: Sayings, settings: Settings) -> VM:
@@ -290,6 +376,9 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         if not said.get(key) or not said[key][0].text:
             raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
     values = _values(said, VM_KEYS, where)
+    hosts = _check_hosts(values, said, where, defaults.get("hosts", ()))
+    if hosts is not None:
+        values["backend"] = hosts[0].backend
     backend = values.setdefault("backend", defaults.get("backend", "libvirt"))
     inherited = defaults.get("connect") if backend == defaults.get("backend", "libvirt") else None
     values.setdefault("connect", inherited or CONNECT.get(backend, ""))
@@ -317,6 +406,9 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
         values["xen"] = XenGuest(**guest)
     if values.get("define") and backend == "libvirt":
         _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
+    if hosts is not None:
+        values["backend"], values["connect"] = HOSTS, ""
+        values["hosts"] = tuple(host.name for host in hosts)
     values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
     values["ip"] = tuple(dict.fromkeys(values["ip"]))
     if "faults" in values:
@@ -326,6 +418,31 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     if keep:
         values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()} | paths
     return VM(**values)
+
+
+def _check_hosts(
+    values: dict[str, Any], said: Sayings, where: str, hosts: Sequence[Host]
+) -> tuple[Host, ...] | None:
+    """Return the hosts that a VM may run on; None for one that is none of theirs."""
+    named = values.pop("host", None)
+    known = {host.name: host for host in hosts}
+    for key in ("host", "prefer", "avoid"):
+        for one in said.get(key, ()):
+            if named is None:
+                raise one.wrong(f"{where}{key}", "is for VMs with host; say host: any, or leave this out")
+            if one.text not in known and (key, one.text) != ("host", ANY):
+                known_names = [*known, ANY] if key == "host" else known
+                raise one.wrong(f"{where}{key}", f"there is no host {one.text!r}{near(one.text, known_names)}")
+    if named is None:
+        return None
+    for key in ("backend", "connect"):
+        if key in said:
+            raise said[key][0].wrong(f"{where}{key}", "is the host's; leave it out where there is host")
+    if ANY not in named:
+        return tuple(known[name] for name in dict.fromkeys(named))
+    if not hosts:
+        raise said["host"][0].wrong(f"{where}host", "there are no hosts; list them at the top, under hosts")
+    return tuple(hosts)
 
 
 def _check_boot(values: Mapping[str, Any], said: Sayings, where: str) -> None:

@@ -34,6 +34,9 @@ IMAGES: Final = Path("/var/lib/jitsu/images")
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
 
+#: The kind of hypervisor of VMs with `host`: that of all hosts together (`backends.hosts`).
+HOSTS: Final = "hosts"
+
 #: After how many seconds a guest that is not ready is taken for up all the same, so that its lease can end.
 READY_WITHIN: Final = 60.0
 
@@ -200,6 +203,9 @@ class VM:
         handover: how it gets what was held for it.
         stop_timeout: the seconds that a shutdown may take before it becomes destroy.
         images: the directory for images of ready guests.
+        hosts: the names of the hosts that it may run on, if its backend is `HOSTS`.
+        prefer: the names of hosts that it goes to first, in this order.
+        avoid: the names of hosts that it goes to last.
         define: an XML file, for a VM that libvirt does not know yet; of libxl's, a whole configuration of xl's.
         xen: of libxl: what it is made of, unless `define` says it all.
         boot_time: of the memory backend: the seconds that its start call takes.
@@ -236,6 +242,9 @@ class VM:
     handover: Handover = Handover.WIRE
     stop_timeout: float = 30.0
     images: Path = IMAGES
+    hosts: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
     define: Path | None = None
     xen: XenGuest | None = None
     boot_time: float = 0.0

@@ -26,6 +26,7 @@ from twisted.python.systemd import ListenFDs
 from jitsu_tw import __version__, config
 from jitsu_tw.backends import backends_for
 from jitsu_tw.control.api import Endpoint
+from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
@@ -125,9 +126,10 @@ class JitsuService(Service):
         """Wire the rooms; nothing is opened yet. *twistd* is what its own options say."""
         self._twistd = twistd
         self._settings, self._zones, self._reactor = settings, zones, reactor
-        self._backends = backends_for(settings.vms)
+        self._backends = backends_for(settings.vms, settings.hosts)
         self._store = store_at(settings.persistdb, settings.keep_history)
-        self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor))
+        coordinator = coordinator_for(settings.cluster, reactor)
+        self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor), coordinator=coordinator)
         self._running = Running(self.fleet, zones, self._changed)
         self._branches: Branches | None = None
         if settings.persistdb is not None:

@@ -11,6 +11,7 @@ import re
 import uuid
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 from twisted.internet import reactor
@@ -22,7 +23,7 @@ from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, Past, WhenFull
+from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
 from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
@@ -189,6 +190,36 @@ def _past(text: str) -> Past:
     return Past(int(text))
 
 
+def _url(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.path not in {"", "/"}:
+        message = f"{text!r} is no member of etcd; write one like http://127.0.0.1:2379"
+        raise ValueError(message)
+    return text.rstrip("/")
+
+
+def _name(text: str) -> str:
+    if re.fullmatch("[A-Za-z0-9_.-]+", text) is None:
+        message = f"{text!r} is no name; write one of letters, digits, dots, dashes and underscores"
+        raise ValueError(message)
+    return text
+
+
+def _prefix(text: str) -> str:
+    if re.fullmatch("(/[A-Za-z0-9_.-]+)+", text) is None:
+        message = f"{text!r} is no prefix of etcd's keys; write one like /jitsu"
+        raise ValueError(message)
+    return text
+
+
+def _ttl_of_claims(text: str) -> float:
+    value = _seconds(text)
+    if not 2 <= value <= 600:
+        message = f"{text!r} is too short or too long; write a number of seconds from 2 to 600"
+        raise ValueError(message)
+    return value
+
+
 _port: Final = _whole(1, 65535, "port")
 _ttl: Final = _whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
 
@@ -257,6 +288,29 @@ KEYS: Final[Mapping[str, Key]] = {
     "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
+    "on_host_loss": Key(_of(OnHostLoss)),
+    "fence": Key(str),
+}
+
+#: What `cluster` says (`settings.Cluster`).
+CLUSTER_KEYS: Final[Mapping[str, Key]] = {
+    "etcd": Key(_url, many=True),
+    "node": Key(_name),
+    "prefix": Key(_prefix),
+    "ttl": Key(_ttl_of_claims),
+    "user": Key(str),
+    "password": Key(str, path=True),
+    "ca": Key(str, path=True),
+    "cert": Key(str, path=True),
+    "key": Key(str, path=True),
+}
+
+#: What each of the `hosts` says (`settings.Host`).
+HOST_KEYS: Final[Mapping[str, Key]] = {
+    "name": Key(_name),
+    "backend": Key(_choice(sorted(set(BACKENDS) - {"libxl"}))),
+    "connect": Key(str),
+    "synjitsu": Key(_place),
 }
 
 #: What a VM of libxl's is made of (`xen.XenGuest`).
@@ -293,4 +347,7 @@ VM_KEYS: Final[Mapping[str, Key]] = {
     "ports": Key(_port, many=True),
     "wake_udp": Key(_port, many=True),
     "wait_for_key": Key(_xenstore_key),
+    "host": Key(_name, many=True),
+    "prefer": Key(_name, many=True),
+    "avoid": Key(_name, many=True),
 }

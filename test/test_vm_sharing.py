@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.errors import BootFailed, CutOff
-from jitsu_tw.ijitsu import IWatcher, Power
+from jitsu_tw.ijitsu import Power
 from jitsu_tw.settings import Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Clocks, Fleet
@@ -18,9 +18,7 @@ from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, question, vm
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-
-    from jitsu_tw.ijitsu import IBackend
+    from jitsu_tw.ijitsu import IWatcher
     from jitsu_tw.settings import VM
 
 
@@ -30,23 +28,17 @@ class Host(MemoryBackend):
     def __init__(self, clock: Clock) -> None:
         super().__init__(reactor=clock)
         self.watchers: list[IWatcher] = []
-        self._watcher = self
+        self._watcher = self  # type: ignore[assignment]
 
     def connect(self, watcher: IWatcher) -> None:
+        """Have one more who is told."""
         self.watchers.append(watcher)
         watcher.connected(self)
 
     def changed(self, uuid: str, reason: str) -> None:
+        """Tell all of them."""
         for watcher in list(self.watchers):
             watcher.changed(uuid, reason)
-
-    def lost(self, backend: IBackend, reason: str) -> None:
-        raise NotImplementedError
-
-    connected = lost
-
-    def close(self) -> Deferred[None]:
-        raise NotImplementedError
 
 
 class Mortal:
@@ -56,9 +48,11 @@ class Mortal:
         self.clock, self.alive = clock, True
 
     def seconds(self) -> float:
+        """Return the clock's time."""
         return self.clock.seconds()
 
     def callLater(self, delay: float, call: Any, *args: Any, **kw: Any) -> Any:  # noqa: N802
+        """Call something later, if the process lives by then."""
         return self.clock.callLater(delay, lambda: self.alive and call(*args, **kw))
 
 
@@ -112,6 +106,10 @@ class Place:
     def guest(self) -> Any:
         """The first VM at its hypervisor."""
         return next(iter(self.host.guests.values()))
+
+    def facts(self) -> dict[str, str]:
+        """Return what is agreed on of VMs."""
+        return {key: value for key, value in self.table.facts.items() if not key.startswith("nodes/")}
 
     def owner(self) -> str | None:
         """Return who has the first VM, as all of them believe."""
@@ -171,7 +169,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual(1, place.guest.starts)
         self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
-        self.assertEqual({}, place.table.facts)
+        self.assertEqual({}, place.facts())
 
     def test_notice(self) -> None:
         """Who is asked in the moment before a stop says so, and waits until its owner goes on with the VM."""
@@ -204,7 +202,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.RUNNING, place.guest.power)
         place.run(5.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
-        self.assertEqual({}, place.table.facts)
+        self.assertEqual({}, place.facts())
 
     def test_owner_dies_while_starting(self) -> None:
         """Who waits for it starts the VM when the claim has run out, or finds it running."""
@@ -330,4 +328,4 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(State.OFF, self.successResultOf(stopped))
         self.assertEqual(Power.OFF, place.guest.power)
         place.run(3.0, 0.05)
-        self.assertEqual({}, place.table.facts)
+        self.assertEqual({}, place.facts())

@@ -5,11 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from jitsu_tw.backends.hosts import Hosts
+from jitsu_tw.settings import HOSTS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jitsu_tw.ijitsu import IBackend
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Host
 
 #: The name in a configuration: the class, which is imported when somebody wants it (libvirt's library is not small).
 BACKENDS: Final[Mapping[str, str]] = {
@@ -27,9 +30,11 @@ def backend_class(kind: str) -> type[IBackend]:
     return found
 
 
-def backends_for(vms: tuple[VM, ...]) -> dict[tuple[str, str], IBackend]:
-    """Return a backend for each pair of kind and URI that *vms* name."""
+def backends_for(vms: tuple[VM, ...], hosts: tuple[Host, ...] = ()) -> dict[tuple[str, str], IBackend]:
+    """Return a backend for each pair of kind and URI that *vms* name, and one for all *hosts* together."""
     made: dict[tuple[str, str], IBackend] = {}
+    if hosts:
+        made[HOSTS, ""] = Hosts({host.name: backend_class(host.backend)(host.connect) for host in hosts})
     for vm in vms:
         if (vm.backend, vm.connect) not in made:
             made[vm.backend, vm.connect] = backend_class(vm.backend)(vm.connect)

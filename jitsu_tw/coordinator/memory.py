@@ -176,10 +176,10 @@ class MemoryCoordinator:
         self._table.reactor.callLater(self._table.latency, reach)
         return done
 
-    def _answer(self, done: Deferred[bool], result: bool | Exception) -> None:
+    def _answer(self, done: Deferred[bool], result: object) -> None:
         if self._peer is None:
             return  # it is dead
         if isinstance(result, Exception):
             done.errback(result)
         else:
-            done.callback(result)
+            done.callback(bool(result))

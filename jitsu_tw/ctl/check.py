@@ -27,7 +27,7 @@ def checked(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         options.parseOptions(list(arguments))
         settings, zones = options.load()
-        for (kind, uri), backend in backends_for(settings.vms).items():
+        for (kind, uri), backend in backends_for(settings.vms, settings.hosts).items():
             backend.check([vm for vm in settings.vms if (vm.backend, vm.connect) == (kind, uri)])
     except UsageError as error:
         raise click.UsageError(str(error)) from error

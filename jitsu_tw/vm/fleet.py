@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -24,10 +24,12 @@ from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import BackendLost, CutOff, JitsuError, NoRoom, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Signs
+from jitsu_tw.settings import HOSTS
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.cover import Cover
+from jitsu_tw.vm.fencing import Fencing
 from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
+    from jitsu_tw.backends.hosts import Hosts
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
@@ -81,6 +84,7 @@ class Fleet:
         cover: Synjitsu, where one is used.
         inventory: where the VMs are.
         sharing: whose they are, where several of us serve a zone.
+        hosts: those that VMs with `host` are on; None if there are none.
         journal: what happened last, and why.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
@@ -117,6 +121,13 @@ class Fleet:
         if self.cover is not None:
             self.inventory.on_change = self.cover.changed
         self._sweep = Sweep(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
+        self.hosts = cast("Hosts | None", backends.get((HOSTS, "")))
+        self._fencing: Fencing | None = None
+        if self.hosts is not None:
+            self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
+            self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
+            self.hosts.is_drained = lambda name: f"drained/hosts/{name}" in self.sharing.coordinator.facts
+            self.sharing.on_fact = self._fact_is
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
@@ -173,6 +184,8 @@ class Fleet:
         self._telling.stop()
         self._sweep.stop()
         self.inventory.stop()
+        if self._fencing is not None:
+            self._fencing.stop()
         await self.sharing.stop()
         await self._record.stop()
         await self._signs.stop()
@@ -479,6 +492,41 @@ class Fleet:
         else:
             self._sweep.pass_on(machine, *self.sharing.since(machine))
 
+    # Hosts.
+
+    def _place(self, uuid: str, host: str) -> Deferred[bool]:
+        """Agree on the host that a VM is started on."""
+        machine = self.inventory.machine(uuid)
+        return succeed(False) if machine is None else self.sharing.place(machine, host)  # noqa: FBT003
+
+    def _whereabouts(self, uuid: str) -> str | None:
+        """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""
+        machine = self.inventory.machine(uuid)
+        if machine is None:
+            return None
+        if self.sharing.alone:
+            return None if self._record.is_ours(machine) else ""
+        return self.sharing.host(machine)
+
+    def _fact_is(self, key: str, value: str | None) -> None:
+        """Hear that a host is dead, or is not any more."""
+        room, _, name = key.partition("/")
+        if room != "dead" or self.hosts is None:
+            return
+        if value is None:
+            self.hosts.unbury(name)
+            return
+        lost = [machine for machine in self.machines.values() if machine.uuid and self.hosts.at(machine.uuid) == name]
+        used = [machine for machine in lost if machine.state is State.UP and self.sharing.is_ours(machine)]
+        self.hosts.bury(name)
+        for machine in used:
+            machine.look(f"its host {name} is dead").addCallback(self._start_elsewhere, machine)
+
+    @staticmethod
+    def _start_elsewhere(_: None, machine: Machine) -> None:
+        if machine.state is State.OFF:
+            machine.summon("its host is dead", insist=True).addErrback(lambda _: None)
+
     def _asked(self, machine: Machine, what: Ask, _word: str) -> None:
         """Do for another one of us what it has been asked for."""
         name = machine.vm.name
@@ -505,7 +553,8 @@ class Fleet:
         self._admission.moved(machine)
         if state is State.STARTING:
             self._record.started(machine)
-            self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
+            if machine.backend is not self.hosts:  # these say where, and wait for that
+                self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
         elif state is State.UP:
             self._ownership.came_up(machine, old)
         elif state in DOWN:

@@ -92,6 +92,10 @@ class Inventory:
         """Return where *vm* is, or would be; None if nobody is connected to that yet."""
         return self._backends.get((vm.backend, vm.connect))
 
+    def machine(self, uuid: str) -> Machine | None:
+        """Return the machine that has that uuid at its hypervisor."""
+        return self._by_uuid.get(uuid)
+
     def backend_for(self, vm: VM) -> IBackend:
         """Return where *vm* is, connected to if the others are."""
         place = vm.backend, vm.connect

@@ -12,6 +12,8 @@ owner is gone, so is the claim, and whoever gets it next adopts the VM. What we 
     used/NAME      when it was last used, in seconds since 1970
     asks/NAME      {"do", "by"}    what somebody wants of its owner
 
+And of ourselves: ``nodes/NODE``, a claim of each that lives, ``drained/nodes/NODE`` and ``drained/hosts/HOST``.
+
 Where there is only one of us, everything is ours, and nobody is told anything.
 """
 
@@ -27,6 +29,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from jitsu_tw import __version__
 from jitsu_tw.errors import CutOff
 from jitsu_tw.ijitsu import IPeer
 from jitsu_tw.vm.lifecycle import WANTED, State
@@ -43,6 +46,9 @@ TELL_EVERY: Final = 1.0
 
 #: The others hear so many seconds before it that a VM is to be stopped: time to say that it has been asked for.
 NOTICE: Final = 1.5
+
+#: What is agreed on for each VM.
+VM_FACTS: Final = ("claims", "runs", "used", "asks")
 
 #: How many VMs of one who is gone are adopted at once.
 ADOPTS_AT_ONCE: Final = 16
@@ -166,8 +172,10 @@ class Sharing:
         return self._now() - max(0.0, self._wall() - when)
 
     def host(self, machine: Machine) -> str | None:
-        """Return the host on which *machine* was started, as far as that is agreed on."""
-        return _read(self._facts.get(_key("runs", machine))).get("host")
+        """Return the host that *machine* was started on; nothing if it was on none, None if nobody knows."""
+        if self._apart:
+            return None
+        return _read(self._facts.get(_key("runs", machine), '{"host": ""}')).get("host")
 
     # Claims.
 
@@ -223,8 +231,7 @@ class Sharing:
         self._ending.pop(machine.vm.name, None)
         if machine.state is State.FAILED:
             await self._say(machine, "failed", machine.reason)
-        rooms = ("claims", "runs", "used", "asks")
-        await self.coordinator.put({_key(room, machine): None for room in rooms}, _key("claims", machine))
+        await self.coordinator.put({_key(room, machine): None for room in VM_FACTS}, _key("claims", machine))
 
     def _say(self, machine: Machine, how: str, why: str = "") -> Deferred[bool]:
         key = _key("claims", machine)
@@ -390,13 +397,11 @@ class Sharing:
 
     def told(self, key: str, value: str | None, before: str | None) -> None:  # noqa: ARG002
         """Hear of a fact."""
-        if self.alone:
-            return
         room, _, rest = key.partition("/")
         machine = self._machines.get(unquote(rest))
-        if room not in {"claims", "runs", "used", "asks"}:
+        if room not in VM_FACTS:
             self.on_fact(key, value)
-        elif machine is None:
+        elif self.alone or machine is None:
             return
         elif room == "claims":
             self._claim_is(machine, value)
@@ -434,6 +439,9 @@ class Sharing:
     def joined(self) -> None:
         """Hear that we know what the others know: look at everything anew."""
         self._apart = ""
+        if not self.alone:
+            me = {"since": round(self._wall(), 3), "version": __version__}
+            self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)

@@ -1,0 +1,132 @@
+"""
+Hosts that are lost for good.
+
+Nobody knows what runs on a host that cannot be reached. Where the operator has a command that makes sure that such a
+host is dead (`fence`), it is called once, by one of us, when all of us have lost the host for a while. From then on
+nothing runs there, and its VMs are started elsewhere; until it is reached again, and says itself what it has.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+
+from jitsu_tw.errors import CutOff
+from jitsu_tw.settings import OnHostLoss
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
+
+    from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.settings import Settings
+    from jitsu_tw.vm.sharing import Sharing
+
+#: A host is not taken for lost before so many seconds have passed; a daemon that is restarted is back by then.
+LOST_AFTER: Final = 10.0
+
+#: Seconds that the command may take.
+ENDS_WITHIN: Final = 120.0
+
+
+class _Command(ProcessProtocol):
+    """The command, to its end."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[int | None] = Deferred()
+        self.said = bytearray()
+
+    def outReceived(self, data: bytes) -> None:  # noqa: N802
+        self.said += data
+
+    errReceived = outReceived  # noqa: N815
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+        self.ended.callback(getattr(reason.value, "exitCode", None))
+
+
+class Fencing:
+    """The hosts that are lost, and what is done about it."""
+
+    log = Logger()
+
+    def __init__(self, hosts: Hosts, sharing: Sharing, settings: Settings, reactor: Any) -> None:
+        """Look after *hosts*."""
+        self._hosts, self._sharing, self._reactor = hosts, sharing, reactor
+        self._command = shlex.split(settings.fence or "")
+        self._acts = settings.on_host_loss is OnHostLoss.RESTART
+        self._coming: dict[str, IDelayedCall] = {}
+        hosts.on_lost_or_found = self._heard
+
+    def stop(self) -> None:
+        """Do nothing any more."""
+        self._hosts.on_lost_or_found = lambda _: None
+        for call in self._coming.values():
+            call.cancel()
+        self._coming.clear()
+
+    def _heard(self, name: str) -> None:
+        """Hear that the host *name* was lost or found."""
+        is_lost = name in self._hosts.away
+        if not is_lost and name in self._coming:
+            self._coming.pop(name).cancel()
+        elif is_lost and self._acts and name not in self._coming:
+            self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
+        if not is_lost:
+            self._hosts.unbury(name)
+        self._begin(self._tell(name, is_lost=is_lost))
+
+    def _begin(self, step: Any) -> None:
+        begun = Deferred.fromCoroutine(step)
+        begun.addErrback(lambda failure: failure.trap(CutOff))
+        begun.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+
+    async def _tell(self, name: str, *, is_lost: bool) -> None:
+        """Let the others know that we have lost, or found, a host."""
+        coordinator = self._sharing.coordinator
+        key = f"lost/{name}/{coordinator.node}"
+        if is_lost:
+            await coordinator.claim(key, self._hosts.away[name])
+        else:
+            await coordinator.put({key: None, f"dead/{name}": None})
+
+    def _come(self, name: str) -> None:
+        del self._coming[name]
+        if name not in self._hosts.dead:
+            self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
+            self._begin(self._fence(name))
+
+    async def _fence(self, name: str) -> None:
+        """Make sure that the host *name* is dead, if all of us have lost it and nobody else does."""
+        coordinator = self._sharing.coordinator
+        await self._tell(name, is_lost=True)
+        others = {key.partition("/")[2] for key in coordinator.facts if key.startswith("nodes/")}
+        seeing = [node for node in others if f"lost/{name}/{node}" not in coordinator.facts]
+        if seeing or not await coordinator.claim(f"fences/{name}", coordinator.node):
+            return
+        self.log.warn("{host}: lost for {limit} s; fenced", host=name, limit=LOST_AFTER)
+        try:
+            code, said = await self._run(name)
+            if code == 0 and name in self._hosts.away:
+                self.log.warn("{host}: is dead; its VMs are started elsewhere", host=name)
+                await coordinator.put({f"dead/{name}": coordinator.node})
+            else:
+                self.log.error("{host}: nobody knows whether it is dead: fence ended with {code}: {said}", host=name,
+                               code=code, said=said)
+        finally:
+            await coordinator.put({f"fences/{name}": None}, f"fences/{name}")
+
+    async def _run(self, name: str) -> tuple[int | None, str]:
+        command = _Command()
+        argv = [*self._command, name]
+        process = self._reactor.spawnProcess(command, argv[0], argv, env=dict(os.environ))
+        late = self._reactor.callLater(ENDS_WITHIN, process.signalProcess, "KILL")
+        code = await command.ended
+        if late.active():
+            late.cancel()
+        return code, command.said.decode(errors="replace").strip()
