@@ -65,6 +65,15 @@ _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_
 _KIB: Final = 1024
 
 
+def definition(xml: str, uuid: str | None) -> str:
+    """Return a definition with that uuid, if it has none of its own; with another it is libvirt's to refuse."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- the operator's
+    if uuid is None or root.find("uuid") is not None:
+        return xml
+    ElementTree.SubElement(root, "uuid").text = uuid
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
     """Return what libvirt says; a domain with a managed image is saved."""
     domain = connection.lookupByUUIDString(uuid)

@@ -193,7 +193,7 @@ class Hosts:
                 break
         else:
             raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {self._vms[uuid].name}")
-        if power is not Power.RUNNING:
+        if power is not Power.RUNNING or found in unsure:
             for name, reason in unsure.items():
                 if self._may_run(uuid, name):
                     raise BackendLost(f"it may run on {name}: {reason}")

@@ -343,7 +343,7 @@ class LibvirtBackend:
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN or vm.define is None:
                 raise
-        return connection.defineXML(vm.define.read_text())
+        return connection.defineXML(domain.definition(vm.define.read_text(), vm.uuid))
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return what libvirt says; a domain with a managed image is saved."""
