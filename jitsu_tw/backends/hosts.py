@@ -245,6 +245,7 @@ class Hosts:
         at = self._at.get(uuid) or (where if where in self._hosts and where not in self.dead else None)
         failed: list[str] = []
         for name in [at] if at is not None else await self._choose(uuid, failed):
+            self._at[uuid] = name
             if not await self.place(uuid, name):
                 raise CutOff("another one of us has it by now")
             self._seen[uuid].pop(name, None)  # until it is seen again, it may run there
@@ -254,6 +255,8 @@ class Hosts:
                 raise
             except BackendError as error:
                 self._seen[uuid][name] = power
+                if power is Power.OFF:
+                    del self._at[uuid]
                 failed.append(f"{name}: {error}")
                 self.log.error("{name}: cannot be started on {host}: {error}", name=self._vms[uuid].name, host=name,
                                error=str(error))

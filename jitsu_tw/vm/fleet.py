@@ -109,9 +109,10 @@ class Fleet:
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
         self.cover: Cover | None = None
-        if settings.synjitsu is not None:
-            self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
-            self.cover.wake = self._wake
+        places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
+        if places:
+            self.cover = make_cover(tuple(places), self.machines, clocks.reactor, self._signs.port)
+            self.cover.wake, self.cover.place_of = self._wake, self._synjitsu_of
         self._groups = Groups(self.machines)
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
@@ -127,11 +128,12 @@ class Fleet:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
             self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
             self.hosts.is_drained = lambda name: f"drained/hosts/{name}" in self.sharing.coordinator.facts
-            self.sharing.on_fact = self._fact_is
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
-        self.sharing.on_ask = self._asked
+        self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is
+        if self.cover is not None:
+            self.cover.is_theirs, self.sharing.on_claim = self.sharing.is_theirs, self.cover.owner_is
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, bytes] = {}
         self._policy = Policy(
@@ -497,7 +499,19 @@ class Fleet:
     def _place(self, uuid: str, host: str) -> Deferred[bool]:
         """Agree on the host that a VM is started on."""
         machine = self.inventory.machine(uuid)
-        return succeed(False) if machine is None else self.sharing.place(machine, host)  # noqa: FBT003
+        if machine is None:
+            return succeed(False)  # noqa: FBT003
+        if self.cover is not None:
+            self.cover.owner_is(machine)
+        return self.sharing.place(machine, host)
+
+    def _synjitsu_of(self, machine: Machine) -> str | None:
+        """Return where the Synjitsu of a VM's host listens; that of the first host that it may be on, if it is off."""
+        settings, hosts = self._settings, self.hosts
+        if hosts is None or machine.backend is not hosts:
+            return settings.synjitsu
+        at = hosts.at(machine.uuid) or self.sharing.host(machine) or machine.vm.hosts[0]
+        return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""
@@ -509,8 +523,10 @@ class Fleet:
         return self.sharing.host(machine)
 
     def _fact_is(self, key: str, value: str | None) -> None:
-        """Hear that a host is dead, or is not any more."""
+        """Hear that a host is dead, or is not any more; or that one of us is gone."""
         room, _, name = key.partition("/")
+        if room == "nodes" and value is None and self.cover is not None:
+            self.cover.say_again()
         if room != "dead" or self.hosts is None:
             return
         if value is None:

@@ -76,6 +76,7 @@ class Sharing:
         on_free: called with a machine that waits for its turn, when nobody has its claim any more.
         on_owner: called with a machine that is up and has another owner now, or whose owner is known now.
         on_use: called with a machine, and when it was used somewhere, on the clock `now`.
+        on_claim: called with a machine whose owner, or host, may be another now.
         on_ask: called with a machine of ours, what somebody wants of it, and a word that goes with that.
         gather: called before what was used is told; it calls `use` for what was asked for without us.
         on_fact: called with the key and the value of what is not about a VM.
@@ -100,6 +101,7 @@ class Sharing:
         self._busy = False
         self.on_free: Callable[[Machine], None] = lambda _: None
         self.on_owner: Callable[[Machine], None] = lambda _: None
+        self.on_claim: Callable[[Machine], None] = lambda _: None
         self.on_use: Callable[[Machine, float], None] = lambda _machine, _when: None
         self.on_ask: Callable[[Machine, Ask, str], None] = lambda _machine, _ask, _word: None
         self.on_fact: Callable[[str, str | None], None] = lambda _key, _value: None
@@ -404,7 +406,10 @@ class Sharing:
         elif self.alone or machine is None:
             return
         elif room == "claims":
+            self.on_claim(machine)
             self._claim_is(machine, value)
+        elif room == "runs":
+            self.on_claim(machine)
         elif room == "used" and value is not None:
             self.on_use(machine, self._ours(float(value)))
         elif room == "asks" and value is not None and self.is_ours(machine):
