@@ -58,6 +58,9 @@ STALE: Final = (
 #: Has etcd end a watch whose member has lost its leader (etcd's clientv3.WithRequireLeader).
 REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
 
+#: So many connections to a member are kept for what comes next.
+AT_ONCE: Final = 16
+
 #: So often, a second apart, the kernel asks a silent connection's other end whether it is there.
 KEEPALIVES: Final = 3
 
@@ -241,9 +244,11 @@ class Gateway:
         self._connections = Connections(cluster, reactor, self.patience)
         self._pool = HTTPConnectionPool(reactor)
         self._pool.retryAutomatically = False
+        self._pool.maxPersistentPerHost = AT_ONCE
         agent = Agent.usingEndpointFactory(reactor, self._connections, self._pool)
         self._client = HTTPClient(agent)
         self._asking: set[Deferred[Any]] = set()
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -264,7 +269,8 @@ class Gateway:
         return self._connections.abort()
 
     def close(self) -> Deferred[None]:
-        """End everything."""
+        """End everything, and begin nothing more."""
+        self._closed = True
         return self._leave()
 
     async def ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +330,7 @@ class Gateway:
         await stream.begun
 
     def _send(self, url: str, call: str, body: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Any:
-        headers = {"Content-Type": "application/json", **(more or {})}
+        headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **(more or {})}
         if self._token is not None and call != "auth/authenticate":
             headers["Authorization"] = self._token
         return self._client.post(f"{url}/v3/{call}", data=json.dumps(body).encode(), headers=headers, unbuffered=True)
@@ -332,6 +338,9 @@ class Gateway:
     async def _patiently(self, asking: Coroutine[Any, Any, Any]) -> Any:
         """Await it, but not too long; whatever goes wrong is CutOff."""
         url = self.url
+        if self._closed:
+            asking.close()
+            raise CutOff("this node has stopped")
         answer: Deferred[Any] = Deferred.fromCoroutine(asking)
         self._asking.add(answer)
         answer.addBoth(self._asked, answer)
@@ -357,7 +366,7 @@ def _refused(url: str, said: Mapping[str, Any]) -> Refused:
     error = said.get("error")
     inner = error if isinstance(error, dict) else said
     words = inner.get("message") or inner.get("error") or "it says no, and not why"
-    return Refused(url, int(inner.get("code", inner.get("grpc_code", 0))), str(words))
+    return Refused(url, int(inner.get("code") or inner.get("grpc_code") or 0), str(words))
 
 
 def _words(error: Any) -> str:
@@ -379,7 +388,8 @@ def _trust(path: Path) -> Any:
 
 def _identity(certificate: Path, key: Path) -> PrivateCertificate:
     try:
-        return PrivateCertificate.loadPEM(certificate.read_bytes() + b"\n" + key.read_bytes())
+        both = certificate.read_bytes() + b"\n" + key.read_bytes()
+        loaded: PrivateCertificate = PrivateCertificate.loadPEM(both)
     except (OSError, SSLError) as error:
-        raise ConfigError(f"no certificate and key can be read there and in {key}: {_words(error)}", certificate) \
-            from error
+        raise ConfigError(f"no certificate and key can be read there and in {key}: {_words(error)}", certificate) from error
+    return loaded
