@@ -90,7 +90,7 @@ class CoordinatorContract(TestCase):
         self.coordinator = self.make()
         self.peer = Peer()
         self.coordinator.start(self.peer)
-        self.addCleanup(lambda: self.coordinator.stop())
+        self.addCleanup(self.coordinator.stop)
         await self.peer.until(lambda: self.peer.joins)
 
     def test_interface(self) -> None:
@@ -101,11 +101,11 @@ class CoordinatorContract(TestCase):
 
     async def test_put(self) -> None:
         """Facts that are put are known when the Deferred fires; each change is told once."""
-        self.assertIs(True, await self.coordinator.put({"a/b": "1", "c": ""}))
+        self.assertTrue(await self.coordinator.put({"a/b": "1", "c": ""}))
         self.assertEqual({"a/b": "1", "c": ""}, dict(self.coordinator.facts))
-        self.assertIs(True, await self.coordinator.put({"a/b": "ü", "c": None, "never": None}))
+        self.assertTrue(await self.coordinator.put({"a/b": "ü", "c": None, "never": None}))
         self.assertEqual({"a/b": "ü"}, dict(self.coordinator.facts))
-        self.assertIs(True, await self.coordinator.put({"a/b": "ü"}))
+        self.assertTrue(await self.coordinator.put({"a/b": "ü"}))
         expected = [("a/b", "1", None), ("c", "", None), ("a/b", "ü", "1"), ("c", None, "")]
         self.assertEqual(expected, self.peer.changes)
         self.assertEqual(["joined"], self.peer.story)
@@ -126,28 +126,28 @@ class CoordinatorContract(TestCase):
     async def test_claim(self) -> None:
         """A claim is a fact that is held, until it is given up; to claim it again changes nothing."""
         self.assertFalse(self.coordinator.holds("claims/www"))
-        self.assertIs(True, await self.coordinator.claim("claims/www", "me"))
+        self.assertTrue(await self.coordinator.claim("claims/www", "me"))
         self.assertTrue(self.coordinator.holds("claims/www"))
         self.assertEqual({"claims/www": "me"}, dict(self.coordinator.facts))
-        self.assertIs(True, await self.coordinator.claim("claims/www", "other"))
+        self.assertTrue(await self.coordinator.claim("claims/www", "other"))
         self.assertEqual("me", self.coordinator.facts["claims/www"])
-        self.assertIs(True, await self.coordinator.put({"claims/www": None}, holding="claims/www"))
+        self.assertTrue(await self.coordinator.put({"claims/www": None}, holding="claims/www"))
         self.assertFalse(self.coordinator.holds("claims/www"))
         self.assertEqual([("claims/www", "me", None), ("claims/www", None, "me")], self.peer.changes)
-        self.assertIs(True, await self.coordinator.claim("claims/www", "again"))
+        self.assertTrue(await self.coordinator.claim("claims/www", "again"))
         self.assertTrue(self.coordinator.holds("claims/www"))
 
     async def test_claim_of_a_fact(self) -> None:
         """What is a lasting fact can be claimed by nobody."""
         await self.coordinator.put({"a": "1"})
-        self.assertIs(False, await self.coordinator.claim("a", "2"))
+        self.assertFalse(await self.coordinator.claim("a", "2"))
         self.assertFalse(self.coordinator.holds("a"))
         self.assertEqual("1", self.coordinator.facts["a"])
 
     async def test_claim_changes(self) -> None:
         """A claim stays one, whatever its value."""
         await self.coordinator.claim("a", "1")
-        self.assertIs(True, await self.coordinator.put({"a": "2", "b": "3"}, holding="a"))
+        self.assertTrue(await self.coordinator.put({"a": "2", "b": "3"}, holding="a"))
         self.assertTrue(self.coordinator.holds("a"))
         self.assertFalse(self.coordinator.holds("b"))
         self.assertEqual({"a": "2", "b": "3"}, dict(self.coordinator.facts))
@@ -156,25 +156,25 @@ class CoordinatorContract(TestCase):
         """What needs a claim is not done without it: not without any, and not with a fact that is none."""
         await self.coordinator.put({"a": "1"})
         for holding in ("a", "nothing"):
-            self.assertIs(False, await self.coordinator.put({"b": "1"}, holding=holding))
+            self.assertFalse(await self.coordinator.put({"b": "1"}, holding=holding))
         self.assertEqual({"a": "1"}, dict(self.coordinator.facts))
 
     async def test_nothing(self) -> None:
         """To change nothing tells whether a claim is held."""
         await self.coordinator.claim("a", "1")
-        self.assertIs(True, await self.coordinator.put({}))
-        self.assertIs(True, await self.coordinator.put({}, holding="a"))
-        self.assertIs(False, await self.coordinator.put({}, holding="b"))
+        self.assertTrue(await self.coordinator.put({}))
+        self.assertTrue(await self.coordinator.put({}, holding="a"))
+        self.assertFalse(await self.coordinator.put({}, holding="b"))
 
     async def test_many(self) -> None:
         """300 facts in one call are all there, and all go."""
         facts = {f"many/{number}": str(number) for number in range(300)}
         await self.coordinator.claim("many/7", "mine")
-        self.assertIs(True, await self.coordinator.put(facts, holding="many/7"))
+        self.assertTrue(await self.coordinator.put(facts, holding="many/7"))
         self.assertEqual(facts, dict(self.coordinator.facts))
         self.assertTrue(self.coordinator.holds("many/7"))
         self.assertEqual(301, len(self.peer.changes))
-        self.assertIs(True, await self.coordinator.put(dict.fromkeys(facts)))
+        self.assertTrue(await self.coordinator.put(dict.fromkeys(facts)))
         self.assertEqual({}, dict(self.coordinator.facts))
 
     async def test_stop(self) -> None:

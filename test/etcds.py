@@ -161,7 +161,8 @@ class Etcds:
         member = self.members[number]
         if self._runs:
             probe = f"exec 3<>/dev/tcp/{member.address}/{member.port}"
-            return subprocess.run(self._runs[number](["bash", "-c", probe]), check=False, capture_output=True).returncode == 0
+            there = self._runs[number](["bash", "-c", probe])
+            return subprocess.run(there, check=False, capture_output=True).returncode == 0
         if not member.url.startswith("http:"):
             with socket.socket() as probed:
                 return probed.connect_ex((member.address, member.port)) == 0

@@ -93,6 +93,7 @@ class EtcdCoordinator:
         """Begin to connect."""
         self._peer = peer
         self._running = Deferred.fromCoroutine(self._run())
+        self._running.addErrback(lambda failure: failure.trap(CancelledError))
 
     def stop(self) -> Deferred[None]:
         """Give the lease back, if etcd can be asked, and disconnect."""
@@ -185,17 +186,19 @@ class EtcdCoordinator:
     async def _run(self) -> None:
         """Agree by one member of etcd after the other."""
         try:
-            while self._peer is not None:
+            while True:
                 try:
                     await self._stay()
                 except CutOff as error:
                     self._failed(str(error))
                 except CancelledError:
                     raise
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001
                     # A fault of ours or of etcd's; but a node that has given up would stay apart for ever.
                     self.log.failure("agreeing by etcd failed")
                     self._failed(repr(error))
+                if self._peer is None:
+                    return
                 if self._stream is not None:
                     self._stream.stop()
                 if self._gateway.next():
@@ -219,7 +222,7 @@ class EtcdCoordinator:
         known = await self._learn()
         self._stream = await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
         self._join()
-        while True:
+        while self._peer is not None:  # who may stop us when it is told
             if self._broken is None:
                 await self._pause(self._session.every)
             if self._broken is not None:

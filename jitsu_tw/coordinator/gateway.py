@@ -11,15 +11,15 @@ import json
 import math
 import re
 import socket
-from collections.abc import Coroutine  # noqa: TC003
+from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL.SSL import Error as SSLError
+from OpenSSL.crypto import Error as CryptoError
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import (
     Certificate,
@@ -37,7 +37,7 @@ from zope.interface import implementer
 from jitsu_tw.errors import ConfigError, CutOff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from twisted.internet.interfaces import IProtocol, IProtocolFactory
@@ -55,8 +55,11 @@ STALE: Final = (
     "etcdserver: user name is empty",
 )
 
+Headers = Mapping[bytes | str, bytes | str]
+NO_HEADERS: Final[Headers] = {}
+
 #: Has etcd end a watch whose member has lost its leader (etcd's clientv3.WithRequireLeader).
-REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
+REQUIRE_LEADER: Final[Headers] = {"Grpc-Metadata-hasleader": "true"}
 
 #: So many connections to a member are kept for what comes next.
 AT_ONCE: Final = 16
@@ -203,6 +206,12 @@ class Stream:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.end(CutOff(f"{self._url} does not talk as etcd does: {error!r}"))
 
+    def over(self, reason: CutOff) -> None:
+        """Hear that the connection has ended; etcd's last line has no end."""
+        if self._rest.strip() and not self._over:
+            self._line(self._rest)
+        self.end(reason)
+
     def end(self, reason: CutOff) -> None:
         """Take no more, because of *reason*."""
         if self._over:
@@ -326,11 +335,11 @@ class Gateway:
 
     async def _stream(self, url: str, request: Mapping[str, Any], stream: Stream) -> None:
         response = await self._send(url, "watch", {"create_request": request}, REQUIRE_LEADER)
-        response.collect(stream.data).addBoth(lambda why: stream.end(CutOff(f"{url}: {_words(why)}")))
+        response.collect(stream.data).addBoth(lambda why: stream.over(CutOff(f"{url}: {_words(why)}")))
         await stream.begun
 
-    def _send(self, url: str, call: str, body: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Any:
-        headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **(more or {})}
+    def _send(self, url: str, call: str, body: Mapping[str, Any], more: Headers = NO_HEADERS) -> Any:
+        headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **more}
         if self._token is not None and call != "auth/authenticate":
             headers["Authorization"] = self._token
         return self._client.post(f"{url}/v3/{call}", data=json.dumps(body).encode(), headers=headers, unbuffered=True)
@@ -345,16 +354,16 @@ class Gateway:
         self._asking.add(answer)
         answer.addBoth(self._asked, answer)
         try:
-            return await answer.addTimeout(self.patience, self._reactor)
+            return await answer.addTimeout(self.patience, self._reactor, partial(self._late, url))
         except CutOff:
             raise
-        except NoAnswer as error:
-            raise CutOff(f"{url}: no answer within {self.patience:.1f} s") from error
-        except CancelledError as error:
-            raise CutOff(f"{url}: given up, as others had no answer") from error
         except Exception as error:
             # Connections break in many ways, and Twisted, treq and OpenSSL have an exception for each.
             raise CutOff(f"{url}: {_words(error)}") from error
+
+    @staticmethod
+    def _late(url: str, result: Any, seconds: float) -> Any:  # noqa: ARG004
+        raise CutOff(f"{url}: no answer within {seconds:.1f} s")
 
     def _asked(self, result: Any, answer: Deferred[Any]) -> Any:
         self._asking.discard(answer)
@@ -373,6 +382,8 @@ def _words(error: Any) -> str:
     """Return why a connection failed, for people."""
     if isinstance(error, Failure):
         error = error.value
+    if isinstance(error, CancelledError):
+        return "given up, as others had no answer"
     reasons = getattr(error, "reasons", None)
     if reasons:
         return _words(reasons[0])
@@ -381,15 +392,19 @@ def _words(error: Any) -> str:
 
 def _trust(path: Path) -> Any:
     try:
-        return trustRootFromCertificates([Certificate.loadPEM(pem) for pem in PEM.findall(path.read_bytes())])
-    except (OSError, SSLError) as error:
+        found = [Certificate.loadPEM(pem) for pem in PEM.findall(path.read_bytes())]
+    except (OSError, CryptoError) as error:
         raise ConfigError(f"no certificates can be read there: {_words(error)}", path) from error
+    if not found:
+        raise ConfigError("no certificates are there, in PEM", path)
+    return trustRootFromCertificates(found)
 
 
 def _identity(certificate: Path, key: Path) -> PrivateCertificate:
     try:
         both = certificate.read_bytes() + b"\n" + key.read_bytes()
         loaded: PrivateCertificate = PrivateCertificate.loadPEM(both)
-    except (OSError, SSLError) as error:
-        raise ConfigError(f"no certificate and key can be read there and in {key}: {_words(error)}", certificate) from error
+    except (OSError, CryptoError) as error:
+        message = f"no certificate and key can be read there and in {key}: {_words(error)}"
+        raise ConfigError(message, certificate) from error
     return loaded
