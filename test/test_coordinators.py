@@ -434,7 +434,7 @@ class LossTests(EtcdCase):
         etcds = self.etcds(("127.0.0.1",) * 3)
         leader = etcds.leader()
         urls = etcds.urls[leader:] + etcds.urls[:leader]
-        node, other = await self.node(*urls, ttl=4), await self.node(*urls[1:], ttl=4)
+        node, other = await self.node(*urls, ttl=3), await self.node(*urls[1:], ttl=3)
         await node.claim("a", "1")
         await node.put({"b": "1"})
         etcds.kill(leader)
@@ -498,7 +498,7 @@ class IdentityTests(EtcdCase):
         etcds.ask(0, "auth/enable")
         node = await self.node(*etcds.urls, user="root", password=SECRET, ttl=3)
         self.assertTrue(await node.claim("a", "1"))
-        node._gateway._token += "1"
+        node._gateway._token = f"x{node._gateway._token}"
         self.assertTrue(await node.put({"a": "2", "b": "1"}, holding="a"))
         self.assertEqual({"a": "2", "b": "1"}, node.facts)
         logged = self.logged()

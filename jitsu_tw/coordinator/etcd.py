@@ -20,7 +20,7 @@ from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway, Refused, Stream
+from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway, Stream
 from jitsu_tw.coordinator.kv import Keys, Mirror, revision
 from jitsu_tw.coordinator.session import Session, boottime
 from jitsu_tw.errors import CutOff
@@ -140,10 +140,8 @@ class EtcdCoordinator:
         """Do it, and wait until the watch has told what it did; say whether its conditions held."""
         try:
             answer = await self._turns.run(lambda: Deferred.fromCoroutine(self._gateway.ask("kv/txn", transaction)))
-        except Refused:
-            raise
         except CutOff:
-            self._wake()  # to see whether etcd can be asked at all
+            self._wake()  # to see whether etcd can be asked at all, and knows our lease
             raise
         await self._reached(revision(answer))
         return bool(answer.get("succeeded"))

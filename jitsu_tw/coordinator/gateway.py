@@ -8,39 +8,20 @@ object a line for as long as the connection lasts.
 from __future__ import annotations
 
 import json
-import math
-import re
-import socket
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL.crypto import Error as CryptoError
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.ssl import (
-    Certificate,
-    PrivateCertificate,
-    optionsForClientTLS,
-    platformTrust,
-    trustRootFromCertificates,
-)
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
+from twisted.internet.defer import Deferred
+from twisted.web.client import Agent, HTTPConnectionPool
 
-from jitsu_tw.errors import ConfigError, CutOff
+from jitsu_tw.coordinator.connections import Connections, words
+from jitsu_tw.errors import CutOff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from pathlib import Path
-
-    from twisted.internet.interfaces import IProtocol, IProtocolFactory
 
     from jitsu_tw.settings import Cluster
 
@@ -64,12 +45,6 @@ REQUIRE_LEADER: Final[Headers] = {"Grpc-Metadata-hasleader": "true"}
 #: So many connections to a member are kept for what comes next.
 AT_ONCE: Final = 16
 
-#: So often, a second apart, the kernel asks a silent connection's other end whether it is there.
-KEEPALIVES: Final = 3
-
-#: A certificate in a PEM file (RFC 7468).
-PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
-
 
 class Refused(CutOff):
     """
@@ -84,86 +59,6 @@ class Refused(CutOff):
         """Say who refuses."""
         super().__init__(f"{url}: {said}")
         self.code, self.said = code, said
-
-
-@implementer(IAgentEndpointFactory)
-class Connections:
-    """Makes connections, and can end them all."""
-
-    def __init__(self, cluster: Cluster, reactor: Any, patience: float) -> None:
-        """Read the certificates. Seconds of *patience* are for the making of a connection."""
-        self._reactor, self.patience = reactor, patience
-        self._trust = _trust(cluster.ca) if cluster.ca else platformTrust()
-        self._identity = _identity(cluster.cert, cluster.key) if cluster.cert and cluster.key else None
-        self.open: set[ProtocolWrapper] = set()
-        self._waiting: list[Deferred[None]] = []
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
-        """Return what connects to *uri*."""
-        endpoint: IStreamClientEndpoint = _Kept(
-            HostnameEndpoint(self._reactor, uri.host, uri.port, self.patience), self
-        )
-        if uri.scheme != b"https":
-            return endpoint
-        options = optionsForClientTLS(uri.host.decode(), self._trust, self._identity)
-        wrapped: IStreamClientEndpoint = wrapClientTLS(options, endpoint)
-        return wrapped
-
-    def ended(self, connection: ProtocolWrapper) -> None:
-        """Hear that one has ended."""
-        self.open.discard(connection)
-        if not self.open:
-            waiting, self._waiting = self._waiting, []
-            for deferred in waiting:
-                deferred.callback(None)
-
-    def abort(self) -> Deferred[None]:
-        """End them all; fire when there is none."""
-        if not self.open:
-            return succeed(None)
-        none: Deferred[None] = Deferred()
-        self._waiting.append(none)
-        for connection in list(self.open):
-            connection.abortConnection()
-        return none
-
-
-@implementer(IStreamClientEndpoint)
-class _Kept:
-    """An endpoint whose connections are kept in mind."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint, connections: Connections) -> None:
-        self._endpoint, self._connections = endpoint, connections
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect."""
-        connecting: Deferred[Any] = self._endpoint.connect(_Keeping(factory, self._connections))
-        return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
-
-
-class _Keeping(WrappingFactory):
-    """Keeps a connection in mind while it lasts."""
-
-    noisy = False
-
-    def __init__(self, factory: IProtocolFactory, connections: Connections) -> None:
-        super().__init__(factory)
-        self._connections = connections
-
-    def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has begun. A watch may be silent for long: the kernel looks whether the other end is there."""
-        super().registerProtocol(p)
-        self._connections.open.add(p)
-        handle = p.getHandle()
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(self._connections.patience))
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVES)
-
-    def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has ended."""
-        super().unregisterProtocol(p)
-        self._connections.ended(p)
 
 
 class Stream:
@@ -267,6 +162,7 @@ class Gateway:
     def next(self) -> bool:
         """Leave this member for the next; say whether that one begins a new round."""
         self._leave()
+        self._token = None
         self._at = (self._at + 1) % len(self._urls)
         return self._at == 0
 
@@ -326,7 +222,11 @@ class Gateway:
         self, request: Mapping[str, Any], told: Callable[[Mapping[str, Any]], None], ended: Callable[[CutOff], None]
     ) -> Stream:
         stream = Stream(self.url, told, ended)
-        await self._patiently(self._stream(self.url, request, stream))
+        try:
+            await self._patiently(self._stream(self.url, request, stream))
+        except CutOff:
+            stream.stop()
+            raise
         return stream
 
     async def _post(self, url: str, call: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
@@ -335,7 +235,7 @@ class Gateway:
 
     async def _stream(self, url: str, request: Mapping[str, Any], stream: Stream) -> None:
         response = await self._send(url, "watch", {"create_request": request}, REQUIRE_LEADER)
-        response.collect(stream.data).addBoth(lambda why: stream.over(CutOff(f"{url}: {_words(why)}")))
+        response.collect(stream.data).addBoth(lambda why: stream.over(CutOff(f"{url}: {words(why)}")))
         await stream.begun
 
     def _send(self, url: str, call: str, body: Mapping[str, Any], more: Headers = NO_HEADERS) -> Any:
@@ -359,7 +259,7 @@ class Gateway:
             raise
         except Exception as error:
             # Connections break in many ways, and Twisted, treq and OpenSSL have an exception for each.
-            raise CutOff(f"{url}: {_words(error)}") from error
+            raise CutOff(f"{url}: {words(error)}") from error
 
     @staticmethod
     def _late(url: str, result: Any, seconds: float) -> Any:  # noqa: ARG004
@@ -376,35 +276,3 @@ def _refused(url: str, said: Mapping[str, Any]) -> Refused:
     inner = error if isinstance(error, dict) else said
     words = inner.get("message") or inner.get("error") or "it says no, and not why"
     return Refused(url, int(inner.get("code") or inner.get("grpc_code") or 0), str(words))
-
-
-def _words(error: Any) -> str:
-    """Return why a connection failed, for people."""
-    if isinstance(error, Failure):
-        error = error.value
-    if isinstance(error, CancelledError):
-        return "given up, as others had no answer"
-    reasons = getattr(error, "reasons", None)
-    if reasons:
-        return _words(reasons[0])
-    return str(error) or type(error).__name__ if error is not None else "the answer has ended"
-
-
-def _trust(path: Path) -> Any:
-    try:
-        found = [Certificate.loadPEM(pem) for pem in PEM.findall(path.read_bytes())]
-    except (OSError, CryptoError) as error:
-        raise ConfigError(f"no certificates can be read there: {_words(error)}", path) from error
-    if not found:
-        raise ConfigError("no certificates are there, in PEM", path)
-    return trustRootFromCertificates(found)
-
-
-def _identity(certificate: Path, key: Path) -> PrivateCertificate:
-    try:
-        both = certificate.read_bytes() + b"\n" + key.read_bytes()
-        loaded: PrivateCertificate = PrivateCertificate.loadPEM(both)
-    except (OSError, CryptoError) as error:
-        message = f"no certificate and key can be read there and in {key}: {_words(error)}"
-        raise ConfigError(message, certificate) from error
-    return loaded
