@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import attrs
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from jitsu_tw.coordinator import coordinator_for, kv
 from jitsu_tw.coordinator.etcd import EtcdCoordinator
-from jitsu_tw.coordinator.gateway import Gateway
+from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway
 from jitsu_tw.coordinator.kv import Fact, Keys, Mirror
 from jitsu_tw.coordinator.local import LocalCoordinator
 from jitsu_tw.coordinator.session import Session, boottime
@@ -62,20 +62,21 @@ class Forwarder(ProxyFactory):
 
     noisy = False
 
-    def __init__(self, port: int) -> None:
-        """Lead to a *port* on loopback."""
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+        """Lead from an *address* of loopback's to a *port* there."""
         super().__init__("127.0.0.1", port)
         self.protocol = _Forwarding
         self.deaf = False
         self.open: set[_Forwarding] = set()
-        self.listen = free_port()
+        self.address, self.listen = address, free_port()
         self._listening: Any = None
         self.mend()
 
     @property
     def url(self) -> str:
         """Where it begins."""
-        return f"http://127.0.0.1:{self.listen}"
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.listen}"
 
     def silence(self) -> None:
         """Take everything from now on, and pass on nothing, as a network does that is down."""
@@ -100,7 +101,7 @@ class Forwarder(ProxyFactory):
             end.transport.abortConnection()
         if self._listening is None:
             factory: Any = self
-            self._listening = reactor.listenTCP(self.listen, factory, interface="127.0.0.1")
+            self._listening = reactor.listenTCP(self.listen, factory, interface=self.address)
 
 
 class _Forwarding(ProxyServer):
@@ -185,9 +186,9 @@ class EtcdCase(TestCase):
             await coordinator.peer.until(lambda: coordinator.peer.joins)
         return coordinator
 
-    def forwarder(self, port: int | None = None) -> Forwarder:
+    def forwarder(self, port: int | None = None, **options: Any) -> Forwarder:
         """Return a way to the shared etcd, or to another."""
-        forwarder = Forwarder(port or shared().members[0].port)
+        forwarder = Forwarder(port or shared().members[0].port, **options)
 
         async def end() -> None:
             await forwarder.cut()
@@ -273,6 +274,21 @@ class SharingTests(EtcdCase):
         self.assertFalse(await first.put({"b": "1"}, holding="a"))
         self.assertTrue(await second.put({"b": "2"}, holding="a"))
 
+    async def test_given_up_and_claimed(self) -> None:
+        """Who claims what is just being given up gets it anew, after that; it is another's if that one is quicker."""
+        first, second = await self.node(), await self.node()
+        for number in range(20):
+            await first.claim("a", "1")
+            giving, again = first.put({"a": None}), first.claim("a", "2")
+            other = second.claim("a", "3") if number % 2 else succeed(False)  # noqa: FBT003
+            self.assertFalse(first.holds("a"))
+            gave, ours, theirs = await gatherResults([giving, again, other])
+            self.assertTrue(gave)
+            self.assertEqual(1, ours + theirs)
+            self.assertEqual((ours, theirs), (first.holds("a"), second.holds("a")))
+            self.assertEqual("2" if ours else "3", first.facts["a"])
+            await (first if ours else second).put({"a": None})
+
     async def test_not_given_up(self) -> None:
         """A claim that was to be given up, but for want of another was not, is held."""
         node = await self.node()
@@ -305,6 +321,36 @@ class SharingTests(EtcdCase):
         self.assertTrue(await node.put({"a": "1"}))
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.assertEqual({"a": "1"}, node.facts)
+
+
+    async def test_ipv6(self) -> None:
+        """An etcd may have an IPv6 address, and its URL a slash at its end."""
+        node = await self.node(f"{self.forwarder(address='::1').url}/")
+        self.assertTrue(await node.claim("a", "1"))
+
+    async def test_many_at_once(self) -> None:
+        """Hundreds of claims at once are all made, over a few connections, and the lease is renewed meanwhile."""
+        way = self.forwarder()
+        node = await self.node(way.url)
+        got = await gatherResults([node.claim(f"claims/{number}", "") for number in range(500)])
+        self.assertTrue(all(got))
+        self.assertLessEqual(len(way.open), AT_ONCE + 2)
+        self.assertEqual(["joined"], node.peer.story)
+
+    async def test_stopped_when_told(self) -> None:
+        """A peer may stop the node when it is told that it has joined, or of a fact, and hears no more."""
+        first = await self.node()
+        await first.put({"a": "1", "b": "1"})
+        second = await self.node(join=False)
+        second.peer.told = lambda *_: second.stop()
+        await self.until(lambda: second.facts)
+        await second.stop()
+        third = await self.node(join=False)
+        third.peer.joined = third.stop
+        await self.until(lambda: third.facts)
+        await third.stop()
+        self.assertEqual(([], []), (second.peer.story, third.peer.story))
+        self.assertEqual(2, len(third.peer.changes))
 
 
 class LossTests(EtcdCase):

@@ -24,7 +24,6 @@ from twisted.internet.ssl import (
 )
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from twisted.internet.interfaces import IProtocol, IProtocolFactory
+    from twisted.web.client import URI
 
     from jitsu_tw.settings import Cluster
 

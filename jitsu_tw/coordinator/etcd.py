@@ -68,6 +68,7 @@ class EtcdCoordinator:
         self._session = Session(self._gateway, self._keys, cluster.ttl, now)
         self._mirror = Mirror()
         self._released: set[str] = set()  # claims of ours that we remove, or have tried to
+        self._releasing: dict[str, list[Deferred[None]]] = {}  # of those, what is being removed: who waits for it
         self._backoff = backoffPolicy(*BACK_OFF, jitter=lambda: 0.0)
         self._peer: IPeer | None = None
         self._joined = False
@@ -114,21 +115,35 @@ class EtcdCoordinator:
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
         """Change facts."""
-        return Deferred.fromCoroutine(self._put(dict(facts), holding))
+        released = {key for key, value in facts.items() if value is None and self._is_ours(key)}
+        # Somebody else may have these before the watch tells us that they are gone.
+        self._released |= released
+        for key in released:
+            self._releasing.setdefault(key, [])
+        putting = Deferred.fromCoroutine(self._put(dict(facts), holding, released))
+        return putting.addBoth(self._put_is_done, released)
+
+    def _put_is_done(self, result: Any, released: Iterable[str]) -> Any:
+        """Let those go on who want to claim what was removed."""
+        for key in released:
+            for waiting in self._releasing.pop(key, ()):
+                waiting.callback(None)
+        return result
 
     # Transactions.
 
     async def _claim(self, key: str, value: str) -> bool:
+        if key in self._releasing:
+            waiting: Deferred[None] = Deferred()
+            self._releasing[key].append(waiting)
+            await waiting
         await self._commit(self._keys.claim(key, value, self._lease()))
         self._released.discard(key)
         return self._is_ours(key)
 
-    async def _put(self, facts: Mapping[str, str | None], holding: str) -> bool:
+    async def _put(self, facts: Mapping[str, str | None], holding: str, released: set[str]) -> bool:
         lease = self._lease()
         ours = {key for key in facts if self._is_ours(key)}
-        released = {key for key in ours if facts[key] is None}
-        # Somebody else may have these before the watch tells us that they are gone.
-        self._released |= released
         for transaction in self._keys.puts(facts, ours, lease, holding):
             if not await self._commit(transaction):
                 self._released -= released

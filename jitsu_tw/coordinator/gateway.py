@@ -13,6 +13,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
 from twisted.web.client import Agent, HTTPConnectionPool
@@ -120,6 +121,14 @@ class Stream:
     def stop(self) -> None:
         """Take no more, and tell nobody."""
         self._over = True
+
+
+class _AsItIs(EncodedURL):
+    """A URL that is written as it was read: hyperlink would take an IPv6 address for a name, and refuse it."""
+
+    def to_uri(self) -> EncodedURL:
+        """Return itself."""
+        return self
 
 
 class Gateway:
@@ -242,7 +251,8 @@ class Gateway:
         headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **more}
         if self._token is not None and call != "auth/authenticate":
             headers["Authorization"] = self._token
-        return self._client.post(f"{url}/v3/{call}", data=json.dumps(body).encode(), headers=headers, unbuffered=True)
+        place = _AsItIs.from_text(f"{url}/v3/{call}")
+        return self._client.post(place, data=json.dumps(body).encode(), headers=headers, unbuffered=True)
 
     async def _patiently(self, asking: Coroutine[Any, Any, Any]) -> Any:
         """Await it, but not too long; whatever goes wrong is CutOff."""
