@@ -145,8 +145,8 @@ class PagesTests(SynchronousTestCase):
             said: Deferred[Any]
 
             @property
-            def standin(self) -> Any:
-                return self
+            def standins(self) -> dict[str, Any]:
+                return {"": self}
 
             def status(self) -> Deferred[Any]:
                 return self.said

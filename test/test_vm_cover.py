@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
