@@ -34,6 +34,7 @@ from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import DOWN, Ownership
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
@@ -85,6 +86,7 @@ class Fleet:
         inventory: where the VMs are.
         sharing: whose they are, where several of us serve a zone.
         hosts: those that VMs with `host` are on; None if there are none.
+        moves: where they go, and who is drained.
         journal: what happened last, and why.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
@@ -127,7 +129,9 @@ class Fleet:
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
             self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
-            self.hosts.is_drained = lambda name: f"drained/hosts/{name}" in self.sharing.coordinator.facts
+        self.moves = Moves(self.hosts, self.machines, self.sharing)
+        if self.cover is not None:
+            self.moves.on_moved = self.cover.owner_is
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
@@ -527,6 +531,9 @@ class Fleet:
         room, _, name = key.partition("/")
         if room == "nodes" and value is None and self.cover is not None:
             self.cover.say_again()
+        if room == "drained":
+            what, _, name = name.partition("/")
+            self.moves.told(what, name, drained=value is not None)
         if room != "dead" or self.hosts is None:
             return
         if value is None:
@@ -543,7 +550,7 @@ class Fleet:
         if machine.state is State.OFF:
             machine.summon("its host is dead", insist=True).addErrback(lambda _: None)
 
-    def _asked(self, machine: Machine, what: Ask, _word: str) -> None:
+    def _asked(self, machine: Machine, what: Ask, word: str) -> None:
         """Do for another one of us what it has been asked for."""
         name = machine.vm.name
         if what is Ask.STOP:
@@ -552,6 +559,8 @@ class Fleet:
             self.hold_vm(name).addErrback(lambda _: None)
         elif what is Ask.RELEASE:
             self.release_vm(name)
+        else:
+            self.moves.asked(machine, word)
 
     def remembered(self) -> Deferred[None]:
         """Fire when the last start or stop is in the state."""
