@@ -151,7 +151,7 @@ class Branches:
 
     async def _take_all(self, names: Sequence[str]) -> None:
         for name in names:
-            await self.turn.run(lambda name=name: Deferred.fromCoroutine(self._take(name)))
+            await self.turn.run(self._take, name)
 
     async def _take(self, name: str) -> None:
         request = await self._store.request(name)

@@ -204,6 +204,9 @@ def _settings(top: Sayings, said_vms: list[Sayings]) -> tuple[Settings, Zones]:
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
     _check_control(values, top)
+    if "remote" in values and "persistdb" not in values:
+        message = "what is shared is kept in the state; say where that is, with persistdb"
+        raise top["remote"][0].wrong("remote", message)
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import platform
 import signal
 import socket
 import sys
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from jitsu_tw.branches import Branches
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
+    from jitsu_tw.sharing import Sharing
     from jitsu_tw.store.git import GitStore
 
 
@@ -78,6 +80,7 @@ class Options(usage.Options):
         ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
         ("synjitsu", None, None, "Where Synjitsu listens."),
         ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
+        ("remote", None, None, "The bare git repository that several Jitsus share their configuration by. [none]"),
         ("control", None, None, "Where jitsuctl connects: host:port, unix:PATH, ssl:..., or off. [127.0.0.1:8053]"),
         ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
     )
@@ -130,11 +133,14 @@ class JitsuService(Service):
         self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor))
         self._running = Running(self.fleet, zones, self._changed)
         self._branches: Branches | None = None
+        self.sharing: Sharing | None = None
         if settings.persistdb is not None:
             from jitsu_tw.branches import Branches  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
             self._branches = Branches(settings, store, self.fleet, zones, self._running, reactor)
+            if settings.remote is not None:
+                self.sharing = self._share(settings.remote, store, self._branches)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -155,6 +161,14 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
         )
         self._ports: list[Any] = []
+
+    def _share(self, url: str, store: GitStore, branches: Branches) -> Sharing:
+        from jitsu_tw.sharing import Sharing  # noqa: PLC0415
+        from jitsu_tw.store.remote import Remote  # noqa: PLC0415
+
+        node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
+        remote = Remote(url, store.path, self._reactor)
+        return Sharing(store, branches, self._running, self.fleet, remote, node, self._reactor)
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
@@ -260,6 +274,8 @@ class JitsuService(Service):
         self.fleet.start(remembered)
         if self._branches is not None:
             self._branches.start()
+        if self.sharing is not None:
+            self.sharing.start()
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
@@ -307,6 +323,8 @@ class JitsuService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        if self.sharing is not None:
+            await self.sharing.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()
