@@ -9,13 +9,14 @@ is `remote`, and what the values mean others say (`sharing`).
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import pygit2
 
 from jitsu_tw.store.history import FAULTS, files, subtree
-from jitsu_tw.store.layout import VMS, difference, in_words, origin_path
+from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
 from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from jitsu_tw.store.history import History
     from jitsu_tw.store.merge import Settled
     from jitsu_tw.store.requests import Requests
+
+    #: What VMs were and are, by uuid.
+    Sides = Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]
 
 #: What was fetched last.
 FETCHED: Final = "refs/jitsu/fetched"
@@ -37,6 +41,9 @@ ASIDE: Final = "refs/jitsu/aside/"
 
 #: The shared branch, and what was put aside, where they are shared.
 THERE: Final = "refs/heads/main"
+
+#: So many commits are looked at for the one that has removed a VM.
+MOST_LOOKED_AT: Final = 100
 
 #: A message says so many subjects of what came.
 MOST_SUBJECTS: Final = 10
@@ -186,7 +193,7 @@ class Shared:
             wanted = {f"{VMS}/{uuid}/{path}": value for path, value in one.ours.items()}
             have = {f"{VMS}/{uuid}/{path}": value for path, value in one.theirs.items()}
             changes |= difference(have, wanted, (uuid,))
-        from_ = self._from(aside)
+        from_ = self._from(aside, _asked(history.head, aside))
         lines = [f"{VMS}/{uuid}: {reason}" for uuid, reason in sorted(aside.items())]
         message = f"Rejected: {from_} came second\n\n" + "\n".join([*lines, "What others had shared before holds.", ""])
         commit = history.make(history.tree(theirs.tree, changes), [theirs.id], message, self._signature())
@@ -195,11 +202,9 @@ class Shared:
         history.move(ASIDE + name, commit)
         self._requests.put_aside(name, commit)
 
-    def _from(self, uuids: Iterable[str]) -> str:
-        """Return where these VMs are from as they are now: the request, or our own configuration."""
-        head = self._history.head
-        origins = files(subtree(head.tree, "jitsu/origin")) if head is not None else {}
-        found = {origins.get(uuid, "") for uuid in uuids}
+    def _from(self, uuids: Iterable[str], asked: Mapping[str, str]) -> str:
+        """Return where these VMs are from as they are now: the one request, or our own configuration."""
+        found = {asked.get(uuid, "") for uuid in uuids}
         one = found.pop() if len(found) == 1 else ""
         return one if one.startswith("request/") else f"the configuration of {self._node}"
 
@@ -228,29 +233,29 @@ class Shared:
             sides = {uuid: (was, now) for uuid, (was, now) in sides.items() if was != now}
             if not sides:
                 return asides
+            asked = _asked(head, sides)
             commit = history.make(
-                history.tree(base.tree if base is not None else None, self._offered(sides)),
-                [base.id] if base is not None else [], self._message(sides), self._signature(),
+                history.tree(base.tree if base is not None else None, self._offered(sides, asked)),
+                [base.id] if base is not None else [], self._message(sides, asked), self._signature(),
             )  # fmt: skip
             history.move(OFFER, commit)
             return {OFFER: THERE, **asides}
 
-    def _offered(self, sides: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]) -> dict[str, str | None]:
+    def _offered(self, sides: Sides, asked: Mapping[str, str]) -> dict[str, str | None]:
         changes: dict[str, str | None] = {}
         for uuid, (was, now) in sides.items():
             have = {f"{VMS}/{uuid}/{path}": value for path, value in was.items()}
             wanted = {f"{VMS}/{uuid}/{path}": value for path, value in now.items()}
             changes |= difference(have, wanted, (uuid,))
-            if now or was:
-                changes[origin_path(uuid)] = self._from((uuid,)) if now else None
+            changes[origin_path(uuid)] = self._from((uuid,), asked) if now else None
         return changes
 
-    def _message(self, sides: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]) -> str:
+    def _message(self, sides: Sides, asked: Mapping[str, str]) -> str:
         names: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         for uuid, (was, now) in sides.items():
             how = "added" if not was else "removed" if not now else "changed"
             names[how].append((was or now).get("config/name/0", uuid))
-        return f"From {self._from(sides)}\n\n" + "".join(in_words(how, listed) for how, listed in names.items())
+        return f"From {self._from(sides, asked)}\n\n" + "".join(in_words(how, listed) for how, listed in names.items())
 
     def shared(self, pushed: Iterable[str]) -> str:
         """
@@ -279,6 +284,26 @@ def _vms(commit: pygit2.Commit | None) -> pygit2.Oid | None:
 def _files(entry: pygit2.Object | None) -> dict[str, str]:
     """Return the files of a VM's folder."""
     return files(entry if isinstance(entry, pygit2.Tree) else None)
+
+
+def _asked(head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
+    """Return where VMs are from as they are in *head*, or are no more; "" where nobody has asked for that."""
+    if head is None:
+        return {}
+    there = entries(head.tree)
+    found = files(subtree(head.tree, "jitsu/origin"))
+    gone = [uuid for uuid in uuids if uuid not in there]
+    return found | {uuid: _removed_by(head, uuid) for uuid in gone[:MOST_NAMED]}
+
+
+def _removed_by(head: pygit2.Commit, uuid: str) -> str:
+    """Return the request that has removed a VM; "" if it was none, or long ago."""
+    for _ in range(MOST_LOOKED_AT):
+        if not head.parent_ids or uuid in entries(head.parents[0].tree):
+            break
+        head = head.parents[0]
+    found = re.match(r"Merge (request/[^:]*):.*\nasked for by ([^\n]*)\n$", head.message, re.DOTALL)
+    return f"{found[1]} of {found[2]}" if found else ""
 
 
 def _is_read(uuid: str, entry: pygit2.Object | None) -> bool:
