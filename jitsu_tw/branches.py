@@ -234,6 +234,9 @@ class Branches:
             uuids[vm.name] = uuid
             if guest and known is not None:
                 self._check_names(known.vm, vm)
+        for vm in come:
+            if vm.name in go:
+                raise ConfigError("is the name of a VM that goes; add it when that is gone", vm.place[0], key=vm.name)
         step = Step(tuple(come), tuple(become), tuple(go))
         self._check_together(step, saids)
         self._running.check(step)

@@ -182,9 +182,10 @@ class Sharing:
                 return
             if behind:
                 await self._fetch()
-                if not await self._branches.turn.run(self._take):
+                while not await self._branches.turn.run(self._take):
                     await self._rest(PAUSE, deaf=True)
-                    continue
+                    if self._ended:
+                        return
             branches = await self._shared.offer()
             if not branches:
                 return
@@ -206,7 +207,7 @@ class Sharing:
             await self._shared.none()
 
     async def _take(self) -> bool:
-        """Merge and apply what was fetched; say whether that could be done now."""
+        """Merge and apply what was fetched; say whether that could be done now: a VM may have to leave first."""
         news = await self._shared.news(self._left)
         if self._running.leaving & {files.get(NAME) for one in news.vms.values() for files in (one.ours, one.theirs)}:
             return False

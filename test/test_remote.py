@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
 from twisted.internet import reactor as default_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -27,10 +30,11 @@ from jitsu_tw.store.history import MAIN, files
 from jitsu_tw.store.merge import Meeting, meet, settle
 from jitsu_tw.store.remote import Remote
 from jitsu_tw.store.requests import ASKED, REJECTED, SHARED
-from jitsu_tw.store.shared import ASIDE
+from jitsu_tw.store.shared import ASIDE, OFFER
 from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from test.test_store_history import QUICK
+from test.test_tap import ProcessTestCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -176,7 +180,7 @@ class NodesTestCase(TestCase):
         node.tells = self.told
         self.nodes.append(node)
         node.begin(*(pairs or FILE))
-        self.addCleanup(lambda: node.end())
+        self.addCleanup(node.end)
         return node
 
     def told(self, by: Node, commit: str) -> None:
@@ -217,17 +221,23 @@ class SharedTests(NodesTestCase):
         """What one node merges, all run within two seconds of the push: values, a VM that is new, one that goes."""
         nodes = [self.node(), self.node(), self.node()]
         await self.agreed()
-        for number, (changes, condition) in enumerate((
-            ({TTL: "5"}, lambda node: node.runs()["www"] == ("10.0.0.1", 5)),
-            (new(NEW, "new", "10.0.0.3"), lambda node: node.runs().get("new") == ("10.0.0.3", 5)),
-            (gone(DB), lambda node: "db" not in node.runs()),
-            (gone(NEW), lambda node: "new" not in node.runs()),
-        )):
+        www, db, made = {"www": ("10.0.0.1", 5)}, {"db": ("10.0.0.2", 60)}, {"new": ("10.0.0.3", 5)}
+        cases: tuple[tuple[dict[str, str | None], dict[str, tuple[str, int]]], ...] = (
+            ({TTL: "5"}, {**www, **db}),
+            (new(NEW, "new", "10.0.0.3"), {**www, **db, **made}),
+            (gone(DB), {**www, **made}),
+            (gone(NEW), www),
+        )
+        for number, (changes, wanted) in enumerate(cases):
             nodes[number % 3].ask(changes, f"r{number}")
-            took = await self.until(lambda condition=condition: all(condition(node) for node in nodes))
+            took = await self.until(partial(self._all_run, nodes, wanted))
             self.assertLess(took, 2.0)
         await self.agreed()
         self.assertEqual({}, rejected(self.hub))
+
+    @staticmethod
+    def _all_run(nodes: list[Node], wanted: dict[str, tuple[str, int]]) -> bool:
+        return all(node.runs() == wanted for node in nodes)
 
     async def test_origin(self) -> None:
         """Each node knows who asked for what, and the shared history holds the configuration only, and says that."""
@@ -248,7 +258,8 @@ class SharedTests(NodesTestCase):
         await self.agreed()
         for number, node in enumerate(nodes):
             for turn in range(3):
-                node.ask(new(f"{NEW[:-2]}{number + 1}{turn}", f"n{number}{turn}", f"10.0.{number + 1}.{turn}"), f"r{turn}")
+                uuid = f"{NEW[:-2]}{number + 1}{turn}"
+                node.ask(new(uuid, f"n{number}{turn}", f"10.0.{number + 1}.{turn}"), f"r{turn}")
         await self.until(lambda: all(len(node.runs()) == 11 for node in nodes))
         await self.agreed()
 
@@ -261,7 +272,7 @@ class SharedTests(NodesTestCase):
         await self.until(lambda: two.runs()["www"][1] == 5)
 
     async def test_files(self) -> None:
-        """VMs that only one node's file has are everybody's; where two files differ, the first that was shared holds."""
+        """VMs that only one file has are everybody's; where two files differ, what was shared first holds."""
         one = self.node()
         await self.agreed()
         two = self.node(f"dns=www.jitsu.test,ip=10.0.0.1,name=www,ttl=9,uuid={WWW}",
@@ -334,7 +345,7 @@ class ApartTests(NodesTestCase):
         self.assertEqual({}, rejected(self.hub) | one.rejected() | two.rejected())
 
     async def test_conflict(self) -> None:
-        """One value changed by both: what was shared first holds, the other is aside on both sides; the rest is kept."""
+        """One value changed by both: what was shared first holds, the other is aside on both sides; all else stays."""
         one, two = await self.both({TTL: "5"}, {TTL: "6", **new(NEW, "new", "10.0.0.3")})
         self.assertEqual({"www": ("10.0.0.1", 5), "db": ("10.0.0.2", 60), "new": ("10.0.0.3", 5)}, two.runs())
         self.assertEqual(two.runs(), one.runs())
@@ -370,17 +381,7 @@ class ApartTests(NodesTestCase):
 
     async def test_not_here(self) -> None:
         """What one node cannot run stays with the others, is tried again, and keeps nobody from sharing."""
-        one, two = self.node(), self.node()
-        one.zone.write_text(ZONE + "old 60 A 10.9.9.9\n")
-        two.zone.write_text(ZONE.replace("jitsu.test", "other.test"))
-        await self.agreed()
-        for node in (one, two):
-            await node.end()
-        one.zone.write_text(ZONE)
-        (self.folder / "more.zone").write_text(ZONE.replace("jitsu.test", "more.test"))
-        two.zone.write_text(ZONE)
-        one.begin(*FILE)
-        two.begin(*FILE)
+        one, two = await self.pair()
         self.patch(two.running, "check", self._picky(two.running.check))
         with capturedLogs() as log:
             one.ask({**new(NEW, "new", "10.0.0.3"), TTL: "5"})
@@ -408,6 +409,51 @@ class ApartTests(NodesTestCase):
 
         picky.able = False  # type: ignore[attr-defined]
         return picky
+
+    async def test_two_uuids(self) -> None:
+        """A VM that has another uuid with each node is two: each node runs its own, and says so."""
+        one = self.node()
+        await self.agreed()
+        two = self.node(f"dns=www.jitsu.test,ip=10.0.0.1,name=www,uuid={NEW}")
+        with capturedLogs() as log:
+            await self.until(lambda: "db" in two.runs())
+            await self.agreed()
+        self.assertEqual([WWW, NEW], [node.fleet.machines["www"].uuid for node in (one, two)])
+        self.assertEqual([[NEW], [WWW]], [list(node.sharing._left) for node in (one, two)])
+        self.assertEqual({}, rejected(self.hub))
+        said = [line for event in log if "www: what others share" in (line := formatEvent(event) or "")]
+        self.assertEqual(2, len(said), said)
+
+    async def test_at_random(self) -> None:
+        """Whatever three nodes are asked for, some of it while they cannot hear each other, they agree in the end."""
+        nodes = [self.node(), self.node(), self.node()]
+        await self.agreed()
+        chance = random.Random(8)
+        with capturedLogs() as log:
+            for turn in range(30):
+                self.quiet = turn % 10 > 5
+                uuid = chance.choice((WWW, DB, NEW, NEWER))
+                name, node = {WWW: "www", DB: "db", NEW: "new", NEWER: "newer"}[uuid], chance.choice(nodes)
+                changes = chance.choice((
+                    gone(uuid if uuid != WWW else DB),
+                    new(uuid, name, f"10.0.0.{chance.randrange(1, 6)}"),
+                    {f"jitsu/vm/{uuid}/ip": f"10.0.0.{chance.randrange(1, 6)}"},
+                ))  # fmt: skip
+                node.ask(changes, f"r{turn}")
+                await deferLater(reactor, chance.uniform(0, 0.3))
+            self.quiet = False
+            for node in nodes:
+                node.sharing.news()
+            await self.agreed()
+        self.assertEqual([nodes[0].runs()] * 3, [node.runs() for node in nodes])
+        self.assertEqual([{}, {}, {}], [node.sharing._left for node in nodes])
+        self.assertNotIn("unexpected", " ".join(formatEvent(event) or "" for event in log))
+        for node in nodes:
+            ours = {name for name in node.rejected() if f"-{node.name}-" in name}
+            await self.until(partial(self._has, ours))
+
+    def _has(self, names: set[str]) -> bool:
+        return names <= rejected(self.hub).keys()
 
     async def test_by_hand(self) -> None:
         """What somebody pushes to the shared branch is taken like all else; what is no VM in it is left alone."""
@@ -456,6 +502,20 @@ class KilledTests(NodesTestCase):
         await self.agreed()
         self.assertEqual((head, {}), (self.hub_head(), rejected(self.hub)))
 
+    async def test_not_heard(self) -> None:
+        """A push that arrived, though we were killed before we heard of it, was no other's."""
+        one = self.node()
+        await self.agreed()
+        await one.end()
+        references = pygit2.Repository(str(one.path)).references
+        references.create(OFFER, references[SHARED].target)
+        references.delete(SHARED)
+        pygit2.Repository(str(self.hub)).references.create(MAIN, commit(self.hub, {TTL: "7"}, MAIN), force=True)
+        one.begin(*FILE)
+        await self.until(lambda: one.runs().get("www") == ("10.0.0.1", 7))
+        await self.agreed()
+        self.assertEqual({}, one.rejected())
+
     async def test_aside(self) -> None:
         """What was put aside and not pushed is pushed."""
         one, two = await self.pair()
@@ -472,7 +532,7 @@ class TroubleTests(NodesTestCase):
     """A repository elsewhere that cannot be had."""
 
     async def test_away(self) -> None:
-        """While it is away, everything goes on, with one line at the beginning and one at the end; then it is shared."""
+        """While it is away, everything goes on, with a line at the beginning and one at the end; then it is shared."""
         self.patch(sharing, "AT_FIRST", 0.2)
         self.patch(sharing, "EVERY", 0.4)
         shutil.rmtree(self.hub)
@@ -486,8 +546,9 @@ class TroubleTests(NodesTestCase):
             await self.agreed()
             await self.until(lambda: not one.sharing.trouble)
         said = [line for event in log if "shared" in (line := formatEvent(event) or "")]
-        self.assertRegex(said[0], "not shared, but served: .*hub.git.*does not appear to be a git repository.*init --bare")
-        self.assertEqual([1, 1], [sum(words in line for line in said) for words in ("but served", "shared again")], said)
+        self.assertRegex(said[0], "not shared, but served: .*hub.git.*does not appear to be a git.*init --bare")
+        counts = [sum(words in line for line in said) for words in ("but served", "shared again")]
+        self.assertEqual([1, 1], counts, said)
 
     async def test_state(self) -> None:
         """Another Jitsu's state is refused by its hook, and the remedy is said."""
@@ -518,8 +579,6 @@ class TroubleTests(NodesTestCase):
 
     @staticmethod
     def _fetch(elsewhere: Remote) -> Any:
-        from twisted.internet.defer import Deferred  # noqa: PLC0415
-
         return Deferred.fromCoroutine(elsewhere.fetch("refs/heads/main", "refs/jitsu/fetched"))
 
     async def test_no_hooks_of_ours(self) -> None:
@@ -538,6 +597,31 @@ class TroubleTests(NodesTestCase):
         hook.chmod(0o755)
         one.ask({TTL: "6"})
         await self.until(lambda: "not today" in one.sharing.trouble)
+
+
+class ProgramTests(ProcessTestCase):
+    """The program, with ``remote`` in its file."""
+
+    def test_remote(self) -> None:
+        """It shares what its file says; what others have shared meanwhile, it serves from its start on."""
+        hub = self.folder / "hub.git"
+        pygit2.init_repository(str(hub), bare=True, initial_head="main")
+        said = f"persistdb: state.git\nremote: {hub}\nvms:\n"
+        said += f"  - {{name: www, dns: www.jitsu.test, ip: 10.0.0.1, ttl: 30, uuid: {WWW}}}\n"
+        process = self.serve("--zone", "jitsu.zone", configuration=said)
+        self._until(lambda: vms(hub, MAIN).get(TTL) == "30")
+        process.terminate()
+        process.wait(PATIENCE)
+        self.assertNotIn("Traceback", self.log())
+        pygit2.Repository(str(hub)).references.create(MAIN, commit(hub, {TTL: "7"}, MAIN), force=True)
+        self.serve("--zone", "jitsu.zone", configuration=said)
+        self._until(lambda: self.ask("www.jitsu.test").answer[0].ttl == 7)
+
+    def _until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            self.assertLess(time.monotonic(), end, self.log())
+            time.sleep(0.05)
 
 
 class MeetTests(SynchronousTestCase):
@@ -587,7 +671,8 @@ class SettleTests(SynchronousTestCase):
         second = "conflict: a: was '0', is '2' by now, should become '1'"
         for never, run, left, aside in (
             ((), {**theirs, **both, **conflict}, [], []),
-            ((("theirs", {"ip": "1"}), ("ours", {"ip": "2"})), {**theirs, **both, **conflict, "ours": {}}, [], ["ours"]),
+            ((("theirs", {"ip": "1"}), ("ours", {"ip": "2"})),
+             {**theirs, **both, **conflict, "ours": {}}, [], ["ours"]),
             ((("theirs", {"ip": "1"}),), {**both, **conflict}, ["theirs"], []),
             ((("both", {"a": "1", "b": "1"}),), {**theirs, **conflict, "both": {"a": "0", "b": "1"}}, [], ["both"]),
             ((("conflict", {"a": "2"}),), {**theirs, **both}, ["conflict"], []),

@@ -54,6 +54,7 @@ class Remote:
         """Nothing is done yet."""
         self.url, self._path, self._reactor = url, path, reactor
         self._running: _Git | None = None
+        self._ended = False
 
     async def fetch(self, theirs: str, ours: str) -> bool:
         """
@@ -87,7 +88,8 @@ class Remote:
         raise self._trouble(said)
 
     def stop(self) -> None:
-        """End what is under way."""
+        """End what is under way, and begin no more."""
+        self._ended = True
         if self._running is not None:
             self._running.end()
 
@@ -100,6 +102,9 @@ class Remote:
         program = shutil.which("git")
         if program is None:
             message = "git is not installed, so nothing is shared"
+            raise StoreError(message)
+        if self._ended:
+            message = "we end"
             raise StoreError(message)
         git = _Git(self._reactor)
         try:

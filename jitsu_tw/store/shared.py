@@ -76,7 +76,8 @@ class Shared:
 
     def __init__(self, history: History, requests: Requests, node: str) -> None:
         """Merge it into *history*, beside *requests*; *node* is what the others know us by."""
-        self._history, self._requests, self._node = history, requests, node
+        self._history, self._requests = history, requests
+        self._node = re.sub("[^A-Za-z0-9]+", "-", node).strip("-") or "jitsu"
 
     def ready(self) -> None:
         """Prepare for a fetch into `FETCHED`: what a killed one left is removed, so that no other is in the way."""
@@ -103,7 +104,9 @@ class Shared:
             StoreError: the state, or what was fetched, cannot be read.
         """
         with self._history.refused():
-            base, theirs = self._commit(SHARED), self._commit(FETCHED)
+            theirs = self._commit(FETCHED)
+            self._arrived(theirs)
+            base = self._commit(SHARED)
             head = self._history.head
             trees = [entries(commit.tree) if commit is not None else {} for commit in (base, head, theirs)]
             again = set(again)
@@ -115,7 +118,7 @@ class Shared:
                     continue
                 try:
                     check_folder(uuid, other)
-                    sides = [_files(tree) for tree in (was, ours, other)]
+                    sides = [_files(tree) for tree in (was if _is_read(uuid, was) else None, ours, other)]
                 except (RefusedError, *FAULTS) as error:
                     unread[uuid] = str(error)
                     continue
@@ -127,6 +130,14 @@ class Shared:
             origins = files(subtree(theirs.tree, "jitsu/origin")) if theirs is not None else {}
             return News(theirs.id if theirs is not None else None, _vms(head), vms, origins, unread,
                         self._words(base, theirs))
+
+    def _arrived(self, theirs: pygit2.Commit | None) -> None:
+        """Note that our last offer is shared, if it is: we may have been killed, or cut off, before we heard."""
+        offer = self._commit(OFFER)
+        if offer is None or theirs is None:
+            return
+        if offer.id == theirs.id or self._history.repository.descendant_of(theirs.id, offer.id):
+            self.shared([OFFER])
 
     def _words(self, base: pygit2.Commit | None, theirs: pygit2.Commit | None) -> tuple[str, ...]:
         """Return what the commits say that came, the oldest first."""
