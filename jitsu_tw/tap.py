@@ -80,7 +80,6 @@ class Options(usage.Options):
         ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
         ("synjitsu", None, None, "Where Synjitsu listens."),
         ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
-        ("remote", None, None, "The bare git repository that several Jitsus share their configuration by. [none]"),
         ("control", None, None, "Where jitsuctl connects: host:port, unix:PATH, ssl:..., or off. [127.0.0.1:8053]"),
         ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
     )

@@ -130,8 +130,8 @@ class Requests:
             head = self._history.head
         try:
             commit = repository[target].peel(pygit2.Commit)
-            author = _printable(f"{commit.author.name} <{commit.author.email}>")
-            subject = _printable(next(iter(commit.message.splitlines()), "").strip())
+            author = printable(f"{commit.author.name} <{commit.author.email}>")
+            subject = printable(next(iter(commit.message.splitlines()), "").strip())
         except FAULTS as error:
             return Request(name, target, refused=f"its commit cannot be read: {error}")
         try:
@@ -254,7 +254,7 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     return target
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return *text* as it may stand in a log and on a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 

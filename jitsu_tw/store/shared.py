@@ -18,7 +18,7 @@ import pygit2
 from jitsu_tw.store.history import FAULTS, files, subtree
 from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries
+from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -127,7 +127,7 @@ class Shared:
                     one = attrs.evolve(one, new=True)
                 if one.new or one.is_offered:
                     vms[uuid] = one
-            origins = files(subtree(theirs.tree, "jitsu/origin")) if theirs is not None else {}
+            origins = _origins(theirs, vms) if theirs is not None else {}
             return News(theirs.id if theirs is not None else None, _vms(head), vms, origins, unread,
                         self._words(base, theirs))
 
@@ -147,11 +147,14 @@ class Shared:
         walk.hide(base.id)
         found = []
         for commit in walk:
-            subject = next(iter(commit.message.splitlines()), "")
-            found.append(f"{commit.author.name}: {subject}")
+            try:
+                subject = next(iter(commit.message.splitlines()), "")
+                found.append(printable(f"{commit.author.name}: {subject}"))
+            except (LookupError, ValueError):
+                found.append("somebody: something that is no text")
             if len(found) == MOST_SUBJECTS:
                 break
-        return tuple("".join(one if one.isprintable() else "?" for one in line) for line in found[::-1])
+        return tuple(found[::-1])
 
     def take(self, news: News, settled: Settled, message: str) -> dict[str, str | None] | None:
         """
@@ -301,10 +304,19 @@ def _asked(head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
     """Return where VMs are from as they are in *head*, or are no more; "" where nobody has asked for that."""
     if head is None:
         return {}
+    uuids = tuple(uuids)
     there = entries(head.tree)
-    found = files(subtree(head.tree, "jitsu/origin"))
+    found = _origins(head, uuids)
     gone = [uuid for uuid in uuids if uuid not in there]
     return found | {uuid: _removed_by(head, uuid) for uuid in gone[:MOST_NAMED]}
+
+
+def _origins(commit: pygit2.Commit, uuids: Iterable[str]) -> dict[str, str]:
+    """Return where VMs are from, as *commit* has it."""
+    folder = subtree(commit.tree, "jitsu/origin")
+    found = {uuid: folder[uuid] for uuid in uuids if uuid in folder} if folder is not None else {}
+    return {uuid: printable(blob.data.decode(errors="replace").removesuffix("\n"))
+            for uuid, blob in found.items() if isinstance(blob, pygit2.Blob)}
 
 
 def _removed_by(head: pygit2.Commit, uuid: str) -> str:
