@@ -88,6 +88,7 @@ class Fleet:
         hosts: those that VMs with `host` are on; None if there are none.
         moves: where they go, and who is drained.
         journal: what happened last, and why.
+        on_news: called with the commit that the configuration which we share is now.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
@@ -149,6 +150,7 @@ class Fleet:
         self._telling = LoopingCall(self._told.clear)
         self._telling.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
+        self.on_news: Callable[[str], object] = lambda _: None
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
         for vm in settings.vms:
             self.enlist(vm)
@@ -498,6 +500,10 @@ class Fleet:
         else:
             self._sweep.pass_on(machine, *self.sharing.since(machine))
 
+    def tell_news(self, commit: str) -> None:
+        """Tell the others that the configuration that we share is that commit now."""
+        self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(CutOff))
+
     # Hosts.
 
     def _place(self, uuid: str, host: str) -> Deferred[bool]:
@@ -527,13 +533,15 @@ class Fleet:
         return self.sharing.host(machine)
 
     def _fact_is(self, key: str, value: str | None) -> None:
-        """Hear that a host is dead, or is not any more; or that one of us is gone."""
+        """Hear what is not about a VM: of hosts, of the others of us, of the configuration that we share."""
         room, _, name = key.partition("/")
         if room == "nodes" and value is None and self.cover is not None:
             self.cover.say_again()
         if room == "drained":
             what, _, name = name.partition("/")
             self.moves.told(what, name, drained=value is not None)
+        if room == "news":
+            self.on_news(value or "")
         if room != "dead" or self.hosts is None:
             return
         if value is None:
