@@ -120,7 +120,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual({"status": "ok", "problems": []}, desk.ask("/healthz").value)
         desk.fleet.inventory.lost(desk.backend, "the wire is cut")
         answer = desk.ask("/healthz")
-        self.assertEqual((200, {"status": "degraded", "problems": ["memory: the wire is cut"]}),
+        self.assertEqual((200, {"status": "degraded", "problems": ["memory cannot be asked: the wire is cut"]}),
                          (answer.status, answer.value))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])

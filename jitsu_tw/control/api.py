@@ -91,7 +91,7 @@ class Health(FleetPage):
         A hypervisor that cannot be asked is no reason to restart us: what is up is answered for.
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
-        problems = [f"{name}: {reason}" for name, reason in hypervisors if reason is not None]
+        problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
