@@ -318,7 +318,8 @@ class Machine:
         if state is State.WAITING and old is not State.STARTING:
             self._how = Start.RAN
             self.marks = self.marks if old is State.QUEUED else NO_MARKS
-        if state is State.FAILED or (old is State.UP and state is State.OFF and not self._is_steady()):
+        fell = old is State.UP and state is State.OFF and not self._is_steady()
+        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
             self._failed()
         elif old is State.UP and not self._kill:
             self.failures = 0

@@ -260,6 +260,8 @@ class Sharing:
             self._begin(self._say(machine, "up"))
             if self.why_apart:
                 self.hand_on()
+        elif state is State.STOPPING and self.is_ours(machine):
+            self._begin(self._say(machine, "ending"))
         if state not in {State.UP, State.STOPPING, State.WAITING}:
             for leaver in self._leavers.pop(name, ()):
                 leaver.callback(state)
