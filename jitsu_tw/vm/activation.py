@@ -352,6 +352,10 @@ class Machine:
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         elif self._again:
             self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
+        self._entered(state)
+
+    def _entered(self, state: State) -> None:
+        """Tell who waited for a stop that *state* has been entered, and look at what was not looked at before."""
         if state not in {State.STOPPING, State.CANCELLING}:
             stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
