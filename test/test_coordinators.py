@@ -30,6 +30,7 @@ from jitsu_tw.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway
 from jitsu_tw.coordinator.kv import Fact, Keys, Mirror
 from jitsu_tw.coordinator.local import LocalCoordinator
+from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.coordinator.session import Session, boottime
 from jitsu_tw.errors import ConfigError, CutOff
 from jitsu_tw.settings import Cluster
@@ -133,6 +134,14 @@ class LocalContractTests(contract_coordinators.CoordinatorContract):
     def make(self) -> LocalCoordinator:
         """Make one."""
         return LocalCoordinator()
+
+
+class MemoryContractTests(contract_coordinators.CoordinatorContract):
+    """The contract, for what imitates etcd in tests."""
+
+    def make(self) -> MemoryCoordinator:
+        """Make one at a table of its own."""
+        return MemoryCoordinator("me", Table(reactor))
 
 
 class EtcdContractTests(contract_coordinators.CoordinatorContract):

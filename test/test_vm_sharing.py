@@ -262,13 +262,43 @@ class SharingTests(SynchronousTestCase):
             self.assertEqual("ns2" if boot_time > 10 else place.owner(), place.owner())
             self.assertEqual(Power.RUNNING, place.guest.power)
 
+    def test_restarted_soon(self) -> None:
+        """One that is killed and back before its claims have run out is one of us, and has its VM again after that."""
+        place = Place(vm(idle=60.0), nodes=1)
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.nodes[0].kill()
+        place.nodes = [Node("ns1", place)]
+        place.run(8.0, 0.05)
+        self.assertIn("nodes/ns1", place.table.facts)
+        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        place.run(60.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
+
+    def test_resumed_in_vain(self) -> None:
+        """A VM that goes down when it is resumed is booted by the one that has it, which has it all the time."""
+        place = Place(vm(mode=Mode.PAUSE, idle=60.0, response_delay=1.0))
+        place.nodes[0].ask()
+        place.run(2.0)
+        place.nodes[0].fleet.stop_vm("www")
+        place.run(1.0)
+        place.nodes[0].ask()
+        place.run(0.3)
+        place.host.happen(next(iter(place.host.guests)), Power.OFF, "the guest crashed")
+        place.run(3.0)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        self.assertEqual("ns1", place.owner())
+        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        self.flushLoggedErrors()
+
     def test_stop_in_order(self) -> None:
         """One that ends in order leaves its VMs to the others at once."""
         place = Place(vm(idle=60.0))
         place.nodes[0].ask()
         place.run(1.0)
         place.forget(place.nodes[0])
-        self.successResultOf(place.nodes[0].coordinator.stop())
+        place.nodes[0].coordinator.stop()
         place.nodes[0].reactor.alive = False
         place.run(0.1)
         self.assertIn(place.owner(), {"ns2", "ns3"})

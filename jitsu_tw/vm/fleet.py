@@ -130,6 +130,7 @@ class Fleet:
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
             self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
+            self.sharing.host_of = self._host_of
         self.moves = Moves(self.hosts, self.machines, self.sharing)
         if self.cover is not None:
             self.moves.on_moved = self.cover.owner_is
@@ -236,7 +237,7 @@ class Fleet:
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
-        for room in (self._groups, self._ownership, self.inventory, self._sweep, self._record):
+        for room in (self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record):
             room.forget(machine)
         if self.cover is not None:
             self.cover.forget(machine)
@@ -522,6 +523,10 @@ class Fleet:
             return settings.synjitsu
         at = hosts.at(machine.uuid) or self.sharing.host(machine) or machine.vm.hosts[0]
         return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
+
+    def _host_of(self, machine: Machine) -> str:
+        """Return the host that a VM is seen on; nothing if it is on none."""
+        return (self.hosts and self.hosts.at(machine.uuid)) or ""
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""

@@ -73,6 +73,7 @@ class Sharing:
 
     Attributes:
         coordinator: by whom we agree.
+        host_of: says on which host a machine is seen; nothing where there are no hosts.
         on_free: called with a machine that waits for its turn, when nobody has its claim any more.
         on_owner: called with a machine that is up and has another owner now, or whose owner is known now.
         on_use: called with a machine, and when it was used somewhere, on the clock `now`.
@@ -99,6 +100,7 @@ class Sharing:
         self._telling = LoopingCall(self._tell)
         self._telling.clock = clocks.reactor
         self._busy = False
+        self.host_of: Callable[[Machine], str] = lambda _: ""
         self.on_free: Callable[[Machine], None] = lambda _: None
         self.on_owner: Callable[[Machine], None] = lambda _: None
         self.on_claim: Callable[[Machine], None] = lambda _: None
@@ -233,6 +235,8 @@ class Sharing:
         self._ending.pop(machine.vm.name, None)
         if machine.state is State.FAILED:
             await self._say(machine, "failed", machine.reason)
+            if machine.state not in DOWN:
+                return  # it is to be started again
         await self.coordinator.put({_key(room, machine): None for room in VM_FACTS}, _key("claims", machine))
 
     def _say(self, machine: Machine, how: str, why: str = "") -> Deferred[bool]:
@@ -267,6 +271,11 @@ class Sharing:
                 leaver.callback(state)
         self._settle(machine)
 
+    def forget(self, machine: Machine) -> None:
+        """Let go of *machine*, which is none of ours any more."""
+        if not self.alone and self.is_ours(machine):
+            self._begin(self._release(machine))
+
     def _settle(self, machine: Machine) -> None:
         """See to it that *machine* has an owner if it runs, and none if it does not."""
         if self._apart:
@@ -295,7 +304,7 @@ class Sharing:
                 await machine.look("its owner is gone")
                 if machine.state is State.UP and await self._claim(machine):
                     if _key("runs", machine) not in self._facts:
-                        await self.place(machine)
+                        await self.place(machine, self.host_of(machine))
                     self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
                     self.on_owner(machine)
                     await self._say(machine, "up")
@@ -412,6 +421,8 @@ class Sharing:
         room, _, rest = key.partition("/")
         machine = self._machines.get(unquote(rest))
         if room not in VM_FACTS:
+            if key == f"nodes/{self.coordinator.node}" and value is None and self.is_joined:
+                self._enlist()
             self.on_fact(key, value)
         elif self.alone or machine is None:
             return
@@ -454,9 +465,7 @@ class Sharing:
     def joined(self) -> None:
         """Hear that we know what the others know: look at everything anew."""
         self._apart = ""
-        if not self.alone:
-            me = {"since": round(self._wall(), 3), "version": __version__}
-            self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
+        self._enlist()
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
@@ -464,6 +473,12 @@ class Sharing:
             elif machine.state is State.QUEUED:
                 self.on_free(machine)
             self._settle(machine)
+
+    def _enlist(self) -> None:
+        """Say that we are there. What a process of ours before us has said goes when its time is over: then again."""
+        if not self.alone:
+            me = {"since": round(self._wall(), 3), "version": __version__}
+            self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
 
     def parted(self, reason: str) -> None:
         """Hear that we know nothing any more: what was ours may be another's."""
