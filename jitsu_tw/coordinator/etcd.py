@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
 from twisted.internet.error import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coordinator.gateway import Gateway, Refused, Stream
+from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway, Stream
 from jitsu_tw.coordinator.kv import Keys, Mirror, revision
 from jitsu_tw.coordinator.session import Session, boottime
 from jitsu_tw.errors import CutOff
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 #: Seconds until etcd's members are tried again, when all have failed: at first and at most.
 BACK_OFF: Final = (0.1, 2.0)
+
+
+#: Why contact is lost, if etcd can be asked.
+ENDED: Final = "etcd has ended our lease"
 
 
 @implementer(ICoordinator)
@@ -64,14 +68,17 @@ class EtcdCoordinator:
         self._session = Session(self._gateway, self._keys, cluster.ttl, now)
         self._mirror = Mirror()
         self._released: set[str] = set()  # claims of ours that we remove, or have tried to
+        self._releasing: dict[str, list[Deferred[None]]] = {}  # of those, what is being removed: who waits for it
         self._backoff = backoffPolicy(*BACK_OFF, jitter=lambda: 0.0)
         self._peer: IPeer | None = None
         self._joined = False
+        self._complained = False  # in the log, of the present loss
         self._why = "etcd has not been asked yet"
         self._rounds = 0  # in which all members failed, one after the other
         self._broken: CutOff | None = None
         self._stream: Stream | None = None
         self._pausing: Deferred[None] | None = None
+        self._turns = DeferredSemaphore(AT_ONCE)
         self._waiting: list[tuple[int, Deferred[None]]] = []  # for revisions
         self._deadline: Any = None
         self._running: Deferred[None] = succeed(None)
@@ -87,6 +94,7 @@ class EtcdCoordinator:
         """Begin to connect."""
         self._peer = peer
         self._running = Deferred.fromCoroutine(self._run())
+        self._running.addErrback(lambda failure: failure.trap(CancelledError))
 
     def stop(self) -> Deferred[None]:
         """Give the lease back, if etcd can be asked, and disconnect."""
@@ -107,21 +115,35 @@ class EtcdCoordinator:
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
         """Change facts."""
-        return Deferred.fromCoroutine(self._put(dict(facts), holding))
+        released = {key for key, value in facts.items() if value is None and self._is_ours(key)}
+        # Somebody else may have these before the watch tells us that they are gone.
+        self._released |= released
+        for key in released:
+            self._releasing.setdefault(key, [])
+        putting = Deferred.fromCoroutine(self._put(dict(facts), holding, released))
+        return putting.addBoth(self._put_is_done, released)
+
+    def _put_is_done(self, result: Any, released: Iterable[str]) -> Any:
+        """Let those go on who want to claim what was removed."""
+        for key in released:
+            for waiting in self._releasing.pop(key, ()):
+                waiting.callback(None)
+        return result
 
     # Transactions.
 
     async def _claim(self, key: str, value: str) -> bool:
+        if key in self._releasing:
+            waiting: Deferred[None] = Deferred()
+            self._releasing[key].append(waiting)
+            await waiting
         await self._commit(self._keys.claim(key, value, self._lease()))
         self._released.discard(key)
         return self._is_ours(key)
 
-    async def _put(self, facts: Mapping[str, str | None], holding: str) -> bool:
+    async def _put(self, facts: Mapping[str, str | None], holding: str, released: set[str]) -> bool:
         lease = self._lease()
         ours = {key for key in facts if self._is_ours(key)}
-        released = {key for key in ours if facts[key] is None}
-        # Somebody else may have these before the watch tells us that they are gone.
-        self._released |= released
         for transaction in self._keys.puts(facts, ours, lease, holding):
             if not await self._commit(transaction):
                 self._released -= released
@@ -132,11 +154,9 @@ class EtcdCoordinator:
     async def _commit(self, transaction: Mapping[str, Any]) -> bool:
         """Do it, and wait until the watch has told what it did; say whether its conditions held."""
         try:
-            answer = await self._gateway.ask("kv/txn", transaction)
-        except Refused:
-            raise
+            answer = await self._turns.run(lambda: Deferred.fromCoroutine(self._gateway.ask("kv/txn", transaction)))
         except CutOff:
-            self._wake()  # to see whether etcd can be asked at all
+            self._wake()  # to see whether etcd can be asked at all, and knows our lease
             raise
         await self._reached(revision(answer))
         return bool(answer.get("succeeded"))
@@ -184,37 +204,52 @@ class EtcdCoordinator:
                     await self._stay()
                 except CutOff as error:
                     self._failed(str(error))
+                except CancelledError:
+                    raise
+                except Exception as error:  # noqa: BLE001
+                    # A fault of ours or of etcd's; but a node that has given up would stay apart for ever.
+                    self.log.failure("agreeing by etcd failed")
+                    self._failed(repr(error))
+                if self._peer is None:
+                    return
                 if self._stream is not None:
                     self._stream.stop()
                 if self._gateway.next():
-                    pause = self._backoff(self._rounds)
                     self._rounds += 1
-                    await self._pause(pause)
+                    await self._pause(self._backoff(self._rounds - 1))
         except CancelledError:
             return
 
     def _failed(self, reason: str) -> None:
-        if self._peer is not None and not self._joined and not self._rounds and not self._session.lease:
-            self.log.warn("etcd cannot be asked yet: {reason}; trying again", reason=reason)
         self._why = reason
+        if self._peer is not None and not self._joined and not self._complained:
+            self._complained = True
+            self.log.warn("etcd cannot be asked yet: {reason}; trying again", reason=reason)
 
     async def _stay(self) -> None:
         """Agree by the present member, until that fails."""
-        if not await self._session.renew():
-            self._part("etcd has ended our lease")
+        if not await self._renew():
             self._released.clear()
             await self._session.begin()
         self._broken = None
         known = await self._learn()
         self._stream = await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
         self._join()
-        while True:
-            await self._pause(self._session.every)
+        while self._peer is not None:  # who may stop us when it is told
+            if self._broken is None:
+                await self._pause(self._session.every)
             if self._broken is not None:
                 raise self._broken
-            if not await self._session.renew():
-                raise CutOff("etcd has ended our lease")
+            if not await self._renew():
+                raise CutOff(ENDED)
             self._rounds = 0
+
+    async def _renew(self) -> bool:
+        """Renew the lease; say whether there still is one."""
+        renewed = await self._session.renew()
+        if not renewed:
+            self._part(ENDED)
+        return renewed
 
     async def _learn(self) -> int:
         """Learn all facts as they are at one revision of etcd's, and return that."""
@@ -222,6 +257,8 @@ class EtcdCoordinator:
         known = int(page["header"]["revision"])
         facts = self._keys.facts(page)
         while page.get("more"):
+            if not await self._renew():
+                raise CutOff(ENDED)
             page = await self._gateway.ask("kv/range", self._keys.page(facts[-1].key, known))
             facts += self._keys.facts(page)
         self._tell(self._mirror.replace(facts, known))
@@ -235,16 +272,18 @@ class EtcdCoordinator:
         """Tell what has changed, then those who have waited for it."""
         for key, value, before in changes:
             if self._peer is not None:
-                self._peer.told(key, value, before)
+                self._call(self._peer.told, key, value, before)
         self._fire(lambda wanted: wanted <= self._mirror.revision)
 
     def _join(self) -> None:
         if self._joined or self._peer is None:
             return
-        self._joined = True
+        if self._session.left() <= 0:
+            raise CutOff("etcd was too slow for the time of a lease")
+        self._joined = self._complained = True
         self.log.info("agreeing with the others by etcd at {url}", url=self._gateway.url)
-        self._deadline = self._reactor.callLater(self._session.left(), self._look)
-        self._peer.joined()
+        self._deadline = self._reactor.callLater(max(0.0, self._session.left()), self._look)
+        self._call(self._peer.joined)
 
     def _look(self) -> None:
         """See whether the lease's time is over."""
@@ -257,11 +296,19 @@ class EtcdCoordinator:
     def _part(self, reason: str) -> None:
         if not self._joined or self._peer is None:
             return
-        self._joined, self._why = False, reason
+        self._joined, self._why, self._complained = False, reason, True
         if self._deadline.active():
             self._deadline.cancel()
         self.log.error("cut off from the others: {reason}", reason=reason)
-        self._peer.parted(reason)
+        self._call(self._peer.parted, reason)
+
+    def _call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Tell the peer. Whatever it fails by is its own matter."""
+        try:
+            function(*arguments)
+        except Exception:  # noqa: BLE001
+            # What we know, and whether we are connected, is the same however the peer takes it.
+            self.log.failure("telling of {arguments} failed", arguments=arguments)
 
     def _break(self, reason: CutOff) -> None:
         """Hear that the watch has ended."""

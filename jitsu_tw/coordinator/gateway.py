@@ -8,39 +8,21 @@ object a line for as long as the connection lasts.
 from __future__ import annotations
 
 import json
-import math
-import re
-import socket
-from collections.abc import Coroutine  # noqa: TC003
+from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from OpenSSL.SSL import Error as SSLError
+from hyperlink import EncodedURL
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import TimeoutError as NoAnswer
-from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.ssl import (
-    Certificate,
-    PrivateCertificate,
-    optionsForClientTLS,
-    platformTrust,
-    trustRootFromCertificates,
-)
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
-from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
+from twisted.internet.defer import Deferred
+from twisted.web.client import Agent, HTTPConnectionPool
 
-from jitsu_tw.errors import ConfigError, CutOff
+from jitsu_tw.coordinator.connections import Connections, words
+from jitsu_tw.errors import CutOff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from twisted.internet.interfaces import IProtocol, IProtocolFactory
+    from collections.abc import Callable, Coroutine
 
     from jitsu_tw.settings import Cluster
 
@@ -55,14 +37,14 @@ STALE: Final = (
     "etcdserver: user name is empty",
 )
 
+Headers = Mapping[bytes | str, bytes | str]
+NO_HEADERS: Final[Headers] = {}
+
 #: Has etcd end a watch whose member has lost its leader (etcd's clientv3.WithRequireLeader).
-REQUIRE_LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
+REQUIRE_LEADER: Final[Headers] = {"Grpc-Metadata-hasleader": "true"}
 
-#: So often, a second apart, the kernel asks a silent connection's other end whether it is there.
-KEEPALIVES: Final = 3
-
-#: A certificate in a PEM file (RFC 7468).
-PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\n?", re.DOTALL)
+#: So many connections to a member are kept for what comes next.
+AT_ONCE: Final = 16
 
 
 class Refused(CutOff):
@@ -78,86 +60,6 @@ class Refused(CutOff):
         """Say who refuses."""
         super().__init__(f"{url}: {said}")
         self.code, self.said = code, said
-
-
-@implementer(IAgentEndpointFactory)
-class Connections:
-    """Makes connections, and can end them all."""
-
-    def __init__(self, cluster: Cluster, reactor: Any, patience: float) -> None:
-        """Read the certificates. Seconds of *patience* are for the making of a connection."""
-        self._reactor, self.patience = reactor, patience
-        self._trust = _trust(cluster.ca) if cluster.ca else platformTrust()
-        self._identity = _identity(cluster.cert, cluster.key) if cluster.cert and cluster.key else None
-        self.open: set[ProtocolWrapper] = set()
-        self._waiting: list[Deferred[None]] = []
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
-        """Return what connects to *uri*."""
-        endpoint: IStreamClientEndpoint = _Kept(
-            HostnameEndpoint(self._reactor, uri.host, uri.port, self.patience), self
-        )
-        if uri.scheme != b"https":
-            return endpoint
-        options = optionsForClientTLS(uri.host.decode(), self._trust, self._identity)
-        wrapped: IStreamClientEndpoint = wrapClientTLS(options, endpoint)
-        return wrapped
-
-    def ended(self, connection: ProtocolWrapper) -> None:
-        """Hear that one has ended."""
-        self.open.discard(connection)
-        if not self.open:
-            waiting, self._waiting = self._waiting, []
-            for deferred in waiting:
-                deferred.callback(None)
-
-    def abort(self) -> Deferred[None]:
-        """End them all; fire when there is none."""
-        if not self.open:
-            return succeed(None)
-        none: Deferred[None] = Deferred()
-        self._waiting.append(none)
-        for connection in list(self.open):
-            connection.abortConnection()
-        return none
-
-
-@implementer(IStreamClientEndpoint)
-class _Kept:
-    """An endpoint whose connections are kept in mind."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint, connections: Connections) -> None:
-        self._endpoint, self._connections = endpoint, connections
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect."""
-        connecting: Deferred[Any] = self._endpoint.connect(_Keeping(factory, self._connections))
-        return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
-
-
-class _Keeping(WrappingFactory):
-    """Keeps a connection in mind while it lasts."""
-
-    noisy = False
-
-    def __init__(self, factory: IProtocolFactory, connections: Connections) -> None:
-        super().__init__(factory)
-        self._connections = connections
-
-    def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has begun. A watch may be silent for long: the kernel looks whether the other end is there."""
-        super().registerProtocol(p)
-        self._connections.open.add(p)
-        handle = p.getHandle()
-        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, math.ceil(self._connections.patience))
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVES)
-
-    def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has ended."""
-        super().unregisterProtocol(p)
-        self._connections.ended(p)
 
 
 class Stream:
@@ -200,6 +102,12 @@ class Stream:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.end(CutOff(f"{self._url} does not talk as etcd does: {error!r}"))
 
+    def over(self, reason: CutOff) -> None:
+        """Hear that the connection has ended; etcd's last line has no end."""
+        if self._rest.strip() and not self._over:
+            self._line(self._rest)
+        self.end(reason)
+
     def end(self, reason: CutOff) -> None:
         """Take no more, because of *reason*."""
         if self._over:
@@ -213,6 +121,14 @@ class Stream:
     def stop(self) -> None:
         """Take no more, and tell nobody."""
         self._over = True
+
+
+class _AsItIs(EncodedURL):
+    """A URL that is written as it was read: hyperlink would take an IPv6 address for a name, and refuse it."""
+
+    def to_uri(self) -> EncodedURL:
+        """Return itself."""
+        return self
 
 
 class Gateway:
@@ -241,9 +157,11 @@ class Gateway:
         self._connections = Connections(cluster, reactor, self.patience)
         self._pool = HTTPConnectionPool(reactor)
         self._pool.retryAutomatically = False
+        self._pool.maxPersistentPerHost = AT_ONCE
         agent = Agent.usingEndpointFactory(reactor, self._connections, self._pool)
         self._client = HTTPClient(agent)
         self._asking: set[Deferred[Any]] = set()
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -253,6 +171,7 @@ class Gateway:
     def next(self) -> bool:
         """Leave this member for the next; say whether that one begins a new round."""
         self._leave()
+        self._token = None
         self._at = (self._at + 1) % len(self._urls)
         return self._at == 0
 
@@ -264,7 +183,8 @@ class Gateway:
         return self._connections.abort()
 
     def close(self) -> Deferred[None]:
-        """End everything."""
+        """End everything, and begin nothing more."""
+        self._closed = True
         return self._leave()
 
     async def ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,7 +231,11 @@ class Gateway:
         self, request: Mapping[str, Any], told: Callable[[Mapping[str, Any]], None], ended: Callable[[CutOff], None]
     ) -> Stream:
         stream = Stream(self.url, told, ended)
-        await self._patiently(self._stream(self.url, request, stream))
+        try:
+            await self._patiently(self._stream(self.url, request, stream))
+        except CutOff:
+            stream.stop()
+            raise
         return stream
 
     async def _post(self, url: str, call: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
@@ -320,32 +244,36 @@ class Gateway:
 
     async def _stream(self, url: str, request: Mapping[str, Any], stream: Stream) -> None:
         response = await self._send(url, "watch", {"create_request": request}, REQUIRE_LEADER)
-        response.collect(stream.data).addBoth(lambda why: stream.end(CutOff(f"{url}: {_words(why)}")))
+        response.collect(stream.data).addBoth(lambda why: stream.over(CutOff(f"{url}: {words(why)}")))
         await stream.begun
 
-    def _send(self, url: str, call: str, body: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Any:
-        headers = {"Content-Type": "application/json", **(more or {})}
+    def _send(self, url: str, call: str, body: Mapping[str, Any], more: Headers = NO_HEADERS) -> Any:
+        headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **more}
         if self._token is not None and call != "auth/authenticate":
             headers["Authorization"] = self._token
-        return self._client.post(f"{url}/v3/{call}", data=json.dumps(body).encode(), headers=headers, unbuffered=True)
+        place = _AsItIs.from_text(f"{url}/v3/{call}")
+        return self._client.post(place, data=json.dumps(body).encode(), headers=headers, unbuffered=True)
 
     async def _patiently(self, asking: Coroutine[Any, Any, Any]) -> Any:
         """Await it, but not too long; whatever goes wrong is CutOff."""
         url = self.url
+        if self._closed:
+            asking.close()
+            raise CutOff("this node has stopped")
         answer: Deferred[Any] = Deferred.fromCoroutine(asking)
         self._asking.add(answer)
         answer.addBoth(self._asked, answer)
         try:
-            return await answer.addTimeout(self.patience, self._reactor)
+            return await answer.addTimeout(self.patience, self._reactor, partial(self._late, url))
         except CutOff:
             raise
-        except NoAnswer as error:
-            raise CutOff(f"{url}: no answer within {self.patience:.1f} s") from error
-        except CancelledError as error:
-            raise CutOff(f"{url}: given up, as others had no answer") from error
         except Exception as error:
             # Connections break in many ways, and Twisted, treq and OpenSSL have an exception for each.
-            raise CutOff(f"{url}: {_words(error)}") from error
+            raise CutOff(f"{url}: {words(error)}") from error
+
+    @staticmethod
+    def _late(url: str, result: Any, seconds: float) -> Any:  # noqa: ARG004
+        raise CutOff(f"{url}: no answer within {seconds:.1f} s")
 
     def _asked(self, result: Any, answer: Deferred[Any]) -> Any:
         self._asking.discard(answer)
@@ -357,29 +285,4 @@ def _refused(url: str, said: Mapping[str, Any]) -> Refused:
     error = said.get("error")
     inner = error if isinstance(error, dict) else said
     words = inner.get("message") or inner.get("error") or "it says no, and not why"
-    return Refused(url, int(inner.get("code", inner.get("grpc_code", 0))), str(words))
-
-
-def _words(error: Any) -> str:
-    """Return why a connection failed, for people."""
-    if isinstance(error, Failure):
-        error = error.value
-    reasons = getattr(error, "reasons", None)
-    if reasons:
-        return _words(reasons[0])
-    return str(error) or type(error).__name__ if error is not None else "the answer has ended"
-
-
-def _trust(path: Path) -> Any:
-    try:
-        return trustRootFromCertificates([Certificate.loadPEM(pem) for pem in PEM.findall(path.read_bytes())])
-    except (OSError, SSLError) as error:
-        raise ConfigError(f"no certificates can be read there: {_words(error)}", path) from error
-
-
-def _identity(certificate: Path, key: Path) -> PrivateCertificate:
-    try:
-        return PrivateCertificate.loadPEM(certificate.read_bytes() + b"\n" + key.read_bytes())
-    except (OSError, SSLError) as error:
-        raise ConfigError(f"no certificate and key can be read there and in {key}: {_words(error)}", certificate) \
-            from error
+    return Refused(url, int(inner.get("code") or inner.get("grpc_code") or 0), str(words))

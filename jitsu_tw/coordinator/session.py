@@ -30,7 +30,7 @@ RENEWALS: Final = 3
 #: So often a renewal is tried again because etcd's leader changed meanwhile.
 TRIES: Final = 3
 
-#: The codes of gRPC's that say: there is no such lease.
+#: The code of gRPC's that says: there is no such lease.
 NOT_FOUND: Final = 5
 
 
@@ -92,9 +92,10 @@ class Session:
             except Refused as refused:
                 if refused.code != NOT_FOUND:
                     raise
-                return False
+                renewed = {}
             ttl = int(renewed.get("TTL", 0))
             if ttl <= 0:
+                self.lease, self._deadline = 0, -math.inf
                 return False
             read = await self._gateway.ask("kv/range", self._keys.nothing())
             if read["header"]["raft_term"] == renewed["header"]["raft_term"]:

@@ -1,0 +1,187 @@
+"""
+What every coordinator must do. A coordinator's tests inherit it; import this module, not the class, or it would run
+too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from jitsu_tw.ijitsu import ICoordinator, IPeer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@implementer(IPeer)
+class Peer:
+    """
+    Remembers what a coordinator tells.
+
+    Attributes:
+        changes: facts that changed: key, value, and value before.
+        story: "joined", or why it was parted, in their order.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        self.changes: list[tuple[str, str | None, str | None]] = []
+        self.story: list[str] = []
+        self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
+
+    @property
+    def joins(self) -> int:
+        """How often it has joined."""
+        return self.story.count("joined")
+
+    @property
+    def partings(self) -> list[str]:
+        """Why it was parted, each time."""
+        return [word for word in self.story if word != "joined"]
+
+    def told(self, key: str, value: str | None, before: str | None) -> None:
+        """Remember a change."""
+        self.changes.append((key, value, before))
+        self._look()
+
+    def joined(self) -> None:
+        """Remember an agreement."""
+        self.story.append("joined")
+        self._look()
+
+    def parted(self, reason: str) -> None:
+        """Remember a loss."""
+        self.story.append(reason)
+        self._look()
+
+    def until(self, condition: Callable[[], object]) -> Deferred[None]:
+        """Fire when *condition* holds; it is asked after each thing told."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((condition, waiting))
+        self._look()
+        return waiting.addTimeout(10, reactor)
+
+    def _look(self) -> None:
+        for condition, waiting in list(self._waiting):
+            if condition():
+                self._waiting.remove((condition, waiting))
+                waiting.callback(None)
+
+
+class CoordinatorContract(TestCase):
+    """The tests; a subclass says how to make a coordinator that knows nothing."""
+
+    timeout = 30
+    coordinator: Any
+    peer: Peer
+
+    def make(self) -> Any:
+        """Return the coordinator to be tested."""
+        raise NotImplementedError
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        """Join."""
+        self.coordinator = self.make()
+        self.peer = Peer()
+        self.coordinator.start(self.peer)
+        self.addCleanup(self.coordinator.stop)
+        await self.peer.until(lambda: self.peer.joins)
+
+    def test_interface(self) -> None:
+        """It has the door's shape, and begins with no facts."""
+        self.assertTrue(verifyObject(ICoordinator, self.coordinator))
+        self.assertEqual({}, dict(self.coordinator.facts))
+        self.assertIsInstance(self.coordinator.node, str)
+
+    async def test_put(self) -> None:
+        """Facts that are put are known when the Deferred fires; each change is told once."""
+        self.assertTrue(await self.coordinator.put({"a/b": "1", "c": ""}))
+        self.assertEqual({"a/b": "1", "c": ""}, dict(self.coordinator.facts))
+        self.assertTrue(await self.coordinator.put({"a/b": "ü", "c": None, "never": None}))
+        self.assertEqual({"a/b": "ü"}, dict(self.coordinator.facts))
+        self.assertTrue(await self.coordinator.put({"a/b": "ü"}))
+        expected = [("a/b", "1", None), ("c", "", None), ("a/b", "ü", "1"), ("c", None, "")]
+        self.assertEqual(expected, self.peer.changes)
+        self.assertEqual(["joined"], self.peer.story)
+
+    async def test_one_step(self) -> None:
+        """When the first of several facts is told, the others are known."""
+        seen: list[dict[str, str]] = []
+        told = self.peer.told
+
+        def look(key: str, value: str | None, before: str | None) -> None:
+            seen.append(dict(self.coordinator.facts))
+            told(key, value, before)
+
+        self.peer.told = look  # type: ignore[method-assign]
+        await self.coordinator.put({"a": "1", "b": "2"})
+        self.assertEqual([{"a": "1", "b": "2"}] * 2, seen)
+
+    async def test_claim(self) -> None:
+        """A claim is a fact that is held, until it is given up; to claim it again changes nothing."""
+        self.assertFalse(self.coordinator.holds("claims/www"))
+        self.assertTrue(await self.coordinator.claim("claims/www", "me"))
+        self.assertTrue(self.coordinator.holds("claims/www"))
+        self.assertEqual({"claims/www": "me"}, dict(self.coordinator.facts))
+        self.assertTrue(await self.coordinator.claim("claims/www", "other"))
+        self.assertEqual("me", self.coordinator.facts["claims/www"])
+        self.assertTrue(await self.coordinator.put({"claims/www": None}, holding="claims/www"))
+        self.assertFalse(self.coordinator.holds("claims/www"))
+        self.assertEqual([("claims/www", "me", None), ("claims/www", None, "me")], self.peer.changes)
+        self.assertTrue(await self.coordinator.claim("claims/www", "again"))
+        self.assertTrue(self.coordinator.holds("claims/www"))
+
+    async def test_claim_of_a_fact(self) -> None:
+        """What is a lasting fact can be claimed by nobody."""
+        await self.coordinator.put({"a": "1"})
+        self.assertFalse(await self.coordinator.claim("a", "2"))
+        self.assertFalse(self.coordinator.holds("a"))
+        self.assertEqual("1", self.coordinator.facts["a"])
+
+    async def test_claim_changes(self) -> None:
+        """A claim stays one, whatever its value."""
+        await self.coordinator.claim("a", "1")
+        self.assertTrue(await self.coordinator.put({"a": "2", "b": "3"}, holding="a"))
+        self.assertTrue(self.coordinator.holds("a"))
+        self.assertFalse(self.coordinator.holds("b"))
+        self.assertEqual({"a": "2", "b": "3"}, dict(self.coordinator.facts))
+
+    async def test_holding(self) -> None:
+        """What needs a claim is not done without it: not without any, and not with a fact that is none."""
+        await self.coordinator.put({"a": "1"})
+        for holding in ("a", "nothing"):
+            self.assertFalse(await self.coordinator.put({"b": "1"}, holding=holding))
+        self.assertEqual({"a": "1"}, dict(self.coordinator.facts))
+
+    async def test_nothing(self) -> None:
+        """To change nothing tells whether a claim is held."""
+        await self.coordinator.claim("a", "1")
+        self.assertTrue(await self.coordinator.put({}))
+        self.assertTrue(await self.coordinator.put({}, holding="a"))
+        self.assertFalse(await self.coordinator.put({}, holding="b"))
+
+    async def test_many(self) -> None:
+        """300 facts in one call are all there, and all go."""
+        facts = {f"many/{number}": str(number) for number in range(300)}
+        await self.coordinator.claim("many/7", "mine")
+        self.assertTrue(await self.coordinator.put(facts, holding="many/7"))
+        self.assertEqual(facts, dict(self.coordinator.facts))
+        self.assertTrue(self.coordinator.holds("many/7"))
+        self.assertEqual(301, len(self.peer.changes))
+        self.assertTrue(await self.coordinator.put(dict.fromkeys(facts)))
+        self.assertEqual({}, dict(self.coordinator.facts))
+
+    async def test_stop(self) -> None:
+        """After its end nothing is held, and nobody is told."""
+        await self.coordinator.claim("a", "1")
+        told = len(self.peer.changes)
+        await self.coordinator.stop()
+        self.assertFalse(self.coordinator.holds("a"))
+        self.assertEqual(told, len(self.peer.changes))
+        self.assertEqual(["joined"], self.peer.story)
