@@ -171,6 +171,26 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
         self.assertEqual({}, place.facts())
 
+    def test_counted(self) -> None:
+        """A VM whose packets are counted is stopped as well, though it is looked at more often than its end is near."""
+        place = Place(vm(idle=10.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        place.run(20.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual({}, place.facts())
+
+    def test_sends_after_notice(self) -> None:
+        """A guest that sends after it was said that it is to be stopped goes on."""
+        place = Place(vm(idle=10.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        place.run(10.3, 0.05)
+        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        place.guest.sent = 1000
+        place.run(5.0, 0.05)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+
     def test_notice(self) -> None:
         """Who is asked in the moment before a stop says so, and waits until its owner goes on with the VM."""
         place = Place(vm(idle=10.0))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import json
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
@@ -368,6 +369,10 @@ class Sharing:
             self._begin(self._say(machine, "ending"))
             return False
         return now >= self._ending[name] + NOTICE
+
+    def noticed_until(self, machine: Machine) -> float:
+        """Return until when, on the clock `now`, the others may say that *machine*, which is to be stopped, is used."""
+        return self._ending.get(machine.vm.name, -inf) + NOTICE
 
     def goes_on(self, machine: Machine) -> None:
         """Tell the others, if they were told that *machine* is to be stopped, that it is not."""

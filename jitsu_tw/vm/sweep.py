@@ -241,14 +241,15 @@ class Sweep:
 
     async def in_use(self, machine: Machine, lease: Lease) -> bool:
         """Say whether the guest was in use since the last look without being asked for; then its lease is renewed."""
-        if lease.meter is None:
+        meter = lease.meter  # the lease may have none when the answer comes: another one of us may have it by then
+        if meter is None:
             return False
         try:
             total = await machine.backend.traffic(machine.uuid)
-            used = total is not None and lease.meter.used(total, self._now())
+            used = total is not None and meter.used(total, self._now())
         except BackendError:
             # Nobody knows: it is not stopped for that.
-            lease.meter.at, used = self._now(), True
+            meter.at, used = self._now(), True
         if used:
             lease.use(self._now())
             self._sharing.use(machine, self._now())
@@ -265,7 +266,8 @@ class Sweep:
             if self._needed(machine):
                 lease.use(now)
         if lease.ends() > now:
-            self._sharing.goes_on(machine)
+            if lease.ends() > self._sharing.noticed_until(machine):
+                self._sharing.goes_on(machine)
             self._leases.again(name)
             return
         if not self._sharing.may_end(machine):
