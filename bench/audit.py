@@ -106,8 +106,8 @@ class Audit:
     def against(self, rule: str, account: Account | None, words: str) -> None:
         """Enter that a rule was broken."""
         self.counts[f"BROKEN: {rule}"] += 1
-        lines = [f"{rule}: {f'{account.kind.name}: ' if account else ''}{words} "
-                 f"({self._now() - self._begin:.3f} s after the beginning)"]
+        whose = f"{account.kind.name}: " if account else ""
+        lines = [f"{rule}: {whose}{words} ({self._now() - self._begin:.3f} s after the beginning)"]
         if account is not None:
             lines += [repr(account.kind), *account.story]
         self.wrong.append("\n    ".join([*lines, "faults:", *self._faults]))
@@ -196,7 +196,7 @@ class Audit:
     # What clients do.
 
     def answered(self, name: str, node: str, asked: float, why: str) -> None:
-        """Hear that *node* has answered with the VM's address to what was asked at *asked*; *why* not ready, perhaps."""
+        """Hear that *node* has answered what was *asked* then with the VM's address; *why*: that it is not ready."""
         account, now = self.accounts[name], self._now()
         self.counts["answers"] += 1
         self.note(account, f"{node} answers after {(now - asked) * 1000:.0f} ms{f' ({why})' if why else ''}")

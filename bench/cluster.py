@@ -25,22 +25,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
-import dns.edns
-import dns.exception
-import dns.flags
-import dns.message
 import dns.rcode
 from rich.console import Console
 from rich.table import Table
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThread
 
 from bench import agreement
 from bench.audit import LATE, Audit, Kind
-from bench.nodes import ANSWER_BY, DOMAIN, HOSTS, TTL, Node
+from bench.client import Client, reason
+from bench.nodes import ANSWER_BY, HOSTS, TTL, Node
 from bench.server import HOST
 from bench.twohosts import Hosts
 from test.etcds import LOOPBACK, Etcds
@@ -83,46 +79,6 @@ def kinds(random: Random, number: int = VMS) -> dict[str, Kind]:
         boot_time, delay = random.choice((0.0, 0.1, 0.5, 2.0)), random.choice((0.0, 0.0, 0.3))
         made[name] = Kind(name, f"10.1.0.{one + 1}", idle, boot_time, delay, random.random() < 0.5)
     return made
-
-
-class Client(DatagramProtocol):
-    """Questions by UDP, and their answers."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._waiting: dict[tuple[int, int], Deferred[dns.message.Message]] = {}
-
-    def ask(self, name: str, port: int, patience: float) -> Deferred[dns.message.Message]:
-        """Ask the server at *port* for a VM's address; what is not answered in time fails with TimeoutError."""
-        question = dns.message.make_query(f"{name}.{DOMAIN}", "A", use_edns=0)
-        question.flags &= ~dns.flags.RD
-        key = port, question.id
-        waiting: Deferred[dns.message.Message] = Deferred()
-        self._waiting[key] = waiting
-        self._reactor.callLater(patience, self._late, key)
-        transport: Any = self.transport
-        transport.write(question.to_wire(), (HOST, port))
-        return waiting
-
-    def _late(self, key: tuple[int, int]) -> None:
-        waiting = self._waiting.pop(key, None)
-        if waiting is not None:
-            waiting.errback(DeferredTimeout())
-
-    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:  # noqa: N802
-        """Take an answer."""
-        with contextlib.suppress(dns.exception.DNSException):
-            answer = dns.message.from_wire(datagram)
-            waiting = self._waiting.pop((addr[1], answer.id), None)
-            if waiting is not None:
-                waiting.callback(answer)
-
-
-def reason(answer: dns.message.Message) -> str:
-    """Return what an answer's extended errors say (RFC 8914)."""
-    return "; ".join(
-        option.text or str(option.code) for option in answer.options if isinstance(option, dns.edns.EDEOption)
-    )
 
 
 class Lab:
@@ -173,11 +129,8 @@ class Lab:
 
     async def _serves(self, node: Node) -> None:
         """Wait until a node serves: its zone, which summons nobody."""
-        for _ in range(120):
-            with contextlib.suppress(DeferredTimeout):
-                await self.client.ask("nobody", node.port, 0.5)
-                return
-        raise SystemExit(f"{node.name} does not serve:\n{node.log()[-3000:]}")
+        if not await self.client.until_served(node.port):
+            raise SystemExit(f"{node.name} does not serve:\n{node.log()[-3000:]}")
 
     async def close(self) -> None:
         """End everything."""
@@ -483,7 +436,7 @@ def main(minutes: float, seed: int | None, only: str | None, path: Path | None) 
             figures["soak"] = attrs.asdict(outcome)
             show(outcome)
         if only in {None, "cold"}:
-            figures["cold"] = await agreement.cold(reactor, folder)
+            figures["cold"] = await agreement.cold(reactor, folder, Client(reactor))
             agreement.show_cold(figures["cold"])
 
     with contextlib.suppress(SystemExit, CancelledError):

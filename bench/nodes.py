@@ -76,6 +76,11 @@ class Pipe(Protocol):
         if self.other is not None and self.other.transport is not None:
             self.other._transport.loseConnection()  # noqa: SLF001 -- one of us
 
+    def abort(self) -> None:
+        """End it at once."""
+        if self.transport is not None:
+            self._transport.abortConnection()
+
     def block(self, blocked: bool) -> None:  # noqa: FBT001
         """Let nothing through, or again."""
         if blocked:
@@ -111,7 +116,7 @@ class Way:
             self._waiting.append(pipe)
             return
         connecting = self._to.connect(Factory.forProtocol(lambda: Pipe(self, pipe)))
-        connecting.addErrback(lambda _: pipe.transport.abortConnection() if pipe.transport else None)
+        connecting.addErrback(lambda _: pipe.abort())
 
     def cut(self, *, silently: bool) -> None:
         """Let nothing through; a silent way holds what is sent, another ends all connections and refuses others."""
@@ -122,7 +127,7 @@ class Way:
         else:
             self._port.stopListening()
             for pipe in list(self.pipes):
-                pipe._transport.abortConnection()  # noqa: SLF001 -- ours
+                pipe.abort()
 
     def heal(self) -> None:
         """Let all through."""
@@ -140,7 +145,7 @@ class Way:
         """Lead nowhere any more."""
         self._port.stopListening()
         for pipe in list(self.pipes):
-            pipe._transport.abortConnection()  # noqa: SLF001 -- ours
+            pipe.abort()
 
 
 class Node:

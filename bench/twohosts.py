@@ -80,6 +80,11 @@ class Door(LineOnlyReceiver):
         """Say something to the node."""
         self.sendLine(json.dumps(words).encode())
 
+    def abort(self) -> None:
+        """End it at once."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
     def connectionLost(self, reason: Failure = None) -> None:  # type: ignore[assignment]  # noqa: ARG002, N802
         """Have a node less."""
         self._hosts.left(self)
@@ -115,8 +120,7 @@ class Hosts:
         self.away.add(host)
         for door in [door for door in self._doors if door.host == host]:
             self._lost.add(door)
-            assert door.transport is not None
-            door.transport.abortConnection()
+            door.abort()
 
     def find(self, host: str) -> None:
         """Let *host* be reached again."""
@@ -161,8 +165,7 @@ class Hosts:
             door.host, door.node = said["host"], said["by"]
             if door.host in self.away:
                 self._lost.add(door)
-                assert door.transport is not None
-                door.transport.abortConnection()
+                door.abort()
             else:
                 self._doors.add(door)
             return True
