@@ -111,7 +111,11 @@ class Audit:
         if account is not None:
             lines += [repr(account.kind), *account.story]
         self.wrong.append("\n    ".join([*lines, "faults:", *self._faults]))
-        print(self.wrong[-1], flush=True)
+        self.tell(self.wrong[-1])
+
+    def tell(self, words: str) -> None:
+        """Print what is wrong, at once."""
+        print(words, flush=True)
 
     # Faults.
 

@@ -66,16 +66,22 @@ PAUSE: Final = (2.0, 14.0)
 #: Of so many faults, one comes while another is under way.
 OVERLAP: Final = 4
 
-#: Seconds without a question, after which nothing may be left: the longest lease, the claims' time, and notice.
-QUIET: Final = 10.0 + HEALS + 6.0
+#: The seconds of leases.
+IDLES: Final = (4.0, 5.0, 7.0, 10.0)
+
+#: A lease's end is near so many seconds before it, and after it, when the others have been told.
+NEAR: Final = (-0.5, 2.0)
+
+#: Seconds beyond the longest lease, without a question, after which nothing may be left: the claims' time, and notice.
+QUIET: Final = HEALS + 3.0
 
 
-def kinds(random: Random, number: int = VMS) -> dict[str, Kind]:
+def kinds(random: Random, number: int, idles: tuple[float, ...]) -> dict[str, Kind]:
     """Return so many VMs."""
     made = {}
     for one in range(number):
         name = f"vm{one:03}"
-        idle = 6.0 if one < ALWAYS else random.choice((4.0, 5.0, 7.0, 10.0))
+        idle = random.choice(idles)
         boot_time, delay = random.choice((0.0, 0.1, 0.5, 2.0)), random.choice((0.0, 0.0, 0.3))
         made[name] = Kind(name, f"10.1.0.{one + 1}", idle, boot_time, delay, random.random() < 0.5)
     return made
@@ -92,10 +98,12 @@ class Lab:
         hosts: the hosts.
     """
 
-    def __init__(self, seed: int, folder: Path, reactor: Any, number: int = VMS) -> None:
-        """Make it; *number* of VMs."""
+    def __init__(
+        self, seed: int, folder: Path, reactor: Any, number: int = VMS, idles: tuple[float, ...] = IDLES
+    ) -> None:
+        """Make it: *number* of VMs, with leases of *idles* seconds."""
         self.random, self.folder, self._reactor = Random(seed), folder, reactor  # noqa: S311
-        self.kinds = kinds(self.random, number)
+        self.kinds = kinds(self.random, number, idles)
         self.audit = Audit(self.kinds, reactor.seconds, HEALS)
         self.hosts = Hosts(HOSTS, self.kinds, self.audit, reactor)
         self.etcds = Etcds([LOOPBACK] * MEMBERS)
@@ -151,6 +159,7 @@ class Lab:
         self._again(QUERY, self._anything)
         self._again(4.0, self._everybody)
         self._again(6.0, self._send)
+        self._again(0.5, self._at_the_end)
 
     def ask_no_more(self) -> None:
         """End that."""
@@ -185,6 +194,14 @@ class Lab:
         self.hosts.send(name, 10.0, self._reactor.seconds())
         await self.pause(self.random.uniform(3.0, 25.0))
         self.hosts.send(name, 0.0, self._reactor.seconds())
+
+    async def _at_the_end(self) -> None:
+        """Ask for a VM, and then somebody else when its lease is about to end."""
+        name = self.random.choice(list(self.kinds))
+        await self.question(name)
+        await self.pause(self.kinds[name].idle + self.random.uniform(*NEAR))
+        if self._asking:
+            await self.question(name)
 
     async def question(self, name: str) -> bool:
         """Ask one node after the other, as resolvers do; say whether one has answered."""
@@ -290,34 +307,54 @@ class Lab:
             ended()
             self._free.add(node.name)
 
-    async def cut_off(self) -> None:
+    async def cut_off(self, seconds: float | None = None) -> None:
         """Cut a node off from etcd."""
         for node in self._some():
             silently = self.random.random() < 0.5
             ended = self.audit.fault(f"node cut off: {node.name}{', silently' if silently else ''}", node.name)
             for way in node.ways:
                 way.cut(silently=silently)
-            await self.pause(self.random.uniform(0.5, TTL + 6))
+            await self.pause(self.random.uniform(0.5, TTL + 6) if seconds is None else seconds)
             for way in node.ways:
                 way.heal()
             await self.pause(2.0)
             ended()
             self._free.add(node.name)
 
-    async def member(self, *, leader: bool | None = None) -> None:
-        """Kill a member of etcd, its leader perhaps, and start it again."""
+    async def _member(self, leader: bool | None) -> int | None:  # noqa: FBT001
+        """Take a member of etcd, if all are there: its leader or not."""
         if len(self._up) < MEMBERS:
-            return
+            return None
         leads = await deferToThread(self.etcds.leader)
         wanted = self.random.random() < 0.5 if leader is None else leader
         number = self.random.choice([one for one in range(MEMBERS) if (one == leads) is wanted])
+        if len(self._up) < MEMBERS:
+            return None
         self._up.discard(number)
-        ended = self.audit.fault(f"{'leader' if wanted else 'follower'} of etcd killed: {number}")
-        self.etcds.kill(number)
-        await self.pause(self.random.uniform(0, 8))
-        await deferToThread(self.etcds.start, number)
-        ended()
-        self._up.add(number)
+        return number
+
+    async def member_killed(self, *, leader: bool | None = None, seconds: float | None = None) -> None:
+        """Kill a member of etcd, and start it again."""
+        number = await self._member(leader)
+        if number is not None:
+            ended = self.audit.fault(f"etcd killed: {number}")
+            self.etcds.kill(number)
+            await self.pause(self.random.uniform(0, 8) if seconds is None else seconds)
+            await deferToThread(self.etcds.start, number)
+            ended()
+            self._up.add(number)
+
+    async def member_frozen(self) -> None:
+        """Let a member of etcd stand still."""
+        number = await self._member(None)
+        if number is not None:
+            ended = self.audit.fault(f"etcd stands still: {number}")
+            self.etcds.freeze(number)
+            await self.pause(self.random.uniform(0.2, 4))
+            self.etcds.thaw(number)
+            await self.pause(1.0)
+            ended()
+            self._up.add(number)
 
     async def host_lost(self) -> None:
         """Let nobody reach a host."""
@@ -334,8 +371,8 @@ class Lab:
     async def go_wrong(self, until: float) -> None:
         """Let one thing after the other go wrong, and sometimes two at once."""
         faults: list[Callable[[], Coroutine[Any, Any, None]]] = [
-            self.killed, self.killed_in_start, self.all_killed, self.stopped, self.frozen, self.cut_off, self.member,
-            self.member, self.host_lost,
+            self.killed, self.killed_in_start, self.all_killed, self.stopped, self.frozen, self.cut_off,
+            self.member_killed, self.member_killed, self.member_frozen, self.host_lost,
         ]
         while self._reactor.seconds() < until:
             number = 1 + (self.random.randrange(OVERLAP) == 0)
@@ -345,11 +382,11 @@ class Lab:
 
     # When all is quiet.
 
-    async def end(self, seconds: float = QUIET) -> None:
+    async def end(self) -> None:
         """Ask for nothing any more, and see what is left."""
         self.ask_no_more()
         self.audit.fault("(nobody asks any more)")()
-        await self.pause(seconds)
+        await self.pause(max(kind.idle for kind in self.kinds.values()) + QUIET)
         self.audit.end(await deferToThread(self.facts))
         for node in self.nodes:
             for line in node.log().splitlines():
