@@ -292,17 +292,18 @@ class SharingTests(SynchronousTestCase):
             self.assertEqual(Power.RUNNING, place.guest.power)
 
     def test_asked_for_before_its_owner_dies(self) -> None:
-        """What was asked for while it started is in use for whoever has it next."""
-        place = Place(vm(idle=10.0, boot_time=0.5, response_delay=8.0))
+        """A question for what starts is a use, for whoever has it next as well."""
+        place = Place(vm(idle=12.0, boot_time=0.5, response_delay=4.0))
         place.nodes[0].ask()
-        place.run(7.0, 0.05)
+        place.run(4.4, 0.05)
         place.nodes[1].ask()
-        place.run(0.1)
+        place.run(0.05)
         place.nodes[0].kill()
-        place.run(9.5, 0.05)
+        place.run(11.5, 0.05)
         self.assertEqual(Power.RUNNING, place.guest.power)
-        place.run(20.0, 0.05)
+        place.run(5.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
 
     def test_stop_in_order(self) -> None:
         """One that ends in order leaves its VMs to the others at once."""
