@@ -315,6 +315,12 @@ class Sharing:
                 self._begin(self._claim(machine))  # who gets it lets go of it
         elif state is State.UP and self.owner(machine) is None and self.is_shared(machine):
             self._adopt(machine)
+        elif state is State.UP and self.is_theirs(machine) and self._is(machine) == "ending":
+            machine.leave("to be stopped")
+
+    def _is(self, machine: Machine) -> str:
+        """Return how *machine* is in the words of who has it; nothing if nobody has."""
+        return str(_read(self._facts.get(_key("claims", machine))).get("is", ""))
 
     def _adopt(self, machine: Machine) -> None:
         if machine.vm.name not in self._adopting and not self.why_apart:
@@ -357,7 +363,7 @@ class Sharing:
         """
         if self._apart or not self.is_theirs(machine):
             return None
-        if _read(self._facts[_key("claims", machine)]).get("is") in {"up", "ending"}:
+        if self._is(machine) in {"up", "ending"}:
             return succeed(True)  # noqa: FBT003
         word: Deferred[bool] = Deferred(lambda _: self._forget_word(machine.vm.name))
         self._words[machine.vm.name] = word
@@ -523,7 +529,7 @@ class Sharing:
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
                 self.on_owner(machine)
-                if self.is_ours(machine) and _read(self._facts[_key("claims", machine)]).get("is") == "ending":
+                if self.is_ours(machine) and self._is(machine) == "ending":
                     self._begin(self._say(machine, "up"))
             elif machine.state is State.QUEUED:
                 self.on_free(machine)
