@@ -547,14 +547,19 @@ class Machine:
     async def _stops(self, ends: Container[Power], enough: Callable[[], bool]) -> bool:
         """Wait until the VM is one of *ends*, and say so, or for *enough*, looking whenever it is hinted at."""
         self._hinted = False
-        while await self.backend.state(self.uuid) not in ends:
+        while True:
+            try:
+                if await self.backend.state(self.uuid) in ends:
+                    return True
+            except BackendLost:
+                if not self._theirs:
+                    raise
             if enough():
                 return False
             if not self._hinted:
                 self._hint = Deferred()
                 await self._hint
             self._hinted = False
-        return True
 
     def _hurry(self) -> None:
         """Make `_stops` look once more."""

@@ -251,7 +251,10 @@ class Sweep:
             return False
         try:
             total = await machine.backend.traffic(machine.uuid)
-            used = total is not None and meter.used(total, self._now())
+            if total is None:  # nobody counts, which could not be said before
+                lease.meter = None
+                return False
+            used = meter.used(total, self._now())
         except BackendError:
             # Nobody knows: it is not stopped for that.
             meter.at, used = self._now(), True
