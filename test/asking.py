@@ -29,7 +29,8 @@ def tell(asked: float, server: int, name: str, reply: dns.message.Message | None
     rcode = "none" if reply is None else dns.rcode.to_text(reply.rcode())
     words = [[int(ede.code), ede.text or ""] for ede in edes]
     said = {"asked": asked, "took": time.monotonic() - asked, "server": server, "name": name, "rcode": rcode}
-    print(json.dumps(said | {"ips": ips, "edes": words}), flush=True)
+    sys.stdout.write(json.dumps(said | {"ips": ips, "edes": words}) + "\n")
+    sys.stdout.flush()
 
 
 def main(every: float, servers: list[str], names: list[str]) -> None:

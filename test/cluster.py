@@ -7,6 +7,7 @@ reach the etcds by a cable of their own, which can be cut.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
@@ -156,17 +157,16 @@ class Host:
         network.run(name, ["cp", "-rP", self._directory / "cache" / "qemu", "/var/cache/libvirt"])
         self._daemon: subprocess.Popen[Any] | None = None
 
-    @property
-    def is_up(self) -> bool:
-        """Whether its libvirtd runs."""
-        return self._daemon is not None and self._daemon.poll() is None
-
     def start(self) -> None:
         """Start its libvirtd."""
         with (self._directory / "libvirtd.log").open("ab") as log:
             self._daemon = self._network.popen(
                 self.name, ["libvirtd"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
+
+    def wait(self) -> None:
+        """Wait until it listens."""
+        Cluster.until((self._directory / "libvirt-sock").exists)
 
     def kill(self) -> None:
         """End its libvirtd as a crash does."""
@@ -192,6 +192,11 @@ class Node(Jitsu):
         text = CONFIGURATION.format(node=self.name, idle=IDLE, answer_by=ANSWER_BY, ttl=TTL, **said)
         vms = "".join(VM.format(name=vm, dns=NAMES[vm], ip=IPS[vm]) for vm in VMS)
         (self.directory / "jitsu.yaml").write_text(f"control: unix:{self.socket}\n{text}{vms}")
+
+    def start(self) -> None:
+        """Start it and wait until it serves, whether or not it has all hosts."""
+        self._launch("jitsu", f"--zone={self.directory / 'jitsu.zone'}")
+        self._until(lambda: self.socket.is_socket() and self._answers())
 
     @property
     def is_up(self) -> bool:
@@ -275,9 +280,9 @@ class Cluster:
         """Make nothing yet."""
         self._ends = contextlib.ExitStack()
 
-    def start(self) -> None:
+    def start(self, top: str = "") -> None:
         """
-        Start all.
+        Start all, and wait until everybody is well. *top* goes into the configuration of the Jitsus.
 
         Raises:
             NetworkUnavailableError: the machine does not let us make network namespaces.
@@ -299,42 +304,24 @@ class Cluster:
                 FENCE.format(directory=self.directory, **{name: self.network.holder(name) for name in HOSTS})
             )
             fence.chmod(0o755)
-            self.configure()
+            connect = {name: host.connect for name, host in self.hosts.items()}
+            for node, server in zip(self.nodes, SERVERS, strict=True):
+                ends.callback(node.stop, signal.SIGKILL)
+                node.configure(
+                    server=server, top=top.format(fence=fence), etcds=", ".join(self.etcds.urls), connect=connect
+                )
+            for host in self.hosts.values():
+                ends.callback(host.kill)
+                host.start()
+            self.etcds.start_all()
+            for host in self.hosts.values():
+                host.wait()
+            self.start_nodes()
             self._ends = ends.pop_all()
 
     def close(self) -> None:
         """End all."""
-        for node in getattr(self, "nodes", ()):
-            node.stop(signal.SIGKILL)
-        for host in getattr(self, "hosts", {}).values():
-            host.kill()
         self._ends.close()
-
-    def configure(self, top: str = "") -> None:
-        """Write the configuration of all Jitsus, with *top* in it; they read it when they start."""
-        for node in self.nodes:
-            node.configure(
-                server=SERVERS[NODES.index(node.name)], top=top, etcds=", ".join(self.etcds.urls),
-                connect={name: host.connect for name, host in self.hosts.items()},
-            )
-
-    def mend(self) -> None:
-        """See to it that all of them run, have all of each other, and that no VM does."""
-        for name in NODES:
-            self.network.heal(name)
-        for number, member in enumerate(self.etcds.members):
-            if member.process is None:
-                self.etcds.start(number, wait=False)
-        for host in self.hosts.values():
-            if not host.is_up:
-                host.start()
-        for number, _ in enumerate(self.etcds.members):
-            self.etcds.wait(number)
-        self.start_nodes()
-        for vm in VMS:
-            self.nodes[0].control.ask("POST", f"/v1/vms/{vm}/stop")
-        self.until(lambda: not any(qemus(self.network).values()))
-        self.until(lambda: all(node.vm(vm)["state"] == "off" for node in self.nodes for vm in VMS))
 
     def start_nodes(self) -> None:
         """Start the Jitsus that do not run, and wait until all of them are well."""
@@ -342,6 +329,13 @@ class Cluster:
             for started in [pool.submit(node.start) for node in self.nodes if not node.is_up]:
                 started.result()
         self.until(lambda: not any(node.problems() for node in self.nodes))
+
+    def fact(self, key: str) -> dict[str, Any]:
+        """Return what the Jitsus agree on; nothing if it is not there."""
+        living = next(number for number, member in enumerate(self.etcds.members) if member.process is not None)
+        said = self.etcds.ask(living, "kv/range", key=base64.b64encode(f"/jitsu/{key}".encode()).decode())
+        found: dict[str, Any] = json.loads(base64.b64decode(said["kvs"][0]["value"])) if said.get("kvs") else {}
+        return found
 
     @staticmethod
     def until(condition: Callable[[], object], patience: float = PATIENCE) -> None:
@@ -391,4 +385,4 @@ class Cluster:
 
     def keep_logs(self, place: Path) -> None:
         """Copy what all of them have logged."""
-        shutil.copytree(self.directory, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock", "*-sock*"))
+        shutil.copytree(self.directory, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*sock*"))
