@@ -242,6 +242,9 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     values["cluster"] = _cluster(file.cluster) if file.cluster else None
     values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
     _check_fence(values, top)
+    if "remote" in values and "persistdb" not in values:
+        message = "what is shared is kept in the state; say where that is, with persistdb"
+        raise top["remote"][0].wrong("remote", message)
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}

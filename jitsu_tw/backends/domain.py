@@ -13,6 +13,7 @@ import libvirt
 from twisted.logger import Logger
 
 from jitsu_tw.backends import image
+from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
 from jitsu_tw.settings import Mode
 
@@ -201,6 +202,13 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
         if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
     return None
+
+
+def migrate(connection: libvirt.virConnect, uuid: str, to: libvirt.virConnect | None) -> None:
+    """Move a domain that runs; it stays defined where it was."""
+    if to is None:
+        raise BackendError("the other hypervisor cannot be reached")
+    connection.lookupByUUIDString(uuid).migrate3(to, {}, libvirt.VIR_MIGRATE_LIVE)
 
 
 def keep_image(connection: libvirt.virConnect, uuid: str, kept: Path) -> None:

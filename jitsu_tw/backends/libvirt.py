@@ -373,6 +373,12 @@ class LibvirtBackend:
         """Return the domain's memory, and the host's that is free or could be freed at once."""
         return self._call(domain.memory, uuid)
 
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:
+        """Move the domain while it runs, as far as the two hypervisors can, and its disks are at both."""
+        if not isinstance(to, LibvirtBackend):
+            return fail(BackendError(f"{to} is none of libvirt's"))
+        return self._call(domain.migrate, uuid, to._connection, within=SAVES_WITHIN)  # noqa: SLF001
+
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Save the domain to a file and restore it from there."""
         return self._call(domain.keep_image, uuid, self._kept[uuid], within=SAVES_WITHIN)

@@ -258,6 +258,10 @@ class Sharing:
             self._told.pop(name, None)
         elif state is State.UP and self.is_ours(machine):
             self._begin(self._say(machine, "up"))
+            if self.why_apart:
+                self.hand_on()
+        elif state is State.STOPPING and self.is_ours(machine):
+            self._begin(self._say(machine, "ending"))
         if state not in {State.UP, State.STOPPING, State.WAITING}:
             for leaver in self._leavers.pop(name, ()):
                 leaver.callback(state)
@@ -302,6 +306,12 @@ class Sharing:
                 machine = self._machines[waiting.pop()]
         finally:
             self._adopting -= done
+
+    def hand_on(self) -> None:
+        """Let go of all VMs that are up: the others adopt them."""
+        for machine in self._machines.values():
+            if machine.state is State.UP and self.is_ours(machine):
+                self._begin(self.coordinator.put({_key("claims", machine): None}, _key("claims", machine)))
 
     def word(self, machine: Machine) -> Deferred[bool] | None:
         """
