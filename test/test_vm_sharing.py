@@ -213,6 +213,26 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
         self.assertEqual({}, place.facts())
 
+    def test_counted(self) -> None:
+        """A VM whose packets are counted is stopped as well, though it is looked at more often than its end is near."""
+        place = Place(vm(idle=10.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        place.run(20.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual({}, place.facts())
+
+    def test_sends_after_notice(self) -> None:
+        """A guest that sends after it was said that it is to be stopped goes on."""
+        place = Place(vm(idle=10.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        place.run(10.3, 0.05)
+        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        place.guest.sent = 1000
+        place.run(5.0, 0.05)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+
     def test_notice(self) -> None:
         """Who is asked in the moment before a stop says so, and waits until its owner goes on with the VM."""
         place = Place(vm(idle=10.0))
@@ -226,6 +246,57 @@ class SharingTests(SynchronousTestCase):
         place.run(9.0, 0.05)
         self.assertEqual(Power.RUNNING, place.guest.power)
         self.assertEqual(1, place.guest.starts)
+
+    def test_told_again(self) -> None:
+        """A use that could not be told is told when it can be."""
+        place = Place(vm(idle=10.0))
+        place.nodes[0].ask()
+        place.run(8.0, 0.05)
+        place.nodes[1].coordinator.cut()
+        place.nodes[1].ask()
+        place.run(1.5, 0.05)
+        place.nodes[1].coordinator.heal()
+        place.run(7.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(5.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+
+    def test_notice_that_nobody_can_answer(self) -> None:
+        """Nobody stops a VM while the others, who have notice, cannot say that it is used."""
+        place = Place(vm(idle=10.0), answer_by=5.0)
+        place.nodes[0].ask()
+        place.run(10.3)
+        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        for node in place.nodes:
+            node.coordinator.cut()
+        place.nodes[1].ask()
+        place.run(2.0)
+        for node in place.nodes:
+            node.coordinator.heal()
+        place.run(2.0)
+        self.assertEqual([True], place.nodes[1].answers)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        self.assertEqual(1, place.guest.starts)
+
+    def test_together_again(self) -> None:
+        """After all were cut off, nobody stops a VM before the others could tell what was used meanwhile."""
+        place = Place(vm(idle=10.0))
+        place.nodes[0].ask()
+        place.run(6.0, 0.05)
+        for node in place.nodes:
+            node.coordinator.cut()
+        place.run(3.0, 0.05)
+        place.nodes[1].ask()
+        self.assertEqual([True], place.nodes[1].answers)
+        place.run(3.0, 0.05)
+        place.nodes[0].coordinator.heal()
+        place.run(2.0, 0.05)
+        place.nodes[1].coordinator.heal()
+        place.run(3.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(8.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
 
     def test_owner_dies_while_up(self) -> None:
         """Another adopts the VM when the claim has run out, with its lease as it was, and stops it when that ends."""
@@ -261,6 +332,20 @@ class SharingTests(SynchronousTestCase):
             self.assertEqual(State.UP, place.nodes[1].state())
             self.assertEqual("ns2" if boot_time > 10 else place.owner(), place.owner())
             self.assertEqual(Power.RUNNING, place.guest.power)
+
+    def test_asked_for_before_its_owner_dies(self) -> None:
+        """A question for what starts is a use, for whoever has it next as well."""
+        place = Place(vm(idle=12.0, boot_time=0.5, response_delay=4.0))
+        place.nodes[0].ask()
+        place.run(4.4, 0.05)
+        place.nodes[1].ask()
+        place.run(0.05)
+        place.nodes[0].kill()
+        place.run(11.5, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(5.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
 
     def test_stop_in_order(self) -> None:
         """One that ends in order leaves its VMs to the others at once."""

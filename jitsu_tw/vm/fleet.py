@@ -33,7 +33,7 @@ from jitsu_tw.vm.fencing import Fencing
 from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
-from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
 from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import DOWN, Ownership
 from jitsu_tw.vm.policy import Policy, Verdict
@@ -306,6 +306,8 @@ class Fleet:
     def _summon(self, machine: Machine, asker: str) -> Deferred[bool]:
         """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
         ready = machine.summon(asker)
+        if machine.state in ACTIVATING:
+            self.sharing.use(machine, self._now())  # who has it may be gone when it is up
         if ready.called or self.cover is None or not self.cover.holds(machine):
             return ready
         ready.addErrback(lambda _: None)

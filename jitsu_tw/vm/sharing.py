@@ -24,8 +24,9 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import LoopingCall
+import attrs
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -47,6 +48,13 @@ TELL_EVERY: Final = 1.0
 #: The others hear so many seconds before it that a VM is to be stopped: time to say that it has been asked for.
 NOTICE: Final = 1.5
 
+#: Where the others cannot be told something within so many seconds, they cannot have told us all either.
+SWIFT: Final = 0.3
+
+#: Those who were cut off together are together again after so many seconds: the longest pause between two of their
+#: tries (`coordinator.etcd.BACK_OFF`), and as much for the try and for what they then tell.
+REUNION: Final = 4.0
+
 #: What is agreed on for each VM.
 VM_FACTS: Final = ("claims", "runs", "used", "asks")
 
@@ -64,6 +72,20 @@ class Ask(enum.Enum):
     HOLD = "hold"
     RELEASE = "release"
     MOVE = "move"
+
+
+@attrs.define(eq=False)
+class Notice:
+    """
+    That the others have of a VM's end.
+
+    Attributes:
+        is_over: they had the time to say that it is used.
+        is_void: they had not, or could not.
+    """
+
+    is_over: bool = False
+    is_void: bool = False
 
 
 @implementer(IPeer)
@@ -92,12 +114,14 @@ class Sharing:
         self._seen: set[str] = set()
         self._used: dict[str, float] = {}
         self._told: dict[str, float] = {}
-        self._ending: dict[str, float] = {}
+        self._ending: dict[str, Notice] = {}
         self._words: dict[str, Deferred[bool]] = {}
         self._leavers: dict[str, list[Deferred[State]]] = {}
         self._adopting: set[str] = set()
         self._telling = LoopingCall(self._tell)
         self._telling.clock = clocks.reactor
+        self._saying: dict[str, DeferredLock] = {}
+        self._joined_at = 0.0
         self._busy = False
         self.on_free: Callable[[Machine], None] = lambda _: None
         self.on_owner: Callable[[Machine], None] = lambda _: None
@@ -233,11 +257,14 @@ class Sharing:
         self._ending.pop(machine.vm.name, None)
         if machine.state is State.FAILED:
             await self._say(machine, "failed", machine.reason)
+        self._saying.pop(machine.vm.name, None)
         await self.coordinator.put({_key(room, machine): None for room in VM_FACTS}, _key("claims", machine))
 
     def _say(self, machine: Machine, how: str, why: str = "") -> Deferred[bool]:
+        """Tell the others how *machine*, which is ours, is; what was said of it before comes before that."""
         key = _key("claims", machine)
-        return self.coordinator.put({key: self._claimed(how, why)}, key)
+        lock = self._saying.setdefault(machine.vm.name, DeferredLock())
+        return lock.run(self.coordinator.put, {key: self._claimed(how, why)}, key)
 
     def _begin(self, step: Coroutine[Deferred[Any], Any, Any] | Deferred[Any]) -> None:
         """Take a step; where the others cannot be asked, what it was for is seen to when they can."""
@@ -364,9 +391,17 @@ class Sharing:
             machine = self._machines.get(name)
             if machine is not None and machine.state not in DOWN:
                 facts[_key("used", machine)] = f"{self._wall() - (self._now() - when):.3f}"
-                self._told[name] = when
-        if facts:
+        if not facts:
+            return
+        try:
             await self.coordinator.put(facts)
+        except CutOff:
+            for name, when in used.items():
+                machine = self._machines.get(name)
+                if machine is not None and machine.state not in DOWN:
+                    self._used[name] = max(when, self._used.get(name, 0.0))
+            raise
+        self._told |= used
 
     # The end.
 
@@ -374,12 +409,29 @@ class Sharing:
         """Say whether *machine*, whose lease is over, may be stopped now; if not, the others are told that it will."""
         if self.alone or not self.is_ours(machine):
             return self.alone
-        name, now = machine.vm.name, self._now()
-        if name not in self._ending:
-            self._ending[name] = now
-            self._begin(self._say(machine, "ending"))
-            return False
-        return now >= self._ending[name] + NOTICE
+        notice = self._ending.get(machine.vm.name)
+        if (notice is None or notice.is_void) and self._now() >= self._joined_at + REUNION:
+            notice = self._ending[machine.vm.name] = Notice()
+            self._begin(self._give_notice(machine, notice))
+        return notice is not None and notice.is_over
+
+    async def _give_notice(self, machine: Machine, notice: Notice) -> None:
+        try:
+            notice.is_over = await self._is_heard(machine, notice)
+        except CutOff:
+            notice.is_over = False
+        notice.is_void = not notice.is_over
+
+    async def _is_heard(self, machine: Machine, notice: Notice) -> bool:
+        """Tell the others that *machine* is to be stopped, until all had the time to say that it is used."""
+        while await self._say(machine, "ending"):
+            await deferLater(self._reactor, NOTICE)
+            begin = self._now()
+            if self._ending.get(machine.vm.name) is not notice or not await self._say(machine, "ending"):
+                return False
+            if self._now() < begin + SWIFT:
+                return True
+        return False
 
     def goes_on(self, machine: Machine) -> None:
         """Tell the others, if they were told that *machine* is to be stopped, that it is not."""
@@ -453,14 +505,17 @@ class Sharing:
 
     def joined(self) -> None:
         """Hear that we know what the others know: look at everything anew."""
-        self._apart = ""
+        self._apart, self._joined_at = "", self._now()
         if not self.alone:
+            self._tell()
             me = {"since": round(self._wall(), 3), "version": __version__}
             self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
                 self.on_owner(machine)
+                if self.is_ours(machine) and _read(self._facts[_key("claims", machine)]).get("is") == "ending":
+                    self._begin(self._say(machine, "up"))
             elif machine.state is State.QUEUED:
                 self.on_free(machine)
             self._settle(machine)

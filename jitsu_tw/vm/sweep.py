@@ -119,8 +119,13 @@ class Sweep:
         lease = self._leases.get(machine.vm.name)
         if lease is not None:
             lease.use(min(when, self._now()))
-            if lease.ends() > self._now():
-                self._sharing.goes_on(machine)
+            self._goes_on(machine, lease)
+
+    def _goes_on(self, machine: Machine, lease: Lease) -> None:
+        """Tell the others that *machine* is not to be stopped, if they believe so and there is no reason any more."""
+        kept = max(lease.used + lease.idle, lease.started + lease.min_up, self._kept(machine))
+        if min(kept, lease.started + self._max_up(machine)) > self._now():
+            self._sharing.goes_on(machine)
 
     def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
@@ -241,14 +246,15 @@ class Sweep:
 
     async def in_use(self, machine: Machine, lease: Lease) -> bool:
         """Say whether the guest was in use since the last look without being asked for; then its lease is renewed."""
-        if lease.meter is None:
+        meter = lease.meter  # the lease may have none when the answer comes: another one of us may have it by then
+        if meter is None:
             return False
         try:
             total = await machine.backend.traffic(machine.uuid)
-            used = total is not None and lease.meter.used(total, self._now())
+            used = total is not None and meter.used(total, self._now())
         except BackendError:
             # Nobody knows: it is not stopped for that.
-            lease.meter.at, used = self._now(), True
+            meter.at, used = self._now(), True
         if used:
             lease.use(self._now())
             self._sharing.use(machine, self._now())
@@ -265,11 +271,11 @@ class Sweep:
             if self._needed(machine):
                 lease.use(now)
         if lease.ends() > now:
-            self._sharing.goes_on(machine)
+            self._goes_on(machine, lease)
             self._leases.again(name)
             return
         if not self._sharing.may_end(machine):
-            lease.kept = now + NOTICE if self._sharing.is_ours(machine) else inf
+            lease.kept = now + NOTICE / 3 if self._sharing.is_ours(machine) else inf
             lease.max_up = max(lease.max_up, lease.kept - lease.started)
             self._leases.again(name)
             return
