@@ -48,7 +48,7 @@ TTL: Final = 2.0
 ANSWER_BY: Final = 1.2
 
 #: Seconds that a VM is kept after its last use.
-IDLE: Final = 6.0
+IDLE: Final = 4.0
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 60.0
@@ -93,11 +93,11 @@ case $1 in
     right) run=/proc/{right}/root/run ;;
     *) exit 1 ;;
 esac
-for pid in $(cat $run/libvirtd.pid $run/libvirt/qemu/*.pid); do
-    grep -aqE 'libvirtd|qemu-system' /proc/$pid/cmdline || continue
-    kill -9 $pid
+for file in $run/libvirtd.pid $run/libvirt/qemu/*.pid; do
+    pid=$(cat $file) && grep -aqE 'libvirtd|qemu-system' /proc/$pid/cmdline || continue
+    kill -9 $pid || exit
     while grep -aq . /proc/$pid/cmdline; do sleep 0.05; done
-done 2>{directory}/fence.log
+done 2>/dev/null
 """
 
 
@@ -202,6 +202,11 @@ class Node(Jitsu):
     def is_up(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
+
+    def signal(self, what: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(what)
 
     def problems(self) -> list[str]:
         """Return what it says of its health."""

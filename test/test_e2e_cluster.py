@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -21,13 +21,16 @@ from test.cluster import ANSWER_BY, IDLE, NODES, TTL, VMS, Cluster, qemus
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from test.cluster import Answer
+    from test.cluster import Answer, Host
 
 #: Seconds after which another one has what was claimed by one who is gone; etcd ends leases late rather than early.
-FREE_AFTER = TTL + 2.0
+FREE_AFTER: Final = TTL + 2.0
+
+#: What a Jitsu logs when it has a host again.
+FOUND: Final = ": connected"
 
 #: Which Jitsus are asked.
-ALL = frozenset(range(len(NODES)))
+ALL: Final = frozenset(range(len(NODES)))
 
 
 class ClusterTestCase(SynchronousTestCase):
@@ -126,12 +129,10 @@ class NodesTests(ClusterTestCase):
             self.cluster.until(lambda: not any(node.problems() for node in self.nodes), FREE_AFTER)
             self.all_good(answers)
             self.one()
-        self.ends()
-        self.assertEqual(1, len(self.watch.seen["www"]))
 
     def test_owner_killed(self) -> None:
         """
-        The owner of a VM is killed while it starts it, and the next one while it is up.
+        The owner of a VM is killed while it starts it, the next one while it is up, and one more stands still.
 
         The others answer in time all along; one of them adopts the VM, and stops it when its lease ends.
         """
@@ -153,8 +154,17 @@ class NodesTests(ClusterTestCase):
             self.cluster.until(lambda: self.owner() not in {None, NODES[second]}, FREE_AFTER)
             self.goes_on(answers, ALL - {second})
             self.all_good(answers, ALL - {second}, back, warm=True)
+            self.cluster.start_nodes()
+            self.all_up()
+            back = time.monotonic()
+            third = NODES.index(self.owner() or "")
+            self.nodes[third].signal(signal.SIGSTOP)
+            self.cluster.until(lambda: self.owner() not in {None, NODES[third]}, FREE_AFTER)
+            self.nodes[third].signal(signal.SIGCONT)
+            self.goes_on(answers)
+            self.all_good(answers, ALL - {third}, back, warm=True)
+            self.assertNotEqual(NODES[third], self.owner())
             self.one()
-        self.cluster.start_nodes()
         self.ends()
         self.assertEqual(1, len(self.watch.seen["www"]))
 
@@ -184,14 +194,14 @@ class NodesTests(ClusterTestCase):
                 with self.cluster.asking("db", servers=[apart]) as again:
                     self.all_up("db")
                     self.goes_on(again, [apart])
-            self.all_good(answers)
-            self.one("www")
             self.one("db")
-        self.ends()
-        with self.cluster.asking("www", servers=[apart]) as answers:
-            self.all_up()
-            self.assertEqual(NODES[apart], self.owner())
-            self.all_good(answers, [apart])
+            self.nodes[apart].control.ask("POST", "/v1/vms/db/stop")
+            with self.cluster.asking("db", servers=[apart]) as again:
+                self.all_up("db")
+                self.all_good(again, [apart])
+            self.assertEqual(NODES[apart], self.owner("db"))
+            self.all_good(answers)
+            self.one()
 
     def test_all_killed(self) -> None:
         """When all were killed, and come back, they adopt what runs; while its host is away, they leave it alone."""
@@ -224,7 +234,7 @@ class HostsTests(ClusterTestCase):
         """
         A VM whose host's libvirtd is killed goes on, and is started nowhere else; what is off starts on the other host.
 
-        When libvirtd is back, all is as before.
+        When libvirtd is back, all is as before; a VM that has ended meanwhile is started again.
         """
         with self.cluster.asking("www") as answers:
             self.all_up()
@@ -235,26 +245,25 @@ class HostsTests(ClusterTestCase):
                 self.all_good(others)
             self.assertNotEqual(host.name, self.host("db"))
             self.goes_on(answers)
-            host.start()
-            self.goes_on(answers, seconds=4.0)
-            self.all_good(answers)
-            self.one()
-            self.one("db")
-        self.ends()
-
-    def test_qemu_killed_while_libvirtd_is_gone(self) -> None:
-        """A VM that ended while nobody could see it is started again once its host is back."""
-        with self.cluster.asking("www") as answers:
-            self.all_up()
-            host = self.cluster.hosts[self.host()]
-            host.kill()
-            os.kill(self.one(), signal.SIGKILL)
+            self.found_again(host)
             self.goes_on(answers)
-            host.start()
+            pid = self.one()
+            host.kill()
+            os.kill(pid, signal.SIGKILL)
+            self.goes_on(answers)
+            self.found_again(host)
             self.cluster.until(lambda: len(self.watch.seen["www"]) == 2)
             self.all_up()
             self.all_good(answers)
-        self.ends()
+            self.assertEqual(1, len(self.watch.seen["db"]))
+
+    def found_again(self, host: Host) -> None:
+        """Start a host's libvirtd, and wait until all Jitsus have it."""
+        seen = [node.log().count(FOUND) for node in self.nodes]
+        host.start()
+        self.cluster.until(
+            lambda: all(node.log().count(FOUND) > before for node, before in zip(self.nodes, seen, strict=True))
+        )
 
 
 class LostHostTests(ClusterTestCase):
@@ -278,5 +287,4 @@ class LostHostTests(ClusterTestCase):
             self.all_good(answers)
             self.assertEqual(2, len(self.watch.seen["www"]))
             self.assertNotIn(old, qemus(self.cluster.network)["www"])
-        self.ends()
-        self.assertEqual(f"{first}\n", (self.cluster.directory / "fenced").read_text())
+            self.assertEqual(f"{first}\n", (self.cluster.directory / "fenced").read_text())
