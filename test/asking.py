@@ -45,12 +45,12 @@ def main(every: float, servers: list[str], names: list[str]) -> None:
         now = time.monotonic()
         if now >= again:
             again = now + every
-            for server, one in enumerate(sockets):
+            for place, one in enumerate(sockets):
                 for name in names:
                     number = (number + 1) % 65536
                     query = dns.message.make_query(name, "A", use_edns=0)
                     query.id = number
-                    waiting[number] = now, server, name
+                    waiting[number] = now, place, name
                     try:
                         one.send(query.to_wire())
                     except OSError:  # nobody listened there a moment ago
