@@ -22,7 +22,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from xml.sax.saxutils import escape, quoteattr
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ done
 ip link set lo up && echo ready && exec cat
 """
 
-Where = Literal["host", "client"]
+#: A namespace: "host" or "client".
+Where = str
 
 
 # The guest

@@ -44,12 +44,14 @@ class _Service:
     Attributes:
         directory: where it runs, and its log is.
         process: None before `start`.
+        where: the network's namespace that it runs in.
     """
 
     log_name = "log"
+    where = "host"
 
     def __init__(self, directory: Path, network: Network | None) -> None:
-        """Run in *network*'s host, or here."""
+        """Run in *network*, or here."""
         self.directory, self._network = directory, network
         self.process: subprocess.Popen[Any] | None = None
 
@@ -58,7 +60,7 @@ class _Service:
         twistd = Path(sys.executable).with_name("twistd")
         command = [str(twistd), "-n", "--pidfile=", f"--rundir={self.directory}", *words]
         if self._network is not None:
-            command = self._network.command("host", command)
+            command = self._network.command(self.where, command)
         with (self.directory / self.log_name).open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -122,6 +122,10 @@ class PagesTests(SynchronousTestCase):
         answer = desk.ask("/healthz")
         self.assertEqual((200, {"status": "degraded", "problems": ["memory cannot be asked: the wire is cut"]}),
                          (answer.status, answer.value))
+        desk.fleet.sharing.parted("etcd is far away")
+        self.assertIn("nothing new is started here: etcd is far away", desk.ask("/healthz").value["problems"])
+        desk.fleet.sharing.joined()
+        self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
 

@@ -539,6 +539,35 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual([True] * 40, place.nodes[1].answers)
         self.assertEqual(["left"], place.running())
 
+    def test_host_lost_to_one(self) -> None:
+        """Who cannot see a host any more leaves its VMs there to those who can: so one that has ended starts again."""
+        place = self.begin(idle=30.0)
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        lost = place.hosts["left"]
+        assert first.fleet.hosts is not None
+        first.fleet.hosts.lost(lost, "the cable is out")
+        lost.watchers.remove(first.fleet.hosts)
+        place.run(5.0, 0.05)
+        self.assertEqual("ns1", place.owner())
+        first.ask()
+        place.run(6.0, 0.05)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        lost.happen(next(iter(lost.guests)), Power.OFF, "it crashed")
+        place.run(0.1)
+        place.nodes[1].ask()
+        place.run(1.0)
+        self.assertEqual([True], place.nodes[1].answers)
+        self.assertEqual(["left"], place.running())
+        first.fleet.hosts.connected(lost)
+        place.run(1.0)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+        place.run(35.0, 0.05)
+        self.assertEqual([], place.running())
+        self.assertIsNone(place.owner())
+
     def test_fence(self) -> None:
         """With `fence`, a host that all have lost is made sure to be dead, once; what ran there starts elsewhere."""
         place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence --hard")

@@ -88,10 +88,13 @@ class Health(FleetPage):
         """
         Say that we serve, and what is wrong all the same.
 
-        A hypervisor that cannot be asked is no reason to restart us: what is up is answered for.
+        A hypervisor that cannot be asked is no reason to restart us, nor are others who share the zone: what is up is
+        answered for.
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
         problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
+        if self._fleet.sharing.why_apart:
+            problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})

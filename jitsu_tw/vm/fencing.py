@@ -1,5 +1,7 @@
 """
-Hosts that are lost for good.
+Hosts that are lost for good, to all of us or to one.
+
+Who cannot reach a host that others can lets go of the VMs that it has there, and one of the others adopts them.
 
 Nobody knows what runs on a host that cannot be reached. Where the operator has a command that makes sure that such a
 host is dead (`fence`), it is called once, by one of us, when all of us have lost the host for a while. From then on
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.backends.hosts import Hosts
     from jitsu_tw.settings import Settings
+    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.sharing import Sharing
 
 #: A host is not taken for lost before so many seconds have passed; a daemon that is restarted is back by then.
@@ -62,6 +65,7 @@ class Fencing:
         self._acts = settings.on_host_loss is OnHostLoss.RESTART
         self._coming: dict[str, IDelayedCall] = {}
         hosts.on_lost_or_found = self._heard
+        sharing.is_blind = self._is_blind
 
     def stop(self) -> None:
         """Do nothing any more."""
@@ -75,7 +79,7 @@ class Fencing:
         is_lost = name in self._hosts.away
         if not is_lost and name in self._coming:
             self._coming.pop(name).cancel()
-        elif is_lost and self._acts and name not in self._coming:
+        elif is_lost and name not in self._coming:
             self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
         if not is_lost:
             self._hosts.unbury(name)
@@ -99,15 +103,31 @@ class Fencing:
         del self._coming[name]
         if name not in self._hosts.dead:
             self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
-            self._begin(self._fence(name))
+            self._begin(self._act(name))
+
+    async def _act(self, name: str) -> None:
+        """See to the VMs of a host that has been lost for a while."""
+        await self._tell(name, is_lost=True)
+        if self._is_seen(name):
+            self._sharing.hand_over(lambda machine: self._hosts.at(machine.uuid) == name)
+        elif self._acts:
+            await self._fence(name)
+
+    def _is_seen(self, name: str) -> bool:
+        """Say whether another one of us reaches the host *name*."""
+        coordinator = self._sharing.coordinator
+        others = {key.partition("/")[2] for key in coordinator.facts if key.startswith("nodes/")} - {coordinator.node}
+        return any(f"lost/{name}/{node}" not in coordinator.facts for node in others)
+
+    def _is_blind(self, machine: Machine) -> bool:
+        """Say whether another one of us can see what *machine* does, and we cannot."""
+        name = self._hosts.at(machine.uuid)
+        return name is not None and name in self._hosts.away and self._is_seen(name)
 
     async def _fence(self, name: str) -> None:
-        """Make sure that the host *name* is dead, if all of us have lost it and nobody else does."""
+        """Make sure that the host *name*, which all of us have lost, is dead, if nobody else does."""
         coordinator = self._sharing.coordinator
-        await self._tell(name, is_lost=True)
-        others = {key.partition("/")[2] for key in coordinator.facts if key.startswith("nodes/")}
-        seeing = [node for node in others if f"lost/{name}/{node}" not in coordinator.facts]
-        if seeing or not await coordinator.claim(f"fences/{name}", coordinator.node):
+        if not await coordinator.claim(f"fences/{name}", coordinator.node):
             return
         self.log.warn("{host}: lost for {limit} s; fenced", host=name, limit=LOST_AFTER)
         try:

@@ -33,7 +33,7 @@ from zope.interface import implementer
 from jitsu_tw import __version__
 from jitsu_tw.errors import CutOff
 from jitsu_tw.ijitsu import IPeer
-from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -102,6 +102,7 @@ class Sharing:
         on_claim: called with a machine whose owner, or host, may be another now.
         on_ask: called with a machine of ours, what somebody wants of it, and a word that goes with that.
         gather: called before what was used is told; it calls `use` for what was asked for without us.
+        is_blind: says whether another one of us can see what a machine does, and we cannot.
         on_fact: called with the key and the value of what is not about a VM.
     """
 
@@ -132,6 +133,7 @@ class Sharing:
         self.on_ask: Callable[[Machine, Ask, str], None] = lambda _machine, _ask, _word: None
         self.on_fact: Callable[[str, str | None], None] = lambda _key, _value: None
         self.gather: Callable[[], object] = lambda: None
+        self.is_blind: Callable[[Machine], bool] = lambda _: False
 
     # Beginning and end.
 
@@ -323,7 +325,7 @@ class Sharing:
         return str(_read(self._facts.get(_key("claims", machine))).get("is", ""))
 
     def _adopt(self, machine: Machine) -> None:
-        if machine.vm.name not in self._adopting and not self.why_apart:
+        if machine.vm.name not in self._adopting and not self.why_apart and not self.is_blind(machine):
             self._adopting.add(machine.vm.name)
             if len(self._adopting) <= ADOPTS_AT_ONCE:
                 self._begin(self._adopt_all(machine))
@@ -354,6 +356,17 @@ class Sharing:
         for machine in self._machines.values():
             if machine.state is State.UP and self.is_ours(machine):
                 self._begin(self.coordinator.put({_key("claims", machine): None}, _key("claims", machine)))
+
+    def hand_over(self, which: Callable[[Machine], bool]) -> None:
+        """Let others have *which* of our machines, of which they can see what they do."""
+        for machine in list(self._machines.values()):
+            if which(machine) and self.is_ours(machine) and machine.state not in ACTIVATING | CALLING:
+                name = machine.vm.name
+                self.log.warn("{name}: others can see what it does, and this node cannot; handed over", name=name)
+                self._ending.pop(machine.vm.name, None)
+                self._saying.pop(machine.vm.name, None)
+                key = _key("claims", machine)
+                self._begin(self.coordinator.put({key: None}, key))
 
     def word(self, machine: Machine) -> Deferred[bool] | None:
         """
