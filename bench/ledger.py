@@ -15,10 +15,9 @@ import attrs
 
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.networks import network, packed
-from jitsu_tw.settings import COMMIT_EVERY, RESUMED_WITHIN, Mode
+from jitsu_tw.settings import COMMIT_EVERY, RESUMED_WITHIN, STARTS_WITHIN, Mode
 from jitsu_tw.vm.activation import RESUMED
 from jitsu_tw.vm.lease import BURST, GREETING
-from jitsu_tw.vm.ownership import STARTS_WITHIN
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_RETRY, EARLY, JUST_USED
 from jitsu_tw.vm.week import kept_until
 

@@ -34,6 +34,9 @@ IMAGES: Final = Path("/var/lib/jitsu/images")
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
 
+#: A call to start a VM may go on at its hypervisor for so many seconds, though whoever made it is gone.
+STARTS_WITHIN: Final = 60.0
+
 #: The kind of hypervisor of VMs with `host`: that of all hosts together (`backends.hosts`).
 HOSTS: Final = "hosts"
 

@@ -70,7 +70,7 @@ class HostsTests(SynchronousTestCase):
         """Have three hosts."""
         self.clock = Clock()
         self.each = {name: Lossy(name, self.clock) for name in NAMES}
-        self.hosts = Hosts(self.each)
+        self.hosts = Hosts(self.each, self.clock.seconds)
         self.watcher = contract_backends.Watcher()
         self.placed: list[str] = []
         place = self.hosts.place
@@ -206,6 +206,29 @@ class HostsTests(SynchronousTestCase):
         uuid = self.have(a_vm(), left=20, middle=30, right=40)
         self.hosts.whereabouts = lambda _: "left"
         self.assertEqual("left", self.start(uuid))
+
+    def test_begun_by_another(self) -> None:
+        """A start that fails where somebody else had begun one before leaves doubts, for as long as that may go on."""
+        uuid = self.have(a_vm(prefer=("right",)))
+        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 20.0
+        self.order("left", uuid, Fault.START)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.hosts.whereabouts, self.hosts.began = lambda _: "", lambda _: 0.0
+        self.clock.advance(39)
+        self.failureResultOf(self.hosts.state(uuid), BackendLost)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.clock.advance(2)
+        self.assertEqual("right", self.start(uuid))
+
+    def test_begun_by_another_in_the_end(self) -> None:
+        """When it is seen to run after all, there are no doubts."""
+        uuid = self.have(a_vm())
+        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 0.0
+        self.order("left", uuid, Fault.START)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.each["left"].happen(uuid, Power.RUNNING, "booted")
+        self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
+        self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
 
     def test_dead(self) -> None:
         """What was on a host that is dead is off, and starts elsewhere; when that is alive again, it is asked."""

@@ -70,7 +70,7 @@ class Node:
         clocks = Clocks(self.reactor, place.clock.seconds, lambda: EPOCH + place.clock.seconds())  # type: ignore[arg-type]
         backends: dict[tuple[str, str], Any] = {("memory", ""): place.host}
         if place.hosts:
-            backends[HOSTS, ""] = Hosts(place.hosts)
+            backends[HOSTS, ""] = Hosts(place.hosts, place.clock.seconds)
         self.fleet = Fleet(place.settings, backends, MemoryStore(lasting=True), clocks, coordinator=self.coordinator)
         self.answers: list[Any] = []
         self.fleet.start({})

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import HOSTS, Mode
+from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode
 from jitsu_tw.vm.lifecycle import State
 from test.support import question, vm
 from test.test_vm_sharing import HostsPlace, Node
@@ -164,7 +164,7 @@ class Chaos:
     def _heal(self, node: Node) -> None:
         if node.reactor.alive and node.name in self.cut_off:
             node.coordinator.heal()
-            self.later(lambda: node.reactor.alive and self.cut_off.discard(node.name), 0.1, 0.1, 0.1)
+            self.later(lambda: self.cut_off.discard(node.name), 0.1, 0.1, 0.1)
 
     def drain(self) -> None:
         """Drain a node, for a while."""
@@ -235,7 +235,7 @@ class Chaos:
         """Let nothing happen for a while, and see what is left."""
         for node in self.place.nodes:
             self._heal(node)
-        self.place.run(45.0, 0.05)
+        self.place.run(STARTS_WITHIN + 50.0, 0.05)
         left = [name for name in NAMES for _, guest in self.guests(name) if guest.power is Power.RUNNING]
         facts = [key for key in self.place.facts() if key.startswith(("claims", "runs", "asks"))]
         states = {node.state(name) for node in self.place.nodes for name in NAMES}

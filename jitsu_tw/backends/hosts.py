@@ -9,7 +9,9 @@ is started nowhere else.
 
 from __future__ import annotations
 
+import time
 import uuid as uuids
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -20,6 +22,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost, CutOff, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +46,7 @@ class Hosts:
         dead: hosts on which nothing runs, as somebody has made sure.
         place: agrees that a VM, by its uuid, is started on a host, before it is; False: it is not ours to start.
         whereabouts: where a VM runs, as far as we remember: a host, "" if nowhere, None if nobody knows.
+        began: how many seconds ago the start that `whereabouts` is from was begun.
         wanted: the host that a VM, by its uuid, is to be started on next, if it can be.
         is_drained: says whether nothing new is to be started on a host.
         on_lost_or_found: called with a host's name.
@@ -50,9 +54,10 @@ class Hosts:
 
     log = Logger()
 
-    def __init__(self, hosts: Mapping[str, IBackend]) -> None:
-        """Have these hosts, by name, in their order."""
-        self._hosts = dict(hosts)
+    def __init__(self, hosts: Mapping[str, IBackend], now: Callable[[], float] = time.monotonic) -> None:
+        """Have these hosts, by name, in their order; *now* is a clock that never goes back."""
+        self._hosts, self._now = dict(hosts), now
+        self._doubts: dict[str, float] = {}
         self._names = {id(backend): name for name, backend in hosts.items()}
         self._watcher: IWatcher | None = None
         self._vms: dict[str, VM] = {}
@@ -64,6 +69,7 @@ class Hosts:
         self._moving: set[str] = set()
         self.place: Callable[[str, str], Deferred[bool]] = lambda _uuid, _host: succeed(True)  # noqa: FBT003
         self.whereabouts: Callable[[str], str | None] = lambda _: None
+        self.began: Callable[[str], float] = lambda _: inf
         self.is_drained: Callable[[str], bool] = lambda _: False
         self.on_lost_or_found: Callable[[str], None] = lambda _: None
         self.reachable = all(backend.reachable for backend in hosts.values())
@@ -202,6 +208,9 @@ class Hosts:
             for name, reason in unsure.items():
                 if self._may_run(uuid, name):
                     raise BackendLost(f"it may run on {name}: {reason}")
+        if power is not Power.RUNNING and self._now() < self._doubts.get(uuid, -inf):
+            raise BackendLost("what another one of us has begun may yet go on")
+        self._doubts.pop(uuid, None)
         if power is Power.OFF:
             self._at.pop(uuid, None)
         else:
@@ -249,6 +258,8 @@ class Hosts:
         where = self.whereabouts(uuid)
         at = self._at.get(uuid) or (where if where in self._hosts and where not in self.dead else None)
         failed: list[str] = []
+        # A call that somebody had begun on this host before us may be under way there, and in our way.
+        doubt = self._now() + STARTS_WITHIN - self.began(uuid) if at is not None and at == where else -inf
         for name in [at] if at is not None else await self._choose(uuid, failed):
             self._at[uuid] = name
             if not await self.place(uuid, name):
@@ -260,6 +271,9 @@ class Hosts:
                 raise
             except BackendError as error:
                 self._seen[uuid][name] = power
+                if self._now() < doubt:
+                    self._doubts[uuid] = doubt
+                    raise BackendLost(f"{name}: {error}; what another one of us has begun there may go on") from error
                 if power is Power.OFF:
                     del self._at[uuid]
                 failed.append(f"{name}: {error}")

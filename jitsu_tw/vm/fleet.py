@@ -130,7 +130,7 @@ class Fleet:
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
             self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
-            self.sharing.host_of = self._host_of
+            self.hosts.began, self.sharing.host_of = self._began, self._host_of
         self.moves = Moves(self.hosts, self.machines, self.sharing)
         if self.cover is not None:
             self.moves.on_moved = self.cover.owner_is
@@ -529,6 +529,11 @@ class Fleet:
     def _host_of(self, machine: Machine) -> str:
         """Return the host that a VM is seen on; nothing if it is on none."""
         return (self.hosts and self.hosts.at(machine.uuid)) or ""
+
+    def _began(self, uuid: str) -> float:
+        """Return how many seconds ago one of us has begun to start a VM."""
+        machine = self.inventory.machine(uuid)
+        return inf if machine is None else self._now() - self.sharing.since(machine)[1]
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""

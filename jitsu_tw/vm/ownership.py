@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
 
+from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.vm.lifecycle import CALLING, State
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.record import Record
     from jitsu_tw.vm.sharing import Sharing
     from jitsu_tw.vm.sweep import Sweep
-
-#: A start whose end nobody told us may bring a VM up for so many seconds more.
-STARTS_WITHIN: Final = 60.0
 
 #: States in which a VM that we held is not held any more.
 DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})

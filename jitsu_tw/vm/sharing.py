@@ -33,10 +33,13 @@ from zope.interface import implementer
 from jitsu_tw import __version__
 from jitsu_tw.errors import CutOff
 from jitsu_tw.ijitsu import IPeer
+from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
+
+    from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.ijitsu import ICoordinator
     from jitsu_tw.vm.activation import Machine
@@ -120,6 +123,8 @@ class Sharing:
         self._words: dict[str, Deferred[bool]] = {}
         self._leavers: dict[str, list[Deferred[State]]] = {}
         self._adopting: set[str] = set()
+        self._placed: set[str] = set()
+        self._tidying: dict[str, IDelayedCall] = {}
         self._telling = LoopingCall(self._tell)
         self._telling.clock = clocks.reactor
         self._saying: dict[str, DeferredLock] = {}
@@ -145,6 +150,9 @@ class Sharing:
 
     async def stop(self) -> None:
         """Tell what was used, and let go of everything: the others adopt it at once."""
+        for call in self._tidying.values():
+            call.cancel()
+        self._tidying.clear()
         if self._telling.running:
             self._telling.stop()
             await self._tell_all()
@@ -253,6 +261,7 @@ class Sharing:
         """Agree that *machine* is started now, on *host*: nobody starts it on another from here on."""
         if self.alone:
             return succeed(True)  # noqa: FBT003
+        self._placed.add(machine.vm.name)
         runs = json.dumps({"since": round(self._wall(), 3), "host": host})
         return self.coordinator.put({_key("runs", machine): runs}, _key("claims", machine))
 
@@ -264,7 +273,16 @@ class Sharing:
             if machine.state not in DOWN:
                 return  # it is to be started again
         self._saying.pop(machine.vm.name, None)
-        await self.coordinator.put({_key(room, machine): None for room in VM_FACTS}, _key("claims", machine))
+        # What another one had begun to start, and we have never seen, may come up yet.
+        is_known = machine.vm.name in self._placed or self._is_stale(machine)
+        self._placed.discard(machine.vm.name)
+        rooms = VM_FACTS if is_known else ("claims", "asks")
+        await self.coordinator.put({_key(room, machine): None for room in rooms}, _key("claims", machine))
+
+    def _is_stale(self, machine: Machine) -> bool:
+        """Say whether what is agreed on of *machine*, which does not run, is of a start that is over by now."""
+        runs = _read(self._facts.get(_key("runs", machine)))
+        return float(runs.get("since", 0.0)) + STARTS_WITHIN <= self._wall()
 
     def _say(self, machine: Machine, how: str, why: str = "") -> Deferred[bool]:
         """Tell the others how *machine*, which is ours, is; what was said of it before comes before that."""
@@ -314,11 +332,23 @@ class Sharing:
             if ours:
                 self._begin(self._release(machine))
             elif self.owner(machine) is None and _key("runs", machine) in self._facts:
-                self._begin(self._claim(machine))  # who gets it lets go of it
+                self._tidy(machine)
         elif state is State.UP and self.owner(machine) is None and self.is_shared(machine):
             self._adopt(machine)
         elif state is State.UP and self.is_theirs(machine) and self._is(machine) == "ending":
             machine.leave("to be stopped")
+
+    def _tidy(self, machine: Machine) -> None:
+        """See to it that nothing is left of *machine*, which does not run, and which nobody has."""
+        name = machine.vm.name
+        if self._is_stale(machine):
+            self._begin(self._claim(machine))  # who gets it lets go of it
+        elif name not in self._tidying:
+            self._tidying[name] = self._reactor.callLater(STARTS_WITHIN, self._tidy_now, machine)
+
+    def _tidy_now(self, machine: Machine) -> None:
+        del self._tidying[machine.vm.name]
+        self._settle(machine)
 
     def _is(self, machine: Machine) -> str:
         """Return how *machine* is in the words of who has it; nothing if nobody has."""
@@ -338,6 +368,7 @@ class Sharing:
                 done.add(machine.vm.name)
                 await machine.look("its owner is gone")
                 if machine.state is State.UP and await self._claim(machine):
+                    self._placed.add(machine.vm.name)
                     if _key("runs", machine) not in self._facts:
                         await self.place(machine, self.host_of(machine))
                     self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
