@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from jitsu_tw.errors import BackendLost
+from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 
 if TYPE_CHECKING:
@@ -236,6 +236,10 @@ class Connection:
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Say what a start takes."""
         return self._ask("memory", uuid, self._hypervisor.memory, uuid)
+
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
+        """Fail: there is nowhere to go."""
+        return fail(BackendError("there is one hypervisor"))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Keep an image."""

@@ -177,6 +177,10 @@ class RemoteBackend:
         """Return what a start would take there."""
         return self._call("memory", uuid=uuid).addCallback(lambda said: Memory(*said))
 
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
+        """Fail: such a VM is stopped and started anew."""
+        return fail(BackendError("a VM of this world does not move while it runs"))
+
     def keep_image(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fail: there are no images."""
         return fail(BackendError(f"{self.host}: keeps no images"))

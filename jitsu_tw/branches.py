@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.store.requests import Change, Request
+    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.change import Running
     from jitsu_tw.vm.fleet import Fleet
 
@@ -69,7 +70,12 @@ class Understood:
 
 
 class Branches:
-    """Looks for requests and carries them out, one after the other."""
+    """
+    Looks for requests and carries them out, one after the other.
+
+    Attributes:
+        turn: who changes what runs holds this lock.
+    """
 
     log = Logger()
 
@@ -83,6 +89,7 @@ class Branches:
         self._looking.clock = reactor
         self._busy: Deferred[None] | None = None
         self._not_before = 0.0
+        self.turn = DeferredLock()
 
     # Beginning and end.
 
@@ -144,7 +151,7 @@ class Branches:
 
     async def _take_all(self, names: Sequence[str]) -> None:
         for name in names:
-            await self._take(name)
+            await self.turn.run(self._take, name)
 
     async def _take(self, name: str) -> None:
         request = await self._store.request(name)
@@ -152,7 +159,8 @@ class Branches:
             return
         try:
             understood = self._understand(request)
-            await self._find(understood)
+            for error in (await self.strangers(understood)).values():
+                raise error
         except ConfigError as error:
             self.log.warn("request/{name} of {author} is rejected: {error}", name=name, author=request.author,
                           error=str(error))
@@ -193,14 +201,27 @@ class Branches:
         """
         if request.refused:
             raise ConfigError(request.refused)
+        understood = self.understand(request.changes, request.guest)
+        if request.guest and request.guest not in self._fleet.machines:
+            message = f"there is no VM {request.guest}, whose own branch this would be; use one without a slash"
+            raise ConfigError(message)
+        return understood
+
+    def understand(self, changes: Mapping[str, Change], guest: str = "") -> Understood:
+        """
+        Return what *changes* of the state mean, which the VM *guest* wants for itself, if one is named.
+
+        Raises:
+            ConfigError: why that cannot be.
+        """
         come, become, go, uuids = [], [], [], {}
         saids: dict[str, Sayings] = {}
-        for uuid, change in request.changes.items():
+        for uuid, change in changes.items():
             name = _name(change)
             uuids[name] = uuid
-            known = self._fleet.machines.get(name) if change.was else None
-            if request.guest:
-                _check_guest(request.guest, name, change)
+            known = self._known(name, uuid) if change.was else None
+            if guest:
+                _check_guest(guest, name, change)
             if not change.files:
                 if known is not None:
                     go.append(name)
@@ -211,15 +232,20 @@ class Branches:
             else:
                 become.append(_as_it_was(known.vm, vm))
             uuids[vm.name] = uuid
-            if request.guest and known is not None:
+            if guest and known is not None:
                 self._check_names(known.vm, vm)
-        if request.guest and request.guest not in self._fleet.machines:
-            message = f"there is no VM {request.guest}, whose own branch this would be; use one without a slash"
-            raise ConfigError(message)
+        for vm in come:
+            if vm.name in go:
+                raise ConfigError("is the name of a VM that goes; add it when that is gone", vm.place[0], key=vm.name)
         step = Step(tuple(come), tuple(become), tuple(go))
         self._check_together(step, saids)
         self._running.check(step)
         return Understood(step, uuids)
+
+    def _known(self, name: str, uuid: str) -> Machine | None:
+        """Return the machine of that name, unless it is another one: what was left out shares its name with one."""
+        machine = self._fleet.machines.get(name)
+        return machine if machine is not None and machine.uuid in {"", uuid} else None
 
     def _vm(self, uuid: str, files: Mapping[str, str]) -> tuple[VM, Sayings]:
         """Return the VM that the *files* of its folder describe, and what they say."""
@@ -260,20 +286,24 @@ class Branches:
             if name.startswith(b"\1*") or (node is not None and node.rrsets):
                 raise ConfigError(f"{to_text(name)} is not for a VM's own branch to take", new.dns_place[0])
 
-    async def _find(self, understood: Understood) -> None:
-        """Refuse VMs that their backend does not know, or under another uuid."""
+    async def strangers(self, understood: Understood) -> dict[str, ConfigError]:
+        """Return the uuids of VMs that their backend does not know, or under another uuid, with what is wrong."""
+        found = {}
         for vm in understood.step.come:
+            asked = understood.uuids[vm.name]
             backend = self._fleet.inventory.backend_of(vm)
             if backend is None:
                 continue
             try:
                 uuid = await backend.look_up(vm).addTimeout(FOUND_WITHIN, self._reactor)
             except NoSuchVM as error:
-                raise ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0]) from error
+                found[asked] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
+                continue
             except (BackendError, DeferredTimeout):
                 continue
             if uuid != vm.uuid:
-                raise ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
+                found[asked] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
+        return found
 
 
 def _name(change: Change) -> str:

@@ -242,6 +242,9 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     values["cluster"] = _cluster(file.cluster) if file.cluster else None
     values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
     _check_fence(values, top)
+    if "remote" in values and "persistdb" not in values:
+        message = "what is shared is kept in the state; say where that is, with persistdb"
+        raise top["remote"][0].wrong("remote", message)
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}
@@ -251,7 +254,7 @@ def _settings(file: File) -> tuple[Settings, Zones]:
         vms.append(_vm(said, defaults, keep=keep))
         apart.add(vms[-1], said)
         if values.get("synjitsu") is None:
-            _check_no_synjitsu(vms[-1], said.get("use_synjitsu") or top.get("use_synjitsu"))
+            _check_no_synjitsu(vms[-1], said.get("use_synjitsu") or top.get("use_synjitsu"), values["hosts"])
         if vms[-1].needs:
             needs[vms[-1].name] = said["needs"][0]
     check_needs(vms, needs)
@@ -336,13 +339,13 @@ def vm_from(said: Sayings, settings: Settings) -> VM:
             raise sayings[1].wrong(key, "is there twice; keep one")
     vm = _vm(said, settings.defaults, keep=True)
     if settings.synjitsu is None:
-        _check_no_synjitsu(vm, said.get("use_synjitsu"))
+        _check_no_synjitsu(vm, said.get("use_synjitsu"), settings.hosts)
     return vm
 
 
-def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None) -> None:
+def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None, hosts: Sequence[Host]) -> None:
     """Refuse a VM that wants Synjitsu where there is none."""
-    if vm.use_synjitsu and said:
+    if vm.use_synjitsu and said and not any(host.synjitsu for host in hosts if host.name in vm.hosts):
         message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
         raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
 

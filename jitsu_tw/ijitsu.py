@@ -140,6 +140,9 @@ class IBackend(Interface):
     def memory(uuid: str) -> Deferred[Memory | None]:
         """Return what a start of the VM would take now; None where nobody can tell."""
 
+    def migrate(uuid: str, to: IBackend) -> Deferred[None]:
+        """Let a VM that runs go on on another hypervisor, which knows it too. Fails where that cannot be."""
+
     def keep_image(uuid: str) -> Deferred[None]:
         """
         Keep the image of the guest, which has booted and is ready: later starts restore it.

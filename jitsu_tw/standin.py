@@ -159,6 +159,10 @@ class StandIn:
         if self._said.pop(_normal(ip), None) is not None:
             self._send(messages.Withdraw, {"ip": _normal(ip), "failed": failed})
 
+    def hush(self, ip: str) -> None:
+        """Do not say again what was said of *ip*: somebody else speaks for it."""
+        self._said.pop(_normal(ip), None)
+
     def status(self) -> Deferred[dict[str, Any]]:
         """
         Return who is stood in for, and the counters.

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import platform
 import signal
 import socket
 import sys
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from jitsu_tw.branches import Branches
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
+    from jitsu_tw.shared import SharedConfiguration
     from jitsu_tw.store.git import GitStore
 
 
@@ -132,11 +134,14 @@ class JitsuService(Service):
         self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor), coordinator=coordinator)
         self._running = Running(self.fleet, zones, self._changed)
         self._branches: Branches | None = None
+        self.shared: SharedConfiguration | None = None
         if settings.persistdb is not None:
             from jitsu_tw.branches import Branches  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
             self._branches = Branches(settings, store, self.fleet, zones, self._running, reactor)
+            if settings.remote is not None:
+                self.shared = self._share(settings.remote, store, self._branches)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -157,6 +162,16 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
         )
         self._ports: list[Any] = []
+
+    def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
+        from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
+        from jitsu_tw.store.remote import Remote  # noqa: PLC0415
+
+        node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
+        remote = Remote(url, store.path, self._reactor)
+        shared = SharedConfiguration(store, branches, self._running, self.fleet, remote, node, self._reactor)
+        shared.tell, self.fleet.on_news = self.fleet.tell_news, shared.news
+        return shared
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
@@ -262,6 +277,8 @@ class JitsuService(Service):
         self.fleet.start(remembered)
         if self._branches is not None:
             self._branches.start()
+        if self.shared is not None:
+            self.shared.start()
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
@@ -309,6 +326,8 @@ class JitsuService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        if self.shared is not None:
+            await self.shared.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()

@@ -179,6 +179,13 @@ def _place(text: str) -> str:
     return text
 
 
+def _remote(text: str) -> str:
+    if not (text.startswith("/") or re.fullmatch(r"[A-Za-z0-9][^/:]*:.+", text)):
+        message = f"{text!r} is no git repository's URL; write one like ssh://git@host/jitsu.git or /srv/jitsu.git"
+        raise ValueError(message)
+    return text
+
+
 def _past(text: str) -> Past:
     units = {"d": 86400, "h": 3600, "m": 60}
     number, unit = text[:-1], units.get(text[-1:], 0)
@@ -265,6 +272,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "control": Key(_control),
     "control_token": Key(str, path=True),
     "persistdb": Key(str, path=True),
+    "remote": Key(_remote),
     "commit_every": Key(_seconds),
     "keep_history": Key(_past),
     "forwarder": Key(_forwarder),

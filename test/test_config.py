@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.config import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, WhenFull
+from jitsu_tw.settings import HOSTS, Boot, Fault, Handover, Http, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -194,6 +194,32 @@ class MeaningTests(ConfigTestCase):
         """The original's switch may be off."""
         self.load(f"{VM}    use_synjitsu: 0\n")
 
+    def test_cluster(self) -> None:
+        """A cluster has etcd's URLs and a name for this node; a password is in a file."""
+        self.write("password", "secret\n")
+        settings, _ = self.load(
+            f"cluster:\n  etcd: [http://127.0.0.1:2379/, 'https://[::1]:2379']\n  node: ns1\n  ttl: 3\n"
+            f"  user: jitsu\n  password: password\n{VM}"
+        )
+        assert settings.cluster is not None
+        self.assertEqual(("http://127.0.0.1:2379", "https://[::1]:2379"), settings.cluster.etcd)
+        self.assertEqual(("ns1", "/jitsu", 3.0, "secret"), (settings.cluster.node, settings.cluster.prefix,
+                                                            settings.cluster.ttl, settings.cluster.password))
+        self.assertNotIn("secret", repr(settings))
+
+    def test_hosts(self) -> None:
+        """A VM may run on any host, on one, or on some; the others are where they always were."""
+        head = "hosts:\n  - {name: left, backend: memory}\n"
+        head += f"  - {{name: right, backend: memory, synjitsu: '[::1]:8055'}}\n{VM}"
+        for host, hosts in (("any", ("left", "right")), ("right", ("right",)), ("[right, left]", ("right", "left"))):
+            settings, _ = self.load(f"{head}    host: {host}\n    prefer: right\n")
+            (www,) = settings.vms
+            self.assertEqual((HOSTS, "", hosts, ("right",)), (www.backend, www.connect, www.hosts, www.prefer))
+        settings, _ = self.load(f"{head}    backend: memory\n")
+        self.assertEqual(("memory", ()), (settings.vms[0].backend, settings.vms[0].hosts))
+        settings, _ = self.load(f"{head}    host: any\n    use_synjitsu: true\n    wait_for_port: 80\n")
+        self.assertTrue(settings.vms[0].use_synjitsu)
+
 
 #: A jitsu.yaml (VM stands for the VM above, which begins in the line of its "vms:"), the line, and words of the error.
 WRONG = (
@@ -249,6 +275,22 @@ WRONG = (
     (VM + "  - {name: b, dns: b.example.org, ip: 10.0.0.1}\n", 5, "vms: b: ip: 10.0.0.1 is that of VM www"),
     (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
     (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
+    (f"cluster:\n  node: ns1\n{VM}", 2, "cluster.etcd: is missing"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n{VM}", 2, "cluster.node: is missing"),
+    (f"cluster:\n  etcd: 127.0.0.1:2379\n  node: ns1\n{VM}", 2, "write one like http://127.0.0.1:2379"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  nod: x\n{VM}", 4, "did you mean node?"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  ttl: 1\n{VM}", 4, "from 2 to 600"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  user: x\n{VM}", 2, "user and password go together"),
+    (f"cluster: etcd\n{VM}", 1, 'lines of the form "key: value"'),
+    (f"hosts: left\n{VM}", 1, "is a list"),
+    (f"hosts:\n  - {{connect: 'test:///default'}}\n{VM}", 2, "hosts[0].name: is missing"),
+    (f"hosts:\n  - name: left\n{VM}", 2, "hosts[0].connect: is missing"),
+    (f"hosts:\n  - {{name: a, backend: memory}}\n  - {{name: a, backend: memory}}\n{VM}", 3, "a is taken already"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: lift\n", 7, "did you mean left?"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: any\n    connect: x\n", 8, "is the host's"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    prefer: left\n", 7, "is for VMs with host"),
+    (f"{VM}    host: any\n", 5, "there are no hosts"),
+    (f"on_host_loss: restart\n{VM}", 1, "might run on two hosts"),
 )
 
 

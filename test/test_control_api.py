@@ -30,7 +30,7 @@ class PagesTests(SynchronousTestCase):
             {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "total_starts": 1,
              "total_requests": 1, "last_request_ts": EPOCH + 1000, "lease_left": 120.0, "idle": 120.0, "held": False,
              "needed": False, "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
-             "mode": "destroy"},
+             "mode": "destroy", "host": None, "node": None},
             {key: value for key, value in www.items() if key != "activation_ms"},
         )
         self.assertEqual({"query": 0.0, "answered": 0.0}.items(), www["activation_ms"].items() & {
@@ -120,7 +120,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual({"status": "ok", "problems": []}, desk.ask("/healthz").value)
         desk.fleet.inventory.lost(desk.backend, "the wire is cut")
         answer = desk.ask("/healthz")
-        self.assertEqual((200, {"status": "degraded", "problems": ["memory: the wire is cut"]}),
+        self.assertEqual((200, {"status": "degraded", "problems": ["memory cannot be asked: the wire is cut"]}),
                          (answer.status, answer.value))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
@@ -145,8 +145,8 @@ class PagesTests(SynchronousTestCase):
             said: Deferred[Any]
 
             @property
-            def standin(self) -> Any:
-                return self
+            def standins(self) -> dict[str, Any]:
+                return {"": self}
 
             def status(self) -> Deferred[Any]:
                 return self.said

@@ -82,8 +82,8 @@ class MetricsTests(SynchronousTestCase):
 
         class Cover:
             @property
-            def standin(self) -> Cover:
-                return self
+            def standins(self) -> dict[str, Cover]:
+                return {"": self}
 
             def status(self) -> object:
                 standins = [{"state": "asleep", "held": 2}, {"state": "asleep", "held": 0}, {"state": "up", "held": 1}]

@@ -44,7 +44,9 @@ class DescriptionTests(SynchronousTestCase):
         top = desk.endpoint.resource.children
         pages = {f"/{name.decode()}" for name in top if b"." not in name and name not in {b"", b"v1"}}
         pages |= {f"/v1/{name.decode()}" for name in top[b"v1"].children if name != b"openapi.json"}
-        pages |= {"/v1/vms/{name}"} | {f"/v1/vms/{{name}}/{one}" for one in ("start", "stop", "hold", "release")}
+        actions = ("start", "stop", "hold", "release", "move")
+        pages |= {"/v1/vms/{name}"} | {f"/v1/vms/{{name}}/{one}" for one in actions}
+        pages |= {f"/v1/{what}/{{name}}/{one}" for what in ("nodes", "hosts") for one in ("drain", "undrain")}
         self.assertEqual(pages, set(said["paths"]))
         self.assertEqual({state.value for state in State}, set(said["components"]["schemas"]["State"]["enum"]))
         self.assertEqual("0.1.0", said["info"]["version"])

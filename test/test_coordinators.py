@@ -30,6 +30,7 @@ from jitsu_tw.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway
 from jitsu_tw.coordinator.kv import Fact, Keys, Mirror
 from jitsu_tw.coordinator.local import LocalCoordinator
+from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.coordinator.session import Session, boottime
 from jitsu_tw.errors import ConfigError, CutOff
 from jitsu_tw.settings import Cluster
@@ -133,6 +134,14 @@ class LocalContractTests(contract_coordinators.CoordinatorContract):
     def make(self) -> LocalCoordinator:
         """Make one."""
         return LocalCoordinator()
+
+
+class MemoryContractTests(contract_coordinators.CoordinatorContract):
+    """The contract, for what imitates etcd in tests."""
+
+    def make(self) -> MemoryCoordinator:
+        """Make one at a table of its own."""
+        return MemoryCoordinator("me", Table(reactor))
 
 
 class EtcdContractTests(contract_coordinators.CoordinatorContract):
@@ -441,6 +450,28 @@ class LossTests(EtcdCase):
         self.assertFalse(node.holds("a"))
         self.assertEqual({}, node.facts)
         self.assertTrue(await node.claim("a", "1"))
+
+    async def test_slow_watch(self) -> None:
+        """What was done is known when the Deferred fires, however late the watch tells it."""
+        node = await self.node(ttl=3)
+        told = node._stream._told
+        node._stream._told = lambda result: reactor.callLater(0.1, told, result)
+        self.assertTrue(await node.put({"a": "1"}))
+        self.assertEqual({"a": "1"}, node.facts)
+        self.assertTrue(await node.claim("b", "1"))
+        self.assertTrue(node.holds("b"))
+
+    async def test_deaf_watch(self) -> None:
+        """A watch that tells nothing more is found out, and replaced; claims are ours still."""
+        node = await self.node()
+        node._stream._told = lambda _: None
+        await self.assertFailure(node.claim("a", "1"), CutOff)
+        self.assertFalse(node.holds("a"))
+        await self.until(lambda: node.facts)
+        self.assertTrue(node.holds("a"))
+        self.assertTrue(await node.put({"b": "1"}, holding="a"))
+        self.assertEqual([("a", "1", None), ("b", "1", None)], node.peer.changes)
+        self.assertEqual(["joined"], node.peer.story)
 
     async def test_release_unheard(self) -> None:
         """A claim whose release nobody confirmed is not held, and can be claimed again."""

@@ -56,6 +56,57 @@ class ControlTestCase(ProcessTestCase):
         return process.returncode, out, error
 
 
+#: Two hosts, and one name server.
+HOSTS = """
+hosts:
+  - {name: left, backend: memory}
+  - {name: right, backend: memory}
+vms:
+  - {name: www, host: any, prefer: left, dns: www.jitsu.test, ip: 10.0.0.1}
+"""
+
+
+class HostsTests(ControlTestCase):
+    """What can be said to a Jitsu with several hosts."""
+
+    def setUp(self) -> None:
+        """Serve."""
+        super().setUp()
+        self.server = self.serve("--zone", "jitsu.zone", configuration=HOSTS)
+
+    def hosts(self) -> dict[str, list[str]]:
+        """Return what is shown of the hosts: the number of VMs, and the state."""
+        rows = [line.split(maxsplit=2) for line in self.run_ctl("hosts").output.splitlines()[1:]]
+        return {name: [number, state.strip()] for name, number, state in rows}
+
+    def test_move_and_drain(self) -> None:
+        """A VM goes where it is told; who is drained has none, and is shown so, until that is undone."""
+        self.run_ctl("start", "www")
+        self.assertEqual({"left": ["1", "well"], "right": ["0", "well"]}, self.hosts())
+        self.assertEqual("www: up\n", self.run_ctl("move", "www", "right").output)
+        self.assertEqual("right", json.loads(self.run_ctl("status", "--json").output)[0]["host"])
+        nowhere = self.run_ctl("move", "www", "middle")
+        self.assertEqual((1, "jitsuctl: www may run on left, right, not on middle\n"),
+                         (nowhere.exit_code, nowhere.stderr))
+        self.assertIn("drained", self.run_ctl("drain", "right").output)
+        end = time.monotonic() + PATIENCE
+        while self.hosts() != {"left": ["1", "well"], "right": ["0", "drained"]}:
+            self.assertLess(time.monotonic(), end, self.hosts())
+            time.sleep(0.05)
+        self.assertEqual(0, self.run_ctl("drain", "right", "--undo").exit_code)
+        self.assertEqual("well", self.hosts()["right"][1])
+        wrong = self.run_ctl("drain", "middle")
+        self.assertEqual(1, wrong.exit_code)
+        self.assertIn("middle is neither; the hosts: left, right; the nodes: ", wrong.stderr)
+
+    def test_nodes(self) -> None:
+        """One Jitsu alone is one node, with all that is up."""
+        self.run_ctl("start", "www")
+        (node,) = json.loads(self.run_ctl("nodes", "--json").output)
+        self.assertEqual((True, None, False, 1), (node["here"], node["problem"], node["drained"], node["vms"]))
+        self.assertRegex(self.run_ctl("nodes").output, r"\(here\) +1 +well")
+
+
 class CommandsTests(ControlTestCase):
     """What can be said to a Jitsu that runs."""
 

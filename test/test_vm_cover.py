@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -84,10 +84,10 @@ class CoverTests(FleetTestCase):
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
 
-    def make_cover(self, place: str, machines: Any, reactor: Any, _: Any) -> Cover:
+    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any) -> Cover:
         """Return a cover with a Synjitsu that is none."""
-        cover = Cover(place, machines, reactor, self, make=FakeStandIn)  # type: ignore[arg-type]
-        self.standin: Any = cover.standin
+        cover = Cover(places, machines, reactor, self, make=FakeStandIn)  # type: ignore[arg-type]
+        (self.standin,) = cast("Any", cover.standins.values())
         return cover
 
     anew = True

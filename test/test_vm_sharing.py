@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
-from jitsu_tw.errors import BootFailed, CutOff
-from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import Settings
+from jitsu_tw.errors import BootFailed, CutOff, JitsuError
+from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from jitsu_tw.vm.lifecycle import State
@@ -64,10 +68,10 @@ class Node:
         self.reactor = Mortal(place.clock)
         self.coordinator = MemoryCoordinator(name, place.table)
         clocks = Clocks(self.reactor, place.clock.seconds, lambda: EPOCH + place.clock.seconds())  # type: ignore[arg-type]
-        self.fleet = Fleet(
-            place.settings, {("memory", ""): place.host}, MemoryStore(lasting=True), clocks,
-            coordinator=self.coordinator,
-        )
+        backends: dict[tuple[str, str], Any] = {("memory", ""): place.host}
+        if place.hosts:
+            backends[HOSTS, ""] = Hosts(place.hosts)
+        self.fleet = Fleet(place.settings, backends, MemoryStore(lasting=True), clocks, coordinator=self.coordinator)
         self.answers: list[Any] = []
         self.fleet.start({})
 
@@ -83,7 +87,7 @@ class Node:
         """End it as `kill -9` does, at a moment when it does nothing."""
         self.reactor.alive = False
         self.coordinator.die()
-        self.place.host.watchers.remove(self.fleet.inventory)
+        self.place.forget(self)
 
 
 class Place:
@@ -94,6 +98,7 @@ class Place:
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.host = Host(self.clock)
+        self.hosts: dict[str, Host] = {}
         self.settings = Settings(vms=vms, **settings)
         self.nodes = [Node(f"ns{number}", self) for number in range(1, nodes + 1)]
         self.run(0.1)
@@ -101,6 +106,10 @@ class Place:
     def run(self, seconds: float, step: float = 0.01) -> None:
         """Let time pass."""
         self.clock.pump([step] * round(seconds / step))
+
+    def forget(self, node: Node) -> None:
+        """Tell a node nothing more."""
+        self.host.watchers.remove(node.fleet.inventory)
 
     @property
     def guest(self) -> Any:
@@ -116,6 +125,39 @@ class Place:
         owners = {node.fleet.sharing.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
         assert len(owners) == 1, owners
         return owners.pop()
+
+
+class HostsPlace(Place):
+    """Three Jitsus and two hosts."""
+
+    def __init__(self, *vms: VM, nodes: int = 3, **settings: Any) -> None:
+        super().__init__(nodes=0)
+        self.hosts = {"left": Host(self.clock), "right": Host(self.clock)}
+        self.settings = Settings(vms=vms, **settings)
+        self.nodes = [Node(f"ns{number}", self) for number in range(1, nodes + 1)]
+        self.run(0.1)
+
+    def forget(self, node: Node) -> None:
+        """Tell a node nothing more."""
+        for host in self.hosts.values():
+            host.watchers.remove(node.fleet.hosts)  # type: ignore[arg-type]
+        super().forget(node)
+
+    def running(self) -> list[str]:
+        """Return on which hosts the first VM runs."""
+        return [name for name, host in self.hosts.items() for guest in list(host.guests.values())[:1]
+                if guest.power is Power.RUNNING]
+
+    def lose(self, name: str) -> None:
+        """Have all nodes lose a host, with what it says."""
+        for node in self.nodes:
+            assert node.fleet.hosts is not None
+            node.fleet.hosts.lost(self.hosts[name], "the cable is out")
+
+    def order(self, name: str, fault: Fault) -> None:
+        """Let the first VM have a fault on one host."""
+        (guest,) = list(self.hosts[name].guests.values())[:1]
+        guest.vm = vm(faults=[fault.value])
 
 
 class SharingTests(SynchronousTestCase):
@@ -291,6 +333,36 @@ class SharingTests(SynchronousTestCase):
             self.assertEqual("ns2" if boot_time > 10 else place.owner(), place.owner())
             self.assertEqual(Power.RUNNING, place.guest.power)
 
+    def test_restarted_soon(self) -> None:
+        """One that is killed and back before its claims have run out is one of us, and has its VM again after that."""
+        place = Place(vm(idle=60.0), nodes=1)
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.nodes[0].kill()
+        place.nodes = [Node("ns1", place)]
+        place.run(8.0, 0.05)
+        self.assertIn("nodes/ns1", place.table.facts)
+        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        place.run(60.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual(1, place.guest.starts)
+
+    def test_resumed_in_vain(self) -> None:
+        """A VM that goes down when it is resumed is booted by the one that has it, which has it all the time."""
+        place = Place(vm(mode=Mode.PAUSE, idle=60.0, response_delay=1.0))
+        place.nodes[0].ask()
+        place.run(2.0)
+        place.nodes[0].fleet.stop_vm("www")
+        place.run(1.0)
+        place.nodes[0].ask()
+        place.run(0.3)
+        place.host.happen(next(iter(place.host.guests)), Power.OFF, "the guest crashed")
+        place.run(3.0)
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        self.assertEqual("ns1", place.owner())
+        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        self.flushLoggedErrors()
+
     def test_asked_for_before_its_owner_dies(self) -> None:
         """A question for what starts is a use, for whoever has it next as well."""
         place = Place(vm(idle=12.0, boot_time=0.5, response_delay=4.0))
@@ -310,8 +382,8 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=60.0))
         place.nodes[0].ask()
         place.run(1.0)
-        place.host.watchers.remove(place.nodes[0].fleet.inventory)
-        self.successResultOf(place.nodes[0].coordinator.stop())
+        place.forget(place.nodes[0])
+        place.nodes[0].coordinator.stop()
         place.nodes[0].reactor.alive = False
         place.run(0.1)
         self.assertIn(place.owner(), {"ns2", "ns3"})
@@ -414,3 +486,169 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, place.guest.power)
         place.run(3.0, 0.05)
         self.assertEqual({}, place.facts())
+
+
+class HostsTests(SynchronousTestCase):
+    """What three of them do with two hosts."""
+
+    def begin(self, nodes: int = 3, **changes: Any) -> HostsPlace:
+        """Have a VM that may run on both."""
+        settings = {key: changes.pop(key) for key in ("on_host_loss", "fence") if key in changes}
+        values = {"backend": HOSTS, "hosts": ("left", "right"), "prefer": ("left",), "idle": 60.0, **changes}
+        return HostsPlace(vm(**values), nodes=nodes, **settings)
+
+    def test_one_host(self) -> None:
+        """Asked all at once, they start it on one host, and all know which."""
+        place = self.begin(boot_time=0.5)
+        for node in place.nodes:
+            node.ask()
+        place.run(1.0)
+        self.assertEqual(["left"], place.running())
+        for node in place.nodes:
+            self.assertEqual([True], node.answers)
+            self.assertEqual("left", node.fleet.hosts.at(node.fleet.machines["www"].uuid))  # type: ignore[union-attr]
+
+    def test_begun_by_the_dead(self) -> None:
+        """A start that a dead one had begun on a host is gone on with on that host, whatever else is preferred."""
+        place = self.begin(boot_time=20.0)
+        for host in place.hosts.values():
+            for guest in host.guests.values():
+                guest.memory = Memory(10, 20)
+        place.nodes[0].ask()
+        place.run(0.2)
+        place.nodes[0].kill()
+        place.order("left", Fault.HANG)
+        for guest in place.hosts["left"].guests.values():
+            guest.busy = False
+        place.nodes[1].ask()
+        place.run(10.0, 0.05)
+        place.nodes[1].ask()
+        place.run(5.0, 0.05)
+        self.assertEqual("left", place.nodes[1].fleet.sharing.host(place.nodes[1].fleet.machines["www"]))
+        self.assertNotIn("right", place.running())
+
+    def test_host_lost(self) -> None:
+        """What runs on a host that is lost is started nowhere else; its answers go on."""
+        place = self.begin(idle=5.0)
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.lose("left")
+        for _ in range(40):
+            place.nodes[1].ask()
+            place.run(0.5, 0.05)
+        self.assertEqual([True] * 40, place.nodes[1].answers)
+        self.assertEqual(["left"], place.running())
+
+    def test_fence(self) -> None:
+        """With `fence`, a host that all have lost is made sure to be dead, once; what ran there starts elsewhere."""
+        place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence --hard")
+        ran: list[tuple[str, list[str]]] = []
+
+        def spawn(protocol: Any, program: str, argv: list[str], **_: Any) -> Any:
+            ran.append((program, argv))
+            place.clock.callLater(1.0, protocol.processEnded, Failure(ProcessDone(0)))
+            return self
+
+        for node in place.nodes:
+            node.reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.lose("left")
+        assert place.nodes[2].fleet.hosts is not None
+        place.nodes[2].fleet.hosts.connected(place.hosts["left"])
+        place.run(15.0, 0.05)
+        self.assertEqual([], ran)  # one of them has it
+        place.nodes[2].fleet.hosts.lost(place.hosts["left"], "the cable is out")
+        for guest in place.hosts["left"].guests.values():
+            guest.power = Power.OFF
+        place.run(25.0, 0.05)
+        self.assertEqual([("fence", ["fence", "--hard", "left"])], ran)
+        self.assertEqual(["right"], place.running())
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        for node in place.nodes:
+            node.fleet.hosts.connected(place.hosts["left"])  # type: ignore[union-attr]
+        place.run(1.0)
+        self.assertEqual(["right"], place.running())
+        self.assertEqual([set()] * 3, [node.fleet.hosts.dead for node in place.nodes])  # type: ignore[union-attr]
+
+    def test_fence_fails(self) -> None:
+        """Where nobody can say that the host is dead, nothing is started elsewhere."""
+        place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
+        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
+            place.clock.callLater(1.0, protocol.processEnded, Failure(ProcessTerminated(1)))
+            return self
+
+        place.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.lose("left")
+        place.run(30.0, 0.05)
+        self.assertEqual(["left"], place.running())
+
+    def signalProcess(self, signal: str) -> None:  # noqa: N802
+        """Be a process that ends in time."""
+        self.fail(signal)
+
+    def test_move(self) -> None:
+        """A VM goes to another host by a stop and a start, through any node; its image does not keep it."""
+        for asked in (0, 1):
+            place = self.begin(mode=Mode.SAVE)
+            place.nodes[0].ask()
+            place.run(1.0)
+            node = place.nodes[asked]
+            moved = Deferred.fromCoroutine(node.fleet.moves.move(node.fleet.machines["www"], "right"))
+            place.run(2.0)
+            self.successResultOf(moved)
+            self.assertEqual(["right"], place.running())
+            self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+            self.assertEqual(Power.OFF, next(iter(place.hosts["left"].guests.values())).power)
+
+    def test_wrong_moves(self) -> None:
+        """A move that cannot be says why."""
+        place = self.begin(nodes=1)
+        (node,) = place.nodes
+        machine = node.fleet.machines["www"]
+        for host, words in (("middle", "may run on left, right, not on middle"), ("right", "only a VM that is up")):
+            failure = self.failureResultOf(Deferred.fromCoroutine(node.fleet.moves.move(machine, host)), JitsuError)
+            self.assertIn(words, str(failure.value))
+
+    def test_drain_host(self) -> None:
+        """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""
+        place = self.begin()
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.nodes[2].fleet.moves.drain("hosts", "left")
+        place.run(2.0)
+        self.assertEqual(["right"], place.running())
+        place.nodes[0].fleet.stop_vm("www")
+        place.run(1.0)
+        place.nodes[1].ask()
+        place.run(1.0)
+        self.assertEqual(["right"], place.running())
+        place.nodes[1].fleet.stop_vm("www")
+        place.nodes[1].fleet.moves.drain("hosts", "left", undo=True)
+        place.run(1.0)
+        place.nodes[1].ask()
+        place.run(1.0)
+        self.assertEqual(["left"], place.running())
+
+    def test_drain_node(self) -> None:
+        """A node that is drained hands on what it has, which runs on, and starts nothing until that is undone."""
+        place = self.begin()
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        first.fleet.moves.drain("nodes", "ns1")
+        place.run(1.0)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+        self.assertEqual(1, sum(guest.starts for host in place.hosts.values() for guest in host.guests.values()))
+        place.nodes[1].fleet.stop_vm("www")
+        place.run(1.0)
+        first.answers.clear()
+        first.ask()
+        first.answers.pop().trap(CutOff)
+        first.fleet.moves.drain("nodes", "ns1", undo=True)
+        place.run(0.5)
+        first.ask()
+        place.run(1.0)
+        self.assertEqual([True], first.answers)

@@ -13,6 +13,7 @@ import libvirt
 from twisted.logger import Logger
 
 from jitsu_tw.backends import image
+from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
 from jitsu_tw.settings import Mode
 
@@ -63,6 +64,15 @@ _HOST: Final = frozenset(
 _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR})
 
 _KIB: Final = 1024
+
+
+def definition(xml: str, uuid: str | None) -> str:
+    """Return a definition with that uuid, if it has none of its own; with another it is libvirt's to refuse."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- the operator's
+    if uuid is None or root.find("uuid") is not None:
+        return xml
+    ElementTree.SubElement(root, "uuid").text = uuid
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
@@ -192,6 +202,13 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
         if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
     return None
+
+
+def migrate(connection: libvirt.virConnect, uuid: str, to: libvirt.virConnect | None) -> None:
+    """Move a domain that runs; it stays defined where it was."""
+    if to is None:
+        raise BackendError("the other hypervisor cannot be reached")
+    connection.lookupByUUIDString(uuid).migrate3(to, {}, libvirt.VIR_MIGRATE_LIVE)
 
 
 def keep_image(connection: libvirt.virConnect, uuid: str, kept: Path) -> None:

@@ -43,6 +43,7 @@ class Hosts:
         dead: hosts on which nothing runs, as somebody has made sure.
         place: agrees that a VM, by its uuid, is started on a host, before it is; False: it is not ours to start.
         whereabouts: where a VM runs, as far as we remember: a host, "" if nowhere, None if nobody knows.
+        wanted: the host that a VM, by its uuid, is to be started on next, if it can be.
         is_drained: says whether nothing new is to be started on a host.
         on_lost_or_found: called with a host's name.
     """
@@ -59,6 +60,8 @@ class Hosts:
         self._at: dict[str, str] = {}
         self.away: dict[str, str] = {}
         self.dead: set[str] = set()
+        self.wanted: dict[str, str] = {}
+        self._moving: set[str] = set()
         self.place: Callable[[str, str], Deferred[bool]] = lambda _uuid, _host: succeed(True)  # noqa: FBT003
         self.whereabouts: Callable[[str], str | None] = lambda _: None
         self.is_drained: Callable[[str], bool] = lambda _: False
@@ -180,6 +183,8 @@ class Hosts:
 
     async def _state(self, uuid: str) -> Power:
         hosts, at = self._of(self._known(uuid)), self._at.get(uuid)
+        if uuid in self._moving:
+            return Power.RUNNING
         unsure: dict[str, str] = {}
         if at is not None and await self._ask(uuid, at, unsure) is Power.RUNNING and not unsure:
             return Power.RUNNING
@@ -193,7 +198,7 @@ class Hosts:
                 break
         else:
             raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {self._vms[uuid].name}")
-        if power is not Power.RUNNING:
+        if power is not Power.RUNNING or found in unsure:
             for name, reason in unsure.items():
                 if self._may_run(uuid, name):
                     raise BackendLost(f"it may run on {name}: {reason}")
@@ -245,6 +250,7 @@ class Hosts:
         at = self._at.get(uuid) or (where if where in self._hosts and where not in self.dead else None)
         failed: list[str] = []
         for name in [at] if at is not None else await self._choose(uuid, failed):
+            self._at[uuid] = name
             if not await self.place(uuid, name):
                 raise CutOff("another one of us has it by now")
             self._seen[uuid].pop(name, None)  # until it is seen again, it may run there
@@ -254,6 +260,8 @@ class Hosts:
                 raise
             except BackendError as error:
                 self._seen[uuid][name] = power
+                if power is Power.OFF:
+                    del self._at[uuid]
                 failed.append(f"{name}: {error}")
                 self.log.error("{name}: cannot be started on {host}: {error}", name=self._vms[uuid].name, host=name,
                                error=str(error))
@@ -281,11 +289,44 @@ class Hosts:
         if not free:
             raise NoRoom("; ".join(failed))
 
-        def rank(name: str) -> tuple[int, bool, int]:
+        wanted = self.wanted.pop(uuid, None)
+
+        def rank(name: str) -> tuple[bool, int, bool, int]:
             preferred = vm.prefer.index(name) if name in vm.prefer else len(vm.prefer)
-            return preferred, name in vm.avoid, -free[name]
+            return name != wanted, preferred, name in vm.avoid, -free[name]
 
         return sorted(free, key=rank)
+
+    # Moving.
+
+    async def best(self, uuid: str) -> str:
+        """
+        Return the host that a VM would go to if it left the one that it is on.
+
+        Raises:
+            NoRoom: there is none.
+        """
+        others = [name for name in await self._choose(uuid, []) if name != self._at.get(uuid)]
+        if not others:
+            raise NoRoom(f"none of its other hosts ({', '.join(self._of(self._vms[uuid]))}) can have it")
+        return others[0]
+
+    async def go_on(self, uuid: str, to: str) -> None:
+        """
+        Let a VM that runs go on on another host.
+
+        Raises:
+            BackendError: that cannot be; it runs where it did.
+        """
+        name, backend = self._where(uuid)
+        self._moving.add(uuid)
+        try:
+            await backend.migrate(uuid, self._hosts[to])
+            self._at[uuid] = to
+            self._seen[uuid] |= {name: Power.OFF, to: Power.RUNNING}
+        finally:
+            self._moving.discard(uuid)
+        self.changed(uuid, f"moved to {to}")
 
     # What is asked of the host that has the VM.
 
@@ -330,6 +371,10 @@ class Hosts:
     def memory(self, uuid: str) -> Deferred[Memory | None]:  # noqa: ARG002
         """Return None: `start` looks at the memory of each host."""
         return succeed(None)
+
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:
+        """Let the VM go on on another hypervisor."""
+        return self._there(uuid, "migrate", to)
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Keep the image of the guest, on its host."""

@@ -343,7 +343,7 @@ class LibvirtBackend:
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN or vm.define is None:
                 raise
-        return connection.defineXML(vm.define.read_text())
+        return connection.defineXML(domain.definition(vm.define.read_text(), vm.uuid))
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return what libvirt says; a domain with a managed image is saved."""
@@ -372,6 +372,12 @@ class LibvirtBackend:
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the domain's memory, and the host's that is free or could be freed at once."""
         return self._call(domain.memory, uuid)
+
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:
+        """Move the domain while it runs, as far as the two hypervisors can, and its disks are at both."""
+        if not isinstance(to, LibvirtBackend):
+            return fail(BackendError(f"{to} is none of libvirt's"))
+        return self._call(domain.migrate, uuid, to._connection, within=SAVES_WITHIN)  # noqa: SLF001
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Save the domain to a file and restore it from there."""

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -338,6 +338,10 @@ class LibxlBackend:
         domain = await self._host.find(uuid)
         if domain is not None and domain.paused:
             await self._host.xl.run("unpause", str(domain.domid))
+
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
+        """Fail: such a VM is stopped and started anew."""
+        return fail(BackendError(f"{self} does not move VMs that run"))
 
     def drop_image(self, uuid: str) -> Deferred[None]:
         """Remove the image."""

@@ -12,7 +12,7 @@ import uuid as uuids
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
@@ -177,6 +177,10 @@ class MemoryBackend:
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return what somebody said that it takes."""
         return maybeDeferred(lambda: self._guest(uuid).memory)
+
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
+        """Fail: such a VM is stopped and started anew."""
+        return fail(BackendError("a VM of memory does not move while it runs"))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Keep an image of the VM, which takes as long as to restore it."""

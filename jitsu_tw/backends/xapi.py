@@ -421,6 +421,10 @@ class XapiBackend:
         """Refuse: `images` is False."""
         return fail(BackendError(f"{self} keeps no images of VM {uuid}"))
 
+    def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
+        """Fail: such a VM is stopped and started anew."""
+        return fail(BackendError(f"{self} does not move VMs that run"))
+
     def drop_image(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Do nothing: there is none."""
         return succeed(None)

@@ -2,7 +2,9 @@
 The control endpoint: JSON over HTTP, the metrics, and the dashboard. ``/v1/openapi.json`` describes all of it.
 
 ``GET /v1/vms`` lists all VMs; ``GET /v1/vms/NAME`` shows one, with why it is up or down. ``POST /v1/vms/NAME/start``,
-``…/stop``, ``…/hold`` and ``…/release`` do what they say and answer when it is done, with the VM as it is then.
+``…/stop``, ``…/hold`` and ``…/release`` do what they say and answer when it is done, with the VM as it is then; so does
+``…/move?host=HOST``. ``GET /v1/nodes`` and ``GET /v1/hosts`` list who serves the zones, and where VMs may run;
+``POST …/NAME/drain`` and ``…/undrain`` take one out of service, and back.
 ``GET /v1/activations`` and ``GET /v1/refusals`` tell the last ones, ``GET /v1/events`` what happens as it happens.
 ``GET /v1/standins`` shows Synjitsu, ``GET /v1/dry-run`` what a dry run would have started. ``POST /v1/reload`` reads
 the zones anew. Errors are ``{"error": "…"}`` with a status of 4xx or 5xx.
@@ -16,6 +18,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from jitsu_tw.control.cluster import Members
 from jitsu_tw.control.describe import describe, explain
 from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import add_files
@@ -65,6 +68,8 @@ class Endpoint(Guarded):
         top.putChild(b"metrics", Metrics(fleet))
         top.putChild(b"healthz", Health(fleet))
         version.putChild(b"vms", VMs(fleet, wall))
+        version.putChild(b"nodes", Members(fleet, "nodes"))
+        version.putChild(b"hosts", Members(fleet, "hosts"))
         version.putChild(b"activations", Activations(fleet))
         version.putChild(b"refusals", Refusals(fleet))
         version.putChild(b"events", Events(fleet, reactor))
@@ -86,7 +91,7 @@ class Health(FleetPage):
         A hypervisor that cannot be asked is no reason to restart us: what is up is answered for.
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
-        problems = [f"{name}: {reason}" for name, reason in hypervisors if reason is not None]
+        problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
@@ -124,6 +129,7 @@ class OneVM(FleetPage):
         for name, action in ((b"start", self._start), (b"stop", self._stop), (b"hold", self._hold),
                              (b"release", self._release)):  # fmt: skip
             self.putChild(name, Action(fleet, machine, action))
+        self.putChild(b"move", Move(fleet, machine, self._release))
 
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """Show the VM, and why it is up or down."""
@@ -163,6 +169,17 @@ class Action(FleetPage):
         except JitsuError as error:
             return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
         return reply(request, describe(self._fleet, self._machine))
+
+
+class Move(Action):
+    """Lets a VM go to another host."""
+
+    async def _do(self, request: Request) -> bytes:
+        host = request.args.get(b"host", [b""])[0].decode(errors="replace")
+        if not host:
+            return reply(request, {"error": "say where to: ?host=NAME"}, HTTPStatus.BAD_REQUEST)
+        self._action = lambda: self._fleet.moves.move(self._machine, host)
+        return await super()._do(request)
 
 
 class Activations(FleetPage):

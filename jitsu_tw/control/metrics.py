@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from jitsu_tw import __version__
+from jitsu_tw.control.cluster import hosts, nodes
 from jitsu_tw.control.standins import standins
 from jitsu_tw.control.web import FleetPage
 from jitsu_tw.vm.lifecycle import State
@@ -60,6 +61,11 @@ class Numbers(Collector):
         yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
         reachable = {name: int(reason is None) for name, reason in fleet.inventory.hypervisors.items()}
         yield gauge("jitsu_hypervisor_up", "Whether a hypervisor can be asked.", reachable, "hypervisor")
+        for what, members in (("node", nodes(fleet)), ("host", hosts(fleet))):
+            well = {one["name"]: int(one["problem"] is None) for one in members}
+            yield gauge(f"jitsu_{what}_up", f"Whether a {what} is known to be well.", well, what)
+            running = {one["name"]: one["vms"] for one in members}
+            yield gauge(f"jitsu_{what}_vms", f"VMs that a {what} has.", running, what)
         yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.is_written)})
         queries = {"warm": journal.warm, "cold": journal.cold}
         yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")

@@ -21,8 +21,13 @@ async def standins(fleet: Fleet) -> dict[str, Any]:
     cover = fleet.cover
     said: dict[str, Any] = {"configured": cover is not None, "error": None, "standins": [], "counters": {}}
     if cover is not None:
-        try:
-            said |= await cover.standin.status()
-        except JitsuError as error:
-            said["error"] = str(error)
+        for standin in cover.standins.values():
+            try:
+                status = await standin.status()
+            except JitsuError as error:
+                said["error"] = str(error)
+                continue
+            said["standins"] += status["standins"]
+            for name, count in status["counters"].items():
+                said["counters"][name] = said["counters"].get(name, 0) + count
     return said

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
-from twisted.internet.error import TimeoutError as NoAnswer
+from twisted.internet.defer import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from jitsu_tw.errors import CutOff
@@ -51,8 +52,8 @@ class Table:
                 self.facts[key] = value
                 if owner is not None:
                     self.owners[key] = owner
-            for member in self.members:
-                self.reactor.callLater(self.latency, member.hear, key, value)
+        for member in self.members:
+            self.reactor.callLater(self.latency, member.hear, dict(facts))
 
     def end(self, member: MemoryCoordinator) -> None:
         """Let all that *member* has claimed be free."""
@@ -73,6 +74,7 @@ class MemoryCoordinator:
         self._reached = True
         self._sure_until = 0.0
         self._ends: list[Any] = []
+        self._waiting: set[Deferred[bool]] = set()
 
     def start(self, peer: IPeer) -> None:
         """Join."""
@@ -90,30 +92,38 @@ class MemoryCoordinator:
                 self._peer.told(key, self.facts.get(key), before.get(key))
         self._peer.joined()
 
-    def hear(self, key: str, value: str | None) -> None:
+    def hear(self, facts: Mapping[str, str | None]) -> None:
         """Hear of a change."""
         if self._peer is None or not self._reached or self._sure_until == 0:
             return
-        before = self.facts.get(key)
-        if value is None:
-            self.facts.pop(key, None)
-        else:
-            self.facts[key] = value
-        if before != value:
-            self._peer.told(key, value, before)
+        before = {key: self.facts.get(key) for key in facts}
+        for key, value in facts.items():
+            if value is None:
+                self.facts.pop(key, None)
+            else:
+                self.facts[key] = value
+        for key, value in facts.items():
+            if before[key] != value and self._peer is not None:
+                self._peer.told(key, value, before[key])
 
     def stop(self) -> Deferred[None]:
-        """Leave."""
-        self.die()
+        """Leave; what is on its way to us arrives before that is over."""
+        self._leave()
         self._table.end(self)
-        return succeed(None)
+        for waiting in list(self._waiting):
+            self._answer(waiting, CutOff("this node has stopped"))
+        return deferLater(self._table.reactor, 4 * self._table.latency)
+
+    def _leave(self) -> None:
+        self._peer = None
+        if self in self._table.members:
+            self._table.members.remove(self)
 
     def die(self) -> None:
         """End as `kill -9` does: what was claimed is free when its time is over."""
-        if self._peer is not None:
-            self._peer = None
-            self._table.members.remove(self)
-            self._table.reactor.callLater(self._table.ttl, self._table.end, self)
+        self._leave()
+        self._waiting.clear()
+        self._table.reactor.callLater(self._table.ttl, self._table.end, self)
 
     def cut(self) -> None:
         """Lose the others."""
@@ -165,6 +175,7 @@ class MemoryCoordinator:
         if not self._reached or self._peer is None:
             return fail(CutOff("etcd does not answer"))
         done: Deferred[bool] = Deferred()
+        self._waiting.add(done)
 
         def reach() -> None:
             if not self._reached or self._peer is None:
@@ -177,8 +188,9 @@ class MemoryCoordinator:
         return done
 
     def _answer(self, done: Deferred[bool], result: object) -> None:
-        if self._peer is None:
-            return  # it is dead
+        if done not in self._waiting:
+            return  # it is dead, or has stopped
+        self._waiting.remove(done)
         if isinstance(result, Exception):
             done.errback(result)
         else:

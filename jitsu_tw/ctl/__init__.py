@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import click
 from click.shell_completion import get_completion_class
@@ -186,6 +186,32 @@ def standins(control: Control, *, as_json: bool) -> None:
         click.echo("no Synjitsu is used")
 
 
+@main.command()
+@_as_json
+@click.pass_obj
+def nodes(control: Control, *, as_json: bool) -> None:
+    """Show the Jitsus that serve the zones together."""
+    _show_members(control, "nodes", as_json=as_json)
+
+
+@main.command()
+@_as_json
+@click.pass_obj
+def hosts(control: Control, *, as_json: bool) -> None:
+    """Show the hosts that VMs may run on."""
+    _show_members(control, "hosts", as_json=as_json)
+
+
+def _show_members(control: Control, what: str, *, as_json: bool) -> None:
+    said = control.ask("GET", f"/v1/{what}")
+    if as_json:
+        show.dump(said)
+    elif said:
+        Console().print(show.members(what.removesuffix("s"), said))
+    else:
+        click.echo(f"no {what} are configured")
+
+
 # What is done.
 
 
@@ -249,6 +275,41 @@ def hold(control: Control, name: str, *, as_json: bool) -> None:
 def release(control: Control, name: str, *, as_json: bool) -> None:
     """Let the held VM NAME be stopped when idle."""
     _show_one(control.vm(name, "release"), as_json=as_json)
+
+
+@main.command()
+@_name
+@click.argument("host")
+@_as_json
+@click.pass_obj
+def move(control: Control, name: str, host: str, *, as_json: bool) -> None:
+    """Let the VM NAME, which is up, go to HOST: while it runs, or by a stop and a start."""
+    _show_one(control.vm(name, f"move?{urlencode({'host': host})}"), as_json=as_json)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--undo", is_flag=True, help="Take it back into service.")
+@_as_json
+@click.pass_obj
+def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
+    """
+    Take the host or the node NAME out of service.
+
+    Nothing new is started on such a host, and what runs there goes to others. Such a node starts nothing, and hands its
+    VMs on to the others, which keep running.
+    """
+    known = {what: [one["name"] for one in control.ask("GET", f"/v1/{what}")] for what in ("hosts", "nodes")}
+    found = [what for what, names in known.items() if name in names]
+    if len(found) != 1:
+        hosts, nodes = (", ".join(known[what]) or "none" for what in ("hosts", "nodes"))
+        raise RefusedError(f"{name} is {'both' if found else 'neither'}; the hosts: {hosts}; the nodes: {nodes}")
+    (what,) = found
+    said = control.ask("POST", f"/v1/{what}/{quote(name, safe='')}/{'undrain' if undo else 'drain'}")
+    if as_json:
+        show.dump(said)
+    else:
+        Console().print(show.members(what.removesuffix("s"), said))
 
 
 def _show_one(vm: dict[str, Any], *, as_json: bool) -> None:

@@ -61,6 +61,18 @@ def vms(listed: list[dict[str, Any]]) -> Table:
     return made
 
 
+def members(what: str, listed: list[dict[str, Any]]) -> Table:
+    """Return nodes or hosts as a table."""
+    made = table(what, "VMs", "state", right=("VMs",))
+    for one in listed:
+        state = "[yellow]drained[/]" if one["drained"] else "[green]well[/]"
+        if one["problem"] is not None:
+            state = f"[red]{escape(one['problem'])}[/]"
+        here = " (here)" if one.get("here") else ""
+        made.add_row(f"{escape(one['name'])}{here}", str(one["vms"]), state)
+    return made
+
+
 def standins(said: dict[str, Any]) -> None:
     """Print whom Synjitsu stands in for, and its counters; nothing where there is to be none."""
     if said["error"] is not None:

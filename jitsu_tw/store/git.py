@@ -16,26 +16,38 @@ from zope.interface import implementer
 from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IStore
 from jitsu_tw.store.history import History
+from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.store.requests import Request, Requests
+from jitsu_tw.store.shared import Shared
 from jitsu_tw.store.tidy import Tidy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from typing import Any
 
     from jitsu_tw.settings import Past
+    from jitsu_tw.store.merge import Settled
+    from jitsu_tw.store.shared import News
 
 
 @implementer(IStore)
 class GitStore:
-    """The branch `main` of the bare repository at a path, and the requests beside it."""
+    """
+    The branch `main` of the bare repository at a path, and the requests beside it.
+
+    Attributes:
+        path: of the repository.
+        changed: called when a configuration was written that did not come from others.
+    """
 
     log = Logger()
     lasting = True
 
     def __init__(self, path: Path, past: Past | None = None) -> None:
         """Keep the state at *path*, and *past* of its statistics; `open` looks at it."""
+        self.path = path
+        self.changed: Callable[[], None] = lambda: None
         self._history = History(path, past)
         self._requests = Requests(self._history)
         self._tidy = Tidy(self._history)
@@ -48,7 +60,12 @@ class GitStore:
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit *changes*, which the caller leaves as they are."""
-        return self._run(self._history.commit, changes, message)
+        done = self._run(self._history.commit, changes, message)
+        return done if message == STATISTICS else done.addCallback(self._tell)
+
+    def _tell(self, result: None) -> None:
+        self.changed()
+        return result
 
     def waiting(self) -> list[str]:
         """Return the names of the branches that ask to be merged; this is quick."""
@@ -60,11 +77,15 @@ class GitStore:
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Merge *request* as *changes* (`Requests.accept`)."""
-        return self._run(self._requests.accept, request, dict(changes), message)
+        return self._run(self._requests.accept, request, dict(changes), message).addCallback(self._tell)
 
     def reject(self, request: Request, reason: str) -> Deferred[None]:
         """Put *request* aside, with the reason (`Requests.reject`)."""
         return self._run(self._requests.reject, request, reason)
+
+    def share(self, node: str) -> Sharer:
+        """Return what shares the configuration with others, who know us as *node*."""
+        return Sharer(Shared(self._history, self._requests, node), self._run)
 
     def _run(self, function: Any, *arguments: Any) -> Deferred[Any]:
         """Call *function* in a thread, when its turn comes."""
@@ -100,3 +121,35 @@ class GitStore:
         await self._lock.run(lambda: None)
         if self._tidying is not None:
             await self._tidying
+
+
+class Sharer:
+    """`Shared`, each call of it in its turn with those of the store."""
+
+    def __init__(self, shared: Shared, run: Callable[..., Deferred[Any]]) -> None:
+        """Call *shared* by *run*."""
+        self._shared, self._run = shared, run
+
+    def ready(self) -> Deferred[None]:
+        """Prepare for a fetch (`Shared.ready`)."""
+        return self._run(self._shared.ready)
+
+    def none(self) -> Deferred[None]:
+        """Hear that there is no shared branch (`Shared.none`)."""
+        return self._run(self._shared.none)
+
+    def news(self, again: Iterable[str]) -> Deferred[News]:
+        """Return how the shared branch and `main` differ (`Shared.news`)."""
+        return self._run(self._shared.news, tuple(again))
+
+    def take(self, news: News, settled: Settled, message: str) -> Deferred[Mapping[str, str | None] | None]:
+        """Let `main` say what was settled (`Shared.take`)."""
+        return self._run(self._shared.take, news, settled, message)
+
+    def offer(self) -> Deferred[Mapping[str, str]]:
+        """Return what is to be pushed (`Shared.offer`)."""
+        return self._run(self._shared.offer)
+
+    def shared(self, pushed: Iterable[str]) -> Deferred[str]:
+        """Hear what was pushed (`Shared.shared`)."""
+        return self._run(self._shared.shared, tuple(pushed))

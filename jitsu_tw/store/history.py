@@ -201,17 +201,14 @@ class History:
             self._take_back()
             head = self.head
             self._written.clear()
-            if len(changes) >= BULK and bulk.possible():
-                tree = bulk.write(self.repository, head.tree_id if head is not None else None, changes)
-            else:
-                tree = self._changed(head.tree if head is not None else None, changes)
+            tree = self.tree(head.tree if head is not None else None, changes)
             if head is not None and tree == head.tree_id and merged is None:
                 return
             chain = list(self._chain)
             parents = self._parents(head, message, chain)
             if merged is not None:
                 parents.append(merged)
-            commit = self._make(tree, parents, message)
+            commit = self.make(tree, parents, message)
             self.move(MAIN, commit)
             if head is not None:
                 self._replaced(head.id)
@@ -259,13 +256,20 @@ class History:
         chain[: len(chain) - kept] = []
         for place, (when, old) in enumerate(chain):
             commit = self.repository[old].peel(pygit2.Commit)
-            parents = [self._make(commit.tree_id, parents, STATISTICS, commit.committer)]
+            parents = [self.make(commit.tree_id, parents, STATISTICS, commit.committer)]
             chain[place] = when, parents[0]
         return parents
 
-    def _make(
+    def tree(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
+        """Write *tree* with *changes* and return it; nothing refers to it yet."""
+        if len(changes) >= BULK and bulk.possible():
+            return bulk.write(self.repository, tree.id if tree is not None else None, changes)
+        return self._changed(tree, changes)
+
+    def make(
         self, tree: pygit2.Oid, parents: Sequence[pygit2.Oid], message: str, who: pygit2.Signature | None = None
     ) -> pygit2.Oid:
+        """Make a commit, of *who* or ours, that nothing refers to yet."""
         author = who or pygit2.Signature(*AUTHOR, int(self._now()), 0)
         commit = self.repository.create_commit(None, author, author, message, tree, list(parents))
         self._written.append(commit)

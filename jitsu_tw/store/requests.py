@@ -21,12 +21,15 @@ from jitsu_tw.store.layout import STATISTICS, VMS
 from jitsu_tw.store.merge import three_way
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from jitsu_tw.store.history import History
 
 ASKED: Final = "refs/heads/request/"
 REJECTED: Final = "refs/heads/rejected/"
+
+#: The last commit of the branch that several Jitsus share which is in our `main`, too (`shared`).
+SHARED: Final = "refs/jitsu/shared"
 
 #: So many rejected requests are kept, the last ones.
 MOST_REJECTED: Final = 100
@@ -127,8 +130,8 @@ class Requests:
             head = self._history.head
         try:
             commit = repository[target].peel(pygit2.Commit)
-            author = _printable(f"{commit.author.name} <{commit.author.email}>")
-            subject = _printable(next(iter(commit.message.splitlines()), "").strip())
+            author = printable(f"{commit.author.name} <{commit.author.email}>")
+            subject = printable(next(iter(commit.message.splitlines()), "").strip())
         except FAULTS as error:
             return Request(name, target, refused=f"its commit cannot be read: {error}")
         try:
@@ -140,12 +143,13 @@ class Requests:
         return Request(name, target, author, subject, changes)
 
     def _changes(self, commit: pygit2.Commit, head: pygit2.Commit | None) -> dict[str, Change]:
-        base = None if head is None else self._history.repository.merge_base(head.id, commit.id)
+        known = [] if head is None else [head.id, *self._shared()]
+        base = self._history.repository.merge_base_many([commit.id, *known]) if known else None
         if head is None or base is None:
             message = "it has no commit in common with main: clone the state anew, and make the change there"
             raise RefusedError(message)
-        self._only_vms(commit, head)
-        trees = [_entries(self._history.repository[one].peel(pygit2.Commit).tree)
+        self._only_vms(commit, known)
+        trees = [entries(self._history.repository[one].peel(pygit2.Commit).tree)
                  for one in (base, head.id, commit.id)]
         was, ours, theirs = trees
         changes: dict[str, Change] = {}
@@ -153,7 +157,7 @@ class Requests:
         for uuid in sorted(was.keys() | theirs.keys()):
             if was.get(uuid) == theirs.get(uuid) or ours.get(uuid) == theirs.get(uuid):
                 continue
-            _check_folder(uuid, theirs.get(uuid))
+            check_folder(uuid, theirs.get(uuid))
             sides = [files(tree if isinstance(tree := side.get(uuid), pygit2.Tree) else None) for side in trees]
             mine = sides[1]
             if not sides[2]:  # who removes a VM removes what we, or others, have added to it
@@ -166,15 +170,21 @@ class Requests:
             raise RefusedError("\n".join(["it conflicts with main:", *conflicts]))
         return changes
 
-    def _only_vms(self, commit: pygit2.Commit, head: pygit2.Commit) -> None:
+    def _shared(self) -> list[pygit2.Oid]:
+        """Return the last commit that we share with others, if there is one: who has cloned that may ask, too."""
+        references = self._history.repository.references
+        return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
+
+    def _only_vms(self, commit: pygit2.Commit, known: Sequence[pygit2.Oid]) -> None:
         """Refuse a request with commits that change anything but VMs; statistics that were cloned are no change."""
         walk = self._history.repository.walk(commit.id)
-        walk.hide(head.id)
-        for one in walk:
-            squashed = one.message == STATISTICS and one.committer.email == AUTHOR[1]
-            if squashed or len(one.parent_ids) != 1:
+        for one in known:
+            walk.hide(one)
+        for made in walk:
+            squashed = made.message == STATISTICS and made.committer.email == AUTHOR[1]
+            if squashed or len(made.parent_ids) != 1:
                 continue
-            old, new = _others(one.parents[0].tree), _others(one.tree)
+            old, new = _others(made.parents[0].tree), _others(made.tree)
             for path in sorted(old.keys() | new.keys()):
                 if old.get(path) != new.get(path):
                     message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"
@@ -207,9 +217,13 @@ class Requests:
                 tree, parents = repository.TreeBuilder().write(), []
             message = f"Rejected: {reason}\n"
             commit = repository.create_commit(None, author, author, message, tree, parents)
-            self._make_room(REJECTED + request.name)
-            history.move(REJECTED + request.name, commit)
+            self.put_aside(request.name, commit)
         self._remove(request)
+
+    def put_aside(self, name: str, commit: pygit2.Oid) -> None:
+        """Let the branch *name* below ``rejected/`` be *commit*."""
+        self._make_room(REJECTED + name)
+        self._history.move(REJECTED + name, commit)
 
     def _make_room(self, branch: str) -> None:
         """Remove the rejected branches that a new one cannot stand beside, and those that are too many."""
@@ -240,12 +254,12 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     return target
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return *text* as it may stand in a log and on a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _entries(tree: pygit2.Tree) -> dict[str, pygit2.Object]:
+def entries(tree: pygit2.Tree) -> dict[str, pygit2.Object]:
     """Return the folders of VMs in *tree*, by name."""
     folder = subtree(tree, VMS)
     return {} if folder is None else {str(entry.name): entry for entry in folder}
@@ -260,7 +274,7 @@ def _others(tree: pygit2.Tree) -> dict[str, pygit2.Oid]:
     return found
 
 
-def _check_folder(uuid: str, entry: pygit2.Object | None) -> None:
+def check_folder(uuid: str, entry: pygit2.Object | None) -> None:
     """
     Refuse a folder whose name is no uuid, and what cannot be a value in it.
 

@@ -110,8 +110,8 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend",
-        "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_now", "_off", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word",
+        "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -146,7 +146,7 @@ class Machine:
         self._moves = 0
         self._how = Start.RAN
         self._up_at = 0.0
-        self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = False
+        self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -219,9 +219,13 @@ class Machine:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
         return self._waiters is not None and asker in self._waiters and self.joinable
 
-    def stop(self, reason: str) -> Deferred[State]:
-        """Stop the VM, whoever may be waiting for it; the Deferred says in which state that ended."""
-        self._again = False
+    def stop(self, reason: str, *, off: bool = False) -> Deferred[State]:
+        """
+        Stop the VM, whoever may be waiting for it; the Deferred says in which state that ended.
+
+        If it is to be *off*, its guest is shut down where its mode would keep it for later.
+        """
+        self._again, self._off = False, off
         if self.state in ACTIVATING:
             self._fault = BootFailed
             self._fail_waiters(f"stopped while it was starting: {reason}")
@@ -314,7 +318,8 @@ class Machine:
         if state is State.WAITING and old is not State.STARTING:
             self._how = Start.RAN
             self.marks = self.marks if old is State.QUEUED else NO_MARKS
-        if state is State.FAILED or (old is State.UP and state is State.OFF and not self._is_steady()):
+        fell = old is State.UP and state is State.OFF and not self._is_steady()
+        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
             self._failed()
         elif old is State.UP and not self._kill:
             self.failures = 0
@@ -347,6 +352,10 @@ class Machine:
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         elif self._again:
             self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
+        self._entered(state)
+
+    def _entered(self, state: State) -> None:
+        """Tell who waited for a stop that *state* has been entered, and look at what was not looked at before."""
         if state not in {State.STOPPING, State.CANCELLING}:
             stopped, self._stopping = self._stopping, ()
             for deferred in stopped:
@@ -503,6 +512,9 @@ class Machine:
     async def _stop(self) -> None:
         """Stop the VM in its mode, or, if it is dead, at once; a shutdown that is not followed becomes destroy."""
         mode = Mode.DESTROY if self._kill else self.vm.mode
+        if self._off and mode is not Mode.DESTROY:
+            mode = Mode.SHUTDOWN
+        self._off = False
         if self._theirs:
             if not await self._stops(DOWN, lambda: not self._theirs):
                 self.feed(Event.STOP_FAILED, "used meanwhile")

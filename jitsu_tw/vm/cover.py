@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -24,7 +24,7 @@ from jitsu_tw.standin import StandIn
 from jitsu_tw.vm.lifecycle import ACTIVATING, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -58,8 +58,10 @@ class Cover:
     The VMs with `use_synjitsu`.
 
     Attributes:
-        standin: Synjitsu.
+        standins: Synjitsu, by where it listens: one, or those of several hosts.
         wake: called with a VM that somebody sends to while it is down, and that somebody's address.
+        place_of: says which Synjitsu stands in for a VM; None for none.
+        is_theirs: says whether another Jitsu speaks for a VM; then nothing is said of it here.
     """
 
     log = Logger()
@@ -67,7 +69,7 @@ class Cover:
 
     def __init__(
         self,
-        place: str,
+        places: Sequence[str],
         machines: Mapping[str, Machine],
         reactor: Any,
         port: IReadiness,
@@ -77,14 +79,17 @@ class Cover:
         Announce nothing yet.
 
         Args:
-            place: where Synjitsu listens.
+            places: where Synjitsu listens.
             machines: by the VM's name; those with `use_synjitsu` are covered.
             reactor: connects and waits.
             port: finds out whether a guest listens where Synjitsu is away.
             make: makes the conversation with Synjitsu.
         """
         self._machines, self._reactor, self._port = machines, reactor, port
-        self.standin = make(place, self._wanted, self._seen, reactor, self._listens)
+        self.standins = {place: make(place, self._wanted, self._seen, reactor, self._listens) for place in places}
+        self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
+        self.is_theirs: Callable[[Machine], bool] = lambda _: False
+        self._at: dict[str, StandIn] = {}
         self.wake: Callable[[Machine, str], None] = lambda _machine, _host: None
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
@@ -94,17 +99,27 @@ class Cover:
 
     def start(self) -> None:
         """Connect."""
-        self.standin.start()
+        for standin in self.standins.values():
+            standin.start()
 
     def stop(self) -> Deferred[None]:
         """Disconnect."""
-        return self.standin.stop()
+        stopped = DeferredList([standin.stop() for standin in self.standins.values()])
+        return stopped.addCallback(lambda _: None)
+
+    def _standin(self, machine: Machine) -> StandIn | None:
+        """Return the Synjitsu of the host that *machine* is, was or will be on."""
+        return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
+
+    def _is_there(self, machine: Machine) -> bool:
+        standin = self._standin(machine)
+        return standin is not None and standin.connected
 
     def holds(self, machine: Machine) -> bool:
         """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
         vm, state = machine.vm, machine.state
         held = state in ACTIVATING or (state is not State.UNKNOWN and vm.wake_by_packet)
-        return vm.use_synjitsu and self.standin.connected and held
+        return held and self._is_there(machine)
 
     # What the VMs do.
 
@@ -117,7 +132,7 @@ class Cover:
         """Look after *machine* no more, or not after what it has been."""
         vm = machine.vm
         if vm.use_synjitsu:
-            self._withdraw(vm)
+            self._withdraw(machine)
             for ip in vm.ip:
                 del self._by_ip[str(ip)]
             for of in (self._guests, self._heard):
@@ -151,9 +166,16 @@ class Cover:
 
     def _tell(self, machine: Machine) -> None:
         """Have *machine* stood in for as its state demands."""
-        vm, state = machine.vm, machine.state
-        if not vm.use_synjitsu:
+        vm, state, standin = machine.vm, machine.state, self._standin(machine)
+        before = self._at.get(vm.name)
+        if before is not None and before is not standin:
+            self._withdraw(machine)
+        if standin is None:
             return
+        if self.is_theirs(machine):
+            self._hush(machine)
+            return
+        self._at[vm.name] = standin
         if vm.name in self._late:
             self._late.pop(vm.name).cancel()
         if state not in RUNS:
@@ -163,15 +185,35 @@ class Cover:
         elif state in ACTIVATING:
             self._announce(machine, self._silent(vm), asleep=False)
         elif state is State.FAILED:
-            self._withdraw(vm, failed=True)
+            self._withdraw(machine, failed=True)
             self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
         elif state is not State.UNKNOWN and vm.wake_by_packet:
             self._announce(machine, vm.ip, asleep=True)
         else:
-            self._withdraw(vm)
+            self._withdraw(machine)
+
+    def owner_is(self, machine: Machine) -> None:
+        """Hear that *machine* may have another owner, or host, now: whoever speaks for it says everything."""
+        if machine.uuid:
+            self._tell(machine)
+
+    def say_again(self) -> None:
+        """Say everything again: what another Jitsu had said is forgotten soon, because it is gone."""
+        for machine in self._machines.values():
+            self._hush(machine)
+            self.owner_is(machine)
+
+    def _hush(self, machine: Machine) -> None:
+        """Say nothing more of *machine*, and leave it as it is."""
+        standin = self._at.pop(machine.vm.name, None)
+        if standin is not None:
+            for ip in machine.vm.ip:
+                standin.hush(str(ip))
 
     def _refused_enough(self, machine: Machine) -> None:
-        if machine.state is State.FAILED and machine.vm.wake_by_packet:
+        standin = self._standin(machine)
+        if machine.state is State.FAILED and machine.vm.wake_by_packet and standin and not self.is_theirs(machine):
+            self._at[machine.vm.name] = standin
             self._announce(machine, machine.vm.ip, asleep=True)
 
     def _mac(self, vm: VM) -> str:
@@ -187,11 +229,11 @@ class Cover:
     def _hand_over(self, machine: Machine) -> None:
         """Hand over the addresses of a guest that is up; those at which it does not listen yet, a little later."""
         vm = machine.vm
-        heard = self._heard.get(vm.name, set()) if self.standin.connected else set()
+        heard = self._heard.get(vm.name, set()) if self._at[vm.name].connected else set()
         late = [ip for ip in vm.ip if heard and str(ip) not in heard]
         for ip in vm.ip:
             if ip not in late:
-                self.standin.ready(str(ip), self._mac(vm))
+                self._at[vm.name].ready(str(ip), self._mac(vm))
         if late:
             self._announce(machine, late, asleep=False)
             self._late[vm.name] = self._reactor.callLater(LATE_BY, self._late_enough, machine)
@@ -205,7 +247,7 @@ class Cover:
         vm, state = machine.vm, machine.state
         knocks = state in BOOTS or state is State.UP
         for ip in ips:
-            self.standin.announce(
+            self._at[vm.name].announce(
                 str(ip),
                 self._mac(vm),
                 asleep=asleep,
@@ -218,9 +260,11 @@ class Cover:
                 keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
             )
 
-    def _withdraw(self, vm: VM, *, failed: bool = False) -> None:
-        for ip in vm.ip:
-            self.standin.withdraw(str(ip), failed=failed)
+    def _withdraw(self, machine: Machine, *, failed: bool = False) -> None:
+        standin = self._at.pop(machine.vm.name, None)
+        if standin is not None:
+            for ip in machine.vm.ip:
+                standin.withdraw(str(ip), failed=failed)
 
     # What Synjitsu sees.
 
@@ -257,7 +301,7 @@ class Cover:
         return Deferred.fromCoroutine(self._wait(vm, guest))
 
     async def _wait(self, vm: VM, guest: Guest) -> None:
-        while self.standin.connected:
+        while self._is_there(self._machines[vm.name]):
             if self._heard.get(vm.name):
                 return
             self._listening[vm.name] = listening = Deferred[None]()

@@ -34,6 +34,7 @@ from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
+from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import DOWN, Ownership
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
@@ -85,7 +86,9 @@ class Fleet:
         inventory: where the VMs are.
         sharing: whose they are, where several of us serve a zone.
         hosts: those that VMs with `host` are on; None if there are none.
+        moves: where they go, and who is drained.
         journal: what happened last, and why.
+        on_news: called with the commit that the configuration which we share is now.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
             clock `now`). It is asked before anything that depends on it.
@@ -109,9 +112,10 @@ class Fleet:
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
         self.cover: Cover | None = None
-        if settings.synjitsu is not None:
-            self.cover = make_cover(settings.synjitsu, self.machines, clocks.reactor, self._signs.port)
-            self.cover.wake = self._wake
+        places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
+        if places:
+            self.cover = make_cover(tuple(places), self.machines, clocks.reactor, self._signs.port)
+            self.cover.wake, self.cover.place_of = self._wake, self._synjitsu_of
         self._groups = Groups(self.machines)
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
@@ -126,12 +130,16 @@ class Fleet:
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
             self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
-            self.hosts.is_drained = lambda name: f"drained/hosts/{name}" in self.sharing.coordinator.facts
-            self.sharing.on_fact = self._fact_is
+            self.sharing.host_of = self._host_of
+        self.moves = Moves(self.hosts, self.machines, self.sharing)
+        if self.cover is not None:
+            self.moves.on_moved = self.cover.owner_is
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
-        self.sharing.on_ask = self._asked
+        self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is
+        if self.cover is not None:
+            self.cover.is_theirs, self.sharing.on_claim = self.sharing.is_theirs, self.cover.owner_is
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, bytes] = {}
         self._policy = Policy(
@@ -143,6 +151,7 @@ class Fleet:
         self._telling = LoopingCall(self._told.clear)
         self._telling.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
+        self.on_news: Callable[[str], object] = lambda _: None
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
         for vm in settings.vms:
             self.enlist(vm)
@@ -228,7 +237,7 @@ class Fleet:
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
-        for room in (self._groups, self._ownership, self.inventory, self._sweep, self._record):
+        for room in (self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record):
             room.forget(machine)
         if self.cover is not None:
             self.cover.forget(machine)
@@ -494,12 +503,32 @@ class Fleet:
         else:
             self._sweep.pass_on(machine, *self.sharing.since(machine))
 
+    def tell_news(self, commit: str) -> None:
+        """Tell the others that the configuration that we share is that commit now."""
+        self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(CutOff))
+
     # Hosts.
 
     def _place(self, uuid: str, host: str) -> Deferred[bool]:
         """Agree on the host that a VM is started on."""
         machine = self.inventory.machine(uuid)
-        return succeed(False) if machine is None else self.sharing.place(machine, host)  # noqa: FBT003
+        if machine is None:
+            return succeed(False)  # noqa: FBT003
+        if self.cover is not None:
+            self.cover.owner_is(machine)
+        return self.sharing.place(machine, host)
+
+    def _synjitsu_of(self, machine: Machine) -> str | None:
+        """Return where the Synjitsu of a VM's host listens; that of the first host that it may be on, if it is off."""
+        settings, hosts = self._settings, self.hosts
+        if hosts is None or machine.backend is not hosts:
+            return settings.synjitsu
+        at = hosts.at(machine.uuid) or self.sharing.host(machine) or machine.vm.hosts[0]
+        return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
+
+    def _host_of(self, machine: Machine) -> str:
+        """Return the host that a VM is seen on; nothing if it is on none."""
+        return (self.hosts and self.hosts.at(machine.uuid)) or ""
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""
@@ -511,8 +540,15 @@ class Fleet:
         return self.sharing.host(machine)
 
     def _fact_is(self, key: str, value: str | None) -> None:
-        """Hear that a host is dead, or is not any more."""
+        """Hear what is not about a VM: of hosts, of the others of us, of the configuration that we share."""
         room, _, name = key.partition("/")
+        if room == "nodes" and value is None and self.cover is not None:
+            self.cover.say_again()
+        if room == "drained":
+            what, _, name = name.partition("/")
+            self.moves.told(what, name, drained=value is not None)
+        if room == "news":
+            self.on_news(value or "")
         if room != "dead" or self.hosts is None:
             return
         if value is None:
@@ -529,7 +565,7 @@ class Fleet:
         if machine.state is State.OFF:
             machine.summon("its host is dead", insist=True).addErrback(lambda _: None)
 
-    def _asked(self, machine: Machine, what: Ask, _word: str) -> None:
+    def _asked(self, machine: Machine, what: Ask, word: str) -> None:
         """Do for another one of us what it has been asked for."""
         name = machine.vm.name
         if what is Ask.STOP:
@@ -538,6 +574,8 @@ class Fleet:
             self.hold_vm(name).addErrback(lambda _: None)
         elif what is Ask.RELEASE:
             self.release_vm(name)
+        else:
+            self.moves.asked(machine, word)
 
     def remembered(self) -> Deferred[None]:
         """Fire when the last start or stop is in the state."""

@@ -95,9 +95,11 @@ class Sharing:
 
     Attributes:
         coordinator: by whom we agree.
+        host_of: says on which host a machine is seen; nothing where there are no hosts.
         on_free: called with a machine that waits for its turn, when nobody has its claim any more.
         on_owner: called with a machine that is up and has another owner now, or whose owner is known now.
         on_use: called with a machine, and when it was used somewhere, on the clock `now`.
+        on_claim: called with a machine whose owner, or host, may be another now.
         on_ask: called with a machine of ours, what somebody wants of it, and a word that goes with that.
         gather: called before what was used is told; it calls `use` for what was asked for without us.
         on_fact: called with the key and the value of what is not about a VM.
@@ -122,8 +124,10 @@ class Sharing:
         self._saying: dict[str, DeferredLock] = {}
         self._joined_at = 0.0
         self._busy = False
+        self.host_of: Callable[[Machine], str] = lambda _: ""
         self.on_free: Callable[[Machine], None] = lambda _: None
         self.on_owner: Callable[[Machine], None] = lambda _: None
+        self.on_claim: Callable[[Machine], None] = lambda _: None
         self.on_use: Callable[[Machine, float], None] = lambda _machine, _when: None
         self.on_ask: Callable[[Machine, Ask, str], None] = lambda _machine, _ask, _word: None
         self.on_fact: Callable[[str, str | None], None] = lambda _key, _value: None
@@ -255,6 +259,8 @@ class Sharing:
         self._ending.pop(machine.vm.name, None)
         if machine.state is State.FAILED:
             await self._say(machine, "failed", machine.reason)
+            if machine.state not in DOWN:
+                return  # it is to be started again
         self._saying.pop(machine.vm.name, None)
         await self.coordinator.put({_key(room, machine): None for room in VM_FACTS}, _key("claims", machine))
 
@@ -283,10 +289,19 @@ class Sharing:
             self._told.pop(name, None)
         elif state is State.UP and self.is_ours(machine):
             self._begin(self._say(machine, "up"))
+            if self.why_apart:
+                self.hand_on()
+        elif state is State.STOPPING and self.is_ours(machine):
+            self._begin(self._say(machine, "ending"))
         if state not in {State.UP, State.STOPPING, State.WAITING}:
             for leaver in self._leavers.pop(name, ()):
                 leaver.callback(state)
         self._settle(machine)
+
+    def forget(self, machine: Machine) -> None:
+        """Let go of *machine*, which is none of ours any more."""
+        if not self.alone and self.is_ours(machine):
+            self._begin(self._release(machine))
 
     def _settle(self, machine: Machine) -> None:
         """See to it that *machine* has an owner if it runs, and none if it does not."""
@@ -300,6 +315,12 @@ class Sharing:
                 self._begin(self._claim(machine))  # who gets it lets go of it
         elif state is State.UP and self.owner(machine) is None and self.is_shared(machine):
             self._adopt(machine)
+        elif state is State.UP and self.is_theirs(machine) and self._is(machine) == "ending":
+            machine.leave("to be stopped")
+
+    def _is(self, machine: Machine) -> str:
+        """Return how *machine* is in the words of who has it; nothing if nobody has."""
+        return str(_read(self._facts.get(_key("claims", machine))).get("is", ""))
 
     def _adopt(self, machine: Machine) -> None:
         if machine.vm.name not in self._adopting and not self.why_apart:
@@ -316,7 +337,7 @@ class Sharing:
                 await machine.look("its owner is gone")
                 if machine.state is State.UP and await self._claim(machine):
                     if _key("runs", machine) not in self._facts:
-                        await self.place(machine)
+                        await self.place(machine, self.host_of(machine))
                     self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
                     self.on_owner(machine)
                     await self._say(machine, "up")
@@ -328,6 +349,12 @@ class Sharing:
         finally:
             self._adopting -= done
 
+    def hand_on(self) -> None:
+        """Let go of all VMs that are up: the others adopt them."""
+        for machine in self._machines.values():
+            if machine.state is State.UP and self.is_ours(machine):
+                self._begin(self.coordinator.put({_key("claims", machine): None}, _key("claims", machine)))
+
     def word(self, machine: Machine) -> Deferred[bool] | None:
         """
         Return a Deferred that fires when the owner of *machine* says that it is ready; None if we are to find out.
@@ -336,7 +363,7 @@ class Sharing:
         """
         if self._apart or not self.is_theirs(machine):
             return None
-        if _read(self._facts[_key("claims", machine)]).get("is") in {"up", "ending"}:
+        if self._is(machine) in {"up", "ending"}:
             return succeed(True)  # noqa: FBT003
         word: Deferred[bool] = Deferred(lambda _: self._forget_word(machine.vm.name))
         self._words[machine.vm.name] = word
@@ -452,11 +479,16 @@ class Sharing:
         room, _, rest = key.partition("/")
         machine = self._machines.get(unquote(rest))
         if room not in VM_FACTS:
+            if key == f"nodes/{self.coordinator.node}" and value is None and self.is_joined:
+                self._enlist()
             self.on_fact(key, value)
         elif self.alone or machine is None:
             return
         elif room == "claims":
+            self.on_claim(machine)
             self._claim_is(machine, value)
+        elif room == "runs":
+            self.on_claim(machine)
         elif room == "used" and value is not None:
             self.on_use(machine, self._ours(float(value)))
         elif room == "asks" and value is not None and self.is_ours(machine):
@@ -491,19 +523,23 @@ class Sharing:
     def joined(self) -> None:
         """Hear that we know what the others know: look at everything anew."""
         self._apart, self._joined_at = "", self._now()
-        if not self.alone:
-            self._tell()
-            me = {"since": round(self._wall(), 3), "version": __version__}
-            self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
+        self._enlist()
+        self._tell()
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
                 self.on_owner(machine)
-                if self.is_ours(machine) and _read(self._facts[_key("claims", machine)]).get("is") == "ending":
+                if self.is_ours(machine) and self._is(machine) == "ending":
                     self._begin(self._say(machine, "up"))
             elif machine.state is State.QUEUED:
                 self.on_free(machine)
             self._settle(machine)
+
+    def _enlist(self) -> None:
+        """Say that we are there. What a process of ours before us has said goes when its time is over: then again."""
+        if not self.alone:
+            me = {"since": round(self._wall(), 3), "version": __version__}
+            self._begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
 
     def parted(self, reason: str) -> None:
         """Hear that we know nothing any more: what was ours may be another's."""

@@ -82,14 +82,16 @@ async function readVMs() {
 
 async function readAll() {
   try {
-    const [, last, refused, health, standins] = await Promise.all([
-      readVMs(), ask(`v1/activations?last=${MOST_ACTIVATIONS}`), ask("v1/refusals"), ask("healthz"), ask("v1/standins")]);
+    const [, last, refused, health, standins, nodes, hosts] = await Promise.all([
+      readVMs(), ask(`v1/activations?last=${MOST_ACTIVATIONS}`), ask("v1/refusals"), ask("healthz"), ask("v1/standins"),
+      ask("v1/nodes"), ask("v1/hosts")]);
     activations.clear();
     last.forEach(one => activations.set(one.id, one));
     refusals.clear();
     refused.reverse().forEach(hearRefusal);
     showProblems(health.problems);
     showStandins(standins);
+    showMembers(nodes, hosts);
     render();
   } catch (error) { say(error); }
 }
@@ -100,6 +102,7 @@ async function poll() {
       await readVMs();
       showProblems((await ask("healthz")).problems);
       showStandins(await ask("v1/standins"));
+      showMembers(await ask("v1/nodes"), await ask("v1/hosts"));
     } catch { /* the stream of events says so, too */ }
   }
   setTimeout(poll, POLL * Math.max(1, vms.size / 500));
@@ -214,7 +217,8 @@ function makeRow(name) {
 }
 
 function fillRow(parts, vm) {
-  set(parts.names, [...vm.names, ...vm.addresses].join(", "));
+  const where = [vm.host && `on ${vm.host}`, vm.node && `kept by ${vm.node}`].filter(Boolean);
+  set(parts.names, [...vm.names, ...vm.addresses, ...where].join(", "));
   const kind = UP.has(vm.state) ? "up" : MOVING.has(vm.state) ? "moving" : FAILED.has(vm.state) ? "failed" : "off";
   parts.state.className = `state ${kind}`;
   set(parts.state, vm.state);
@@ -354,7 +358,7 @@ function showProblems(problems) {
   const said = JSON.stringify(problems);
   if ($("problems").dataset.said === said) return;
   $("problems").dataset.said = said;
-  $("problems").replaceChildren(...problems.map(text => make("p", "problem", `A hypervisor cannot be asked: ${text}`)));
+  $("problems").replaceChildren(...problems.map(text => make("p", "problem", text)));
 }
 
 function showStandins(said) {
@@ -364,6 +368,19 @@ function showStandins(said) {
     const row = make("tr"), held = make("td", "number", String(one.held));
     held.dataset.label = "held";
     row.append(make("td", "", one.ip), make("td", "", one.state), make("td", "", one.handover), held);
+    return row;
+  }));
+}
+
+function showMembers(nodes, hosts) {
+  $("members-section").hidden = nodes.length < 2 && !hosts.length;
+  const all = [...hosts.map(one => ["host", one]), ...(nodes.length > 1 ? nodes.map(one => ["node", one]) : [])];
+  $("members").tBodies[0].replaceChildren(...all.map(([what, one]) => {
+    const row = make("tr"), number = make("td", "number", String(one.vms)), how = make("td");
+    number.dataset.label = "VMs";
+    how.append(make("span", `state ${one.problem ? "failed" : one.drained ? "moving" : "up"}`,
+                    one.problem || (one.drained ? "drained" : "well")));
+    row.append(make("td", "", one.name + (one.here ? " (here)" : "")), make("td", "", what), how, number);
     return row;
   }));
 }
