@@ -51,8 +51,9 @@ class Client(DatagramProtocol):
         """Take an answer."""
         with contextlib.suppress(dns.exception.DNSException):
             answer = dns.message.from_wire(datagram)
-            waiting, late = self._waiting.pop((addr[1], answer.id), (None, None))
-            if waiting is not None:
+            key = addr[1], answer.id
+            if key in self._waiting:
+                waiting, late = self._waiting.pop(key)
                 late.cancel()
                 waiting.callback(answer)
 
