@@ -7,6 +7,7 @@ with the last that happened to that VM. Nothing here does I/O.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,9 @@ LATE: Final = 0.5
 
 #: Seconds for which a guest may send, beyond its `idle`, until a stop is one in use.
 UNCOUNTED: Final = 3.0
+
+#: What is different in each of the reasons of one kind.
+PLACES: Final = re.compile(r"http://\S+ |in \d+ s|HostnameAddress.*")
 
 #: Events that are kept of each VM, and answers.
 STORY: Final = 60
@@ -216,8 +220,7 @@ class Audit:
     def refused(self, name: str, node: str, asked: float, why: str) -> None:
         """Hear that *node* does not answer with the VM's address, and why; *why* is empty if it says nothing."""
         account, now = self.accounts[name], self._now()
-        # The first words after the VM's name say the kind.
-        kind = " ".join(why.partition(": ")[2].split()[:6]) if why else "no answer"
+        kind = PLACES.sub("", " ".join(why.partition(": ")[2].split()[:8])) if why else "no answer"
         self.counts[f"refused: {kind}"] += 1
         self.note(account, f"{node} refuses after {(now - asked) * 1000:.0f} ms: {why or 'no answer'}")
 

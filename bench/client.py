@@ -22,7 +22,7 @@ class Client(DatagramProtocol):
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._waiting: dict[tuple[int, int], Deferred[dns.message.Message]] = {}
+        self._waiting: dict[tuple[int, int], tuple[Deferred[dns.message.Message], Any]] = {}
 
     def ask(self, name: str, port: int, patience: float) -> Deferred[dns.message.Message]:
         """Ask the server at *port* for a VM's address; what is not answered in time fails with TimeoutError."""
@@ -30,8 +30,7 @@ class Client(DatagramProtocol):
         question.flags &= ~dns.flags.RD
         key = port, question.id
         waiting: Deferred[dns.message.Message] = Deferred()
-        self._waiting[key] = waiting
-        self._reactor.callLater(patience, self._late, key)
+        self._waiting[key] = waiting, self._reactor.callLater(patience, self._late, key)
         transport: Any = self.transport
         transport.write(question.to_wire(), (HOST, port))
         return waiting
@@ -45,16 +44,17 @@ class Client(DatagramProtocol):
         return False
 
     def _late(self, key: tuple[int, int]) -> None:
-        waiting = self._waiting.pop(key, None)
-        if waiting is not None:
-            waiting.errback(DeferredTimeout())
+        waiting, _ = self._waiting.pop(key)
+        waiting.errback(DeferredTimeout())
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:  # noqa: N802
         """Take an answer."""
         with contextlib.suppress(dns.exception.DNSException):
             answer = dns.message.from_wire(datagram)
-            waiting = self._waiting.pop((addr[1], answer.id), None)
-            if waiting is not None:
+            key = addr[1], answer.id
+            if key in self._waiting:
+                waiting, late = self._waiting.pop(key)
+                late.cancel()
                 waiting.callback(answer)
 
 

@@ -42,7 +42,7 @@ from bench.twohosts import Hosts
 from test.etcds import LOOPBACK, Etcds
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
 #: So many VMs; the first of them are in use all the time, and the last send packets now and then.
 VMS: Final = 40
@@ -112,6 +112,7 @@ class Lab:
         self._up: set[int] = set(range(MEMBERS))
         self._free: set[str] = set()  # nodes that nothing is wrong with
         self._coming: list[Any] = []
+        self._busy: set[Deferred[Any]] = set()
         self._asking = False
 
     def pause(self, seconds: float) -> Deferred[None]:
@@ -142,7 +143,7 @@ class Lab:
 
     async def close(self) -> None:
         """End everything."""
-        self._asking = False
+        self.ask_no_more()
         for node in self.nodes:
             node.close()
         for port in self._coming:
@@ -162,19 +163,30 @@ class Lab:
         self._again(0.5, self._at_the_end)
 
     def ask_no_more(self) -> None:
-        """End that."""
+        """End that, and have all guests be silent."""
         self._asking = False
+        for busy in list(self._busy):
+            busy.cancel()
+        for name in self.kinds:
+            self.hosts.send(name, 0.0, self._reactor.seconds())
 
-    def _again(self, every: float, what: Callable[[], Awaitable[object]]) -> None:
-        def now() -> None:
-            if self._asking:
-                Deferred.fromCoroutine(_awaited(what())).addErrback(self._failed)
-                self._again(every, what)
+    def _again(self, every: float, what: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        async def again() -> None:
+            while self._asking:
+                await self.pause(self.random.expovariate(1 / every))
+                self._begin(what())
 
-        self._reactor.callLater(self.random.expovariate(1 / every), now)
+        self._begin(again())
+
+    def _begin(self, what: Coroutine[Any, Any, object]) -> None:
+        """Let a client do something."""
+        begun = Deferred.fromCoroutine(what)
+        self._busy.add(begun)
+        begun.addErrback(self._failed).addBoth(lambda _: self._busy.discard(begun))
 
     def _failed(self, failure: Any) -> None:
-        self.audit.against("the bench is wrong", None, failure.getTraceback())
+        if not failure.check(CancelledError):
+            self.audit.against("the bench is wrong", None, failure.getTraceback())
 
     async def _anything(self) -> None:
         """Ask for some VM: a few of them are asked for much more often than others."""
@@ -398,10 +410,6 @@ class Lab:
         said = self.etcds.ask(0, "kv/range", key=_encoded("/jitsu/"), range_end=_encoded("/jitsu0"))
         facts = {_decoded(one["key"]): _decoded(one.get("value", "")) for one in said.get("kvs", ())}
         return {key.removeprefix("/jitsu/"): value for key, value in facts.items()}
-
-
-async def _awaited(what: Awaitable[object]) -> object:
-    return await what
 
 
 def _encoded(text: str) -> str:

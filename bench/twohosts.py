@@ -151,7 +151,7 @@ class Hosts:
         """Let a guest that runs send so many packets in a second."""
         for guests in self.guests.values():
             guest = guests[self._uuids[name]]
-            if guest.runs:
+            if guest.runs and guest.rate != rate:
                 guest.count(now)
                 guest.rate = rate
                 self._audit.accounts[name].sends = now if rate else None

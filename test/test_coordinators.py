@@ -428,6 +428,18 @@ class LossTests(EtcdCase):
         self.assertFalse(node.holds("a"))
         await self.assertFailure(node.claim("b", "1"), CutOff)
 
+    async def test_stopped_for_a_moment(self) -> None:
+        """One that was stopped until it could not be sure of its lease, which etcd still has, joins again."""
+        shift = 0.0
+        node = await self.node(now=lambda: boottime() + shift)
+        await node.claim("a", "1")
+        shift = TTL
+        node._look()  # as the reactor calls it, when the process goes on
+        self.assertEqual(1, len(node.peer.partings))
+        await node.peer.until(lambda: node.peer.joins == 2)
+        self.assertTrue(node.holds("a"))
+        self.assertTrue(await node.put({"a": "2"}, holding="a"))
+
     async def test_lease_that_is_gone(self) -> None:
         """When etcd has ended the lease, what was claimed is lost at once, and can be claimed again after joining."""
         node = await self.node(ttl=3)

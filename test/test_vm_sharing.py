@@ -247,6 +247,30 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.RUNNING, place.guest.power)
         self.assertEqual(1, place.guest.starts)
 
+    def test_told_seldom(self) -> None:
+        """That a VM is used is told some times in the time of its lease, however often that is; and before its end."""
+        place = Place(vm(idle=80.0))
+        place.nodes[0].ask()
+        place.run(1.0)
+        told: list[str] = []
+        coordinator: Any = place.nodes[1].coordinator
+        put = coordinator.put
+
+        def hear(facts: dict[str, str], holding: str = "") -> Any:
+            told.extend(facts)
+            return put(facts, holding)
+
+        coordinator.put = hear
+        for _ in range(80):
+            place.nodes[1].ask()
+            place.run(1.0, 0.05)
+        self.assertIn(told.count("used/www"), range(7, 10))
+        place.run(76.0, 0.05)
+        self.assertEqual(Power.RUNNING, place.guest.power)
+        place.run(10.0, 0.05)
+        self.assertEqual(Power.OFF, place.guest.power)
+        self.assertEqual({}, place.facts())
+
     def test_told_again(self) -> None:
         """A use that could not be told is told when it can be."""
         place = Place(vm(idle=10.0))

@@ -242,6 +242,7 @@ class EtcdCoordinator:
                 raise self._broken
             if not await self._renew():
                 raise CutOff(ENDED)
+            self._join()  # again, if the lease's time was over for us though not for etcd
             self._rounds = 0
 
     async def _renew(self) -> bool:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import json
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 
 #: What was used is told this often, in seconds.
 TELL_EVERY: Final = 1.0
+
+#: That a VM is up and used is not told more often than after this share of its lease: before it is stopped, all are
+#: asked for more.
+TELL_SHARE: Final = 1 / 8
 
 #: The others hear so many seconds before it that a VM is to be stopped: time to say that it has been asked for.
 NOTICE: Final = 1.5
@@ -441,10 +446,21 @@ class Sharing:
         self._busy = False
         return result
 
+    def _due(self) -> dict[str, float]:
+        """Return when what is to be told now was used."""
+        due = {}
+        for name, when in self._used.items():
+            machine = self._machines.get(name)
+            every = 0.0 if machine is None or machine.state is not State.UP else machine.vm.idle * TELL_SHARE
+            if when >= self._told.get(name, -inf) + every:
+                due[name] = when
+        return due
+
     async def _tell_all(self) -> None:
         if self._apart:
             return
-        used, self._used = self._used, {}
+        used = self._due() if self._telling.running else self._used
+        self._used = {name: when for name, when in self._used.items() if name not in used}
         facts: dict[str, str | None] = {}
         for name, when in used.items():
             machine = self._machines.get(name)
