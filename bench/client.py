@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import dns.edns
+import dns.entropy
 import dns.exception
 import dns.flags
 import dns.message
@@ -28,7 +29,8 @@ class Client(DatagramProtocol):
         """Ask the server at *port* for a VM's address; what is not answered in time fails with TimeoutError."""
         question = dns.message.make_query(f"{name}.{DOMAIN}", "A", use_edns=0)
         question.flags &= ~dns.flags.RD
-        key = port, question.id
+        while (key := (port, question.id)) in self._waiting:
+            question.id = dns.entropy.random_16()
         waiting: Deferred[dns.message.Message] = Deferred()
         self._waiting[key] = waiting, self._reactor.callLater(patience, self._late, key)
         transport: Any = self.transport
