@@ -337,7 +337,7 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(1, place.guest.starts)
         place.run(20.0, 0.05)
         self.assertEqual(Power.RUNNING, place.guest.power)
-        place.run(5.0, 0.05)
+        place.run(9.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual({}, place.facts())
 
@@ -478,7 +478,7 @@ class SharingTests(SynchronousTestCase):
         place.run(0.2)
         self.assertIsNotNone(place.owner())
         self.assertEqual(Power.RUNNING, place.guest.power)
-        place.run(24.0, 0.05)
+        place.run(28.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual(1, place.guest.starts)
 

@@ -208,7 +208,9 @@ class Sharing:
         started = float(runs.get("since", now))
         used = max(float(self._facts.get(_key("used", machine), 0.0)), started)
         own = self._used.get(machine.vm.name, self._told.get(machine.vm.name, 0.0))
-        return max(self._ours(used), own), self._ours(started)
+        # Who is gone may have known of a use that it had not told yet.
+        untold = machine.vm.idle * TELL_SHARE
+        return min(max(self._ours(used), own) + untold, self._now()), self._ours(started)
 
     def _ours(self, when: float) -> float:
         """Return the time on our clock of one in seconds since 1970; other machines' clocks may be ahead."""
