@@ -171,6 +171,7 @@ class JitsuService(Service):
         remote = Remote(url, store.path, self._reactor)
         shared = SharedConfiguration(store, branches, self._running, self.fleet, remote, node, self._reactor)
         shared.tell, self.fleet.on_news = self.fleet.tell_news, shared.news
+        self.fleet.trouble = lambda: shared.trouble
         return shared
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802

@@ -128,6 +128,8 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
+        desk.fleet.trouble = lambda: "the hub is away"
+        self.assertIn("the configuration is not shared: the hub is away", desk.ask("/healthz").value["problems"])
 
     def test_needed(self) -> None:
         """A VM that another one needs is shown so, and no time is told at which it would be stopped."""

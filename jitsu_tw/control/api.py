@@ -97,6 +97,8 @@ class Health(FleetPage):
             problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
+        if self._fleet.trouble():
+            problems.append(f"the configuration is not shared: {self._fleet.trouble()}")
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 

@@ -88,6 +88,7 @@ class Fleet:
         hosts: those that VMs with `host` are on; None if there are none.
         moves: where they go, and who is drained.
         journal: what happened last, and why.
+        trouble: says why the configuration is not shared with the others; nothing if it is, or need not be.
         on_news: called with the commit that the configuration which we share is now.
         on_move: called with each machine that may have become ready, or is not ready any more.
         uses: tells what was asked for without us: the VM's name, the name asked for, how often, and when last (on the
@@ -151,6 +152,7 @@ class Fleet:
         self._telling = LoopingCall(self._told.clear)
         self._telling.clock = clocks.reactor
         self.on_move: list[Callable[[Machine], None]] = []
+        self.trouble: Callable[[], str] = str
         self.on_news: Callable[[str], object] = lambda _: None
         self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
         for vm in settings.vms:
