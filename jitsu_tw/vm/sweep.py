@@ -18,7 +18,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.readiness import has_port
 from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import WANTED, State
-from jitsu_tw.vm.sharing import NOTICE
+from jitsu_tw.vm.notices import NOTICE
 from jitsu_tw.vm.week import kept_until, next_begin
 
 if TYPE_CHECKING:
