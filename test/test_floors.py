@@ -41,7 +41,7 @@ FLOORS: Final = (
     ("jitsu_tw.standin", "jitsu_tw.vm.waiters", "jitsu_tw.vm.activation", "jitsu_tw.vm.journal", "jitsu_tw.vm.record",
      "jitsu_tw.vm.facts", "jitsu_tw.vm.notices", "jitsu_tw.vm.uses", "jitsu_tw.vm.sharing", "jitsu_tw.vm.fencing",
      "jitsu_tw.vm.moves", "jitsu_tw.vm.sweep", "jitsu_tw.vm.groups",
-     "jitsu_tw.vm.inventory", "jitsu_tw.vm.ownership",
+     "jitsu_tw.vm.inventory", "jitsu_tw.vm.ownership", "jitsu_tw.vm.placement",
      "jitsu_tw.vm.admission", "jitsu_tw.vm.cover", "jitsu_tw.vm.fleet", "jitsu_tw.vm.change"),
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
      "jitsu_tw.dns.stream", "jitsu_tw.dns.notify",

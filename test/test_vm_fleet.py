@@ -204,6 +204,18 @@ class ActivationTests(FleetTestCase):
 class LeaseTests(FleetTestCase):
     """When a VM is stopped, and when not."""
 
+    def test_counted_no_more(self) -> None:
+        """A guest whose packets could not be counted at first, and never will be, has a lease like any other."""
+        self.world = World(vm(idle=20))
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda _: fail(BackendError("not yet")))
+        self.ask()
+        self.patch(self.world.backend, "traffic", traffic)
+        self.world.pump(19.5)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(5)
+        self.assertIs(State.OFF, self.world.machine().state)
+
     def test_idle(self) -> None:
         """A VM that nobody asks for any more is stopped when its lease ends, and not before."""
         self.world = World(vm(idle=10))

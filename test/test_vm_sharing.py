@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -591,6 +592,37 @@ class HostsTests(SynchronousTestCase):
         place.run(35.0, 0.05)
         self.assertEqual([], place.running())
         self.assertIsNone(place.owner())
+
+    def test_lost_while_it_ends(self) -> None:
+        """One that cannot see a VM which another stops waits until it can, or until nobody stops it any more."""
+        place = self.begin(idle=5.0)
+        place.nodes[0].ask()
+        place.run(1.0)
+        hosts, left = place.nodes[1].fleet.hosts, place.hosts["left"]
+        assert hosts is not None
+        hosts.lost(left, "the cable is out")
+        place.run(4.5, 0.05)
+        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        place.run(4.0, 0.05)
+        self.assertEqual([], place.running())
+        hosts.connected(left)
+        place.run(1.0, 0.05)
+        self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
+
+    def test_two_of_one_name(self) -> None:
+        """Two nodes of one name are told."""
+        heard: list[str] = []
+
+        def hear_all(event: Any) -> None:
+            heard.append(formatEvent(event))
+
+        hear: Any = hear_all
+        globalLogPublisher.addObserver(hear)
+        self.addCleanup(globalLogPublisher.removeObserver, hear)
+        place = self.begin(nodes=1)
+        Node("ns1", place)
+        place.run(0.5)
+        self.assertTrue([line for line in heard if "another node is called ns1" in line])
 
     def test_fence(self) -> None:
         """With `fence`, a host that all have lost is made sure to be dead, once; what ran there starts elsewhere."""

@@ -2,8 +2,8 @@
 All VMs: what is asked of them by name, and what follows from their moves.
 
 It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `ownership`, who may
-boot now in `admission`, who is kept in `sweep`, who needs whom in `groups`, what is remembered in `record`, and what
-people are told in `journal`.
+boot now in `admission`, who is kept in `sweep`, who needs whom in `groups`, what is remembered in `record`, what people
+are told in `journal`, what several of us share in `sharing`, and on which host a VM is in `placement`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
 from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import DOWN, Ownership
+from jitsu_tw.vm.placement import Placement
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sharing import Ask, Sharing
@@ -116,7 +117,7 @@ class Fleet:
         places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         if places:
             self.cover = make_cover(tuple(places), self.machines, clocks.reactor, self._signs.port)
-            self.cover.wake, self.cover.place_of = self._wake, self._synjitsu_of
+            self.cover.wake = self._wake
         self._groups = Groups(self.machines)
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
@@ -130,11 +131,11 @@ class Fleet:
         self._fencing: Fencing | None = None
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
-            self.hosts.place, self.hosts.whereabouts = self._place, self._whereabouts
-            self.hosts.began, self.sharing.host_of = self._began, self._host_of
+        self._placement = Placement(settings, self.hosts, self.sharing, self.inventory, self._record, clocks)
         self.moves = Moves(self.hosts, self.machines, self.sharing)
         if self.cover is not None:
             self.moves.on_moved = self.cover.owner_is
+            self._placement.cover, self.cover.place_of = self.cover, self._placement.synjitsu_of
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
@@ -509,42 +510,7 @@ class Fleet:
         """Tell the others that the configuration that we share is that commit now."""
         self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(CutOff))
 
-    # Hosts.
-
-    def _place(self, uuid: str, host: str) -> Deferred[bool]:
-        """Agree on the host that a VM is started on."""
-        machine = self.inventory.machine(uuid)
-        if machine is None:
-            return succeed(False)  # noqa: FBT003
-        if self.cover is not None:
-            self.cover.owner_is(machine)
-        return self.sharing.place(machine, host)
-
-    def _synjitsu_of(self, machine: Machine) -> str | None:
-        """Return where the Synjitsu of a VM's host listens; that of the first host that it may be on, if it is off."""
-        settings, hosts = self._settings, self.hosts
-        if hosts is None or machine.backend is not hosts:
-            return settings.synjitsu
-        at = hosts.at(machine.uuid) or self.sharing.host(machine) or machine.vm.hosts[0]
-        return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
-
-    def _host_of(self, machine: Machine) -> str:
-        """Return the host that a VM is seen on; nothing if it is on none."""
-        return (self.hosts and self.hosts.at(machine.uuid)) or ""
-
-    def _began(self, uuid: str) -> float:
-        """Return how many seconds ago one of us has begun to start a VM."""
-        machine = self.inventory.machine(uuid)
-        return inf if machine is None else self._now() - self.sharing.since(machine)[1]
-
-    def _whereabouts(self, uuid: str) -> str | None:
-        """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""
-        machine = self.inventory.machine(uuid)
-        if machine is None:
-            return None
-        if self.sharing.alone:
-            return None if self._record.is_ours(machine) else ""
-        return self.sharing.host(machine)
+    # What the others tell.
 
     def _fact_is(self, key: str, value: str | None) -> None:
         """Hear what is not about a VM: of hosts, of the others of us, of the configuration that we share."""
@@ -556,21 +522,8 @@ class Fleet:
             self.moves.told(what, name, drained=value is not None)
         if room == "news":
             self.on_news(value or "")
-        if room != "dead" or self.hosts is None:
-            return
-        if value is None:
-            self.hosts.unbury(name)
-            return
-        lost = [machine for machine in self.machines.values() if machine.uuid and self.hosts.at(machine.uuid) == name]
-        used = [machine for machine in lost if machine.state is State.UP and self.sharing.is_ours(machine)]
-        self.hosts.bury(name)
-        for machine in used:
-            machine.look(f"its host {name} is dead").addCallback(self._start_elsewhere, machine)
-
-    @staticmethod
-    def _start_elsewhere(_: None, machine: Machine) -> None:
-        if machine.state is State.OFF:
-            machine.summon("its host is dead", insist=True).addErrback(lambda _: None)
+        if room == "dead":
+            self._placement.host_is(name, dead=value is not None, machines=list(self.machines.values()))
 
     def _asked(self, machine: Machine, what: Ask, word: str) -> None:
         """Do for another one of us what it has been asked for."""
@@ -600,7 +553,7 @@ class Fleet:
         self._admission.moved(machine)
         if state is State.STARTING:
             self._record.started(machine)
-            if machine.backend is not self.hosts:  # these say where, and wait for that
+            if not self._placement.is_placed(machine):  # else its hosts say where, and wait for that
                 self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
         elif state is State.UP:
             self._ownership.came_up(machine, old)

@@ -477,7 +477,13 @@ class Sharing:
         """Say that we are there. What a process of ours before us has said goes when its time is over: then again."""
         if not self.alone:
             me = {"since": round(self._wall(), 3), "version": __version__}
-            self.begin(self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me)))
+            enlisted = self.coordinator.claim(f"nodes/{self.coordinator.node}", json.dumps(me))
+            self.begin(enlisted.addCallback(self._enlisted))
+
+    def _enlisted(self, ours: bool) -> None:  # noqa: FBT001
+        if not ours:
+            message = "another node is called {node}, or was so until a moment ago; each needs a name of its own"
+            self.log.warn(message, node=self.coordinator.node)
 
     def parted(self, reason: str) -> None:
         """Hear that we know nothing any more: what was ours may be another's."""
