@@ -390,4 +390,4 @@ class Cluster:
 
     def keep_logs(self, place: Path) -> None:
         """Copy what all of them have logged."""
-        shutil.copytree(self.directory, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*sock*"))
+        shutil.copytree(self.directory, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*sock*", "*.git"))
