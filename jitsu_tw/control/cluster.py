@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from jitsu_tw.control.web import FleetPage, Refusal, reply
 from jitsu_tw.errors import JitsuError
+from jitsu_tw.vm.facts import read
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
@@ -21,8 +22,14 @@ def nodes(fleet: Fleet) -> list[dict[str, Any]]:
     """Return those that serve the zones, ourselves among them, by name."""
     sharing = fleet.sharing
     coordinator, facts = sharing.coordinator, sharing.coordinator.facts
-    owners = [sharing.owner(machine) for machine in fleet.machines.values()]
-    found = {key.partition("/")[2]: json.loads(value) for key, value in facts.items() if key.startswith("nodes/")}
+    # Of a hundred thousand claims, there are a few kinds.
+    claims = Counter(value for key, value in facts.items() if key.startswith("claims/"))
+    has: Counter[str] = Counter()
+    for value, number in claims.items():
+        has[read(value).get("node", "")] += number
+    if sharing.alone:
+        has[coordinator.node] = fleet.journal.states[State.UP]
+    found = {key.partition("/")[2]: read(value) for key, value in facts.items() if key.startswith("nodes/")}
     found.setdefault(coordinator.node, {})
     drained = {key.rpartition("/")[2] for key in facts if key.startswith("drained/nodes/")}
     return [
@@ -31,9 +38,7 @@ def nodes(fleet: Fleet) -> list[dict[str, Any]]:
             "here": name == coordinator.node,
             "problem": (sharing.why_apart or None) if name == coordinator.node else None,
             "drained": name in drained,
-            "vms": sum(machine.state is State.UP for machine in fleet.machines.values())
-            if sharing.alone
-            else owners.count(name),
+            "vms": has[name],
             "since": said.get("since"),
             "version": said.get("version"),
         }
@@ -45,13 +50,14 @@ def hosts(fleet: Fleet) -> list[dict[str, Any]]:
     """Return the hosts, in the order of the configuration."""
     if fleet.hosts is None:
         return []
-    at = [fleet.hosts.at(machine.uuid) for machine in fleet.machines.values() if machine.state is State.UP]
+    up = (machine for machine in fleet.machines.values() if machine.state is State.UP)
+    at = Counter(fleet.hosts.at(machine.uuid) for machine in up)
     return [
         {
             "name": name,
             "problem": "it is dead: fenced" if name in fleet.hosts.dead else fleet.hosts.away.get(name),
             "drained": fleet.hosts.is_drained(name),
-            "vms": at.count(name),
+            "vms": at[name],
         }
         for name in fleet.hosts
     ]
