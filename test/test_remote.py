@@ -205,9 +205,12 @@ class NodesTestCase(TestCase):
         return nodes
 
     async def agreed(self) -> None:
-        """Wait until what all nodes say, and what is shared, is the same."""
+        """Wait until what all nodes say, and what is shared, is the same, and what they say is what they run."""
         await self.until(lambda: (shared := vms(self.hub, MAIN)) and all(
             node.said() == shared == vms(node.path, SHARED) and not node.asks() for node in self.nodes))
+        for node in self.nodes:
+            # What has just been written is applied a moment later.
+            await node.branches.turn.run(lambda: None)
 
     def hub_head(self) -> str:
         """Return the shared branch's commit."""
