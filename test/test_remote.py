@@ -206,8 +206,12 @@ class NodesTestCase(TestCase):
 
     async def agreed(self) -> None:
         """Wait until what all nodes say, and what is shared, is the same, and what they say is what they run."""
-        await self.until(lambda: (shared := vms(self.hub, MAIN)) and all(
-            node.said() == shared == vms(node.path, SHARED) and not node.asks() for node in self.nodes))
+        def is_shared() -> bool:
+            shared = vms(self.hub, MAIN)
+            return bool(shared) and all(node.said() == shared == vms(node.path, SHARED) for node in self.nodes)
+
+        # Who asks is looked at first: what is asked for no more is said by then.
+        await self.until(lambda: not any(node.asks() for node in self.nodes) and is_shared())
         for node in self.nodes:
             # What has just been written is applied a moment later.
             await node.branches.turn.run(lambda: None)
