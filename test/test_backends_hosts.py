@@ -207,6 +207,19 @@ class HostsTests(SynchronousTestCase):
         self.hosts.whereabouts = lambda _: "left"
         self.assertEqual("left", self.start(uuid))
 
+    def test_begun_and_lost(self) -> None:
+        """A start of which nobody knows what became is not tried elsewhere, though its host is back and still boots."""
+        uuid = self.have(a_vm(prefer=("left",), boot_time=2.0))
+        started = self.hosts.start(uuid)
+        self.lose("left")
+        self.clock.advance(2)
+        self.failureResultOf(started, BackendLost)
+        self.each["left"].guests[uuid].power = Power.OFF  # as it is while it boots
+        self.find("left")
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.each["left"].happen(uuid, Power.RUNNING, "booted")
+        self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
+
     def test_begun_by_another(self) -> None:
         """A start that fails where somebody else had begun one before leaves doubts, for as long as that may go on."""
         uuid = self.have(a_vm(prefer=("right",)))

@@ -268,6 +268,7 @@ class Hosts:
             try:
                 how = await self._hosts[name].start(uuid)
             except BackendLost:
+                self._doubts[uuid] = self._now() + STARTS_WITHIN  # our own call may go on as well
                 raise
             except BackendError as error:
                 self._seen[uuid][name] = power
