@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -14,50 +12,37 @@ from zope.interface.verify import verifyObject
 from jitsu_tw.errors import NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import Mode
-from test.support import vm
+from test.support import Hearer, vm
 
 if TYPE_CHECKING:
     from jitsu_tw.settings import VM
 
 
 @implementer(IWatcher)
-class Watcher:
+class Watcher(Hearer):
     """Remembers what a backend tells."""
 
     def __init__(self) -> None:
         """Begin with nothing told."""
+        super().__init__()
         self.told: list[tuple[str, str]] = []
         self.lost_reasons: list[str] = []
         self.connections = 0
-        self._waiting: list[tuple[Any, Deferred[None]]] = []
 
     def changed(self, uuid: str, reason: str) -> None:
         """Remember a change."""
         self.told.append((uuid, reason))
-        self._look()
+        self.look()
 
     def lost(self, backend: IBackend, reason: str) -> None:  # noqa: ARG002
         """Remember a loss."""
         self.lost_reasons.append(reason)
-        self._look()
+        self.look()
 
     def connected(self, backend: IBackend) -> None:  # noqa: ARG002
         """Remember a connection."""
         self.connections += 1
-        self._look()
-
-    def until(self, condition: Any) -> Deferred[None]:
-        """Fire when *condition* holds; it is asked after each thing told."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append((condition, waiting))
-        self._look()
-        return waiting.addTimeout(10, reactor)
-
-    def _look(self) -> None:
-        for condition, waiting in list(self._waiting):
-            if condition():
-                self._waiting.remove((condition, waiting))
-                waiting.callback(None)
+        self.look()
 
 
 class BackendContract(TestCase):

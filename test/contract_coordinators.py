@@ -5,22 +5,18 @@ too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from jitsu_tw.ijitsu import ICoordinator, IPeer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from test.support import Hearer
 
 
 @implementer(IPeer)
-class Peer:
+class Peer(Hearer):
     """
     Remembers what a coordinator tells.
 
@@ -31,9 +27,9 @@ class Peer:
 
     def __init__(self) -> None:
         """Begin with nothing told."""
+        super().__init__()
         self.changes: list[tuple[str, str | None, str | None]] = []
         self.story: list[str] = []
-        self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
 
     @property
     def joins(self) -> int:
@@ -48,30 +44,17 @@ class Peer:
     def told(self, key: str, value: str | None, before: str | None) -> None:
         """Remember a change."""
         self.changes.append((key, value, before))
-        self._look()
+        self.look()
 
     def joined(self) -> None:
         """Remember an agreement."""
         self.story.append("joined")
-        self._look()
+        self.look()
 
     def parted(self, reason: str) -> None:
         """Remember a loss."""
         self.story.append(reason)
-        self._look()
-
-    def until(self, condition: Callable[[], object]) -> Deferred[None]:
-        """Fire when *condition* holds; it is asked after each thing told."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append((condition, waiting))
-        self._look()
-        return waiting.addTimeout(10, reactor)
-
-    def _look(self) -> None:
-        for condition, waiting in list(self._waiting):
-            if condition():
-                self._waiting.remove((condition, waiting))
-                waiting.callback(None)
+        self.look()
 
 
 class CoordinatorContract(TestCase):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from jitsu_tw.backends.memory import MemoryBackend
@@ -14,7 +16,7 @@ from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Clocks, Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from jitsu_tw.vm.activation import Machine
 
@@ -45,6 +47,28 @@ def question(name: str = "www", host: str = "192.0.2.1", port: int = 4711, type:
 
 def _nothing() -> None:
     """Do nothing: what the calls of a killed process do."""
+
+
+class Hearer:
+    """Hears things, and lets a test wait for them: whatever is told ends with `look`."""
+
+    def __init__(self) -> None:
+        """Begin with nobody waiting."""
+        self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
+
+    def until(self, condition: Callable[[], object]) -> Deferred[None]:
+        """Fire when *condition* holds; it is asked after each thing told."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((condition, waiting))
+        self.look()
+        return waiting.addTimeout(10, reactor)
+
+    def look(self) -> None:
+        """See who waits no longer."""
+        for condition, waiting in list(self._waiting):
+            if condition():
+                self._waiting.remove((condition, waiting))
+                waiting.callback(None)
 
 
 class World:

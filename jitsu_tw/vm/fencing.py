@@ -18,7 +18,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
-from jitsu_tw.errors import CutOff
 from jitsu_tw.settings import OnHostLoss
 
 if TYPE_CHECKING:
@@ -83,12 +82,7 @@ class Fencing:
             self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
         if not is_lost:
             self._hosts.unbury(name)
-        self._begin(self._tell(name, is_lost=is_lost))
-
-    def _begin(self, step: Any) -> None:
-        begun = Deferred.fromCoroutine(step)
-        begun.addErrback(lambda failure: failure.trap(CutOff))
-        begun.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+        self._sharing.begin(self._tell(name, is_lost=is_lost))
 
     async def _tell(self, name: str, *, is_lost: bool) -> None:
         """Let the others know that we have lost, or found, a host."""
@@ -103,7 +97,7 @@ class Fencing:
         del self._coming[name]
         if name not in self._hosts.dead:
             self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
-            self._begin(self._act(name))
+            self._sharing.begin(self._act(name))
 
     async def _act(self, name: str) -> None:
         """See to the VMs of a host that has been lost for a while."""
