@@ -54,6 +54,16 @@ state.commit({"jitsu/stats/1/total_starts": "7"}, STATISTICS)
 print(History(Path("disk/state.git")).open()["jitsu/stats/1/total_starts"])
 """
 
+#: Removes empty folders of objects as fast as it can: argv is the path of the objects.
+REMOVER: Final = """
+import contextlib, os, sys
+os.chdir(sys.argv[1])
+while True:
+    for number in range(256):
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{number:02x}")
+"""
+
 
 class HistoryTestCase(SynchronousTestCase):
     """Has a repository."""
@@ -107,8 +117,13 @@ class PastTests(HistoryTestCase):
     def test_said(self) -> None:
         """It is said as a time or as a number of commits."""
         parse = KEYS["keep_history"].parse
-        for text, expected in (("0", Past()), ("100", Past(number=100)), ("30d", Past(seconds=2592000.0)),
-                               ("12h", Past(seconds=43200.0)), ("5m", Past(seconds=300.0))):
+        for text, expected in (
+            ("0", Past()),
+            ("100", Past(number=100)),
+            ("30d", Past(seconds=2592000.0)),
+            ("12h", Past(seconds=43200.0)),
+            ("5m", Past(seconds=300.0)),
+        ):
             self.assertEqual(expected, parse(text))
         for text in ("", "d", "-1", "1.5d", "3w", "often"):
             self.assertIn("write one like 30d", str(self.assertRaises(ValueError, parse, text)))
@@ -278,8 +293,10 @@ class TidyTests(HistoryTestCase):
 
     def count(self) -> dict[str, int]:
         """Return what git counts."""
-        return {key: int(value) for key, value in
-                (line.split(": ") for line in self.git("count-objects", "-v").splitlines())}
+        return {
+            key: int(value)
+            for key, value in (line.split(": ") for line in self.git("count-objects", "-v").splitlines())
+        }
 
     def test_tidy(self) -> None:
         """Afterwards there is one pack with what is in use, and nothing else; and it is whole."""
@@ -394,6 +411,25 @@ class BesideTests(TestCase):
         await store.write({"a": "2"}, "two")
         await store.close()
         self.assertEqual({"a": "2"}, GitStore(self.path).open())
+
+
+class RemoverTests(SynchronousTestCase):
+    """A git that tidies removes empty folders, now and then the one that was just made for an object."""
+
+    def test_held(self) -> None:
+        """What is written into such a folder is written."""
+        folder = Path(tempfile.mkdtemp(dir=QUICK))
+        self.addCleanup(shutil.rmtree, folder)
+        for number in range(12):
+            state = History(folder / str(number))
+            state.open()
+            with subprocess.Popen([sys.executable, "-S", "-c", REMOVER, state.path / "objects"]) as remover:
+                try:
+                    for turn in range(100):
+                        state.commit({"a": str(turn)}, "a step")
+                finally:
+                    remover.kill()
+            self.assertEqual({"a": "99"}, History(state.path).open())
 
 
 class ReadTests(HistoryTestCase):

@@ -50,6 +50,9 @@ BULK: Final = 2000
 #: What a damaged or missing object, a full disk and the like raise.
 FAULTS: Final = (pygit2.GitError, KeyError, ValueError, OSError)
 
+#: An object that cannot be written is tried so many times.
+TRIES: Final = 5
+
 #: The tree without files, as git names it.
 _EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
@@ -271,9 +274,7 @@ class History:
     ) -> pygit2.Oid:
         """Make a commit, of *who* or ours, that nothing refers to yet."""
         author = who or pygit2.Signature(*AUTHOR, int(self._now()), 0)
-        commit = self.repository.create_commit(None, author, author, message, tree, list(parents))
-        self._written.append(commit)
-        return commit
+        return self._write(self.repository.create_commit, None, author, author, message, tree, list(parents))
 
     def move(self, branch: str, commit: pygit2.Oid) -> None:
         """Let *branch* be *commit*, once everything that was written is on the disk."""
@@ -321,9 +322,7 @@ class History:
                 if builder.get(name) is not None:
                     builder.remove(name)
             else:
-                blob = repository.create_blob(f"{value}\n".encode())
-                self._written.append(blob)
-                builder.insert(name, blob, FileMode.BLOB)
+                builder.insert(name, self._write(repository.create_blob, f"{value}\n".encode()), FileMode.BLOB)
         for name, inner in below.items():
             old = tree[name] if tree is not None and name in tree else None
             new = self._changed(old if isinstance(old, pygit2.Tree) else None, inner)
@@ -332,7 +331,21 @@ class History:
             elif builder.get(name) is not None:
                 builder.remove(name)
         self.octets += len(builder) * _ENTRY
-        written = builder.write()
+        return self._write(builder.write)
+
+    def _write(self, write: Callable[..., pygit2.Oid], *arguments: object, tries: int = TRIES) -> pygit2.Oid:
+        """
+        Return the object that *write* makes of *arguments*.
+
+        libgit2 makes the folder of an object and then moves the object there. A git that tidies removes folders that
+        are empty, and now and then just this one, at just this moment.
+        """
+        try:
+            written = write(*arguments)
+        except OSError:
+            if tries == 1:
+                raise
+            return self._write(write, *arguments, tries=tries - 1)
         self._written.append(written)
         return written
 

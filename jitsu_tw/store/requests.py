@@ -210,14 +210,12 @@ class Requests:
         """
         history, repository = self._history, self._history.repository
         with history.refused():
-            author = pygit2.Signature(*AUTHOR)
             try:
                 tree, parents = repository[request.commit].peel(pygit2.Commit).tree_id, [request.commit]
             except FAULTS:
-                tree, parents = repository.TreeBuilder().write(), []
+                tree, parents = history.tree(None, {}), []
             message = f"Rejected: {reason}\n"
-            commit = repository.create_commit(None, author, author, message, tree, parents)
-            self.put_aside(request.name, commit)
+            self.put_aside(request.name, history.make(tree, parents, message))
         self._remove(request)
 
     def put_aside(self, name: str, commit: pygit2.Oid) -> None:
