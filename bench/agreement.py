@@ -1,8 +1,9 @@
 """
 What sharing costs a Jitsu: its warm rate and its cold start, with `cluster` and without.
 
-Warm: two Jitsus with VMs of the memory backend that are up, asked in turn by dnsperf (`bench.load`), on a core of their
-own; one is the only node of a cluster. What it shares, it shares with etcd, whose work is on the other cores. Cold: two
+Warm: Jitsus with VMs of the memory backend that are up, asked in turn by dnsperf (`bench.load`), on a core of their
+own; half of them are each the only node of a cluster. What these share, they share with etcd, whose work is on the
+other cores. There are several of each kind, for two processes that do the same differ by a few percent. Cold: two
 Jitsus with VMs that start at once (`bench.twohosts`), asked in turn for one that is down. Etcd has three members, which
 do not wait for their disks: what these take comes on top.
 """
@@ -31,17 +32,18 @@ from demo.lab import free_port
 from test.etcds import LOOPBACK, Etcds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from bench.client import Client
 
 MEMBERS: Final = 3
 
-#: VMs of the warm part, seconds of a run, and runs of each.
+#: VMs of the warm part, seconds of a run, runs of each Jitsu, and Jitsus of each kind.
 NAMES: Final = 1000
 SECONDS: Final = 3.0
-ROUNDS: Final = 10
+ROUNDS: Final = 6
+ALIKE: Final = 4
 
 #: VMs of the cold part, and how often each is started.
 STARTED: Final = 40
@@ -59,31 +61,35 @@ def warm(folder: Path, rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[s
     taskset = [lambda command: ["taskset", "-c", LOAD_CORES, *map(str, command)]] * MEMBERS
     with contextlib.ExitStack() as stack:
         etcds = stack.enter_context(Etcds([LOOPBACK] * MEMBERS, runs=taskset))
-        servers: dict[str, Server] = {}
-        for key, urls in (("off", ()), ("on", etcds.urls)):
-            root = unpacked()
-            (folder / key).mkdir()
-            place = Place(folder / key, free_port(), hosts, root)
-            commands = serve_jitsu(place, persist=False)
-            if urls:
-                with (folder / key / "jitsu.yaml").open("a") as config:
-                    config.write(f"cluster: {{etcd: {list(urls)}, node: ns1}}\n")
-            servers[key] = stack.enter_context(Server(commands, environment(root), place))
-            load.warm_up(servers[key], asked)
-        loads: dict[str, list[load.Load]] = {key: [] for key in servers}
+        pairs: list[dict[str, Server]] = []
+        for number in range(ALIKE):
+            pairs.append({})
+            for key, urls in (("off", ()), ("on", etcds.urls)):
+                root, own = unpacked(), folder / f"{key}-{number}"
+                own.mkdir()
+                place = Place(own, free_port(), hosts, root)
+                commands = serve_jitsu(place, persist=False)
+                if urls:
+                    with (own / "jitsu.yaml").open("a") as config:
+                        config.write(f"cluster: {{etcd: {list(urls)}, node: ns1, prefix: /{number}}}\n")
+                pairs[-1][key] = stack.enter_context(Server(commands, environment(root), place))
+                load.warm_up(pairs[-1][key], asked)
+        loads: dict[str, list[load.Load]] = {"off": [], "on": []}
         for turn in range(rounds):
-            # The second of a pair may find the machine otherwise than the first.
-            for key in sorted(servers, reverse=bool(turn % 2)):
-                loads[key].append(load.measure(servers[key], asked, seconds))
-            print(f"round {turn + 1} of {rounds}: "
-                  + ", ".join(f"{key} {loads[key][-1].rate:,.0f}" for key in servers), flush=True)
-    figures = {key: summary(some) for key, some in loads.items()}
-    # The two runs of a round find the machine alike; the rounds may not.
-    pairs = list(zip(loads["on"], loads["off"], strict=True))
+            for number, pair in enumerate(pairs):
+                # The second of a pair may find the machine otherwise than the first.
+                for key in sorted(pair, reverse=bool((turn + number) % 2)):
+                    loads[key].append(load.measure(pair[key], asked, seconds))
+            print(f"round {turn + 1} of {rounds}: " + ", ".join(
+                f"{key} {statistics.mean(one.rate for one in some[-ALIKE:]):,.0f}" for key, some in loads.items()
+            ), flush=True)
+
+    def ratio(value: Callable[[load.Load], float]) -> float:
+        return statistics.median(map(value, loads["on"])) / statistics.median(map(value, loads["off"]))
+
     return {
-        "rounds": rounds, "seconds": seconds, **figures,
-        "ratio": statistics.median(on.rate / off.rate for on, off in pairs),
-        "ratio of work": statistics.median(off.cost() / on.cost() for on, off in pairs),
+        "rounds": rounds, "seconds": seconds, **{key: summary(some) for key, some in loads.items()},
+        "ratio": ratio(lambda one: one.rate), "ratio of work": 1 / ratio(load.Load.cost),
     }
 
 
@@ -99,7 +105,7 @@ def show_warm(figures: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"warm rate on / off: [bold]{figures['ratio']:.3f}[/]; work for an answer off / on: "
-                  f"{figures['ratio of work']:.3f} (medians of {figures['rounds']} rounds)")
+                  f"{figures['ratio of work']:.3f} (medians of {figures['rounds']} rounds with {ALIKE} of each)")
     console.print(noise([figures["off"], figures["on"]]), soft_wrap=True)
 
 

@@ -117,13 +117,8 @@ class PastTests(HistoryTestCase):
     def test_said(self) -> None:
         """It is said as a time or as a number of commits."""
         parse = KEYS["keep_history"].parse
-        for text, expected in (
-            ("0", Past()),
-            ("100", Past(number=100)),
-            ("30d", Past(seconds=2592000.0)),
-            ("12h", Past(seconds=43200.0)),
-            ("5m", Past(seconds=300.0)),
-        ):
+        for text, expected in (("0", Past()), ("100", Past(number=100)), ("30d", Past(seconds=2592000.0)),
+                               ("12h", Past(seconds=43200.0)), ("5m", Past(seconds=300.0))):
             self.assertEqual(expected, parse(text))
         for text in ("", "d", "-1", "1.5d", "3w", "often"):
             self.assertIn("write one like 30d", str(self.assertRaises(ValueError, parse, text)))
@@ -293,10 +288,8 @@ class TidyTests(HistoryTestCase):
 
     def count(self) -> dict[str, int]:
         """Return what git counts."""
-        return {
-            key: int(value)
-            for key, value in (line.split(": ") for line in self.git("count-objects", "-v").splitlines())
-        }
+        return {key: int(value) for key, value in
+                (line.split(": ") for line in self.git("count-objects", "-v").splitlines())}
 
     def test_tidy(self) -> None:
         """Afterwards there is one pack with what is in use, and nothing else; and it is whole."""

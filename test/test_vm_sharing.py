@@ -272,6 +272,14 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual({}, place.facts())
 
+    def test_looked_for_seldom(self) -> None:
+        """Where all leases are long, what was used is not counted each second to tell it."""
+        place = Place(vm(idle=320.0))
+        looks: list[float] = []
+        place.nodes[1].fleet.sharing.uses.gather = lambda: looks.append(place.clock.seconds())
+        place.run(40.0, 0.5)
+        self.assertIn(len(looks), range(3, 6))
+
     def test_told_again(self) -> None:
         """A use that could not be told is told when it can be."""
         place = Place(vm(idle=10.0))
@@ -436,7 +444,7 @@ class SharingTests(SynchronousTestCase):
         place.run(3.0, 0.05)
         self.assertEqual([True], place.nodes[1].answers)
         self.assertEqual(Power.RUNNING, place.guest.power)
-        place.run(4.0, 0.05)
+        place.run(4.5, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         first.coordinator.heal()
         place.run(0.1)

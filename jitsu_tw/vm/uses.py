@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.sharing import Sharing
 
-#: What was used is told this often, in seconds.
+#: What was used is told this often, in seconds, where leases are short.
 TELL_EVERY: Final = 1.0
+
+#: What was used is not looked for more often than after this share of the shortest lease.
+LOOK_SHARE: Final = 1 / 32
 
 #: That a VM is up and used is not told more often than after this share of its lease: before it is stopped, all are
 #: asked for more.
@@ -46,7 +49,8 @@ class Uses:
         self._now, self._wall = clocks.now, clocks.wall
         self._used: dict[str, float] = {}
         self._told: dict[str, float] = {}
-        self._telling = LoopingCall(self.tell)
+        self._look_at = 0.0
+        self._telling = LoopingCall(self._look)
         self._telling.clock = clocks.reactor
         self._busy = False
         self.gather: Callable[[], object] = lambda: None
@@ -77,7 +81,14 @@ class Uses:
         """Return when *machine* may have been used last, on the clock `now`; the others have *told* of that time."""
         own = self._used.get(machine.vm.name, self._told.get(machine.vm.name, 0.0))
         # Who is gone may have known of a use that it had not told yet.
-        return min(max(told, own) + machine.vm.idle * TELL_SHARE, self._now())
+        return min(max(told, own) + machine.vm.idle * (TELL_SHARE + LOOK_SHARE), self._now())
+
+    def _look(self) -> None:
+        """Tell what is due, if it is time to look for that."""
+        now = self._now()
+        if now >= self._look_at and not self._busy:
+            self._look_at = now + min((one.vm.idle for one in self._machines.values()), default=0.0) * LOOK_SHARE
+            self.tell()
 
     def tell(self) -> None:
         """Tell what is due, unless that is under way."""
