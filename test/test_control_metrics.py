@@ -32,7 +32,7 @@ class MetricsTests(SynchronousTestCase):
         desk.fleet.summon("db", question("db")).addErrback(lambda _: None)
         desk.pump(1)
         desk.fleet.summon("www", question(host="192.0.2.2"))
-        uses = [("www", question().key, 5, desk.clock.seconds())]
+        uses = [("www", desk.fleet.use_of("www", question().key), 5, desk.clock.seconds())]
         desk.fleet.uses = lambda: [uses.pop()] if uses else []
         desk.fleet.hold_vm("db")
         found = samples(desk)

@@ -14,6 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from jitsu_tw.dns.udp import BATCH, UDPPort
 from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
+from jitsu_tw.store.layout import NameUse
 from jitsu_tw.vm.lease import Lease
 
 
@@ -111,7 +112,7 @@ class UDPPortTests(TestCase):
         for anywhere in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
             port, client = self.listen(anywhere), self.client("127.0.0.1")
             lease = Lease(10, 0, 0, 0, check_at=77.0)
-            answer = WarmAnswer(b"HEAD------", len(query), b"TAIL", lease, "www", b"", b"")
+            answer = WarmAnswer(b"HEAD------", len(query), b"TAIL", lease, "www", NameUse(), b"")
             self.server.warm.check = checked.append
             self.server.warm.answers[query[2:].lower()] = answer
             other = bytes([query[0] ^ 1]) + query[1:]

@@ -112,7 +112,8 @@ class JournalTests(SynchronousTestCase):
             world.fleet.summon("www", question(host=host))
         world.pump(2)
         world.fleet.summon("www", question(host="192.0.2.3"))
-        world.fleet.uses = lambda: [("www", question().key, 5, world.clock.seconds())]
+        use = world.fleet.use_of("www", question().key)
+        world.fleet.uses = lambda: [("www", use, 5, world.clock.seconds())]
         world.fleet.stats(world.machine())
         self.assertEqual((2, 6), (world.fleet.journal.cold, world.fleet.journal.warm), "a repetition is none")
 

@@ -207,7 +207,8 @@ class Server:
         lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
         if answer.vm is not None and lease is not None and packet is not None and not asked.source.tcp:
             assert isinstance(asked.query, Query)
-            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, self._like(asked.query, said)[1])
+            use = self._fleet.use_of(answer.vm, asked.query.question.key)
+            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, use, self._like(asked.query, said)[1])
 
     def _say(self, asked: Asked, reply: Reply) -> bytes | None:
         """Send *reply*, unless there has been too much of its like: return the packet, or None."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jitsu_tw.dns.message import Query
+    from jitsu_tw.store.layout import NameUse
     from jitsu_tw.vm.lease import Lease
 
 #: How many kinds of question are kept for one VM: with and without EDNS, DO, RD, AD, CD, and a few sizes. A client that
@@ -39,7 +40,8 @@ class WarmAnswer:
         end: where the question ends.
         tail: what stands behind it.
         lease: of the VM; each use renews it.
-        vm, key: the VM's name, and the name that was asked for, in lower case.
+        vm: the VM's name.
+        use: where it is written how often the name that was asked for was used.
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
         last: the id and the sender of the last question: the same again is a retransmission, and not counted.
@@ -50,7 +52,7 @@ class WarmAnswer:
     tail: bytes
     lease: Lease
     vm: str
-    key: bytes
+    use: NameUse
     limit_key: bytes
     count: int = 0
     last: tuple[bytes, Any] | None = None
@@ -98,7 +100,9 @@ class WarmAnswers:
             self.check(answer.vm)
         return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
 
-    def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, limit_key: bytes) -> None:
+    def put(
+        self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, use: NameUse, limit_key: bytes
+    ) -> None:
         """Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only."""
         end = _QUESTION + len(query.question.asked) + 4
         key = octets[2:].lower()
@@ -113,7 +117,7 @@ class WarmAnswers:
             return
         keys.append(key)
         head = self._heads.setdefault(reply[2:_QUESTION], reply[2:_QUESTION])
-        self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, query.question.key, limit_key)
+        self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, use, limit_key)
 
     def drop(self, vm: str) -> None:
         """Forget the answers of *vm*: it is not up any more, or is something else now."""
@@ -125,9 +129,9 @@ class WarmAnswers:
         self.answers.clear()
         self._keys.clear()
 
-    def taken(self) -> Iterator[tuple[str, bytes, int, float]]:
-        """Yield the VM, the name, how often it was used since the last call, and when last, of all that were used."""
+    def taken(self) -> Iterator[tuple[str, NameUse, int, float]]:
+        """Yield the VM, what is counted of the name, how often it was used since the last call, and when last."""
         used, self.used = self.used, []
         for answer in used:
             count, answer.count = answer.count, 0
-            yield answer.vm, answer.key, count, answer.lease.used
+            yield answer.vm, answer.use, count, answer.lease.used

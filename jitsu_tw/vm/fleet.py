@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
-    from jitsu_tw.store.layout import Stats
+    from jitsu_tw.store.layout import NameUse, Stats
     from jitsu_tw.vm.lease import Lease
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
@@ -155,7 +155,7 @@ class Fleet:
         self.on_move: list[Callable[[Machine], None]] = []
         self.trouble: Callable[[], str] = str
         self.on_news: Callable[[str], object] = lambda _: None
-        self.uses: Callable[[], Iterable[tuple[str, bytes, int, float]]] = tuple
+        self.uses: Callable[[], Iterable[tuple[str, NameUse, int, float]]] = tuple
         for vm in settings.vms:
             self.enlist(vm)
 
@@ -274,7 +274,7 @@ class Fleet:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
         if not machine.booting_for(asker):
-            self._record.count(machine, question.key, 1, self._wall())
+            self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
         if machine.state in {State.UP, State.STOPPING} and (source is None or self._policy.is_inside(source.host)):
@@ -335,7 +335,7 @@ class Fleet:
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
         name, now = machine.vm.name, self._now()
-        self._record.count(machine, question.key, 1, self._wall())
+        self._count(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
             net = to_text(network(packed(source.host))) if source is not None else "this process"
@@ -400,6 +400,10 @@ class Fleet:
         self._gather()
         return self._record.of(machine)
 
+    def use_of(self, name: str, key: bytes) -> NameUse:
+        """Return what is counted of the name *key*, which is one of the VM *name*."""
+        return self._record.use_of(self.machines[name], key)
+
     def lease(self, name: str) -> Lease | None:
         """
         Return the lease of the VM *name*, which is ready; None if it, or a VM that it needs, is not.
@@ -453,10 +457,16 @@ class Fleet:
 
     def _gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        for name, key, times, last in self.uses():
-            self.sharing.use(self.machines[name], last)
-            self._record.count(self.machines[name], key, times, self._wall() - (self._now() - last))
+        count, machines, sharing, zero = self._record.count, self.machines, self.sharing, self._wall() - self._now()
+        for name, use, times, last in self.uses():
+            if not sharing.alone:
+                sharing.use(machines[name], last)
+            count(name, use, times, zero + last)
             self.journal.warm += times
+
+    def _count(self, machine: Machine, key: bytes) -> None:
+        """Count a question for the name *key*, now."""
+        self._record.count(machine.vm.name, self._record.use_of(machine, key), 1, self._wall())
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""

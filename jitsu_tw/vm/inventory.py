@@ -207,9 +207,10 @@ class Inventory:
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
         vm = machine.vm
-        if vm.uuid is None and not machine.backend.has_uuids:
-            return attrs.evolve(vm, uuid=machine.uuid or self._record.uuid_of(vm.name))
-        return vm
+        if vm.uuid is not None or machine.backend.has_uuids:
+            return vm
+        uuid = machine.uuid or self._record.uuid_of(vm.name)
+        return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_at(self, machine: Machine) -> None:
         name, backend, strangers = machine.vm.name, machine.backend, self._strangers

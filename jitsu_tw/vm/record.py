@@ -101,19 +101,35 @@ class Record:
         return not self._failing
 
     def of(self, machine: Machine) -> Stats:
-        """Return what is remembered of *machine*."""
-        return self._stats.setdefault(machine.vm.name, Stats())
+        """Return what is remembered of *machine*, to look at."""
+        return self._stats.get(machine.vm.name) or Stats()
+
+    def _of(self, machine: Machine) -> Stats:
+        """Return what is remembered of *machine*, to change it."""
+        stats = self._stats.get(machine.vm.name)
+        if stats is None:
+            stats = self._stats[machine.vm.name] = Stats()
+        return stats
+
+    def use_of(self, machine: Machine, key: bytes) -> NameUse:
+        """Return what is counted of the name *key*, for as long as *machine* is ours."""
+        uses, name = self._of(machine).dns, label(key)
+        if name not in uses:
+            uses[name] = NameUse()
+        return uses[name]
 
     def recognise(self, machine: Machine) -> None:
         """Take for *machine*, whose uuid is known now, what the state has of that."""
         name, known = machine.vm.name, self._known.pop(machine.uuid, None)
         if known is not None:
-            # It may have been asked for before it was found.
-            for key, use in self.of(machine).dns.items():
-                before = known.dns.setdefault(key, NameUse())
-                before.last_request_ts = max(before.last_request_ts, use.last_request_ts)
-                before.total_requests += use.total_requests
-            self._stats[name] = known
+            stats = self._stats.setdefault(name, known)
+            if stats is not known:
+                # It has been asked for before it was found, and who counts that holds what it is counted in.
+                stats.start_ts, stats.stop_ts, stats.total_starts = known.start_ts, known.stop_ts, known.total_starts
+                for key, before in known.dns.items():
+                    use = stats.dns.setdefault(key, NameUse())
+                    use.last_request_ts = max(before.last_request_ts, use.last_request_ts)
+                    use.total_requests += before.total_requests
         if self.of(machine).dns:
             self._unsaved.add(name)
 
@@ -143,16 +159,15 @@ class Record:
                     if file == "config/name/0" and value is not None:
                         self._uuids[value] = uuid
 
-    def count(self, machine: Machine, key: bytes, times: int, last: float) -> None:
-        """Count questions for the name *key*, the last at *last*, in seconds since 1970."""
-        use = self.of(machine).dns.setdefault(label(key), NameUse())
+    def count(self, vm: str, use: NameUse, times: int, last: float) -> None:
+        """Count questions for a name of the VM *vm* (`use_of`), the last at *last*, in seconds since 1970."""
         use.last_request_ts = max(use.last_request_ts, last)
         use.total_requests += times
-        self._unsaved.add(machine.vm.name)
+        self._unsaved.add(vm)
 
     def started(self, machine: Machine) -> None:
         """Remember that *machine* is being started by us."""
-        stats = self.of(machine)
+        stats = self._of(machine)
         # Clocks are set back, and a stop and the start after it may share the millisecond that is written down.
         stats.start_ts = max(self._wall(), stats.stop_ts + _LATER)
         stats.total_starts += 1
@@ -161,7 +176,7 @@ class Record:
     def stopped(self, machine: Machine) -> None:
         """Remember that *machine* is ours no more, if it was: it is down, or somebody else has started it."""
         if self.is_ours(machine):
-            stats = self.of(machine)
+            stats = self._of(machine)
             stats.stop_ts = max(self._wall(), stats.start_ts, stats.last_request_ts)
             self._remember(machine)
 
