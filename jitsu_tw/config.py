@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
@@ -27,7 +28,7 @@ from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from jitsu_tw.values import Key
 
@@ -100,7 +101,7 @@ def load(
         path = beside if beside.exists() else None
     file = _read_file(path) if path is not None else File({})
     file.top.update(given)
-    file.vms += [_read_pairs(text) for text in pairs]
+    file.vms = chain(file.vms, map(_read_pairs, pairs))
     return _settings(file)
 
 
@@ -111,12 +112,13 @@ class File:
 
     Attributes:
         top: of Jitsu itself.
-        vms, hosts: of each of them.
+        vms: of each of them; understood one by one.
+        hosts: of each of them.
         cluster: of that; nothing if there is none.
     """
 
     top: Sayings
-    vms: list[Sayings] = attrs.field(factory=list)
+    vms: Iterable[Sayings] = ()
     hosts: list[Sayings] = attrs.field(factory=list)
     cluster: Sayings = attrs.field(factory=dict)
 
@@ -142,22 +144,21 @@ def _read_file(path: Path) -> File:
     return File(
         _sayings(top, path, KEYS, ""),
         _list(groups["vms"], path, "vms", VM_KEYS),
-        _list(groups["hosts"], path, "hosts", HOST_KEYS),
+        list(_list(groups["hosts"], path, "hosts", HOST_KEYS)),
         {} if cluster is None else _sayings(_mapping(cluster, path, "cluster"), path, CLUSTER_KEYS, "cluster."),
     )
 
 
-def _list(listed: yaml.Node | None, path: Path, name: str, keys: Mapping[str, Key]) -> list[Sayings]:
-    """Return what each of a list's items says."""
-    found: list[Sayings] = []
+def _list(listed: yaml.Node | None, path: Path, name: str, keys: Mapping[str, Key]) -> Iterator[Sayings]:
+    """Yield what each of a list's items says."""
     if listed is not None and not _empty(listed):
         if not isinstance(listed, yaml.SequenceNode):
             raise ConfigError('is a list: begin each with "- name: …"', path, listed.start_mark.line + 1, name)
         nodes, listed.value = listed.value[::-1], []
-        while nodes:  # each is let go as soon as it is understood: of 100,000, they are most of our memory
-            where = f"{name}[{len(found)}]"
-            found.append(_sayings(_mapping(nodes.pop(), path, where), path, keys, f"{where}."))
-    return found
+        for number in range(len(nodes)):
+            # Each is let go as soon as it is understood: of 100,000, they are most of our memory.
+            where = f"{name}[{number}]"
+            yield _sayings(_mapping(nodes.pop(), path, where), path, keys, f"{where}.")
 
 
 def _empty(node: yaml.Node) -> bool:
@@ -230,7 +231,7 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
 
 
 def _settings(file: File) -> tuple[Settings, Zones]:
-    top, said_vms = file.top, file.vms
+    top = file.top
     values = _values(top, KEYS)
     port = values.pop("port", None)
     if port is not None and values.get("forwarder"):
@@ -248,15 +249,14 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     keep = values.get("persistdb") is not None
     apart, vms = Apart(), []
     needs: dict[str, Said] = {}
-    said_vms.reverse()
-    while said_vms:  # each is let go, as its node was
-        said = said_vms.pop()
+    for said in file.vms:
         vms.append(_vm(said, defaults, keep=keep))
         apart.add(vms[-1], said)
         if values.get("synjitsu") is None:
             _check_no_synjitsu(vms[-1], said.get("use_synjitsu") or top.get("use_synjitsu"), values["hosts"])
         if vms[-1].needs:
             needs[vms[-1].name] = said["needs"][0]
+    del apart  # of 100,000 VMs, that is a lot
     check_needs(vms, needs)
     settings = Settings(vms=tuple(vms), defaults=defaults, **values)
     if not settings.vms and not settings.zones:
