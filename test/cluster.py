@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,9 @@ VMS: Final = ("www", "db")
 SERVERS: Final = tuple(f"10.99.0.1{number}" for number, _ in enumerate(NODES, 1))
 ETCDS: Final = tuple(f"10.98.0.{number}" for number, _ in enumerate(NODES, 1))
 IPS: Final = {name: f"10.99.0.2{number}" for number, name in enumerate(VMS, 1)}
+
+#: Where the hosts are: each is called by its address, which others find it by when a VM goes on there.
+MACHINES: Final = {name: f"10.99.0.3{number}" for number, name in enumerate(HOSTS, 1)}
 NAMES: Final = {name: f"{name}.jitsu.test" for name in VMS}
 
 #: Seconds that a claim lives without its owner.
@@ -116,6 +120,7 @@ class ClusterNetwork(lab.Network):
         for name in HOSTS:
             self._ip(name, f"link add {lab.BRIDGE} type bridge stp_state 0 forward_delay 0")
             self._ip(name, f"link set eth0 master {lab.BRIDGE}")
+            self._ip(name, f"address add {MACHINES[name]}/24 dev {lab.BRIDGE}")
             self._ip(name, f"link set {lab.BRIDGE} up")
         for number, (name, server) in enumerate(zip(NODES, SERVERS, strict=True), 1):
             self._ip(name, f"address add {server}/24 dev eth0")
@@ -151,7 +156,8 @@ class Host:
         lab.embed_root(self._directory)  # for its settings of QEMU
         for place in ("/run", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/etc/libvirt"):
             network.run(name, ["sh", "-c", f"mkdir -p {place} && mount -t tmpfs tmpfs {place}"])
-        (self._directory / "libvirtd.conf").write_text(f'unix_sock_dir = "{self._directory}"\nauth_unix_rw = "none"\n')
+        said = {"unix_sock_dir": self._directory, "auth_unix_rw": "none", "host_uuid": uuid.uuid4()}
+        (self._directory / "libvirtd.conf").write_text("".join(f'{key} = "{value}"\n' for key, value in said.items()))
         for file in ("libvirtd.conf", "etc/qemu.conf"):
             network.run(name, ["cp", self._directory / file, "/etc/libvirt"])
         network.run(name, ["cp", "-rP", self._directory / "cache" / "qemu", "/var/cache/libvirt"])
@@ -161,7 +167,8 @@ class Host:
         """Start its libvirtd."""
         with (self._directory / "libvirtd.log").open("ab") as log:
             self._daemon = self._network.popen(
-                self.name, ["libvirtd"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                self.name, ["unshare", "--uts", "sh", "-c", f"hostname {MACHINES[self.name]} && exec libvirtd"],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )
 
     def wait(self) -> None:

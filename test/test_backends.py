@@ -326,9 +326,11 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         self.assertIs(Start.RESTORED, await self.backend.start(uuid))
 
     async def test_paused_for_a_moment(self) -> None:
-        """A domain that stands still while a snapshot is made of it runs; one that somebody paused is paused."""
+        """A domain that stands still while it moves, or a snapshot is made of it, runs; one that is paused does not."""
         uuid = await self.backend.look_up(self.new_vm())
         for reason, power in ((libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT, Power.RUNNING),
+                              (libvirt.VIR_DOMAIN_PAUSED_MIGRATION, Power.RUNNING),
+                              (libvirt.VIR_DOMAIN_PAUSED_SAVE, Power.PAUSED),
                               (libvirt.VIR_DOMAIN_PAUSED_USER, Power.PAUSED)):
             self.patch(libvirt.virDomain, "state", lambda _, why=reason: [libvirt.VIR_DOMAIN_PAUSED, why])
             self.assertIs(power, await self.backend.state(uuid))

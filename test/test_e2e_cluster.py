@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Final
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
-from test.cluster import ANSWER_BY, IDLE, NODES, TTL, VMS, Cluster, qemus
+from jitsu_tw.ctl.client import NoAnswerError
+from test.cluster import ANSWER_BY, HOSTS, IDLE, IPS, NODES, PATIENCE, TTL, VMS, Cluster, qemus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -28,6 +32,16 @@ FREE_AFTER: Final = TTL + 2.0
 
 #: What a Jitsu logs when it has a host again.
 FOUND: Final = ": connected"
+
+#: Connects to a guest, and says what it answers with when told to ask.
+FETCH: Final = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), 10) as one:
+    print("connected", flush=True)
+    sys.stdin.readline()
+    one.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    print(one.makefile().readline().strip())
+"""
 
 #: Which Jitsus are asked.
 ALL: Final = frozenset(range(len(NODES)))
@@ -256,6 +270,57 @@ class HostsTests(ClusterTestCase):
             self.all_up()
             self.all_good(answers)
             self.assertEqual(1, len(self.watch.seen["db"]))
+
+    def test_moved(self) -> None:
+        """
+        A VM that is moved goes on running on the other host, with its connections; all answer for it meanwhile.
+
+        While it is handed over, it has a QEMU on each, of which one runs.
+        """
+        with self.cluster.asking("www") as answers:
+            self.all_up()
+            first, old, since = self.host(), self.one(), time.monotonic()
+            other = next(name for name in HOSTS if name != first)
+            fetch = [sys.executable, "-c", FETCH, IPS["www"]]
+            with self.cluster.network.popen("client", fetch, stdin=PIPE, stdout=PIPE, text=True) as client:
+                assert client.stdout is not None
+                self.assertEqual("connected\n", client.stdout.readline())
+                self.nodes[0].control.ask("POST", f"/v1/vms/www/move?host={other}")
+                self.cluster.until(lambda: self.host() == other)
+                self.cluster.until(lambda: len(qemus(self.cluster.network)["www"]) == 1)
+                self.assertEqual("HTTP/1.1 200 OK\n", client.communicate("now\n", timeout=PATIENCE)[0])
+            self.goes_on(answers)
+            self.all_good(answers, since=since, warm=True)
+            self.assertEqual(2, len(self.watch.seen["www"]))
+            self.assertNotIn(old, qemus(self.cluster.network)["www"])
+            self.watch.twice.clear()
+        self.ends()
+
+    def test_killed_in_move(self) -> None:
+        """When the owner is killed while a VM moves, that goes on where it was or where it was to go, not on both."""
+        with self.cluster.asking("www") as answers:
+            self.all_up()
+            first = self.host()
+            other = next(name for name in HOSTS if name != first)
+            owner = next(number for number, node in enumerate(self.nodes) if node.name == self.owner())
+            moving = threading.Thread(target=self.move, args=(owner, other))
+            moving.start()
+            self.cluster.until(lambda: len(qemus(self.cluster.network)["www"]) == 2)
+            self.nodes[owner].stop(signal.SIGKILL)
+            moving.join()
+            rest = ALL - {owner}
+            self.cluster.until(lambda: self.owner() in {self.nodes[number].name for number in rest})
+            self.cluster.until(lambda: len(qemus(self.cluster.network)["www"]) == 1)
+            self.watch.twice.clear()
+            self.goes_on(answers, rest)
+            self.all_good(answers, rest)
+        self.cluster.start_nodes()
+        self.ends()
+
+    def move(self, node: int, host: str) -> None:
+        """Ask a Jitsu that may be killed to move the VM."""
+        with contextlib.suppress(NoAnswerError):
+            self.nodes[node].control.ask("POST", f"/v1/vms/www/move?host={host}")
 
     def found_again(self, host: Host) -> None:
         """Start a host's libvirtd, and wait until all Jitsus have it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -695,6 +696,25 @@ class HostsTests(SynchronousTestCase):
             self.assertEqual(["right"], place.running())
             self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
             self.assertEqual(Power.OFF, next(iter(place.hosts["left"].guests.values())).power)
+
+    def test_moved_by_others(self) -> None:
+        """A VM that somebody has moved by hand is kept where it is; so is one whose owner has ended just then."""
+        for killed in (False, True):
+            place = self.begin()
+            first = place.nodes[0]
+            first.ask()
+            place.run(1.0)
+            left, right = (next(iter(host.guests.values())) for host in place.hosts.values())
+            uuid = next(iter(place.hosts["left"].guests))
+            if killed:
+                first.kill()
+            left.power, right.power = Power.OFF, Power.RUNNING
+            for name in place.hosts:
+                place.hosts[name].changed(uuid, "moved by hand")
+            place.run(8.0 if killed else 1.0, 0.05)
+            self.assertEqual("right", json.loads(place.facts()["runs/www"])["host"])
+            self.assertEqual([State.UP] * (3 - killed), [node.state() for node in place.nodes[killed:]])
+            self.assertEqual(0, right.starts)
 
     def test_wrong_moves(self) -> None:
         """A move that cannot be says why."""

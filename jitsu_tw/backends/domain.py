@@ -42,10 +42,8 @@ _BUSY: Final = frozenset(
     }
 )
 
-#: Of these, who will go on by itself in a moment: it is not taken for paused, which would end its lease.
-_GOES_ON: Final = frozenset(
-    {libvirt.VIR_DOMAIN_PAUSED_DUMP, libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP}
-)
+#: Of these, who goes on by itself, here or elsewhere: it is not taken for paused, which would end its lease.
+_GOES_ON: Final = _BUSY - {libvirt.VIR_DOMAIN_PAUSED_SAVE}
 
 #: Errors that say something of the host, not of the image that was to be restored.
 _HOST: Final = frozenset(

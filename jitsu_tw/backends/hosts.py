@@ -45,6 +45,7 @@ class Hosts:
         away: why a host cannot be reached, by name.
         dead: hosts on which nothing runs, as somebody has made sure.
         place: agrees that a VM, by its uuid, is started on a host, before it is; False: it is not ours to start.
+        seen_on: called with a VM's uuid, the host that it is seen to run on, and whether it was on another before.
         whereabouts: where a VM runs, as far as we remember: a host, "" if nowhere, None if nobody knows.
         began: how many seconds ago the start that `whereabouts` is from was begun.
         wanted: the host that a VM, by its uuid, is to be started on next, if it can be.
@@ -68,6 +69,7 @@ class Hosts:
         self.wanted: dict[str, str] = {}
         self._moving: set[str] = set()
         self.place: Callable[[str, str], Deferred[bool]] = lambda _uuid, _host: succeed(True)  # noqa: FBT003
+        self.seen_on: Callable[[str, str, bool], None] = lambda _uuid, _host, _moved: None
         self.whereabouts: Callable[[str], str | None] = lambda _: None
         self.began: Callable[[str], float] = lambda _: inf
         self.is_drained: Callable[[str], bool] = lambda _: False
@@ -193,6 +195,7 @@ class Hosts:
             return Power.RUNNING
         unsure: dict[str, str] = {}
         if at is not None and await self._ask(uuid, at, unsure) is Power.RUNNING and not unsure:
+            self._runs_on(uuid, at)
             return Power.RUNNING
         powers = {name: await self._ask(uuid, name, unsure) for name in hosts}
         running = [name for name, power in powers.items() if power is Power.RUNNING]
@@ -213,9 +216,16 @@ class Hosts:
         self._doubts.pop(uuid, None)
         if power is Power.OFF:
             self._at.pop(uuid, None)
+        elif power is Power.RUNNING:
+            self._runs_on(uuid, found)
         else:
             self._at[uuid] = found
         return power
+
+    def _runs_on(self, uuid: str, name: str) -> None:
+        moved = self._at.get(uuid) not in {None, name}
+        self._at[uuid] = name
+        self.seen_on(uuid, name, moved)
 
     async def _ask(self, uuid: str, name: str, unsure: dict[str, str]) -> Power | None:
         """
@@ -337,7 +347,7 @@ class Hosts:
         self._moving.add(uuid)
         try:
             await backend.migrate(uuid, self._hosts[to])
-            self._at[uuid] = to
+            self._runs_on(uuid, to)
             self._seen[uuid] |= {name: Power.OFF, to: Power.RUNNING}
         finally:
             self._moving.discard(uuid)

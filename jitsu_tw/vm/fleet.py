@@ -134,7 +134,6 @@ class Fleet:
         self._placement = Placement(settings, self.hosts, self.sharing, self.inventory, self._record, clocks)
         self.moves = Moves(self.hosts, self.machines, self.sharing)
         if self.cover is not None:
-            self.moves.on_moved = self.cover.owner_is
             self._placement.cover, self.cover.place_of = self.cover, self._placement.synjitsu_of
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used

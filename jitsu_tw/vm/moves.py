@@ -12,7 +12,7 @@ from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.sharing import Ask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from jitsu_tw.backends.hosts import Hosts
@@ -29,7 +29,6 @@ class Moves:
         """Move *machines* between *hosts*; None: there are none, only nodes."""
         self._hosts, self._machines, self._sharing = hosts, machines, sharing
         self._leaving: set[str] = set()
-        self.on_moved: Callable[[Machine], None] = lambda _: None
         if hosts is not None:
             hosts.is_drained = lambda name: f"drained/hosts/{name}" in sharing.coordinator.facts
 
@@ -90,8 +89,6 @@ class Moves:
         target = host or await hosts.best(machine.uuid)
         try:
             await hosts.go_on(machine.uuid, target)
-            await self._sharing.place(machine, target)
-            self.on_moved(machine)
             self.log.info("{name}: goes on on {host}", name=vm.name, host=target)
         except BackendError as error:
             self.log.info("{name}: is stopped, and started on {host}: {error}", name=vm.name, host=target,

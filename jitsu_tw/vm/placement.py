@@ -45,6 +45,7 @@ class Placement:
         self.cover: Cover | None = None
         if hosts is not None:
             hosts.place, hosts.whereabouts, hosts.began = self._place, self._whereabouts, self._began
+            hosts.seen_on = self._seen_on
             sharing.host_of = self._host_of
 
     def is_placed(self, machine: Machine) -> bool:
@@ -59,6 +60,14 @@ class Placement:
         if self.cover is not None:
             self.cover.owner_is(machine)
         return self._sharing.place(machine, host)
+
+    def _seen_on(self, uuid: str, host: str, moved: bool) -> None:  # noqa: FBT001
+        """Hear where a VM runs; we have moved it, or somebody else has."""
+        machine = self._inventory.machine(uuid)
+        if machine is not None:
+            self._sharing.runs_on(machine, host)
+            if moved and self.cover is not None:
+                self.cover.owner_is(machine)
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""

@@ -219,6 +219,11 @@ class Sharing:
         runs = json.dumps({"since": round(self._wall(), 3), "host": host})
         return self.coordinator.put({key("runs", machine): runs}, key("claims", machine))
 
+    def runs_on(self, machine: Machine, host: str) -> None:
+        """Hear that *machine* runs on *host*: if it is ours, and it was another one that we agreed on, agree on it."""
+        if host and self.is_ours(machine) and self.host(machine) not in {host, None, ""}:
+            self.begin(self.place(machine, host))
+
     async def _release(self, machine: Machine) -> None:
         """Let go of *machine*, which does not run."""
         self._notices.drop(machine)
@@ -319,6 +324,7 @@ class Sharing:
                     self._placed.add(machine.vm.name)
                     if self.facts.runs(machine) is None:
                         await self.place(machine, self.host_of(machine))
+                    self.runs_on(machine, self.host_of(machine))
                     self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
                     self.on_owner(machine)
                     await self._say(machine, "up")
