@@ -667,17 +667,24 @@ class HostsTests(SynchronousTestCase):
 
     def test_fence_fails(self) -> None:
         """Where nobody can say that the host is dead, nothing is started elsewhere."""
-        place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
-        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
-            place.clock.callLater(1.0, protocol.processEnded, Failure(ProcessTerminated(1)))
-            return self
+        for is_there in (True, False):
+            place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
+            tried: list[Any] = []
 
-        place.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
-        place.nodes[0].ask()
-        place.run(1.0)
-        place.lose("left")
-        place.run(30.0, 0.05)
-        self.assertEqual(["left"], place.running())
+            def spawn(protocol: Any, *_: Any, tried: list[Any] = tried, place: Place = place, **__: Any) -> Any:
+                tried.append(protocol)
+                if not is_there:  # noqa: B023
+                    raise FileNotFoundError
+                place.clock.callLater(1.0, protocol.processEnded, Failure(ProcessTerminated(1)))
+                return self
+
+            place.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+            place.nodes[0].ask()
+            place.run(1.0)
+            place.lose("left")
+            place.run(30.0, 0.05)
+            self.assertGreater(len(tried), 1)
+            self.assertEqual(["left"], place.running())
 
     def signalProcess(self, signal: str) -> None:  # noqa: N802
         """Be a process that ends in time."""

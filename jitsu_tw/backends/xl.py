@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
+from jitsu_tw.processes import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from twisted.python.failure import Failure
 
 #: How many xl may run at once, besides the one that lists.
 PROCESSES: Final = 16
@@ -115,24 +113,6 @@ def words(verb: str, code: int | None, out: str, err: str) -> str:
     return f"xl {verb}: {'; '.join(dict.fromkeys(said[:2])) or f'it ended with {code} and no word'}"
 
 
-class _Call(ProcessProtocol):
-    """One process, to its end."""
-
-    def __init__(self) -> None:
-        self.ended: Deferred[int | None] = Deferred()
-        self.out, self.err = bytearray(), bytearray()
-
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
-        self.out += data
-
-    def errReceived(self, data: bytes) -> None:  # noqa: N802
-        self.err += data
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
-        if not self.ended.called:
-            self.ended.callback(getattr(reason.value, "exitCode", None))
-
-
 class Xl:
     """The program."""
 
@@ -170,30 +150,19 @@ class Xl:
         return await self._turns.run(lambda: Deferred.fromCoroutine(self._run(verb, *arguments)))
 
     async def _run(self, verb: str, *arguments: str) -> str:
-        call, deadline = _Call(), DEADLINES.get(verb, DEADLINE)
-        program = self.program()
+        deadline = DEADLINES.get(verb, DEADLINE)
         # In the C locale its words are the ones that we know; the rest of the environment may matter to its scripts.
         environment = {**os.environ, "LC_ALL": "C"}
-        process = self._reactor.spawnProcess(call, program, ["xl", verb, *arguments], env=environment)
-        late = self._reactor.callLater(deadline, self._late, call, process)
-        code = await call.ended
-        out, err = call.out.decode(errors="replace"), call.err.decode(errors="replace")
-        if not late.active():
+        process = run(self._reactor, ["xl", verb, *arguments], program=self.program(), within=deadline, env=environment)
+        ended = await process.ended
+        if ended.late:
             message = f"xl {verb}: it did not end in {deadline:.0f} s and was killed"
             self.log.error("{message}: xl {arguments}", message=message, arguments=[verb, *arguments])
             raise BackendError(message)
-        late.cancel()
-        if code != 0 or (verb in _QUIET and "error:" in err):
-            raise (BackendLost if _LOST.search(err) else BackendError)(words(verb, code, out, err))
-        return out
-
-    @staticmethod
-    def _late(call: _Call, process: Any) -> None:
-        """Kill a process whose time is over, and wait for it no more: what it has started may have its pipes."""
-        process.signalProcess("KILL")
-        process.loseConnection()
-        if not call.ended.called:
-            call.ended.callback(None)
+        if ended.code != 0 or (verb in _QUIET and "error:" in ended.err):
+            lost = _LOST.search(ended.err)
+            raise (BackendLost if lost else BackendError)(words(verb, ended.code, ended.out, ended.err))
+        return ended.out
 
     def domains(self) -> Deferred[tuple[Domain, ...]]:
         """

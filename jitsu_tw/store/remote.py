@@ -6,23 +6,19 @@ A process of its own for each call, off the reactor's thread, with a deadline. N
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
-
 from jitsu_tw.errors import StoreError
+from jitsu_tw.processes import run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Any
 
-    from twisted.python.failure import Failure
+    from jitsu_tw.processes import Process
 
 #: So many seconds a call may take.
 DEADLINE: Final = 30.0
@@ -30,8 +26,8 @@ DEADLINE: Final = 30.0
 #: So many seconds git has to end when it was asked to, before it is killed: it removes its locks.
 GRACE: Final = 2.0
 
-#: So many seconds after its end, what it said is read no more.
-LAST_WORDS: Final = 0.5
+#: What git ends with when it cannot go on (git(1)); so counts what was made to end.
+FATAL: Final = 128
 
 #: Never ask anybody; a host that does not answer is given up before git is.
 SSH: Final = "ssh -o BatchMode=yes -o ConnectTimeout=10"
@@ -53,7 +49,7 @@ class Remote:
     def __init__(self, url: str, path: Path, reactor: Any) -> None:
         """Nothing is done yet."""
         self.url, self._path, self._reactor = url, path, reactor
-        self._running: _Git | None = None
+        self._running: Process | None = None
         self._ended = False
 
     async def fetch(self, theirs: str, ours: str) -> bool:
@@ -106,18 +102,19 @@ class Remote:
         if self._ended:
             message = "we end"
             raise StoreError(message)
-        git = _Git(self._reactor)
         try:
-            self._reactor.spawnProcess(git, program, ["git", *PLAIN, *arguments], env=_environment(self._path),
-                                       path=str(self._path))  # fmt: skip
+            self._running = run(
+                self._reactor, ["git", *PLAIN, *arguments], program=program, path=str(self._path),
+                within=DEADLINE, grace=GRACE, env=_environment(self._path),
+            )  # fmt: skip
         except OSError as error:
             message = f"git cannot be run: {error}"
             raise StoreError(message) from error
-        self._running = git
-        try:
-            return await git.ended
-        finally:
-            self._running = None
+        ended = await self._running.ended
+        self._running = None
+        why = "" if not ended.late else "we end" if self._ended else f"no end after {DEADLINE:.0f} seconds"
+        code = FATAL if ended.code is None or ended.late else ended.code
+        return code, "\n".join(filter(None, (ended.said, why))) or f"git ended with {code}"
 
 
 def _environment(path: Path) -> dict[str, str]:
@@ -127,57 +124,3 @@ def _environment(path: Path) -> dict[str, str]:
     if "GIT_SSH" not in environment:
         environment.setdefault("GIT_SSH_COMMAND", SSH)
     return environment | {"GIT_DIR": str(path.absolute()), "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-
-
-class _Git(ProcessProtocol):
-    """
-    One git, until it ends or its time is up.
-
-    What it has begun, an ssh that others share perhaps, may outlive it and keep its pipes: nobody waits for these.
-    """
-
-    transport: Any
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._said: list[bytes] = []
-        self._late = ""
-        self._code = 128
-        self._timer: Any = None
-        self.ended: Deferred[tuple[int, str]] = Deferred()
-
-    def connectionMade(self) -> None:  # noqa: N802
-        self.transport.closeStdin()
-        self._timer = self._reactor.callLater(DEADLINE, self.end, f"no end after {DEADLINE:.0f} seconds")
-
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
-        self._said.append(data)
-
-    def errReceived(self, data: bytes) -> None:  # noqa: N802
-        self._said.append(data)
-
-    def end(self, reason: str = "we end") -> None:
-        """Ask git to end; a while later, make it."""
-        self._late = reason
-        if self._timer.active():
-            self._timer.cancel()
-        self._signal("TERM")
-        self._timer = self._reactor.callLater(GRACE, self._signal, "KILL")
-
-    def _signal(self, name: str) -> None:
-        with contextlib.suppress(ProcessExitedAlready):
-            self.transport.signalProcess(name)
-
-    def processExited(self, reason: Failure) -> None:  # noqa: N802
-        code: Any = getattr(reason.value, "exitCode", None)
-        self._code = 128 if code is None or self._late else code
-        if self._timer.active():
-            self._timer.cancel()
-        self._timer = self._reactor.callLater(LAST_WORDS, self.transport.loseConnection)
-
-    def processEnded(self, _: Failure) -> None:  # noqa: N802
-        if self._timer.active():
-            self._timer.cancel()
-        said = b"".join(self._said).decode(errors="replace")
-        words = "\n".join(filter(None, (said, self._late))) or f"git ended with {self._code}"
-        self.ended.callback((self._code, words))

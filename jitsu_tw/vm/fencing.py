@@ -14,15 +14,13 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
+from jitsu_tw.processes import run
 from jitsu_tw.settings import OnHostLoss
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
-    from twisted.python.failure import Failure
 
     from jitsu_tw.backends.hosts import Hosts
     from jitsu_tw.settings import Settings
@@ -34,22 +32,6 @@ LOST_AFTER: Final = 10.0
 
 #: Seconds that the command may take.
 ENDS_WITHIN: Final = 120.0
-
-
-class _Command(ProcessProtocol):
-    """The command, to its end."""
-
-    def __init__(self) -> None:
-        self.ended: Deferred[int | None] = Deferred()
-        self.said = bytearray()
-
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
-        self.said += data
-
-    errReceived = outReceived  # noqa: N815
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
-        self.ended.callback(getattr(reason.value, "exitCode", None))
 
 
 class Fencing:
@@ -136,11 +118,8 @@ class Fencing:
             await coordinator.put({f"fences/{name}": None}, f"fences/{name}")
 
     async def _run(self, name: str) -> tuple[int | None, str]:
-        command = _Command()
-        argv = [*self._command, name]
-        process = self._reactor.spawnProcess(command, argv[0], argv, env=dict(os.environ))
-        late = self._reactor.callLater(ENDS_WITHIN, process.signalProcess, "KILL")
-        code = await command.ended
-        if late.active():
-            late.cancel()
-        return code, command.said.decode(errors="replace").strip()
+        try:
+            ended = await run(self._reactor, [*self._command, name], within=ENDS_WITHIN, env=os.environ).ended
+        except OSError as error:
+            return None, str(error)
+        return ended.code, ended.said.strip()

@@ -1,0 +1,158 @@
+"""
+Programs that run to their end, or until their time is up.
+
+What they have begun in their turn, an ssh that others share perhaps, may outlive them and keep their pipes: nobody
+waits for these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.protocol import ProcessProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from twisted.python.failure import Failure
+
+#: So many seconds after its end, what a program said is read no more.
+LAST_WORDS: Final = 0.5
+
+
+@attrs.frozen
+class Ended:
+    """
+    How a program ended.
+
+    Attributes:
+        code: its exit status; None if a signal has ended it.
+        out, err: what it said on standard output and on standard error.
+        said: all that, in the order in which it came.
+        late: whether it was made to end.
+    """
+
+    code: int | None
+    out: str
+    err: str
+    said: str
+    late: bool
+
+
+class Process(ProcessProtocol):
+    """
+    A program that runs.
+
+    Attributes:
+        ended: fires with an `Ended`.
+    """
+
+    transport: Any
+
+    def __init__(self, reactor: Any, grace: float) -> None:
+        """Let it have *grace* seconds to end when it was asked to; with none it is killed at once."""
+        self._reactor, self._grace = reactor, grace
+        self._said: list[tuple[int, bytes]] = []
+        self._code: int | None = None
+        self._late = False
+        self._timer: Any = None
+        self.ended: Deferred[Ended] = Deferred()
+
+    def within(self, seconds: float) -> None:
+        """Let it have so much time."""
+        self._then(seconds, self.end)
+
+    def end(self) -> None:
+        """Make it end."""
+        self._late = True
+        if self._grace:
+            self._signal("TERM")
+            self._then(self._grace, self._kill)
+        else:
+            self._kill()
+
+    def _kill(self) -> None:
+        self._signal("KILL")
+        self._then(LAST_WORDS, self._give_up)
+
+    def _signal(self, name: str) -> None:
+        with contextlib.suppress(ProcessExitedAlready):
+            self.transport.signalProcess(name)
+
+    def _give_up(self) -> None:
+        self.transport.loseConnection()
+        self._is_over()
+
+    def _then(self, seconds: float, what: Callable[[], None]) -> None:
+        """Do this next, unless something else comes before."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if not self.ended.called:
+            self._timer = self._reactor.callLater(seconds, what)
+
+    # What the reactor tells.
+
+    def connectionMade(self) -> None:  # noqa: N802
+        """Say nothing to it."""
+        self.transport.closeStdin()
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+        """Hear what it says."""
+        self._said.append((childFD, data))
+
+    def processExited(self, reason: Failure) -> None:  # noqa: N802
+        """Hear that it is gone; what it has said may still be on its way."""
+        self._code = getattr(reason.value, "exitCode", None)
+        self._then(LAST_WORDS, self._give_up)
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+        """Hear that it is gone, and has said everything."""
+        self._code = getattr(reason.value, "exitCode", None)
+        self._is_over()
+
+    def _is_over(self) -> None:
+        if self.ended.called:
+            return
+        out, err, said = (
+            b"".join(data for number, data in self._said if number in of).decode(errors="replace")
+            for of in ({1}, {2}, {1, 2})
+        )
+        ended, self._said = Ended(self._code, out, err, said, self._late), []
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self.ended.callback(ended)
+
+
+def run(
+    reactor: Any,
+    argv: Sequence[str],
+    *,
+    within: float,
+    env: Mapping[str, str],
+    program: str | None = None,
+    path: str | None = None,
+    grace: float = 0.0,
+) -> Process:
+    """
+    Begin to run a program.
+
+    Args:
+        reactor: spawns it.
+        argv: its words, of which the first is its name.
+        within: seconds after which it is made to end.
+        env: its environment.
+        program: where it is; else it is looked for by its name.
+        path: the directory that it runs in; else ours.
+        grace: seconds from the request to end to the end.
+
+    Raises:
+        OSError: there is no such program, or there can be no process more.
+    """
+    process = Process(reactor, grace)
+    reactor.spawnProcess(process, program or argv[0], argv, env=dict(env), path=path)
+    process.within(within)
+    return process

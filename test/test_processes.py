@@ -1,0 +1,76 @@
+"""Programs that are run to their end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from jitsu_tw import processes
+from jitsu_tw.processes import Ended, run
+
+if TYPE_CHECKING:
+    from jitsu_tw.processes import Process
+
+#: Seconds that anything may take on a slow machine. Nothing is measured here.
+PATIENCE = 30.0
+
+
+class ProcessTests(TestCase):
+    """`run`."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        """Have the reactor run: else it does not hear of a process that ends at once."""
+        await deferLater(reactor, 0.0)
+
+    def run_it(self, script: str, within: float = PATIENCE, **options: Any) -> Process:
+        """Run a shell's words."""
+        return run(reactor, ["sh", "-c", script], within=within, env=os.environ, **options)
+
+    async def test_said(self) -> None:
+        """What it said, apart and together, and its exit status; it is told nothing."""
+        ended = await self.run_it("echo one; sleep 0.1; echo two >&2; cat; exit 3").ended
+        self.assertEqual(Ended(3, "one\n", "two\n", "one\ntwo\n", late=False), ended)
+
+    async def test_place(self) -> None:
+        """It runs where, and in the environment, that it was told."""
+        process = run(reactor, ["words", "-c", 'pwd; echo "$A"'], program="/bin/sh", path="/", within=PATIENCE,
+                      env={"A": "b"})  # fmt: skip
+        self.assertEqual("/\nb\n", (await process.ended).out)
+
+    def test_none(self) -> None:
+        """A program that is not there is an error."""
+        self.assertRaises(OSError, run, reactor, ["/no/such"], within=PATIENCE, env={})
+
+    async def test_late(self) -> None:
+        """When its time is up, it is killed."""
+        ended = await self.run_it("echo one; exec sleep 60", within=0.2).ended
+        self.assertEqual((None, "one\n", True), (ended.code, ended.said, ended.late))
+
+    async def test_asked(self) -> None:
+        """Where it is given time to end, it is asked first; one that does not listen is killed."""
+        script = "trap 'echo bye; exit 4' TERM; while :; do sleep 0.05; done"
+        ended = await self.run_it(script, within=0.5, grace=PATIENCE).ended
+        self.assertEqual((4, "bye\n", True), (ended.code, ended.said, ended.late))
+        ended = await self.run_it("trap '' TERM; while :; do sleep 0.05; done", within=0.5, grace=0.2).ended
+        self.assertEqual((None, True), (ended.code, ended.late))
+
+    async def test_pipes_kept(self) -> None:
+        """Nobody waits for what it leaves behind, whether it ends by itself or is killed."""
+        self.patch(processes, "LAST_WORDS", 0.1)
+        for script, late in (("sleep 60 & echo $!; exit 5", False), ("sleep 60 & echo $!; wait", True)):
+            ended = await self.run_it(script, within=0.3 if late else PATIENCE).ended
+            os.kill(int(ended.out), signal.SIGKILL)
+            self.assertEqual((None if late else 5, late), (ended.code, ended.late))
+
+    async def test_end(self) -> None:
+        """It can be made to end before its time is up; one that has ended, too."""
+        process = self.run_it("exec sleep 60")
+        process.end()
+        ended = await process.ended
+        self.assertEqual((None, True), (ended.code, ended.late))
+        process.end()
