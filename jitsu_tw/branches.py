@@ -18,9 +18,10 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from jitsu_tw.config import Apart, Said, Sayings, check_needs, vm_from
+from jitsu_tw.config import Apart, check_needs, vm_from
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
+from jitsu_tw.sayings import Said
 from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
 from jitsu_tw.values import VM_KEYS, XEN_KEYS
 from jitsu_tw.vm.change import Step
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.sayings import Sayings
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.store.requests import Change, Request

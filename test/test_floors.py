@@ -48,7 +48,7 @@ FLOORS: Final = (
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
      "jitsu_tw.control.web", "jitsu_tw.control.describe", "jitsu_tw.control.events", "jitsu_tw.control.standins",
      "jitsu_tw.control.cluster", "jitsu_tw.control.metrics", "jitsu_tw.control.files", "jitsu_tw.control.api"),
-    ("jitsu_tw.values", "jitsu_tw.config", "jitsu_tw.branches", "jitsu_tw.shared", "jitsu_tw.tap",
+    ("jitsu_tw.values", "jitsu_tw.sayings", "jitsu_tw.config", "jitsu_tw.branches", "jitsu_tw.shared", "jitsu_tw.tap",
      "jitsu_tw.ctl.client", "jitsu_tw.ctl.show", "jitsu_tw.ctl.check", "jitsu_tw.ctl.history", "jitsu_tw.ctl"),
     ("synjitsu_tw", "synjitsu_tw.packets"),
     ("synjitsu_tw.syns", "synjitsu_tw.table", "synjitsu_tw.standins", "synjitsu_tw.records"),
