@@ -35,6 +35,9 @@ vms:
   - {name: "<b>&", dns: odd.jitsu.test, ip: 10.0.0.4}
 """
 
+#: What the colours of the VMs' states go through.
+TINT = "return getComputedStyle(document.querySelector('#vms tbody')).filter"
+
 
 class DashboardTests(ProcessTestCase):
     """What a person sees and does. One browser for all tests: it takes a second to begin."""
@@ -217,13 +220,16 @@ class DashboardTests(ProcessTestCase):
         self.until(functools.partial(self.shows, ["www"]))
 
     def test_lost(self) -> None:
-        """That Jitsu is gone is seen; when it is back, so is the dashboard, by itself."""
+        """That Jitsu is gone is seen, and nothing is green; when it is back, so is the dashboard, by itself."""
+        self.assertEqual("none", self.page.execute_script(TINT))
         self.end(self.server)
         self.until(lambda: self.text("#live") == "connection lost, trying again")
+        self.assertEqual("grayscale(1)", self.page.execute_script(TINT))
         self.click(1, "Start")
         self.until(lambda: self.text("#said") == "Jitsu does not answer.")
         self.serve("--zone", "jitsu.zone", configuration=VMS.replace("name: www", "name: web"))
         self.until(lambda: self.text("#live") == "live" and "web" in self.row(1))
+        self.assertEqual("none", self.page.execute_script(TINT))
 
     def test_phone(self) -> None:
         """On a phone, in the dark, all of it is there and fits: nothing is wider than the screen."""

@@ -134,6 +134,7 @@ function listen() {
   on("connected", readAll);
   const live = is => {
     $("live").className = is ? "live" : "";
+    document.body.classList.toggle("stale", !is);
     set($("live"), is ? "live" : "connection lost, trying again");
   };
   stream.onopen = () => { live(true); readAll(); };
