@@ -16,17 +16,12 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from jitsu_tw.vm.lifecycle import State
-
 if TYPE_CHECKING:
     from jitsu_tw.ijitsu import ICoordinator
     from jitsu_tw.vm.activation import Machine
 
 #: What is agreed on for each VM.
 VM_FACTS: Final = ("claims", "runs", "used", "asks")
-
-#: States in which nothing of a VM runs, and somebody has seen so.
-DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED})
 
 
 def key(room: str, machine: Machine) -> str:

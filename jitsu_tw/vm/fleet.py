@@ -35,7 +35,7 @@ from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
 from jitsu_tw.vm.moves import Moves
-from jitsu_tw.vm.ownership import DOWN, Ownership
+from jitsu_tw.vm.ownership import LET_GO, Ownership
 from jitsu_tw.vm.placement import Placement
 from jitsu_tw.vm.policy import Policy, Verdict
 from jitsu_tw.vm.record import Record
@@ -566,7 +566,7 @@ class Fleet:
                 self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
         elif state is State.UP:
             self._ownership.came_up(machine, old)
-        elif state in DOWN:
+        elif state in LET_GO:
             self._went_down(machine, old)
         if state is not State.UP:
             self._sweep.drop(machine)

@@ -142,6 +142,9 @@ BOOTING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING})
 #: It uses the host: it runs, or is about to.
 RUNNING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING, _S.UP, _S.STOPPING})
 
+#: Nothing of it runs, and somebody has seen so.
+DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED})
+
 #: Somebody wants it up, and it is, or is on its way.
 WANTED: Final = ACTIVATING | {_S.UP}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.logger import Logger
 
 from jitsu_tw.settings import STARTS_WITHIN
-from jitsu_tw.vm.lifecycle import CALLING, State
+from jitsu_tw.vm.lifecycle import CALLING, DOWN, State
 
 if TYPE_CHECKING:
     from jitsu_tw.vm.activation import Machine
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.sweep import Sweep
 
 #: States in which a VM that we held is not held any more.
-DOWN: Final = frozenset({State.OFF, State.PAUSED, State.SAVED, State.FAILED, State.UNKNOWN})
+LET_GO: Final = DOWN | {State.UNKNOWN}
 
 
 class Ownership:
@@ -88,7 +88,7 @@ class Ownership:
         """Take *machine*, if it did not come up all the same, for nobody's."""
         if self._now() >= self._doubts.get(machine.vm.name, inf):
             del self._doubts[machine.vm.name]
-            if machine.state in DOWN and not machine.is_unsure:
+            if machine.state in LET_GO and not machine.is_unsure:
                 self._let_go(machine)
 
     def _let_go(self, machine: Machine) -> None:

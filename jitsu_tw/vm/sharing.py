@@ -25,8 +25,8 @@ from jitsu_tw import __version__
 from jitsu_tw.errors import CutOff
 from jitsu_tw.ijitsu import IPeer
 from jitsu_tw.settings import STARTS_WITHIN
-from jitsu_tw.vm.facts import DOWN, VM_FACTS, Facts, key, read
-from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, State
+from jitsu_tw.vm.facts import VM_FACTS, Facts, key, read
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, State
 from jitsu_tw.vm.notices import Notices
 from jitsu_tw.vm.uses import Uses
 

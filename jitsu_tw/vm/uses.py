@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
 from jitsu_tw.errors import CutOff
-from jitsu_tw.vm.facts import DOWN, key
-from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.facts import key
+from jitsu_tw.vm.lifecycle import DOWN, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
