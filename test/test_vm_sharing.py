@@ -665,6 +665,26 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(["right"], place.running())
         self.assertEqual([set()] * 3, [node.fleet.hosts.dead for node in place.nodes])  # type: ignore[union-attr]
 
+    def test_blind(self) -> None:
+        """Who cannot reach a host answers for a VM there as long as it is up; then it can start it elsewhere."""
+        place = self.begin(idle=20.0)
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        assert first.fleet.hosts is not None
+        first.fleet.hosts.lost(place.hosts["left"], "the cable is out")
+        place.run(13.0, 0.05)
+        self.assertIn(place.owner(), {"ns2", "ns3"})
+        first.ask()
+        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
+        place.run(40.0, 0.05)
+        self.assertEqual([], place.running())
+        self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
+        first.ask()
+        place.run(1.0)
+        self.assertEqual(["right"], place.running())
+        self.assertEqual([True] * 3, first.answers)
+
     def test_fence_fails(self) -> None:
         """Where nobody can say that the host is dead, nothing is started elsewhere."""
         for is_there in (True, False):

@@ -255,6 +255,13 @@ class Hosts:
         seen, where = self._seen[uuid].get(name), self.whereabouts(uuid)
         return where == name or (where is None and seen is not Power.OFF) or seen is Power.RUNNING
 
+    def seen_down(self, uuid: str) -> None:
+        """Hear from somebody who can reach them that the VM runs on none of the hosts that we cannot reach."""
+        seen = self._seen.get(uuid, {})
+        for name in [name for name, power in seen.items() if name in self.away and power is not Power.OFF]:
+            seen[name] = Power.OFF
+            self.changed(uuid, f"{name}: {self.away[name]}; another one of us has seen it down")
+
     # Starting.
 
     def start(self, uuid: str) -> Deferred[Start]:

@@ -46,7 +46,7 @@ class Placement:
         if hosts is not None:
             hosts.place, hosts.whereabouts, hosts.began = self._place, self._whereabouts, self._began
             hosts.seen_on = self._seen_on
-            sharing.host_of = self._host_of
+            sharing.host_of, sharing.on_down = self._host_of, self._seen_down
 
     def is_placed(self, machine: Machine) -> bool:
         """Say whether the hosts say where *machine* is started; else nobody need."""
@@ -68,6 +68,11 @@ class Placement:
             self._sharing.runs_on(machine, host)
             if moved and self.cover is not None:
                 self.cover.owner_is(machine)
+
+    def _seen_down(self, machine: Machine) -> None:
+        """Hear that one of us has seen that a VM runs nowhere; we may be unable to."""
+        if self._hosts is not None and self.is_placed(machine) and machine.uuid:
+            self._hosts.seen_down(machine.uuid)
 
     def _whereabouts(self, uuid: str) -> str | None:
         """Return the host that a VM was started on by us; nothing if it was not, None if nobody knows."""

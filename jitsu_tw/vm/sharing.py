@@ -66,6 +66,7 @@ class Sharing:
         host_of: says on which host a machine is seen; nothing where there are no hosts.
         on_free: called with a machine that waits for its turn, when nobody has its claim any more.
         on_owner: called with a machine that is up and has another owner now, or whose owner is known now.
+        on_down: called with a machine that one of us has seen down.
         on_use: called with a machine, and when it was used somewhere, on the clock `now`.
         on_claim: called with a machine whose owner, or host, may be another now.
         on_ask: called with a machine of ours, what somebody wants of it, and a word that goes with that.
@@ -97,6 +98,7 @@ class Sharing:
         self.on_free: Callable[[Machine], None] = lambda _: None
         self.on_owner: Callable[[Machine], None] = lambda _: None
         self.on_claim: Callable[[Machine], None] = lambda _: None
+        self.on_down: Callable[[Machine], None] = lambda _: None
         self.on_use: Callable[[Machine, float], None] = lambda _machine, _when: None
         self.on_ask: Callable[[Machine, Ask, str], None] = lambda _machine, _ask, _word: None
         self.on_fact: Callable[[str, str | None], None] = lambda _key, _value: None
@@ -433,6 +435,8 @@ class Sharing:
             self._claim_is(machine, value)
         elif room == "runs":
             self.on_claim(machine)
+            if value is None:
+                self.on_down(machine)
         elif room == "used" and value is not None:
             self.on_use(machine, self._ours(float(value)))
         elif room == "asks" and value is not None and self.is_ours(machine):
