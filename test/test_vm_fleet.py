@@ -13,8 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power
-from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
+from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm import record
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
 
@@ -1267,3 +1268,24 @@ class ReconcilingTests(FleetTestCase):
         self.assertIn(f"jitsu/stats/{uuid}/start_ts", self.world.store.tree)
         self.assertEqual(1, len([one for one in events if "a: started by us, but not in" in str(formatEvent(one))]))
         self.assertIs(Power.RUNNING, self.world.backend.guests[uuid].power)
+
+
+class ManyTests(SynchronousTestCase):
+    """The statistics of very many VMs."""
+
+    def test_in_slices(self) -> None:
+        """They are not put into words in one go: others have their turn meanwhile."""
+        self.patch(record, "SLICE", 10)
+        names = [f"vm{number}" for number in range(1, 46)]
+        world = World(*(vm(name, ip=f"10.1.0.{number}") for number, name in enumerate(names, 1)))
+        uses = [(name, world.fleet.use_of(name, question(name).key), 2, 1001.0) for name in names]
+        world.fleet.uses = lambda: [uses.pop() for _ in list(uses)]
+        meanwhile: list[int] = []
+
+        def written() -> list[str]:
+            return [world.remembered(name)["total_starts"] for name in names if world.remembered(name)]
+
+        world.clock.callLater(COMMIT_EVERY, lambda: meanwhile.append(len(written())))
+        world.clock.advance(COMMIT_EVERY)
+        self.assertEqual([0], meanwhile)
+        self.assertEqual(["0"] * 45, written())

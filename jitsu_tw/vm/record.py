@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from jitsu_tw.errors import StoreError
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 #: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
+
+#: The statistics of so many VMs are put into words at a time; then others have their turn.
+SLICE: Final = 500
 
 #: What tells two times apart in the state, in seconds.
 _LATER: Final = 0.001
@@ -75,7 +78,7 @@ class Record:
         self._due = False
         self._next_save = 0.0
         self._saving = LoopingCall(self._save_if_due)
-        self._saving.clock = clocks.reactor
+        self._saving.clock = self._reactor = clocks.reactor
         self.gather: Callable[[], None] = lambda: None
 
     def start(self, tree: Mapping[str, str], said: Container[str]) -> None:
@@ -232,10 +235,12 @@ class Record:
             due, self._due = self._due, False
             self._unsaved -= names
             changes: dict[str, str | None] = {}
-            for name in names:
+            for number, name in enumerate(names, 1):
                 machine = self._machines.get(name)
                 if machine is not None and machine.uuid:
                     changes.update(stats_paths(machine.uuid, self.of(machine)))
+                if number % SLICE == 0:
+                    await deferLater(self._reactor, 0.0)
             begin = self._now()
             if not await self._write(changes, STATISTICS):
                 self._unsaved |= names | self._urgent
