@@ -57,6 +57,9 @@ class StandIn:
         on_seen: called with the address that a guest has announced itself.
         reactor: connects and waits.
         on_ready: called with the address whose guest has answered at its *knock*; it is handed over by then.
+
+    Attributes:
+        on_change: called when it has come or gone (`connected`).
     """
 
     log = Logger()
@@ -71,6 +74,7 @@ class StandIn:
     ) -> None:
         """Say nothing yet; raise ValueError if *endpoint* is none."""
         self.on_summon, self.on_seen, self._on_ready = on_summon, on_seen, on_ready
+        self.on_change: Callable[[], None] = lambda: None
         self._place, self._reactor = endpoint, reactor
         self._said: dict[str, _Announced] = {}
         self._protocol: _Conversation | None = None
@@ -241,6 +245,7 @@ class StandIn:
             return
         # What is said from here on goes out at once; what is said twice does no harm.
         self._protocol = protocol
+        self.on_change()
         await cooperate(self._batches(list(self._said))).whenDone()
         await protocol.callRemote(messages.AnnouncedAll)
         if self._missed:
@@ -260,9 +265,11 @@ class StandIn:
 
     def ended(self) -> None:
         """Take note that the connection is no more."""
-        self._protocol = None
+        was_there, self._protocol = self.connected, None
         self._saying.cancel()
         self._lost("the connection was lost")
+        if was_there:
+            self.on_change()
 
     def _lost(self, reason: str) -> None:
         if not self._missed:

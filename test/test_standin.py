@@ -135,6 +135,8 @@ class ConversationTests(TestCase):
         self.standin.withdraw("10.0.0.11")
         self.standin.announce("10.0.0.12", MAC, asleep=False)
         self.standin.ready("10.0.0.12")
+        changes: list[bool] = []
+        self.standin.on_change = lambda: changes.append(self.standin.connected)
         self.standin.start()
         await self.until(lambda: self.said)
         for _ in range(2):
@@ -149,6 +151,7 @@ class ConversationTests(TestCase):
             self.assertEqual(frozenset({443}), synjitsu.standins.table[VM].wake_udp)
             await self.end(synjitsu)
             await self.until(lambda: not self.standin.connected)
+        self.assertEqual([True, False] * 2, changes)
         # Once that it is missing, once that it is there again.
         self.assertEqual(["no Synjitsu ", "Synjitsu is ", "no Synjitsu ", "Synjitsu is ", "no Synjitsu "], self.said)
 

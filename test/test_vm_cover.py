@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
@@ -13,11 +13,14 @@ from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import Boot, Handover, Mode
-from jitsu_tw.vm.cover import LATE_BY, LOOKS_EVERY, REFUSES_FOR, Cover
+from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, vm
 from test.test_vm_fleet import FleetTestCase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAC = "52:54:00:00:00:01"
 
@@ -37,6 +40,7 @@ class FakeStandIn:
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
+        self.on_change: Callable[[], None] = lambda: None
         self.said: dict[str, str] = {}
         self.ever: list[tuple[str, str]] = []
         self.more: dict[str, Any] = {}
@@ -47,6 +51,11 @@ class FakeStandIn:
     def stop(self) -> Deferred[None]:
         """Do nothing."""
         return succeed(None)
+
+    def change(self, *, connected: bool) -> None:
+        """Come or go."""
+        self.connected = connected
+        self.on_change()
 
     def announce(self, ip: str, mac: str, *, asleep: bool, **more: Any) -> None:
         """Remember it."""
@@ -242,14 +251,29 @@ class CoverTests(FleetTestCase):
         self.assertIs(State.STARTING, self.world.machine().state)
 
     def test_without_synjitsu(self) -> None:
-        """Where Synjitsu is away, or goes away meanwhile, the port is tried from here."""
+        """Where Synjitsu is away, or goes away meanwhile, the port is tried from here, as long as it is away."""
         self.begin()
         self.ask()
         self.world.pump(1.2)
         self.assertEqual([], self.port)
-        self.standin.connected = False
-        self.world.pump(LOOKS_EVERY + 0.1)
-        self.port[0].callback(None)
+        self.standin.change(connected=False)
+        (tried,) = self.port
+        self.standin.change(connected=True)
+        self.assertTrue(tried.called)  # it was cancelled
+        self.assertEqual(1, len(self.port))
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.standin.change(connected=False)
+        self.port[1].callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_there_again(self) -> None:
+        """Synjitsu that is back while the guest boots finds out that it listens."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.change(connected=False)
+        self.standin.change(connected=True)
+        self.standin.listens(self.ip)
         self.assertIs(State.UP, self.world.machine().state)
 
     def test_stopped_while_it_boots(self) -> None:

@@ -8,11 +8,11 @@ Synjitsu, because this host's own packets for the address go to the stand-in as 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -47,10 +47,6 @@ LATE_BY: Final = 5.0
 
 #: Xen's number of an earlier boot is nobody's, or another guest's.
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
-
-#: Seconds until it is seen that Synjitsu has gone away while it was to find out whether a guest listens.
-LOOKS_EVERY: Final = 1.0
-
 
 @implementer(IReadiness)
 class Cover:
@@ -93,7 +89,10 @@ class Cover:
         self.wake: Callable[[Machine, str], None] = lambda _machine, _host: None
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
-        self._listening: dict[str, Deferred[None]] = {}
+        for standin in self.standins.values():
+            standin.on_change = partial(self._turn, standin)
+        self._waits: dict[str, Deferred[None]] = {}
+        self._turned: set[str] = set()
         self._heard: dict[str, set[str]] = {}
         self._late: dict[str, IDelayedCall] = {}
 
@@ -285,9 +284,9 @@ class Cover:
         if machine is None or machine.state not in RUNS:
             return
         self._heard.setdefault(machine.vm.name, set()).add(ip)
-        listening = self._listening.pop(machine.vm.name, None)
-        if listening is not None:
-            listening.callback(None)
+        waiting = self._waits.pop(machine.vm.name, None)
+        if waiting is not None:
+            waiting.callback(None)
 
     def _machine_at(self, ip: str) -> Machine | None:
         return self._machines.get(self._by_ip.get(ip, ""))
@@ -301,16 +300,24 @@ class Cover:
         return Deferred.fromCoroutine(self._wait(vm, guest))
 
     async def _wait(self, vm: VM, guest: Guest) -> None:
-        while self._is_there(self._machines[vm.name]):
-            if self._heard.get(vm.name):
-                return
-            self._listening[vm.name] = listening = Deferred[None]()
+        name, machine = vm.name, self._machines[vm.name]
+        while not self._heard.get(name):
+            is_there = self._is_there(machine)
+            self._waits[name] = waiting = Deferred[None]() if is_there else self._port.wait(vm, guest)
             try:
-                await listening.addTimeout(LOOKS_EVERY, self._reactor)
-            except DeferredTimeout:
-                continue
+                await waiting
             except CancelledError:
-                self._listening.pop(vm.name, None)
-                raise
-            return
-        await self._port.wait(vm, guest)
+                if name not in self._turned:
+                    raise
+            else:
+                return
+            finally:
+                self._turned.discard(name)
+                self._waits.pop(name, None)
+
+    def _turn(self, standin: StandIn) -> None:
+        """Hear that a Synjitsu has come, or gone: it, or we ourselves, find out whether guests listen."""
+        for name, waiting in list(self._waits.items()):
+            if self._standin(self._machines[name]) is standin:
+                self._turned.add(name)
+                waiting.cancel()
