@@ -53,18 +53,14 @@ class Process(ProcessProtocol):
 
     transport: Any
 
-    def __init__(self, reactor: Any, grace: float) -> None:
-        """Let it have *grace* seconds to end when it was asked to; with none it is killed at once."""
-        self._reactor, self._grace = reactor, grace
+    def __init__(self, reactor: Any, within: float, grace: float) -> None:
+        """Let it have so many seconds, and *grace* more to end when it was asked to; with none it is killed at once."""
+        self._reactor, self._within, self._grace = reactor, within, grace
         self._said: list[tuple[int, bytes]] = []
         self._code: int | None = None
         self._late = False
         self._timer: Any = None
         self.ended: Deferred[Ended] = Deferred()
-
-    def within(self, seconds: float) -> None:
-        """Let it have so much time."""
-        self._then(seconds, self.end)
 
     def end(self) -> None:
         """Make it end."""
@@ -89,16 +85,20 @@ class Process(ProcessProtocol):
 
     def _then(self, seconds: float, what: Callable[[], None]) -> None:
         """Do this next, unless something else comes before."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        self._stop_waiting()
         if not self.ended.called:
             self._timer = self._reactor.callLater(seconds, what)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     # What the reactor tells.
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Say nothing to it."""
+        """Say nothing to it; its time begins. It may have ended before `run` has it."""
         self.transport.closeStdin()
+        self._then(self._within, self.end)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
         """Hear what it says."""
@@ -122,8 +122,7 @@ class Process(ProcessProtocol):
             for of in ({1}, {2}, {1, 2})
         )
         ended, self._said = Ended(self._code, out, err, said, self._late), []
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        self._stop_waiting()
         self.ended.callback(ended)
 
 
@@ -152,7 +151,6 @@ def run(
     Raises:
         OSError: there is no such program, or there can be no process more.
     """
-    process = Process(reactor, grace)
+    process = Process(reactor, within, grace)
     reactor.spawnProcess(process, program or argv[0], argv, env=dict(env), path=path)
-    process.within(within)
     return process

@@ -179,12 +179,17 @@ class HostsTests(SynchronousTestCase):
 
     def test_lost_while_starting(self) -> None:
         """A start of which nobody knows what became is not tried elsewhere."""
+        uuid = self.lost_while_starting()
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+
+    def lost_while_starting(self) -> str:
+        """Lose a host while it starts a VM, and return that."""
         uuid = self.have(a_vm(prefer=("left",), boot_time=1.0))
         started = self.hosts.start(uuid)
         self.lose("left")
         self.clock.advance(1)
         self.failureResultOf(started, BackendLost)
-        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        return uuid
 
     def test_never_seen(self) -> None:
         """On a host that was never reached a VM may run, unless we know that it was started on none, or another."""
@@ -209,11 +214,7 @@ class HostsTests(SynchronousTestCase):
 
     def test_begun_and_lost(self) -> None:
         """A start of which nobody knows what became is not tried elsewhere, though its host is back and still boots."""
-        uuid = self.have(a_vm(prefer=("left",), boot_time=2.0))
-        started = self.hosts.start(uuid)
-        self.lose("left")
-        self.clock.advance(2)
-        self.failureResultOf(started, BackendLost)
+        uuid = self.lost_while_starting()
         self.each["left"].guests[uuid].power = Power.OFF  # as it is while it boots
         self.find("left")
         self.failureResultOf(self.hosts.start(uuid), BackendLost)

@@ -7,7 +7,6 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from jitsu_tw import processes
@@ -22,10 +21,6 @@ PATIENCE = 30.0
 
 class ProcessTests(TestCase):
     """`run`."""
-
-    async def setUp(self) -> None:  # type: ignore[override]
-        """Have the reactor run: else it does not hear of a process that ends at once."""
-        await deferLater(reactor, 0.0)
 
     def run_it(self, script: str, within: float = PATIENCE, **options: Any) -> Process:
         """Run a shell's words."""

@@ -131,7 +131,7 @@ class Server:
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
         fleet.uses = warm.taken
-        warm.check = fleet.check
+        warm.check, warm.use_of = fleet.check, fleet.use_of
         warm.keepers = fleet.keepers
         fleet.on_move.append(self._moved)
 
@@ -207,8 +207,7 @@ class Server:
         lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
         if answer.vm is not None and lease is not None and packet is not None and not asked.source.tcp:
             assert isinstance(asked.query, Query)
-            use = self._fleet.use_of(answer.vm, asked.query.question.key)
-            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, use, self._like(asked.query, said)[1])
+            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, self._like(asked.query, said)[1])
 
     def _say(self, asked: Asked, reply: Reply) -> bytes | None:
         """Send *reply*, unless there has been too much of its like: return the packet, or None."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from jitsu_tw.store.layout import NameUse
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jitsu_tw.dns.message import Query
-    from jitsu_tw.store.layout import NameUse
     from jitsu_tw.vm.lease import Lease
 
 #: How many kinds of question are kept for one VM: with and without EDNS, DO, RD, AD, CD, and a few sizes. A client that
@@ -66,6 +67,7 @@ class WarmAnswers:
         answers: by the packet's octets in lower case, without the id.
         used: those whose count is not 0.
         keepers: says of a client's address whether its questions are uses; None if all are.
+        use_of: says where it is written how often a name, one of a VM's, was used.
         check: called with the name of a VM that is in use, when it is time to see whether it is alive.
     """
 
@@ -75,6 +77,7 @@ class WarmAnswers:
         self.answers: dict[bytes, WarmAnswer] = {}
         self.used: list[WarmAnswer] = []
         self.keepers: Callable[[str], bool] | None = None
+        self.use_of: Callable[[str, bytes], NameUse] = lambda _vm, _key: NameUse()
         self.check: Callable[[str], None] = lambda _: None
         self._keys: dict[str, list[bytes]] = {}
         # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
@@ -100,9 +103,7 @@ class WarmAnswers:
             self.check(answer.vm)
         return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
 
-    def put(
-        self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, use: NameUse, limit_key: bytes
-    ) -> None:
+    def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, limit_key: bytes) -> None:
         """Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only."""
         end = _QUESTION + len(query.question.asked) + 4
         key = octets[2:].lower()
@@ -117,6 +118,7 @@ class WarmAnswers:
             return
         keys.append(key)
         head = self._heads.setdefault(reply[2:_QUESTION], reply[2:_QUESTION])
+        use = self.use_of(vm, query.question.key)
         self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, use, limit_key)
 
     def drop(self, vm: str) -> None:

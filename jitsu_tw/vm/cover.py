@@ -48,6 +48,7 @@ LATE_BY: Final = 5.0
 #: Xen's number of an earlier boot is nobody's, or another guest's.
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
+
 @implementer(IReadiness)
 class Cover:
     """
