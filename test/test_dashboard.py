@@ -18,6 +18,7 @@ from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError
 from test.browser import PHONE, browser
+from test.test_ctl import HOSTS
 from test.test_tap import HOST, PATIENCE, ProcessTestCase
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ vms:
   - {name: slow, dns: slow.jitsu.test, ip: 10.0.0.3, boot_time: 3, response_delay: 1}
   - {name: "<b>&", dns: odd.jitsu.test, ip: 10.0.0.4}
 """
-
 #: What the colours of the VMs' states go through.
 TINT = "return getComputedStyle(document.querySelector('#vms tbody')).filter"
 
@@ -230,6 +230,26 @@ class DashboardTests(ProcessTestCase):
         self.serve("--zone", "jitsu.zone", configuration=VMS.replace("name: www", "name: web"))
         self.until(lambda: self.text("#live") == "live" and "web" in self.row(1))
         self.assertEqual("none", self.page.execute_script(TINT))
+
+    def test_hosts(self) -> None:
+        """Where there are hosts, they are shown with what they have, and counted."""
+        self.assertFalse(self.page.find_element(By.ID, "members-section").is_displayed())
+        self.end(self.server)
+        self.serve("--zone", "jitsu.zone", configuration=HOSTS)
+        self.until(lambda: [row.text for row in self.all("#members tbody tr")] == [
+            "left host well 0", "right host well 0"])
+        self.post("/v1/vms/www/start")
+        self.post("/v1/hosts/right/drain")
+        self.page.refresh()
+        self.until(lambda: [row.text for row in self.all("#members tbody tr")] == [
+            "left host well 1", "right host drained 0"])
+        with urlopen(f"http://{HOST}:{self.control}/metrics", timeout=PATIENCE) as answer:
+            lines = answer.read().decode().splitlines()
+        for line in ('jitsu_host_vms{host="left"} 1.0', 'jitsu_host_vms{host="right"} 0.0',
+                     'jitsu_host_up{host="left"} 1.0'):
+            self.assertIn(line, lines)
+        (node,) = (line for line in lines if line.startswith("jitsu_node_vms{"))
+        self.assertTrue(node.endswith(" 1.0"), node)
 
     def test_phone(self) -> None:
         """On a phone, in the dark, all of it is there and fits: nothing is wider than the screen."""

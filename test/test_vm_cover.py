@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.hosts import Hosts
+from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
-from jitsu_tw.settings import Boot, Handover, Mode
+from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
+from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Clocks, Fleet
 from jitsu_tw.vm.lifecycle import State
-from test.support import EPOCH, World, vm
+from test.support import EPOCH, World, question, vm
 from test.test_vm_fleet import FleetTestCase
 
 if TYPE_CHECKING:
@@ -332,3 +337,40 @@ class CoverTests(FleetTestCase):
         self.begin()
         self.world.fleet.inventory.lost(self.world.backend, "no daemon")
         self.assertEqual("withdrawn", self.said)
+
+
+class HostsTests(SynchronousTestCase):
+    """A VM on one of two hosts, each of which has a Synjitsu."""
+
+    def test_chosen(self) -> None:
+        """The Synjitsu of the host that is chosen stands in; where the VM goes, that one does."""
+        world = World()
+        hosts = {name: MemoryBackend(reactor=world.clock) for name in ("left", "right")}
+        for host in hosts.values():
+            host.reachable = True
+            self.patch(host, "guest", lambda _: succeed(Guest((MAC,))))
+        both = tuple(Host(name, "memory", name, f"unix:{name}") for name in hosts)
+        www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
+                 use_synjitsu=True)  # fmt: skip
+        clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())
+        backends: Any = {(HOSTS, ""): Hosts(hosts, world.clock.seconds)}
+        made = partial(Cover, make=FakeStandIn)  # type: ignore[arg-type]
+        fleet = Fleet(Settings(vms=(www,), hosts=both), backends, MemoryStore(), clocks, made)
+        fleet.start({})
+        assert fleet.cover is not None
+        left, right = cast("Any", fleet.cover.standins.values())
+        ip = str(www.ip[0])
+
+        def said() -> tuple[str | None, str | None]:
+            return left.said.get(ip), right.said.get(ip)
+
+        fleet.summon("www", question("www"))
+        world.pump(1.2)
+        self.assertEqual(("withdrawn", f"booting {MAC}"), said())
+        right.listens(ip)
+        self.assertIs(State.UP, fleet.machines["www"].state)
+        self.assertEqual(("withdrawn", f"ready {MAC}"), said())
+        uuid = fleet.machines["www"].uuid
+        hosts["right"].guests[uuid].power = Power.OFF
+        hosts["left"].happen(uuid, Power.RUNNING, "moved by hand")
+        self.assertEqual(f"ready {MAC}", left.said[ip])
