@@ -35,6 +35,7 @@ vms:
   - {name: slow, dns: slow.jitsu.test, ip: 10.0.0.3, boot_time: 3, response_delay: 1}
   - {name: "<b>&", dns: odd.jitsu.test, ip: 10.0.0.4}
 """
+
 #: What the colours of the VMs' states go through.
 TINT = "return getComputedStyle(document.querySelector('#vms tbody')).filter"
 
