@@ -17,9 +17,13 @@ from twisted.internet.error import CannotListenError
 from twisted.python import usage
 
 from jitsu_tw.errors import JitsuError
-from synjitsu_tw.handover import XenstoreHandover
-from synjitsu_tw.service import Synjitsu
-from synjitsu_tw.table import Refusal
+
+try:
+    from synjitsu_tw.handover import XenstoreHandover
+    from synjitsu_tw.service import Synjitsu
+    from synjitsu_tw.table import Refusal
+except ImportError as missing:
+    sys.exit(f"synjitsu: needs what is not installed: pip install 'jitsu-tw[synjitsu]' ({missing})")
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -143,7 +147,7 @@ def xenstore(reactor: Any) -> Any:
     try:
         from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
     except ImportError as error:
-        give_up(f"--xenstore: {error}")
+        give_up(f"--xenstore: needs what is not installed: pip install 'jitsu-tw[xen]' ({error})")
     return Xenstore(reactor)
 
 
