@@ -97,7 +97,7 @@ class CaptureTests(SynchronousTestCase):
 
 
 def ip(words: str) -> None:
-    """Change the network namespace of this thread by ip(8)."""
+    """Change the network namespace of this thread."""
     subprocess.run(["ip", *words.split()], check=True)
 
 
