@@ -103,7 +103,11 @@ def _locked(path: Path) -> Iterator[None]:
 def environment(root: Path) -> Mapping[str, str]:
     """Return the environment in which the programs under *root* find each other and their libraries."""
     found = [str(root / "usr/sbin"), str(root / "usr/bin"), os.environ.get("PATH", ""), "/usr/sbin"]
-    # The loader knows those of / itself. One of pulseaudio's is in a folder of its own.
-    kinds = () if root == Path("/") else ("usr/lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio")
-    libraries = [str(path) for kind in kinds for path in root.glob(kind)]
-    return {**os.environ, "PATH": ":".join(found), "LD_LIBRARY_PATH": ":".join(libraries)}
+    result = {**os.environ, "PATH": ":".join(found)}
+    if root != Path("/"):
+        # One of pulseaudio's libraries is in a folder of its own.
+        kinds = ("usr/lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio")
+        result["LD_LIBRARY_PATH"] = ":".join(str(path) for kind in kinds for path in root.glob(kind))
+        if (root / "etc/fonts").exists():
+            result["FONTCONFIG_SYSROOT"] = str(root)
+    return result

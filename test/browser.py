@@ -9,7 +9,10 @@ from selenium.webdriver.chrome.service import Service
 
 from bench.debian import environment, unpacked
 
-PACKAGES: Final = ("chromium-headless-shell", "chromium-driver", "chromium-common")
+#: With what Chromium looks for beside itself, and what its fonts are found by: without any, its pages crash.
+PACKAGES: Final = (
+    "chromium-headless-shell", "chromium-driver", "chromium-common", "fontconfig-config", "fonts-dejavu-core",
+)
 
 #: Where a phone's browser would be: in pixels of CSS.
 PHONE: Final = (390, 844)

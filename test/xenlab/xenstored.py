@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-#: That of this machine's release of Debian, for apt's own pattern: the shim is for 4.17 (Debian 12) and 4.20 (Debian 13).
+#: This release of Debian's, by a pattern of apt's: the shim is for 4.17 (Debian 12) and 4.20 (Debian 13).
 PACKAGE: Final = "^xen-utils-[0-9.]+$"
 
 #: Seconds that anything here may take before it is a failure.
