@@ -10,7 +10,6 @@ import platform
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -26,6 +25,7 @@ from twisted.python.systemd import ListenFDs
 
 from jitsu_tw import __version__, config
 from jitsu_tw.backends import backends_for
+from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
@@ -45,7 +45,7 @@ from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.logs import observer
 from jitsu_tw.store import store_at
 from jitsu_tw.vm.change import Running
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -131,7 +131,8 @@ class JitsuService(Service):
         self._backends = backends_for(settings.vms, settings.hosts)
         self._store = store_at(settings.persistdb, settings.keep_history)
         coordinator = coordinator_for(settings.cluster, reactor)
-        self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor), coordinator=coordinator)
+        clocks = Clocks(reactor)
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, coordinator=coordinator)
         self._running = Running(self.fleet, zones, self._changed)
         self._branches: Branches | None = None
         self.shared: SharedConfiguration | None = None
@@ -152,7 +153,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(time.monotonic),
+            WarmAnswers(clocks.now),
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -356,6 +357,7 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     # What is made from here to the start lives as long as the process: looking through it for garbage, again and again
     # while it grows, would take a third of the time that it takes to make.
     gc.disable()
+    install(default_reactor)
     try:
         return JitsuService(*options.load(), twistd=getattr(options, "parent", None))
     except ConfigError as error:

@@ -16,6 +16,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.python import usage
 
+from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError
 from synjitsu_tw.handover import XenstoreHandover
 from synjitsu_tw.service import Synjitsu
@@ -191,4 +192,5 @@ def makeService(options: Options) -> SynjitsuService:  # noqa: N802
     for name in options.interfaces:
         if name not in known:
             give_up(f"there is no interface {name!r}; here are: {', '.join(known)}")
+    install(default_reactor)
     return SynjitsuService(options)

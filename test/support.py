@@ -10,10 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -80,7 +80,7 @@ class UDPPort(udp.Port):
         """
         receive, send, warm = self.socket.recvfrom, self.socket.sendto, self._server.warm
         limiter = self._server.limiter
-        find, now, used, keepers = warm.answers.get, warm.now, warm.used, warm.keepers
+        find, at, used, keepers = warm.answers.get, warm.now(), warm.used, warm.keepers
         for _ in range(BATCH):
             try:
                 octets, address = receive(_LONGEST)
@@ -94,7 +94,6 @@ class UDPPort(udp.Port):
             if limiter is not None and not self._may_say(answer, octets, address):
                 continue
             lease, asked = answer.lease, (octets[:2], address)
-            at = now()
             if keepers is None or keepers(address[0]):
                 lease.used = at
             if asked != answer.last:

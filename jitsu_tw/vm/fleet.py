@@ -8,12 +8,10 @@ are told in `journal`, what several of us share in `sharing`, and on which host 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
-import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -45,10 +43,10 @@ from jitsu_tw.vm.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
@@ -58,22 +56,6 @@ if TYPE_CHECKING:
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
-
-
-@attrs.frozen
-class Clocks:
-    """
-    The times that a fleet needs.
-
-    Attributes:
-        reactor: calls later.
-        now: seconds of a clock that never goes back; leases use it.
-        wall: seconds since 1970, for what is remembered, and for times of the week.
-    """
-
-    reactor: IReactorTime
-    now: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
 
 
 class Fleet:

@@ -21,8 +21,8 @@ from jitsu_tw.vm.policy import Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
 
 #: How much is kept: of everything, of activations, of refusals; of the decisions on one VM, and on how many VMs.
 MOST_EVENTS: Final = 1000
