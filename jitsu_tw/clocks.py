@@ -101,13 +101,13 @@ class SteadyClock:
             )
 
 
-def install(reactor: Any) -> None:
+def install(reactor: Any, real: Callable[[], float] = time.monotonic) -> None:
     """
     Give *reactor* a steady clock, for as long as the process runs; call it once.
 
     The clock goes on from the reactor's present time, so that calls which were scheduled before stay right.
     """
-    clock = SteadyClock(reactor.seconds())
+    clock = SteadyClock(reactor.seconds(), real)
     reactor.seconds = clock.seconds
     beats = LoopingCall(clock.beat)
     beats.clock = reactor

@@ -153,6 +153,21 @@ class ServeTests(ProcessTestCase):
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
         self.assertIn("/dns/www.jitsu.test/total_requests", tree)
 
+    def test_stalled(self) -> None:
+        """A process that stood still for longer than `idle` reads what waits in its sockets before it stops a VM."""
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS.replace("ttl: 30", "ttl: 30, idle: 3"))
+        self.ask("www.jitsu.test")
+        process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            for name in ["ns.jitsu.test"] * 200 + ["www.jitsu.test"]:  # more than are read in one turn
+                client.sendto(dns.message.make_query(name, "A").to_wire(), (HOST, self.port))
+            time.sleep(5)
+            process.send_signal(signal.SIGCONT)
+            while not any("www" in rrset.to_text() for rrset in dns.message.from_wire(client.recv(4096)).answer):
+                pass
+        self.assertNotIn("idle for 3 s", self.log())
+
     def test_reload(self) -> None:
         """By SIGHUP or jitsuctl the zones are read anew, for all names, warm ones too; a bad one changes nothing."""
         process = self.serve("--zone", "jitsu.zone", configuration=VMS)
