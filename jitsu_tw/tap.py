@@ -29,13 +29,14 @@ from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.binding import Addresses, to_bind
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.tcp import TCPFactory
+from jitsu_tw.dns.tcp import TCPFactory, TCPPort
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
@@ -163,6 +164,7 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
         )
         self._ports: list[Any] = []
+        self._addresses = Addresses(reactor)
 
     def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
         from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
@@ -194,8 +196,10 @@ class JitsuService(Service):
         for one in inherited:
             self._adopt(one)
         if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
-            for host in self._settings.bind:
+            hosts = to_bind(self._settings.bind)
+            for host in hosts:
                 self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
+            self._addresses.start(hosts)
         control = self._settings.control
         if control is not None and not any(one.family == socket.AF_UNIX for one in inherited):
             self._take("control", control, self._listen_control, control)
@@ -227,7 +231,9 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server, self._reactor), interface=host))
+        tcp = TCPPort(port, TCPFactory(self._server, self._reactor), interface=host, reactor=self._reactor)
+        tcp.startListening()
+        self._ports.append(tcp)
 
     def _listen_control(self, place: str) -> None:
         site = self._site()
@@ -240,7 +246,8 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
 
     def _site(self) -> Endpoint:
-        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor)
+        problems = self._addresses.problems
+        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=problems)
 
     def _listen_tls(self, place: str, site: Endpoint) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
@@ -323,6 +330,7 @@ class JitsuService(Service):
         """Take no more queries, write down what is remembered, leave the VMs as they are."""
         super().stopService()
         self._notifier.stop()
+        self._addresses.stop()
         for port in self._ports:
             port.stopListening()
         return Deferred.fromCoroutine(self._stop())

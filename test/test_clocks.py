@@ -96,7 +96,12 @@ class InstallTests(SynchronousTestCase):
         self.reactor = SelectReactor()
         self.events: list[str] = []
         self.addCleanup(self.reactor.removeAll)
-        self.addCleanup(lambda: [call.cancel() for call in self.reactor.getDelayedCalls()])
+        self.addCleanup(self.end)
+
+    def end(self) -> None:
+        """End what is scheduled."""
+        for call in self.reactor.getDelayedCalls():
+            call.cancel()
 
     def turn(self, seconds: float = 0.0) -> None:
         """Have time pass, then one turn of the reactor."""

@@ -21,6 +21,7 @@ FLOORS: Final = (
      "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
      "jitsu_tw.dns.lookup", "jitsu_tw.vm.lifecycle", "jitsu_tw.vm.lease", "jitsu_tw.store.layout",
      "jitsu_tw.store.merge",
+     "jitsu_tw.dns.binding",
      "jitsu_tw.networks",  # before those that use it
      "jitsu_tw.vm.policy",
      "jitsu_tw.dns.cookies",
