@@ -45,6 +45,7 @@ from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.logs import observer
 from jitsu_tw.store import store_at
+from jitsu_tw.twistd import cannot_write, stop_once
 from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Fleet
 
@@ -283,7 +284,7 @@ class JitsuService(Service):
             names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
-        self.fleet.start(remembered)
+        begun = self.fleet.start(remembered)
         if self._branches is not None:
             self._branches.start()
         if self.shared is not None:
@@ -291,13 +292,17 @@ class JitsuService(Service):
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
-        self.log.info(
-            "serving {names} names of {vms} VMs on {bind}, port {port}",
-            names=sum(len(vm.dns) for vm in self._running.vms),
-            vms=len(self._running.vms),
-            bind=", ".join(self._settings.bind),
-            port=self._settings.listen,
-        )
+        begun.addCallback(self._begun)
+
+    def _begun(self, _: object) -> None:
+        if self.running:
+            self.log.info(
+                "serving {names} names of {vms} VMs on {bind}, port {port}",
+                names=sum(len(vm.dns) for vm in self._running.vms),
+                vms=len(self._running.vms),
+                bind=", ".join(self._settings.bind),
+                port=self._settings.listen,
+            )
 
     def reload(self) -> None:
         """
@@ -329,6 +334,7 @@ class JitsuService(Service):
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, write down what is remembered, leave the VMs as they are."""
         super().stopService()
+        stop_once()
         self._notifier.stop()
         self._addresses.stop()
         for port in self._ports:
@@ -354,7 +360,7 @@ def from_systemd() -> list[int]:
     return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
 
 
-def give_up(error: JitsuError) -> NoReturn:
+def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
     print(f"jitsu: {error}", file=sys.__stderr__)
     raise SystemExit(1)
@@ -366,7 +372,10 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     # while it grows, would take a third of the time that it takes to make.
     gc.disable()
     install(default_reactor)
+    twistd = getattr(options, "parent", None)
+    if reason := cannot_write(twistd):
+        give_up(reason)
     try:
-        return JitsuService(*options.load(), twistd=getattr(options, "parent", None))
+        return JitsuService(*options.load(), twistd=twistd)
     except ConfigError as error:
         give_up(error)

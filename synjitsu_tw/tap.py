@@ -18,6 +18,7 @@ from twisted.python import usage
 
 from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError
+from jitsu_tw.twistd import cannot_write, stop_once
 from synjitsu_tw.handover import XenstoreHandover
 from synjitsu_tw.service import Synjitsu
 from synjitsu_tw.table import Refusal
@@ -130,6 +131,7 @@ class SynjitsuService(Service):
     def stopService(self) -> Deferred[None] | None:  # noqa: N802
         """End."""
         super().stopService()
+        stop_once()
         self.synjitsu.stopService()
         if self._port is not None:
             self._port.stopListening()
@@ -192,5 +194,7 @@ def makeService(options: Options) -> SynjitsuService:  # noqa: N802
     for name in options.interfaces:
         if name not in known:
             give_up(f"there is no interface {name!r}; here are: {', '.join(known)}")
+    if reason := cannot_write(getattr(options, "parent", None)):
+        give_up(reason)
     install(default_reactor)
     return SynjitsuService(options)

@@ -153,6 +153,25 @@ class ServeTests(ProcessTestCase):
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
         self.assertIn("/dns/www.jitsu.test/total_requests", tree)
 
+    def test_ends_once(self) -> None:
+        """A second SIGTERM, or Ctrl-C, while it ends changes nothing, and is no traceback."""
+        process = self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            time.sleep(0.01)
+        self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE))
+        self.assertNotIn("Traceback", self.log())
+
+    def test_state_comes_first(self) -> None:
+        """When it says that it serves, the state has the VMs and can be cloned."""
+        process = self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
+        end = time.monotonic() + PATIENCE
+        while "serving 3 names of 3 VMs" not in self.log():
+            self.assertIsNone(process.poll())
+            self.assertLess(time.monotonic(), end)
+        tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
+        self.assertEqual(3, tree.count("/config/name/0"))
+
     def test_stalled(self) -> None:
         """A process that stood still for longer than `idle` reads what waits in its sockets before it stops a VM."""
         process = self.serve("--zone", "jitsu.zone", configuration=VMS.replace("ttl: 30", "ttl: 30, idle: 3"))
@@ -334,6 +353,24 @@ class RefusalTests(ProcessTestCase):
         """A VM that libvirt does not know is named, with its place."""
         vms = "connect: test:///default\nvms:\n  - {name: nobody, dns: n.jitsu.test, ip: 10.0.0.1}\n"
         self.refused("jitsu.yaml:5: vms: nobody: libvirt at test:///default knows no such VM", configuration=vms)
+
+    def test_files_of_twistd(self) -> None:
+        """A pid file, or a log, that twistd cannot write is named with the remedy."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give up privileges")
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: off\nbackend: memory\n{VMS}")
+        nobody = ("setpriv", "--reuid=nobody", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+        for program, last in (("jitsu", ("--config", f"{self.folder}/jitsu.yaml")), ("synjitsu", ("-i", "lo"))):
+            for options, words in (
+                (("-n",), "cannot write the pid file /twistd.pid; choose another with twistd --pidfile=PATH, or none"),
+                (("--pidfile=",), "cannot write the log /twistd.log; choose another with twistd --logfile=PATH"),
+                (("--pidfile=/nowhere/pid",), "cannot write the pid file /nowhere/pid; "),
+            ):
+                run = subprocess.run([*nobody, BIN / "twistd", *options, program, *last], cwd="/", capture_output=True,
+                                     text=True, timeout=PATIENCE, check=False)
+                self.assertEqual(1, run.returncode)
+                self.assertIn(f"{program}: {words}", run.stderr)
+                self.assertNotIn("Traceback", run.stdout + run.stderr)
 
     def test_port_in_use(self) -> None:
         """A port that somebody has is named, for DNS and for control."""

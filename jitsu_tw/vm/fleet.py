@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
@@ -159,15 +159,19 @@ class Fleet:
 
     # Beginning and end.
 
-    def start(self, tree: Mapping[str, str]) -> None:
-        """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
+    def start(self, tree: Mapping[str, str]) -> Deferred[Any]:
+        """
+        Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says.
+
+        The Deferred fires when the VMs of each hypervisor are in the state, or it cannot be asked.
+        """
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
         self.sharing.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
-        self.inventory.start()
         self._telling.start(TOLD_AGAIN, now=False)
+        return self.inventory.start()
 
     def stop(self) -> Deferred[None]:
         """Write down what is remembered and leave all VMs as they are."""
