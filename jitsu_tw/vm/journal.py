@@ -245,7 +245,7 @@ class Journal:
         refusal.times += 1
         if int(now) != self._second:
             self._second, self._told = int(now), 0
-        if now - told >= 1 and self._told < MOST_TOLD:
+        if abs(now - told) >= 1 and self._told < MOST_TOLD:  # the wall clock may be set back
             self._told += 1
             self._tell("refused", vm, refusal.as_json())
 
