@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BEAT: Final = 0.5
 
 #: A gap longer than this between two readings is a stall, and counts as at most this long, in seconds.
-STALL: Final = 1.0
+STALL: Final = 2.0
 
 #: After a stall the clock stands still for this long, in seconds: the sockets, with all that has come, are read in it.
 CATCH_UP: Final = 1.0
