@@ -95,8 +95,8 @@ class SteadyClock:
         lost, self._logged = self.lost - self._logged, self.lost
         if lost:
             self.log.warn(
-                "this process did not run for {lost:.1f} s (stopped, swapped out, or the machine was too busy); no "
-                "timer counts that time",
+                "timers are {lost:.1f} s later: this process did not run for about that time (it was stopped or swapped "
+                "out, or the machine is too busy)",
                 lost=lost,
             )
 

@@ -70,7 +70,7 @@ class SteadyClockTests(SynchronousTestCase):
         self.clock.beat()
         self.clock.beat()
         self.assertEqual(1, len(messages))
-        self.assertIn("did not run for 8.0 s", messages[0])
+        self.assertIn("timers are 8.0 s later", messages[0])
 
 
 class Waits(DatagramProtocol):
