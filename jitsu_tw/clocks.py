@@ -95,8 +95,8 @@ class SteadyClock:
         lost, self._logged = self.lost - self._logged, self.lost
         if lost:
             self.log.warn(
-                "timers are {lost:.1f} s later: this process did not run for about that time (it was stopped or swapped "
-                "out, or the machine is too busy)",
+                "timers are {lost:.1f} s later: this process did not run for about that time (stopped, swapped out, or "
+                "the machine is too busy)",
                 lost=lost,
             )
 
