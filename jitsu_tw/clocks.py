@@ -70,19 +70,20 @@ class SteadyClock:
     log = Logger()
 
     def __init__(self, begin: float, real: Callable[[], float] = time.monotonic) -> None:
-        """Begin at *begin* seconds; *real* goes on while the process does not run."""
+        """Begin at *begin* seconds; *real* goes on while the process does not run. No stall is seen before `beat`."""
         self._real = real
         self._read = real()
         self._zero = begin - self._read
         self._last = begin
         self._stalled = self._read - CALM
+        self._beats = False
         self.lost = self._logged = 0.0
 
     def seconds(self) -> float:
         """Return the seconds of this clock; for the reactor's thread only."""
         read = self._real()
         gap, self._read = read - self._read, read
-        if gap > STALL:
+        if gap > STALL and self._beats:
             self.lost += gap - STALL
             if read - gap >= self._stalled + CALM:
                 self.lost += STALL + CATCH_UP
@@ -91,7 +92,9 @@ class SteadyClock:
         return self._last
 
     def beat(self) -> None:
-        """Log what was lost since the last call."""
+        """Read the clock, which is due every `BEAT` seconds; log what was lost since the last call."""
+        self.seconds()
+        self._beats = True
         lost, self._logged = self.lost - self._logged, self.lost
         if lost:
             self.log.warn(
@@ -111,4 +114,4 @@ def install(reactor: Any, real: Callable[[], float] = time.monotonic) -> None:
     reactor.seconds = clock.seconds
     beats = LoopingCall(clock.beat)
     beats.clock = reactor
-    beats.start(BEAT)
+    reactor.callLater(0, beats.start, BEAT)  # when the reactor runs: to start may take long, and is no stall

@@ -18,10 +18,11 @@ def cannot_write(twistd: Mapping[str, Any] | None) -> str:
     twistd itself would end with a traceback, and, as a daemon, after it has left the terminal.
     """
     options = dict(twistd or {})
-    log = options.get("logfile") or ("" if options.get("nodaemon") or options.get("syslog") else "twistd.log")
-    for name, words, value in (
-        ("pidfile", "the pid file", options.get("pidfile")), ("logfile", "the log", log if log != "-" else "")
-    ):
+    log = options.get("logfile") or ("" if options.get("nodaemon") else "twistd.log")
+    if options.get("syslog") or options.get("logger") or log == "-":
+        log = ""
+    pid = options.get("pidfile") if not options.get("chroot") else ""  # it is written there, where nobody can look yet
+    for name, words, value in (("pidfile", "the pid file", pid), ("logfile", "the log", log)):
         path = Path(os.fsdecode(value or "")).absolute()
         if value and not os.access(path if path.exists() else path.parent, os.W_OK):
             none = ", or none with --pidfile=" if name == "pidfile" else ""

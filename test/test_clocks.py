@@ -20,6 +20,7 @@ class SteadyClockTests(SynchronousTestCase):
         """Begin long ago."""
         self.real = Clock()
         self.clock = SteadyClock(1000.0, self.real.seconds)
+        self.clock.beat()
 
     def run_for(self, seconds: float) -> None:
         """Run: the clock is read all the time."""
@@ -66,7 +67,6 @@ class SteadyClockTests(SynchronousTestCase):
         self.patch(SteadyClock, "log", type("Log", (), {"warn": lambda _, text, **values: messages.append(
             text.format(**values))})())
         self.real.advance(7.0)
-        self.clock.seconds()
         self.clock.beat()
         self.clock.beat()
         self.assertEqual(1, len(messages))
@@ -121,6 +121,13 @@ class InstallTests(SynchronousTestCase):
         for _ in range(round((CATCH_UP + 4.0) / BEAT)):
             self.turn(BEAT)
         self.assertEqual(["question", "lease ends"], self.events)
+
+    def test_long_start(self) -> None:
+        """What a start takes, before the reactor runs, is no stall."""
+        before = self.reactor.seconds()
+        install(self.reactor, self.real.seconds)
+        self.turn(60.0)
+        self.assertGreaterEqual(self.reactor.seconds(), before + 60.0)
 
     def test_scheduled_before(self) -> None:
         """What was scheduled by the old clock comes when it is due."""
