@@ -66,7 +66,7 @@ def command(ip: str, mac: str, netdev: str, habits: str = "") -> list[str]:
     line += ["-display", "none", "-serial", "stdio"]
     line += ["-bios", str(lab.QBOOT)] if lab.QBOOT.exists() else []
     line += ["-kernel", str(guest().kernel), "-append", f"ip={ip}/24 gw={lab.HOST_IP} {habits}"]
-    line += ["-netdev", f"{netdev},id=net", "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="]
+    line += ["-netdev", f"{netdev},id=net", "-device", f"virtio-net-pci,netdev=net,mac={mac},addr=3,romfile="]
     return [*line, *DEBUG_EXIT]
 
 

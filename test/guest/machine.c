@@ -64,7 +64,7 @@ static void start_interrupts(void) {
 /* The clock is the ACPI timer: 24 bits, 3.579545 MHz, in virtual time, so it stands still while the VM is paused. */
 
 enum { PIIX4 = 0x71138086, ICH9 = 0x29188086, PM_BASE = 0x40 };
-enum { PM_STATUS = 0, PM_CONTROL = 4, PM_TIMER = 8, BUTTON = 1 << 8, SLEEP = 1 << 13 };
+enum { PM_STATUS = 0, PM_ENABLE = 2, PM_CONTROL = 4, PM_TIMER = 8, BUTTON = 1 << 8, SLEEP = 1 << 13 };
 static u16 pm;
 static u64 clock;  /* milliseconds; the lower 32 bits are their fraction */
 static u32 last, soonest;
@@ -73,6 +73,7 @@ static void start_clock(void) {
     u32 q35 = pci_find(ICH9, 0), device = q35 ? q35 : pci_find(PIIX4, 0);
     pm = pci_read(device, PM_BASE) & 0xff80;  /* set by the firmware */
     last = inl(pm + PM_TIMER);
+    outw(pm + PM_ENABLE, BUTTON);  /* else its status does not change */
 }
 
 u32 now(void) {
