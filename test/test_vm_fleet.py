@@ -1217,16 +1217,33 @@ class ReconcilingTests(FleetTestCase):
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         self.assertEqual(uuid, self.world.machine().uuid)
 
+    def test_advice(self) -> None:
+        """What an operator should read about a VM is logged once, is known, and goes with the VM."""
+        logged: list[str] = []
+        remember: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(remember)
+        self.addCleanup(globalLogPublisher.removeObserver, remember)
+        self.world = World(vm())
+        machine = self.world.machine()
+        self.world.backend.guests[machine.uuid].advice = ("it is transient",)
+        for _ in range(2):
+            self.world.fleet.inventory.connected(self.world.backend)
+        self.assertEqual(("it is transient",), self.world.fleet.inventory.advice(machine))
+        self.assertEqual(1, logged.count("www: it is transient"))
+        self.world.fleet.inventory.forget(machine)
+        self.assertEqual((), self.world.fleet.inventory.advice(machine))
+
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
-        self.world = World(vm(idle=10))
+        self.world = World(vm())
         self.ask()
         known = self.world.backend.guests.pop(self.world.machine().uuid)
         known.power = Power.OFF
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.pump(11)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(1)
         self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
 
     def test_defined_while_it_is_looked_up(self) -> None:

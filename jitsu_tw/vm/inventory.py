@@ -62,6 +62,7 @@ class Inventory:
         self._record, self._journal, self._reactor = record, journal, reactor
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
+        self._advice: dict[str, tuple[str, ...]] = {}
         self._strangers = 0
         self._lost: dict[int, str] = {}
         self._looks: dict[str, IDelayedCall] = {}
@@ -102,6 +103,10 @@ class Inventory:
     def backend_of(self, vm: VM) -> IBackend | None:
         """Return where *vm* is, or would be; None if nobody is connected to that yet."""
         return self._backends.get((vm.backend, vm.connect))
+
+    def advice(self, machine: Machine) -> tuple[str, ...]:
+        """Return what an operator should read about *machine*, as its hypervisor has it."""
+        return self._advice.get(machine.vm.name, ())
 
     def machine(self, uuid: str) -> Machine | None:
         """Return the machine that has that uuid at its hypervisor."""
@@ -145,6 +150,7 @@ class Inventory:
         name = machine.vm.name
         self._by_uuid.pop(machine.uuid, None)
         self._missing.discard(name)
+        self._advice.pop(name, None)
         if name in self._looks:
             self._looks.pop(name).cancel()
 
@@ -160,6 +166,10 @@ class Inventory:
             self._strangers += 1
             for name in list(self._missing):
                 self._look_for(self._machines[name])
+
+    def rebooted(self, uuid: str) -> None:
+        """Look at a VM whose guest has rebooted itself."""
+        self.changed(uuid, "the guest rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -255,3 +265,18 @@ class Inventory:
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
+        await self._learn_advice(machine)
+
+    async def _learn_advice(self, machine: Machine) -> None:
+        """Ask what an operator should read about *machine*, and log what is new of it."""
+        name = machine.vm.name
+        try:
+            sentences = await machine.backend.advice(machine.uuid)
+        except BackendError as error:
+            self.log.debug("{name}: no advice: {error}", name=name, error=str(error))
+            return
+        if self._machines.get(name) is machine:
+            known, self._advice[name] = self.advice(machine), sentences
+            for sentence in sentences:
+                if sentence not in known:
+                    self.log.warn("{name}: {sentence}", name=name, sentence=sentence)
