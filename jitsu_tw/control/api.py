@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.control.cluster import Members
 from jitsu_tw.control.describe import describe, explain
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
+
+
+#: So many problems of VMs are told by `healthz`; there may be as many as VMs.
+MOST_PROBLEMS: Final = 20
 
 
 class Endpoint(Guarded):
@@ -99,6 +104,7 @@ class Health(FleetPage):
             problems.append("the state is not written, only remembered")
         if self._fleet.trouble():
             problems.append(f"the configuration is not shared: {self._fleet.trouble()}")
+        problems += islice(self._fleet.problems.degrading(), MOST_PROBLEMS)
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 

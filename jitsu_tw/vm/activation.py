@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import IBackend, IReadiness
     from jitsu_tw.settings import VM
+    from jitsu_tw.vm.problems import Problem
 
 SEEN: Final = {
     Power.OFF: Event.OFF,
@@ -88,6 +89,9 @@ class Keeper(Protocol):
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Hear that *machine*'s activation has ended, ``up`` or ``failed``, and how many clients were answered."""
+
+    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
+        """Note what an operator should know of *machine* (`Problems.note`)."""
 
 
 class Machine:
@@ -271,6 +275,16 @@ class Machine:
         self._kill = self._again = self._cold = True
         self._failed()
         self.feed(Event.STOP, reason)
+
+    def problem(self, kind: Problem, *sentences: str) -> None:
+        """
+        Note what an operator should know of the VM; it is logged when it is new, and shown until it is noted anew.
+
+        Args:
+            kind: of the problem; each kind is noted on its own.
+            sentences: those of that kind, without the VM's name and a full stop; none if there are none any more.
+        """
+        self._keeper.problem(self, kind, sentences)
 
     def look(self, reason: str) -> Deferred[None]:
         """Ask the backend what the VM is doing and believe it; if a call of ours is under way, when that has ended."""

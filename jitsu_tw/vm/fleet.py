@@ -38,6 +38,7 @@ from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import LET_GO, Ownership
 from jitsu_tw.vm.placement import Placement
 from jitsu_tw.vm.policy import Policy, Verdict
+from jitsu_tw.vm.problems import Problems
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sharing import Ask, Sharing
 from jitsu_tw.vm.sweep import Sweep
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
     from jitsu_tw.vm.lease import Lease
+    from jitsu_tw.vm.problems import Problem
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
@@ -89,6 +91,7 @@ class Fleet:
         hosts: those that VMs with `host` are on; None if there are none.
         moves: where they go, and who is drained.
         journal: what happened last, and why.
+        problems: what an operator should know of the VMs besides.
         trouble: says why the configuration is not shared with the others; nothing if it is, or need not be.
         on_news: called with the commit that the configuration which we share is now.
         on_move: called with each machine that may have become ready, or is not ready any more.
@@ -113,6 +116,7 @@ class Fleet:
         self._signs = Signs(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
+        self.problems = Problems()
         self.cover: Cover | None = None
         places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         if places:
@@ -239,6 +243,7 @@ class Fleet:
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
+        self.problems.forget(machine.vm.name)
         for room in (self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record):
             room.forget(machine)
         if self.cover is not None:
@@ -585,6 +590,10 @@ class Fleet:
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
         self.journal.booted(machine, outcome, clients)
+
+    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
+        """Note what an operator should know of *machine*."""
+        self.problems.note(machine.vm.name, kind, sentences)
 
     async def _found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
