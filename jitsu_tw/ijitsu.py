@@ -208,6 +208,7 @@ class ICoordinator(Interface):
     node: str = Attribute("The name of this one of us.")
     alone: bool = Attribute("Whether there are no others, and never will be: then nobody need be told anything.")
     facts: Mapping[str, str] = Attribute("What is known now, by key.")
+    trouble: str = Attribute("Why all claims are refused though there is agreement; empty if they are not.")
 
     def start(peer: IPeer) -> None:
         """Begin to connect, and to connect again whenever it must, and to tell *peer*."""

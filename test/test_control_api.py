@@ -141,6 +141,10 @@ class PagesTests(SynchronousTestCase):
         desk.fleet.sharing.parted("etcd is far away")
         self.assertIn("nothing new is started here: etcd is far away", desk.ask("/healthz").value["problems"])
         desk.fleet.sharing.joined()
+        desk.fleet.sharing.coordinator.trouble = "etcd is full"
+        self.assertIn("nothing new is started here: etcd is full", desk.ask("/healthz").value["problems"])
+        self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
+        desk.fleet.sharing.coordinator.trouble = ""
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])

@@ -491,6 +491,17 @@ class RestartTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, self.world.starts())
 
+    def test_no_timeline(self) -> None:
+        """A VM that was found running was not activated: it has no timeline, also after its stop; the next start has."""
+        self.world = World(vm(idle=20))
+        self.ask()
+        self.world.kill()
+        self.assertEqual({}, self.world.machine().marks)
+        self.world.pump(21)
+        self.assertEqual((State.OFF, {}), (self.world.machine().state, self.world.machine().marks))
+        self.ask()
+        self.assertEqual("query", next(iter(self.world.machine().marks)))
+
     def test_killed_during_a_boot(self) -> None:
         """A VM whose start was under way is found running, adopted, and stopped when its lease ends."""
         self.world = World(vm(idle=20, response_delay=5.0))

@@ -100,6 +100,8 @@ class Health(FleetPage):
         problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if self._fleet.sharing.why_apart:
             problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
+        elif self._fleet.sharing.coordinator.trouble:
+            problems.append(f"nothing new is started here: {self._fleet.sharing.coordinator.trouble}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         if self._fleet.trouble():

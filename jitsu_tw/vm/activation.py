@@ -608,8 +608,9 @@ class Machine:
     # Who waits.
 
     def mark(self, step: str) -> None:
-        """Put *step* into the timeline."""
-        self.marks = {**self.marks, step: self._now()}
+        """Put *step* into the timeline, if there is one: a VM that was found running has none."""
+        if self.marks:
+            self.marks = {**self.marks, step: self._now()}
 
     def _up(self) -> None:
         self._up_at, self._again = self._now(), False
