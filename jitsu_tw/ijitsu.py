@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from zope.interface import Attribute, Interface
@@ -28,6 +28,12 @@ class Power(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SAVED = "saved"
+
+
+#: The reasons that `IWatcher.changed` is given when a guest has ended in order, as far as the hypervisor can tell.
+SHUTS_DOWN: Final = "the guest shuts down"
+SHUT_DOWN: Final = "the guest shut down"
+ENDED: Final = "the guest ended by itself"
 
 
 class Start(enum.Enum):

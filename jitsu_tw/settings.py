@@ -57,6 +57,13 @@ class Mode(enum.Enum):
     SAVE = "save"
 
 
+class Evidence(enum.Enum):
+    """What shows that a VM is in use."""
+
+    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets nobody counts is kept
+    QUERIES = "queries"  # questions alone
+
+
 class Boot(enum.Enum):
     """What a VM that is off starts from."""
 
@@ -192,6 +199,8 @@ class VM:
         backend, connect: the hypervisor's kind and URI.
         idle: the seconds that it is kept after its last use.
         idle_packets: how many packets in a minute it may transmit and still be idle.
+        evidence: what shows that it is in use.
+        save_fallback: how it is stopped if its mode is to save it and that cannot be; None: not at all.
         min_up: the seconds that it is kept after its start.
         max_up: after how many seconds it is stopped, used or not; 0 for never.
         keep_up: the times of the week in which it is up, used or not.
@@ -232,6 +241,8 @@ class VM:
     wait_for_key: str | None = None
     uuid: str | None = None
     idle_packets: float = 30.0
+    evidence: Evidence = Evidence.TRAFFIC
+    save_fallback: Mode | None = None
     min_up: float = 0.0
     max_up: float = 0.0
     keep_up: tuple[Span, ...] = ()

@@ -492,7 +492,7 @@ class RestartTests(FleetTestCase):
         self.assertEqual(1, self.world.starts())
 
     def test_no_timeline(self) -> None:
-        """A VM that was found running was not activated: it has no timeline, also after its stop; the next start has."""
+        """A VM that was found running was not activated: it has no timeline, not even a stop; the next start has."""
         self.world = World(vm(idle=20))
         self.ask()
         self.world.kill()

@@ -32,6 +32,6 @@ class ProblemsTests(SynchronousTestCase):
         problems = Problems()
         with capturedLogs() as logs:
             for sentences in (("a",), ("a", "b"), ("b",), (), ("b",)):
-                problems.note("www", Problem.STOP, sentences)
+                problems.note("www", Problem.ADDRESS, sentences)
         self.assertEqual(["a", "b", "b"], [event["sentence"] for event in logs])
         self.assertEqual({LogLevel.warn}, {event["log_level"] for event in logs})

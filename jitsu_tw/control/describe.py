@@ -110,7 +110,8 @@ def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> 
     elif fleet.is_needed(machine):
         yield "What keeps it: it is needed by a VM that is up."
     else:
-        yield f"What keeps it: {fleet.keeps(machine)}. It is stopped in {duration(left)} if nobody uses it."
+        ends = f" It is stopped in {duration(left)} if nobody uses it." if isfinite(left) else ""
+        yield f"What keeps it: {fleet.keeps(machine)}.{ends}"
 
 
 def _asked(asked: Event) -> str:

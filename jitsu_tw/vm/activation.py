@@ -17,9 +17,11 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
-from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
+from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
-from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, Event, State, after
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
+from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import IBackend, IReadiness
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.problems import Problem
 
 SEEN: Final = {
     Power.OFF: Event.OFF,
@@ -40,8 +41,11 @@ SEEN: Final = {
 }
 
 
-#: A VM that goes down by itself sooner than this after it was up has failed, in seconds.
+#: A VM that goes down sooner than this after it was up, in seconds, has failed, unless its guest ended in order.
 STEADY: Final = 10.0
+
+#: So it ended, for one of these reasons: it has done its work, and is started again as soon as somebody asks for it.
+IN_ORDER: Final = frozenset({SHUTS_DOWN, SHUT_DOWN, ENDED})
 
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
@@ -50,7 +54,7 @@ LONGEST_REST: Final = 60.0
 WRITTEN_WITHIN: Final = 0.1
 
 #: It does not run.
-DOWN: Final = frozenset({Power.OFF, Power.PAUSED, Power.SAVED})
+NOT_RUNNING: Final = frozenset({Power.OFF, Power.PAUSED, Power.SAVED})
 
 #: A guest goes on where it was.
 RESUMED: Final = frozenset({Start.RESUMED, Start.RESTORED})
@@ -114,7 +118,7 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_off", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word",
+        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word",
         "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
@@ -151,6 +155,7 @@ class Machine:
         self._how = Start.RAN
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
+        self._silent = False
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -219,9 +224,37 @@ class Machine:
         """Whether nobody knows what the VM is doing: it may run."""
         return self.state is State.UNKNOWN or (self.state is State.FAILED and self._fault is BackendLost)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the VM is being stopped because its start has failed."""
+        return self._silent and self.state is State.STOPPING
+
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
         return self._waiters is not None and asker in self._waiters and self.joinable
+
+    def can_stop(self) -> Deferred[bool]:
+        """
+        Return a Deferred that says whether the VM, which is up, can be stopped by its mode, as far as that is known.
+
+        What is against it is noted. A stop that fails costs the warm answers and the time of all who ask meanwhile.
+        """
+        return Deferred.fromCoroutine(self._can_stop())
+
+    async def _can_stop(self) -> bool:
+        mode = self.vm.mode
+        if mode in {Mode.DESTROY, Mode.SHUTDOWN} or (mode is Mode.SAVE and self.vm.save_fallback is not None):
+            return True
+        with contextlib.suppress(BackendError):  # then the stop itself tells
+            obstacle = await self.backend.obstacle(self.uuid, mode)
+            if obstacle is not None:
+                self._cannot_stop(obstacle)
+            return obstacle is None
+        return True
+
+    def _cannot_stop(self, why: str) -> None:
+        """Note that the VM cannot be stopped by its mode."""
+        self.problem(Problem.STOP, f"it cannot be stopped ({self.vm.mode.value}), so it stays up: {why}")
 
     def stop(self, reason: str, *, off: bool = False) -> Deferred[State]:
         """
@@ -286,6 +319,10 @@ class Machine:
         """
         self._keeper.problem(self, kind, sentences)
 
+    def rebooted(self) -> None:
+        """Wait until the guest, which has rebooted itself, is ready again: for a while it cannot be heard of."""
+        self.feed(Event.REBOOT, "its guest has rebooted itself")
+
     def look(self, reason: str) -> Deferred[None]:
         """Ask the backend what the VM is doing and believe it; if a call of ours is under way, when that has ended."""
         self._word = reason
@@ -332,11 +369,13 @@ class Machine:
         if state is State.WAITING and old is not State.STARTING:
             self._how = Start.RAN
             self.marks = self.marks if old is State.QUEUED else NO_MARKS
-        fell = old is State.UP and state is State.OFF and not self._is_steady()
+        fell = old is State.UP and state is State.OFF and not self._is_steady() and self.reason not in IN_ORDER
         if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
             self._failed()
         elif old is State.UP and not self._kill:
             self.failures = 0
+        if state in DOWN:
+            self.problem(Problem.STOP)
         self._keeper.moved(self, old)
         if self.state is not state:
             return
@@ -418,7 +457,11 @@ class Machine:
             if failure.check(NoSuchVM):
                 self.gone(reason)
                 return
-            self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
+            self._silent = False
+            if failure.check(BackendLost):
+                self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
+            else:
+                self._cannot_stop(reason)
             self.feed(Event.STOP_FAILED, reason)
         else:
             self._fault = failure.type if failure.check(*_BLAMELESS, BackendLost, NoSuchVM) else BootFailed
@@ -509,7 +552,24 @@ class Machine:
                            limit=RESUMED_WITHIN)
             self.restart(f"not ready after it was {how.value}")
         else:
-            self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=READY_WITHIN)
+            judged = Deferred.fromCoroutine(self._judge(self._moves))
+            judged.addErrback(lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=name))
+
+    async def _judge(self, moves: int) -> None:
+        """Take a guest that is not ready in time for up, or, if it has a port and has sent no packet, for failed."""
+        sent: int | None = None
+        if self._how is Start.BOOTED and has_port(self.vm, self.backend):
+            with contextlib.suppress(BackendError):
+                sent = await self.backend.traffic(self.uuid)
+        if moves != self._moves:
+            return
+        if sent == 0:
+            self._silent = self._kill = True
+            self.ready = False
+            self._fault = BootFailed
+            self.feed(Event.STOP, f"its guest did not listen within {READY_WITHIN:g} s, and has sent no packet")
+        else:
+            self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=READY_WITHIN)
             self._take_for_up()
 
     async def _keep_image(self) -> None:
@@ -530,12 +590,12 @@ class Machine:
             mode = Mode.SHUTDOWN
         self._off = False
         if self._theirs:
-            if not await self._stops(DOWN, lambda: not self._theirs):
+            if not await self._stops(NOT_RUNNING, lambda: not self._theirs):
                 self.feed(Event.STOP_FAILED, "used meanwhile")
                 return
             self._theirs = False
         else:
-            await self.backend.stop(self.uuid, mode)
+            mode = await self._stop_by(mode)
             if mode is Mode.SHUTDOWN and not await self._goes_down():
                 self.log.warn(
                     "{name}: has not shut down in {limit} s; destroyed", name=self.vm.name, limit=self.vm.stop_timeout
@@ -547,7 +607,29 @@ class Machine:
             raise BackendError(message)
         self._kill = False
         self.mark("stopped")
-        self.feed(SEEN[power], self.reason)
+        silent, self._silent = self._silent, False
+        self.feed(Event.FAIL if silent else SEEN[power], self.reason)
+
+    async def _stop_by(self, mode: Mode) -> Mode:
+        """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return which it was."""
+        instead = self.vm.save_fallback if mode is Mode.SAVE else None
+        if instead is None:
+            await self.backend.stop(self.uuid, mode)
+            return mode
+        why = await self.backend.obstacle(self.uuid, mode)
+        if why is None:
+            try:
+                await self.backend.stop(self.uuid, mode)
+            except (BackendLost, NoSuchVM):
+                raise
+            except BackendError as error:
+                why = str(error)
+        if why is None:
+            self.problem(Problem.FALLBACK)
+            return mode
+        self.problem(Problem.FALLBACK, f"it cannot be saved, so it is stopped by {instead.value}: {why}")
+        await self.backend.stop(self.uuid, instead)
+        return instead
 
     async def _goes_down(self) -> bool:
         """Wait for the guest to shut down; say whether it did so in time."""

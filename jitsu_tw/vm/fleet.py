@@ -234,7 +234,7 @@ class Fleet:
         while not self.sharing.is_theirs(machine) and (
             machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
         ):
-            if await machine.stop(reason) is State.UP:
+            if await self._stop_if_it_can(machine, reason) is State.UP:
                 self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
                 break
         self._gather()
@@ -368,7 +368,13 @@ class Fleet:
             return self.sharing.ask(self.machines[name], Ask.STOP)
         self.release_vm(name)
         self._sweep.rest(self.machines[name])
-        return self.machines[name].stop("stopped by hand")
+        return self._stop_if_it_can(self.machines[name], "stopped by hand")
+
+    def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
+        """Stop *machine*, but leave it as it is if it is known that it cannot be stopped."""
+        if machine.state is not State.UP:
+            return machine.stop(reason)
+        return machine.can_stop().addCallback(lambda can: machine.stop(reason) if can else machine.state)
 
     def hold_vm(self, name: str) -> Deferred[bool]:
         """

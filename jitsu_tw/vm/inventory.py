@@ -150,6 +150,12 @@ class Inventory:
             for name in list(self._missing):
                 self._look_for(self._machines[name])
 
+    def rebooted(self, uuid: str) -> None:
+        """Tell a VM of ours that its guest has rebooted itself."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.rebooted()
+
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
         self._lost[id(backend)] = reason

@@ -19,6 +19,7 @@ class Problem(enum.Enum):
     DEFINITION = "definition"  # what its hypervisor advises (`IBackend.advice`)
     EVIDENCE = "evidence"  # whether it is in use cannot be seen
     STOP = "stop"  # it cannot be stopped
+    FALLBACK = "fallback"  # it cannot be saved, and is stopped in another way
     REMOVED = "removed"  # it runs, started by Jitsu, and the configuration has no such VM any more
 
 
@@ -44,7 +45,8 @@ class Problems:
         known = self._problems.get(name, {})
         for sentence in sentences:
             if sentence not in known.get(kind, ()):
-                self.log.warn("{name}: {sentence}", name=name, sentence=sentence)
+                log = self.log.error if kind in DEGRADING else self.log.warn
+                log("{name}: {sentence}", name=name, sentence=sentence)
         if sentences:
             self._problems.setdefault(name, {})[kind] = tuple(sentences)
         elif known.pop(kind, None) is not None and not known:

@@ -16,9 +16,11 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.readiness import has_port
+from jitsu_tw.settings import Evidence
 from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
-from jitsu_tw.vm.lifecycle import WANTED, State
+from jitsu_tw.vm.lifecycle import DOWN, WANTED, State
 from jitsu_tw.vm.notices import NOTICE
+from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.week import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ LONGEST_SLEEP: Final = 3600.0
 #: A port is tried this often, in seconds, and for so long, before its guest is taken for dead.
 CHECK_RETRY: Final = 0.5
 CHECK_PATIENCE: Final = 5.0
+
+#: A VM that cannot be stopped is left for so many seconds until that is tried again: at first, doubled each time, and
+#: at most.
+STOP_AGAIN: Final = (60.0, 3600.0)
+
+#: What an operator reads of a VM whose use cannot be seen.
+UNCOUNTED: Final = (
+    "nobody counts the packets of its guest, so it is not stopped when it is idle; with evidence: queries it is, after "
+    "its last question"
+)
 
 #: So many packets may a guest whose port is closed send in that time: refusals of our tries, and answers to ARP.
 CHECK_PACKETS: Final = 2 * CHECK_PATIENCE / CHECK_RETRY
@@ -84,6 +96,8 @@ class Sweep:
         self._checking: set[str] = set()
         self._resting: set[str] = set()
         self._by_hand: set[str] = set()
+        self._suspended: dict[str, tuple[float, float]] = {}
+        self._stop_failures: dict[str, int] = {}
 
     def stop(self) -> None:
         """Look at nothing any more."""
@@ -113,6 +127,8 @@ class Sweep:
                 self.check(machine)
         elif machine.state is State.UP and self._sharing.is_joined:
             self.grant(machine, now, now, is_new=False)
+        elif machine.vm.name in self._suspended:
+            self._suspended[machine.vm.name] = 0.0, self._suspended[machine.vm.name][1]
 
     def used(self, machine: Machine, when: float) -> None:
         """Hear that *machine* was used somewhere, at *when*."""
@@ -133,6 +149,7 @@ class Sweep:
         lease = Lease(vm.idle, vm.min_up, used, started)
         self._leases.grant(vm.name, lease, later=True)
         self._resting.discard(vm.name)
+        self._suspended.pop(vm.name, None)
         self._look_after(machine, lease, is_new=is_new)
 
     def _look_after(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
@@ -141,6 +158,7 @@ class Sweep:
         if vm.check_every and has_port(vm, machine.backend) and self._sharing.is_ours(machine):
             lease.check_at = self._now() + vm.check_every
         lease.kept, lease.max_up = self._kept(machine), self._max_up(machine)
+        lease.blind = self._counts(machine)
         if is_new or not self._sharing.is_ours(machine):
             self._leases.again(vm.name)
         self._plan()
@@ -163,28 +181,66 @@ class Sweep:
         until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
         return -inf if until is None else self._now() + until - wall
 
+    def _counts(self, machine: Machine) -> bool:
+        """Return whether this node is to count the packets of *machine*'s guest."""
+        return machine.vm.evidence is Evidence.TRAFFIC and self._sharing.is_ours(machine)
+
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
-        """Let *lease* have a meter, unless nobody counts the guest's packets; a guest that is not new greets nobody."""
-        if not self._sharing.is_ours(machine):
-            return  # who has it counts
-        try:
-            total = await machine.backend.traffic(machine.uuid)
-        except BackendError:
-            total = 0  # what it has sent will look like a use, once: better than none that is seen
-        if self._leases.get(machine.vm.name) is not lease:
-            return
-        if total is not None:
-            lease.meter = Meter(machine.vm.idle_packets, total, self._now())
+        """Give *lease* a meter, if packets are evidence; a guest that is not new sends no greeting."""
+        if self._counts(machine):
+            total = await self._traffic(machine, lease)
+            if self._leases.get(machine.vm.name) is not lease:
+                return
+            # What a guest has sent that cannot be counted yet will look like a use, once.
+            lease.meter = Meter(machine.vm.idle_packets, total or 0, self._now())
             if not is_new:
                 lease.meter.level = 0.0
                 lease.kept = max(lease.kept, self._now() + look_every(lease.idle))
+        else:
+            machine.problem(Problem.EVIDENCE)
         if lease.planned is not None or not is_new:
             self._leases.again(machine.vm.name)
             self._plan()
 
+    async def _traffic(self, machine: Machine, lease: Lease) -> int | None:
+        """Return how many packets the guest has sent; None, and *lease* is blind, while that cannot be read."""
+        try:
+            total = await machine.backend.traffic(machine.uuid)
+        except BackendError:
+            total = None
+        else:
+            machine.problem(Problem.EVIDENCE, *((UNCOUNTED,) if total is None else ()))
+        lease.blind = total is None
+        return total
+
     def drop(self, machine: Machine) -> None:
-        """Forget the lease of *machine*, if it has one."""
-        self._leases.drop(machine.vm.name)
+        """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
+        name, state, now = machine.vm.name, machine.state, self._now()
+        lease = self._leases.get(name)
+        self._leases.drop(name)
+        if state not in {State.STOPPING, State.WAITING}:
+            self._suspended.pop(name, None)
+            if state in DOWN:
+                self._stop_failures.pop(name, None)
+        elif lease is not None:
+            self._suspended[name] = now - lease.used, now - lease.started
+
+    def resume(self, machine: Machine, *, is_new: bool) -> bool:
+        """
+        Give *machine*, which is up again, the lease that was suspended, as if no time had passed meanwhile.
+
+        Args:
+            machine: has rebooted, or could not be stopped.
+            is_new: its guest has booted, so that it may greet its neighbours.
+
+        Returns:
+            whether there was one.
+        """
+        ages = self._suspended.pop(machine.vm.name, None)
+        if ages is None:
+            return False
+        self.grant(machine, *(self._now() - age for age in ages), is_new=is_new)
+        return True
 
     def regrant(self, machine: Machine) -> None:
         """Let the lease and the times of *machine* be as its settings say by now."""
@@ -249,15 +305,12 @@ class Sweep:
         meter = lease.meter  # the lease may have none when the answer comes: another one of us may have it by then
         if meter is None:
             return False
-        try:
-            total = await machine.backend.traffic(machine.uuid)
-            if total is None:  # nobody counts, which could not be said before
-                lease.meter = None
-                return False
-            used = meter.used(total, self._now())
-        except BackendError:
+        total = await self._traffic(machine, lease)
+        if total is None:
             # Nobody knows: it is not stopped for that.
             meter.at, used = self._now(), True
+        else:
+            used = meter.used(total, self._now())
         if used:
             lease.use(self._now())
             self._sharing.use(machine, self._now())
@@ -286,11 +339,37 @@ class Sweep:
         self.end(machine, reason)
 
     def end(self, machine: Machine, reason: str) -> None:
-        """Stop *machine*, whose lease is over."""
-        name, mode = machine.vm.name, machine.vm.mode.value
-        self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=mode)
-        self._leases.drop(name)
-        machine.stop(reason)
+        """Stop *machine*, whose lease is over; if it cannot be stopped, that is tried again after a while."""
+        ended = Deferred.fromCoroutine(self._end(machine, reason))
+        ended.addErrback(self._unexpected, machine)
+
+    async def _end(self, machine: Machine, reason: str) -> None:
+        name, before = machine.vm.name, self._leases.get(machine.vm.name)
+        used = before.used if before is not None else -inf
+        can = await machine.can_stop()
+        lease = self._leases.get(name)
+        if lease is not before or machine.state is not State.UP:
+            return
+        if can and (lease is None or lease.used <= used):
+            if await machine.stop(reason) is not State.UP:
+                mode = machine.vm.mode.value
+                self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=mode)
+                return
+            lease = self._leases.get(name)
+            can = False
+        if lease is None:
+            return
+        if not can:
+            self._leave(name, lease)
+        self._leases.again(name)
+        self._plan()
+
+    def _leave(self, name: str, lease: Lease) -> None:
+        """Keep a VM that cannot be stopped until that is tried again."""
+        failures = self._stop_failures[name] = self._stop_failures.get(name, 0) + 1
+        first, longest = STOP_AGAIN
+        lease.kept = max(lease.kept, self._now() + min(longest, first * 2.0 ** (failures - 1)))
+        lease.max_up = max(lease.max_up, lease.kept - lease.started)
 
     def idlest(self) -> list[Machine]:
         """Return the VMs that may be stopped to make room, who is idle the longest first."""
@@ -300,7 +379,7 @@ class Sweep:
     def may_go(self, machine: Machine) -> bool:
         """Say whether *machine* may be stopped to make room."""
         lease = self._leases.get(machine.vm.name)
-        if lease is None or lease.planned is None or machine.state is not State.UP:
+        if lease is None or lease.planned is None or lease.blind or machine.state is not State.UP:
             return False
         until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
         return until <= self._now() and not self._needed(machine)
@@ -342,6 +421,10 @@ class Sweep:
             return f"kept by {self._sharing.owner(machine) or 'another node'}"
         if self._needed(machine):
             return "needed by a VM that is up"
+        if lease.blind:
+            return "whether it is in use cannot be seen"
+        if machine.vm.name in self._stop_failures and lease.kept > now:
+            return "it cannot be stopped"
         if lease.kept > now:
             return "its time of the week"
         if lease.started + lease.min_up > max(now, lease.used + lease.idle):
