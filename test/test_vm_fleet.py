@@ -1219,14 +1219,15 @@ class ReconcilingTests(FleetTestCase):
 
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
-        self.world = World(vm(idle=10))
+        self.world = World(vm())
         self.ask()
         known = self.world.backend.guests.pop(self.world.machine().uuid)
         known.power = Power.OFF
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.pump(11)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(1)
         self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
 
     def test_defined_while_it_is_looked_up(self) -> None:

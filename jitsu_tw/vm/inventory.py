@@ -150,6 +150,10 @@ class Inventory:
             for name in list(self._missing):
                 self._look_for(self._machines[name])
 
+    def rebooted(self, uuid: str) -> None:
+        """Look at a VM whose guest has rebooted itself."""
+        self.changed(uuid, "the guest rebooted itself")
+
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
         self._lost[id(backend)] = reason
