@@ -19,13 +19,15 @@ from jitsu_tw.backends import domain, image
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
-from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Power, Start
 from jitsu_tw.settings import Boot, Fault, Mode
 from test import contract_backends
 from test.support import vm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jitsu_tw.settings import VM
 
 #: libvirt's hypervisor inside the library; it begins with one domain that runs, called "test".
@@ -371,28 +373,30 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             time.sleep(0.005)
 
 
-class LibvirtCheckTests(LibvirtTestCase):
-    """What is looked at before the reactor runs, and connections that cannot be had."""
+class LibvirtOpeningTests(LibvirtTestCase):
+    """Connections that cannot be had, VMs that are not there, and what a look at a definition tells."""
 
-    def check(self, uri: str, *vms: VM) -> LibvirtBackend:
-        """Check *vms* at *uri*; return the backend."""
-        backend = LibvirtBackend(uri)
+    async def opened(self, uri: str, until: Callable[[contract_backends.Watcher], object]) -> Any:
+        """Return a backend at *uri*, and what its watcher was told *until* enough was."""
+        backend, watcher = LibvirtBackend(uri), contract_backends.Watcher()
         self.addCleanup(backend.close)
-        backend.check(vms)
-        return backend
+        backend.connect(watcher)
+        await watcher.until(lambda: until(watcher))
+        return backend, watcher
 
-    def test_known(self) -> None:
-        """What libvirt knows, by name, by uuid or by definition, passes."""
+    async def test_known(self) -> None:
+        """What libvirt knows, by name, by uuid or by definition, is found."""
+        backend, _ = await self.opened(TEST_DRIVER, lambda watcher: watcher.connections)
         defined = self.defined()
-        backend = self.check(TEST_DRIVER, vm("test"), defined)
-        backend.check([vm("x", uuid="6695eb01-f6a4-8304-79aa-97f2502e193f")])
+        uuid = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+        self.assertEqual([uuid] * 2, [await backend.look_up(one) for one in (vm("test"), vm("x", uuid=uuid))])
+        await backend.look_up(defined)
 
-    def test_unknown_name(self) -> None:
-        """A name that libvirt does not know is an error of the configuration that names the place and the remedy."""
-        error = self.assertRaises(ConfigError, self.check, TEST_DRIVER, vm("nobody", place=("jitsu.yaml", 7)))
-        self.assertIn("jitsu.yaml:7:", str(error))
-        self.assertIn("nobody", str(error))
-        self.assertIn("define", str(error))
+    async def test_unknown_name(self) -> None:
+        """A name that libvirt does not know is an error with the remedy."""
+        backend, _ = await self.opened(TEST_DRIVER, lambda watcher: watcher.connections)
+        error = await self.assertFailure(backend.look_up(vm("nobody")), NoSuchVM)
+        self.assertIn("with define", str(error))
 
     def test_no_image(self) -> None:
         """A VM that may write to its disk can have no image, nor one on a host whose files cannot be seen."""
@@ -401,25 +405,16 @@ class LibvirtCheckTests(LibvirtTestCase):
         self.assertIn("on a network", image.obstacle(DISK.format("<source protocol='rbd'/><readonly/>")) or "")
         for fine in ("<source file='/a'/><readonly/>", "<source dev='/dev/a'/><readonly/>", "<target dev='sda'/>"):
             self.assertIsNone(image.obstacle(DISK.format(fine)))
-        machine = attrs.evolve(self.defined(), boot_from=Boot.SNAPSHOT, place=("jitsu.yaml", 7))
-        self.check(TEST_DRIVER, machine)
-        machine = attrs.evolve(self.defined(), boot_from=Boot.SNAPSHOT, place=("jitsu.yaml", 7))
-        assert machine.define is not None
-        disk = "<devices><disk type='file'><source file='/a'/><target dev='vda'/></disk>"
-        machine.define.write_text(machine.define.read_text().replace("<devices>", disk))
-        error = self.assertRaises(ConfigError, self.check, TEST_DRIVER, machine)
-        self.assertIn("boot_from: its disk /a can be written to", str(error))
 
-    def test_no_such_driver(self) -> None:
-        """A URI that libvirt can never use is an error of the configuration."""
-        for uri in ("qemu:///embed?root=relative", "qemu:///embed", "no uri at all"):
-            self.assertIn(uri, str(self.assertRaises(ConfigError, self.check, uri, vm("x"))))
+    async def test_no_such_driver(self) -> None:
+        """A URI that libvirt can never use is told as a loss that names it."""
+        for uri in ("qemu:///embed?root=relative", "no uri at all"):
+            _, watcher = await self.opened(uri, lambda watcher: watcher.lost_reasons)
+            self.assertTrue(watcher.lost_reasons[0])
 
     async def test_daemon_is_not_there(self) -> None:
-        """A daemon that does not answer is no error of the configuration: it is tried again, and calls say so."""
-        backend = self.check("qemu+unix:///system?socket=/nonexistent/libvirt-sock", vm("x"))
-        watcher = contract_backends.Watcher()
-        backend.connect(watcher)
-        await watcher.until(lambda: len(watcher.lost_reasons) > 1)
+        """A daemon that does not answer is tried again, and calls say so."""
+        uri = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
+        backend, watcher = await self.opened(uri, lambda watcher: len(watcher.lost_reasons) > 1)
         self.assertIn("/nonexistent/libvirt-sock", watcher.lost_reasons[0])
         await self.assertFailure(backend.state(str(uuid4())), BackendLost)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
@@ -314,15 +315,104 @@ class LeaseTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine("bb").state)
 
     def test_stop_fails(self) -> None:
-        """A VM that cannot be stopped stays up and is tried again a lease later."""
-        self.world = World(vm(idle=10, faults=["stop"]))
-        self.ask()
-        self.world.pump(11)
-        self.assertIs(State.UP, self.world.machine().state)
-        self.assertIn("the stop fails", self.world.machine().reason)
+        """A VM that cannot be stopped stays up, with its problem; that is tried again after longer and longer times."""
+        tries: list[float] = []
+        stop = MemoryBackend.stop
+
+        def counted(backend: MemoryBackend, uuid: str, mode: Mode) -> Deferred[None]:
+            tries.append(backend._reactor.seconds() - 1000)
+            return stop(backend, uuid, mode)
+
+        self.patch(MemoryBackend, "stop", counted)
+        self.world = World(vm(idle=10, faults=["stop"], max_up=200))
+        with capturedLogs() as logs:
+            self.ask()
+            self.world.pump(11)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.assertIn("the stop fails", self.world.machine().reason)
+            self.world.pump(600, step=1)
+        for expected, tried in zip((10, 70, 190, 430), tries, strict=True):
+            self.assertAlmostEqual(expected, tried, delta=4)
+        (problem,) = self.world.fleet.problems.of("www")
+        self.assertIn("cannot be stopped (destroy), so it stays up: the stop fails", problem)
+        self.assertEqual(1, sum("it stays up" in str(event.get("sentence")) for event in logs))
+        self.assertNotIn("{name}: {reason}, stopped ({mode})", [event["log_format"] for event in logs])
         self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10)
+        self.world.pump(600, step=1)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10, faults=["stop"])
+        del tries[:]
+        self.ask()
+        self.world.pump(90)
+        self.assertEqual(2, len(tries))
+
+    def test_asked_during_a_stop_that_fails(self) -> None:
+        """A question that comes during a stop that fails is a use, and is answered as soon as it has failed."""
+        self.world = World(vm(idle=100))
+        self.ask()
+        stopped: Deferred[None] = Deferred()
+        self.patch(self.world.backend, "stop", lambda *_: stopped)
+        self.world.pump(101, step=1)
+        self.assertIs(State.STOPPING, self.world.machine().state)
+        asked = self.world.fleet.summon("www", question())
+        self.world.pump(0.5)
+        stopped.errback(BackendError("no disk"))
+        self.assertTrue(self.successResultOf(asked))
+        left = self.world.fleet.lease_left(self.world.machine())
+        assert left is not None
+        self.assertAlmostEqual(100, left, delta=1)
+
+    def test_obstacle(self) -> None:
+        """A VM that is known not to be savable never stops answering; once it can be saved, it is, and not in haste."""
+        self.world = World(vm(idle=10, mode=Mode.SAVE))
+        self.ask()
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
+        moves: list[State] = []
+        self.world.fleet.on_move.append(lambda machine: moves.append(machine.state))
+        self.world.pump(300, step=1)
+        self.assertEqual([], moves)
+        self.assertIn("nvme", self.world.fleet.problems.of("www")[0])
+        self.world.fleet.stop_vm("www")
+        self.assertEqual([], moves)
+        guest.obstacles.clear()
+        self.world.pump(10)
+        self.assertEqual([], moves)
+        self.world.pump(300, step=1)
+        self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_asked_while_the_obstacle_is_asked(self) -> None:
+        """A question that comes just before the stop keeps the VM up."""
+        self.world = World(vm(idle=10, mode=Mode.SAVE))
+        self.ask()
+        answer: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: answer)
         self.world.pump(11)
-        self.assertIs(State.OFF, self.world.machine().state)
+        self.ask()
+        answer.callback(None)
+        self.world.pump(5)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(8)
+        self.assertIs(State.SAVED, self.world.machine().state)
+
+    def test_save_fallback(self) -> None:
+        """A VM that cannot be saved, known before or found out, is stopped by `save_fallback`, and that is shown."""
+        for known in (True, False):
+            self.world = World(vm(idle=10, mode=Mode.SAVE, save_fallback=Mode.PAUSE))
+            self.ask()
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
+            if not known:
+                self.patch(self.world.backend, "obstacle", lambda *_: succeed(None))
+            self.world.pump(11)
+            self.assertIs(State.PAUSED, self.world.machine().state)
+            (problem,) = self.world.fleet.problems.of("www")
+            self.assertEqual("it cannot be saved, so it is stopped by pause: its nvme disk cannot be saved", problem)
+            self.assertEqual([], list(self.world.fleet.problems.degrading()))
+            guest.obstacles.clear()
+            self.ask()
+            self.world.pump(11)
+            self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
 
     def test_modes(self) -> None:
         """Each mode leaves the VM as it says, and the next query brings it back."""
@@ -1230,14 +1320,15 @@ class ReconcilingTests(FleetTestCase):
 
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
-        self.world = World(vm(idle=10))
+        self.world = World(vm())
         self.ask()
         known = self.world.backend.guests.pop(self.world.machine().uuid)
         known.power = Power.OFF
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.pump(11)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(1)
         self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
 
     def test_defined_while_it_is_looked_up(self) -> None:

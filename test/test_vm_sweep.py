@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import capturedLogs
 
 from jitsu_tw.errors import BackendLost
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.settings import Boot, Evidence, Mode
 from jitsu_tw.vm.lifecycle import State
-from jitsu_tw.vm.sweep import CHECK_PATIENCE, EARLY
+from jitsu_tw.vm.sweep import CHECK_PATIENCE, EARLY, UNCOUNTED
 from jitsu_tw.vm.week import Span
 from test.support import EPOCH, World, vm
 from test.test_vm_fleet import FleetTestCase
@@ -110,6 +111,53 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine().state)
         self.patch(self.world.backend, "traffic", traffic)
         self.world.pump(18.1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_uncounted(self) -> None:
+        """A VM whose packets nobody counts is not stopped for being idle, which is said once; but after `max_up`."""
+        with capturedLogs() as logs:
+            self.begin(max_up=900)
+            self.guest.sent = None
+            self.world.pump(800, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual([UNCOUNTED], self.world.fleet.problems.of("www"))
+        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED for event in logs))
+        self.assertIn("cannot be seen", self.world.fleet.keeps(self.world.machine()))
+        self.world.pump(110, step=1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_uncounted_at_first(self) -> None:
+        """The same, if nobody has counted since its start; it is stopped when somebody counts and it is idle."""
+        self.world = World(vm(idle=16))
+        self.guest = self.world.backend.guests[self.world.machine().uuid]
+        self.guest.sent = None
+        self.ask()
+        self.world.pump(100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.guest.sent = 0
+        self.world.pump(20)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_queries_alone(self) -> None:
+        """With `evidence: queries` nobody counts packets, and the last question decides."""
+        self.begin(evidence=Evidence.QUERIES)
+        self.send(14, per_second=100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.send(4, per_second=100)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_slow_first_count(self) -> None:
+        """A VM whose packets are being counted for the first time is not stopped before that is done."""
+        count: Deferred[int] = Deferred()
+        self.world = World(vm(idle=16))
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda _: count)
+        self.ask()
+        self.world.pump(40)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.patch(self.world.backend, "traffic", traffic)
+        count.callback(0)
+        self.world.pump(5)
         self.assertIs(State.OFF, self.world.machine().state)
 
     def test_after_a_restart(self) -> None:

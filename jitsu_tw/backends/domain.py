@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import image
+from jitsu_tw.backends import domain_xml, image
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
 from jitsu_tw.settings import Mode
@@ -175,18 +175,53 @@ def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
 
 
 def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:
-    """Add up what the domain's interfaces have transmitted, as the guest sees it; None where libvirt counts none."""
+    """Return how many packets all interfaces of the domain have transmitted; None if one is counted by nobody."""
     domain = connection.lookupByUUIDString(uuid)
+    counts = _stats(connection, domain, libvirt.VIR_DOMAIN_STATS_INTERFACE)
+    number = counts.get("net.count", 0)
+    known = [packets for one in range(number) if (packets := counts.get(f"net.{one}.tx.pkts")) is not None]
+    if not known or len(known) < number or any(domain_xml.uncounted(domain_xml.parse(domain.XMLDesc()))):
+        return None
+    return sum(known)
+
+
+def cpu_time(connection: libvirt.virConnect, uuid: str) -> float | None:
+    """Return the seconds that the domain's virtual CPUs have run; the whole emulator's if they are not told apart."""
+    domain = connection.lookupByUUIDString(uuid)
+    counts = _stats(connection, domain, libvirt.VIR_DOMAIN_STATS_VCPU)
+    times = [counts.get(f"vcpu.{number}.time") for number in range(counts.get("vcpu.maximum", 0))]
+    known = [time for time in times if time is not None]
+    return (sum(known) if known else domain.info()[4]) / 1e9
+
+
+def _stats(connection: libvirt.virConnect, domain: libvirt.virDomain, kind: int) -> dict[str, int]:
+    """Return one kind of libvirt's statistics of the domain; nothing where the hypervisor has none."""
     try:
-        stats = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
+        stats = connection.domainListGetStats([domain], kind)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}:
-            return None
+            return {}
         raise
-    counts = stats[0][1] if stats else {}
-    found = [counts.get(f"net.{number}.tx.pkts") for number in range(counts.get("net.count", 0))]
-    known = [packets for packets in found if packets is not None]
-    return sum(known) if known else None
+    return stats[0][1] if stats else {}
+
+
+def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | None:
+    """Return why the domain cannot be stopped by *mode*, as far as its XML tells."""
+    domain = connection.lookupByUUIDString(uuid)
+    if mode is not Mode.SAVE:
+        return None
+    if not domain.isPersistent():
+        return "it is transient, so that libvirt keeps no saved image of it; define it (virsh define)"
+    return domain_xml.unsavable(domain_xml.parse(domain.XMLDesc()))
+
+
+def advice(connection: libvirt.virConnect, uuid: str) -> tuple[str, ...]:
+    """Return what an operator should read about the domain."""
+    domain = connection.lookupByUUIDString(uuid)
+    found = domain_xml.advice(domain_xml.parse(domain.XMLDesc()))
+    if not domain.isPersistent():
+        found = ("it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)", *found)
+    return found
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import libvirt
 from twisted.application.internet import backoffPolicy
@@ -21,13 +20,13 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
-from jitsu_tw.backends import domain, image
-from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
+from jitsu_tw.backends import domain, domain_xml, image
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Boot, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
 #: How many calls to one hypervisor may be under way at once.
@@ -46,10 +45,6 @@ MOST_HUNG: Final = 48
 
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
-
-#: Errors that no later try can change: no driver knows the URI (which libvirt cannot say without a daemon to ask), or a
-#: driver in this process cannot work as it is set up.
-_NEVER: Final = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG})
 
 #: What libvirt's lifecycle events mean, by type and detail; the rest is said in numbers.
 _EVENTS: Final = {
@@ -144,36 +139,9 @@ class LibvirtBackend:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Connect and look at the VMs; keep the connection for `connect`."""
-        try:
-            self._connection = self._open()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() in _NEVER or error.get_error_domain() == libvirt.VIR_FROM_URI:
-                message = f"{self._uri!r} is no hypervisor that libvirt can use: {error}"
-                raise ConfigError(message, key="connect") from error
-            self.log.error("{backend} cannot be reached yet: {error}", backend=self, error=str(error))
-            return
-        for vm in vms:
-            try:
-                self._check_image(vm, self._find(self._connection, vm))
-            except libvirt.libvirtError as error:
-                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                    remedy = "define it there, mend the name, or give its XML file with define"
-                    message = f"{self} knows no such VM: {remedy}"
-                    raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
-                message = f"{self} does not take it: {error}"
-                raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
-
-    def _check_image(self, vm: VM, found: libvirt.virDomain) -> None:
-        """Refuse a VM that wants to start from an image and can have none."""
-        if vm.boot_from is not Boot.SNAPSHOT:
-            return
-        host = urlsplit(self._uri).hostname
-        why = f"{host} keeps files that cannot be seen from here; leave it out" if host else None
-        why = why or image.obstacle(found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-        if why is not None:
-            raise ConfigError(why, *vm.place, f"vms: {vm.name}: boot_from")
+    def examine(self, vm: VM) -> tuple[str, ...]:
+        """Return advice about the file that defines the VM."""
+        return () if vm.define is None else domain_xml.advice(domain_xml.parse(vm.define.read_text()))
 
     def _open(self) -> libvirt.virConnect:
         """Connect, with events and signs of life. Blocks."""
@@ -185,18 +153,16 @@ class LibvirtBackend:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._reboot, None)
         connection.registerCloseCallback(self._hung_up, None)
         return connection
 
     def connect(self, watcher: IWatcher) -> None:
-        """Use the connection that `check` made, or make one, now and whenever it breaks."""
+        """Connect, now and whenever the connection breaks."""
         self._watcher = watcher
         self._pool.start()
         self._saves.start()
-        if self._connection is not None:
-            watcher.connected(self)
-        else:
-            self._try()
+        self._try()
 
     def _try(self) -> None:
         if not self._closed:
@@ -322,6 +288,14 @@ class LibvirtBackend:
         reason = _EVENTS.get((event, detail), f"libvirt's lifecycle event {event}, detail {detail}")
         self._reactor.callFromThread(self._tell, domain.UUIDString(), reason)
 
+    def _reboot(self, _connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
+        """Handle a reboot event, in libvirt's thread."""
+        self._reactor.callFromThread(self._rebooted, domain.UUIDString())
+
+    def _rebooted(self, uuid: str) -> None:
+        if self._watcher is not None:
+            self._watcher.rebooted(uuid)
+
     def _tell(self, uuid: str, reason: str) -> None:
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
@@ -341,8 +315,11 @@ class LibvirtBackend:
         try:
             return connection.lookupByUUIDString(vm.uuid) if vm.uuid else connection.lookupByName(vm.name)
         except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN or vm.define is None:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
+            if vm.define is None:
+                remedy = "define it there, mend the name, or give its XML file with define"
+                raise NoSuchVM(f"{error}; {remedy}") from error
         return connection.defineXML(domain.definition(vm.define.read_text(), vm.uuid))
 
     def state(self, uuid: str) -> Deferred[Power]:
@@ -368,6 +345,18 @@ class LibvirtBackend:
     def traffic(self, uuid: str) -> Deferred[int | None]:
         """Add up what the domain's interfaces have transmitted, as the guest sees it."""
         return self._call(domain.traffic, uuid)
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return the time of the domain's virtual CPUs, or of the whole emulator if they are not told apart."""
+        return self._call(domain.cpu_time, uuid)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return what in the domain's XML is against *mode*."""
+        return self._call(domain.obstacle, uuid, mode)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return what the domain's XML, and its file, give reason to say."""
+        return self._call(domain.advice, uuid)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the domain's memory, and the host's that is free or could be freed at once."""

@@ -118,8 +118,8 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word",
-        "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
+        "_word", "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -611,7 +611,7 @@ class Machine:
         self.feed(Event.FAIL if silent else SEEN[power], self.reason)
 
     async def _stop_by(self, mode: Mode) -> Mode:
-        """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return which it was."""
+        """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return by which."""
         instead = self.vm.save_fallback if mode is Mode.SAVE else None
         if instead is None:
             await self.backend.stop(self.uuid, mode)

@@ -18,6 +18,7 @@ from jitsu_tw.backends import backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -249,3 +250,7 @@ class Inventory:
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
+        try:
+            machine.problem(Problem.DEFINITION, *await backend.advice(uuid))
+        except BackendError as error:
+            self.log.debug("{name}: no advice: {error}", name=name, error=str(error))

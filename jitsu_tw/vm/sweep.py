@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import Evidence
 from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
@@ -206,8 +206,10 @@ class Sweep:
         """Return how many packets the guest has sent; None, and *lease* is blind, while that cannot be read."""
         try:
             total = await machine.backend.traffic(machine.uuid)
-        except BackendError:
+        except BackendError as error:
             total = None
+            if isinstance(error, NoSuchVM):
+                machine.look(str(error))
         else:
             machine.problem(Problem.EVIDENCE, *((UNCOUNTED,) if total is None else ()))
         lease.blind = total is None
@@ -336,33 +338,39 @@ class Sweep:
             self._leases.again(name)
             return
         reason = f"up for {machine.vm.max_up:g} s" if too_long else f"idle for {lease.idle:g} s"
-        self.end(machine, reason)
+        Deferred.fromCoroutine(self.end(machine, reason)).addErrback(self._unexpected, machine)
 
-    def end(self, machine: Machine, reason: str) -> None:
-        """Stop *machine*, whose lease is over; if it cannot be stopped, that is tried again after a while."""
-        ended = Deferred.fromCoroutine(self._end(machine, reason))
-        ended.addErrback(self._unexpected, machine)
+    async def end(self, machine: Machine, reason: str) -> bool:
+        """
+        Begin to stop *machine*, whose lease is over; if it cannot be stopped, that is tried again after a while.
 
-    async def _end(self, machine: Machine, reason: str) -> None:
-        name, before = machine.vm.name, self._leases.get(machine.vm.name)
-        used = before.used if before is not None else -inf
+        Returns:
+            whether its stop has begun: not if it was used meanwhile, or it is known that it cannot be stopped.
+        """
+        lease = self._leases.get(machine.vm.name)
+        assert lease is not None
+        used, lease.planned = lease.used, None
         can = await machine.can_stop()
-        lease = self._leases.get(name)
-        if lease is not before or machine.state is not State.UP:
-            return
-        if can and (lease is None or lease.used <= used):
-            if await machine.stop(reason) is not State.UP:
-                mode = machine.vm.mode.value
-                self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=mode)
-                return
-            lease = self._leases.get(name)
-            can = False
-        if lease is None:
-            return
+        if self._leases.get(machine.vm.name) is not lease or machine.state is not State.UP:
+            return False
+        if can and lease.used == used:
+            machine.stop(reason).addCallback(self._ended, machine, reason)
+            return True
         if not can:
-            self._leave(name, lease)
-        self._leases.again(name)
+            self._leave(machine.vm.name, lease)
+        self._leases.again(machine.vm.name)
         self._plan()
+        return False
+
+    def _ended(self, state: State, machine: Machine, reason: str) -> None:
+        """Log that *machine* has been stopped, or keep it if it could not be."""
+        name, lease = machine.vm.name, self._leases.get(machine.vm.name)
+        if state is not State.UP:
+            self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=machine.vm.mode.value)
+        elif lease is not None:
+            self._leave(name, lease)
+            self._leases.again(name)
+            self._plan()
 
     def _leave(self, name: str, lease: Lease) -> None:
         """Keep a VM that cannot be stopped until that is tried again."""
