@@ -18,6 +18,7 @@ class Problem(enum.Enum):
     ADDRESS = "address"  # its guest uses an address other than its `ip`
     DEFINITION = "definition"  # what its hypervisor advises (`IBackend.advice`)
     EVIDENCE = "evidence"  # whether it is in use cannot be seen
+    PORT = "port"  # its port does not answer, but its guest is alive
     STOP = "stop"  # it cannot be stopped
     FALLBACK = "fallback"  # it cannot be saved, and is stopped in another way
     REMOVED = "removed"  # it runs, started by Jitsu, and the configuration has no such VM any more

@@ -10,8 +10,9 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, NoSuchVM
@@ -21,6 +22,7 @@ from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import DOWN, WANTED, State
 from jitsu_tw.vm.notices import NOTICE
 from jitsu_tw.vm.problems import Problem
+from jitsu_tw.vm.vitals import Counts, Sign, Window, sign_of_life
 from jitsu_tw.vm.week import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -46,9 +48,11 @@ TRY_AGAIN: Final = 30.0
 #: At most so many seconds pass until the times of the week are looked at again.
 LONGEST_SLEEP: Final = 3600.0
 
-#: A port is tried this often, in seconds, and for so long, before its guest is taken for dead.
+#: Whether a guest is alive: its port is tried this often for so long, in seconds; if it is silent, the guest is observed
+#: without being disturbed; then its port is tried once more. An idle Linux guest uses a tick of CPU time within that.
 CHECK_RETRY: Final = 0.5
 CHECK_PATIENCE: Final = 5.0
+CHECK_QUIET: Final = 20.0
 
 #: A VM that cannot be stopped is left for so many seconds until that is tried again: at first, doubled each time, and
 #: at most.
@@ -59,9 +63,6 @@ UNCOUNTED: Final = (
     "nobody counts the packets of its guest, so it is not stopped when it is idle; with evidence: queries it is, after "
     "its last question"
 )
-
-#: So many packets may a guest whose port is closed send in that time: refusals of our tries, and answers to ARP.
-CHECK_PACKETS: Final = 2 * CHECK_PATIENCE / CHECK_RETRY
 
 
 class Sweep:
@@ -93,7 +94,7 @@ class Sweep:
         self._next: IDelayedCall | None = None
         self._times: dict[str, IDelayedCall] = {}
         self._waking: dict[str, IDelayedCall] = {}
-        self._checking: set[str] = set()
+        self._checking: dict[str, Deferred[None]] = {}
         self._resting: set[str] = set()
         self._by_hand: set[str] = set()
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -104,6 +105,8 @@ class Sweep:
         for call in (self._next, *self._times.values(), *self._waking.values()):
             if call is not None and call.active():
                 call.cancel()
+        for checking in list(self._checking.values()):
+            checking.cancel()
 
     # Leases.
 
@@ -262,6 +265,8 @@ class Sweep:
         name = machine.vm.name
         self._leases.drop(name)
         self._resting.discard(name)
+        self._suspended.pop(name, None)
+        self._stop_failures.pop(name, None)
         for call in (self._times.pop(name, None), self._waking.pop(name, None)):
             if call is not None and call.active():
                 call.cancel()
@@ -502,30 +507,49 @@ class Sweep:
         if lease is None or not machine.ready or name in self._checking or not self._sharing.is_ours(machine):
             return
         lease.check_at = self._now() + machine.vm.check_every
-        self._checking.add(name)
-        Deferred.fromCoroutine(self._check(machine, lease)).addBoth(self._checked, machine)
+        self._checking[name] = checking = Deferred.fromCoroutine(self._check(machine, lease))
+        checking.addBoth(self._checked, machine)
 
     def _checked(self, result: Any, machine: Machine) -> None:
-        self._checking.discard(machine.vm.name)
-        if result is not None and not result.check(BackendError):
+        self._checking.pop(machine.vm.name, None)
+        if result is not None and not result.check(BackendError, CancelledError):
             self.log.failure("{name}: unexpected, please report", result, name=machine.vm.name)
 
     async def _check(self, machine: Machine, lease: Lease) -> None:
-        vm, backend = machine.vm, machine.backend
-        before = await backend.traffic(machine.uuid)
-        answers = self._port.wait(vm, await backend.guest(machine.uuid), CHECK_RETRY)
+        """Restart *machine* if its port is silent, twice, and its guest has given no sign of life from first to last."""
+        vm, windows, before = machine.vm, list[Window](), await self._counts_of(machine)
+        for tries in (True, False, True):
+            if tries and await self._answers(machine):
+                machine.problem(Problem.PORT)
+                return
+            if not tries:
+                await deferLater(self._reactor, CHECK_QUIET)
+            after = await self._counts_of(machine)
+            if self._leases.get(vm.name) is not lease:
+                return
+            number = (int(CHECK_PATIENCE / CHECK_RETRY) + 1) * len(vm.ip) if tries else 0
+            windows.append(Window(before, after, number))
+            before, sign = after, sign_of_life(windows)
+            if sign is not Sign.NONE:
+                silent = f"its port {vm.wait_for_port} does not answer Jitsu's host"
+                machine.problem(Problem.PORT, f"{silent}, but it is left alone: {sign.value}")
+                return
+        machine.problem(Problem.PORT)
+        reason = f"dead: its port {vm.wait_for_port} is silent, and {sign.value}"
+        self.log.error("{name}: {reason}; restarted", name=vm.name, reason=reason)
+        machine.restart(reason)
+
+    async def _answers(self, machine: Machine) -> bool:
+        """Try the port for some seconds; say whether it answers."""
+        answers = self._port.wait(machine.vm, await machine.backend.guest(machine.uuid), CHECK_RETRY)
         try:
             await answers.addTimeout(CHECK_PATIENCE, self._reactor)
         except DeferredTimeout:
-            after = await backend.traffic(machine.uuid)
-        else:
-            return
-        if self._leases.get(vm.name) is not lease:
-            return
-        if before is not None and after is not None and after - before > CHECK_PACKETS:
-            self.log.warn("{name}: port {port} is silent, but the guest is busy; left alone", name=vm.name,
-                          port=vm.wait_for_port)
-            return
-        reason = f"dead: port {vm.wait_for_port} has been silent for {CHECK_PATIENCE:g} s"
-        self.log.error("{name}: {reason}; restarted", name=vm.name, reason=reason)
-        machine.restart(reason)
+            return False
+        return True
+
+    @staticmethod
+    async def _counts_of(machine: Machine) -> Counts:
+        """Return what the hypervisor has counted of *machine*'s guest."""
+        packets = await machine.backend.traffic(machine.uuid)
+        return Counts(packets, await machine.backend.cpu_time(machine.uuid))
