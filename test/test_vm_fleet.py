@@ -11,9 +11,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import MemoryBackend, MemoryGuest
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
-from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
+from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
@@ -984,6 +985,74 @@ class FailureTests(FleetTestCase):
             self.world.pump(1)
         self.assertEqual(7, self.world.starts())
 
+    def test_ends_in_order(self) -> None:
+        """A guest that ends by itself after it was ready has done its work: no failure, no rest, as often as it is."""
+        for reason in (SHUT_DOWN, ENDED):
+            self.world = World(vm())
+            for number in range(1, 8):
+                self.assertEqual([True], self.ask())
+                self.world.pump(1)
+                self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
+                self.assertEqual((State.OFF, 0, number),
+                                 (self.world.machine().state, self.world.machine().failures, self.world.starts()))
+
+    def test_ends_before_it_is_ready(self) -> None:
+        """A guest that ends before it was ready has failed, however it ended; so has one that crashes soon after."""
+        for delay, reason in ((5.0, ENDED), (0.5, "the guest crashed")):
+            self.world = World(vm(response_delay=delay))
+            for _ in range(60):
+                self.ask()
+                self.world.pump(1)
+                if self.world.machine().state in {State.WAITING, State.UP}:
+                    self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
+            self.assertEqual((7, 7), (self.world.starts(), self.world.machine().failures), reason)
+
+    def begin_silent(self, sent: int | None = 0, **changes: Any) -> MemoryGuest:
+        """Begin with a VM whose port never answers, and that has sent so many packets."""
+        self.patch(Port, "wait", lambda *_: Deferred())
+        self.patch(MemoryBackend, "reachable", True)  # noqa: FBT003
+        self.world = World(vm(wait_for_port=80, idle=600, **changes))
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        self.ask()
+        guest.sent = sent
+        return guest
+
+    def test_silent(self) -> None:
+        """A guest with a port that never listens and sends no packet has failed; it is destroyed, and tried again."""
+        guest = self.begin_silent(mode=Mode.SAVE)
+        self.world.pump(READY_WITHIN - 1, step=1)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.world.pump(2, step=1)
+        self.assertEqual((State.FAILED, Power.OFF, 1),
+                         (self.world.machine().state, guest.power, self.world.machine().failures))
+        self.assertIn("has sent no packet", self.world.machine().reason)
+        (activation,) = self.world.fleet.journal.last_activations("www", 5)
+        self.assertEqual("failed", activation.outcome)
+        for failures in (2, 3):
+            self.ask()
+            self.world.pump(READY_WITHIN + 1, step=1)
+            self.assertEqual((State.FAILED, failures), (self.world.machine().state, self.world.machine().failures))
+        self.assertIn("tried again in", str(self.ask()[0].value))
+
+    def test_not_silent(self) -> None:
+        """One that has sent a packet, or that nobody counts, is taken for up; so is one that somebody else started."""
+        for sent in (1, None):
+            self.begin_silent(sent)
+            self.world.pump(READY_WITHIN + 1, step=1)
+            self.assertEqual((State.UP, False), (self.world.machine().state, self.world.machine().ready))
+        self.begin_silent(faults=["start"])
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.ask()
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_silent_and_cannot_be_stopped(self) -> None:
+        """If it cannot be destroyed either, it is up, with its problem."""
+        self.begin_silent(faults=["stop"])
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertEqual((State.UP, False), (self.world.machine().state, self.world.machine().ready))
+        self.assertIn("cannot be stopped", self.world.fleet.problems.of("www")[0])
+
     def test_steady(self) -> None:
         """A VM that stayed up for a while has not failed, and is booted as soon as it is asked for."""
         self.world = World(vm())
@@ -1015,6 +1084,25 @@ class FailureTests(FleetTestCase):
         guest.vm = vm()
         self.world.pump(1.5, step=0.5)
         self.assertEqual((State.UP, 2), (self.world.machine().state, guest.boots))
+
+    def test_resumed_but_silent(self) -> None:
+        """A VM that was resumed, and whose port is silent for Jitsu's host, is kept if it gives a sign of life."""
+        for sign in ("packets", "cpu", "uncounted"):
+            self.world = World(vm(idle=10, mode=Mode.PAUSE))
+            self.ask()
+            self.world.pump(11)
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.vm = vm(faults=["never_ready"])
+            if sign == "uncounted":
+                guest.sent = None
+            self.assertEqual([], self.ask())
+            for _ in range(round(RESUMED_WITHIN) + 1):
+                self.world.pump(1, step=1)
+                if sign == "packets":
+                    guest.sent = (guest.sent or 0) + 1000
+                guest.cpu = (guest.cpu or 0.0) + (0.01 if sign == "cpu" else 0.0)
+            machine = self.world.machine()
+            self.assertEqual((State.UP, False, 1), (machine.state, machine.ready, guest.boots), sign)
 
     def test_dies_when_restored(self) -> None:
         """A VM that was restored and dies of it is booted, once, without its image, and who waits never knows."""

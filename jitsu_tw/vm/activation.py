@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
 from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness.port import EVERY
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
 from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
 from jitsu_tw.vm.problems import Problem
+from jitsu_tw.vm.vitals import Counts, Sign, Window, sign_of_life
 from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -491,7 +494,8 @@ class Machine:
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        patience = self._reactor.callLater(RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN, self._give_up)
+        resumed = self._how in RESUMED
+        patience = self._reactor.callLater(RESUMED_WITHIN / 2 if resumed else READY_WITHIN, self._give_up)
         signs: list[Deferred[None]] = []
         try:
             if not await self._is_told():
@@ -510,7 +514,7 @@ class Machine:
                 raise
             self._waiting = None
             self.log.error("{name}: nobody can tell when it is ready: {error}", name=self.vm.name, error=str(error))
-            self._take_for_up()
+            self._not_known_to_be_ready()
             return
         except Exception:
             # One sign is enough to end the wait for all, whatever it was, and so is being cancelled.
@@ -539,38 +543,61 @@ class Machine:
             sign.addErrback(lambda _: None)
             sign.cancel()
 
-    def _take_for_up(self) -> None:
-        """Take a guest that is not known to be ready for up, so that it has a lease, and that can end."""
+    def _take_for_up(self, limit: float) -> None:
+        """Take a guest that is not known to be ready after *limit* seconds for up: so it has a lease, which can end."""
+        self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=limit)
+        self._not_known_to_be_ready()
+
+    def _not_known_to_be_ready(self) -> None:
         self.ready = False
         self.feed(Event.READY, "not known to be ready")
 
     def _give_up(self) -> None:
-        """Boot a guest that was resumed and is not heard of; wait no longer for one that was booted."""
-        name, how = self.vm.name, self._how
-        if how in RESUMED:
-            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted", name=name, how=how.value,
-                           limit=RESUMED_WITHIN)
-            self.restart(f"not ready after it was {how.value}")
-        else:
-            judged = Deferred.fromCoroutine(self._judge(self._moves))
-            judged.addErrback(lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=name))
+        """Decide on a guest that is not ready in time."""
+        judge = self._judge_resumed if self._how in RESUMED else self._judge_booted
+        judged = Deferred.fromCoroutine(judge(self._moves))
+        judged.addErrback(
+            lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=self.vm.name)
+        )
 
-    async def _judge(self, moves: int) -> None:
-        """Take a guest that is not ready in time for up, or, if it has a port and has sent no packet, for failed."""
-        sent: int | None = None
-        if self._how is Start.BOOTED and has_port(self.vm, self.backend):
-            with contextlib.suppress(BackendError):
-                sent = await self.backend.traffic(self.uuid)
+    async def _judge_resumed(self, moves: int) -> None:
+        """Observe a guest that was resumed for the rest of its time; boot it if it gives no sign of life."""
+        before = await self.counts()
+        await deferLater(self._reactor, RESUMED_WITHIN / 2)
+        window = Window(before, await self.counts(), int(RESUMED_WITHIN / 2 / EVERY) * len(self.vm.ip))
         if moves != self._moves:
             return
-        if sent == 0:
+        name, how, sign = self.vm.name, self._how.value, sign_of_life([window])
+        if sign is Sign.NONE:
+            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name, how=how,
+                           limit=RESUMED_WITHIN, sign=sign.value)
+            self.restart(f"not ready after it was {how}")
+        else:
+            self._take_for_up(RESUMED_WITHIN)
+
+    async def _judge_booted(self, moves: int) -> None:
+        """Take a guest for up, or, if we have started it, it has a port and has sent no packet, for failed."""
+        sent = (await self.counts()).packets
+        if moves != self._moves:
+            return
+        if sent == 0 and self._how is Start.BOOTED and has_port(self.vm, self.backend):
             self._silent = self._kill = True
             self.ready = False
             self._fault = BootFailed
             self.feed(Event.STOP, f"its guest did not listen within {READY_WITHIN:g} s, and has sent no packet")
         else:
-            self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=READY_WITHIN)
-            self._take_for_up()
+            self._take_for_up(READY_WITHIN)
+
+    def counts(self) -> Deferred[Counts]:
+        """Return what the hypervisor has counted of the guest, as far as that can be read."""
+        return Deferred.fromCoroutine(self._counts())
+
+    async def _counts(self) -> Counts:
+        try:
+            packets = await self.backend.traffic(self.uuid)
+            return Counts(packets, await self.backend.cpu_time(self.uuid))
+        except BackendError:
+            return Counts(None, None)
 
     async def _keep_image(self) -> None:
         """Keep the image of the guest as it is now; where there can be none, go on without."""

@@ -22,7 +22,7 @@ from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import DOWN, WANTED, State
 from jitsu_tw.vm.notices import NOTICE
 from jitsu_tw.vm.problems import Problem
-from jitsu_tw.vm.vitals import Counts, Sign, Window, sign_of_life
+from jitsu_tw.vm.vitals import Sign, Window, sign_of_life
 from jitsu_tw.vm.week import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ TRY_AGAIN: Final = 30.0
 #: At most so many seconds pass until the times of the week are looked at again.
 LONGEST_SLEEP: Final = 3600.0
 
-#: Whether a guest is alive: its port is tried this often for so long, in seconds; if it is silent, the guest is observed
-#: without being disturbed; then its port is tried once more. An idle Linux guest uses a tick of CPU time within that.
+#: Whether a guest is alive: its port is tried this often for so long, in seconds; if it is silent, the guest is
+#: observed without being disturbed; then its port is tried again. An idle Linux guest uses a tick of CPU within that.
 CHECK_RETRY: Final = 0.5
 CHECK_PATIENCE: Final = 5.0
 CHECK_QUIET: Final = 20.0
@@ -516,15 +516,15 @@ class Sweep:
             self.log.failure("{name}: unexpected, please report", result, name=machine.vm.name)
 
     async def _check(self, machine: Machine, lease: Lease) -> None:
-        """Restart *machine* if its port is silent, twice, and its guest has given no sign of life from first to last."""
-        vm, windows, before = machine.vm, list[Window](), await self._counts_of(machine)
+        """Restart *machine* if its port is silent, twice, and its guest has given no sign of life all the time."""
+        vm, windows, before = machine.vm, list[Window](), await machine.counts()
         for tries in (True, False, True):
             if tries and await self._answers(machine):
                 machine.problem(Problem.PORT)
                 return
             if not tries:
                 await deferLater(self._reactor, CHECK_QUIET)
-            after = await self._counts_of(machine)
+            after = await machine.counts()
             if self._leases.get(vm.name) is not lease:
                 return
             number = (int(CHECK_PATIENCE / CHECK_RETRY) + 1) * len(vm.ip) if tries else 0
@@ -547,9 +547,3 @@ class Sweep:
         except DeferredTimeout:
             return False
         return True
-
-    @staticmethod
-    async def _counts_of(machine: Machine) -> Counts:
-        """Return what the hypervisor has counted of *machine*'s guest."""
-        packets = await machine.backend.traffic(machine.uuid)
-        return Counts(packets, await machine.backend.cpu_time(machine.uuid))
