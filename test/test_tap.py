@@ -299,7 +299,7 @@ class HypervisorTests(ProcessTestCase):
     def serves(self, connect: str) -> None:
         """Check that a VM of *connect* is SERVFAIL, and that another one is served."""
         self.serve("--zone", "jitsu.zone", configuration=(
-            f"vms:\n  - {{name: nobody, dns: nobody.jitsu.test, ip: 10.0.0.9, backend: libvirt, connect: '{connect}'}}\n"
+            f"vms:\n  - {{name: nobody, dns: nobody.jitsu.test, ip: 10.0.0.9, backend: libvirt, connect: {connect}}}\n"
             "  - {name: www, dns: www.jitsu.test, ip: 10.0.0.1}\n"
         ))  # fmt: skip
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())

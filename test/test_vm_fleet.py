@@ -1406,6 +1406,23 @@ class ReconcilingTests(FleetTestCase):
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         self.assertEqual(uuid, self.world.machine().uuid)
 
+    def test_advice(self) -> None:
+        """What an operator should read about a VM is logged once, and shown until its hypervisor has no more to say."""
+        logged: list[str] = []
+        remember: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(remember)
+        self.addCleanup(globalLogPublisher.removeObserver, remember)
+        self.world = World(vm())
+        machine = self.world.machine()
+        self.world.backend.guests[machine.uuid].advice = ("it is transient",)
+        for _ in range(2):
+            self.world.fleet.inventory.connected(self.world.backend)
+        self.assertEqual(["it is transient"], self.world.fleet.problems.of("www"))
+        self.assertEqual(1, logged.count("www: it is transient"))
+        self.world.backend.guests[machine.uuid].advice = ()
+        self.world.fleet.inventory.connected(self.world.backend)
+        self.assertEqual([], self.world.fleet.problems.of("www"))
+
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
         self.world = World(vm())

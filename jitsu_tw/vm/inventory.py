@@ -250,7 +250,15 @@ class Inventory:
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
+        await self._ask_advice(machine)
+
+    async def _ask_advice(self, machine: Machine) -> None:
+        """Ask the hypervisor what an operator should read about *machine*."""
+        name = machine.vm.name
         try:
-            machine.problem(Problem.DEFINITION, *await backend.advice(uuid))
+            sentences = await machine.backend.advice(machine.uuid)
         except BackendError as error:
             self.log.debug("{name}: no advice: {error}", name=name, error=str(error))
+            return
+        if self._machines.get(name) is machine:
+            machine.problem(Problem.DEFINITION, *sentences)
