@@ -222,6 +222,7 @@ class VM:
         xen: of libxl: what it is made of, unless `define` says it all.
         boot_time: of the memory backend: the seconds that its start call takes.
         faults: of the memory backend: what goes wrong.
+        removed: the configuration has it no more; it was started by an earlier process, and is to be stopped when idle.
         place: the file and line where it stands, for messages.
         dns_place: the same, of its names.
         said: what the configuration said, key by key, for the state (DESIGN, section 10).
@@ -263,6 +264,7 @@ class VM:
     xen: XenGuest | None = None
     boot_time: float = 0.0
     faults: frozenset[Fault] = frozenset()
+    removed: bool = False
     place: tuple[str | None, int | None] = (None, None)
     dns_place: tuple[str | None, int | None] = (None, None)
     said: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)

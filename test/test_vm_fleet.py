@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
+from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
@@ -1459,22 +1462,116 @@ class ReconcilingTests(FleetTestCase):
         self.assertEqual([True], self.ask())
         self.assertEqual(1, self.world.backend.guests[self.world.machine().uuid].boots)
 
-    def test_not_configured_any_more(self) -> None:
-        """A VM that the configuration does not have any more goes out of the state; its statistics stay; it is left."""
-        self.world = World(vm("a", said={"name": ("a",)}), vm("bb"))
+
+class RemovedTests(FleetTestCase):
+    """VMs that were renamed in, or taken out of, the configuration while Jitsu was off."""
+
+    def begin(self, *configured: VM, **changes: Any) -> MemoryGuest:
+        """Begin with a VM a, which is asked for; then only the VMs *configured* are in the configuration."""
+        self.world = World(vm("a", **{"idle": 20, "said": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
         self.ask("a")
-        uuid = self.world.machine("a").uuid
-        self.assertIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
-        self.world.settings = type(self.world.settings)(vms=(vm("bb"),))
-        events: list[Any] = []
-        observer: Any = events.append
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        guest = self.world.backend.guests[self.world.machine("a").uuid]
+        self.world.settings = evolve(self.world.settings, vms=configured or (vm("bb"),))
         self.world.kill()
-        self.assertNotIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
-        self.assertIn(f"jitsu/stats/{uuid}/start_ts", self.world.store.tree)
-        self.assertEqual(1, len([one for one in events if "a: started by us, but not in" in str(formatEvent(one))]))
-        self.assertIs(Power.RUNNING, self.world.backend.guests[uuid].power)
+        return guest
+
+    def paths(self, room: str) -> list[str]:
+        """Return what the state has of a in a part of it."""
+        uuid = str(uuids.uuid5(uuids.NAMESPACE_DNS, "a.memory.jitsu"))
+        return [path for path in self.world.store.tree if path.startswith(f"jitsu/{room}/{uuid}/")]
+
+    def test_stopped_when_idle(self) -> None:
+        """What Jitsu had started is shown, and stopped by its last mode when it is idle; then it is forgotten."""
+        guest = self.begin(mode=Mode.SAVE)
+        self.assertIs(State.UP, self.world.machine("a").state)
+        self.assertEqual([IS_REMOVED], self.world.fleet.problems.of("a"))
+        self.assertEqual(1, self.world.fleet.problems.counts[Problem.REMOVED])
+        self.assertTrue(self.paths("vm"))
+        self.world.pump(21)
+        self.assertIs(Power.SAVED, guest.power)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.problems.of("a")))
+        self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
+        self.assertEqual([], self.paths("vm"))
+        self.assertTrue(self.paths("stats"))
+        self.world.kill()
+        self.assertEqual(["bb"], list(self.world.fleet.machines))
+
+    def test_in_use(self) -> None:
+        """One that is in use is kept, also by the next process."""
+        guest = self.begin()
+        for number in range(60):
+            self.world.pump(1)
+            guest.sent = (guest.sent or 0) + 100
+            if number == 30:
+                self.world.kill()
+        self.assertIs(State.UP, self.world.machine("a").state)
+        self.world.pump(25)
+        self.assertIs(Power.OFF, guest.power)
+
+    def test_down_already(self) -> None:
+        """One that is down, or was not started by Jitsu, is no concern; its configuration goes out of the state."""
+        guest = self.begin(vm("a"), vm("bb"))
+        self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))
+        guest.power = Power.OFF
+        self.world.kill()
+        self.world.pump(1)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.paths("vm")))
+        guest.power = Power.RUNNING
+        self.world.kill()
+        self.world.pump(100, step=1)
+        self.assertEqual((["bb"], Power.RUNNING), (list(self.world.fleet.machines), guest.power))
+
+    def test_renamed(self) -> None:
+        """One that was renamed, and is the same but for its name and names, is the same VM: it is adopted."""
+        said = {"name": ("new",), "idle": ("20",)}
+        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, said=said), vm("bb"))
+        self.assertEqual((State.UP, ["new", "bb"]), (self.world.machine("new").state, list(self.world.fleet.machines)))
+        self.assertEqual([True], self.ask("new"))
+        self.assertEqual(1, guest.starts)
+        self.world.pump(6)
+        self.assertEqual("new", self.world.store.tree[f"jitsu/vm/{self.world.machine('new').uuid}/config/name/0"])
+
+    def test_address_taken(self) -> None:
+        """One whose address another VM has now is stopped at once."""
+        guest = self.begin(vm("new", ip=vm("a").ip, mode=Mode.SAVE), vm("bb"))
+        self.world.pump(1)
+        self.assertEqual((Power.OFF, ["new", "bb"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_name_taken(self) -> None:
+        """One whose name another VM has now, with another uuid, is shown by its uuid too."""
+        uuid = "11111111-2222-3333-4444-555555555555"
+        guest = self.begin(vm("a", uuid=uuid, ip=vm("ccc").ip))
+        (name,) = set(self.world.fleet.machines) - {"a"}
+        self.assertIn(self.world.machine(name).uuid, name)
+        self.world.pump(21)
+        self.assertEqual((Power.OFF, ["a"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_cannot_be_stopped(self) -> None:
+        """One that cannot be stopped stays in sight."""
+        guest = self.begin()
+        guest.vm = vm("a", faults=["stop"])
+        self.patch(self.world.backend, "look_up", lambda _: succeed(self.world.machine("a").uuid))
+        self.world.pump(25)
+        self.assertEqual((State.UP, 2), (self.world.machine("a").state, len(self.world.fleet.problems.of("a"))))
+
+    def test_another_hypervisor(self) -> None:
+        """One at a hypervisor where no VM of the configuration is, is asked for there."""
+        self.world = World(vm("a", connect="far", said={"name": ("a",)}), vm("bb"))
+        self.ask("a")
+        far = self.world.fleet.machines["a"].backend
+        self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))
+        asked: list[str] = []
+        look_up = MemoryBackend.look_up
+
+        def noted(backend: MemoryBackend, one: VM) -> Deferred[str]:
+            asked.append(f"{one.connect} {one.name}")
+            return look_up(backend, one)
+
+        self.patch(MemoryBackend, "look_up", noted)
+        self.world.kill()
+        self.assertIn("far a", asked)
+        self.assertIn("memory far", self.world.fleet.inventory.hypervisors)
+        self.assertIsNot(far, self.world.backend)
 
 
 class ManyTests(SynchronousTestCase):

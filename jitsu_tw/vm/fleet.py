@@ -33,12 +33,12 @@ from jitsu_tw.vm.fencing import Fencing
 from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
-from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
+from jitsu_tw.vm.lifecycle import ACTIVATING, DOWN, WANTED, State
 from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import LET_GO, Ownership
 from jitsu_tw.vm.placement import Placement
 from jitsu_tw.vm.policy import Policy, Verdict
-from jitsu_tw.vm.problems import Problems
+from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sharing import Ask, Sharing
 from jitsu_tw.vm.sweep import Sweep
@@ -55,7 +55,9 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
     from jitsu_tw.vm.lease import Lease
-    from jitsu_tw.vm.problems import Problem
+
+#: What an operator reads of a VM that the configuration has no more.
+IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
@@ -126,7 +128,9 @@ class Fleet:
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
-        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor)
+        self.inventory = Inventory(
+            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed
+        )
         self.inventory.on_found = self._found
         if self.cover is not None:
             self.inventory.on_change = self.cover.changed
@@ -222,11 +226,35 @@ class Fleet:
             if self.cover is not None:
                 self.cover.forget(machine)
             machine.become(vm, self._signs_of(vm))
+            machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
         if self.cover is not None:
             self.cover.enlist(machine)
         return machine
+
+    def _enlist_removed(self, vm: VM) -> Machine:
+        """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
+        hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
+        name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
+        machine = self.enlist(attrs.evolve(vm, name=name, hosts=hosts))
+        machine.problem(Problem.REMOVED, IS_REMOVED)
+        return machine
+
+    def _removed_moved(self, machine: Machine) -> None:
+        """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
+        if self.machines.get(machine.vm.name) is not machine:
+            return
+        if machine.state in DOWN or machine.is_gone:
+            self._record.stopped(machine)
+            dismissed = Deferred.fromCoroutine(self.dismiss(machine, "it is no more"))
+            dismissed.addCallback(lambda _: self._record.forget_others())
+            dismissed.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+        elif machine.state is State.UP and self._sweep.lease(machine.vm.name) is not None:
+            taken = {ip for one in self.machines.values() if not one.vm.removed for ip in one.vm.ip}
+            if taken.intersection(machine.vm.ip):
+                ended = Deferred.fromCoroutine(self._sweep.end(machine, "its address is another VM's now"))
+                ended.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
 
     async def dismiss(self, machine: Machine, reason: str) -> None:
         """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
@@ -583,6 +611,8 @@ class Fleet:
             self._sweep.drop(machine)
         self.sharing.moved(machine)
         self.inventory.moved(machine)
+        if machine.vm.removed:
+            self._reactor.callLater(0, self._removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import backends_for
+from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.vm.lifecycle import State
@@ -57,10 +57,21 @@ class Inventory:
         record: Record,
         journal: Journal,
         reactor: IReactorTime,
+        enlist: Callable[[VM], Machine],
     ) -> None:
-        """Look for *machines*, which are by the VM's name; *backends* are found by a VM's backend and URI."""
+        """
+        Look for *machines*, which are by the VM's name.
+
+        Args:
+            backends: found by a VM's backend and URI.
+            machines: to look for.
+            record: what the state says of them.
+            journal: is told of connections.
+            reactor: calls later.
+            enlist: makes a machine of a VM that the configuration has no more, and that may still run.
+        """
         self._backends, self._machines = dict(backends), machines
-        self._record, self._journal, self._reactor = record, journal, reactor
+        self._record, self._journal, self._reactor, self._enlist = record, journal, reactor, enlist
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._strangers = 0
@@ -73,8 +84,11 @@ class Inventory:
     # Beginning and end.
 
     def start(self) -> None:
-        """Connect to all of them."""
+        """Connect to all of them, and to those where VMs that the configuration has no more may run."""
         self._connected = True
+        for vm in self._record.removed():
+            if (vm.backend, vm.connect) not in self._backends and vm.backend in BACKENDS:
+                self._enlist(vm)
         for backend in list(self._backends.values()):
             backend.connect(self)
 
@@ -184,10 +198,17 @@ class Inventory:
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        await self._find_removed(backend)
         if all(machine.uuid for machine in self._machines.values()):
-            for name in self._record.forget_others():
-                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+            self._record.forget_others()
         await self._record.save_configuration()
+
+    async def _find_removed(self, backend: IBackend) -> None:
+        """Find what runs at *backend* through us and is in the configuration no more, once all else has been found."""
+        if all(machine.uuid or machine.is_gone for machine in self._of(backend)):
+            for vm in self._record.removed():
+                if self.backend_of(vm) is backend and vm.uuid not in self._by_uuid:
+                    await self._look_at(self._enlist(vm))
 
     # One VM.
 
@@ -209,14 +230,20 @@ class Inventory:
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
         if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            self._look_for(machine)
+            Deferred.fromCoroutine(self._look_at_late(machine))
+
+    async def _look_at_late(self, machine: Machine) -> None:
+        """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
+        if self._machines.get(machine.vm.name) is machine:
+            await self._look_at(machine)
+            await self._find_removed(machine.backend)
 
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
         vm = machine.vm
         if vm.uuid is not None or machine.backend.has_uuids:
             return vm
-        uuid = machine.uuid or self._record.uuid_of(vm.name)
+        uuid = machine.uuid or self._record.uuid_of(vm)
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_at(self, machine: Machine) -> None:
