@@ -251,8 +251,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
     values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"] or LEAST_IDLE))
-    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images", "use_synjitsu",
-                "wake_by_packet", "handover"):
+    for key in ("idle_packets", "evidence", "save_fallback", "min_up", "max_up", "check_every", "stop_timeout",
+                "images", "use_synjitsu", "wake_by_packet", "handover"):
         if key in defaults:
             values.setdefault(key, defaults[key])
     if "wait_for_http" in values:
