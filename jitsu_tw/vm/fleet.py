@@ -12,6 +12,7 @@ from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
