@@ -273,8 +273,6 @@ class JitsuService(Service):
             remembered = self._store.open()
             if self._branches is not None:
                 self._branches.restore(remembered)
-            for (kind, uri), backend in self._backends.items():
-                backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
         except JitsuError as error:
             give_up(error)
         for zone in self._zones:

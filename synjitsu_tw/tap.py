@@ -19,9 +19,13 @@ from twisted.python import usage
 from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.twistd import cannot_write, stop_once
-from synjitsu_tw.handover import XenstoreHandover
-from synjitsu_tw.service import Synjitsu
-from synjitsu_tw.table import Refusal
+
+try:
+    from synjitsu_tw.handover import XenstoreHandover
+    from synjitsu_tw.service import Synjitsu
+    from synjitsu_tw.table import Refusal
+except ImportError as missing:
+    sys.exit(f"synjitsu: needs what is not installed: pip install 'jitsu-tw[synjitsu]' ({missing})")
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -146,7 +150,7 @@ def xenstore(reactor: Any) -> Any:
     try:
         from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
     except ImportError as error:
-        give_up(f"--xenstore: {error}")
+        give_up(f"--xenstore: needs what is not installed: pip install 'jitsu-tw[xen]' ({error})")
     return Xenstore(reactor)
 
 

@@ -25,7 +25,7 @@ from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from jitsu_tw.settings import VM, Mode
 
@@ -101,11 +101,10 @@ class Hosts:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Look at the VMs on all of them. Blocks."""
-        vms = tuple(vms)
-        for name, backend in self._hosts.items():
-            backend.check([_as_defined(vm) for vm in vms if name in vm.hosts])
+    def examine(self, vm: VM) -> tuple[str, ...]:
+        """Return the advice of the backends of all hosts that *vm* may run on."""
+        found = [backend.examine(_as_defined(vm)) for backend in self._of(vm).values()]
+        return tuple(dict.fromkeys(sentence for one in found for sentence in one))
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect to all of them."""
@@ -126,6 +125,11 @@ class Hosts:
         """Pass it on."""
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
+
+    def rebooted(self, uuid: str) -> None:
+        """Pass it on."""
+        if self._watcher is not None:
+            self._watcher.rebooted(uuid)
 
     def connected(self, backend: IBackend) -> None:
         """Have a host, for the first time or again."""
@@ -399,6 +403,27 @@ class Hosts:
     def traffic(self, uuid: str) -> Deferred[int | None]:
         """Return what the guest has transmitted, as its host counts."""
         return self._there(uuid, "traffic")
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return how long its virtual CPUs have run, as its host counts."""
+        return self._there(uuid, "cpu_time")
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return what its host knows against stopping it by *mode*; a VM that is nowhere is off already."""
+        return self._there(uuid, "obstacle", mode) if uuid in self._at else succeed(None)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return what the hosts that can be reached give reason to say; each sentence names the hosts it is of."""
+        return Deferred.fromCoroutine(self._advice(uuid))
+
+    async def _advice(self, uuid: str) -> tuple[str, ...]:
+        names = [name for name in self._of(self._known(uuid)) if name not in self.away]
+        answers = await DeferredList([self._hosts[name].advice(uuid) for name in names], consumeErrors=True)
+        said: dict[str, list[str]] = {}
+        for name, (good, sentences) in zip(names, answers, strict=True):
+            for sentence in sentences if good else ():
+                said.setdefault(sentence, []).append(name)
+        return tuple(f"{', '.join(hosts)}: {sentence}" for sentence, hosts in said.items())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:  # noqa: ARG002
         """Return None: `start` looks at the memory of each host."""

@@ -207,7 +207,8 @@ class Host:
             if uuid in self.vms:
                 return uuid
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):
-                raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it")
+                remedy = "give its kernel, or its xl configuration with define"
+                raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it; {remedy}")
         self.vms[uuid] = vm
         if vm.uuid is None:
             self._names[vm.name] = uuid

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.control.cluster import Members
 from jitsu_tw.control.describe import describe, explain
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
+
+
+#: So many problems of VMs are told by `healthz`; there may be as many as VMs.
+MOST_PROBLEMS: Final = 20
 
 
 class Endpoint(Guarded):
@@ -103,10 +108,13 @@ class Health(FleetPage):
         problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if self._fleet.sharing.why_apart:
             problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
+        elif self._fleet.sharing.coordinator.trouble:
+            problems.append(f"nothing new is started here: {self._fleet.sharing.coordinator.trouble}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         if self._fleet.trouble():
             problems.append(f"the configuration is not shared: {self._fleet.trouble()}")
+        problems += islice(self._fleet.problems.degrading(), MOST_PROBLEMS)
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 

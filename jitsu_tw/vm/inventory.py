@@ -14,10 +14,11 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import backends_for
+from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -56,10 +57,21 @@ class Inventory:
         record: Record,
         journal: Journal,
         reactor: IReactorTime,
+        enlist: Callable[[VM], Machine],
     ) -> None:
-        """Look for *machines*, which are by the VM's name; *backends* are found by a VM's backend and URI."""
+        """
+        Look for *machines*, which are by the VM's name.
+
+        Args:
+            backends: found by a VM's backend and URI.
+            machines: to look for.
+            record: what the state says of them.
+            journal: is told of connections.
+            reactor: calls later.
+            enlist: makes a machine of a VM that the configuration has no more, and that may still run.
+        """
         self._backends, self._machines = dict(backends), machines
-        self._record, self._journal, self._reactor = record, journal, reactor
+        self._record, self._journal, self._reactor, self._enlist = record, journal, reactor, enlist
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._strangers = 0
@@ -73,8 +85,16 @@ class Inventory:
     # Beginning and end.
 
     def start(self) -> Deferred[Any]:
-        """Connect to all; the Deferred fires when the VMs of each are in the state, or it cannot be asked."""
+        """
+        Connect to all hypervisors, and to those where VMs that the configuration has no more may run.
+
+        Returns:
+            A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
+        """
         self._connected = True
+        for vm in self._record.removed():
+            if (vm.backend, vm.connect) not in self._backends and vm.backend in BACKENDS:
+                self._enlist(vm)
         backends = list(self._backends.values())
         self._unseen = {id(backend): Deferred() for backend in backends}
         seen = DeferredList(self._unseen.values())
@@ -161,6 +181,12 @@ class Inventory:
             for name in list(self._missing):
                 self._look_for(self._machines[name])
 
+    def rebooted(self, uuid: str) -> None:
+        """Tell a VM of ours that its guest has rebooted itself."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.rebooted()
+
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
         self._lost[id(backend)] = reason
@@ -189,10 +215,17 @@ class Inventory:
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        await self._find_removed(backend)
         if all(machine.uuid for machine in self._machines.values()):
-            for name in self._record.forget_others():
-                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+            self._record.forget_others()
         await self._record.save_configuration()
+
+    async def _find_removed(self, backend: IBackend) -> None:
+        """Find what runs at *backend* through us and is in the configuration no more, once all else has been found."""
+        if all(machine.uuid or machine.is_gone for machine in self._of(backend)):
+            for vm in self._record.removed():
+                if self.backend_of(vm) is backend and vm.uuid not in self._by_uuid:
+                    await self._look_at(self._enlist(vm))
 
     # One VM.
 
@@ -214,14 +247,20 @@ class Inventory:
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
         if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            self._look_for(machine)
+            Deferred.fromCoroutine(self._look_at_late(machine))
+
+    async def _look_at_late(self, machine: Machine) -> None:
+        """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
+        if self._machines.get(machine.vm.name) is machine:
+            await self._look_at(machine)
+            await self._find_removed(machine.backend)
 
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
         vm = machine.vm
         if vm.uuid is not None or machine.backend.has_uuids:
             return vm
-        uuid = machine.uuid or self._record.uuid_of(vm.name)
+        uuid = machine.uuid or self._record.uuid_of(vm)
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_at(self, machine: Machine) -> None:
@@ -255,3 +294,15 @@ class Inventory:
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
+        await self._ask_advice(machine)
+
+    async def _ask_advice(self, machine: Machine) -> None:
+        """Ask the hypervisor what an operator should read about *machine*."""
+        name = machine.vm.name
+        try:
+            sentences = await machine.backend.advice(machine.uuid)
+        except BackendError as error:
+            self.log.debug("{name}: no advice: {error}", name=name, error=str(error))
+            return
+        if self._machines.get(name) is machine:
+            machine.problem(Problem.DEFINITION, *sentences)

@@ -213,7 +213,7 @@ class Journal:
                 running.how = machine.reason
             elif state is State.FAILED:
                 running.freeze()  # another one may begin before this one is said to have ended
-            elif state not in ACTIVATING and state is not State.UP:
+            elif state not in ACTIVATING and state is not State.UP and not machine.is_failing:
                 self._end(running, "lost" if state is State.UNKNOWN else "stopped", machine.reason)
                 if old is State.QUEUED and machine.reason == Verdict.FULL.value:
                     self.refused[Verdict.FULL] += 1
