@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import domain, image
+from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends.workers import Workers
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -143,7 +143,7 @@ class LibvirtBackend:
         """Return advice about the file that defines the VM."""
         if vm.define is None:
             return ()
-        return domain.advice_on(vm, vm.define.read_text(), far=self._far)
+        return domain.advice_on(vm, domain_xml.parse(vm.define.read_text()), far=self._far)
 
     # Connecting.
 
