@@ -402,7 +402,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             await self.backend.advice(uuid)
 
     async def test_defined_by_another(self) -> None:
-        """A domain that Jitsu has not defined stays as it is; if its file says the same, it is followed from then on."""
+        """A domain that Jitsu has not defined stays as it is; if its file says the same, it is followed then."""
         machine = self.new_vm()
         assert machine.define is not None
         xml = machine.define.read_text()
