@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from zope.interface import Attribute, Interface
@@ -26,6 +26,12 @@ class Power(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SAVED = "saved"
+
+
+#: The reasons that `IWatcher.changed` is given when a guest has ended in order, as far as the hypervisor can tell.
+SHUTS_DOWN: Final = "the guest shuts down"
+SHUT_DOWN: Final = "the guest shut down"
+ENDED: Final = "the guest ended by itself"
 
 
 class Start(enum.Enum):
@@ -225,6 +231,7 @@ class ICoordinator(Interface):
     node: str = Attribute("The name of this one of us.")
     alone: bool = Attribute("Whether there are no others, and never will be: then nobody need be told anything.")
     facts: Mapping[str, str] = Attribute("What is known now, by key.")
+    trouble: str = Attribute("Why all claims are refused though there is agreement; empty if they are not.")
 
     def start(peer: IPeer) -> None:
         """Begin to connect, and to connect again whenever it must, and to tell *peer*."""

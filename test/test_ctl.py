@@ -386,6 +386,12 @@ class ShowTests(SynchronousTestCase):
         assert isinstance(console.file, StringIO)
         self.assertIn("[red]x[/]", console.file.getvalue())
 
+    def test_problems(self) -> None:
+        """The VMs' problems are lines below the table; without any, there are none."""
+        listed = [{"name": "www", "problems": ["a", "b"]}, {"name": "db", "problems": []}]
+        self.assertEqual(["", "www: a", "www: b"], show.problems(listed))
+        self.assertEqual([], show.problems(listed[1:]))
+
     def test_origins(self) -> None:
         """Where requests have changed VMs, it is said which those are."""
         one = {"name": "www", "state": "up", "lease_left": None, "held": False, "total_starts": 0,

@@ -7,17 +7,18 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import backends_for
+from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -56,27 +57,56 @@ class Inventory:
         record: Record,
         journal: Journal,
         reactor: IReactorTime,
+        enlist: Callable[[VM], Machine],
     ) -> None:
-        """Look for *machines*, which are by the VM's name; *backends* are found by a VM's backend and URI."""
+        """
+        Look for *machines*, which are by the VM's name.
+
+        Args:
+            backends: found by a VM's backend and URI.
+            machines: to look for.
+            record: what the state says of them.
+            journal: is told of connections.
+            reactor: calls later.
+            enlist: makes a machine of a VM that the configuration has no more, and that may still run.
+        """
         self._backends, self._machines = dict(backends), machines
-        self._record, self._journal, self._reactor = record, journal, reactor
+        self._record, self._journal, self._reactor, self._enlist = record, journal, reactor, enlist
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
-        self._advice: dict[str, tuple[str, ...]] = {}
         self._strangers = 0
         self._lost: dict[int, str] = {}
         self._looks: dict[str, IDelayedCall] = {}
         self._connected = False
+        self._unseen: dict[int, Deferred[None]] = {}
         self.on_change: Callable[[Machine], object] = lambda _: None
         self.on_found: Callable[[Machine], Awaitable[None]] | None = None
 
     # Beginning and end.
 
-    def start(self) -> None:
-        """Connect to all of them."""
+    def start(self) -> Deferred[Any]:
+        """
+        Connect to all hypervisors, and to those where VMs that the configuration has no more may run.
+
+        Returns:
+            A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
+        """
         self._connected = True
-        for backend in list(self._backends.values()):
+        for vm in self._record.removed():
+            if (vm.backend, vm.connect) not in self._backends and vm.backend in BACKENDS:
+                self._enlist(vm)
+        backends = list(self._backends.values())
+        self._unseen = {id(backend): Deferred() for backend in backends}
+        seen = DeferredList(self._unseen.values())
+        for backend in backends:
             backend.connect(self)
+        return seen
+
+    def _seen(self, backend: IBackend) -> None:
+        """Note that *backend* was looked at, or cannot be."""
+        unseen = self._unseen.pop(id(backend), None)
+        if unseen is not None:
+            unseen.callback(None)
 
     def stop(self) -> None:
         """Look no more."""
@@ -92,10 +122,6 @@ class Inventory:
     def backend_of(self, vm: VM) -> IBackend | None:
         """Return where *vm* is, or would be; None if nobody is connected to that yet."""
         return self._backends.get((vm.backend, vm.connect))
-
-    def advice(self, machine: Machine) -> tuple[str, ...]:
-        """Return what an operator should read about *machine*, as its hypervisor has it."""
-        return self._advice.get(machine.vm.name, ())
 
     def machine(self, uuid: str) -> Machine | None:
         """Return the machine that has that uuid at its hypervisor."""
@@ -139,7 +165,6 @@ class Inventory:
         name = machine.vm.name
         self._by_uuid.pop(machine.uuid, None)
         self._missing.discard(name)
-        self._advice.pop(name, None)
         if name in self._looks:
             self._looks.pop(name).cancel()
 
@@ -157,8 +182,10 @@ class Inventory:
                 self._look_for(self._machines[name])
 
     def rebooted(self, uuid: str) -> None:
-        """Look at a VM whose guest has rebooted itself."""
-        self.changed(uuid, "the guest rebooted itself")
+        """Tell a VM of ours that its guest has rebooted itself."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.rebooted()
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -166,6 +193,7 @@ class Inventory:
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
             machine.lost(reason)
+        self._seen(backend)
 
     def connected(self, backend: IBackend) -> None:
         """Look at everything behind *backend*."""
@@ -173,7 +201,7 @@ class Inventory:
         self._journal.backend(self._name(backend), None)
         Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
             lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
-        )
+        ).addCallback(lambda _: self._seen(backend))
 
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self._machines.values() if machine.backend is backend]
@@ -187,10 +215,17 @@ class Inventory:
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        await self._find_removed(backend)
         if all(machine.uuid for machine in self._machines.values()):
-            for name in self._record.forget_others():
-                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+            self._record.forget_others()
         await self._record.save_configuration()
+
+    async def _find_removed(self, backend: IBackend) -> None:
+        """Find what runs at *backend* through us and is in the configuration no more, once all else has been found."""
+        if all(machine.uuid or machine.is_gone for machine in self._of(backend)):
+            for vm in self._record.removed():
+                if self.backend_of(vm) is backend and vm.uuid not in self._by_uuid:
+                    await self._look_at(self._enlist(vm))
 
     # One VM.
 
@@ -212,14 +247,20 @@ class Inventory:
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
         if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            self._look_for(machine)
+            Deferred.fromCoroutine(self._look_at_late(machine))
+
+    async def _look_at_late(self, machine: Machine) -> None:
+        """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
+        if self._machines.get(machine.vm.name) is machine:
+            await self._look_at(machine)
+            await self._find_removed(machine.backend)
 
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
         vm = machine.vm
         if vm.uuid is not None or machine.backend.has_uuids:
             return vm
-        uuid = machine.uuid or self._record.uuid_of(vm.name)
+        uuid = machine.uuid or self._record.uuid_of(vm)
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_at(self, machine: Machine) -> None:
@@ -253,10 +294,10 @@ class Inventory:
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
-        await self._learn_advice(machine)
+        await self._ask_advice(machine)
 
-    async def _learn_advice(self, machine: Machine) -> None:
-        """Ask what an operator should read about *machine*, and log what is new of it."""
+    async def _ask_advice(self, machine: Machine) -> None:
+        """Ask the hypervisor what an operator should read about *machine*."""
         name = machine.vm.name
         try:
             sentences = await machine.backend.advice(machine.uuid)
@@ -264,7 +305,4 @@ class Inventory:
             self.log.debug("{name}: no advice: {error}", name=name, error=str(error))
             return
         if self._machines.get(name) is machine:
-            known, self._advice[name] = self.advice(machine), sentences
-            for sentence in sentences:
-                if sentence not in known:
-                    self.log.warn("{name}: {sentence}", name=name, sentence=sentence)
+            machine.problem(Problem.DEFINITION, *sentences)
