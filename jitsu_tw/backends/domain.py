@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.backends import domain_xml, image
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
-from jitsu_tw.ijitsu import Guest, Memory, Power, Start
+from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
 from jitsu_tw.settings import Boot, Mode
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ _KIB: Final = 1024
 NETWORK_CARD: Final = "0x02"
 
 #: Why a domain is off whose process ended, and nobody knows why: libvirt has heard nothing from it.
-ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
+PROCESS_ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
 
 
 def look_up(connection: libvirt.virConnect, vm: VM) -> str:
@@ -322,7 +322,7 @@ def _network_cards(connection: libvirt.virConnect, root: ElementTree.Element) ->
 def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
     """Return why the domain is off, whose process has ended without a word."""
     root = _defined(connection.lookupByUUIDString(uuid))
-    return "the guest ended by itself" if domain_xml.can_exit(root) else ENDED
+    return ENDED if domain_xml.can_exit(root) else PROCESS_ENDED
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:

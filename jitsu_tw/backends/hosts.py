@@ -144,6 +144,8 @@ class Hosts:
     def lost(self, backend: IBackend, reason: str) -> None:
         """Have a host no more, for a while."""
         name = self._names[id(backend)]
+        if reason != self.away.get(name):
+            self.log.error("host {name}: {reason}", name=name, reason=reason)
         self.away[name] = reason
         self.on_lost_or_found(name)
         if self._watcher is not None and self.away.keys() == self._hosts.keys():
