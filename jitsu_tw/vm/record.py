@@ -153,9 +153,7 @@ class Record:
         if vm.name in self._uuids:
             return self._uuids[vm.name]
         uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
-        if not uuid:
-            return None
-        files = vms(self._tree, {uuid})[uuid]
+        files = vms(self._tree, {uuid} if uuid else ()).get(uuid, {})
         is_it = files.get("config/name/0") not in self._machines and differs_by_names_only(files, vm)
         return uuid if is_it else None
 
