@@ -13,12 +13,14 @@ from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.memory import MemoryBackend, MemoryGuest
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
+from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.lifecycle import State
@@ -1573,6 +1575,52 @@ class RemovedTests(FleetTestCase):
         self.assertIn(self.world.machine(name).uuid, name)
         self.world.pump(21)
         self.assertEqual((Power.OFF, ["a"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_gone(self) -> None:
+        """One that its hypervisor does not know any more is forgotten, and not looked for again."""
+        looks: list[str] = []
+        look_up = MemoryBackend.look_up
+
+        def unknown(backend: MemoryBackend, one: VM) -> Deferred[str]:
+            looks.append(one.name)
+            return fail(NoSuchVM(f"no VM {one.name}")) if one.removed else look_up(backend, one)
+
+        self.patch(MemoryBackend, "look_up", unknown)
+        self.begin()
+        self.world.pump(1)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.paths("vm")))
+        looks.clear()
+        self.world.kill()
+        self.world.pump(10)
+        self.assertEqual({"bb"}, set(looks))
+
+    def test_another_uri(self) -> None:
+        """One that is the same VM by another URI, which is found there by its uuid, is no other VM."""
+        uuid = "11111111-2222-3333-4444-555555555555"
+        guest = self.begin(vm("new", uuid=uuid, connect="near"), uuid=uuid)
+        self.world.pump(60, step=1)
+        self.assertEqual((["new"], Power.RUNNING), (list(self.world.fleet.machines), guest.power))
+
+    def test_while_another_is_looked_for(self) -> None:
+        """One is found while the uuid of another VM, that may be it, is not known, only when it is."""
+        self.world = World(vm("a", idle=20, said={"name": ("a",)}), vm("bb"))
+        self.ask("a")
+        found: Deferred[str] = Deferred()
+        look_up = MemoryBackend.look_up
+        late = vm("late")
+        self.patch(MemoryBackend, "look_up", lambda own, one: found if one.name == "late" else look_up(own, one))
+        self.world.settings = evolve(self.world.settings, vms=(late, vm("bb")))
+        self.world.kill()
+        self.world.pump(1)
+        self.assertEqual({"late", "bb"}, self.world.fleet.machines.keys())
+        found.callback(self.successResultOf(look_up(self.world.backend, late)))
+        self.assertEqual({"late", "bb", "a"}, self.world.fleet.machines.keys())
+
+    def test_not_configured(self) -> None:
+        """One is none of the configuration's: its name and its address are free."""
+        self.begin()
+        running = Running(self.world.fleet, Zones(()), lambda _: None)
+        self.assertEqual(["bb"], [one.name for one in running.vms])
 
     def test_cannot_be_stopped(self) -> None:
         """One that cannot be stopped stays in sight."""

@@ -226,7 +226,7 @@ def origin_path(uuid: str) -> str:
 def vms(tree: Mapping[str, str], uuids: Container[str] | None = None) -> dict[str, dict[str, str]]:
     """Return the files of each VM in *tree*, or of *uuids* in it, by uuid and by the path below the VM's folder."""
     found: dict[str, dict[str, str]] = {}
-    for path, value in tree.items():
+    for path, value in tree.items() if uuids is None or uuids else ():
         match path.split("/", 3):
             case ["jitsu", "vm", uuid, rest] if uuids is None or uuid in uuids:
                 found.setdefault(uuid, {})[rest] = value

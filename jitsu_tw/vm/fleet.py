@@ -112,7 +112,8 @@ class Fleet:
         self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
         self.inventory = Inventory(
-            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed
+            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
+            self._removed_moved,
         )
         self.inventory.on_found = self._found
         if self.cover is not None:

@@ -62,6 +62,7 @@ class Inventory:
         journal: Journal,
         reactor: IReactorTime,
         enlist: Callable[[VM], Machine],
+        dismiss: Callable[[Machine], None],
     ) -> None:
         """
         Look for *machines*, which are by the VM's name.
@@ -73,13 +74,16 @@ class Inventory:
             journal: is told of connections.
             reactor: calls later.
             enlist: makes a machine of a VM that the configuration has no more, and that may still run.
+            dismiss: forgets it if its hypervisor does not know it.
         """
         self._backends, self._machines = dict(backends), machines
-        self._record, self._journal, self._reactor, self._enlist = record, journal, reactor, enlist
+        self._record, self._journal, self._reactor = record, journal, reactor
+        self._enlist, self._dismiss = enlist, dismiss
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._strangers = 0
         self._lost: dict[int, str] = {}
+        self._reached: set[int] = set()
         self._looks: dict[str, IDelayedCall] = {}
         self._connected = False
         self._waits: dict[int, IDelayedCall] = {}
@@ -97,14 +101,12 @@ class Inventory:
             A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
         """
         self._connected = True
-        for vm in self._record.removed():
-            if (vm.backend, vm.connect) not in self._backends and vm.backend in BACKENDS:
-                self._enlist(vm)
         backends = list(self._backends.values())
         self._unseen = {id(backend): Deferred() for backend in backends}
         seen = DeferredList(self._unseen.values())
         for backend in backends:
             self._connect(backend)
+        self._find_removed()
         return seen
 
     def _connect(self, backend: IBackend) -> None:
@@ -209,6 +211,7 @@ class Inventory:
         if reason != self._lost.get(id(backend)):
             self.log.error("{backend}: {reason}", backend=self._name(backend), reason=reason)
         self._lost[id(backend)] = reason
+        self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
             machine.lost(reason)
@@ -218,6 +221,7 @@ class Inventory:
         """Look at everything behind *backend*."""
         self._answers(backend)
         self._lost.pop(id(backend), None)
+        self._reached.add(id(backend))
         self._journal.backend(self._name(backend), None)
         Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
             lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
@@ -235,17 +239,27 @@ class Inventory:
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
-        await self._find_removed(backend)
+        self._find_removed()
         if all(machine.uuid for machine in self._machines.values()):
             self._record.forget_others()
         await self._record.save_configuration()
 
-    async def _find_removed(self, backend: IBackend) -> None:
-        """Find what runs at *backend* through us and is in the configuration no more, once all else has been found."""
-        if all(machine.uuid or machine.is_gone for machine in self._of(backend)):
-            for vm in self._record.removed():
-                if self.backend_of(vm) is backend and vm.uuid not in self._by_uuid:
-                    await self._look_at(self._enlist(vm))
+    def _find_removed(self) -> None:
+        """Find what runs through us and is in the configuration no more, under whatever name."""
+        uuids = {self._expected(machine) for machine in self._machines.values()}
+        if None in uuids:
+            return  # whatever there is may turn out to be that machine
+        for vm in self._record.removed(uuids):
+            if (vm.backend, vm.connect) in self._backends or vm.backend in BACKENDS:
+                machine = self._enlist(vm)
+                if id(machine.backend) in self._reached:
+                    self._look_for(machine)
+
+    def _expected(self, machine: Machine) -> str | None:
+        """Return the uuid of *machine*, or, while it has not been found, that which it will have; None if any."""
+        if machine.uuid or machine.is_gone:
+            return machine.uuid
+        return machine.vm.uuid or self._record.uuid_of(machine.vm)
 
     # One VM.
 
@@ -273,7 +287,7 @@ class Inventory:
         """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
         if self._machines.get(machine.vm.name) is machine:
             await self._look_at(machine)
-            await self._find_removed(machine.backend)
+            self._find_removed()
 
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
@@ -296,6 +310,9 @@ class Inventory:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)
             machine.gone(str(error))
+            if machine.vm.removed:
+                self._is_at(machine, str(machine.vm.uuid))
+                self._dismiss(machine)
             return
         except BackendError as error:
             machine.lost(str(error))
@@ -305,16 +322,20 @@ class Inventory:
         if self._machines.get(name) is not machine:
             return
         self._missing.discard(name)
-        if uuid != machine.uuid:
-            self._by_uuid.pop(machine.uuid, None)
-            machine.uuid = uuid
-            self._by_uuid[uuid] = machine
-            self._record.recognise(machine)
+        self._is_at(machine, uuid)
         await machine.look("found so")
         if self.on_found is not None:
             await self.on_found(machine)
         self._look_later(machine)
         await self._ask_advice(machine)
+
+    def _is_at(self, machine: Machine, uuid: str) -> None:
+        """Note the uuid of *machine*, and what the state has of that."""
+        if uuid != machine.uuid:
+            self._by_uuid.pop(machine.uuid, None)
+            machine.uuid = uuid
+            self._by_uuid[uuid] = machine
+            self._record.recognise(machine)
 
     async def _ask_advice(self, machine: Machine) -> None:
         """Ask the hypervisor what an operator should read about *machine*."""

@@ -153,15 +153,14 @@ class Record:
         if vm.name in self._uuids:
             return self._uuids[vm.name]
         uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
-        if not uuid or uuid in self._origins:
-            return None
-        files = vms(self._tree, {uuid})[uuid]
+        files = vms(self._tree, {uuid} if uuid else ()).get(uuid, {})
         is_it = files.get("config/name/0") not in self._machines and differs_by_names_only(files, vm)
         return uuid if is_it else None
 
-    def removed(self) -> list[VM]:
-        """Return the VMs that run through us as far as is known, and are none of ours any more, or not found yet."""
-        ours = {uuid: stats for uuid, stats in self._known.items() if stats.is_ours and stats.backend}
+    def removed(self, kept: Container[str | None]) -> list[VM]:
+        """Return the VMs that run through us, as far as is known, but for those with the uuids *kept*."""
+        known = self._known.items()
+        ours = {uuid: stats for uuid, stats in known if uuid not in kept and stats.is_ours and stats.backend}
         return [removed_vm(uuid, files, ours[uuid]) for uuid, files in vms(self._tree, ours).items()]
 
     def origin(self, machine: Machine) -> str | None:

@@ -408,7 +408,7 @@ class Sweep:
     def may_go(self, machine: Machine) -> bool:
         """Say whether *machine* may be stopped to make room."""
         lease = self._leases.get(machine.vm.name)
-        if lease is None or lease.planned is None or lease.blind or machine.state is not State.UP:
+        if lease is None or lease.planned is None or machine.state is not State.UP:
             return False
         until = max(lease.used + JUST_USED, lease.started + lease.min_up, lease.kept)
         return until <= self._now() and not self._needed(machine)
