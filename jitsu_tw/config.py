@@ -24,7 +24,7 @@ from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
-from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near
+from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def _cluster(said: Sayings) -> Cluster:
         except (OSError, UnicodeDecodeError) as error:
             raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
     try:
-        import treq  # noqa: F401, PLC0415 -- who is alone needs none
-    except ImportError as error:
-        raise first.wrong("cluster", f"needs treq: pip install 'jitsu-tw[cluster]' ({error})") from error
+        require("treq", "cluster")
+    except ValueError as error:
+        raise first.wrong("cluster", str(error)) from error
     return Cluster(**values)
 
 

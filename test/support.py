@@ -10,10 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,6 +78,7 @@ class World:
 
     Attributes:
         clock: turns all times.
+        wall_set: seconds by which the wall clock was set, forward or, below 0, back.
         backend: where the VMs are; it outlives the fleet, as a hypervisor does.
         store: the state; so does it.
         fleet: has been started.
@@ -86,6 +88,7 @@ class World:
         """Begin with *vms* and what else *settings* say."""
         self.clock = Clock()
         self.clock.advance(1000.0)
+        self.wall_set = 0.0
         self.backend = MemoryBackend(reactor=self.clock)
         self.store = MemoryStore(lasting=True)
         self.settings = Settings(vms=vms, **settings)
@@ -93,7 +96,7 @@ class World:
 
     def begin(self) -> None:
         """Start a fleet, as a process that starts."""
-        clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
+        clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
         self.fleet = Fleet(self.settings, {("memory", ""): self.backend}, self.store, clocks)
         self.fleet.start(self.store.open())
 

@@ -11,11 +11,11 @@ from uuid import uuid4
 import attrs
 import libvirt
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.backends import domain, image
+from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
@@ -45,6 +45,13 @@ DOMAIN = """
 
 
 DISK = "<domain><devices><disk type='file'>{}</disk></devices></domain>"
+
+
+def with_exit(xml: str) -> str:
+    """Return a definition with the port that a guest can end QEMU by."""
+    argument = "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='isa-debug-exit'/></qemu:commandline>"
+    xml = xml.replace("<domain ", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ", 1)
+    return xml.replace("</domain>", f"{argument}</domain>")
 
 
 class MemoryBackendTests(contract_backends.BackendContract):
@@ -176,8 +183,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
     async def test_hangs(self) -> None:
         """A call that hangs is given up, and costs no other one its thread; when it ends at last, all is as before."""
         self.patch(room, "ANSWERS_WITHIN", 0.05)
-        self.patch(room, "THREADS", 2)
-        self.backend._resize(0)
+        self.patch(self.backend._calls, "_most", 5)
         held = Deferred[None]()
         uuid = await self.backend.look_up(self.new_vm())
         state = domain.state
@@ -187,19 +193,20 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             return state(connection, uuid)
 
         self.patch(domain, "state", stuck)
-        failed = [self.backend._call(domain.state, uuid, within=0.05) for _ in range(5)]
-        for call in failed:
-            error = await self.assertFailure(call, BackendError)
-            self.assertIn("has not answered within 0.05 s", str(error))
-        self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend.guest(uuid).addTimeout(5, reactor))
-        self.patch(room, "MOST_HUNG", 5)
+        for number in range(5):
+            failed = [self.backend._call(domain.state, uuid, within=0.05)]
+            for call in failed:
+                error = await self.assertFailure(call, BackendLost)
+                self.assertIn("has not answered within 0.05 s", str(error))
+            if number < 4:
+                self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend._call(domain.guest, uuid, within=5))
         error = await self.assertFailure(self.backend.guest(uuid), BackendLost)
         self.assertIn("5 calls to", str(error))
         held.callback(None)
-        while self.backend._hung:
+        while self.backend._calls.hung:
             await deferLater(reactor, 0.01)
         self.patch(domain, "state", state)
-        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        self.assertIs(Power.OFF, await self.backend._call(domain.state, uuid, within=5))
 
     async def test_cannot_be_restored(self) -> None:
         """What cannot be restored is thrown away, logged, and booted; if the host is at fault, it is kept."""
@@ -337,21 +344,56 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             self.patch(libvirt.virDomain, "state", lambda _, why=reason: [libvirt.VIR_DOMAIN_PAUSED, why])
             self.assertIs(power, await self.backend.state(uuid))
 
-    async def test_given_up_in_the_queue(self) -> None:
-        """A call that was given up before there was a thread for it is not made later, when nobody expects it."""
+    async def test_save_holds_up_nothing(self) -> None:
+        """While all guests that may be saved at once are, which takes minutes, others are started."""
         uuid = await self.backend.look_up(self.new_vm())
         await self.backend.start(uuid)
         held = Deferred[None]()
-        self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
+        self.patch(libvirt.virDomain, "managedSave", lambda _: self.wait_for(held))
+        saving = [self.backend.stop(uuid, Mode.SAVE) for _ in range(2 * room.SAVES)]
         other = await self.backend.look_up(self.new_vm())
-        self.backend._pool.adjustPoolsize(0, 1)
-        starting = self.backend.start(other)
-        self.patch(room, "ANSWERS_WITHIN", 0.05)
-        await self.assertFailure(self.backend.stop(uuid, Mode.DESTROY), BackendLost)
+        self.assertIs(Start.BOOTED, await self.backend.start(other))
+        self.assertFalse(any(call.called for call in saving))
         held.callback(None)
-        await starting
-        await deferLater(reactor, 0.05)
-        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await gatherResults(saving)
+
+    async def test_lost(self) -> None:
+        """When the connection for events breaks, what is under way fails, and there is another one soon."""
+        uuid = await self.backend.look_up(self.new_vm())
+        held = Deferred[None]()
+        self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
+        starting = self.backend.start(uuid)
+        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE, None)
+        error = await self.assertFailure(starting, BackendLost)
+        self.assertIn("no sign of life", str(error))
+        self.assertEqual(1, len(self.watcher.lost_reasons))
+        await self.assertFailure(self.backend.state(uuid), BackendLost)
+        await self.watcher.until(lambda: self.watcher.connections == 2)
+        held.callback(None)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_ended_by_itself(self) -> None:
+        """A guest that can end QEMU has ended by itself where QEMU ends; of another, only QEMU's end is known."""
+        plain, able = self.new_vm(), self.new_vm()
+        assert able.define is not None
+        able.define.write_text(with_exit(able.define.read_text()))
+        ended = libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED
+        # libvirt's test driver does not keep what is QEMU's.
+        self.patch(domain_xml, "can_exit", lambda root: root.findtext("name") == able.name)
+        for machine, reason in ((plain, domain.ENDED), (able, "the guest ended by itself")):
+            uuid = await self.backend.look_up(machine)
+            self.backend._happened(uuid, *ended)
+            told = uuid, reason
+            await self.watcher.until(lambda told=told: told in self.watcher.told)  # type: ignore[misc]
+        nobody = str(uuid4())
+        self.backend._happened(nobody, *ended)
+        await self.watcher.until(lambda: (nobody, domain.ENDED) in self.watcher.told)
+
+    async def test_rebooted(self) -> None:
+        """A guest's own reboot is told. (libvirt's test driver has no such event.)"""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend._call(lambda there: self.backend._reboot(there, there.lookupByUUIDString(uuid), None))
+        await self.watcher.until(lambda: uuid in self.watcher.reboots)
 
     async def test_reactor_is_free(self) -> None:
         """A call that hangs in the library does not stop the reactor."""

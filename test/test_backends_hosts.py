@@ -8,7 +8,7 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.domain import definition
+from jitsu_tw.backends.domain_xml import definition
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, CutOff, NoRoom

@@ -490,12 +490,14 @@ class LossTests(EtcdCase):
     async def test_stopped_process(self) -> None:
         """A process that was stopped for longer than its lease lasts believes nothing when it goes on."""
         shift = 0.0
-        node = await self.node(now=lambda: boottime() + shift)
+        node = await self.node(ttl=300, now=lambda: boottime() + shift)
         await node.claim("a", "1")
         self.assertTrue(node.holds("a"))
-        shift = TTL
+        shift = 300
         self.assertFalse(node.holds("a"))
         await self.assertFailure(node.claim("b", "1"), CutOff)
+        await node.peer.until(lambda: node.peer.joins == 2)  # though it was to renew its lease in 100 s
+        self.assertEqual(1, len(node.peer.partings))
 
     async def test_stopped_for_a_moment(self) -> None:
         """One that was stopped until it could not be sure of its lease, which etcd still has, joins again."""

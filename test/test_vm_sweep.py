@@ -207,6 +207,41 @@ class EvidenceTests(FleetTestCase):
             self.patch(self.world.backend, "look_up", look_up)
 
 
+class LateTests(FleetTestCase):
+    """The reactor is late: timers run before what waits in the sockets is read."""
+
+    def test_question(self) -> None:
+        """A question that waits in a socket when a lease is due is read, and renews it."""
+        self.world = World(vm(idle=16))
+        self.ask()
+        later = self.world.clock.callLater
+        self.patch(self.world.clock, "callLater", lambda when, *call: later(when or 1e-6, *call))  # a turn
+        self.world.pump(15.9)
+        self.world.clock.advance(0.9)
+        self.ask()  # the reactor has read the socket
+        self.world.clock.pump([1e-6] * 10)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(15)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(1, self.world.starts())
+        self.world.pump(2)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_busy(self) -> None:
+        """Leases are looked at although others are granted in each turn."""
+        others = [vm(f"vm{number}", idle=600) for number in range(20)]
+        self.world = World(vm(idle=16), *others)
+        self.ask()
+        later = self.world.clock.callLater
+        self.patch(self.world.clock, "callLater", lambda when, *call: later(when or 1e-6, *call))
+        self.world.pump(15.9)
+        self.world.clock.advance(0.2)
+        for other in others:
+            self.ask(other.name)
+            self.world.clock.advance(1e-6)
+        self.assertIsNot(State.UP, self.world.machine().state)
+
+
 class LimitsTests(FleetTestCase):
     """`max_up`."""
 
@@ -292,6 +327,44 @@ class TimesTests(FleetTestCase):
         self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),), faults=["start"]))
         self.world.pump(100, step=1)
         self.assertTrue(3 <= self.world.fleet.stats(self.world.machine()).total_starts <= 5)
+
+    def test_set_forward(self) -> None:
+        """A wall clock that is set into a time of the week starts its VM within a minute, and out of it stops it."""
+        self.world = World(vm(idle=16, keep_up=(self.span(7200, 9000),)))
+        self.world.pump(100)
+        self.assertEqual(0, self.world.starts())
+        self.world.wall_set = 7200.0
+        self.world.pump(60)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(300)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.wall_set += 3600.0
+        self.world.pump(60)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_set_back(self) -> None:
+        """One that is set back by an hour keeps a VM until its time ends, and starts it when the time comes again."""
+        self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.wall_set = -3600.0
+        self.world.pump(60)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.world.pump(3600 - 300 - 60 - EARLY - 20, step=10)
+        self.assertEqual(1, self.world.starts())
+        self.world.pump(60)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_lease_and_wall(self) -> None:
+        """A lease does not end sooner or later because the wall clock is set."""
+        for shift in (3600.0, -3600.0):
+            self.world = World(vm(idle=16))
+            self.ask()
+            self.world.wall_set = shift
+            self.world.pump(15)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.world.pump(2)
+            self.assertIs(State.OFF, self.world.machine().state)
 
     def test_dry_run(self) -> None:
         """A dry run starts nothing."""

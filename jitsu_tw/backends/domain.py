@@ -7,19 +7,20 @@ A domain is looked up by its uuid each time: libvirt's objects outlive what they
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from xml.etree import ElementTree
 
 import libvirt
 from twisted.logger import Logger
 
 from jitsu_tw.backends import domain_xml, image
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
-from jitsu_tw.settings import Mode
+from jitsu_tw.settings import Boot, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from jitsu_tw.settings import VM
 
 log: Final = Logger()
 
@@ -63,14 +64,28 @@ _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_
 
 _KIB: Final = 1024
 
+#: Why a domain is off whose process ended, and nobody knows why: libvirt has heard nothing from it.
+ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
 
-def definition(xml: str, uuid: str | None) -> str:
-    """Return a definition with that uuid, if it has none of its own; with another it is libvirt's to refuse."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- the operator's
-    if uuid is None or root.find("uuid") is not None:
-        return xml
-    ElementTree.SubElement(root, "uuid").text = uuid
-    return ElementTree.tostring(root, encoding="unicode")
+
+def look_up(connection: libvirt.virConnect, vm: VM) -> str:
+    """
+    Return the uuid of the domain that *vm* is; define it, if libvirt does not know it and there is a file.
+
+    Raises:
+        NoSuchVM: libvirt does not know it, and nothing defines it.
+    """
+    try:
+        domain = connection.lookupByUUIDString(vm.uuid) if vm.uuid else connection.lookupByName(vm.name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        if vm.define is None:
+            remedy = "define it there, mend the name, or give its XML file with define"
+            raise NoSuchVM(f"{error}; {remedy}") from error
+        domain = connection.defineXML(domain_xml.definition(vm.define.read_text(), vm.uuid))
+    uuid: str = domain.UUIDString()
+    return uuid
 
 
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
@@ -92,8 +107,9 @@ def _is_saved(domain: libvirt.virDomain) -> bool:
         raise
 
 
-def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start:
-    """Resume the domain, restore it (also from the image *kept*, if that is good), or, where that fails, boot it."""
+def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
+    """Resume the domain, restore it, if *vm* wants that from a good image too, or, where that fails, boot it."""
+    kept = image.path(vm.images, uuid) if vm is not None and vm.boot_from is Boot.SNAPSHOT else None
     domain = connection.lookupByUUIDString(uuid)
     power, reason = domain.state()
     if power == libvirt.VIR_DOMAIN_PMSUSPENDED:
@@ -169,7 +185,7 @@ def stop(connection: libvirt.virConnect, uuid: str, mode: Mode) -> None:
 def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
     """Read the MACs out of the domain's XML; the id is Xen's only where Xen is the hypervisor."""
     domain = connection.lookupByUUIDString(uuid)
-    xml = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314
+    xml = domain_xml.parse(domain.XMLDesc())
     macs = tuple(mac.get("address", "").lower() for mac in xml.findall("./devices/interface/mac"))
     return Guest(macs, domain.ID() if xml.get("type") == "xen" else None)
 
@@ -215,13 +231,29 @@ def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | Non
     return domain_xml.unsavable(domain_xml.parse(domain.XMLDesc()))
 
 
-def advice(connection: libvirt.virConnect, uuid: str) -> tuple[str, ...]:
-    """Return what an operator should read about the domain."""
+def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) -> tuple[str, ...]:  # noqa: FBT001
+    """Return what an operator should read about the domain, which is *vm*, on a host whose files are *far* or here."""
     domain = connection.lookupByUUIDString(uuid)
-    found = domain_xml.advice(domain_xml.parse(domain.XMLDesc()))
     if not domain.isPersistent():
-        found = ("it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)", *found)
+        transient = "it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)"
+        return (transient, *advice_on(vm, domain.XMLDesc(), far=far))
+    return advice_on(vm, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), far=far)
+
+
+def advice_on(vm: VM | None, xml: str, *, far: bool) -> tuple[str, ...]:
+    """Return what an operator should read about *xml*, which defines *vm*; no hypervisor is asked."""
+    found = domain_xml.advice(domain_xml.parse(xml))
+    if vm is not None and vm.boot_from is Boot.SNAPSHOT:
+        why = image.obstacle(xml) if not far else "the files of its host cannot be seen from here"
+        if why is not None:
+            found += (f"no image of it is kept, so that it boots each time (boot_from): {why}",)
     return found
+
+
+def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
+    """Return why the domain is off, whose process has ended without a word."""
+    root = domain_xml.parse(connection.lookupByUUIDString(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return "the guest ended by itself" if domain_xml.can_exit(root) else ENDED
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
@@ -237,13 +269,18 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     return None
 
 
-def migrate(connection: libvirt.virConnect, uuid: str, to: libvirt.virConnect | None) -> None:
-    """Move a domain that runs; it stays defined where it was."""
-    if to is None:
-        raise BackendError("the other hypervisor cannot be reached")
-    connection.lookupByUUIDString(uuid).migrate3(to, {}, libvirt.VIR_MIGRATE_LIVE)
+def migrate(connection: libvirt.virConnect, uuid: str, opens: Callable[[], libvirt.virConnect]) -> None:
+    """Move a domain that runs to the hypervisor that *opens* connects to; it stays defined where it was."""
+    try:
+        there = opens()
+    except BackendLost as error:
+        raise BackendError(f"the other hypervisor cannot be reached: {error}") from error
+    try:
+        connection.lookupByUUIDString(uuid).migrate3(there, {}, libvirt.VIR_MIGRATE_LIVE)
+    finally:
+        there.close()
 
 
-def keep_image(connection: libvirt.virConnect, uuid: str, kept: Path) -> None:
-    """Save the domain to *kept* and restore it from there."""
-    image.keep(kept, connection, connection.lookupByUUIDString(uuid))
+def keep_image(connection: libvirt.virConnect, uuid: str, folder: Path) -> None:
+    """Save the domain to a file in *folder* and restore it from there."""
+    image.keep(image.path(folder, uuid), connection, connection.lookupByUUIDString(uuid))

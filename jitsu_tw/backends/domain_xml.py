@@ -35,6 +35,15 @@ def parse(xml: str) -> ElementTree.Element:
     return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
 
 
+def definition(xml: str, uuid: str | None) -> str:
+    """Return a definition with that uuid, if it has none of its own; with another it is libvirt's to refuse."""
+    root = parse(xml)
+    if uuid is None or root.find("uuid") is not None:
+        return xml
+    ElementTree.SubElement(root, "uuid").text = uuid
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def qemu_arguments(root: ElementTree.Element) -> tuple[str, ...]:
     """Return the arguments that the domain gives to QEMU beside what libvirt makes of it."""
     return tuple(one.get("value", "") for one in root.findall(f"./{QEMU}commandline/{QEMU}arg"))

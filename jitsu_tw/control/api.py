@@ -54,6 +54,7 @@ class Endpoint(Guarded):
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
+        problems: Callable[[], list[str]] = list,
     ) -> None:
         """
         Build the tree of pages.
@@ -64,6 +65,7 @@ class Endpoint(Guarded):
             token: who does not show it sees nothing; None: whoever gets here sees all.
             reactor: calls later.
             wall: seconds since 1970.
+            problems: tells what is wrong that the fleet does not know of.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
@@ -71,7 +73,7 @@ class Endpoint(Guarded):
         add_files(top, version)
         top.putChild(b"v1", version)
         top.putChild(b"metrics", Metrics(fleet))
-        top.putChild(b"healthz", Health(fleet))
+        top.putChild(b"healthz", Health(fleet, problems))
         version.putChild(b"vms", VMs(fleet, wall))
         version.putChild(b"nodes", Members(fleet, "nodes"))
         version.putChild(b"hosts", Members(fleet, "hosts"))
@@ -89,6 +91,11 @@ class Health(FleetPage):
 
     isLeaf = True  # noqa: N815
 
+    def __init__(self, fleet: Fleet, problems: Callable[[], list[str]]) -> None:
+        """Show what is wrong with *fleet*, and what *problems* returns."""
+        super().__init__(fleet)
+        self._problems = problems
+
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """
         Say that we serve, and what is wrong all the same.
@@ -97,7 +104,8 @@ class Health(FleetPage):
         answered for.
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
-        problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
+        problems = self._problems()
+        problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if self._fleet.sharing.why_apart:
             problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
         elif self._fleet.sharing.coordinator.trouble:

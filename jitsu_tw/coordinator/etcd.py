@@ -215,6 +215,9 @@ class EtcdCoordinator:
     def _lease(self) -> int:
         """Return the lease, if there is agreement."""
         if not self._joined or self._session.left() <= 0:
+            if self._joined:  # this process was stopped: it joins anew now, not when the next renewal is due
+                self._deadline.reset(0.0)
+                self._wake()
             raise CutOff(self._why)
         return self._session.lease
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Any
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.settings import Settings
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.sweep import Sweep
 
 

@@ -8,10 +8,9 @@ are told in `journal`, what several of us share in `sharing`, and on which host 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -46,10 +45,10 @@ from jitsu_tw.vm.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
@@ -62,22 +61,6 @@ IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it;
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
-
-
-@attrs.frozen
-class Clocks:
-    """
-    The times that a fleet needs.
-
-    Attributes:
-        reactor: calls later.
-        now: seconds of a clock that never goes back; leases use it.
-        wall: seconds since 1970, for what is remembered, and for times of the week.
-    """
-
-    reactor: IReactorTime
-    now: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
 
 
 class Fleet:
@@ -186,15 +169,19 @@ class Fleet:
 
     # Beginning and end.
 
-    def start(self, tree: Mapping[str, str]) -> None:
-        """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
+    def start(self, tree: Mapping[str, str]) -> Deferred[Any]:
+        """
+        Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says.
+
+        The Deferred fires when the VMs of each hypervisor are in the state, or it cannot be asked.
+        """
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
         self.sharing.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
-        self.inventory.start()
         self._telling.start(TOLD_AGAIN, now=False)
+        return self.inventory.start()
 
     def stop(self) -> Deferred[None]:
         """Write down what is remembered and leave all VMs as they are."""

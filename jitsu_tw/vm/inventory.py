@@ -7,7 +7,7 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
@@ -82,17 +82,33 @@ class Inventory:
         self._reached: set[int] = set()
         self._looks: dict[str, IDelayedCall] = {}
         self._connected = False
+        self._unseen: dict[int, Deferred[None]] = {}
         self.on_change: Callable[[Machine], object] = lambda _: None
         self.on_found: Callable[[Machine], Awaitable[None]] | None = None
 
     # Beginning and end.
 
-    def start(self) -> None:
-        """Connect to all of them, and to those where VMs that the configuration has no more may run."""
+    def start(self) -> Deferred[Any]:
+        """
+        Connect to all hypervisors, and to those where VMs that the configuration has no more may run.
+
+        Returns:
+            A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
+        """
         self._connected = True
-        for backend in list(self._backends.values()):
+        backends = list(self._backends.values())
+        self._unseen = {id(backend): Deferred() for backend in backends}
+        seen = DeferredList(self._unseen.values())
+        for backend in backends:
             backend.connect(self)
         self._find_removed()
+        return seen
+
+    def _seen(self, backend: IBackend) -> None:
+        """Note that *backend* was looked at, or cannot be."""
+        unseen = self._unseen.pop(id(backend), None)
+        if unseen is not None:
+            unseen.callback(None)
 
     def stop(self) -> None:
         """Look no more."""
@@ -180,6 +196,7 @@ class Inventory:
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
             machine.lost(reason)
+        self._seen(backend)
 
     def connected(self, backend: IBackend) -> None:
         """Look at everything behind *backend*."""
@@ -188,7 +205,7 @@ class Inventory:
         self._journal.backend(self._name(backend), None)
         Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
             lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
-        )
+        ).addCallback(lambda _: self._seen(backend))
 
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self._machines.values() if machine.backend is backend]

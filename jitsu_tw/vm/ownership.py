@@ -16,8 +16,8 @@ from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.vm.lifecycle import CALLING, DOWN, State
 
 if TYPE_CHECKING:
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.record import Record
     from jitsu_tw.vm.sharing import Sharing
     from jitsu_tw.vm.sweep import Sweep

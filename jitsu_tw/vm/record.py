@@ -35,10 +35,10 @@ from jitsu_tw.store.layout import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
 
 #: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0

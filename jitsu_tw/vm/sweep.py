@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.readiness.port import Port
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.sharing import Sharing
 
 #: A VM is started so many seconds before its time of the week begins: most guests are up by then.
@@ -45,8 +45,14 @@ JUST_USED: Final = 5.0
 #: A start for a time of the week that failed is tried again after so many seconds.
 TRY_AGAIN: Final = 30.0
 
-#: At most so many seconds pass until the times of the week are looked at again.
-LONGEST_SLEEP: Final = 3600.0
+#: Before leases are looked at, the reactor reads the sockets in this many turns: the first takes a connection, the
+#: second what was asked over it.
+TURNS: Final = 2
+
+#: The wall clock is compared with the steady one this often, in seconds, and counts as set when the two have moved
+#: apart by this much, in seconds.
+WALL_EVERY: Final = 30.0
+WALL_SET: Final = 1.0
 
 #: Whether a guest is alive: its port is tried this often for so long, in seconds; if it is silent, the guest is
 #: observed without being disturbed; then its port is tried again. An idle Linux guest uses a tick of CPU within that.
@@ -92,6 +98,9 @@ class Sweep:
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._leases = Leases()
         self._next: IDelayedCall | None = None
+        self._reading = False
+        self._zero = 0.0
+        self._wall_look: IDelayedCall | None = None
         self._times: dict[str, IDelayedCall] = {}
         self._waking: dict[str, IDelayedCall] = {}
         self._checking: dict[str, Deferred[None]] = {}
@@ -102,7 +111,7 @@ class Sweep:
 
     def stop(self) -> None:
         """Look at nothing any more."""
-        for call in (self._next, *self._times.values(), *self._waking.values()):
+        for call in (self._next, self._wall_look, *self._times.values(), *self._waking.values()):
             if call is not None and call.active():
                 call.cancel()
         for checking in list(self._checking.values()):
@@ -273,13 +282,20 @@ class Sweep:
 
     def _plan(self) -> None:
         """See to it that the leases are looked at when the next one is due."""
+        if self._reading:
+            return  # the look that follows plans again
         look = self._leases.next_look()
         if self._next is not None and self._next.active():
             self._next.cancel()
         if look is not None and look < inf:
-            self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look)
+            self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look, TURNS)
 
-    def _look(self) -> None:
+    def _look(self, turns: int) -> None:
+        """Look at the leases that are due, after *turns* turns of the reactor: a use may wait in a socket."""
+        self._reading = turns > 0
+        if turns:
+            self._next = self._reactor.callLater(0, self._look, turns - 1)
+            return
         for name in self._leases.due(self._now()):
             lease, machine = self._leases.get(name), self._machines[name]
             assert lease is not None
@@ -459,6 +475,9 @@ class Sweep:
     def keep_times(self, machine: Machine) -> None:
         """From now on, start *machine* whenever one of its times of the week begins; and now, if one has begun."""
         if machine.vm.keep_up:
+            if self._wall_look is None:
+                self._zero = self._wall() - self._now()
+                self._wall_look = self._reactor.callLater(WALL_EVERY, self._look_at_wall)
             self.wake(machine)
             wall = self._wall() + EARLY
             begins = next_begin(machine.vm.keep_up, wall)
@@ -466,15 +485,31 @@ class Sweep:
             before = self._times.get(machine.vm.name)
             if before is not None and before.active():
                 before.cancel()
-            self._times[machine.vm.name] = self._reactor.callLater(
-                min(begins - wall, LONGEST_SLEEP), self._time_begins, machine, begins
-            )
+            self._times[machine.vm.name] = self._reactor.callLater(begins - wall, self._time_begins, machine, begins)
 
     def _time_begins(self, machine: Machine, begins: float) -> None:
-        """See whether the time has come, and when the next one will; clocks are set, and machines sleep."""
+        """Start *machine* if its time of the week, which begins at *begins*, has come; plan for the next one."""
         if self._wall() + EARLY >= begins:
             self._resting.discard(machine.vm.name)
         self.keep_times(machine)
+
+    def _look_at_wall(self) -> None:
+        """Plan the times of the week anew if the wall clock was set, or the steady clock has stood still."""
+        self._wall_look = self._reactor.callLater(WALL_EVERY, self._look_at_wall)
+        before, self._zero = self._zero, self._wall() - self._now()
+        if abs(self._zero - before) < WALL_SET:
+            return
+        self.log.info(
+            "the clock is {seconds:+.0f} s from where it was expected (it was set, or this machine slept); times of "
+            "the week follow it",
+            seconds=self._zero - before,
+        )
+        for machine in self._machines.values():
+            self.keep_times(machine)
+            lease = self._leases.get(machine.vm.name)
+            if machine.vm.keep_up and lease is not None and lease.planned is not None:
+                self._leases.again(machine.vm.name)
+        self._plan()
 
     def rest(self, machine: Machine) -> None:
         """Leave *machine*, which a person stopped, alone until it is asked for or its next time of the week begins."""
