@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import libvirt
 from twisted.logger import Logger
 
+from jitsu_tw import ijitsu
 from jitsu_tw.backends import domain_xml, image
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
@@ -253,7 +254,7 @@ def advice_on(vm: VM | None, xml: str, *, far: bool) -> tuple[str, ...]:
 def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
     """Return why the domain is off, whose process has ended without a word."""
     root = domain_xml.parse(connection.lookupByUUIDString(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    return "the guest ended by itself" if domain_xml.can_exit(root) else ENDED
+    return ijitsu.ENDED if domain_xml.can_exit(root) else ENDED
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
+from jitsu_tw.ijitsu import SHUT_DOWN
 from jitsu_tw.processes import run
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _LINE: Final = re.compile(
 #: Why a domain is down, in Xen's numbers (xen/include/public/sched.h).
 SUSPENDED: Final = 2
 REASONS: Final = {
-    0: "the guest shut down", 1: "the guest wanted to reboot", 3: "the guest crashed", 4: "its watchdog ended it",
+    0: SHUT_DOWN, 1: "the guest wanted to reboot", 3: "the guest crashed", 4: "its watchdog ended it",
 }  # fmt: skip
 
 
