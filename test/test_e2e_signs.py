@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -90,3 +91,21 @@ class UnsavableTests(LabTestCase):
         """Return the definition of a VM that shares memory, which libvirt refuses to save."""
         share = "<shmem name='jitsu-test'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>"
         return tiny("")(xml).replace("</devices>", f"{share}</devices>")
+
+
+class RemovedTests(LabTestCase):
+    """A VM that is taken out of the configuration while Jitsu is off."""
+
+    def test_taken_out(self) -> None:
+        """It is found at its hypervisor, which no other VM is at, shown, and stopped when it is idle."""
+        jitsu = self.begin("ttl: 1\nidle: 5\nanswer_by: 60", change=tiny(""))
+        self.dig()
+        self.assertEqual(1, len(self.qemus()))
+        jitsu.stop(signal.SIGKILL)
+        yaml = self.directory / "jitsu.yaml"
+        top, _, _ = yaml.read_text().partition("vms:")
+        yaml.write_text(f"{top}vms:\n  - {{name: other, dns: other.jitsu.test, ip: 10.99.0.99, backend: memory}}\n")
+        jitsu.start()
+        self.assertIn("the configuration has it no more", jitsu.vm()["problems"][0])
+        self.until(lambda: not self.qemus())
+        self.until(lambda: [vm["name"] for vm in jitsu.vms()] == ["other"])
