@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -21,8 +22,35 @@ if TYPE_CHECKING:
 
     from jitsu_tw.vm.activation import Machine
 
+#: Seconds that a thread may take; nothing is measured.
+PATIENCE: Final = 10.0
+
 #: What the fleets of the tests take for seconds since 1970 when they begin.
 EPOCH = 1_700_000_000.0
+
+
+class HandClock(Clock):
+    """A clock, and a reactor that a test turns until its threads have told something."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        super().__init__()
+        self.told: list[Any] = []
+        self.there = threading.Condition()
+
+    def callFromThread(self, function: Any, *arguments: Any) -> None:  # noqa: N802
+        """Take what a thread tells."""
+        with self.there:
+            self.told.append((function, arguments))
+            self.there.notify()
+
+    def turn(self) -> None:
+        """Wait until a thread has told something, and carry all of it out."""
+        with self.there:
+            assert self.there.wait_for(lambda: self.told, PATIENCE), "no thread tells anything"
+            told, self.told = self.told, []
+        for function, arguments in told:
+            function(*arguments)
 
 
 def vm(name: str = "www", **changes: Any) -> VM:

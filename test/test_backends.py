@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import attrs
@@ -15,15 +19,15 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.backends import domain, domain_xml, image
+from jitsu_tw.backends import domain, domain_xml
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
-from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
 from jitsu_tw.settings import Boot, Fault, Mode
 from test import contract_backends
-from test.support import vm
+from test.support import PATIENCE, HandClock, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +48,6 @@ DOMAIN = """
 """
 
 
-DISK = "<domain><devices><disk type='file'>{}</disk></devices></domain>"
 
 
 def with_exit(xml: str) -> str:
@@ -344,6 +347,140 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             self.patch(libvirt.virDomain, "state", lambda _, why=reason: [libvirt.VIR_DOMAIN_PAUSED, why])
             self.assertIs(power, await self.backend.state(uuid))
 
+    def change(self, machine: VM, megabytes: int) -> None:
+        """Let the file of *machine* give it other memory."""
+        assert machine.define is not None
+        xml = machine.define.read_text()
+        machine.define.write_text(re.sub(r"<memory.*</memory>", f"<memory unit='MiB'>{megabytes}</memory>", xml))
+
+    async def megabytes(self, uuid: str) -> Any:
+        """Return the memory that libvirt has for a domain."""
+        return await self.backend._call(lambda there: there.lookupByUUIDString(uuid).maxMemory() // 1024)
+
+    async def test_file_has_changed(self) -> None:
+        """A VM that is off is what its file says: when it is looked up, and when it boots."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        self.assertEqual((), await self.backend.advice(uuid))
+        self.change(machine, 16)
+        self.assertEqual(uuid, await self.backend.look_up(machine))
+        self.assertEqual(16, await self.megabytes(uuid))
+        self.change(machine, 24)
+        await self.backend.start(uuid)
+        self.assertEqual(24, await self.megabytes(uuid))
+
+    async def test_file_has_changed_while_up(self) -> None:
+        """Of a VM that runs or is saved, advice says that its file has changed; the next boot is by the file."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        await self.backend.start(uuid)
+        for mode in (Mode.SAVE, Mode.DESTROY):
+            self.change(machine, 16)
+            await self.backend.look_up(machine)
+            (sentence,) = await self.backend.advice(uuid)
+            self.assertIn("has changed since it was defined", sentence)
+            self.assertEqual(8, await self.megabytes(uuid))
+            await self.backend.stop(uuid, mode)
+            if mode is Mode.SAVE:
+                await self.backend.look_up(machine)
+            await self.backend.start(uuid)
+        self.assertEqual(16, await self.megabytes(uuid))
+        self.assertEqual((), await self.backend.advice(uuid))
+
+    async def test_file_is_bad(self) -> None:
+        """A file that libvirt does not take, or that is gone, changes nothing, and the VM boots as it is."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        assert machine.define is not None
+        xml = machine.define.read_text()
+        for text in ("<domain", xml.replace("type='test'", "type='none'"), None):
+            if text is None:
+                machine.define.unlink()
+            else:
+                machine.define.write_text(text)
+            self.assertEqual(uuid, await self.backend.look_up(machine))
+            self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+            await self.backend.stop(uuid, Mode.DESTROY)
+            await self.backend.advice(uuid)
+
+    async def test_defined_by_another(self) -> None:
+        """A domain that Jitsu has not defined stays as it is; if its file says the same, it is followed then."""
+        machine = self.new_vm()
+        assert machine.define is not None
+        xml = machine.define.read_text()
+        await self.backend._call(lambda there: there.defineXML(xml).UUIDString())
+        self.change(machine, 16)
+        uuid = await self.backend.look_up(machine)
+        (sentence,) = await self.backend.advice(uuid)
+        self.assertIn("something else at memory", sentence)
+        await self.backend.start(uuid)
+        self.assertEqual(8, await self.megabytes(uuid))
+        self.change(machine, 8)
+        await self.backend.look_up(machine)
+        self.assertEqual((), await self.backend.advice(uuid))
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.change(machine, 16)
+        await self.backend.start(uuid)
+        self.assertEqual(16, await self.megabytes(uuid))
+
+    async def test_transient(self) -> None:
+        """A transient domain is advised of, and cannot be saved."""
+        name = f"vm-{uuid4().hex[:8]}"
+        xml = DOMAIN.format(name=name, uuid=uuid4())
+        await self.backend._call(lambda there: there.createXML(xml).UUIDString())
+        uuid = await self.backend.look_up(vm(name))
+        (sentence,) = await self.backend.advice(uuid)
+        self.assertIn("it is transient", sentence)
+        self.assertIn("it is transient", str(await self.backend.obstacle(uuid, Mode.SAVE)))
+        self.assertIsNone(await self.backend.obstacle(uuid, Mode.DESTROY))
+
+    async def test_advice(self) -> None:
+        """What rules an image out is advice, as is what a file lacks."""
+        machine = attrs.evolve(self.new_vm(), boot_from=Boot.SNAPSHOT)
+        assert machine.define is not None
+        share = "<devices><filesystem type='mount'><source dir='/srv'/><target dir='x'/></filesystem>"
+        machine.define.write_text(machine.define.read_text().replace("<devices>", share))
+        for (sentence,) in (
+            self.backend.examine(machine),
+            await self.backend.advice(await self.backend.look_up(machine)),
+        ):
+            self.assertIn("no image of it is kept", sentence)
+            self.assertIn("/srv", sentence)
+        far = LibvirtBackend("qemu+ssh://host/system")
+        self.assertIn("cannot be seen from here", far.examine(machine)[0])
+
+    async def test_traffic_and_cpu_time(self) -> None:
+        """One interface that libvirt does not count is enough for None; of the CPU time, the virtual CPUs' counts."""
+        uuid = await self.backend.look_up(self.new_vm())
+        await self.backend.start(uuid)
+        xml = "<domain><devices>{}</devices></domain>"
+        card = "<hostdev type='pci'><source><address bus='1'/></source></hostdev>"
+        for counts, devices, total in (
+            ({"net.count": 2, "net.0.tx.pkts": 3, "net.1.tx.pkts": 4}, "", 7),
+            ({"net.count": 2, "net.0.tx.pkts": 3}, "", None),
+            ({"net.count": 1, "net.0.tx.pkts": 3}, "<hostdev type='net'/>", None),
+            ({"net.count": 1, "net.0.tx.pkts": 3}, card, None),
+            ({"net.count": 0}, "", None),
+            ({}, "", None),
+        ):
+            self.patch(domain, "_stats", lambda *_, counts=counts: counts)
+            self.patch(libvirt.virDomain, "XMLDesc", lambda *_, devices=devices: xml.format(devices))
+            self.assertEqual(total, await self.backend.traffic(uuid))
+        self.patch(domain, "_stats", lambda *_: {"vcpu.maximum": 2, "vcpu.0.time": 10**9, "vcpu.1.time": 2 * 10**9})
+        self.assertEqual(3.0, await self.backend.cpu_time(uuid))
+        self.patch(domain, "_stats", lambda *_: {})
+        self.patch(libvirt.virDomain, "info", lambda _: [1, 0, 0, 1, 5 * 10**9])
+        self.assertEqual(5.0, await self.backend.cpu_time(uuid))
+
+    async def test_host_device(self) -> None:
+        """A PCI device of the host is a network card, unless its class says something else."""
+        device = "<hostdev type='pci'><source><address bus='1'/></source></hostdev>"
+        root = domain_xml.parse(f"<domain><devices>{device}</devices></domain>")
+        for kind, found in (("0x020000", 1), ("0x030000", 0), ("", 1)):
+            xml = f"<device><capability><class>{kind}</class></capability></device>"
+            there = Mock(**{"nodeDeviceLookupByName.return_value.XMLDesc.return_value": xml})
+            self.assertEqual(found, len(list(domain._network_cards(there, root))), kind)
+
     async def test_save_holds_up_nothing(self) -> None:
         """While all guests that may be saved at once are, which takes minutes, others are started."""
         uuid = await self.backend.look_up(self.new_vm())
@@ -380,14 +517,14 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         ended = libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED
         # libvirt's test driver does not keep what is QEMU's.
         self.patch(domain_xml, "can_exit", lambda root: root.findtext("name") == able.name)
-        for machine, reason in ((plain, domain.ENDED), (able, "the guest ended by itself")):
+        for machine, reason in ((plain, domain.PROCESS_ENDED), (able, ENDED)):
             uuid = await self.backend.look_up(machine)
             self.backend._happened(uuid, *ended)
             told = uuid, reason
             await self.watcher.until(lambda told=told: told in self.watcher.told)  # type: ignore[misc]
         nobody = str(uuid4())
         self.backend._happened(nobody, *ended)
-        await self.watcher.until(lambda: (nobody, domain.ENDED) in self.watcher.told)
+        await self.watcher.until(lambda: (nobody, domain.PROCESS_ENDED) in self.watcher.told)
 
     async def test_rebooted(self) -> None:
         """A guest's own reboot is told. (libvirt's test driver has no such event.)"""
@@ -440,14 +577,6 @@ class LibvirtOpeningTests(LibvirtTestCase):
         error = await self.assertFailure(backend.look_up(vm("nobody")), NoSuchVM)
         self.assertIn("with define", str(error))
 
-    def test_no_image(self) -> None:
-        """A VM that may write to its disk can have no image, nor one on a host whose files cannot be seen."""
-        self.assertIn("can be written to", image.obstacle(DISK.format("<source file='/a'/>")) or "")
-        self.assertIn("(on a network)", image.obstacle(DISK.format("<source protocol='rbd' name='a'/>")) or "")
-        self.assertIn("on a network", image.obstacle(DISK.format("<source protocol='rbd'/><readonly/>")) or "")
-        for fine in ("<source file='/a'/><readonly/>", "<source dev='/dev/a'/><readonly/>", "<target dev='sda'/>"):
-            self.assertIsNone(image.obstacle(DISK.format(fine)))
-
     async def test_no_such_driver(self) -> None:
         """A URI that libvirt can never use is told as a loss that names it."""
         for uri in ("qemu:///embed?root=relative", "no uri at all"):
@@ -460,3 +589,102 @@ class LibvirtOpeningTests(LibvirtTestCase):
         backend, watcher = await self.opened(uri, lambda watcher: len(watcher.lost_reasons) > 1)
         self.assertIn("/nonexistent/libvirt-sock", watcher.lost_reasons[0])
         await self.assertFailure(backend.state(str(uuid4())), BackendLost)
+
+
+class ConnectingTests(SynchronousTestCase):
+    """A hypervisor that takes the connection and says nothing, or refuses it."""
+
+    def setUp(self) -> None:
+        """Begin to connect, on a clock, to what does not answer until it is let."""
+        self.clock, self.watcher = HandClock(), contract_backends.Watcher()
+        self.opens, self.refuses = threading.Semaphore(0), ""
+        self.closed: list[Any] = []
+        self.patch(libvirt, "open", self.open)
+        self.patch(room, "_close", self.closed.append)
+        self.backend = LibvirtBackend("qemu+tcp://silent/system", self.clock)
+        self.backend.connect(self.watcher)
+
+    def open(self, _: str) -> Any:
+        """Open a connection, when it is let."""
+        assert self.opens.acquire(timeout=PATIENCE)
+        if self.refuses:
+            raise libvirt.libvirtError(self.refuses)
+        return Mock()
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self.opens.release(room.MOST_TRIES)
+
+    def test_silent(self) -> None:
+        """A try that does not return is left alone; the next one is made, after pauses that grow."""
+        self.addCleanup(self.close)
+        self.clock.advance(room.OPENS_WITHIN)
+        self.assertIn("has not answered within 30 s", self.watcher.lost_reasons[0])
+        self.assertEqual(1, self.backend._hung)
+        pauses = []
+        for _ in range(room.MOST_TRIES - 1):
+            (again,) = self.clock.getDelayedCalls()
+            pauses.append(again.getTime() - self.clock.seconds())
+            self.clock.advance(pauses[-1])
+            self.clock.advance(room.OPENS_WITHIN)
+        self.assertEqual(room.MOST_TRIES, self.backend._hung)
+        self.assertGreater(min(pauses), 1.0)
+        self.assertLessEqual(max(pauses), room.SILENT + 1)
+        self.assertGreater(pauses[-1], 10 * pauses[0])
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.assertIn("16 times; the next try is made when one of these ends", self.watcher.lost_reasons[-1])
+        self.refuses = "at last"
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))
+
+    def test_late(self) -> None:
+        """A try that returns late is as good as another; of two that return, one connection is closed."""
+        self.clock.advance(room.OPENS_WITHIN)
+        (again,) = self.clock.getDelayedCalls()
+        self.clock.advance(again.getTime() - self.clock.seconds())
+        for connections in (1, 2):
+            self.opens.release()
+            self.clock.turn()
+            self.assertEqual(1, self.watcher.connections, connections)
+        self.assertEqual(0, self.backend._hung)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.backend.close()
+        self.until(lambda: len(self.closed) == 2)
+
+    @staticmethod
+    def until(condition: Callable[[], object]) -> None:
+        """Wait until a thread has done something."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def test_refused(self) -> None:
+        """A connection that is refused is tried again soon, and less often while it goes on being refused."""
+        self.refuses = "Connection refused"
+        pauses = []
+        for number in range(20):
+            self.opens.release()
+            self.clock.turn()
+            (again,) = self.clock.getDelayedCalls()
+            pauses.append(again.getTime() - self.clock.seconds())
+            self.assertEqual(number + 1, len(self.watcher.lost_reasons))
+            self.clock.advance(pauses[-1])
+        self.assertLess(pauses[0], 1.5)
+        self.assertGreater(pauses[-1], 5.0)
+        self.refuses = ""
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual(1, self.watcher.connections)
+
+    def test_fault_of_ours(self) -> None:
+        """Whatever goes wrong in a try, there is another one."""
+        self.refuses = "no"
+        self.opens.release()
+        self.clock.turn()
+        self.patch(self.backend, "_open_events", lambda: 1 / 0)
+        self.clock.advance(2)
+        self.clock.turn()
+        self.assertIn("division by zero", self.watcher.lost_reasons[-1])
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))

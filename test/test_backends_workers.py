@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import workers
 from jitsu_tw.backends.workers import Workers
 from jitsu_tw.errors import BackendError, BackendLost
+from test.support import PATIENCE, HandClock
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-
-#: Seconds that a thread may take; nothing is measured here.
-PATIENCE: Final = 10.0
-
-
-class HandClock(Clock):
-    """A clock, and a reactor that a test turns until its threads have told something."""
-
-    def __init__(self) -> None:
-        """Begin with nothing told."""
-        super().__init__()
-        self.told: list[Any] = []
-        self.there = threading.Condition()
-
-    def callFromThread(self, function: Any, *arguments: Any) -> None:  # noqa: N802
-        """Take what a thread tells."""
-        with self.there:
-            self.told.append((function, arguments))
-            self.there.notify()
-
-    def turn(self) -> None:
-        """Wait until a thread has told something, and carry all of it out."""
-        with self.there:
-            assert self.there.wait_for(lambda: self.told, PATIENCE), "no thread tells anything"
-            told, self.told = self.told, []
-        for function, arguments in told:
-            function(*arguments)
 
 
 class Library:

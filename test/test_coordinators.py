@@ -21,7 +21,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
-from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, capturedLogs, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -39,7 +39,7 @@ from test import contract_coordinators
 from test.etcds import Etcds, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds of the tests' leases, whose shortest is one.
 TTL = 1.0
@@ -237,6 +237,11 @@ class EtcdCase(TestCase):
         return lines
 
 
+    def assert_silent(self, logged: Sequence[Mapping[str, Any]]) -> None:
+        """Check that connections were not logged one by one."""
+        self.assertEqual([], [event for event in logged if "HTTP11" in repr(event.get("factory"))])
+
+
 class SharingTests(EtcdCase):
     """Several nodes, and an etcd that is well."""
 
@@ -341,9 +346,11 @@ class SharingTests(EtcdCase):
     async def test_many_at_once(self) -> None:
         """Hundreds of claims at once are all made, over a few connections, and the lease is renewed meanwhile."""
         way = self.forwarder()
-        node = await self.node(way.url)
-        got = await gatherResults([node.claim(f"claims/{number}", "") for number in range(500)])
+        with capturedLogs() as logged:
+            node = await self.node(way.url)
+            got = await gatherResults([node.claim(f"claims/{number}", "") for number in range(500)])
         self.assertTrue(all(got))
+        self.assert_silent(logged)
         self.assertLessEqual(len(way.open), AT_ONCE + 2)
         self.assertEqual(["joined"], node.peer.story)
 
@@ -674,9 +681,11 @@ class IdentityTests(EtcdCase):
         ca, (cert, key) = certificates(self.folder())
         options = ("--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth", "--trusted-ca-file", str(ca))
         etcds = self.etcds(options=options, scheme="https")
-        node = await self.node(*etcds.urls, ca=ca, cert=cert, key=key)
-        self.assertTrue(await node.claim("a", "1"))
-        await node.put({"b": "1"})
+        with capturedLogs() as logged:
+            node = await self.node(*etcds.urls, ca=ca, cert=cert, key=key)
+            self.assertTrue(await node.claim("a", "1"))
+            await node.put({"b": "1"})
+        self.assert_silent(logged)
         self.assertEqual({"a": "1", "b": "1"}, node.facts)
         others = (
             await self.node(*etcds.urls, join=False, cert=cert, key=key),

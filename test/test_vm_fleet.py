@@ -22,6 +22,7 @@ from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
 from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import IS_REMOVED
+from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, World, question, vm
@@ -1410,6 +1411,33 @@ class ReconcilingTests(FleetTestCase):
         self.world.pump(11)
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         self.assertEqual(uuid, self.world.machine().uuid)
+
+    def test_silent_hypervisor(self) -> None:
+        """A hypervisor that says nothing at the start is taken for lost, until it does; each reason is logged once."""
+        logged: list[str] = []
+        remember: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(remember)
+        self.addCleanup(globalLogPublisher.removeObserver, remember)
+        self.patch(MemoryBackend, "connect", lambda *_: None)
+        self.world = World(vm())
+        inventory, backend = self.world.fleet.inventory, self.world.backend
+        self.world.pump(WAITS - 0.5)
+        self.assertEqual({"memory": None}, inventory.hypervisors)
+        self.world.pump(1)
+        self.assertEqual({"memory": NOT_YET}, inventory.hypervisors)
+        (failure,) = self.ask()
+        self.assertIsInstance(failure.value, BackendLost)
+        for reason in (NOT_YET, "it has not answered within 30 s", "it has not answered within 30 s"):
+            inventory.lost(backend, reason)
+        self.assertEqual(2, len([line for line in logged if line.startswith("memory: ")]))
+        inventory.connected(backend)
+        self.assertEqual({"memory": None}, inventory.hypervisors)
+
+    def test_quick_hypervisor(self) -> None:
+        """A hypervisor that answers, or is lost, is waited for no more."""
+        self.world = World(vm())
+        self.world.pump(WAITS + 1)
+        self.assertEqual({"memory": None}, self.world.fleet.inventory.hypervisors)
 
     def test_advice(self) -> None:
         """What an operator should read about a VM is logged once, and shown until its hypervisor has no more to say."""

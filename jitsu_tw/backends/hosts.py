@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import VM, Mode
 
+    Named = list[tuple[str, Exception]]
+
 #: Which of several answers of hosts holds for a VM.
 RANK: Final = (Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF)
 
@@ -142,6 +144,8 @@ class Hosts:
     def lost(self, backend: IBackend, reason: str) -> None:
         """Have a host no more, for a while."""
         name = self._names[id(backend)]
+        if reason != self.away.get(name):
+            self.log.error("host {name}: {reason}", name=name, reason=reason)
         self.away[name] = reason
         self.on_lost_or_found(name)
         if self._watcher is not None and self.away.keys() == self._hosts.keys():
@@ -163,30 +167,40 @@ class Hosts:
     async def _look_up(self, vm: VM) -> str:
         hosts, uuid = self._of(vm), vm.uuid
         bare = attrs.evolve(vm, define=None)
-        missing, errors = [], []
-        for name, backend in hosts.items():
-            try:
-                found = await backend.look_up(bare)
-            except NoSuchVM:
-                missing.append(name)
-                continue
-            except BackendLost as error:
-                errors.append(error)
-                continue
-            if uuid is not None and found != uuid:
+        # All at once: one that hangs must not keep the others waiting.
+        answers = await DeferredList([backend.look_up(bare) for backend in hosts.values()], consumeErrors=True)
+        missing: Named = []
+        errors: Named = []
+        for name, (_, found) in zip(hosts, answers, strict=True):
+            if isinstance(found, Failure):
+                if not found.check(NoSuchVM, BackendLost):
+                    found.raiseException()
+                (missing if found.check(NoSuchVM) else errors).append((name, found.value))
+            elif uuid is not None and found != uuid:
                 raise BackendError(f"{name} has it as {found}, another host as {uuid}; define it with one uuid")
-            uuid = found
-        if uuid is None and errors and vm.define is None:
-            raise errors[0]
-        for name in missing:
-            if vm.define is not None:
-                uuid = await hosts[name].look_up(_as_defined(vm) if uuid is None else attrs.evolve(vm, uuid=uuid))
-            elif uuid is None and name == missing[-1]:
+            else:
+                uuid = found
+        if vm.define is None:
+            if uuid is None and errors:
+                raise errors[0][1]
+            if uuid is None:
                 raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}, and no file defines it")
-        if uuid is None:
-            raise errors[0]
+        else:
+            uuid = await self._define(vm, uuid, missing, errors)
         self._vms[uuid] = vm
         self._seen.setdefault(uuid, {})
+        return uuid
+
+    async def _define(self, vm: VM, uuid: str | None, missing: Named, errors: Named) -> str:
+        """Define *vm* where it is missing, and let the other hosts look whether its file has changed."""
+        hosts = self._of(vm)
+        for name, _ in missing:
+            uuid = await hosts[name].look_up(_as_defined(vm) if uuid is None else attrs.evolve(vm, uuid=uuid))
+        if uuid is None:
+            raise errors[0][1]
+        there = hosts.keys() - {name for name, _ in (*missing, *errors)}
+        known = attrs.evolve(vm, uuid=uuid)
+        await DeferredList([hosts[name].look_up(known) for name in there], consumeErrors=True)
         return uuid
 
     def state(self, uuid: str) -> Deferred[Power]:

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import domain, image
+from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends.workers import Workers
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
@@ -56,7 +56,7 @@ _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED): "destroyed",
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED): "the guest crashed",
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED): "saved",
-    (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED): domain.ENDED,
+    (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED): domain.PROCESS_ENDED,
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED): "migrated away",
     (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_FINISHED): "shutting down",
     (libvirt.VIR_DOMAIN_EVENT_SHUTDOWN, libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST): SHUTS_DOWN,
@@ -143,7 +143,7 @@ class LibvirtBackend:
         """Return advice about the file that defines the VM."""
         if vm.define is None:
             return ()
-        return domain.advice_on(vm, vm.define.read_text(), far=self._far)
+        return domain.advice_on(vm, domain_xml.parse(vm.define.read_text()), far=self._far)
 
     # Connecting.
 
@@ -250,7 +250,6 @@ class LibvirtBackend:
         if connection is not self._events or self._closed:
             return
         self._events = None
-        self.log.error("{backend}: {reason}", backend=self, reason=reason)
         self._leave(connection)
         self._again(reason, self._refused)
         for workers in (self._calls, self._saves):

@@ -220,7 +220,6 @@ class XapiBackend:
         self._login = None
         login.abort(reason)
         self._let_go()
-        self.log.error("{backend}: {reason}", backend=self, reason=reason)
         if self._watcher is not None:
             self._watcher.lost(self, reason)
         self._again()

@@ -104,7 +104,6 @@ class Host:
         if self._watcher is None or self._backend is None or (self._retry is not None and self._retry.active()):
             return
         self._connected = False
-        self.log.error("{backend}: {reason}", backend=self._backend, reason=reason)
         self._failures += 1
         self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
         self._watcher.lost(self._backend, reason)

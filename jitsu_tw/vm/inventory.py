@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
 
+#: Seconds after which a hypervisor that has not answered yet is taken for lost, until it does, and what is said then.
+WAITS: Final = 2.0
+NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits for it"
+
 #: What a VM is doing that nobody could say is asked again after so many seconds.
 LOOK_AGAIN: Final = 5.0
 
@@ -82,6 +86,7 @@ class Inventory:
         self._reached: set[int] = set()
         self._looks: dict[str, IDelayedCall] = {}
         self._connected = False
+        self._waits: dict[int, IDelayedCall] = {}
         self._unseen: dict[int, Deferred[None]] = {}
         self.on_change: Callable[[Machine], object] = lambda _: None
         self.on_found: Callable[[Machine], Awaitable[None]] | None = None
@@ -100,9 +105,20 @@ class Inventory:
         self._unseen = {id(backend): Deferred() for backend in backends}
         seen = DeferredList(self._unseen.values())
         for backend in backends:
-            backend.connect(self)
+            self._connect(backend)
         self._find_removed()
         return seen
+
+    def _connect(self, backend: IBackend) -> None:
+        """Connect to *backend*, and do not wait for it for long."""
+        self._waits[id(backend)] = self._reactor.callLater(WAITS, self.lost, backend, NOT_YET)
+        backend.connect(self)
+
+    def _answers(self, backend: IBackend) -> None:
+        """Note that *backend* has told something."""
+        wait = self._waits.pop(id(backend), None)
+        if wait is not None and wait.active():
+            wait.cancel()
 
     def _seen(self, backend: IBackend) -> None:
         """Note that *backend* was looked at, or cannot be."""
@@ -112,8 +128,8 @@ class Inventory:
 
     def stop(self) -> None:
         """Look no more."""
-        for look in self._looks.values():
-            look.cancel()
+        for call in (*self._looks.values(), *self._waits.values()):
+            call.cancel()
 
     async def close(self) -> None:
         """Let go of all of them."""
@@ -135,7 +151,7 @@ class Inventory:
         if place not in self._backends:
             self._backends |= backends_for((vm,))
             if self._connected:
-                self._backends[place].connect(self)
+                self._connect(self._backends[place])
         return self._backends[place]
 
     @property
@@ -191,6 +207,9 @@ class Inventory:
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
+        self._answers(backend)
+        if reason != self._lost.get(id(backend)):
+            self.log.error("{backend}: {reason}", backend=self._name(backend), reason=reason)
         self._lost[id(backend)] = reason
         self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)
@@ -200,6 +219,7 @@ class Inventory:
 
     def connected(self, backend: IBackend) -> None:
         """Look at everything behind *backend*."""
+        self._answers(backend)
         self._lost.pop(id(backend), None)
         self._reached.add(id(backend))
         self._journal.backend(self._name(backend), None)

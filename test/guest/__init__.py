@@ -20,8 +20,8 @@ HERE: Final = Path(__file__).resolve().parent
 
 #: The compiler's options: a program for a bare i686, without what needs a C library or an operating system.
 FLAGS: Final = (
-    "-m32 -march=i686 -mgeneral-regs-only -Os -std=gnu17 -Wall -Wextra -Werror -ffreestanding -fno-pic "
-    "-fno-stack-protector -fno-asynchronous-unwind-tables -nostdlib -static -s "
+    "-m32 -march=i686 -mgeneral-regs-only -Os -std=gnu17 -Wall -Wextra -ffreestanding -fno-pic "
+    "-fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -nostdlib -static -s "
     "-Wl,--build-id=none,--no-warn-rwx-segments"
 )
 

@@ -233,8 +233,8 @@ static void handle_segment(struct connection *c, const struct packet *p, const u
 }
 
 void handle_tcp(const struct packet *p) {
-    u32 header = p->data[12] / 16 * 4;
-    if (p->size < HEADER || header < HEADER || header > p->size || checksum(p))
+    u32 header = p->size < HEADER ? 0 : p->data[12] / 16 * 4;
+    if (header < HEADER || header > p->size || checksum(p))
         return;
     u16 port = get16(p->data);
     u32 size = p->size - header;

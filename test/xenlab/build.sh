@@ -78,9 +78,11 @@ mkdir debs kernels root out
 say "unpacking"
 mkdir -p root/usr/bin root/usr/sbin root/usr/lib root/usr/lib64
 for directory in bin sbin lib lib64; do ln -s "usr/$directory" "root/$directory"; done
+mkdir -p kernels/usr/lib
+ln -s usr/lib kernels/lib
 for deb in debs/*.deb; do
 	case $deb in
-	*/linux-image-* | */xen-hypervisor-*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C kernels ;;
+	*/linux-image-* | */xen-hypervisor-*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C kernels --keep-directory-symlink ;;
 	*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C root --keep-directory-symlink \
 		--exclude='./usr/share/man/*' --exclude='./usr/share/doc/*' --exclude='./usr/share/locale/*' ;;
 	esac
