@@ -46,6 +46,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "needed": machine.state is State.UP and fleet.is_needed(machine),
         "origin": fleet.origin(vm.name),
         "names": [to_text(name) for name in vm.dns],
+        "elsewhere": None if fleet.cover is None else fleet.cover.elsewhere.get(vm.name),
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
         "host": fleet.hosts.at(machine.uuid) if fleet.hosts is not None else None,
@@ -88,6 +89,9 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
             yield f"Why: {machine.reason}."
         elif asked is not None:
             yield f"{_asked(asked)}."
+    elsewhere = None if fleet.cover is None else fleet.cover.elsewhere.get(machine.vm.name)
+    if elsewhere is not None:
+        yield f"Its guest uses the address {elsewhere}, and not the one of its ip."
     for refusal in reversed(fleet.journal.refusals.values()):
         if refusal.vm == machine.vm.name:
             times = "once" if refusal.times == 1 else f"{refusal.times} times"

@@ -58,6 +58,7 @@ class Cover:
         standins: Synjitsu, by where it listens: one, or those of several hosts.
         wake: called with a VM that somebody sends to while it is down, and that somebody's address.
         place_of: says which Synjitsu stands in for a VM; None for none.
+        elsewhere: the address that the guest of a VM, by its name, uses in place of the VM's own.
         is_theirs: says whether another Jitsu speaks for a VM; then nothing is said of it here.
     """
 
@@ -71,6 +72,7 @@ class Cover:
         reactor: Any,
         port: IReadiness,
         make: Callable[..., StandIn] = StandIn,
+        secret: str = "",
     ) -> None:
         """
         Announce nothing yet.
@@ -81,9 +83,12 @@ class Cover:
             reactor: connects and waits.
             port: finds out whether a guest listens where Synjitsu is away.
             make: makes the conversation with Synjitsu.
+            secret: what Synjitsu wants to be shown; empty for nothing.
         """
         self._machines, self._reactor, self._port = machines, reactor, port
-        self.standins = {place: make(place, self._wanted, self._seen, reactor, self._listens) for place in places}
+        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
+        self.standins = {place: make(place, *told) for place in places}
+        self.elsewhere: dict[str, str] = {}
         self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
         self.is_theirs: Callable[[Machine], bool] = lambda _: False
         self._at: dict[str, StandIn] = {}
@@ -112,8 +117,9 @@ class Cover:
         return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
 
     def _is_there(self, machine: Machine) -> bool:
+        """Return whether a Synjitsu stands in for *machine*, at one of its addresses at least."""
         standin = self._standin(machine)
-        return standin is not None and standin.connected
+        return standin is not None and standin.connected and not standin.refused.keys() >= set(map(str, machine.vm.ip))
 
     def holds(self, machine: Machine) -> bool:
         """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
@@ -135,7 +141,7 @@ class Cover:
             self._withdraw(machine)
             for ip in vm.ip:
                 del self._by_ip[str(ip)]
-            for of in (self._guests, self._heard):
+            for of in (self._guests, self._heard, self.elsewhere):
                 of.pop(vm.name, None)
             if vm.name in self._late:
                 self._late.pop(vm.name).cancel()
@@ -180,6 +186,7 @@ class Cover:
             self._late.pop(vm.name).cancel()
         if state not in RUNS:
             self._heard.pop(vm.name, None)
+            self.elsewhere.pop(vm.name, None)
         if state is State.UP:
             self._hand_over(machine)
         elif state in ACTIVATING:
@@ -216,10 +223,9 @@ class Cover:
             self._at[machine.vm.name] = standin
             self._announce(machine, machine.vm.ip, asleep=True)
 
-    def _mac(self, vm: VM) -> str:
-        """Return the MAC of the guest's first interface; nothing while that is not known."""
-        macs = self._guests.get(vm.name, Guest()).macs
-        return macs[0] if macs else ""
+    def _macs(self, vm: VM) -> tuple[str, ...]:
+        """Return the MACs of the guest: those of the configuration, and then those that the hypervisor knows."""
+        return tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))
 
     def _silent(self, vm: VM) -> list[Address]:
         """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
@@ -233,7 +239,7 @@ class Cover:
         late = [ip for ip in vm.ip if heard and str(ip) not in heard]
         for ip in vm.ip:
             if ip not in late:
-                self._at[vm.name].ready(str(ip), self._mac(vm))
+                self._at[vm.name].ready(str(ip), self._macs(vm))
         if late:
             self._announce(machine, late, asleep=False)
             self._late[vm.name] = self._reactor.callLater(LATE_BY, self._late_enough, machine)
@@ -249,7 +255,7 @@ class Cover:
         for ip in ips:
             self._at[vm.name].announce(
                 str(ip),
-                self._mac(vm),
+                self._macs(vm),
                 asleep=asleep,
                 ports=vm.ports or None,
                 wake_udp=vm.wake_udp,
@@ -289,6 +295,20 @@ class Cover:
         if waiting is not None:
             waiting.callback(None)
 
+    def _elsewhere(self, ip: str, found: str) -> None:
+        machine = self._machine_at(ip)
+        if machine is None or machine.state not in RUNS or self.elsewhere.get(machine.vm.name, "") == found:
+            return
+        self.elsewhere.pop(machine.vm.name, None)
+        if found:
+            self.elsewhere[machine.vm.name] = found
+            self.log.warn(
+                "{name}: its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip",
+                name=machine.vm.name,
+                found=found,
+                ip=ip,
+            )
+
     def _machine_at(self, ip: str) -> Machine | None:
         return self._machines.get(self._by_ip.get(ip, ""))
 
@@ -317,7 +337,7 @@ class Cover:
                 self._waits.pop(name, None)
 
     def _turn(self, standin: StandIn) -> None:
-        """Hear that a Synjitsu has come, or gone: it, or we ourselves, find out whether guests listen."""
+        """Handle the coming or going of a Synjitsu, on which it depends what finds out whether guests listen."""
         for name, waiting in list(self._waits.items()):
             if self._standin(self._machines[name]) is standin:
                 self._turned.add(name)
