@@ -280,14 +280,16 @@ class Standins:
             return
         standin.ask_after = ASK_AFTER if standin.asked_at is None else min(ASK_WITHIN, 2 * standin.ask_after)
         standin.asked_at = now
-        own = [(port, link, link.knocks_from(standin.ip)) for port, link in self.links.items()]
-        frames = ((port, packets.asked(src, link.host, BROADCAST, b"", standin.ip)) for port, link, src in own if src)
-        asked = [Send(port, octets) for port, octets in frames]
-        clients = ((one.port, ip, one.frame) for one, ip in standin.waiting if ip is not None)
-        for port, ip, frame in clients if not asked else ():  # this host has no address there: in a client's name
-            asked.append(Send(port, packets.asked(ip, frame.src, BROADCAST, frame.tags, standin.ip)))
-            break
-        yield from asked
+        asked: dict[tuple[str, bytes], bytes] = {}
+        for one, ip in standin.waiting:  # in a client's name, where this host has no address, or is in another VLAN
+            if ip is not None:
+                frame = one.frame
+                asked[one.port, frame.tags] = packets.asked(ip, frame.src, BROADCAST, frame.tags, standin.ip)
+        for port, link in self.links.items():
+            src = link.knocks_from(standin.ip)
+            if src is not None:
+                asked[port, b""] = packets.asked(src, link.host, BROADCAST, b"", standin.ip)
+        yield from (Send(port, octets) for (port, _), octets in asked.items())
 
     def ask_now(self) -> None:
         """Ask at once for all guests that have not shown themselves: a bridge has begun to forward to a port."""

@@ -50,11 +50,12 @@ seen.sendpacket(second)
 sys.stdin.read()
 """
 
-#: Prints the first SYN in a VLAN that it sees.
+#: Sends a frame, and prints the first SYN in a VLAN that it sees.
 WATCHES: Final = """
 import sys, pcap
 seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
 print("ready", flush=True)
+seen.sendpacket(bytes.fromhex(sys.argv[1]))
 for _, octets in seen:
     octets = bytes(octets)
     if octets[12:14] == b"\\x81\\0" and octets[16:18] == b"\\x08\\0":
@@ -172,7 +173,7 @@ class SynjitsuTestCase(TestCase):
 
     async def announce(self, *, asleep: bool = True, ip: str = IP, mac: str = MAC, **more: Any) -> None:
         """Have the guest stood in for, and wait until it is."""
-        self.standin.announce(ip, mac, asleep=asleep, **more)
+        self.standin.announce(ip, [mac] if mac else [], asleep=asleep, **more)
         await self.counters()
 
     def boot(self, *more: str) -> None:
@@ -183,7 +184,7 @@ class SynjitsuTestCase(TestCase):
     async def serve(self, ip: str = IP, port: int = 80, mac: str = "", *, udp: bool = False) -> float:
         """Have the guest listen, and hand over at once; return when it listened."""
         at = Yard.listen(self.guest, ip, port, udp=udp)
-        self.standin.ready(ip, mac)
+        self.standin.ready(ip, [mac] if mac else [])
         await pause(0)
         return at
 
@@ -289,9 +290,11 @@ class WakeTests(SynjitsuTestCase):
         self.assertEqual((mac, self.own_mac(), TAG), (answer[:6], answer[6:12], answer[12:16]))
         await self.until(lambda: self.summoned)
         self.yard.run("guest", "ip link set eth0 up")
-        guest = self.yard.start("guest", sys.executable, "-c", WATCHES)
+        own = bytes.fromhex(MAC.replace(":", ""))
+        announcement = arp_frame(1, own, vm, vm, tags=TAG)
+        guest = self.yard.start("guest", sys.executable, "-c", WATCHES, announcement.hex())
         guest.line()
-        self.standin.ready(IP, MAC)
+        self.standin.ready(IP, [MAC])
         await pause(0.1)
         self.assertEqual(bytes.fromhex(MAC.replace(":", "")) + frames[1][6:], bytes.fromhex(guest.line()))
 
@@ -388,7 +391,7 @@ class BootTests(SynjitsuTestCase):
         self.yard.run("guest", "ip link set eth0 down")
         self.yard.run("guest", "ip link set eth1 up")
         self.yard.address("guest", f"{IP}/24", "eth1")
-        self.standin.ready(IP, moved)
+        self.standin.ready(IP, [moved])
         await self.ends_well(client)
         self.assertEqual(moved, self.yard.neighbour("client", IP))
 

@@ -41,27 +41,60 @@ class ReadingClock(Clock):
 
 
 class FakeKernel:
-    """A kernel that is told, and has nothing to say."""
+    """
+    A kernel with one bridge.
+
+    Attributes:
+        told: what it was told.
+        changes: links and addresses have changed.
+        own: the addresses of the bridge.
+        routers: the default gateways.
+        behind: addresses outside the bridge's networks that are neighbours on it.
+        same: MACs behind the guest's port.
+        fails: why Synjitsu cannot have its port.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing told."""
         self.told: list[Any] = []
+        self.changes = False
+        self.own: tuple[str, ...] = ()
+        self.routers: tuple[str, ...] = ()
+        self.behind: tuple[str, ...] = ()
+        self.same: set[bytes] = set()
+        self.fails: OSError | None = None
 
-    def mac(self, interface: str) -> bytes:  # noqa: ARG002
-        """Return a MAC."""
-        return b"\2\0\0\0\0\xaa"
+    def interface(self, name: str) -> Interface:
+        """Return a bridge."""
+        return Interface(7, name, "bridge", b"\2\0\0\0\0\xaa", 1500, 0, up=True, forwards=False, stp=False)
 
-    def mtu(self, interface: str) -> int:  # noqa: ARG002
-        """Return an MTU."""
-        return 1500
+    def have_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:  # noqa: ARG002
+        """Return a bridge with no other port; fail if it is to."""
+        if self.fails is not None:
+            raise self.fails
+        return self.interface(name), []
 
-    def knocks_from(self, interface: str) -> dict[int, bytes]:  # noqa: ARG002
-        """Return no address."""
-        return {}
+    def links_changed(self) -> bool:
+        """Return what a test says."""
+        return self.changes
 
-    def addresses(self) -> frozenset[bytes]:
-        """Return none."""
-        return frozenset()
+    addresses_changed = links_changed
+
+    def addresses(self) -> dict[str, list[Any]]:
+        """Return those of a bridge."""
+        return {"br0": list(map(ip_interface, self.own))}
+
+    def gateways(self) -> frozenset[bytes]:
+        """Return what a test says."""
+        return frozenset(ip_address(ip).packed for ip in self.routers)
+
+    def is_behind(self, interface: str, ip: bytes) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return str(ip_address(ip)) in self.behind
+
+    def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return mac in self.same
 
     def tell(self, *what: Any, create: bool) -> None:
         """Remember what was told."""
@@ -129,11 +162,11 @@ class ConversationTests(TestCase):
 
     async def test_says_all(self) -> None:
         """What was said before there was a connection is said when there is one; and again to a successor."""
-        self.standin.announce("10.0.0.10", MAC, asleep=True, ports=[443, 80], wake_udp=[443])
-        self.standin.announce("fd00:0::1", "", asleep=False)
-        self.standin.announce("10.0.0.11", MAC, asleep=True)
+        self.standin.announce("10.0.0.10", [MAC], asleep=True, ports=[443, 80], wake_udp=[443])
+        self.standin.announce("fd00:0::1", [], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=True)
         self.standin.withdraw("10.0.0.11")
-        self.standin.announce("10.0.0.12", MAC, asleep=False)
+        self.standin.announce("10.0.0.12", [MAC], asleep=False)
         self.standin.ready("10.0.0.12")
         changes: list[bool] = []
         self.standin.on_change = lambda: changes.append(self.standin.connected)
@@ -159,21 +192,21 @@ class ConversationTests(TestCase):
         """What was said already is not said again: a guest may have taken its address over without Jitsu."""
         synjitsu = await self.synjitsu()
         self.standin.start()
-        self.standin.announce(IP, MAC, asleep=False)
+        self.standin.announce(IP, [MAC], asleep=False)
         await self.until(lambda: VM in synjitsu.standins.table)
-        synjitsu.standins.ready(VM, GUEST)
-        self.standin.announce(IP, MAC, asleep=False)
-        self.standin.announce("10.0.0.11", MAC, asleep=False)
+        synjitsu.standins.ready(VM, (GUEST,))
+        self.standin.announce(IP, [MAC], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=False)
         await self.until(lambda: len(synjitsu.standins.table) > 1)
         self.assertIs(State.UP, synjitsu.standins.table[VM].state)
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         await self.until(lambda: synjitsu.standins.table[VM].state is State.ASLEEP)
 
     async def test_summons_and_sees(self) -> None:
         """A SYN for one that is asleep, and the guest's own announcement, are told."""
         self.standin.start()
         await self.synjitsu()
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         await self.until(lambda: self.standin.connected)
         await self.standin.status()
         self.pcap.put(tcp_frame(), arp_frame(1, GUEST, VM, VM))
@@ -184,7 +217,7 @@ class ConversationTests(TestCase):
         """More stand-ins than fit into one answer."""
         synjitsu = await self.synjitsu()
         for number in range(2 * messages.PAGE):
-            self.standin.announce(f"10.1.{number // 256}.{number % 256}", MAC, asleep=True)
+            self.standin.announce(f"10.1.{number // 256}.{number % 256}", [MAC], asleep=True)
         self.standin.start()
         await self.until(lambda: len(synjitsu.standins.table) == 2 * messages.PAGE)
         status = await self.standin.status()
@@ -200,9 +233,9 @@ class ConversationTests(TestCase):
         self.standin.start()
         await self.synjitsu()
         await self.until(lambda: self.standin.connected)
-        self.standin.announce(IP, "52:54", asleep=True)
-        self.standin.announce(IP, MAC, asleep=True, handover="xenstore")
-        self.standin.announce("10.0.0.11", "", asleep=False)
+        self.standin.announce(IP, ["52:54"], asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True, handover="xenstore")
+        self.standin.announce("10.0.0.11", [], asleep=False)
         self.standin.ready("10.0.0.11")
         await self.standin.status()
         self.assertEqual(3, self.said.count("Synjitsu ref"))
@@ -210,7 +243,7 @@ class ConversationTests(TestCase):
     async def test_wrong_version(self) -> None:
         """Another version is refused, and the log says why; it is tried again, as one of them may be updated."""
         self.patch(conversation, "messages", SimpleNamespace(VERSION=messages.VERSION + 1))
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         synjitsu = await self.synjitsu()
         self.standin.start()
         await self.until(lambda: self.said)
@@ -261,7 +294,7 @@ class ServiceTests(SynchronousTestCase):
 
     def test_orphans(self) -> None:
         """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
-        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=False)
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(tcp_frame())
         self.synjitsu.lost(self.jitsu)
         self.clock.pump([1.0] * int(ORPHANED - 1))
@@ -274,11 +307,11 @@ class ServiceTests(SynchronousTestCase):
         """One that comes back keeps what it announces again, and loses what it does not."""
         other = bytes([10, 0, 0, 11])
         for ip in (VM, other):
-            self.synjitsu.announce(self.jitsu, ip, GUEST, asleep=True)
+            self.synjitsu.announce(self.jitsu, ip, (GUEST,), asleep=True)
         self.synjitsu.lost(self.jitsu)
         self.frame(tcp_frame())
         back: Any = self.Jitsu()
-        self.synjitsu.announce(back, VM, GUEST, asleep=True)
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=True)
         self.synjitsu.announced_all()
         self.assertEqual([VM], list(self.synjitsu.standins.table))
         self.assertEqual(1, self.synjitsu.standins.syns.total)
@@ -289,7 +322,7 @@ class ServiceTests(SynchronousTestCase):
 
     def test_flood_of_summons(self) -> None:
         """A Jitsu that does not take summons gets so many and no more; half are for clients that have sent twice."""
-        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=True)
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=True)
         for number in range(1000):
             self.frame(tcp_frame(number.to_bytes(4)))
         self.assertEqual(SUMMONS // 2, len(self.jitsu.calls))

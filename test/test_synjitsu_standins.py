@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import Any, Final
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -54,21 +55,21 @@ class StandinsTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin with nobody announced."""
-        self.link = Link(OURS, HOST, {HOST_IP}, knocks_from={4: HOST_IP})
+        self.link = Link(OURS, HOST, {HOST_IP}, networks=[ip_interface("10.0.0.1/24"), ip_interface("fe80::1/64")])
         self.standins = Standins({"br0": self.link})
 
-    def announce(self, ip: bytes = VM, *, asleep: bool = True, mac: bytes = GUEST, **more: Any) -> list[Action]:
+    def announce(self, ip: bytes = VM, *, asleep: bool = True, macs: Any = (GUEST,), **more: Any) -> list[Action]:
         """Announce the VM."""
-        return list(self.standins.announce(ip, mac, asleep=asleep, **more))
+        return list(self.standins.announce(ip, macs, asleep=asleep, **more))
 
     def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
         """Let a frame be seen, some seconds later; return what it leads to."""
         self.now += seconds
         return list(self.standins.frame("br0", octets, self.now))
 
-    def ready(self, ip: bytes = VM, mac: bytes = b"") -> list[Action]:
+    def ready(self, ip: bytes = VM, *macs: bytes) -> list[Action]:
         """Say that the guest is ready; return what hands over to it."""
-        return list(handover.wire(self.standins, *self.standins.ready(ip, mac)))
+        return list(handover.wire(self.standins, *self.standins.ready(ip, macs)))
 
     def ask(self, sha: bytes = PEER, spa: bytes = CLIENT, tags: bytes = b"") -> bytes:
         """Return a question for the VM's address."""

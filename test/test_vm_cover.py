@@ -25,7 +25,7 @@ from test.support import EPOCH, World, question, vm
 from test.test_vm_fleet import FleetTestCase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 MAC = "52:54:00:00:00:01"
 
@@ -40,8 +40,10 @@ class FakeStandIn:
         more: by address, the rest of the last announcement.
     """
 
-    def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, on_ready: Any) -> None:
+    def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, *more: Any) -> None:
         """Take what a `StandIn` takes."""
+        on_ready, self.elsewhere, self.secret = more
+        self.refused: dict[str, str] = {}
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
@@ -62,14 +64,14 @@ class FakeStandIn:
         self.connected = connected
         self.on_change()
 
-    def announce(self, ip: str, mac: str, *, asleep: bool, **more: Any) -> None:
+    def announce(self, ip: str, macs: Iterable[str], *, asleep: bool, **more: Any) -> None:
         """Remember it."""
-        self._say(ip, f"{'asleep' if asleep else 'booting'} {mac}")
+        self._say(ip, f"{'asleep' if asleep else 'booting'} {' '.join(macs)}")
         self.more[ip] = more
 
-    def ready(self, ip: str, mac: str) -> None:
+    def ready(self, ip: str, macs: Iterable[str]) -> None:
         """Remember it."""
-        self._say(ip, f"ready {mac}")
+        self._say(ip, f"ready {' '.join(macs)}")
 
     def withdraw(self, ip: str, *, failed: bool = False) -> None:
         """Remember it."""
