@@ -354,11 +354,11 @@ class Synjitsu(Service):
             return ports
         return []
 
-    def _report(self, name: str, message: str) -> None:
+    def _report(self, name: str, report: str) -> None:
         """Log what is to be known of an interface, once."""
-        if self._reported.get(name) != message:
-            self._reported[name] = message
-            self.log.warn("{interface}: {message}", interface=name, message=message)
+        if self._reported.get(name) != report:
+            self._reported[name] = report
+            self.log.warn("{interface}: {report}", interface=name, report=report)
 
     def _look_at_addresses(self) -> None:
         """Read this host's addresses and gateways; stand in no longer for what has become one of them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -19,7 +21,9 @@ from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
 from synjitsu_tw import conversation, tap
 from synjitsu_tw.capture import BATCH, RETRY, Capture, CaptureError, FakePcap, filter_for, open_pcap
+from synjitsu_tw.kernel import Interface, NotABridgeError
 from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
+from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
 from test.test_synjitsu_packets import GUEST, OURS, PEER, VM, arp_frame, tcp_frame
 
@@ -213,6 +217,40 @@ class ConversationTests(TestCase):
         await self.until(lambda: len(self.events) == 2)
         self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
 
+    async def test_refused_addresses(self) -> None:
+        """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
+        changes: list[int] = []
+        self.standin.on_change = lambda: changes.append(len(self.standin.refused))
+        self.standin.start()
+        synjitsu = await self.synjitsu()
+        self.patch(synjitsu, "_obstacle", lambda _: "it is the host's")
+        await self.until(lambda: self.standin.connected)
+        self.said.clear()
+        for asleep in (True, False):
+            self.standin.announce(IP, [MAC], asleep=asleep)
+            await self.standin.status()
+        self.assertEqual({IP: "it is the host's"}, self.standin.refused)
+        self.patch(synjitsu, "_obstacle", lambda _: None)
+        self.standin.announce(IP, [MAC], asleep=True)
+        await self.standin.status()
+        self.assertEqual(({}, [0, 1, 0]), (self.standin.refused, changes))
+        self.assertEqual(["Synjitsu ref"], [words for words in self.said if "ref" in words])
+
+    async def test_secret(self) -> None:
+        """Without the secret nothing is understood; with it everything."""
+        synjitsu = await self.synjitsu()
+        factory: Any = synjitsu.factory
+        factory.secret = self.place
+        self.standin.announce(IP, [MAC], asleep=True)
+        self.standin.start()
+        await self.until(lambda: self.said)
+        self.assertEqual({}, synjitsu.standins.table)
+        other = StandIn(f"unix:{self.place}", print, print, reactor, secret=factory.secret)
+        self.addCleanup(other.stop)
+        other.announce(IP, [MAC], asleep=True)
+        other.start()
+        await self.until(lambda: VM in synjitsu.standins.table)
+
     async def test_many(self) -> None:
         """More stand-ins than fit into one answer."""
         synjitsu = await self.synjitsu()
@@ -270,6 +308,12 @@ class ServiceTests(SynchronousTestCase):
             """Begin with nothing asked."""
             self.summons = 0
             self.calls: list[Any] = []
+            self.transport = self
+            self.lost = False
+
+        def loseConnection(self) -> None:  # noqa: N802
+            """Remember that."""
+            self.lost = True
 
         def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
             """Remember a call; it is never answered."""
@@ -278,6 +322,14 @@ class ServiceTests(SynchronousTestCase):
 
         def summoned(self, result: Any) -> None:
             """Do nothing."""
+
+    def refused(self, ip: str) -> str:
+        """Return why an address is not stood in for; nothing if it is."""
+        try:
+            self.synjitsu.announce(self.jitsu, ip_address(ip).packed, (GUEST,), asleep=True)
+        except messages.Refused as error:
+            return str(error).partition(" ")[2]
+        return ""
 
     def make(self, listed: dict[bytes, bytes] | None = None) -> Synjitsu:
         """Return a service that runs."""
@@ -294,14 +346,19 @@ class ServiceTests(SynchronousTestCase):
 
     def test_orphans(self) -> None:
         """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
+        self.synjitsu.open()
         self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(tcp_frame())
         self.synjitsu.lost(self.jitsu)
         self.clock.pump([1.0] * int(ORPHANED - 1))
         self.assertEqual(1, self.synjitsu.standins.syns.total)
         self.clock.pump([1.0] * 2)
-        self.assertEqual({}, self.synjitsu.standins.table)
         self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+        self.assertIn(VM, self.synjitsu.standins.handed)
+        self.frame(arp_frame(1, GUEST, VM, VM))  # the guest comes up late
+        self.assertEqual(GUEST, self.pcap.sent[-1][:6])
+        self.clock.pump([1.0] * int(EXPIRY + 2))
+        self.assertEqual({}, self.synjitsu.standins.table)
 
     def test_comes_back(self) -> None:
         """One that comes back keeps what it announces again, and loses what it does not."""
@@ -326,8 +383,77 @@ class ServiceTests(SynchronousTestCase):
         for number in range(1000):
             self.frame(tcp_frame(number.to_bytes(4)))
         self.assertEqual(SUMMONS // 2, len(self.jitsu.calls))
+        self.clock.advance(1.0)
         self.frame(tcp_frame((5).to_bytes(4)))
         self.assertEqual(SUMMONS // 2 + 1, len(self.jitsu.calls))
+
+    def test_refuses(self) -> None:
+        """It stands in for no address of the host, of a router, or outside the bridge's networks."""
+        self.kernel.own = ("10.0.0.1/24", "fd00::1/64", "fe80::1/64")
+        self.kernel.routers, self.kernel.behind = ("10.0.0.254",), ("10.7.0.9",)
+        self.synjitsu.open()
+        network = "is in no network of br0: correct the VM's ip, or give the bridge its network"
+        for ip, reason in (
+            ("10.0.0.10", ""), ("10.0.0.1", "is an address of this host"), ("fe80::1", "is an address of this host"),
+            ("10.0.0.254", "is the gateway of this host's default route"), ("10.0.1.10", network), ("10.7.0.9", ""),
+            ("fd00::10", ""), ("fd01::10", network),
+        ):
+            self.assertEqual(reason, self.refused(ip), ip)
+            self.assertEqual(not reason, ip_address(ip).packed in self.synjitsu.standins.table)
+        with self.assertRaises(messages.Refused):
+            self.synjitsu.ready(self.jitsu, ip_address("10.0.0.1").packed, (GUEST,))
+
+    def test_no_network(self) -> None:
+        """Where the host has no address on the bridge, any address will do but a router's."""
+        self.kernel.own, self.kernel.routers = ("fe80::1/64",), ("10.0.0.254",)
+        self.synjitsu.open()
+        self.assertEqual(["", "", "is the gateway of this host's default route"],
+                         list(map(self.refused, ("10.0.0.10", "fd00::10", "10.0.0.254"))))
+
+    def test_networks_change(self) -> None:
+        """What becomes the host's own is stood in for no longer; what was refused is announced again when it may be."""
+        self.kernel.own = ("10.0.0.1/24",)
+        self.synjitsu.open()
+        self.assertEqual("", self.refused("10.0.0.10"))
+        self.assertNotEqual("", self.refused("10.1.0.10"))
+        self.kernel.own, self.kernel.changes = ("10.0.0.1/24", "10.0.0.10/24"), True
+        self.synjitsu.tick()
+        self.assertEqual(({}, False), (self.synjitsu.standins.table, self.jitsu.lost))
+        self.kernel.own = ("10.0.0.1/24", "10.1.0.1/24")
+        self.synjitsu.tick()
+        self.assertTrue(self.jitsu.lost)
+
+    def test_learns(self) -> None:
+        """A MAC is the guest's if it is behind the guest's port; a stranger gets nothing."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([], self.jitsu.calls)
+        self.kernel.same = {PEER}
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([messages.Seen], [command for command, _ in self.jitsu.calls])
+        self.assertEqual(PEER, self.synjitsu.standins.table[VM].mac)
+
+    def test_elsewhere(self) -> None:
+        """Jitsu is told of a guest that uses another address."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 77]), PEER[:4]))
+        self.clock.pump([1.0] * 7)
+        self.assertEqual([(messages.Elsewhere, {"ip": IP, "found": "10.0.0.77"})], self.jitsu.calls)
+
+    def test_reports(self) -> None:
+        """Why Synjitsu has no port in a bridge is logged, once."""
+        said: list[Any] = []
+        observer: Any = said.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.kernel.changes = True
+        for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no bridge")):
+            said.clear()
+            self.kernel.fails = fails
+            self.synjitsu.tick()
+            self.synjitsu.tick()
+            self.assertEqual(1, len(said))
+            self.assertIn(remedy, said[0]["report"])
 
     def test_listed(self) -> None:
         """A VM that our own options list is stood in for from the start, until its guest shows itself."""

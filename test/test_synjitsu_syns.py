@@ -146,7 +146,7 @@ class SynsTests(SynchronousTestCase):
         self.assertEqual({1, 2, 3, 4, 5}, set(sources(syns)))
 
     def test_lock_out(self) -> None:
-        """Flows from forged sources that have sent three times lock out no client: what waits gets a place, at random."""
+        """Flows from forged sources that have sent three times lock out no client that waits: it gets a place."""
         syns = self.syns(per_vm=256)
         for at in (0.0, 1.0, 3.0):
             for source in range(300):

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.control.describe import describe, explain
 from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
@@ -100,9 +101,9 @@ class CoverTests(FleetTestCase):
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
 
-    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any) -> Cover:
+    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any, secret: str) -> Cover:
         """Return a cover with a Synjitsu that is none."""
-        cover = Cover(places, machines, reactor, self, make=FakeStandIn)  # type: ignore[arg-type]
+        cover = Cover(places, machines, reactor, self, FakeStandIn, secret)  # type: ignore[arg-type]
         (self.standin,) = cast("Any", cover.standins.values())
         return cover
 
@@ -329,6 +330,44 @@ class CoverTests(FleetTestCase):
         self.assertEqual("no Synjitsu answers at unix:socket", self.result(standins(self.world.fleet))["error"])
         self.world = World(vm())
         self.assertFalse(self.result(standins(self.world.fleet))["configured"])
+
+    def test_macs(self) -> None:
+        """All MACs that are known are announced: the configuration's first, then the hypervisor's."""
+        self.begin(mac=("52:54:00:00:00:09", MAC))
+        self.assertEqual(f"asleep 52:54:00:00:00:09 {MAC}", self.said)
+
+    def test_refused(self) -> None:
+        """Where Synjitsu does not stand in for a VM's address, the port is tried without it."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual(0, len(self.port))
+        self.standin.refused[self.ip] = "it is the host's"
+        self.standin.on_change()
+        self.assertEqual(1, len(self.port))
+        self.port[0].callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_elsewhere(self) -> None:
+        """That a guest uses another address is shown while it does, and logged once."""
+        self.begin()
+        machine = self.world.machine()
+        self.standin.elsewhere(self.ip, "192.0.2.9")  # it is off
+        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
+        self.ask()
+        self.world.pump(1.2)
+        for _ in range(2):
+            self.standin.elsewhere(self.ip, "192.0.2.9")
+        shown = explain(self.world.fleet, machine, 0.0)
+        self.assertEqual("192.0.2.9", shown["elsewhere"])
+        self.assertIn("Its guest uses the address 192.0.2.9, and not the one of its ip.", shown["why"])
+        self.standin.elsewhere(self.ip, "")
+        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
+        self.standin.elsewhere(self.ip, "192.0.2.9")
+        self.standin.listens(self.ip)
+        self.world.pump(11)
+        self.assertIs(State.OFF, machine.state)
+        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
 
     def result(self, asked: Any) -> Any:
         """Return what a coroutine returns at once."""
