@@ -202,7 +202,7 @@ def description(place: str) -> str:
     if place.startswith("unix:") and "mode=" not in place:
         return f"{place}:mode=600:lockfile=0"
     host, _, port = place.rpartition(":")
-    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
+    if host not in {"", "tcp", "tcp6"} and port.isdigit() and (host.startswith("[") or ":" not in host):
         host = host.strip("[]")
         return "tcp{}:{}:interface={}".format("6" if ":" in host else "", port, host.replace(":", r"\:"))
     return place

@@ -377,7 +377,7 @@ class ShowTests(SynchronousTestCase):
     def test_names(self) -> None:
         """A VM's name is shown as it is, whatever is in it."""
         one = {"name": "[red]x[/]", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "needed": False, "origin": None}
+               "total_requests": 0, "last_request_ts": None, "needed": False, "origin": None, "elsewhere": None}
         console = Console(file=StringIO(), width=100)
         console.print(show.vms([one]))
         assert isinstance(console.file, StringIO)
@@ -386,7 +386,7 @@ class ShowTests(SynchronousTestCase):
     def test_origins(self) -> None:
         """Where requests have changed VMs, it is said which those are."""
         one = {"name": "www", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None}
+               "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None, "elsewhere": "10.9.0.7"}
         for width, who in ((100, "request/a of Ann <ann@example.org>"), (70, "request/a")):
             console = Console(file=StringIO(), width=width)
             console.print(show.vms([one, {**one, "name": "new", "origin": "request/a of Ann <ann@example.org>"}]))

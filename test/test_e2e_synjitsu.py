@@ -76,7 +76,8 @@ while True:
     if octets[12:14] == b"\\x08\\0" and octets[23] == 6 and octets[47] & 2:
         ip, tcp = octets[14:34], octets[34:54]
         head = ip[16:20] + ip[12:16] + struct.pack(">HH", 6, 20)
-        body = tcp[2:4] + tcp[:2] + bytes(4) + struct.pack(">IBBHHH", int.from_bytes(tcp[4:8], "big") + 1, 0x50, 0x14, 0, 0, 0)
+        ack = int.from_bytes(tcp[4:8], "big") + 1
+        body = tcp[2:4] + tcp[:2] + bytes(4) + struct.pack(">IBBHHH", ack, 0x50, 0x14, 0, 0, 0)
         def summed(data):
             total = sum(struct.unpack(f">{len(data) // 2}H", data))
             return 0xFFFF - ((total & 0xFFFF) + (total >> 16))

@@ -549,6 +549,7 @@ class DescriptionTests(SynchronousTestCase):
             ("unix:/run/x.sock", "unix:/run/x.sock:mode=600:lockfile=0"),
             ("unix:/run/x.sock:mode=660", "unix:/run/x.sock:mode=660"),
             ("10.0.0.1:99", "tcp:99:interface=10.0.0.1"),
+            ("tcp:99", "tcp:99"),
             ("[fd00::1]:99", r"tcp6:99:interface=fd00\:\:1"),
         ):
             self.assertEqual(expected, tap.description(text))

@@ -48,10 +48,11 @@ def vms(listed: list[dict[str, Any]]) -> Table:
         made.add_column("from")  # the one that gives way on a narrow terminal
     for vm in listed:
         colour = _COLOURS.get(vm["state"], "yellow")
+        elsewhere = f" [red]at {escape(vm['elsewhere'])}[/]" if vm["elsewhere"] else ""
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add_row(
             escape(vm["name"]),
-            f"[{colour}]{vm['state']}[/]",
+            f"[{colour}]{vm['state']}[/]{elsewhere}",
             "held" if vm["held"] else "needed" if vm["needed"] else "-" if left is None else f"{left:.0f} s",
             str(vm["total_starts"]),
             str(vm["total_requests"]),
