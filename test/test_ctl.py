@@ -392,7 +392,7 @@ class ShowTests(SynchronousTestCase):
             console.print(show.vms([one, {**one, "name": "new", "origin": "request/a of Ann <ann@example.org>"}]))
             assert isinstance(console.file, StringIO)
             _, www, new = console.file.getvalue().splitlines()
-            self.assertRegex(www, r"^www +up +needed .*the")
+            self.assertRegex(www, r"^www +up at 10.9.0.7 +needed .*the")
             self.assertRegex(new, rf"^new +up .*{who}")
 
     def test_events(self) -> None:
