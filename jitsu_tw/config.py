@@ -24,7 +24,7 @@ from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
-from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near
+from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def _cluster(said: Sayings) -> Cluster:
         except (OSError, UnicodeDecodeError) as error:
             raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
     try:
-        import treq  # noqa: F401, PLC0415 -- who is alone needs none
-    except ImportError as error:
-        raise first.wrong("cluster", f"needs treq: pip install 'jitsu-tw[cluster]' ({error})") from error
+        require("treq", "cluster")
+    except ValueError as error:
+        raise first.wrong("cluster", str(error)) from error
     return Cluster(**values)
 
 
@@ -256,8 +256,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
     values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"] or LEAST_IDLE))
-    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images", "use_synjitsu",
-                "wake_by_packet", "handover"):
+    for key in ("idle_packets", "evidence", "save_fallback", "min_up", "max_up", "check_every", "stop_timeout",
+                "images", "use_synjitsu", "wake_by_packet", "handover"):
         if key in defaults:
             values.setdefault(key, defaults[key])
     if "wait_for_http" in values:

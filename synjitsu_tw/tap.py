@@ -17,10 +17,16 @@ from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError
-from synjitsu_tw.handover import XenstoreHandover
-from synjitsu_tw.service import Synjitsu
-from synjitsu_tw.table import Refusal
+from jitsu_tw.twistd import cannot_write, stop_once
+
+try:
+    from synjitsu_tw.handover import XenstoreHandover
+    from synjitsu_tw.service import Synjitsu
+    from synjitsu_tw.table import Refusal
+except ImportError as missing:
+    sys.exit(f"synjitsu: needs what is not installed: pip install 'jitsu-tw[synjitsu]' ({missing})")
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -140,6 +146,7 @@ class SynjitsuService(Service):
     def stopService(self) -> Deferred[None] | None:  # noqa: N802
         """End."""
         super().stopService()
+        stop_once()
         self.synjitsu.stopService()
         if self._port is not None:
             self._port.stopListening()
@@ -154,7 +161,7 @@ def xenstore(reactor: Any) -> Any:
     try:
         from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
     except ImportError as error:
-        give_up(f"--xenstore: {error}")
+        give_up(f"--xenstore: needs what is not installed: pip install 'jitsu-tw[xen]' ({error})")
     return Xenstore(reactor)
 
 
@@ -222,4 +229,7 @@ def makeService(options: Options) -> SynjitsuService:  # noqa: N802
     for name in options.interfaces:
         if name not in known:
             give_up(f"there is no interface {name!r}; here are: {', '.join(known)}")
+    if reason := cannot_write(getattr(options, "parent", None)):
+        give_up(reason)
+    install(default_reactor)
     return SynjitsuService(options)

@@ -138,11 +138,13 @@ class ModeTests(LabTestCase):
         If the kernel has changed, or the image is damaged, it is booted, and a new image is kept.
         """
         initramfs = self.directory / "initramfs"
-        shutil.copy(lab.guest().initrd, initramfs)
+        initrd = lab.guest().initrd
+        assert initrd is not None
+        shutil.copy(initrd, initramfs)
         jitsu = self.begin(
             "ttl: 1\nimages: images\nanswer_by: 60",
             "wait_for_port: 80\n    boot_from: snapshot",
-            change=lambda xml: xml.replace(str(lab.guest().initrd), str(initramfs)),
+            change=lambda xml: xml.replace(str(initrd), str(initramfs)),
         )
         self.dig()
         self.assertIn("imaged", jitsu.vm()["activation_ms"])

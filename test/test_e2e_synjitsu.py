@@ -37,31 +37,34 @@ IP: Final = "10.9.0.10"
 IP6: Final = "fd09::10"
 
 
-#: Sends one frame, prints what comes back to its MAC, and sends another. libpcap shows tags that the kernel hides.
-TAGGED: Final = """
-import sys, pcap
+#: How the two below read frames. libpcap shows tags that the kernel hides.
+READS: Final = """
+import select, sys
+from synjitsu_tw.capture import open_pcap
+pcap, frames = open_pcap("eth0"), []
+def take():
+    while not frames:
+        select.select([pcap], [], [])
+        pcap.dispatch(1, lambda _, octets: frames.append(bytes(octets)))
+    return frames.pop()
+"""
+
+#: Sends one frame, prints what comes back to its MAC, and sends another.
+TAGGED: Final = f"""{READS}
 first, second = map(bytes.fromhex, sys.argv[1:])
-seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
-seen.sendpacket(first)
-for _, octets in seen:
-    if bytes(octets[:6]) == first[6:12]:
-        break
-print(bytes(octets).hex(), flush=True)
-seen.sendpacket(second)
+pcap.setfilter(f"ether dst {{first[6:12].hex(':')}}")
+pcap.sendpacket(first)
+print(take().hex(), flush=True)
+pcap.sendpacket(second)
 sys.stdin.read()
 """
 
-#: Sends a frame, and prints the first SYN in a VLAN that it sees.
-WATCHES: Final = """
-import sys, pcap
-seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
+#: Sends a frame, and prints the first IPv4 packet in a VLAN that it sees.
+WATCHES: Final = f"""{READS}
+pcap.setfilter("vlan and ip")
 print("ready", flush=True)
-seen.sendpacket(bytes.fromhex(sys.argv[1]))
-for _, octets in seen:
-    octets = bytes(octets)
-    if octets[12:14] == b"\\x81\\0" and octets[16:18] == b"\\x08\\0":
-        break
-print(octets.hex(), flush=True)
+pcap.sendpacket(bytes.fromhex(sys.argv[1]))
+print(take().hex(), flush=True)
 sys.stdin.read()
 """
 
@@ -335,6 +338,15 @@ class WakeTests(SynjitsuTestCase):
         self.standin.ready(IP, [MAC])
         await pause(0.1)
         self.assertEqual(bytes.fromhex(MAC.replace(":", "")) + frames[1][6:], bytes.fromhex(guest.line()))
+
+
+class CypcapTests(WakeTests):
+    """The same by cypcap, which serves where pypcap cannot be installed."""
+
+    def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """Start a Synjitsu that finds no pypcap."""
+        (self.folder / "pcap.py").write_text("raise ImportError")
+        return super().begin(*prefix, "env", f"PYTHONPATH={self.folder}")
 
 
 class BootTests(SynjitsuTestCase):

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw import config
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.branches import LOOK_EVERY, TRY_AGAIN, Branches
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import NoSuchVM, StoreError
 from jitsu_tw.ijitsu import Power
@@ -24,7 +25,7 @@ from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
 from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.vm.change import Running
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, question
 from test.test_store_history import QUICK

@@ -13,19 +13,18 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, globalLogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw import messages
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
 from synjitsu_tw import conversation, tap
-from synjitsu_tw.capture import BATCH, RETRY, Capture, CaptureError, FakePcap, filter_for, open_pcap
 from synjitsu_tw.kernel import Interface, NotABridgeError
 from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
-from test.test_synjitsu_packets import GUEST, OURS, PEER, VM, arp_frame, tcp_frame
+from test.fakepcap import FakePcap
+from test.test_synjitsu_packets import GUEST, PEER, VM, arp_frame, tcp_frame
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 30.0
@@ -463,71 +462,6 @@ class ServiceTests(SynchronousTestCase):
         self.frame(arp_frame(1, PEER, VM, VM), arp_frame(1, GUEST, VM, VM))
         self.assertIs(State.UP, self.synjitsu.standins.table[VM].state)
         self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
-
-
-class CaptureTests(SynchronousTestCase):
-    """Frames from a fake interface."""
-
-    def setUp(self) -> None:
-        """Begin with an open one."""
-        self.clock = ReadingClock()
-        self.pcaps: list[FakePcap] = []
-        self.refused = False
-        self.frames: list[bytes] = []
-        self.capture = Capture("br0", self.frames.extend, self.clock, self.opens)
-        self.capture.open("arp")
-        self.addCleanup(self.capture.close)
-
-    def opens(self, interface: str) -> FakePcap:
-        """Return a fake pcap, or refuse."""
-        if self.refused:
-            raise OSError(f"{interface}: No such device exists")
-        self.pcaps.append(FakePcap(interface))
-        return self.pcaps[-1]
-
-    def test_reads(self) -> None:
-        """All frames, some at a time."""
-        self.pcaps[0].put(*(bytes([number]) for number in range(BATCH + 1)))
-        self.capture.doRead()
-        self.assertEqual(BATCH, len(self.frames))
-        self.capture.doRead()
-        self.assertEqual(BATCH + 1, len(self.frames))
-
-    def test_goes_and_comes(self) -> None:
-        """An interface that has gone is opened again, with its filter, when it is back; frames are lost meanwhile."""
-        self.pcaps[0].fails = OSError("The interface disappeared")
-        self.refused = True
-        self.capture.doRead()
-        self.capture.send(b"x")
-        self.capture.narrow("ip")
-        self.clock.pump([RETRY] * 3)
-        self.refused = False
-        self.clock.advance(RETRY)
-        self.assertEqual([["arp"], ["ip"]], [pcap.filters for pcap in self.pcaps])
-        self.capture.send(b"y")
-        self.assertEqual([b"y"], self.pcaps[1].sent)
-
-    def test_refused(self) -> None:
-        """What cannot be opened is one line."""
-        self.refused = True
-        with self.assertRaises(CaptureError) as caught:
-            self.capture.open("arp")
-        self.assertEqual("cannot capture from br0: No such device exists", str(caught.exception))
-
-    def test_failure_of_the_reactor(self) -> None:
-        """The reactor gives up a reader whose descriptor is bad: it is opened again."""
-        self.capture.connectionLost(Failure(OSError("bad")))
-        self.clock.advance(RETRY)
-        self.assertEqual(2, len(self.pcaps))
-
-    def test_filters(self) -> None:
-        """Pcap takes every filter, up to many ports, for a real interface; each thing is asked for where wanted."""
-        opened = open_pcap("lo")
-        self.addCleanup(opened.close)
-        for ipv4 in (False, True):
-            for ipv6 in (False, True):
-                for udp in ((), (443,), range(1, 200)):
-                    opened.setfilter(filter_for(OURS, ipv4=ipv4, ipv6=ipv6, udp=udp, knocks=ipv4))
 
 
 class DescriptionTests(SynchronousTestCase):

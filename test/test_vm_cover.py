@@ -13,14 +13,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
-from jitsu_tw.control.describe import describe, explain
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
 from test.test_vm_fleet import FleetTestCase
@@ -101,9 +101,9 @@ class CoverTests(FleetTestCase):
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
 
-    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any, secret: str) -> Cover:
+    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any, **more: Any) -> Cover:
         """Return a cover with a Synjitsu that is none."""
-        cover = Cover(places, machines, reactor, self, FakeStandIn, secret)  # type: ignore[arg-type]
+        cover = Cover(places, machines, reactor, self, make=FakeStandIn, **more)  # type: ignore[arg-type]
         (self.standin,) = cast("Any", cover.standins.values())
         return cover
 
@@ -349,25 +349,21 @@ class CoverTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine().state)
 
     def test_elsewhere(self) -> None:
-        """That a guest uses another address is shown while it does, and logged once."""
+        """That a guest uses another address is a problem of its VM while it does."""
         self.begin()
-        machine = self.world.machine()
+        sentence = "its guest uses 192.0.2.9, and not 192.0.2.80: correct the address in the guest, or the VM's ip"
+        sentence = sentence.replace("192.0.2.80", self.ip)
         self.standin.elsewhere(self.ip, "192.0.2.9")  # it is off
-        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
+        self.assertEqual([], self.world.fleet.problems.of("www"))
         self.ask()
         self.world.pump(1.2)
-        for _ in range(2):
-            self.standin.elsewhere(self.ip, "192.0.2.9")
-        shown = explain(self.world.fleet, machine, 0.0)
-        self.assertEqual("192.0.2.9", shown["elsewhere"])
-        self.assertIn("Its guest uses the address 192.0.2.9, and not the one of its ip.", shown["why"])
-        self.standin.elsewhere(self.ip, "")
-        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
-        self.standin.elsewhere(self.ip, "192.0.2.9")
+        for found, expected in (("192.0.2.9", [sentence]), ("", []), ("192.0.2.9", [sentence])):
+            self.standin.elsewhere(self.ip, found)
+            self.assertEqual(expected, self.world.fleet.problems.of("www"))
         self.standin.listens(self.ip)
         self.world.pump(11)
-        self.assertIs(State.OFF, machine.state)
-        self.assertIsNone(describe(self.world.fleet, machine)["elsewhere"])
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([], self.world.fleet.problems.of("www"))
 
     def result(self, asked: Any) -> Any:
         """Return what a coroutine returns at once."""

@@ -14,12 +14,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.errors import BootFailed, CutOff, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, question, vm
 

@@ -27,7 +27,7 @@ from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 #: How many calls to one pool may be under way at once.
 THREADS: Final = 16
@@ -62,6 +62,20 @@ _PASSING: Final = frozenset({
 _PASSING_KINDS: Final = ("HOST_", "SR_")
 
 
+def _remedy(error: JitsuError, target: Target) -> str | None:
+    """Return what an operator must mend after *error* of a login; None if it may pass by itself."""
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        return "give the file of its authority with ca=FILE"
+    if isinstance(error, XapiError) and error.code == "SESSION_AUTHENTICATION_FAILED":
+        return f"mend user=, or {target.password_file}"
+    return None
+
+
+def _passes(refused: XapiError) -> bool:
+    """Return whether what XAPI refuses now may go well later."""
+    return refused.code in _PASSING or refused.code.startswith(_PASSING_KINDS)
+
+
 @implementer(IBackend)
 class XapiBackend:
     """The pool at one URI; see `xapi_session.SYNTAX`."""
@@ -78,7 +92,6 @@ class XapiBackend:
         self._uri = connect
         self._reactor = reactor
         self._watcher: IWatcher | None = None
-        self._checked: Login | None = None
         self._opening: Login | None = None
         self._login: Login | None = None
         self._pool = ThreadPool(0, THREADS, "xapi")
@@ -97,46 +110,26 @@ class XapiBackend:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Log in and look at the VMs; keep the session for `connect`."""
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """See to it that the URI is right, and that the files that it names can be read."""
         target = Target.from_uri(self._uri)
-        target.password()
-        if target.exposed():
-            self.log.warn("{file} can be read by everybody; mend it with: chmod 600", file=target.password_file)
-        login = Login(target)
-        try:
-            login.open()
-            for vm in vms:
-                self._check(login, vm)
-        except BackendLost as lost:
-            if isinstance(lost.__cause__, ssl.SSLCertVerificationError):
-                message = f"{self} cannot be trusted: {lost}; give the file of its authority with ca=FILE"
-                raise ConfigError(message, key="connect") from lost
-            self.log.error("{backend} cannot be reached yet: {error}", backend=self, error=str(lost))
-        except BackendError as refused:
-            if isinstance(refused, XapiError) and refused.code == "SESSION_AUTHENTICATION_FAILED":
-                message = f"{self} does not take user and password: {refused}; mend user=, or {target.password_file}"
-                raise ConfigError(message, key="connect") from refused
-            self.log.error("{backend} takes no session yet: {error}", backend=self, error=str(refused))
-        except ConfigError:
-            login.close()
-            raise
-        else:
-            self._checked = login
+        target.trust()
+        return self._warnings(target)
 
-    def _check(self, login: Login, vm: VM) -> None:
-        try:
-            xapi_vms.find(login, vm)
-        except BackendLost:
-            raise
-        except NoSuchVM as error:
-            message = f"{self} knows no such VM: {error}; make it there, or mend the name or uuid"
-            raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
-        except BackendError as error:
-            raise ConfigError(f"{self}: {error}", *vm.place, f"vms: {vm.name}") from error
+    @staticmethod
+    def _warnings(target: Target) -> tuple[str, ...]:
+        """
+        Return what is doubtful about the files of *target*.
+
+        Raises:
+            ConfigError: the password cannot be read.
+        """
+        target.password()
+        exposed = f"{target.password_file} can be read by everybody; mend it with: chmod 600"
+        return (exposed,) if target.exposed() else ()
 
     def connect(self, watcher: IWatcher) -> None:
-        """Use the session that `check` made, or make one, now and whenever it breaks."""
+        """Log in, now and whenever the session breaks."""
         self._watcher = watcher
         self._pool.start()
         self._try()
@@ -148,14 +141,18 @@ class XapiBackend:
 
     def _open(self) -> tuple[Login, dict[str, Any]]:
         """Log in, and learn how all VMs are, with the token from which on events are wanted. Blocks."""
-        login, self._checked = self._checked or Login(Target.from_uri(self._uri)), None
-        self._opening = login
+        for sentence in self._warnings(target := Target.from_uri(self._uri)):
+            self.log.warn("{sentence}", sentence=sentence)
+        self._opening = login = Login(target)
         try:
             if self._closed:
                 login.abort("closed")
             return login, login.call("event.from", CLASSES, "", 0.0)
-        except JitsuError:
+        except JitsuError as error:
             login.close()
+            remedy = _remedy(error, target)
+            if remedy is not None:
+                raise ConfigError(f"{error}; {remedy}", key="connect") from error
             raise
 
     def _opened(self, opened: tuple[Login, dict[str, Any]]) -> None:
@@ -223,7 +220,6 @@ class XapiBackend:
         self._login = None
         login.abort(reason)
         self._let_go()
-        self.log.error("{backend}: {reason}", backend=self, reason=reason)
         if self._watcher is not None:
             self._watcher.lost(self, reason)
         self._again()
@@ -241,7 +237,7 @@ class XapiBackend:
         self._closed = True
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
-        login, self._login, self._watcher = self._login or self._checked, None, None
+        login, self._login, self._watcher = self._login, None, None
         if self._opening is not None and self._opening is not login:
             self._opening.abort("closed")
         self._let_go()
@@ -360,7 +356,7 @@ class XapiBackend:
                 return Start.RESUMED
             await self._change(uuid, "resume", False, False)  # noqa: FBT003
         except XapiError as refused:
-            if refused.code in _PASSING or refused.code.startswith(_PASSING_KINDS):
+            if _passes(refused):
                 raise
             self.log.error(
                 "{backend}: VM {uuid} is {power} and cannot go on, so that is thrown away and the VM boots: {error}",
@@ -412,6 +408,28 @@ class XapiBackend:
     def traffic(self, uuid: str) -> Deferred[int | None]:  # noqa: ARG002
         """Return None: XAPI has rates in octets a second, no counts of packets (VIF_metrics, RRDs)."""
         return succeed(None)
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:  # noqa: ARG002
+        """Return None: XAPI has how much of its virtual CPUs a VM uses now, no sum (VM_metrics, RRDs)."""
+        return succeed(None)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return why XAPI would refuse to stop the VM by *mode*, in its words."""
+        return Deferred.fromCoroutine(self._obstacle(uuid, mode))
+
+    async def _obstacle(self, uuid: str, mode: Mode) -> str | None:
+        method, leaves = _STOPS[mode]
+        if await self._power(uuid) in {Power.OFF, Power.SAVED, leaves}:
+            return None
+        try:
+            await self._vm(uuid, lambda ref: self._ask("VM.assert_operation_valid", ref, method))
+        except XapiError as refused:
+            return None if _passes(refused) else str(refused)
+        return None
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:  # noqa: ARG002
+        """Return that nobody counts packets."""
+        return succeed(("XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used",))
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""

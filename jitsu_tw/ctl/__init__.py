@@ -119,6 +119,8 @@ def status(control: Control, *, watch: bool, as_json: bool) -> None:
         show.dump(vms)
     else:
         Console().print(show.vms(vms))
+        for line in show.problems(vms):
+            click.echo(line)
         show.standins(control.ask("GET", "/v1/standins"))
 
 

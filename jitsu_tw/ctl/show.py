@@ -48,11 +48,10 @@ def vms(listed: list[dict[str, Any]]) -> Table:
         made.add_column("from")  # the one that gives way on a narrow terminal
     for vm in listed:
         colour = _COLOURS.get(vm["state"], "yellow")
-        elsewhere = f" [red]at {escape(vm['elsewhere'])}[/]" if vm["elsewhere"] else ""
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add_row(
             escape(vm["name"]),
-            f"[{colour}]{vm['state']}[/]{elsewhere}",
+            f"[{colour}]{vm['state']}[/]",
             "held" if vm["held"] else "needed" if vm["needed"] else "-" if left is None else f"{left:.0f} s",
             str(vm["total_starts"]),
             str(vm["total_requests"]),
@@ -60,6 +59,12 @@ def vms(listed: list[dict[str, Any]]) -> Table:
             *([Text(vm["origin"] or "the file", no_wrap=True, overflow="ellipsis")] if asked else []),
         )
     return made
+
+
+def problems(listed: list[dict[str, Any]]) -> list[str]:
+    """Return the VMs' problems as lines, after an empty one."""
+    lines = [f"{vm['name']}: {problem}" for vm in listed for problem in vm["problems"]]
+    return ["", *lines] if lines else []
 
 
 def members(what: str, listed: list[dict[str, Any]]) -> Table:

@@ -22,6 +22,7 @@ from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.standin import StandIn
 from jitsu_tw.vm.lifecycle import ACTIVATING, State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,7 +59,6 @@ class Cover:
         standins: Synjitsu, by where it listens: one, or those of several hosts.
         wake: called with a VM that somebody sends to while it is down, and that somebody's address.
         place_of: says which Synjitsu stands in for a VM; None for none.
-        elsewhere: the address that the guest of a VM, by its name, uses in place of the VM's own.
         is_theirs: says whether another Jitsu speaks for a VM; then nothing is said of it here.
     """
 
@@ -71,8 +71,9 @@ class Cover:
         machines: Mapping[str, Machine],
         reactor: Any,
         port: IReadiness,
-        make: Callable[..., StandIn] = StandIn,
+        note: Callable[[Machine, Problem, tuple[str, ...]], None],
         secret: str = "",
+        make: Callable[..., StandIn] = StandIn,
     ) -> None:
         """
         Announce nothing yet.
@@ -82,13 +83,14 @@ class Cover:
             machines: by the VM's name; those with `use_synjitsu` are covered.
             reactor: connects and waits.
             port: finds out whether a guest listens where Synjitsu is away.
-            make: makes the conversation with Synjitsu.
+            note: notes what an operator should know of a VM (`Problems.note`).
             secret: what Synjitsu wants to be shown; empty for nothing.
+            make: makes the conversation with Synjitsu.
         """
         self._machines, self._reactor, self._port = machines, reactor, port
         told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
         self.standins = {place: make(place, *told) for place in places}
-        self.elsewhere: dict[str, str] = {}
+        self._note = note
         self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
         self.is_theirs: Callable[[Machine], bool] = lambda _: False
         self._at: dict[str, StandIn] = {}
@@ -141,7 +143,7 @@ class Cover:
             self._withdraw(machine)
             for ip in vm.ip:
                 del self._by_ip[str(ip)]
-            for of in (self._guests, self._heard, self.elsewhere):
+            for of in (self._guests, self._heard):
                 of.pop(vm.name, None)
             if vm.name in self._late:
                 self._late.pop(vm.name).cancel()
@@ -186,7 +188,7 @@ class Cover:
             self._late.pop(vm.name).cancel()
         if state not in RUNS:
             self._heard.pop(vm.name, None)
-            self.elsewhere.pop(vm.name, None)
+            self._note(machine, Problem.ADDRESS, ())
         if state is State.UP:
             self._hand_over(machine)
         elif state in ACTIVATING:
@@ -297,17 +299,9 @@ class Cover:
 
     def _elsewhere(self, ip: str, found: str) -> None:
         machine = self._machine_at(ip)
-        if machine is None or machine.state not in RUNS or self.elsewhere.get(machine.vm.name, "") == found:
-            return
-        self.elsewhere.pop(machine.vm.name, None)
-        if found:
-            self.elsewhere[machine.vm.name] = found
-            self.log.warn(
-                "{name}: its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip",
-                name=machine.vm.name,
-                found=found,
-                ip=ip,
-            )
+        if machine is not None and machine.state in RUNS:
+            sentence = f"its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip"
+            self._note(machine, Problem.ADDRESS, (sentence,) if found else ())
 
     def _machine_at(self, ip: str) -> Machine | None:
         return self._machines.get(self._by_ip.get(ip, ""))
