@@ -8,8 +8,8 @@ Synjitsu has a port of its own in each bridge: one end of a veth pair, the other
 this port the bridge has carrier while no VM runs; without carrier the kernel drops what the host sends before any
 capture sees it. And the stand-in's MAC has a permanent entry in the bridge's forwarding table: without one, the bridge
 floods frames for the stand-in to all ports, and a guest whose stack does not look at the destination answers them.
-Nothing is flooded to the port and nothing is sent by it. It stays when Synjitsu ends, and is recognised by its name and
-MAC, so that neither a restart nor a crash takes the carrier away.
+Nothing is sent by the port, and nothing is flooded to it but what this host itself sends to all. It stays when Synjitsu
+ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
 
 Changing anything takes CAP_NET_ADMIN; asking takes no privilege. A call takes less than a millisecond.
 """
@@ -52,8 +52,12 @@ _MASTER: Final = 0x04
 _UNICAST: Final = 1
 _LOCAL: Final = 2
 
-#: Of <linux/if.h>.
+#: Of <linux/if.h>: an interface that is up, and one that does not use ARP.
 _UP: Final = 0x1
+_NOARP: Final = 0x80
+
+#: The kinds of interfaces that lead to a guest alone; Xen's have none, but a name of their own. Behind others is a LAN.
+_GUESTS: Final = frozenset({"tun", "veth"})
 
 #: Of <linux/if_link.h>: the kernel gives an interface no IPv6 address of its own accord.
 _NO_IPV6_ADDRESS: Final = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
@@ -238,13 +242,13 @@ class Kernel:
             at = self._learnt_at(bridge, mac)
             if at is None:
                 return False
-            if any(self._learnt_at(bridge, one) == at for one in known):
-                return True
             port = next(port for port in self.ports(bridge) if port.index == at)
+            if domid is not None and port.name.startswith(f"vif{domid}."):
+                return True
+            taps = {_TAP + one[1:] for one in known}
+            return port.kind in _GUESTS and (port.mac in taps or at in {self._learnt_at(bridge, one) for one in known})
         except (OSError, StopIteration):  # it is no bridge, or has changed meanwhile
             return False
-        named = domid is not None and port.name.startswith(f"vif{domid}.")
-        return named or port.mac in {_TAP + one[1:] for one in known}
 
     def _learnt_at(self, bridge: Interface, mac: bytes) -> int | None:
         """Return the number of the port behind which a bridge has learnt a MAC."""
@@ -298,7 +302,7 @@ class Kernel:
     def _plug(self, port: Interface, bridge: Interface, mac: bytes) -> None:
         """Make *port* a port of *bridge*, to which nothing is flooded; have frames for *mac* flooded to none."""
         far = socket.if_nametoindex(port.name + _FAR)
-        self._do(self._netlink.link, "set", index=far, state="up", arp=False)
+        self._do(self._netlink.link, "set", index=far, flags=_UP | _NOARP, change=_UP | _NOARP)
         self._do(self._netlink.link, "set", index=port.index, master=bridge.index)
         flags = dict.fromkeys(("unicast_flood", "mcast_flood", "bcast_flood", "learning"), 0)
         self._do(self._netlink.brport, "set", index=port.index, **flags)

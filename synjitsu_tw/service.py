@@ -335,7 +335,9 @@ class Synjitsu(Service):
                 continue
             link.host, link.mtu = found.mac, found.mtu
             forwarding |= {port.index for port in self._have_port(name, link) if port.forwards}
-        if forwarding - self._forwarding:
+        if self._forwarding - forwarding:
+            self.standins.look_anew()
+        elif forwarding - self._forwarding:
             self.standins.ask_now()
         self._forwarding = frozenset(forwarding)
 

@@ -296,6 +296,13 @@ class Standins:
         for standin in (*self.knocked.values(), *self.handed.values()):
             standin.asked_at = None
 
+    def look_anew(self) -> None:
+        """Wait again for guests that boot to show themselves: a bridge has lost a port, with what it had learnt."""
+        for standin in self.knocked.values():
+            standin.seen_on.clear()
+            standin.introduced = False
+        self.ask_now()
+
     # What is handed over
 
     def deliver(self, standin: Standin, handed: Iterable[tuple[Held, bytes | None]]) -> Iterator[Action]:

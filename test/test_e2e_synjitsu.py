@@ -558,15 +558,16 @@ class PortTests(SynjitsuTestCase):
             await self.until(lambda: f" mtu {mtu} " in self.yard.run("host", "ip link show br0"))  # noqa: B023
 
     async def test_sees_nothing(self) -> None:
-        """Nothing is flooded to it, and its far end neither answers nor has an address."""
-        self.yard.run("client", f"ip neigh replace {IP} lladdr 02:00:00:00:00:99 dev eth0")
-        self.yard.connect("client", IP, timeout=0.1).process.wait(PATIENCE)
-        self.yard.run("client", "ip neigh flush dev eth0")
-        self.yard.connect("client", "10.9.0.1", timeout=0.1).process.wait(PATIENCE)
-        link, far = json.loads(self.yard.run("host", "ip -json -s link show dev syn-br0"))[0], "syn-br0-i"
-        self.assertEqual(0, link["stats64"]["tx"]["packets"])
-        self.assertEqual([], json.loads(self.yard.run("host", f"ip -json address show dev {far}"))[0]["addr_info"])
+        """Nothing is flooded to it from other ports, and its far end neither answers nor has an address."""
+        entries = json.loads(self.yard.run("host", "bridge -json -details link show dev syn-br0"))
+        flags = ("flood", "mcast_flood", "bcast_flood", "learning")
+        self.assertEqual([False] * 4, [entries[0][flag] for flag in flags])
+        for address in ("10.9.0.1", "10.9.0.99"):
+            self.yard.connect("client", address, timeout=0.1).process.wait(PATIENCE)
         self.assertEqual(self.yard.mac("host", "br0"), self.yard.neighbour("client", "10.9.0.1"))
+        far = json.loads(self.yard.run("host", "ip -json address show dev syn-br0-i"))[0]
+        self.assertEqual([], far["addr_info"])
+        self.assertIn("NOARP", far["flags"])
 
     async def test_anothers(self) -> None:
         """An interface that has the port's name and is not Synjitsu's is left alone, and reported."""
@@ -706,6 +707,20 @@ class MACTests(SynjitsuTestCase):
         self.yard.run("host", f"ip link set guesteth0 address fe{MAC[2:]}")
         self.yard.run("guest", "ip link set eth0 address 52:54:00:09:00:55")
         await self.inner()
+
+    async def test_lan(self) -> None:
+        """What is behind the same port as the known MAC is a stranger where that port leads to a LAN."""
+        self.yard.batch("host", "link add uplink type veth peer name lan", "link set lan up", "link set uplink up",
+                        "link add link uplink name up0 type macvlan mode passthru", "link set up0 master br0 up")
+        frames = [arp_frame(1, bytes.fromhex(mac.replace(":", "")), ip_address(ip).packed, ip_address(IP).packed)
+                  for mac, ip in ((MAC, "10.9.0.99"), (self.INNER, IP))]
+        await self.announce(asleep=False, knock=80)
+        for frame in frames:
+            sends = ("import socket; one = socket.socket(17, 3); one.bind(('lan', 0)); "
+                     f"one.send(bytes.fromhex('{frame.hex()}'))")
+            self.yard.start("host", sys.executable, "-c", sends).process.wait(PATIENCE)
+        await self.until(lambda: "which is another VM's" in self.log())
+        self.assertNotIn("as well", self.log())
 
     async def test_configured(self) -> None:
         """Both MACs are known: nothing need be found out."""

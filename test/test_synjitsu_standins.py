@@ -386,8 +386,11 @@ class GuestTests(StandinsTestCase):
         self.assertAlmostEqual(60 / ASK_WITHIN, len(self.looks(60)), delta=2)
         self.standins.ask_now()  # there is a new port
         self.assertEqual([question], self.looks(0.005))
-        answered = self.frame(arp_frame(2, GUEST, VM, HOST_IP, to=HOST))
-        self.assertEqual(GUEST, self.sent(answered)[-1][:6])
+        for _ in range(2):
+            answered = self.frame(arp_frame(2, GUEST, VM, HOST_IP, to=HOST))
+            self.assertEqual(GUEST, self.sent(answered)[-1][:6])
+            self.standins.look_anew()  # its tap has gone, and it is restored
+            self.assertEqual([question], self.looks(0.005))
 
     def test_ipv6_silent(self) -> None:
         """The same over IPv6: the question goes to the solicited-node address, in the host's link-local one."""
