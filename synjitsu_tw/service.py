@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 TICK: Final = 1.0
 
 #: Seconds between two looks at guests that boot or have just booted: whether they listen, and answer what was held.
-LOOK: Final = 0.005
+LOOK: Final = 0.002
 
 #: Seconds between two looks at this host's interfaces while guests boot: making a tap changes many things at once.
 LOOK_AT_LINKS: Final = 0.02

@@ -578,5 +578,6 @@ class Standins:
         """Yield what tells all, and each peer by itself, that the address is at the guest's MAC now."""
         yield from self._say(standin, standin.mac)
         for peer in list(standin.peers):
-            yield from self._tell(standin, peer, standin.mac)
+            if peer.mac != self.links[peer.port].host:  # this host has been told
+                yield from self._tell(standin, peer, standin.mac)
         standin.peers.clear()
