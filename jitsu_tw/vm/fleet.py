@@ -105,7 +105,14 @@ class Fleet:
         self.cover: Cover | None = None
         places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         if places:
-            self.cover = make_cover(tuple(places), self.machines, clocks.reactor, self._signs.port)
+            self.cover = make_cover(
+                tuple(places),
+                self.machines,
+                clocks.reactor,
+                self._signs.port,
+                note=self.problem,
+                secret=settings.synjitsu_secret or "",
+            )
             self.cover.wake = self._wake
         self._groups = Groups(self.machines)
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
