@@ -76,10 +76,24 @@ Where = str
 
 @dataclass(frozen=True)
 class Guest:
-    """The files that a VM of the laboratory boots from."""
+    """
+    What a VM of the laboratory boots.
+
+    Attributes:
+        kernel: an ELF file with a PVH entry.
+        initrd: an initial file system, if the kernel has one.
+        options: the words that its command line begins with.
+        prefix: what the keys `ip`, `ip6` and `gw` on its command line begin with.
+        memory_mib: the memory that it needs, in MiB.
+        checks_cpu: whether libvirt asks QEMU for each feature of the virtual CPU, most of the time of its start.
+    """
 
     kernel: Path
-    initrd: Path
+    initrd: Path | None = None
+    options: str = ""
+    prefix: str = ""
+    memory_mib: int = 16
+    checks_cpu: bool = False
 
 
 @functools.cache
@@ -93,7 +107,14 @@ def guest() -> Guest:
     """
     built = subprocess.run([HERE / "guest.sh", CACHE / "guest"], check=True, stdout=subprocess.PIPE, text=True)
     directory = Path(built.stdout.splitlines()[-1])
-    return Guest(directory / "vmlinux", directory / "initramfs")
+    return Guest(
+        directory / "vmlinux",
+        directory / "initramfs",
+        KERNEL_OPTIONS,
+        "jitsu.",
+        memory_mib=96,  # 80 is the least that the kernel boots with
+        checks_cpu=True,
+    )
 
 
 @functools.cache
@@ -111,7 +132,7 @@ def kvm_works() -> bool:
     command = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-M", "q35", "-m", "96", "-nodefaults"]
     command += ["-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]
     command += ["-kernel", str(files.kernel), "-initrd", str(files.initrd)]
-    command += ["-append", f"{KERNEL_OPTIONS} console=ttyS0 jitsu.exit"]
+    command += ["-append", f"{files.options} console=ttyS0 jitsu.exit"]
     try:
         tried = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
@@ -175,10 +196,11 @@ def domain_xml(
     tap: str | None = None,
     forward: tuple[int, int] | None = None,
     ip6: str | None = None,
-    memory_mib: int = 96,
+    memory_mib: int | None = None,
     kvm: bool | None = None,
     console: Path | None = None,
     options: str = "",
+    arguments: Sequence[str] = (),
 ) -> str:
     """
     Return libvirt's XML for a VM that boots ``files`` and serves HTTP on port 80 of ``ip``.
@@ -195,10 +217,11 @@ def domain_xml(
         tap: plug it into this tap device, which exists.
         forward: no privileges: QEMU's own network, where (port here, port there) lets 127.0.0.1 reach the guest.
         ip6: an IPv6 address besides, in fd99::/64.
-        memory_mib: its memory in MiB; 80 is the least that the kernel boots with.
+        memory_mib: its memory in MiB; what ``files`` need if not given.
         kvm: whether to use KVM; None finds out.
         console: write what the kernel says to this file (which makes it boot later).
-        options: more words for the kernel's command line; ``demo/init`` names those that the guest knows.
+        options: more words for the kernel's command line; ``demo/init`` names those that the demo guest knows.
+        arguments: more words for QEMU's command line.
 
     Raises:
         ValueError: not exactly one kind of network was asked for.
@@ -210,25 +233,27 @@ def domain_xml(
         kvm = kvm_works()
     host = HOST_IP
     network = ipaddress.ip_interface(f"{ip}/24").network
-    options = f"{KERNEL_OPTIONS} {options} jitsu.ip={ip}/24 jitsu.gw={host}"
+    options = f"{files.options} {options} {files.prefix}ip={ip}/24 {files.prefix}gw={host}"
     if ip6 is not None:
-        options += f" jitsu.ip6={ip6}/64"
+        options += f" {files.prefix}ip6={ip6}/64"
     serial = ""
     if console is not None:
         options = options.replace("quiet ", "") + " console=ttyS0"
         serial = f"<serial type='file'><source path={quoteattr(str(console))}/></serial>"
     cpu = "<cpu mode='host-passthrough'/>" if kvm else "<cpu mode='custom' match='exact'><model>qemu64</model></cpu>"
     loader = f"<loader type='rom'>{QBOOT}</loader>" if QBOOT.exists() else ""
-    interface = command_line = ""
+    initrd = f"<initrd>{escape(str(files.initrd))}</initrd>" if files.initrd is not None else ""
+    capabilities = "" if files.checks_cpu else "<qemu:del capability='cpu-unavailable-features'/>"
+    interface = ""
     if forward is not None:
         here, there = forward
-        command_line = f"""
-  <qemu:commandline>
-    <qemu:arg value='-netdev'/>
-    <qemu:arg value='user,id=lab,net={network},host={host},hostfwd=tcp:127.0.0.1:{here}-{ip}:{there}'/>
-    <qemu:arg value='-device'/>
-    <qemu:arg value='virtio-net-pci,netdev=lab,mac={mac},bus=pcie.0,addr=3,romfile=,disable-legacy=on'/>
-  </qemu:commandline>"""
+        arguments = [
+            "-netdev",
+            f"user,id=lab,net={network},host={host},hostfwd=tcp:127.0.0.1:{here}-{ip}:{there}",
+            "-device",
+            f"virtio-net-pci,netdev=lab,mac={mac},bus=pcie.0,addr=3,romfile=,disable-legacy=on",
+            *arguments,
+        ]
     else:
         kind = "bridge" if bridge is not None else "ethernet"
         plug = f"<source bridge={quoteattr(bridge)}/>" if bridge is not None else ""
@@ -245,13 +270,13 @@ def domain_xml(
 <domain type='{"kvm" if kvm else "qemu"}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{escape(name)}</name>
   {f"<uuid>{uuid}</uuid>" if uuid else ""}
-  <memory unit='MiB'>{memory_mib}</memory>
+  <memory unit='MiB'>{memory_mib or files.memory_mib}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     {loader}
     <kernel>{escape(str(files.kernel))}</kernel>
-    <initrd>{escape(str(files.initrd))}</initrd>
+    {initrd}
     <cmdline>{escape(options)}</cmdline>
   </os>
   <features><acpi/><vmport state='off'/></features>
@@ -264,7 +289,9 @@ def domain_xml(
     <controller type='usb' model='none'/>
     <memballoon model='none'/>{interface}
     {serial}
-  </devices>{command_line}
+  </devices>
+  <qemu:commandline>{"".join(f"<qemu:arg value={quoteattr(word)}/>" for word in arguments)}</qemu:commandline>
+  <qemu:capabilities>{capabilities}</qemu:capabilities>
 </domain>
 """
 

@@ -24,7 +24,7 @@ from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
+from jitsu_tw.settings import Boot, Evidence, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
 from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
@@ -176,9 +176,9 @@ def _secondary(text: str) -> Secondary:
     return Secondary(host, port, key)
 
 
-def _of(kind: type[enum.Enum]) -> Callable[[str], Any]:
-    """Return what reads one of *kind*'s values."""
-    parse = _choice(one.value for one in kind)
+def _of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str], Any]:
+    """Return what reads one of *kind*'s values: any, or, if it is not empty, one of those *among* which it must be."""
+    parse = _choice(one.value for one in among or kind)
     return lambda text: kind(parse(text))
 
 
@@ -282,6 +282,8 @@ SHARED: Final = {
     "ttl": Key(_ttl),
     "idle": Key(_seconds),
     "idle_packets": Key(_number("number of packets in a minute")),
+    "evidence": Key(_of(Evidence)),
+    "save_fallback": Key(_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE))),
     "min_up": Key(_seconds),
     "max_up": Key(_seconds),
     "check_every": Key(_seconds),
@@ -324,6 +326,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
+    "synjitsu_secret": Key(str, path=True),
     "on_host_loss": Key(_of(OnHostLoss)),
     "fence": Key(str),
 }
