@@ -144,7 +144,9 @@ class WorkersTests(SynchronousTestCase):
         self.failureResultOf(late, BackendLost)
         self.library.go.set()
         self.until(*slow)
-        self.assertEqual([], self.library.made)
+        for _ in range(3):
+            self.until(self.workers.call(5, self.library.quick, "next"))
+        self.assertEqual({"next"}, {what for _, what in self.library.made})
 
     def test_too_many_hang(self) -> None:
         """When as many threads hang as there may be, no further call is made until one returns."""
