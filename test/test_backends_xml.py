@@ -107,11 +107,6 @@ class TellingTests(SynchronousTestCase):
         ):
             self.assertEqual(told, any("nothing ends QEMU" in one for one in domain_xml.advice(parse(xml))), xml)
 
-    def test_advice_names_interfaces(self) -> None:
-        """An interface that nobody counts is named."""
-        (sentence,) = domain_xml.advice(parse(domain("<interface type='user'/>")))
-        self.assertIn("(user network)", sentence)
-
 
 class DefinitionTests(SynchronousTestCase):
     """What is defined, and how it is known again."""

@@ -116,6 +116,7 @@ class LibvirtBackend:
         self._reactor = reactor
         self._watcher: IWatcher | None = None
         self._events: libvirt.virConnect | None = None
+        self._broken: libvirt.virConnect | None = None
         self._calls, self._saves = (
             Workers(str(self), most, self._open, _close, reactor) for most in (CALLS, SAVES)
         )
@@ -165,6 +166,10 @@ class LibvirtBackend:
         self._reconnector.begin()
 
     def _opened(self, connection: libvirt.virConnect) -> None:
+        if connection is self._broken:
+            self._leave(connection)
+            self._reconnector.again("the connection broke while it was made")
+            return
         self._events = connection
         for workers in (self._calls, self._saves):
             workers.begin()
@@ -185,7 +190,9 @@ class LibvirtBackend:
         self._reactor.callFromThread(self._lost, connection, words.get(reason, "the connection broke"))
 
     def _lost(self, connection: libvirt.virConnect, reason: str) -> None:
-        if connection is self._events:
+        if connection is not self._events:
+            self._broken = connection  # one that `_opened` may be about to take
+        else:
             self._events = None
             self._leave(connection)
             self._reconnector.again(reason)
