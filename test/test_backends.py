@@ -444,6 +444,10 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         ):
             self.assertIn("no image of it is kept", sentence)
             self.assertIn("/srv", sentence)
+        uuid = await self.backend.look_up(machine)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        self.assertIn("/srv", str(await self.assertFailure(self.backend.keep_image(uuid), BackendError)))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
         machine = attrs.evolve(self.new_vm(), evidence=Evidence.TRAFFIC)
         assert machine.define is not None
         machine.define.write_text(machine.define.read_text().replace("type='network'", "type='user'"))
