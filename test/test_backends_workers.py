@@ -205,6 +205,18 @@ class WorkersTests(SynchronousTestCase):
         self.workers.begin()
         self.until(self.workers.call(5, self.library.quick))
 
+    def test_ends_while_it_ends(self) -> None:
+        """A call that fails at the end may end it again: each thread hangs once all the same."""
+        calls = [self.workers.call(50, self.library.slow) for _ in range(3)]
+        while len(self.workers._busy) < 3:
+            self.clock.turn()
+        for call in calls:
+            call.addErrback(lambda _: self.workers.end("again"))
+        self.workers.end("the daemon is gone")
+        self.assertEqual(3, self.workers.hung)
+        self.library.go.set()
+        self.until_hung(0)
+
     def test_end_is_not_waited_for(self) -> None:
         """A connection that does not close keeps nothing waiting for long."""
         self.until(self.workers.call(5, self.library.quick))
