@@ -102,7 +102,7 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
-    _check_control(values, top)
+    _check_secrets(values, top)
     values["cluster"] = _cluster(file.cluster) if file.cluster else None
     values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
     _check_fence(values, top)
@@ -213,24 +213,29 @@ def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None, hosts: Sequence[Host
         raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
 
 
-def _check_control(values: dict[str, Any], top: Sayings) -> None:
-    """Read the token; refuse a control endpoint for other machines without one."""
-    if "control_token" in values:
-        path, said = values["control_token"], top["control_token"][0]
-        try:
-            token = path.read_text(encoding="utf-8").strip()
-            mode = path.stat().st_mode
-        except (OSError, UnicodeDecodeError) as error:
-            raise said.wrong("control_token", f"{path} cannot be read: {error}") from error
-        if mode & stat.S_IROTH:
-            raise said.wrong("control_token", f"everybody may read {path}; chmod o-r it")
-        if len(token) < SHORTEST_TOKEN:
-            message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
-            raise said.wrong("control_token", message)
-        values["control_token"] = token
-    elif (values.get("control") or "").startswith("ssl:"):
+def _check_secrets(values: dict[str, Any], top: Sayings) -> None:
+    """Read the token and the secret; refuse a control endpoint for other machines without a token."""
+    for key in ("control_token", "synjitsu_secret"):
+        if key in values:
+            values[key] = _secret(values[key], top[key][0], key)
+    if "control_token" not in values and (values.get("control") or "").startswith("ssl:"):
         message = "whoever gets there can start and stop VMs; name a file with a secret by control_token"
         raise top["control"][0].wrong("control", message)
+
+
+def _secret(path: Path, said: Said, key: str) -> str:
+    """Return the secret in a file; refuse one that is short, or that everybody may read."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise said.wrong(key, f"{path} cannot be read: {error}") from error
+    if mode & stat.S_IROTH:
+        raise said.wrong(key, f"everybody may read {path}; chmod o-r it")
+    if len(secret) < SHORTEST_TOKEN:
+        message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
+        raise said.wrong(key, message)
+    return secret
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
@@ -265,6 +270,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     _check_boot(values, said, where)
     _check_standin(values, said, where)
     guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
+    if "mac" in guest:
+        values["mac"] = guest["mac"] if backend == "libxl" else guest.pop("mac")
     if guest and backend != "libxl":
         key = next(iter(guest))
         raise said[key][0].wrong(f"{where}{key}", "is for the backend libxl only")

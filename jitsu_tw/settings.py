@@ -210,6 +210,7 @@ class VM:
             seconds; 0 for never.
         use_synjitsu: Synjitsu stands in for its addresses while it boots.
         wake_by_packet: and while it is down; a packet for it starts it.
+        mac: its guest's, besides those that the backend knows.
         ports: the TCP ports that are worth a start; without any, all.
         wake_udp: the UDP ports that are worth a start.
         handover: how it gets what was held for it.
@@ -252,6 +253,7 @@ class VM:
     check_every: float = 10.0
     use_synjitsu: bool = False
     wake_by_packet: bool = True
+    mac: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     wake_udp: tuple[int, ...] = ()
     handover: Handover = Handover.WIRE
@@ -284,6 +286,7 @@ class Settings:
         control_token: what they have to show there; None for nothing.
         persistdb: the state's git repository; None for memory.
         synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
+        synjitsu_secret: what Synjitsu wants to be shown; None for nothing.
         commit_every: statistics are committed at most once in so many seconds.
         keep_history: how much of their past is kept.
         forwarder: the server (host, port) asked for names that are not ours; None for nobody.
@@ -322,6 +325,7 @@ class Settings:
     control_token: str | None = attrs.field(default=None, repr=False)
     persistdb: Path | None = None
     synjitsu: str | None = None
+    synjitsu_secret: str | None = attrs.field(default=None, repr=False)
     commit_every: float = COMMIT_EVERY
     keep_history: Past = Past()
     forwarder: tuple[str, int] | None = None

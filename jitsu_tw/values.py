@@ -326,6 +326,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
+    "synjitsu_secret": Key(str, path=True),
     "on_host_loss": Key(_of(OnHostLoss)),
     "fence": Key(str),
 }

@@ -529,14 +529,30 @@ class SynjitsuTests(ProcessTestCase):
     """``twistd synjitsu``."""
 
     def test_refuses(self) -> None:
-        """It wants an interface that exists, and says which there are."""
+        """It ends with one line where it cannot work, or shall not."""
+        for name, text, mode in (("short", "12345", 0o600), ("open", "x" * 20, 0o644), ("file", "x" * 20, 0o600)):
+            (self.folder / name).write_text(text)
+            (self.folder / name).chmod(mode)
+        (self.folder / "folder").mkdir()
+        (self.folder / "link").symlink_to("nowhere")
+        is_in_the_way = "that is no socket; remove it, or choose another place"
+        others = "other hosts can connect there and take over any address of the bridge"
         with socket.socket(socket.AF_UNIX) as taken:
             taken.bind(str(self.folder / "taken"))
             taken.listen()
             for arguments, words in (
                 ((), "name the bridge to stand in on, with -i; here are: lo"),
                 (("-i", "nowhere0"), "there is no interface 'nowhere0'; here are: lo"),
-                (("-i", "lo", "--listen", "unix:taken"), "cannot listen on unix:taken: Address already in use"),
+                (("-i", "lo", "--listen", "unix:taken"), "cannot listen on unix:taken: another process listens there"),
+                (("-i", "lo", "--listen", "unix:file"), f"cannot listen on unix:file: there is a file {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:folder"), f"there is a directory {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:link"), f"there is a symbolic link {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:file/socket"), "cannot listen on unix:file/socket: "),
+                (("-i", "lo", "--listen", "tcp:0"), others),
+                (("-i", "lo", "--listen", "tcp6:0:interface=\\:\\:", "--secret", "file"), others),
+                (("-i", "lo", "--secret", "short"), "--secret short: write 16 characters or more"),
+                (("-i", "lo", "--secret", "open"), "--secret open: everybody may read it"),
+                (("-i", "lo", "--secret", "missing"), "--secret missing: No such file or directory"),
                 (("-i", "lo", "--listen", "nonsense"), "--listen nonsense: "),
                 (("-i", "lo", "--standin", "10.0.0.1"), "--standin 10.0.0.1: write it like 10.0.0.1=52:54"),
                 (("-i", "lo", "--refuse", "loudly"), "--refuse loudly: write one of silence, rst, unreachable"),
@@ -558,7 +574,13 @@ class SynjitsuTests(ProcessTestCase):
         self.assertRegex(run.stderr, r"synjitsu: cannot capture from lo: .*CAP_NET_RAW.*\n")
 
     def test_starts(self) -> None:
-        """It says what it will do; after it stood still, its timers do not count that time."""
+        """
+        It says what it will do, and replaces a socket on which no process listens any more.
+
+        After it stood still, its timers do not count that time.
+        """
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(self.folder / "socket"))
         with (self.folder / "log").open("wb") as log:
             command = [str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "lo", "--listen", "unix:socket"]
             process = subprocess.Popen(command, cwd=self.folder, stdout=log)
