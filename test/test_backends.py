@@ -517,6 +517,26 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         held.callback(None)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 
+    async def test_connections(self) -> None:
+        """Each call has a connection of its own, but for a driver in this process, which has one."""
+        opened = []
+        open_ = libvirt.open
+        self.patch(libvirt, "open", lambda uri: opened.append(uri) or open_(TEST_DRIVER))  # type: ignore[func-returns-value]
+        held = Deferred[None]()
+        for uri, connections in (("qemu:///embed?root=/x", 1), (TEST_DRIVER, 1), ("qemu+unix:///system", 4)):
+            backend, watcher = LibvirtBackend(uri), contract_backends.Watcher()
+            self.addCleanup(backend.close)
+            backend.connect(watcher)
+            await watcher.until(lambda watcher=watcher: watcher.connections)  # type: ignore[misc]
+            calls = [backend._call(lambda _, held=held: self.wait_for(held)) for _ in range(3)]  # type: ignore[misc]
+            while len(backend._calls._busy) < 3:
+                await deferLater(reactor, 0.01)
+            self.assertEqual([uri] * connections, opened)
+            held.callback(None)
+            await gatherResults(calls)
+            opened.clear()
+            held = Deferred[None]()
+
     async def test_lost_while_connecting(self) -> None:
         """A connection that breaks before it is known is given up, and made again."""
         opened = self.backend._open_events

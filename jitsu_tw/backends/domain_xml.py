@@ -155,8 +155,8 @@ def uncounted(root: ElementTree.Element) -> Iterator[str]:
     arguments = qemu_arguments(root)
     for before, argument in zip(("", *arguments), arguments, strict=False):
         option = before.lstrip("-") if before.startswith("-") else ""
-        if (option in {"netdev", "nic", "net"} and argument != "none") or (
-            option == "device" and ("netdev" in argument or argument.startswith("vfio-pci"))
+        if (option in {"netdev", "nic", "net"} and argument.partition(",")[0] not in {"none", "nic"}) or (
+            option == "device" and "vfio-pci" in argument
         ):
             yield f"-{option} {argument} (on QEMU's command line)"
 
