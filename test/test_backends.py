@@ -528,7 +528,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             self.addCleanup(backend.close)
             backend.connect(watcher)
             await watcher.until(lambda watcher=watcher: watcher.connections)  # type: ignore[misc]
-            calls = [backend._call(lambda _, held=held: self.wait_for(held)) for _ in range(3)]  # type: ignore[misc]
+            calls = [backend._call(lambda _, held=held: self.wait_for(held)) for _ in range(3)]
             while len(backend._calls._busy) < 3:
                 await deferLater(reactor, 0.01)
             self.assertEqual([uri] * connections, opened)
