@@ -550,6 +550,16 @@ class PortTests(SynjitsuTestCase):
             self.yard.run("host", f"ip link set syn-br0 {change}")
             await self.until(lambda: "state forwarding" in self.yard.run("host", "bridge link show dev syn-br0"))
 
+    async def test_mac(self) -> None:
+        """The MAC of a bridge that has guests only is the same whatever taps come and go."""
+        mac = self.yard.mac("host", "br0")
+        self.yard.run("host", "ip link add lowest address 02:00:00:00:00:01 type veth peer name other")
+        self.yard.run("host", "ip link set lowest master br0 up")
+        self.assertEqual(mac, self.yard.mac("host", "br0"))
+        for device in ("lowest", "clienteth0", "guesteth0"):
+            self.yard.run("host", f"ip link del {device}")
+        self.assertEqual(mac, self.yard.mac("host", "br0"))
+
     async def test_mtu(self) -> None:
         """The bridge's MTU is what it would be without that port."""
         for mtu in (1400, 9000):
