@@ -229,7 +229,9 @@ class SynjitsuTestCase(TestCase):
         await pause(0)
         return at
 
-    async def ends_well(self, client: Program, at: float = 0.0, where: str = "client", *, knocked: bool = False) -> None:
+    async def ends_well(
+        self, client: Program, at: float = 0.0, where: str = "client", *, knocked: bool = False
+    ) -> None:
         """
         Check that a client was connected, and that its kernel has sent nothing twice and was refused nothing.
 
