@@ -237,7 +237,7 @@ class Place:
         self.network.run(where, ["ip", *line.split()])
 
     def forget_neighbours(self) -> None:
-        """Have client and host know nobody's MAC."""
+        """Empty the neighbour tables of client and host."""
         for where, interface in {(self.where, self.interface), ("host", lab.BRIDGE)}:
             self._ip(where, f"neighbour flush dev {interface}")
 

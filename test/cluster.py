@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from demo import lab
 from demo.server import Jitsu
-from test import asking
+from test import asking, guest
 from test.etcds import Etcds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 HOSTS: Final = ("left", "right")
 NODES: Final = ("ns1", "ns2", "ns3")
@@ -185,14 +185,21 @@ class Host:
 class Node(Jitsu):
     """One of the Jitsus."""
 
-    def __init__(self, name: str, server: str, directory: Path, network: ClusterNetwork) -> None:
-        """Have a directory of its own, with the definitions of the VMs."""
+    def __init__(
+        self, name: str, server: str, directory: Path, network: ClusterNetwork, linux: Collection[str]
+    ) -> None:
+        """Have a directory of its own, with the definitions of the VMs; those in *linux* boot the Linux guest."""
         self.name, self.where = name, name
         directory.mkdir()
         super().__init__(directory, "", server, network)
         for vm, ip in IPS.items():
             mac = f"52:54:00:99:00:{ip.rpartition('.')[2]}"
-            (directory / f"{vm}.xml").write_text(lab.domain_xml(vm, ip, mac, lab.guest(), bridge=lab.BRIDGE))
+            xml = (
+                lab.domain_xml(vm, ip, mac, lab.guest(), bridge=lab.BRIDGE)
+                if vm in linux
+                else guest.domain_xml(vm, ip, mac, bridge=lab.BRIDGE)
+            )
+            (directory / f"{vm}.xml").write_text(xml)
 
     def configure(self, **said: Any) -> None:
         """Write its configuration."""
@@ -279,9 +286,9 @@ def qemus(network: lab.Network) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {vm: [] for vm in VMS}
     for pid in network.processes("qemu-system"):
         with contextlib.suppress(OSError):
-            guest = re.search(rb"\0guest=(\w+)", Path(f"/proc/{pid}/cmdline").read_bytes())
-            if guest is not None:
-                found[guest[1].decode()].append(pid)
+            named = re.search(rb"\0guest=(\w+)", Path(f"/proc/{pid}/cmdline").read_bytes())
+            if named is not None:
+                found[named[1].decode()].append(pid)
     return found
 
 
@@ -292,14 +299,15 @@ class Cluster:
         """Make nothing yet."""
         self._ends = contextlib.ExitStack()
 
-    def start(self, top: str = "") -> None:
+    def start(self, top: str = "", linux: Collection[str] = ()) -> None:
         """
         Start all, and wait until everybody is well. *top* goes into the configuration of the Jitsus.
+
+        The VMs boot the guest without a kernel, but those that *linux* names boot the demo's Linux guest.
 
         Raises:
             NetworkUnavailableError: the machine does not let us make network namespaces.
         """
-        lab.guest()
         with contextlib.ExitStack() as ends:
             self.network = ends.enter_context(ClusterNetwork())
             self.directory = Path(ends.enter_context(lab.directory()))
@@ -308,7 +316,7 @@ class Cluster:
             ends.callback(self.etcds.close)
             self.hosts = {name: Host(name, self.directory, self.network) for name in HOSTS}
             self.nodes = [
-                Node(name, server, self.directory / name, self.network)
+                Node(name, server, self.directory / name, self.network, linux)
                 for name, server in zip(NODES, SERVERS, strict=True)
             ]
             fence = self.directory / "fence"

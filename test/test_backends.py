@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
@@ -27,7 +25,7 @@ from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
 from jitsu_tw.settings import Boot, Fault, Mode
 from test import contract_backends
-from test.support import PATIENCE, HandClock, vm
+from test.support import vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -589,102 +587,3 @@ class LibvirtOpeningTests(LibvirtTestCase):
         backend, watcher = await self.opened(uri, lambda watcher: len(watcher.lost_reasons) > 1)
         self.assertIn("/nonexistent/libvirt-sock", watcher.lost_reasons[0])
         await self.assertFailure(backend.state(str(uuid4())), BackendLost)
-
-
-class ConnectingTests(SynchronousTestCase):
-    """A hypervisor that takes the connection and says nothing, or refuses it."""
-
-    def setUp(self) -> None:
-        """Begin to connect, on a clock, to what does not answer until it is let."""
-        self.clock, self.watcher = HandClock(), contract_backends.Watcher()
-        self.opens, self.refuses = threading.Semaphore(0), ""
-        self.closed: list[Any] = []
-        self.patch(libvirt, "open", self.open)
-        self.patch(room, "_close", self.closed.append)
-        self.backend = LibvirtBackend("qemu+tcp://silent/system", self.clock)
-        self.backend.connect(self.watcher)
-
-    def open(self, _: str) -> Any:
-        """Open a connection, when it is let."""
-        assert self.opens.acquire(timeout=PATIENCE)
-        if self.refuses:
-            raise libvirt.libvirtError(self.refuses)
-        return Mock()
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self.opens.release(room.MOST_TRIES)
-
-    def test_silent(self) -> None:
-        """A try that does not return is left alone; the next one is made, after pauses that grow."""
-        self.addCleanup(self.close)
-        self.clock.advance(room.OPENS_WITHIN)
-        self.assertIn("has not answered within 30 s", self.watcher.lost_reasons[0])
-        self.assertEqual(1, self.backend._hung)
-        pauses = []
-        for _ in range(room.MOST_TRIES - 1):
-            (again,) = self.clock.getDelayedCalls()
-            pauses.append(again.getTime() - self.clock.seconds())
-            self.clock.advance(pauses[-1])
-            self.clock.advance(room.OPENS_WITHIN)
-        self.assertEqual(room.MOST_TRIES, self.backend._hung)
-        self.assertGreater(min(pauses), 1.0)
-        self.assertLessEqual(max(pauses), room.SILENT + 1)
-        self.assertGreater(pauses[-1], 10 * pauses[0])
-        self.assertEqual([], self.clock.getDelayedCalls())
-        self.assertIn("16 times; the next try is made when one of these ends", self.watcher.lost_reasons[-1])
-        self.refuses = "at last"
-        self.opens.release()
-        self.clock.turn()
-        self.assertEqual(1, len(self.clock.getDelayedCalls()))
-
-    def test_late(self) -> None:
-        """A try that returns late is as good as another; of two that return, one connection is closed."""
-        self.clock.advance(room.OPENS_WITHIN)
-        (again,) = self.clock.getDelayedCalls()
-        self.clock.advance(again.getTime() - self.clock.seconds())
-        for connections in (1, 2):
-            self.opens.release()
-            self.clock.turn()
-            self.assertEqual(1, self.watcher.connections, connections)
-        self.assertEqual(0, self.backend._hung)
-        self.assertEqual([], self.clock.getDelayedCalls())
-        self.backend.close()
-        self.until(lambda: len(self.closed) == 2)
-
-    @staticmethod
-    def until(condition: Callable[[], object]) -> None:
-        """Wait until a thread has done something."""
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < end
-            time.sleep(0.001)
-
-    def test_refused(self) -> None:
-        """A connection that is refused is tried again soon, and less often while it goes on being refused."""
-        self.refuses = "Connection refused"
-        pauses = []
-        for number in range(20):
-            self.opens.release()
-            self.clock.turn()
-            (again,) = self.clock.getDelayedCalls()
-            pauses.append(again.getTime() - self.clock.seconds())
-            self.assertEqual(number + 1, len(self.watcher.lost_reasons))
-            self.clock.advance(pauses[-1])
-        self.assertLess(pauses[0], 1.5)
-        self.assertGreater(pauses[-1], 5.0)
-        self.refuses = ""
-        self.opens.release()
-        self.clock.turn()
-        self.assertEqual(1, self.watcher.connections)
-
-    def test_fault_of_ours(self) -> None:
-        """Whatever goes wrong in a try, there is another one."""
-        self.refuses = "no"
-        self.opens.release()
-        self.clock.turn()
-        self.patch(self.backend, "_open_events", lambda: 1 / 0)
-        self.clock.advance(2)
-        self.clock.turn()
-        self.assertIn("division by zero", self.watcher.lost_reasons[-1])
-        self.assertEqual(1, len(self.clock.getDelayedCalls()))

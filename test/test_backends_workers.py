@@ -69,7 +69,7 @@ class WorkersTests(SynchronousTestCase):
     def setUp(self) -> None:
         """Have workers that take calls."""
         self.clock, self.library = HandClock(), Library()
-        self.workers = Workers("here", 3, self.library.open, self.library.close, self.clock, 30.0)
+        self.workers = Workers("here", 3, self.library.open, self.library.close, self.clock)
         self.workers.begin()
 
     def until(self, *calls: Deferred[Any]) -> list[Any]:
@@ -165,7 +165,7 @@ class WorkersTests(SynchronousTestCase):
         """A connection that does not open is given up; one that opens too late is closed."""
         self.library.opens.clear()
         call = self.workers.call(50, self.library.quick, 1)
-        self.clock.advance(30)
+        self.clock.advance(workers.OPENS_WITHIN)
         self.assertEqual(1, self.workers.hung)
         self.library.opens.set()
         self.assertEqual([1], self.until(call))

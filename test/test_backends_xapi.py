@@ -506,6 +506,15 @@ class XapiSessionTests(ConnectedTestCase):
         await self.watcher.until(lambda: self.watcher.connections == 3)
         self.assertEqual(self.uuid, await self.backend.look_up(vm()))
 
+    async def test_call_takes_too_long(self) -> None:
+        """A call that goes on, whatever keeps it, is given up, and the pool is connected to anew."""
+        self.server.hang.add("VM.get_power_state")
+        self.patch(xapi, "CALLS_WITHIN", 0.2)
+        call: Deferred[Any] = self.backend.state(self.uuid)
+        error = await self.assertFailure(call, BackendLost)
+        self.assertIn("has not answered within 0.2 s", str(error))
+        await self.watcher.until(lambda: self.watcher.connections == 2)
+
     async def test_event_stream_hangs(self) -> None:
         """A stream that is silent for longer than it may be is a connection that is lost."""
         self.hurry()

@@ -1,7 +1,9 @@
 """
 Everything at once, and all of it real: QEMU guests on a bridge in a network namespace, libvirt, `dig` and `curl`.
 
-Each test has a Jitsu and a guest of its own; the namespaces and libvirt's directory serve them all.
+Each test has a Jitsu and a VM of its own; the namespaces and libvirt's directory serve them all. The VM boots the guest
+without a kernel (`test.guest`) unless the test is about what only a real operating system shows: then it is the demo's
+Linux guest.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from demo.server import Jitsu
+from test import guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,12 +99,22 @@ class LabTestCase(SynchronousTestCase):
             for left in libvirt_root().glob(place):
                 left.unlink()
 
+    @staticmethod
+    def definition(habits: str | None, **options: Any) -> str:
+        """Return the XML of a VM with the guest without a kernel and these habits, or of the Linux guest for None."""
+        if habits is None:
+            return lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE, **options)
+        return guest.domain_xml("www", IP, MAC, habits, bridge=lab.BRIDGE, **options)
+
     def begin(
-        self, top: str = "", ready: str = "wait_for_port: 80", change: Callable[[str], str] = lambda xml: xml
+        self,
+        top: str = "",
+        ready: str = "wait_for_port: 80",
+        habits: str | None = "",
+        change: Callable[[str], str] = lambda xml: xml,
     ) -> Jitsu:
         """Start a Jitsu; *top* and *ready* go into its configuration; *change* is made to the VM's definition."""
-        xml = lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE)
-        (self.directory / "www.xml").write_text(change(xml))
+        (self.directory / "www.xml").write_text(change(self.definition(habits)))
         configuration = CONFIGURATION.format(connect=self.connect, top=top, ready=ready)
         jitsu = Jitsu(self.directory, configuration, lab.HOST_IP, self.network)
         self.addCleanup(jitsu.stop, signal.SIGKILL)
@@ -141,7 +154,7 @@ class ColdTests(LabTestCase):
 
         The answer leaves before an emulated guest is up, and says so.
         """
-        jitsu = self.begin("ttl: 3")
+        jitsu = self.begin("ttl: 3", habits=None)
         self.assertEqual([], self.qemus())
         begin = time.monotonic()
         said = self.dig()
@@ -189,7 +202,7 @@ class ColdTests(LabTestCase):
 
     def test_shutdown(self) -> None:
         """With mode shutdown, the guest itself ends, by its power button."""
-        jitsu = self.begin("ttl: 1\nmode: shutdown\nstop_timeout: 30\nanswer_by: 60")
+        jitsu = self.begin("ttl: 1\nmode: shutdown\nstop_timeout: 30\nanswer_by: 60", habits=None)
         self.dig()
         vm = jitsu.wait("off")
         self.assertEqual([], self.qemus())
@@ -198,7 +211,7 @@ class ColdTests(LabTestCase):
 
     def test_save(self) -> None:
         """With mode save, the next start restores what was there: the guest has been up all along."""
-        jitsu = self.begin("ttl: 1\nmode: save\nanswer_by: 60")
+        jitsu = self.begin("ttl: 1\nmode: save\nanswer_by: 60", habits=None)
         self.dig()
         first = float(self.curl().split()[2])
         jitsu.wait("saved")
@@ -227,7 +240,7 @@ class TroubleTests(LabTestCase):
 
     def test_jitsu_killed_during_a_boot(self) -> None:
         """Killed in the middle of a boot, Jitsu finds the VM again, adopts it, and stops it when its lease ends."""
-        jitsu = self.begin("ttl: 5")
+        jitsu = self.begin("ttl: 5", habits="listen_after=3000")
         self.network.popen("client", ["dig", f"@{lab.HOST_IP}", "+tries=1", NAME], stdout=subprocess.DEVNULL)
         jitsu.wait("waiting")
         jitsu.stop(signal.SIGKILL)
@@ -257,7 +270,8 @@ class TroubleTests(LabTestCase):
         jitsu = self.begin("answer_by: 60")
         jitsu.stop()
         xml = self.directory / "www.xml"
-        xml.write_text(xml.read_text().replace("/vmlinux", "/no-such-kernel").replace("<name>www", "<name>gone"))
+        words = xml.read_text().replace("<name>www", "<name>gone")
+        xml.write_text(words.replace("<kernel>", "<kernel>/no-such-kernel"))
         yaml = self.directory / "jitsu.yaml"
         yaml.write_text(yaml.read_text().replace("name: www", "name: gone"))
         jitsu.start()

@@ -53,9 +53,11 @@ class ClusterTestCase(SynchronousTestCase):
 
     Attributes:
         top: goes into the configuration of the Jitsus.
+        linux: the VMs that boot the Linux guest.
     """
 
     top = ""
+    linux: tuple[str, ...] = ()
 
     def setUp(self) -> None:
         """Begin with everybody well, and no VM running. The logs stay in trial's directory."""
@@ -64,7 +66,7 @@ class ClusterTestCase(SynchronousTestCase):
             raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
         self.cluster = Cluster()
         try:
-            self.cluster.start(self.top)
+            self.cluster.start(self.top, self.linux)
         except lab.NetworkUnavailableError as error:
             raise SkipTest(f"no network namespaces here: {error}") from error
         self.addCleanup(self.cluster.close)
@@ -243,6 +245,8 @@ class NodesTests(ClusterTestCase):
 
 class HostsTests(ClusterTestCase):
     """The hosts."""
+
+    linux = ("www",)
 
     def test_libvirtd_killed(self) -> None:
         """

@@ -30,7 +30,8 @@ FLOORS: Final = (
      "jitsu_tw.dns.tsig", "jitsu_tw.dns.transfer"),
     ("jitsu_tw.xsclient", "jitsu_tw.xenstore",  # before those that use them
      "jitsu_tw.backends.memory", "jitsu_tw.backends.domain_xml", "jitsu_tw.backends.image",
-     "jitsu_tw.backends.domain", "jitsu_tw.backends.workers", "jitsu_tw.backends.libvirt",
+     "jitsu_tw.backends.domain", "jitsu_tw.backends.workers", "jitsu_tw.backends.reconnect",
+     "jitsu_tw.backends.libvirt",
      "jitsu_tw.backends.xl", "jitsu_tw.backends.xlvm", "jitsu_tw.backends.xlhost",
      "jitsu_tw.backends.libxl", "jitsu_tw.backends.xapi_session", "jitsu_tw.backends.xapi_vms",
      "jitsu_tw.backends.xapi", "jitsu_tw.backends.hosts", "jitsu_tw.backends", "jitsu_tw.readiness.delay",

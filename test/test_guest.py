@@ -187,7 +187,7 @@ class ServingTests(GuestTestCase):
     """What the guest does without a habit."""
 
     def test_page(self) -> None:
-        """The page says who the guest is, how long it has been up, and since when it has listened."""
+        """The page says the guest's name and address, how long it has been up, and since when it has listened."""
         page = self.boot("name=mine").fetch()
         head, _, body = page.partition("\r\n\r\n")
         self.assertIn("200 OK", head)
@@ -249,7 +249,7 @@ class ServingTests(GuestTestCase):
         self.assertEqual(2, wire.frame().data.data.dport)
 
     def test_sends_again(self) -> None:
-        """A SYN-ACK and a page that nobody acknowledges are sent again."""
+        """A SYN-ACK and a page that are not acknowledged are sent again."""
         wire = self.boot()
         wire.segment(tcp.TH_SYN)
         first, second = wire.answer(SYN_ACK), wire.answer(SYN_ACK)
@@ -342,7 +342,7 @@ class Ipv6Tests(GuestTestCase):
 
     def test_address_is_taken(self) -> None:
         """With `probe`, an address that another node has is given up, and the page at the other address says so."""
-        wire = self.boot(f"ip6={IP6}/64 probe", until="")
+        wire = Wire(self, f"ip6={IP6}/64 probe")
         probe = wire.frame(lambda frame: frame.type == ethernet.ETH_TYPE_IP6)
         self.assertEqual((bytes(16), SOLICITED[0]), (probe.data.src, probe.data.dst))
         self.assertEqual(SOLICITATION, probe.data.data.type)
@@ -395,18 +395,19 @@ class HabitTests(GuestTestCase):
         self.assertIn(f"{IP} at {MAC}", wire.fetch())
 
     def test_probe(self) -> None:
-        """With `probe`, nobody is told of the address before it is known to be free; it is announced then."""
+        """With `probe`, the address is used and announced only when it is known to be free."""
         wire = self.boot("probe", until="at")
         wire.arp(arp.ARP_OP_REQUEST, OUR_IP, ITS_IP)
         wire.frame(lambda frame: frame.data.op == arp.ARP_OP_REPLY)
         spoken = [(frame.data.op, frame.data.spa) for frame in wire.seen]
         none = arp.ARP_OP_REQUEST, socket.inet_aton("0.0.0.0")  # noqa: S104 -- of a probe
         self.assertEqual([none] * 3 + [(arp.ARP_OP_REQUEST, ITS_IP), (arp.ARP_OP_REPLY, ITS_IP)], spoken)
+        self.assertGreaterEqual(self.since(wire.fetch()), 0.3)
 
     def test_address_is_taken(self) -> None:
         """With `probe`, an address is given up if it is another machine's, or if another one probes it too."""
         for operation, source in ((arp.ARP_OP_REPLY, ITS_IP), (arp.ARP_OP_REQUEST, NOBODY[:4])):
-            wire = self.boot("probe", until="listening")
+            wire = Wire(self, "probe")
             wire.frame()
             wire.arp(operation, source, ITS_IP)
             self.assertIn(OURS.hex(":"), wire.line("given up"))
@@ -470,7 +471,7 @@ class HabitTests(GuestTestCase):
         self.assertEqual(0, self.ends("crash", "-no-reboot"))
 
     def test_halts(self) -> None:
-        """When its processor has stopped, QEMU goes on, and nobody is answered."""
+        """When its processor has stopped, QEMU goes on, and a SYN is not answered."""
         wire = self.boot("halt_after=1 silent")
         wire.fetch(1)
         wire.segment(tcp.TH_SYN, port=2)

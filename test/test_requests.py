@@ -255,11 +255,15 @@ class ChangeTests(RequestsTestCase):
         self.backend.happen(DB, Power.OFF, "stopped by hand")
 
     def test_remove_that_does_not_stop(self) -> None:
-        """A VM that cannot be stopped is gone all the same, and that is in the log."""
+        """A VM that cannot be stopped has no names any more, and stays in sight until it can; it can come again."""
         self.ask(below(NEW, {**VM, "config/faults/0": "stop"}))
         self.summon("new")
         self.ask({f"jitsu/vm/{NEW}": None})
-        self.assertNotIn("new", self.fleet.machines)
+        self.assertEqual("", self.answer("new").partition(" A ")[2])
+        self.assertTrue(self.fleet.machines["new"].vm.removed)
+        self.assertEqual("", self.ask(below(NEW, VM)))
+        self.assertFalse(self.fleet.machines["new"].vm.removed)
+        self.assertEqual("Found new.jitsu.test A 10.0.0.3 vm=new", self.answer("new"))
 
     def test_swap(self) -> None:
         """In one request, two VMs may change names and addresses with each other."""

@@ -1630,6 +1630,19 @@ class RemovedTests(FleetTestCase):
         self.world.pump(25)
         self.assertEqual((State.UP, 2), (self.world.machine("a").state, len(self.world.fleet.problems.of("a"))))
 
+    def test_taken_out_while_jitsu_runs(self) -> None:
+        """One that is taken out by a request and cannot be stopped stays in sight until it can."""
+        self.world = World(vm("a", idle=20, faults=["stop"]), vm("bb"))
+        self.ask("a")
+        guest = self.world.backend.guests[self.world.machine("a").uuid]
+        Deferred.fromCoroutine(self.world.fleet.dismiss(self.world.machine("a"), "it is no more"))
+        self.world.pump(1)
+        self.assertEqual((State.UP, ()), (self.world.machine("a").state, self.world.machine("a").vm.dns))
+        self.assertIn(IS_REMOVED, self.world.fleet.problems.of("a"))
+        guest.vm = vm("a")
+        self.world.pump(200, step=1)
+        self.assertEqual((Power.OFF, ["bb"]), (guest.power, list(self.world.fleet.machines)))
+
     def test_another_hypervisor(self) -> None:
         """One at a hypervisor where no VM of the configuration is, is asked for there."""
         self.world = World(vm("a", connect="far", said={"name": ("a",)}), vm("bb"))

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs
 
-from jitsu_tw.errors import BackendLost
+from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.settings import Boot, Evidence, Mode
 from jitsu_tw.vm.lifecycle import State
@@ -141,6 +141,19 @@ class EvidenceTests(FleetTestCase):
         self.guest.sent = 0
         self.world.pump(20)
         self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_uncountable(self) -> None:
+        """The same, if counting them fails; that the hypervisor is lost is told elsewhere."""
+        for error, problems in ((BackendError("busy"), 1), (BackendLost("no daemon"), 0)):
+            self.begin()
+            traffic = self.world.backend.traffic
+            self.patch(self.world.backend, "traffic", lambda _, error=error: fail(error))
+            self.world.pump(100, step=1)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.assertEqual(problems, len(self.world.fleet.problems.of("www")))
+            self.patch(self.world.backend, "traffic", traffic)
+            self.world.pump(20)
+            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
 
     def test_queries_alone(self) -> None:
         """With `evidence: queries` nobody counts packets, and the last question decides."""

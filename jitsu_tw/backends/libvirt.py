@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import libvirt
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.backends import domain, domain_xml, image
+from jitsu_tw.backends.reconnect import Reconnector
 from jitsu_tw.backends.workers import Workers
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
@@ -34,18 +34,10 @@ if TYPE_CHECKING:
 CALLS: Final = 16
 SAVES: Final = 8
 
-#: Seconds after which is given up: opening a connection, a call, a call that starts a VM, one that writes its memory.
-OPENS_WITHIN: Final = 30.0
+#: Seconds after which a call is given up: any, one that starts a VM, one that writes its memory to a disk.
 ANSWERS_WITHIN: Final = 30.0
 STARTS_WITHIN: Final = 60.0
 SAVES_WITHIN: Final = 300.0
-
-#: How many tries to connect may hang, each with a thread; if more do, no further one is made before one of them ends.
-MOST_TRIES: Final = 16
-
-#: Seconds between tries to connect, at most: where the hypervisor refuses, and where it is silent.
-REFUSED: Final = 10.0
-SILENT: Final = 600.0
 
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
@@ -125,15 +117,12 @@ class LibvirtBackend:
         self._watcher: IWatcher | None = None
         self._events: libvirt.virConnect | None = None
         self._calls, self._saves = (
-            Workers(str(self), most, self._open, _close, reactor, OPENS_WITHIN) for most in (CALLS, SAVES)
+            Workers(str(self), most, self._open, _close, reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
-        self._refused = backoffPolicy(initialDelay=0.1, maxDelay=REFUSED)
-        self._silent = backoffPolicy(initialDelay=REFUSED, maxDelay=SILENT)
-        self._failures = 0
-        self._hung = 0
-        self._closed = False
-        self._retry: Any = None
+        self._reconnector = Reconnector(
+            str(self), self._open_events, self._opened, self._lose, self._leave, reactor
+        )
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -173,66 +162,15 @@ class LibvirtBackend:
     def connect(self, watcher: IWatcher) -> None:
         """Connect, now and whenever the connection breaks."""
         self._watcher = watcher
-        self._try()
+        self._reconnector.begin()
 
-    def _try(self) -> None:
-        """Connect in a thread of its own, which is left alone if it does not return."""
-        if self._closed or self._events is not None:
-            return
-        late = self._reactor.callLater(OPENS_WITHIN, self._opens_late)
-        threading.Thread(target=self._work, args=(late,), name=f"{self}, connecting", daemon=True).start()
-
-    def _work(self, late: Any) -> None:
-        """Connect, in a thread, and tell how that went."""
-        try:
-            connection = self._open_events()
-        except Exception as error:  # noqa: BLE001
-            # Wide: a fault of ours must not end the tries for ever.
-            self._reactor.callFromThread(self._not_opened, late, str(error) or repr(error))
-        else:
-            self._reactor.callFromThread(self._opened, late, connection)
-
-    def _returned(self, late: Any) -> bool:
-        """Take note that a try has returned; return whether that was in time."""
-        if late.active():
-            late.cancel()
-            return True
-        self._hung -= 1
-        return False
-
-    def _opened(self, late: Any, connection: libvirt.virConnect) -> None:
-        self._returned(late)
-        if self._closed or self._events is not None:
-            self._leave(connection)
-            return
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        self._events, self._failures = connection, 0
+    def _opened(self, connection: libvirt.virConnect) -> None:
+        self._events = connection
         for workers in (self._calls, self._saves):
             workers.begin()
         self.log.info("{backend}: connected", backend=self)
         if self._watcher is not None:
             self._watcher.connected(self)
-
-    def _not_opened(self, late: Any, reason: str) -> None:
-        if self._returned(late) or not (self._retry is not None and self._retry.active()):
-            self._again(reason, self._refused)
-
-    def _opens_late(self) -> None:
-        """Try again though a try has not returned, unless too many have not."""
-        self._hung += 1
-        reason = f"{self} has not answered within {OPENS_WITHIN:g} s"
-        if self._hung < MOST_TRIES:
-            self._again(reason, self._silent)
-        else:
-            self._lose(f"{reason}, {self._hung} times; the next try is made when one of these ends")
-
-    def _again(self, reason: str, pause: Callable[[int], float]) -> None:
-        """Try to connect after a pause that grows with each failure."""
-        if not (self._closed or self._events):
-            self._failures += 1
-            self._retry = self._reactor.callLater(pause(self._failures), self._try)
-            self._lose(reason)
 
     def _lose(self, reason: str) -> None:
         if self._watcher is not None:
@@ -247,13 +185,12 @@ class LibvirtBackend:
         self._reactor.callFromThread(self._lost, connection, words.get(reason, "the connection broke"))
 
     def _lost(self, connection: libvirt.virConnect, reason: str) -> None:
-        if connection is not self._events or self._closed:
-            return
-        self._events = None
-        self._leave(connection)
-        self._again(reason, self._refused)
-        for workers in (self._calls, self._saves):
-            workers.end(reason)
+        if connection is self._events:
+            self._events = None
+            self._leave(connection)
+            self._reconnector.again(reason)
+            for workers in (self._calls, self._saves):
+                workers.end(reason)
 
     def _leave(self, connection: libvirt.virConnect) -> None:
         """Close the connection for events, in a thread that nothing waits for."""
@@ -261,9 +198,7 @@ class LibvirtBackend:
 
     def close(self) -> Deferred[None]:
         """Close the connections. A call that is under way goes on to its end."""
-        self._closed = True
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
+        self._reconnector.end()
         connection, self._events, self._watcher = self._events, None, None
         if connection is not None:
             self._leave(connection)

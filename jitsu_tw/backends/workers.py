@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: How many connections are being opened at once: sshd turns away who opens more than ten (MaxStartups).
 OPENING: Final = 4
 
+#: Seconds after which opening a connection is given up.
+OPENS_WITHIN: Final = 30.0
+
 #: Seconds after which a connection that is not used is closed, if it is not the last one.
 IDLE: Final = 60.0
 
@@ -84,7 +87,6 @@ class Workers:
         opens: Callable[[], Any],
         closes: Callable[[Any], None],
         reactor: Any,
-        opens_within: float,
     ) -> None:
         """
         Make no thread yet.
@@ -95,10 +97,9 @@ class Workers:
             opens: opens a connection; blocks.
             closes: closes it; blocks.
             reactor: makes the timers.
-            opens_within: seconds after which opening a connection is given up.
         """
         self._name, self._most, self._reactor = name, most, reactor
-        self._opens, self._closes, self._opens_within = opens, closes, opens_within
+        self._opens, self._closes = opens, closes
         self._waiting: deque[Job] = deque()
         self._opening: set[Worker] = set()
         self._idle: list[Worker] = []
@@ -158,7 +159,7 @@ class Workers:
         there = len(self._opening) + len(self._busy) + len(self._idle)
         if len(self._waiting) > len(self._opening) < OPENING and there < self._most:
             worker = Worker()
-            worker.late = self._reactor.callLater(self._opens_within, self._opens_late, worker)
+            worker.late = self._reactor.callLater(OPENS_WITHIN, self._opens_late, worker)
             self._opening.add(worker)
             threading.Thread(target=self._work, args=(worker,), name=self._name, daemon=True).start()
 
@@ -292,9 +293,7 @@ class Workers:
 
     def _opens_late(self, worker: Worker) -> None:
         self._give_up(worker, "")
-        self.log.error(
-            "{name}: no further connection within {within:g} s", name=self._name, within=self._opens_within
-        )
+        self.log.error("{name}: no further connection within {within:g} s", name=self._name, within=OPENS_WITHIN)
         self._add()
 
 

@@ -1,9 +1,9 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of a pool of our own, and none takes longer than its answer: what changes
-a VM is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the
-other of `event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
+Every call blocks, so each is made in a thread of `workers`, and none takes longer than its answer: what changes a VM is
+started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
+`event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from jitsu_tw.backends import xapi_vms
+from jitsu_tw.backends.reconnect import Reconnector
+from jitsu_tw.backends.workers import Workers
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
 
 #: How many calls to one pool may be under way at once.
 THREADS: Final = 16
+
+#: Seconds after which a call is given up, whatever keeps it, and after which nobody waits for a logout.
+CALLS_WITHIN: Final = 60.0
+CLOSES_WITHIN: Final = 10.0
 
 #: What events are wanted of: VMs, and the tasks that change them.
 CLASSES: Final = ["vm", "task"]
@@ -94,15 +97,12 @@ class XapiBackend:
         self._watcher: IWatcher | None = None
         self._opening: Login | None = None
         self._login: Login | None = None
-        self._pool = ThreadPool(0, THREADS, "xapi")
+        self._calls = Workers(str(self), THREADS, self._logged_in, lambda _: None, reactor)
+        self._reconnector = Reconnector(str(self), self._open, self._opened, self._lose, self._leave, reactor)
         self._stream: threading.Thread | None = None
         self._seen = xapi_vms.Seen()
         self._refs: dict[str, str] = {}
         self._tasks: dict[str, Deferred[dict[str, Any] | None]] = {}
-        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
-        self._failures = 0
-        self._closed = False
-        self._retry: Any = None
 
     def __str__(self) -> str:
         """Say which it is, in messages."""
@@ -131,13 +131,7 @@ class XapiBackend:
     def connect(self, watcher: IWatcher) -> None:
         """Log in, now and whenever the session breaks."""
         self._watcher = watcher
-        self._pool.start()
-        self._try()
-
-    def _try(self) -> None:
-        if not self._closed:
-            opened = deferToThreadPool(self._reactor, self._pool, self._open)
-            opened.addCallbacks(self._opened, self._not_opened)
+        self._reconnector.begin()
 
     def _open(self) -> tuple[Login, dict[str, Any]]:
         """Log in, and learn how all VMs are, with the token from which on events are wanted. Blocks."""
@@ -145,7 +139,7 @@ class XapiBackend:
             self.log.warn("{sentence}", sentence=sentence)
         self._opening = login = Login(target)
         try:
-            if self._closed:
+            if self._watcher is None:
                 login.abort("closed")
             return login, login.call("event.from", CLASSES, "", 0.0)
         except JitsuError as error:
@@ -157,10 +151,8 @@ class XapiBackend:
 
     def _opened(self, opened: tuple[Login, dict[str, Any]]) -> None:
         login, batch = opened
-        if self._closed or self._watcher is None:
-            login.abort("closed")
-            return
-        self._login, self._failures = login, 0
+        self._login = login
+        self._calls.begin()
         self._seen = xapi_vms.Seen()
         self._seen.take(xapi_vms.of("vm", batch["events"]), whole=True)
         self._refs.clear()
@@ -168,21 +160,23 @@ class XapiBackend:
         self._stream.daemon = True
         self._stream.start()
         self.log.info("{backend}: connected", backend=self)
-        self._watcher.connected(self)
-
-    def _not_opened(self, failure: Any) -> None:
-        """Try again. Wide: a fault of ours must not end that for ever."""
-        if not failure.check(JitsuError):
-            self.log.failure("{backend}: unexpected, please report", failure, backend=self)
-        self._failures += 1
         if self._watcher is not None:
-            self._watcher.lost(self, failure.getErrorMessage())
-        self._again()
+            self._watcher.connected(self)
 
-    def _again(self) -> None:
-        """Try to connect after a while that grows with each failure."""
-        if not self._closed:
-            self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
+    @staticmethod
+    def _leave(opened: tuple[Login, dict[str, Any]]) -> None:
+        """Give up a login that is not needed any more."""
+        opened[0].abort("closed")
+
+    def _logged_in(self) -> Login:
+        """Return the login that calls are made with, in a thread."""
+        if self._login is None:
+            raise BackendLost(f"{self} cannot be reached")
+        return self._login
+
+    def _lose(self, reason: str) -> None:
+        if self._watcher is not None:
+            self._watcher.lost(self, reason)
 
     def _listen(self, login: Login, token: str) -> None:
         """Hand on events until the session cannot be had any more; in a thread of its own."""
@@ -215,14 +209,13 @@ class XapiBackend:
                 self._tasks.pop(event["ref"]).callback(task)
 
     def _lost(self, login: Login, reason: str) -> None:
-        if login is not self._login or self._closed:
+        if login is not self._login:
             return
         self._login = None
         login.abort(reason)
         self._let_go()
-        if self._watcher is not None:
-            self._watcher.lost(self, reason)
-        self._again()
+        self._reconnector.again(reason)
+        self._calls.end(reason)
 
     def _let_go(self) -> None:
         """Tell those who wait for tasks that nobody will hear of them."""
@@ -232,41 +225,28 @@ class XapiBackend:
 
     def close(self) -> Deferred[None]:
         """Log out and end the threads."""
-        if self._closed:
-            return succeed(None)
-        self._closed = True
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
+        self._reconnector.end()
         login, self._login, self._watcher = self._login, None, None
         if self._opening is not None and self._opening is not login:
             self._opening.abort("closed")
         self._let_go()
-        if login is None and not self._pool.started:
-            return succeed(None)
-        if not self._pool.started:
-            self._pool.start()
-        closed = deferToThreadPool(self._reactor, self._pool, self._shut, login, self._stream)
-        return closed.addBoth(lambda _: self._pool.stop())
+        shut = self._calls.call(CLOSES_WITHIN, self._shut, self._stream).addErrback(lambda _: None)
+        return shut.addCallback(lambda _: self._calls.end("closed"))
 
     @staticmethod
-    def _shut(login: Login | None, stream: threading.Thread | None) -> None:
-        if login is not None:
-            login.close()
+    def _shut(login: Login, stream: threading.Thread | None) -> None:
+        login.close()
         if stream is not None:
             stream.join(CONNECT_WITHIN)
 
     # Calls.
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """Call *function* with the login, in a thread of the pool."""
-        login = self._login
-        if login is None:
-            return fail(BackendLost(f"{self} cannot be reached"))
-        ran = deferToThreadPool(self._reactor, self._pool, function, login, *arguments)
-        return ran.addErrback(self._broken, login)
+        """Call *function* with the login, in a thread."""
+        return self._calls.call(CALLS_WITHIN, function, *arguments).addErrback(self._broken, self._login)
 
-    def _broken(self, failure: Any, login: Login) -> Any:
-        if failure.check(BackendLost, ConfigError):
+    def _broken(self, failure: Any, login: Login | None) -> Any:
+        if failure.check(BackendLost, ConfigError) and login is not None:
             self._lost(login, failure.getErrorMessage())
         return failure
 

@@ -252,14 +252,19 @@ class Fleet:
                 ended.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
 
     async def dismiss(self, machine: Machine, reason: str) -> None:
-        """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
+        """
+        Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already.
+
+        If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down.
+        """
         self.release_vm(machine.vm.name)
         while not self.sharing.is_theirs(machine) and (
             machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
         ):
             if await self._stop_if_it_can(machine, reason) is State.UP:
-                self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
-                break
+                vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
+                self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
+                return
         self._gather()
         machine.gone(reason)
         self.journal.states[machine.state] -= 1

@@ -59,7 +59,9 @@ class Problems:
 
     def of(self, name: str) -> list[str]:
         """Return the sentences on the VM *name*."""
-        known = self._problems.get(name, {})
+        known = self._problems.get(name)
+        if known is None:
+            return []
         return [sentence for kind in Problem for sentence in known.get(kind, ())]
 
     def degrading(self) -> Iterator[str]:

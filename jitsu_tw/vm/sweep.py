@@ -15,7 +15,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from jitsu_tw.errors import BackendError, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import Evidence
 from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
@@ -218,10 +218,14 @@ class Sweep:
         """Return how many packets the guest has sent; None, and *lease* is blind, while that cannot be read."""
         try:
             total = await machine.backend.traffic(machine.uuid)
+        except NoSuchVM as error:
+            total = None
+            machine.look(str(error))
+        except BackendLost:
+            total = None
         except BackendError as error:
             total = None
-            if isinstance(error, NoSuchVM):
-                machine.look(str(error))
+            machine.problem(Problem.EVIDENCE, f"its packets cannot be counted, so it is not stopped when idle: {error}")
         else:
             machine.problem(Problem.EVIDENCE, *((UNCOUNTED,) if total is None else ()))
         lease.blind = total is None

@@ -1,4 +1,4 @@
-/* A guest without a kernel: what its parts offer each other. The parts, from the bottom up, are below in this order. */
+/* A guest without a kernel: what its parts offer each other, from the bottom up. */
 #pragma once
 #include <stdint.h>
 
@@ -7,7 +7,7 @@ typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-/* gcc calls these by itself; text.c has them. */
+/* gcc inserts calls of these; they are in text.c. */
 void *memcpy(void *to, const void *from, unsigned size);
 void *memset(void *to, int octet, unsigned size);
 int memcmp(const void *one, const void *other, unsigned size);
@@ -33,7 +33,7 @@ char *print(char *to, const char *format, ...);  /* %s, %u, %t: the time, %a: an
 char *print_list(char *to, const char *format, __builtin_va_list list);
 
 /* machine.c: the processor, PCI, the clock, the serial port, and ways to end. */
-u32 pci_find(u32 vendor_and_device, u32 number);  /* the number-th such device (from 0); 0 if there is none */
+u32 pci_find(u32 vendor_and_device, u32 number);  /* the device of that number, from 0; returns 0 if there is none */
 u32 pci_read(u32 device, u32 offset);
 void pci_write(u32 device, u32 offset, u32 value);
 u8 *pci_memory(u32 device, u32 number);  /* the memory behind a base address register */
@@ -82,7 +82,8 @@ extern u8 mac[6];  /* that the guest goes by */
 void start_network(void);
 void keep_network(void);  /* what is due */
 void handle_frame(const u8 *frame, u32 size);
-const address *given_up(void);  /* an address that somebody else has; 0 if there is none */
+int is_probing(void);  /* whether an address is not known to be free yet */
+const address *given_up(void);  /* an address that another machine has; 0 if there is none */
 const u8 *next_hop(const address *to);  /* its MAC; 0 while it is asked for: `retry_tcp` is called when it answers */
 u8 *begin_packet(const struct packet *p);  /* returns where its `size` octets of data go */
 void send_packet(struct packet *p, u8 *data, u32 checksum_at);

@@ -9,10 +9,10 @@ enum { PROBES = 3, PROBE_EVERY = 100, ASK_EVERY = 1000 };  /* ms; RFC 5227 would
 enum { NEIGHBOURS = 16 };
 
 u8 mac[6];
-static const u8 everybody[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
+static const u8 broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 static const address nobody, nobody4 = {{[10] = 0xff, 0xff}}, all_nodes = {{0xff, 2, [15] = 1}};
 
-/* Our addresses, and others'. */
+/* The guest's addresses, and its neighbours'. */
 
 static struct own { address ip; enum { NONE, PROBING, HELD, LOST } state; u32 probes, next; } own[2];
 static struct neighbour { address ip; u8 mac[6], known; u32 asked; } neighbours[NEIGHBOURS];
@@ -26,6 +26,8 @@ static int is_held(const address *ip) {
     struct own *o = find_own(ip);
     return o && o->state == HELD;
 }
+
+int is_probing(void) { return own[0].state == PROBING || own[1].state == PROBING; }
 
 const address *given_up(void) { return own[0].state == LOST ? &own[0].ip : own[1].state == LOST ? &own[1].ip : 0; }
 
@@ -75,7 +77,7 @@ static void send_neighbour(u8 type, u32 flags, const u8 *to, const address *sour
 static void ask(const address *ip, const address *source) {
     address group = solicited_node(ip);
     if (is_ipv4(ip))
-        send_arp(REQUEST, everybody, source ? source : &nobody4, ip);
+        send_arp(REQUEST, broadcast, source ? source : &nobody4, ip);
     else
         send_neighbour(SOLICITATION, 0, 0, source ? source : &nobody, &group, ip);
 }
@@ -104,11 +106,11 @@ static struct neighbour *add_neighbour(const address *ip) {
     return n;
 }
 
-static void learn(struct neighbour *n, const u8 *its) {
-    int news = !n->known;
-    memcpy(n->mac, its, 6);
+static void learn(struct neighbour *n, const u8 *its_mac) {
+    int was_known = n->known;
+    memcpy(n->mac, its_mac, 6);
     n->known = 1;
-    if (news)
+    if (!was_known)
         retry_tcp();
 }
 
@@ -127,10 +129,10 @@ const u8 *next_hop(const address *to) {
     return 0;
 }
 
-static void conflict(struct own *o, const u8 *its) {
+static void conflict(struct own *o, const u8 *its_mac) {
     if (o->state == PROBING) {
         o->state = LOST;
-        say("guest: %a is given up, %m has it", &o->ip, its);
+        say("guest: %a is given up, %m has it", &o->ip, its_mac);
     }
 }
 
@@ -171,7 +173,7 @@ static void handle_arp(const u8 *arp, u32 size) {
     address sender = mapped(arp + 14), target = mapped(arp + 24);
     struct own *o = find_own(&sender);
     if (!o && same(&sender, &nobody4))
-        o = find_own(&target);  /* another one's probe */
+        o = find_own(&target);  /* a probe */
     if (o)
         conflict(o, arp + 8);
     struct neighbour *n = find_neighbour(&sender);
@@ -188,24 +190,24 @@ static void handle_neighbour(const struct packet *p) {
         return;
     const address *target = (const address *)(p->data + 8);
     int solicitation = p->data[0] == SOLICITATION, has_mac = p->size >= 32 && p->data[24] == (solicitation ? 1 : 2);
-    const u8 *its = has_mac ? p->data + 26 : p->mac;
+    const u8 *its_mac = has_mac ? p->data + 26 : p->mac;
     struct own *o = find_own(target);
     if (o && (!solicitation || same(&p->source, &nobody)) && memcmp(p->mac, mac, 6))
-        conflict(o, its);
+        conflict(o, its_mac);
     if (!solicitation) {
         struct neighbour *n = find_neighbour(target);
         if (n)
-            learn(n, its);
+            learn(n, its_mac);
     } else if (is_held(target)) {
         int probe = same(&p->source, &nobody);
         if (!probe)
-            learn(add_neighbour(&p->source), its);
+            learn(add_neighbour(&p->source), its_mac);
         send_neighbour(ADVERTISEMENT, probe ? 0x20000000 : 0x60000000, probe ? 0 : p->mac, target,
                        probe ? &all_nodes : &p->source, target);
     }
 }
 
-/* To where it came from: what needs no connection needs no neighbour either. */
+/* The reply goes to the MAC that the request came from: without a connection there is no reason to ask for one. */
 static void echo(const struct packet *p, u8 reply) {
     struct packet out = {p->mac, p->destination, p->source, p->protocol, 0, p->size};
     u8 *data = begin_packet(&out);
@@ -245,7 +247,7 @@ static u16 fold(u32 sum) {
     return ~sum;
 }
 
-/* What IPv4 addresses are mapped with is zero in ones' complement: the pseudo-headers of both versions have one sum. */
+/* The ffff of a mapped IPv4 address is zero in ones' complement, so this is right for the pseudo-headers of both versions. */
 u16 checksum(const struct packet *p) {
     u32 start = 0;
     if (p->protocol != ICMP)
@@ -301,7 +303,7 @@ u8 *begin_packet(const struct packet *p) {
         put16(frame + 12, 0x86dd);
         put32(ip, 6u << 28);
         put16(ip + 4, p->size);
-        ip[6] = p->protocol, ip[7] = 255;  /* what neighbour discovery demands does no harm elsewhere */
+        ip[6] = p->protocol, ip[7] = 255;  /* required by neighbour discovery, and harmless elsewhere */
         memcpy(ip + 8, &p->source, 16);
         memcpy(ip + 24, &p->destination, 16);
         ip += IPV6;

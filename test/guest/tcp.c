@@ -1,8 +1,8 @@
 /*
  * A web server over TCP (RFC 9293): several connections, no options but the largest segment's size, no congestion control.
  *
- * What a connection sends is a function of the position: 0 is the SYN, 1 and on are the page, then comes the FIN. So
- * sending again needs no memory of what was sent.
+ * What a connection sends is a function of the position: 0 is the SYN, the page begins at 1, the FIN is last. So a
+ * retransmission needs no copy of what was sent.
  */
 #include "guest.h"
 
@@ -84,7 +84,7 @@ static void send_again(struct connection *c) { send_from(c, c->acknowledged, SEG
 
 static void acknowledge(struct connection *c) { send_from(c, c->sent, 0); }
 
-/* Whoever asked for a neighbour has got it. */
+/* A neighbour's MAC has become known: send what waited for one. */
 void retry_tcp(void) {
     for (struct connection *c = connections; c < connections + CONNECTIONS; c++)
         if (c->state != FREE && c->unresolved)
@@ -109,7 +109,7 @@ static void answer(struct connection *c) {
     c->next_octet = now() + habits.stream;
 }
 
-/* A request has been answered, and its client has got all of it. */
+/* A client has acknowledged all of its page. */
 static void count_served(void) {
     served++;
     if (served == habits.exit_after)
@@ -127,7 +127,7 @@ static struct connection *find(const struct packet *p, u16 port) {
     return 0;
 }
 
-/* A place for a new connection: a free one, or one of a connection that is done, or that the peer never completed. */
+/* Find a place for a new connection: a free one, or that of a connection which is finished or was never completed. */
 static struct connection *find_place(void) {
     static u32 next;
     struct connection *best = 0;
@@ -173,11 +173,11 @@ static void take(struct connection *c, const u8 *content, u32 size) {
     }
 }
 
-/* A segment of a connection that is known. */
+/* Handle a segment of an existing connection. */
 static void handle_segment(struct connection *c, const struct packet *p, const u8 *content, u32 size) {
     u32 number = get32(p->data + 4), acknowledged = get32(p->data + 8), before = c->sent;
     u8 flags = p->data[13], fin = flags & FIN;
-    u32 old = c->expected - number;  /* how much of it we have had */
+    u32 old = c->expected - number;  /* how much of it came before */
     if (flags & RST) {
         if (!old)  /* RFC 5961, section 3 */
             c->state = FREE;
@@ -209,7 +209,7 @@ static void handle_segment(struct connection *c, const struct packet *p, const u
     if (c->state == OPENING)
         return;
     c->window = get16(p->data + 14);
-    if (old > size + fin) {  /* from the future, or all of it is old */
+    if (old > size + fin) {  /* a gap before it, or nothing new in it */
         acknowledge(c);
         return;
     }
@@ -268,7 +268,7 @@ static void keep(struct connection *c) {
 }
 
 void keep_tcp(void) {
-    if (!listening && due(habits.listen_after)) {
+    if (!listening && !is_probing() && due(habits.listen_after)) {
         listening = 1;
         print(listening_since, "%t");
         say("guest: listening on port %u after %s s", habits.port, listening_since);
