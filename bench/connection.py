@@ -18,7 +18,7 @@ from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from random import Random
 
     from twisted.internet.interfaces import IDelayedCall
@@ -83,8 +83,9 @@ class Connection:
 
     # The connection.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Do nothing."""
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """Return no advice."""
+        return ()
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect, if the hypervisor can be reached."""
@@ -232,6 +233,18 @@ class Connection:
         if total is not None and uuid in self._hypervisor.guests:
             self._ledger.counted(self._hypervisor.facts(uuid), total)
         return total
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return how long the guest's virtual CPUs have run."""
+        return self._ask("cpu_time", uuid, self._hypervisor.cpu_time, uuid)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return what is against stopping the VM by *mode*."""
+        return self._ask("obstacle", uuid, self._hypervisor.obstacle, uuid, mode)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return what an operator should read about a VM."""
+        return self._ask("advice", uuid, self._hypervisor.advice, uuid)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Say what a start takes."""

@@ -2,7 +2,7 @@
 Programs from Debian, unpacked into a cache: nothing is installed, no service is started, root is not needed.
 
 Installing a name server from Debian starts it, as a service and on port 53; a bench wants only the program. So what apt
-would install for a package is downloaded and unpacked instead. What is installed already is used as it is.
+would install for a package is downloaded and unpacked instead. Programs that are all installed are used where they are.
 """
 
 from __future__ import annotations
@@ -34,38 +34,43 @@ class UnavailableError(Exception):
 @functools.cache
 def unpacked(*packages: str) -> Path:
     """
-    Return a directory, laid out as / would be, that has all of *packages* that this machine has not.
+    Return a directory, laid out as / is, that has all of *packages*: / itself if they are installed.
+
+    If one is missing, the others are unpacked beside it even if they are installed, as a program may look for its files
+    beside itself: name every package that it finds so. What they depend on is unpacked only where it is missing.
 
     Raises:
         UnavailableError: apt is missing, does not know a package, or cannot download it.
     """
     if not packages:
-        return CACHE / "nothing"
+        return Path("/")
     try:
-        missing = _missing(packages)
+        missing = _missing("--no-upgrade", *packages)
     except UnavailableError:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise
         _run("apt-get", "-qq", "update")
-        missing = _missing(packages)
-    root = CACHE / hashlib.sha256("\n".join(missing).encode()).hexdigest()[:16]
+        missing = _missing("--no-upgrade", *packages)
+    if not missing:
+        return Path("/")
+    wanted = _missing("--reinstall", *packages)
+    root = CACHE / hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
     with _locked(CACHE / "lock"):
         if not root.exists():
-            _unpack([line.split()[1] for line in missing], root)
+            _unpack([line.split()[1] for line in wanted], root)
     return root
 
 
-def _missing(packages: tuple[str, ...]) -> list[str]:
+def _missing(*words: str) -> list[str]:
     """Return apt's lines about what it would install, each with a package's name and version."""
-    said = _run("apt-get", "--simulate", "install", "--no-install-recommends", *packages)
+    said = _run("apt-get", "--simulate", "install", "--no-install-recommends", *words)
     return sorted(line for line in said.splitlines() if line.startswith("Inst "))
 
 
 def _unpack(packages: list[str], root: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
-        if packages:
-            _run("apt-get", "-qq", *AS_WE_ARE, "download", *packages, folder=work)
+        _run("apt-get", "-qq", *AS_WE_ARE, "download", *packages, folder=work)
         out = Path(work, "out")
         out.mkdir()
         for package in Path(work).glob("*.deb"):
@@ -98,5 +103,11 @@ def _locked(path: Path) -> Iterator[None]:
 def environment(root: Path) -> Mapping[str, str]:
     """Return the environment in which the programs under *root* find each other and their libraries."""
     found = [str(root / "usr/sbin"), str(root / "usr/bin"), os.environ.get("PATH", ""), "/usr/sbin"]
-    libraries = [str(path) for path in root.glob("usr/lib/*-linux-*")]
-    return {**os.environ, "PATH": ":".join(found), "LD_LIBRARY_PATH": ":".join(libraries)}
+    result = {**os.environ, "PATH": ":".join(found)}
+    if root != Path("/"):
+        # One of pulseaudio's libraries is in a folder of its own.
+        kinds = ("usr/lib/*-linux-*", "usr/lib/*-linux-*/pulseaudio")
+        result["LD_LIBRARY_PATH"] = ":".join(str(path) for kind in kinds for path in root.glob(kind))
+        if (root / "etc/fonts").exists():
+            result["FONTCONFIG_SYSROOT"] = str(root)
+    return result

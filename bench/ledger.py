@@ -15,7 +15,7 @@ import attrs
 
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.networks import network, packed
-from jitsu_tw.settings import COMMIT_EVERY, RESUMED_WITHIN, STARTS_WITHIN, Mode
+from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, Evidence, Mode
 from jitsu_tw.vm.activation import RESUMED
 from jitsu_tw.vm.lease import BURST, GREETING
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_RETRY, EARLY, JUST_USED
@@ -120,6 +120,11 @@ class Facts:
     def used(self) -> float:
         """When it was last asked for, as far as Jitsu can know."""
         return max(self.person, self.uses[-1] if self.uses else -inf)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether nobody can say that the VM is idle, so that it is not stopped for that."""
+        return not self.counts and self.vm.evidence is Evidence.TRAFFIC
 
 
 class Ledger:
@@ -295,7 +300,7 @@ class Ledger:
         # Where a start call was under way when somebody else started it, Jitsu may count from its own.
         started = facts.begun if facts.by_us or facts.begun > facts.stopped[0] else facts.since
         facts.stopped = now, mode
-        kind = reason.partition(" for ")[0].partition(":")[0].partition(" after ")[0]
+        kind = reason.partition(" for ")[0].partition(":")[0].partition(" after ")[0].partition(" within ")[0]
         if facts.by_hand:
             kind = "stopped by hand"
         self.counts[f"stop: {kind}"] += 1
@@ -312,6 +317,9 @@ class Ledger:
             is_open = facts.deaf > now - CHECK_PATIENCE + TICK and facts.opened < now - 2 * CHECK_RETRY
             if facts.power is Power.RUNNING and is_open:
                 self.against("alive", facts, reason)
+        elif kind == "its guest did not listen":
+            if now < facts.begun + READY_WITHIN - TICK or not facts.counts:
+                self.against("alive", facts, reason)
         elif kind == "not ready":
             facts.restarting = True
             if facts.how not in RESUMED or now < facts.begun + RESUMED_WITHIN - TICK:
@@ -326,7 +334,10 @@ class Ledger:
             self.against("in use", facts, f"stopped ({kind}) {now - facts.used:.3f} s after it was asked for")
         if kind == "idle" and now < facts.noticed + idle - TICK:
             self.against("in use", facts, f"stopped {now - facts.noticed:.3f} s after its packets were noticed")
-        if facts.counts and facts.rate >= BUSY_RATE and max(facts.rate_since, facts.since) < now - BUSY_FOR \
+        if facts.is_blind and kind != "up":
+            self.against("in use", facts, f"stopped ({kind}) though nobody counts what it sends")
+        by_traffic = facts.counts and vm.evidence is Evidence.TRAFFIC
+        if by_traffic and facts.rate >= BUSY_RATE and max(facts.rate_since, facts.since) < now - BUSY_FOR \
                 and facts.power is Power.RUNNING:
             self.against("in use", facts, f"stopped ({kind}) while it sends, since {facts.rate_since:.3f}")
         if facts.by_us and now < facts.begun + vm.min_up - WRITTEN:
@@ -436,7 +447,7 @@ class Ledger:
             needed = any(one.power is Power.RUNNING for one in self._needers.get(name, ()))
             if power is Power.RUNNING and facts.ours is None:
                 self.counts["left running, perhaps forgotten at a kill"] += 1
-            elif power is Power.RUNNING and facts.ours and not kept and not needed:
+            elif power is Power.RUNNING and facts.ours and not (kept or needed or facts.is_blind):
                 self.against("forgotten", facts, "it runs on, and nobody uses it")
             full = 0 < self.settings.max_running <= running
             if power is not Power.RUNNING and self.kept(facts) and facts.rested < self._now() - 1800 and not full:

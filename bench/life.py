@@ -15,6 +15,7 @@ from zope.interface import implementer
 from bench.connection import Connection
 from bench.process import Process
 from jitsu_tw import config
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.server import Chain, Server
@@ -23,7 +24,7 @@ from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import EDE_PROHIBITED, StoreError
 from jitsu_tw.ijitsu import IStore
 from jitsu_tw.store.git import GitStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:

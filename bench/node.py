@@ -25,7 +25,6 @@ from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
 
     from twisted.python.failure import Failure
 
@@ -109,8 +108,9 @@ class RemoteBackend:
         """Say which it is, in messages."""
         return self.host
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Do nothing."""
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """Return no advice."""
+        return ()
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect, again and again."""
@@ -172,6 +172,18 @@ class RemoteBackend:
     def traffic(self, uuid: str) -> Deferred[int | None]:
         """Return what the guest has sent."""
         return self._call("traffic", uuid=uuid)
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return how long the guest's virtual CPUs have run."""
+        return self._call("cpu_time", uuid=uuid)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return what is against stopping the VM by *mode*."""
+        return self._call("obstacle", uuid=uuid, mode=mode.value)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:  # noqa: ARG002
+        """Return no advice."""
+        return succeed(())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return what a start would take there."""

@@ -17,7 +17,7 @@ from bench.ledger import Ledger
 from bench.life import AAAA, HTTPS, OUTSIDE, TXT, A, FileStore, Jitsu
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.ijitsu import Memory, Power
-from jitsu_tw.settings import VM, Boot, Fault, Mode, Settings, WhenFull
+from jitsu_tw.settings import VM, Boot, Evidence, Fault, Mode, Settings, WhenFull
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.lifecycle import State
@@ -84,6 +84,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             needs=tuple(f"vm{group + other:03}" for other in needs if group + other < number),
             boot_from=random.choice((Boot.DISK, Boot.DISK, Boot.SNAPSHOT)),
             check_every=5.0,
+            evidence=Evidence.QUERIES if one % 3 == 1 else Evidence.TRAFFIC,
             stop_timeout=random.choice((3.0, 10.0)),
             boot_time=random.choice((0.0, 0.1, 0.5, 2.0, 6.0)),
         ))

@@ -117,10 +117,10 @@ def run(network: lab.Network | None, directory: Path) -> str:
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, bridge=lab.BRIDGE, kvm=kvm)
     else:
         # QEMU itself accepts what is forwarded to the guest, long before the guest does: its port tells nothing, and
-        # its TCP tries a lost SYN again after six seconds.
+        # its TCP tries a lost SYN again after six seconds. Nobody counts the guest's packets.
         place = {"server": lab.LOOPBACK, "port": lab.free_port(), "http": lab.free_port(), "ip": lab.LOOPBACK}
         place["idle"] = 20
-        place |= {"ready": "QEMU's own network: nothing tells more", "more": "idle: 20"}
+        place |= {"ready": "QEMU's own network: nothing tells more", "more": "idle: 20\n    evidence: queries"}
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(place["http"], 80), kvm=kvm)
     (directory / "www.xml").write_text(xml)
     jitsu = Jitsu(directory, CONFIGURATION.format(uri=uri, **place), place["server"], network)

@@ -24,7 +24,7 @@ from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
-from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near
+from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
     defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
     _check_keys(values, top)
-    _check_control(values, top)
+    _check_secrets(values, top)
     values["cluster"] = _cluster(file.cluster) if file.cluster else None
     values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
     _check_fence(values, top)
@@ -156,9 +156,9 @@ def _cluster(said: Sayings) -> Cluster:
         except (OSError, UnicodeDecodeError) as error:
             raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
     try:
-        import treq  # noqa: F401, PLC0415 -- who is alone needs none
-    except ImportError as error:
-        raise first.wrong("cluster", f"needs treq: pip install 'jitsu-tw[cluster]' ({error})") from error
+        require("treq", "cluster")
+    except ValueError as error:
+        raise first.wrong("cluster", str(error)) from error
     return Cluster(**values)
 
 
@@ -213,24 +213,29 @@ def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None, hosts: Sequence[Host
         raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
 
 
-def _check_control(values: dict[str, Any], top: Sayings) -> None:
-    """Read the token; refuse a control endpoint for other machines without one."""
-    if "control_token" in values:
-        path, said = values["control_token"], top["control_token"][0]
-        try:
-            token = path.read_text(encoding="utf-8").strip()
-            mode = path.stat().st_mode
-        except (OSError, UnicodeDecodeError) as error:
-            raise said.wrong("control_token", f"{path} cannot be read: {error}") from error
-        if mode & stat.S_IROTH:
-            raise said.wrong("control_token", f"everybody may read {path}; chmod o-r it")
-        if len(token) < SHORTEST_TOKEN:
-            message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
-            raise said.wrong("control_token", message)
-        values["control_token"] = token
-    elif (values.get("control") or "").startswith("ssl:"):
+def _check_secrets(values: dict[str, Any], top: Sayings) -> None:
+    """Read the token and the secret; refuse a control endpoint for other machines without a token."""
+    for key in ("control_token", "synjitsu_secret"):
+        if key in values:
+            values[key] = _secret(values[key], top[key][0], key)
+    if "control_token" not in values and (values.get("control") or "").startswith("ssl:"):
         message = "whoever gets there can start and stop VMs; name a file with a secret by control_token"
         raise top["control"][0].wrong("control", message)
+
+
+def _secret(path: Path, said: Said, key: str) -> str:
+    """Return the secret in a file; refuse one that is short, or that everybody may read."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise said.wrong(key, f"{path} cannot be read: {error}") from error
+    if mode & stat.S_IROTH:
+        raise said.wrong(key, f"everybody may read {path}; chmod o-r it")
+    if len(secret) < SHORTEST_TOKEN:
+        message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
+        raise said.wrong(key, message)
+    return secret
 
 
 def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
@@ -251,8 +256,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     values.setdefault("ttl", defaults["ttl"])
     values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
     values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"] or LEAST_IDLE))
-    for key in ("idle_packets", "min_up", "max_up", "check_every", "stop_timeout", "images", "use_synjitsu",
-                "wake_by_packet", "handover"):
+    for key in ("idle_packets", "evidence", "save_fallback", "min_up", "max_up", "check_every", "stop_timeout",
+                "images", "use_synjitsu", "wake_by_packet", "handover"):
         if key in defaults:
             values.setdefault(key, defaults[key])
     if "wait_for_http" in values:
@@ -265,6 +270,8 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     _check_boot(values, said, where)
     _check_standin(values, said, where)
     guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
+    if "mac" in guest:
+        values["mac"] = guest["mac"] if backend == "libxl" else guest.pop("mac")
     if guest and backend != "libxl":
         key = next(iter(guest))
         raise said[key][0].wrong(f"{where}{key}", "is for the backend libxl only")

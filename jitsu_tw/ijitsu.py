@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.settings import VM, Mode
@@ -28,6 +26,12 @@ class Power(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SAVED = "saved"
+
+
+#: The reasons that `IWatcher.changed` is given when a guest has ended in order, as far as the hypervisor can tell.
+SHUTS_DOWN: Final = "the guest shuts down"
+SHUT_DOWN: Final = "the guest shut down"
+ENDED: Final = "the guest ended by itself"
 
 
 class Start(enum.Enum):
@@ -73,6 +77,9 @@ class IWatcher(Interface):
     def changed(uuid: str, reason: str) -> None:
         """Something happened to a VM, in the backend's words. Ask for its state: this is a hint, not the truth."""
 
+    def rebooted(uuid: str) -> None:
+        """A guest that runs has rebooted itself: for a while it is in its firmware, and boots."""
+
     def lost(backend: IBackend, reason: str) -> None:
         """The connection broke; it is being tried again."""
 
@@ -92,18 +99,20 @@ class IBackend(Interface):
     has_uuids: bool = Attribute("Whether its VMs have uuids; if not, a name keeps the one that the state has for it.")
     images: bool = Attribute("Whether it can keep the image of a ready guest (`settings.Boot.SNAPSHOT`).")
 
-    def check(vms: Iterable[VM]) -> None:
+    def examine(vm: VM) -> tuple[str, ...]:
         """
-        Connect once and look at *vms*, before the reactor runs; this call may block.
-
-        Returns without a word where the hypervisor cannot be reached: that passes.
+        Return advice about *vm* that its configuration gives, and the files that it names: no hypervisor is asked.
 
         Raises:
-            ConfigError: the hypervisor does not know a VM, or the URI is one that can never work.
+            ConfigError: the VM, or the backend's URI, can never work as it is configured.
         """
 
     def connect(watcher: IWatcher) -> None:
-        """Begin to connect, and to connect again whenever it must, and to tell *watcher*."""
+        """
+        Begin to connect, and to connect again whenever it must, and to tell *watcher*.
+
+        Returns at once: no call to a hypervisor blocks the reactor, and each has a deadline, also that to connect.
+        """
 
     def close() -> Deferred[None]:
         """End the connection. VMs go on as they are."""
@@ -132,10 +141,24 @@ class IBackend(Interface):
 
     def traffic(uuid: str) -> Deferred[int | None]:
         """
-        Return how many packets the guest has transmitted, on all its interfaces; None where nobody counts.
+        Return how many packets the guest has transmitted, on all its interfaces.
 
-        The number begins again at 0 when the VM does.
+        None if one of its interfaces is counted by nobody, or none is known. The number begins again at 0 when the VM
+        does.
         """
+
+    def cpu_time(uuid: str) -> Deferred[float | None]:
+        """
+        Return the seconds that the guest's virtual CPUs have run since it started; None if nobody counts them.
+
+        Where the hypervisor tells them apart, the threads of its own emulator are not in it.
+        """
+
+    def obstacle(uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return why the VM cannot be stopped by *mode* as it is now; None if nothing is known against it."""
+
+    def advice(uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return sentences that an operator should read about the VM as the hypervisor has it defined."""
 
     def memory(uuid: str) -> Deferred[Memory | None]:
         """Return what a start of the VM would take now; None where nobody can tell."""
@@ -208,6 +231,7 @@ class ICoordinator(Interface):
     node: str = Attribute("The name of this one of us.")
     alone: bool = Attribute("Whether there are no others, and never will be: then nobody need be told anything.")
     facts: Mapping[str, str] = Attribute("What is known now, by key.")
+    trouble: str = Attribute("Why all claims are refused though there is agreement; empty if they are not.")
 
     def start(peer: IPeer) -> None:
         """Begin to connect, and to connect again whenever it must, and to tell *peer*."""

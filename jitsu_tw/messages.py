@@ -4,11 +4,11 @@ What Jitsu and Synjitsu say to each other: AMP commands, over a UNIX socket or T
 The conversation, begun by Jitsu::
 
     Jitsu                                    Synjitsu
-    Hello(version)                   ->      WrongVersion ends it
+    Hello(version, secret)           ->      WrongVersion or Refused ends it
     Announce | Ready, for each VM    ->      all that Jitsu has announced before: either side may have started anew
     AnnouncedAll                     ->      what Jitsu announced before and has not now is forgotten
     Announce, Ready, Withdraw        ->      as VMs come and go
-                                     <-      Summon, Seen, Listens
+                                     <-      Summon, Seen, Listens, Elsewhere
     Status, Counters                 ->
 
 Every command may be sent again without harm. Addresses and MACs are text, as people write them. Nothing here does I/O.
@@ -21,7 +21,7 @@ from typing import Final
 from twisted.protocols import amp
 
 #: Changed when an older side would misunderstand a newer one.
-VERSION: Final = 1
+VERSION: Final = 2
 
 #: How many stand-ins one answer to `Status` tells of: a value in AMP has at most 65,535 octets.
 PAGE: Final = 250
@@ -39,9 +39,9 @@ _ERRORS: Final = {WrongVersion: b"WRONG_VERSION", Refused: b"REFUSED"}
 
 
 class Hello(amp.Command):
-    """Jitsu's first words; nothing else is understood before."""
+    """The first message; nothing else is understood before. *secret* is empty where Synjitsu has none."""
 
-    arguments = [(b"version", amp.Integer())]  # noqa: RUF012
+    arguments = [(b"version", amp.Integer()), (b"secret", amp.Unicode())]  # noqa: RUF012
     errors = _ERRORS
 
 
@@ -49,16 +49,16 @@ class Announce(amp.Command):
     """
     Stand in for an address.
 
-    Attributes of the message: *mac* is the guest's, empty if nobody knows it yet; *asleep* says that a SYN summons the
-    VM (else it boots already); *handover* is ``wire`` or ``xenstore``; *ports*, the TCP ports that are worth a start
-    (all, if absent); *wake_udp*, the UDP ports whose first datagrams are held; *domid*, Xen's number of the guest;
-    *knock*, a TCP port that tells when it is ready: while it boots, Synjitsu sends SYNs of its host's own to it, and
-    hands over as soon as one is answered; with *keeps* it only tells, and keeps what it holds until `Ready`.
+    Attributes of the message: *macs* are the guest's, none while they are not known; *asleep* says that a SYN summons
+    the VM (else it boots already); *handover* is ``wire`` or ``xenstore``; *ports*, the TCP ports that are worth a
+    start (all, if absent); *wake_udp*, the UDP ports whose first datagrams are held; *domid*, Xen's number of the
+    guest; *knock*, a TCP port that tells when it is ready: while it boots, Synjitsu sends SYNs of its host's own to it,
+    and hands over as soon as one is answered; with *keeps* it only tells, and keeps what it holds until `Ready`.
     """
 
     arguments = [  # noqa: RUF012
         (b"ip", amp.Unicode()),
-        (b"mac", amp.Unicode()),
+        (b"macs", amp.ListOf(amp.Unicode())),
         (b"asleep", amp.Boolean()),
         (b"handover", amp.Unicode()),
         (b"ports", amp.ListOf(amp.Integer(), optional=True)),
@@ -77,9 +77,9 @@ class AnnouncedAll(amp.Command):
 
 
 class Ready(amp.Command):
-    """The VM takes its packets now, at this MAC (empty: the one that was announced). The held ones are handed over."""
+    """The VM, whose MACs these are (none: those announced), takes its packets now. The held ones are handed over."""
 
-    arguments = [(b"ip", amp.Unicode()), (b"mac", amp.Unicode())]  # noqa: RUF012
+    arguments = [(b"ip", amp.Unicode()), (b"macs", amp.ListOf(amp.Unicode()))]  # noqa: RUF012
     errors = _ERRORS
 
 
@@ -106,6 +106,12 @@ class Listens(amp.Command):
     """To Jitsu: the guest has answered at the port that is knocked at. What was held has been handed over, or kept."""
 
     arguments = [(b"ip", amp.Unicode())]  # noqa: RUF012
+
+
+class Elsewhere(amp.Command):
+    """To Jitsu: the guest uses the address *found* in place of *ip*; where *found* is empty, it uses *ip* by now."""
+
+    arguments = [(b"ip", amp.Unicode()), (b"found", amp.Unicode())]  # noqa: RUF012
 
 
 class Counters(amp.Command):

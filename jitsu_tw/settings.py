@@ -57,6 +57,13 @@ class Mode(enum.Enum):
     SAVE = "save"
 
 
+class Evidence(enum.Enum):
+    """What shows that a VM is in use."""
+
+    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets nobody counts is kept
+    QUERIES = "queries"  # questions alone
+
+
 class Boot(enum.Enum):
     """What a VM that is off starts from."""
 
@@ -192,6 +199,8 @@ class VM:
         backend, connect: the hypervisor's kind and URI.
         idle: the seconds that it is kept after its last use.
         idle_packets: how many packets in a minute it may transmit and still be idle.
+        evidence: what shows that it is in use.
+        save_fallback: how it is stopped if its mode is to save it and that cannot be; None: not at all.
         min_up: the seconds that it is kept after its start.
         max_up: after how many seconds it is stopped, used or not; 0 for never.
         keep_up: the times of the week in which it is up, used or not.
@@ -201,6 +210,7 @@ class VM:
             seconds; 0 for never.
         use_synjitsu: Synjitsu stands in for its addresses while it boots.
         wake_by_packet: and while it is down; a packet for it starts it.
+        mac: its guest's, besides those that the backend knows.
         ports: the TCP ports that are worth a start; without any, all.
         wake_udp: the UDP ports that are worth a start.
         handover: how it gets what was held for it.
@@ -213,6 +223,7 @@ class VM:
         xen: of libxl: what it is made of, unless `define` says it all.
         boot_time: of the memory backend: the seconds that its start call takes.
         faults: of the memory backend: what goes wrong.
+        removed: the configuration has it no more; it was started by an earlier process, and is to be stopped when idle.
         place: the file and line where it stands, for messages.
         dns_place: the same, of its names.
         said: what the configuration said, key by key, for the state (DESIGN, section 10).
@@ -232,6 +243,8 @@ class VM:
     wait_for_key: str | None = None
     uuid: str | None = None
     idle_packets: float = 30.0
+    evidence: Evidence = Evidence.TRAFFIC
+    save_fallback: Mode | None = None
     min_up: float = 0.0
     max_up: float = 0.0
     keep_up: tuple[Span, ...] = ()
@@ -240,6 +253,7 @@ class VM:
     check_every: float = 10.0
     use_synjitsu: bool = False
     wake_by_packet: bool = True
+    mac: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     wake_udp: tuple[int, ...] = ()
     handover: Handover = Handover.WIRE
@@ -252,6 +266,7 @@ class VM:
     xen: XenGuest | None = None
     boot_time: float = 0.0
     faults: frozenset[Fault] = frozenset()
+    removed: bool = False
     place: tuple[str | None, int | None] = (None, None)
     dns_place: tuple[str | None, int | None] = (None, None)
     said: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
@@ -271,6 +286,7 @@ class Settings:
         control_token: what they have to show there; None for nothing.
         persistdb: the state's git repository; None for memory.
         synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
+        synjitsu_secret: what Synjitsu wants to be shown; None for nothing.
         commit_every: statistics are committed at most once in so many seconds.
         keep_history: how much of their past is kept.
         forwarder: the server (host, port) asked for names that are not ours; None for nobody.
@@ -309,6 +325,7 @@ class Settings:
     control_token: str | None = attrs.field(default=None, repr=False)
     persistdb: Path | None = None
     synjitsu: str | None = None
+    synjitsu_secret: str | None = attrs.field(default=None, repr=False)
     commit_every: float = COMMIT_EVERY
     keep_history: Past = Past()
     forwarder: tuple[str, int] | None = None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
 BACK_OFF: Final = (0.05, 2.0, 1.5)
 
-#: Seconds until a Synjitsu of another version is tried again: one of the two may be updated.
+#: Seconds until a Synjitsu of another version or secret is tried again: one of the two may be updated.
 AFTER_REFUSAL: Final = 5.0
 
 #: How many announcements are sent at once after a connection came about.
@@ -57,9 +57,13 @@ class StandIn:
         on_seen: called with the address that a guest has announced itself.
         reactor: connects and waits.
         on_ready: called with the address whose guest has answered at its *knock*; it is handed over by then.
+        on_elsewhere: called with the address that a guest does not use, and with the one that it uses in its place; or
+            with an empty one when it has begun to use its own.
+        secret: what Synjitsu wants to be shown; empty for nothing.
 
     Attributes:
-        on_change: called when it has come or gone (`connected`).
+        on_change: called when it has come or gone (`connected`), and when it refuses an address or no longer does.
+        refused: the addresses that Synjitsu does not stand in for, each with the reason.
     """
 
     log = Logger()
@@ -71,9 +75,13 @@ class StandIn:
         on_seen: Callable[[str], Any],
         reactor: Any,
         on_ready: Callable[[str], Any] = lambda ip: None,  # noqa: ARG005
+        on_elsewhere: Callable[[str, str], Any] = lambda ip, found: None,  # noqa: ARG005
+        secret: str = "",
     ) -> None:
         """Say nothing yet; raise ValueError if *endpoint* is none."""
         self.on_summon, self.on_seen, self._on_ready = on_summon, on_seen, on_ready
+        self.on_elsewhere, self._secret = on_elsewhere, secret
+        self.refused: dict[str, str] = {}
         self.on_change: Callable[[], None] = lambda: None
         self._place, self._reactor = endpoint, reactor
         self._said: dict[str, _Announced] = {}
@@ -111,7 +119,7 @@ class StandIn:
     def announce(
         self,
         ip: str,
-        mac: str,
+        macs: Iterable[str],
         *,
         asleep: bool,
         ports: Iterable[int] | None = None,
@@ -126,7 +134,7 @@ class StandIn:
 
         Args:
             ip: IPv4 or IPv6.
-            mac: the guest's; may be empty while nobody knows it.
+            macs: the guest's, the likeliest first; may be empty while they are not known.
             asleep: whether a SYN summons it; else it boots already.
             ports: the TCP ports that are worth a start; None means all.
             wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
@@ -137,7 +145,7 @@ class StandIn:
             keeps: what is held is not handed over then, but when `ready` is called.
         """
         arguments: dict[str, Any] = {
-            "mac": mac,
+            "macs": list(macs),
             "asleep": asleep,
             "handover": handover,
             "wake_udp": sorted(wake_udp),
@@ -151,12 +159,11 @@ class StandIn:
             arguments["knock"] = knock
         self._say(ip, _Announced(messages.Announce, arguments))
 
-    def ready(self, ip: str, mac: str = "") -> None:
-        """Tell that the guest takes its packets now, at *mac* (if empty, the one that was announced)."""
+    def ready(self, ip: str, macs: Iterable[str] = ()) -> None:
+        """Tell that the guest, which has *macs* (if empty, those announced), takes its packets now."""
         before = self._said.get(_normal(ip))
-        if not mac and before is not None:
-            mac = before.arguments["mac"]
-        self._say(ip, _Announced(messages.Ready, {"mac": mac}))
+        macs = list(macs) or (before.arguments["macs"] if before is not None else [])
+        self._say(ip, _Announced(messages.Ready, {"macs": macs}))
 
     def withdraw(self, ip: str, *, failed: bool = False) -> None:
         """Have *ip* stood in for no longer; *failed* if that is because its VM did not start."""
@@ -204,7 +211,7 @@ class StandIn:
             if said.arguments["keeps"]:
                 self._on_ready(ip)
                 return
-            self._said[ip] = _Announced(messages.Ready, {"mac": said.arguments["mac"]})
+            self._said[ip] = _Announced(messages.Ready, {"macs": said.arguments["macs"]})
             self._on_ready(ip)
 
     def _say(self, ip: str, said: _Announced) -> None:
@@ -218,15 +225,25 @@ class StandIn:
 
     def _send(self, command: type[amp.Command], arguments: dict[str, Any]) -> None:
         if self._protocol is not None:
-            self._protocol.callRemote(command, **arguments).addErrback(self._not_sent, command, arguments["ip"])
+            sent = self._protocol.callRemote(command, **arguments)
+            sent.addCallbacks(self._sent, self._not_sent, (arguments["ip"],), errbackArgs=(command, arguments["ip"]))
+
+    def _sent(self, _: dict[str, Any], ip: str) -> None:
+        if self.refused.pop(ip, None) is not None:
+            self.on_change()
 
     def _not_sent(self, failure: Failure, command: type[amp.Command], ip: str) -> None:
-        if failure.check(ConnectionClosed) is None:  # else it is said again on the next connection
+        if failure.check(ConnectionClosed) is not None:  # it is said again on the next connection
+            return
+        reason = failure.getErrorMessage()
+        if self.refused.get(ip) != reason:
+            self.refused[ip] = reason
+            self.on_change()
             self.log.error(
                 "Synjitsu refuses {command} of {ip}: {reason}",
                 command=command.__name__,
                 ip=ip,
-                reason=failure.getErrorMessage(),
+                reason=reason,
             )
 
     def begin(self, protocol: _Conversation) -> None:
@@ -236,8 +253,8 @@ class StandIn:
 
     async def _say_all(self, protocol: _Conversation) -> None:
         try:
-            await protocol.callRemote(messages.Hello, version=messages.VERSION)
-        except messages.WrongVersion as error:
+            await protocol.callRemote(messages.Hello, version=messages.VERSION, secret=self._secret)
+        except (messages.WrongVersion, messages.Refused) as error:
             self._lost(str(error))
             await deferLater(self._reactor, AFTER_REFUSAL)
             assert protocol.transport is not None
@@ -305,6 +322,11 @@ class _Conversation(amp.AMP):
     @messages.Seen.responder
     def _seen(self, ip: str) -> dict[str, Any]:
         self.factory.standin.on_seen(ip)
+        return {}
+
+    @messages.Elsewhere.responder
+    def _elsewhere(self, ip: str, found: str) -> dict[str, Any]:
+        self.factory.standin.on_elsewhere(ip, found)
         return {}
 
     @messages.Listens.responder

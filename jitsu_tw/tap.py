@@ -10,7 +10,6 @@ import platform
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -26,16 +25,18 @@ from twisted.python.systemd import ListenFDs
 
 from jitsu_tw import __version__, config
 from jitsu_tw.backends import backends_for
+from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
+from jitsu_tw.dns.binding import Addresses, to_bind
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.tcp import TCPFactory
+from jitsu_tw.dns.tcp import TCPFactory, TCPPort
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
@@ -44,8 +45,9 @@ from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.logs import observer
 from jitsu_tw.store import store_at
+from jitsu_tw.twistd import cannot_write, stop_once
 from jitsu_tw.vm.change import Running
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -131,7 +133,8 @@ class JitsuService(Service):
         self._backends = backends_for(settings.vms, settings.hosts)
         self._store = store_at(settings.persistdb, settings.keep_history)
         coordinator = coordinator_for(settings.cluster, reactor)
-        self.fleet = Fleet(settings, self._backends, self._store, Clocks(reactor), coordinator=coordinator)
+        clocks = Clocks(reactor)
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, coordinator=coordinator)
         self._running = Running(self.fleet, zones, self._changed)
         self._branches: Branches | None = None
         self.shared: SharedConfiguration | None = None
@@ -152,7 +155,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(time.monotonic),
+            WarmAnswers(clocks.now),
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -162,6 +165,7 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
         )
         self._ports: list[Any] = []
+        self._addresses = Addresses(reactor)
 
     def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
         from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
@@ -193,8 +197,10 @@ class JitsuService(Service):
         for one in inherited:
             self._adopt(one)
         if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
-            for host in self._settings.bind:
+            hosts = to_bind(self._settings.bind)
+            for host in hosts:
                 self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
+            self._addresses.start(hosts)
         control = self._settings.control
         if control is not None and not any(one.family == socket.AF_UNIX for one in inherited):
             self._take("control", control, self._listen_control, control)
@@ -226,7 +232,9 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        self._ports.append(self._reactor.listenTCP(port, TCPFactory(self._server, self._reactor), interface=host))
+        tcp = TCPPort(port, TCPFactory(self._server, self._reactor), interface=host, reactor=self._reactor)
+        tcp.startListening()
+        self._ports.append(tcp)
 
     def _listen_control(self, place: str) -> None:
         site = self._site()
@@ -239,7 +247,8 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
 
     def _site(self) -> Endpoint:
-        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor)
+        problems = self._addresses.problems
+        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=problems)
 
     def _listen_tls(self, place: str, site: Endpoint) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
@@ -264,8 +273,6 @@ class JitsuService(Service):
             remembered = self._store.open()
             if self._branches is not None:
                 self._branches.restore(remembered)
-            for (kind, uri), backend in self._backends.items():
-                backend.check([vm for vm in self._settings.vms if (vm.backend, vm.connect) == (kind, uri)])
         except JitsuError as error:
             give_up(error)
         for zone in self._zones:
@@ -275,7 +282,7 @@ class JitsuService(Service):
             names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
-        self.fleet.start(remembered)
+        begun = self.fleet.start(remembered)
         if self._branches is not None:
             self._branches.start()
         if self.shared is not None:
@@ -283,13 +290,17 @@ class JitsuService(Service):
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
-        self.log.info(
-            "serving {names} names of {vms} VMs on {bind}, port {port}",
-            names=sum(len(vm.dns) for vm in self._running.vms),
-            vms=len(self._running.vms),
-            bind=", ".join(self._settings.bind),
-            port=self._settings.listen,
-        )
+        begun.addCallback(self._begun)
+
+    def _begun(self, _: object) -> None:
+        if self.running:
+            self.log.info(
+                "serving {names} names of {vms} VMs on {bind}, port {port}",
+                names=sum(len(vm.dns) for vm in self._running.vms),
+                vms=len(self._running.vms),
+                bind=", ".join(self._settings.bind),
+                port=self._settings.listen,
+            )
 
     def reload(self) -> None:
         """
@@ -321,7 +332,9 @@ class JitsuService(Service):
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, write down what is remembered, leave the VMs as they are."""
         super().stopService()
+        stop_once()
         self._notifier.stop()
+        self._addresses.stop()
         for port in self._ports:
             port.stopListening()
         return Deferred.fromCoroutine(self._stop())
@@ -345,7 +358,7 @@ def from_systemd() -> list[int]:
     return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
 
 
-def give_up(error: JitsuError) -> NoReturn:
+def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
     print(f"jitsu: {error}", file=sys.__stderr__)
     raise SystemExit(1)
@@ -356,7 +369,11 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     # What is made from here to the start lives as long as the process: looking through it for garbage, again and again
     # while it grows, would take a third of the time that it takes to make.
     gc.disable()
+    install(default_reactor)
+    twistd = getattr(options, "parent", None)
+    if reason := cannot_write(twistd):
+        give_up(reason)
     try:
-        return JitsuService(*options.load(), twistd=getattr(options, "parent", None))
+        return JitsuService(*options.load(), twistd=twistd)
     except ConfigError as error:
         give_up(error)

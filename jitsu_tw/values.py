@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import uuid
+from importlib import import_module
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -18,12 +19,12 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import clientFromString
 
 from jitsu_tw import xen
-from jitsu_tw.backends import BACKENDS
+from jitsu_tw.backends import BACKENDS, EXTRAS
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
+from jitsu_tw.settings import Boot, Evidence, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
 from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
@@ -84,6 +85,32 @@ def _choice(names: Iterable[str]) -> Callable[[str], str]:
             message = f"{text!r} is not one of {', '.join(known)}{near(text, known)}"
             raise ValueError(message)
         return text
+
+    return parse
+
+
+def require(module: str, extra: str) -> None:
+    """
+    Import a module whose dependencies the *extra* of setup.cfg installs.
+
+    Raises:
+        ValueError: one of them is missing; the message has the remedy.
+    """
+    try:
+        import_module(module)
+    except ImportError as error:
+        message = f"needs what is not installed: pip install 'jitsu-tw[{extra}]' ({error})"
+        raise ValueError(message) from error
+
+
+def _backend(names: Iterable[str]) -> Callable[[str], str]:
+    choose = _choice(names)
+
+    def parse(text: str) -> str:
+        kind = choose(text)
+        if kind in EXTRAS:
+            require(BACKENDS[kind].partition(":")[0], EXTRAS[kind])
+        return kind
 
     return parse
 
@@ -149,9 +176,9 @@ def _secondary(text: str) -> Secondary:
     return Secondary(host, port, key)
 
 
-def _of(kind: type[enum.Enum]) -> Callable[[str], Any]:
-    """Return what reads one of *kind*'s values."""
-    parse = _choice(one.value for one in kind)
+def _of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str], Any]:
+    """Return what reads one of *kind*'s values: any, or, if it is not empty, one of those *among* which it must be."""
+    parse = _choice(one.value for one in among or kind)
     return lambda text: kind(parse(text))
 
 
@@ -167,6 +194,7 @@ def _xenstore_key(text: str) -> str:
     if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
         message = f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready"
         raise ValueError(message)
+    require("jitsu_tw.xenstore", "xen")
     return text
 
 
@@ -248,12 +276,14 @@ class Key:
 
 
 SHARED: Final = {
-    "backend": Key(_choice(BACKENDS)),
+    "backend": Key(_backend(BACKENDS)),
     "connect": Key(str),
     "mode": Key(_of(Mode)),
     "ttl": Key(_ttl),
     "idle": Key(_seconds),
     "idle_packets": Key(_number("number of packets in a minute")),
+    "evidence": Key(_of(Evidence)),
+    "save_fallback": Key(_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE))),
     "min_up": Key(_seconds),
     "max_up": Key(_seconds),
     "check_every": Key(_seconds),
@@ -296,6 +326,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
+    "synjitsu_secret": Key(str, path=True),
     "on_host_loss": Key(_of(OnHostLoss)),
     "fence": Key(str),
 }
@@ -316,7 +347,7 @@ CLUSTER_KEYS: Final[Mapping[str, Key]] = {
 #: What each of the `hosts` says (`settings.Host`).
 HOST_KEYS: Final[Mapping[str, Key]] = {
     "name": Key(_name),
-    "backend": Key(_choice(sorted(set(BACKENDS) - {"libxl"}))),
+    "backend": Key(_backend(set(BACKENDS) - {"libxl"})),
     "connect": Key(str),
     "synjitsu": Key(_place),
 }

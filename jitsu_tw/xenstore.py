@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred, succeed
@@ -37,6 +37,9 @@ REMEDY: Final = "Xenstore is in Xen's dom0, for root, while xenstored runs; XENS
 
 #: Seconds until a broken connection is tried again, at first and at most.
 BACK_OFF: Final = (0.05, 0.5)
+
+#: Seconds after which an operation is given up.
+ANSWERS_WITHIN: Final = 30.0
 
 #: Seconds for which `Xenstore.close` waits for a daemon that does not read.
 PATIENCE: Final = 1.0
@@ -228,7 +231,11 @@ class Xenstore:
             raise BackendLost(self._why)
         result: Deferred[T] = Deferred()
         self._jobs.put(partial(self._do, result, function, arguments))
-        return result
+        # What comes too late is dropped.
+        return result.addTimeout(ANSWERS_WITHIN, self._reactor, self._late)
+
+    def _late(self, _: object, within: float) -> NoReturn:
+        raise BackendLost(f"xenstored has not answered within {within:g} s")
 
     def _do(self, result: Deferred[T], function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
         """Call *function*, in the worker's thread."""

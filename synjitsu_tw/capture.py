@@ -1,17 +1,16 @@
 """
-Frames from and to an interface: pypcap as a reader of the reactor's, without a thread and without polling.
+Frames from and to an interface: libpcap as a reader of the reactor's, without a thread and without polling.
 
-An interface that vanishes, or goes down, is opened again when it is back. `FakePcap` is a pcap without an interface.
+Two bindings of libpcap serve behind one `Pcap`: pypcap, which compiles up to Python 3.11, and cypcap beyond. An
+interface that vanishes, or goes down, is opened again when it is back.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 from collections import deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import pcap
 from twisted.internet.abstract import FileDescriptor
 from twisted.logger import Logger
 
@@ -20,7 +19,7 @@ from synjitsu_tw.packets import RST, SYN
 from synjitsu_tw.standins import KNOCK_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 #: Frames in one turn of the reactor: a millisecond or two of work.
 BATCH: Final = 64
@@ -28,6 +27,9 @@ BATCH: Final = 64
 #: How much the kernel may keep for us while we are busy, in octets: with a place of 64 KiB for each frame, as a
 #: captured TCP segment may be as long as that before a card has cut it, a burst of 250 frames.
 BUFFER: Final = 16 * 1024 * 1024
+
+#: libpcap's DLT_EN10MB.
+ETHERNET: Final = 1
 
 #: Seconds from one try to open an interface that has gone to the next.
 RETRY: Final = 0.5
@@ -49,18 +51,21 @@ class CaptureError(JitsuError):
 
 
 class Pcap(Protocol):
-    """What `Capture` uses of `pcap.pcap`."""
+    """What `Capture` uses of libpcap. Each call may raise OSError with libpcap's words."""
 
     def fileno(self) -> int:
-        """Return what becomes readable when there are frames."""
+        """Return the descriptor that becomes readable when there are frames."""
+
+    def datalink(self) -> int:
+        """Return the kind of frames: `ETHERNET`, or another DLT_ number."""
 
     def setfilter(self, value: str) -> None:
         """Let the kernel drop what *value* does not describe (pcap-filter(7))."""
 
-    def dispatch(self, cnt: int, callback: Callable[[float, bytes], Any]) -> int:
-        """Call *callback* with the time and the octets of each of at most *cnt* frames that are there."""
+    def dispatch(self, cnt: int, callback: Callable[[Any, bytes], Any]) -> None:
+        """Call *callback* with a header and the octets of each of at most *cnt* frames that are there."""
 
-    def sendpacket(self, buf: bytes) -> int:
+    def sendpacket(self, buf: bytes) -> Any:
         """Send a frame."""
 
     def close(self) -> None:
@@ -73,14 +78,78 @@ def open_pcap(interface: str) -> Pcap:
 
     Raises:
         OSError: there is no such interface, or we may not (CAP_NET_RAW); with libpcap's words.
+        CaptureError: no binding of libpcap is installed.
     """
-    opened = pcap.pcap(interface, promisc=True, immediate=True, timeout_ms=1, buffer_size=BUFFER)
+    for opens in BINDINGS.values():
+        with suppress(ImportError):
+            opened = opens(interface)
+            if opened.datalink() != ETHERNET:
+                opened.close()
+                raise OSError("it is no Ethernet")
+            return opened
+    raise CaptureError("Synjitsu needs pypcap or cypcap: pip install 'jitsu-tw[synjitsu]'")
+
+
+def _pypcap(interface: str) -> Pcap:
+    import pcap  # noqa: PLC0415 -- not for every Python
+
+    class Pypcap(pcap.pcap):  # type: ignore[misc]
+        def dispatch(self, cnt: int, callback: Callable[[Any, bytes], Any]) -> None:
+            if super().dispatch(cnt, callback) < 0:
+                raise OSError(self.geterr().decode())
+
+    opened = Pypcap(interface, promisc=True, immediate=True, timeout_ms=1, buffer_size=BUFFER)
     opened.setnonblock(True)  # noqa: FBT003
-    if opened.datalink() != pcap.DLT_EN10MB:
-        opened.close()
-        raise OSError("it is no Ethernet")
     result: Pcap = opened
     return result
+
+
+class _Cypcap:
+    """cypcap as a `Pcap`: its errors are no OSErrors."""
+
+    def __init__(self, interface: str) -> None:
+        import cypcap  # noqa: PLC0415 -- not for every Python
+
+        # Without a netmask given, cypcap looks for the interface's, and fails where a bridge has no address.
+        self._error, self._no_netmask = cypcap.Error, cypcap.NETMASK_UNKNOWN
+        with self._os_errors():
+            self._pcap = cypcap.create(interface)
+            self._pcap.set_pre_config(promisc=True, immediate_mode=True, timeout=0.001, buffer_size=BUFFER)
+            self._pcap.activate()
+            self._pcap.setnonblock(True)  # noqa: FBT003
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise OSError(error.args[-1]) from error
+
+    def fileno(self) -> int:
+        descriptor: int = self._pcap.get_selectable_fd()
+        return descriptor
+
+    def datalink(self) -> int:
+        return int(self._pcap.datalink())
+
+    def setfilter(self, value: str) -> None:
+        with self._os_errors():
+            self._pcap.setfilter(value, netmask=self._no_netmask)
+
+    def dispatch(self, cnt: int, callback: Callable[[Any, bytes], Any]) -> None:
+        with self._os_errors():
+            self._pcap.dispatch(cnt, callback)
+
+    def sendpacket(self, buf: bytes) -> None:
+        with self._os_errors():
+            self._pcap.sendpacket(buf)
+
+    def close(self) -> None:
+        self._pcap.close()
+
+
+#: What opens an interface, by the module that it needs; the first that is installed is used.
+BINDINGS: Final[Mapping[str, Callable[[str], Pcap]]] = {"pcap": _pypcap, "cypcap": _Cypcap}
 
 
 def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], knocks: bool) -> str:
@@ -216,57 +285,3 @@ class Capture(FileDescriptor):
             self._retry = self._clock.callLater(RETRY, self._again)
         else:
             self.log.info("{interface} is back", interface=self.interface)
-
-
-class FakePcap:
-    """
-    A pcap without an interface: what a test puts there is captured.
-
-    Attributes:
-        sent: what was sent, in order.
-        filters: what it was told to let pass, in order.
-        fails: if set, what the next dispatch raises.
-    """
-
-    def __init__(self, interface: str = "br0") -> None:
-        """Begin with nothing to capture."""
-        self.interface = interface
-        self.sent: list[bytes] = []
-        self.filters: list[str] = []
-        self.fails: OSError | None = None
-        self._there: deque[bytes] = deque()
-        self._ours, self._theirs = socket.socketpair()
-
-    def put(self, *frames: bytes) -> None:
-        """Have *frames* captured."""
-        self._there.extend(frames)
-        self._theirs.send(b"." * len(frames))
-
-    def fileno(self) -> int:
-        """Return what becomes readable when there are frames."""
-        return self._ours.fileno()
-
-    def setfilter(self, value: str) -> None:
-        """Remember a filter; nothing is filtered."""
-        self.filters.append(value)
-
-    def dispatch(self, cnt: int, callback: Callable[[float, bytes], Any]) -> int:
-        """Hand out at most *cnt* frames."""
-        if self.fails is not None:
-            failure, self.fails = self.fails, None
-            raise failure
-        count = min(cnt, len(self._there))
-        os.read(self.fileno(), count)
-        for _ in range(count):
-            callback(0.0, self._there.popleft())
-        return count
-
-    def sendpacket(self, buf: bytes) -> int:
-        """Remember a frame."""
-        self.sent.append(buf)
-        return len(buf)
-
-    def close(self) -> None:
-        """Close the sockets."""
-        self._ours.close()
-        self._theirs.close()

@@ -7,6 +7,7 @@ It turns text into values, refuses what makes no sense, and hands the rest to th
 from __future__ import annotations
 
 import heapq
+from hmac import compare_digest
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Conversation(amp.AMP):
     @property
     def _synjitsu(self) -> Synjitsu:
         if not self._met:
-            raise Refused("say Hello first")
+            raise Refused("Hello must come first")
         synjitsu: Synjitsu = self.factory.synjitsu
         return synjitsu
 
@@ -65,9 +66,11 @@ class Conversation(amp.AMP):
         self.factory.synjitsu.lost(self)
 
     @messages.Hello.responder
-    def _hello(self, version: int) -> dict[str, Any]:
+    def _hello(self, version: int, secret: str) -> dict[str, Any]:
         if version != messages.VERSION:
             raise WrongVersion(f"Jitsu speaks version {version}, Synjitsu {messages.VERSION}: update the older one")
+        if not compare_digest(secret.encode(), self.factory.secret.encode()):
+            raise Refused("this Jitsu has not the same secret: see --secret of Synjitsu and synjitsu_secret of Jitsu")
         self._met = True
         return {}
 
@@ -75,7 +78,7 @@ class Conversation(amp.AMP):
     def _announce(
         self,
         ip: str,
-        mac: str,
+        macs: list[str],
         asleep: bool,  # noqa: FBT001 -- AMP gives names
         handover: str,
         wake_udp: list[int],
@@ -93,7 +96,7 @@ class Conversation(amp.AMP):
         synjitsu.announce(
             self,
             address,
-            _mac(mac),
+            _macs(macs),
             asleep=asleep,
             handover=kind,
             ports=None if ports is None else frozenset(ports),
@@ -110,12 +113,12 @@ class Conversation(amp.AMP):
         return {}
 
     @messages.Ready.responder
-    def _ready(self, ip: str, mac: str) -> dict[str, Any]:
+    def _ready(self, ip: str, macs: list[str]) -> dict[str, Any]:
         synjitsu, address = self._synjitsu, _address(ip)
         known = synjitsu.standins.table.get(address)
-        if not mac and (known is None or not known.mac):
-            raise Refused(f"nobody has said what {ip}'s MAC is")
-        synjitsu.ready(self, address, _mac(mac))
+        if not macs and (known is None or not known.mac):
+            raise Refused(f"the MAC of {ip} is not known")
+        synjitsu.ready(self, address, _macs(macs))
         return {}
 
     @messages.Withdraw.responder
@@ -157,12 +160,12 @@ def _address(text: str) -> bytes:
         raise Refused(f"{text!r} is no IP address") from None
 
 
-def _mac(text: str) -> bytes:
-    """Return a MAC, or nothing for nothing."""
+def _macs(texts: list[str]) -> tuple[bytes, ...]:
+    """Return MACs in octets."""
     try:
-        mac = bytes.fromhex(text.replace(":", ""))
+        macs = tuple(bytes.fromhex(text.replace(":", "")) for text in texts)
     except ValueError:
-        mac = b"?"
-    if len(mac) not in {0, 6}:
-        raise Refused(f"{text!r} is no MAC address")
-    return mac
+        macs = (b"",)
+    if any(len(mac) != 6 for mac in macs):
+        raise Refused(f"{', '.join(map(repr, texts))}: no MAC addresses")
+    return macs

@@ -21,6 +21,10 @@ NOBODY: Final = b"\0" * 6
 ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
 ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 
+#: To every node that may have an address, before its last three octets (RFC 4291, 2.7.1; RFC 2464, 7).
+_SOLICITED_NODE: Final = bytes.fromhex("ff0200000000000000000001ff")
+_SOLICITED_NODE_MAC: Final = bytes.fromhex("3333ff")
+
 #: EtherTypes.
 _ARP: Final = 0x0806
 IPV4: Final = 0x0800
@@ -240,7 +244,7 @@ def told(address: bytes, mac: bytes, to: bytes, tags: bytes, peer: bytes | None 
 
 def asked(address: bytes, mac: bytes, to: bytes, tags: bytes, target: bytes) -> bytes:
     """
-    Return a question in the name of *address*, which is at *mac*, for *target*, sent to the MAC *to* alone.
+    Return a question in the name of *address*, which is at *mac*, for *target*, sent to the MAC *to*, or to everybody.
 
     Who has that address learns from it where the asker is (RFC 826; RFC 4861, 7.2.3), and need not ask itself.
     """
@@ -248,7 +252,10 @@ def asked(address: bytes, mac: bytes, to: bytes, tags: bytes, target: bytes) -> 
         return _arp_frame(to, mac, tags, arp.ARP_OP_REQUEST, address, NOBODY, target)
     body = struct.pack(">I16sBB6s", 0, target, 1, 1, mac)
     said = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_SOLICIT, code=0, data=body)
-    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(address, target, ip.IP_PROTO_ICMP6, said)))
+    dst = target
+    if to == BROADCAST:
+        dst, to = _SOLICITED_NODE + target[-3:], _SOLICITED_NODE_MAC + target[-3:]
+    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(address, dst, ip.IP_PROTO_ICMP6, said)))
 
 
 def _arp_frame(to: bytes, mac: bytes, tags: bytes, op: int, spa: bytes, tha: bytes, tpa: bytes) -> bytes:

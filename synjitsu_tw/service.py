@@ -7,6 +7,7 @@ the clock.
 
 from __future__ import annotations
 
+import errno
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,18 +18,22 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw import messages
+from jitsu_tw.messages import Refused
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
-from synjitsu_tw.kernel import Kernel, own_mac
+from synjitsu_tw.kernel import Kernel, NotABridgeError, own_mac
 from synjitsu_tw.standins import Standins
+from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import (
     Action,
     Claimed,
+    Elsewhere,
     Erase,
     Handover,
     Link,
     Listens,
+    LookUp,
     Record,
     Refusal,
     Seen,
@@ -45,13 +50,17 @@ if TYPE_CHECKING:
 
     from synjitsu_tw.capture import Pcap
     from synjitsu_tw.handover import XenstoreHandover
+    from synjitsu_tw.kernel import Interface
     from synjitsu_tw.table import Standin
 
 #: Seconds between two looks at what has waited too long.
 TICK: Final = 1.0
 
 #: Seconds between two looks at guests that boot or have just booted: whether they listen, and answer what was held.
-LOOK: Final = 0.005
+LOOK: Final = 0.002
+
+#: Seconds between two looks at this host's interfaces while guests boot: making a tap changes many things at once.
+LOOK_AT_LINKS: Final = 0.02
 
 #: Seconds for which the VMs of a Jitsu that has gone are stood in for: it may come back.
 ORPHANED: Final = 15.0
@@ -59,6 +68,21 @@ ORPHANED: Final = 15.0
 #: How many summons one Jitsu may have before it has taken the first; the second half is for clients that have sent more
 #: than once. A flood from forged sources does not go on for long if it starts the VM, and cannot fill these if not.
 SUMMONS: Final = 128
+
+
+#: What is logged of an interface, once.
+NO_BRIDGE: Final = (
+    "it is no bridge of Linux's, in which Synjitsu could have a port of its own: frames for VMs that are off or boot "
+    "may be flooded to others, and may be lost while nothing is plugged in"
+)
+NO_PORT: Final = (
+    "Synjitsu cannot have a port of its own in this bridge ({}): while nothing else is plugged in, nothing wakes a VM, "
+    "and frames for VMs that boot are flooded to others"
+)
+STP: Final = (
+    "the spanning tree protocol is on, so that the bridge forwards nothing to a VM in the first seconds after its "
+    "start; a network of libvirt's need not have it: <bridge stp='off' delay='0'/>"
+)
 
 
 class Synjitsu(Service):
@@ -72,6 +96,7 @@ class Synjitsu(Service):
         refusal: what SYNs get that come for a VM whose start has just failed.
         kernel: asked and told about this host.
         opens: makes an interface's pcap.
+        secret: what Jitsu has to show; empty for nothing.
     """
 
     log = Logger()
@@ -84,6 +109,7 @@ class Synjitsu(Service):
         refusal: Refusal = Refusal.SILENCE,
         kernel: Kernel | None = None,
         opens: Callable[[str], Pcap] = open_pcap,
+        secret: str = "",
     ) -> None:
         """Open nothing yet."""
         self._reactor, self._listed = reactor, listed or {}
@@ -94,6 +120,11 @@ class Synjitsu(Service):
         self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "knocks": False}
         self._owners: dict[bytes, Conversation] = {}
         self._orphans: dict[bytes, float] = {}
+        self._refused: dict[bytes, Conversation] = {}
+        self._gateways: frozenset[bytes] = frozenset()
+        self._forwarding: frozenset[int] = frozenset()
+        self._looked_at_links = 0.0
+        self._reported: dict[str, str] = {}
         self._may_tell = True
         self._tick = LoopingCall(self.tick)
         self._tick.clock = reactor
@@ -102,6 +133,7 @@ class Synjitsu(Service):
         self.xenstore: XenstoreHandover | None = None
         self.factory = Factory.forProtocol(Conversation)
         self.factory.synjitsu = self  # type: ignore[attr-defined]
+        self.factory.secret = secret  # type: ignore[attr-defined]
         self.factory.noisy = False
 
     def open(self) -> None:
@@ -113,13 +145,17 @@ class Synjitsu(Service):
         """
         for name, capture in self._captures.items():
             capture.open(filter_for(self.standins.links[name].mac, **self._wanted))
+        self._look_at_links()
+        self._look_at_addresses()
 
     def startService(self) -> None:  # noqa: N802
         """Begin."""
         super().startService()
-        self._look_at_host()
         for ip, mac in self._listed.items():
-            self.announce(None, ip, mac, asleep=False)
+            try:
+                self.announce(None, ip, (mac,), asleep=False)
+            except Refused as refused:
+                self.log.error("--standin is refused: {reason}", reason=str(refused))
         self._tick.start(TICK, now=False)
         self.log.info(
             "standing in on {interfaces} for the VMs that Jitsu announces, at {macs}",
@@ -139,32 +175,51 @@ class Synjitsu(Service):
 
     # What Jitsu says
 
-    def announce(self, owner: Conversation | None, ip: bytes, mac: bytes, **more: Any) -> None:
-        """Stand in for an address."""
+    def announce(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...], **more: Any) -> None:
+        """
+        Stand in for an address.
+
+        Raises:
+            Refused: it may not be.
+        """
+        if not more["asleep"]:  # there may be a hundred thousand that are
+            self._look_at_host()
         self._own(owner, ip)
         version = "ipv4" if len(ip) == 4 else "ipv6"
         udp, knocks = more.get("wake_udp", frozenset()), more.get("knock") is not None
         self._want(
             **{version: True, "udp": self._wanted["udp"] | udp, "knocks": self._wanted["knocks"] or knocks}
         )
-        if not more["asleep"]:  # there may be a hundred thousand that are
-            self._look_at_host()
         before = self.standins.table.get(ip)
         known = before is not None and (before.stands, before.domid)
-        self._do(self.standins.announce(ip, mac, **more))
+        self._do(self.standins.announce(ip, macs, **more))
         standin = self.standins.table[ip]
         if standin.handover is Handover.XENSTORE and known != (True, standin.domid):
             self._announce_in_xenstore(standin)
         self._look_soon()
 
-    def ready(self, owner: Conversation | None, ip: bytes, mac: bytes) -> None:
-        """Hand an address over to its guest."""
-        self._own(owner, ip)
-        self._hand_over(ip, mac)
+    def _obstacle(self, ip: bytes) -> str | None:
+        """Return why an address may not be stood in for; None if it may."""
+        links, text = self.standins.links, str(ip_address(ip))
+        if any(ip in link.addresses for link in links.values()):
+            return f"{text} is an address of this host"
+        if ip in self._gateways:
+            return f"{text} is the gateway of this host's default route"
+        if any(link.has(ip) for link in links.values()) or any(self._kernel.is_behind(name, ip) for name in links):
+            return None
+        return f"{text} is in no network of {', '.join(links)}: correct the VM's ip, or give the bridge its network"
 
-    def _hand_over(self, ip: bytes, mac: bytes = b"") -> None:
-        standin, held = self.standins.ready(ip, mac)
-        self._do(handover.wire(self.standins, standin, held))
+    def ready(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...]) -> None:
+        """Hand an address over to its guest. Raises Refused if it may not be stood in for."""
+        self._own(owner, ip)
+        self._hand_over(ip, macs)
+
+    def _hand_over(self, ip: bytes, macs: tuple[bytes, ...] = ()) -> None:
+        before = self.standins.table.get(ip)
+        stood = before is not None and before.stands
+        standin, held = self.standins.ready(ip, macs)
+        if stood:  # else peers know where the guest is
+            self._do(handover.wire(self.standins, standin, held))
         self._look_soon()
         if held:
             self.log.info(
@@ -177,6 +232,7 @@ class Synjitsu(Service):
 
     def withdraw(self, ip: bytes, *, failed: bool) -> None:
         """Stand in for an address no longer."""
+        self._refused.pop(ip, None)
         self._owners.pop(ip, None)
         self._orphans.pop(ip, None)
         standin = self.standins.table.get(ip)
@@ -192,11 +248,19 @@ class Synjitsu(Service):
     def lost(self, owner: Conversation) -> None:
         """A Jitsu has gone; it may come back."""
         until = self._reactor.seconds() + ORPHANED
+        self._refused = {ip: other for ip, other in self._refused.items() if other is not owner}
         for ip in [ip for ip, other in self._owners.items() if other is owner]:
             del self._owners[ip]
             self._orphans[ip] = until
 
     def _own(self, owner: Conversation | None, ip: bytes) -> None:
+        obstacle = self._obstacle(ip)
+        if obstacle is not None:
+            self.withdraw(ip, failed=False)
+            if owner is not None:
+                self._refused[ip] = owner
+            raise Refused(obstacle)
+        self._refused.pop(ip, None)
         self._orphans.pop(ip, None)
         if owner is not None:
             self._owners[ip] = owner
@@ -207,6 +271,9 @@ class Synjitsu(Service):
         standin = self.standins.table.get(ip)
         if standin is not None and standin.state is State.BOOTING and standin.mac:
             self._hand_over(ip)
+            if ip in self.standins.handed:  # the guest has not shown itself, or not answered
+                self._orphans[ip] = self._reactor.seconds() + EXPIRY
+                return
         self.withdraw(ip, failed=False)
 
     def counters(self) -> dict[str, int]:
@@ -243,20 +310,82 @@ class Synjitsu(Service):
     def look(self) -> None:
         """Look whether guests that boot listen, and whether those that do have answered."""
         now = self._reactor.seconds()
+        if now - self._looked_at_links >= LOOK_AT_LINKS and self._kernel.links_changed():
+            self._look_at_links()
         self._do(self.standins.knock(now))
         self._do(self.standins.again(now))
         if not self.standins.knocked and not self.standins.handed:
             self._look.stop()
 
     def _look_at_host(self) -> None:
-        addresses = self._kernel.addresses()
+        """Look at what has changed on this host."""
+        if self._kernel.links_changed():
+            self._look_at_links()
+        if self._kernel.addresses_changed():
+            self._look_at_addresses()
+
+    def _look_at_links(self) -> None:
+        """Read MACs and MTUs, and have a port in each bridge."""
+        self._looked_at_links = self._reactor.seconds()
+        forwarding: set[int] = set()
         for name, link in self.standins.links.items():
-            link.addresses = addresses
             try:
-                link.host, link.mtu = self._kernel.mac(name), self._kernel.mtu(name)
-                link.knocks_from = self._kernel.knocks_from(name)
+                found = self._kernel.interface(name)
             except OSError:  # it has gone for now
                 continue
+            link.host, link.mtu = found.mac, found.mtu
+            forwarding |= {port.index for port in self._have_port(name, link) if port.forwards}
+        if self._forwarding - forwarding:
+            self.standins.look_anew()
+        elif forwarding - self._forwarding:
+            self.standins.ask_now()
+        self._forwarding = frozenset(forwarding)
+
+    def _have_port(self, name: str, link: Link) -> list[Interface]:
+        """Have a port in a bridge, or report why not; return the bridge's other ports."""
+        try:
+            bridge, ports = self._kernel.have_port(name, link.mac)
+        except NotABridgeError:
+            self._report(name, NO_BRIDGE)
+        except OSError as error:
+            remedy = "; it takes CAP_NET_ADMIN" if error.errno in {errno.EPERM, errno.EACCES} else ""
+            self._report(name, NO_PORT.format(f"{error.strerror}{remedy}"))
+        else:
+            if bridge.stp:
+                self._report(name, STP)
+            return ports
+        return []
+
+    def _report(self, name: str, report: str) -> None:
+        """Log what is to be known of an interface, once."""
+        if self._reported.get(name) != report:
+            self._reported[name] = report
+            self.log.warn("{interface}: {report}", interface=name, report=report)
+
+    def _look_at_addresses(self) -> None:
+        """Read this host's addresses and gateways; stand in no longer for what has become one of them."""
+        found = self._kernel.addresses()
+        own = frozenset(one.ip.packed for addresses in found.values() for one in addresses)
+        gateways = self._kernel.gateways()
+        links = self.standins.links
+        if gateways == self._gateways and all(
+            (link.addresses, link.networks) == (own, found.get(name, [])) for name, link in links.items()
+        ):
+            return
+        self._gateways = gateways
+        for name, link in links.items():
+            link.addresses, link.networks = own, found.get(name, [])
+        lost = {ip: obstacle for ip in list(self.standins.table) if (obstacle := self._obstacle(ip)) is not None}
+        for ip, obstacle in lost.items():
+            owner = self._owners.get(ip)
+            self.withdraw(ip, failed=False)
+            if owner is not None:
+                self._refused[ip] = owner
+            self.log.warn("{ip} is stood in for no longer: {obstacle}", ip=str(ip_address(ip)), obstacle=obstacle)
+        # What was refused before may be right now: Jitsu announces everything on a new connection.
+        for owner in {owner for ip, owner in self._refused.items() if self._obstacle(ip) is None}:
+            assert owner.transport is not None
+            owner.transport.loseConnection()
 
     def _want(self, **changes: Any) -> None:
         """See to it that all that is needed passes the filters. They only grow: changing one may lose a frame."""
@@ -281,6 +410,10 @@ class Synjitsu(Service):
                 self._seen(action.ip)
             elif isinstance(action, Listens):
                 self._listens(action.ip)
+            elif isinstance(action, LookUp):
+                self._look_up(action)
+            elif isinstance(action, Elsewhere):
+                self._elsewhere(action)
             elif isinstance(action, Claimed):
                 self.log.warn(
                     "{mac} on {port} says that it is {ip}, which is another VM's: not served",
@@ -304,6 +437,20 @@ class Synjitsu(Service):
                     "routes, may lose their first packets; it takes CAP_NET_ADMIN",
                     error=error,
                 )
+
+    def _look_up(self, action: LookUp) -> None:
+        standin = self.standins.table[action.ip]
+        known = frozenset((*standin.macs, *standin.learnt))
+        if self._kernel.is_same_port(action.port, action.mac, known, standin.domid):
+            self.standins.learn(action.ip, action.mac)
+            self.log.info("{ip}: {mac} is its guest's as well", ip=str(ip_address(action.ip)), mac=action.mac.hex(":"))
+
+    def _elsewhere(self, action: Elsewhere) -> None:
+        owner = self._owners.get(action.ip)
+        if owner is not None:
+            found = str(ip_address(action.found)) if action.found else ""
+            sent = owner.callRemote(messages.Elsewhere, ip=str(ip_address(action.ip)), found=found)
+            sent.addErrback(_went_away)
 
     def _summon(self, action: Summon) -> None:
         owner = self._owners.get(action.ip)

@@ -6,8 +6,9 @@ does I/O, reads a clock or logs.
 
 The laws, all of them here:
 
-- Only an address that was announced is stood in for, and its guest is known by the MAC that was announced.
-- The guest itself is never answered: it would find its own address taken (RFC 5227; RFC 4862, 5.4).
+- Only an address that was announced is stood in for. Its guest is known by the MACs that were announced, and by what
+  else is behind the guest's port of the bridge. What the guest uses for the address is where hand-over goes.
+- No MAC of the guest is ever answered about the guest's address: it would find it taken (RFC 5227; RFC 4862, 5.4).
 - While a VM is asleep or boots, every peer is to think that its address is at the stand-in's MAC, so that no SYN meets
   a guest whose port is not open yet: whoever asks is answered, whoever has learnt the guest's MAC is told again.
 - A SYN for the address counts whatever MAC it is sent to. What else comes for a guest that shows signs of life is
@@ -16,6 +17,9 @@ The laws, all of them here:
   its sender told again.
 - If Jitsu has named a port to knock at, the guest is ready when it answers a SYN of this host's, which is sent past
   the kernel's neighbour table; else when Jitsu says so.
+- Nothing is sent to a guest's MAC until a frame from it has been seen, as a bridge floods what is for a MAC that it has
+  not learnt. Until then this host asks for the address, as any neighbour does, and not often: what a guest cannot take
+  yet waits in the queue of its tap device, and a small guest chokes on too much at once.
 - This host is a peer as well, but frames sent on a bridge never reach the host's own stack: its kernel is told by
   other means (`Tell`).
 """
@@ -27,15 +31,18 @@ from typing import TYPE_CHECKING, Final
 
 from synjitsu_tw import packets
 from synjitsu_tw.packets import BROADCAST, UDP, Frame, Neighbour, Packet
-from synjitsu_tw.syns import Held, Limits, Syns
+from synjitsu_tw.syns import EXPIRY, Held, Limits, Syns
 from synjitsu_tw.table import (
     CLAIM_EVERY,
+    LEARNT,
     Action,
     Claimed,
+    Elsewhere,
     Erase,
     Handover,
     Link,
     Listens,
+    LookUp,
     Peer,
     Record,
     Refusal,
@@ -61,17 +68,27 @@ TELL_EVERY: Final = 1.0
 #: How often in a second a guest's showing itself is taken note of: more than any does that means well.
 SEEN_PER_SECOND: Final = 8
 
-#: While nothing has been heard of a guest that boots, it is knocked at again after this part of the time for which that
-#: has been going on, but within so many seconds. What is sent to an interface that is not up yet waits in the queue of
-#: its tap device, and hundreds of knocks would be in the way of what the guest asks for first.
-KNOCK_AFTER: Final = 1 / 64
+#: Seconds after which the network is asked again for an address whose guest has not shown itself: at first, after
+#: twice the time each time, and at most.
+ASK_AFTER: Final = 0.05
+ASK_WITHIN: Final = 1.0
+
+#: A guest that has shown itself is knocked at again after this part of the time for which nothing has come from it, but
+#: within so many seconds: at once after each of its answers, and ever less often while it does not read its queue.
+KNOCK_AFTER: Final = 1 / 4
 KNOCK_WITHIN: Final = 0.25
 
 #: Seconds after which a guest that has not answered a SYN is sent it again, and for which that goes on, after twice the
 #: time each time: then its client sends it again itself. A guest may lose what comes while it sets up its interface: a
 #: new netmask takes its address away for a moment (Linux).
 AGAIN_AFTER: Final = 0.01
-AGAIN_WITHIN: Final = 1.0
+AGAIN_WITHIN: Final = 5.0
+
+#: How often in a second it is looked up whose a MAC is, for all addresses together.
+LOOK_UPS_PER_SECOND: Final = 32
+
+#: Seconds for which a guest that uses another address may begin to use its own before Jitsu is told.
+ASTRAY: Final = 5.0
 
 #: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
 KNOCK_PORT: Final = 61999
@@ -85,7 +102,8 @@ class Standins:
         links: the ports, by their names; the shell keeps them up to date.
         table: by address.
         knocked: those whose guests boot and are knocked at, by address.
-        handed: those whose guests have not answered yet all SYNs that were handed over to them, by address.
+        handed: those whose guests have not shown themselves, or not answered all SYNs, since these were handed over to
+            them, by address.
         counters: how many packets were ever held, handed over, expired, given up by their client, refused, and turned
             away for want of room; and how many frames were passed on.
     """
@@ -102,13 +120,16 @@ class Standins:
         self.counters: Counter[str] = Counter()
         self._refusal = refusal
         self._failed: dict[bytes, Standin] = {}
+        self._guests: dict[bytes, dict[bytes, Standin]] = {}  # MAC -> address -> stand-in
+        self._astray: dict[bytes, Standin] = {}
+        self._looking: tuple[int, int] = (0, 0)  # the second, and how many look-ups it has seen
 
     # What Jitsu says
 
     def announce(
         self,
         ip: bytes,
-        mac: bytes,
+        macs: tuple[bytes, ...],
         *,
         asleep: bool,
         handover: Handover = Handover.WIRE,
@@ -122,10 +143,11 @@ class Standins:
         standin = self.table.setdefault(ip, Standin(ip, state=State.UP))
         was, standin.state = standin.state, State.ASLEEP if asleep else State.BOOTING
         if was is not standin.state:
-            standin.alive, standin.knocked_since = False, None
+            self._new_boot(standin)
+        standin.booted = standin.booted or not asleep
         self._failed.pop(ip, None)
         self._settle(standin)
-        standin.mac = mac or standin.mac
+        self._identify(standin, macs)
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
         standin.knock, standin.keeps = knock, keeps
         if asleep or knock is None:
@@ -136,15 +158,51 @@ class Standins:
         if not asleep and was is not State.BOOTING:
             yield from self._say(standin, None)
 
-    def ready(self, ip: bytes, mac: bytes) -> tuple[Standin, list[Held]]:
+    def _new_boot(self, standin: Standin) -> None:
+        """Forget what was found out about the guest of an earlier boot."""
+        for mac in standin.learnt:
+            self._disown(standin, mac)
+        standin.learnt.clear()
+        standin.seen_on.clear()
+        standin.proven = standin.introduced = standin.booted = False
+        standin.asked_at, standin.ask_after = None, ASK_AFTER
+        standin.elsewhere, standin.elsewhere_since = b"", None
+        self._astray.pop(standin.ip, None)
+
+    def _identify(self, standin: Standin, macs: tuple[bytes, ...]) -> None:
+        """Note the MACs of a guest, as Jitsu knows them now."""
+        if macs and macs != standin.macs:
+            for mac in standin.macs:
+                self._disown(standin, mac)
+            standin.macs = macs
+        for mac in (*standin.macs, *standin.learnt):
+            self._guests.setdefault(mac, {})[standin.ip] = standin
+        if standin.macs and not (standin.proven and standin.is_guest(standin.mac)):
+            standin.mac, standin.proven = standin.macs[0], False
+
+    def _disown(self, standin: Standin, mac: bytes) -> None:
+        owned = self._guests.get(mac, {})
+        owned.pop(standin.ip, None)
+        if not owned:
+            self._guests.pop(mac, None)
+
+    def learn(self, ip: bytes, mac: bytes) -> None:
+        """Note that *mac* is the guest's too, as it is behind the guest's port: in answer to `LookUp`."""
+        standin = self.table[ip]
+        if len(standin.learnt) < LEARNT:
+            standin.learnt[mac] = None
+            self._guests.setdefault(mac, {})[ip] = standin
+
+    def ready(self, ip: bytes, macs: tuple[bytes, ...]) -> tuple[Standin, list[Held]]:
         """
-        Stand in for *ip* no longer; its guest, at *mac*, takes its packets now.
+        Stand in for *ip* no longer; its guest, which has *macs*, takes its packets now.
 
         Returns:
             The stand-in, which knows the peers, and what was held: for `handover`.
         """
         standin = self.table.setdefault(ip, Standin(ip))
-        standin.state, standin.mac = State.UP, mac or standin.mac
+        standin.state = State.UP
+        self._identify(standin, macs)
         standin.refused = frozenset()
         self._failed.pop(ip, None)
         self.knocked.pop(ip, None)
@@ -159,6 +217,7 @@ class Standins:
         if standin is None:
             return
         self.knocked.pop(ip, None)
+        self._astray.pop(ip, None)
         self._settle(standin)
         dropped = self.syns.release(ip)
         self.counters["dropped"] += len(dropped)
@@ -169,8 +228,13 @@ class Standins:
             standin.refused = frozenset(held.packet.flow for held in dropped)
             self._failed[ip] = standin
         else:
-            del self.table[ip]
-            self._failed.pop(ip, None)
+            self._forget(standin)
+
+    def _forget(self, standin: Standin) -> None:
+        del self.table[standin.ip]
+        self._failed.pop(standin.ip, None)
+        for mac in (*standin.macs, *standin.learnt):
+            self._disown(standin, mac)
 
     def expire(self, now: float) -> Iterator[Action]:
         """Drop what has waited too long, and forget the failed; to be called every second or so."""
@@ -178,24 +242,66 @@ class Standins:
             self.counters["expired"] += 1
             yield from self._erase(held)
         for standin in [standin for standin in self._failed.values() if now >= standin.until]:
-            del self.table[standin.ip], self._failed[standin.ip]
+            self._forget(standin)
+        for ip, standin in list(self._astray.items()):
+            if standin.elsewhere_since is not None and now - standin.elsewhere_since >= ASTRAY:
+                standin.elsewhere_since = None
+                yield Elsewhere(ip, standin.elsewhere)
+
+    # Guests that boot
 
     def knock(self, now: float) -> Iterator[Action]:
         """Look whether guests that boot listen; to be called every few milliseconds while any is `knocked` at."""
-        for ip, standin in self.knocked.items():
-            since = standin.knocked_since = now if standin.knocked_since is None else standin.knocked_since
-            if not standin.alive and now - standin.knocked_at < min(KNOCK_WITHIN, (now - since) * KNOCK_AFTER):
+        for standin in self.knocked.values():
+            if standin.seen_on:
+                yield from self._knock(standin, now)
+            else:
+                yield from self._ask(standin, now)
+
+    def _knock(self, standin: Standin, now: float) -> Iterator[Action]:
+        """Knock at a guest that has shown itself, wherever it has."""
+        if now - standin.knocked_at < min(KNOCK_WITHIN, (now - standin.heard_at) * KNOCK_AFTER):
+            return
+        standin.knocked_at = now
+        assert standin.knock is not None
+        for mac, port in standin.seen_on.items():
+            link = self.links[port]
+            src = link.knocks_from(standin.ip)
+            if src is None:
                 continue
-            standin.knocked_at = now
-            # From a question the guest learns where this host is, and can answer the knock at once.
-            asks, standin.asked = standin.alive and not standin.asked, standin.alive
-            for port, link in self.links.items():
-                src = link.knocks_from.get(len(ip))
-                if src is not None and standin.mac and standin.knock is not None:
-                    if asks:
-                        yield Send(port, packets.asked(src, link.host, standin.mac, b"", ip))
-                    octets = packets.knock(link.host, standin.mac, src, ip, KNOCK_PORT, standin.knock)
-                    yield Send(port, octets)
+            if not standin.introduced:  # from a question the guest learns where this host is, and can answer at once
+                yield Send(port, packets.asked(src, link.host, mac, b"", standin.ip))
+            yield Send(port, packets.knock(link.host, mac, src, standin.ip, KNOCK_PORT, standin.knock))
+        standin.introduced = True
+
+    def _ask(self, standin: Standin, now: float) -> Iterator[Action]:
+        """Ask the network for the address of a guest that has not shown itself: it does when it answers."""
+        if standin.asked_at is not None and now - standin.asked_at < standin.ask_after:
+            return
+        standin.ask_after = ASK_AFTER if standin.asked_at is None else min(ASK_WITHIN, 2 * standin.ask_after)
+        standin.asked_at = now
+        asked: dict[tuple[str, bytes], bytes] = {}
+        for one, ip in standin.waiting:  # in a client's name, where this host has no address, or is in another VLAN
+            if ip is not None:
+                frame = one.frame
+                asked[one.port, frame.tags] = packets.asked(ip, frame.src, BROADCAST, frame.tags, standin.ip)
+        for port, link in self.links.items():
+            src = link.knocks_from(standin.ip)
+            if src is not None:
+                asked[port, b""] = packets.asked(src, link.host, BROADCAST, b"", standin.ip)
+        yield from (Send(port, octets) for (port, _), octets in asked.items())
+
+    def ask_now(self) -> None:
+        """Ask at once for all guests that have not shown themselves: a bridge has begun to forward to a port."""
+        for standin in (*self.knocked.values(), *self.handed.values()):
+            standin.asked_at = None
+
+    def look_anew(self) -> None:
+        """Wait again for guests that boot to show themselves: a bridge has lost a port, with what it had learnt."""
+        for standin in self.knocked.values():
+            standin.seen_on.clear()
+            standin.introduced = False
+        self.ask_now()
 
     # What is handed over
 
@@ -203,9 +309,15 @@ class Standins:
         """
         Yield what sends a guest its packets, each of which has its sender's address with it, if that is known.
 
-        It is told first where the senders are, as if they asked for it: it would have to ask before it answers.
+        It is told first where the senders are, as if they asked for it: it would have to ask before it answers. Until
+        the guest has shown itself, its packets wait.
         """
         handed = list(handed)
+        if standin.mac not in standin.seen_on:
+            if handed:
+                standin.waiting += handed
+                self.handed[standin.ip] = standin
+            return
         for peer, ip in {Peer(one.port, one.frame.tags, one.frame.src): ip for one, ip in handed}.items():
             if ip is not None:
                 yield Send(peer.port, packets.asked(ip, peer.mac, standin.mac, peer.tags, standin.ip))
@@ -219,6 +331,10 @@ class Standins:
     def again(self, now: float) -> Iterator[Action]:
         """Send again what was not answered; to be called every few milliseconds while there is any `handed`."""
         for standin in list(self.handed.values()):
+            if standin.waiting:
+                standin.waiting = [(one, ip) for one, ip in standin.waiting if now - one.at < EXPIRY]
+                yield from self._ask(standin, now)
+                continue
             if standin.handed_since is None:
                 standin.handed_since, standin.again_after = now, AGAIN_AFTER
             waited = now - standin.handed_since
@@ -231,6 +347,7 @@ class Standins:
     def _settle(self, standin: Standin) -> None:
         """Look no more whether the guest answers."""
         standin.handed.clear()
+        standin.waiting = []
         standin.handed_since = None
         self.handed.pop(standin.ip, None)
 
@@ -241,41 +358,73 @@ class Standins:
         frame, link = packets.parse(octets), self.links[port]
         if frame is None or frame.src == link.mac:
             return
-        for standin in self.knocked.values():
-            if frame.src == standin.mac:
-                standin.alive = True
+        for standin in list(self._guests.get(frame.src, {}).values()):
+            yield from self._shown(standin, frame.src, port, now)
         said = packets.understand(frame)
-        if isinstance(said, Packet) and said.src in self.handed and frame.src == self.handed[said.src].mac:
+        if isinstance(said, Packet) and said.src in self.handed and self.table[said.src].is_guest(frame.src):
             self.handed[said.src].handed.pop(said.answers, None)
         if isinstance(said, Neighbour):
             yield from self._neighbour(port, frame, said, now)
         elif said is not None and said.dport == KNOCK_PORT and said.src in self.knocked:
             standin = self.knocked[said.src]
+            yield from self._look_up(standin, frame.src, port, now)
             answered = said.flags & (packets.SYN | packets.ACK) == packets.SYN | packets.ACK
-            if answered and said.sport == standin.knock and frame.src == standin.mac:
+            if answered and said.sport == standin.knock and standin.is_guest(frame.src):
+                standin.mac, standin.proven = frame.src, True
                 yield Listens(said.src)
         elif said is not None and said.dst in self.table:
             standin = self.table[said.dst]
-            if frame.src == standin.mac:
+            if standin.is_guest(frame.src):
                 return
             yield from self._packet(port, frame, said, standin, now)
 
+    def _shown(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
+        """Handle a frame from a guest: the bridge has learnt where *mac* is, and floods no more what is for it."""
+        standin.heard_at = now
+        if standin.seen_on.get(mac) == port:
+            return
+        standin.seen_on[mac] = port
+        if standin.ip in self.knocked:
+            yield from self._knock(standin, now)
+        yield from self._no_longer_waiting(standin)
+
+    def _no_longer_waiting(self, standin: Standin) -> Iterator[Action]:
+        """Deliver what waits for a guest to show itself, if it has."""
+        if standin.waiting and standin.mac in standin.seen_on:
+            waiting, standin.waiting = standin.waiting, []
+            yield from self.deliver(standin, waiting)
+
+    def _look_up(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
+        """Look up whether a MAC that is not known as the guest's is the guest's all the same."""
+        second, count = self._looking
+        if int(now) != second:
+            second, count = int(now), 0
+        if not standin.is_guest(mac) and count < LOOK_UPS_PER_SECOND:
+            self._looking = second, count + 1
+            yield LookUp(standin.ip, mac, port)
+
     def _neighbour(self, port: str, frame: Frame, said: Neighbour, now: float) -> Iterator[Action]:
-        """Somebody asks where an address is, or says where it is."""
+        """Handle a message that asks where an address is, or says where it is."""
         link = self.links[port]
         claimed = None if said.probes else self.table.get(said.ip)
         if claimed is not None and said.mac != link.mac:
-            if claimed.mac and said.mac != claimed.mac:
+            yield from self._look_up(claimed, said.mac, port, now)
+            if claimed.macs and not claimed.is_guest(said.mac):
                 if now - claimed.claimed_at >= CLAIM_EVERY:
                     claimed.claimed_at = now
                     yield Claimed(said.ip, said.mac, port)
                 return
-            yield from self._guest(claimed, now, announces=not said.asks)
+            yield from self._guest(claimed, said.mac, port, now, announces=not said.asks)
+        elif not said.probes:
+            self._note_elsewhere(said, now)
         standin = self.table.get(said.target)
         if standin is None or standin is claimed or not standin.stands:
             return
-        if standin.mac in {frame.src, said.mac} and standin.mac:  # it looks whether its address is free
-            yield from self._guest(standin, now, announces=True)
+        if said.probes:
+            yield from self._look_up(standin, said.mac, port, now)
+        if standin.is_guest(frame.src) or standin.is_guest(said.mac):
+            if said.probes:  # it looks whether its address is free
+                yield from self._guest(standin, said.mac, port, now, announces=True)
         elif said.asks:
             peer = Peer(port, frame.tags, frame.src)
             standin.remember(peer, None if said.probes else said.ip)
@@ -283,14 +432,32 @@ class Standins:
                 yield Tell(port, standin.ip, standin.seat(link), create=True)
             else:
                 yield Send(port, packets.answer(frame, said, standin.seat(link)))
-        elif frame.dst == standin.mac:  # it has answered the guest, and learnt its MAC from the question
+        elif standin.is_guest(frame.dst):  # it has answered the guest, and learnt its MAC from the question
             peer = Peer(port, frame.tags, frame.src)
             standin.remember(peer, said.ip)
             yield from self._tell(standin, peer, standin.seat(link))
 
-    def _guest(self, standin: Standin, now: float, *, announces: bool) -> Iterator[Action]:
-        """The guest itself was seen, and by it those who know its address: they are told that it is still at ours."""
-        standin.alive = True
+    def _note_elsewhere(self, said: Neighbour, now: float) -> None:
+        """Note that a guest which has booted uses an address, if it is not known to use its own."""
+        own = self._guests.get(said.mac, {})
+        for standin in own.values():
+            fits = len(standin.ip) == len(said.ip) == 4 and standin.booted and not standin.proven
+            if fits and said.ip not in own and standin.elsewhere != said.ip:
+                standin.elsewhere, standin.elsewhere_since = said.ip, now
+                self._astray[standin.ip] = standin
+
+    def _guest(self, standin: Standin, mac: bytes, port: str, now: float, *, announces: bool) -> Iterator[Action]:
+        """Handle the guest's own use of its address, by which peers learn its MAC: they are told the stand-in's."""
+        if self._astray.pop(standin.ip, None) is not None and standin.elsewhere_since is None:
+            yield Elsewhere(standin.ip, b"")
+        standin.elsewhere, standin.elsewhere_since = b"", None
+        standin.seen_on.setdefault(mac, port)
+        moved = not standin.stands and not standin.proven and mac != standin.mac
+        if standin.macs and (standin.stands or not standin.proven):
+            standin.mac, standin.proven = mac, True
+        if moved and standin.handover is Handover.WIRE:  # peers were told another MAC of the guest's
+            yield from self._say(standin, mac)
+        yield from self._no_longer_waiting(standin)
         if now - standin.seen_at >= 1.0:
             standin.seen_at, standin.seen = now, 0
         standin.seen += 1
@@ -322,7 +489,7 @@ class Standins:
         if packet.opens or (packet.protocol == UDP and packet.dport in standin.wake_udp):
             if not self._is_knock(frame, packet, standin, link):
                 yield from self._first(port, frame, packet, standin, now)
-        elif ours and standin.alive:
+        elif ours and standin.seen_on:
             yield from self._pass_on(port, frame, standin)
 
     @staticmethod
@@ -333,7 +500,7 @@ class Standins:
         It was told it, to find out whether the guest is ready. While the guest is asleep, nobody needs to.
         """
         boots = standin.state is State.BOOTING
-        return boots and frame.src == link.host and frame.dst == standin.mac and packet.src in link.addresses
+        return boots and frame.src == link.host and standin.is_guest(frame.dst) and packet.src in link.addresses
 
     def _first(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
         """A SYN or a datagram that may open a conversation."""
@@ -342,7 +509,7 @@ class Standins:
                 yield from self._refuse(port, frame, packet, standin)
                 return
             standin.refused = frozenset()
-        if frame.dst == standin.mac and standin.handover is Handover.WIRE:
+        if standin.is_guest(frame.dst) and standin.handover is Handover.WIRE:
             peer = Peer(port, frame.tags, frame.src)
             standin.remember(peer, None)
             yield from self._retell(peer, standin, self.links[port].mac, now)
@@ -351,7 +518,8 @@ class Standins:
             return
         before = self.syns.count(standin.ip)
         held = Held(port, frame, packet, now)
-        kept, proven = self.syns.hold(held, (hash(frame.payload) or 1) if packet.protocol == UDP else 0)
+        held.distinct = (hash(frame.payload) or 1) if packet.protocol == UDP else 0
+        kept, proven = self.syns.hold(held)
         if not kept:
             self.counters["turned_away"] += 1
         elif held.octets and self.syns.count(standin.ip) > before:
@@ -410,5 +578,6 @@ class Standins:
         """Yield what tells all, and each peer by itself, that the address is at the guest's MAC now."""
         yield from self._say(standin, standin.mac)
         for peer in list(standin.peers):
-            yield from self._tell(standin, peer, standin.mac)
+            if peer.mac != self.links[peer.port].host:  # this host has been told
+                yield from self._tell(standin, peer, standin.mac)
         standin.peers.clear()

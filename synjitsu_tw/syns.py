@@ -1,55 +1,75 @@
 """
-Packets that are held until their VM is up: bounded per source, per VM and in all, by number and octets, and expiring.
+Packets that are held until their VM is up: bounded per VM and in all, by number and octets, and expiring.
 
-Pure. One is held once per flow (source and ports), however often it is sent; the latest copy is kept, in the place of
-the first. Who comes first stays: a flood can fill what there is, but not push out who waits. Who finds everything
-taken is remembered by a number alone; a client that waits sends again, which a flood from forged sources does not, and
-then has precedence over all who did not.
+Pure. A packet is held once per flow (source and ports), however often it is sent; the latest copy is kept, in the place
+of the first.
+
+Where everything is taken, source networks (a /24 of IPv4, a /56 of IPv6) have equal shares: a packet of a network that
+holds less takes the place of one of a network that holds more. A client that waits sends again after a second or more,
+which a flood from forged sources does not. So a packet whose flow has not been sent again in time gives way first; one
+that has been sent again takes the place of any equal one, picked at random; and the flow of a packet that finds no
+place, or loses it, is remembered by a number alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Final
+import secrets
+from collections import OrderedDict
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 
+from jitsu_tw.networks import network
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from synjitsu_tw.packets import Flow, Frame, Packet
 
-#: Seconds for which one is held: longer than the longest gap between two SYNs of a client that still waits (Linux
+#: Seconds for which a packet is held: longer than the longest gap between two SYNs of a client that still waits (Linux
 #: sends again after 1, 2, 3, 4, 8, 16 and 32 s).
 EXPIRY: Final = 35.0
 
-#: Seconds after which a client that waits has sent again (RFC 6298, 2.1, and some more).
+#: Seconds before which no client sends a SYN again (RFC 6298, 2.1, and something for clocks).
+AGAIN: Final = 0.8
+
+#: Seconds after which a client that waits has sent again: twice what it waited before, and something.
 OVERDUE: Final = 1.5
 
-#: How many are remembered by number who found no place.
+#: How many flows are remembered by number that found no place.
 TURNED_AWAY: Final = 16384
+
+#: How many packets are looked at to find one that gives way.
+PICKED: Final = 8
+
+
+#: What tells a packet from the others of its VM: the flow, and what tells datagrams of one flow apart.
+Key = tuple["Flow", int]
 
 
 @attrs.frozen
 class Limits:
-    """How many may be held, and how many octets of them; each source's count is one VM's."""
+    """How many packets may be held, and how many octets of them; each network's count is one VM's."""
 
-    per_source: int = 32
+    per_network: int = 64
     per_vm: int = 256
     total: int = 4096
     octets: int = 8 * 1024 * 1024
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Held:
     """
-    One that is held.
+    A packet that is held.
 
     Attributes:
         port: the interface that it came in on.
         at: when it was last sent.
-        proven: it was sent more than once.
+        proven: it was sent again after the time that a client waits.
         since: when it was sent first.
+        gap: seconds between the last two times that it was sent.
+        distinct: tells apart packets of one flow that are all held; 0 for SYNs.
     """
 
     port: str
@@ -58,37 +78,90 @@ class Held:
     at: float
     proven: bool = False
     since: float = attrs.field(default=attrs.Factory(lambda self: self.at, takes_self=True))
+    gap: float = 0.0
+    distinct: int = 0
+
+    @property
+    def key(self) -> Key:
+        """What tells the packet from the others of its VM."""
+        return self.packet.flow, self.distinct
 
     @property
     def octets(self) -> int:
-        """What it takes."""
+        """The size of the frame's payload."""
         return len(self.frame.payload)
 
+    def is_overdue(self, now: float) -> bool:
+        """Return whether a client that waits would have sent it again by *now*."""
+        return now - self.at > 2 * self.gap + OVERDUE
 
-#: What tells one that is held from the others of its VM: the flow, and what tells datagrams of one flow apart.
-Key = tuple["Flow", int]
+
+T = TypeVar("T")
+
+
+class Bag(Generic[T]):
+    """Things in no order, each once, any of which is picked at random in the same time."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._all: list[T] = []
+        self._places: dict[T, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, thing: T) -> None:
+        """Put a new thing in."""
+        self._places[thing] = len(self._all)
+        self._all.append(thing)
+
+    def remove(self, thing: T) -> None:
+        """Take a thing out."""
+        place, last = self._places.pop(thing), self._all.pop()
+        if last is not thing:
+            self._all[place] = last
+            self._places[last] = place
+
+    def pick(self, below: Callable[[int], int]) -> T:
+        """Return one of them; *below* returns a number from 0 to less than its argument."""
+        return self._all[below(len(self._all))]
 
 
 @attrs.define
 class _VM:
-    """What is held for one VM: all, and which of it came only once; both in the order in which it came."""
+    """What is held for one VM, in the order in which it came; and by source network."""
 
     held: OrderedDict[Key, Held] = attrs.Factory(OrderedDict)
-    once: OrderedDict[Key, None] = attrs.Factory(OrderedDict)
+    bag: Bag[Held] = attrs.Factory(Bag)
+    networks: dict[bytes, Bag[Held]] = attrs.Factory(dict)
+
+    def share(self, source: bytes) -> int:
+        """Return how many packets are held of the network of *source*."""
+        bag = self.networks.get(network(source))
+        return 0 if bag is None else len(bag)
 
 
 class Syns:
-    """All that is held, by VM (its address) and flow."""
+    """
+    All that is held, by VM (its address) and flow.
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    Args:
+        limits: how much.
+        below: returns a random number from 0 to less than its argument.
+    """
+
+    def __init__(self, limits: Limits | None = None, below: Callable[[int], int] = secrets.randbelow) -> None:
         """Hold nothing yet."""
-        self._limits = limits or Limits()
+        self._limits, self._below = limits or Limits(), below
         self._vms: dict[bytes, _VM] = {}
-        self._once: OrderedDict[tuple[bytes, Key], None] = OrderedDict()
-        self._sources: Counter[tuple[bytes, bytes]] = Counter()
-        self._turned_away: OrderedDict[int, None] = OrderedDict()
-        self.total = 0
+        self._bag: Bag[Held] = Bag()
+        self._turned_away: OrderedDict[int, float] = OrderedDict()
         self.octets = 0
+
+    @property
+    def total(self) -> int:
+        """How many packets are held."""
+        return len(self._bag)
 
     def count(self, ip: bytes) -> int:
         """Return how many are held for a VM."""
@@ -98,82 +171,100 @@ class Syns:
         """Return what is held for a VM, in the order in which it came."""
         return list(self._vms[ip].held.values()) if ip in self._vms else []
 
-    def hold(self, held: Held, distinct: int = 0) -> tuple[bool, bool]:
+    def hold(self, held: Held) -> tuple[bool, bool]:
         """
-        Hold one, if there is a place for it.
-
-        Args:
-            held: the packet, just come.
-            distinct: tells apart packets of one flow that are all to be held; 0 for SYNs.
+        Hold a packet that has just come, if there is a place for it.
 
         Returns:
-            Whether it is held now, and whether it was sent before.
+            Whether it is held now, and whether it was sent before, as long ago as a client waits.
         """
-        ip, key = held.packet.dst, (held.packet.flow, distinct)
+        ip, key, now = held.packet.dst, held.key, held.at
         vm = self._vms.get(ip, _VM())
         old = vm.held.get(key)
         if old is not None:
-            self._mark(ip, vm, key)
             self.octets += held.octets - old.octets
-            old.port, old.frame, old.packet, old.at, old.proven = held.port, held.frame, held.packet, held.at, True
-            return True, True
+            old.port, old.frame, old.packet = held.port, held.frame, held.packet
+            old.proven = old.proven or now - old.since >= AGAIN
+            old.gap, old.at = now - old.at, now
+            return True, old.proven
         number = hash((ip, key))
-        held.proven = number in self._turned_away
-        if not self._room(ip, vm, held):
-            self._turned_away[number] = None
-            if len(self._turned_away) > TURNED_AWAY:
-                self._turned_away.popitem(last=False)
+        before = self._turned_away.get(number)
+        held.proven = before is not None and now - before >= AGAIN
+        if not self._has_room(vm, held):
+            self._remember(number, now if before is None else before)
             return False, held.proven
         self._turned_away.pop(number, None)
-        self._vms.setdefault(ip, vm).held[key] = held
-        if not held.proven:
-            vm.once[key] = self._once[ip, key] = None
-        self._sources[ip, held.packet.src] += 1
-        self.total += 1
+        self._vms[ip] = vm
+        vm.held[key] = held
+        for bag in (self._bag, vm.bag, vm.networks.setdefault(network(held.packet.src), Bag())):
+            bag.add(held)
         self.octets += held.octets
         return True, held.proven
 
-    def _mark(self, ip: bytes, vm: _VM, key: Key) -> None:
-        """Forget that one came only once."""
-        vm.once.pop(key, None)
-        self._once.pop((ip, key), None)
+    def _remember(self, number: int, since: float) -> None:
+        """Remember a flow that has no place, and since when it wants one."""
+        self._turned_away[number] = since
+        if len(self._turned_away) > TURNED_AWAY:
+            self._turned_away.popitem(last=False)
 
-    def _room(self, ip: bytes, vm: _VM, held: Held) -> bool:
-        """Return whether there is a place, having made one if somebody has to give way."""
-        limits, src = self._limits, held.packet.src
-        if self._sources[ip, src] >= limits.per_source:
-            return self._give_way(ip, next((key for key in vm.once if key[0][1] == src), None), held)
+    def _has_room(self, vm: _VM, held: Held) -> bool:
+        """Return whether there is a place for a packet, having made one if another has to give way."""
+        limits, source = self._limits, held.packet.src
+        if vm.share(source) >= limits.per_network:
+            return self._gives_way(vm.networks[network(source)], vm, held)
         if len(vm.held) >= limits.per_vm:
-            return self._give_way(ip, next(iter(vm.once), None), held)
-        if self.total < limits.total and self.octets + held.octets <= limits.octets:
-            return True
-        other, key = next(iter(self._once), (ip, None))
-        return self._give_way(other, key, held) and self.octets + held.octets <= limits.octets
-
-    def _give_way(self, ip: bytes, key: Key | None, held: Held) -> bool:
-        """Drop *key*, the first that came only once, if it has less right to its place than *held*."""
-        if key is None or not (held.proven or held.at - self._vms[ip].held[key].at > OVERDUE):
-            return False
-        self._drop(ip, key)
+            return self._gives_way(vm.bag, vm, held)
+        while self.total >= limits.total or self.octets + held.octets > limits.octets:
+            if not self._gives_way(self._bag, vm, held):
+                return False
         return True
+
+    def _gives_way(self, bag: Bag[Held], vm: _VM, held: Held) -> bool:
+        """Drop a packet of *bag* that has less right to its place than *held*, which has just come for *vm*."""
+        if not bag:
+            return False
+        now = held.at
+        other, worst = max(
+            ((self._burden(one, now), one) for one in (bag.pick(self._below) for _ in range(PICKED))),
+            key=itemgetter(0),
+        )
+        joins = self._vms[worst.packet.dst] is not vm or network(worst.packet.src) != network(held.packet.src)
+        burden = (False, vm.share(held.packet.src) + joins, not held.proven)
+        if burden > other or (burden == other and not held.proven):
+            return False
+        self._drop(worst.packet.dst, worst.key)
+        self._remember(hash((worst.packet.dst, worst.key)), worst.since)
+        return True
+
+    def _burden(self, held: Held, now: float) -> tuple[bool, int, bool]:
+        """Return what speaks against a packet that is held, the weightiest first."""
+        share = self._vms[held.packet.dst].share(held.packet.src)
+        return held.is_overdue(now), share, not held.proven
 
     def _drop(self, ip: bytes, key: Key) -> Held:
         vm = self._vms[ip]
         held = vm.held.pop(key)
-        self._mark(ip, vm, key)
+        source = network(held.packet.src)
+        for bag in (self._bag, vm.bag, vm.networks[source]):
+            bag.remove(held)
+        if not vm.networks[source]:
+            del vm.networks[source]
         if not vm.held:
             del self._vms[ip]
-        self._sources[ip, held.packet.src] -= 1
-        if not self._sources[ip, held.packet.src]:
-            del self._sources[ip, held.packet.src]
-        self.total -= 1
         self.octets -= held.octets
         return held
 
     def drop(self, packet: Packet) -> Held | None:
-        """Drop the SYN of the connection that *packet* belongs to, and return it, if it is held."""
-        vm, key = self._vms.get(packet.dst), (packet.flow, 0)
-        return self._drop(packet.dst, key) if vm is not None and key in vm.held else None
+        """
+        Drop the SYN that *packet*, a RST, takes back, and return it, if it is held.
+
+        Its sender knows the sequence number after the SYN, or after the SYN's data (RFC 9293, 3.10.7.4; RFC 7413).
+        """
+        key = (packet.flow, 0)
+        held = self._vms[packet.dst].held.get(key) if packet.dst in self._vms else None
+        if held is None or (packet.sequence - held.packet.sequence) % 2**32 not in {1, 1 + held.packet.length}:
+            return None
+        return self._drop(packet.dst, key)
 
     def release(self, ip: bytes) -> list[Held]:
         """Take out and return all that is held for a VM, in the order in which it came."""

@@ -7,12 +7,14 @@ Pure, and without a decision in it.
 from __future__ import annotations
 
 import enum
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Sequence
+    from ipaddress import IPv4Interface, IPv6Interface
 
     from synjitsu_tw.packets import Flow
     from synjitsu_tw.syns import Held
@@ -22,6 +24,9 @@ CLAIM_EVERY: Final = 60.0
 
 #: How many peers are remembered for an address.
 PEERS: Final = 256
+
+#: How many MACs of a guest are learnt in one boot.
+LEARNT: Final = 8
 
 
 class State(enum.Enum):
@@ -58,14 +63,28 @@ class Link:
         host: the interface's, which this host sends from.
         addresses: this host's, on any interface.
         mtu: in octets.
-        knocks_from: this host's addresses on the interface, one of each length at most.
+        networks: this host's addresses on the interface, with their networks.
     """
 
     mac: bytes
     host: bytes = b""
     addresses: Collection[bytes] = frozenset()
     mtu: int = 1500
-    knocks_from: Mapping[int, bytes] = attrs.Factory(dict)
+    networks: Sequence[IPv4Interface | IPv6Interface] = ()
+
+    def knocks_from(self, ip: bytes) -> bytes | None:
+        """Return the address of this host from which a neighbour at *ip* can be reached; None if there is none."""
+        target = ip_address(ip)
+        # Every IPv6 neighbour is on the link-local network too.
+        local = [one.ip.packed for one in self.networks if one.version == target.version == 6 and one.ip.is_link_local]
+        found = local or [one.ip.packed for one in self.networks if target in one.network]
+        return found[0] if found else None
+
+    def has(self, ip: bytes) -> bool:
+        """Return whether *ip* is in one of the interface's networks, or this host has none of that IP version there."""
+        target = ip_address(ip)
+        networks = [one.network for one in self.networks if one.version == target.version and not one.ip.is_link_local]
+        return not networks or any(target in one for one in networks)
 
 
 @attrs.frozen
@@ -83,20 +102,30 @@ class Standin:
     An address that is stood in for.
 
     Attributes:
-        mac: the guest's; empty while nobody knows it.
+        macs: the guest's, as announced, those of its first interface first; none while nobody knows any.
+        learnt: MACs that turned out to be the guest's since it was announced.
+        mac: the guest's MAC that hand-over goes to: the one that the guest was seen using for this address, else the
+            first; empty while nobody knows one.
+        proven: the guest has been seen using *mac* for this address since it began to boot.
         ports: the TCP ports that are worth a start; None means all.
         wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
         domid: Xen's number of the guest.
         knock: the TCP port at which it is looked whether it listens, while it boots.
         keeps: what is held is not handed over because of that, but when Jitsu says so.
-        alive: the guest itself has been seen since it was announced.
-        knocked_since: when it was knocked at for the first time in this boot; None if it has not been yet.
-        knocked_at: when it was for the last time.
-        asked: this host has asked for it since it showed signs of life.
+        seen_on: the port on which each of the guest's MACs has been seen since it was announced.
+        heard_at: when the guest was last seen.
+        knocked_at: when it was last knocked at.
+        introduced: this host has asked the guest for its address, so that the guest knows where this host is.
+        asked_at: when the network was last asked for the address; None if it has not been since the announcement.
+        ask_after: so many seconds after that it is asked again.
+        booted: it was announced as booting, and not as asleep since.
+        elsewhere: the address that the guest uses in place of this one, as far as has been seen.
+        elsewhere_since: when it was first seen using it; None once Jitsu has been told.
         peers: who thinks to know where it is, each with its own address, if it has told us.
         told: when each was told last.
+        waiting: what was handed over and is delivered when the guest shows itself, with the same.
         handed: by flow, the SYNs that were handed over and not answered yet, each with its sender's address if known.
-        handed_since: when they began to be looked after; None if they have not been yet.
+        handed_since: when they were first sent; None while the guest has not shown itself.
         again_after: so many seconds after that they are sent again.
         refused: the flows that were held when the start failed.
         until: when a failed one is forgotten.
@@ -106,7 +135,10 @@ class Standin:
     """
 
     ip: bytes
+    macs: tuple[bytes, ...] = ()
+    learnt: dict[bytes, None] = attrs.Factory(dict)
     mac: bytes = b""
+    proven: bool = False
     state: State = State.ASLEEP
     handover: Handover = Handover.WIRE
     ports: frozenset[int] | None = None
@@ -114,12 +146,18 @@ class Standin:
     domid: int | None = None
     knock: int | None = None
     keeps: bool = False
-    alive: bool = False
-    knocked_since: float | None = None
+    seen_on: dict[bytes, str] = attrs.Factory(dict)
+    heard_at: float = 0.0
     knocked_at: float = 0.0
-    asked: bool = False
+    introduced: bool = False
+    asked_at: float | None = None
+    ask_after: float = 0.0
+    booted: bool = False
+    elsewhere: bytes = b""
+    elsewhere_since: float | None = None
     peers: dict[Peer, bytes | None] = attrs.Factory(dict)
     told: dict[Peer, float] = attrs.Factory(dict)
+    waiting: list[tuple[Held, bytes | None]] = attrs.Factory(list)
     handed: dict[Flow, tuple[Held, bytes | None]] = attrs.Factory(dict)
     handed_since: float | None = None
     again_after: float = 0.0
@@ -133,6 +171,10 @@ class Standin:
     def stands(self) -> bool:
         """Whether we answer for it."""
         return self.state is not State.UP
+
+    def is_guest(self, mac: bytes) -> bool:
+        """Return whether *mac* is the guest's, as far as is known."""
+        return mac in self.macs or mac in self.learnt
 
     def seat(self, link: Link) -> bytes:
         """Return the MAC that its address is at, on *link*, as long as we answer for it."""
@@ -193,12 +235,33 @@ class Listens:
 
 
 @attrs.frozen
-class Claimed:
-    """Somebody says that an address which we stand in for is at another MAC than its guest's."""
+class LookUp:
+    """
+    Look up whether an unknown MAC is the guest's: it is behind the guest's port of the bridge.
+
+    If so, `Standins.learn` is called before the next action is taken: that depends on it.
+    """
 
     ip: bytes
     mac: bytes
     port: str
+
+
+@attrs.frozen
+class Claimed:
+    """A stranger says that an address which is stood in for is at its own MAC."""
+
+    ip: bytes
+    mac: bytes
+    port: str
+
+
+@attrs.frozen
+class Elsewhere:
+    """Tell Jitsu that the guest of *ip* uses the address *found* in its place; empty: it uses *ip* after all."""
+
+    ip: bytes
+    found: bytes
 
 
 @attrs.frozen
@@ -217,4 +280,4 @@ class Erase:
     held: Held
 
 
-Action = Send | Tell | Summon | Seen | Listens | Claimed | Record | Erase
+Action = Send | Tell | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase

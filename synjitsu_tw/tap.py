@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
 from twisted.python import usage
+from twisted.python.failure import Failure
 
+from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError
-from synjitsu_tw.handover import XenstoreHandover
-from synjitsu_tw.service import Synjitsu
-from synjitsu_tw.table import Refusal
+from jitsu_tw.twistd import cannot_write, stop_once
+
+try:
+    from synjitsu_tw.handover import XenstoreHandover
+    from synjitsu_tw.service import Synjitsu
+    from synjitsu_tw.table import Refusal
+except ImportError as missing:
+    sys.exit(f"synjitsu: needs what is not installed: pip install 'jitsu-tw[synjitsu]' ({missing})")
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -27,15 +34,19 @@ if TYPE_CHECKING:
 #: Where Jitsu connects, if nothing else is said.
 LISTEN: Final = "unix:/run/jitsu/synjitsu.sock"
 
+#: In characters; as Jitsu has it for `synjitsu_secret`.
+SHORTEST_SECRET: Final = 16
+
 
 class Options(usage.Options):
     """Synjitsu's options."""
 
-    synopsis = "-i BRIDGE [-i BRIDGE]... [--listen ENDPOINT] [--standin IP=MAC]... [--xenstore]"
+    synopsis = "-i BRIDGE [-i BRIDGE]... [--listen ENDPOINT] [--secret FILE] [--standin IP=MAC]... [--xenstore]"
     longdesc = "Stands in for virtual machines that are booting or asleep, and keeps their first packets."
     optFlags = (("xenstore", None, "Serve guests that read their SYNs in Xenstore."),)  # noqa: N815
     optParameters = (  # noqa: N815
         ("listen", None, LISTEN, "Where Jitsu connects: an endpoint of Twisted's."),
+        ("secret", None, None, "A file with what Jitsu has to show; for an endpoint that is not of this host alone."),
         ("refuse", None, "silence", "What SYNs get just after a start failed: silence, rst, unreachable."),
     )
 
@@ -83,7 +94,11 @@ class SynjitsuService(Service):
             self._endpoint = serverFromString(reactor, description(self._place))
         except (ValueError, TypeError, KeyError) as error:
             give_up(f"--listen {self._place}: {error}")
-        self.synjitsu = Synjitsu(options.interfaces, reactor, options.listed, Refusal(options["refuse"]))
+        secret = "" if options["secret"] is None else read_secret(Path(options["secret"]))
+        self._is_safe = bool(secret) and self._place.startswith("ssl:")
+        self.synjitsu = Synjitsu(
+            options.interfaces, reactor, options.listed, Refusal(options["refuse"]), secret=secret
+        )
         self._xenstore: Any = xenstore(reactor) if options["xenstore"] else None
         if self._xenstore is not None:
             self.synjitsu.xenstore = XenstoreHandover(
@@ -105,17 +120,19 @@ class SynjitsuService(Service):
                 give_up(f"cannot listen on {self._place}: {error.strerror}")
         # Nobody else may connect, not even before the socket has its mode.
         mask = os.umask(0o177)
-        listening = self._endpoint.listen(self.synjitsu.factory)
+        outcome: list[Any] = []
+        self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
         os.umask(mask)
-        listening.addCallbacks(self._listening, self._not_listening)
-
-    def _listening(self, port: Any) -> None:
-        self._port = port
-
-    def _not_listening(self, failure: Any) -> None:
-        failure.trap(CannotListenError)
-        reason = failure.value.socketError
-        give_up(f"cannot listen on {self._place}: {getattr(reason, 'strerror', None) or reason}")
+        (self._port,) = outcome  # all endpoints of servers listen at once, or never
+        if isinstance(self._port, Failure):
+            reason = getattr(self._port.value, "socketError", self._port.value)
+            give_up(f"cannot listen on {self._place}: {getattr(reason, 'strerror', None) or reason}")
+        host = getattr(self._port.getHost(), "host", None)  # a UNIX socket has none
+        if host is not None and not ip_address(host).is_loopback and not self._is_safe:
+            give_up(
+                f"--listen {self._place}: other hosts can connect there and take over any address of the bridge; use a "
+                "UNIX socket, or an endpoint that begins with ssl: together with --secret"
+            )
 
     def startService(self) -> None:  # noqa: N802
         """Begin."""
@@ -129,6 +146,7 @@ class SynjitsuService(Service):
     def stopService(self) -> Deferred[None] | None:  # noqa: N802
         """End."""
         super().stopService()
+        stop_once()
         self.synjitsu.stopService()
         if self._port is not None:
             self._port.stopListening()
@@ -143,27 +161,47 @@ def xenstore(reactor: Any) -> Any:
     try:
         from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
     except ImportError as error:
-        give_up(f"--xenstore: {error}")
+        give_up(f"--xenstore: needs what is not installed: pip install 'jitsu-tw[xen]' ({error})")
     return Xenstore(reactor)
 
 
 def make_way(path: Path) -> None:
     """
-    Make the folder of a UNIX socket, and remove one that nobody listens on: its owner was killed.
+    Make the folder of a UNIX socket, and remove a socket on which no process listens any more.
 
     Raises:
-        OSError: somebody listens there, or we may not.
+        OSError: a process listens there, something else is there, or it is not allowed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_socket():
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
         return
+    if not stat.S_ISSOCK(mode):
+        kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
+        kind = kinds.get(stat.S_IFMT(mode), "something")
+        raise OSError(errno.EEXIST, f"there is {kind} that is no socket; remove it, or choose another place")
     with socket.socket(socket.AF_UNIX) as tries:
         try:
             tries.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
         else:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            raise OSError(errno.EADDRINUSE, "another process listens there; end it, or choose another place")
+
+
+def read_secret(path: Path) -> str:
+    """Return the secret in a file; end with one line if it cannot be read, is short, or everybody may read it."""
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        give_up(f"--secret {path}: {getattr(error, 'strerror', None) or error}")
+    if mode & stat.S_IROTH:
+        give_up(f"--secret {path}: everybody may read it; chmod o-r it")
+    if len(secret) < SHORTEST_SECRET:
+        give_up(f"--secret {path}: write {SHORTEST_SECRET} characters or more; make one with: openssl rand -hex 32")
+    return secret
 
 
 def description(place: str) -> str:
@@ -171,7 +209,7 @@ def description(place: str) -> str:
     if place.startswith("unix:") and "mode=" not in place:
         return f"{place}:mode=600:lockfile=0"
     host, _, port = place.rpartition(":")
-    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
+    if host not in {"", "tcp", "tcp6"} and port.isdigit() and (host.startswith("[") or ":" not in host):
         host = host.strip("[]")
         return "tcp{}:{}:interface={}".format("6" if ":" in host else "", port, host.replace(":", r"\:"))
     return place
@@ -191,4 +229,7 @@ def makeService(options: Options) -> SynjitsuService:  # noqa: N802
     for name in options.interfaces:
         if name not in known:
             give_up(f"there is no interface {name!r}; here are: {', '.join(known)}")
+    if reason := cannot_write(getattr(options, "parent", None)):
+        give_up(reason)
+    install(default_reactor)
     return SynjitsuService(options)

@@ -26,12 +26,18 @@ class Watcher(Hearer):
         """Begin with nothing told."""
         super().__init__()
         self.told: list[tuple[str, str]] = []
+        self.reboots: list[str] = []
         self.lost_reasons: list[str] = []
         self.connections = 0
 
     def changed(self, uuid: str, reason: str) -> None:
         """Remember a change."""
         self.told.append((uuid, reason))
+        self.look()
+
+    def rebooted(self, uuid: str) -> None:
+        """Remember a reboot."""
+        self.reboots.append(uuid)
         self.look()
 
     def lost(self, backend: IBackend, reason: str) -> None:  # noqa: ARG002
@@ -147,11 +153,21 @@ class BackendContract(TestCase):
         await self.backend.start(uuid)
         self.assertIsInstance(await self.backend.guest(uuid), Guest)
         self.assertIsInstance(await self.backend.traffic(uuid), int | None)
+        self.assertIsInstance(await self.backend.cpu_time(uuid), float | None)
+        for mode in Mode:
+            self.assertIsNone(await self.backend.obstacle(uuid, mode))
+        advice = await self.backend.advice(uuid)
+        self.assertTrue(all(isinstance(sentence, str) for sentence in advice))
         memory = await self.backend.memory(uuid)
         self.assertIsInstance(memory, Memory | None)
         if memory is not None:
             self.assertEqual(0, memory.needed)
             self.assertGreater(memory.free, 0)
+
+    async def test_examined(self) -> None:
+        """A VM that can be is refused by no look at its configuration, which asks no hypervisor."""
+        for sentence in self.backend.examine(self.new_vm()):
+            self.assertIsInstance(sentence, str)
 
     async def test_no_image(self) -> None:
         """Where there is no image of a VM, there is nothing to forget."""

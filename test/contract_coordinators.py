@@ -81,6 +81,7 @@ class CoordinatorContract(TestCase):
         self.assertTrue(verifyObject(ICoordinator, self.coordinator))
         self.assertEqual({}, dict(self.coordinator.facts))
         self.assertIsInstance(self.coordinator.node, str)
+        self.assertEqual("", self.coordinator.trouble)
 
     async def test_put(self) -> None:
         """Facts that are put are known when the Deferred fires; each change is told once."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -125,10 +124,8 @@ class Etcds:
         """Start one, with the data that it had, and wait until it serves."""
         member = self.members[number]
         root = unpacked(PACKAGE)
-        program = root / "usr/bin/etcd"
         command: list[str | Path] = [
-            program if program.exists() else shutil.which("etcd") or "etcd",
-            "--name", member.name, "--data-dir", member.folder / member.name,
+            root / "usr/bin/etcd", "--name", member.name, "--data-dir", member.folder / member.name,
             "--listen-client-urls", member.url, "--advertise-client-urls", member.url,
             "--listen-peer-urls", member.peer, "--initial-advertise-peer-urls", member.peer,
             "--initial-cluster", ",".join(f"{other.name}={other.peer}" for other in self.members),

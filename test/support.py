@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import threading
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jitsu_tw.vm.activation import Machine
 
+#: Seconds that a thread may take; nothing is measured.
+PATIENCE: Final = 10.0
+
 #: What the fleets of the tests take for seconds since 1970 when they begin.
 EPOCH = 1_700_000_000.0
+
+
+class HandClock(Clock):
+    """A clock, and a reactor that a test turns until its threads have told something."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        super().__init__()
+        self.told: list[Any] = []
+        self.there = threading.Condition()
+
+    def callFromThread(self, function: Any, *arguments: Any) -> None:  # noqa: N802
+        """Take what a thread tells."""
+        with self.there:
+            self.told.append((function, arguments))
+            self.there.notify()
+
+    def turn(self) -> None:
+        """Wait until a thread has told something, and carry all of it out."""
+        with self.there:
+            assert self.there.wait_for(lambda: self.told, PATIENCE), "no thread tells anything"
+            told, self.told = self.told, []
+        for function, arguments in told:
+            function(*arguments)
 
 
 def vm(name: str = "www", **changes: Any) -> VM:
@@ -77,6 +106,7 @@ class World:
 
     Attributes:
         clock: turns all times.
+        wall_set: seconds by which the wall clock was set, forward or, below 0, back.
         backend: where the VMs are; it outlives the fleet, as a hypervisor does.
         store: the state; so does it.
         fleet: has been started.
@@ -86,6 +116,7 @@ class World:
         """Begin with *vms* and what else *settings* say."""
         self.clock = Clock()
         self.clock.advance(1000.0)
+        self.wall_set = 0.0
         self.backend = MemoryBackend(reactor=self.clock)
         self.store = MemoryStore(lasting=True)
         self.settings = Settings(vms=vms, **settings)
@@ -93,7 +124,7 @@ class World:
 
     def begin(self) -> None:
         """Start a fleet, as a process that starts."""
-        clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
+        clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
         self.fleet = Fleet(self.settings, {("memory", ""): self.backend}, self.store, clocks)
         self.fleet.start(self.store.open())
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import defer
 from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.domain import definition
+from jitsu_tw.backends.domain_xml import definition
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
-from jitsu_tw.errors import BackendError, BackendLost, CutOff, NoRoom
+from jitsu_tw.errors import BackendError, BackendLost, CutOff, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.settings import HOSTS, Fault, Mode
 from test import contract_backends
@@ -280,5 +282,58 @@ class HostsTests(SynchronousTestCase):
         uuid = "11111111-2222-3333-4444-555555555555"
         self.assertIn(f"<uuid>{uuid}</uuid>", definition("<domain><name>www</name></domain>", uuid))
         own = "<domain><name>www</name><uuid>x</uuid></domain>"
-        self.assertEqual(own, definition(own, uuid))
-        self.assertEqual("<domain/>", definition("<domain/>", None))
+        self.assertIn("<uuid>x</uuid>", definition(own, uuid))
+        self.assertNotIn("<uuid>", definition("<domain/>", None))
+
+    def test_one_hangs(self) -> None:
+        """A host that does not answer keeps no other one from being asked."""
+        asked: list[str] = []
+        for name in NAMES:
+            look_up = self.each[name].look_up
+
+            def look(vm: VM, name: str = name, look_up: Any = look_up) -> Any:
+                asked.append(name)
+                return defer.Deferred() if name == "left" else look_up(vm)
+
+            self.patch(self.each[name], "look_up", look)
+        self.assertNoResult(self.hosts.look_up(a_vm()))
+        self.assertEqual(list(NAMES), asked)
+
+    def test_looks_at_the_file(self) -> None:
+        """A host that has the VM is asked to look whether the file has changed, another one to define the VM."""
+        file = Path(self.mktemp())
+        file.write_text("<domain><name>www</name></domain>")
+        asked: list[tuple[str, bool]] = []
+        for name in NAMES:
+
+            def look(vm: VM, name: str = name) -> Any:
+                asked.append((name, vm.define is not None))
+                return defer.succeed("a uuid") if name == "left" or vm.define else defer.fail(NoSuchVM("no www"))
+
+            self.patch(self.each[name], "look_up", look)
+        self.assertEqual("a uuid", self.successResultOf(self.hosts.look_up(a_vm(define=file))))
+        self.assertEqual({(name, True) for name in NAMES}, set(asked[3:]))
+
+    def test_advice(self) -> None:
+        """Advice says of which hosts it is; what the backends see in a file is said once."""
+        uuid = self.have(a_vm())
+        self.each["left"].guests[uuid].advice = ("one", "two")
+        self.each["right"].guests[uuid].advice = ("one",)
+        self.assertEqual(("left, right: one", "left: two"), self.successResultOf(self.hosts.advice(uuid)))
+        self.lose("left")
+        self.assertEqual(("right: one",), self.successResultOf(self.hosts.advice(uuid)))
+        for backend in self.each.values():
+            self.patch(backend, "examine", lambda _: ("the file lacks something",))
+        self.assertEqual(("the file lacks something",), self.hosts.examine(a_vm()))
+
+    def test_where_it_is(self) -> None:
+        """What is counted, and what is against a stop, is told by the host that the VM is on."""
+        uuid = self.have(a_vm(), left=5, middle=30, right=20)
+        self.assertIsNone(self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
+        self.start(uuid)
+        self.each["middle"].guests[uuid].cpu = 3.0
+        self.each["middle"].guests[uuid].obstacles[Mode.SAVE] = "a device"
+        self.assertEqual(3.0, self.successResultOf(self.hosts.cpu_time(uuid)))
+        self.assertEqual("a device", self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
+        self.each["middle"].reboot(uuid)
+        self.assertEqual([uuid], self.watcher.reboots)

@@ -211,14 +211,19 @@ class LibxlBackendTests(contract_backends.BackendContract):
         self.assertEqual(Guest(found.macs, 2), await self.backend.guest(uuid))
 
     async def test_traffic(self) -> None:
-        """What dom0's end of the interfaces has received was transmitted by the guest."""
-        _, uuid = await self.run_one()
-        self.assertIsNone(await self.backend.traffic(uuid))
-        for name, count in (("vif1.0", 5), ("vif1.1", 7), ("vif1.0-emu", 1), ("vif10.0", 100)):
+        """What dom0's end of the interfaces has received was transmitted by the guest, if dom0 has an end of each."""
+        _, uuid = await self.run_one(nic=("a", "b"))
+        for name, count, total in (
+            ("vif1.0", 5, None), ("vif10.1", 100, None), ("vif1.0-emu", 1, None), ("vif1.1", 7, 12),
+        ):  # fmt: skip
             counters = self.folder / "net" / name / "statistics"
             counters.mkdir(parents=True)
             (counters / "rx_packets").write_text(f"{count}\n")
-        self.assertEqual(12, await self.backend.traffic(uuid))
+            self.assertEqual(total, await self.backend.traffic(uuid), name)
+        await self.backend._host.xenstore.write("/local/domain/1/device/pci/0", "")
+        self.assertIsNone(await self.backend.traffic(uuid))
+        await self.backend._host.xenstore.remove("/local/domain/1/device")
+        self.assertIsNone(await self.backend.traffic(uuid))
 
     async def test_memory(self) -> None:
         """A VM takes its memory and some more; none if it runs. Where dom0 has what is free, nobody can tell."""
@@ -328,11 +333,10 @@ class LibxlBackendTests(contract_backends.BackendContract):
         self.assertEqual(f'{path.read_text()}\nname = "whole"\nuuid = "{uuid}"\n', created)
         self.assertEqual(65 * 2**20, xlvm.memory_of(machine))
 
-    def test_check(self) -> None:
-        """What is wrong with a VM is an error of the configuration that names the place and the remedy."""
+    async def test_examine(self) -> None:
+        """A file that is missing or wrong is an error of the configuration, and advice while Jitsu runs."""
         bad = self.folder / "bad"
         bad.write_text("[]")
-        guest = xen.XenGuest(self.folder / "kernel")
         missing = self.folder / "missing"
         cases: list[tuple[dict[str, Any], str]] = [
             ({"xen": xen.XenGuest(missing)}, str(missing)),
@@ -340,24 +344,40 @@ class LibxlBackendTests(contract_backends.BackendContract):
             ({"xen": xen.XenGuest(self.folder / "kernel", disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
             ({"xen": xen.XenGuest(self.folder / "kernel", rumprun_config=bad)}, f"{bad} is no configuration"),
             ({"define": missing}, str(missing)),
-            ({}, "give its kernel"),
         ]
-        self.backend.check([vm("good", xen=guest)])
         for changes, words in cases:
             machine = vm("www", place=("jitsu.yaml", 7), **changes)
-            error = self.assertRaises(ConfigError, self.backend.check, [machine])
+            error = self.assertRaises(ConfigError, self.backend.examine, machine)
             self.assertIn("jitsu.yaml:7: vms: www:", str(error))
             self.assertIn(words, str(error))
-        self.fake.fault("fail-create", "x.cfg:1: config parsing error near `@': lexical error")
-        error = self.assertRaises(ConfigError, self.backend.check, [vm("www", define=bad)])
-        self.assertIn("lexical error", str(error))
+            (sentence,) = await self.backend.advice(await self.backend.look_up(machine))
+            self.assertIn(words, sentence)
 
-    def test_check_without_xen(self) -> None:
-        """Where there is no xl, the configuration cannot work; where xl finds no Xen, that may pass."""
-        self.fake.fault("fail-list", "ERROR:  Can't find hypervisor information in sysfs!")
-        self.backend.check([vm("www")])
+    async def test_refused(self) -> None:
+        """What xl does not take is advice, in its words."""
+        path = self.folder / "bad.cfg"
+        path.write_text("@")
+        uuid = await self.backend.look_up(vm("www", define=path))
+        self.assertEqual((), await self.backend.advice(uuid))
+        self.fake.fault("fail-create", "x.cfg:1: config parsing error near `@': lexical error")
+        (sentence,) = await self.backend.advice(uuid)
+        self.assertIn("lexical error", sentence)
+
+    async def test_without_xl(self) -> None:
+        """Where there is no xl, the loss names the package."""
+        backend, watcher = LibxlBackend(), contract_backends.Watcher()
+        self.addCleanup(backend.close)
         with mock.patch.object(shutil, "which", return_value=None):
-            self.assertIn("xen-utils-common", str(self.assertRaises(ConfigError, self.backend.check, [vm("www")])))
+            backend.connect(watcher)
+            await watcher.until(lambda: watcher.lost_reasons)
+        self.assertIn("xen-utils-common", watcher.lost_reasons[0])
+
+    async def test_cpu_time(self) -> None:
+        """What xl lists as time is the virtual CPUs', and its growth is no change of the VM."""
+        _, uuid = await self.run_one()
+        self.assertIsInstance(await self.backend.cpu_time(uuid), float)
+        first, second = (xl.Domain("www", 1, uuid, cpu_time=time) for time in (1.0, 2.0))
+        self.assertEqual(first, second)
 
     def test_calls(self) -> None:
         """The fake is on the path, or nothing here means anything."""

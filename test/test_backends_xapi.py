@@ -11,7 +11,6 @@ from uuid import uuid4
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThread
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -178,6 +177,19 @@ class XapiVMTests(ConnectedTestCase):
         self.assertEqual(Guest(macs, None), await self.backend.guest(self.uuid))
         await self.backend.start(self.uuid)
         self.assertEqual(Guest(macs, 1), await self.backend.guest(self.uuid))
+
+    async def test_obstacle(self) -> None:
+        """What XAPI would refuse is told in its words; what passes is none, and a VM that is off has none."""
+        for mode in Mode:
+            self.assertIsNone(await self.backend.obstacle(self.uuid, mode))
+        await self.backend.start(self.uuid)
+        self.pool.drivers = False
+        self.assertIn("PV_DRIVERS", str(await self.backend.obstacle(self.uuid, Mode.SHUTDOWN)))
+        self.assertIsNone(await self.backend.obstacle(self.uuid, Mode.DESTROY))
+        self.server.refuse("VM.assert_operation_valid", "VM_HAS_VGPU", self.ref)
+        self.assertIn("VM_HAS_VGPU", str(await self.backend.obstacle(self.uuid, Mode.SAVE)))
+        self.server.refuse("VM.assert_operation_valid", "OTHER_OPERATION_IN_PROGRESS", "VM", self.ref)
+        self.assertIsNone(await self.backend.obstacle(self.uuid, Mode.SAVE))
 
     async def test_traffic(self) -> None:
         """XAPI does not count packets."""
@@ -494,6 +506,15 @@ class XapiSessionTests(ConnectedTestCase):
         await self.watcher.until(lambda: self.watcher.connections == 3)
         self.assertEqual(self.uuid, await self.backend.look_up(vm()))
 
+    async def test_call_takes_too_long(self) -> None:
+        """A call that goes on, whatever keeps it, is given up, and the pool is connected to anew."""
+        self.server.hang.add("VM.get_power_state")
+        self.patch(xapi, "CALLS_WITHIN", 0.2)
+        call: Deferred[Any] = self.backend.state(self.uuid)
+        error = await self.assertFailure(call, BackendLost)
+        self.assertIn("has not answered within 0.2 s", str(error))
+        await self.watcher.until(lambda: self.watcher.connections == 2)
+
     async def test_event_stream_hangs(self) -> None:
         """A stream that is silent for longer than it may be is a connection that is lost."""
         self.hurry()
@@ -593,112 +614,106 @@ class XapiMasterTests(ConnectedTestCase):
         await self.watcher.until(lambda: self.watcher.connections == 2)
 
 
-class XapiCheckTests(XapiTestCase):
-    """What is looked at before the reactor runs. Here the reactor is the pool's, so the check is in a thread."""
+class XapiOpeningTests(XapiTestCase):
+    """What is found while the pool is connected to, and by a look at the configuration."""
 
     def setUp(self) -> None:
         """Make the pool."""
         self.begin()
         self.ref = self.pool.add_vm("www")
 
-    async def check(self, uri: str, *vms: VM) -> XapiBackend:
-        """Check *vms*; return the backend."""
-        backend = self.make_at(uri)
-        await deferToThread(backend.check, vms)
-        return backend
+    async def lost(self, uri: str) -> str:
+        """Return why a backend cannot connect. There is no password in it."""
+        backend, watcher = self.make_at(uri), contract_backends.Watcher()
+        backend.connect(watcher)
+        await watcher.until(lambda: watcher.lost_reasons)
+        self.assertNotIn(PASSWORD, watcher.lost_reasons[0])
+        await backend.close()
+        return watcher.lost_reasons[0]
 
-    async def refused(self, uri: str, *vms: VM) -> str:
-        """Return the error of the configuration that a check ends with."""
-        backend = self.make_at(uri)
-        checking: Deferred[object] = deferToThread(backend.check, vms)
-        error = await self.assertFailure(checking, ConfigError)
-        self.assertNotIn(PASSWORD, str(error))
-        return str(error)
-
-    async def test_known(self) -> None:
-        """VMs that are there pass, and the session is the one that is used."""
-        uuid = self.pool.rows[self.ref].record["uuid"]
-        backend = await self.check(self.uri(), vm(), vm("other", uuid=uuid))
+    async def test_unknown(self) -> None:
+        """A VM that is not there, or is two, is an error with the remedy."""
+        backend: Any = self.make_at(self.uri())
         watcher = contract_backends.Watcher()
         backend.connect(watcher)
         await watcher.until(lambda: watcher.connections)
-        self.assertIs(Power.OFF, await backend.state(uuid))
-        self.assertEqual(1, self.pool.logins)
-
-    async def test_unknown(self) -> None:
-        """A VM that is not there, or is two, is an error that names the place and the remedy."""
-        place = ("jitsu.yaml", 7)
-        self.assertIn("jitsu.yaml:7: vms: nobody:", await self.refused(self.uri(), vm("nobody", place=place)))
+        looked: Deferred[object] = backend.look_up(vm("nobody"))
+        self.assertIn("mend the name", str(await self.assertFailure(looked, NoSuchVM)))
         self.pool.add_vm("www")
-        said = await self.refused(self.uri(), vm(place=place))
-        self.assertIn("jitsu.yaml:7: vms: www:", said)
-        self.assertIn("say with uuid which", said)
-        self.assertEqual(set(), self.pool.sessions)
+        looked = backend.look_up(vm())
+        self.assertIn("say with uuid which", str(await self.assertFailure(looked, BackendError)))
 
     async def test_not_there(self) -> None:
-        """A host that does not answer is no error of the configuration."""
+        """A host that does not answer is tried again."""
         uri = self.uri()
         await self.server.unplug()
-        backend = await self.check(uri, vm())
-        watcher = contract_backends.Watcher()
+        backend, watcher = self.make_at(uri), contract_backends.Watcher()
         backend.connect(watcher)
         await watcher.until(lambda: len(watcher.lost_reasons) > 1)
         self.server.plug()
         await watcher.until(lambda: watcher.connections)
 
     async def test_still_booting(self) -> None:
-        """A host that takes nobody yet is no error of the configuration."""
+        """A host that takes nobody yet is tried again."""
         self.server.refuse("session.login_with_password", "HOST_STILL_BOOTING")
-        await self.check(self.uri(), vm("nobody"))
+        backend, watcher = self.make_at(self.uri()), contract_backends.Watcher()
+        backend.connect(watcher)
+        await watcher.until(lambda: watcher.connections)
+        self.assertIn("HOST_STILL_BOOTING", watcher.lost_reasons[0])
 
     async def test_wrong_password(self) -> None:
         """A password that XAPI does not take is an error that names the file."""
         self.password.write_text("wrong")
-        said = await self.refused(self.uri())
+        said = await self.lost(self.uri())
         self.assertIn("SESSION_AUTHENTICATION_FAILED", said)
         self.assertIn(str(self.password), said)
 
     async def test_password_file(self) -> None:
-        """A file that is not there, is empty or is no text is an error with the remedy."""
+        """A file that is not there, is empty or is no text is an error with the remedy, before it is used too."""
         for content, words in ((b"", "is empty"), (b"\xff", "no text"), (None, "No such file")):
             if content is None:
                 self.password.unlink()
             else:
                 self.password.write_bytes(content)
-            said = await self.refused(self.uri())
-            self.assertIn(words, said)
-            self.assertIn(f"install -m 600 /dev/stdin {self.password}", said)
+            error = self.assertRaises(ConfigError, self.make_at(self.uri()).examine, vm())
+            for said in (str(error), await self.lost(self.uri())):
+                self.assertIn(words, said)
+                self.assertIn(f"install -m 600 /dev/stdin {self.password}", said)
 
     async def test_exposed_password(self) -> None:
         """A file that everybody can read is warned of; one for a group is not."""
         self.password.chmod(0o640)
-        await self.check(self.uri(), vm())
-        self.assertEqual([], [line for line in self.logged if "chmod" in line])
+        self.assertEqual((), self.make_at(self.uri()).examine(vm()))
         self.password.chmod(0o644)
-        await self.check(self.uri(), vm())
+        self.assertIn("chmod 600", self.make_at(self.uri()).examine(vm())[0])
+        backend, watcher = self.make_at(self.uri()), contract_backends.Watcher()
+        backend.connect(watcher)
+        await watcher.until(lambda: watcher.connections)
         self.assertEqual(1, len([line for line in self.logged if "chmod" in line]))
 
     async def test_stranger(self) -> None:
         """A host whose certificate nobody vouches for gets no password, and the remedy is named."""
         uri, _, _ = self.uri().partition("&ca=")
-        said = await self.refused(uri)
+        said = await self.lost(uri)
         self.assertIn("self-signed certificate", said)
         self.assertIn("ca=FILE", said)
         stranger = Server(self.pool, self.folder)
-        await self.refused(f"{uri}&ca={stranger.ca}")
+        await self.lost(f"{uri}&ca={stranger.ca}")
         self.assertEqual([], self.server.calls)
 
     async def test_another_name(self) -> None:
         """A certificate must be for the name in the URI."""
         host = self.serve("127.0.0.3")
-        self.assertIn("127.0.0.3", await self.refused(self.uri(host)))
+        self.assertIn("127.0.0.3", await self.lost(self.uri(host)))
         self.assertEqual([], host.calls)
 
     async def test_authorities(self) -> None:
         """A file of certificates that is not there, or has none, is an error that names it."""
         uri, _, _ = self.uri().partition("&ca=")
         for path in (self.password, self.folder / "nowhere"):
-            self.assertIn(f"ca {path}", await self.refused(f"{uri}&ca={path}"))
+            backend = self.make_at(f"{uri}&ca={path}")
+            self.assertIn(f"ca {path}", str(self.assertRaises(ConfigError, backend.examine, vm())))
+            self.assertIn(f"ca {path}", await self.lost(f"{uri}&ca={path}"))
 
 
 class TargetTests(SynchronousTestCase):

@@ -61,7 +61,7 @@ class ExamplesTests(SynchronousTestCase):
                     self.assertEqual((path.stem, path.name), (said["name"], said["define"]))
                     pairs = {**said, "define": str(path), "connect": "test:///default"}
                     settings, _ = load({"listen": "5300"}, [",".join(f"{key}={value}" for key, value in pairs.items())])
-                    LibvirtBackend("test:///default").check(settings.vms)
+                    self.assertEqual((), LibvirtBackend("test:///default").examine(settings.vms[0]))
         self.assertEqual({"batch", "mirage", "nanos", "unikraft"}, {path.stem for path in CONF.glob("*.xml")})
 
     def test_units(self) -> None:

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.config import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.settings import HOSTS, Boot, Fault, Handover, Http, Mode, WhenFull
+from jitsu_tw.settings import HOSTS, Boot, Evidence, Fault, Handover, Http, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -102,10 +102,10 @@ class MeaningTests(ConfigTestCase):
     def test_life(self) -> None:
         """What a VM's life can be told: times of the week, limits, groups, where it starts from."""
         settings, _ = self.load(
-            "max_up: 3600\nimages: kept\nwhen_full: stop_idle\n"
+            "max_up: 3600\nimages: kept\nwhen_full: stop_idle\nsave_fallback: pause\n"
             f"{VM}    keep_up: [mon-fri 08:00-18:00, 'sat 10:00-12:00']\n    boot_from: snapshot\n"
             "    needs: [db, mail]\n"
-            "    idle_packets: 0\n    check_every: 3\n    wait_for_http: /health 204\n"
+            "    idle_packets: 0\n    check_every: 3\n    wait_for_http: /health 204\n    evidence: queries\n"
             "  - {name: db, dns: db.example.org, ip: 10.0.0.2, needs: mail}\n"
             "  - {name: mail, dns: mail.example.org, ip: 10.0.0.3, wait_for_port: 25, max_up: 60}\n"
         )
@@ -115,6 +115,8 @@ class MeaningTests(ConfigTestCase):
         self.assertEqual(self.folder / "kept", www.images)
         self.assertEqual((2, Boot.SNAPSHOT, ("db", "mail"), ("mail",)), (len(www.keep_up), www.boot_from, www.needs,
                                                                          db.needs))
+        self.assertEqual((Evidence.QUERIES, Evidence.TRAFFIC), (www.evidence, db.evidence))
+        self.assertEqual([Mode.PAUSE] * 3, [one.save_fallback for one in settings.vms])
         self.assertEqual((0.0, 3.0, Http("/health", 204), 80, None),
                          (www.idle_packets, www.check_every, www.wait_for_http, www.wait_for_port, www.response_delay))
 
@@ -247,6 +249,8 @@ WRONG = (
     (VM + "    needs: [www]\n", 5, "needs: goes round in a circle: www needs www"),
     (VM + "    needs: b\n  - {name: b, dns: b.example.org, ip: 10.0.0.2, needs: [www]}\n", 5,
      "goes round in a circle: www needs b needs www"),
+    (VM + "    evidence: packets\n", 5, "'packets' is not one of queries, traffic"),
+    (VM + "    save_fallback: save\n", 5, "'save' is not one of destroy, pause, shutdown"),
     (VM + "    idle_packets: few\n", 5, "idle_packets: 'few' is no number of packets in a minute"),
     ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
     (VM + "    kernel: vmlinuz\n", 5, "kernel: is for the backend libxl only"),

@@ -14,6 +14,7 @@ from jitsu_tw.control.web import LONGEST_BODY, SLICE, Rows
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 from test.control import Desk
 from test.support import EPOCH, question, vm
 
@@ -27,7 +28,7 @@ class PagesTests(SynchronousTestCase):
         desk.fleet.summon("www", question())
         (www, db) = desk.ask("/v1/vms").value
         self.assertEqual(
-            {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "total_starts": 1,
+            {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "problems": [], "total_starts": 1,
              "total_requests": 1, "last_request_ts": EPOCH + 1000, "lease_left": 120.0, "idle": 120.0, "held": False,
              "needed": False, "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
              "mode": "destroy", "host": None, "node": None},
@@ -38,6 +39,21 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual((None, None, {}), (db["lease_left"], db["last_request_ts"], db["activation_ms"]))
         self.assertEqual("db", desk.ask("/v1/vms/db").value["name"])
         self.assertEqual("db", desk.ask("/v1/vms/db/").value["name"])
+
+    def test_problems(self) -> None:
+        """What an operator should know of a VM is shown and counted until it is over; `healthz` tells what fails."""
+        desk = Desk(vm(), vm("db"))
+        desk.machine().problem(Problem.ADDRESS, "its guest uses 10.0.0.9")
+        desk.machine("db").problem(Problem.STOP, "it cannot be stopped: no disk")
+        (www, _) = desk.ask("/v1/vms").value
+        self.assertEqual(["its guest uses 10.0.0.9"], www["problems"])
+        self.assertIn("Its guest uses 10.0.0.9.", desk.ask("/v1/vms/www").value["why"])
+        self.assertEqual(["db: it cannot be stopped: no disk"], desk.ask("/healthz").value["problems"])
+        self.assertIn(b'jitsu_vm_problems{kind="address"} 1.0', desk.ask("/metrics").body)
+        desk.machine().problem(Problem.ADDRESS)
+        desk.machine("db").problem(Problem.STOP)
+        self.assertEqual([], desk.ask("/v1/vms/www").value["problems"])
+        self.assertEqual("ok", desk.ask("/healthz").value["status"])
 
     def test_actions(self) -> None:
         """A VM is started, stopped, held and released; the answer comes when it is done, with the VM as it is then."""
@@ -125,6 +141,10 @@ class PagesTests(SynchronousTestCase):
         desk.fleet.sharing.parted("etcd is far away")
         self.assertIn("nothing new is started here: etcd is far away", desk.ask("/healthz").value["problems"])
         desk.fleet.sharing.joined()
+        desk.fleet.sharing.coordinator.trouble = "etcd is full"
+        self.assertIn("nothing new is started here: etcd is full", desk.ask("/healthz").value["problems"])
+        self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
+        desk.fleet.sharing.coordinator.trouble = ""
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])

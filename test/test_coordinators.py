@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -20,15 +21,15 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.threads import deferToThread
-from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, capturedLogs, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from jitsu_tw.coordinator import coordinator_for, kv
+from jitsu_tw.coordinator import coordinator_for, etcd, kv
 from jitsu_tw.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway
-from jitsu_tw.coordinator.kv import Fact, Keys, Mirror
+from jitsu_tw.coordinator.kv import Fact, Keys, Mirror, encoded
 from jitsu_tw.coordinator.local import LocalCoordinator
 from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.coordinator.session import Session, boottime
@@ -38,7 +39,7 @@ from test import contract_coordinators
 from test.etcds import Etcds, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 #: Seconds of the tests' leases, whose shortest is one.
 TTL = 1.0
@@ -236,6 +237,11 @@ class EtcdCase(TestCase):
         return lines
 
 
+    def assert_silent(self, logged: Sequence[Mapping[str, Any]]) -> None:
+        """Check that connections were not logged one by one."""
+        self.assertEqual([], [event for event in logged if "HTTP11" in repr(event.get("factory"))])
+
+
 class SharingTests(EtcdCase):
     """Several nodes, and an etcd that is well."""
 
@@ -340,9 +346,11 @@ class SharingTests(EtcdCase):
     async def test_many_at_once(self) -> None:
         """Hundreds of claims at once are all made, over a few connections, and the lease is renewed meanwhile."""
         way = self.forwarder()
-        node = await self.node(way.url)
-        got = await gatherResults([node.claim(f"claims/{number}", "") for number in range(500)])
+        with capturedLogs() as logged:
+            node = await self.node(way.url)
+            got = await gatherResults([node.claim(f"claims/{number}", "") for number in range(500)])
         self.assertTrue(all(got))
+        self.assert_silent(logged)
         self.assertLessEqual(len(way.open), AT_ONCE + 2)
         self.assertEqual(["joined"], node.peer.story)
 
@@ -360,6 +368,74 @@ class SharingTests(EtcdCase):
         await third.stop()
         self.assertEqual(([], []), (second.peer.story, third.peer.story))
         self.assertEqual(2, len(third.peer.changes))
+
+
+class SpaceTests(EtcdCase):
+    """Etcd's history, and its quota."""
+
+    async def test_compacts(self) -> None:
+        """History that is older than `HISTORY` is removed, and agreement goes on; a node that comes later joins."""
+        self.patch(etcd, "HISTORY", 0.0)
+        etcds = self.etcds()
+        node = await self.node(*etcds.urls)
+        await node.put({"a": "1"})
+        old = node._mirror.revision
+        await node.put({"a": "2"})
+
+        def compacted() -> bool:
+            request = {"key": encoded("a"), "revision": str(old - 1)}
+            try:
+                etcds.ask(0, "kv/range", **request)
+            except urllib.error.HTTPError as error:
+                return b"compacted" in error.read()
+            return False
+
+        await self.until(compacted)
+        await node.put({"a": "3"})
+        self.assertEqual({"a": "3"}, dict((await self.node(*etcds.urls)).facts))
+        self.assertEqual(["joined"], node.peer.story)
+
+    async def test_compacted_by_others(self) -> None:
+        """A watch that etcd ends because its revision has been compacted is begun anew, and what was missed is told."""
+        etcds = self.etcds()
+        way = self.forwarder(etcds.members[0].port)
+        node = await self.node(way.url)
+        other = await self.node(*etcds.urls)
+        watch = node._gateway.watch
+
+        async def late(request: Any, *more: Any) -> Any:
+            """Begin to watch when what it is to begin with has been compacted."""
+            self.patch(node._gateway, "watch", watch)
+            await other.put({"a": "2"})
+            await other.put({"a": "3"})
+            etcds.ask(0, "kv/compaction", revision=str(other._mirror.revision))
+            return await watch(request, *more)
+
+        self.patch(node._gateway, "watch", late)
+        node._break(CutOff("the wire is cut"))
+        await self.until(lambda: node.facts.get("a") == "3")
+        self.assertEqual("", node.trouble)
+
+    async def test_quota(self) -> None:
+        """When etcd has reached its quota, that is logged once and told until there is room again."""
+        lines = self.logged()
+        etcds = self.etcds(options=["--quota-backend-bytes=2097152"])
+        node = await self.node(*etcds.urls)
+        with contextlib.suppress(urllib.error.HTTPError):
+            for number in range(100):
+                etcds.ask(0, "kv/put", key=encoded(f"fill{number}"), value=encoded("x" * 100000))
+        for _ in range(2):
+            await self.assertFailure(node.claim("a", "1"), CutOff)
+        self.assertIn("etcdctl alarm disarm", node.trouble)
+        self.assertEqual(1, sum("refuses writes" in line for line in lines), lines)
+        self.assertEqual(["joined"], node.peer.story)
+        last = etcds.ask(0, "kv/deleterange", key=encoded("fill"), range_end=encoded("film"))["header"]["revision"]
+        etcds.ask(0, "kv/compaction", revision=last, physical=True)
+        etcds.ask(0, "maintenance/defragment")
+        member = etcds.ask(0, "maintenance/status")["header"]["member_id"]
+        etcds.ask(0, "maintenance/alarm", action="DEACTIVATE", memberID=member, alarm="NOSPACE")
+        await self.until(lambda: not node.trouble)
+        self.assertTrue(await node.claim("a", "1"))
 
 
 class LossTests(EtcdCase):
@@ -421,12 +497,14 @@ class LossTests(EtcdCase):
     async def test_stopped_process(self) -> None:
         """A process that was stopped for longer than its lease lasts believes nothing when it goes on."""
         shift = 0.0
-        node = await self.node(now=lambda: boottime() + shift)
+        node = await self.node(ttl=300, now=lambda: boottime() + shift)
         await node.claim("a", "1")
         self.assertTrue(node.holds("a"))
-        shift = TTL
+        shift = 300
         self.assertFalse(node.holds("a"))
         await self.assertFailure(node.claim("b", "1"), CutOff)
+        await node.peer.until(lambda: node.peer.joins == 2)  # though it was to renew its lease in 100 s
+        self.assertEqual(1, len(node.peer.partings))
 
     async def test_stopped_for_a_moment(self) -> None:
         """One that was stopped until it could not be sure of its lease, which etcd still has, joins again."""
@@ -603,9 +681,11 @@ class IdentityTests(EtcdCase):
         ca, (cert, key) = certificates(self.folder())
         options = ("--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth", "--trusted-ca-file", str(ca))
         etcds = self.etcds(options=options, scheme="https")
-        node = await self.node(*etcds.urls, ca=ca, cert=cert, key=key)
-        self.assertTrue(await node.claim("a", "1"))
-        await node.put({"b": "1"})
+        with capturedLogs() as logged:
+            node = await self.node(*etcds.urls, ca=ca, cert=cert, key=key)
+            self.assertTrue(await node.claim("a", "1"))
+            await node.put({"b": "1"})
+        self.assert_silent(logged)
         self.assertEqual({"a": "1", "b": "1"}, node.facts)
         others = (
             await self.node(*etcds.urls, join=False, cert=cert, key=key),

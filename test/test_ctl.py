@@ -251,11 +251,14 @@ class CheckTests(ControlTestCase):
         self.assertIn("bad.zone:1:", self.check(VMS, "-z", "bad.zone").stderr)
         self.assertIn("jitsu.yaml: cannot be read", self.check(VMS, "--config", "no/jitsu.yaml").stderr)
 
-    def test_hypervisor(self) -> None:
-        """A VM that the hypervisor does not know is found."""
-        where = "backend: libvirt, connect: 'test:///default'"
-        run = self.check(f"vms:\n  - {{name: nobody, dns: n.jitsu.test, ip: 10.0.0.1, {where}}}\n")
-        self.assertIn("jitsu.yaml:4: vms: nobody: libvirt", run.stderr)
+    def test_advice(self) -> None:
+        """What a definition lacks is a warning that names the VM; no hypervisor is asked, not even one that hangs."""
+        xml = "<domain type='kvm'><name>x</name><os><type>hvm</type><kernel>/k</kernel></os></domain>"
+        (self.folder / "x.xml").write_text(xml)
+        where = "backend: libvirt, connect: 'qemu+tcp://192.0.2.1/system', define: x.xml"
+        run = self.check(f"vms:\n  - {{name: x, dns: x.jitsu.test, ip: 10.0.0.1, {where}}}\n")
+        self.assertIn("warning: x: nothing ends QEMU when its guest exits", run.output)
+        self.assertEqual(0, run.exit_code)
 
     def test_usage(self) -> None:
         """Options that Jitsu does not have are wrong usage."""
@@ -382,6 +385,12 @@ class ShowTests(SynchronousTestCase):
         console.print(show.vms([one]))
         assert isinstance(console.file, StringIO)
         self.assertIn("[red]x[/]", console.file.getvalue())
+
+    def test_problems(self) -> None:
+        """The VMs' problems are lines below the table; without any, there are none."""
+        listed = [{"name": "www", "problems": ["a", "b"]}, {"name": "db", "problems": []}]
+        self.assertEqual(["", "www: a", "www: b"], show.problems(listed))
+        self.assertEqual([], show.problems(listed[1:]))
 
     def test_origins(self) -> None:
         """Where requests have changed VMs, it is said which those are."""

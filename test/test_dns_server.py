@@ -567,11 +567,12 @@ class ForwarderTests(ServerTestCase):
     def test_permitted(self) -> None:
         """A client on loopback gets the other server's answer, which is not authoritative."""
         header = tdns.RRHeader(b"www.example.com", tdns.MX, tdns.IN, 9, tdns.Record_MX(5, b"mail.example.com", 9))
-        self.result = succeed(([header], [], []))
-        (reply,) = self.send(dns.message.make_query("www.example.com", "MX").to_wire(), Source("127.0.0.1", 1))
-        answer = dns.message.from_wire(reply)
-        self.assertEqual("www.example.com. 9 IN MX 5 mail.example.com.", answer.answer[0].to_text())
-        self.assertEqual((0, dns.flags.RA), (answer.flags & dns.flags.AA, answer.flags & dns.flags.RA))
+        for host in ("127.0.0.1", "::ffff:127.0.0.1"):  # the latter by a socket for both families
+            self.result = succeed(([header], [], []))
+            (reply,) = self.send(dns.message.make_query("www.example.com", "MX").to_wire(), Source(host, 1))
+            answer = dns.message.from_wire(reply)
+            self.assertEqual("www.example.com. 9 IN MX 5 mail.example.com.", answer.answer[0].to_text())
+            self.assertEqual((0, dns.flags.RA), (answer.flags & dns.flags.AA, answer.flags & dns.flags.RA))
 
     def test_strangers(self) -> None:
         """Nobody else's questions are forwarded."""

@@ -71,7 +71,7 @@ class UseTests(LabTestCase):
         self.assertIn(IP, self.dig())
         self.assertLess(time.monotonic() - begin, 1)
         self.until(lambda: "restarted" in jitsu.log())
-        self.assertIn("port 80 has been silent for 5 s", jitsu.log())
+        self.assertIn("dead: its port 80 is silent, and it gives no sign of life", jitsu.log())
         jitsu.wait("up")
         self.assertRegex(self.curl(), r"^up for [0-9.]+ s")
         self.assertNotEqual([pid], self.qemus())

@@ -8,6 +8,7 @@ client must not notice is read from its kernel's counters and its sockets.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -36,31 +37,72 @@ IP: Final = "10.9.0.10"
 IP6: Final = "fd09::10"
 
 
-#: Sends one frame, prints what comes back to its MAC, and sends another. libpcap shows tags that the kernel hides.
-TAGGED: Final = """
-import sys, pcap
+#: How the two below read frames. libpcap shows tags that the kernel hides.
+READS: Final = """
+import select, sys
+from synjitsu_tw.capture import open_pcap
+pcap, frames = open_pcap("eth0"), []
+def take():
+    while not frames:
+        select.select([pcap], [], [])
+        pcap.dispatch(1, lambda _, octets: frames.append(bytes(octets)))
+    return frames.pop()
+"""
+
+#: Sends one frame, prints what comes back to its MAC, and sends another.
+TAGGED: Final = f"""{READS}
 first, second = map(bytes.fromhex, sys.argv[1:])
-seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
-seen.sendpacket(first)
-for _, octets in seen:
-    if bytes(octets[:6]) == first[6:12]:
-        break
-print(bytes(octets).hex(), flush=True)
-seen.sendpacket(second)
+pcap.setfilter(f"ether dst {{first[6:12].hex(':')}}")
+pcap.sendpacket(first)
+print(take().hex(), flush=True)
+pcap.sendpacket(second)
 sys.stdin.read()
 """
 
-#: Prints the first SYN in a VLAN that it sees.
-WATCHES: Final = """
-import sys, pcap
-seen = pcap.pcap("eth0", immediate=True, timeout_ms=10)
+#: Sends a frame, and prints the first IPv4 packet in a VLAN that it sees.
+WATCHES: Final = f"""{READS}
+pcap.setfilter("vlan and ip")
 print("ready", flush=True)
-for _, octets in seen:
-    octets = bytes(octets)
-    if octets[12:14] == b"\\x81\\0" and octets[16:18] == b"\\x08\\0":
-        break
-print(octets.hex(), flush=True)
+pcap.sendpacket(bytes.fromhex(sys.argv[1]))
+print(take().hex(), flush=True)
 sys.stdin.read()
+"""
+
+#: Refuses whatever TCP comes, to whatever MAC, as some small stacks do while their program does not listen.
+REFUSES: Final = """
+import struct, socket
+one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+one.bind(("eth0", 0))
+print("ready", flush=True)
+while True:
+    octets = one.recv(65536)
+    if octets[12:14] == b"\\x08\\0" and octets[23] == 6 and octets[47] & 2:
+        ip, tcp = octets[14:34], octets[34:54]
+        head = ip[16:20] + ip[12:16] + struct.pack(">HH", 6, 20)
+        ack = int.from_bytes(tcp[4:8], "big") + 1
+        body = tcp[2:4] + tcp[:2] + bytes(4) + struct.pack(">IBBHHH", ack, 0x50, 0x14, 0, 0, 0)
+        def summed(data):
+            total = sum(struct.unpack(f">{len(data) // 2}H", data))
+            return 0xFFFF - ((total & 0xFFFF) + (total >> 16))
+        body = body[:16] + struct.pack(">H", summed(head + body)) + body[18:]
+        front = struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0)
+        front = front[:10] + struct.pack(">H", summed(front + ip[16:20] + ip[12:16])) + ip[16:20] + ip[12:16]
+        one.send(octets[6:12] + octets[:6] + octets[12:14] + front + body)
+"""
+
+#: Counts what comes, until it is told to end: TCP, and all else.
+COUNTS: Final = """
+import select, socket, sys
+one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+one.bind(("eth0", 0))
+print("ready", flush=True)
+tcp = other = 0
+while sys.stdin not in select.select([one, sys.stdin], [], [])[0]:
+    octets, where = one.recvfrom(65536)
+    if where[2] != 4:  # PACKET_OUTGOING
+        is_tcp = octets[12:14] == b"\\x08\\0" and octets[23] == 6
+        tcp, other = tcp + is_tcp, other + (not is_tcp)
+print(tcp, other, flush=True)
 """
 
 #: Seconds until Linux sends a SYN again, less a little.
@@ -172,7 +214,7 @@ class SynjitsuTestCase(TestCase):
 
     async def announce(self, *, asleep: bool = True, ip: str = IP, mac: str = MAC, **more: Any) -> None:
         """Have the guest stood in for, and wait until it is."""
-        self.standin.announce(ip, mac, asleep=asleep, **more)
+        self.standin.announce(ip, [mac] if mac else [], asleep=asleep, **more)
         await self.counters()
 
     def boot(self, *more: str) -> None:
@@ -183,7 +225,7 @@ class SynjitsuTestCase(TestCase):
     async def serve(self, ip: str = IP, port: int = 80, mac: str = "", *, udp: bool = False) -> float:
         """Have the guest listen, and hand over at once; return when it listened."""
         at = Yard.listen(self.guest, ip, port, udp=udp)
-        self.standin.ready(ip, mac)
+        self.standin.ready(ip, [mac] if mac else [])
         await pause(0)
         return at
 
@@ -289,11 +331,22 @@ class WakeTests(SynjitsuTestCase):
         self.assertEqual((mac, self.own_mac(), TAG), (answer[:6], answer[6:12], answer[12:16]))
         await self.until(lambda: self.summoned)
         self.yard.run("guest", "ip link set eth0 up")
-        guest = self.yard.start("guest", sys.executable, "-c", WATCHES)
+        own = bytes.fromhex(MAC.replace(":", ""))
+        announcement = arp_frame(1, own, vm, vm, tags=TAG)
+        guest = self.yard.start("guest", sys.executable, "-c", WATCHES, announcement.hex())
         guest.line()
-        self.standin.ready(IP, MAC)
+        self.standin.ready(IP, [MAC])
         await pause(0.1)
         self.assertEqual(bytes.fromhex(MAC.replace(":", "")) + frames[1][6:], bytes.fromhex(guest.line()))
+
+
+class CypcapTests(WakeTests):
+    """The same by cypcap, which serves where pypcap cannot be installed."""
+
+    def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """Start a Synjitsu that finds no pypcap."""
+        (self.folder / "pcap.py").write_text("raise ImportError")
+        return super().begin(*prefix, "env", f"PYTHONPATH={self.folder}")
 
 
 class BootTests(SynjitsuTestCase):
@@ -388,7 +441,7 @@ class BootTests(SynjitsuTestCase):
         self.yard.run("guest", "ip link set eth0 down")
         self.yard.run("guest", "ip link set eth1 up")
         self.yard.address("guest", f"{IP}/24", "eth1")
-        self.standin.ready(IP, moved)
+        self.standin.ready(IP, [moved])
         await self.ends_well(client)
         self.assertEqual(moved, self.yard.neighbour("client", IP))
 
@@ -463,6 +516,231 @@ class KnockTests(SynjitsuTestCase):
         self.assertEqual([IP, IP6], self.ready)
         self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
         self.assertEqual({"up"}, {one["state"] for one in (await self.standin.status())["standins"]})
+
+
+class PortTests(SynjitsuTestCase):
+    """Synjitsu's own port in the bridge."""
+
+    def port(self) -> int | None:
+        """Return the number of the port, if it is there."""
+        links = json.loads(self.yard.run("host", "ip -json link show master br0"))
+        return next((link["ifindex"] for link in links if link["ifname"] == "syn-br0"), None)
+
+    async def test_stays(self) -> None:
+        """It is found again after `kill -9` and after an orderly end, and made again when an operator removes it."""
+        number = self.port()
+        self.assertIsNotNone(number)
+        for sign in (signal.SIGKILL, signal.SIGTERM):
+            self.synjitsu.send_signal(sign)
+            self.synjitsu.wait(PATIENCE)
+            await self.until(lambda: not self.standin.connected)
+            self.assertEqual(number, self.port())
+            self.synjitsu = self.begin()
+            await self.until(lambda: self.standin.connected)
+            self.assertEqual(number, self.port())
+        self.yard.run("host", "ip link del syn-br0")
+        await self.until(lambda: self.port() not in {None, number})
+        entries = self.yard.run("host", "bridge fdb show br br0 dev syn-br0")
+        self.assertIn(self.own_mac().hex(":"), entries)
+        await self.woken()
+
+    async def test_unplugged(self) -> None:
+        """It is plugged in again when it has been taken out of the bridge, or set down."""
+        for change in ("nomaster", "down"):
+            self.yard.run("host", f"ip link set syn-br0 {change}")
+            await self.until(lambda: "state forwarding" in self.yard.run("host", "bridge link show dev syn-br0"))
+
+    async def test_mtu(self) -> None:
+        """The bridge's MTU is what it would be without that port."""
+        for mtu in (1400, 9000):
+            for device in ("clienteth0", "guesteth0"):
+                self.yard.run("host", f"ip link set {device} mtu {mtu}")
+            await self.until(lambda: f" mtu {mtu} " in self.yard.run("host", "ip link show br0"))  # noqa: B023
+
+    async def test_sees_nothing(self) -> None:
+        """Nothing is flooded to it from other ports, and its far end neither answers nor has an address."""
+        entries = json.loads(self.yard.run("host", "bridge -json -details link show dev syn-br0"))
+        flags = ("flood", "mcast_flood", "bcast_flood", "learning")
+        self.assertEqual([False] * 4, [entries[0][flag] for flag in flags])
+        for address in ("10.9.0.1", "10.9.0.99"):
+            self.yard.connect("client", address, timeout=0.1).process.wait(PATIENCE)
+        self.assertEqual(self.yard.mac("host", "br0"), self.yard.neighbour("client", "10.9.0.1"))
+        far = json.loads(self.yard.run("host", "ip -json address show dev syn-br0-i"))[0]
+        self.assertEqual([], far["addr_info"])
+        self.assertIn("NOARP", far["flags"])
+
+    async def test_anothers(self) -> None:
+        """An interface that has the port's name and is not Synjitsu's is left alone, and reported."""
+        self.yard.run("host", "ip link del syn-br0")
+        await self.until(lambda: self.port() is not None)
+        self.synjitsu.kill()
+        self.synjitsu.wait(PATIENCE)
+        await self.until(lambda: not self.standin.connected)
+        self.yard.run("host", "ip link del syn-br0")
+        self.yard.run("host", "ip link add syn-br0 type bridge")
+        self.begin()
+        await self.until(lambda: "an interface syn-br0 that is not Synjitsu's" in self.log())
+        await self.until(lambda: self.standin.connected)
+        await self.woken()
+
+
+class BareTests(SynjitsuTestCase):
+    """A network as libvirt makes it, with nothing plugged in: the spanning tree protocol, and no carrier."""
+
+    def lay_out(self) -> None:
+        """Make the bridge so; the guest is plugged in when it boots."""
+        self.yard.run("host", "ip link set br0 type bridge stp_state 1 forward_delay 200")
+        self.yard.cable("host", "far")
+        self.yard.run("host", "ip address add 10.8.0.1/24 dev far")
+        self.yard.address("far", "10.8.0.2/24", "host")
+        self.yard.run("far", "ip route add default via 10.8.0.1")
+        self.yard.sysctl("host", net__ipv4__ip_forward=1)
+
+    async def first(self, where: str) -> None:
+        """Check that a client wakes the first VM."""
+        await self.until(lambda: "state UP" in self.yard.run("host", "ip link show br0"))
+        await self.announce(knock=80)
+        client = self.yard.connect(where, IP)
+        await self.until(lambda: self.summoned)
+        await self.announce(asleep=False, knock=80)
+        self.plug_guest()
+        self.boot("route add default via 10.9.0.1")
+        Yard.listen(self.guest, IP)
+        await self.ends_well(client, where=where)
+        self.assertEqual([IP], self.ready)
+
+    async def test_host(self) -> None:
+        """A client on the host wakes the first VM."""
+        await self.first("host")
+        self.assertIn("spanning tree", self.log())
+
+    async def test_routed(self) -> None:
+        """So does one that the host routes for."""
+        await self.first("far")
+
+
+class StrictTests(SynjitsuTestCase):
+    """A guest that refuses whatever TCP comes before it listens, to whatever MAC; clients of all kinds."""
+
+    def lay_out(self) -> None:
+        """Plug in a client, a guest, and one behind the host."""
+        super().lay_out()
+        BareTests.lay_out(self)  # type: ignore[arg-type]
+        self.yard.run("host", "ip link set br0 type bridge stp_state 0")
+
+    async def refuses(self, where: str) -> None:
+        """Check that a client that waits is refused nothing."""
+        await self.announce(asleep=False)
+        self.yard.run("guest", "ip link set eth0 up")
+        strict = self.yard.start("guest", sys.executable, "-c", REFUSES)
+        strict.line()
+        client = self.yard.connect(where, IP)
+        await self.held()
+        await pause(1.2)  # the client has sent again
+        strict.process.kill()
+        self.boot("route add default via 10.9.0.1")
+        await self.serve()
+        while client.process.poll() is None:
+            await pause(0.005)
+        self.assertEqual("hello", client.result().get("said"), self.log())
+        self.assertEqual(0, self.yard.count(where, "TcpAttemptFails"))
+
+    async def test_client(self) -> None:
+        """One on the bridge."""
+        await self.refuses("client")
+
+    async def test_host(self) -> None:
+        """The host itself."""
+        await self.refuses("host")
+
+    async def test_routed(self) -> None:
+        """One that the host routes for."""
+        await self.refuses("far")
+
+    async def test_knocks(self) -> None:
+        """No knock reaches another port; a guest that says nothing gets some questions, and is found all the same."""
+        self.yard.sysctl("guest", net__ipv6__conf__all__disable_ipv6=1)
+        self.yard.run("guest", "ip link set eth0 up")
+        counts = [self.yard.start(where, sys.executable, "-c", COUNTS) for where in ("client", "guest")]
+        for count in counts:
+            count.line()
+        await self.announce(asleep=False, knock=80)
+        await pause(0.6)
+        assert counts[1].process.stdin is not None
+        counts[1].process.stdin.close()
+        tcp, other = map(int, counts[1].line().split())
+        self.assertEqual(0, tcp)
+        self.assertLess(other, 12)
+        self.yard.address("guest", f"{IP}/24")
+        Yard.listen(self.guest, IP)
+        await self.until(lambda: self.ready)
+        assert counts[0].process.stdin is not None
+        counts[0].process.stdin.close()
+        self.assertEqual("0", counts[0].line().split()[0])
+
+
+class MACTests(SynjitsuTestCase):
+    """A guest whose address is not at its first interface's MAC."""
+
+    INNER: Final = "52:54:00:09:00:77"
+
+    async def inner(self, **more: Any) -> None:
+        """Check that an address on a bridge inside the guest is handed over to that bridge's MAC."""
+        self.yard.batch("guest", f"link add inner address {self.INNER} type bridge", "link set eth0 master inner",
+                        "link set eth0 up", "link set inner up")
+        await self.announce(asleep=False, knock=80, **more)
+        client = self.yard.connect("client", IP)
+        await self.held()
+        self.yard.address("guest", f"{IP}/24", "inner")
+        Yard.listen(self.guest, IP)
+        await self.ends_well(client)
+        self.assertEqual(self.INNER, self.yard.neighbour("client", IP))
+        self.assertEqual([IP], self.ready)
+
+    async def test_learnt(self) -> None:
+        """The bridge has seen the known MAC behind the same port: the guest has used it before."""
+        await self.inner()
+        self.assertIn(f"{self.INNER} is its guest's as well", self.log())
+
+    async def test_tap(self) -> None:
+        """The known MAC is never seen, but the port is a tap that libvirt has made for it."""
+        self.yard.run("host", f"ip link set guesteth0 address fe{MAC[2:]}")
+        self.yard.run("guest", "ip link set eth0 address 52:54:00:09:00:55")
+        await self.inner()
+
+    async def test_lan(self) -> None:
+        """What is behind the same port as the known MAC is a stranger where that port leads to a LAN."""
+        self.yard.batch("host", "link add uplink type veth peer name lan", "link set lan up", "link set uplink up",
+                        "link add link uplink name up0 type macvlan mode passthru", "link set up0 master br0 up")
+        frames = [arp_frame(1, bytes.fromhex(mac.replace(":", "")), ip_address(ip).packed, ip_address(IP).packed)
+                  for mac, ip in ((MAC, "10.9.0.99"), (self.INNER, IP))]
+        await self.announce(asleep=False, knock=80)
+        for frame in frames:
+            sends = ("import socket; one = socket.socket(17, 3); one.bind(('lan', 0)); "
+                     f"one.send(bytes.fromhex('{frame.hex()}'))")
+            self.yard.start("host", sys.executable, "-c", sends).process.wait(PATIENCE)
+        await self.until(lambda: "which is another VM's" in self.log())
+        self.assertNotIn("as well", self.log())
+
+    async def test_configured(self) -> None:
+        """Both MACs are known: nothing need be found out."""
+        await self.inner(mac=self.INNER)
+        self.assertNotIn("as well", self.log())
+
+
+class LeastTests(SynjitsuTestCase):
+    """With CAP_NET_RAW alone: the bridge may not be changed."""
+
+    def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
+        """Start it so."""
+        raw = "-all,+net_raw"
+        return super().begin("setpriv", f"--bounding-set={raw}", f"--inh-caps={raw}", *prefix)
+
+    async def test_reports(self) -> None:
+        """That is reported, and clients on the bridge are served as before."""
+        self.assertIn("cannot have a port of its own in this bridge (Operation not permitted; it takes CAP_NET_ADMIN)",
+                      self.log())
+        await self.woken()
 
 
 class FailureTests(SynjitsuTestCase):

@@ -16,19 +16,23 @@ ROOT: Final = Path(__file__).parent.parent
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
     ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
-     "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs"),
+     "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
+     "jitsu_tw.twistd"),
     ("jitsu_tw.ijitsu", "jitsu_tw.processes", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
      "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
      "jitsu_tw.dns.lookup", "jitsu_tw.vm.lifecycle", "jitsu_tw.vm.lease", "jitsu_tw.store.layout",
      "jitsu_tw.store.merge",
+     "jitsu_tw.dns.binding",
      "jitsu_tw.networks",  # before those that use it
-     "jitsu_tw.vm.policy",
+     "jitsu_tw.vm.policy", "jitsu_tw.vm.problems", "jitsu_tw.vm.vitals",
      "jitsu_tw.dns.cookies",
      "jitsu_tw.dns.rrl",
      "jitsu_tw.dns.tsig", "jitsu_tw.dns.transfer"),
     ("jitsu_tw.xsclient", "jitsu_tw.xenstore",  # before those that use them
-     "jitsu_tw.backends.memory", "jitsu_tw.backends.image", "jitsu_tw.backends.domain",
-     "jitsu_tw.backends.libvirt", "jitsu_tw.backends.xl", "jitsu_tw.backends.xlvm", "jitsu_tw.backends.xlhost",
+     "jitsu_tw.backends.memory", "jitsu_tw.backends.domain_xml", "jitsu_tw.backends.image",
+     "jitsu_tw.backends.domain", "jitsu_tw.backends.workers", "jitsu_tw.backends.reconnect",
+     "jitsu_tw.backends.libvirt",
+     "jitsu_tw.backends.xl", "jitsu_tw.backends.xlvm", "jitsu_tw.backends.xlhost",
      "jitsu_tw.backends.libxl", "jitsu_tw.backends.xapi_session", "jitsu_tw.backends.xapi_vms",
      "jitsu_tw.backends.xapi", "jitsu_tw.backends.hosts", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
      "jitsu_tw.readiness.port", "jitsu_tw.readiness.xenstore", "jitsu_tw.readiness", "jitsu_tw.store.memory",
@@ -57,7 +61,8 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.errors", "jitsu_tw.messages", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.messages", "jitsu_tw.networks",
+                  "jitsu_tw.twistd", "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

@@ -10,6 +10,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
@@ -139,7 +140,7 @@ class PortTests(TestCase):
         )
 
     async def test_pins_neighbours_only(self) -> None:
-        """An address that is ours, or behind a router, is not told to the kernel."""
+        """Only a neighbour's MAC is told to the kernel, and only where nothing has answered."""
         asked: list[tuple[str, ...]] = []
         routes = {
             "127.8.8.8": b'[{"dev": "lo", "type": "local"}]',
@@ -149,12 +150,35 @@ class PortTests(TestCase):
 
         async def ip(_: object, *arguments: str) -> bytes:
             asked.append(arguments)
-            return routes[arguments[-1]] if "get" in arguments else b""
+            return routes[arguments[-1]] if "get" in arguments else found
 
         self.patch(room, "_ip", ip)
-        for host in routes:
-            await pin(ip_address(host), "52:54:00:00:00:01", reactor)
-        self.assertEqual(
-            [("-4", "neigh", "replace", "10.0.0.9", "lladdr", "52:54:00:00:00:01", "nud", "reachable", "dev", "br0")],
-            [arguments for arguments in asked if "neigh" in arguments],
-        )
+        entry = ("10.0.0.9", "dev", "br0")
+        for found in (b"[]", b'[{"dst": "10.0.0.9", "state": ["INCOMPLETE"]}]', b'[{"state": ["STALE"]}]'):
+            asked.clear()
+            for host in routes:
+                await pin(ip_address(host), "52:54:00:00:00:01", reactor)
+            told = [
+                ("-4", "neigh", "flush", "to", *entry),
+                ("-4", "-json", "neigh", "show", "to", *entry),
+                ("-4", "neigh", "replace", *entry, "lladdr", "52:54:00:00:00:01", "nud", "reachable"),
+            ]
+            # What the network has answered is not replaced.
+            expected = told[:2] if b"STALE" in found else told
+            self.assertEqual(expected, [arguments for arguments in asked if "neigh" in arguments])
+
+    async def test_tries_all_macs(self) -> None:
+        """The guest's MACs are tried in turns, the configuration's and the hypervisor's: any may be wrong."""
+        tried: list[str] = []
+
+        async def pin(_: object, mac: str, __: object) -> None:
+            tried.append(mac)
+
+        self.patch(room, "pin", pin)
+        self.patch(Port, "_may_pin", True)  # noqa: FBT003
+        clock: Any = MemoryReactorClock()
+        ready = Port(clock).wait(vm(wait_for_port=self.number, mac=("a",)), Guest(("b", "a")), 1000.0)
+        clock.pump([1.0] * 3)
+        ready.cancel()
+        self.assertEqual(["a", "b", "a", "b"], tried)
+        await self.assertFailure(ready, CancelledError)

@@ -21,6 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw import config, shared
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.branches import Branches
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError, StoreError
 from jitsu_tw.shared import SharedConfiguration
@@ -32,7 +33,7 @@ from jitsu_tw.store.remote import Remote
 from jitsu_tw.store.requests import ASKED, REJECTED, SHARED
 from jitsu_tw.store.shared import ASIDE, OFFER
 from jitsu_tw.vm.change import Running
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from test.test_store_history import QUICK
 from test.test_tap import ProcessTestCase
 

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw import config
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.branches import LOOK_EVERY, TRY_AGAIN, Branches
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import NoSuchVM, StoreError
 from jitsu_tw.ijitsu import Power
@@ -24,7 +25,7 @@ from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
 from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.vm.change import Running
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, question
 from test.test_store_history import QUICK
@@ -254,11 +255,15 @@ class ChangeTests(RequestsTestCase):
         self.backend.happen(DB, Power.OFF, "stopped by hand")
 
     def test_remove_that_does_not_stop(self) -> None:
-        """A VM that cannot be stopped is gone all the same, and that is in the log."""
+        """A VM that cannot be stopped has no names any more, and stays in sight until it can; it can come again."""
         self.ask(below(NEW, {**VM, "config/faults/0": "stop"}))
         self.summon("new")
         self.ask({f"jitsu/vm/{NEW}": None})
-        self.assertNotIn("new", self.fleet.machines)
+        self.assertEqual("", self.answer("new").partition(" A ")[2])
+        self.assertTrue(self.fleet.machines["new"].vm.removed)
+        self.assertEqual("", self.ask(below(NEW, VM)))
+        self.assertFalse(self.fleet.machines["new"].vm.removed)
+        self.assertEqual("Found new.jitsu.test A 10.0.0.3 vm=new", self.answer("new"))
 
     def test_swap(self) -> None:
         """In one request, two VMs may change names and addresses with each other."""

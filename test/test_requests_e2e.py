@@ -232,13 +232,6 @@ class DiskTests(ProcessTestCase):
         self.process, self.disk = process, Path(f"/proc/{process.pid}/root/{self.folder}/disk")
         self.until_logged("serving 1 names")
 
-    def until_logged(self, words: str) -> None:
-        """Wait until the log has *words*."""
-        end = time.monotonic() + PATIENCE
-        while words not in self.log():
-            self.assertLess(time.monotonic(), end, self.log())
-            time.sleep(0.05)
-
 
 class KilledTests(ProcessTestCase):
     """A Jitsu that is killed while requests come."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -11,17 +13,18 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogLevel, globalLogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw import messages
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
 from synjitsu_tw import conversation, tap
-from synjitsu_tw.capture import BATCH, RETRY, Capture, CaptureError, FakePcap, filter_for, open_pcap
+from synjitsu_tw.kernel import Interface, NotABridgeError
 from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
+from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
-from test.test_synjitsu_packets import GUEST, OURS, PEER, VM, arp_frame, tcp_frame
+from test.fakepcap import FakePcap
+from test.test_synjitsu_packets import GUEST, PEER, VM, arp_frame, tcp_frame
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 30.0
@@ -41,27 +44,60 @@ class ReadingClock(Clock):
 
 
 class FakeKernel:
-    """A kernel that is told, and has nothing to say."""
+    """
+    A kernel with one bridge.
+
+    Attributes:
+        told: what it was told.
+        changes: links and addresses have changed.
+        own: the addresses of the bridge.
+        routers: the default gateways.
+        behind: addresses outside the bridge's networks that are neighbours on it.
+        same: MACs behind the guest's port.
+        fails: why Synjitsu cannot have its port.
+    """
 
     def __init__(self) -> None:
         """Begin with nothing told."""
         self.told: list[Any] = []
+        self.changes = False
+        self.own: tuple[str, ...] = ()
+        self.routers: tuple[str, ...] = ()
+        self.behind: tuple[str, ...] = ()
+        self.same: set[bytes] = set()
+        self.fails: OSError | None = None
 
-    def mac(self, interface: str) -> bytes:  # noqa: ARG002
-        """Return a MAC."""
-        return b"\2\0\0\0\0\xaa"
+    def interface(self, name: str) -> Interface:
+        """Return a bridge."""
+        return Interface(7, name, "bridge", b"\2\0\0\0\0\xaa", 1500, 0, up=True, forwards=False, stp=False)
 
-    def mtu(self, interface: str) -> int:  # noqa: ARG002
-        """Return an MTU."""
-        return 1500
+    def have_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:  # noqa: ARG002
+        """Return a bridge with no other port; fail if it is to."""
+        if self.fails is not None:
+            raise self.fails
+        return self.interface(name), []
 
-    def knocks_from(self, interface: str) -> dict[int, bytes]:  # noqa: ARG002
-        """Return no address."""
-        return {}
+    def links_changed(self) -> bool:
+        """Return what a test says."""
+        return self.changes
 
-    def addresses(self) -> frozenset[bytes]:
-        """Return none."""
-        return frozenset()
+    addresses_changed = links_changed
+
+    def addresses(self) -> dict[str, list[Any]]:
+        """Return those of a bridge."""
+        return {"br0": list(map(ip_interface, self.own))}
+
+    def gateways(self) -> frozenset[bytes]:
+        """Return what a test says."""
+        return frozenset(ip_address(ip).packed for ip in self.routers)
+
+    def is_behind(self, interface: str, ip: bytes) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return str(ip_address(ip)) in self.behind
+
+    def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return mac in self.same
 
     def tell(self, *what: Any, create: bool) -> None:
         """Remember what was told."""
@@ -129,11 +165,11 @@ class ConversationTests(TestCase):
 
     async def test_says_all(self) -> None:
         """What was said before there was a connection is said when there is one; and again to a successor."""
-        self.standin.announce("10.0.0.10", MAC, asleep=True, ports=[443, 80], wake_udp=[443])
-        self.standin.announce("fd00:0::1", "", asleep=False)
-        self.standin.announce("10.0.0.11", MAC, asleep=True)
+        self.standin.announce("10.0.0.10", [MAC], asleep=True, ports=[443, 80], wake_udp=[443])
+        self.standin.announce("fd00:0::1", [], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=True)
         self.standin.withdraw("10.0.0.11")
-        self.standin.announce("10.0.0.12", MAC, asleep=False)
+        self.standin.announce("10.0.0.12", [MAC], asleep=False)
         self.standin.ready("10.0.0.12")
         changes: list[bool] = []
         self.standin.on_change = lambda: changes.append(self.standin.connected)
@@ -159,32 +195,66 @@ class ConversationTests(TestCase):
         """What was said already is not said again: a guest may have taken its address over without Jitsu."""
         synjitsu = await self.synjitsu()
         self.standin.start()
-        self.standin.announce(IP, MAC, asleep=False)
+        self.standin.announce(IP, [MAC], asleep=False)
         await self.until(lambda: VM in synjitsu.standins.table)
-        synjitsu.standins.ready(VM, GUEST)
-        self.standin.announce(IP, MAC, asleep=False)
-        self.standin.announce("10.0.0.11", MAC, asleep=False)
+        synjitsu.standins.ready(VM, (GUEST,))
+        self.standin.announce(IP, [MAC], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=False)
         await self.until(lambda: len(synjitsu.standins.table) > 1)
         self.assertIs(State.UP, synjitsu.standins.table[VM].state)
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         await self.until(lambda: synjitsu.standins.table[VM].state is State.ASLEEP)
 
     async def test_summons_and_sees(self) -> None:
         """A SYN for one that is asleep, and the guest's own announcement, are told."""
         self.standin.start()
         await self.synjitsu()
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         await self.until(lambda: self.standin.connected)
         await self.standin.status()
         self.pcap.put(tcp_frame(), arp_frame(1, GUEST, VM, VM))
         await self.until(lambda: len(self.events) == 2)
         self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
 
+    async def test_refused_addresses(self) -> None:
+        """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
+        changes: list[int] = []
+        self.standin.on_change = lambda: changes.append(len(self.standin.refused))
+        self.standin.start()
+        synjitsu = await self.synjitsu()
+        self.patch(synjitsu, "_obstacle", lambda _: "it is the host's")
+        await self.until(lambda: self.standin.connected)
+        self.said.clear()
+        for asleep in (True, False):
+            self.standin.announce(IP, [MAC], asleep=asleep)
+            await self.standin.status()
+        self.assertEqual({IP: "it is the host's"}, self.standin.refused)
+        self.patch(synjitsu, "_obstacle", lambda _: None)
+        self.standin.announce(IP, [MAC], asleep=True)
+        await self.standin.status()
+        self.assertEqual(({}, [0, 1, 0]), (self.standin.refused, changes))
+        self.assertEqual(["Synjitsu ref"], [words for words in self.said if "ref" in words])
+
+    async def test_secret(self) -> None:
+        """Without the secret nothing is understood; with it everything."""
+        synjitsu = await self.synjitsu()
+        factory: Any = synjitsu.factory
+        factory.secret = self.place
+        self.standin.announce(IP, [MAC], asleep=True)
+        self.standin.start()
+        await self.until(lambda: self.said)
+        self.assertEqual({}, synjitsu.standins.table)
+        other = StandIn(f"unix:{self.place}", print, print, reactor, secret=factory.secret)
+        self.addCleanup(other.stop)
+        other.announce(IP, [MAC], asleep=True)
+        other.start()
+        await self.until(lambda: VM in synjitsu.standins.table)
+
     async def test_many(self) -> None:
         """More stand-ins than fit into one answer."""
         synjitsu = await self.synjitsu()
         for number in range(2 * messages.PAGE):
-            self.standin.announce(f"10.1.{number // 256}.{number % 256}", MAC, asleep=True)
+            self.standin.announce(f"10.1.{number // 256}.{number % 256}", [MAC], asleep=True)
         self.standin.start()
         await self.until(lambda: len(synjitsu.standins.table) == 2 * messages.PAGE)
         status = await self.standin.status()
@@ -200,9 +270,9 @@ class ConversationTests(TestCase):
         self.standin.start()
         await self.synjitsu()
         await self.until(lambda: self.standin.connected)
-        self.standin.announce(IP, "52:54", asleep=True)
-        self.standin.announce(IP, MAC, asleep=True, handover="xenstore")
-        self.standin.announce("10.0.0.11", "", asleep=False)
+        self.standin.announce(IP, ["52:54"], asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True, handover="xenstore")
+        self.standin.announce("10.0.0.11", [], asleep=False)
         self.standin.ready("10.0.0.11")
         await self.standin.status()
         self.assertEqual(3, self.said.count("Synjitsu ref"))
@@ -210,7 +280,7 @@ class ConversationTests(TestCase):
     async def test_wrong_version(self) -> None:
         """Another version is refused, and the log says why; it is tried again, as one of them may be updated."""
         self.patch(conversation, "messages", SimpleNamespace(VERSION=messages.VERSION + 1))
-        self.standin.announce(IP, MAC, asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True)
         synjitsu = await self.synjitsu()
         self.standin.start()
         await self.until(lambda: self.said)
@@ -237,6 +307,12 @@ class ServiceTests(SynchronousTestCase):
             """Begin with nothing asked."""
             self.summons = 0
             self.calls: list[Any] = []
+            self.transport = self
+            self.lost = False
+
+        def loseConnection(self) -> None:  # noqa: N802
+            """Remember that."""
+            self.lost = True
 
         def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
             """Remember a call; it is never answered."""
@@ -245,6 +321,14 @@ class ServiceTests(SynchronousTestCase):
 
         def summoned(self, result: Any) -> None:
             """Do nothing."""
+
+    def refused(self, ip: str) -> str:
+        """Return why an address is not stood in for; nothing if it is."""
+        try:
+            self.synjitsu.announce(self.jitsu, ip_address(ip).packed, (GUEST,), asleep=True)
+        except messages.Refused as error:
+            return str(error).partition(" ")[2]
+        return ""
 
     def make(self, listed: dict[bytes, bytes] | None = None) -> Synjitsu:
         """Return a service that runs."""
@@ -261,24 +345,29 @@ class ServiceTests(SynchronousTestCase):
 
     def test_orphans(self) -> None:
         """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
-        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=False)
+        self.synjitsu.open()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(tcp_frame())
         self.synjitsu.lost(self.jitsu)
         self.clock.pump([1.0] * int(ORPHANED - 1))
         self.assertEqual(1, self.synjitsu.standins.syns.total)
         self.clock.pump([1.0] * 2)
-        self.assertEqual({}, self.synjitsu.standins.table)
         self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+        self.assertIn(VM, self.synjitsu.standins.handed)
+        self.frame(arp_frame(1, GUEST, VM, VM))  # the guest comes up late
+        self.assertEqual(GUEST, self.pcap.sent[-1][:6])
+        self.clock.pump([1.0] * int(EXPIRY + 2))
+        self.assertEqual({}, self.synjitsu.standins.table)
 
     def test_comes_back(self) -> None:
         """One that comes back keeps what it announces again, and loses what it does not."""
         other = bytes([10, 0, 0, 11])
         for ip in (VM, other):
-            self.synjitsu.announce(self.jitsu, ip, GUEST, asleep=True)
+            self.synjitsu.announce(self.jitsu, ip, (GUEST,), asleep=True)
         self.synjitsu.lost(self.jitsu)
         self.frame(tcp_frame())
         back: Any = self.Jitsu()
-        self.synjitsu.announce(back, VM, GUEST, asleep=True)
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=True)
         self.synjitsu.announced_all()
         self.assertEqual([VM], list(self.synjitsu.standins.table))
         self.assertEqual(1, self.synjitsu.standins.syns.total)
@@ -289,12 +378,81 @@ class ServiceTests(SynchronousTestCase):
 
     def test_flood_of_summons(self) -> None:
         """A Jitsu that does not take summons gets so many and no more; half are for clients that have sent twice."""
-        self.synjitsu.announce(self.jitsu, VM, GUEST, asleep=True)
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=True)
         for number in range(1000):
             self.frame(tcp_frame(number.to_bytes(4)))
         self.assertEqual(SUMMONS // 2, len(self.jitsu.calls))
+        self.clock.advance(1.0)
         self.frame(tcp_frame((5).to_bytes(4)))
         self.assertEqual(SUMMONS // 2 + 1, len(self.jitsu.calls))
+
+    def test_refuses(self) -> None:
+        """It stands in for no address of the host, of a router, or outside the bridge's networks."""
+        self.kernel.own = ("10.0.0.1/24", "fd00::1/64", "fe80::1/64")
+        self.kernel.routers, self.kernel.behind = ("10.0.0.254",), ("10.7.0.9",)
+        self.synjitsu.open()
+        network = "is in no network of br0: correct the VM's ip, or give the bridge its network"
+        for ip, reason in (
+            ("10.0.0.10", ""), ("10.0.0.1", "is an address of this host"), ("fe80::1", "is an address of this host"),
+            ("10.0.0.254", "is the gateway of this host's default route"), ("10.0.1.10", network), ("10.7.0.9", ""),
+            ("fd00::10", ""), ("fd01::10", network),
+        ):
+            self.assertEqual(reason, self.refused(ip), ip)
+            self.assertEqual(not reason, ip_address(ip).packed in self.synjitsu.standins.table)
+        with self.assertRaises(messages.Refused):
+            self.synjitsu.ready(self.jitsu, ip_address("10.0.0.1").packed, (GUEST,))
+
+    def test_no_network(self) -> None:
+        """Where the host has no address on the bridge, any address will do but a router's."""
+        self.kernel.own, self.kernel.routers = ("fe80::1/64",), ("10.0.0.254",)
+        self.synjitsu.open()
+        self.assertEqual(["", "", "is the gateway of this host's default route"],
+                         list(map(self.refused, ("10.0.0.10", "fd00::10", "10.0.0.254"))))
+
+    def test_networks_change(self) -> None:
+        """What becomes the host's own is stood in for no longer; what was refused is announced again when it may be."""
+        self.kernel.own = ("10.0.0.1/24",)
+        self.synjitsu.open()
+        self.assertEqual("", self.refused("10.0.0.10"))
+        self.assertNotEqual("", self.refused("10.1.0.10"))
+        self.kernel.own, self.kernel.changes = ("10.0.0.1/24", "10.0.0.10/24"), True
+        self.synjitsu.tick()
+        self.assertEqual(({}, False), (self.synjitsu.standins.table, self.jitsu.lost))
+        self.kernel.own = ("10.0.0.1/24", "10.1.0.1/24")
+        self.synjitsu.tick()
+        self.assertTrue(self.jitsu.lost)
+
+    def test_learns(self) -> None:
+        """A MAC is the guest's if it is behind the guest's port; a stranger gets nothing."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([], self.jitsu.calls)
+        self.kernel.same = {PEER}
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([messages.Seen], [command for command, _ in self.jitsu.calls])
+        self.assertEqual(PEER, self.synjitsu.standins.table[VM].mac)
+
+    def test_elsewhere(self) -> None:
+        """Jitsu is told of a guest that uses another address."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 77]), PEER[:4]))
+        self.clock.pump([1.0] * 7)
+        self.assertEqual([(messages.Elsewhere, {"ip": IP, "found": "10.0.0.77"})], self.jitsu.calls)
+
+    def test_reports(self) -> None:
+        """Why Synjitsu has no port in a bridge is logged, once."""
+        said: list[Any] = []
+        observer: Any = said.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.kernel.changes = True
+        for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no bridge")):
+            said.clear()
+            self.kernel.fails = fails
+            self.synjitsu.tick()
+            self.synjitsu.tick()
+            self.assertEqual(1, len(said))
+            self.assertIn(remedy, said[0]["report"])
 
     def test_listed(self) -> None:
         """A VM that our own options list is stood in for from the start, until its guest shows itself."""
@@ -304,71 +462,6 @@ class ServiceTests(SynchronousTestCase):
         self.frame(arp_frame(1, PEER, VM, VM), arp_frame(1, GUEST, VM, VM))
         self.assertIs(State.UP, self.synjitsu.standins.table[VM].state)
         self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
-
-
-class CaptureTests(SynchronousTestCase):
-    """Frames from a fake interface."""
-
-    def setUp(self) -> None:
-        """Begin with an open one."""
-        self.clock = ReadingClock()
-        self.pcaps: list[FakePcap] = []
-        self.refused = False
-        self.frames: list[bytes] = []
-        self.capture = Capture("br0", self.frames.extend, self.clock, self.opens)
-        self.capture.open("arp")
-        self.addCleanup(self.capture.close)
-
-    def opens(self, interface: str) -> FakePcap:
-        """Return a fake pcap, or refuse."""
-        if self.refused:
-            raise OSError(f"{interface}: No such device exists")
-        self.pcaps.append(FakePcap(interface))
-        return self.pcaps[-1]
-
-    def test_reads(self) -> None:
-        """All frames, some at a time."""
-        self.pcaps[0].put(*(bytes([number]) for number in range(BATCH + 1)))
-        self.capture.doRead()
-        self.assertEqual(BATCH, len(self.frames))
-        self.capture.doRead()
-        self.assertEqual(BATCH + 1, len(self.frames))
-
-    def test_goes_and_comes(self) -> None:
-        """An interface that has gone is opened again, with its filter, when it is back; frames are lost meanwhile."""
-        self.pcaps[0].fails = OSError("The interface disappeared")
-        self.refused = True
-        self.capture.doRead()
-        self.capture.send(b"x")
-        self.capture.narrow("ip")
-        self.clock.pump([RETRY] * 3)
-        self.refused = False
-        self.clock.advance(RETRY)
-        self.assertEqual([["arp"], ["ip"]], [pcap.filters for pcap in self.pcaps])
-        self.capture.send(b"y")
-        self.assertEqual([b"y"], self.pcaps[1].sent)
-
-    def test_refused(self) -> None:
-        """What cannot be opened is one line."""
-        self.refused = True
-        with self.assertRaises(CaptureError) as caught:
-            self.capture.open("arp")
-        self.assertEqual("cannot capture from br0: No such device exists", str(caught.exception))
-
-    def test_failure_of_the_reactor(self) -> None:
-        """The reactor gives up a reader whose descriptor is bad: it is opened again."""
-        self.capture.connectionLost(Failure(OSError("bad")))
-        self.clock.advance(RETRY)
-        self.assertEqual(2, len(self.pcaps))
-
-    def test_filters(self) -> None:
-        """Pcap takes every filter, up to many ports, for a real interface; each thing is asked for where wanted."""
-        opened = open_pcap("lo")
-        self.addCleanup(opened.close)
-        for ipv4 in (False, True):
-            for ipv6 in (False, True):
-                for udp in ((), (443,), range(1, 200)):
-                    opened.setfilter(filter_for(OURS, ipv4=ipv4, ipv6=ipv6, udp=udp, knocks=ipv4))
 
 
 class DescriptionTests(SynchronousTestCase):
@@ -390,6 +483,7 @@ class DescriptionTests(SynchronousTestCase):
             ("unix:/run/x.sock", "unix:/run/x.sock:mode=600:lockfile=0"),
             ("unix:/run/x.sock:mode=660", "unix:/run/x.sock:mode=660"),
             ("10.0.0.1:99", "tcp:99:interface=10.0.0.1"),
+            ("tcp:99", "tcp:99"),
             ("[fd00::1]:99", r"tcp6:99:interface=fd00\:\:1"),
         ):
             self.assertEqual(expected, tap.description(text))

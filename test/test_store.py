@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ class GitStoreTests(contract_store.StoreContract):
         self.assertEqual("one\n", self.git("log", "--format=%s", "main"))
 
     async def test_lock_left_behind(self) -> None:
-        """A lock is somebody's, and respected; the one of a process that was killed is old, and does not count."""
+        """
+        A lock of another process is respected; one that a killed process has left is old, and does not count.
+
+        Neither does one from the future: the clock was set back since.
+        """
         await self.store.write({"a": "1"}, "one")
         lock = self.path / "refs" / "heads" / "main.lock"
         lock.touch()
@@ -88,9 +93,11 @@ class GitStoreTests(contract_store.StoreContract):
         store.open()
         await self.assertFailure(store.write({"a": "2"}, "two"), StoreError)
         self.assertEqual({"a": "1"}, self.again().open())
-        os.utime(lock, (1, 1))
-        await store.write({"a": "2"}, "two")
-        self.assertEqual("2\n", self.git("show", "main:a"))
+        for value, modified in (("2", 1.0), ("3", time.time() + 3600)):
+            lock.touch()
+            os.utime(lock, (modified, modified))
+            await store.write({"a": value}, value)
+            self.assertEqual(f"{value}\n", self.git("show", "main:a"))
 
     def test_memory(self) -> None:
         """A year of commits takes no more memory than a day of them: nothing is kept of what was written."""

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_interface
 from typing import Any, Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from synjitsu_tw import handover, packets
 from synjitsu_tw.packets import BROADCAST, Neighbour
-from synjitsu_tw.standins import KNOCK_PORT, LINGER, Standins
+from synjitsu_tw.standins import (
+    AGAIN_WITHIN,
+    ASK_WITHIN,
+    ASTRAY,
+    KNOCK_PORT,
+    LINGER,
+    LOOK_UPS_PER_SECOND,
+    Standins,
+)
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import (
     CLAIM_EVERY,
     PEERS,
     Action,
     Claimed,
+    Elsewhere,
     Erase,
     Handover,
     Link,
     Listens,
+    LookUp,
     Record,
     Refusal,
     Seen,
@@ -46,6 +57,9 @@ from test.test_synjitsu_packets import (
 HOST: Final = bytes.fromhex("0200000000aa")
 HOST_IP: Final = bytes([10, 0, 0, 1])
 
+#: Another MAC of the guest's.
+SECOND: Final = bytes.fromhex("525400000002")
+
 
 class StandinsTestCase(SynchronousTestCase):
     """Has one stand-in for a VM, on one bridge."""
@@ -54,21 +68,25 @@ class StandinsTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin with nobody announced."""
-        self.link = Link(OURS, HOST, {HOST_IP}, knocks_from={4: HOST_IP})
+        self.link = Link(OURS, HOST, {HOST_IP}, networks=[ip_interface("10.0.0.1/24"), ip_interface("fe80::1/64")])
         self.standins = Standins({"br0": self.link})
 
-    def announce(self, ip: bytes = VM, *, asleep: bool = True, mac: bytes = GUEST, **more: Any) -> list[Action]:
+    def announce(self, ip: bytes = VM, *, asleep: bool = True, macs: Any = (GUEST,), **more: Any) -> list[Action]:
         """Announce the VM."""
-        return list(self.standins.announce(ip, mac, asleep=asleep, **more))
+        return list(self.standins.announce(ip, macs, asleep=asleep, **more))
 
     def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
         """Let a frame be seen, some seconds later; return what it leads to."""
         self.now += seconds
         return list(self.standins.frame("br0", octets, self.now))
 
-    def ready(self, ip: bytes = VM, mac: bytes = b"") -> list[Action]:
+    def ready(self, ip: bytes = VM, *macs: bytes) -> list[Action]:
         """Say that the guest is ready; return what hands over to it."""
-        return list(handover.wire(self.standins, *self.standins.ready(ip, mac)))
+        return list(handover.wire(self.standins, *self.standins.ready(ip, macs)))
+
+    def shown(self, mac: bytes = GUEST) -> list[Action]:
+        """Let a frame of the guest's be seen that says nothing of addresses."""
+        return self.frame(mac.join((b"\x33\x33\0\0\0\x16", b"\x86\xdd\x60")) + bytes(60))
 
     def ask(self, sha: bytes = PEER, spa: bytes = CLIENT, tags: bytes = b"") -> bytes:
         """Return a question for the VM's address."""
@@ -114,10 +132,29 @@ class AskedTests(StandinsTestCase):
         self.assertEqual([], self.frame(self.ask()))
 
     def test_probed(self) -> None:
-        """A stranger that looks whether the address is free is told that it is not."""
+        """A stranger that looks whether the address is free is told that it is not, once it is known to be one."""
         self.announce()
-        (octets,) = self.sent(self.frame(self.ask(spa=bytes(4))))
+        look_up, answer = self.frame(self.ask(spa=bytes(4)))
+        self.assertEqual(LookUp(VM, PEER, "br0"), look_up)
+        (octets,) = self.sent([answer])
         self.says(octets, OURS, PEER)
+
+    def test_guest_probes(self) -> None:
+        """The guest looks whether its address is free, by any MAC that is known or found to be its own: no answer."""
+        self.announce(macs=(GUEST, SECOND))
+        for mac in (GUEST, SECOND):
+            self.assertEqual([], self.sent(self.frame(self.ask(mac, bytes(4)))))
+        actions = self.standins.frame("br0", self.ask(PEER, bytes(4)), self.now)
+        self.assertEqual(LookUp(VM, PEER, "br0"), next(actions))
+        self.standins.learn(VM, PEER)
+        self.assertEqual([], self.sent(list(actions)))
+
+    def test_look_ups_are_bounded(self) -> None:
+        """However many strangers there are, no more than some are looked up in a second."""
+        self.announce()
+        actions = [action for number in range(1000) for action in self.frame(self.ask(number.to_bytes(6), bytes(4)))]
+        self.assertEqual(LOOK_UPS_PER_SECOND, sum(isinstance(action, LookUp) for action in actions))
+        self.assertIsInstance(self.frame(self.ask(spa=bytes(4)), 1.0)[0], LookUp)
 
     def test_host(self) -> None:
         """This host itself cannot be reached by the bridge: its kernel is told."""
@@ -190,15 +227,18 @@ class SynTests(StandinsTestCase):
             self.assertIsInstance(self.frame(udp_frame(data))[0], Summon)
         self.assertEqual([], self.frame(udp_frame(b"x", dport=53)))
         self.assertEqual(2, self.standins.syns.total)
+        self.shown()
         sent = self.sent(self.ready())[-2:]
         self.assertEqual([b"one", b"two"], [octets[-3:] for octets in sent])
 
     def test_gives_up(self) -> None:
-        """A client's RST drops its SYN, and nobody else's."""
+        """A client's RST drops its SYN, and nobody else's, and not with another sequence number."""
         self.announce()
-        self.frame(tcp_frame())
-        self.frame(tcp_frame(sport=5))
-        self.frame(tcp_frame(flags=4))
+        self.frame(tcp_frame(seq=7))
+        self.frame(tcp_frame(sport=5, seq=7))
+        self.frame(tcp_frame(flags=4, seq=9))
+        self.assertEqual(2, self.standins.syns.total)
+        self.frame(tcp_frame(flags=4, seq=8))
         self.assertEqual((1, 1), (self.standins.syns.total, self.standins.counters["given_up"]))
 
     def test_expires(self) -> None:
@@ -266,38 +306,119 @@ class GuestTests(StandinsTestCase):
         """Another that says it is the VM is reported once in a while, and otherwise as if it were not there."""
         self.announce(asleep=False)
         self.frame(self.ask())
-        claim = arp_frame(1, PEER, VM, VM)
-        self.assertEqual([Claimed(VM, PEER, "br0")], self.frame(claim))
-        self.assertEqual([], self.frame(claim, CLAIM_EVERY - 1))
-        self.assertEqual([Claimed(VM, PEER, "br0")], self.frame(claim, 1.0))
-        self.assertFalse(self.standins.table[VM].alive)
+        claim, look_up = arp_frame(1, PEER, VM, VM), LookUp(VM, PEER, "br0")
+        self.assertEqual([look_up, Claimed(VM, PEER, "br0")], self.frame(claim))
+        self.assertEqual([look_up], self.frame(claim, CLAIM_EVERY - 1))
+        self.assertEqual([look_up, Claimed(VM, PEER, "br0")], self.frame(claim, 1.0))
+        self.assertEqual({}, self.standins.table[VM].seen_on)
+        self.ready()
+        self.assertEqual(GUEST, self.standins.table[VM].mac)
 
-    def test_knocks_more_and_more_seldom(self) -> None:
-        """A guest is knocked at ever more seldom, until something is heard of it; then it is told who knocks, once."""
+    def test_other_macs(self) -> None:
+        """Hand-over goes to the MAC that the guest uses for the address: announced, or found behind its port."""
+        self.announce(macs=(GUEST, SECOND), asleep=False)
+        self.assertEqual(GUEST, self.standins.table[VM].mac)
+        self.frame(arp_frame(1, SECOND, VM, CLIENT))
+        self.assertEqual(SECOND, self.standins.table[VM].mac)
+        actions = self.standins.frame("br0", arp_frame(1, PEER, VM, VM), self.now)
+        self.assertEqual(LookUp(VM, PEER, "br0"), next(actions))
+        self.standins.learn(VM, PEER)
+        self.assertIn(Seen(VM), list(actions))
+        self.announce(macs=(GUEST, SECOND), asleep=False)  # said again
+        self.says(self.sent(self.ready(VM, GUEST, SECOND))[0], PEER, BROADCAST)
+        self.announce(macs=(GUEST, SECOND))  # another boot
+        self.assertEqual((GUEST, False), (self.standins.table[VM].mac, self.standins.table[VM].is_guest(PEER)))
+
+    def test_late_proof(self) -> None:
+        """Where the guest shows only after the handover which MAC it uses, all are told of that once."""
+        self.announce(macs=(GUEST, SECOND), asleep=False)
+        self.says(self.sent(self.ready())[0], GUEST, BROADCAST)
+        answer = arp_frame(2, SECOND, VM, CLIENT, to=PEER)
+        (octets,) = self.sent(self.frame(answer))
+        self.says(octets, SECOND, BROADCAST)
+        self.assertEqual([], self.sent(self.frame(answer)))
+        self.assertEqual([], self.sent(self.frame(arp_frame(2, GUEST, VM, CLIENT, to=PEER))))
+
+    def test_elsewhere(self) -> None:
+        """A guest that uses another address is reported after a while, once; and again when it uses its own."""
+        other = bytes([10, 0, 0, 77])
+        self.frame(arp_frame(1, GUEST, other, other))
+        self.announce()
+        self.frame(arp_frame(1, GUEST, other, other))  # it is about to end
+        self.announce(asleep=False)
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        for address in (bytes(4), other, other):
+            self.frame(arp_frame(1, GUEST, address, CLIENT))
+        self.ready()
+        self.assertEqual([], list(self.standins.expire(self.now + ASTRAY - 1)))
+        self.assertEqual([Elsewhere(VM, other)], list(self.standins.expire(self.now + ASTRAY)))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        self.assertEqual([Elsewhere(VM, b""), Seen(VM)], self.frame(arp_frame(2, GUEST, VM, bytes(4))))
+        self.frame(arp_frame(1, GUEST, other, CLIENT))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+
+    def test_two_addresses(self) -> None:
+        """A guest that uses another of its VM's addresses, or its own soon afterwards, is not reported."""
+        second = bytes([10, 0, 0, 11])
+        self.announce(asleep=False)
+        self.announce(second, asleep=False)
+        self.frame(arp_frame(1, GUEST, second, CLIENT))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 12]), CLIENT))
+        self.frame(arp_frame(1, GUEST, VM, CLIENT), ASTRAY - 1)
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+
+    def looks(self, seconds: float) -> list[bytes]:
+        """Let time pass; return what is sent meanwhile to find out whether guests listen."""
+        sent = []
+        for _ in range(round(seconds / 0.005)):
+            self.now += 0.005
+            sent += self.sent(list(self.standins.knock(self.now)))
+        return sent
+
+    def test_silent(self) -> None:
+        """Until a guest has shown itself, nothing is sent to its MAC: the network is asked for it, and not often."""
         self.announce(asleep=False, knock=80)
+        question = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
+        sent = self.looks(0.6)
+        self.assertEqual({question}, set(sent))
+        self.assertLess(len(sent), 6)
+        self.assertAlmostEqual(60 / ASK_WITHIN, len(self.looks(60)), delta=2)
+        self.standins.ask_now()  # there is a new port
+        self.assertEqual([question], self.looks(0.005))
+        for _ in range(2):
+            answered = self.frame(arp_frame(2, GUEST, VM, HOST_IP, to=HOST))
+            self.assertEqual(GUEST, self.sent(answered)[-1][:6])
+            self.standins.look_anew()  # its tap has gone, and it is restored
+            self.assertEqual([question], self.looks(0.005))
 
-        def knocks(seconds: float) -> int:
-            count = 0
-            for _ in range(round(seconds / 0.005)):
-                self.now += 0.005
-                count += len(list(self.standins.knock(self.now)))
-            return count
+    def test_ipv6_silent(self) -> None:
+        """The same over IPv6: the question goes to the solicited-node address, in the host's link-local one."""
+        self.announce(VM6, asleep=False, knock=80)
+        (octets,) = self.looks(0.005)
+        self.assertEqual(b"\x33\x33\xff" + VM6[-3:], octets[:6])
+        said = understood(octets)
+        assert isinstance(said, Neighbour)
+        self.assertEqual((ip_interface("fe80::1/64").ip.packed, VM6, True), (said.ip, said.target, said.asks))
+        self.assertEqual(bytes.fromhex("ff0200000000000000000001ff") + VM6[-3:], octets[14 + 24 : 14 + 40])
 
-        self.assertLess(knocks(2), 200)
-        self.assertLess(knocks(60), 400)
-        self.assertGreater(knocks(1), 3)
-        self.frame(GUEST.join((b"\x33\x33\0\0\0\x16", b"\x86\xdd\x60")) + bytes(60))  # a listener report, about so
-        question, knock = self.sent(list(self.standins.knock(self.now)))
+    def test_knocks_less_and_less_often(self) -> None:
+        """A guest that has shown itself is told who knocks, once, and knocked at ever less often while it is silent."""
+        self.announce(asleep=False, knock=80)
+        question, knock = self.sent(self.shown())
         self.assertEqual((arp_frame(1, HOST, HOST_IP, VM, to=GUEST), GUEST), (question, knock[:6]))
-        self.assertEqual(200, knocks(1))
+        self.assertLess(len(self.looks(1)), 30)
+        self.assertLess(len(self.looks(60)), 300)
+        self.shown()
+        self.assertEqual(4, len(self.looks(0.02)))
         self.announce()
         self.announce(asleep=False, knock=80)
-        self.assertLess(knocks(2), 200)
+        self.assertEqual(BROADCAST, self.looks(0.005)[0][:6])
 
     def test_knocks(self) -> None:
         """A guest that boots is knocked at; it is ready when it answers from that port, by its own MAC; RST is none."""
         self.announce(asleep=False, knock=80)
-        (octets,) = self.sent(list(self.standins.knock(self.now)))
+        _, octets = self.sent(self.shown())
         self.assertEqual((GUEST, HOST), (octets[:6], octets[6:12]))
         self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=KNOCK_PORT, seq=1, win=1024)[14:], octets[14:])
 
@@ -307,7 +428,8 @@ class GuestTests(StandinsTestCase):
             octets[6:12] = mac
             return bytes(octets)
 
-        for wrong in (answer(PEER), answer(flags=0x14), answer(sport=81), answer(dport=5)):
+        self.assertEqual([LookUp(VM, PEER, "br0")], self.frame(answer(PEER)))
+        for wrong in (answer(flags=0x14), answer(sport=81), answer(dport=5)):
             self.assertEqual([], self.frame(wrong))
         self.assertEqual([Listens(VM)], self.frame(answer()))
         self.ready()
@@ -332,6 +454,7 @@ class JitsuTests(StandinsTestCase):
         self.frame(self.ask())
         for port in (7, 5, 6):
             self.frame(tcp_frame(sport=port))
+        self.shown()
         everybody, unasked, answer, question, *syns = self.sent(self.ready())
         for octets, to in ((everybody, BROADCAST), (unasked, PEER), (answer, PEER)):
             self.says(octets, GUEST, to)
@@ -339,13 +462,36 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
         self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
 
+    def test_not_shown(self) -> None:
+        """What is handed over to a guest that has not shown itself waits until it does, and is not flooded."""
+        self.announce(asleep=False)
+        self.frame(self.ask(tags=TAG))
+        self.frame(tcp_frame(tags=TAG))
+        self.assertEqual([], [octets for octets in self.sent(self.ready()) if octets[:6] == GUEST])
+        asked = self.sent(list(self.standins.again(self.now)))
+        own = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
+        self.assertEqual({own, arp_frame(1, PEER, CLIENT, VM, to=BROADCAST, tags=TAG)}, set(asked))
+        self.assertEqual([], list(self.standins.again(self.now)))
+        question, syn = self.sent(self.shown())
+        self.assertEqual((arp_frame(1, PEER, CLIENT, VM, to=GUEST, tags=TAG), GUEST), (question, syn[:6]))
+
+    def test_never_shown(self) -> None:
+        """What waits for a guest that never shows itself is dropped when its client has given up."""
+        self.announce(asleep=False)
+        self.frame(tcp_frame())
+        self.ready()
+        list(self.standins.again(self.now + EXPIRY))
+        list(self.standins.again(self.now + EXPIRY))
+        self.assertEqual({}, self.standins.handed)
+
     def test_not_answered(self) -> None:
-        """What a guest does not answer is sent again, ever more seldom, with its sender's address, for a second."""
+        """What a guest does not answer is sent again, ever more seldom, with its sender's address, for a while."""
         self.announce()
         self.frame(self.ask())
         self.frame(tcp_frame(sport=5))
         self.frame(tcp_frame(sport=6))
         self.frame(udp_frame(b"first"))
+        self.shown()
         self.ready()
 
         def again(seconds: float) -> list[bytes]:
@@ -363,7 +509,7 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual(3, len(again(0.01)))
         self.frame(answer[:6] + GUEST + answer[12:])
         self.assertEqual([arp_frame(1, PEER, CLIENT, VM, to=GUEST), tcp_frame(sport=6, to=GUEST)], again(0.02))
-        self.assertEqual(2 * 4, len(again(2)))
+        self.assertEqual(2 * 6, len(again(2 * AGAIN_WITHIN)))
         self.assertEqual({}, self.standins.handed)
 
     def test_settled(self) -> None:
@@ -377,6 +523,7 @@ class JitsuTests(StandinsTestCase):
         ):
             self.announce(asleep=False)
             self.frame(tcp_frame(sport=5))
+            self.shown()
             self.ready()
             self.assertIn(VM, self.standins.handed)
             list(self.standins.again(self.now))
@@ -385,12 +532,13 @@ class JitsuTests(StandinsTestCase):
             self.assertEqual({}, self.standins.handed)
 
     def test_ready_elsewhere(self) -> None:
-        """The MAC that is said last counts; one that was never announced can be ready, too."""
+        """The MACs that are said last count; a guest that was never announced can be ready, too."""
         self.announce()
         self.frame(tcp_frame())
-        self.assertEqual(PEER, self.sent(self.ready(mac=PEER))[-1][:6])
-        self.says(self.sent(self.ready(mac=GUEST))[0], GUEST, BROADCAST)
-        self.assertIs(State.UP, self.standins.table[VM].state)
+        self.says(self.sent(self.ready(VM, PEER))[0], PEER, BROADCAST)
+        self.assertEqual(PEER, self.sent(self.shown(PEER))[-1][:6])
+        self.ready(CLIENT, GUEST)
+        self.assertIs(State.UP, self.standins.table[CLIENT].state)
 
     def test_afterwards(self) -> None:
         """What still comes to the stand-in's MAC is passed on, and its sender told again, once a second at most."""
@@ -436,8 +584,8 @@ class JitsuTests(StandinsTestCase):
         record, summon = self.frame(tcp_frame(to=GUEST))
         self.assertIsInstance(record, Record)
         self.assertIsInstance(summon, Summon)
-        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(to=GUEST)))
-        (erase,) = self.frame(tcp_frame(flags=4))
+        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(to=GUEST), 1.0))
+        (erase,) = self.frame(tcp_frame(flags=4, seq=8))
         self.assertIsInstance(erase, Erase)
         self.frame(tcp_frame(to=GUEST))
         self.assertEqual([], self.ready())
@@ -453,5 +601,5 @@ class FrameTests(StandinsTestCase):
         for octets in (packets.told(VM, OURS, BROADCAST, b""), packets.told(VM, GUEST, BROADCAST, b"")):
             own = octets[:6] + OURS + octets[12:]
             self.assertEqual([], self.frame(own))
-        self.assertFalse(self.standins.table[VM].alive)
+        self.assertEqual({}, self.standins.table[VM].seen_on)
         self.assertEqual(OURS, read(own).src)

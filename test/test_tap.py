@@ -96,6 +96,13 @@ class ProcessTestCase(SynchronousTestCase):
         """Return what the server has logged."""
         return (self.folder / "log").read_text()
 
+    def until_logged(self, words: str) -> None:
+        """Wait until the log has *words*."""
+        end = time.monotonic() + PATIENCE
+        while words not in self.log():
+            self.assertLess(time.monotonic(), end, self.log())
+            time.sleep(0.02)
+
     def ask(self, name: str, type_: str = "A", timeout: float = PATIENCE, host: str = HOST) -> dns.message.Message:
         """Ask over TCP, which says at once where nobody listens."""
         query = dns.message.make_query(name, type_, use_edns=0)
@@ -152,6 +159,37 @@ class ServeTests(ProcessTestCase):
         self.assertNotIn("Traceback", self.log())
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
         self.assertIn("/dns/www.jitsu.test/total_requests", tree)
+
+    def test_ends_once(self) -> None:
+        """A second SIGTERM, or Ctrl-C, while it ends changes nothing, and is no traceback."""
+        process = self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            time.sleep(0.01)
+        self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE))
+        self.assertNotIn("Traceback", self.log())
+
+    def test_state_comes_first(self) -> None:
+        """When it says that it serves, the state has the VMs and can be cloned."""
+        self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
+        self.until_logged("serving 3 names of 3 VMs")
+        tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
+        self.assertEqual(3, tree.count("/config/name/0"))
+
+    def test_stalled(self) -> None:
+        """A process that stood still for longer than `idle` reads what waits in its sockets before it stops a VM."""
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS.replace("ttl: 30", "ttl: 30, idle: 3"))
+        self.ask("www.jitsu.test")
+        process.send_signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE)
+            for name in ["ns.jitsu.test"] * 200 + ["www.jitsu.test"]:  # more than are read in one turn
+                client.sendto(dns.message.make_query(name, "A").to_wire(), (HOST, self.port))
+            time.sleep(5)
+            process.send_signal(signal.SIGCONT)
+            while not any("www" in rrset.to_text() for rrset in dns.message.from_wire(client.recv(4096)).answer):
+                pass
+        self.assertNotIn("idle for 3 s", self.log())
 
     def test_reload(self) -> None:
         """By SIGHUP or jitsuctl the zones are read anew, for all names, warm ones too; a bad one changes nothing."""
@@ -293,6 +331,31 @@ class SocketsTests(ProcessTestCase):
         self.assertEqual(nobody.pw_uid, (self.folder / "state.git" / "HEAD").stat().st_uid)
 
 
+class HypervisorTests(ProcessTestCase):
+    """What is wrong at a hypervisor keeps nothing else from being served."""
+
+    def serves(self, connect: str) -> None:
+        """Check that a VM of *connect* is SERVFAIL, and that another one is served."""
+        self.serve("--zone", "jitsu.zone", configuration=(
+            f"vms:\n  - {{name: nobody, dns: nobody.jitsu.test, ip: 10.0.0.9, backend: libvirt, connect: {connect}}}\n"
+            "  - {name: www, dns: www.jitsu.test, ip: 10.0.0.1}\n"
+        ))  # fmt: skip
+        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+        self.assertEqual(dns.rcode.SERVFAIL, self.ask("nobody.jitsu.test").rcode())
+
+    def test_unknown_name(self) -> None:
+        """A VM that libvirt does not know is an error in the log, with the remedy."""
+        self.serves("test:///default")
+        self.assertIn("nobody: Domain not found; define it there", self.log())
+
+    def test_silent(self) -> None:
+        """A hypervisor that takes the connection and says nothing is waited for beside all else."""
+        with socket.socket() as silent:
+            silent.bind((HOST, 0))
+            silent.listen()
+            self.serves(f"qemu+tcp://{HOST}:{silent.getsockname()[1]}/system")
+
+
 class RefusalTests(ProcessTestCase):
     """Mistakes are one clear line and an exit status; nothing is started."""
 
@@ -315,10 +378,23 @@ class RefusalTests(ProcessTestCase):
         self.refused("nowhere.zone", "--zone", "nowhere.zone")
         self.refused("nowhere.yaml: cannot be read", "--config", "nowhere.yaml")
 
-    def test_unknown_libvirt_name(self) -> None:
-        """A VM that libvirt does not know is named, with its place."""
-        vms = "connect: test:///default\nvms:\n  - {name: nobody, dns: n.jitsu.test, ip: 10.0.0.1}\n"
-        self.refused("jitsu.yaml:5: vms: nobody: libvirt at test:///default knows no such VM", configuration=vms)
+    def test_files_of_twistd(self) -> None:
+        """A pid file, or a log, that twistd cannot write is named with the remedy."""
+        if os.geteuid() != 0:
+            raise SkipTest("only root can give up privileges")
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: off\nbackend: memory\n{VMS}")
+        nobody = ("setpriv", "--reuid=nobody", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+        for program, last in (("jitsu", ("--config", f"{self.folder}/jitsu.yaml")), ("synjitsu", ("-i", "lo"))):
+            for options, words in (
+                (("-n",), "cannot write the pid file /twistd.pid; choose another with twistd --pidfile=PATH, or none"),
+                (("--pidfile=",), "cannot write the log /twistd.log; choose another with twistd --logfile=PATH"),
+                (("--pidfile=/nowhere/pid",), "cannot write the pid file /nowhere/pid; "),
+            ):
+                run = subprocess.run([*nobody, BIN / "twistd", *options, program, *last], cwd="/", capture_output=True,
+                                     text=True, timeout=PATIENCE, check=False)
+                self.assertEqual(1, run.returncode)
+                self.assertIn(f"{program}: {words}", run.stderr)
+                self.assertNotIn("Traceback", run.stdout + run.stderr)
 
     def test_port_in_use(self) -> None:
         """A port that somebody has is named, for DNS and for control."""
@@ -453,14 +529,30 @@ class SynjitsuTests(ProcessTestCase):
     """``twistd synjitsu``."""
 
     def test_refuses(self) -> None:
-        """It wants an interface that exists, and says which there are."""
+        """It ends with one line where it cannot work, or shall not."""
+        for name, text, mode in (("short", "12345", 0o600), ("open", "x" * 20, 0o644), ("file", "x" * 20, 0o600)):
+            (self.folder / name).write_text(text)
+            (self.folder / name).chmod(mode)
+        (self.folder / "folder").mkdir()
+        (self.folder / "link").symlink_to("nowhere")
+        is_in_the_way = "that is no socket; remove it, or choose another place"
+        others = "other hosts can connect there and take over any address of the bridge"
         with socket.socket(socket.AF_UNIX) as taken:
             taken.bind(str(self.folder / "taken"))
             taken.listen()
             for arguments, words in (
                 ((), "name the bridge to stand in on, with -i; here are: lo"),
                 (("-i", "nowhere0"), "there is no interface 'nowhere0'; here are: lo"),
-                (("-i", "lo", "--listen", "unix:taken"), "cannot listen on unix:taken: Address already in use"),
+                (("-i", "lo", "--listen", "unix:taken"), "cannot listen on unix:taken: another process listens there"),
+                (("-i", "lo", "--listen", "unix:file"), f"cannot listen on unix:file: there is a file {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:folder"), f"there is a directory {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:link"), f"there is a symbolic link {is_in_the_way}"),
+                (("-i", "lo", "--listen", "unix:file/socket"), "cannot listen on unix:file/socket: "),
+                (("-i", "lo", "--listen", "tcp:0"), others),
+                (("-i", "lo", "--listen", "tcp6:0:interface=\\:\\:", "--secret", "file"), others),
+                (("-i", "lo", "--secret", "short"), "--secret short: write 16 characters or more"),
+                (("-i", "lo", "--secret", "open"), "--secret open: everybody may read it"),
+                (("-i", "lo", "--secret", "missing"), "--secret missing: No such file or directory"),
                 (("-i", "lo", "--listen", "nonsense"), "--listen nonsense: "),
                 (("-i", "lo", "--standin", "10.0.0.1"), "--standin 10.0.0.1: write it like 10.0.0.1=52:54"),
                 (("-i", "lo", "--refuse", "loudly"), "--refuse loudly: write one of silence, rst, unreachable"),
@@ -479,18 +571,25 @@ class SynjitsuTests(ProcessTestCase):
         run = self.run_to_end(*nobody, BIN / "twistd", "-n", "--pidfile=", "synjitsu", "-i", "lo", "--listen",
                               "unix:socket")
         self.assertEqual(1, run.returncode)
-        self.assertRegex(run.stderr, r"synjitsu: cannot capture from lo: .*; it takes CAP_NET_RAW\n")
+        self.assertRegex(run.stderr, r"synjitsu: cannot capture from lo: .*CAP_NET_RAW.*\n")
 
     def test_starts(self) -> None:
-        """It says what it will do."""
+        """
+        It says what it will do, and replaces a socket on which no process listens any more.
+
+        After it stood still, its timers do not count that time.
+        """
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(self.folder / "socket"))
         with (self.folder / "log").open("wb") as log:
             command = [str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "lo", "--listen", "unix:socket"]
             process = subprocess.Popen(command, cwd=self.folder, stdout=log)
         self.addCleanup(self.end, process)
-        end = time.monotonic() + PATIENCE
-        while "standing in on lo" not in self.log():
-            self.assertLess(time.monotonic(), end)
-            time.sleep(0.02)
+        self.until_logged("standing in on lo")
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        self.until_logged("this process did not run")
 
 
 class InstalledTests(ProcessTestCase):

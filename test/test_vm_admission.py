@@ -116,6 +116,21 @@ class RoomTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine("bb").state)
         self.patch(self.world.backend, "traffic", traffic)
 
+    def test_uncounted(self) -> None:
+        """A VM whose packets nobody counts makes no room; one that cannot be saved makes none; the next one does."""
+        modes = {"a": Mode.SAVE, "bb": Mode.DESTROY, "ccc": Mode.DESTROY, "dddd": Mode.DESTROY}
+        self.world = World(*(vm(name, idle=600, mode=mode) for name, mode in modes.items()), max_running=3,
+                           when_full=WhenFull.STOP_IDLE)
+        guests = {name: self.world.backend.guests[self.world.machine(name).uuid] for name in modes}
+        guests["a"].obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
+        guests["bb"].sent = None
+        for name in ("a", "bb", "ccc"):
+            self.ask(name)
+            self.world.pump(10)
+        self.ask("dddd")
+        self.world.pump(0.5)
+        self.assertEqual([State.UP, State.UP, State.OFF, State.UP], self.states())
+
     def test_no_room_to_make(self) -> None:
         """Where nobody may be stopped, the start is refused, and says why; the VM has not failed."""
         self.begin("a aa")

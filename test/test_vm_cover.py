@@ -13,19 +13,20 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.control.standins import standins
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, World, question, vm
 from test.test_vm_fleet import FleetTestCase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 MAC = "52:54:00:00:00:01"
 
@@ -40,8 +41,10 @@ class FakeStandIn:
         more: by address, the rest of the last announcement.
     """
 
-    def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, on_ready: Any) -> None:
+    def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, *more: Any) -> None:
         """Take what a `StandIn` takes."""
+        on_ready, self.elsewhere, self.secret = more
+        self.refused: dict[str, str] = {}
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
@@ -62,14 +65,14 @@ class FakeStandIn:
         self.connected = connected
         self.on_change()
 
-    def announce(self, ip: str, mac: str, *, asleep: bool, **more: Any) -> None:
+    def announce(self, ip: str, macs: Iterable[str], *, asleep: bool, **more: Any) -> None:
         """Remember it."""
-        self._say(ip, f"{'asleep' if asleep else 'booting'} {mac}")
+        self._say(ip, f"{'asleep' if asleep else 'booting'} {' '.join(macs)}")
         self.more[ip] = more
 
-    def ready(self, ip: str, mac: str) -> None:
+    def ready(self, ip: str, macs: Iterable[str]) -> None:
         """Remember it."""
-        self._say(ip, f"ready {mac}")
+        self._say(ip, f"ready {' '.join(macs)}")
 
     def withdraw(self, ip: str, *, failed: bool = False) -> None:
         """Remember it."""
@@ -98,9 +101,9 @@ class CoverTests(FleetTestCase):
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
 
-    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any) -> Cover:
+    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any, **more: Any) -> Cover:
         """Return a cover with a Synjitsu that is none."""
-        cover = Cover(places, machines, reactor, self, make=FakeStandIn)  # type: ignore[arg-type]
+        cover = Cover(places, machines, reactor, self, make=FakeStandIn, **more)  # type: ignore[arg-type]
         (self.standin,) = cast("Any", cover.standins.values())
         return cover
 
@@ -327,6 +330,40 @@ class CoverTests(FleetTestCase):
         self.assertEqual("no Synjitsu answers at unix:socket", self.result(standins(self.world.fleet))["error"])
         self.world = World(vm())
         self.assertFalse(self.result(standins(self.world.fleet))["configured"])
+
+    def test_macs(self) -> None:
+        """All MACs that are known are announced: the configuration's first, then the hypervisor's."""
+        self.begin(mac=("52:54:00:00:00:09", MAC))
+        self.assertEqual(f"asleep 52:54:00:00:00:09 {MAC}", self.said)
+
+    def test_refused(self) -> None:
+        """Where Synjitsu does not stand in for a VM's address, the port is tried without it."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual(0, len(self.port))
+        self.standin.refused[self.ip] = "it is the host's"
+        self.standin.on_change()
+        self.assertEqual(1, len(self.port))
+        self.port[0].callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_elsewhere(self) -> None:
+        """That a guest uses another address is a problem of its VM while it does."""
+        self.begin()
+        sentence = "its guest uses 192.0.2.9, and not 192.0.2.80: correct the address in the guest, or the VM's ip"
+        sentence = sentence.replace("192.0.2.80", self.ip)
+        self.standin.elsewhere(self.ip, "192.0.2.9")  # it is off
+        self.assertEqual([], self.world.fleet.problems.of("www"))
+        self.ask()
+        self.world.pump(1.2)
+        for found, expected in (("192.0.2.9", [sentence]), ("", []), ("192.0.2.9", [sentence])):
+            self.standin.elsewhere(self.ip, found)
+            self.assertEqual(expected, self.world.fleet.problems.of("www"))
+        self.standin.listens(self.ip)
+        self.world.pump(11)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([], self.world.fleet.problems.of("www"))
 
     def result(self, asked: Any) -> Any:
         """Return what a coroutine returns at once."""

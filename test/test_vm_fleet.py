@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import uuid as uuids
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.memory import MemoryBackend, MemoryGuest
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
-from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
+from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
+from jitsu_tw.vm.change import Running
+from jitsu_tw.vm.fleet import IS_REMOVED
+from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
@@ -314,15 +322,104 @@ class LeaseTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine("bb").state)
 
     def test_stop_fails(self) -> None:
-        """A VM that cannot be stopped stays up and is tried again a lease later."""
-        self.world = World(vm(idle=10, faults=["stop"]))
-        self.ask()
-        self.world.pump(11)
-        self.assertIs(State.UP, self.world.machine().state)
-        self.assertIn("the stop fails", self.world.machine().reason)
+        """A VM that cannot be stopped stays up, with its problem; that is tried again after longer and longer times."""
+        tries: list[float] = []
+        stop = MemoryBackend.stop
+
+        def counted(backend: MemoryBackend, uuid: str, mode: Mode) -> Deferred[None]:
+            tries.append(backend._reactor.seconds() - 1000)
+            return stop(backend, uuid, mode)
+
+        self.patch(MemoryBackend, "stop", counted)
+        self.world = World(vm(idle=10, faults=["stop"], max_up=200))
+        with capturedLogs() as logs:
+            self.ask()
+            self.world.pump(11)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.assertIn("the stop fails", self.world.machine().reason)
+            self.world.pump(600, step=1)
+        for expected, tried in zip((10, 70, 190, 430), tries, strict=True):
+            self.assertAlmostEqual(expected, tried, delta=4)
+        (problem,) = self.world.fleet.problems.of("www")
+        self.assertIn("cannot be stopped (destroy), so it stays up: the stop fails", problem)
+        self.assertEqual(1, sum("it stays up" in str(event.get("sentence")) for event in logs))
+        self.assertNotIn("{name}: {reason}, stopped ({mode})", [event["log_format"] for event in logs])
         self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10)
+        self.world.pump(600, step=1)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10, faults=["stop"])
+        del tries[:]
+        self.ask()
+        self.world.pump(90)
+        self.assertEqual(2, len(tries))
+
+    def test_asked_during_a_stop_that_fails(self) -> None:
+        """A question that comes during a stop that fails is a use, and is answered as soon as it has failed."""
+        self.world = World(vm(idle=100))
+        self.ask()
+        stopped: Deferred[None] = Deferred()
+        self.patch(self.world.backend, "stop", lambda *_: stopped)
+        self.world.pump(101, step=1)
+        self.assertIs(State.STOPPING, self.world.machine().state)
+        asked = self.world.fleet.summon("www", question())
+        self.world.pump(0.5)
+        stopped.errback(BackendError("no disk"))
+        self.assertTrue(self.successResultOf(asked))
+        left = self.world.fleet.lease_left(self.world.machine())
+        assert left is not None
+        self.assertAlmostEqual(100, left, delta=1)
+
+    def test_obstacle(self) -> None:
+        """A VM that is known not to be savable never stops answering; once it can be saved, it is, and not in haste."""
+        self.world = World(vm(idle=10, mode=Mode.SAVE))
+        self.ask()
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
+        moves: list[State] = []
+        self.world.fleet.on_move.append(lambda machine: moves.append(machine.state))
+        self.world.pump(300, step=1)
+        self.assertEqual([], moves)
+        self.assertIn("nvme", self.world.fleet.problems.of("www")[0])
+        self.world.fleet.stop_vm("www")
+        self.assertEqual([], moves)
+        guest.obstacles.clear()
+        self.world.pump(10)
+        self.assertEqual([], moves)
+        self.world.pump(300, step=1)
+        self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_asked_while_the_obstacle_is_asked(self) -> None:
+        """A question that comes just before the stop keeps the VM up."""
+        self.world = World(vm(idle=10, mode=Mode.SAVE))
+        self.ask()
+        answer: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: answer)
         self.world.pump(11)
-        self.assertIs(State.OFF, self.world.machine().state)
+        self.ask()
+        answer.callback(None)
+        self.world.pump(5)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(8)
+        self.assertIs(State.SAVED, self.world.machine().state)
+
+    def test_save_fallback(self) -> None:
+        """A VM that cannot be saved, known before or found out, is stopped by `save_fallback`, and that is shown."""
+        for known in (True, False):
+            self.world = World(vm(idle=10, mode=Mode.SAVE, save_fallback=Mode.PAUSE))
+            self.ask()
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
+            if not known:
+                self.patch(self.world.backend, "obstacle", lambda *_: succeed(None))
+            self.world.pump(11)
+            self.assertIs(State.PAUSED, self.world.machine().state)
+            (problem,) = self.world.fleet.problems.of("www")
+            self.assertEqual("it cannot be saved, so it is stopped by pause: its nvme disk cannot be saved", problem)
+            self.assertEqual([], list(self.world.fleet.problems.degrading()))
+            guest.obstacles.clear()
+            self.ask()
+            self.world.pump(11)
+            self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
 
     def test_modes(self) -> None:
         """Each mode leaves the VM as it says, and the next query brings it back."""
@@ -490,6 +587,17 @@ class RestartTests(FleetTestCase):
         self.world.pump(0.4)
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, self.world.starts())
+
+    def test_no_timeline(self) -> None:
+        """A VM that was found running was not activated: it has no timeline, not even a stop; the next start has."""
+        self.world = World(vm(idle=20))
+        self.ask()
+        self.world.kill()
+        self.assertEqual({}, self.world.machine().marks)
+        self.world.pump(21)
+        self.assertEqual((State.OFF, {}), (self.world.machine().state, self.world.machine().marks))
+        self.ask()
+        self.assertEqual("query", next(iter(self.world.machine().marks)))
 
     def test_killed_during_a_boot(self) -> None:
         """A VM whose start was under way is found running, adopted, and stopped when its lease ends."""
@@ -883,6 +991,74 @@ class FailureTests(FleetTestCase):
             self.world.pump(1)
         self.assertEqual(7, self.world.starts())
 
+    def test_ends_in_order(self) -> None:
+        """A guest that ends by itself after it was ready has done its work: no failure, no rest, as often as it is."""
+        for reason in (SHUT_DOWN, ENDED):
+            self.world = World(vm())
+            for number in range(1, 8):
+                self.assertEqual([True], self.ask())
+                self.world.pump(1)
+                self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
+                self.assertEqual((State.OFF, 0, number),
+                                 (self.world.machine().state, self.world.machine().failures, self.world.starts()))
+
+    def test_ends_before_it_is_ready(self) -> None:
+        """A guest that ends before it was ready has failed, however it ended; so has one that crashes soon after."""
+        for delay, reason in ((5.0, ENDED), (0.5, "the guest crashed")):
+            self.world = World(vm(response_delay=delay))
+            for _ in range(60):
+                self.ask()
+                self.world.pump(1)
+                if self.world.machine().state in {State.WAITING, State.UP}:
+                    self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
+            self.assertEqual((7, 7), (self.world.starts(), self.world.machine().failures), reason)
+
+    def begin_silent(self, sent: int | None = 0, **changes: Any) -> MemoryGuest:
+        """Begin with a VM whose port never answers, and that has sent so many packets."""
+        self.patch(Port, "wait", lambda *_: Deferred())
+        self.patch(MemoryBackend, "reachable", True)  # noqa: FBT003
+        self.world = World(vm(wait_for_port=80, idle=600, **changes))
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        self.ask()
+        guest.sent = sent
+        return guest
+
+    def test_silent(self) -> None:
+        """A guest with a port that never listens and sends no packet has failed; it is destroyed, and tried again."""
+        guest = self.begin_silent(mode=Mode.SAVE)
+        self.world.pump(READY_WITHIN - 1, step=1)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.world.pump(2, step=1)
+        self.assertEqual((State.FAILED, Power.OFF, 1),
+                         (self.world.machine().state, guest.power, self.world.machine().failures))
+        self.assertIn("has sent no packet", self.world.machine().reason)
+        (activation,) = self.world.fleet.journal.last_activations("www", 5)
+        self.assertEqual("failed", activation.outcome)
+        for failures in (2, 3):
+            self.ask()
+            self.world.pump(READY_WITHIN + 1, step=1)
+            self.assertEqual((State.FAILED, failures), (self.world.machine().state, self.world.machine().failures))
+        self.assertIn("tried again in", str(self.ask()[0].value))
+
+    def test_not_silent(self) -> None:
+        """One that has sent a packet, or that nobody counts, is taken for up; so is one that somebody else started."""
+        for sent in (1, None):
+            self.begin_silent(sent)
+            self.world.pump(READY_WITHIN + 1, step=1)
+            self.assertEqual((State.UP, False), (self.world.machine().state, self.world.machine().ready))
+        self.begin_silent(faults=["start"])
+        self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+        self.ask()
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_silent_and_cannot_be_stopped(self) -> None:
+        """If it cannot be destroyed either, it is up, with its problem."""
+        self.begin_silent(faults=["stop"])
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertEqual((State.UP, False), (self.world.machine().state, self.world.machine().ready))
+        self.assertIn("cannot be stopped", self.world.fleet.problems.of("www")[0])
+
     def test_steady(self) -> None:
         """A VM that stayed up for a while has not failed, and is booted as soon as it is asked for."""
         self.world = World(vm())
@@ -914,6 +1090,25 @@ class FailureTests(FleetTestCase):
         guest.vm = vm()
         self.world.pump(1.5, step=0.5)
         self.assertEqual((State.UP, 2), (self.world.machine().state, guest.boots))
+
+    def test_resumed_but_silent(self) -> None:
+        """A VM that was resumed, and whose port is silent for Jitsu's host, is kept if it gives a sign of life."""
+        for sign in ("packets", "cpu", "uncounted"):
+            self.world = World(vm(idle=10, mode=Mode.PAUSE))
+            self.ask()
+            self.world.pump(11)
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.vm = vm(faults=["never_ready"])
+            if sign == "uncounted":
+                guest.sent = None
+            self.assertEqual([], self.ask())
+            for _ in range(round(RESUMED_WITHIN) + 1):
+                self.world.pump(1, step=1)
+                if sign == "packets":
+                    guest.sent = (guest.sent or 0) + 1000
+                guest.cpu = (guest.cpu or 0.0) + (0.01 if sign == "cpu" else 0.0)
+            machine = self.world.machine()
+            self.assertEqual((State.UP, False, 1), (machine.state, machine.ready, guest.boots), sign)
 
     def test_dies_when_restored(self) -> None:
         """A VM that was restored and dies of it is booted, once, without its image, and who waits never knows."""
@@ -1217,16 +1412,61 @@ class ReconcilingTests(FleetTestCase):
         self.assertIs(State.UNKNOWN, self.world.machine().state)
         self.assertEqual(uuid, self.world.machine().uuid)
 
+    def test_silent_hypervisor(self) -> None:
+        """A hypervisor that says nothing at the start is taken for lost, until it does; each reason is logged once."""
+        logged: list[str] = []
+        remember: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(remember)
+        self.addCleanup(globalLogPublisher.removeObserver, remember)
+        self.patch(MemoryBackend, "connect", lambda *_: None)
+        self.world = World(vm())
+        inventory, backend = self.world.fleet.inventory, self.world.backend
+        self.world.pump(WAITS - 0.5)
+        self.assertEqual({"memory": None}, inventory.hypervisors)
+        self.world.pump(1)
+        self.assertEqual({"memory": NOT_YET}, inventory.hypervisors)
+        (failure,) = self.ask()
+        self.assertIsInstance(failure.value, BackendLost)
+        for reason in (NOT_YET, "it has not answered within 30 s", "it has not answered within 30 s"):
+            inventory.lost(backend, reason)
+        self.assertEqual(2, len([line for line in logged if line.startswith("memory: ")]))
+        inventory.connected(backend)
+        self.assertEqual({"memory": None}, inventory.hypervisors)
+
+    def test_quick_hypervisor(self) -> None:
+        """A hypervisor that answers, or is lost, is waited for no more."""
+        self.world = World(vm())
+        self.world.pump(WAITS + 1)
+        self.assertEqual({"memory": None}, self.world.fleet.inventory.hypervisors)
+
+    def test_advice(self) -> None:
+        """What an operator should read about a VM is logged once, and shown until its hypervisor has no more to say."""
+        logged: list[str] = []
+        remember: Any = lambda event: logged.append(formatEvent(event))  # noqa: E731
+        globalLogPublisher.addObserver(remember)
+        self.addCleanup(globalLogPublisher.removeObserver, remember)
+        self.world = World(vm())
+        machine = self.world.machine()
+        self.world.backend.guests[machine.uuid].advice = ("it is transient",)
+        for _ in range(2):
+            self.world.fleet.inventory.connected(self.world.backend)
+        self.assertEqual(["it is transient"], self.world.fleet.problems.of("www"))
+        self.assertEqual(1, logged.count("www: it is transient"))
+        self.world.backend.guests[machine.uuid].advice = ()
+        self.world.fleet.inventory.connected(self.world.backend)
+        self.assertEqual([], self.world.fleet.problems.of("www"))
+
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
-        self.world = World(vm(idle=10))
+        self.world = World(vm())
         self.ask()
         known = self.world.backend.guests.pop(self.world.machine().uuid)
         known.power = Power.OFF
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.pump(11)
+        self.world.fleet.stop_vm("www")
+        self.world.pump(1)
         self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
 
     def test_defined_while_it_is_looked_up(self) -> None:
@@ -1252,22 +1492,175 @@ class ReconcilingTests(FleetTestCase):
         self.assertEqual([True], self.ask())
         self.assertEqual(1, self.world.backend.guests[self.world.machine().uuid].boots)
 
-    def test_not_configured_any_more(self) -> None:
-        """A VM that the configuration does not have any more goes out of the state; its statistics stay; it is left."""
-        self.world = World(vm("a", said={"name": ("a",)}), vm("bb"))
+
+class RemovedTests(FleetTestCase):
+    """VMs that were renamed in, or taken out of, the configuration while Jitsu was off."""
+
+    def begin(self, *configured: VM, **changes: Any) -> MemoryGuest:
+        """Begin with a VM a, which is asked for; then only the VMs *configured* are in the configuration."""
+        self.world = World(vm("a", **{"idle": 20, "said": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
         self.ask("a")
-        uuid = self.world.machine("a").uuid
-        self.assertIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
-        self.world.settings = type(self.world.settings)(vms=(vm("bb"),))
-        events: list[Any] = []
-        observer: Any = events.append
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        guest = self.world.backend.guests[self.world.machine("a").uuid]
+        self.world.settings = evolve(self.world.settings, vms=configured or (vm("bb"),))
         self.world.kill()
-        self.assertNotIn(f"jitsu/vm/{uuid}/ip", self.world.store.tree)
-        self.assertIn(f"jitsu/stats/{uuid}/start_ts", self.world.store.tree)
-        self.assertEqual(1, len([one for one in events if "a: started by us, but not in" in str(formatEvent(one))]))
-        self.assertIs(Power.RUNNING, self.world.backend.guests[uuid].power)
+        return guest
+
+    def paths(self, room: str) -> list[str]:
+        """Return what the state has of a in a part of it."""
+        uuid = str(uuids.uuid5(uuids.NAMESPACE_DNS, "a.memory.jitsu"))
+        return [path for path in self.world.store.tree if path.startswith(f"jitsu/{room}/{uuid}/")]
+
+    def test_stopped_when_idle(self) -> None:
+        """What Jitsu had started is shown, and stopped by its last mode when it is idle; then it is forgotten."""
+        guest = self.begin(mode=Mode.SAVE)
+        self.assertIs(State.UP, self.world.machine("a").state)
+        self.assertEqual([IS_REMOVED], self.world.fleet.problems.of("a"))
+        self.assertEqual(1, self.world.fleet.problems.counts[Problem.REMOVED])
+        self.assertTrue(self.paths("vm"))
+        self.world.pump(21)
+        self.assertIs(Power.SAVED, guest.power)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.problems.of("a")))
+        self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
+        self.assertEqual([], self.paths("vm"))
+        self.assertTrue(self.paths("stats"))
+        self.world.kill()
+        self.assertEqual(["bb"], list(self.world.fleet.machines))
+
+    def test_in_use(self) -> None:
+        """One that is in use is kept, also by the next process."""
+        guest = self.begin()
+        for number in range(60):
+            self.world.pump(1)
+            guest.sent = (guest.sent or 0) + 100
+            if number == 30:
+                self.world.kill()
+        self.assertIs(State.UP, self.world.machine("a").state)
+        self.world.pump(25)
+        self.assertIs(Power.OFF, guest.power)
+
+    def test_down_already(self) -> None:
+        """One that is down, or was not started by Jitsu, is no concern; its configuration goes out of the state."""
+        guest = self.begin(vm("a"), vm("bb"))
+        self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))
+        guest.power = Power.OFF
+        self.world.kill()
+        self.world.pump(1)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.paths("vm")))
+        guest.power = Power.RUNNING
+        self.world.kill()
+        self.world.pump(100, step=1)
+        self.assertEqual((["bb"], Power.RUNNING), (list(self.world.fleet.machines), guest.power))
+
+    def test_renamed(self) -> None:
+        """One that was renamed, and is the same but for its name and names, is the same VM: it is adopted."""
+        said = {"name": ("new",), "idle": ("20",)}
+        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, said=said), vm("bb"))
+        self.assertEqual((State.UP, ["new", "bb"]), (self.world.machine("new").state, list(self.world.fleet.machines)))
+        self.assertEqual([True], self.ask("new"))
+        self.assertEqual(1, guest.starts)
+        self.world.pump(6)
+        self.assertEqual("new", self.world.store.tree[f"jitsu/vm/{self.world.machine('new').uuid}/config/name/0"])
+
+    def test_address_taken(self) -> None:
+        """One whose address another VM has now is stopped at once."""
+        guest = self.begin(vm("new", ip=vm("a").ip, mode=Mode.SAVE), vm("bb"))
+        self.world.pump(1)
+        self.assertEqual((Power.OFF, ["new", "bb"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_name_taken(self) -> None:
+        """One whose name another VM has now, with another uuid, is shown by its uuid too."""
+        uuid = "11111111-2222-3333-4444-555555555555"
+        guest = self.begin(vm("a", uuid=uuid, ip=vm("ccc").ip))
+        (name,) = set(self.world.fleet.machines) - {"a"}
+        self.assertIn(self.world.machine(name).uuid, name)
+        self.world.pump(21)
+        self.assertEqual((Power.OFF, ["a"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_gone(self) -> None:
+        """One that its hypervisor does not know any more is forgotten, and not looked for again."""
+        looks: list[str] = []
+        look_up = MemoryBackend.look_up
+
+        def unknown(backend: MemoryBackend, one: VM) -> Deferred[str]:
+            looks.append(one.name)
+            return fail(NoSuchVM(f"no VM {one.name}")) if one.removed else look_up(backend, one)
+
+        self.patch(MemoryBackend, "look_up", unknown)
+        self.begin()
+        self.world.pump(1)
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.paths("vm")))
+        looks.clear()
+        self.world.kill()
+        self.world.pump(10)
+        self.assertEqual({"bb"}, set(looks))
+
+    def test_another_uri(self) -> None:
+        """One that is the same VM by another URI, which is found there by its uuid, is no other VM."""
+        uuid = "11111111-2222-3333-4444-555555555555"
+        guest = self.begin(vm("new", uuid=uuid, connect="near"), uuid=uuid)
+        self.world.pump(60, step=1)
+        self.assertEqual((["new"], Power.RUNNING), (list(self.world.fleet.machines), guest.power))
+
+    def test_while_another_is_looked_for(self) -> None:
+        """One is found while the uuid of another VM, that may be it, is not known, only when it is."""
+        self.world = World(vm("a", idle=20, said={"name": ("a",)}), vm("bb"))
+        self.ask("a")
+        found: Deferred[str] = Deferred()
+        look_up = MemoryBackend.look_up
+        late = vm("late")
+        self.patch(MemoryBackend, "look_up", lambda own, one: found if one.name == "late" else look_up(own, one))
+        self.world.settings = evolve(self.world.settings, vms=(late, vm("bb")))
+        self.world.kill()
+        self.world.pump(1)
+        self.assertEqual({"late", "bb"}, self.world.fleet.machines.keys())
+        found.callback(self.successResultOf(look_up(self.world.backend, late)))
+        self.assertEqual({"late", "bb", "a"}, self.world.fleet.machines.keys())
+
+    def test_not_configured(self) -> None:
+        """One is none of the configuration's: its name and its address are free."""
+        self.begin()
+        running = Running(self.world.fleet, Zones(()), lambda _: None)
+        self.assertEqual(["bb"], [one.name for one in running.vms])
+
+    def test_cannot_be_stopped(self) -> None:
+        """One that cannot be stopped stays in sight."""
+        guest = self.begin()
+        guest.vm = vm("a", faults=["stop"])
+        self.patch(self.world.backend, "look_up", lambda _: succeed(self.world.machine("a").uuid))
+        self.world.pump(25)
+        self.assertEqual((State.UP, 2), (self.world.machine("a").state, len(self.world.fleet.problems.of("a"))))
+
+    def test_taken_out_while_jitsu_runs(self) -> None:
+        """One that is taken out by a request and cannot be stopped stays in sight until it can."""
+        self.world = World(vm("a", idle=20, faults=["stop"]), vm("bb"))
+        self.ask("a")
+        guest = self.world.backend.guests[self.world.machine("a").uuid]
+        Deferred.fromCoroutine(self.world.fleet.dismiss(self.world.machine("a"), "it is no more"))
+        self.world.pump(1)
+        self.assertEqual((State.UP, ()), (self.world.machine("a").state, self.world.machine("a").vm.dns))
+        self.assertIn(IS_REMOVED, self.world.fleet.problems.of("a"))
+        guest.vm = vm("a")
+        self.world.pump(200, step=1)
+        self.assertEqual((Power.OFF, ["bb"]), (guest.power, list(self.world.fleet.machines)))
+
+    def test_another_hypervisor(self) -> None:
+        """One at a hypervisor where no VM of the configuration is, is asked for there."""
+        self.world = World(vm("a", connect="far", said={"name": ("a",)}), vm("bb"))
+        self.ask("a")
+        far = self.world.fleet.machines["a"].backend
+        self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))
+        asked: list[str] = []
+        look_up = MemoryBackend.look_up
+
+        def noted(backend: MemoryBackend, one: VM) -> Deferred[str]:
+            asked.append(f"{one.connect} {one.name}")
+            return look_up(backend, one)
+
+        self.patch(MemoryBackend, "look_up", noted)
+        self.world.kill()
+        self.assertIn("far a", asked)
+        self.assertIn("memory far", self.world.fleet.inventory.hypervisors)
+        self.assertIsNot(far, self.world.backend)
 
 
 class ManyTests(SynchronousTestCase):

@@ -133,6 +133,9 @@ class JournalTests(SynchronousTestCase):
         self.assertEqual((3, 4), (len(events), events[-1].facts["times"]))
         self.assertEqual(["2001:db8::/56", "192.0.2.0/24"],
                          [one.network for one in world.fleet.journal.refusals.values()], "the last one is last")
+        world.wall_set = -3600.0  # the wall clock is set back
+        self.failureResultOf(world.fleet.summon("www", question(host="192.0.2.77")), Prohibited)
+        self.assertEqual((4, 5), (len(events), events[-1].facts["times"]))
 
     def test_no_room(self) -> None:
         """Who waited for room in vain was refused too."""

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.vm.lifecycle import ACTIVATING, BOOTING, CALLING, RUNNING, TRANSITIONS, WANTED, Event, State, after
 
-#: What each input does to each state, in the order of `Event`; a dot where it does nothing.
+#: What each input but a reboot does to each state, in the order of `Event`; a dot where it does nothing.
 #: (summon, admit, started, fail, image, ready, stop, stop failed, seen off, running, paused, saved, gone, and lost.)
 TABLE = """
 unknown    .      .        .        .      .       .        .          .  off    waiting paused saved .       .
@@ -17,7 +17,7 @@ cancelling .      .        stopping failed .       stopping .          .  .     
 waiting    .      .        .        failed imaging up       stopping   .  failed .       paused saved unknown unknown
 imaging    .      .        .        failed .       up       cancelling .  .      .       .      .     .       .
 up         .      .        .        .      .       .        stopping   .  off    .       paused saved unknown .
-stopping   .      .        .        .      .       .        .          up off    .       paused saved unknown .
+stopping   .      .        .        failed .       .        .          up off    .       paused saved unknown .
 paused     queued .        .        .      .       .        .          .  off    waiting .      saved unknown unknown
 saved      queued .        .        .      .       .        .          .  off    waiting paused .     unknown unknown
 failed     queued .        .        .      .       .        .          .  .      waiting paused saved unknown unknown
@@ -34,7 +34,12 @@ class TableTests(SynchronousTestCase):
         for name, *places in rows:
             state = State(name)
             expected = [state if place == "." else State(place) for place in places]
-            self.assertEqual(expected, [after(state, event) for event in Event], name)
+            self.assertEqual(expected, [after(state, event) for event in Event if event is not Event.REBOOT], name)
+
+    def test_reboot(self) -> None:
+        """A guest that reboots itself is waited for if it was up; in any other state nothing changes."""
+        for state in State:
+            self.assertIs(State.WAITING if state is State.UP else state, after(state, Event.REBOOT))
 
     def test_complete(self) -> None:
         """No state lacks an input."""

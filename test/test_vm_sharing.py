@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
@@ -14,12 +14,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
 from jitsu_tw.coordinator.memory import MemoryCoordinator, Table
-from jitsu_tw.errors import BootFailed, CutOff, JitsuError
+from jitsu_tw.errors import BackendError, BootFailed, CutOff, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
-from jitsu_tw.vm.fleet import Clocks, Fleet
+from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
 from test.support import EPOCH, question, vm
 
@@ -751,6 +752,13 @@ class HostsTests(SynchronousTestCase):
         for host, words in (("middle", "may run on left, right, not on middle"), ("right", "only a VM that is up")):
             failure = self.failureResultOf(Deferred.fromCoroutine(node.fleet.moves.move(machine, host)), JitsuError)
             self.assertIn(words, str(failure.value))
+        node.ask()
+        place.run(1.0)
+        self.patch(place.hosts["left"], "stop", lambda *_: fail(BackendError("its disk is busy")))
+        moved = Deferred.fromCoroutine(node.fleet.moves.move(machine, "right"))
+        place.run(1.0)
+        self.assertIn("its disk is busy", str(self.failureResultOf(moved, JitsuError).value))
+        self.assertEqual({}, node.fleet.hosts.wanted)  # type: ignore[union-attr]
 
     def test_drain_host(self) -> None:
         """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""

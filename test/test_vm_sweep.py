@@ -6,15 +6,20 @@ from datetime import datetime
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import capturedLogs
 
-from jitsu_tw.errors import BackendLost
+from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.settings import Boot, Evidence, Mode
 from jitsu_tw.vm.lifecycle import State
-from jitsu_tw.vm.sweep import CHECK_PATIENCE, EARLY
+from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_QUIET, EARLY, UNCOUNTED
+from jitsu_tw.vm.vitals import Sign
 from jitsu_tw.vm.week import Span
 from test.support import EPOCH, World, vm
 from test.test_vm_fleet import FleetTestCase
+
+#: Seconds from the first try of a dead guest's port to its restart.
+DEAD_AFTER = 2 * CHECK_PATIENCE + CHECK_QUIET
 
 
 class EvidenceTests(FleetTestCase):
@@ -112,6 +117,66 @@ class EvidenceTests(FleetTestCase):
         self.world.pump(18.1)
         self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_uncounted(self) -> None:
+        """A VM whose packets nobody counts is not stopped for being idle, which is said once; but after `max_up`."""
+        with capturedLogs() as logs:
+            self.begin(max_up=900)
+            self.guest.sent = None
+            self.world.pump(800, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual([UNCOUNTED], self.world.fleet.problems.of("www"))
+        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED for event in logs))
+        self.assertIn("cannot be seen", self.world.fleet.keeps(self.world.machine()))
+        self.world.pump(110, step=1)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_uncounted_at_first(self) -> None:
+        """The same, if nobody has counted since its start; it is stopped when somebody counts and it is idle."""
+        self.world = World(vm(idle=16))
+        self.guest = self.world.backend.guests[self.world.machine().uuid]
+        self.guest.sent = None
+        self.ask()
+        self.world.pump(100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.guest.sent = 0
+        self.world.pump(20)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_uncountable(self) -> None:
+        """The same, if counting them fails; that the hypervisor is lost is told elsewhere."""
+        for error, problems in ((BackendError("busy"), 1), (BackendLost("no daemon"), 0)):
+            self.begin()
+            traffic = self.world.backend.traffic
+            self.patch(self.world.backend, "traffic", lambda _, error=error: fail(error))
+            self.world.pump(100, step=1)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.assertEqual(problems, len(self.world.fleet.problems.of("www")))
+            self.patch(self.world.backend, "traffic", traffic)
+            self.world.pump(20)
+            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_queries_alone(self) -> None:
+        """With `evidence: queries` nobody counts packets, and the last question decides."""
+        self.begin(evidence=Evidence.QUERIES)
+        self.send(14, per_second=100)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.send(4, per_second=100)
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+
+    def test_slow_first_count(self) -> None:
+        """A VM whose packets are being counted for the first time is not stopped before that is done."""
+        count: Deferred[int] = Deferred()
+        self.world = World(vm(idle=16))
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda _: count)
+        self.ask()
+        self.world.pump(40)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.patch(self.world.backend, "traffic", traffic)
+        count.callback(0)
+        self.world.pump(5)
+        self.assertIs(State.OFF, self.world.machine().state)
+
     def test_after_a_restart(self) -> None:
         """An adopted VM whose lease ran out while we were away is asked first whether it is in use."""
         self.begin()
@@ -153,6 +218,41 @@ class EvidenceTests(FleetTestCase):
                 self.world.pump(1)
             self.assertIs(state, self.world.machine().state)
             self.patch(self.world.backend, "look_up", look_up)
+
+
+class LateTests(FleetTestCase):
+    """The reactor is late: timers run before what waits in the sockets is read."""
+
+    def test_question(self) -> None:
+        """A question that waits in a socket when a lease is due is read, and renews it."""
+        self.world = World(vm(idle=16))
+        self.ask()
+        later = self.world.clock.callLater
+        self.patch(self.world.clock, "callLater", lambda when, *call: later(when or 1e-6, *call))  # a turn
+        self.world.pump(15.9)
+        self.world.clock.advance(0.9)
+        self.ask()  # the reactor has read the socket
+        self.world.clock.pump([1e-6] * 10)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(15)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(1, self.world.starts())
+        self.world.pump(2)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_busy(self) -> None:
+        """Leases are looked at although others are granted in each turn."""
+        others = [vm(f"vm{number}", idle=600) for number in range(20)]
+        self.world = World(vm(idle=16), *others)
+        self.ask()
+        later = self.world.clock.callLater
+        self.patch(self.world.clock, "callLater", lambda when, *call: later(when or 1e-6, *call))
+        self.world.pump(15.9)
+        self.world.clock.advance(0.2)
+        for other in others:
+            self.ask(other.name)
+            self.world.clock.advance(1e-6)
+        self.assertIsNot(State.UP, self.world.machine().state)
 
 
 class LimitsTests(FleetTestCase):
@@ -241,6 +341,44 @@ class TimesTests(FleetTestCase):
         self.world.pump(100, step=1)
         self.assertTrue(3 <= self.world.fleet.stats(self.world.machine()).total_starts <= 5)
 
+    def test_set_forward(self) -> None:
+        """A wall clock that is set into a time of the week starts its VM within a minute, and out of it stops it."""
+        self.world = World(vm(idle=16, keep_up=(self.span(7200, 9000),)))
+        self.world.pump(100)
+        self.assertEqual(0, self.world.starts())
+        self.world.wall_set = 7200.0
+        self.world.pump(60)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(300)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.wall_set += 3600.0
+        self.world.pump(60)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_set_back(self) -> None:
+        """One that is set back by an hour keeps a VM until its time ends, and starts it when the time comes again."""
+        self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.wall_set = -3600.0
+        self.world.pump(60)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.world.pump(3600 - 300 - 60 - EARLY - 20, step=10)
+        self.assertEqual(1, self.world.starts())
+        self.world.pump(60)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_lease_and_wall(self) -> None:
+        """A lease does not end sooner or later because the wall clock is set."""
+        for shift in (3600.0, -3600.0):
+            self.world = World(vm(idle=16))
+            self.ask()
+            self.world.wall_set = shift
+            self.world.pump(15)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.world.pump(2)
+            self.assertIs(State.OFF, self.world.machine().state)
+
     def test_dry_run(self) -> None:
         """A dry run starts nothing."""
         self.world = World(vm(keep_up=(self.span(-300, 900),)), dry_run=True)
@@ -290,30 +428,107 @@ class LivenessTests(FleetTestCase):
         self.alive = False
         self.world.pump(11)
         self.assertEqual([True], self.ask())
-        self.world.pump(CHECK_PATIENCE - 0.5)
-        self.assertEqual(1, self.world.starts())
+        self.world.pump(DEAD_AFTER - 0.5)
+        self.assertEqual(([True], 1), (self.ask(), self.world.starts()))
         self.alive = True
         self.world.pump(1)
         self.assertEqual((State.UP, 2, 2), (self.world.machine().state, self.guest.starts, self.guest.boots))
         self.world.pump(121, step=1)
         self.assertIs(State.SAVED, self.world.machine().state)
 
-    def test_busy(self) -> None:
-        """A guest whose port is silent and that transmits is in use, and left alone."""
+    def check(self, *, seconds: float = 100, packets: float = 0, cpu: float = 0) -> None:
+        """Let time pass in which the VM is asked for, its port is silent, and its guest does so much in a second."""
+        self.alive = False
+        self.world.pump(11)
+        for number in range(round(seconds)):
+            self.ask()
+            self.world.pump(1)
+            if self.guest.sent is not None and self.guest.cpu is not None:
+                self.guest.sent += int(packets * (number + 1)) - int(packets * number)
+                self.guest.cpu += cpu
+
+    def test_signs_of_life(self) -> None:
+        """A guest whose port is silent for Jitsu's host, but that gives a sign of life, is left alone and shown."""
+        for does, sign in (({"packets": 10}, Sign.PACKETS), ({"cpu": 1.0}, Sign.CPU), ({"cpu": 0.0005}, Sign.CPU),
+                           ({"packets": 0.5}, Sign.PACKETS)):  # fmt: skip
+            self.begin()
+            with capturedLogs() as logs:
+                self.check(**does)
+            self.assertEqual((State.UP, 1), (self.world.machine().state, self.guest.starts), does)
+            (problem,) = self.world.fleet.problems.of("www")
+            self.assertIn(f"its port 80 does not answer Jitsu's host, but it is left alone: {sign.value}", problem)
+            self.assertEqual(1, sum(problem == event.get("sentence") for event in logs))
+            self.alive = True
+            self.ask()
+            self.world.pump(31)
+            self.ask()
+            self.world.pump(12)
+            self.assertEqual([], self.world.fleet.problems.of("www"))
+
+    def test_uncounted(self) -> None:
+        """Where nobody counts packets, or CPU time, nobody is declared dead; nor while they cannot be read."""
+        for what in ("sent", "cpu", "error"):
+            self.begin()
+            if what == "error":
+                self.patch(self.world.backend, "cpu_time", lambda _: fail(BackendLost("no daemon")))
+            else:
+                setattr(self.guest, what, None)
+            self.check()
+            self.assertEqual((State.UP, 1), (self.world.machine().state, self.guest.starts), what)
+
+    def test_answers_late(self) -> None:
+        """A guest whose service restarts, and answers while it is observed, is alive."""
         self.begin()
-        self.guest.sent = 0
+        self.check(seconds=DEAD_AFTER - 7)
+        self.alive = True
+        self.world.pump(20)
+        self.assertEqual((State.UP, 1), (self.world.machine().state, self.guest.starts))
+
+    def test_reboot(self) -> None:
+        """A guest that reboots itself is waited for, as one that boots; it is not checked, and it keeps its lease."""
+        self.begin(max_up=1000)
         self.alive = False
         self.world.pump(11)
         self.ask()
-        for _ in range(10):
-            self.world.pump(1)
-            self.guest.sent += 10
-        self.assertEqual(1, self.world.starts())
+        self.world.pump(DEAD_AFTER - 1)
+        before = self.world.fleet.lease_left(self.world.machine())
+        answered: Deferred[None] = Deferred()
+        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.world.backend.reboot(self.world.machine().uuid)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.assertIn("rebooted itself", self.world.machine().reason)
+        self.world.pump(40, step=1)
+        self.assertEqual((State.WAITING, 1), (self.world.machine().state, self.guest.starts))
+        answered.callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertAlmostEqual(before, self.world.fleet.lease_left(self.world.machine()), delta=1)
+        self.assertAlmostEqual(1000 + 40, self.world.fleet.lease("www").started, delta=1)  # type: ignore[union-attr]
+
+    def test_boot_loop(self) -> None:
+        """A guest that reboots again and again is stopped when the time in which it was up is its lease's."""
+        self.begin()
+        self.alive = False
+        for _ in range(60):
+            self.world.backend.reboot(self.world.machine().uuid)
+            self.guest.sent = (self.guest.sent or 0) + 10
+            self.world.pump(70, step=1)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual(1, self.guest.starts)
+
+    def test_end(self) -> None:
+        """Nothing is observed any more when Jitsu ends."""
+        self.begin()
+        self.alive = False
+        self.world.pump(11)
+        self.ask()
+        self.world.pump(CHECK_PATIENCE + 1)
+        self.world.fleet._sweep.stop()
+        self.assertEqual({}, self.world.fleet._sweep._checking)
 
     def test_again_and_again(self) -> None:
         """A guest that dies each time is restarted after longer and longer rests."""
         self.begin(boot_time=1.0)
-        for _ in range(120):
+        for _ in range(300):
             self.alive = self.world.machine().state is not State.UP
             self.ask()
             self.world.pump(1)
@@ -326,7 +541,7 @@ class LivenessTests(FleetTestCase):
         self.alive = False
         self.world.pump(11)
         self.ask()
-        self.world.pump(CHECK_PATIENCE)
+        self.world.pump(DEAD_AFTER - 0.5)
         self.alive = True
         self.world.pump(1)
         self.assertEqual(2, self.guest.boots)

@@ -473,6 +473,15 @@ class LossTests(XenstoreTestCase):
                 await self.assertFailure(one, BackendLost)
         await until(lambda: not threads())
 
+    async def test_hangs_for_a_while(self) -> None:
+        """An operation that is not answered is given up; when the daemon goes on, the next one is answered."""
+        self.patch(room, "ANSWERS_WITHIN", 0.1)
+        self.assertIsNone(await self.store.read("/a"))
+        with self.daemon.frozen():
+            await self.fails(BackendLost, self.store.read("/a"), "has not answered within 0.1 s")
+        self.patch(room, "ANSWERS_WITHIN", 10.0)
+        self.assertIsNone(await self.store.read("/a"))
+
     async def test_rubbish(self) -> None:
         """A daemon that speaks another language is left, and tried again."""
         greeted: list[object] = []

@@ -407,6 +407,9 @@ class Server(XMLRPC):
         if method == "VM.get_possible_hosts":
             vm = pool.get("VM", arguments[0])
             return [host for host, free in pool.free.items() if free > int(vm["memory_static_max"])]
+        if method == "VM.assert_operation_valid":
+            pool.allow(*arguments)
+            return ""
         if method == "task.destroy":
             pool.get("task", arguments[0])
             pool.remove(arguments[0])

@@ -22,6 +22,9 @@ BACKENDS: Final[Mapping[str, str]] = {
     "xapi": "jitsu_tw.backends.xapi:XapiBackend",
 }
 
+#: The extra in setup.cfg that installs what a backend imports, for those that need one.
+EXTRAS: Final[Mapping[str, str]] = {"libxl": "xen", "xapi": "xapi"}
+
 
 def backend_class(kind: str) -> type[IBackend]:
     """Return the class of the backend *kind*, which is one of `BACKENDS`."""

@@ -6,20 +6,23 @@ A domain is looked up by its uuid each time: libvirt's objects outlive what they
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
 
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import image
-from jitsu_tw.errors import BackendError
-from jitsu_tw.ijitsu import Guest, Memory, Power, Start
-from jitsu_tw.settings import Mode
+from jitsu_tw.backends import domain_xml, image
+from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
+from jitsu_tw.settings import Boot, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from jitsu_tw.settings import VM
 
 log: Final = Logger()
 
@@ -63,14 +66,62 @@ _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_
 
 _KIB: Final = 1024
 
+#: What the classes of PCI devices begin with that are network cards (PCI code and ID assignment, class 02h).
+NETWORK_CARD: Final = "0x02"
 
-def definition(xml: str, uuid: str | None) -> str:
-    """Return a definition with that uuid, if it has none of its own; with another it is libvirt's to refuse."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- the operator's
-    if uuid is None or root.find("uuid") is not None:
-        return xml
-    ElementTree.SubElement(root, "uuid").text = uuid
-    return ElementTree.tostring(root, encoding="unicode")
+#: Why a domain is off whose process ended, and nobody knows why: libvirt has heard nothing from it.
+PROCESS_ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
+
+
+def look_up(connection: libvirt.virConnect, vm: VM) -> str:
+    """
+    Return the uuid of the domain that *vm* is; define it, if libvirt does not know it and there is a file.
+
+    Raises:
+        NoSuchVM: libvirt does not know it, and nothing defines it.
+    """
+    try:
+        domain = connection.lookupByUUIDString(vm.uuid) if vm.uuid else connection.lookupByName(vm.name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+        if vm.define is None:
+            remedy = "define it there, mend the name, or give its XML file with define"
+            raise NoSuchVM(f"{error}; {remedy}") from error
+        domain = connection.defineXML(domain_xml.definition(vm.define.read_text(), vm.uuid))
+    else:
+        _follow(connection, domain, vm)
+    uuid: str = domain.UUIDString()
+    return uuid
+
+
+def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> None:
+    """
+    Define a domain that is off anew, if the file that it was defined by has changed since.
+
+    A domain that another program has defined is left as it is; if the file says the same, it is followed from now on.
+    Where that fails, the error is logged, and what libvirt has is used.
+    """
+    if vm.define is None or not domain.isPersistent():
+        return
+    try:
+        text = vm.define.read_text()
+        root = _defined(domain)
+        same = domain_xml.is_defined_by(text, root)
+        if same is None and domain_xml.difference(domain_xml.parse(text), root) is None:
+            element = f"<file sha256='{domain_xml.digest(text)}'/>"
+            kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            domain.setMetadata(kind, element, "jitsu", domain_xml.NAMESPACE, flags)
+        elif same is False and not (domain.isActive() or _is_saved(domain)):
+            connection.defineXML(domain_xml.definition(text, domain.UUIDString()))
+            log.info("{name}: defined anew, because {file} has changed", name=vm.name, file=str(vm.define))
+    except (OSError, ElementTree.ParseError, libvirt.libvirtError) as error:
+        log.error("{name}: {file} is not followed: {error}", name=vm.name, file=str(vm.define), error=str(error))
+
+
+def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
+    """Return the XML that the next boot of a domain is made of."""
+    return domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
 
 
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
@@ -92,8 +143,8 @@ def _is_saved(domain: libvirt.virDomain) -> bool:
         raise
 
 
-def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start:
-    """Resume the domain, restore it (also from the image *kept*, if that is good), or, where that fails, boot it."""
+def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
+    """Resume the domain, restore it, if *vm* wants that from a good image too, or, where that fails, boot it."""
     domain = connection.lookupByUUIDString(uuid)
     power, reason = domain.state()
     if power == libvirt.VIR_DOMAIN_PMSUSPENDED:
@@ -111,7 +162,7 @@ def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start
     elif _POWER.get(power) is Power.RUNNING:
         return Start.RAN
     try:
-        return _from_off(connection, domain, kept)
+        return _from_off(connection, domain, vm)
     except libvirt.libvirtError:
         # Somebody else may have been quicker.
         if not domain.isActive():
@@ -119,13 +170,18 @@ def start(connection: libvirt.virConnect, uuid: str, kept: Path | None) -> Start
         return Start.RAN
 
 
-def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, kept: Path | None) -> Start:
-    if _is_saved(domain):
+def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM | None) -> Start:
+    saved = _is_saved(domain)
+    if saved:
         if _attempt(domain, "restored", domain.create, fatal=_HOST | _PERHAPS):
             return Start.RESTORED
         domain.managedSaveRemove()
-    elif (
-        kept is not None
+    if vm is not None:
+        _follow(connection, domain, vm)
+    kept = image.path(vm.images, domain.UUIDString()) if vm is not None and vm.boot_from is Boot.SNAPSHOT else None
+    if (
+        not saved
+        and kept is not None
         and image.is_good(kept, domain)
         and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=_HOST)
     ):
@@ -169,24 +225,104 @@ def stop(connection: libvirt.virConnect, uuid: str, mode: Mode) -> None:
 def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
     """Read the MACs out of the domain's XML; the id is Xen's only where Xen is the hypervisor."""
     domain = connection.lookupByUUIDString(uuid)
-    xml = ElementTree.fromstring(domain.XMLDesc())  # noqa: S314
+    xml = domain_xml.parse(domain.XMLDesc())
     macs = tuple(mac.get("address", "").lower() for mac in xml.findall("./devices/interface/mac"))
     return Guest(macs, domain.ID() if xml.get("type") == "xen" else None)
 
 
 def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:
-    """Add up what the domain's interfaces have transmitted, as the guest sees it; None where libvirt counts none."""
+    """Return how many packets all interfaces of the domain have transmitted; None if one is counted by nobody."""
     domain = connection.lookupByUUIDString(uuid)
+    counts = _stats(connection, domain, libvirt.VIR_DOMAIN_STATS_INTERFACE)
+    number = counts.get("net.count", 0)
+    known = [packets for one in range(number) if (packets := counts.get(f"net.{one}.tx.pkts")) is not None]
+    root = domain_xml.parse(domain.XMLDesc())
+    if len(known) < number or any(domain_xml.uncounted(root)) or any(_network_cards(connection, root)):
+        return None
+    return sum(known) if known else None
+
+
+def cpu_time(connection: libvirt.virConnect, uuid: str) -> float | None:
+    """Return the seconds that the domain's virtual CPUs have run; the whole emulator's if they are not told apart."""
+    domain = connection.lookupByUUIDString(uuid)
+    counts = _stats(connection, domain, libvirt.VIR_DOMAIN_STATS_VCPU)
+    times = [counts.get(f"vcpu.{number}.time") for number in range(counts.get("vcpu.maximum", 0))]
+    known = [time for time in times if time is not None]
+    return (sum(known) if known else domain.info()[4]) / 1e9
+
+
+def _stats(connection: libvirt.virConnect, domain: libvirt.virDomain, kind: int) -> dict[str, int]:
+    """Return one kind of libvirt's statistics of the domain; nothing where the hypervisor has none."""
     try:
-        stats = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_INTERFACE)
+        stats = connection.domainListGetStats([domain], kind)
     except libvirt.libvirtError as error:
         if error.get_error_code() in {libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}:
-            return None
+            return {}
         raise
-    counts = stats[0][1] if stats else {}
-    found = [counts.get(f"net.{number}.tx.pkts") for number in range(counts.get("net.count", 0))]
-    known = [packets for packets in found if packets is not None]
-    return sum(known) if known else None
+    return stats[0][1] if stats else {}
+
+
+def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | None:
+    """Return why the domain cannot be stopped by *mode*, as far as its XML tells."""
+    domain = connection.lookupByUUIDString(uuid)
+    if mode is not Mode.SAVE:
+        return None
+    if not domain.isPersistent():
+        return "it is transient, so that libvirt keeps no saved image of it; define it (virsh define)"
+    return domain_xml.unsavable(domain_xml.parse(domain.XMLDesc()))
+
+
+def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) -> tuple[str, ...]:  # noqa: FBT001
+    """Return what an operator should read about the domain, which is *vm*, on a host whose files are *far* or here."""
+    domain = connection.lookupByUUIDString(uuid)
+    root = _defined(domain)
+    found = [*advice_on(vm, root, far=far)]
+    if not domain.isPersistent():
+        found.insert(0, "it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)")
+    elif vm is not None and vm.define is not None:
+        with contextlib.suppress(OSError, ElementTree.ParseError):
+            found += _differs(vm.define, root)
+    return (*found, *(domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)))
+
+
+def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
+    """Return that a domain is not what the file says that should define it."""
+    text = file.read_text()
+    same = domain_xml.is_defined_by(text, root)
+    if same is False:
+        return (f"{file} has changed since it was defined; that holds from its next boot on",)
+    where = domain_xml.difference(domain_xml.parse(text), root) if same is None else None
+    if where is None:
+        return ()
+    remedy = "mend one of the two, or undefine it (virsh undefine), so that Jitsu defines it by the file"
+    return (f"it was not defined by Jitsu, and {file} says something else at {where}; {remedy}",)
+
+
+def advice_on(vm: VM | None, root: ElementTree.Element, *, far: bool) -> tuple[str, ...]:
+    """Return what an operator should read about *root*, which defines *vm*; no hypervisor is asked."""
+    found = domain_xml.advice(root)
+    if vm is not None and vm.boot_from is Boot.SNAPSHOT:
+        why = "the files of its host cannot be seen from here" if far else image.obstacle(root)
+        if why is not None:
+            found += (f"no image of it is kept, so that it boots each time (boot_from): {why}",)
+    return found
+
+
+def _network_cards(connection: libvirt.virConnect, root: ElementTree.Element) -> Iterator[str]:
+    """Yield the PCI devices of the host that the domain has and that are network cards, or may be."""
+    for name in domain_xml.pci_devices(root):
+        kind = ""
+        with contextlib.suppress(libvirt.libvirtError):
+            found = domain_xml.parse(connection.nodeDeviceLookupByName(name).XMLDesc())
+            kind = found.findtext("./capability/class") or ""
+        if not kind or kind.startswith(NETWORK_CARD):
+            yield f"{name} (a device of the host)"
+
+
+def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
+    """Return why the domain is off, whose process has ended without a word."""
+    root = _defined(connection.lookupByUUIDString(uuid))
+    return ENDED if domain_xml.can_exit(root) else PROCESS_ENDED
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
@@ -202,13 +338,18 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     return None
 
 
-def migrate(connection: libvirt.virConnect, uuid: str, to: libvirt.virConnect | None) -> None:
-    """Move a domain that runs; it stays defined where it was."""
-    if to is None:
-        raise BackendError("the other hypervisor cannot be reached")
-    connection.lookupByUUIDString(uuid).migrate3(to, {}, libvirt.VIR_MIGRATE_LIVE)
+def migrate(connection: libvirt.virConnect, uuid: str, opens: Callable[[], libvirt.virConnect]) -> None:
+    """Move a domain that runs to the hypervisor that *opens* connects to; it stays defined where it was."""
+    try:
+        there = opens()
+    except BackendLost as error:
+        raise BackendError(f"the other hypervisor cannot be reached: {error}") from error
+    try:
+        connection.lookupByUUIDString(uuid).migrate3(there, {}, libvirt.VIR_MIGRATE_LIVE)
+    finally:
+        there.close()
 
 
-def keep_image(connection: libvirt.virConnect, uuid: str, kept: Path) -> None:
-    """Save the domain to *kept* and restore it from there."""
-    image.keep(kept, connection, connection.lookupByUUIDString(uuid))
+def keep_image(connection: libvirt.virConnect, uuid: str, folder: Path) -> None:
+    """Save the domain to a file in *folder* and restore it from there."""
+    image.keep(image.path(folder, uuid), connection, connection.lookupByUUIDString(uuid))

@@ -25,9 +25,11 @@ from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from jitsu_tw.settings import VM, Mode
+
+    Named = list[tuple[str, Exception]]
 
 #: Which of several answers of hosts holds for a VM.
 RANK: Final = (Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF)
@@ -101,11 +103,10 @@ class Hosts:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Look at the VMs on all of them. Blocks."""
-        vms = tuple(vms)
-        for name, backend in self._hosts.items():
-            backend.check([_as_defined(vm) for vm in vms if name in vm.hosts])
+    def examine(self, vm: VM) -> tuple[str, ...]:
+        """Return the advice of the backends of all hosts that *vm* may run on."""
+        found = [backend.examine(_as_defined(vm)) for backend in self._of(vm).values()]
+        return tuple(dict.fromkeys(sentence for one in found for sentence in one))
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect to all of them."""
@@ -127,6 +128,11 @@ class Hosts:
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
 
+    def rebooted(self, uuid: str) -> None:
+        """Pass it on."""
+        if self._watcher is not None:
+            self._watcher.rebooted(uuid)
+
     def connected(self, backend: IBackend) -> None:
         """Have a host, for the first time or again."""
         name = self._names[id(backend)]
@@ -138,6 +144,8 @@ class Hosts:
     def lost(self, backend: IBackend, reason: str) -> None:
         """Have a host no more, for a while."""
         name = self._names[id(backend)]
+        if reason != self.away.get(name):
+            self.log.error("host {name}: {reason}", name=name, reason=reason)
         self.away[name] = reason
         self.on_lost_or_found(name)
         if self._watcher is not None and self.away.keys() == self._hosts.keys():
@@ -159,30 +167,40 @@ class Hosts:
     async def _look_up(self, vm: VM) -> str:
         hosts, uuid = self._of(vm), vm.uuid
         bare = attrs.evolve(vm, define=None)
-        missing, errors = [], []
-        for name, backend in hosts.items():
-            try:
-                found = await backend.look_up(bare)
-            except NoSuchVM:
-                missing.append(name)
-                continue
-            except BackendLost as error:
-                errors.append(error)
-                continue
-            if uuid is not None and found != uuid:
+        # All at once: one that hangs must not keep the others waiting.
+        answers = await DeferredList([backend.look_up(bare) for backend in hosts.values()], consumeErrors=True)
+        missing: Named = []
+        errors: Named = []
+        for name, (_, found) in zip(hosts, answers, strict=True):
+            if isinstance(found, Failure):
+                if not found.check(NoSuchVM, BackendLost):
+                    found.raiseException()
+                (missing if found.check(NoSuchVM) else errors).append((name, found.value))
+            elif uuid is not None and found != uuid:
                 raise BackendError(f"{name} has it as {found}, another host as {uuid}; define it with one uuid")
-            uuid = found
-        if uuid is None and errors and vm.define is None:
-            raise errors[0]
-        for name in missing:
-            if vm.define is not None:
-                uuid = await hosts[name].look_up(_as_defined(vm) if uuid is None else attrs.evolve(vm, uuid=uuid))
-            elif uuid is None and name == missing[-1]:
+            else:
+                uuid = found
+        if vm.define is None:
+            if uuid is None and errors:
+                raise errors[0][1]
+            if uuid is None:
                 raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}, and no file defines it")
-        if uuid is None:
-            raise errors[0]
+        else:
+            uuid = await self._define(vm, uuid, missing, errors)
         self._vms[uuid] = vm
         self._seen.setdefault(uuid, {})
+        return uuid
+
+    async def _define(self, vm: VM, uuid: str | None, missing: Named, errors: Named) -> str:
+        """Define *vm* where it is missing, and let the other hosts look whether its file has changed."""
+        hosts = self._of(vm)
+        for name, _ in missing:
+            uuid = await hosts[name].look_up(_as_defined(vm) if uuid is None else attrs.evolve(vm, uuid=uuid))
+        if uuid is None:
+            raise errors[0][1]
+        there = hosts.keys() - {name for name, _ in (*missing, *errors)}
+        known = attrs.evolve(vm, uuid=uuid)
+        await DeferredList([hosts[name].look_up(known) for name in there], consumeErrors=True)
         return uuid
 
     def state(self, uuid: str) -> Deferred[Power]:
@@ -399,6 +417,27 @@ class Hosts:
     def traffic(self, uuid: str) -> Deferred[int | None]:
         """Return what the guest has transmitted, as its host counts."""
         return self._there(uuid, "traffic")
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return how long its virtual CPUs have run, as its host counts."""
+        return self._there(uuid, "cpu_time")
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return what its host knows against stopping it by *mode*; a VM that is nowhere is off already."""
+        return self._there(uuid, "obstacle", mode) if uuid in self._at else succeed(None)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return what the hosts that can be reached give reason to say; each sentence names the hosts it is of."""
+        return Deferred.fromCoroutine(self._advice(uuid))
+
+    async def _advice(self, uuid: str) -> tuple[str, ...]:
+        names = [name for name in self._of(self._known(uuid)) if name not in self.away]
+        answers = await DeferredList([self._hosts[name].advice(uuid) for name in names], consumeErrors=True)
+        said: dict[str, list[str]] = {}
+        for name, (good, sentences) in zip(names, answers, strict=True):
+            for sentence in sentences if good else ():
+                said.setdefault(sentence, []).append(name)
+        return tuple(f"{', '.join(hosts)}: {sentence}" for sentence, hosts in said.items())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:  # noqa: ARG002
         """Return None: `start` looks at the memory of each host."""

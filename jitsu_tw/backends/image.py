@@ -1,9 +1,10 @@
 """
 Images of ready guests, kept as libvirt's save files: what `boot_from: snapshot` starts from. Every function blocks.
 
-An image is good as long as nothing has changed that it depends on: the domain's definition, its kernel, its disks. What
-these were is written down beside it before the guest boots: what it has read, it has read since. A disk that the guest
-may write to changes as soon as it goes on, so a domain with one can have no image; for those there is mode save.
+An image is good as long as nothing has changed that it depends on: the domain's definition, its kernel, its disks with
+all files behind them. What these were is written down beside it before the guest boots: what it has read, it has read
+since. A disk that the guest may write to changes as soon as it goes on, so a domain with one can have no image, nor one
+with any other state that is neither in its memory nor in such a file; for those there is mode save.
 """
 
 from __future__ import annotations
@@ -11,20 +12,53 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import stat
+import re
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from xml.etree import ElementTree
 
 import libvirt
 
+from jitsu_tw.backends import domain_xml
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from xml.etree import ElementTree
 
-#: Where a domain's XML names files that its image depends on.
-_FILES: Final = ("./os/kernel", "./os/initrd", "./os/loader", "./devices/emulator")
+#: Where a domain's XML names files that its image depends on, as text and as an attribute.
+_FILES: Final = ("./os/kernel", "./os/initrd", "./os/dtb", "./os/loader", "./os/acpi/table", "./devices/emulator")
+_ATTRIBUTES: Final = (("./sysinfo/entry", "file"), ("./devices/interface/rom", "file"))
+
+#: Devices whose whole state is in the guest's saved memory, or which have none that matters. All others have some
+#: elsewhere: on a disk, in the host, in another process.
+_STATELESS: Final = frozenset({
+    "audio", "channel", "console", "controller", "emulator", "graphics", "hub", "iommu", "memballoon", "panic",
+    "parallel", "pstore", "rng", "serial", "sound", "video", "vsock", "watchdog",
+})  # fmt: skip
+
+#: The same of `<input>`, `<interface>` and `<memory>`: their types and models with state elsewhere.
+_STATEFUL: Final = {
+    "input": ("type", {"passthrough", "evdev"}),
+    "interface": ("type", {"hostdev", "vdpa"}),
+    "memory": ("model", {"nvdimm", "virtio-pmem", "sgx-epc"}),
+}
+
+#: QEMU's own options, on a domain's command line, that give a guest a disk, a directory or other state.
+_OPTIONS: Final = frozenset({
+    "blockdev", "cdrom", "drive", "fsdev", "hda", "hdb", "hdc", "hdd", "incoming", "loadvm", "mtdblock", "object",
+    "pflash", "sd", "virtfs",
+})  # fmt: skip
+
+#: Formats of disks that can be looked into.
+_FORMATS: Final = frozenset({"raw", "qcow2"})
+
+#: Of qcow2: octets that hold the header with its extensions, the last version with a short header, and the types of
+#: extensions that name the format of the file that it backs on, and a data file.
+_HEADER: Final = 65536
+_SHORT: Final = 2
+_BACKING_FORMAT: Final = 0xE2792ACA
+_DATA_FILE: Final = 0x44415441
 
 
 def path(folder: Path, uuid: str) -> Path:
@@ -32,21 +66,47 @@ def path(folder: Path, uuid: str) -> Path:
     return folder / f"{uuid}.image"
 
 
-def obstacle(xml: str) -> str | None:
-    """Return why a domain defined by *xml* can have no image; None if it can."""
-    root = ElementTree.fromstring(xml)  # noqa: S314
-    if root.find("./os/nvram") is not None:
+def obstacle(root: ElementTree.Element) -> str | None:
+    """Return why the domain *root* can have no image; None if it can."""
+    if root.find("./os/nvram") is not None or root.find("./os[@firmware='efi']") is not None:
         return "its firmware keeps variables; take them out, or use mode save"
-    for disk in root.findall("./devices/disk"):
-        source = disk.find("source")
-        if source is None:
-            continue
-        where = source.get("file") or source.get("dev")
-        if disk.find("readonly") is None:
-            return f"its disk {where or '(on a network)'} can be written to; make it readonly, or use mode save"
-        if where is None:
-            return "it has a disk on a network, which may change unseen"
-    return None
+    if root.find("./memoryBacking/access[@mode='shared']") is not None:
+        return "its memory is shared with other processes (memoryBacking)"
+    why = next(filter(None, (_device_obstacle(device) for device in root.findall("./devices/*"))), None)
+    if why is None:
+        options = {argument.lstrip("-") for argument in domain_xml.qemu_arguments(root) if argument.startswith("-")}
+        if options & _OPTIONS:
+            why = f"QEMU's command line gives it what may change unseen (-{min(options & _OPTIONS)})"
+    return why or domain_xml.unsavable(root)
+
+
+def _device_obstacle(device: ElementTree.Element) -> str | None:
+    """Return why a domain with that device can have no image; None if it can."""
+    if device.tag == "disk":
+        return _disk_obstacle(device)
+    if device.tag == "filesystem":
+        source = device.find("source")
+        where = "" if source is None else next(iter(source.attrib.values()), "")
+        return f"it shares the directory {where} with its host, which may change unseen".replace("  ", " ")
+    name, kinds = _STATEFUL.get(device.tag, ("type", set()))
+    if device.tag in _STATEFUL:
+        kind = device.get(name)
+        return f"it has a device with state of its own ({device.tag} {kind})" if kind in kinds else None
+    return None if device.tag in _STATELESS else f"it has a device with state of its own ({device.tag})"
+
+
+def _disk_obstacle(disk: ElementTree.Element) -> str | None:
+    source = disk.find("source")
+    if source is None:
+        return None
+    where = source.get("file") or source.get("dev") or "(on a network)"
+    if disk.find("readonly") is None and disk.get("device") != "cdrom":
+        return f"its disk {where} can be written to; make it readonly, or use mode save"
+    if any("file" not in one.attrib for one in disk.iter("source")):
+        return f"its disk {where} is no file, and may change unseen"
+    driver = disk.find("driver")
+    kind = "raw" if driver is None else driver.get("type", "raw")
+    return None if kind in _FORMATS else f"its disk {where} is a {kind}, which cannot be looked into; raw and qcow2 can"
 
 
 def prepare(kept: Path, domain: libvirt.virDomain) -> None:
@@ -64,11 +124,12 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
     Raises:
         BackendError: its image cannot be kept; unless the message says otherwise it runs on.
     """
-    why = obstacle(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    why = obstacle(domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
     if why is not None:
         raise BackendError(why)
     new = kept.with_suffix(".new")
     try:
+        _depends_on(domain)  # why there is no sum of it, if there is none
         booted = _sum(kept).read_text()
         domain.save(str(new))
         try:
@@ -104,19 +165,82 @@ def _sum(kept: Path) -> Path:
 
 
 def _depends_on(domain: libvirt.virDomain) -> str:
-    """Return a sum over *domain*'s definition, and over name, size and times of the files that it names."""
+    """
+    Return a sum over *domain*'s definition, and over name, size and times of the files that it names.
+
+    Raises:
+        OSError: one is not there, or it cannot be told which files are behind a disk.
+    """
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
     digest = hashlib.sha256(xml.encode())
-    for name in _named(ElementTree.fromstring(xml)):  # noqa: S314
+    for name in _named(domain_xml.parse(xml)):
         status = Path(name).stat()
-        number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_ino
-        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{number}\0"))
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\0"))
     return digest.hexdigest()
 
 
 def _named(root: ElementTree.Element) -> Iterator[str]:
+    """Yield the files that a domain's image depends on."""
     for place in _FILES:
         for found in root.findall(place):
             yield (found.text or "").strip()
-    for source in root.findall("./devices/disk/source"):
-        yield source.get("file") or source.get("dev") or ""
+    for place, attribute in _ATTRIBUTES:
+        for found in root.findall(place):
+            if attribute in found.attrib:
+                yield found.attrib[attribute]
+    for disk in root.findall("./devices/disk"):
+        driver = disk.find("driver")
+        kind = "raw" if driver is None else driver.get("type", "raw")
+        for source in disk.iter("source"):
+            yield from chain(Path(source.attrib["file"]), kind)
+
+
+def chain(disk: Path, kind: str) -> Iterator[str]:
+    """
+    Yield the files that a disk in the file *disk* is made of: that, a data file, those that it backs on, and theirs.
+
+    They are read from the headers, as QEMU does: libvirt's XML names them only while the domain runs. The format is
+    docs/interop/qcow2.txt in QEMU's source.
+
+    Raises:
+        OSError: one cannot be read, or is no file.
+    """
+    seen: set[Path] = set()
+    while True:
+        yield str(disk)
+        if kind == "raw" or disk in seen:
+            return
+        seen.add(disk)
+        with disk.open("rb") as file:
+            header = file.read(_HEADER).ljust(_HEADER, b"\0")
+            magic, version, offset, size = struct.unpack_from(">4sIQI", header)
+            if magic != b"QFI\xfb":
+                return
+            length = struct.unpack_from(">I", header, 100)[0] if version > _SHORT else 72
+            extensions = _extensions(header, length)
+            if _DATA_FILE in extensions:
+                yield str(_beside(disk, extensions[_DATA_FILE]))
+            if not offset:
+                return
+            file.seek(offset)
+            disk, kind = _beside(disk, file.read(size)), extensions.get(_BACKING_FORMAT, b"qcow2").decode()
+
+
+def _extensions(header: bytes, offset: int) -> dict[int, bytes]:
+    """Return the extensions of a qcow2 header that begin at *offset*, by type."""
+    found = {}
+    while offset + 8 <= len(header):
+        kind, size = struct.unpack_from(">II", header, offset)
+        if not kind:
+            break
+        found[kind] = header[offset + 8 : offset + 8 + size]
+        offset += 8 + (size + 7) // 8 * 8
+    return found
+
+
+def _beside(disk: Path, name: bytes) -> Path:
+    """Return the file that *disk* calls *name*, which may be relative to it."""
+    text = os.fsdecode(name)
+    if re.match(r"[A-Za-z0-9+.-]+:", text):
+        raise OSError(None, f"{disk} backs on {text}, which is no file")
+    return disk.parent / text

@@ -7,8 +7,6 @@ A VM is a domain with a uuid that we give it; what it is made of comes from the 
 from __future__ import annotations
 
 import contextlib
-import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +16,12 @@ from zope.interface import implementer
 
 from jitsu_tw import xen
 from jitsu_tw.backends import xlvm
-from jitsu_tw.backends.xl import DEADLINE, Xl, parse_list, words
-from jitsu_tw.backends.xlhost import Host, is_of
+from jitsu_tw.backends.xlhost import Host
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from jitsu_tw.backends.xl import Domain
 
 
@@ -58,38 +53,13 @@ class LibxlBackend:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """See to it that what the VMs are made of is there, and that xl takes their definitions. Blocks."""
+    def examine(self, vm: VM) -> tuple[str, ...]:
+        """See to it that what the VM is made of is there."""
         try:
-            program = Xl.program()
-        except BackendLost as error:
-            raise ConfigError(str(error), key="backend") from error
-        vms = tuple(vms)
-        for vm in vms:
-            try:
-                xlvm.check_files(vm)
-            except (OSError, ValueError) as error:
-                raise ConfigError(str(error), *vm.place, f"vms: {vm.name}") from error
-        listed = _call(program, "list", "-v")
-        if listed.returncode:
-            self.log.error(
-                "{backend} cannot be reached yet: {error}",
-                backend=self,
-                error=words("list", listed.returncode, listed.stdout, listed.stderr),
-            )
-            return
-        domains = tuple(parse_list(listed.stdout))
-        for vm in vms:
-            if vm.define is not None:
-                with xlvm.configured(vm) as file:
-                    tried = _call(program, "create", "-n", file)
-                if tried.returncode:
-                    message = f"{vm.define}: {words('create', tried.returncode, tried.stdout, tried.stderr)}"
-                    raise ConfigError(message, *vm.place, f"vms: {vm.name}")
-            elif vm.xen is None and not any(is_of(vm, domain) for domain in domains):
-                message = f"{self} runs no such VM, and nothing says how to make it: give its kernel, or its xl"
-                message += " configuration with define"
-                raise ConfigError(message, *vm.place, f"vms: {vm.name}")
+            xlvm.check_files(vm)
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(error), *vm.place, f"vms: {vm.name}") from error
+        return ()
 
     def connect(self, watcher: IWatcher) -> None:
         """Begin to listen to Xenstore, and to ask xl until it answers."""
@@ -137,20 +107,50 @@ class LibxlBackend:
         return Guest(tuple(mac.lower() for mac in found if mac) or given, domain.domid)
 
     def traffic(self, uuid: str) -> Deferred[int | None]:
-        """Return what dom0 has received of the guest; None if its network is another domain's business."""
+        """Return what dom0 has received of the guest; None if an interface of it is another domain's, or a device."""
         return self._host.call(self._traffic(uuid))
 
     async def _traffic(self, uuid: str) -> int | None:
         domain = await self._host.running(uuid)
-        counters = [
-            folder / "statistics" / "rx_packets"
-            for folder in self.interfaces.glob(f"vif{domain.domid}.*")
-            if re.fullmatch(r"vif\d+\.\d+", folder.name)
-        ]
-        try:
-            return sum(int(counter.read_text()) for counter in counters) if counters else None
-        except OSError:  # it went down at this moment
+        devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device"
+        numbers = [name for name in await self._host.xenstore.list(f"{devices}/vif") if name.isdigit()]
+        if not numbers or await self._host.xenstore.list(f"{devices}/pci"):
             return None
+        try:
+            return sum(
+                int((self.interfaces / f"vif{domain.domid}.{number}" / "statistics" / "rx_packets").read_text())
+                for number in numbers
+            )
+        except OSError:  # it went down at this moment, or its network is not dom0's business
+            return None
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return the time of the domain's virtual CPUs, which is what Xen counts."""
+        return self._host.call(self._cpu_time(uuid))
+
+    async def _cpu_time(self, uuid: str) -> float:
+        return (await self._host.running(uuid)).cpu_time
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:  # noqa: ARG002
+        """Return None: Xen's tools tell only by failing what they cannot save."""
+        return succeed(None)
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return what keeps the VM from being started: a file that is missing, a configuration that xl refuses."""
+        return self._host.call(self._advice(uuid))
+
+    async def _advice(self, uuid: str) -> tuple[str, ...]:
+        vm = self._host.vms[uuid]
+        try:
+            xlvm.check_files(vm)
+            if vm.define is not None:
+                with xlvm.configured(vm) as file:
+                    await self._host.xl.run("create", "-n", file)
+        except BackendLost:
+            raise
+        except (BackendError, OSError, ValueError) as error:
+            return (f"it cannot be started: {error}",)
+        return ()
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return what the VM would take, and what Xen has; None where dom0 has it, see `parse_free`."""
@@ -353,13 +353,3 @@ class LibxlBackend:
 def _discard(image: Path) -> None:
     """Throw an image away, as far as it is there."""
     image.unlink(missing_ok=True)
-
-
-def _call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run xl to its end. Blocks."""
-    try:
-        return subprocess.run(  # noqa: S603 -- xl, with words of ours
-            [program, *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE, errors="replace"
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(program, 1, "", f"it did not end in {DEADLINE:.0f} s")

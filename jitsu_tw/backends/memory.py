@@ -9,7 +9,7 @@ paused or saved cannot go on, and is booted), ``hang`` (the start call never end
 from __future__ import annotations
 
 import uuid as uuids
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -19,9 +19,6 @@ from zope.interface import implementer
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Boot, Fault, Mode
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 #: A VM that vanishes does so this many seconds after its start.
 VANISHES_AFTER: Final = 0.5
@@ -49,7 +46,10 @@ class MemoryGuest:
         power: what it is.
         starts: how often it was started, resumed or restored.
         boots: how often it was booted.
-        sent: how many packets it has transmitted; None where nobody counts.
+        sent: how many packets it has transmitted; None if nobody counts them.
+        cpu: how many seconds its virtual CPUs have run; None if nobody counts them.
+        obstacles: why it cannot be stopped in a mode.
+        advice: what an operator should read about it.
         memory: what its start would take; None where nobody can tell.
         image: an image of it is kept.
         busy: a call is changing it.
@@ -59,7 +59,10 @@ class MemoryGuest:
     power: Power = Power.OFF
     starts: int = 0
     boots: int = 0
-    sent: int | None = None
+    sent: int | None = 0
+    cpu: float | None = 0.0
+    obstacles: dict[Mode, str] = attrs.field(factory=dict)
+    advice: tuple[str, ...] = ()
     memory: Memory | None = None
     image: bool = False
     busy: bool = False
@@ -86,8 +89,9 @@ class MemoryBackend:
         self._watcher: IWatcher | None = None
         self.guests: dict[str, MemoryGuest] = {}
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Do nothing: any VM can exist here."""
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """Return no advice: any VM can exist here."""
+        return ()
 
     def connect(self, watcher: IWatcher) -> None:
         """Be connected at once."""
@@ -143,8 +147,9 @@ class MemoryBackend:
             guest.busy = False
         guest.starts += 1
         guest.boots += how is Start.BOOTED
-        if guest.sent is not None and how is not Start.RESUMED:
-            guest.sent = 0
+        if how is not Start.RESUMED:
+            guest.sent = None if guest.sent is None else 0
+            guest.cpu = None if guest.cpu is None else 0.0
         self._set(uuid, Power.RUNNING, how.value)
         if Fault.VANISH in guest.vm.faults:
             self._reactor.callLater(VANISHES_AFTER, self._set, uuid, Power.OFF, "it vanished, as it was told to")
@@ -156,8 +161,8 @@ class MemoryBackend:
 
     def _stop(self, uuid: str, mode: Mode) -> None:
         guest = self._guest(uuid)
-        if Fault.STOP in guest.vm.faults:
-            message = "the stop fails, as it was told to"
+        if Fault.STOP in guest.vm.faults or mode in guest.obstacles:
+            message = guest.obstacles.get(mode, "the stop fails, as it was told to")
             raise BackendError(message)
         if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
             self._set(uuid, _LEAVES[mode], f"stopped ({mode.value})")
@@ -171,8 +176,20 @@ class MemoryBackend:
         return self.state(uuid).addCallback(lambda _: Guest())
 
     def traffic(self, uuid: str) -> Deferred[int | None]:
-        """Return what somebody said that it has transmitted."""
+        """Return what the VM is to have transmitted."""
         return maybeDeferred(lambda: self._guest(uuid).sent)
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+        """Return how long its virtual CPUs are to have run."""
+        return maybeDeferred(lambda: self._guest(uuid).cpu)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return why it is not to be stopped in *mode*."""
+        return maybeDeferred(lambda: self._guest(uuid).obstacles.get(mode))
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return the advice that it is to have."""
+        return maybeDeferred(lambda: self._guest(uuid).advice)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return what somebody said that it takes."""
@@ -205,3 +222,9 @@ class MemoryBackend:
     def happen(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM as somebody else would, by hand."""
         self._set(uuid, power, reason)
+
+    def reboot(self, uuid: str) -> None:
+        """Reboot a VM as its guest would, by itself."""
+        self._guest(uuid).boots += 1
+        if self._watcher is not None:
+            self._watcher.rebooted(uuid)

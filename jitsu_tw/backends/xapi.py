@@ -1,9 +1,9 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of a pool of our own, and none takes longer than its answer: what changes
-a VM is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the
-other of `event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
+Every call blocks, so each is made in a thread of `workers`, and none takes longer than its answer: what changes a VM is
+started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
+`event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from jitsu_tw.backends import xapi_vms
+from jitsu_tw.backends.reconnect import Reconnector
+from jitsu_tw.backends.workers import Workers
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 #: How many calls to one pool may be under way at once.
 THREADS: Final = 16
+
+#: Seconds after which a call is given up, whatever keeps it, and after which nobody waits for a logout.
+CALLS_WITHIN: Final = 60.0
+CLOSES_WITHIN: Final = 10.0
 
 #: What events are wanted of: VMs, and the tasks that change them.
 CLASSES: Final = ["vm", "task"]
@@ -62,6 +65,20 @@ _PASSING: Final = frozenset({
 _PASSING_KINDS: Final = ("HOST_", "SR_")
 
 
+def _remedy(error: JitsuError, target: Target) -> str | None:
+    """Return what an operator must mend after *error* of a login; None if it may pass by itself."""
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        return "give the file of its authority with ca=FILE"
+    if isinstance(error, XapiError) and error.code == "SESSION_AUTHENTICATION_FAILED":
+        return f"mend user=, or {target.password_file}"
+    return None
+
+
+def _passes(refused: XapiError) -> bool:
+    """Return whether what XAPI refuses now may go well later."""
+    return refused.code in _PASSING or refused.code.startswith(_PASSING_KINDS)
+
+
 @implementer(IBackend)
 class XapiBackend:
     """The pool at one URI; see `xapi_session.SYNTAX`."""
@@ -78,18 +95,14 @@ class XapiBackend:
         self._uri = connect
         self._reactor = reactor
         self._watcher: IWatcher | None = None
-        self._checked: Login | None = None
         self._opening: Login | None = None
         self._login: Login | None = None
-        self._pool = ThreadPool(0, THREADS, "xapi")
+        self._calls = Workers(str(self), THREADS, self._logged_in, lambda _: None, reactor)
+        self._reconnector = Reconnector(str(self), self._open, self._opened, self._lose, self._leave, reactor)
         self._stream: threading.Thread | None = None
         self._seen = xapi_vms.Seen()
         self._refs: dict[str, str] = {}
         self._tasks: dict[str, Deferred[dict[str, Any] | None]] = {}
-        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
-        self._failures = 0
-        self._closed = False
-        self._retry: Any = None
 
     def __str__(self) -> str:
         """Say which it is, in messages."""
@@ -97,73 +110,49 @@ class XapiBackend:
 
     # Connecting.
 
-    def check(self, vms: Iterable[VM]) -> None:
-        """Log in and look at the VMs; keep the session for `connect`."""
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """See to it that the URI is right, and that the files that it names can be read."""
         target = Target.from_uri(self._uri)
-        target.password()
-        if target.exposed():
-            self.log.warn("{file} can be read by everybody; mend it with: chmod 600", file=target.password_file)
-        login = Login(target)
-        try:
-            login.open()
-            for vm in vms:
-                self._check(login, vm)
-        except BackendLost as lost:
-            if isinstance(lost.__cause__, ssl.SSLCertVerificationError):
-                message = f"{self} cannot be trusted: {lost}; give the file of its authority with ca=FILE"
-                raise ConfigError(message, key="connect") from lost
-            self.log.error("{backend} cannot be reached yet: {error}", backend=self, error=str(lost))
-        except BackendError as refused:
-            if isinstance(refused, XapiError) and refused.code == "SESSION_AUTHENTICATION_FAILED":
-                message = f"{self} does not take user and password: {refused}; mend user=, or {target.password_file}"
-                raise ConfigError(message, key="connect") from refused
-            self.log.error("{backend} takes no session yet: {error}", backend=self, error=str(refused))
-        except ConfigError:
-            login.close()
-            raise
-        else:
-            self._checked = login
+        target.trust()
+        return self._warnings(target)
 
-    def _check(self, login: Login, vm: VM) -> None:
-        try:
-            xapi_vms.find(login, vm)
-        except BackendLost:
-            raise
-        except NoSuchVM as error:
-            message = f"{self} knows no such VM: {error}; make it there, or mend the name or uuid"
-            raise ConfigError(message, *vm.place, f"vms: {vm.name}") from error
-        except BackendError as error:
-            raise ConfigError(f"{self}: {error}", *vm.place, f"vms: {vm.name}") from error
+    @staticmethod
+    def _warnings(target: Target) -> tuple[str, ...]:
+        """
+        Return what is doubtful about the files of *target*.
+
+        Raises:
+            ConfigError: the password cannot be read.
+        """
+        target.password()
+        exposed = f"{target.password_file} can be read by everybody; mend it with: chmod 600"
+        return (exposed,) if target.exposed() else ()
 
     def connect(self, watcher: IWatcher) -> None:
-        """Use the session that `check` made, or make one, now and whenever it breaks."""
+        """Log in, now and whenever the session breaks."""
         self._watcher = watcher
-        self._pool.start()
-        self._try()
-
-    def _try(self) -> None:
-        if not self._closed:
-            opened = deferToThreadPool(self._reactor, self._pool, self._open)
-            opened.addCallbacks(self._opened, self._not_opened)
+        self._reconnector.begin()
 
     def _open(self) -> tuple[Login, dict[str, Any]]:
         """Log in, and learn how all VMs are, with the token from which on events are wanted. Blocks."""
-        login, self._checked = self._checked or Login(Target.from_uri(self._uri)), None
-        self._opening = login
+        for sentence in self._warnings(target := Target.from_uri(self._uri)):
+            self.log.warn("{sentence}", sentence=sentence)
+        self._opening = login = Login(target)
         try:
-            if self._closed:
+            if self._watcher is None:
                 login.abort("closed")
             return login, login.call("event.from", CLASSES, "", 0.0)
-        except JitsuError:
+        except JitsuError as error:
             login.close()
+            remedy = _remedy(error, target)
+            if remedy is not None:
+                raise ConfigError(f"{error}; {remedy}", key="connect") from error
             raise
 
     def _opened(self, opened: tuple[Login, dict[str, Any]]) -> None:
         login, batch = opened
-        if self._closed or self._watcher is None:
-            login.abort("closed")
-            return
-        self._login, self._failures = login, 0
+        self._login = login
+        self._calls.begin()
         self._seen = xapi_vms.Seen()
         self._seen.take(xapi_vms.of("vm", batch["events"]), whole=True)
         self._refs.clear()
@@ -171,21 +160,23 @@ class XapiBackend:
         self._stream.daemon = True
         self._stream.start()
         self.log.info("{backend}: connected", backend=self)
-        self._watcher.connected(self)
-
-    def _not_opened(self, failure: Any) -> None:
-        """Try again. Wide: a fault of ours must not end that for ever."""
-        if not failure.check(JitsuError):
-            self.log.failure("{backend}: unexpected, please report", failure, backend=self)
-        self._failures += 1
         if self._watcher is not None:
-            self._watcher.lost(self, failure.getErrorMessage())
-        self._again()
+            self._watcher.connected(self)
 
-    def _again(self) -> None:
-        """Try to connect after a while that grows with each failure."""
-        if not self._closed:
-            self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
+    @staticmethod
+    def _leave(opened: tuple[Login, dict[str, Any]]) -> None:
+        """Give up a login that is not needed any more."""
+        opened[0].abort("closed")
+
+    def _logged_in(self) -> Login:
+        """Return the login that calls are made with, in a thread."""
+        if self._login is None:
+            raise BackendLost(f"{self} cannot be reached")
+        return self._login
+
+    def _lose(self, reason: str) -> None:
+        if self._watcher is not None:
+            self._watcher.lost(self, reason)
 
     def _listen(self, login: Login, token: str) -> None:
         """Hand on events until the session cannot be had any more; in a thread of its own."""
@@ -218,15 +209,13 @@ class XapiBackend:
                 self._tasks.pop(event["ref"]).callback(task)
 
     def _lost(self, login: Login, reason: str) -> None:
-        if login is not self._login or self._closed:
+        if login is not self._login:
             return
         self._login = None
         login.abort(reason)
         self._let_go()
-        self.log.error("{backend}: {reason}", backend=self, reason=reason)
-        if self._watcher is not None:
-            self._watcher.lost(self, reason)
-        self._again()
+        self._reconnector.again(reason)
+        self._calls.end(reason)
 
     def _let_go(self) -> None:
         """Tell those who wait for tasks that nobody will hear of them."""
@@ -236,41 +225,28 @@ class XapiBackend:
 
     def close(self) -> Deferred[None]:
         """Log out and end the threads."""
-        if self._closed:
-            return succeed(None)
-        self._closed = True
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        login, self._login, self._watcher = self._login or self._checked, None, None
+        self._reconnector.end()
+        login, self._login, self._watcher = self._login, None, None
         if self._opening is not None and self._opening is not login:
             self._opening.abort("closed")
         self._let_go()
-        if login is None and not self._pool.started:
-            return succeed(None)
-        if not self._pool.started:
-            self._pool.start()
-        closed = deferToThreadPool(self._reactor, self._pool, self._shut, login, self._stream)
-        return closed.addBoth(lambda _: self._pool.stop())
+        shut = self._calls.call(CLOSES_WITHIN, self._shut, self._stream).addErrback(lambda _: None)
+        return shut.addCallback(lambda _: self._calls.end("closed"))
 
     @staticmethod
-    def _shut(login: Login | None, stream: threading.Thread | None) -> None:
-        if login is not None:
-            login.close()
+    def _shut(login: Login, stream: threading.Thread | None) -> None:
+        login.close()
         if stream is not None:
             stream.join(CONNECT_WITHIN)
 
     # Calls.
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """Call *function* with the login, in a thread of the pool."""
-        login = self._login
-        if login is None:
-            return fail(BackendLost(f"{self} cannot be reached"))
-        ran = deferToThreadPool(self._reactor, self._pool, function, login, *arguments)
-        return ran.addErrback(self._broken, login)
+        """Call *function* with the login, in a thread."""
+        return self._calls.call(CALLS_WITHIN, function, *arguments).addErrback(self._broken, self._login)
 
-    def _broken(self, failure: Any, login: Login) -> Any:
-        if failure.check(BackendLost, ConfigError):
+    def _broken(self, failure: Any, login: Login | None) -> Any:
+        if failure.check(BackendLost, ConfigError) and login is not None:
             self._lost(login, failure.getErrorMessage())
         return failure
 
@@ -360,7 +336,7 @@ class XapiBackend:
                 return Start.RESUMED
             await self._change(uuid, "resume", False, False)  # noqa: FBT003
         except XapiError as refused:
-            if refused.code in _PASSING or refused.code.startswith(_PASSING_KINDS):
+            if _passes(refused):
                 raise
             self.log.error(
                 "{backend}: VM {uuid} is {power} and cannot go on, so that is thrown away and the VM boots: {error}",
@@ -412,6 +388,28 @@ class XapiBackend:
     def traffic(self, uuid: str) -> Deferred[int | None]:  # noqa: ARG002
         """Return None: XAPI has rates in octets a second, no counts of packets (VIF_metrics, RRDs)."""
         return succeed(None)
+
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:  # noqa: ARG002
+        """Return None: XAPI has how much of its virtual CPUs a VM uses now, no sum (VM_metrics, RRDs)."""
+        return succeed(None)
+
+    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+        """Return why XAPI would refuse to stop the VM by *mode*, in its words."""
+        return Deferred.fromCoroutine(self._obstacle(uuid, mode))
+
+    async def _obstacle(self, uuid: str, mode: Mode) -> str | None:
+        method, leaves = _STOPS[mode]
+        if await self._power(uuid) in {Power.OFF, Power.SAVED, leaves}:
+            return None
+        try:
+            await self._vm(uuid, lambda ref: self._ask("VM.assert_operation_valid", ref, method))
+        except XapiError as refused:
+            return None if _passes(refused) else str(refused)
+        return None
+
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:  # noqa: ARG002
+        """Return that nobody counts packets."""
+        return succeed(("XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used",))
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""

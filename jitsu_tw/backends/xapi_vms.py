@@ -80,7 +80,8 @@ def find(login: Login, vm: VM) -> str:
     found = [record["uuid"] for record in records if not (record["is_a_template"] or record["is_control_domain"])]
     if not found:
         kinds = "a template, a snapshot or a control domain" if records else "nothing"
-        message = f"{kinds} has the {f'uuid {vm.uuid}' if vm.uuid else f'name label {vm.name!r}'}"
+        message = f"{kinds} has the {f'uuid {vm.uuid}' if vm.uuid else f'name label {vm.name!r}'}; make"
+        message += " such a VM there, or mend the name or uuid"
         raise NoSuchVM(message)
     if len(found) > 1:
         message = f"{len(found)} VMs have the name label {vm.name!r}; say with uuid which: {', '.join(sorted(found))}"

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
+from jitsu_tw.ijitsu import SHUT_DOWN
 from jitsu_tw.processes import run
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ _LOST: Final = re.compile(r"privileged command interface|hypervisor information|
 _QUIET: Final = frozenset({"pause", "unpause"})
 
 _LINE: Final = re.compile(
-    r"(?P<name>.*\S)\s+(?P<domid>\d+)\s+\d+\s+\d+\s+(?P<flags>[-rbpscd]{6})\s+[\d.]+"
+    r"(?P<name>.*\S)\s+(?P<domid>\d+)\s+\d+\s+\d+\s+(?P<flags>[-rbpscd]{6})\s+(?P<time>[\d.]+)"
     r"\s+(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s+(?P<reason>[0-9a-f]+|-)(?:\s.*)?"
 )
 
 #: Why a domain is down, in Xen's numbers (xen/include/public/sched.h).
 SUSPENDED: Final = 2
 REASONS: Final = {
-    0: "the guest shut down", 1: "the guest wanted to reboot", 3: "the guest crashed", 4: "its watchdog ended it",
+    0: SHUT_DOWN, 1: "the guest wanted to reboot", 3: "the guest crashed", 4: "its watchdog ended it",
 }  # fmt: skip
 
 
@@ -63,6 +64,7 @@ class Domain:
         down: it is off, or nearly: only its remains are there, and xl is about to clear them away.
         paused: it is neither down nor does it run.
         reason: why it is down, in Xen's numbers; None if it is not.
+        cpu_time: the seconds that its virtual CPUs have run, which changes at all times.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Domain:
     down: bool = False
     paused: bool = False
     reason: int | None = None
+    cpu_time: float = attrs.field(default=0.0, eq=False)
 
     def __str__(self) -> str:
         """Say what it is doing."""
@@ -90,7 +93,8 @@ def parse_list(text: str) -> Iterator[Domain]:
         # One that is being saved is down in Xen's eyes; it may yet go on.
         down = "d" in flags or "c" in flags or ("s" in flags and reason != SUSPENDED)
         paused = not down and "p" in flags and "s" not in flags
-        yield Domain(match["name"], int(match["domid"]), match["uuid"], down, paused, reason if down else None)
+        reason = reason if down else None
+        yield Domain(match["name"], int(match["domid"]), match["uuid"], down, paused, reason, float(match["time"]))
 
 
 def parse_free(text: str) -> int | None:

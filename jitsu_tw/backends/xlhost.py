@@ -104,7 +104,6 @@ class Host:
         if self._watcher is None or self._backend is None or (self._retry is not None and self._retry.active()):
             return
         self._connected = False
-        self.log.error("{backend}: {reason}", backend=self._backend, reason=reason)
         self._failures += 1
         self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
         self._watcher.lost(self._backend, reason)
@@ -207,7 +206,8 @@ class Host:
             if uuid in self.vms:
                 return uuid
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):
-                raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it")
+                remedy = "give its kernel, or its xl configuration with define"
+                raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it; {remedy}")
         self.vms[uuid] = vm
         if vm.uuid is None:
             self._names[vm.name] = uuid

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.control.cluster import Members
 from jitsu_tw.control.describe import describe, explain
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Fleet
 
 
+#: So many problems of VMs are told by `healthz`; there may be as many as VMs.
+MOST_PROBLEMS: Final = 20
+
+
 class Endpoint(Guarded):
     """The endpoint for a fleet."""
 
@@ -49,6 +54,7 @@ class Endpoint(Guarded):
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
+        problems: Callable[[], list[str]] = list,
     ) -> None:
         """
         Build the tree of pages.
@@ -59,6 +65,7 @@ class Endpoint(Guarded):
             token: who does not show it sees nothing; None: whoever gets here sees all.
             reactor: calls later.
             wall: seconds since 1970.
+            problems: tells what is wrong that the fleet does not know of.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
@@ -66,7 +73,7 @@ class Endpoint(Guarded):
         add_files(top, version)
         top.putChild(b"v1", version)
         top.putChild(b"metrics", Metrics(fleet))
-        top.putChild(b"healthz", Health(fleet))
+        top.putChild(b"healthz", Health(fleet, problems))
         version.putChild(b"vms", VMs(fleet, wall))
         version.putChild(b"nodes", Members(fleet, "nodes"))
         version.putChild(b"hosts", Members(fleet, "hosts"))
@@ -84,6 +91,11 @@ class Health(FleetPage):
 
     isLeaf = True  # noqa: N815
 
+    def __init__(self, fleet: Fleet, problems: Callable[[], list[str]]) -> None:
+        """Show what is wrong with *fleet*, and what *problems* returns."""
+        super().__init__(fleet)
+        self._problems = problems
+
     def render_GET(self, request: Request) -> bytes:  # noqa: N802
         """
         Say that we serve, and what is wrong all the same.
@@ -92,13 +104,17 @@ class Health(FleetPage):
         answered for.
         """
         hypervisors = self._fleet.inventory.hypervisors.items()
-        problems = [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
+        problems = self._problems()
+        problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if self._fleet.sharing.why_apart:
             problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
+        elif self._fleet.sharing.coordinator.trouble:
+            problems.append(f"nothing new is started here: {self._fleet.sharing.coordinator.trouble}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         if self._fleet.trouble():
             problems.append(f"the configuration is not shared: {self._fleet.trouble()}")
+        problems += islice(self._fleet.problems.degrading(), MOST_PROBLEMS)
         return reply(request, {"status": "degraded" if problems else "ok", "problems": problems})
 
 

@@ -36,7 +36,7 @@ def nodes(fleet: Fleet) -> list[dict[str, Any]]:
         {
             "name": name,
             "here": name == coordinator.node,
-            "problem": (sharing.why_apart or None) if name == coordinator.node else None,
+            "problem": (sharing.why_apart or coordinator.trouble or None) if name == coordinator.node else None,
             "drained": name in drained,
             "vms": has[name],
             "since": said.get("since"),

@@ -37,6 +37,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "uuid": machine.uuid,
         "state": machine.state.value,
         "reason": machine.reason,
+        "problems": fleet.problems.of(vm.name),
         "total_starts": stats.total_starts,
         "total_requests": stats.total_requests,
         "last_request_ts": stats.last_request_ts or None,
@@ -88,6 +89,7 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
             yield f"Why: {machine.reason}."
         elif asked is not None:
             yield f"{_asked(asked)}."
+    yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in fleet.problems.of(machine.vm.name))
     for refusal in reversed(fleet.journal.refusals.values()):
         if refusal.vm == machine.vm.name:
             times = "once" if refusal.times == 1 else f"{refusal.times} times"
@@ -108,7 +110,8 @@ def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> 
     elif fleet.is_needed(machine):
         yield "What keeps it: it is needed by a VM that is up."
     else:
-        yield f"What keeps it: {fleet.keeps(machine)}. It is stopped in {duration(left)} if nobody uses it."
+        ends = f" It is stopped in {duration(left)} if nobody uses it." if isfinite(left) else ""
+        yield f"What keeps it: {fleet.keeps(machine)}.{ends}"
 
 
 def _asked(asked: Event) -> str:

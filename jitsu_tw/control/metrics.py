@@ -22,6 +22,7 @@ from jitsu_tw.control.standins import standins
 from jitsu_tw.control.web import FleetPage
 from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.policy import Verdict
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,9 @@ class Numbers(Collector):
         yield gauge("jitsu_vms", "VMs by state.", states, "state")
         yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases})
         yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
+        counts = fleet.problems.counts
+        problems = {kind.value: counts[kind] for kind in Problem}
+        yield gauge("jitsu_vm_problems", "VMs that have a problem, by kind.", problems, "kind")
         reachable = {name: int(reason is None) for name, reason in fleet.inventory.hypervisors.items()}
         yield gauge("jitsu_hypervisor_up", "Whether a hypervisor can be asked.", reachable, "hypervisor")
         for what, members in (("node", nodes(fleet)), ("host", hosts(fleet))):

@@ -107,6 +107,10 @@ class _Keeping(WrappingFactory):
     def __init__(self, factory: IProtocolFactory, connections: Connections) -> None:
         super().__init__(factory)
         self._connections = connections
+        inner: Any = factory
+        while inner is not None:  # the Agent's factory, within TLS's: it would log every connection
+            inner.noisy = False
+            inner = getattr(inner, "wrappedFactory", None)
 
     def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
         """Hear that it has begun. A watch may be silent for long: the kernel looks whether the other end is there."""

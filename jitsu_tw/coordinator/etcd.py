@@ -12,6 +12,7 @@ lost: `IPeer.parted`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.application.internet import backoffPolicy
@@ -20,7 +21,7 @@ from twisted.internet.defer import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway, Stream
+from jitsu_tw.coordinator.gateway import AT_ONCE, Gateway, Refused, Stream
 from jitsu_tw.coordinator.kv import Keys, Mirror, revision
 from jitsu_tw.coordinator.session import Session, boottime
 from jitsu_tw.errors import CutOff
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
 #: Seconds until etcd's members are tried again, when all have failed: at first and at most.
 BACK_OFF: Final = (0.1, 2.0)
 
+
+#: Seconds of etcd's history that are kept. A watch that is begun anew needs none: everything is read before.
+HISTORY: Final = 3600.0
+
+#: Codes of gRPC's by which etcd refuses writes until somebody has done something: because this user may not write, and
+#: because the space quota is used up (the alarm NOSPACE), and what helps then.
+FORBIDDEN: Final = 7
+EXHAUSTED: Final = 8
+MAKE_SPACE: Final = "compact and defragment etcd, then: etcdctl alarm disarm"
 
 #: Why contact is lost, if etcd can be asked.
 ENDED: Final = "etcd has ended our lease"
@@ -62,6 +72,7 @@ class EtcdCoordinator:
             ConfigError: a certificate or a key cannot be read.
         """
         self.node = cluster.node
+        self.trouble = ""
         self._reactor = reactor
         self._keys = Keys(cluster.prefix)
         self._gateway = Gateway(cluster, reactor)
@@ -81,6 +92,9 @@ class EtcdCoordinator:
         self._turns = DeferredSemaphore(AT_ONCE)
         self._waiting: list[tuple[int, Deferred[None]]] = []  # for revisions
         self._deadline: Any = None
+        self._past = 0  # the revision that was known when history was last compacted
+        self._compact_at = 0.0
+        self._has_alarm = False
         self._running: Deferred[None] = succeed(None)
 
     @property
@@ -155,15 +169,55 @@ class EtcdCoordinator:
         """Do it, and wait until the watch has told what it did; say whether its conditions held."""
         try:
             answer = await self._turns.run(lambda: Deferred.fromCoroutine(self._gateway.ask("kv/txn", transaction)))
-        except CutOff:
+        except CutOff as error:
+            if isinstance(error, Refused) and error.code in {FORBIDDEN, EXHAUSTED}:
+                self._refuses(error)
             self._wake()  # to see whether etcd can be asked at all, and knows our lease
             raise
+        self._takes_writes()
         await self._reached(revision(answer))
         return bool(answer.get("succeeded"))
+
+    def _refuses(self, refused: Refused) -> None:
+        """Note that etcd refuses writes, and log that when it begins."""
+        self._has_alarm = refused.code == EXHAUSTED
+        reason = f"{refused}; {MAKE_SPACE}" if self._has_alarm else str(refused)
+        if not self.trouble:
+            self.log.error("etcd refuses writes, so no VM can be claimed or started: {reason}", reason=reason)
+        self.trouble = reason
+
+    def _takes_writes(self) -> None:
+        """Note that etcd accepts writes."""
+        if self.trouble:
+            self.log.info("etcd accepts writes again")
+        self.trouble, self._has_alarm = "", False
+
+    async def _check_alarm(self) -> None:
+        """Ask whether etcd still has the alarm by which it refuses writes."""
+        if self._has_alarm and not (await self._gateway.ask("maintenance/alarm", {"action": "GET"})).get("alarms"):
+            self._takes_writes()
+
+    async def _compact(self) -> None:
+        """
+        Remove etcd's history of more than `HISTORY` seconds ago; without that it grows up to etcd's quota.
+
+        Only what is older than the last change of a fact is removed. Another node, or etcd by itself, may have done it.
+        """
+        now = self._reactor.seconds()
+        if now < self._compact_at:
+            return
+        revision, self._past = self._past, self._mirror.revision
+        self._compact_at = now + HISTORY
+        if revision:
+            with suppress(CutOff):
+                await self._gateway.ask("kv/compaction", {"revision": str(revision)})
 
     def _lease(self) -> int:
         """Return the lease, if there is agreement."""
         if not self._joined or self._session.left() <= 0:
+            if self._joined:  # this process was stopped: it joins anew now, not when the next renewal is due
+                self._deadline.reset(0.0)
+                self._wake()
             raise CutOff(self._why)
         return self._session.lease
 
@@ -244,6 +298,8 @@ class EtcdCoordinator:
                 raise CutOff(ENDED)
             self._join()  # again, if the lease's time was over for us though not for etcd
             self._rounds = 0
+            await self._check_alarm()
+            await self._compact()
 
     async def _renew(self) -> bool:
         """Renew the lease; say whether there still is one."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
-from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
+from twisted.web.client import Agent, HTTPConnectionPool
 
 from jitsu_tw.coordinator.connections import Connections, words
 from jitsu_tw.errors import CutOff
@@ -45,12 +45,6 @@ REQUIRE_LEADER: Final[Headers] = {"Grpc-Metadata-hasleader": "true"}
 
 #: So many connections to a member are kept for what comes next.
 AT_ONCE: Final = 16
-
-
-class _Factory(_HTTP11ClientFactory):
-    """Makes connections without a word."""
-
-    noisy = False
 
 
 class Refused(CutOff):
@@ -164,7 +158,6 @@ class Gateway:
         self._pool = HTTPConnectionPool(reactor)
         self._pool.retryAutomatically = False
         self._pool.maxPersistentPerHost = AT_ONCE
-        self._pool._factory = _Factory  # noqa: SLF001 -- else each connection is a line in the log
         agent = Agent.usingEndpointFactory(reactor, self._connections, self._pool)
         self._client = HTTPClient(agent)
         self._asking: set[Deferred[Any]] = set()

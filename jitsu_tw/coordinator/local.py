@@ -21,6 +21,7 @@ class LocalCoordinator:
     """Every claim is granted. All Deferreds have fired when they are returned."""
 
     alone = True
+    trouble = ""
 
     def __init__(self) -> None:
         """Know nothing yet; the host's name is ours."""

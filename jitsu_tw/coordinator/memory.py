@@ -65,6 +65,7 @@ class MemoryCoordinator:
     """One of those that share a table."""
 
     alone = False
+    trouble = ""
 
     def __init__(self, node: str, table: Table) -> None:
         """Be called *node*."""

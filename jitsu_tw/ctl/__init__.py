@@ -119,6 +119,8 @@ def status(control: Control, *, watch: bool, as_json: bool) -> None:
         show.dump(vms)
     else:
         Console().print(show.vms(vms))
+        for line in show.problems(vms):
+            click.echo(line)
         show.standins(control.ask("GET", "/v1/standins"))
 
 
@@ -345,8 +347,8 @@ def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
     """
     See whether the configuration and the zones are right.
 
-    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. Nothing is started or
-    opened; a hypervisor that can be reached is asked whether it knows the VMs.
+    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. What the file lacks that
+    defines a VM is a warning. Nothing is started or opened, and no hypervisor is asked.
     """
     from jitsu_tw.ctl.check import checked  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
 

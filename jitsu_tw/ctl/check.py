@@ -1,4 +1,4 @@
-"""Whether Jitsu could start: its configuration and its zones are read as it would, and its hypervisors asked."""
+"""Whether Jitsu could start: its configuration, its zones and its files are read as it would; nothing is opened."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def checked(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         options.parseOptions(list(arguments))
         settings, zones = options.load()
-        for (kind, uri), backend in backends_for(settings.vms, settings.hosts).items():
-            backend.check([vm for vm in settings.vms if (vm.backend, vm.connect) == (kind, uri)])
+        backends = backends_for(settings.vms, settings.hosts)
+        advice = [f"{vm.name}: {line}" for vm in settings.vms for line in backends[vm.backend, vm.connect].examine(vm)]
     except UsageError as error:
         raise click.UsageError(str(error)) from error
     except JitsuError as error:
@@ -38,5 +38,5 @@ def checked(arguments: Sequence[str]) -> dict[str, Any]:
         "vms": len(settings.vms),
         "names": sum(len(vm.dns) for vm in settings.vms),
         "zones": [to_text(zone.key) for zone in zones],
-        "warnings": [str(warning) for zone in zones for warning in zone.warnings],
+        "warnings": [*(str(warning) for zone in zones for warning in zone.warnings), *advice],
     }

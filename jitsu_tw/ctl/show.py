@@ -61,6 +61,12 @@ def vms(listed: list[dict[str, Any]]) -> Table:
     return made
 
 
+def problems(listed: list[dict[str, Any]]) -> list[str]:
+    """Return the VMs' problems as lines, after an empty one."""
+    lines = [f"{vm['name']}: {problem}" for vm in listed for problem in vm["problems"]]
+    return ["", *lines] if lines else []
+
+
 def members(what: str, listed: list[dict[str, Any]]) -> Table:
     """Return nodes or hosts as a table."""
     made = table(what, "VMs", "state", right=("VMs",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from twisted.names import client
@@ -10,6 +9,7 @@ from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.wire import RR, Answer, Question
+from jitsu_tw.networks import Networks, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Forwarder(Authority):
         """Ask *server* (host, port) for *clients*."""
         super().__init__()
         self._client = client.Resolver(servers=[server])
-        self._clients = clients
+        self._clients = Networks(clients)
 
     def answer(self, question: Question) -> Deferred[Answer]:
         """
@@ -35,8 +35,7 @@ class Forwarder(Authority):
         Raises:
             DomainError: the client may not have its questions forwarded; or the server's own, through the Deferred.
         """
-        source = ip_address(question.source.host) if question.source else None
-        if source is None or not any(source in network for network in self._clients):
+        if question.source is None or packed(question.source.host) not in self._clients:
             raise DomainError(question)
         asked: Deferred[Any] = self._client.query(question)
         return asked.addCallback(

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet import tcp
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.protocols.policies import TimeoutMixin
 from zope.interface import implementer
 
+from jitsu_tw.dns.binding import set_up
 from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from twisted.python.failure import Failure
@@ -182,3 +185,13 @@ class TCPFactory(Factory):
     def forget(self, connection: TCP) -> None:
         """Hear that *connection* is gone."""
         self._connections.pop(connection, None)
+
+
+class TCPPort(tcp.Port):
+    """A TCP port of a DNS server."""
+
+    def createInternetSocket(self) -> socket.socket:  # noqa: N802
+        """Return a socket that is bound as the UDP one is."""
+        made: socket.socket = super().createInternetSocket()
+        set_up(made)
+        return made

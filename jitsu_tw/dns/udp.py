@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet import udp
 from twisted.internet.protocol import DatagramProtocol
 
+from jitsu_tw.dns.binding import set_up
 from jitsu_tw.dns.wire import Source
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class UDPPort(udp.Port):
     def createInternetSocket(self) -> socket.socket:  # noqa: N802
         """Return a socket with room for a burst, that tells where datagrams were sent to."""
         made: socket.socket = super().createInternetSocket()
-        if self.addressFamily == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_up(made)
         self._set_up(made)
         return made
 
@@ -80,7 +80,7 @@ class UDPPort(udp.Port):
         """
         receive, send, warm = self.socket.recvfrom, self.socket.sendto, self._server.warm
         limiter = self._server.limiter
-        find, now, used, keepers = warm.answers.get, warm.now, warm.used, warm.keepers
+        find, at, used, keepers = warm.answers.get, warm.now(), warm.used, warm.keepers
         for _ in range(BATCH):
             try:
                 octets, address = receive(_LONGEST)
@@ -94,7 +94,6 @@ class UDPPort(udp.Port):
             if limiter is not None and not self._may_say(answer, octets, address):
                 continue
             lease, asked = answer.lease, (octets[:2], address)
-            at = now()
             if keepers is None or keepers(address[0]):
                 lease.used = at
             if asked != answer.last:

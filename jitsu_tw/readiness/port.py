@@ -3,8 +3,10 @@ Ready when a TCP connection from here succeeds and, if a path is given, the gues
 
 Two things would make this slow, and neither is the guest's fault. A SYN that is sent before the guest listens is lost,
 and the kernel repeats it only after a second: so a new connection is tried every few milliseconds, and old ones are
-given up soon. And Linux asks for an unknown neighbour's MAC only once a second: so, where we may, the guest's MAC,
-which the hypervisor knows, is put into the neighbour table first (by iproute2's `ip`).
+given up soon. And Linux asks for an unknown neighbour's MAC only once a second: so, where that is allowed, the kernel
+is made to ask anew (by iproute2's `ip`), and until there is an answer a MAC that the guest is said to have is in the
+neighbour table. Such a MAC may be wrong, as the guest's address may be on another interface, or at a MAC that no
+hypervisor knows: none stays for longer than `PIN_EVERY` without the network being asked, and none replaces an answer.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -26,7 +29,7 @@ from jitsu_tw.dns.wire import to_text
 from jitsu_tw.ijitsu import IReadiness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM, Address
@@ -48,8 +51,12 @@ LONGEST_STATUS: Final = 8192
 #: What iproute2's `ip` ends with where the kernel says no.
 REFUSED: Final = 2
 
-#: Seconds for which the kernel keeps a neighbour without asking it (base_reachable_time is 30, of which it takes half).
-PIN_EVERY: Final = 10.0
+#: Seconds from one question of the kernel's to the next, and for which it waits for an answer before a MAC is tried.
+PIN_EVERY: Final = 1.0
+ANSWERS_IN: Final = 0.1
+
+#: States of the kernel's neighbours without an answer.
+UNANSWERED: Final = {"INCOMPLETE", "FAILED", "NONE"}
 
 
 class Fetch(Protocol):
@@ -129,7 +136,8 @@ class Port:
             return result
 
         done.addBoth(end)
-        calls = LoopingCall(self._pin, vm.ip, guest.macs), LoopingCall(self._knock, vm, tries, opened)
+        macs = cycle(dict.fromkeys((*vm.mac, *guest.macs)))
+        calls = LoopingCall(self._pin, vm.ip, macs), LoopingCall(self._knock, vm, tries, opened)
         for call, seconds in zip(calls, (PIN_EVERY, every), strict=True):
             call.clock = self._reactor
             call.start(seconds)
@@ -158,13 +166,17 @@ class Port:
             result.transport.loseConnection()
             opened()
 
-    def _pin(self, addresses: tuple[Address, ...], macs: tuple[str, ...]) -> None:
-        """Tell the kernel the MAC of the guest's first interface, if that is a neighbour and we may."""
-        if not (macs and Port._may_pin):
-            return
+    def _pin(self, addresses: tuple[Address, ...], macs: Iterator[str]) -> Deferred[None] | None:
+        """Have the kernel ask for the guest, and try the next of its MACs, if it is a neighbour and that is allowed."""
+        mac = next(macs, None)
+        if mac is None or not Port._may_pin:
+            return None
+        pinned = Deferred.fromCoroutine(self._pin_all(addresses, mac))
+        return pinned.addErrback(self._cannot_pin)
+
+    async def _pin_all(self, addresses: tuple[Address, ...], mac: str) -> None:
         for address in addresses:
-            pinned = Deferred.fromCoroutine(pin(address, macs[0], self._reactor))
-            pinned.addErrback(self._cannot_pin)
+            await pin(address, mac, self._reactor)
 
     def _cannot_pin(self, failure: Any) -> None:
         failure.trap(OSError)
@@ -181,10 +193,12 @@ class NoRouteError(OSError):
 
 async def pin(address: Address, mac: str, reactor: Any) -> None:
     """
-    Put *address* and *mac* into the kernel's neighbour table, unless the address is behind a router, here or nowhere.
+    Have the kernel ask for *address*; if there is no answer soon, put *mac* into its neighbour table.
+
+    Nothing is done where the address is behind a router, here or nowhere.
 
     Raises:
-        OSError: there is no `ip`, or we may not.
+        OSError: there is no `ip`, or it is not allowed.
     """
     family = f"-{address.version}"
     try:
@@ -194,7 +208,12 @@ async def pin(address: Address, mac: str, reactor: Any) -> None:
     route = json.loads(out)[0]
     if "gateway" in route or "via" in route or route.get("type") == "local" or address.is_loopback:
         return
-    await _ip(reactor, family, "neigh", "replace", str(address), "lladdr", mac, "nud", "reachable", "dev", route["dev"])
+    entry = (str(address), "dev", route["dev"])
+    await _ip(reactor, family, "neigh", "flush", "to", *entry)  # all but an entry that an operator has made
+    await deferLater(reactor, ANSWERS_IN)  # the tries go on meanwhile, and the first of them makes the kernel ask
+    found = json.loads(await _ip(reactor, family, "-json", "neigh", "show", "to", *entry) or "[]")
+    if not found or UNANSWERED & set(found[0]["state"]):
+        await _ip(reactor, family, "neigh", "replace", *entry, "lladdr", mac, "nud", "reachable")
 
 
 async def _ip(reactor: Any, *arguments: str) -> bytes:

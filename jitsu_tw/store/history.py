@@ -80,7 +80,8 @@ class History:
         repository: that, once it is open.
         loose: about how many loose objects there are.
         octets: about how large those are that were written since `loose` was 0.
-        recent: when each of the last heads of `main` was replaced, and which: somebody may be pushing what rests on it.
+        recent: when each of the last heads of `main` was replaced, by CLOCK_MONOTONIC, and which: a client may be
+            pushing what rests on it.
     """
 
     log = Logger()
@@ -288,7 +289,7 @@ class History:
         for name in (branch, "packed-refs"):
             lock = Path(self.repository.path, f"{name}.lock")
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - lock.stat().st_mtime > STALE:
+                if abs(time.time() - lock.stat().st_mtime) > STALE:  # the clock may have been set back since
                     lock.unlink()
 
     def _sync(self) -> None:
@@ -304,7 +305,7 @@ class History:
 
     def _replaced(self, head: pygit2.Oid) -> None:
         """Note that *head* is not the head any more."""
-        now = self._now()
+        now = time.monotonic()
         self.recent = [one for one in self.recent if one[0] > now - PUSH_TAKES]
         self.recent.append((now, str(head)))
 

@@ -7,27 +7,27 @@ Where things lie in the state: the tree of the original's Irmin database (DESIGN
     jitsu/vm/<uuid>/dns/<name>/ttl
     jitsu/vm/<uuid>/config/<key>/<0..n>
     jitsu/origin/<uuid>
-    jitsu/stats/<uuid>/{start_ts, stop_ts, total_starts}
+    jitsu/stats/<uuid>/{start_ts, stop_ts, total_starts, backend, connect}
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
 
 Each value has one place: what has none of its own is below ``config``, as the configuration said it. `stop_ts` is
 ours: a VM that was seen to stop after we had started it is not ours any more if somebody else starts it. So is
 ``origin``: the request that a VM is from, if the file is not the last that had a word on it. Times are seconds since
-1970.
+1970. ``backend`` and ``connect`` are the VM's hypervisor.
 """
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from jitsu_tw.dns.wire import to_text
+from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
-
-    from jitsu_tw.settings import VM
 
 #: The message of a commit that changes nothing but statistics.
 STATISTICS: Final = "Statistics"
@@ -46,6 +46,9 @@ FILES: Final = {
 
 #: The keys that the folder ``dns`` says.
 _DNS: Final = frozenset({"dns", "ttl"})
+
+#: A VM that the configuration has no more is kept for so many seconds after its last use, if it did not say.
+REMOVED_IDLE: Final = 120.0
 
 #: A commit's message names at most so many VMs.
 MOST_NAMED: Final = 20
@@ -67,6 +70,8 @@ class Stats:
     stop_ts: float = 0.0
     total_starts: int = 0
     dns: dict[str, NameUse] = attrs.field(factory=dict)
+    backend: str = ""
+    connect: str = ""
 
     @property
     def last_request_ts(self) -> float:
@@ -78,6 +83,11 @@ class Stats:
         """How often its names were asked for."""
         return sum(use.total_requests for use in self.dns.values())
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was started or asked for through us since it was last seen down."""
+        return max(self.start_ts, self.last_request_ts) > self.stop_ts
+
 
 def stats_paths(uuid: str, stats: Stats) -> dict[str, str]:
     """Return the paths and values of *stats*."""
@@ -87,6 +97,10 @@ def stats_paths(uuid: str, stats: Stats) -> dict[str, str]:
         f"{base}/stop_ts": f"{stats.stop_ts:.3f}",
         f"{base}/total_starts": str(stats.total_starts),
     }
+    if stats.backend:
+        paths[f"{base}/backend"] = stats.backend
+    if stats.connect:
+        paths[f"{base}/connect"] = stats.connect
     for name, use in stats.dns.items():
         paths[f"{base}/dns/{name}/last_request_ts"] = f"{use.last_request_ts:.3f}"
         paths[f"{base}/dns/{name}/total_requests"] = str(use.total_requests)
@@ -98,6 +112,9 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
     found: dict[str, Stats] = {}
     for path, value in tree.items():
         match path.split("/"):
+            case ["jitsu", "stats", uuid, "backend" | "connect" as key]:
+                setattr(found.setdefault(uuid, Stats()), key, value)
+                continue
             case ["jitsu", "stats", uuid, "start_ts" | "stop_ts" | "total_starts" as key]:
                 target: Stats | NameUse = found.setdefault(uuid, Stats())
             case ["jitsu", "stats", uuid, "dns", name, "last_request_ts" | "total_requests" as key]:
@@ -162,6 +179,39 @@ def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         yield "ttl", value, path
 
 
+def differs_by_names_only(files: Mapping[str, str], vm: VM) -> bool:
+    """Return whether *files*, by the path below a VM's folder, say of it what *vm* says, but for its name and names."""
+    base = f"{VMS}/"
+    said = {path.removeprefix(base): value for path, value in vm_paths("", vm).items()}
+
+    def rest(known: Mapping[str, str]) -> dict[str, str]:
+        return {path: value for path, value in known.items() if not path.startswith(("dns/", "config/name/"))}
+
+    return rest({path.removeprefix("/"): value for path, value in said.items()}) == rest(files)
+
+
+def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:
+    """
+    Return a VM that the configuration has no more, as far as it takes to find it and to stop it when it is idle.
+
+    Args:
+        uuid: at its hypervisor.
+        files: what the configuration last said of it, by the path below its folder.
+        stats: tell at which hypervisor it was started.
+    """
+    try:
+        mode = Mode(files.get("stop_mode", ""))
+    except ValueError:
+        mode = Mode.DESTROY
+    try:
+        ips = tuple(ip_address(ip) for ip in files.get("ip", "").split())
+        idle = float(files.get("config/idle/0", REMOVED_IDLE))
+    except ValueError:
+        ips, idle = (), REMOVED_IDLE
+    name = files.get("config/name/0", uuid)
+    return VM(name, (), ips, 0, mode, stats.backend, stats.connect, idle, uuid=uuid, removed=True)
+
+
 def _in_order(path: str) -> tuple[str, int]:
     """Sort numbers as such: 10 comes after 9."""
     folder, _, number = path.rpartition("/")
@@ -173,12 +223,12 @@ def origin_path(uuid: str) -> str:
     return f"jitsu/origin/{uuid}"
 
 
-def vms(tree: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the files of each VM in *tree*, by uuid and by the path below the VM's folder."""
+def vms(tree: Mapping[str, str], uuids: Container[str] | None = None) -> dict[str, dict[str, str]]:
+    """Return the files of each VM in *tree*, or of *uuids* in it, by uuid and by the path below the VM's folder."""
     found: dict[str, dict[str, str]] = {}
-    for path, value in tree.items():
+    for path, value in tree.items() if uuids is None or uuids else ():
         match path.split("/", 3):
-            case ["jitsu", "vm", uuid, rest]:
+            case ["jitsu", "vm", uuid, rest] if uuids is None or uuid in uuids:
                 found.setdefault(uuid, {})[rest] = value
     return found
 

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
-from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
+from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness.port import EVERY
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
-from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, WANTED, Event, State, after
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
+from jitsu_tw.vm.problems import Problem
+from jitsu_tw.vm.vitals import Counts, Sign, Window, sign_of_life
 from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -39,8 +44,11 @@ SEEN: Final = {
 }
 
 
-#: A VM that goes down by itself sooner than this after it was up has failed, in seconds.
+#: A VM that goes down sooner than this after it was up, in seconds, has failed, unless its guest ended in order.
 STEADY: Final = 10.0
+
+#: So it ended, for one of these reasons: it has done its work, and is started again as soon as somebody asks for it.
+IN_ORDER: Final = frozenset({SHUTS_DOWN, SHUT_DOWN, ENDED})
 
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
@@ -49,7 +57,7 @@ LONGEST_REST: Final = 60.0
 WRITTEN_WITHIN: Final = 0.1
 
 #: It does not run.
-DOWN: Final = frozenset({Power.OFF, Power.PAUSED, Power.SAVED})
+NOT_RUNNING: Final = frozenset({Power.OFF, Power.PAUSED, Power.SAVED})
 
 #: A guest goes on where it was.
 RESUMED: Final = frozenset({Start.RESUMED, Start.RESTORED})
@@ -89,6 +97,9 @@ class Keeper(Protocol):
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Hear that *machine*'s activation has ended, ``up`` or ``failed``, and how many clients were answered."""
 
+    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
+        """Note what an operator should know of *machine* (`Problems.note`)."""
+
 
 class Machine:
     """
@@ -110,8 +121,8 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_off", "_reactor", "_readiness", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting", "_word",
-        "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
+        "_word", "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -147,6 +158,7 @@ class Machine:
         self._how = Start.RAN
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
+        self._silent = False
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -215,9 +227,37 @@ class Machine:
         """Whether nobody knows what the VM is doing: it may run."""
         return self.state is State.UNKNOWN or (self.state is State.FAILED and self._fault is BackendLost)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the VM is being stopped because its start has failed."""
+        return self._silent and self.state is State.STOPPING
+
     def booting_for(self, asker: Hashable) -> bool:
         """Say whether *asker* waits for it already: then it asks again because it got no answer yet."""
         return self._waiters is not None and asker in self._waiters and self.joinable
+
+    def can_stop(self) -> Deferred[bool]:
+        """
+        Return a Deferred that says whether the VM, which is up, can be stopped by its mode, as far as that is known.
+
+        What is against it is noted. A stop that fails costs the warm answers and the time of all who ask meanwhile.
+        """
+        return Deferred.fromCoroutine(self._can_stop())
+
+    async def _can_stop(self) -> bool:
+        mode = self.vm.mode
+        if mode in {Mode.DESTROY, Mode.SHUTDOWN} or (mode is Mode.SAVE and self.vm.save_fallback is not None):
+            return True
+        with contextlib.suppress(BackendError):  # then the stop itself tells
+            obstacle = await self.backend.obstacle(self.uuid, mode)
+            if obstacle is not None:
+                self._cannot_stop(obstacle)
+            return obstacle is None
+        return True
+
+    def _cannot_stop(self, why: str) -> None:
+        """Note that the VM cannot be stopped by its mode."""
+        self.problem(Problem.STOP, f"it cannot be stopped ({self.vm.mode.value}), so it stays up: {why}")
 
     def stop(self, reason: str, *, off: bool = False) -> Deferred[State]:
         """
@@ -272,6 +312,20 @@ class Machine:
         self._failed()
         self.feed(Event.STOP, reason)
 
+    def problem(self, kind: Problem, *sentences: str) -> None:
+        """
+        Note what an operator should know of the VM; it is logged when it is new, and shown until it is noted anew.
+
+        Args:
+            kind: of the problem; each kind is noted on its own.
+            sentences: those of that kind, without the VM's name and a full stop; none if there are none any more.
+        """
+        self._keeper.problem(self, kind, sentences)
+
+    def rebooted(self) -> None:
+        """Wait until the guest, which has rebooted itself, is ready again: for a while it cannot be heard of."""
+        self.feed(Event.REBOOT, "its guest has rebooted itself")
+
     def look(self, reason: str) -> Deferred[None]:
         """Ask the backend what the VM is doing and believe it; if a call of ours is under way, when that has ended."""
         self._word = reason
@@ -318,11 +372,13 @@ class Machine:
         if state is State.WAITING and old is not State.STARTING:
             self._how = Start.RAN
             self.marks = self.marks if old is State.QUEUED else NO_MARKS
-        fell = old is State.UP and state is State.OFF and not self._is_steady()
+        fell = old is State.UP and state is State.OFF and not self._is_steady() and self.reason not in IN_ORDER
         if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
             self._failed()
         elif old is State.UP and not self._kill:
             self.failures = 0
+        if state in DOWN:
+            self.problem(Problem.STOP)
         self._keeper.moved(self, old)
         if self.state is not state:
             return
@@ -404,7 +460,11 @@ class Machine:
             if failure.check(NoSuchVM):
                 self.gone(reason)
                 return
-            self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
+            self._silent = False
+            if failure.check(BackendLost):
+                self.log.error("{name}: cannot be stopped: {error}", name=self.vm.name, error=reason)
+            else:
+                self._cannot_stop(reason)
             self.feed(Event.STOP_FAILED, reason)
         else:
             self._fault = failure.type if failure.check(*_BLAMELESS, BackendLost, NoSuchVM) else BootFailed
@@ -434,7 +494,8 @@ class Machine:
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        patience = self._reactor.callLater(RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN, self._give_up)
+        resumed = self._how in RESUMED
+        patience = self._reactor.callLater(RESUMED_WITHIN / 2 if resumed else READY_WITHIN, self._give_up)
         signs: list[Deferred[None]] = []
         try:
             if not await self._is_told():
@@ -453,7 +514,7 @@ class Machine:
                 raise
             self._waiting = None
             self.log.error("{name}: nobody can tell when it is ready: {error}", name=self.vm.name, error=str(error))
-            self._take_for_up()
+            self._not_known_to_be_ready()
             return
         except Exception:
             # One sign is enough to end the wait for all, whatever it was, and so is being cancelled.
@@ -482,21 +543,61 @@ class Machine:
             sign.addErrback(lambda _: None)
             sign.cancel()
 
-    def _take_for_up(self) -> None:
-        """Take a guest that is not known to be ready for up, so that it has a lease, and that can end."""
+    def _take_for_up(self, limit: float) -> None:
+        """Take a guest that is not known to be ready after *limit* seconds for up: so it has a lease, which can end."""
+        self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=limit)
+        self._not_known_to_be_ready()
+
+    def _not_known_to_be_ready(self) -> None:
         self.ready = False
         self.feed(Event.READY, "not known to be ready")
 
     def _give_up(self) -> None:
-        """Boot a guest that was resumed and is not heard of; wait no longer for one that was booted."""
-        name, how = self.vm.name, self._how
-        if how in RESUMED:
-            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted", name=name, how=how.value,
-                           limit=RESUMED_WITHIN)
-            self.restart(f"not ready after it was {how.value}")
+        """Decide on a guest that is not ready in time."""
+        judge = self._judge_resumed if self._how in RESUMED else self._judge_booted
+        judged = Deferred.fromCoroutine(judge(self._moves))
+        judged.addErrback(
+            lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=self.vm.name)
+        )
+
+    async def _judge_resumed(self, moves: int) -> None:
+        """Observe a guest that was resumed for the rest of its time; boot it if it gives no sign of life."""
+        before = await self.counts()
+        await deferLater(self._reactor, RESUMED_WITHIN / 2)
+        window = Window(before, await self.counts(), int(RESUMED_WITHIN / 2 / EVERY) * len(self.vm.ip))
+        if moves != self._moves:
+            return
+        name, how, sign = self.vm.name, self._how.value, sign_of_life([window])
+        if sign is Sign.NONE:
+            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name, how=how,
+                           limit=RESUMED_WITHIN, sign=sign.value)
+            self.restart(f"not ready after it was {how}")
         else:
-            self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=READY_WITHIN)
-            self._take_for_up()
+            self._take_for_up(RESUMED_WITHIN)
+
+    async def _judge_booted(self, moves: int) -> None:
+        """Take a guest for up, or, if we have started it, it has a port and has sent no packet, for failed."""
+        sent = (await self.counts()).packets
+        if moves != self._moves:
+            return
+        if sent == 0 and self._how is Start.BOOTED and has_port(self.vm, self.backend):
+            self._silent = self._kill = True
+            self.ready = False
+            self._fault = BootFailed
+            self.feed(Event.STOP, f"its guest did not listen within {READY_WITHIN:g} s, and has sent no packet")
+        else:
+            self._take_for_up(READY_WITHIN)
+
+    def counts(self) -> Deferred[Counts]:
+        """Return what the hypervisor has counted of the guest, as far as that can be read."""
+        return Deferred.fromCoroutine(self._counts())
+
+    async def _counts(self) -> Counts:
+        try:
+            packets = await self.backend.traffic(self.uuid)
+            return Counts(packets, await self.backend.cpu_time(self.uuid))
+        except BackendError:
+            return Counts(None, None)
 
     async def _keep_image(self) -> None:
         """Keep the image of the guest as it is now; where there can be none, go on without."""
@@ -516,12 +617,12 @@ class Machine:
             mode = Mode.SHUTDOWN
         self._off = False
         if self._theirs:
-            if not await self._stops(DOWN, lambda: not self._theirs):
+            if not await self._stops(NOT_RUNNING, lambda: not self._theirs):
                 self.feed(Event.STOP_FAILED, "used meanwhile")
                 return
             self._theirs = False
         else:
-            await self.backend.stop(self.uuid, mode)
+            mode = await self._stop_by(mode)
             if mode is Mode.SHUTDOWN and not await self._goes_down():
                 self.log.warn(
                     "{name}: has not shut down in {limit} s; destroyed", name=self.vm.name, limit=self.vm.stop_timeout
@@ -533,7 +634,29 @@ class Machine:
             raise BackendError(message)
         self._kill = False
         self.mark("stopped")
-        self.feed(SEEN[power], self.reason)
+        silent, self._silent = self._silent, False
+        self.feed(Event.FAIL if silent else SEEN[power], self.reason)
+
+    async def _stop_by(self, mode: Mode) -> Mode:
+        """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return by which."""
+        instead = self.vm.save_fallback if mode is Mode.SAVE else None
+        if instead is None:
+            await self.backend.stop(self.uuid, mode)
+            return mode
+        why = await self.backend.obstacle(self.uuid, mode)
+        if why is None:
+            try:
+                await self.backend.stop(self.uuid, mode)
+            except (BackendLost, NoSuchVM):
+                raise
+            except BackendError as error:
+                why = str(error)
+        if why is None:
+            self.problem(Problem.FALLBACK)
+            return mode
+        self.problem(Problem.FALLBACK, f"it cannot be saved, so it is stopped by {instead.value}: {why}")
+        await self.backend.stop(self.uuid, instead)
+        return instead
 
     async def _goes_down(self) -> bool:
         """Wait for the guest to shut down; say whether it did so in time."""
@@ -594,8 +717,9 @@ class Machine:
     # Who waits.
 
     def mark(self, step: str) -> None:
-        """Put *step* into the timeline."""
-        self.marks = {**self.marks, step: self._now()}
+        """Put *step* into the timeline, if there is one: a VM that was found running has none."""
+        if self.marks:
+            self.marks = {**self.marks, step: self._now()}
 
     def _up(self) -> None:
         self._up_at, self._again = self._now(), False

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Any
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.settings import Settings
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.sweep import Sweep
 
 
@@ -95,8 +95,7 @@ class Admission:
             if lease is None or await self._sweep.in_use(machine, lease):
                 continue
             # Somebody may have asked for it meanwhile.
-            if self._sweep.may_go(machine):
-                self._sweep.end(machine, "idle the longest, makes room")
+            if self._sweep.may_go(machine) and await self._sweep.end(machine, "idle the longest, makes room"):
                 return True
         return False
 

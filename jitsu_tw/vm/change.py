@@ -56,8 +56,9 @@ class Running:
 
     @property
     def vms(self) -> tuple[VM, ...]:
-        """All VMs as they are now, but those that are leaving."""
-        return tuple(one.vm for name, one in self._fleet.machines.items() if name not in self.leaving)
+        """All VMs of the configuration as they are now, but those that are leaving."""
+        machines = self._fleet.machines.items()
+        return tuple(one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
 
     def check(self, step: Step) -> None:
         """

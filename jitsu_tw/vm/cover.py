@@ -22,6 +22,7 @@ from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.standin import StandIn
 from jitsu_tw.vm.lifecycle import ACTIVATING, State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,6 +71,8 @@ class Cover:
         machines: Mapping[str, Machine],
         reactor: Any,
         port: IReadiness,
+        note: Callable[[Machine, Problem, tuple[str, ...]], None],
+        secret: str = "",
         make: Callable[..., StandIn] = StandIn,
     ) -> None:
         """
@@ -80,10 +83,14 @@ class Cover:
             machines: by the VM's name; those with `use_synjitsu` are covered.
             reactor: connects and waits.
             port: finds out whether a guest listens where Synjitsu is away.
+            note: notes what an operator should know of a VM (`Problems.note`).
+            secret: what Synjitsu wants to be shown; empty for nothing.
             make: makes the conversation with Synjitsu.
         """
         self._machines, self._reactor, self._port = machines, reactor, port
-        self.standins = {place: make(place, self._wanted, self._seen, reactor, self._listens) for place in places}
+        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
+        self.standins = {place: make(place, *told) for place in places}
+        self._note = note
         self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
         self.is_theirs: Callable[[Machine], bool] = lambda _: False
         self._at: dict[str, StandIn] = {}
@@ -112,8 +119,9 @@ class Cover:
         return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
 
     def _is_there(self, machine: Machine) -> bool:
+        """Return whether a Synjitsu stands in for *machine*, at one of its addresses at least."""
         standin = self._standin(machine)
-        return standin is not None and standin.connected
+        return standin is not None and standin.connected and not standin.refused.keys() >= set(map(str, machine.vm.ip))
 
     def holds(self, machine: Machine) -> bool:
         """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
@@ -180,6 +188,7 @@ class Cover:
             self._late.pop(vm.name).cancel()
         if state not in RUNS:
             self._heard.pop(vm.name, None)
+            self._note(machine, Problem.ADDRESS, ())
         if state is State.UP:
             self._hand_over(machine)
         elif state in ACTIVATING:
@@ -216,10 +225,9 @@ class Cover:
             self._at[machine.vm.name] = standin
             self._announce(machine, machine.vm.ip, asleep=True)
 
-    def _mac(self, vm: VM) -> str:
-        """Return the MAC of the guest's first interface; nothing while that is not known."""
-        macs = self._guests.get(vm.name, Guest()).macs
-        return macs[0] if macs else ""
+    def _macs(self, vm: VM) -> tuple[str, ...]:
+        """Return the MACs of the guest: those of the configuration, and then those that the hypervisor knows."""
+        return tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))
 
     def _silent(self, vm: VM) -> list[Address]:
         """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
@@ -233,7 +241,7 @@ class Cover:
         late = [ip for ip in vm.ip if heard and str(ip) not in heard]
         for ip in vm.ip:
             if ip not in late:
-                self._at[vm.name].ready(str(ip), self._mac(vm))
+                self._at[vm.name].ready(str(ip), self._macs(vm))
         if late:
             self._announce(machine, late, asleep=False)
             self._late[vm.name] = self._reactor.callLater(LATE_BY, self._late_enough, machine)
@@ -249,7 +257,7 @@ class Cover:
         for ip in ips:
             self._at[vm.name].announce(
                 str(ip),
-                self._mac(vm),
+                self._macs(vm),
                 asleep=asleep,
                 ports=vm.ports or None,
                 wake_udp=vm.wake_udp,
@@ -289,6 +297,12 @@ class Cover:
         if waiting is not None:
             waiting.callback(None)
 
+    def _elsewhere(self, ip: str, found: str) -> None:
+        machine = self._machine_at(ip)
+        if machine is not None and machine.state in RUNS:
+            sentence = f"its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip"
+            self._note(machine, Problem.ADDRESS, (sentence,) if found else ())
+
     def _machine_at(self, ip: str) -> Machine | None:
         return self._machines.get(self._by_ip.get(ip, ""))
 
@@ -317,7 +331,7 @@ class Cover:
                 self._waits.pop(name, None)
 
     def _turn(self, standin: StandIn) -> None:
-        """Hear that a Synjitsu has come, or gone: it, or we ourselves, find out whether guests listen."""
+        """Handle the coming or going of a Synjitsu, on which it depends what finds out whether guests listen."""
         for name, waiting in list(self._waits.items()):
             if self._standin(self._machines[name]) is standin:
                 self._turned.add(name)

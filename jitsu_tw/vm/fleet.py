@@ -8,10 +8,9 @@ are told in `journal`, what several of us share in `sharing`, and on which host 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
@@ -33,11 +32,12 @@ from jitsu_tw.vm.fencing import Fencing
 from jitsu_tw.vm.groups import Groups
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
-from jitsu_tw.vm.lifecycle import ACTIVATING, WANTED, State
+from jitsu_tw.vm.lifecycle import ACTIVATING, DOWN, WANTED, State
 from jitsu_tw.vm.moves import Moves
 from jitsu_tw.vm.ownership import LET_GO, Ownership
 from jitsu_tw.vm.placement import Placement
 from jitsu_tw.vm.policy import Policy, Verdict
+from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.record import Record
 from jitsu_tw.vm.sharing import Ask, Sharing
 from jitsu_tw.vm.sweep import Sweep
@@ -45,35 +45,22 @@ from jitsu_tw.vm.sweep import Sweep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
     from jitsu_tw.vm.lease import Lease
 
+#: What an operator reads of a VM that the configuration has no more.
+IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
+
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
-
-
-@attrs.frozen
-class Clocks:
-    """
-    The times that a fleet needs.
-
-    Attributes:
-        reactor: calls later.
-        now: seconds of a clock that never goes back; leases use it.
-        wall: seconds since 1970, for what is remembered, and for times of the week.
-    """
-
-    reactor: IReactorTime
-    now: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
 
 
 class Fleet:
@@ -89,6 +76,7 @@ class Fleet:
         hosts: those that VMs with `host` are on; None if there are none.
         moves: where they go, and who is drained.
         journal: what happened last, and why.
+        problems: what an operator should know of the VMs besides.
         trouble: says why the configuration is not shared with the others; nothing if it is, or need not be.
         on_news: called with the commit that the configuration which we share is now.
         on_move: called with each machine that may have become ready, or is not ready any more.
@@ -113,16 +101,27 @@ class Fleet:
         self._signs = Signs(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
+        self.problems = Problems()
         self.cover: Cover | None = None
         places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         if places:
-            self.cover = make_cover(tuple(places), self.machines, clocks.reactor, self._signs.port)
+            self.cover = make_cover(
+                tuple(places),
+                self.machines,
+                clocks.reactor,
+                self._signs.port,
+                note=self.problem,
+                secret=settings.synjitsu_secret or "",
+            )
             self.cover.wake = self._wake
         self._groups = Groups(self.machines)
         self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = Record(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
-        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor)
+        self.inventory = Inventory(
+            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
+            self._removed_moved,
+        )
         self.inventory.on_found = self._found
         if self.cover is not None:
             self.inventory.on_change = self.cover.changed
@@ -177,15 +176,19 @@ class Fleet:
 
     # Beginning and end.
 
-    def start(self, tree: Mapping[str, str]) -> None:
-        """Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says."""
+    def start(self, tree: Mapping[str, str]) -> Deferred[Any]:
+        """
+        Begin with what the state remembers; ask the backends what runs; start nothing but what `keep_up` says.
+
+        The Deferred fires when the VMs of each hypervisor are in the state, or it cannot be asked.
+        """
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
         self.sharing.start()
         if self.cover is not None and not self._settings.dry_run:
             self.cover.start()
-        self.inventory.start()
         self._telling.start(TOLD_AGAIN, now=False)
+        return self.inventory.start()
 
     def stop(self) -> Deferred[None]:
         """Write down what is remembered and leave all VMs as they are."""
@@ -218,27 +221,57 @@ class Fleet:
             if self.cover is not None:
                 self.cover.forget(machine)
             machine.become(vm, self._signs_of(vm))
+            machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
         if self.cover is not None:
             self.cover.enlist(machine)
         return machine
 
+    def _enlist_removed(self, vm: VM) -> Machine:
+        """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
+        hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
+        name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
+        machine = self.enlist(attrs.evolve(vm, name=name, hosts=hosts))
+        machine.problem(Problem.REMOVED, IS_REMOVED)
+        return machine
+
+    def _removed_moved(self, machine: Machine) -> None:
+        """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
+        if self.machines.get(machine.vm.name) is not machine:
+            return
+        if machine.state in DOWN or machine.is_gone:
+            self._record.stopped(machine)
+            dismissed = Deferred.fromCoroutine(self.dismiss(machine, "it is no more"))
+            dismissed.addCallback(lambda _: self._record.forget_others())
+            dismissed.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+        elif machine.state is State.UP and self._sweep.lease(machine.vm.name) is not None:
+            taken = {ip for one in self.machines.values() if not one.vm.removed for ip in one.vm.ip}
+            if taken.intersection(machine.vm.ip):
+                ended = Deferred.fromCoroutine(self._sweep.end(machine, "its address is another VM's now"))
+                ended.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+
     async def dismiss(self, machine: Machine, reason: str) -> None:
-        """Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already."""
+        """
+        Stop *machine*, by its mode, if it is up through us; then have it no more. Its names must be gone already.
+
+        If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down.
+        """
         self.release_vm(machine.vm.name)
         while not self.sharing.is_theirs(machine) and (
             machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
         ):
-            if await machine.stop(reason) is State.UP:
-                self.log.error("{name}: goes on running, but is none of ours any more", name=machine.vm.name)
-                break
+            if await self._stop_if_it_can(machine, reason) is State.UP:
+                vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
+                self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
+                return
         self._gather()
         machine.gone(reason)
         self.journal.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
+        self.problems.forget(machine.vm.name)
         for room in (self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record):
             room.forget(machine)
         if self.cover is not None:
@@ -363,7 +396,13 @@ class Fleet:
             return self.sharing.ask(self.machines[name], Ask.STOP)
         self.release_vm(name)
         self._sweep.rest(self.machines[name])
-        return self.machines[name].stop("stopped by hand")
+        return self._stop_if_it_can(self.machines[name], "stopped by hand")
+
+    def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
+        """Stop *machine*, but leave it as it is if it is known that it cannot be stopped."""
+        if machine.state is not State.UP:
+            return machine.stop(reason)
+        return machine.can_stop().addCallback(lambda can: machine.stop(reason) if can else machine.state)
 
     def hold_vm(self, name: str) -> Deferred[bool]:
         """
@@ -572,6 +611,8 @@ class Fleet:
             self._sweep.drop(machine)
         self.sharing.moved(machine)
         self.inventory.moved(machine)
+        if machine.vm.removed:
+            self._reactor.callLater(0, self._removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
@@ -585,6 +626,10 @@ class Fleet:
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
         self.journal.booted(machine, outcome, clients)
+
+    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
+        """Note what an operator should know of *machine*."""
+        self.problems.note(machine.vm.name, kind, sentences)
 
     async def _found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""

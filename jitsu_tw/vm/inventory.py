@@ -7,17 +7,18 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import backends_for
+from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
+
+#: Seconds after which a hypervisor that has not answered yet is taken for lost, until it does, and what is said then.
+WAITS: Final = 2.0
+NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits for it"
 
 #: What a VM is doing that nobody could say is asked again after so many seconds.
 LOOK_AGAIN: Final = 5.0
@@ -56,31 +61,75 @@ class Inventory:
         record: Record,
         journal: Journal,
         reactor: IReactorTime,
+        enlist: Callable[[VM], Machine],
+        dismiss: Callable[[Machine], None],
     ) -> None:
-        """Look for *machines*, which are by the VM's name; *backends* are found by a VM's backend and URI."""
+        """
+        Look for *machines*, which are by the VM's name.
+
+        Args:
+            backends: found by a VM's backend and URI.
+            machines: to look for.
+            record: what the state says of them.
+            journal: is told of connections.
+            reactor: calls later.
+            enlist: makes a machine of a VM that the configuration has no more, and that may still run.
+            dismiss: forgets it if its hypervisor does not know it.
+        """
         self._backends, self._machines = dict(backends), machines
         self._record, self._journal, self._reactor = record, journal, reactor
+        self._enlist, self._dismiss = enlist, dismiss
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._strangers = 0
         self._lost: dict[int, str] = {}
+        self._reached: set[int] = set()
         self._looks: dict[str, IDelayedCall] = {}
         self._connected = False
+        self._waits: dict[int, IDelayedCall] = {}
+        self._unseen: dict[int, Deferred[None]] = {}
         self.on_change: Callable[[Machine], object] = lambda _: None
         self.on_found: Callable[[Machine], Awaitable[None]] | None = None
 
     # Beginning and end.
 
-    def start(self) -> None:
-        """Connect to all of them."""
+    def start(self) -> Deferred[Any]:
+        """
+        Connect to all hypervisors, and to those where VMs that the configuration has no more may run.
+
+        Returns:
+            A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
+        """
         self._connected = True
-        for backend in list(self._backends.values()):
-            backend.connect(self)
+        backends = list(self._backends.values())
+        self._unseen = {id(backend): Deferred() for backend in backends}
+        seen = DeferredList(self._unseen.values())
+        for backend in backends:
+            self._connect(backend)
+        self._find_removed()
+        return seen
+
+    def _connect(self, backend: IBackend) -> None:
+        """Connect to *backend*, and do not wait for it for long."""
+        self._waits[id(backend)] = self._reactor.callLater(WAITS, self.lost, backend, NOT_YET)
+        backend.connect(self)
+
+    def _answers(self, backend: IBackend) -> None:
+        """Note that *backend* has told something."""
+        wait = self._waits.pop(id(backend), None)
+        if wait is not None and wait.active():
+            wait.cancel()
+
+    def _seen(self, backend: IBackend) -> None:
+        """Note that *backend* was looked at, or cannot be."""
+        unseen = self._unseen.pop(id(backend), None)
+        if unseen is not None:
+            unseen.callback(None)
 
     def stop(self) -> None:
         """Look no more."""
-        for look in self._looks.values():
-            look.cancel()
+        for call in (*self._looks.values(), *self._waits.values()):
+            call.cancel()
 
     async def close(self) -> None:
         """Let go of all of them."""
@@ -102,7 +151,7 @@ class Inventory:
         if place not in self._backends:
             self._backends |= backends_for((vm,))
             if self._connected:
-                self._backends[place].connect(self)
+                self._connect(self._backends[place])
         return self._backends[place]
 
     @property
@@ -150,20 +199,33 @@ class Inventory:
             for name in list(self._missing):
                 self._look_for(self._machines[name])
 
+    def rebooted(self, uuid: str) -> None:
+        """Tell a VM of ours that its guest has rebooted itself."""
+        machine = self._by_uuid.get(uuid)
+        if machine is not None:
+            machine.rebooted()
+
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
+        self._answers(backend)
+        if reason != self._lost.get(id(backend)):
+            self.log.error("{backend}: {reason}", backend=self._name(backend), reason=reason)
         self._lost[id(backend)] = reason
+        self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
             machine.lost(reason)
+        self._seen(backend)
 
     def connected(self, backend: IBackend) -> None:
         """Look at everything behind *backend*."""
+        self._answers(backend)
         self._lost.pop(id(backend), None)
+        self._reached.add(id(backend))
         self._journal.backend(self._name(backend), None)
         Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
             lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
-        )
+        ).addCallback(lambda _: self._seen(backend))
 
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self._machines.values() if machine.backend is backend]
@@ -177,10 +239,27 @@ class Inventory:
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
+        self._find_removed()
         if all(machine.uuid for machine in self._machines.values()):
-            for name in self._record.forget_others():
-                self.log.warn("{name}: started by us, but not in the configuration any more; left alone", name=name)
+            self._record.forget_others()
         await self._record.save_configuration()
+
+    def _find_removed(self) -> None:
+        """Find what runs through us and is in the configuration no more, under whatever name."""
+        uuids = {self._expected(machine) for machine in self._machines.values()}
+        if None in uuids:
+            return  # whatever there is may turn out to be that machine
+        for vm in self._record.removed(uuids):
+            if (vm.backend, vm.connect) in self._backends or vm.backend in BACKENDS:
+                machine = self._enlist(vm)
+                if id(machine.backend) in self._reached:
+                    self._look_for(machine)
+
+    def _expected(self, machine: Machine) -> str | None:
+        """Return the uuid of *machine*, or, while it has not been found, that which it will have; None if any."""
+        if machine.uuid or machine.is_gone:
+            return machine.uuid
+        return machine.vm.uuid or self._record.uuid_of(machine.vm)
 
     # One VM.
 
@@ -202,14 +281,20 @@ class Inventory:
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
         if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            self._look_for(machine)
+            Deferred.fromCoroutine(self._look_at_late(machine))
+
+    async def _look_at_late(self, machine: Machine) -> None:
+        """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
+        if self._machines.get(machine.vm.name) is machine:
+            await self._look_at(machine)
+            self._find_removed()
 
     def _with_uuid(self, machine: Machine) -> VM:
         """Return the settings of *machine*, with the uuid that the state has for its name if the backend has none."""
         vm = machine.vm
         if vm.uuid is not None or machine.backend.has_uuids:
             return vm
-        uuid = machine.uuid or self._record.uuid_of(vm.name)
+        uuid = machine.uuid or self._record.uuid_of(vm)
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_at(self, machine: Machine) -> None:
@@ -225,6 +310,9 @@ class Inventory:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)
             machine.gone(str(error))
+            if machine.vm.removed:
+                self._is_at(machine, str(machine.vm.uuid))
+                self._dismiss(machine)
             return
         except BackendError as error:
             machine.lost(str(error))
@@ -234,12 +322,28 @@ class Inventory:
         if self._machines.get(name) is not machine:
             return
         self._missing.discard(name)
+        self._is_at(machine, uuid)
+        await machine.look("found so")
+        if self.on_found is not None:
+            await self.on_found(machine)
+        self._look_later(machine)
+        await self._ask_advice(machine)
+
+    def _is_at(self, machine: Machine, uuid: str) -> None:
+        """Note the uuid of *machine*, and what the state has of that."""
         if uuid != machine.uuid:
             self._by_uuid.pop(machine.uuid, None)
             machine.uuid = uuid
             self._by_uuid[uuid] = machine
             self._record.recognise(machine)
-        await machine.look("found so")
-        if self.on_found is not None:
-            await self.on_found(machine)
-        self._look_later(machine)
+
+    async def _ask_advice(self, machine: Machine) -> None:
+        """Ask the hypervisor what an operator should read about *machine*."""
+        name = machine.vm.name
+        try:
+            sentences = await machine.backend.advice(machine.uuid)
+        except BackendError as error:
+            self.log.debug("{name}: no advice: {error}", name=name, error=str(error))
+            return
+        if self._machines.get(name) is machine:
+            machine.problem(Problem.DEFINITION, *sentences)

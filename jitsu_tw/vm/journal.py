@@ -21,8 +21,8 @@ from jitsu_tw.vm.policy import Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
 
 #: How much is kept: of everything, of activations, of refusals; of the decisions on one VM, and on how many VMs.
 MOST_EVENTS: Final = 1000
@@ -213,7 +213,7 @@ class Journal:
                 running.how = machine.reason
             elif state is State.FAILED:
                 running.freeze()  # another one may begin before this one is said to have ended
-            elif state not in ACTIVATING and state is not State.UP:
+            elif state not in ACTIVATING and state is not State.UP and not machine.is_failing:
                 self._end(running, "lost" if state is State.UNKNOWN else "stopped", machine.reason)
                 if old is State.QUEUED and machine.reason == Verdict.FULL.value:
                     self.refused[Verdict.FULL] += 1
@@ -245,7 +245,7 @@ class Journal:
         refusal.times += 1
         if int(now) != self._second:
             self._second, self._told = int(now), 0
-        if now - told >= 1 and self._told < MOST_TOLD:
+        if abs(now - told) >= 1 and self._told < MOST_TOLD:  # the wall clock may be set back
             self._told += 1
             self._tell("refused", vm, refusal.as_json())
 

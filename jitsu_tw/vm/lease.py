@@ -80,7 +80,8 @@ class Lease:
         started: when it was last started.
         max_up: seconds after its start after which it is stopped, used or not.
         kept: until when it is kept, used or not (`keep_up`, or it has just been found).
-        meter: what its guest transmits; None where nobody counts.
+        meter: what its guest transmits; None where that is not asked.
+        blind: whether the guest is in use cannot be seen now, so it is not stopped for being idle.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
         planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
     """
@@ -92,6 +93,7 @@ class Lease:
     max_up: float = inf
     kept: float = -inf
     meter: Meter | None = None
+    blind: bool = False
     check_at: float = inf
     planned: float | None = attrs.field(default=None, init=False)
 
@@ -101,7 +103,8 @@ class Lease:
 
     def ends(self) -> float:
         """Return when the VM may be stopped, if nobody uses it before."""
-        return min(max(self.used + self.idle, self.started + self.min_up, self.kept), self.started + self.max_up)
+        until = max(self.used + self.idle, self.started + self.min_up, self.kept)
+        return min(inf if self.blind else until, self.started + self.max_up)
 
     def look(self) -> float:
         """Return when the lease is to be looked at: when it ends, or before, to count the guest's packets."""

@@ -37,7 +37,7 @@ class Event(enum.Enum):
     SUMMON = "summon"  # a query, or a person, wants it up
     ADMIT = "admit"  # its turn to boot has come
     STARTED = "started"  # the start call ended well
-    FAIL = "fail"  # the start call, or the boot, or that of a VM which it needs, ended badly
+    FAIL = "fail"  # the start call, or the boot, or that of a VM which it needs, ended badly; it does not run
     IMAGE = "image"  # it will answer its first packet, and an image of it as it is now is wanted
     READY = "ready"  # it will answer its first packet, or has had all the time that we give it
     STOP = "stop"  # its lease ended, or it is dead, or a person wants it down
@@ -46,6 +46,7 @@ class Event(enum.Enum):
     RUNNING = "seen running"
     PAUSED = "seen paused"
     SAVED = "seen saved"
+    REBOOT = "reboot"  # its guest has rebooted itself
     GONE = "seen gone"  # the backend knows no such VM any more
     LOST = "lost"  # nobody can say what it is doing
 
@@ -114,6 +115,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
+            _E.REBOOT: _S.WAITING,
             _E.GONE: _S.UNKNOWN,
         },
     ),
@@ -121,6 +123,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     _S.STOPPING: _row(
         _S.STOPPING,
         {
+            _E.FAIL: _S.FAILED,
             _E.STOP_FAILED: _S.UP,
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,

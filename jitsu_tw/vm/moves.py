@@ -94,7 +94,9 @@ class Moves:
             self.log.info("{name}: is stopped, and started on {host}: {error}", name=vm.name, host=target,
                           error=str(error))
             hosts.wanted[machine.uuid] = target
-            await machine.stop(f"moves to {target}", off=True)
+            if await machine.stop(f"moves to {target}", off=True) is State.UP:
+                hosts.wanted.pop(machine.uuid, None)
+                raise JitsuError(f"{vm.name} cannot be stopped, so it does not move: {machine.reason}") from error
             await machine.summon(f"moves to {target}", insist=True)
 
     def asked(self, machine: Machine, host: str) -> None:

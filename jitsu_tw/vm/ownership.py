@@ -16,8 +16,8 @@ from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.vm.lifecycle import CALLING, DOWN, State
 
 if TYPE_CHECKING:
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.record import Record
     from jitsu_tw.vm.sharing import Sharing
     from jitsu_tw.vm.sweep import Sweep
@@ -58,7 +58,8 @@ class Ownership:
             machine.held = True
             self._sweep.adopt(machine, *self._sharing.since(machine))
         elif machine.held:
-            self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
+            if not self._sweep.resume(machine, is_new=old is State.WAITING):
+                self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
             machine.held = True
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))

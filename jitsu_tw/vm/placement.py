@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.settings import Settings
     from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.cover import Cover
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.inventory import Inventory
     from jitsu_tw.vm.record import Record
     from jitsu_tw.vm.sharing import Sharing

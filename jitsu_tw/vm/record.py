@@ -20,21 +20,25 @@ from jitsu_tw.store.layout import (
     NameUse,
     Stats,
     difference,
+    differs_by_names_only,
     forgotten,
     in_words,
     label,
     origin_path,
     read_stats,
+    removed_vm,
     stats_paths,
     vm_paths,
+    vms,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.settings import VM
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
 
 #: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
@@ -67,6 +71,7 @@ class Record:
         self._tree: dict[str, str] = {}
         self._said: set[str] = set()
         self._uuids: dict[str, str] = {}
+        self._by_ip: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self._overruled: set[str] = set()
         self._failing = self._unsaid = False
@@ -129,6 +134,7 @@ class Record:
             if stats is not known:
                 # It has been asked for before it was found, and who counts that holds what it is counted in.
                 stats.start_ts, stats.stop_ts, stats.total_starts = known.start_ts, known.stop_ts, known.total_starts
+                stats.backend, stats.connect = known.backend, known.connect
                 for key, before in known.dns.items():
                     use = stats.dns.setdefault(key, NameUse())
                     use.last_request_ts = max(before.last_request_ts, use.last_request_ts)
@@ -142,9 +148,20 @@ class Record:
         if stats is not None and machine.uuid:
             self._known[machine.uuid] = stats
 
-    def uuid_of(self, name: str) -> str | None:
-        """Return the uuid that the state has for the VM *name*, which has not been found yet."""
-        return self._uuids.get(name)
+    def uuid_of(self, vm: VM) -> str | None:
+        """Return the uuid that the state has for *vm*, which has not been found yet; it may have been renamed since."""
+        if vm.name in self._uuids:
+            return self._uuids[vm.name]
+        uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
+        files = vms(self._tree, {uuid} if uuid else ()).get(uuid, {})
+        is_it = files.get("config/name/0") not in self._machines and differs_by_names_only(files, vm)
+        return uuid if is_it else None
+
+    def removed(self, kept: Container[str | None]) -> list[VM]:
+        """Return the VMs that run through us, as far as is known, but for those with the uuids *kept*."""
+        known = self._known.items()
+        ours = {uuid: stats for uuid, stats in known if uuid not in kept and stats.is_ours and stats.backend}
+        return [removed_vm(uuid, files, ours[uuid]) for uuid, files in vms(self._tree, ours).items()]
 
     def origin(self, machine: Machine) -> str | None:
         """Return the request that *machine* is from as it is now; None if the file says it."""
@@ -161,6 +178,8 @@ class Record:
                     _put(self._tree, path, value)
                     if file == "config/name/0" and value is not None:
                         self._uuids[value] = uuid
+                    if file == "ip" and value is not None:
+                        self._by_ip[value] = uuid
 
     def count(self, vm: str, use: NameUse, times: int, last: float) -> None:
         """Count questions for a name of the VM *vm* (`use_of`), the last at *last*, in seconds since 1970."""
@@ -191,8 +210,7 @@ class Record:
 
     def is_ours(self, machine: Machine) -> bool:
         """Say whether *machine* was started or asked for through us since it was last seen down."""
-        stats = self.of(machine)
-        return max(stats.start_ts, stats.last_request_ts) > stats.stop_ts
+        return self.of(machine).is_ours
 
     def _remember(self, machine: Machine) -> None:
         """Write *machine*'s statistics now, not when their time comes: a crash must not lose a start or a stop."""
@@ -238,7 +256,9 @@ class Record:
             for number, name in enumerate(names, 1):
                 machine = self._machines.get(name)
                 if machine is not None and machine.uuid:
-                    changes.update(stats_paths(machine.uuid, self.of(machine)))
+                    stats = self._of(machine)
+                    stats.backend, stats.connect = machine.vm.backend, machine.vm.connect
+                    changes.update(stats_paths(machine.uuid, stats))
                 if number % SLICE == 0:
                     await deferLater(self._reactor, 0.0)
             begin = self._now()
@@ -258,7 +278,7 @@ class Record:
         found = {
             machine.uuid: machine
             for machine in self._machines.values()
-            if machine.uuid and machine.uuid not in self._said and self._store.lasting
+            if machine.uuid and machine.uuid not in self._said and self._store.lasting and not machine.vm.removed
         }
         wanted: dict[str, str] = {}
         for uuid, machine in found.items():
@@ -285,24 +305,21 @@ class Record:
             self._said |= found.keys()
             self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in found}
             self._uuids = {name: uuid for name, uuid in self._uuids.items() if uuid not in found}
+            self._by_ip = {ip: uuid for ip, uuid in self._by_ip.items() if uuid not in found}
 
-    def forget_others(self) -> list[str]:
+    def forget_others(self) -> None:
         """
         Remove from the state the configuration of VMs that are none of ours any more, and that no request has brought.
 
-        Their statistics stay.
-
-        Returns:
-            the names of those that were started by us, and not seen down since.
+        Their statistics stay; so does all of those that may still run through us.
         """
         kept = {machine.uuid for machine in self._machines.values()} | self._origins.keys()
+        kept |= {uuid for uuid, stats in self._known.items() if stats.is_ours and stats.backend}
         changes, names = forgotten(self._tree, kept)
         self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in names}
         if self._store.lasting:
             message = f"Not in the configuration any more\n\n{in_words('removed', names.values())}"
             Deferred.fromCoroutine(self._write(changes, message))
-        past = {name: self._known.get(uuid, Stats()) for uuid, name in names.items()}
-        return [name for name, stats in past.items() if stats.start_ts > stats.stop_ts]
 
     async def _write(self, changes: Mapping[str, str | None], message: str) -> bool:
         """Commit *changes*; say whether that went well, and log it when it begins or ceases to."""

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import ICoordinator
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
 
 #: Those who were cut off together are together again after so many seconds: the longest pause between two of their
 #: tries (`coordinator.etcd.BACK_OFF`), and as much for the try and for what they then tell.

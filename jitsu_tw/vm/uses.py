@@ -20,8 +20,8 @@ from jitsu_tw.vm.lifecycle import DOWN, State
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.fleet import Clocks
     from jitsu_tw.vm.sharing import Sharing
 
 #: What was used is told this often, in seconds, where leases are short.

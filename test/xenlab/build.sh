@@ -12,9 +12,9 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 cache=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/jitsu/xenlab}
 
-# What apt would install on an empty machine; perl's Xen tools, man pages and the like stay unused on the disk.
+# What apt would install on an empty machine. Its patterns are for the one Xen that a release of Debian has. Perl's Xen tools, man pages and the like stay unused on the disk.
 packages='base-files base-passwd bash coreutils dash findutils grep gzip hostname libc-bin mawk mount sed tar util-linux
-	xen-utils-4.17 xen-utils-common xenstore-utils iproute2 bridge-utils busybox-static kmod udev procps python3
+	^xen-utils-[0-9.]+$ ^xen-hypervisor-[0-9.]+-amd64$ xen-utils-common xenstore-utils iproute2 bridge-utils busybox-static kmod udev procps python3
 	libvirt-daemon libvirt-daemon-driver-xen libvirt-clients dropbear-bin'
 dom0_modules='virtio_pci virtio_blk virtio_net ext4 xen-netback xen-blkback xen-gntdev xen-evtchn xen-gntalloc
 	xen-privcmd xenfs bridge tun loop'
@@ -31,7 +31,7 @@ kernel_package() { # kernel_package NAME: the package that NAME stands for today
 }
 
 wanted() { # what is to be unpacked, with versions, one a line
-	for package in "$kernel" "$guest_kernel" xen-hypervisor-4.17-amd64; do
+	for package in "$kernel" "$guest_kernel"; do
 		apt-cache show --no-all-versions "$package" | sed -n "s/^Version: /$package /p"
 	done
 	# shellcheck disable=SC2086  # a list of words
@@ -62,7 +62,7 @@ if [ -z "$kernel" ]; then apt-get -qq update >&2; kernel=$(kernel_package linux-
 guest_kernel=$(kernel_package linux-image-cloud-amd64)
 [ -n "$kernel" ] && [ -n "$guest_kernel" ] || die "apt knows no linux-image-amd64; run 'apt-get update'"
 versions=$(wanted)
-[ "$(echo "$versions" | wc -l)" -gt 50 ] || die "apt does not know Debian 12's Xen packages"
+[ "$(echo "$versions" | wc -l)" -gt 50 ] || die "apt does not know Debian's Xen packages"
 lab=$cache/$({ cat "$here/build.sh" "$here/dom0-rc" "$here/guest-init" "$here/take-syn.c"; echo "$versions"; } | sha256sum | cut -c 1-16)
 if [ -e "$lab/packages" ]; then echo "$lab"; exit; fi
 
@@ -78,9 +78,11 @@ mkdir debs kernels root out
 say "unpacking"
 mkdir -p root/usr/bin root/usr/sbin root/usr/lib root/usr/lib64
 for directory in bin sbin lib lib64; do ln -s "usr/$directory" "root/$directory"; done
+mkdir -p kernels/usr/lib
+ln -s usr/lib kernels/lib
 for deb in debs/*.deb; do
 	case $deb in
-	*/linux-image-* | */xen-hypervisor-*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C kernels ;;
+	*/linux-image-* | */xen-hypervisor-*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C kernels --keep-directory-symlink ;;
 	*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C root --keep-directory-symlink \
 		--exclude='./usr/share/man/*' --exclude='./usr/share/doc/*' --exclude='./usr/share/locale/*' ;;
 	esac
@@ -98,7 +100,7 @@ echo /bin/bash >etc/shells                # dropbear lets in only who has one of
 ln -sf mawk usr/bin/awk
 echo xenlab >etc/hostname
 chroot . /sbin/ldconfig
-chroot . python3 -m compileall -q -x '/(test|idlelib|lib2to3|tkinter)/' usr/lib/python3.11 >/dev/null || die "dom0's Python does not run here"
+chroot . python3 -m compileall -q -x '/(test|idlelib|lib2to3|tkinter)/' usr/lib/python3.* >/dev/null || die "dom0's Python does not run here"
 mkdir -p "lib/modules/$version/k" lab/guest lab/run proc sys dev run tmp etc/dropbear root/.ssh var/lib/xen var/log/xen/console
 # shellcheck disable=SC2046,SC2086
 (cd .. && cp $(files_of "$version" $dom0_modules) "root/lib/modules/$version/k/")
@@ -152,7 +154,7 @@ END
 chmod 755 initramfs/init
 pack initramfs >out/initramfs
 cp "kernels/boot/vmlinuz-$version" out/vmlinuz
-gunzip -c kernels/boot/xen-4.17-amd64.gz >out/xen
+gunzip -c kernels/boot/xen-*-amd64.gz >out/xen
 truncate -s 1500M out/dom0.ext4
 mkfs.ext4 -q -O ^has_journal -d root out/dom0.ext4
 echo "$versions" >out/packages

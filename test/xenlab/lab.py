@@ -1,9 +1,9 @@
 """
 A machine with Xen, for as long as a context lasts: QEMU emulates it, so no hardware has to be able to.
 
-Xen 4.17 with a Debian dom0, whose disk is as `build.sh` made it at each start. It is plugged into the bridge of a
-`demo.lab.Network`, and so are its guests: a query can come from outside, by `client`. Into dom0 go the tree under test
-and the Python packages that it needs, those of this interpreter. Nothing here knows what is tested.
+This release of Debian's Xen with a Debian dom0, whose disk is as `build.sh` made it at each start. It is plugged into
+the bridge of a `demo.lab.Network`, and so are its guests: a query can come from outside, by `client`. Into dom0 go the
+tree under test and the Python packages that it needs, those of this interpreter. Nothing here knows what is tested.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ DOM0_IP: Final = "10.99.0.3"
 BOOT_WITHIN: Final = 240.0
 COMMAND_WITHIN: Final = 120.0
 
-#: The Python of Debian 12, which dom0 has.
-DOM0_PYTHON: Final = (3, 11)
+#: What is used in dom0 of setup.cfg's extras.
+EXTRAS: Final = ("synjitsu", "xen")
 
 #: Where dom0 has what came along: the tree and the packages, read-only.
 TREE: Final = "/lab/host/tree"
@@ -131,7 +131,7 @@ class XenLab:
             self.network.run("host", ["ip", *words.split()])
         self._key = self._directory / "id"
         shutil.copy(built / "id", self._key)
-        disk = _host_disk(self._directory)
+        disk = _host_disk(self._directory, built)
         dom0 = f"{built / 'vmlinuz'} console=hvc0 mitigations=off quiet lab.host lab.ip={DOM0_IP}/24"
         command: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
         command += ["-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", CPU, "-smp", "2", "-m", "1536"]
@@ -214,10 +214,12 @@ class XenLab:
         return self.client(["curl", "--silent", "--fail", *retry, *page], timeout=within + 10).stdout
 
 
-def _host_disk(directory: Path) -> Path:
+def _host_disk(directory: Path, built: Path) -> Path:
     """Make the disk with the tree under test and the packages that it needs."""
-    if sys.version_info[:2] != DOM0_PYTHON:
-        raise XenLabError("dom0 has Python 3.11, and can use only the packages of the same one")
+    ours = f"{sys.version_info.major}.{sys.version_info.minor}"
+    dom0s = re.search(r"^python3 (\d+\.\d+)", (built / "packages").read_text(), re.MULTILINE)
+    if dom0s is None or dom0s[1] != ours:
+        raise XenLabError(f"dom0 has Python {dom0s and dom0s[1]}, which cannot use the packages of this Python {ours}")
     stage = directory / "host"
     for part in PARTS:
         shutil.copytree(ROOT / part, stage / "tree" / part)  # with what is compiled already
@@ -248,7 +250,8 @@ def _needed(name: str) -> set[str]:
             continue
         for requirement in requirements:
             match = re.match(r"[A-Za-z0-9._-]+", requirement)
-            if match and "extra ==" not in requirement and match[0].lower() not in found:
+            extra = re.search(r"""extra == ["'](.*?)["']""", requirement)
+            if match and (extra is None or extra[1] in EXTRAS) and match[0].lower() not in found:
                 found.add(match[0].lower())
                 waiting.append(match[0])
     return {one for one in found if _installed(one)}

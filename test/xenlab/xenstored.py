@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-#: Debian 12's; the shim is for this one.
-PACKAGE: Final = "xen-utils-4.17"
+#: This release of Debian's, by a pattern of apt's: the shim is for 4.17 (Debian 12) and 4.20 (Debian 13).
+PACKAGE: Final = "^xen-utils-[0-9.]+$"
 
 #: Seconds that anything here may take before it is a failure.
 PATIENCE: Final = 10.0

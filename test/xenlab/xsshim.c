@@ -6,7 +6,7 @@
  *   events        a FIFO of event channel ports, 32 bits each, in the machine's order:
  *                 1 is VIRQ_DOM_EXC (a domain has come or gone), 1000 + N is domain N's own
  *
- * Written after the declarations of Xen 4.17 (tools/include); others may differ.
+ * Written after the declarations of Xen 4.17 and 4.20 (tools/include); others may differ.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -48,29 +48,48 @@ __attribute__((constructor)) static void end_with_parent(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
 }
 
-/* libxenctrl. The head of xc_dominfo_t is all that is filled in; the rest of it is the caller's. */
-struct dominfo_head {
+/* libxenctrl: heads of structures are all that is filled in; the rest of them is the caller's. */
+struct dominfo_head { /* xc_dominfo_t, until Xen 4.17 */
     uint32_t domid, ssidref;
     unsigned int flags, shutdown_reason;
+};
+
+struct domaininfo_head { /* struct xen_domctl_getdomaininfo, since */
+    uint16_t domid, pad;
+    uint32_t flags;
 };
 
 void *xc_interface_open(void *logger, void *dombuild_logger, unsigned int flags) { return &a_handle; }
 
 int xc_interface_close(void *xch) { return 0; }
 
-int xc_domain_getinfo(void *xch, uint32_t domain, unsigned int max, struct dominfo_head *info)
+static int is_there(uint32_t domain)
 {
     char path[4096];
 
+    if (domain == 0 || access(ring_of(path, sizeof path, domain), F_OK) == 0)
+        return 1;
+    errno = ESRCH;
+    return 0;
+}
+
+int xc_domain_getinfo(void *xch, uint32_t domain, unsigned int max, struct dominfo_head *info)
+{
     if (max == 0)
         return 0;
-    if (domain != 0 && access(ring_of(path, sizeof path, domain), F_OK) != 0) {
-        errno = ESRCH;
+    if (!is_there(domain))
         return -1;
-    }
-    memset(info, 0, sizeof *info);
-    info->domid = domain;
+    *info = (struct dominfo_head){ .domid = domain };
     return 1;
+}
+
+int xc_domain_getinfo_single(void *xch, uint32_t domain, struct domaininfo_head *info)
+{
+    if (!is_there(domain))
+        return -1;
+    if (info != NULL)
+        *info = (struct domaininfo_head){ .domid = domain };
+    return 0;
 }
 
 /* libxenevtchn */

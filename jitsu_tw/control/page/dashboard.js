@@ -223,7 +223,8 @@ function fillRow(parts, vm) {
   const kind = UP.has(vm.state) ? "up" : MOVING.has(vm.state) ? "moving" : FAILED.has(vm.state) ? "failed" : "off";
   parts.state.className = `state ${kind}`;
   set(parts.state, vm.state);
-  set(parts.reason, WORDS[vm.state] || (vm.state === "up" || vm.reason === "found so" ? "" : vm.reason));
+  const reason = WORDS[vm.state] || (vm.state === "up" || vm.reason === "found so" ? "" : vm.reason);
+  set(parts.reason, [reason, ...vm.problems].filter(Boolean).join("; "));
   fillLease(parts, vm);
   set(parts.starts, String(vm.total_starts));
   set(parts.requests, String(vm.total_requests));

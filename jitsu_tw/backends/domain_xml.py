@@ -1,0 +1,215 @@
+"""
+What a libvirt domain's XML tells of it. Everything here is pure: no hypervisor is asked.
+
+The same functions serve a `define` file and the XML that libvirt gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Final
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: The namespace of QEMU's own arguments in a domain (https://libvirt.org/drvqemu.html, pass-through of arguments).
+QEMU: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+#: The namespace of what Jitsu writes into a domain's metadata.
+NAMESPACE: Final = "urn:jitsu:definition"
+
+#: Units of memory in octets (https://libvirt.org/formatdomain.html, memory allocation).
+_UNITS: Final = {
+    "b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20, "GB": 10**9,
+    "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40,
+}  # fmt: skip
+
+#: Kinds of `<domain>` that QEMU runs.
+_QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
+
+#: Kinds of `<interface>` whose packets pass nothing that libvirt counts.
+_UNCOUNTED: Final = {"user": "user network", "hostdev": "SR-IOV", "vdpa": "vDPA"}
+
+#: What is said of an interface whose packets nobody counts.
+NOT_COUNTED: Final = "nobody counts the packets of its interface {}; Jitsu cannot tell by them whether it is used"
+
+#: What in a domain keeps its guest's memory from being saved, and why.
+_UNSAVABLE: Final = {
+    "./devices/disk[@type='nvme']": "it has an NVMe drive of the host",
+    "./devices/disk[@type='vhostvdpa']": "it has a disk by vDPA",
+    "./devices/disk/transient": "it has a transient disk",
+    "./devices/filesystem/driver[@type='virtiofs']": "it shares a directory by virtiofs",
+    "./cpu[@migratable='off']": "its CPU is not migratable (migratable='off')",
+    "./launchSecurity": "its memory is encrypted (launchSecurity)",
+}
+
+
+# Else ElementTree would call it ns0, which is right, and hard to read.
+ElementTree.register_namespace("qemu", QEMU.strip("{}"))
+ElementTree.register_namespace("jitsu", NAMESPACE)
+
+
+def parse(xml: str) -> ElementTree.Element:
+    """
+    Return the root of a domain's XML.
+
+    Raises:
+        ElementTree.ParseError: it is no XML.
+    """
+    return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
+
+
+def definition(text: str, uuid: str | None) -> str:
+    """
+    Return what to define for a file that says *text*: with *uuid*, if it says none itself, and with its `digest`.
+
+    Another uuid than the file's is libvirt's to refuse.
+    """
+    root = parse(text)
+    if uuid is not None and root.find("uuid") is None:
+        ElementTree.SubElement(root, "uuid").text = uuid
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ElementTree.SubElement(root, "metadata")
+    ElementTree.SubElement(metadata, f"{{{NAMESPACE}}}file", sha256=digest(text))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def digest(text: str) -> str:
+    """Return what a domain has in its metadata, as sha256, when it was defined by a file that says *text*."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_defined_by(text: str, root: ElementTree.Element) -> bool | None:
+    """Return whether the domain *root* was defined by a file that says *text*; None if by no file of Jitsu's."""
+    found = root.find(f"./metadata/{{{NAMESPACE}}}file")
+    return None if found is None else found.get("sha256") == digest(text)
+
+
+def difference(wanted: ElementTree.Element, found: ElementTree.Element, where: str = "") -> str | None:
+    """
+    Return where *found*, a domain of libvirt's, has not what *wanted*, a definition, says; None if it has all.
+
+    What libvirt adds by itself (addresses, defaults) is no difference.
+    """
+    for name, value in wanted.attrib.items():
+        if name != "unit" and not _same(found.get(name), value):
+            return f"{where}@{name}"
+    if not _same(_text(found), _text(wanted)):
+        return where.rstrip("/")
+    left = list(found)
+    for one in wanted:
+        if not isinstance(one.tag, str) or one.tag in {"metadata", "uuid"}:
+            continue
+        there = next((other for other in left if other.tag == one.tag and difference(one, other) is None), None)
+        if there is None:
+            alike = [other for other in left if other.tag == one.tag]
+            path = f"{where}{one.tag.rpartition('}')[2]}/"
+            return (difference(one, alike[0], path) if len(alike) == 1 else None) or path.rstrip("/")
+        left.remove(there)
+    return None
+
+
+def _text(element: ElementTree.Element) -> str:
+    """Return an element's own text; an amount of memory in KiB, as libvirt writes it."""
+    text = (element.text or "").strip()
+    unit = element.get("unit", "")
+    return str(int(text) * _UNITS[unit] // 1024) if unit in _UNITS and text.isdigit() else text
+
+
+def _same(found: str | None, wanted: str) -> bool:
+    """Return whether libvirt means *wanted* by *found*: it writes words small, and a machine type in full."""
+    return found is not None and (
+        found.lower() == wanted.lower()
+        or re.fullmatch(rf"pc-(i440fx-|{re.escape(wanted)}-)[0-9.]+", found) is not None
+    )
+
+
+def qemu_arguments(root: ElementTree.Element) -> tuple[str, ...]:
+    """Return the arguments that the domain gives to QEMU beside what libvirt makes of it."""
+    return tuple(one.get("value", "") for one in root.findall(f"./{QEMU}commandline/{QEMU}arg"))
+
+
+def can_exit(root: ElementTree.Element) -> bool:
+    """Return whether the guest can end QEMU by itself without ACPI: by the port of isa-debug-exit."""
+    return any("isa-debug-exit" in argument for argument in qemu_arguments(root))
+
+
+def uncounted(root: ElementTree.Element) -> Iterator[str]:
+    """Yield the interfaces of a domain whose packets nobody counts, as an operator would call them."""
+    for interface in root.findall("./devices/interface"):
+        kind = interface.get("type", "")
+        if kind in _UNCOUNTED:
+            mac = interface.find("mac")
+            yield f"{'' if mac is None else mac.get('address', '')} ({_UNCOUNTED[kind]})".strip()
+    if root.find("./devices/hostdev[@type='net']") is not None:
+        yield "a network device of the host"
+    arguments = qemu_arguments(root)
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        option = before.lstrip("-") if before.startswith("-") else ""
+        if (option in {"netdev", "nic", "net"} and argument != "none") or (
+            option == "device" and ("netdev" in argument or argument.startswith("vfio-pci"))
+        ):
+            yield f"-{option} {argument} (on QEMU's command line)"
+
+
+def pci_devices(root: ElementTree.Element) -> Iterator[str]:
+    """Yield libvirt's names of the PCI devices of the host that a domain has, ``pci_0000_01_00_0``."""
+    for where in root.findall("./devices/hostdev[@type='pci']/source/address"):
+        parts = (int(where.get(part, "0"), 0) for part in ("domain", "bus", "slot", "function"))
+        yield "pci_{:04x}_{:02x}_{:02x}_{:x}".format(*parts)
+
+
+def unsavable(root: ElementTree.Element) -> str | None:
+    """
+    Return why the memory of a domain's guest cannot be saved to a file; None if its XML tells nothing against it.
+
+    These are libvirt's own reasons (qemuMigrationSrcIsAllowed in its source), and QEMU's as far as they are certain.
+    """
+    for device in root.findall("./devices/hostdev"):
+        if device.get("type") != "usb" and not _leaves(device):
+            return f"it has a device of the host ({device.get('type')})"
+    for interface in root.findall("./devices/interface"):
+        if interface.get("type") in {"hostdev", "vdpa"} and not _leaves(interface):
+            return f"it has an interface that is a device of the host ({_UNCOUNTED[interface.get('type', '')]})"
+    for where, why in _UNSAVABLE.items():
+        if root.find(where) is not None:
+            return why
+    if any(shared.get("role") != "master" for shared in root.findall("./devices/shmem")):
+        return "it shares memory with others (shmem)"
+    if root.find("./cpu/feature[@name='invtsc'][@policy='require']") is not None and not any(
+        timer.get("frequency") for timer in root.findall("./clock/timer[@name='tsc']")
+    ):
+        return "its CPU has invtsc, and no frequency is given for its timer tsc"
+    if any("vfio-" in argument for argument in qemu_arguments(root)):
+        return "it has a device of the host (vfio, on QEMU's command line)"
+    return None
+
+
+def _leaves(device: ElementTree.Element) -> bool:
+    """Return whether QEMU unplugs the device by itself before it saves."""
+    return device.find("./teaming[@type='transient']") is not None
+
+
+def advice(root: ElementTree.Element) -> tuple[str, ...]:
+    """Return what an operator should read about a domain that is defined so."""
+    found = []
+    if root.get("type") in _QEMUS and _cannot_tell_end(root):
+        found.append(
+            "nothing ends QEMU when its guest exits or crashes, so that the VM stays up; give it isa-debug-exit, as"
+            " the examples in conf/ do, or, for Linux, <panic model='isa'/>"
+        )
+    found += [NOT_COUNTED.format(name) for name in uncounted(root)]
+    return tuple(found)
+
+
+def _cannot_tell_end(root: ElementTree.Element) -> bool:
+    """Return whether a guest of QEMU that exits, or one that is booted from a kernel and crashes, is not noticed."""
+    kind = root.find("./os/type")
+    if kind is None or kind.get("arch", "x86_64") not in {"x86_64", "i686"} or can_exit(root):
+        return False
+    if root.find("./features/acpi") is None:
+        return True
+    return root.find("./os/kernel") is not None and root.find("./devices/panic") is None

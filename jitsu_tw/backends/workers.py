@@ -1,0 +1,312 @@
+"""
+Blocking calls, each made in a thread that has a connection of its own.
+
+A connection carries one call at a time: libvirt's client crashes the process when a daemon that has hung goes on while
+several threads have calls on one connection (seen with libvirt 9.0: 8 of 9 times; with one call at a time, never). A
+call that is overdue is given up, with its thread and its connection; both end when the library returns at last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from jitsu_tw.errors import BackendLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: How many connections are being opened at once: sshd turns away who opens more than ten (MaxStartups).
+OPENING: Final = 4
+
+#: Seconds after which opening a connection is given up.
+OPENS_WITHIN: Final = 30.0
+
+#: Seconds after which a connection that is not used is closed, if it is not the last one.
+IDLE: Final = 60.0
+
+#: Seconds that `Workers.end` waits for connections to be closed.
+CLOSES_WITHIN: Final = 2.0
+
+
+@attrs.define(eq=False)
+class Job:
+    """
+    A call.
+
+    Attributes:
+        answer: fires with its result.
+        late: gives it up.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    answer: Deferred[Any]
+    late: Any = None
+
+
+@attrs.define(eq=False)
+class Worker:
+    """
+    A thread with its connection.
+
+    Attributes:
+        jobs: what it does next; None ends it.
+        job: what it does now.
+        late: gives up opening its connection.
+    """
+
+    jobs: SimpleQueue[Job | None] = attrs.field(factory=SimpleQueue)
+    job: Job | None = None
+    late: Any = None
+
+
+class Workers:
+    """
+    Threads for calls to one hypervisor, made as they are needed.
+
+    Everything but `_work` runs in the reactor's thread.
+
+    Attributes:
+        hung: how many threads do not return from the library.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        most: int,
+        opens: Callable[[], Any],
+        closes: Callable[[Any], None],
+        reactor: Any,
+    ) -> None:
+        """
+        Make no thread yet.
+
+        Args:
+            name: of the hypervisor, in messages.
+            most: how many calls may be under way at once, and how many threads may hang besides.
+            opens: opens a connection; blocks.
+            closes: closes it; blocks.
+            reactor: makes the timers.
+        """
+        self._name, self._most, self._reactor = name, most, reactor
+        self._opens, self._closes = opens, closes
+        self._waiting: deque[Job] = deque()
+        self._opening: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._busy: set[Worker] = set()
+        self._ending: set[Worker] = set()
+        self._ended: list[Deferred[None]] = []
+        self._why: str | None = f"{name} cannot be reached"
+        self.hung = 0
+
+    def begin(self) -> None:
+        """Take calls from now on."""
+        self._why = None
+
+    def end(self, reason: str) -> Deferred[None]:
+        """
+        Take no calls any more, and fail those that are under way; fire when the connections are closed.
+
+        A connection whose call is under way is closed when the call returns; nothing waits for that.
+        """
+        self._why = reason
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            self._answer(job, Failure(BackendLost(reason)))
+        for worker in list(self._busy | self._opening):
+            self._give_up(worker, reason)
+        idle, self._idle = self._idle, []
+        for worker in idle:
+            self._dismiss(worker)
+        if not self._ending:
+            return succeed(None)
+        ended: Deferred[None] = Deferred()
+        self._ended.append(ended)
+        return ended.addTimeout(CLOSES_WITHIN, self._reactor, onTimeoutCancel=lambda *_: None)
+
+    def call(self, within: float, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """
+        Call *function* with a connection and *arguments*, in a thread.
+
+        It fails with `BackendLost` after *within* seconds, of which it may have waited some for a thread; one that
+        still waits then is never made.
+        """
+        if self._why is not None:
+            return fail(BackendLost(self._why))
+        if self.hung >= self._most:
+            return fail(BackendLost(f"{self.hung} calls to {self._name} hang"))
+        job = Job(function, arguments, Deferred())
+        job.late = self._reactor.callLater(within, self._overdue, job, within)
+        if self._idle:
+            self._give(self._idle.pop(), job)
+        else:
+            self._waiting.append(job)
+            self._add()
+        return job.answer
+
+    def _add(self) -> None:
+        """Make a thread more, if a call waits for one and there may be more."""
+        there = len(self._opening) + len(self._busy) + len(self._idle)
+        if len(self._waiting) > len(self._opening) < OPENING and there < self._most:
+            worker = Worker()
+            worker.late = self._reactor.callLater(OPENS_WITHIN, self._opens_late, worker)
+            self._opening.add(worker)
+            threading.Thread(target=self._work, args=(worker,), name=self._name, daemon=True).start()
+
+    def _work(self, worker: Worker) -> None:
+        """Open a connection, make calls with it, and close it; the thread of *worker*."""
+        tell = self._reactor.callFromThread
+        try:
+            connection = self._opens()
+        except Exception:  # noqa: BLE001
+            # Whatever it is, it belongs to the calls that wait for this connection.
+            tell(self._not_opened, worker, _bare(Failure()))
+            return
+        tell(self._opened, worker)
+        while True:
+            try:
+                job = worker.jobs.get(timeout=IDLE)
+            except Empty:
+                tell(self._tired, worker)
+                continue
+            if job is None:
+                break
+            result: Any
+            try:
+                result = job.function(connection, *job.arguments)
+            except Exception:  # noqa: BLE001
+                result = _bare(Failure())  # the caller's, whatever it is
+            tell(self._done, worker, result)
+            del result
+        self._closes(connection)
+        tell(self._closed, worker)
+
+    # What the threads tell.
+
+    def _opened(self, worker: Worker) -> None:
+        if worker in self._opening:
+            self._opening.remove(worker)
+            worker.late.cancel()
+            self._next(worker)
+        else:
+            self.hung -= 1
+            self._dismiss(worker)
+
+    def _not_opened(self, worker: Worker, failure: Failure) -> None:
+        if worker not in self._opening:
+            self.hung -= 1
+            return
+        self._opening.remove(worker)
+        worker.late.cancel()
+        if not (self._busy or self._opening):
+            # No other connection will take them.
+            waiting, self._waiting = self._waiting, deque()
+            for job in waiting:
+                self._answer(job, failure)
+
+    def _done(self, worker: Worker, result: Any) -> None:
+        job, worker.job = worker.job, None
+        if job is None:  # it was given up
+            self.hung -= 1
+            self._dismiss(worker)
+            return
+        self._busy.remove(worker)
+        if isinstance(result, Failure) and result.check(BackendLost):
+            self._dismiss(worker)
+            self._add()
+        else:
+            self._next(worker)
+        self._answer(job, result)
+
+    def _tired(self, worker: Worker) -> None:
+        """Dismiss a worker that had nothing to do for `IDLE` seconds, unless it is the last one."""
+        if worker in self._idle and len(self._idle) > 1:
+            self._idle.remove(worker)
+            self._dismiss(worker)
+
+    def _closed(self, worker: Worker) -> None:
+        self._ending.discard(worker)
+        if not self._ending:
+            ended, self._ended = self._ended, []
+            for one in ended:
+                one.callback(None)
+
+    # What becomes of workers and calls.
+
+    def _next(self, worker: Worker) -> None:
+        """Give *worker* the call that waits longest."""
+        if self._waiting:
+            self._give(worker, self._waiting.popleft())
+            self._add()
+        else:
+            self._idle.append(worker)
+
+    def _give(self, worker: Worker, job: Job) -> None:
+        worker.job = job
+        self._busy.add(worker)
+        worker.jobs.put(job)
+
+    def _dismiss(self, worker: Worker) -> None:
+        """End a worker, whose thread waits, or is about to."""
+        self._ending.add(worker)
+        worker.jobs.put(None)
+
+    def _answer(self, job: Job, result: Any) -> None:
+        if job.late.active():
+            job.late.cancel()
+        if isinstance(result, Failure):
+            job.answer.errback(result)
+        else:
+            job.answer.callback(result)
+
+    def _give_up(self, worker: Worker, reason: str) -> None:
+        """Leave a worker alone that does not return from the library, and fail its call."""
+        self.hung += 1
+        self._opening.discard(worker)
+        self._busy.discard(worker)
+        if worker.late.active():
+            worker.late.cancel()
+        job, worker.job = worker.job, None
+        if job is not None:
+            self._answer(job, Failure(BackendLost(reason)))
+
+    def _overdue(self, job: Job, within: float) -> None:
+        reason = f"{self._name} has not answered within {within:g} s"
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._answer(job, Failure(BackendLost(reason)))
+            return
+        worker = next(worker for worker in self._busy if worker.job is job)
+        self._give_up(worker, reason)
+        self.log.error("{reason}; {hung} calls hang", reason=reason, hung=self.hung)
+        self._add()
+
+    def _opens_late(self, worker: Worker) -> None:
+        self._give_up(worker, "")
+        self.log.error("{name}: no further connection within {within:g} s", name=self._name, within=OPENS_WITHIN)
+        self._add()
+
+
+def _bare(failure: Failure) -> Failure:
+    """
+    Return *failure* without the frames that it came through.
+
+    Their variables are libvirt's objects: the last reference to one closes its connection, which blocks, and must not
+    happen in the reactor's thread.
+    """
+    failure.cleanFailure()
+    error: BaseException | None = failure.value
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    return failure

@@ -1,0 +1,36 @@
+"""What twistd leaves to its plugins: files that it could not write, and signals that come while a service stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def cannot_write(twistd: Mapping[str, Any] | None) -> str:
+    """
+    Return why twistd, with its own options *twistd*, cannot write its pid file or its log; nothing if it can.
+
+    twistd itself would end with a traceback, and, as a daemon, after it has left the terminal.
+    """
+    options = dict(twistd or {})
+    log = options.get("logfile") or ("" if options.get("nodaemon") else "twistd.log")
+    if options.get("syslog") or options.get("logger") or log == "-":
+        log = ""
+    pid = options.get("pidfile") if not options.get("chroot") else ""  # it is written there, where nobody can look yet
+    for name, words, value in (("pidfile", "the pid file", pid), ("logfile", "the log", log)):
+        path = Path(os.fsdecode(value or "")).absolute()
+        if value and not os.access(path if path.exists() else path.parent, os.W_OK):
+            none = ", or none with --pidfile=" if name == "pidfile" else ""
+            return f"cannot write {words} {path}; choose another with twistd --{name}=PATH{none}"
+    return ""
+
+
+def stop_once() -> None:
+    """Ignore further SIGINTs and SIGTERMs: the service stops already, and twistd would log a traceback for each."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)

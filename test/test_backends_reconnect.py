@@ -1,0 +1,125 @@
+"""Connecting to a hypervisor that is silent, refuses, or hangs for a while."""
+
+from __future__ import annotations
+
+import threading
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.backends import reconnect
+from jitsu_tw.backends.reconnect import Reconnector
+from jitsu_tw.errors import BackendLost
+from test.support import PATIENCE, HandClock
+
+
+class ReconnectorTests(SynchronousTestCase):
+    """A hypervisor that takes the connection and says nothing, or refuses it."""
+
+    def setUp(self) -> None:
+        """Begin to connect, on a clock, to what does not answer until it is let."""
+        self.clock = HandClock()
+        self.opens = threading.Semaphore(0)
+        self.refuses: Exception | None = None
+        self.opened, self.left, self.lost = list[int](), list[int](), list[str]()
+        self.made = 0
+        self.addCleanup(self.opens.release, 2 * reconnect.MOST)
+        self.reconnector = Reconnector(
+            "here", self.open, self.opened.append, self.lost.append, self.left.append, self.clock
+        )
+        self.reconnector.begin()
+
+    def open(self) -> int:
+        """Open a connection, when it is let."""
+        assert self.opens.acquire(timeout=PATIENCE)
+        if self.refuses is not None:
+            raise self.refuses
+        self.made += 1
+        return self.made
+
+    def pause(self) -> float:
+        """Return how long the pause is that is under way."""
+        (again,) = self.clock.getDelayedCalls()
+        return float(again.getTime() - self.clock.seconds())
+
+    def test_silent(self) -> None:
+        """A try that does not return is left alone; the next one is made, after pauses that grow, but not for ever."""
+        self.clock.advance(reconnect.WITHIN)
+        self.assertEqual(["here has not answered within 30 s"], self.lost)
+        self.assertEqual(1, self.reconnector.hung)
+        pauses = []
+        for _ in range(reconnect.MOST - 1):
+            pauses.append(self.pause())
+            self.clock.advance(pauses[-1])
+            self.clock.advance(reconnect.WITHIN)
+        self.assertEqual(reconnect.MOST, self.reconnector.hung)
+        self.assertGreater(min(pauses), 1.0)
+        self.assertLessEqual(max(pauses), reconnect.SILENT + 1)
+        self.assertGreater(pauses[-1], 10 * pauses[0])
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.assertIn("16 times; the next try is made when one of these ends", self.lost[-1])
+        self.refuses = BackendLost("at last")
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))
+
+    def test_late(self) -> None:
+        """A try that returns late is as good as another; of two that return, one connection is left."""
+        self.clock.advance(reconnect.WITHIN)
+        self.clock.advance(self.pause())
+        for left in (0, 1):
+            self.opens.release()
+            self.clock.turn()
+            self.assertEqual((1, left), (len(self.opened), len(self.left)))
+        self.assertEqual(0, self.reconnector.hung)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_refused(self) -> None:
+        """A connection that is refused is tried again soon, and less often while it goes on being refused."""
+        self.refuses = BackendLost("Connection refused")
+        pauses = []
+        for number in range(20):
+            self.opens.release()
+            self.clock.turn()
+            pauses.append(self.pause())
+            self.assertEqual(["Connection refused"] * (number + 1), self.lost)
+            self.clock.advance(pauses[-1])
+        self.assertLess(pauses[0], 1.5)
+        self.assertGreater(pauses[-1], 5.0)
+        self.refuses = None
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual([1], self.opened)
+
+    def test_again(self) -> None:
+        """A connection that breaks is made again, after a pause."""
+        self.opens.release(2)
+        self.clock.turn()
+        self.assertEqual([], self.clock.getDelayedCalls())
+        self.reconnector.again("it broke")
+        self.assertEqual(["it broke"], self.lost)
+        self.clock.advance(self.pause())
+        self.clock.turn()
+        self.assertEqual([1, 2], self.opened)
+
+    def test_end(self) -> None:
+        """After the end there is no further try, and what one that was under way has made is left."""
+        self.reconnector.end()
+        self.reconnector.again("it broke, too late")
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual(([], [1], []), (self.opened, self.left, self.clock.getDelayedCalls()))
+
+    def test_end_of_what_hangs(self) -> None:
+        """After the end nothing is told of a try that does not return."""
+        self.reconnector.end()
+        self.clock.advance(reconnect.WITHIN)
+        self.assertEqual(([], []), (self.lost, self.clock.getDelayedCalls()))
+
+    def test_fault_of_ours(self) -> None:
+        """Whatever goes wrong in a try is reported, and there is another one."""
+        self.refuses = ZeroDivisionError("no")
+        self.opens.release()
+        self.clock.turn()
+        self.assertEqual(["no"], self.lost)
+        self.assertEqual(1, len(self.clock.getDelayedCalls()))
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
