@@ -347,8 +347,8 @@ def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
     """
     See whether the configuration and the zones are right.
 
-    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. What the file lacks that
-    defines a VM is a warning. Nothing is started or opened, and no hypervisor is asked.
+    ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. What the file that
+    defines a VM lacks is a warning. Nothing is started or opened, and no hypervisor is asked.
     """
     from jitsu_tw.ctl.check import checked  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
 
