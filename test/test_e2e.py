@@ -291,6 +291,7 @@ class SystemTestCase(LabTestCase):
         for place in ("/run", "/var/lib/libvirt", "/var/cache/libvirt", "/etc/libvirt"):
             self.network.run("host", ["sh", "-c", f"mkdir -p {place} && mount -t tmpfs tmpfs {place}"])
         self.network.run("host", ["cp", libvirt_root() / "etc" / "qemu.conf", "/etc/libvirt/qemu.conf"])
+        self.network.run("host", ["cp", "-rP", libvirt_root() / "cache" / "qemu", "/var/cache/libvirt"])
         self.connect = "qemu:///system"
         self.daemon = self.libvirtd()
 

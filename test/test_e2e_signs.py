@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
 
-from demo import lab
 from jitsu_tw.ijitsu import ENDED
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_QUIET
-from test import guest
-from test.test_e2e import IP, MAC, LabTestCase
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from test.test_e2e import IP, LabTestCase
 
 #: Seconds in which a dead guest is found to be so, and then some.
 LONG_DEAD = 2 * CHECK_PATIENCE + CHECK_QUIET + 10
-
-
-def tiny(habits: str) -> Callable[[str], str]:
-    """Return what makes of any VM's definition that of a VM with the guest without a kernel, which has these habits."""
-    return lambda _: guest.domain_xml("www", IP, MAC, habits, bridge=lab.BRIDGE)
 
 
 class SilentTests(LabTestCase):
@@ -47,7 +36,7 @@ class EndTests(LabTestCase):
 
     def test_done(self) -> None:
         """A guest that exits after its work has not failed: the next question starts it, as often as it is asked."""
-        jitsu = self.begin("answer_by: 60", change=tiny("exit_after=1"))
+        jitsu = self.begin("answer_by: 60", habits="exit_after=1")
         for number in (1, 2, 3):
             self.assertIn(IP, self.dig())
             self.curl()
@@ -56,7 +45,7 @@ class EndTests(LabTestCase):
 
     def test_crash(self) -> None:
         """A guest that exits before it listens has failed, which is seen at once; it rests before it is tried again."""
-        jitsu = self.begin("answer_by: 60", change=tiny("exit=3"))
+        jitsu = self.begin("answer_by: 60", habits="exit=3")
         begin = time.monotonic()
         for _ in range(3):
             self.assertIn("SERVFAIL", self.dig())
@@ -90,7 +79,7 @@ class UnsavableTests(LabTestCase):
     def change(xml: str) -> str:
         """Return the definition of a VM that shares memory, which libvirt refuses to save."""
         share = "<shmem name='jitsu-test'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>"
-        return tiny("")(xml).replace("</devices>", f"{share}</devices>")
+        return xml.replace("</devices>", f"{share}</devices>")
 
 
 class RemovedTests(LabTestCase):
@@ -98,7 +87,7 @@ class RemovedTests(LabTestCase):
 
     def test_taken_out(self) -> None:
         """It is found at its hypervisor, which no other VM is at, shown, and stopped when it is idle."""
-        jitsu = self.begin("ttl: 1\nanswer_by: 60", "wait_for_port: 80\n    idle: 5", change=tiny(""))
+        jitsu = self.begin("ttl: 1\nanswer_by: 60", "wait_for_port: 80\n    idle: 5")
         self.dig()
         self.assertEqual(1, len(self.qemus()))
         jitsu.stop(signal.SIGKILL)

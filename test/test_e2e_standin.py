@@ -208,7 +208,7 @@ class WakeTests(StandinTestCase):
         """Its SYN starts the VM, or has it go on if it is paused, and is what it is connected by."""
         jitsu = self.begin("ttl: 1\nmode: pause", "ports: [80]")
         self.page(self.fetch())
-        self.assertIn(f"for {lab.CLIENT_IP}, a packet", jitsu.log())
+        self.until(lambda: f"for {lab.CLIENT_IP}, a packet" in jitsu.log())
         jitsu.wait("paused")
         self.once()
         vm = jitsu.vm()
