@@ -504,6 +504,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
 
     async def test_lost(self) -> None:
         """When the connection for events breaks, what is under way fails, and there is another one soon."""
+        self.addCleanup(libvirt.open(TEST_DRIVER).close)  # else the driver would forget its domains
         uuid = await self.backend.look_up(self.new_vm())
         held = Deferred[None]()
         self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
