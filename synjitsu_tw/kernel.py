@@ -69,6 +69,9 @@ _NO_IPV6_ADDRESS: Final = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_G
 #: How the MACs of Synjitsu's ports begin: a bridge without a MAC that an operator chose takes the lowest of its ports.
 _HIGHEST: Final = b"\xfe\xff\xff"
 
+#: The first octet of the MAC that a bridge gets which has none, as it has lost its last port; locally administered.
+_OWN: Final = b"\x06"
+
 #: The first octet of the MAC of a tap that libvirt made; the others are the guest's (virNetDevTapCreateInBridgePort).
 _TAP: Final = b"\xfe"
 
@@ -286,7 +289,8 @@ class Kernel:
             raise OSError(errno.EEXIST, f"there is an interface {port} that is not Synjitsu's")
         if (link.master, link.up) != (bridge.index, True):
             if all(one.kind in _GUESTS for one in others):
-                self._do(self._netlink.link, "set", index=bridge.index, address=bridge.mac.hex(":"))
+                kept = bridge.mac if any(bridge.mac) else _OWN + mac[1:]
+                self._do(self._netlink.link, "set", index=bridge.index, address=kept.hex(":"))
             self._plug(link, bridge, mac)
         if link.mtu != mtu:
             self._do(self._netlink.link, "set", index=link.index, mtu=mtu)

@@ -8,6 +8,7 @@ the clock.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -329,12 +330,10 @@ class Synjitsu(Service):
         self._looked_at_links = self._reactor.seconds()
         forwarding: set[int] = set()
         for name, link in self.standins.links.items():
-            try:
-                found = self._kernel.interface(name)
-            except OSError:  # it has gone for now
-                continue
-            link.host, link.mtu = found.mac, found.mtu
             forwarding |= {port.index for port in self._have_port(name, link) if port.forwards}
+            with suppress(OSError):  # it has gone for now
+                found = self._kernel.interface(name)
+                link.host, link.mtu = found.mac, found.mtu
         if self._forwarding - forwarding:
             self.standins.look_anew()
         elif forwarding - self._forwarding:
@@ -349,7 +348,8 @@ class Synjitsu(Service):
             self._report(name, NO_BRIDGE)
         except OSError as error:
             remedy = "; it takes CAP_NET_ADMIN" if error.errno in {errno.EPERM, errno.EACCES} else ""
-            self._report(name, NO_PORT.format(f"{error.strerror}{remedy}"))
+            if error.errno != errno.ENODEV:  # it has gone for now
+                self._report(name, NO_PORT.format(f"{error.strerror}{remedy}"))
         else:
             if bridge.stp:
                 self._report(name, STP)

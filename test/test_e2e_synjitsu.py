@@ -605,7 +605,9 @@ class AloneTests(SynjitsuTestCase):
     """A bridge with nothing plugged in, which has no carrier therefore."""
 
     def lay_out(self) -> None:
-        """Have a client behind the host; the guest is plugged in when it boots."""
+        """Have a client behind the host; the guest is plugged in when it boots. The bridge has lost its last port."""
+        self.yard.plug("gone")
+        self.yard.run("host", "ip link del goneeth0")
         self.yard.cable("host", "far")
         self.yard.run("host", "ip address add 10.8.0.1/24 dev far")
         self.yard.address("far", "10.8.0.2/24", "host")
