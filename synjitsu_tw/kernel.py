@@ -11,6 +11,10 @@ floods frames for the stand-in to all ports, and a guest whose stack does not lo
 Nothing is sent by the port, and nothing is flooded to it but what this host itself sends to all. It stays when Synjitsu
 ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
 
+A bridge whose MAC no operator has chosen takes the lowest of its ports', which changes as taps come and go; then
+this host's packets are lost until their peers have asked again. So a bridge that has no ports but guests' keeps the MAC
+that it has when Synjitsu's port is plugged in, as libvirt's own bridges do.
+
 Changing anything takes CAP_NET_ADMIN; asking takes no privilege. A call takes less than a millisecond.
 """
 
@@ -281,6 +285,8 @@ class Kernel:
         if (link.kind, link.mac) != ("veth", address):
             raise OSError(errno.EEXIST, f"there is an interface {port} that is not Synjitsu's")
         if (link.master, link.up) != (bridge.index, True):
+            if all(one.kind in _GUESTS for one in others):
+                self._do(self._netlink.link, "set", index=bridge.index, address=bridge.mac.hex(":"))
             self._plug(link, bridge, mac)
         if link.mtu != mtu:
             self._do(self._netlink.link, "set", index=link.index, mtu=mtu)

@@ -451,10 +451,11 @@ class Standins:
         if self._astray.pop(standin.ip, None) is not None and standin.elsewhere_since is None:
             yield Elsewhere(standin.ip, b"")
         standin.elsewhere, standin.elsewhere_since = b"", None
-        standin.seen_on.setdefault(mac, port)
         moved = not standin.stands and not standin.proven and mac != standin.mac
-        if standin.macs and (standin.stands or not standin.proven):
-            standin.mac, standin.proven = mac, True
+        if standin.macs:
+            standin.seen_on.setdefault(mac, port)
+            if standin.stands or not standin.proven:
+                standin.mac, standin.proven = mac, True
         if moved and standin.handover is Handover.WIRE:  # peers were told another MAC of the guest's
             yield from self._say(standin, mac)
         yield from self._no_longer_waiting(standin)

@@ -23,7 +23,7 @@ from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
-from jitsu_tw.settings import Boot, Fault, Mode
+from jitsu_tw.settings import Boot, Evidence, Fault, Mode
 from test import contract_backends
 from test.support import vm
 
@@ -444,8 +444,18 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         ):
             self.assertIn("no image of it is kept", sentence)
             self.assertIn("/srv", sentence)
+        uuid = await self.backend.look_up(machine)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        self.assertIn("/srv", str(await self.assertFailure(self.backend.keep_image(uuid), BackendError)))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        machine = attrs.evolve(self.new_vm(), evidence=Evidence.TRAFFIC)
+        assert machine.define is not None
+        machine.define.write_text(machine.define.read_text().replace("type='network'", "type='user'"))
+        self.assertIn("nobody counts", self.backend.examine(machine)[0])
+        self.assertEqual((), self.backend.examine(attrs.evolve(machine, evidence=Evidence.QUERIES)))
+        machine = attrs.evolve(machine, boot_from=Boot.SNAPSHOT)
         far = LibvirtBackend("qemu+ssh://host/system")
-        self.assertIn("cannot be seen from here", far.examine(machine)[0])
+        self.assertIn("cannot be seen from here", far.examine(machine)[-1])
 
     async def test_traffic_and_cpu_time(self) -> None:
         """One interface that libvirt does not count is enough for None; of the CPU time, the virtual CPUs' counts."""
@@ -506,6 +516,41 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         await self.watcher.until(lambda: self.watcher.connections == 2)
         held.callback(None)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_connections(self) -> None:
+        """Each call has a connection of its own, but for a driver in this process, which has one."""
+        opened = []
+        open_ = libvirt.open
+        self.patch(libvirt, "open", lambda uri: opened.append(uri) or open_(TEST_DRIVER))  # type: ignore[func-returns-value]
+        held = Deferred[None]()
+        for uri, connections in (("qemu:///embed?root=/x", 1), (TEST_DRIVER, 1), ("qemu+unix:///system", 4)):
+            backend, watcher = LibvirtBackend(uri), contract_backends.Watcher()
+            self.addCleanup(backend.close)
+            backend.connect(watcher)
+            await watcher.until(lambda watcher=watcher: watcher.connections)  # type: ignore[misc]
+            calls = [backend._call(lambda _, held=held: self.wait_for(held)) for _ in range(3)]
+            while len(backend._calls._busy) < 3:
+                await deferLater(reactor, 0.01)
+            self.assertEqual([uri] * connections, opened)
+            held.callback(None)
+            await gatherResults(calls)
+            opened.clear()
+            held = Deferred[None]()
+
+    async def test_lost_while_connecting(self) -> None:
+        """A connection that breaks before it is known is given up, and made again."""
+        opened = self.backend._open_events
+
+        def breaks() -> Any:
+            connection = opened()
+            self.patch(self.backend._reconnector, "_opens", opened)
+            self.backend._hung_up(connection, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
+            return connection
+
+        self.patch(self.backend._reconnector, "_opens", breaks)
+        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
+        await self.watcher.until(lambda: self.watcher.connections == 2)
+        self.assertEqual("the connection broke while it was made", self.watcher.lost_reasons[-1])
 
     async def test_ended_by_itself(self) -> None:
         """A guest that can end QEMU has ended by itself where QEMU ends; of another, only QEMU's end is known."""

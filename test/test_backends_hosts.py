@@ -299,6 +299,12 @@ class HostsTests(SynchronousTestCase):
         self.assertNoResult(self.hosts.look_up(a_vm()))
         self.assertEqual(list(NAMES), asked)
 
+    def test_one_refuses(self) -> None:
+        """What a host refuses is the VM's error, though other hosts know it."""
+        self.patch(self.each["middle"], "look_up", lambda _: defer.fail(BackendError("two VMs are called so")))
+        failure = self.failureResultOf(self.hosts.look_up(a_vm()), BackendError)
+        self.assertIn("two VMs", failure.getErrorMessage())
+
     def test_looks_at_the_file(self) -> None:
         """A host that has the VM is asked to look whether the file has changed, another one to define the VM."""
         file = Path(self.mktemp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import attrs
+import libvirt
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
@@ -35,7 +37,16 @@ IP: Final = "10.99.0.10"
 @functools.cache
 def root() -> Path:
     """Return the directory of libvirt's driver in this process, which has one for as long as it lives."""
-    return Path(tempfile.mkdtemp(prefix="jitsu-"))
+    folder = lab.directory()
+    atexit.register(folder.cleanup)
+    lab.embed_root(Path(folder.name))
+    return Path(folder.name)
+
+
+@functools.cache
+def stay_open() -> libvirt.virConnect:
+    """Return a connection that is never closed: with its last one the driver ends."""
+    return libvirt.open(f"qemu:///embed?root={root()}")
 
 
 class QemuTests(TestCase):
@@ -49,12 +60,13 @@ class QemuTests(TestCase):
             raise SkipTest("qemu-system-x86_64 is not installed")
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
-        self.backend = LibvirtBackend(lab.embed_root(root()))
+        self.backend = LibvirtBackend(f"qemu:///embed?root={root()}")
         self.watcher = contract_backends.Watcher()
         self.backend.connect(self.watcher)
         self.addCleanup(self.backend.close)
         self.addCleanup(lab.stop_qemus, root())
         await self.watcher.until(lambda: self.watcher.connections)
+        stay_open()
 
     def make(self, habits: str = "", *, debug_exit: bool = True, port: int | None = None) -> VM:
         """Return a VM with the guest that has *habits*, defined in a file; *port* of loopback leads to its port 80."""

@@ -144,7 +144,9 @@ class WorkersTests(SynchronousTestCase):
         self.failureResultOf(late, BackendLost)
         self.library.go.set()
         self.until(*slow)
-        self.assertEqual([], self.library.made)
+        for _ in range(3):
+            self.until(self.workers.call(5, self.library.quick, "next"))
+        self.assertEqual({"next"}, {what for _, what in self.library.made})
 
     def test_too_many_hang(self) -> None:
         """When as many threads hang as there may be, no further call is made until one returns."""
@@ -202,6 +204,18 @@ class WorkersTests(SynchronousTestCase):
         self.until_hung(0)
         self.workers.begin()
         self.until(self.workers.call(5, self.library.quick))
+
+    def test_ends_while_it_ends(self) -> None:
+        """A call that fails at the end may end it again: each thread hangs once all the same."""
+        calls = [self.workers.call(50, self.library.slow) for _ in range(3)]
+        while len(self.workers._busy) < 3:
+            self.clock.turn()
+        for call in calls:
+            call.addErrback(lambda _: self.workers.end("again"))
+        self.workers.end("the daemon is gone")
+        self.assertEqual(3, self.workers.hung)
+        self.library.go.set()
+        self.until_hung(0)
 
     def test_end_is_not_waited_for(self) -> None:
         """A connection that does not close keeps nothing waiting for long."""

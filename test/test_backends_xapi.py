@@ -20,7 +20,7 @@ from jitsu_tw.backends.xapi_session import Login, Target, XapiError
 from jitsu_tw.backends.xapi_vms import Seen
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
-from jitsu_tw.settings import Mode
+from jitsu_tw.settings import Evidence, Mode
 from test import contract_backends
 from test.support import vm
 from test.xapi_server import MIB, PASSWORD, Pool, Server
@@ -190,6 +190,12 @@ class XapiVMTests(ConnectedTestCase):
         self.assertIn("VM_HAS_VGPU", str(await self.backend.obstacle(self.uuid, Mode.SAVE)))
         self.server.refuse("VM.assert_operation_valid", "OTHER_OPERATION_IN_PROGRESS", "VM", self.ref)
         self.assertIsNone(await self.backend.obstacle(self.uuid, Mode.SAVE))
+
+    async def test_advice(self) -> None:
+        """That XAPI counts no packets matters where these are to show whether a VM is used."""
+        self.assertIn("does not count", (await self.backend.advice(self.uuid))[0])
+        await self.backend.look_up(vm(evidence=Evidence.QUERIES))
+        self.assertEqual((), await self.backend.advice(self.uuid))
 
     async def test_traffic(self) -> None:
         """XAPI does not count packets."""

@@ -92,6 +92,30 @@ class MeaningTests(ConfigTestCase):
         self.assertTrue(Path(said["kernel"][0]).is_absolute())
         self.assertEqual(("64MiB",), said["memory"])
 
+    def test_macs(self) -> None:
+        """A VM's MACs are one or a list, in any case; those of a libxl VM are its interfaces' as well."""
+        for words, backend, macs in (
+            ("", "memory", ()), ("52:54:00:00:00:0A", "libvirt", ("52:54:00:00:00:0a",)),
+            ("[52:54:00:00:00:01, 52:54:00:00:00:02]", "libxl", ("52:54:00:00:00:01", "52:54:00:00:00:02")),
+        ):
+            more = f"    mac: {words}\n" if words else ""
+            kernel = "    kernel: k\n" if backend == "libxl" else ""
+            (vm,) = self.load(f"{VM}    backend: {backend}\n{kernel}{more}")[0].vms
+            self.assertEqual(macs, vm.mac)
+            self.assertEqual(macs if backend == "libxl" else None, vm.xen.mac if vm.xen else None)
+
+    def test_secret(self) -> None:
+        """What Synjitsu wants to be shown is read from a file, and is in no error or log."""
+        secret = self.folder / "secret"
+        secret.write_text("0123456789abcdef\n")
+        secret.chmod(0o600)
+        settings, _ = self.load(f"synjitsu: unix:/s\nsynjitsu_secret: {secret}\n{VM}")
+        self.assertEqual("0123456789abcdef", settings.synjitsu_secret)
+        self.assertNotIn("0123456789", repr(settings))
+        secret.write_text("short")
+        with self.assertRaisesRegex(ConfigError, "synjitsu_secret: .*secret should have 16 characters or more"):
+            self.load(f"synjitsu_secret: {secret}\n{VM}")
+
     def test_port_instead_of_delay(self) -> None:
         """With a port to wait for, no delay is waited for unless it is given."""
         settings, _ = self.load(f"{VM}    wait_for_port: 80\n")

@@ -476,6 +476,14 @@ class LivenessTests(FleetTestCase):
             self.check()
             self.assertEqual((State.UP, 1), (self.world.machine().state, self.guest.starts), what)
 
+    def test_stopped_while_silent(self) -> None:
+        """That the port of a guest was silent is no problem any more when the VM is off."""
+        self.begin()
+        self.check(cpu=1.0)
+        self.assertEqual(1, len(self.world.fleet.problems.of("www")))
+        self.world.fleet.stop_vm("www")
+        self.assertEqual([], self.world.fleet.problems.of("www"))
+
     def test_answers_late(self) -> None:
         """A guest whose service restarts, and answers while it is observed, is alive."""
         self.begin()

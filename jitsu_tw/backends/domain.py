@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from jitsu_tw.backends import domain_xml, image
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
-from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.settings import Boot, Evidence, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -282,7 +282,9 @@ def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) 
     elif vm is not None and vm.define is not None:
         with contextlib.suppress(OSError, ElementTree.ParseError):
             found += _differs(vm.define, root)
-    return (*found, *(domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)))
+    if vm is None or vm.evidence is Evidence.TRAFFIC:
+        found += [domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)]
+    return tuple(found)
 
 
 def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
@@ -301,6 +303,8 @@ def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
 def advice_on(vm: VM | None, root: ElementTree.Element, *, far: bool) -> tuple[str, ...]:
     """Return what an operator should read about *root*, which defines *vm*; no hypervisor is asked."""
     found = domain_xml.advice(root)
+    if vm is None or vm.evidence is Evidence.TRAFFIC:
+        found += tuple(domain_xml.NOT_COUNTED.format(one) for one in domain_xml.uncounted(root))
     if vm is not None and vm.boot_from is Boot.SNAPSHOT:
         why = "the files of its host cannot be seen from here" if far else image.obstacle(root)
         if why is not None:

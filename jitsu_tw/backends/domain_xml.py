@@ -32,6 +32,12 @@ _QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
 #: Kinds of `<interface>` whose packets pass nothing that libvirt counts.
 _UNCOUNTED: Final = {"user": "user network", "hostdev": "SR-IOV", "vdpa": "vDPA"}
 
+#: What is said of a guest whose end nobody notices.
+NO_END: Final = (
+    "nothing ends QEMU when its guest exits or crashes, so that the VM stays up; give it isa-debug-exit, as the"
+    " examples in conf/ do, or, for Linux, <panic model='isa'/>"
+)
+
 #: What is said of an interface whose packets nobody counts.
 NOT_COUNTED: Final = "nobody counts the packets of its interface {}; Jitsu cannot tell by them whether it is used"
 
@@ -149,8 +155,8 @@ def uncounted(root: ElementTree.Element) -> Iterator[str]:
     arguments = qemu_arguments(root)
     for before, argument in zip(("", *arguments), arguments, strict=False):
         option = before.lstrip("-") if before.startswith("-") else ""
-        if (option in {"netdev", "nic", "net"} and argument != "none") or (
-            option == "device" and ("netdev" in argument or argument.startswith("vfio-pci"))
+        if (option in {"netdev", "nic", "net"} and argument.partition(",")[0] not in {"none", "nic"}) or (
+            option == "device" and "vfio-pci" in argument
         ):
             yield f"-{option} {argument} (on QEMU's command line)"
 
@@ -195,14 +201,7 @@ def _leaves(device: ElementTree.Element) -> bool:
 
 def advice(root: ElementTree.Element) -> tuple[str, ...]:
     """Return what an operator should read about a domain that is defined so."""
-    found = []
-    if root.get("type") in _QEMUS and _cannot_tell_end(root):
-        found.append(
-            "nothing ends QEMU when its guest exits or crashes, so that the VM stays up; give it isa-debug-exit, as"
-            " the examples in conf/ do, or, for Linux, <panic model='isa'/>"
-        )
-    found += [NOT_COUNTED.format(name) for name in uncounted(root)]
-    return tuple(found)
+    return (NO_END,) if root.get("type") in _QEMUS and _cannot_tell_end(root) else ()
 
 
 def _cannot_tell_end(root: ElementTree.Element) -> bool:

@@ -124,9 +124,6 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
     Raises:
         BackendError: its image cannot be kept; unless the message says otherwise it runs on.
     """
-    why = obstacle(domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
-    if why is not None:
-        raise BackendError(why)
     new = kept.with_suffix(".new")
     try:
         _depends_on(domain)  # why there is no sum of it, if there is none
@@ -169,11 +166,15 @@ def _depends_on(domain: libvirt.virDomain) -> str:
     Return a sum over *domain*'s definition, and over name, size and times of the files that it names.
 
     Raises:
-        OSError: one is not there, or it cannot be told which files are behind a disk.
+        OSError: one is not there, or the domain can have no image.
     """
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    root = domain_xml.parse(xml)
+    why = obstacle(root)
+    if why is not None:
+        raise OSError(None, why)
     digest = hashlib.sha256(xml.encode())
-    for name in _named(domain_xml.parse(xml)):
+    for name in _named(root):
         status = Path(name).stat()
         digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\0"))
     return digest.hexdigest()

@@ -112,12 +112,16 @@ class LibvirtBackend:
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
         self._uri = connect
-        self._far = urlsplit(connect).hostname is not None
+        parts = urlsplit(connect)
+        self._far = parts.hostname is not None
+        # A driver in this process has no daemon that may hang, and libvirt opens it some twenty times, not more often.
+        self._shares = parts.path == "/embed" or parts.scheme == "test"
         self._reactor = reactor
         self._watcher: IWatcher | None = None
         self._events: libvirt.virConnect | None = None
+        self._broken: libvirt.virConnect | None = None
         self._calls, self._saves = (
-            Workers(str(self), most, self._open, _close, reactor) for most in (CALLS, SAVES)
+            Workers(str(self), most, self._open_another, self._close_another, reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
         self._reconnector = Reconnector(
@@ -147,6 +151,18 @@ class LibvirtBackend:
             connection.setKeepAlive(*KEEP_ALIVE)
         return connection
 
+    def _open_another(self) -> libvirt.virConnect:
+        """Return a connection for calls. Blocks."""
+        if not self._shares:
+            return self._open()
+        if self._events is None:
+            raise BackendLost(f"{self} cannot be reached")
+        return self._events
+
+    def _close_another(self, connection: libvirt.virConnect) -> None:
+        if not self._shares:
+            _close(connection)
+
     def _open_events(self) -> libvirt.virConnect:
         """Connect, and ask for events. Blocks."""
         connection = self._open()
@@ -165,6 +181,10 @@ class LibvirtBackend:
         self._reconnector.begin()
 
     def _opened(self, connection: libvirt.virConnect) -> None:
+        if connection is self._broken:
+            self._leave(connection)
+            self._reconnector.again("the connection broke while it was made")
+            return
         self._events = connection
         for workers in (self._calls, self._saves):
             workers.begin()
@@ -185,7 +205,9 @@ class LibvirtBackend:
         self._reactor.callFromThread(self._lost, connection, words.get(reason, "the connection broke"))
 
     def _lost(self, connection: libvirt.virConnect, reason: str) -> None:
-        if connection is self._events:
+        if connection is not self._events:
+            self._broken = connection  # one that `_opened` may be about to take
+        else:
             self._events = None
             self._leave(connection)
             self._reconnector.again(reason)

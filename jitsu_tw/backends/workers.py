@@ -120,14 +120,15 @@ class Workers:
         A connection whose call is under way is closed when the call returns; nothing waits for that.
         """
         self._why = reason
-        waiting, self._waiting = self._waiting, deque()
-        for job in waiting:
-            self._answer(job, Failure(BackendLost(reason)))
-        for worker in list(self._busy | self._opening):
-            self._give_up(worker, reason)
-        idle, self._idle = self._idle, []
+        waiting, idle, leaving = self._waiting, self._idle, self._busy | self._opening
+        self._waiting, self._idle, self._busy, self._opening = deque(), [], set(), set()
         for worker in idle:
             self._dismiss(worker)
+        # Whoever hears of it may call again, or end this again.
+        for worker in leaving:
+            self._give_up(worker, reason)
+        for job in waiting:
+            self._answer(job, Failure(BackendLost(reason)))
         if not self._ending:
             return succeed(None)
         ended: Deferred[None] = Deferred()

@@ -23,7 +23,7 @@ from jitsu_tw.backends.workers import Workers
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
-from jitsu_tw.settings import VM, Mode
+from jitsu_tw.settings import VM, Evidence, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,6 +102,7 @@ class XapiBackend:
         self._stream: threading.Thread | None = None
         self._seen = xapi_vms.Seen()
         self._refs: dict[str, str] = {}
+        self._evidence: dict[str, Evidence] = {}
         self._tasks: dict[str, Deferred[dict[str, Any] | None]] = {}
 
     def __str__(self) -> str:
@@ -302,7 +303,11 @@ class XapiBackend:
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Find a VM by uuid or name label."""
-        return self._run(xapi_vms.find, vm)
+        return self._run(xapi_vms.find, vm).addCallback(self._found, vm)
+
+    def _found(self, uuid: str, vm: VM) -> str:
+        self._evidence[uuid] = vm.evidence
+        return uuid
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return the power state; one that is suspended in XAPI's words is saved in ours."""
@@ -407,9 +412,10 @@ class XapiBackend:
             return None if _passes(refused) else str(refused)
         return None
 
-    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:  # noqa: ARG002
-        """Return that nobody counts packets."""
-        return succeed(("XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used",))
+    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+        """Return that nobody counts packets, if these are to show whether the VM is used."""
+        uncounted = "XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used"
+        return succeed((uncounted,) if self._evidence.get(uuid) is Evidence.TRAFFIC else ())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""

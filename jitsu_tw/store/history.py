@@ -300,7 +300,8 @@ class History:
         else:
             for oid in self._written:
                 name = str(oid)
-                _sync(Path(self.repository.path, "objects", name[:2], name[2:]))
+                # No Path: Python 3.12 keeps every part of one for ever.
+                _sync(f"{self.repository.path}/objects/{name[:2]}/{name[2:]}")
         self._written.clear()
 
     def _replaced(self, head: pygit2.Oid) -> None:
@@ -390,7 +391,7 @@ def subtree(tree: pygit2.Tree, path: str) -> pygit2.Tree | None:
     return found if isinstance(found, pygit2.Tree) else None
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path | str) -> None:
     """Wait until the file at *path*, if there is one, is on the disk."""
     with contextlib.suppress(FileNotFoundError):
         file = os.open(path, os.O_RDONLY)

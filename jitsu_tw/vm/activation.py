@@ -379,6 +379,7 @@ class Machine:
             self.failures = 0
         if state in DOWN:
             self.problem(Problem.STOP)
+            self.problem(Problem.PORT)
         self._keeper.moved(self, old)
         if self.state is not state:
             return

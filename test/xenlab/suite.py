@@ -316,7 +316,8 @@ class JitsuTestCase(XenLabTestCase):
         Ask for a name from outside; the answer comes when the guest is ready, so its page is there at once.
 
         The emulated processor, not Xen, lets a PVH guest fault now and then in its first milliseconds, when another
-        guest has its turn then. Its answer says that it failed, and the next question boots it.
+        guest has its turn then. Its answer says that it failed, and the next question boots it. Where this machine has
+        other work, booting takes longer than Jitsu waits, and the answer says so.
         """
         said = self.jitsu.query(name)
         faults = self.lab.run(["xl", "dmesg"]).stdout.count("Triple fault") if "SERVFAIL" in said else 0
@@ -324,9 +325,10 @@ class JitsuTestCase(XenLabTestCase):
             self.jitsu.faults = faults
             self.assertIn("EDE", said)
             said = self.jitsu.query(name)
+        late = "still starting" in said
         self.assertIn(f"IN\tA\t{VMS[name]}", said)
-        self.assertNotIn("EDE", said)
-        self.assertEqual(f"hello from {VMS[name]}\n", self.lab.fetch(VMS[name], within=10))
+        self.assertEqual(late, "EDE" in said, said)
+        self.assertEqual(f"hello from {VMS[name]}\n", self.lab.fetch(VMS[name], within=PATIENCE if late else 10))
 
 
 class LibxlTests(JitsuTestCase):
