@@ -258,9 +258,10 @@ class Capture(FileDescriptor):
         return f"capture on {self.interface}"
 
     def doRead(self) -> None:  # noqa: N802
-        """Take what is there, but not more than a turn's worth."""
+        """Take at most `BATCH` frames of those that are there."""
+        if self._pcap is None:
+            return
         frames: deque[bytes] = deque()
-        assert self._pcap is not None
         try:
             self._pcap.dispatch(BATCH, lambda _, octets: frames.append(bytes(octets)))
         except OSError as error:

@@ -309,7 +309,14 @@ class Synjitsu(Service):
             self._look.start(LOOK)
 
     def look(self) -> None:
-        """Look whether guests that boot listen, and whether those that do have answered."""
+        """
+        Look whether guests that boot listen, and whether those that do have answered.
+
+        The answers are read first: the reactor runs timers that are late before it reads what has come meanwhile, and a
+        SYN that is sent again to a guest which has answered it looks like a new connection.
+        """
+        for capture in self._captures.values():
+            capture.doRead()
         now = self._reactor.seconds()
         if now - self._looked_at_links >= LOOK_AT_LINKS and self._kernel.links_changed():
             self._look_at_links()

@@ -20,11 +20,12 @@ from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
 from synjitsu_tw import conversation, tap
 from synjitsu_tw.kernel import Interface, NotABridgeError
+from synjitsu_tw.packets import ACK, SYN
 from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
 from test.fakepcap import FakePcap
-from test.test_synjitsu_packets import GUEST, PEER, VM, arp_frame, tcp_frame
+from test.test_synjitsu_packets import CLIENT, GUEST, PEER, VM, arp_frame, tcp_frame
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 30.0
@@ -358,6 +359,20 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(GUEST, self.pcap.sent[-1][:6])
         self.clock.pump([1.0] * int(EXPIRY + 2))
         self.assertEqual({}, self.synjitsu.standins.table)
+
+    def test_answer_before_timer(self) -> None:
+        """A SYN that the guest has answered is not sent again by a timer which is late, before the answer is read."""
+        self.synjitsu.open()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(tcp_frame(), arp_frame(1, GUEST, VM, VM))
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.clock.advance(0)
+        handed = len(self.pcap.sent)
+        answer = tcp_frame(VM, CLIENT, PEER, sport=80, dport=4711, flags=SYN | ACK, ack=8)
+        self.pcap.put(answer[:6] + GUEST + answer[12:])
+        self.clock.advance(0.05)
+        self.assertEqual(handed, len(self.pcap.sent))
+        self.assertEqual({}, self.synjitsu.standins.handed)
 
     def test_comes_back(self) -> None:
         """One that comes back keeps what it announces again, and loses what it does not."""
