@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -106,6 +107,9 @@ class WorkersTests(SynchronousTestCase):
         (failure,) = self.until(self.workers.call(5, self.library.quick, BackendLost("gone")))
         self.assertTrue(failure.check(BackendLost))
         self.until(self.workers.call(5, self.library.quick, 1))
+        end = time.monotonic() + PATIENCE
+        while not self.library.closed and time.monotonic() < end:  # its thread may still be at it
+            time.sleep(0.01)
         self.assertEqual((2, [1]), (self.library.opened, self.library.closed))
 
     def test_nothing_is_kept_of_a_call(self) -> None:

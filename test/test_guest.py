@@ -20,6 +20,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from test import guest
+from test.yard import PATIENCE, killed_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +36,6 @@ OUR_IP6: Final = socket.inet_pton(socket.AF_INET6, lab.CLIENT_IP6)
 EVERYBODY: Final = b"\xff" * 6
 NOBODY: Final = bytes(6)
 GET: Final = b"GET / HTTP/1.0\r\n\r\n"
-
-#: Seconds that anything may take on a slow machine. Nothing is measured here.
-PATIENCE: Final = 30.0
 
 
 def mac(text: str) -> bytes:
@@ -68,7 +66,8 @@ class Wire:
     def line(self, words: str) -> str:
         """Return the next line of the serial port that has *words* in it."""
         assert self.process.stdout is not None
-        return next(line for line in self.process.stdout if words in line)
+        with killed_late(self.process):
+            return next(line for line in self.process.stdout if words in line)
 
     def send(self, source: bytes, to: bytes, kind: int, data: dpkt.Packet | bytes) -> None:
         """Send a frame."""

@@ -10,10 +10,11 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 30.0
@@ -106,6 +107,17 @@ print(json.dumps({"said": back}), flush=True)
 """
 
 
+@contextlib.contextmanager
+def killed_late(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill *process* after `PATIENCE` seconds in this context: reading from it ends then, and the test fails."""
+    late = threading.Timer(PATIENCE, process.kill)
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
 class Program:
     """A program in a namespace that says what it does in lines."""
 
@@ -114,9 +126,10 @@ class Program:
         self.process = process
 
     def line(self) -> str:
-        """Return its next line; waits, so it must be sure to come."""
+        """Return its next line; if none comes in time, kill it and return nothing."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline()
+        with killed_late(self.process):
+            return self.process.stdout.readline()
 
     def result(self) -> dict[str, Any]:
         """Return what it says at its end."""
