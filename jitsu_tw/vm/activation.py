@@ -123,8 +123,8 @@ class Machine:
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
         "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
-        "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid",
-        "vm",
+        "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at", "state",
+        "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
