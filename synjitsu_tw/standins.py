@@ -396,12 +396,16 @@ class Standins:
 
     def _look_up(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
         """Look up whether a MAC that is not known as the guest's is the guest's all the same."""
+        if not standin.is_guest(mac) and self._may_look_up(now):
+            yield LookUp(standin.ip, mac, port)
+
+    def _may_look_up(self, now: float) -> bool:
+        """Return whether there may be one more look-up in this second; it counts as made then."""
         second, count = self._looking
         if int(now) != second:
             second, count = int(now), 0
-        if not standin.is_guest(mac) and count < LOOK_UPS_PER_SECOND:
-            self._looking = second, count + 1
-            yield LookUp(standin.ip, mac, port)
+        self._looking = second, count + 1
+        return count < LOOK_UPS_PER_SECOND
 
     def _neighbour(self, port: str, frame: Frame, said: Neighbour, now: float) -> Iterator[Action]:
         """Handle a message that asks where an address is, or says where it is."""
@@ -420,8 +424,10 @@ class Standins:
         standin = self.table.get(said.target)
         if standin is None or standin is claimed or not standin.stands:
             return
-        if said.probes:
-            yield from self._look_up(standin, said.mac, port, now)
+        if said.probes and not standin.is_guest(said.mac):
+            if not self._may_look_up(now):
+                return  # it may be the guest's, which would find its address taken
+            yield LookUp(standin.ip, said.mac, port)
         if standin.is_guest(frame.src) or standin.is_guest(said.mac):
             if said.probes:  # it looks whether its address is free
                 yield from self._guest(standin, said.mac, port, now, announces=True)
@@ -490,7 +496,7 @@ class Standins:
         if packet.opens or (packet.protocol == UDP and packet.dport in standin.wake_udp):
             if not self._is_knock(frame, packet, standin, link):
                 yield from self._first(port, frame, packet, standin, now)
-        elif ours and standin.seen_on:
+        elif ours and standin.mac in standin.seen_on:
             yield from self._pass_on(port, frame, standin)
 
     @staticmethod

@@ -167,6 +167,21 @@ class WorkersTests(SynchronousTestCase):
         self.until_hung(0)
         self.until(self.workers.call(5, self.library.quick))
 
+    def test_many_wait(self) -> None:
+        """Calls that wait are not given threads one after the other to hang, but are made when one returns."""
+        calls = [self.workers.call(within, self.library.slow) for within in (5, 5, 5, *range(6, 56))]
+        for call in calls:
+            call.addErrback(lambda failure: failure.trap(BackendLost))
+        last = self.workers.call(1000, self.library.quick, "last")
+        for _ in range(60):
+            while self.workers._opening or (self.workers._busy and not any(w.job for w in self.workers._busy)):
+                self.clock.turn()
+            self.clock.advance(1)
+        self.assertLess(self.workers.hung, 2 * 3)
+        self.assertNoResult(last)
+        self.library.go.set()
+        self.assertEqual(["last"], self.until(last))
+
     def test_opening_hangs(self) -> None:
         """A connection that does not open is given up; one that opens too late is closed."""
         self.library.opens.clear()

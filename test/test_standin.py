@@ -323,6 +323,36 @@ class ServiceTests(SynchronousTestCase):
         def summoned(self, result: Any) -> None:
             """Do nothing."""
 
+    def test_many_ports(self) -> None:
+        """Looking at a bridge with very many ports, which takes long, leaves most of the time for packets."""
+        looks: list[float] = []
+
+        def have_port(name: str, _: bytes) -> tuple[Interface, list[Interface]]:
+            looks.append(self.clock.seconds())
+            self.clock.advance(0.1)
+            return self.kernel.interface(name), []
+
+        self.patch(self.kernel, "have_port", have_port)
+        self.kernel.changes = True
+        begin = self.clock.seconds()
+        while self.clock.seconds() < begin + 5:
+            self.synjitsu._look_at_host()
+            self.clock.advance(0.01)
+        self.assertIn(len(looks), range(9, 12))
+
+    def test_addresses_elsewhere(self) -> None:
+        """A change of this host's addresses elsewhere, as with each tap, costs nothing for each stand-in."""
+        self.kernel.changes = True
+        self.synjitsu.tick()
+        for number in range(1, 200):
+            self.synjitsu.announce(None, bytes([10, 0, 0, number]), (), asleep=True)
+        asked: list[bytes] = []
+        self.patch(self.synjitsu, "_obstacle", asked.append)
+        elsewhere = {"tap0": [ip_interface("fe80::1/64"), ip_interface("10.0.0.7/32")]}
+        self.patch(self.kernel, "addresses", lambda: elsewhere)
+        self.synjitsu.tick()
+        self.assertEqual([bytes([10, 0, 0, 7])], asked)
+
     def refused(self, ip: str) -> str:
         """Return why an address is not stood in for; nothing if it is."""
         try:

@@ -156,6 +156,24 @@ class AskedTests(StandinsTestCase):
         self.assertEqual(LOOK_UPS_PER_SECOND, sum(isinstance(action, LookUp) for action in actions))
         self.assertIsInstance(self.frame(self.ask(spa=bytes(4)), 1.0)[0], LookUp)
 
+    def test_probes_when_look_ups_are_used_up(self) -> None:
+        """While strangers use up the look-ups, no probe of an unknown MAC is answered: it may be the guest's own."""
+        self.announce(asleep=False)
+        for number in range(LOOK_UPS_PER_SECOND):
+            self.frame(arp_frame(1, number.to_bytes(6), VM, VM))
+        self.assertEqual([], self.frame(self.ask(SECOND, bytes(4))))
+        self.assertEqual(1, len(self.sent(self.frame(self.ask(PEER, CLIENT)))))
+        self.assertIsInstance(self.frame(self.ask(SECOND, bytes(4)), 1.0)[0], LookUp)
+
+    def test_passed_on_to_a_mac_that_was_seen(self) -> None:
+        """What comes for a guest is not sent to a MAC of its that the bridge has not learnt: it would be flooded."""
+        self.announce(asleep=False, macs=(GUEST, SECOND))
+        self.shown(SECOND)
+        segment = tcp_frame(flags=packets.ACK)
+        self.assertEqual([], self.sent(self.frame(segment)))
+        self.shown(GUEST)
+        self.assertEqual([GUEST], [octets[:6] for octets in self.sent(self.frame(segment))])
+
     def test_host(self) -> None:
         """This host itself cannot be reached by the bridge: its kernel is told."""
         self.announce()

@@ -15,10 +15,12 @@ from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.control.standins import standins
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm.change import Running, Step
 from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
@@ -175,6 +177,57 @@ class CoverTests(FleetTestCase):
         self.world.pump(1.2)
         self.assertIs(State.UP, self.world.machine().state)
         self.assertEqual([(self.ip, f"ready {MAC}")], self.standin.ever)
+
+    def test_reboots(self) -> None:
+        """A guest that reboots itself is stood in for until it listens again."""
+        self.begin(idle=100.0)
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        self.assertEqual((State.UP, f"ready {MAC}"), (self.world.machine().state, self.said))
+        self.world.backend.reboot(self.world.machine().uuid)
+        self.assertEqual((State.WAITING, f"booting {MAC}"), (self.world.machine().state, self.said))
+        self.assertEqual(80, self.standin.more[self.ip]["knock"])
+        self.standin.listens(self.ip)
+        self.assertEqual((State.UP, f"ready {MAC}"), (self.world.machine().state, self.said))
+
+    def test_booted_instead(self) -> None:
+        """Packets for a guest that could not go on where it was, and is booted, are held for that boot, not refused."""
+        self.begin(mode=Mode.PAUSE)
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        self.world.pump(11)
+        self.assertIs(State.PAUSED, self.world.machine().state)
+        self.standin.ever.clear()
+        self.ask()
+        self.world.pump(0.3)
+        self.assertIs(State.WAITING, self.world.machine().state)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.assertIs(State.STARTING, self.world.machine().state)
+        self.assertEqual({(self.ip, f"booting {MAC}")}, set(self.standin.ever))
+        self.world.pump(1.2)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.assertEqual((State.FAILED, "failed"), (self.world.machine().state, self.said))
+
+    def test_address_is_anothers(self) -> None:
+        """A VM whose address another one has now says nothing of that address while it stops, nor when it is gone."""
+        self.begin(mode=Mode.SHUTDOWN, stop_timeout=5.0, dns=())
+        self.ask()
+        self.world.pump(1.2)
+        self.standin.listens(self.ip)
+        running = Running(self.world.fleet, Zones(()), lambda _: None)
+        new = attrs.evolve(self.world.machine().vm, name="new")
+        running.apply(Step(come=(new,), go=("www",)))
+        self.standin.ever.clear()
+        self.world.pump(10)
+        self.assertEqual(["other", "new"], list(self.world.fleet.machines))
+        self.assertEqual([], self.standin.ever)
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.assertIs(State.STARTING, self.world.machine("new").state)
+        running.apply(Step(go=("new",)))
+        self.world.pump(10)
+        self.assertEqual("withdrawn", self.said)
 
     def test_second_address(self) -> None:
         """A guest that listens at one address is up; packets for the other one are held a little longer."""

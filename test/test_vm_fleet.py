@@ -402,6 +402,20 @@ class LeaseTests(FleetTestCase):
         self.world.pump(8)
         self.assertIs(State.SAVED, self.world.machine().state)
 
+    def test_used_while_the_obstacle_is_asked(self) -> None:
+        """Where it took long to find out whether a VM can be stopped, its guest's packets are counted once more."""
+        self.world = World(vm(idle=10, mode=Mode.PAUSE))
+        self.ask()
+        answer: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: answer)
+        self.world.pump(30, step=1)
+        self.world.backend.guests[self.world.machine().uuid].sent = 1000
+        answer.callback(None)
+        self.world.pump(9, step=1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(5, step=1)
+        self.assertIs(State.PAUSED, self.world.machine().state)
+
     def test_save_fallback(self) -> None:
         """A VM that cannot be saved, known before or found out, is stopped by `save_fallback`, and that is shown."""
         for known in (True, False):
@@ -1389,6 +1403,29 @@ class ReconcilingTests(FleetTestCase):
         self.assertEqual(other, self.world.machine().uuid)
         self.assertEqual([True], self.ask())
         self.patch(self.world.backend, "look_up", look_up)
+
+    def test_strangers(self) -> None:
+        """However many other VMs come and go, one that is missing is looked for by one call at a time."""
+        self.world = World(vm())
+        uuid = self.world.machine().uuid
+        del self.world.backend.guests[uuid]
+        calls: list[Deferred[str]] = []
+
+        def look_up(_: VM) -> Deferred[str]:
+            calls.append(Deferred())
+            return calls[-1]
+
+        self.patch(self.world.backend, "look_up", look_up)
+        self.world.fleet.inventory.changed(uuid, "undefined")
+        self.world.pump(0.1)
+        for number in range(2000):
+            self.world.fleet.inventory.changed(str(number), "booted")
+            self.assertEqual(number + 1, len(calls))
+            calls[-1].errback(NoSuchVM("no VM www"))
+        calls[-1].errback(NoSuchVM("no VM www"))
+        self.world.fleet.inventory.changed("another uuid", "defined")
+        calls[-1].callback(uuid)
+        self.assertEqual(2002, len(calls))
 
     def test_undefined_while_up(self) -> None:
         """A VM that went away while it was up has no lease any more, and nobody is told that it is there."""

@@ -512,6 +512,19 @@ class LivenessTests(FleetTestCase):
         self.assertAlmostEqual(before, self.world.fleet.lease_left(self.world.machine()), delta=1)
         self.assertAlmostEqual(1000 + 40, self.world.fleet.lease("www").started, delta=1)  # type: ignore[union-attr]
 
+    def test_asked_during_a_reboot(self) -> None:
+        """A question for a VM whose guest reboots is a use like any other."""
+        self.begin()
+        idle = self.world.machine().vm.idle
+        self.world.pump(idle - 5, step=1)
+        answered: Deferred[None] = Deferred()
+        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.world.backend.reboot(self.world.machine().uuid)
+        self.ask()
+        answered.callback(None)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertAlmostEqual(idle, self.world.fleet.lease_left(self.world.machine()), delta=1)
+
     def test_boot_loop(self) -> None:
         """A guest that reboots again and again is stopped when the time in which it was up is its lease's."""
         self.begin()

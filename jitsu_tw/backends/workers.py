@@ -158,7 +158,9 @@ class Workers:
     def _add(self) -> None:
         """Make a thread more, if a call waits for one and there may be more."""
         there = len(self._opening) + len(self._busy) + len(self._idle)
-        if len(self._waiting) > len(self._opening) < OPENING and there < self._most:
+        # Else each call that waits would have a thread hang for what is left of its time.
+        may = there < self._most and self.hung < self._most
+        if len(self._waiting) > len(self._opening) < OPENING and may:
             worker = Worker()
             worker.late = self._reactor.callLater(OPENS_WITHIN, self._opens_late, worker)
             self._opening.add(worker)
@@ -202,10 +204,12 @@ class Workers:
         else:
             self.hung -= 1
             self._dismiss(worker)
+            self._add()
 
     def _not_opened(self, worker: Worker, failure: Failure) -> None:
         if worker not in self._opening:
             self.hung -= 1
+            self._add()
             return
         self._opening.remove(worker)
         worker.late.cancel()
@@ -220,6 +224,7 @@ class Workers:
         if job is None:  # it was given up
             self.hung -= 1
             self._dismiss(worker)
+            self._add()
             return
         self._busy.remove(worker)
         if isinstance(result, Failure) and result.check(BackendLost):

@@ -115,6 +115,7 @@ class Machine:
         reason: the last words of whoever changed the state.
         failures: how often in a row it did not come up, or did not stay so.
         retry_at: before this time, a question does not start it.
+        boots_instead: it could not go on where it was, and is about to be booted.
         marks: the last activation's timeline, to the stop that ended it: each step's time, on the clock `now`.
     """
 
@@ -122,7 +123,8 @@ class Machine:
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
         "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
-        "_word", "backend", "failures", "held", "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at", "state",
+        "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -142,6 +144,7 @@ class Machine:
         self.state = State.UNKNOWN
         self.ready = False
         self.held = False
+        self.boots_instead = False
         self.reason = self._word = ""
         self.marks: Mapping[str, float] = NO_MARKS
         self.failures = 0
@@ -362,6 +365,7 @@ class Machine:
     def _enter(self, state: State) -> None:
         """Enter *state*: leave what the old one was busy with, tell the keeper, take the new one's step."""
         old, self.state = self.state, state
+        self.boots_instead = state is State.FAILED and self._how in RESUMED and old is State.WAITING
         if old is State.WAITING and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.cancel()
@@ -396,7 +400,7 @@ class Machine:
             self._begin(self._keep_image())
         elif state is State.UP:
             self._up()
-        elif state is State.FAILED and self._how in RESUMED and old is State.WAITING:
+        elif self.boots_instead:
             self._boot_instead()
         elif state is State.FAILED:
             self._fail_waiters(self.reason)

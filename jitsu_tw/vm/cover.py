@@ -141,7 +141,7 @@ class Cover:
         vm = machine.vm
         if vm.use_synjitsu:
             self._withdraw(machine)
-            for ip in vm.ip:
+            for ip in self._addresses(machine):
                 del self._by_ip[str(ip)]
             for of in (self._guests, self._heard):
                 of.pop(vm.name, None)
@@ -162,8 +162,12 @@ class Cover:
         if machine.state is State.STARTING and machine.vm.handover is Handover.XENSTORE:
             Deferred.fromCoroutine(self.learn(machine))
 
-    def moved(self, machine: Machine) -> None:
-        """Have *machine*, which has entered another state, stood in for."""
+    def moved(self, machine: Machine, old: State) -> None:
+        """Have *machine*, which has left the state *old* for another, stood in for."""
+        if machine.boots_instead:
+            return  # its packets are held on, and are announced for that boot
+        if old is State.UP and machine.state is State.WAITING:
+            self._heard.pop(machine.vm.name, None)  # its guest has rebooted itself
         known = self._guests.get(machine.vm.name)
         if known is not None and machine.state in NUMBERLESS:
             self._guests[machine.vm.name] = attrs.evolve(known, domid=None)
@@ -175,6 +179,8 @@ class Cover:
     def _tell(self, machine: Machine) -> None:
         """Have *machine* stood in for as its state demands."""
         vm, state, standin = machine.vm, machine.state, self._standin(machine)
+        if vm.name in self._late:
+            self._late.pop(vm.name).cancel()
         before = self._at.get(vm.name)
         if before is not None and before is not standin:
             self._withdraw(machine)
@@ -184,20 +190,18 @@ class Cover:
             self._hush(machine)
             return
         self._at[vm.name] = standin
-        if vm.name in self._late:
-            self._late.pop(vm.name).cancel()
         if state not in RUNS:
             self._heard.pop(vm.name, None)
             self._note(machine, Problem.ADDRESS, ())
         if state is State.UP:
             self._hand_over(machine)
         elif state in ACTIVATING:
-            self._announce(machine, self._silent(vm), asleep=False)
+            self._announce(machine, self._silent(machine), asleep=False)
         elif state is State.FAILED:
             self._withdraw(machine, failed=True)
             self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
         elif state is not State.UNKNOWN and vm.wake_by_packet:
-            self._announce(machine, vm.ip, asleep=True)
+            self._announce(machine, self._addresses(machine), asleep=True)
         else:
             self._withdraw(machine)
 
@@ -216,30 +220,36 @@ class Cover:
         """Say nothing more of *machine*, and leave it as it is."""
         standin = self._at.pop(machine.vm.name, None)
         if standin is not None:
-            for ip in machine.vm.ip:
+            for ip in self._addresses(machine):
                 standin.hush(str(ip))
 
     def _refused_enough(self, machine: Machine) -> None:
         standin = self._standin(machine)
         if machine.state is State.FAILED and machine.vm.wake_by_packet and standin and not self.is_theirs(machine):
             self._at[machine.vm.name] = standin
-            self._announce(machine, machine.vm.ip, asleep=True)
+            self._announce(machine, self._addresses(machine), asleep=True)
 
     def _macs(self, vm: VM) -> tuple[str, ...]:
         """Return the MACs of the guest: those of the configuration, and then those that the hypervisor knows."""
         return tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))
 
-    def _silent(self, vm: VM) -> list[Address]:
+    def _addresses(self, machine: Machine) -> list[Address]:
+        """Return the addresses of *machine* but for those that another VM has now: it may still be stopping."""
+        return [ip for ip in machine.vm.ip if self._by_ip.get(str(ip)) == machine.vm.name]
+
+    def _silent(self, machine: Machine) -> list[Address]:
         """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
+        vm = machine.vm
         heard = () if vm.boot_from is Boot.SNAPSHOT else self._heard.get(vm.name, ())
-        return [ip for ip in vm.ip if str(ip) not in heard]
+        return [ip for ip in self._addresses(machine) if str(ip) not in heard]
 
     def _hand_over(self, machine: Machine) -> None:
         """Hand over the addresses of a guest that is up; those at which it does not listen yet, a little later."""
         vm = machine.vm
         heard = self._heard.get(vm.name, set()) if self._at[vm.name].connected else set()
-        late = [ip for ip in vm.ip if heard and str(ip) not in heard]
-        for ip in vm.ip:
+        addresses = self._addresses(machine)
+        late = [ip for ip in addresses if heard and str(ip) not in heard]
+        for ip in addresses:
             if ip not in late:
                 self._at[vm.name].ready(str(ip), self._macs(vm))
         if late:
@@ -271,7 +281,7 @@ class Cover:
     def _withdraw(self, machine: Machine, *, failed: bool = False) -> None:
         standin = self._at.pop(machine.vm.name, None)
         if standin is not None:
-            for ip in machine.vm.ip:
+            for ip in self._addresses(machine):
                 standin.withdraw(str(ip), failed=failed)
 
     # What Synjitsu sees.

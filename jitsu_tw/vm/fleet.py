@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
+#: A VM in one of these states may have a lease, which is suspended while the VM stops or its guest reboots.
+LEASED: Final = frozenset({State.UP, State.STOPPING, State.WAITING})
+
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
@@ -309,7 +312,7 @@ class Fleet:
             self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
-        if machine.state in {State.UP, State.STOPPING} and (source is None or self._policy.is_inside(source.host)):
+        if machine.state in LEASED and (source is None or self._policy.is_inside(source.host)):
             self._hold(machine)
         if refused is not None:
             # A VM that is up is nobody's to refuse, but what it needs may be.
@@ -593,7 +596,7 @@ class Fleet:
         """Keep everything in step with *machine*'s state."""
         state = machine.state
         if self.cover is not None:
-            self.cover.moved(machine)
+            self.cover.moved(machine, old)
         for hear in self.on_move:
             hear(machine)
             for needer in self._groups.needers(machine):

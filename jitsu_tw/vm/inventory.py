@@ -81,6 +81,7 @@ class Inventory:
         self._enlist, self._dismiss = enlist, dismiss
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
+        self._looked_for: set[Machine] = set()
         self._strangers = 0
         self._lost: dict[int, str] = {}
         self._reached: set[int] = set()
@@ -268,8 +269,14 @@ class Inventory:
         return Deferred.fromCoroutine(self._look_at(machine))
 
     def _look_for(self, machine: Machine) -> None:
-        if self._machines.get(machine.vm.name) is machine:
-            self.find(machine)
+        """Look for *machine*, unless that is under way: a look that finds nothing sees to what happened meanwhile."""
+        if self._machines.get(machine.vm.name) is machine and machine not in self._looked_for:
+            self._looked_for.add(machine)
+            self.find(machine).addBoth(self._has_looked, machine)
+
+    def _has_looked(self, result: Any, machine: Machine) -> Any:
+        self._looked_for.discard(machine)
+        return result
 
     def _look_later(self, machine: Machine) -> None:
         """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
@@ -297,15 +304,21 @@ class Inventory:
         uuid = machine.uuid or self._record.uuid_of(vm)
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
+    async def _look_up(self, machine: Machine) -> str:
+        """Return the uuid of *machine*; raise NoSuchVM if its hypervisor does not know it."""
+        while True:
+            strangers = self._strangers
+            try:
+                return await machine.backend.look_up(self._with_uuid(machine))
+            except NoSuchVM:
+                if strangers == self._strangers:  # else one of them may be this VM, defined since we asked
+                    raise
+
     async def _look_at(self, machine: Machine) -> None:
-        name, backend, strangers = machine.vm.name, machine.backend, self._strangers
+        name = machine.vm.name
         try:
-            uuid = await backend.look_up(self._with_uuid(machine))
+            uuid = await self._look_up(machine)
         except NoSuchVM as error:
-            if strangers != self._strangers:
-                # One of them may be this VM, defined since we asked.
-                await self._look_at(machine)
-                return
             if name not in self._missing:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import Evidence
-from jitsu_tw.vm.lease import Lease, Leases, Meter, look_every
+from jitsu_tw.vm.lease import SHORTEST_LOOK, Lease, Leases, Meter, look_every
 from jitsu_tw.vm.lifecycle import DOWN, WANTED, State
 from jitsu_tw.vm.notices import NOTICE
 from jitsu_tw.vm.problems import Problem
@@ -374,8 +374,10 @@ class Sweep:
         """
         lease = self._leases.get(machine.vm.name)
         assert lease is not None
-        used, lease.planned = lease.used, None
+        used, asked, lease.planned = lease.used, self._now(), None
         can = await machine.can_stop()
+        if can and self._now() - asked >= SHORTEST_LOOK:
+            await self.in_use(machine, lease)  # the answer took long, and what was counted before it is old
         if self._leases.get(machine.vm.name) is not lease or machine.state is not State.UP:
             return False
         if can and lease.used == used:
