@@ -39,9 +39,13 @@ _ERRORS: Final = {WrongVersion: b"WRONG_VERSION", Refused: b"REFUSED"}
 
 
 class Hello(amp.Command):
-    """The first message; nothing else is understood before. *secret* is empty where Synjitsu has none."""
+    """
+    The first message; nothing else is understood before. *secret* is empty where Synjitsu has none.
 
-    arguments = [(b"version", amp.Integer()), (b"secret", amp.Unicode())]  # noqa: RUF012
+    What came after version 1 is optional, so that an older side is told that it is, and not of an error.
+    """
+
+    arguments = [(b"version", amp.Integer()), (b"secret", amp.Unicode(optional=True))]  # noqa: RUF012
     errors = _ERRORS
 
 

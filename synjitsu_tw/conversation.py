@@ -66,10 +66,10 @@ class Conversation(amp.AMP):
         self.factory.synjitsu.lost(self)
 
     @messages.Hello.responder
-    def _hello(self, version: int, secret: str) -> dict[str, Any]:
+    def _hello(self, version: int, secret: str | None = None) -> dict[str, Any]:
         if version != messages.VERSION:
             raise WrongVersion(f"Jitsu speaks version {version}, Synjitsu {messages.VERSION}: update the older one")
-        if not compare_digest(secret.encode(), self.factory.secret.encode()):
+        if not compare_digest((secret or "").encode(), self.factory.secret.encode()):
             raise Refused("this Jitsu has not the same secret: see --secret of Synjitsu and synjitsu_secret of Jitsu")
         self._met = True
         return {}

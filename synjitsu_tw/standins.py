@@ -340,7 +340,11 @@ class Standins:
             waited = now - standin.handed_since
             if not standin.handed or waited >= AGAIN_WITHIN:
                 self._settle(standin)
-            elif waited >= standin.again_after:
+            elif waited >= standin.again_after and not standin.again_due:
+                # This may be a late turn, in which the answer has come and is not read yet; by the next one it is.
+                standin.again_due = True
+            elif standin.again_due:
+                standin.again_due = False
                 standin.again_after *= 2
                 yield from self.deliver(standin, standin.handed.values())
 
@@ -348,7 +352,7 @@ class Standins:
         """Look no more whether the guest answers."""
         standin.handed.clear()
         standin.waiting = []
-        standin.handed_since = None
+        standin.handed_since, standin.again_due = None, False
         self.handed.pop(standin.ip, None)
 
     # Frames

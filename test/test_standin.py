@@ -12,7 +12,9 @@ from typing import Any, Final
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel, globalLogPublisher
+from twisted.protocols import amp
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw import messages
@@ -289,6 +291,19 @@ class ConversationTests(TestCase):
         self.assertEqual({}, synjitsu.standins.table)
         self.assertEqual(["no Synjitsu "], self.said)
         self.assertFalse(self.standin.connected)
+
+
+class OlderTests(SynchronousTestCase):
+    """A Jitsu that is older than Synjitsu."""
+
+    def test_hello(self) -> None:
+        """One that knows of no secret is told that it is too old."""
+        older, transport = conversation.Conversation(), StringTransport()
+        older.factory = SimpleNamespace(secret="")
+        older.makeConnection(transport)
+        hello = {b"_ask": b"1", b"_command": b"Hello", b"version": b"1"}
+        older.dataReceived(amp.Box(hello).serialize())
+        self.assertIn(b"WRONG_VERSION", transport.value())
 
 
 class ServiceTests(SynchronousTestCase):

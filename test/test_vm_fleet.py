@@ -20,7 +20,7 @@ from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
-from jitsu_tw.vm.change import Running
+from jitsu_tw.vm.change import Running, Step
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.lifecycle import State
@@ -1427,6 +1427,23 @@ class ReconcilingTests(FleetTestCase):
         calls[-1].callback(uuid)
         self.assertEqual(2002, len(calls))
 
+    def test_another_by_hand(self) -> None:
+        """A VM that is created anew by hand, by another uuid, was not asked for through us: it is left alone."""
+        self.world = World(vm(idle=10))
+        self.ask()
+        uuid = self.world.machine().uuid
+        del self.world.backend.guests[uuid]
+        self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
+        self.world.fleet.inventory.changed(uuid, "destroyed")
+        self.world.pump(5)
+        other = "11111111-2222-3333-4444-555555555555"
+        self.world.backend.guests[other] = by_hand = MemoryGuest(self.world.machine().vm, Power.RUNNING)
+        self.patch(self.world.backend, "look_up", lambda _: succeed(other))
+        self.world.fleet.inventory.changed(other, "booted")
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(60, step=1)
+        self.assertIs(Power.RUNNING, by_hand.power)
+
     def test_undefined_while_up(self) -> None:
         """A VM that went away while it was up has no lease any more, and nobody is told that it is there."""
         self.world = World(vm())
@@ -1658,6 +1675,22 @@ class RemovedTests(FleetTestCase):
         self.begin()
         running = Running(self.world.fleet, Zones(()), lambda _: None)
         self.assertEqual(["bb"], [one.name for one in running.vms])
+
+    def test_name_is_anothers(self) -> None:
+        """A VM that gets the name of one, and was started by hand, is left alone; the one before is still stopped."""
+        before = self.begin()
+        other = "11111111-2222-3333-4444-555555555555"
+        new = vm("a", idle=20, uuid=other, dns=())
+        self.world.backend.guests[other] = by_hand = MemoryGuest(new, Power.RUNNING)
+        Running(self.world.fleet, Zones(()), lambda _: None).apply(Step(come=(new,)))
+        machine = self.world.machine("a")
+        self.assertEqual((other, State.UP, None), (machine.uuid, machine.state, self.world.fleet.lease("a")))
+        self.world.pump(60, step=1)
+        self.assertEqual((Power.RUNNING, Power.OFF), (by_hand.power, before.power))
+        self.assertEqual(["bb", "a"], list(self.world.fleet.machines))
+        self.ask("a")
+        self.world.pump(60, step=1)
+        self.assertIs(Power.OFF, by_hand.power)
 
     def test_cannot_be_stopped(self) -> None:
         """One that cannot be stopped stays in sight."""

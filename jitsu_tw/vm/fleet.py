@@ -138,6 +138,7 @@ class Fleet:
         if self.cover is not None:
             self._placement.cover, self.cover.place_of = self.cover, self._placement.synjitsu_of
         self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
+        self.inventory.on_other = self._ownership.is_another
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
         self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is

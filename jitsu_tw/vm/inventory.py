@@ -17,7 +17,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
-from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.vm.lifecycle import CALLING, State
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Inventory:
     Attributes:
         on_change: called with each machine of which its hypervisor has told something.
         on_found: called with each machine that was looked for and found.
+        on_other: called with each machine that is found to be another VM, before it has that one's uuid.
     """
 
     log = Logger()
@@ -91,6 +92,7 @@ class Inventory:
         self._unseen: dict[int, Deferred[None]] = {}
         self.on_change: Callable[[Machine], object] = lambda _: None
         self.on_found: Callable[[Machine], Awaitable[None]] | None = None
+        self.on_other: Callable[[Machine], object] = lambda _: None
 
     # Beginning and end.
 
@@ -345,6 +347,11 @@ class Inventory:
     def _is_at(self, machine: Machine, uuid: str) -> None:
         """Note the uuid of *machine*, and what the state has of that."""
         if uuid != machine.uuid:
+            if machine.uuid:
+                self.on_other(machine)
+                if machine.state not in CALLING | {State.UNKNOWN}:
+                    machine.gone("another VM has its name")
+                self._reactor.callLater(0, self._find_removed)  # the one before may run, and be ours
             self._by_uuid.pop(machine.uuid, None)
             machine.uuid = uuid
             self._by_uuid[uuid] = machine

@@ -47,6 +47,13 @@ class Ownership:
         self._unseen.discard(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
 
+    def is_another(self, machine: Machine) -> None:
+        """Let *machine*, which turns out to be another VM than before, be nobody's until that one has been seen."""
+        machine.held = False
+        self._unseen.add(machine.vm.name)
+        self._doubts.pop(machine.vm.name, None)
+        self._record.part(machine)
+
     def came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
         name, now = machine.vm.name, self._now()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
@@ -147,6 +148,15 @@ class Record:
         stats = self._stats.pop(machine.vm.name, None)
         if stats is not None and machine.uuid:
             self._known[machine.uuid] = stats
+
+    def part(self, machine: Machine) -> None:
+        """Let what is remembered of *machine*'s starts stay with its uuid: it is at another one from now on."""
+        stats = self._stats.get(machine.vm.name)
+        if stats is not None:
+            uses = {name: attrs.evolve(use) for name, use in stats.dns.items()}
+            self._known[machine.uuid] = attrs.evolve(stats, dns=uses)
+            stats.start_ts, stats.total_starts = 0.0, 0
+            stats.stop_ts = max(self._wall(), stats.last_request_ts)
 
     def uuid_of(self, vm: VM) -> str | None:
         """Return the uuid that the state has for *vm*, which has not been found yet; it may have been renamed since."""
