@@ -56,9 +56,10 @@ _MASTER: Final = 0x04
 _UNICAST: Final = 1
 _LOCAL: Final = 2
 
-#: Of <linux/if.h>: an interface that is up, and one that does not use ARP.
+#: Of <linux/if.h>: an interface that is up, one that does not use ARP, and one that has carrier.
 _UP: Final = 0x1
 _NOARP: Final = 0x80
+_LOWER_UP: Final = 0x10000
 
 #: The kinds of interfaces that lead to a guest alone; Xen's have none, but a name of their own. Behind others is a LAN.
 _GUESTS: Final = frozenset({"tun", "veth"})
@@ -114,6 +115,7 @@ class Interface:
         kind: ``bridge``, ``veth``, ``tun`` …; empty for hardware.
         mtu: in octets.
         master: the number of the bridge that it is a port of; 0 for none.
+        up: it is up, and has carrier: of a veth pair, both ends are up.
         forwards: its bridge forwards to it.
         stp: it is a bridge with the spanning tree protocol, which forwards nothing to a new port for a while.
     """
@@ -142,7 +144,7 @@ class Interface:
             bytes.fromhex(mac.replace(":", "")) if mac else b"",
             message.get_attr("IFLA_MTU"),
             message.get_attr("IFLA_MASTER") or 0,
-            bool(message["flags"] & _UP),
+            message["flags"] & (_UP | _LOWER_UP) == _UP | _LOWER_UP,
             bool(port and port.get_attr("IFLA_BRPORT_STATE") == _FORWARDING),
             bool(kind == "bridge" and data and data.get_attr("IFLA_BR_STP_STATE")),
         )

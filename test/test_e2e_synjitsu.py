@@ -552,9 +552,9 @@ class PortTests(SynjitsuTestCase):
         await self.woken()
 
     async def test_unplugged(self) -> None:
-        """It is plugged in again when it has been taken out of the bridge, or set down."""
-        for change in ("nomaster", "down"):
-            self.yard.run("host", f"ip link set syn-br0 {change}")
+        """It is plugged in again when it has been taken out of the bridge, or either end was set down."""
+        for change in ("syn-br0 nomaster", "syn-br0 down", "syn-br0-i down"):
+            self.yard.run("host", f"ip link set {change}")
             await self.until(lambda: "state forwarding" in self.yard.run("host", "bridge link show dev syn-br0"))
 
     async def test_mac(self) -> None:

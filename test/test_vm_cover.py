@@ -397,6 +397,9 @@ class CoverTests(FleetTestCase):
         self.assertEqual(0, len(self.port))
         self.standin.refused[self.ip] = "it is the host's"
         self.standin.on_change()
+        sentence = f"Synjitsu does not stand in for {self.ip}: it is the host's"
+        self.assertEqual([sentence], self.world.fleet.problems_of(self.world.machine()))
+        self.assertEqual([], self.world.fleet.problems_of(self.world.machine("other")))
         self.assertEqual(1, len(self.port))
         self.port[0].callback(None)
         self.assertIs(State.UP, self.world.machine().state)

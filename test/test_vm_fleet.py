@@ -594,7 +594,9 @@ class RestartTests(FleetTestCase):
         self.world = World(vm(idle=20))
         self.ask()
         self.world.pump(6)
-        self.world.kill()
+        with capturedLogs() as logs:
+            self.world.kill()
+        self.assertIn("www: runs already, adopted; it was used 6 s ago", list(map(formatEvent, logs)))
         self.assertIs(State.UP, self.world.machine().state)
         self.world.pump(13.8)
         self.assertIs(State.UP, self.world.machine().state)

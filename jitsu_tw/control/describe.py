@@ -37,7 +37,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "uuid": machine.uuid,
         "state": machine.state.value,
         "reason": machine.reason,
-        "problems": fleet.problems.of(vm.name),
+        "problems": fleet.problems_of(machine),
         "total_starts": stats.total_starts,
         "total_requests": stats.total_requests,
         "last_request_ts": stats.last_request_ts or None,
@@ -89,7 +89,7 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
             yield f"Why: {machine.reason}."
         elif asked is not None:
             yield f"{_asked(asked)}."
-    yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in fleet.problems.of(machine.vm.name))
+    yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in fleet.problems_of(machine))
     for refusal in reversed(fleet.journal.refusals.values()):
         if refusal.vm == machine.vm.name:
             times = "once" if refusal.times == 1 else f"{refusal.times} times"

@@ -129,6 +129,14 @@ class Cover:
         held = state in ACTIVATING or (state is not State.UNKNOWN and vm.wake_by_packet)
         return held and self._is_there(machine)
 
+    def refusals(self, machine: Machine) -> list[str]:
+        """Return why Synjitsu does not stand in for *machine*, a sentence for each address that it refuses."""
+        standin = self._standin(machine)
+        if standin is None:
+            return []
+        addresses = [ip for ip in map(str, machine.vm.ip) if ip in standin.refused]
+        return [f"Synjitsu does not stand in for {ip}: {standin.refused[ip]}" for ip in addresses]
+
     # What the VMs do.
 
     def enlist(self, machine: Machine) -> None:

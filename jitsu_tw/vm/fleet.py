@@ -354,6 +354,11 @@ class Fleet:
         machine.answered()
         return succeed(True)  # noqa: FBT003
 
+    def problems_of(self, machine: Machine) -> list[str]:
+        """Return what an operator should know of *machine* besides its state, in sentences."""
+        refusals = [] if self.cover is None else self.cover.refusals(machine)
+        return [*self.problems.of(machine.vm.name), *refusals]
+
     def _wake(self, machine: Machine, host: str) -> None:
         """Start *machine* because *host* has sent a packet for it, as if it had asked for its name."""
         asker = f"{host}, a packet"

@@ -71,8 +71,8 @@ class Ownership:
             machine.held = True
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
             self._sweep.adopt(machine, used, started)
-            left = self._sweep.left(name)
-            self.log.info("{name}: runs already, adopted; {left:.0f} s of its lease are left", name=name, left=left)
+            # What is left of its lease is known only once its packets have been counted.
+            self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
             if not self._dry_run:
                 self._record.stopped(machine)
