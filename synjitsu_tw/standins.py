@@ -340,11 +340,7 @@ class Standins:
             waited = now - standin.handed_since
             if not standin.handed or waited >= AGAIN_WITHIN:
                 self._settle(standin)
-            elif waited >= standin.again_after and not standin.again_due:
-                # This may be a late turn, in which the answer has come and is not read yet; by the next one it is.
-                standin.again_due = True
-            elif standin.again_due:
-                standin.again_due = False
+            elif waited >= standin.again_after:
                 standin.again_after *= 2
                 yield from self.deliver(standin, standin.handed.values())
 
@@ -352,7 +348,7 @@ class Standins:
         """Look no more whether the guest answers."""
         standin.handed.clear()
         standin.waiting = []
-        standin.handed_since, standin.again_due = None, False
+        standin.handed_since = None
         self.handed.pop(standin.ip, None)
 
     # Frames

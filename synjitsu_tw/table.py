@@ -127,7 +127,6 @@ class Standin:
         handed: by flow, the SYNs that were handed over and not answered yet, each with its sender's address if known.
         handed_since: when they were first sent; None while the guest has not shown itself.
         again_after: so many seconds after that they are sent again.
-        again_due: that time had come at the last look.
         refused: the flows that were held when the start failed.
         until: when a failed one is forgotten.
         claimed_at: when it was last said that another claims the address.
@@ -162,7 +161,6 @@ class Standin:
     handed: dict[Flow, tuple[Held, bytes | None]] = attrs.Factory(dict)
     handed_since: float | None = None
     again_after: float = 0.0
-    again_due: bool = False
     refused: frozenset[Flow] = frozenset()
     until: float = 0.0
     claimed_at: float = -CLAIM_EVERY

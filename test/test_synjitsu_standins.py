@@ -514,8 +514,8 @@ class JitsuTests(StandinsTestCase):
 
         def again(seconds: float) -> list[bytes]:
             sent = []
-            for _ in range(round(seconds / 0.001)):
-                self.now += 0.001
+            for _ in range(round(seconds / 0.005)):
+                self.now += 0.005
                 sent += self.sent(list(self.standins.again(self.now)))
             return sent
 
@@ -528,20 +528,6 @@ class JitsuTests(StandinsTestCase):
         self.frame(answer[:6] + GUEST + answer[12:])
         self.assertEqual([arp_frame(1, PEER, CLIENT, VM, to=GUEST), tcp_frame(sport=6, to=GUEST)], again(0.02))
         self.assertEqual(2 * 6, len(again(2 * AGAIN_WITHIN)))
-        self.assertEqual({}, self.standins.handed)
-
-    def test_answered_before_a_late_turn(self) -> None:
-        """Nothing is sent again because an answer is read late: timers run first in a turn, and that may be late."""
-        self.announce()
-        self.frame(tcp_frame(sport=5))
-        self.shown()
-        self.ready()
-        self.assertEqual([], list(self.standins.again(self.now)))
-        self.now += 0.5
-        self.assertEqual([], list(self.standins.again(self.now)))
-        answer = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x12)
-        self.frame(answer[:6] + GUEST + answer[12:])
-        self.assertEqual([], list(self.standins.again(self.now + 0.002)))
         self.assertEqual({}, self.standins.handed)
 
     def test_settled(self) -> None:
