@@ -251,12 +251,13 @@ class Kernel:
             at = self._learnt_at(bridge, mac)
             if at is None:
                 return False
-            port = next(port for port in self.ports(bridge) if port.index == at)
+            # Not among all ports of the bridge: reading a hundred takes 60 ms, and strangers can have many looked up.
+            port = Interface.read(self._do(self._netlink.link, "get", index=at)[0])
             if domid is not None and port.name.startswith(f"vif{domid}."):
                 return True
             taps = {_TAP + one[1:] for one in known}
             return port.kind in _GUESTS and (port.mac in taps or at in {self._learnt_at(bridge, one) for one in known})
-        except (OSError, StopIteration):  # it is no bridge, or has changed meanwhile
+        except OSError:  # it is no bridge, or has changed meanwhile
             return False
 
     def _learnt_at(self, bridge: Interface, mac: bytes) -> int | None:

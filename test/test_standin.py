@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import attrs
 from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import Clock, deferLater
@@ -21,7 +22,7 @@ from jitsu_tw import messages
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
 from synjitsu_tw import conversation, tap
-from synjitsu_tw.kernel import Interface, NotABridgeError
+from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, SYN
 from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
@@ -291,6 +292,28 @@ class ConversationTests(TestCase):
         self.assertEqual({}, synjitsu.standins.table)
         self.assertEqual(["no Synjitsu "], self.said)
         self.assertFalse(self.standin.connected)
+
+
+class KernelTests(SynchronousTestCase):
+    """What Synjitsu asks the kernel."""
+
+    def test_looks_at_one_port(self) -> None:
+        """To see whose a MAC is, one port is read, not all: a bridge may have hundreds, and strangers make us look."""
+        kernel = Kernel()
+        self.addCleanup(kernel.close)
+        bridge, read = FakeKernel().interface("br0"), list[int]()
+        port = attrs.evolve(bridge, index=9, kind="tun", mac=b"\xfe" + GUEST[1:], master=bridge.index)
+
+        def get(_call: Any, _what: str, *, index: int) -> list[Interface]:
+            read.append(index)
+            return [port]
+
+        self.patch(kernel, "interface", lambda _: bridge)
+        self.patch(kernel, "_learnt_at", lambda _bridge, _mac: 9)
+        self.patch(kernel, "_do", get)
+        self.patch(Interface, "read", lambda found: found)
+        self.assertTrue(kernel.is_same_port("br0", PEER, frozenset({GUEST}), None))
+        self.assertEqual([9], read)
 
 
 class OlderTests(SynchronousTestCase):
