@@ -417,6 +417,7 @@ class Standins:
                 if now - claimed.claimed_at >= CLAIM_EVERY:
                     claimed.claimed_at = now
                     yield Claimed(said.ip, said.mac, port)
+                self._note_elsewhere(said, now)
                 return
             yield from self._guest(claimed, said.mac, port, now, announces=not said.asks)
         elif not said.probes:

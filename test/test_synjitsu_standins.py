@@ -375,6 +375,14 @@ class GuestTests(StandinsTestCase):
         self.frame(arp_frame(1, GUEST, other, CLIENT))
         self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
 
+    def test_anothers_address(self) -> None:
+        """So is one that uses the address of another VM, as a clone does whose address nobody has changed."""
+        clone, mac = bytes([10, 0, 0, 11]), PEER
+        self.announce()
+        self.announce(clone, asleep=False, macs=(mac,))
+        self.frame(arp_frame(1, mac, VM, VM))
+        self.assertEqual([Elsewhere(clone, VM)], list(self.standins.expire(self.now + ASTRAY)))
+
     def test_two_addresses(self) -> None:
         """A guest that uses another of its VM's addresses, or its own soon afterwards, is not reported."""
         second = bytes([10, 0, 0, 11])
