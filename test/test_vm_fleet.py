@@ -1406,6 +1406,20 @@ class ReconcilingTests(FleetTestCase):
         self.assertEqual([True], self.ask())
         self.patch(self.world.backend, "look_up", look_up)
 
+    def test_gone_while_advice_is_asked(self) -> None:
+        """A VM that is defined anew while its hypervisor is still asked for advice on it is found."""
+        self.world = World(vm())
+        old = self.world.machine().uuid
+        self.patch(self.world.backend, "advice", lambda _: Deferred())
+        look_ups = [fail(NoSuchVM("no VM www")), succeed("another uuid")]
+        self.world.fleet.inventory._look_for(self.world.machine())
+        self.patch(self.world.backend, "look_up", lambda _: look_ups.pop(0))
+        del self.world.backend.guests[old]
+        self.world.fleet.inventory.changed(old, "undefined")
+        self.world.pump(0.1)
+        self.world.fleet.inventory.changed("another uuid", "defined")
+        self.assertEqual("another uuid", self.world.machine().uuid)
+
     def test_strangers(self) -> None:
         """However many other VMs come and go, one that is missing is looked for by one call at a time."""
         self.world = World(vm())

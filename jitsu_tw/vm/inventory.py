@@ -82,7 +82,7 @@ class Inventory:
         self._enlist, self._dismiss = enlist, dismiss
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
-        self._looked_for: set[Machine] = set()
+        self._looked_up: set[Machine] = set()
         self._strangers = 0
         self._lost: dict[int, str] = {}
         self._reached: set[int] = set()
@@ -271,14 +271,9 @@ class Inventory:
         return Deferred.fromCoroutine(self._look_at(machine))
 
     def _look_for(self, machine: Machine) -> None:
-        """Look for *machine*, unless that is under way: a look that finds nothing sees to what happened meanwhile."""
-        if self._machines.get(machine.vm.name) is machine and machine not in self._looked_for:
-            self._looked_for.add(machine)
-            self.find(machine).addBoth(self._has_looked, machine)
-
-    def _has_looked(self, result: Any, machine: Machine) -> Any:
-        self._looked_for.discard(machine)
-        return result
+        """Look for *machine*, unless it is being looked up, which ends with what is so then."""
+        if self._machines.get(machine.vm.name) is machine and machine not in self._looked_up:
+            self.find(machine)
 
     def _look_later(self, machine: Machine) -> None:
         """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
@@ -308,13 +303,17 @@ class Inventory:
 
     async def _look_up(self, machine: Machine) -> str:
         """Return the uuid of *machine*; raise NoSuchVM if its hypervisor does not know it."""
-        while True:
-            strangers = self._strangers
-            try:
-                return await machine.backend.look_up(self._with_uuid(machine))
-            except NoSuchVM:
-                if strangers == self._strangers:  # else one of them may be this VM, defined since we asked
-                    raise
+        self._looked_up.add(machine)
+        try:
+            while True:
+                strangers = self._strangers
+                try:
+                    return await machine.backend.look_up(self._with_uuid(machine))
+                except NoSuchVM:
+                    if strangers == self._strangers:  # else one of them may be this VM, defined since we asked
+                        raise
+        finally:
+            self._looked_up.discard(machine)
 
     async def _look_at(self, machine: Machine) -> None:
         name = machine.vm.name
