@@ -241,7 +241,7 @@ class Jitsu:
         self._control = lab.console.with_name("control.sock")
         self._forward = lab.forward(self._control, 8053)
         end = time.monotonic() + PATIENCE
-        while not all(vm["uuid"] for vm in self.vms()) or not self.vms():
+        while not (vms := self.vms()) or not all(vm["uuid"] for vm in vms):
             if self._process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"Jitsu does not serve:\n{self.stop()}")
             time.sleep(0.2)
