@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
-from jitsu_tw.ijitsu import ENDED
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_QUIET
 from test.test_e2e import IP, LabTestCase
 
@@ -41,7 +41,8 @@ class EndTests(LabTestCase):
             self.assertIn(IP, self.dig())
             self.curl()
             vm = jitsu.wait("off")
-            self.assertEqual((ENDED, number), (vm["reason"], vm["total_starts"]))
+            self.assertIn(vm["reason"], {ENDED, SHUT_DOWN})  # to newer QEMUs an exit by isa-debug-exit is a shutdown
+            self.assertEqual(number, vm["total_starts"])
 
     def test_crash(self) -> None:
         """A guest that exits before it listens has failed, which is seen at once; it rests before it is tried again."""
