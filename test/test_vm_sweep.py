@@ -450,7 +450,7 @@ class LivenessTests(FleetTestCase):
     def test_signs_of_life(self) -> None:
         """A guest whose port is silent for Jitsu's host, but that gives a sign of life, is left alone and shown."""
         for does, sign in (({"packets": 10}, Sign.PACKETS), ({"cpu": 1.0}, Sign.CPU), ({"cpu": 0.0005}, Sign.CPU),
-                           ({"packets": 0.5}, Sign.PACKETS)):  # fmt: skip
+                           ({"packets": 0.1, "cpu": 0.00005}, Sign.PACKETS)):  # fmt: skip
             self.begin()
             with capturedLogs() as logs:
                 self.check(**does)

@@ -20,7 +20,6 @@ from twisted.logger import Logger
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
 from jitsu_tw.readiness import has_port
-from jitsu_tw.readiness.port import EVERY
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
 from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
 from jitsu_tw.vm.problems import Problem
@@ -569,7 +568,7 @@ class Machine:
         """Observe a guest that was resumed for the rest of its time; boot it if it gives no sign of life."""
         before = await self.counts()
         await deferLater(self._reactor, RESUMED_WITHIN / 2)
-        window = Window(before, await self.counts(), int(RESUMED_WITHIN / 2 / EVERY) * len(self.vm.ip))
+        window = Window(before, await self.counts())  # how often Synjitsu tries meanwhile, if it does, nobody counts
         if moves != self._moves:
             return
         name, how, sign = self.vm.name, self._how.value, sign_of_life([window])
