@@ -1068,6 +1068,24 @@ class FailureTests(FleetTestCase):
         self.world.pump(READY_WITHIN + 1, step=1)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_busy(self) -> None:
+        """One that uses its CPU, as in a long check of its disk, or whose CPU nobody counts, is taken for up."""
+        for cpu in (0.5, 0.001, None):
+            guest = self.begin_silent()
+            for _ in range(round(READY_WITHIN) + 1):
+                guest.cpu = None if cpu is None else (guest.cpu or 0.0) + cpu
+                self.world.pump(1, step=1)
+            machine = self.world.machine()
+            self.assertEqual((State.UP, False, 1), (machine.state, machine.ready, guest.boots), cpu)
+
+    def test_was_busy(self) -> None:
+        """One that was busy at first and then came to rest without a packet has failed."""
+        guest = self.begin_silent()
+        for _ in range(round(READY_WITHIN) + 1):
+            guest.cpu = min(30.0, (guest.cpu or 0.0) + 1.0)
+            self.world.pump(1, step=1)
+        self.assertEqual((State.FAILED, Power.OFF), (self.world.machine().state, guest.power))
+
     def test_silent_and_cannot_be_stopped(self) -> None:
         """If it cannot be destroyed either, it is up, with its problem."""
         self.begin_silent(faults=["stop"])

@@ -52,6 +52,9 @@ IN_ORDER: Final = frozenset({SHUTS_DOWN, SHUT_DOWN, ENDED})
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
 
+#: For the last of the seconds in which a guest is to be ready, it is observed.
+OBSERVED: Final = 10.0
+
 #: Seconds that a start waits for the state to be written; a commit takes some milliseconds.
 WRITTEN_WITHIN: Final = 0.1
 
@@ -498,8 +501,8 @@ class Machine:
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        resumed = self._how in RESUMED
-        patience = self._reactor.callLater(RESUMED_WITHIN / 2 if resumed else READY_WITHIN, self._give_up)
+        limit = RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN
+        patience = self._reactor.callLater(limit - OBSERVED, self._give_up, limit)
         signs: list[Deferred[None]] = []
         try:
             if not await self._is_told():
@@ -547,50 +550,45 @@ class Machine:
             sign.addErrback(lambda _: None)
             sign.cancel()
 
-    def _take_for_up(self, limit: float) -> None:
-        """Take a guest that is not known to be ready after *limit* seconds for up: so it has a lease, which can end."""
-        self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=limit)
-        self._not_known_to_be_ready()
-
     def _not_known_to_be_ready(self) -> None:
+        """Take a guest for up all the same: so it has a lease, which can end."""
         self.ready = False
         self.feed(Event.READY, "not known to be ready")
 
-    def _give_up(self) -> None:
-        """Decide on a guest that is not ready in time."""
-        judge = self._judge_resumed if self._how in RESUMED else self._judge_booted
-        judged = Deferred.fromCoroutine(judge(self._moves))
+    def _give_up(self, limit: float) -> None:
+        """Decide on a guest that will not have been ready in *limit* seconds."""
+        judged = Deferred.fromCoroutine(self._judge(limit, self._moves))
         judged.addErrback(
             lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=self.vm.name)
         )
 
-    async def _judge_resumed(self, moves: int) -> None:
-        """Observe a guest that was resumed for the rest of its time; boot it if it gives no sign of life."""
-        before = await self.counts()
-        await deferLater(self._reactor, RESUMED_WITHIN / 2)
-        window = Window(before, await self.counts())  # how often Synjitsu tries meanwhile, if it does, nobody counts
-        if moves != self._moves:
-            return
-        name, how, sign = self.vm.name, self._how.value, sign_of_life([window])
-        if sign is Sign.NONE:
-            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name, how=how,
-                           limit=RESUMED_WITHIN, sign=sign.value)
-            self.restart(f"not ready after it was {how}")
-        else:
-            self._take_for_up(RESUMED_WITHIN)
+    async def _judge(self, limit: float, moves: int) -> None:
+        """
+        Observe a guest for the rest of its time, and take it for up if it gives a sign of life.
 
-    async def _judge_booted(self, moves: int) -> None:
-        """Take a guest for up, or, if we have started it, it has a port and has sent no packet, for failed."""
-        sent = (await self.counts()).packets
+        If it gives none, one that was resumed is booted; one that we have started, and that has a port and has never
+        sent a packet, has failed.
+        """
+        before = await self.counts()
+        await deferLater(self._reactor, OBSERVED)
+        after = await self.counts()
         if moves != self._moves:
             return
-        if sent == 0 and self._how is Start.BOOTED and has_port(self.vm, self.backend):
+        # How often Synjitsu tries meanwhile, if it does, nobody counts: any packet is a sign of life.
+        name, how, sign = self.vm.name, self._how, sign_of_life([Window(before, after)])
+        if sign is Sign.NONE and how in RESUMED:
+            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name,
+                           how=how.value, limit=limit, sign=sign.value)
+            self.restart(f"not ready after it was {how.value}")
+        elif sign is Sign.NONE and not after.packets and how is Start.BOOTED and has_port(self.vm, self.backend):
             self._silent = self._kill = True
             self.ready = False
             self._fault = BootFailed
-            self.feed(Event.STOP, f"its guest did not listen within {READY_WITHIN:g} s, and has sent no packet")
+            why = f"its guest did not listen within {limit:g} s, has sent no packet, and does nothing any more"
+            self.feed(Event.STOP, why)
         else:
-            self._take_for_up(READY_WITHIN)
+            self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=limit)
+            self._not_known_to_be_ready()
 
     def counts(self) -> Deferred[Counts]:
         """Return what the hypervisor has counted of the guest, as far as that can be read."""
