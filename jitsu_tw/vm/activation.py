@@ -124,9 +124,9 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
-        "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at", "state",
-        "uuid", "vm",
+        "_now", "_obstacle", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters",
+        "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at",
+        "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -164,6 +164,7 @@ class Machine:
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
         self._silent = False
+        self._obstacle: str | None = None
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -243,22 +244,27 @@ class Machine:
 
     def can_stop(self) -> Deferred[bool]:
         """
-        Return a Deferred that says whether the VM, which is up, can be stopped by its mode, as far as that is known.
+        Return a Deferred that says whether the VM, which is up, can be stopped, as far as that is known.
 
-        What is against it is noted. A stop that fails costs the warm answers and the time of all who ask meanwhile.
+        What is against its mode is noted. A stop that fails costs the warm answers, and the time of all who ask.
         """
         return Deferred.fromCoroutine(self._can_stop())
 
     async def _can_stop(self) -> bool:
-        mode = self.vm.mode
-        if mode in {Mode.DESTROY, Mode.SHUTDOWN} or (mode is Mode.SAVE and self.vm.save_fallback is not None):
+        mode, self._obstacle = self.vm.mode, None
+        if mode in {Mode.DESTROY, Mode.SHUTDOWN}:
             return True
         with contextlib.suppress(BackendError):  # then the stop itself tells
-            obstacle = await self.backend.obstacle(self.uuid, mode)
-            if obstacle is not None:
-                self._cannot_stop(obstacle)
-            return obstacle is None
-        return True
+            self._obstacle = await self.backend.obstacle(self.uuid, mode)
+        if self._obstacle is None or self._instead is not None:
+            return True
+        self._cannot_stop(self._obstacle)
+        return False
+
+    @property
+    def _instead(self) -> Mode | None:
+        """By which mode the VM is stopped if it cannot be saved; None if by no other."""
+        return self.vm.save_fallback if self.vm.mode is Mode.SAVE else None
 
     def _cannot_stop(self, why: str) -> None:
         """Note that the VM cannot be stopped by its mode."""
@@ -641,11 +647,11 @@ class Machine:
 
     async def _stop_by(self, mode: Mode) -> Mode:
         """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return by which."""
-        instead = self.vm.save_fallback if mode is Mode.SAVE else None
+        instead = self._instead if mode is Mode.SAVE else None
+        why, self._obstacle = self._obstacle, None
         if instead is None:
             await self.backend.stop(self.uuid, mode)
             return mode
-        why = await self.backend.obstacle(self.uuid, mode)
         if why is None:
             try:
                 await self.backend.stop(self.uuid, mode)
