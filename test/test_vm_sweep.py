@@ -313,6 +313,8 @@ class TimesTests(FleetTestCase):
         """A Jitsu that starts within the time starts the VM; one that adopts it keeps it."""
         self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
         self.assertIs(State.UP, self.world.machine().state)
+        (activation,) = self.world.fleet.journal.last_activations("www", 5)
+        self.assertEqual((0, False), (activation.clients, "answered" in self.world.machine().marks))
         self.world.kill()
         self.world.pump(100, step=1)
         self.assertIs(State.UP, self.world.machine().state)

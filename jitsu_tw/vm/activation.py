@@ -173,7 +173,7 @@ class Machine:
 
     # What others want of it.
 
-    def summon(self, asker: Hashable, *, insist: bool = False) -> Deferred[bool]:
+    def summon(self, asker: Hashable, *, insist: bool = False, is_client: bool = True) -> Deferred[bool]:
         """
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
@@ -183,6 +183,7 @@ class Machine:
         Args:
             asker: who asks; see `Waiters.add` for one that asks again.
             insist: wait however long it takes, and also for a VM that has just failed.
+            is_client: the asker gets an answer, which is counted: not who sends a packet, nor Jitsu itself.
 
         Raises:
             BootFailed, NoRoom: (through the Deferred) the VM did not start, and why.
@@ -198,7 +199,7 @@ class Machine:
             return fail(self._fault(f"{self.vm.name}: {self.reason}; {left}"))
         if self._waiters is None or not (self._waiters or self.state in ACTIVATING):
             self._waiters = Waiters(self._reactor, self._answer_by, asker, now)
-        waiter = self._waiters.add(asker, now, None if insist else self._late)
+        waiter = self._waiters.add(asker, now, None if insist else self._late, is_client=is_client)
         self.held = True
         self.feed(Event.SUMMON, "asked for")
         return waiter
@@ -732,14 +733,16 @@ class Machine:
     def _up(self) -> None:
         self._up_at, self._again = self._now(), False
         if self._waiters:
-            self.answered()
+            if self._waiters.have_clients:
+                self.answered()
             self._waiters.answer_all(ready=self.ready)
         self._end_boot("up")
 
     def _late(self, waiter: Deferred[bool]) -> None:
         """Answer one waiter though the VM is not ready; where nobody knows what it is doing, with an error."""
         assert self._waiters is not None
-        self.answered()
+        if self._waiters.is_client(waiter):
+            self.answered()
         if self.state is State.UNKNOWN:
             message = f"{self.vm.name}: the hypervisor has not answered yet"
             self._waiters.fail(waiter, BackendLost(message))
