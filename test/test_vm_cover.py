@@ -167,6 +167,20 @@ class CoverTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, sum(self.world.fleet.journal.refused.values()))
 
+    def test_nobody_asked(self) -> None:
+        """A packet gets no answer, so none is counted, whenever the guest listens; a question meanwhile does."""
+        for before, after, clients in ((0.5, 1, 0), (5.0, 1, 0), (0.5, 1, 1)):
+            self.begin()
+            self.standin.summon(self.ip, "192.0.2.1")
+            self.world.pump(before)
+            if clients:
+                self.assertEqual([True], self.ask())
+            self.world.pump(after)
+            self.standin.listens(self.ip)
+            self.assertIs(State.UP, self.world.machine().state)
+            (activation,) = self.world.fleet.journal.last_activations("www", 5)
+            self.assertEqual((clients, bool(clients)), (activation.clients, "answered" in self.world.machine().marks))
+
     def test_listens_early(self) -> None:
         """A guest that listens before the call that starts it has ended, as a restored one, is handed over for good."""
         self.begin()

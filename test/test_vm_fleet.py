@@ -404,29 +404,39 @@ class LeaseTests(FleetTestCase):
 
     def test_used_while_the_obstacle_is_asked(self) -> None:
         """Where it took long to find out whether a VM can be stopped, its guest's packets are counted once more."""
-        self.world = World(vm(idle=10, mode=Mode.PAUSE))
-        self.ask()
-        answer: Deferred[str | None] = Deferred()
-        self.patch(self.world.backend, "obstacle", lambda *_: answer)
-        self.world.pump(30, step=1)
-        self.world.backend.guests[self.world.machine().uuid].sent = 1000
-        answer.callback(None)
-        self.world.pump(9, step=1)
-        self.assertIs(State.UP, self.world.machine().state)
-        self.world.pump(5, step=1)
-        self.assertIs(State.PAUSED, self.world.machine().state)
+        for mode, instead, state in ((Mode.PAUSE, None, State.PAUSED), (Mode.SAVE, Mode.PAUSE, State.SAVED)):
+            self.world = World(vm(idle=10, mode=mode, save_fallback=instead))
+            self.ask()
+            answer: Deferred[str | None] = Deferred()
+            self.patch(self.world.backend, "obstacle", lambda *_, answer=answer: answer)
+            self.world.pump(30, step=1)
+            self.world.backend.guests[self.world.machine().uuid].sent = 1000
+            answer.callback(None)
+            self.world.pump(9, step=1)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.world.pump(5, step=1)
+            self.assertIs(state, self.world.machine().state)
 
     def test_save_fallback(self) -> None:
         """A VM that cannot be saved, known before or found out, is stopped by `save_fallback`, and that is shown."""
-        for known in (True, False):
+        stops: list[Mode] = []
+        stop = MemoryBackend.stop
+
+        def stopped(of: MemoryBackend, uuid: str, mode: Mode) -> Deferred[None]:
+            stops.append(mode)
+            return stop(of, uuid, mode)
+
+        self.patch(MemoryBackend, "stop", stopped)
+        for known, modes in ((True, [Mode.PAUSE]), (False, [Mode.SAVE, Mode.PAUSE])):
             self.world = World(vm(idle=10, mode=Mode.SAVE, save_fallback=Mode.PAUSE))
+            stops.clear()
             self.ask()
             guest = self.world.backend.guests[self.world.machine().uuid]
             guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
             if not known:
                 self.patch(self.world.backend, "obstacle", lambda *_: succeed(None))
             self.world.pump(11)
-            self.assertIs(State.PAUSED, self.world.machine().state)
+            self.assertEqual((State.PAUSED, modes), (self.world.machine().state, stops))
             (problem,) = self.world.fleet.problems.of("www")
             self.assertEqual("it cannot be saved, so it is stopped by pause: its nvme disk cannot be saved", problem)
             self.assertEqual([], list(self.world.fleet.problems.degrading()))
@@ -1068,6 +1078,24 @@ class FailureTests(FleetTestCase):
         self.world.pump(READY_WITHIN + 1, step=1)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_busy(self) -> None:
+        """One that uses its CPU, as in a long check of its disk, or whose CPU nobody counts, is taken for up."""
+        for cpu in (0.5, 0.001, None):
+            guest = self.begin_silent()
+            for _ in range(round(READY_WITHIN) + 1):
+                guest.cpu = None if cpu is None else (guest.cpu or 0.0) + cpu
+                self.world.pump(1, step=1)
+            machine = self.world.machine()
+            self.assertEqual((State.UP, False, 1), (machine.state, machine.ready, guest.boots), cpu)
+
+    def test_was_busy(self) -> None:
+        """One that was busy at first and then came to rest without a packet has failed."""
+        guest = self.begin_silent()
+        for _ in range(round(READY_WITHIN) + 1):
+            guest.cpu = min(30.0, (guest.cpu or 0.0) + 1.0)
+            self.world.pump(1, step=1)
+        self.assertEqual((State.FAILED, Power.OFF), (self.world.machine().state, guest.power))
+
     def test_silent_and_cannot_be_stopped(self) -> None:
         """If it cannot be destroyed either, it is up, with its problem."""
         self.begin_silent(faults=["stop"])
@@ -1118,10 +1146,10 @@ class FailureTests(FleetTestCase):
             if sign == "uncounted":
                 guest.sent = None
             self.assertEqual([], self.ask())
-            for _ in range(round(RESUMED_WITHIN) + 1):
+            for second in range(round(RESUMED_WITHIN) + 1):
                 self.world.pump(1, step=1)
-                if sign == "packets":
-                    guest.sent = (guest.sent or 0) + 1000
+                if sign == "packets" and second % 9 == 0:
+                    guest.sent = (guest.sent or 0) + 1
                 guest.cpu = (guest.cpu or 0.0) + (0.01 if sign == "cpu" else 0.0)
             machine = self.world.machine()
             self.assertEqual((State.UP, False, 1), (machine.state, machine.ready, guest.boots), sign)

@@ -313,6 +313,8 @@ class TimesTests(FleetTestCase):
         """A Jitsu that starts within the time starts the VM; one that adopts it keeps it."""
         self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
         self.assertIs(State.UP, self.world.machine().state)
+        (activation,) = self.world.fleet.journal.last_activations("www", 5)
+        self.assertEqual((0, False), (activation.clients, "answered" in self.world.machine().marks))
         self.world.kill()
         self.world.pump(100, step=1)
         self.assertIs(State.UP, self.world.machine().state)
@@ -450,7 +452,7 @@ class LivenessTests(FleetTestCase):
     def test_signs_of_life(self) -> None:
         """A guest whose port is silent for Jitsu's host, but that gives a sign of life, is left alone and shown."""
         for does, sign in (({"packets": 10}, Sign.PACKETS), ({"cpu": 1.0}, Sign.CPU), ({"cpu": 0.0005}, Sign.CPU),
-                           ({"packets": 0.5}, Sign.PACKETS)):  # fmt: skip
+                           ({"packets": 0.1, "cpu": 0.00005}, Sign.PACKETS)):  # fmt: skip
             self.begin()
             with capturedLogs() as logs:
                 self.check(**does)

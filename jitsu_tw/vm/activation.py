@@ -20,7 +20,6 @@ from twisted.logger import Logger
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, JitsuError, NoRoom, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
 from jitsu_tw.readiness import has_port
-from jitsu_tw.readiness.port import EVERY
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
 from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
 from jitsu_tw.vm.problems import Problem
@@ -52,6 +51,9 @@ IN_ORDER: Final = frozenset({SHUTS_DOWN, SHUT_DOWN, ENDED})
 
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.
 LONGEST_REST: Final = 60.0
+
+#: For the last of the seconds in which a guest is to be ready, it is observed.
+OBSERVED: Final = 10.0
 
 #: Seconds that a start waits for the state to be written; a commit takes some milliseconds.
 WRITTEN_WITHIN: Final = 0.1
@@ -122,9 +124,9 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters", "_waiting",
-        "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at", "state",
-        "uuid", "vm",
+        "_now", "_obstacle", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters",
+        "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at",
+        "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -162,6 +164,7 @@ class Machine:
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
         self._silent = False
+        self._obstacle: str | None = None
         self._fault: type[JitsuError] = BackendLost
 
     def become(self, vm: VM, readiness: Sequence[IReadiness]) -> None:
@@ -170,7 +173,7 @@ class Machine:
 
     # What others want of it.
 
-    def summon(self, asker: Hashable, *, insist: bool = False) -> Deferred[bool]:
+    def summon(self, asker: Hashable, *, insist: bool = False, is_client: bool = True) -> Deferred[bool]:
         """
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
@@ -180,6 +183,7 @@ class Machine:
         Args:
             asker: who asks; see `Waiters.add` for one that asks again.
             insist: wait however long it takes, and also for a VM that has just failed.
+            is_client: the asker gets an answer, which is counted: not who sends a packet, nor Jitsu itself.
 
         Raises:
             BootFailed, NoRoom: (through the Deferred) the VM did not start, and why.
@@ -195,7 +199,7 @@ class Machine:
             return fail(self._fault(f"{self.vm.name}: {self.reason}; {left}"))
         if self._waiters is None or not (self._waiters or self.state in ACTIVATING):
             self._waiters = Waiters(self._reactor, self._answer_by, asker, now)
-        waiter = self._waiters.add(asker, now, None if insist else self._late)
+        waiter = self._waiters.add(asker, now, None if insist else self._late, is_client=is_client)
         self.held = True
         self.feed(Event.SUMMON, "asked for")
         return waiter
@@ -241,22 +245,27 @@ class Machine:
 
     def can_stop(self) -> Deferred[bool]:
         """
-        Return a Deferred that says whether the VM, which is up, can be stopped by its mode, as far as that is known.
+        Return a Deferred that says whether the VM, which is up, can be stopped, as far as that is known.
 
-        What is against it is noted. A stop that fails costs the warm answers and the time of all who ask meanwhile.
+        What is against its mode is noted. A stop that fails costs the warm answers, and the time of all who ask.
         """
         return Deferred.fromCoroutine(self._can_stop())
 
     async def _can_stop(self) -> bool:
-        mode = self.vm.mode
-        if mode in {Mode.DESTROY, Mode.SHUTDOWN} or (mode is Mode.SAVE and self.vm.save_fallback is not None):
+        mode, self._obstacle = self.vm.mode, None
+        if mode in {Mode.DESTROY, Mode.SHUTDOWN}:
             return True
         with contextlib.suppress(BackendError):  # then the stop itself tells
-            obstacle = await self.backend.obstacle(self.uuid, mode)
-            if obstacle is not None:
-                self._cannot_stop(obstacle)
-            return obstacle is None
-        return True
+            self._obstacle = await self.backend.obstacle(self.uuid, mode)
+        if self._obstacle is None or self._instead is not None:
+            return True
+        self._cannot_stop(self._obstacle)
+        return False
+
+    @property
+    def _instead(self) -> Mode | None:
+        """By which mode the VM is stopped if it cannot be saved; None if by no other."""
+        return self.vm.save_fallback if self.vm.mode is Mode.SAVE else None
 
     def _cannot_stop(self, why: str) -> None:
         """Note that the VM cannot be stopped by its mode."""
@@ -499,8 +508,8 @@ class Machine:
 
     async def _wait(self) -> None:
         """Wait until all signs of readiness hold, but not for ever."""
-        resumed = self._how in RESUMED
-        patience = self._reactor.callLater(RESUMED_WITHIN / 2 if resumed else READY_WITHIN, self._give_up)
+        limit = RESUMED_WITHIN if self._how in RESUMED else READY_WITHIN
+        patience = self._reactor.callLater(limit - OBSERVED, self._give_up, limit)
         signs: list[Deferred[None]] = []
         try:
             if not await self._is_told():
@@ -548,50 +557,45 @@ class Machine:
             sign.addErrback(lambda _: None)
             sign.cancel()
 
-    def _take_for_up(self, limit: float) -> None:
-        """Take a guest that is not known to be ready after *limit* seconds for up: so it has a lease, which can end."""
-        self.log.warn("{name}: not ready after {limit} s; taken for up", name=self.vm.name, limit=limit)
-        self._not_known_to_be_ready()
-
     def _not_known_to_be_ready(self) -> None:
+        """Take a guest for up all the same: so it has a lease, which can end."""
         self.ready = False
         self.feed(Event.READY, "not known to be ready")
 
-    def _give_up(self) -> None:
-        """Decide on a guest that is not ready in time."""
-        judge = self._judge_resumed if self._how in RESUMED else self._judge_booted
-        judged = Deferred.fromCoroutine(judge(self._moves))
+    def _give_up(self, limit: float) -> None:
+        """Decide on a guest that will not have been ready in *limit* seconds."""
+        judged = Deferred.fromCoroutine(self._judge(limit, self._moves))
         judged.addErrback(
             lambda failure: self.log.failure("{name}: unexpected, please report", failure, name=self.vm.name)
         )
 
-    async def _judge_resumed(self, moves: int) -> None:
-        """Observe a guest that was resumed for the rest of its time; boot it if it gives no sign of life."""
-        before = await self.counts()
-        await deferLater(self._reactor, RESUMED_WITHIN / 2)
-        window = Window(before, await self.counts(), int(RESUMED_WITHIN / 2 / EVERY) * len(self.vm.ip))
-        if moves != self._moves:
-            return
-        name, how, sign = self.vm.name, self._how.value, sign_of_life([window])
-        if sign is Sign.NONE:
-            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name, how=how,
-                           limit=RESUMED_WITHIN, sign=sign.value)
-            self.restart(f"not ready after it was {how}")
-        else:
-            self._take_for_up(RESUMED_WITHIN)
+    async def _judge(self, limit: float, moves: int) -> None:
+        """
+        Observe a guest for the rest of its time, and take it for up if it gives a sign of life.
 
-    async def _judge_booted(self, moves: int) -> None:
-        """Take a guest for up, or, if we have started it, it has a port and has sent no packet, for failed."""
-        sent = (await self.counts()).packets
+        If it gives none, one that was resumed is booted; one that we have started, and that has a port and has never
+        sent a packet, has failed.
+        """
+        before = await self.counts()
+        await deferLater(self._reactor, OBSERVED)
+        after = await self.counts()
         if moves != self._moves:
             return
-        if sent == 0 and self._how is Start.BOOTED and has_port(self.vm, self.backend):
+        # How often Synjitsu tries meanwhile, if it does, nobody counts: any packet is a sign of life.
+        name, how, sign = self.vm.name, self._how, sign_of_life([Window(before, after)])
+        if sign is Sign.NONE and how in RESUMED:
+            self.log.error("{name}: {how}, but not ready after {limit} s, so it is booted: {sign}", name=name,
+                           how=how.value, limit=limit, sign=sign.value)
+            self.restart(f"not ready after it was {how.value}")
+        elif sign is Sign.NONE and not after.packets and how is Start.BOOTED and has_port(self.vm, self.backend):
             self._silent = self._kill = True
             self.ready = False
             self._fault = BootFailed
-            self.feed(Event.STOP, f"its guest did not listen within {READY_WITHIN:g} s, and has sent no packet")
+            why = f"its guest did not listen within {limit:g} s, has sent no packet, and does nothing any more"
+            self.feed(Event.STOP, why)
         else:
-            self._take_for_up(READY_WITHIN)
+            self.log.warn("{name}: not ready after {limit} s; taken for up", name=name, limit=limit)
+            self._not_known_to_be_ready()
 
     def counts(self) -> Deferred[Counts]:
         """Return what the hypervisor has counted of the guest, as far as that can be read."""
@@ -644,11 +648,11 @@ class Machine:
 
     async def _stop_by(self, mode: Mode) -> Mode:
         """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return by which."""
-        instead = self.vm.save_fallback if mode is Mode.SAVE else None
+        instead = self._instead if mode is Mode.SAVE else None
+        why, self._obstacle = self._obstacle, None
         if instead is None:
             await self.backend.stop(self.uuid, mode)
             return mode
-        why = await self.backend.obstacle(self.uuid, mode)
         if why is None:
             try:
                 await self.backend.stop(self.uuid, mode)
@@ -729,14 +733,16 @@ class Machine:
     def _up(self) -> None:
         self._up_at, self._again = self._now(), False
         if self._waiters:
-            self.answered()
+            if self._waiters.have_clients:
+                self.answered()
             self._waiters.answer_all(ready=self.ready)
         self._end_boot("up")
 
     def _late(self, waiter: Deferred[bool]) -> None:
         """Answer one waiter though the VM is not ready; where nobody knows what it is doing, with an error."""
         assert self._waiters is not None
-        self.answered()
+        if self._waiters.is_client(waiter):
+            self.answered()
         if self.state is State.UNKNOWN:
             message = f"{self.vm.name}: the hypervisor has not answered yet"
             self._waiters.fail(waiter, BackendLost(message))

@@ -364,7 +364,7 @@ class Fleet:
         asker = f"{host}, a packet"
         if self._admit(machine, Source(host, 0), asker) is None and not self._settings.dry_run:
             self._hold(machine)
-            machine.summon(asker).addErrback(lambda _: None)
+            machine.summon(asker, is_client=False).addErrback(lambda _: None)
 
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""

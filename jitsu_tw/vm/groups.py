@@ -57,7 +57,7 @@ class Groups:
     async def summon(self, machine: Machine) -> None:
         """Summon what *machine*, which is queued, needs, in the same order for however many; fail it if they do."""
         name = machine.vm.name
-        waits = [need.summon(f"needed by {name}", insist=True) for need in self.needs(machine)]
+        waits = [need.summon(f"needed by {name}", insist=True, is_client=False) for need in self.needs(machine)]
         for _, failure in await DeferredList(waits, consumeErrors=True):
             if isinstance(failure, Failure) and machine.state is State.QUEUED:
                 machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")

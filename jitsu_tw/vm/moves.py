@@ -97,7 +97,7 @@ class Moves:
             if await machine.stop(f"moves to {target}", off=True) is State.UP:
                 hosts.wanted.pop(machine.uuid, None)
                 raise JitsuError(f"{vm.name} cannot be stopped, so it does not move: {machine.reason}") from error
-            await machine.summon(f"moves to {target}", insist=True)
+            await machine.summon(f"moves to {target}", insist=True, is_client=False)
 
     def asked(self, machine: Machine, host: str) -> None:
         """Move *machine*, which is ours, because another one of us asks."""

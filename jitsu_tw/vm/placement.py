@@ -116,4 +116,4 @@ class Placement:
     @staticmethod
     def _start_elsewhere(_: None, machine: Machine) -> None:
         if machine.state is State.OFF:
-            machine.summon("its host is dead", insist=True).addErrback(lambda _: None)
+            machine.summon("its host is dead", insist=True, is_client=False).addErrback(lambda _: None)

@@ -528,7 +528,7 @@ class Sweep:
             lease.kept = self._kept(machine)
         elif self._kept(machine) > self._now() and machine.state not in WANTED and name not in self._resting:
             why = "held by hand" if self.is_held(name) else "its time of the week"
-            machine.summon(why, insist=True).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
+            machine.summon(why, insist=True, is_client=False).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
 
     def went_down(self, machine: Machine) -> None:
         """Start *machine* again if it is its time of the week, or a person holds it."""

@@ -1,8 +1,9 @@
 """
 Whether a guest whose port is silent gives any sign of life. Pure: what was observed comes in, a verdict goes out.
 
-A guest that hangs in a loop uses its virtual CPUs, so it gives a sign of life; so does an idle one that runs a timer. A
-guest that gives none has stopped for good, as a unikernel that halts while its machine goes on "running".
+A guest that hangs in a loop uses its virtual CPUs, so it gives a sign of life; so does an idle one that runs a timer,
+and one that answers somebody's ARP while we try nothing. A guest that gives none has stopped for good, as a unikernel
+that halts while its machine goes on "running": it sends nothing at all.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: So many packets may a guest send because of one try of ours to connect: a refusal, and an answer to ARP.
+#: So many packets may a guest send because of one try of ours to connect: a refusal, and an answer to ARP; and so many
+#: at most in one window are put down to our tries, that they hide no traffic however often we try.
 ANSWERS: Final = 2
-
-#: So many may it send because of nobody: answers to ARP of hosts that still have its address.
-TRICKLE: Final = 2
+MOST_ANSWERS: Final = 100
 
 #: More seconds of CPU than this are a sign of life. Linux counts in ticks of 0.01 s (`CLK_TCK`), libvirt shows these; a
 #: halted CPU that is woken by an interrupt which its guest does not take costs some microseconds.
@@ -56,7 +56,7 @@ class Window:
 
     Attributes:
         before, after: what was counted at its begin and its end.
-        tries: how often we tried to connect meanwhile.
+        tries: how often we tried to connect meanwhile; 0, so that any packet counts, if that is not known.
     """
 
     before: Counts
@@ -77,8 +77,9 @@ def sign_of_life(windows: Sequence[Window]) -> Sign:
     """Return the sign of life that a guest has given in *windows*, which follow each other."""
     if not all(one.is_counted for one in windows):
         return Sign.UNCOUNTED
-    if any((one.after.packets or 0) - (one.before.packets or 0) > ANSWERS * one.tries + TRICKLE for one in windows):
-        return Sign.PACKETS
+    for one in windows:
+        if (one.after.packets or 0) - (one.before.packets or 0) > min(ANSWERS * one.tries, MOST_ANSWERS):
+            return Sign.PACKETS
     if sum((one.after.cpu or 0.0) - (one.before.cpu or 0.0) for one in windows) > LEAST_CPU:
         return Sign.CPU
     return Sign.NONE

@@ -22,7 +22,7 @@ class Waiters:
     Attributes:
         first: who asked first.
         since: when that was, on the reactor's clock.
-        told: how many have been answered.
+        told: how many clients have been answered.
     """
 
     def __init__(self, reactor: IReactorTime, answer_by: float, first: Hashable, since: float) -> None:
@@ -32,6 +32,7 @@ class Waiters:
         self.told = 0
         self._due: dict[Hashable, float] = {}
         self._waiting: dict[Deferred[bool], IDelayedCall | None] = {}
+        self._unasked: set[Deferred[bool]] = set()
 
     def __bool__(self) -> bool:
         """Say whether somebody waits."""
@@ -41,13 +42,24 @@ class Waiters:
         """Say whether *asker* has asked: then it asks again because it got no answer yet."""
         return asker in self._due
 
-    def add(self, asker: Hashable, now: float, late: Callable[[Deferred[bool]], None] | None) -> Deferred[bool]:
+    def is_client(self, waiter: Deferred[bool]) -> bool:
+        """Say whether *waiter* is a client's, who gets an answer."""
+        return waiter not in self._unasked
+
+    @property
+    def have_clients(self) -> bool:
+        """Whether a client waits."""
+        return len(self._waiting) > len(self._unasked)
+
+    def add(
+        self, asker: Hashable, now: float, late: Callable[[Deferred[bool]], None] | None, *, is_client: bool = True
+    ) -> Deferred[bool]:
         """
         Return a Deferred for *asker*, and call *late* with it when it is due; None: however long it takes.
 
         Who asks again is due when the first question is, at once if that has just passed: a resolver has closed the
         port of the question before (Unbound after 0.4 s), and its own client does not wait for ever. Who asks again
-        later than that asks anew.
+        later than that asks anew. An asker that is no client, as who sends a packet, gets no answer that counts.
         """
         waiter: Deferred[bool] = Deferred(self.forget)
         if now > self._due.get(asker, now) + self._answer_by:
@@ -56,13 +68,15 @@ class Waiters:
         if len(self._due) < MOST_ASKERS:
             self._due[asker] = due
         left = max(0.0, due - now)
+        if not is_client:
+            self._unasked.add(waiter)
         self._waiting[waiter] = None if late is None else self._reactor.callLater(left, late, waiter)
         return waiter
 
     def answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
         """Tell one waiter how things stand."""
+        self.told += self.is_client(waiter)
         self.forget(waiter)
-        self.told += 1
         waiter.callback(ready)
 
     def answer_all(self, *, ready: bool) -> None:
@@ -72,8 +86,8 @@ class Waiters:
 
     def fail(self, waiter: Deferred[bool], error: Exception) -> None:
         """Tell one waiter that it waits in vain."""
+        self.told += self.is_client(waiter)
         self.forget(waiter)
-        self.told += 1
         waiter.errback(error)
 
     def fail_all(self, kind: type[Exception], message: str) -> None:
@@ -84,5 +98,6 @@ class Waiters:
     def forget(self, waiter: Deferred[bool]) -> None:
         """Let *waiter* wait no more."""
         late = self._waiting.pop(waiter)
+        self._unasked.discard(waiter)
         if late is not None and late.active():
             late.cancel()
