@@ -483,8 +483,10 @@ class Standins:
         link = self.links[port]
         ours = frame.dst == link.mac and standin.mac
         if not standin.stands:
-            if packet.flags & packets.RST:
-                standin.handed.pop(packet.flow, None)
+            if packet.flags & packets.RST and packet.flow in standin.handed:
+                one, _ = standin.handed[packet.flow]
+                if packet.takes_back(one.packet):
+                    del standin.handed[packet.flow]
             if ours:
                 yield from self._pass_on(port, frame, standin)
                 yield from self._retell(Peer(port, frame.tags, frame.src), standin, standin.mac, now)

@@ -543,7 +543,7 @@ class JitsuTests(StandinsTestCase):
         refusal = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x14)
         for settles in (
             lambda: self.frame(refusal[:6] + GUEST + refusal[12:]),
-            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4)),
+            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4, seq=8)),
             self.announce,
             lambda: list(self.standins.withdraw(VM, self.now)),
         ):
@@ -556,6 +556,17 @@ class JitsuTests(StandinsTestCase):
             settles()
             self.assertEqual([], list(self.standins.again(self.now + 0.5)))
             self.assertEqual({}, self.standins.handed)
+
+    def test_forged_reset(self) -> None:
+        """A RST without the SYN's sequence number, or that of a flow which was not handed over, settles nothing."""
+        self.announce(asleep=False)
+        self.frame(tcp_frame(sport=5))
+        self.shown()
+        self.ready()
+        list(self.standins.again(self.now))
+        for sport, seq in ((5, 0), (5, 7), (5, 9), (6, 8)):
+            self.frame(tcp_frame(to=GUEST, sport=sport, flags=4, seq=seq))
+        self.assertIn(tcp_frame(sport=5, to=GUEST), self.sent(list(self.standins.again(self.now + 0.5))))
 
     def test_ready_elsewhere(self) -> None:
         """The MACs that are said last count; a guest that was never announced can be ready, too."""
