@@ -16,6 +16,8 @@ from synjitsu_tw.standins import (
     KNOCK_PORT,
     LINGER,
     LOOK_UPS_PER_SECOND,
+    SEEN_IN_ALL,
+    SEEN_PER_SECOND,
     Standins,
 )
 from synjitsu_tw.syns import EXPIRY
@@ -301,6 +303,21 @@ class GuestTests(StandinsTestCase):
             self.assertEqual(2, len(told))
             for octets in self.sent(told):
                 self.says(octets, OURS, PEER)
+
+    def test_seen_is_bounded(self) -> None:
+        """A guest that shows itself all the time, or forges that others do, is taken note of so often and no more."""
+        ips = [bytes([10, 0, 1, number]) for number in range(2 * SEEN_IN_ALL // SEEN_PER_SECOND)]
+
+        def seen(ips: list[bytes]) -> int:
+            actions = [one for ip in ips for _ in range(100) for one in self.frame(arp_frame(1, GUEST, ip, ip))]
+            return sum(isinstance(action, Seen) for action in actions)
+
+        for ip in ips:
+            self.announce(ip)
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[:1]))
+        self.assertEqual(SEEN_IN_ALL - SEEN_PER_SECOND, seen(ips))
+        self.now += 1.0
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[-1:]))
 
     def test_asks(self) -> None:
         """When it asks for a peer, that peer learns its MAC: it is told ours as soon as it has answered."""
