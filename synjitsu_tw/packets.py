@@ -139,6 +139,14 @@ class Packet:
         """The flow of what this would be the answer to."""
         return self.protocol, self.dst, self.dport, self.sport
 
+    def takes_back(self, syn: Packet) -> bool:
+        """
+        Return whether this, a RST of the same flow, takes *syn* back.
+
+        Its sender knows the sequence number after the SYN, or after the SYN's data (RFC 9293, 3.10.7.4; RFC 7413).
+        """
+        return (self.sequence - syn.sequence) % 2**32 in {1, 1 + syn.length}
+
 
 def parse(octets: bytes) -> Frame | None:
     """Return the frame, or None if it is too short to be one."""

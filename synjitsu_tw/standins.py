@@ -65,8 +65,10 @@ LINGER: Final = 10.0
 #: second only (neigh/*/locktime).
 TELL_EVERY: Final = 1.0
 
-#: How often in a second a guest's showing itself is taken note of: more than any does that means well.
+#: How often in a second a guest's showing itself is taken note of: more than any does that means well; and for all
+#: addresses together, as one guest can forge what shows any number of others.
 SEEN_PER_SECOND: Final = 8
+SEEN_IN_ALL: Final = 256
 
 #: Seconds after which the network is asked again for an address whose guest has not shown itself: at first, after
 #: twice the time each time, and at most.
@@ -92,6 +94,26 @@ ASTRAY: Final = 5.0
 
 #: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
 KNOCK_PORT: Final = 61999
+
+
+class _Rate:
+    """How often something may be done in a second: for each address, and for all together."""
+
+    def __init__(self, each: int, in_all: int) -> None:
+        """Begin with nothing done."""
+        self._each, self._in_all = each, in_all
+        self._second, self._done, self._count = 0, Counter[bytes](), 0
+
+    def allows(self, ip: bytes, now: float) -> bool:
+        """Return whether it may be done once more in this second; it counts as done then."""
+        if int(now) != self._second:
+            self._second, self._count = int(now), 0
+            self._done.clear()
+        if self._count >= self._in_all or self._done[ip] >= self._each:
+            return False
+        self._count += 1
+        self._done[ip] += 1
+        return True
 
 
 class Standins:
@@ -122,7 +144,8 @@ class Standins:
         self._failed: dict[bytes, Standin] = {}
         self._guests: dict[bytes, dict[bytes, Standin]] = {}  # MAC -> address -> stand-in
         self._astray: dict[bytes, Standin] = {}
-        self._looking: tuple[int, int] = (0, 0)  # the second, and how many look-ups it has seen
+        self._look_ups = _Rate(LOOK_UPS_PER_SECOND, LOOK_UPS_PER_SECOND)
+        self._seen = _Rate(SEEN_PER_SECOND, SEEN_IN_ALL)
 
     # What Jitsu says
 
@@ -396,16 +419,8 @@ class Standins:
 
     def _look_up(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
         """Look up whether a MAC that is not known as the guest's is the guest's all the same."""
-        if not standin.is_guest(mac) and self._may_look_up(now):
+        if not standin.is_guest(mac) and self._look_ups.allows(standin.ip, now):
             yield LookUp(standin.ip, mac, port)
-
-    def _may_look_up(self, now: float) -> bool:
-        """Return whether there may be one more look-up in this second; it counts as made then."""
-        second, count = self._looking
-        if int(now) != second:
-            second, count = int(now), 0
-        self._looking = second, count + 1
-        return count < LOOK_UPS_PER_SECOND
 
     def _neighbour(self, port: str, frame: Frame, said: Neighbour, now: float) -> Iterator[Action]:
         """Handle a message that asks where an address is, or says where it is."""
@@ -426,7 +441,7 @@ class Standins:
         if standin is None or standin is claimed or not standin.stands:
             return
         if said.probes and not standin.is_guest(said.mac):
-            if not self._may_look_up(now):
+            if not self._look_ups.allows(standin.ip, now):
                 return  # it may be the guest's, which would find its address taken
             yield LookUp(standin.ip, said.mac, port)
         if standin.is_guest(frame.src) or standin.is_guest(said.mac):
@@ -466,10 +481,7 @@ class Standins:
         if moved and standin.handover is Handover.WIRE:  # peers were told another MAC of the guest's
             yield from self._say(standin, mac)
         yield from self._no_longer_waiting(standin)
-        if now - standin.seen_at >= 1.0:
-            standin.seen_at, standin.seen = now, 0
-        standin.seen += 1
-        if standin.seen > SEEN_PER_SECOND:
+        if not self._seen.allows(standin.ip, now):
             return
         if announces:
             yield Seen(standin.ip)
@@ -483,8 +495,10 @@ class Standins:
         link = self.links[port]
         ours = frame.dst == link.mac and standin.mac
         if not standin.stands:
-            if packet.flags & packets.RST:
-                standin.handed.pop(packet.flow, None)
+            if packet.flags & packets.RST and packet.flow in standin.handed:
+                one, _ = standin.handed[packet.flow]
+                if packet.takes_back(one.packet):
+                    del standin.handed[packet.flow]
             if ours:
                 yield from self._pass_on(port, frame, standin)
                 yield from self._retell(Peer(port, frame.tags, frame.src), standin, standin.mac, now)

@@ -255,14 +255,10 @@ class Syns:
         return held
 
     def drop(self, packet: Packet) -> Held | None:
-        """
-        Drop the SYN that *packet*, a RST, takes back, and return it, if it is held.
-
-        Its sender knows the sequence number after the SYN, or after the SYN's data (RFC 9293, 3.10.7.4; RFC 7413).
-        """
+        """Drop the SYN that *packet*, a RST, takes back, and return it, if it is held."""
         key = (packet.flow, 0)
         held = self._vms[packet.dst].held.get(key) if packet.dst in self._vms else None
-        if held is None or (packet.sequence - held.packet.sequence) % 2**32 not in {1, 1 + held.packet.length}:
+        if held is None or not packet.takes_back(held.packet):
             return None
         return self._drop(packet.dst, key)
 

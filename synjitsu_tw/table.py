@@ -130,8 +130,6 @@ class Standin:
         refused: the flows that were held when the start failed.
         until: when a failed one is forgotten.
         claimed_at: when it was last said that another claims the address.
-        seen_at: when the guest was first seen in the second that counts.
-        seen: how often, since then.
     """
 
     ip: bytes
@@ -164,8 +162,6 @@ class Standin:
     refused: frozenset[Flow] = frozenset()
     until: float = 0.0
     claimed_at: float = -CLAIM_EVERY
-    seen_at: float = 0.0
-    seen: int = 0
 
     @property
     def stands(self) -> bool:

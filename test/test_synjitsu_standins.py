@@ -16,6 +16,8 @@ from synjitsu_tw.standins import (
     KNOCK_PORT,
     LINGER,
     LOOK_UPS_PER_SECOND,
+    SEEN_IN_ALL,
+    SEEN_PER_SECOND,
     Standins,
 )
 from synjitsu_tw.syns import EXPIRY
@@ -302,6 +304,21 @@ class GuestTests(StandinsTestCase):
             for octets in self.sent(told):
                 self.says(octets, OURS, PEER)
 
+    def test_seen_is_bounded(self) -> None:
+        """A guest that shows itself all the time, or forges that others do, is taken note of so often and no more."""
+        ips = [bytes([10, 0, 1, number]) for number in range(2 * SEEN_IN_ALL // SEEN_PER_SECOND)]
+
+        def seen(ips: list[bytes]) -> int:
+            actions = [one for ip in ips for _ in range(100) for one in self.frame(arp_frame(1, GUEST, ip, ip))]
+            return sum(isinstance(action, Seen) for action in actions)
+
+        for ip in ips:
+            self.announce(ip)
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[:1]))
+        self.assertEqual(SEEN_IN_ALL - SEEN_PER_SECOND, seen(ips))
+        self.now += 1.0
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[-1:]))
+
     def test_asks(self) -> None:
         """When it asks for a peer, that peer learns its MAC: it is told ours as soon as it has answered."""
         self.announce(asleep=False)
@@ -543,7 +560,7 @@ class JitsuTests(StandinsTestCase):
         refusal = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x14)
         for settles in (
             lambda: self.frame(refusal[:6] + GUEST + refusal[12:]),
-            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4)),
+            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4, seq=8)),
             self.announce,
             lambda: list(self.standins.withdraw(VM, self.now)),
         ):
@@ -556,6 +573,17 @@ class JitsuTests(StandinsTestCase):
             settles()
             self.assertEqual([], list(self.standins.again(self.now + 0.5)))
             self.assertEqual({}, self.standins.handed)
+
+    def test_forged_reset(self) -> None:
+        """A RST without the SYN's sequence number, or that of a flow which was not handed over, settles nothing."""
+        self.announce(asleep=False)
+        self.frame(tcp_frame(sport=5))
+        self.shown()
+        self.ready()
+        list(self.standins.again(self.now))
+        for sport, seq in ((5, 0), (5, 7), (5, 9), (6, 8)):
+            self.frame(tcp_frame(to=GUEST, sport=sport, flags=4, seq=seq))
+        self.assertIn(tcp_frame(sport=5, to=GUEST), self.sent(list(self.standins.again(self.now + 0.5))))
 
     def test_ready_elsewhere(self) -> None:
         """The MACs that are said last count; a guest that was never announced can be ready, too."""
