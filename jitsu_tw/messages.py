@@ -53,17 +53,19 @@ class Announce(amp.Command):
     """
     Stand in for an address.
 
-    Attributes of the message: *macs* are the guest's, none while they are not known; *asleep* says that a SYN summons
-    the VM (else it boots already); *handover* is ``wire`` or ``xenstore``; *ports*, the TCP ports that are worth a
-    start (all, if absent); *wake_udp*, the UDP ports whose first datagrams are held; *domid*, Xen's number of the
-    guest; *knock*, a TCP port that tells when it is ready: while it boots, Synjitsu sends SYNs of its host's own to it,
-    and hands over as soon as one is answered; with *keeps* it only tells, and keeps what it holds until `Ready`.
+    Attributes of the message: *macs* are the guest's, none while they are not known; *asleep* says that a SYN
+    summons the VM (else it boots already); *runs*, that its guest may run, and read what is broadcast; *handover*
+    is ``wire`` or ``xenstore``; *ports*, the TCP ports that are worth a start (all, if absent); *wake_udp*, the UDP
+    ports whose first datagrams are held; *domid*, Xen's number of the guest; *knock*, a TCP port that tells when it
+    is ready: while it boots, Synjitsu sends SYNs of its host's own to it, and hands over as soon as one is
+    answered; with *keeps* it only tells, and keeps what it holds until `Ready`.
     """
 
     arguments = [  # noqa: RUF012
         (b"ip", amp.Unicode()),
         (b"macs", amp.ListOf(amp.Unicode())),
         (b"asleep", amp.Boolean()),
+        (b"runs", amp.Boolean()),
         (b"handover", amp.Unicode()),
         (b"ports", amp.ListOf(amp.Integer(), optional=True)),
         (b"wake_udp", amp.ListOf(amp.Integer())),

@@ -87,6 +87,7 @@ class StandIn:
         self._said: dict[str, _Announced] = {}
         self._protocol: _Conversation | None = None
         self._saying: Deferred[None] = succeed(None)
+        self._latest: Deferred[None] = succeed(None)
         self._missed = False
         factory = Factory.forProtocol(_Conversation)
         factory.standin = self  # type: ignore[attr-defined]
@@ -122,6 +123,7 @@ class StandIn:
         macs: Iterable[str],
         *,
         asleep: bool,
+        runs: bool = False,
         ports: Iterable[int] | None = None,
         wake_udp: Iterable[int] = (),
         handover: str = "wire",
@@ -136,6 +138,7 @@ class StandIn:
             ip: IPv4 or IPv6.
             macs: the guest's, the likeliest first; may be empty while they are not known.
             asleep: whether a SYN summons it; else it boots already.
+            runs: whether its guest may run: then nothing is broadcast that a guest which probes its address would read.
             ports: the TCP ports that are worth a start; None means all.
             wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
             handover: ``wire``, or ``xenstore`` for a guest with the Synjitsu TCP stack.
@@ -147,6 +150,7 @@ class StandIn:
         arguments: dict[str, Any] = {
             "macs": list(macs),
             "asleep": asleep,
+            "runs": runs,
             "handover": handover,
             "wake_udp": sorted(wake_udp),
             "keeps": keeps,
@@ -227,6 +231,15 @@ class StandIn:
         if self._protocol is not None:
             sent = self._protocol.callRemote(command, **arguments)
             sent.addCallbacks(self._sent, self._not_sent, (arguments["ip"],), errbackArgs=(command, arguments["ip"]))
+            latest: Deferred[None] = Deferred()
+            self._latest = latest
+            sent.addCallback(lambda _: latest.callback(None))
+
+    def heard(self) -> Deferred[None]:
+        """Return a Deferred that fires when Synjitsu has done all that it has been told; at once if it is away."""
+        waiter: Deferred[None] = Deferred()
+        self._latest.addCallback(waiter.callback)
+        return waiter
 
     def _sent(self, _: dict[str, Any], ip: str) -> None:
         if self.refused.pop(ip, None) is not None:

@@ -80,6 +80,7 @@ class Conversation(amp.AMP):
         ip: str,
         macs: list[str],
         asleep: bool,  # noqa: FBT001 -- AMP gives names
+        runs: bool,  # noqa: FBT001
         handover: str,
         wake_udp: list[int],
         keeps: bool,  # noqa: FBT001
@@ -98,6 +99,7 @@ class Conversation(amp.AMP):
             address,
             _macs(macs),
             asleep=asleep,
+            runs=runs,
             handover=kind,
             ports=None if ports is None else frozenset(ports),
             wake_udp=frozenset(wake_udp),

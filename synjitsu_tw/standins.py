@@ -155,6 +155,7 @@ class Standins:
         macs: tuple[bytes, ...],
         *,
         asleep: bool,
+        runs: bool = False,
         handover: Handover = Handover.WIRE,
         ports: frozenset[int] | None = None,
         wake_udp: frozenset[int] = frozenset(),
@@ -162,7 +163,12 @@ class Standins:
         knock: int | None = None,
         keeps: bool = False,
     ) -> Iterator[Action]:
-        """Stand in for *ip* from now on, or go on with what is new."""
+        """
+        Stand in for *ip* from now on, or go on with what is new.
+
+        Its guest, if it *runs* already, would read what is broadcast when it probes its address, and give that up
+        (RFC 5227, 2.1.1). Then only this host is told where the address is now.
+        """
         standin = self.table.setdefault(ip, Standin(ip, state=State.UP))
         was, standin.state = standin.state, State.ASLEEP if asleep else State.BOOTING
         if was is not standin.state:
@@ -179,7 +185,7 @@ class Standins:
             self.knocked[ip] = standin
         # Nothing to say for those that sleep, and are many: whoever knows the guest's MAC finds no guest there.
         if not asleep and was is not State.BOOTING:
-            yield from self._say(standin, None)
+            yield from (action for action in self._say(standin, None) if not runs or isinstance(action, Tell))
 
     def _new_boot(self, standin: Standin) -> None:
         """Forget what was found out about the guest of an earlier boot."""

@@ -491,6 +491,10 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual(Tell("br0", VM, OURS, create=False), told)
         self.assertEqual([], self.announce(asleep=False))
 
+    def test_announced_while_it_runs(self) -> None:
+        """Nothing is broadcast where the guest may read it: it would give up the address that it probes."""
+        self.assertEqual([Tell("br0", VM, OURS, create=False)], self.announce(asleep=False, runs=True))
+
     def test_ready(self) -> None:
         """All are told the guest's MAC, then who has asked; the guest gets what was held, having learnt whose it is."""
         self.announce()

@@ -17,9 +17,10 @@ from jitsu_tw.clocks import Clocks
 from jitsu_tw.control.standins import standins
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BootFailed, NoStandIn
-from jitsu_tw.ijitsu import Guest, Power
+from jitsu_tw.ijitsu import Guest, Power, Start
 from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm.activation import WRITTEN_WITHIN
 from jitsu_tw.vm.change import Running, Step
 from jitsu_tw.vm.cover import LATE_BY, REFUSES_FOR, Cover
 from jitsu_tw.vm.fleet import Fleet
@@ -41,6 +42,8 @@ class FakeStandIn:
         said: by address, in words.
         ever: the same, in the order in which it was said.
         more: by address, the rest of the last announcement.
+        runs: whether the guest may have run, for each announcement.
+        hears: fires when all that was announced has been carried out.
     """
 
     def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, *more: Any) -> None:
@@ -54,6 +57,8 @@ class FakeStandIn:
         self.said: dict[str, str] = {}
         self.ever: list[tuple[str, str]] = []
         self.more: dict[str, Any] = {}
+        self.runs: list[bool] = []
+        self.hears: Deferred[None] = succeed(None)
 
     def start(self) -> None:
         """Be connected already."""
@@ -61,6 +66,12 @@ class FakeStandIn:
     def stop(self) -> Deferred[None]:
         """Do nothing."""
         return succeed(None)
+
+    def heard(self) -> Deferred[None]:
+        """Return a Deferred that fires when `hears` does."""
+        waiter: Deferred[None] = Deferred()
+        self.hears.addCallback(waiter.callback)
+        return waiter
 
     def change(self, *, connected: bool) -> None:
         """Come or go."""
@@ -71,6 +82,7 @@ class FakeStandIn:
         """Remember it."""
         self._say(ip, f"{'asleep' if asleep else 'booting'} {' '.join(macs)}")
         self.more[ip] = more
+        self.runs.append(more["runs"])
 
     def ready(self, ip: str, macs: Iterable[str]) -> None:
         """Remember it."""
@@ -137,6 +149,34 @@ class CoverTests(FleetTestCase):
         self.assertEqual(f"ready {MAC}", self.said)
         self.world.pump(11)
         self.assertEqual((State.OFF, f"asleep {MAC}"), (self.world.machine().state, self.said))
+
+    def test_told_before_it_runs(self) -> None:
+        """A guest is started when Synjitsu has broadcast what that guest must not read."""
+        self.begin()
+        calls: list[str] = []
+        start = self.world.backend.start
+
+        def begins(uuid: str) -> Deferred[Start]:
+            calls.append(uuid)
+            return start(uuid)
+
+        self.patch(self.world.backend, "start", begins)
+        self.standin.hears = Deferred()
+        self.ask()
+        self.assertEqual((f"booting {MAC}", []), (self.said, calls))
+        self.assertFalse(all(self.standin.runs[1:]))
+        self.standin.hears.callback(None)
+        self.world.pump(0.01)
+        self.assertEqual(1, len(calls))
+        self.assertTrue(self.standin.more[self.ip]["runs"])
+
+    def test_hung_synjitsu(self) -> None:
+        """A Synjitsu that hangs delays a start by little."""
+        self.begin()
+        self.standin.hears = Deferred()
+        self.ask()
+        self.world.pump(WRITTEN_WITHIN + 1.5)
+        self.assertIs(State.WAITING, self.world.machine().state)
 
     def test_answers_at_once(self) -> None:
         """The answer does not wait for the boot, and says nothing of one; a VM that is not stood in for waits."""

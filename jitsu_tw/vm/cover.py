@@ -114,6 +114,11 @@ class Cover:
         stopped = DeferredList([standin.stop() for standin in self.standins.values()])
         return stopped.addCallback(lambda _: None)
 
+    def heard(self) -> Deferred[None]:
+        """Return a Deferred that fires when each Synjitsu has done all that it has been told."""
+        heard = DeferredList([standin.heard() for standin in self.standins.values()], consumeErrors=True)
+        return heard.addCallback(lambda _: None)
+
     def _standin(self, machine: Machine) -> StandIn | None:
         """Return the Synjitsu of the host that *machine* is, was or will be on."""
         return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
@@ -277,6 +282,7 @@ class Cover:
                 str(ip),
                 self._macs(vm),
                 asleep=asleep,
+                runs=state in RUNS,
                 ports=vm.ports or None,
                 wake_udp=vm.wake_udp,
                 handover=vm.handover.value,

@@ -595,8 +595,16 @@ class Fleet:
             self.moves.asked(machine, word)
 
     def remembered(self) -> Deferred[None]:
-        """Fire when the last start or stop is in the state."""
-        return self._record.written()
+        """
+        Return a Deferred that fires when the last start or stop is in the state, and Synjitsu has been told of it.
+
+        What Synjitsu broadcasts must have left before the guest has a port in the bridge.
+        """
+        written = self._record.written()
+        if self.cover is None:
+            return written
+        both = DeferredList([written, self.cover.heard()], consumeErrors=True)
+        return both.addCallback(lambda _: None)
 
     def moved(self, machine: Machine, old: State) -> None:
         """Keep everything in step with *machine*'s state."""
