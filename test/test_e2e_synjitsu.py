@@ -435,7 +435,8 @@ class BootTests(SynjitsuTestCase):
         end = time.monotonic() + PATIENCE
         while self.yard.neighbour("client", IP) != MAC:
             self.assertLess(time.monotonic(), end, self.log())
-            subprocess.run(self.yard.command("client", sys.executable, "-c", PING, IP), check=True)
+            ping = self.yard.start("client", sys.executable, "-c", PING, IP)
+            ping.process.wait(PATIENCE)
             await pause(0.1)
 
     async def test_moves(self) -> None:
