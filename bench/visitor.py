@@ -96,7 +96,7 @@ def visit(name: str, family: int, resets: Resets) -> Start:
             while more := connection.recv(65536):
                 page += more
             mark("listens", listens(page.decode(), now)) if b"listening since" in page else None
-            if not page.startswith(b"HTTP/1.0 200 "):
+            if page.split(b" ", 2)[1:2] != [b"200"]:  # HTTP/1.0 or 1.1
                 seen["error"] = "no page"
         except (OSError, dns.exception.DNSException, IndexError) as error:
             seen["error"] = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
