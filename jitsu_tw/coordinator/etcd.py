@@ -41,8 +41,8 @@ BACK_OFF: Final = (0.1, 2.0)
 #: Seconds of etcd's history that are kept. A watch that is begun anew needs none: everything is read before.
 HISTORY: Final = 3600.0
 
-#: Codes of gRPC's by which etcd refuses writes until somebody has done something: because this user may not write, and
-#: because the space quota is used up (the alarm NOSPACE), and what helps then.
+#: Codes of gRPC by which etcd refuses writes until the operator acts: this user may not write, or the space quota is
+#: used up (the alarm NOSPACE); and the operator's remedy for that.
 FORBIDDEN: Final = 7
 EXHAUSTED: Final = 8
 MAKE_SPACE: Final = "compact and defragment etcd, then: etcdctl alarm disarm"

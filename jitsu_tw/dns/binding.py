@@ -2,8 +2,8 @@
 How the sockets of a DNS server are bound, by UDP and TCP alike, and which of their addresses this host has.
 
 An address may be bound before the host has it: its interface comes up later, or IPv6 still looks for duplicates of it
-(RFC 4862, 5.4). It is served from the moment when the host has it; until then, which may be for ever where somebody
-mistyped it, the log and ``/healthz`` name it.
+(RFC 4862, 5.4). It is served from the moment when the host has it; until then, the log and ``/healthz``
+name it; a mistyped address stays there.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ FILES: Final = {
 #: The keys that the folder ``dns`` says.
 _DNS: Final = frozenset({"dns", "ttl"})
 
-#: A VM that the configuration has no more is kept for so many seconds after its last use, if it did not say.
+#: Seconds for which a VM that the configuration has no more is kept after its last use, if it had no `idle` of its own.
 REMOVED_IDLE: Final = 120.0
 
 #: A commit's message names at most so many VMs.

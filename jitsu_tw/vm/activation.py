@@ -46,7 +46,7 @@ SEEN: Final = {
 #: A VM that goes down sooner than this after it was up, in seconds, has failed, unless its guest ended in order.
 STEADY: Final = 10.0
 
-#: So it ended, for one of these reasons: it has done its work, and is started again as soon as somebody asks for it.
+#: The reasons of an end in order: the guest has done its work, and the next question starts the VM again at once.
 IN_ORDER: Final = frozenset({SHUTS_DOWN, SHUT_DOWN, ENDED})
 
 #: After a second failure in a row, a VM is left alone for a second, after a third for two, and so on, up to this.

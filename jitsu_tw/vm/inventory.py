@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
 
-#: Seconds after which a hypervisor that has not answered yet is taken for lost, until it does, and what is said then.
+#: Seconds after which a hypervisor that has not answered yet is taken for lost, until it does; and the reason shown.
 WAITS: Final = 2.0
 NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits for it"
 

@@ -46,7 +46,7 @@ JUST_USED: Final = 5.0
 TRY_AGAIN: Final = 30.0
 
 #: Before leases are looked at, the reactor reads the sockets in this many turns: the first takes a connection, the
-#: second what was asked over it.
+#: second reads the question that it brings.
 TURNS: Final = 2
 
 #: The wall clock is compared with the steady one this often, in seconds, and counts as set when the two have moved
@@ -60,8 +60,7 @@ CHECK_RETRY: Final = 0.5
 CHECK_PATIENCE: Final = 5.0
 CHECK_QUIET: Final = 20.0
 
-#: A VM that cannot be stopped is left for so many seconds until that is tried again: at first, doubled each time, and
-#: at most.
+#: Seconds from one try to stop a VM that cannot be stopped to the next: at first (doubled each time), and at most.
 STOP_AGAIN: Final = (60.0, 3600.0)
 
 #: What an operator reads of a VM whose use cannot be seen.

@@ -2,8 +2,8 @@
 Whether a guest whose port is silent gives any sign of life. Pure: what was observed comes in, a verdict goes out.
 
 A guest that hangs in a loop uses its virtual CPUs, so it gives a sign of life; so does an idle one that runs a timer,
-and one that answers somebody's ARP while we try nothing. A guest that gives none has stopped for good, as a unikernel
-that halts while its machine goes on "running": it sends nothing at all.
+and one that answers a neighbour's ARP while Jitsu tries nothing. A guest that gives none has stopped for good, as a
+unikernel that halts while its machine goes on "running": it sends nothing at all.
 """
 
 from __future__ import annotations

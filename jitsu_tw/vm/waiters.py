@@ -43,7 +43,7 @@ class Waiters:
         return asker in self._due
 
     def is_client(self, waiter: Deferred[bool]) -> bool:
-        """Say whether *waiter* is a client's, who gets an answer."""
+        """Return whether *waiter* is a client's, which gets an answer."""
         return waiter not in self._unasked
 
     @property
