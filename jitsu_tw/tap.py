@@ -247,8 +247,10 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
 
     def _site(self) -> Endpoint:
-        problems = self._addresses.problems
-        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=problems)
+        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=self._problems)
+
+    def _problems(self) -> list[str]:
+        return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
 
     def _listen_tls(self, place: str, site: Endpoint) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""

@@ -60,11 +60,11 @@ class PushTests(ProcessTestCase):
         self.assertEqual(status, run.returncode, run.stderr)
         return run.stdout + run.stderr
 
-    def push(self, name: str, message: str = "please") -> str:
+    def push(self, name: str, message: str = "please", status: int = 0) -> str:
         """Commit all changes of the clone and push them as a request; return what the push says."""
         self.git("add", "-A")
         self.git("commit", "-qm", message)
-        return self.git("push", "origin", f"HEAD:refs/heads/request/{name}")
+        return self.git("push", "origin", f"HEAD:refs/heads/request/{name}", status=status)
 
     def digs(self, name: str = "www.jitsu.test") -> tuple[str, int]:
         """Return the address and the TTL that dig sees."""
@@ -106,9 +106,9 @@ class PushTests(ProcessTestCase):
         self.push("first")
         self.git("reset", "-q", "--hard", "HEAD~1")
         self.ttl.write_text("6")
-        self.assertIn("was '30', is '5' by now, should become '6'", self.push("second"))
+        self.assertIn("was '30', is '5' by now, should become '6'", self.push("second", status=1))
         self.ttl.write_text("five")
-        self.assertIn("remote: Rejected: ", self.push("third"))
+        self.assertIn("remote: Rejected: ", self.push("third", status=1))
         self.assertEqual(("10.0.0.1", 5), self.digs())
         self.git("fetch", "-qp")
         self.assertEqual("origin/rejected/second\norigin/rejected/third\n",
