@@ -168,7 +168,7 @@ def _text(text: str) -> str:
 
 def _vm_name(text: str) -> str:
     if text != text.strip() or len(_text(text)) > LONGEST_NAME:
-        message = f"{text!r} is no name of a VM; write one without blanks around it, of at most {LONGEST_NAME} characters"
+        message = f"{text!r} is no name of a VM; take one of at most {LONGEST_NAME} characters, without blanks around it"
         raise ValueError(message)
     return text
 
@@ -268,7 +268,7 @@ def _of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str
 
 def _http(text: str) -> Http:
     path, _, status = text.partition(" ")
-    if re.fullmatch(f"/[!-~]{{0,{LONGEST_PATH - 1}}}", path) is None or (status and not re.fullmatch("[1-5][0-9]{2}", status)):
+    if not re.fullmatch(f"/[!-~]{{0,{LONGEST_PATH - 1}}}", path) or not re.fullmatch("([1-5][0-9]{2})?", status):
         message = f"{text!r} is no path; write one like /healthz or, with the status to wait for, '/healthz 204'"
         raise ValueError(message)
     return Http(path, int(status) if status else None)
