@@ -78,7 +78,12 @@ class Request:
     @property
     def guest(self) -> str:
         """The VM whose own branch it is, which may change nothing else; empty for an operator's."""
-        return self.name.partition("/")[0] if "/" in self.name else ""
+        return guest_of(self.name)
+
+
+def guest_of(branch: str) -> str:
+    """Return the VM whose own branch it is, by its name behind ``request/``; empty for an operator's."""
+    return branch.partition("/")[0] if "/" in branch else ""
 
 
 class RefusedError(Exception):
