@@ -151,7 +151,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
 
     Args:
         files: values by their paths below the VM's folder.
-        was: the same before; {} if that does not matter.
+        was: the same before; *files* themselves if nothing has changed.
 
     Raises:
         ValueError: a path is none of a VM's, or its names have several new TTLs; the message says so.

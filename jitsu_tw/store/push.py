@@ -140,14 +140,14 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> It
 
     from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError  # noqa: PLC0415
     from jitsu_tw.store.history import FAULTS, MAIN, History  # noqa: PLC0415
-    from jitsu_tw.store.requests import Request, Requests, can_be_named, sender  # noqa: PLC0415
+    from jitsu_tw.store.requests import Request, Requests, can_be_named, guest_of  # noqa: PLC0415
 
     history = History(path)
     history.look()
     repository, requests = history.repository, Requests(history)
     waiting = {*requests.waiting(), *(update.request for update in updates)}
-    for one in sorted({sender(update.request) for update in updates}):
-        if sum(sender(name) == one for name in waiting) > MOST_WAITING:
+    for one in sorted({guest_of(update.request) for update in updates}):
+        if sum(guest_of(name) == one for name in waiting) > MOST_WAITING:
             yield f"{MOST_WAITING} requests {f'of {one} ' if one else ''}wait already; push when Jitsu has taken them"
             return
     head = repository.references[MAIN].peel(pygit2.Commit).id if MAIN in repository.references else None

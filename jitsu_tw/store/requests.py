@@ -17,7 +17,7 @@ import attrs
 import pygit2
 from twisted.logger import Logger
 
-from jitsu_tw.errors import StoreError
+from jitsu_tw.errors import StoreError, printable
 from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError
 from jitsu_tw.store.history import FAULTS
 from jitsu_tw.store.layout import VMS
@@ -85,7 +85,12 @@ class Request:
     @property
     def guest(self) -> str:
         """The VM whose own branch it is, which may change nothing else; empty for an operator's."""
-        return sender(self.name)
+        return guest_of(self.name)
+
+
+def guest_of(branch: str) -> str:
+    """Return the VM whose own branch it is, by its name behind ``request/``; empty for an operator's."""
+    return branch.partition("/")[0] if "/" in branch else ""
 
 
 class Requests:
@@ -238,7 +243,7 @@ class Requests:
         left = [name for name in references if name.startswith(REJECTED)]
         left.sort(key=lambda name: references[name].peel(pygit2.Commit).commit_time)
         while len(left) >= MOST_REJECTED:
-            senders = [sender(name.removeprefix(REJECTED)) for name in left]
+            senders = [guest_of(name.removeprefix(REJECTED)) for name in left]
             oldest = left.pop(senders.index(Counter(senders).most_common(1)[0][0]))
             references.delete(oldest)
 
@@ -256,11 +261,6 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     target = branch.resolve().target
     assert isinstance(target, pygit2.Oid)
     return target
-
-
-def printable(text: str) -> str:
-    """Return *text* as it may stand in a log and on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def shortened(reason: str) -> str:
@@ -282,11 +282,6 @@ def _author(commit: pygit2.Commit) -> str:
     return f"{_words(commit.author.raw_name)} <{_words(commit.author.raw_email)}>"
 
 
-def sender(name: str) -> str:
-    """Return the VM whose own branch the request *name* is; "" for an operator's."""
-    return name.partition("/")[0] if "/" in name else ""
-
-
 def can_be_named(name: str) -> bool:
     """Return whether a request may have this *name*: it is printed in logs, and is a path."""
     return name.isprintable() and len(name.encode(errors="replace")) <= LONGEST_REQUEST
@@ -296,5 +291,5 @@ def in_turn(names: Iterable[str]) -> list[str]:
     """Return *names* of requests in the order in which they are taken: one of each sender, then one more of each."""
     of_each: dict[str, list[str]] = {}
     for name in names:
-        of_each.setdefault(sender(name), []).append(name)
+        of_each.setdefault(guest_of(name), []).append(name)
     return [name for turn in zip_longest(*of_each.values()) for name in turn if name is not None]

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import pygit2
 
-from jitsu_tw.errors import StoreError
+from jitsu_tw.errors import StoreError, printable
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, subtree
 from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, printable
+from jitsu_tw.store.requests import REJECTED, SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
