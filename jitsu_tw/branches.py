@@ -158,8 +158,8 @@ class Branches:
         waits = self._waits
         if not waits.names:
             return []
-        how_many, seconds = len(waits.names), self._reactor.seconds() - waits.since
-        return [f"{how_many} requests wait for {seconds:.0f} s, because the state cannot be used: {waits.reason}"]
+        how = f"{len(waits.names)}, for {self._reactor.seconds() - waits.since:.0f} s"
+        return [f"requests wait ({how}), because the state cannot be used: {waits.reason}"]
 
     # One request.
 
