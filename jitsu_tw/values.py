@@ -168,7 +168,7 @@ def _text(text: str) -> str:
 
 def _vm_name(text: str) -> str:
     if text != text.strip() or len(_text(text)) > LONGEST_NAME:
-        message = f"{text!r} is no name of a VM; take one of at most {LONGEST_NAME} characters, without blanks around it"
+        message = f"{text!r} is no name of a VM; take one of {LONGEST_NAME} characters at most, with no blanks around"
         raise ValueError(message)
     return text
 
