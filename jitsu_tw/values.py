@@ -1,8 +1,8 @@
 """
 What the keys of a configuration take: text in, values out; wrong text is a ValueError that says what would be right.
 
-`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`. A VM's own branch may
-say it only if the row has `own`.
+`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`. A VM's own branch
+may say it only if the row has `own`.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _bind(text: str) -> str:
 
 def _text(text: str) -> str:
     if not text or not text.isprintable():
-        message = f"{text!r} is empty; leave the key out" if not text else f"{text!r} has characters that cannot be seen"
+        message = f"{text!r} has characters that cannot be seen" if text else "is empty; leave the key out"
         raise ValueError(message)
     return text
 
