@@ -16,6 +16,7 @@ import attrs
 import pygit2
 from pygit2.enums import FileMode
 
+from jitsu_tw.errors import printable
 from jitsu_tw.store.history import AUTHOR, FAULTS, files, subtree
 from jitsu_tw.store.layout import STATISTICS, VMS
 from jitsu_tw.store.merge import three_way
@@ -255,11 +256,6 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     target = branch.resolve().target
     assert isinstance(target, pygit2.Oid)
     return target
-
-
-def printable(text: str) -> str:
-    """Return *text* as it may stand in a log and on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def entries(tree: pygit2.Tree) -> dict[str, pygit2.Object]:
