@@ -115,13 +115,13 @@ def _settings(file: File) -> tuple[Settings, Zones]:
                 _values(said, VM_KEYS, _where(said))
                 continue
             vm = _vm(said, defaults, keep=keep)
-            vms.append(vm)
-            if vm.needs:
-                needs[vm.name] = said["needs"][0]
             apart.add(vm, said)
             if values.get("synjitsu") is None:
                 _check_no_synjitsu(vm, said.get("use_synjitsu") or file.top.get("use_synjitsu"), values["hosts"])
             _check_bind(vm, said, served)
+            vms.append(vm)
+            if vm.needs:
+                needs[vm.name] = said["needs"][0]
     del apart  # of 100,000 VMs, that is a lot
     if not whole:
         mistakes.end()

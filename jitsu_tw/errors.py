@@ -83,7 +83,8 @@ class ConfigError(JitsuError):
         """Put *message* behind the place: ``file:line: key: message``."""
         self.path, self.line, self.key, self.message = path, line, key, message
         place = "" if path is None else f"{path}:" if line is None else f"{path}:{line}:"
-        super().__init__(" ".join(part for part in (place, f"{key}:" if key else "", message) if part))
+        text = " ".join(part for part in (place, f"{key}:" if key else "", message) if part)
+        super().__init__("\n".join(map(printable, text.split("\n"))))
 
 
 class ConfigErrors(ConfigError):
