@@ -24,6 +24,7 @@ FLOORS: Final = (
      "jitsu_tw.store.merge",
      "jitsu_tw.dns.binding",
      "jitsu_tw.networks",  # before those that use it
+     "jitsu_tw.shares",
      "jitsu_tw.vm.policy", "jitsu_tw.vm.problems", "jitsu_tw.vm.vitals",
      "jitsu_tw.dns.cookies",
      "jitsu_tw.dns.rrl",
