@@ -17,17 +17,17 @@ import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
-from twisted.internet.defer import fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns as tdns
 from twisted.names import error
 from twisted.names.resolve import ResolverChain
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.dns import warm
+from jitsu_tw.dns import resolver, warm
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
-from jitsu_tw.dns.forward import Forwarder
+from jitsu_tw.dns.forward import MOST_OF_ONE, Forwarder
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
@@ -217,6 +217,57 @@ class SummonsTests(ServerTestCase):
     def test_ttl(self) -> None:
         """The TTL is the VM's."""
         self.assertEqual(5, self.ask("www.jitsu.test").answer[0].ttl)
+
+    def test_flood_of_names(self) -> None:
+        """
+        Of a flood of names below a wildcard, for a VM that boots, as many wait as may; others are answered at once.
+
+        The answer says that the VM is still starting. Clients of other networks wait as if there were no flood.
+        """
+        self.patch(resolver, "MOST_WAITING", 8)
+        self.patch(resolver, "MOST_OF_ONE", 3)
+        self.never_ready()
+        answered = []
+        for number in range(100):
+            query = dns.message.make_query(f"n{number}.never.jitsu.test", "A", use_edns=0).to_wire()
+            answered.append(self.send(query, Source("192.0.2.1", number)))
+        self.assertEqual([0] * 3 + [1] * 97, [len(each) for each in answered])
+        reply = dns.message.from_wire(answered[-1][0])
+        self.assertEqual((1, dns.edns.EDECode.NOT_READY), (len(reply.answer), reply.options[0].code))
+        other = self.send(dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source("192.0.3.1", 1))
+        self.assertEqual([], other)
+        for number in range(100):
+            self.send(dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source(f"10.0.{number}.1", 1))
+        proven = self.send(
+            dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source("198.51.100.1", 1, proven=True)
+        )
+        self.assertEqual([], proven, "forged questions took all places")
+        self.world.pump(1.3)
+        self.assertEqual([1, 1], [len(other), len(proven)])
+        self.assertEqual([1] * 100, [len(each) for each in answered])
+        again = self.send(dns.message.make_query("b.never.jitsu.test", "A").to_wire())
+        self.assertEqual([], again)
+
+    def never_ready(self) -> None:
+        """Have a VM with a wildcard that is never ready."""
+        self.zones.add_vm(from_text("*.never.jitsu.test"), "never", [ip_address("10.0.0.5")], 60)
+        self.chain.resolvers[0] = JitsuResolver(self.zones, self.world.fleet)
+
+    def test_end(self) -> None:
+        """At the end, clients that wait, and those that would have to, are told so; others are answered."""
+        query = dns.message.make_query("never.jitsu.test", "A", use_edns=0).to_wire()
+        waiting = [self.send(query, source) for source in (None, Source("192.0.2.2", 1, tcp=True, proven=True))]
+        self.assertEqual([[], []], waiting)
+        self.server.end()
+        self.server.end()
+        for replies in (*waiting, self.send(query)):
+            reply = dns.message.from_wire(replies.pop())
+            (option,) = reply.options
+            self.assertEqual((dns.rcode.SERVFAIL, dns.edns.EDECode.NOT_READY), (reply.rcode(), option.code))
+            self.assertIn("this server is being stopped", option.text)
+        self.assertEqual(dns.rcode.NOERROR, self.ask("static.jitsu.test").rcode())
+        self.world.pump(2)
+        self.assertEqual([[], []], waiting)
 
     def test_retransmission(self) -> None:
         """The same question again from the same client joins, is answered, and counts once."""
@@ -676,6 +727,19 @@ class ForwarderTests(ServerTestCase):
         (reply,) = self.send(dns.message.make_query("nobody.jitsu.test", "A").to_wire(), Source("127.0.0.1", 1))
         self.assertEqual(dns.rcode.NXDOMAIN, dns.message.from_wire(reply).rcode())
         self.assertEqual([], self.asked)
+
+    def test_bounded(self) -> None:
+        """So many questions are forwarded at once; more are SERVFAIL, until there are answers."""
+        query = dns.message.make_query("www.example.com", "MX").to_wire()
+        source, replies, waiting = Source("127.0.0.1", 1), [], []
+        for _ in range(MOST_OF_ONE + 1):
+            self.result = Deferred()
+            waiting.append(self.result)
+            replies.append(self.send(query, source))
+        self.assertEqual([0] * MOST_OF_ONE + [1], [len(each) for each in replies])
+        self.assertEqual(dns.rcode.SERVFAIL, dns.message.from_wire(replies[-1][0]).rcode())
+        waiting[0].callback(([], [], []))
+        self.assertEqual([], self.send(query, source))
 
     def test_failures(self) -> None:
         """The other server's response code is passed on; its silence is SERVFAIL."""

@@ -8,9 +8,9 @@ look the same in lower case, so that none is taken for another.) The answer is t
 case that the client chose, and the rest of an answer that was written the long way. Questions with EDNS options are not
 kept: cookies differ for each client.
 
-Anybody can make up kinds of questions, and names below a wildcard, without end. So an answer that was not used for long
-gives way (second chance, by what is noted of each use anyway: a hit costs nothing more), and it is one of the VM that has
-the most.
+Any client can make up kinds of questions, and names below a wildcard, without end. So an answer that was not used for
+long gives way (second chance, by what is noted of each use anyway: a hit costs nothing more), and it is one of the VM
+that has the most.
 """
 
 from __future__ import annotations
