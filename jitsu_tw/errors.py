@@ -24,6 +24,7 @@ The numbers are Extended DNS Errors (RFC 8914, section 4).
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from twisted.names import dns, error
@@ -39,6 +40,26 @@ EDE_NOT_READY: Final = 14
 EDE_PROHIBITED: Final = 18
 EDE_NOT_AUTHORITATIVE: Final = 20
 EDE_NETWORK_ERROR: Final = 23
+
+#: Categories of Unicode that a terminal or a log acts on: controls, invisible formats (bidi), surrogates, line ends.
+_ACTS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+#: The formats that names need: Persian and Indic ones, and emoji, have joiners.
+_JOINERS: Final = "\u200c\u200d"
+
+
+def printable(text: str) -> str:
+    r"""
+    Return *text*, which comes from outside, safe for a terminal or a log: ``\x1b``, ``\n``, ``\u202e`` are spelt out.
+
+    Letters of all languages, combining marks and emoji stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in _ACTS and one not in _JOINERS else one
+        for one in text
+    )
 
 
 class JitsuError(Exception):

@@ -19,11 +19,11 @@ from twisted.internet import reactor as default_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
 
-from jitsu_tw import __version__, config
+from jitsu_tw import __version__, config, logs
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
@@ -42,8 +42,7 @@ from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import ConfigError, JitsuError
-from jitsu_tw.logs import observer
+from jitsu_tw.errors import ConfigError, JitsuError, printable
 from jitsu_tw.store import store_at
 from jitsu_tw.twistd import cannot_write, stop_once
 from jitsu_tw.vm.change import Running
@@ -180,8 +179,7 @@ class JitsuService(Service):
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
-        if self._settings.log_json:
-            parent.setComponent(ILogObserver, observer(self._twistd))
+        logs.set_up(parent, self._twistd, as_json=self._settings.log_json)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:  # noqa: N802
@@ -360,7 +358,8 @@ def from_systemd() -> list[int]:
 
 def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
-    print(f"jitsu: {error}", file=sys.__stderr__)
+    for line in str(error).splitlines():
+        print(f"jitsu: {printable(line)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

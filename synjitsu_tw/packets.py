@@ -206,15 +206,19 @@ def _discovery(src: bytes, dst: bytes, octets: bytes, hops: int, mac: bytes) -> 
         return None
     asks, target = octets[0] == icmp6.ND_NEIGHBOR_SOLICIT, octets[8:24]
     options = octets[24:]
-    while len(options) >= 8 and options[1]:
+    while options:
+        if not 0 < 8 * options[1] <= len(options):  # such a message is not believed at all (7.1.1, 7.1.2)
+            return None
         if options[0] == (1 if asks else 2) and options[1] == 1:
             mac = options[2:8]
         options = options[8 * options[1] :]
     return Neighbour(mac, src, target, asks=True) if asks else Neighbour(mac, target, dst, asks=False)
 
 
-def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet:
+def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet | None:
     if protocol == TCP and len(octets) >= 20:
+        if not 20 <= (octets[12] >> 4) * 4 <= len(octets):  # no stack takes it, so it must start nothing
+            return None
         segment = tcp.TCP(octets)
         return Packet(src, dst, TCP, segment.sport, segment.dport, segment.flags, segment.seq, segment.win,
                       bytes(segment.opts), len(segment.data))

@@ -391,17 +391,36 @@ class PolicyTests(ServerTestCase):
     def test_budget(self) -> None:
         """A network that has used up its starts is REFUSED; others are not, and what is up goes on for all."""
         self.restart(starts_per_minute=1)
-        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1").rcode())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", tcp=True).rcode())
         self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("192.0.2.2", "six")))
+        self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("192.0.2.2", "six", tcp=True)))
         self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.2").rcode())
-        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.3.1", "six").rcode())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.3.1", "six", tcp=True).rcode())
         self.assertEqual(2, self.starts())
         self.world.pump(61)
-        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "deep.er").rcode())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "deep.er", tcp=True).rcode())
+
+    def test_forged(self) -> None:
+        """
+        Whatever a forger sends by UDP in the name of a network, clients of that network start VMs.
+
+        They are asked for proof, by TC or by a cookie, as by `verify_source`, but only from half of the budget on.
+        """
+        self.restart(starts_per_minute=2)
+        self.assertFalse(self.ask_from("192.0.2.66").flags & dns.flags.TC)
+        for _ in range(100):
+            self.assertTrue(self.ask_from("192.0.2.66", "six").flags & dns.flags.TC)
+        self.assertEqual(1, self.starts())
+        mine = dns.edns.CookieOption(b"12345678", b"")
+        reply = self.ask_from("192.0.2.1", "six", [mine])
+        self.assertEqual(dns.rcode.BADCOOKIE, reply.rcode())
+        (cookie,) = [option for option in reply.options if isinstance(option, dns.edns.CookieOption)]
+        self.assertEqual(1, len(self.ask_from("192.0.2.1", "six", [cookie]).answer))
+        self.assertEqual(2, self.starts())
 
     def test_joining_costs_nothing(self) -> None:
         """Who asks for a VM that is booting joins, with no budget."""
-        self.restart(starts_per_minute=1)
+        self.restart(starts_per_minute=2)
         query = dns.message.make_query("never.jitsu.test", "A").to_wire()
         replies = [self.send(query, Source("192.0.2.1", port)) for port in range(5)]
         self.world.pump(1.3)
@@ -409,13 +428,15 @@ class PolicyTests(ServerTestCase):
 
     def test_max_running(self) -> None:
         """Over `max_running` nothing more is started: SERVFAIL, so that a resolver may ask elsewhere."""
-        self.restart(max_running=1)
+        self.restart(max_running=2)
         self.ask_from("192.0.2.1")
-        reply = self.ask_from("192.0.2.1", "six")
-        self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(reply))
-        self.assertEqual(1, self.starts())
+        self.assertTrue(self.ask_from("192.0.2.1", "deep.er").flags & dns.flags.TC)
+        self.ask_from("192.0.2.1", "deep.er", tcp=True)
+        for tcp in (False, True):
+            self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(self.ask_from("192.0.2.1", "six", tcp=tcp)))
+        self.assertEqual(2, self.starts())
         self.world.fleet.stop_vm("www")
-        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six").rcode())
+        self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six", tcp=True).rcode())
 
     def test_verify_source(self) -> None:
         """
@@ -474,7 +495,7 @@ class PolicyTests(ServerTestCase):
         observer: Any = events.append
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        self.restart(starts_per_minute=1)
+        self.restart(starts_per_minute=2)
         self.ask_from("192.0.2.1")
         for _ in range(10):
             self.ask_from("192.0.2.1", "six")

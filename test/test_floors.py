@@ -52,7 +52,8 @@ FLOORS: Final = (
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
      "jitsu_tw.control.web", "jitsu_tw.control.describe", "jitsu_tw.control.events", "jitsu_tw.control.standins",
      "jitsu_tw.control.cluster", "jitsu_tw.control.metrics", "jitsu_tw.control.files", "jitsu_tw.control.api"),
-    ("jitsu_tw.values", "jitsu_tw.sayings", "jitsu_tw.config", "jitsu_tw.branches", "jitsu_tw.shared", "jitsu_tw.tap",
+    ("jitsu_tw.values", "jitsu_tw.sayings", "jitsu_tw.config", "jitsu_tw.permissions",
+     "jitsu_tw.branches", "jitsu_tw.shared", "jitsu_tw.tap",
      "jitsu_tw.ctl.client", "jitsu_tw.ctl.show", "jitsu_tw.ctl.check", "jitsu_tw.ctl.history", "jitsu_tw.ctl"),
     ("synjitsu_tw", "synjitsu_tw.packets"),
     ("synjitsu_tw.syns", "synjitsu_tw.table", "synjitsu_tw.standins", "synjitsu_tw.records"),
@@ -61,8 +62,8 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.messages", "jitsu_tw.networks",
-                  "jitsu_tw.twistd", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.logs", "jitsu_tw.messages",
+                  "jitsu_tw.networks", "jitsu_tw.twistd", "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

@@ -1,0 +1,30 @@
+"""
+Configurations that cannot be meant.
+
+`Row.input` is the text of ``jitsu.yaml``, or its octets; `Row.expected` is a regular expression for the error, which
+begins behind the name of the file. `GOOD` is read after each of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from test.hostile import Row
+
+GOOD: Final = "backend: memory\nvms:\n  - {name: www, dns: www.example.org, ip: 10.0.0.1}\n"
+
+ROWS: Final = (
+    Row("no text", b"\xff\xfe\0", "is not text in UTF-8"),
+    Row("no YAML", "vms: [", ":[12]: is not YAML"),
+    Row("a control character", "bind: '\x01'", "is not YAML"),
+    Row("a list at the top", "- vms\n", ':1: should be lines of the form "key: value"'),
+    Row("a key twice", "listen: 53\nlisten: 54\n", ":2: listen: is there twice"),
+    Row("an alias of itself", "vms: &a\n  - *a\n", r"vms\[0\]"),
+    Row("a tag of Python", "listen: !!python/object/apply:os.system [id]\n", ":1: listen: takes one value"),
+    Row("a key as long as a book", f"{'a' * 100_000}: 1\n", ":1: a+: no such key|is not YAML"),
+    Row("a number of 5000 digits", GOOD + f"listen: {'9' * 5000}\n", ":4: listen: "),
+    Row("a time that is not a number", GOOD + "answer_by: nan\n", ":4: answer_by: "),
+    Row("a VM without a name", "vms:\n  - {dns: a.example.org, ip: 10.0.0.1}\n", ":2: .*name.* is missing"),
+    Row("a name of 300 octets", GOOD + f"  - {{name: b, dns: {'a.' * 150}org, ip: 10.0.0.2}}\n", ":4: .*dns"),
+    Row("an address that is none", GOOD + "  - {name: b, dns: b.example.org, ip: 10.0.0.300}\n", ":4: .*10.0.0.300"),
+)

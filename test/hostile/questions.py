@@ -1,0 +1,38 @@
+"""
+Octets in the place of questions, as a datagram and as a message by TCP.
+
+`Row.input` is the message; `Row.expected` is the code of the reply (RFC 1035, 4.1.1), empty where there must be none.
+`test.packets` has what puts messages together. No row may start a VM.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import Final
+
+from jitsu_tw.dns.wire import ROOT, from_text
+from test.hostile import Row
+from test.packets import COOKIE, TOO_LONG, opt, option, packet, record
+
+_NOBODY: Final = from_text("nobody.jitsu.test")
+_A: Final = pack("!HH", 1, 1)
+
+ROWS: Final = (
+    Row("one octet", b"\0", ""),
+    Row("eleven octets", bytes(11), ""),
+    Row("a reply", packet(flags=0x8180), ""),
+    Row("no question", packet(b"", qd=0), "FORMERR"),
+    Row("two questions", packet(_NOBODY + _A, _NOBODY + _A, qd=2), "FORMERR"),
+    Row("65535 questions", packet(_NOBODY + _A, qd=65535), "FORMERR"),
+    Row("a name that points to itself", packet(b"\xc0\x0c" + _A), "FORMERR"),
+    Row("a name of 256 octets", packet(TOO_LONG + _A), "FORMERR"),
+    Row("a label type that there is not", packet(b"\x41a\0" + _A), "FORMERR"),
+    Row("octets behind the end", packet(_NOBODY + _A, b"junk"), "FORMERR"),
+    Row("two OPT records", packet(_NOBODY + _A, opt(), opt(), ar=2), "FORMERR"),
+    Row("an option that is longer than its record", packet(_NOBODY + _A, record(ROOT, 41, b"\0\x0a\0\xff"), ar=1),
+        "FORMERR"),
+    Row("a cookie of 9 octets", packet(_NOBODY + _A, opt(option(10, COOKIE + b"9")), ar=1), "FORMERR"),
+    Row("the class CHAOS", packet(_NOBODY + pack("!HH", 16, 3)), "REFUSED"),
+    Row("an update", packet(flags=0x2800), "NOTIMP"),
+    Row("a transfer by a stranger", packet(from_text("jitsu.test") + pack("!HH", 252, 1)), "REFUSED|NOTIMP|FORMERR"),
+)

@@ -1,0 +1,92 @@
+"""
+Change requests by git, with which a pusher wants more than it may.
+
+`Row.input` makes the tree of the request in a repository that has the tree of `main`; `Row.expected` is a regular
+expression for the reason of the rejection, as the pusher and ``rejected/…`` have it. `WWW` and `DB` are VMs of `main`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import pygit2
+from pygit2.enums import FileMode
+
+from test import hostile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Make = Callable[[pygit2.Repository, pygit2.Oid], pygit2.Oid]
+
+WWW: Final = "00000000-0000-4000-8000-000000000001"
+DB: Final = "00000000-0000-4000-8000-000000000002"
+
+_DEFINED: Final = f"jitsu/vm/{WWW}"
+
+
+@attrs.frozen
+class Row(hostile.Row):
+    """
+    A request.
+
+    Attributes:
+        branch: behind ``request/``; ``www/…`` is the own branch of the VM www.
+    """
+
+    branch: str = "asked"
+
+
+def put(repository: pygit2.Repository, tree: pygit2.Oid | None, path: str, what: pygit2.Oid, mode: int) -> pygit2.Oid:
+    """Return *tree* (None: an empty one) with the object *what* at *path*."""
+    first, _, rest = path.partition("/")
+    below = repository[tree] if tree is not None else None
+    assert below is None or isinstance(below, pygit2.Tree)
+    builder = repository.TreeBuilder() if below is None else repository.TreeBuilder(below)
+    if rest:
+        inner = below[first].id if below is not None and first in below else None
+        what, mode = put(repository, inner, rest, what, mode), FileMode.TREE
+    builder.insert(first, what, mode)
+    return builder.write()
+
+
+def file(path: str, value: bytes, mode: int = FileMode.BLOB) -> Make:
+    """Return what writes *value* to *path*."""
+    return lambda repository, tree: put(repository, tree, path, repository.create_blob(value), mode)
+
+
+def folder(path: str, make: Callable[[pygit2.Repository], pygit2.Oid]) -> Make:
+    """Return what puts the tree that *make* returns at *path*."""
+    return lambda repository, tree: put(repository, tree, path, make(repository), FileMode.TREE)
+
+
+def gone(path: str) -> Make:
+    """Return what replaces the folder at *path* by an empty tree."""
+    return folder(path, lambda repository: repository.TreeBuilder().write())
+
+
+def submodule(repository: pygit2.Repository, tree: pygit2.Oid) -> pygit2.Oid:
+    """Put a commit of another repository in the place of a value."""
+    return put(repository, tree, f"{_DEFINED}/config/x", pygit2.Oid(hex="1" * 40), FileMode.COMMIT)
+
+
+ROWS: Final = (
+    Row("a TTL that is no number", file(f"{_DEFINED}/dns/www.jitsu.test/ttl", b"five"), "ttl.*five"),
+    Row("a key that there is not", file(f"{_DEFINED}/config/nonsense/0", b"1"), "no such key"),
+    Row("a value of 65537 octets", file(f"{_DEFINED}/config/idle/0", b"1" * 65537), "too long"),
+    Row("a value that is binary", file(f"{_DEFINED}/config/idle/0", b"1\0\xff"), "binary"),
+    Row("a symbolic link", file(f"{_DEFINED}/ip", b"/etc/passwd", FileMode.LINK), "no plain file"),
+    Row("a submodule", submodule, "no plain file"),
+    Row("a file beside the VMs", file("jitsu/stats/x/start_ts", b"1"), "not for requests"),
+    Row("a file beside Jitsu", file("README", b"hello"), "not for requests"),
+    Row("a folder that is no uuid", file("jitsu/vm/../ip".replace("..", "etc"), b"10.0.0.9"), "named by its uuid"),
+    Row("a file among the VMs", file(f"jitsu/vm/{DB[:-1]}9", b"1"), "no plain file"),
+    Row("an address that another VM has", file(f"{_DEFINED}/ip", b"10.0.0.2"), "10.0.0.2"),
+    Row("another VM from a VM's own branch", file(f"jitsu/vm/{DB}/ip", b"10.0.0.9"), "the VM www only", "www/other"),
+    Row("removal from a VM's own branch", gone(_DEFINED), "neither add nor remove", "www/gone"),
+    Row("a definition from a VM's own branch", file(f"{_DEFINED}/config/define/0", b"/etc/passwd"),
+        "define is not for a VM's own branch", "www/define"),
+    Row("the branch of a VM that there is not", file(f"{_DEFINED}/ip", b"10.0.0.9"), "may change the VM nobody only",
+        "nobody/a"),
+)
