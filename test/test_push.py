@@ -25,6 +25,7 @@ from jitsu_tw.store.lock import Lock, holder
 from jitsu_tw.store.push import Update, refusal
 from test.hostile.requests import WWW, file, folder, paths, put
 from test.test_requests import ANN
+from test.test_store_history import QUICK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +45,7 @@ class PushTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Make both."""
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=QUICK))
         self.addCleanup(shutil.rmtree, self.folder)
         self.folder.chmod(0o755)
         self.path, self.clone = self.folder / "state.git", self.folder / "clone"
@@ -54,7 +55,9 @@ class PushTestCase(SynchronousTestCase):
         self.git("clone", "-q", str(self.path), str(self.clone), folder=self.folder)
         self.repository = pygit2.Repository(str(self.clone))
 
-    def git(self, *words: str, folder: Path | None = None, status: int = 0, environment: Mapping[str, str] | None = None) -> str:
+    def git(
+        self, *words: str, folder: Path | None = None, status: int = 0, environment: Mapping[str, str] | None = None
+    ) -> str:
         """Run git; return all that it says."""
         run = subprocess.run(["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *words],
                              cwd=folder or self.clone, check=False, capture_output=True, text=True,
