@@ -28,8 +28,12 @@ if [ ! -x "$python" ]; then
     echo "{name}: $python is not there, or not for this user: start Jitsu, or run jitsuctl init, to renew the hooks" >&2
     exit 1
 fi
-exec "$python" -I -c 'import sys; sys.path.append(sys.argv.pop(1)); from jitsu_tw.store import push; push.main()' \\
-    {root} {name}
+exec "$python" -I -c 'import sys
+root = sys.argv.pop(1)
+if root not in sys.path:
+    sys.path.insert(0, root)
+from jitsu_tw.store import push
+push.main()' {root} {name}
 """
 
 #: What each is for.
