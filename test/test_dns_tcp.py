@@ -27,7 +27,6 @@ class Slow:
         self.clock, self.cost, self.received = clock, 0.0, 0
         self.asked: list[tuple[bytes, Any]] = []
         self.sources: list[Any] = []
-        self.streams: list[bool] = []
 
     def receive(self, octets: bytes, source: Any, send: Any, stream: Any) -> bool:
         """Keep the query."""
@@ -35,8 +34,8 @@ class Slow:
         self.received += 1
         self.clock.rightNow += self.cost
         if octets == b"zone":
-            self.streams.append(stream(iter([b"one", b"", b"two"])))
-            return self.streams[-1]
+            stream(iter([b"one", b"", b"two"]))
+            return True
         if not octets:
             return False
         if octets == b"now":
@@ -271,17 +270,27 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual((1, []), (self.server.received, self.clock.getDelayedCalls()))
 
     def test_transfers(self) -> None:
-        """One network has its share of transfers at once, one for each connection; what is over it is refused."""
-        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_TRANSFERS_TO_ONE + 1)]
-        for protocol, _ in connections:
+        """One network has its share of transfers at once, one for each connection; the others wait for a place."""
+        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_TRANSFERS_TO_ONE + 2)]
+        for protocol, _ in connections[:-2]:
             protocol.dataReceived(framed(b"zone", b"zone"))
-        self.assertEqual([True, True] * MOST_TRANSFERS_TO_ONE + [False, False], self.server.streams)
-        connections[0][0].connectionLost(connectionDone)
-        connections[-1][0].dataReceived(framed(b"zone"))
-        self.assertTrue(self.server.streams.pop())
+            protocol.pauseProducing()
+        for protocol, _ in connections[-2:]:
+            protocol.dataReceived(framed(b"zone"))
+        other, transport = self.connect("198.51.100.1")
+        other.dataReceived(framed(b"zone"))
+        connections[-1][0].connectionLost(connectionDone)
         self.clock.pump([0.01] * 10)
-        self.connect()[0].dataReceived(framed(b"zone"))
-        self.assertTrue(self.server.streams.pop())
+        zone = framed(b"one", b"two")
+        self.assertEqual(zone, transport.value())
+        self.assertEqual(b"", connections[-2][1].value())
+        connections[0][0].resumeProducing()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual([zone + zone, b"", zone, b""], [each.value() for _, each in connections])
+        connections[1][0].connectionLost(connectionDone)
+        other.dataReceived(framed(b"zone"))
+        self.clock.pump([0.01] * 10)
+        self.assertEqual((zone + zone, {}), (transport.value(), dict(self.factory.transfers._has)))
 
     def test_end(self) -> None:
         """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""
