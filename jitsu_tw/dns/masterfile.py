@@ -1,20 +1,19 @@
 """
 Master files (RFC 1035, 5; RFC 2308, 4) as a stream of records, each with the line that it begins on.
 
-The text is taken apart here, so that a mistake has its line, ends its own record only, and costs no more than the limits
-below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is not known
-here: that is `zone`'s.
+The text is split into records here, so that a mistake has its line, ends its own record only, and costs no more than
+the limits below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is
+not known here: that is `zone`'s.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-import errno
-import os
 import re
 import stat
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.exception
@@ -28,11 +27,10 @@ import dns.tokenizer
 import dns.ttl
 
 from jitsu_tw.dns.wire import PLAIN, parse_name, shown
-from jitsu_tw.errors import ZoneError
+from jitsu_tw.errors import ZoneError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: How much a zone may be, before anything is made of it: octets in all its files, files, and records.
 MAX_OCTETS: Final = 256 * 2**20
@@ -52,7 +50,8 @@ _SPECIAL: Final = re.compile(r'["();\\]')
 _WORD: Final = re.compile(r"[^ \t]+")
 #: What a line consists of: blanks, a comment, a quoted string and its end, a parenthesis, a word, or nothing of these.
 _PARTS: Final = re.compile(
-    r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()]) | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+|[^ \t"();\\]+) | .""",
+    r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()])
+        | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+ | [^ \t"();\\]+) | .""",
     re.VERBOSE,
 )
 _BLANK, _COMMENT, _QUOTED, _QUOTE, _PARENTHESIS, _BARE = range(1, 7)
@@ -99,7 +98,7 @@ class Report:
 
     Attributes:
         mistakes: why the zone cannot be served.
-        wants_soa: a record with a mistake may be the SOA record.
+        wants_soa: a record with a mistake, or in a file that is not read, may be the SOA record.
     """
 
     def __init__(self) -> None:
@@ -145,7 +144,7 @@ class Report:
         raise ZoneError("\n".join(lines), first.path, first.line)
 
 
-class _TooMuch(ZoneError):
+class _TooMuchError(ZoneError):
     """A mistake after which nothing more is read."""
 
 
@@ -246,7 +245,8 @@ class _Record(dns.tokenizer.Tokenizer):
                 return origin
             name = None if plain else parse_name(value, None)
             if name is not None and "@" in value and "\\@" not in value:
-                self.odd.append(f"{shown(value)} has an @ in a name: a mailbox is written with a dot, as hostmaster.example.org.")
+                what = "has an @ in a name: a mailbox is written with a dot, as hostmaster.example.org."
+                self.odd.append(f"{shown(value)} {what}")
             if name is not None and name.is_absolute():
                 return name
             if origin is None:
@@ -275,7 +275,7 @@ class _Record(dns.tokenizer.Tokenizer):
         if token.is_quoted_string():
             raise _Slip(f'"{self.last[1:-1]}" must stand without quotes')
         if not token.is_identifier():
-            raise _Slip("the data are not complete")
+            raise _Slip("the line is not complete")
 
 
 def read(path: str | Path, origin: str | None = None, report: Report | None = None) -> Iterator[Entry]:
@@ -304,6 +304,7 @@ def read(path: str | Path, origin: str | None = None, report: Report | None = No
             yield from reader.entries()
         except ZoneError as error:
             found.mistake(error)
+            found.wants_soa = True
     if report is None:
         found.check()
 
@@ -331,9 +332,9 @@ class _Reader:
     def set_origin(self, origin: dns.name.Name | None) -> None:
         """Complete relative names by *origin* from now on."""
         self.origin = origin
-        labels = origin.to_text(omit_final_dot=True).lower().split(".") if origin is not None and len(origin) > 1 else []
-        #: how a relative name ends that was meant to be absolute
-        self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(max(1, len(labels) - 1)) if labels)
+        labels = [] if origin in {None, dns.name.root} else str(origin).lower().split(".")[:-1]
+        # how a relative name ends that was meant to be absolute: by the origin or a name above it that is not top-level
+        self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(len(labels)) if at == 0 or at < len(labels) - 1)
 
     def open(self, path: str) -> None:
         """
@@ -345,23 +346,19 @@ class _Reader:
         self.path = path
         self.left[1] -= 1
         if self.left[1] < 0:
-            raise _TooMuch(f"more than {MAX_FILES} files in one zone: remove an $INCLUDE", path)
+            raise _TooMuchError(f"more than {MAX_FILES} files in one zone: remove an $INCLUDE", path)
         try:
-            status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))  # noqa: TRY301
-            if not stat.S_ISREG(status.st_mode):
-                raise ZoneError("is a device, a pipe or a socket; a zone file must be an ordinary file", path)
+            status = Path(path).stat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise ZoneError("a device, a pipe or a socket; a zone file must be an ordinary file", path)
             if (status.st_dev, status.st_ino) in self.within:
                 raise ZoneError("does the file include itself? It is being read", path)
-            octets = b""
-            if status.st_size <= self.left[0]:
-                with open(path, "rb") as file:  # noqa: PTH123 - as os.stat above
-                    octets = file.read(self.left[0] + 1)
+            with Path(path).open("rb") as file:
+                octets = file.read(self.left[0] + 1) if status.st_size <= self.left[0] else b""
         except OSError as error:
             raise ZoneError(f"cannot read the zone file: {error.strerror}", path) from error
         if max(len(octets), status.st_size) > self.left[0]:
-            raise _TooMuch(f"the files of the zone have more than {MAX_OCTETS >> 20} MiB: part the zone", path)
+            raise _TooMuchError(f"the files of one zone may have {MAX_OCTETS >> 20} MiB together: split the zone", path)
         self.left[0] -= len(octets)
         self.within = (*self.within, (status.st_dev, status.st_ino))
         try:
@@ -386,10 +383,11 @@ class _Reader:
                     yield from self._directive(record)
                 else:
                     yield self._entry(record)
-            except _TooMuch:
+            except _TooMuchError:
                 raise
-            except ZoneError as error:
+            except ZoneError as error:  # of a file that is not read
                 self.report.mistake(error)
+                self.report.wants_soa = True
             except Exception as error:  # noqa: BLE001 - whatever dnspython makes of data, other records are read
                 self._mistake(record, _words(error), record.line)
             self._warn(record)
@@ -406,7 +404,7 @@ class _Reader:
         """Return the record that *record* says."""
         self.left[2] -= 1
         if self.left[2] < 0:
-            raise _TooMuch(f"more than {MAX_RECORDS:,} records in one zone: part it", self.path, record.line)
+            raise _TooMuchError(f"more than {MAX_RECORDS:,} records in one zone: split it", self.path, record.line)
         record.tails = self.tails
         if not record.leading:
             self.owner = None  # should it be no name, the next record's is not an earlier one's
@@ -439,7 +437,7 @@ class _Reader:
             if rtype is not None:
                 break
             if ttl is None and word[0].isdigit() and not _is_address(word):
-                ttl = self.last_ttl = _ttl(word)
+                ttl = self.last_ttl = _ttl(token.value)
             elif not has_class and _is_class(word):
                 has_class = True
             else:
@@ -448,11 +446,12 @@ class _Reader:
             raise _Slip(f"{dns.rdatatype.to_text(rtype)} is a type for questions: no record can have it")
         return ttl, rtype
 
-    def _data(self, record: _Record, rtype: dns.rdatatype.RdataType) -> bytes:
+    def _data(self, record: _Record, rtype: int) -> bytes:
         """Return the data of *record*, which begin with the next token."""
         start = record.at
         try:
-            rdata = dns.rdata.from_text(dns.rdataclass.IN, rtype, record, self.origin, relativize=False).to_wire()
+            kind = dns.rdatatype.RdataType.make(rtype)
+            rdata = dns.rdata.from_text(dns.rdataclass.IN, kind, record, self.origin, relativize=False).to_wire()
         except Exception as error:
             words = [token.value for token in record.tokens[start:]]
             raise _Slip(_why(record, rtype, words, error)) from error
@@ -480,7 +479,9 @@ class _Reader:
 
     def _include(self, record: _Record) -> Iterator[Entry]:
         """Yield the records of the file named next; neither its origin nor its last owner comes back out of it."""
-        path = os.path.join(os.path.dirname(self.path), record.get_string())  # noqa: PTH118, PTH120
+        if len(record.tokens) < 2:
+            raise _Slip("$INCLUDE needs a file: '$INCLUDE hosts.zone'")
+        path = str(Path(self.path).parent / record.get_string())
         inner = copy.copy(self)
         if not (token := record.get()).is_eol():
             inner.set_origin(record.as_name(token, self.origin))
@@ -492,7 +493,7 @@ class _Reader:
         except ZoneError as error:
             if error.line is not None:
                 raise
-            raise type(error)(f"$INCLUDE {shown(path)}: {error.message}", self.path, record.line) from error
+            raise type(error)(f"$INCLUDE {printable(path)[:300]}: {error.message}", self.path, record.line) from error
         yield from inner.entries()
 
     def _generate(self, record: _Record) -> Iterator[Entry]:
@@ -545,6 +546,7 @@ def _records(text: str) -> Iterator[_Record]:
                 opened = _take(record, text, before, at, opened, line)
             if opened:
                 what = "the parenthesis that opens here is not closed; what follows was not looked at"
+                what += "; perhaps a ';' hides its end" * record.cut
                 record.fault, at = (what, opened[0]), size
         at += 1
         if record.tokens or record.fault:
@@ -562,7 +564,9 @@ def _take(record: _Record, text: str, start: int, end: int, opened: list[int], l
 
     Args:
         record: takes them, and what is wrong with them.
-        text: has the line from *start* to *end*.
+        text: the file.
+        start: where in it the line begins.
+        end: where it ends.
         opened: the lines of the parentheses that are open before it.
         line: its number, if it is not the record's first.
 
@@ -623,9 +627,10 @@ def _numbered(template: str, number: int) -> str:
 def _ttl(text: str) -> int:
     """Return the TTL *text* in seconds (RFC 2181, 8; units: BIND)."""
     try:
-        ttl = dns.ttl.from_text(text if len(text) < 32 else "")
+        ttl = int(text[:11]) if text.isascii() and text.isdigit() else dns.ttl.from_text(text[:32])
     except dns.exception.DNSException:
-        raise _Slip(f"{shown(text)} is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m") from None
+        what = "is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m"
+        raise _Slip(f"{shown(text)} {what}") from None
     if ttl >= 2**31:
         raise _Slip(f"{shown(text)} is too long a TTL: 2147483647 seconds at most (RFC 2181, 8)")
     return ttl
@@ -660,11 +665,13 @@ def _no_type(record: _Record, word: str) -> str:
     """Return what is wrong where *word* stands in place of a type."""
     if _is_address(word):
         return f"a type is missing before {record.last}: 'www A 192.0.2.1'"
-    names = difflib.get_close_matches(word[:20], [each.name for each in dns.rdatatype.RdataType], 2, 0.6)
+    common = [each.split()[0] for each in _EXAMPLES.values()]
+    names = difflib.get_close_matches(word[:20], common, cutoff=0.5)
+    names = names or difflib.get_close_matches(word[:20], [each.name for each in dns.rdatatype.RdataType])
     hint = f"did you mean {' or '.join(names)}? " if names else ""
     if record.leading and record.at == 1:
-        hint += "if it is the owner, remove the blank before it; "
-    return f"unknown type {record.last}: {hint}a type that has no name here is written as TYPE65280 \\# 2 abcd (RFC 3597)"
+        hint += "If it is the owner, remove the blank before it. "
+    return f"unknown type {record.last}: {hint}Types without a name are written as TYPE65280 \\# 2 abcd (RFC 3597)"
 
 
 def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str:
@@ -677,11 +684,11 @@ def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str
     elif isinstance(error.__cause__ or error, _Slip):
         pass
     elif rtype == _A and words:
-        reason = f"{shown(words[0])} is no IPv4 address: four numbers from 0 to 255 with dots between"
+        reason = f"{shown(words[0])[1:-1]} is no IPv4 address: four numbers from 0 to 255 with dots between"
         if ":" in words[0]:
-            reason, example = f"{shown(words[0])} is no IPv4 address", f"AAAA {words[0][:40]}"
+            reason, example = f"{shown(words[0])[1:-1]} is no IPv4 address", f"AAAA {words[0][:40]}"
     elif rtype == _AAAA and words:
-        reason = f"{shown(words[0])} is no IPv6 address: up to eight numbers from 0 to ffff with colons between"
+        reason = f"{shown(words[0])[1:-1]} is no IPv6 address: up to eight numbers from 0 to ffff with colons between"
     elif reason == "string too long":
         size = max(map(len, words))
         reason = f"a string of {size:,} octets, and 255 are the most: write it as several strings, each in quotes"

@@ -19,6 +19,8 @@ import attrs
 import dns.name
 from twisted.names import dns as tdns
 
+from jitsu_tw.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -78,8 +80,8 @@ def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
 
 
 def shown(text: str, most: int = 60) -> str:
-    """Return *text* in quotes, for a message: what cannot be printed is escaped, and *most* characters are enough."""
-    return repr(text if len(text) <= most else f"{text[:most]}…")
+    """Return *text* in quotes, for a message: what cannot be printed is spelt out, and *most* characters are enough."""
+    return f"'{printable(text if len(text) <= most else f'{text[:most]}…')}'"
 
 
 def to_text(name: bytes) -> str:

@@ -74,7 +74,9 @@ class RRset:
 
     def added(self, ttl: int, rdata: bytes) -> RRset:
         """Return this with one more record, or this one's TTL lowered."""
-        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in [one.lower() for one in self.rdatas])
+        known = rdata in self.rdatas
+        if not known and self.type in ONE_NAME:
+            known = rdata.lower() in [one.lower() for one in self.rdatas]
         rdatas = self.rdatas if known else (*self.rdatas, rdata)
         ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
         return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
@@ -145,14 +147,14 @@ class Zone:
         zone = cls(RR(*soa[:4]), path)
         zone._report = report
         for entry in entries:
-            try:
-                if entry.type != SOA:
+            if entry.type == SOA and entry is not soa:
+                message = f"a second SOA record, after line {soa.line}: remove one"
+                report.mistake(ZoneError(message, entry.path, entry.line))
+            elif entry is not soa:
+                try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
-                elif entry is not soa:
-                    message = f"a second SOA record, after line {soa.line}: remove one"
-                    raise ZoneError(message, entry.path, entry.line)
-            except ZoneError as error:
-                report.mistake(error)
+                except ZoneError as error:
+                    report.mistake(error)
         report.check()
         return zone
 
