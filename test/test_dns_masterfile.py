@@ -14,7 +14,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.tokenizer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest
 
@@ -62,8 +62,8 @@ ALIKE: Final = (
     'n NAPTR 100 50 "s" "z3950+I2L+I2C" "" _z3950._tcp',
     'h HTTPS 1 . alpn="h2,h3" port=8443 ipv4hint=192.0.2.1\nh SVCB 0 sub.example.net.',
     "$TTL 1d2h\nd A 192.0.2.1\n$TTL 0\ne A 192.0.2.1",
-    "r 60 RRSIG A 13 3 60 20300101000000 20200101000000 1 @ YWJj\nr 60 A 192.0.2.1\n"
-    + "r 300 RRSIG TXT 13 3 300 20300101000000 20200101000000 1 example.org. YWJj\nr 300 TXT x",
+    "r 60 RRSIG A 13 3 60 20300101000000 20200101000000 1 @ YWJj\nr 60 A 192.0.2.1",
+    "r 300 RRSIG TXT 13 3 300 20300101000000 20200101000000 1 example.org. YWJj\nr 300 TXT x",
 )
 
 #: What is wrong, behind `TOP`; in which line, and in which words.
@@ -121,7 +121,7 @@ SLIPS: Final = (
     ("a TXT " + "x" * masterfile.MAX_RECORD, 6, "a line of 262,150 characters; a record has 262,144 at most"),
     ("a TXT (\n" + 1100 * ("x" * 250 + "\n") + ")", 6, "parenthesis"),
     ("$GENERATE 1-300 a$ A 192.0.2.$", 6, "A: 192.0.2.256 is no IPv4 address"),
-    ("$GENERATE 0-1000000000 a$ A 192.0.2.1", 6, "makes more than the 2,000,000 records that a zone may have"),
+    ("$GENERATE 0-1000000000 a$ A 192.0.2.1", 6, "makes 1,000,000,001 records; a zone may have 1,000,000 lines"),
     ("$GENERATE 0-10000000000 a$ A 192.0.2.1", 6, "begins with a range, as 1-10 or 0-100/5"),
     ("$GENERATE 5-1 a$ A 192.0.2.1", 6, "begins with a range"),
     ("$GENERATE 1-5/0 a$ A 192.0.2.1", 6, "begins with a range"),
@@ -225,7 +225,7 @@ class SlipTests(ZoneTestCase):
         (path.parent / "i").write_text("e MX x\nf A 192.0.2.1\n")
         error = self.assertRaises(ZoneError, Zone.read, path)
         places = [line.removeprefix(f"{path.parent}/").split(": ")[0] for line in str(error).splitlines()]
-        self.assertEqual(["a.zone:6", "i:1", "a.zone:10", "a.zone:11", "a.zone:12", "a.zone:9", "a.zone:13"], places)
+        self.assertEqual(["a.zone:6", "a.zone:9", "a.zone:10", "a.zone:11", "a.zone:12", "a.zone:13", "i:1"], places)
 
     def test_too_many(self) -> None:
         """Twenty are told in full, of the others the number; warnings likewise."""
@@ -282,35 +282,46 @@ class SlipTests(ZoneTestCase):
 class LimitTests(ZoneTestCase):
     """What there is an end to, before the work."""
 
-    def test_sizes(self) -> None:
-        """A file that is too large is not read; all files of a zone count together."""
+    def test_octets(self) -> None:
+        """A file that is too large is not read; all files of a zone count together, and what $GENERATE writes."""
         path = Path(self.write(TOP))
         with path.open("ab") as file:
             file.truncate(2**40)
         error = self.assertRaises(ZoneError, Zone.read, path)
-        self.assertRegex(str(error), "a.zone: the files of one zone may have 256 MiB together: split the zone$")
+        self.assertEqual("a zone may have 134,217,728 octets in all, and this is more: split it", error.message)
         path = Path(self.write(TOP + "$INCLUDE i\n" * 3 + "a A x\n"))
         (path.parent / "i").write_text(";" * 900)
         with mock.patch.object(masterfile, "MAX_OCTETS", 2500):
             error = self.assertRaises(ZoneError, Zone.read, path)
         self.assertEqual(8, error.line)
-        self.assertRegex(str(error), "256 MiB|0 MiB")
-        self.assertNotIn("\n", str(error))
+        self.assertRegex(error.message, r"^\$INCLUDE .*/i: a zone may have 2,500 octets in all, .*split it$")
+        path.write_text(f"{TOP}$GENERATE 1-900000 a$ TXT {'x' * 250}\n")
+        with mock.patch.object(masterfile, "MAX_OCTETS", 2500):
+            error = self.assertRaises(ZoneError, Zone.read, path)
+        self.assertEqual(6, error.line)
+        self.assertEqual("a zone may have 2,500 octets in all, and this is more: split it", error.message)
 
-    def test_records(self) -> None:
-        """No more records than a zone may have are made, by whatever lines; then nothing more is read."""
-        with mock.patch.object(masterfile, "MAX_RECORDS", 10):
-            for text, line in (
-                (TOP + "".join(f"a{number} A 192.0.2.1\n" for number in range(9)), 13),
-                (TOP + "$GENERATE 1-7 a$ A 192.0.2.1\nb A 192.0.2.1\nc A x\n", 7),
-                (TOP + "$GENERATE 1-8 a$ A 192.0.2.1\n", 6),
-                (TOP + "b A x\n" * 8 + "c A y\n", 13),
+    def test_lines(self) -> None:
+        """Lines and what $GENERATE makes have one limit; it comes before the records."""
+        with mock.patch.object(masterfile, "MAX_LINES", 12):
+            for text, expected in (
+                (TOP + "\n" * 8, ": a zone may have 12 lines in all, and this is more: split it"),
+                (TOP + "$GENERATE 1-7 a$ A 192.0.2.1\n", r":6: \$GENERATE makes 7 records; a zone may have 12 lines"),
+                (TOP + "$INCLUDE i\n" * 3, r":8: \$INCLUDE .*/i: a zone may have 12 lines"),
             ):
                 with self.subTest(text=text):
-                    error = self.assertRaises(ZoneError, Zone.read, self.write(text))
-                    last = str(error).splitlines()[-1]
-                    self.assertRegex(last, f"a.zone:{line}: .*more than (the )?10 records")
-            Zone.read(self.write(TOP + "$GENERATE 1-7 a$ A 192.0.2.1\n"))
+                    path = Path(self.write(text))
+                    (path.parent / "i").write_text("\n\n")
+                    error = self.assertRaises(ZoneError, Zone.read, path)
+                    self.assertRegex(str(error).removeprefix(str(path)), f"^{expected}[^\n]*$")
+            Zone.read(self.write(TOP + "$GENERATE 1-6 a$ A 192.0.2.1\n"))
+
+    def test_mistakes(self) -> None:
+        """After a thousand mistakes nothing more is read."""
+        for text in ("a A x\n", "a.net. A 192.0.2.1\n"):
+            path = self.write(TOP + text * 1005)
+            lines = str(self.assertRaises(ZoneError, Zone.read, path)).splitlines()
+            self.assertEqual(["and 980 more mistakes", "the rest was not looked at"], lines[20:])
 
     def test_includes(self) -> None:
         """A file that includes itself, by whatever way, many files, and deep ones are refused."""
@@ -331,8 +342,7 @@ class LimitTests(ZoneTestCase):
         path.write_text(TOP + "$INCLUDE e\n" * 5 + "a A x\n")
         with mock.patch.object(masterfile, "MAX_FILES", 5):
             error = self.assertRaises(ZoneError, Zone.read, path)
-        self.assertRegex(str(error), "a.zone:10: .*more than 5 files in one zone|1000 files")
-        self.assertNotIn("\n", str(error))
+        self.assertRegex(str(error), r"a.zone:10: .*a zone may have 5 files in all[^\n]*$")
 
     def test_pipe(self) -> None:
         """A pipe is not opened: nobody may write to it."""
@@ -377,6 +387,7 @@ PARTS: Final = (
 class FuzzTests(ZoneTestCase):
     """Whatever is in a file: records, or mistakes with lines."""
 
+    @settings(deadline=None)
     @given(st.lists(st.sampled_from(PARTS), max_size=30))
     def test_random(self, parts: list[str]) -> None:
         """It ends in a zone, or in one error that a terminal can show."""

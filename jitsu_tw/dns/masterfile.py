@@ -32,16 +32,18 @@ from jitsu_tw.errors import ZoneError, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How much a zone may be, before anything is made of it: octets in all its files, files, and records.
-MAX_OCTETS: Final = 256 * 2**20
+#: How much a zone may be before anything is made of it: octets in all its files, lines in them, and files. What
+#: $GENERATE makes counts, too.
+MAX_OCTETS: Final = 128 * 2**20
+MAX_LINES: Final = 1_000_000
 MAX_FILES: Final = 1000
-MAX_RECORDS: Final = 2_000_000
 #: How many characters one record may have in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
 MAX_RECORD: Final = 2**18
 #: How deep files may include each other.
 MAX_DEPTH: Final = 10
-#: How many mistakes, and how many warnings, are told in full.
+#: How many mistakes, and how many warnings, are told in full; after how many mistakes nothing more is read.
 MOST_TOLD: Final = 20
+MOST_MISTAKES: Final = 1000
 
 IDENTIFIER, QUOTED, EOL = dns.tokenizer.IDENTIFIER, dns.tokenizer.QUOTED_STRING, dns.tokenizer.EOL
 
@@ -105,43 +107,49 @@ class Report:
         """Know of nothing yet."""
         self.mistakes: list[ZoneError] = []
         self.wants_soa = False
-        self._more_mistakes = self._more_warnings = 0
         self._warnings: list[str] = []
+        self._count = 0
 
     def mistake(self, error: ZoneError) -> None:
         """Add *error*."""
-        if len(self.mistakes) < MOST_TOLD:
-            self.mistakes.append(error)
-        else:
-            self._more_mistakes += 1
+        self.mistakes.append(error)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many mistakes that nothing more should be read."""
+        return len(self.mistakes) >= MOST_MISTAKES
 
     def warn(self, text: str, path: str | Path | None = None, line: int | None = None) -> None:
         """Add the warning *text*."""
-        if len(self._warnings) < MOST_TOLD:
+        self._count += 1
+        if self._count <= MOST_TOLD:
             self._warnings.append(str(ZoneError(text, path, line)))
-        else:
-            self._more_warnings += 1
 
     @property
     def warnings(self) -> list[str]:
         """The warnings, one line each."""
-        more = [f"and {self._more_warnings} more warnings"] if self._more_warnings else []
-        return self._warnings + more
+        return told(self._warnings, self._count, "warnings")
 
     def check(self) -> None:
         """
         Return if there is no mistake.
 
         Raises:
-            ZoneError: all mistakes, one line each; its place is that of the first.
+            ZoneError: all mistakes, one line each, by file and line; its place is that of the first.
         """
         if not self.mistakes:
             return
-        first, *others = self.mistakes
-        lines = [first.message, *map(str, others)]
-        if self._more_mistakes:
-            lines.append(f"and {self._more_mistakes} more mistakes")
+        paths = list(dict.fromkeys(str(error.path) for error in self.mistakes))
+        first, *others = sorted(self.mistakes, key=lambda error: (paths.index(str(error.path)), error.line or 0))
+        lines = told([first.message, *map(str, others)], len(self.mistakes), "mistakes")
+        if self.full:
+            lines.append("the rest was not looked at")
         raise ZoneError("\n".join(lines), first.path, first.line)
+
+
+def told(lines: list[str], count: int, what: str) -> list[str]:
+    """Return the first of *lines*, and how many more there are of *count*."""
+    return lines[:MOST_TOLD] + [f"and {count - MOST_TOLD:,} more {what}"] * (count > MOST_TOLD)
 
 
 class _TooMuchError(ZoneError):
@@ -314,16 +322,19 @@ class _Reader:
     Reads one file, and those that it includes.
 
     Attributes:
-        left: what the zone may still have: octets, files, records; one list for all files.
+        left: the octets, lines and files that the zone may still have; one list for all files.
         within: the files that include this one, and it.
+        path, text: of the file.
+        line: where the record that is being read begins; None before the first.
     """
 
     def __init__(self, report: Report, origin: dns.name.Name | None) -> None:
         """Have no file yet."""
         self.report = report
-        self.left = [MAX_OCTETS, MAX_FILES, MAX_RECORDS]
+        self.left = [MAX_OCTETS, MAX_LINES, MAX_FILES]
         self.within: tuple[tuple[int, int], ...] = ()
         self.path = self.text = ""
+        self.line: int | None = None
         self.owner: dns.name.Name | None = None
         self.default_ttl: int | None = None
         self.last_ttl: int | None = None
@@ -343,23 +354,19 @@ class _Reader:
         Raises:
             ZoneError: it cannot be read, is not text, or is too much.
         """
-        self.path = path
-        self.left[1] -= 1
-        if self.left[1] < 0:
-            raise _TooMuchError(f"more than {MAX_FILES} files in one zone: remove an $INCLUDE", path)
+        self.path, self.line = path, None
+        self._take("files", 1)
         try:
             status = Path(path).stat()
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise ZoneError("a device, a pipe or a socket; a zone file must be an ordinary file", path)
             if (status.st_dev, status.st_ino) in self.within:
                 raise ZoneError("does the file include itself? It is being read", path)
+            self._take("octets", status.st_size)
             with Path(path).open("rb") as file:
-                octets = file.read(self.left[0] + 1) if status.st_size <= self.left[0] else b""
+                octets = file.read(status.st_size)
         except OSError as error:
             raise ZoneError(f"cannot read the zone file: {error.strerror}", path) from error
-        if max(len(octets), status.st_size) > self.left[0]:
-            raise _TooMuchError(f"the files of one zone may have {MAX_OCTETS >> 20} MiB together: split the zone", path)
-        self.left[0] -= len(octets)
         self.within = (*self.within, (status.st_dev, status.st_ino))
         try:
             text = octets.decode("utf-8-sig")
@@ -370,10 +377,27 @@ class _Reader:
             line = text.count("\n", 0, text.index("\0")) + 1
             raise ZoneError("not text (a NUL octet); a zone file is an RFC 1035 master file", path, line)
         self.text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        self._take("lines", self.text.count("\n"))
+
+    def _take(self, what: str, count: int) -> None:
+        """
+        Take *count* "octets", "lines" or "files" of those that are left to the zone.
+
+        Raises:
+            _TooMuchError: there are not so many.
+        """
+        kind, most = {"octets": (0, MAX_OCTETS), "lines": (1, MAX_LINES), "files": (2, MAX_FILES)}[what]
+        self.left[kind] -= count
+        if self.left[kind] < 0:
+            message = f"a zone may have {most:,} {what} in all, and this is more: split it"
+            raise _TooMuchError(message, self.path, self.line)
 
     def entries(self) -> Iterator[Entry]:
         """Yield the records of this file, and of those that it includes; report mistakes and go on behind them."""
         for record in _records(self.text):
+            if self.report.full:
+                return
+            self.line = record.line
             if record.fault:
                 self._mistake(record, record.fault[0], record.fault[1])
                 continue
@@ -402,9 +426,6 @@ class _Reader:
 
     def _entry(self, record: _Record) -> Entry:
         """Return the record that *record* says."""
-        self.left[2] -= 1
-        if self.left[2] < 0:
-            raise _TooMuchError(f"more than {MAX_RECORDS:,} records in one zone: split it", self.path, record.line)
         record.tails = self.tails
         if not record.leading:
             self.owner = None  # should it be no name, the next record's is not an earlier one's
@@ -502,8 +523,10 @@ class _Reader:
         start, stop, step = (int(number or 1) for number in match.groups()) if match else (1, 0, 0)
         if start > stop or not step:
             raise _Slip("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
-        if (stop - start) // step >= self.left[2]:
-            raise _Slip(f"$GENERATE makes more than the {MAX_RECORDS:,} records that a zone may have")
+        count = (stop - start) // step + 1
+        if count > self.left[1]:
+            raise _Slip(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} lines and such records")
+        self._take("lines", count)
         owner = record.get_word()
         head = [record.get_word()]
         while _type_of(head[-1].upper()) is None and len(head) < 3:
@@ -515,6 +538,7 @@ class _Reader:
             data = "".join(" " * token.spaced + _written(token) for token in rest)
         for number in range(start, stop + 1, step):
             line = f"{_numbered(owner, number)} {' '.join(head)} {_numbered(data, number)}"
+            self._take("octets", len(line))
             one = next(_records(line), None)
             if one is None or one.fault:
                 raise _Slip(f"{shown(line)}: {one.fault[0] if one is not None and one.fault else 'nothing'}")
@@ -539,11 +563,12 @@ def _records(text: str) -> Iterator[_Record]:
             )
         else:
             record = _Record(line, leading=leading, tokens=[])
-            opened = _take(record, text, start, at, [])
+            opened: list[int] = []
+            _split(record, text, start, at, opened, line)
             while opened and at < size and at - start <= MAX_RECORD:
                 line += 1
                 before, at = at + 1, _line_end(text, at + 1)
-                opened = _take(record, text, before, at, opened, line)
+                _split(record, text, before, at, opened, line)
             if opened:
                 what = "the parenthesis that opens here is not closed; what follows was not looked at"
                 what += "; perhaps a ';' hides its end" * record.cut
@@ -558,7 +583,7 @@ def _line_end(text: str, at: int) -> int:
     return len(text) if end < 0 else end
 
 
-def _take(record: _Record, text: str, start: int, end: int, opened: list[int], line: int | None = None) -> list[int]:
+def _split(record: _Record, text: str, start: int, end: int, opened: list[int], line: int) -> None:
     """
     Put the words of one line into *record*.
 
@@ -567,13 +592,9 @@ def _take(record: _Record, text: str, start: int, end: int, opened: list[int], l
         text: the file.
         start: where in it the line begins.
         end: where it ends.
-        opened: the lines of the parentheses that are open before it.
-        line: its number, if it is not the record's first.
-
-    Returns:
-        the lines of the parentheses that are open behind it.
+        opened: the lines of the parentheses that are open before it; then, behind it.
+        line: its number.
     """
-    line = record.line if line is None else line
     spaced = True
     for match in _PARTS.finditer(text, start, end):
         kind = match.lastindex
@@ -587,14 +608,13 @@ def _take(record: _Record, text: str, start: int, end: int, opened: list[int], l
         elif kind == _COMMENT:
             record.cut |= not spaced and record.tokens[-1].ttype == IDENTIFIER
         elif kind == _PARENTHESIS and match[0] == "(":
-            opened = [*opened, line]
+            opened.append(line)
         elif kind == _PARENTHESIS and opened:
-            opened = opened[:-1]
+            opened.pop()
         elif record.fault is None:
             what = {_QUOTE: "the quote that opens here is not closed in its line", _PARENTHESIS: "a ')' without a '('"}
             record.fault = what.get(kind or 0, "a backslash at the end of the line"), line
         spaced = kind == _PARENTHESIS
-    return opened
 
 
 def _written(token: _Token) -> str:
