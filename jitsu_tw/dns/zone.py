@@ -142,6 +142,7 @@ class Zone:
             report.mistake(ZoneError(message, soa.path, soa.line))
         zone = cls(RR(*soa[:4]), path)
         zone._report = report
+        wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
             if report.full:
                 break
@@ -152,7 +153,9 @@ class Zone:
                 try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
                 except ZoneError as error:
-                    report.mistake(error)
+                    if (rrset := (entry.owner.lower(), entry.type)) not in wrong:  # once for each RRset
+                        wrong.add(rrset)
+                        report.mistake(error)
         report.check()
         return zone
 
