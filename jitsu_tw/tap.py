@@ -313,7 +313,8 @@ class JitsuService(Service):
         try:
             self._zones.replace(config.zones(attrs.evolve(self._settings, vms=self._running.vms)))
         except ConfigError as error:
-            self.log.error("the zones are not reloaded: {error}", error=str(error))
+            for line in str(error).splitlines():
+                self.log.error("the zones are not reloaded: {error}", error=line)
             raise
         self._server.warm.clear()
         self._notifier.tell(self._zones)

@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parent.parent
 
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
-    ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
+    ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.errors", "jitsu_tw.dns.wire",
      "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
      "jitsu_tw.twistd"),
     ("jitsu_tw.ijitsu", "jitsu_tw.processes", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
