@@ -197,7 +197,8 @@ class Lab:
     async def _everybody(self) -> None:
         """Ask all nodes for one VM, at once."""
         name = self.random.choice(list(self.kinds))
-        await gatherResults([Deferred.fromCoroutine(self._step(name, node)) for node in self.nodes])
+        for node in self.nodes:
+            self._begin(self._step(name, node))
 
     async def _send(self) -> None:
         """Have a guest send for a while."""

@@ -19,11 +19,13 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw.config import Apart, check_needs, vm_from
-from jitsu_tw.dns.wire import to_text
+from jitsu_tw.dns.binding import is_here
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
+from jitsu_tw.permissions import Shares, check_change, check_result
 from jitsu_tw.sayings import Said
 from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
-from jitsu_tw.values import VM_KEYS, XEN_KEYS
+from jitsu_tw.store.requests import guest_of
+from jitsu_tw.values import VM_KEYS
 from jitsu_tw.vm.change import Step
 
 if TYPE_CHECKING:
@@ -49,9 +51,6 @@ TRY_AGAIN: Final = 5.0
 
 #: A backend that has not said within so many seconds that it knows a VM may say so later.
 FOUND_WITHIN: Final = 5.0
-
-#: What a VM's own branch may not say: it reaches beyond the VM, to its host or to other VMs.
-NOT_FOR_GUESTS: Final = frozenset({"name", "uuid", "backend", "connect", "define", "images", "needs", *XEN_KEYS})
 
 #: What stays as long as the VM does.
 FIXED: Final = ("name", "backend", "connect", "uuid")
@@ -91,6 +90,7 @@ class Branches:
         self._looking.clock = reactor
         self._busy: Deferred[None] | None = None
         self._not_before = 0.0
+        self._shares = Shares()
         self.turn = DeferredLock()
 
     # Beginning and end.
@@ -153,7 +153,9 @@ class Branches:
 
     async def _take_all(self, names: Sequence[str]) -> None:
         for name in names:
-            await self.turn.run(self._take, name)
+            guest = guest_of(name)
+            if not guest or self._shares.take(guest, self._reactor.seconds()):
+                await self.turn.run(self._take, name)
 
     async def _take(self, name: str) -> None:
         request = await self._store.request(name)
@@ -223,7 +225,7 @@ class Branches:
             uuids[name] = uuid
             known = self._known(name, uuid) if change.was else None
             if guest:
-                _check_guest(guest, name, change)
+                check_change(guest, name, change)
             if not change.files:
                 if known is not None:
                     go.append(name)
@@ -235,7 +237,7 @@ class Branches:
                 become.append(_as_it_was(known.vm, vm))
             uuids[vm.name] = uuid
             if guest and known is not None:
-                self._check_names(known.vm, vm)
+                check_result(known.vm, vm, self._zones, is_here)
         for vm in come:
             if vm.name in go:
                 raise ConfigError("is the name of a VM that goes; add it when that is gone", vm.place[0], key=vm.name)
@@ -280,14 +282,6 @@ class Branches:
             apart.add(vm, saids[vm.name])
         check_needs(everybody, {vm.name: Said("", f"{vm.place[0]}") for vm in everybody if vm.needs})
 
-    def _check_names(self, old: VM, new: VM) -> None:
-        """Refuse names that a guest may not take: what the zone's own file has, and wildcards."""
-        for name in set(new.dns) - set(old.dns):
-            zone = self._zones.find(name)
-            node = zone.get(name) if zone is not None else None
-            if name.startswith(b"\1*") or (node is not None and node.rrsets):
-                raise ConfigError(f"{to_text(name)} is not for a VM's own branch to take", new.dns_place[0])
-
     async def strangers(self, understood: Understood) -> dict[str, ConfigError]:
         """Return the uuids of VMs that their backend does not know, or under another uuid, with what is wrong."""
         found = {}
@@ -326,21 +320,6 @@ def _as_it_was(old: VM, new: VM) -> VM:
             message = "stays as it is: remove the VM, and add it anew in a folder of its own"
             raise ConfigError(message, new.place[0], key=key)
     return new
-
-
-def _check_guest(guest: str, name: str, change: Change) -> None:
-    """
-    Refuse what the branch of the VM *guest* may not do to the VM *name*.
-
-    Raises:
-        ConfigError: says what.
-    """
-    if name != guest or not (change.was and change.files):
-        raise ConfigError(f"request/{guest}/… may change the VM {guest} only, and neither add nor remove it")
-    for path in change.was.keys() | change.files.keys():
-        key = path.split("/")[1] if path.startswith("config/") else ""
-        if change.was.get(path) != change.files.get(path) and key in NOT_FOR_GUESTS:
-            raise ConfigError(f"{key} is not for a VM's own branch to say", path)
 
 
 def _with_needs(found: Sequence[VM], known: set[str]) -> list[VM]:

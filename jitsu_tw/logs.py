@@ -1,14 +1,24 @@
-"""The log as one JSON object a line (``--log-json``), for what collects logs: journald, Loki, Elasticsearch."""
+"""
+What writes the log: as text, where twistd would write it, or as one JSON object a line (``--log-json``), for what
+collects logs: journald, Loki, Elasticsearch.
+
+Much of what is logged comes from outside: names, authors of requests, messages of hypervisors and of other programs. It
+is made safe here, in one place, for all lines: an event is one line of bounded length, without control characters.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from twisted.logger import FileLogObserver, formatEvent
+from twisted.logger import FileLogObserver, ILogObserver, LegacyLogObserverWrapper, formatEvent
 from twisted.python.logfile import LogFile
+from twisted.scripts._twistd_unix import UnixAppLogger
+from zope.interface import provider
+
+from jitsu_tw.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +28,12 @@ if TYPE_CHECKING:
 #: The room of what Twisted's older log says: its values are not of the message.
 _OLD: Final = "log_legacy"
 
+#: Characters of a message that are logged, at most.
+LONGEST: Final = 10_000
+
+#: syslog(3): what it is told of a failure, as by Twisted's own observer.
+_ALERT: Final = 1
+
 
 def line(event: LogEvent) -> str | None:
     """
@@ -26,7 +42,7 @@ def line(event: LogEvent) -> str | None:
 
     A fault of ours has its ``traceback`` too. What is no event for people (it has no words) is None.
     """
-    message = formatEvent(event)
+    message = formatEvent(event)[:LONGEST]
     failure = event.get("log_failure")
     if not message and failure is None:
         return None
@@ -48,11 +64,37 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def observer(options: Mapping[str, Any] | None) -> FileLogObserver:
+def escaped(event: LogEvent) -> LogEvent:
+    """Return an event whose words are one printable line; each line of its traceback, if it has one, is one as well."""
+    words, failure = printable(formatEvent(event)[:LONGEST]), event.get("log_failure")
+    safe = {key: value for key, value in event.items() if key != "log_failure"}
+    if failure is not None:
+        words = "\n".join([words, *map(printable, failure.getTraceback().split("\n"))])
+        safe["syslogPriority"] = _ALERT
+    return {**safe, "log_format": "{log_words}", "log_words": words}
+
+
+def observer(options: Mapping[str, Any], *, as_json: bool) -> ILogObserver:
     """Return what writes the log to where twistd, with these *options*, would write it; see twistd(1)."""
-    name, in_front = (options or {}).get("logfile"), (options or {}).get("nodaemon", True)
-    if name == "-" or (in_front and not name):
-        out: Any = sys.stdout
-    else:
-        out = LogFile.fromFullPath(name or "twistd.log")
-    return FileLogObserver(out, line)
+    if as_json:
+        name = options.get("logfile")
+        if name == "-" or (options.get("nodaemon", True) and not name):
+            out: Any = sys.stdout
+        else:
+            out = LogFile.fromFullPath(name or "twistd.log")
+        return cast("ILogObserver", FileLogObserver(out, line))
+    twistd: Any = UnixAppLogger(options)._getLogObserver()  # noqa: SLF001 -- so that --syslog and SIGUSR1 work as always
+    if not ILogObserver.providedBy(twistd):
+        twistd = LegacyLogObserverWrapper(twistd)  # of syslog
+
+    @provider(ILogObserver)
+    def write(event: LogEvent) -> None:
+        twistd(escaped(event))
+
+    return cast("ILogObserver", write)
+
+
+def set_up(application: Any, options: Mapping[str, Any] | None, *, as_json: bool = False) -> None:
+    """Let *application* log so, unless twistd, with these *options*, runs another logger, or does not run it."""
+    if options is not None and not options.get("logger"):
+        application.setComponent(ILogObserver, observer(options, as_json=as_json))

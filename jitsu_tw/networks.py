@@ -1,5 +1,5 @@
 """
-Clients' addresses as octets: which network a client belongs to, and whether a list of networks has it.
+Addresses: which network a client's belongs to, whether a list of networks has it, and which can be no VM's.
 
 Budgets and rates are kept by network, not by address, because whoever has one address usually has its neighbours too:
 a /24 of IPv4, a /56 of IPv6. An IPv4 client that comes through an IPv6 socket (``::ffff:192.0.2.1``, RFC 4291,
@@ -8,14 +8,15 @@ a /24 of IPv4, a /56 of IPv6. An IPv4 client that comes through an IPv6 socket (
 
 from __future__ import annotations
 
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Interface, IPv6Interface
 
-    from jitsu_tw.settings import Network
+    from jitsu_tw.settings import Address, Network
 
 #: How many octets of an address are its network: 24 bits (what NSD, Knot and BIND count by), and 56, of which a
 #: household gets at least one (RFC 6177).
@@ -76,3 +77,55 @@ class Networks:
             if number >> drop in known:
                 return True
         return False
+
+
+#: What no machine can be reached at, with the reason (RFC 6890 and IANA's registries of special addresses).
+_NO_GUESTS: Final[tuple[tuple[Network, str], ...]] = tuple(
+    (ip_network(text), reason)
+    for text, reason in (
+        ("0.0.0.0/8", "means no machine in particular (RFC 1122, 3.2.1.3)"),
+        ("127.0.0.0/8", "is a loopback address: each machine means itself by it"),
+        ("224.0.0.0/4", "is a multicast address"),
+        ("255.255.255.255/32", "is the broadcast address"),
+        ("240.0.0.0/4", "is in class E, which is not in use (RFC 1112, 4)"),
+        ("::/128", "means no machine in particular (RFC 4291, 2.5.2)"),
+        ("::1/128", "is a loopback address: each machine means itself by it"),
+        ("::/96", "is an IPv4-compatible address, which is not in use (RFC 4291, 2.5.5.1)"),
+        ("::ffff:0:0:0/96", "is an IPv4-translated address; write the IPv4 address itself"),
+        ("64:ff9b::/96", "stands for an IPv4 address (RFC 6052); write that itself"),
+        ("100::/64", "is an address that is discarded (RFC 6666)"),
+        ("ff00::/8", "is a multicast address"),
+    )
+)
+_UNREACHABLE: Final = Networks(network for network, _ in _NO_GUESTS)
+
+
+def why_no_guest(address: Address, interfaces: Iterable[IPv4Interface | IPv6Interface] = ()) -> str | None:
+    """
+    Return why *address* can be no VM's, as a sentence that begins with the address; None if it can be.
+
+    A guest may have any unicast address: private, link-local, shared (RFC 6598), and those of documentation, which
+    laboratories use. A 6to4 address (RFC 3056) is what the IPv4 address in it is.
+
+    Args:
+        address: in any form that `ipaddress` takes.
+        interfaces: those of this host, whose networks' own addresses (RFC 919; RFC 4291, 2.6.1) are no VM's either.
+    """
+    if address.packed in _UNREACHABLE:
+        reason = next(reason for network, reason in _NO_GUESTS if address in network)
+        return f"{address} {reason}"
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return f"{address} names an interface, which no DNS answer can; write it without %{address.scope_id}"
+        if address.ipv4_mapped is not None:
+            return f"{address} is an IPv4 address in IPv6's form; write {address.ipv4_mapped}"
+        if address.sixtofour is not None and (why := why_no_guest(address.sixtofour)):
+            return f"{address} is made of an IPv4 address that no VM can have: {why}"
+    for interface in interfaces:
+        network = interface.network
+        if address in network and network.max_prefixlen - network.prefixlen > 1:  # /31: RFC 3021; /127: RFC 6164
+            if address == network.network_address:
+                return f"{address} is the address of the network {network} itself"
+            if address == network.broadcast_address and address.version == 4:
+                return f"{address} is the broadcast address of {network}"
+    return None

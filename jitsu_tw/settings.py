@@ -189,6 +189,7 @@ class VM:
         dns: the names that summon it, as names (octets), in lower case.
         ip: its addresses, one or both families.
         uuid: the backend's uuid; wins over the name.
+        own_dns, own_ip: the names and networks that the VM's own branch may take more names and addresses from.
         response_delay: seconds after the start call, or after the key of `wait_for_key`, until it is taken for ready;
             None where something better tells.
         wait_for_port: the TCP port that a ready guest answers on.
@@ -242,6 +243,8 @@ class VM:
     wait_for_http: Http | None = None
     wait_for_key: str | None = None
     uuid: str | None = None
+    own_dns: tuple[bytes, ...] = ()
+    own_ip: tuple[Network, ...] = ()
     idle_packets: float = 30.0
     evidence: Evidence = Evidence.TRAFFIC
     save_fallback: Mode | None = None

@@ -19,11 +19,11 @@ from twisted.internet import reactor as default_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
 
-from jitsu_tw import __version__, config
+from jitsu_tw import __version__, config, logs
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
@@ -42,8 +42,7 @@ from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import ConfigError, JitsuError
-from jitsu_tw.logs import observer
+from jitsu_tw.errors import ConfigError, JitsuError, printable
 from jitsu_tw.store import store_at
 from jitsu_tw.twistd import cannot_write, stop_once
 from jitsu_tw.vm.change import Running
@@ -164,6 +163,7 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
+        self._tcp = TCPFactory(self._server, reactor)
         self._ports: list[Any] = []
         self._addresses = Addresses(reactor)
 
@@ -180,8 +180,7 @@ class JitsuService(Service):
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
-        if self._settings.log_json:
-            parent.setComponent(ILogObserver, observer(self._twistd))
+        logs.set_up(parent, self._twistd, as_json=self._settings.log_json)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:  # noqa: N802
@@ -211,7 +210,7 @@ class JitsuService(Service):
         if bound.family == socket.AF_UNIX:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site())
         elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server, self._reactor))
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
         else:
             host, number = bound.getsockname()[:2]
             port = UDPPort(number, self._server, host, self._reactor, bound)
@@ -232,7 +231,7 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        tcp = TCPPort(port, TCPFactory(self._server, self._reactor), interface=host, reactor=self._reactor)
+        tcp = TCPPort(port, self._tcp, interface=host, reactor=self._reactor)
         tcp.startListening()
         self._ports.append(tcp)
 
@@ -330,21 +329,23 @@ class JitsuService(Service):
             self.reload()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
-        """Take no more queries, write down what is remembered, leave the VMs as they are."""
+        """Take no more queries, answer those that wait, write down what is remembered, leave the VMs as they are."""
         super().stopService()
         stop_once()
+        self._server.end()
         self._notifier.stop()
         self._addresses.stop()
         for port in self._ports:
             port.stopListening()
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(self._tcp.end()))
 
-    async def _stop(self) -> None:
+    async def _stop(self, closed: Deferred[None]) -> None:
         if self.shared is not None:
             await self.shared.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()
+        await closed
 
 
 def from_systemd() -> list[int]:
@@ -360,7 +361,8 @@ def from_systemd() -> list[int]:
 
 def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
-    print(f"jitsu: {error}", file=sys.__stderr__)
+    for line in str(error).splitlines():
+        print(f"jitsu: {printable(line)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

@@ -1,7 +1,8 @@
 """
 What the keys of a configuration take: text in, values out; wrong text is a ValueError that says what would be right.
 
-`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`.
+`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`. A VM's own branch
+may say it only if the row has `own`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import uuid
 from importlib import import_module
 from ipaddress import ip_address, ip_network
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -23,8 +25,9 @@ from jitsu_tw.backends import BACKENDS, EXTRAS
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.notify import Secondary
 from jitsu_tw.dns.transfer import Rule, split_key
-from jitsu_tw.dns.wire import from_text
-from jitsu_tw.settings import Boot, Evidence, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
+from jitsu_tw.dns.wire import ROOT, from_text
+from jitsu_tw.networks import why_no_guest
+from jitsu_tw.settings import READY_WITHIN, Boot, Evidence, Fault, Handover, Http, Mode, OnHostLoss, Past, WhenFull
 from jitsu_tw.standin import description
 from jitsu_tw.vm.week import Span
 
@@ -34,6 +37,16 @@ if TYPE_CHECKING:
 
 #: The octets that a path below a domain's own may have (xenstore.txt: XENSTORE_REL_PATH_MAX).
 LONGEST_KEY: Final = 2048
+
+#: The octets of an NSID; more would push answers out of a UDP message.
+LONGEST_NSID: Final = 255
+
+#: Digits of a number: no key takes one of more, and Python would refuse to read one of thousands.
+MOST_DIGITS: Final = 20
+
+#: The characters of a name, and of a path of HTTP.
+LONGEST_NAME: Final = 255
+LONGEST_PATH: Final = 1024
 
 
 def near(key: str, known: Iterable[str]) -> str:
@@ -45,7 +58,7 @@ def near(key: str, known: Iterable[str]) -> str:
 def _number(what: str) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else -1.0
         except ValueError:
             value = -1.0
         if not 0 <= value < 1e9:
@@ -59,9 +72,13 @@ def _number(what: str) -> Callable[[str], float]:
 _seconds: Final = _number("number of seconds")
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+
+
 def _whole(low: int, high: int, what: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+        if not (_is_number(text) and low <= int(text) <= high):
             message = f"{text!r} is no {what}; write a number from {low} to {high}"
             raise ValueError(message)
         return int(text)
@@ -123,6 +140,69 @@ def _address(text: str) -> Any:
         raise ValueError(message) from None
 
 
+def _guest_address(text: str) -> Any:
+    address = _address(text)
+    if why := why_no_guest(address):
+        message = f"{why}; give the VM an address of its own"
+        raise ValueError(message)
+    return address
+
+
+def _bind(text: str) -> str:
+    address = _address(text)
+    if address.is_multicast or (address.version == 4 and int(address) >> 28 == 15):
+        message = f"{text!r} is no address of one machine; write one that this host has"
+        raise ValueError(message)
+    if address.version == 6 and address.ipv4_mapped is not None:
+        message = f"{text!r} is an IPv4 address in IPv6's form; write {address.ipv4_mapped}"
+        raise ValueError(message)
+    return str(address)
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable():
+        message = f"{text!r} has characters that cannot be seen" if text else "is empty; leave the key out"
+        raise ValueError(message)
+    return text
+
+
+def _vm_name(text: str) -> str:
+    if text != text.strip() or len(_text(text)) > LONGEST_NAME:
+        message = f"{text!r} is no name of a VM; take one of {LONGEST_NAME} characters at most, with no blanks around"
+        raise ValueError(message)
+    return text
+
+
+#: What a name of the configuration is written with, and what one that is not may be instead.
+_DNS_TEXT: Final = re.compile(r"(?:\*\.)?(?:[\w.-]|\\[0-9]{3}|\\[^0-9])*")
+_SLIPS: Final = (
+    (r".*://.*", "is a URL; write the name in it alone, like www.example.org"),
+    (r".*[\s\x00-\x20\x7f].*", "has a blank; write one name, or several as a list"),
+    (r".+\*.*|\*[^.].*", "has a * that is not its whole first label; a wildcard is written like *.example.org"),
+    (r"[0-9A-Fa-f]*:.*:[0-9A-Fa-f:.]*", "is an address; write it as ip, and here the name"),
+    (r"[^:]*:[0-9]*", "has a port; leave that out: DNS answers with addresses only"),
+    (r".*/.*", "has a path; write the name alone"),
+    (r".*@.*", "has an @; write the whole name"),
+    (r".*,.*", "has a comma; write several names as a list, like [a.example.org, b.example.org]"),
+)
+
+
+def _dns_name(text: str) -> bytes:
+    """Return the name that *text* is, as a machine's may be; other characters than a host name's take an escape."""
+    if _DNS_TEXT.fullmatch(text) is None:
+        slip = (words for pattern, words in _SLIPS if re.fullmatch(pattern, text, re.DOTALL))
+        message = f"{text!r} {next(slip, 'is no name; write one of letters, digits, dashes and dots')}"
+        raise ValueError(message)
+    if text.removesuffix(".").rpartition(".")[2].isdigit():
+        message = f"{text!r} ends in a number, as addresses do and names do not; write addresses as ip"
+        raise ValueError(message)
+    name = from_text(text)
+    if name == ROOT:
+        message = f"{text!r} is the root of all names; write one like www.example.org"
+        raise ValueError(message)
+    return name
+
+
 def _network(text: str) -> Any:
     try:
         return ip_network(text)
@@ -132,7 +212,11 @@ def _network(text: str) -> Any:
 
 
 def _octets(text: str) -> bytes:
-    return text.encode()
+    octets = text.encode()
+    if len(octets) > LONGEST_NSID:
+        message = f"is longer than {LONGEST_NSID} octets"
+        raise ValueError(message)
+    return octets
 
 
 def _uuid(text: str) -> str:
@@ -184,7 +268,7 @@ def _of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str
 
 def _http(text: str) -> Http:
     path, _, status = text.partition(" ")
-    if not path.startswith("/") or not path.isascii() or (status and not (status.isdigit() and len(status) == 3)):
+    if not re.fullmatch(f"/[!-~]{{0,{LONGEST_PATH - 1}}}", path) or not re.fullmatch("([1-5][0-9]{2})?", status):
         message = f"{text!r} is no path; write one like /healthz or, with the status to wait for, '/healthz 204'"
         raise ValueError(message)
     return Http(path, int(status) if status else None)
@@ -217,17 +301,21 @@ def _remote(text: str) -> str:
 def _past(text: str) -> Past:
     units = {"d": 86400, "h": 3600, "m": 60}
     number, unit = text[:-1], units.get(text[-1:], 0)
-    if unit and number.isascii() and number.isdigit():
+    if unit and _is_number(number):
         return Past(seconds=float(number) * unit)
-    if not (text.isascii() and text.isdigit()):
+    if not _is_number(text):
         message = f"{text!r} is no time and no number of commits; write one like 30d, 12h or 100"
         raise ValueError(message)
     return Past(int(text))
 
 
 def _url(text: str) -> str:
-    url = urlsplit(text)
-    if url.scheme not in {"http", "https"} or not url.hostname or url.path not in {"", "/"}:
+    try:
+        url = urlsplit(text)
+        right = url.scheme in {"http", "https"} and url.hostname and url.path in {"", "/"} and url.port != 0
+    except ValueError:  # a port that is none, or brackets around what is no address
+        right = False
+    if not right:
         message = f"{text!r} is no member of etcd; write one like http://127.0.0.1:2379"
         raise ValueError(message)
     return text.rstrip("/")
@@ -260,6 +348,25 @@ _ttl: Final = _whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
 
 
 @attrs.frozen
+class Limits:
+    """
+    What a VM's own branch may say of a key.
+
+    Attributes:
+        least, most: of a number.
+        number: of the values of a list.
+    """
+
+    least: float = -inf
+    most: float = inf
+    number: int = 1
+
+
+#: In seconds: the longest that an address may be kept in caches by a VM's own branch, and a VM after its last use.
+DAY: Final = 86400
+
+
+@attrs.frozen
 class Key:
     """
     What a key takes.
@@ -268,27 +375,29 @@ class Key:
         parse: makes a value of text.
         many: it may repeat, or be a list.
         path: it names a file, relative to the file that says so.
+        own: a VM's own branch may say it, within these limits (`permissions`); None: it may not.
     """
 
     parse: Callable[[str], Any]
     many: bool = False
     path: bool = False
+    own: Limits | None = None
 
 
 SHARED: Final = {
     "backend": Key(_backend(BACKENDS)),
-    "connect": Key(str),
+    "connect": Key(_text),
     "mode": Key(_of(Mode)),
-    "ttl": Key(_ttl),
-    "idle": Key(_seconds),
-    "idle_packets": Key(_number("number of packets in a minute")),
-    "evidence": Key(_of(Evidence)),
+    "ttl": Key(_ttl, own=Limits(1, DAY)),
+    "idle": Key(_seconds, own=Limits(1, DAY)),
+    "idle_packets": Key(_number("number of packets in a minute"), own=Limits()),
+    "evidence": Key(_of(Evidence), own=Limits()),
     "save_fallback": Key(_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE))),
     "min_up": Key(_seconds),
     "max_up": Key(_seconds),
     "check_every": Key(_seconds),
     "stop_timeout": Key(_seconds),
-    "images": Key(str, path=True),
+    "images": Key(_text, path=True),
     "use_synjitsu": Key(_switch),
     "wake_by_packet": Key(_switch),
     "handover": Key(_of(Handover)),
@@ -296,12 +405,12 @@ SHARED: Final = {
 
 KEYS: Final[Mapping[str, Key]] = {
     **SHARED,
-    "zones": Key(str, many=True, path=True),
-    "bind": Key(lambda text: str(_address(text)), many=True),
+    "zones": Key(_text, many=True, path=True),
+    "bind": Key(_bind, many=True),
     "listen": Key(_port),
     "control": Key(_control),
-    "control_token": Key(str, path=True),
-    "persistdb": Key(str, path=True),
+    "control_token": Key(_text, path=True),
+    "persistdb": Key(_text, path=True),
     "remote": Key(_remote),
     "commit_every": Key(_seconds),
     "keep_history": Key(_past),
@@ -326,9 +435,9 @@ KEYS: Final[Mapping[str, Key]] = {
     "log_json": Key(_switch),
     "dry_run": Key(_switch),
     "synjitsu": Key(_place),
-    "synjitsu_secret": Key(str, path=True),
+    "synjitsu_secret": Key(_text, path=True),
     "on_host_loss": Key(_of(OnHostLoss)),
-    "fence": Key(str),
+    "fence": Key(_text),
 }
 
 #: What `cluster` says (`settings.Cluster`).
@@ -337,32 +446,32 @@ CLUSTER_KEYS: Final[Mapping[str, Key]] = {
     "node": Key(_name),
     "prefix": Key(_prefix),
     "ttl": Key(_ttl_of_claims),
-    "user": Key(str),
-    "password": Key(str, path=True),
-    "ca": Key(str, path=True),
-    "cert": Key(str, path=True),
-    "key": Key(str, path=True),
+    "user": Key(_text),
+    "password": Key(_text, path=True),
+    "ca": Key(_text, path=True),
+    "cert": Key(_text, path=True),
+    "key": Key(_text, path=True),
 }
 
 #: What each of the `hosts` says (`settings.Host`).
 HOST_KEYS: Final[Mapping[str, Key]] = {
     "name": Key(_name),
     "backend": Key(_backend(set(BACKENDS) - {"libxl"})),
-    "connect": Key(str),
+    "connect": Key(_text),
     "synjitsu": Key(_place),
 }
 
 #: What a VM of libxl's is made of (`xen.XenGuest`).
 XEN_KEYS: Final[Mapping[str, Key]] = {
-    "kernel": Key(str, path=True),
+    "kernel": Key(_text, path=True),
     "memory": Key(xen.parse_memory),
     "cmdline": Key(xen.parse_cmdline),
     "nic": Key(xen.parse_nic, many=True),
     "script": Key(xen.parse_script, many=True),
     "disk": Key(xen.parse_disk, many=True),
-    "rumprun_config": Key(str, path=True),
+    "rumprun_config": Key(_text, path=True),
     "type": Key(xen.parse_type),
-    "ramdisk": Key(str, path=True),
+    "ramdisk": Key(_text, path=True),
     "vcpus": Key(xen.parse_vcpus),
     "mac": Key(xen.parse_mac, many=True),
 }
@@ -370,22 +479,24 @@ XEN_KEYS: Final[Mapping[str, Key]] = {
 VM_KEYS: Final[Mapping[str, Key]] = {
     **SHARED,
     **XEN_KEYS,
-    "name": Key(str),
-    "dns": Key(from_text, many=True),
-    "ip": Key(_address, many=True),
+    "name": Key(_vm_name),
+    "dns": Key(_dns_name, many=True, own=Limits(number=16)),
+    "ip": Key(_guest_address, many=True, own=Limits(number=8)),
+    "own_dns": Key(_dns_name, many=True),
+    "own_ip": Key(_network, many=True),
     "uuid": Key(_uuid),
-    "response_delay": Key(_seconds),
-    "wait_for_port": Key(_port),
-    "define": Key(str, path=True),
+    "response_delay": Key(_seconds, own=Limits(0, READY_WITHIN)),
+    "wait_for_port": Key(_port, own=Limits()),
+    "define": Key(_text, path=True),
     "boot_time": Key(_seconds),
     "faults": Key(_of(Fault), many=True),
-    "wait_for_http": Key(_http),
+    "wait_for_http": Key(_http, own=Limits()),
     "keep_up": Key(Span.parse, many=True),
-    "needs": Key(str, many=True),
+    "needs": Key(_vm_name, many=True),
     "boot_from": Key(_of(Boot)),
-    "ports": Key(_port, many=True),
+    "ports": Key(_port, many=True, own=Limits(number=64)),
     "wake_udp": Key(_port, many=True),
-    "wait_for_key": Key(_xenstore_key),
+    "wait_for_key": Key(_xenstore_key, own=Limits()),
     "host": Key(_name, many=True),
     "prefer": Key(_name, many=True),
     "avoid": Key(_name, many=True),

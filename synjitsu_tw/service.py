@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from jitsu_tw import messages
 from jitsu_tw.messages import Refused
+from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
@@ -205,7 +206,10 @@ class Synjitsu(Service):
 
     def _obstacle(self, ip: bytes) -> str | None:
         """Return why an address may not be stood in for; None if it may."""
-        links, text = self.standins.links, str(ip_address(ip))
+        links, address = self.standins.links, ip_address(ip)
+        text = str(address)
+        if why := why_no_guest(address, (one for link in links.values() for one in link.networks)):
+            return why
         if any(ip in link.addresses for link in links.values()):
             return f"{text} is an address of this host"
         if ip in self._gateways:

@@ -17,8 +17,9 @@ from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from jitsu_tw import logs
 from jitsu_tw.clocks import install
-from jitsu_tw.errors import JitsuError
+from jitsu_tw.errors import JitsuError, printable
 from jitsu_tw.twistd import cannot_write, stop_once
 
 try:
@@ -88,7 +89,7 @@ class SynjitsuService(Service):
 
     def __init__(self, options: Options, reactor: Any = default_reactor) -> None:
         """Wire the rooms; nothing is opened yet."""
-        self._reactor = reactor
+        self._twistd = getattr(options, "parent", None)
         self._place: str = options["listen"]
         try:
             self._endpoint = serverFromString(reactor, description(self._place))
@@ -105,6 +106,11 @@ class SynjitsuService(Service):
                 self._xenstore, self.synjitsu.managed, self.synjitsu.announce_in_xenstore
             )
         self._port: Any = None
+
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802
+        """Become *parent*'s service; the log is the application's."""
+        logs.set_up(parent, self._twistd)
+        super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:  # noqa: N802
         """Open interfaces and sockets, while twistd has not given up its privileges; or end with one line."""
@@ -217,7 +223,8 @@ def description(place: str) -> str:
 
 def give_up(message: str) -> NoReturn:
     """End with one line, wherever twistd has put its log."""
-    print(f"synjitsu: {message}", file=sys.__stderr__)
+    for line in message.splitlines():
+        print(f"synjitsu: {printable(line)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

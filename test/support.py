@@ -69,9 +69,11 @@ def vm(name: str = "www", **changes: Any) -> VM:
     return VM(name=name, **{**values, **changes})
 
 
-def question(name: str = "www", host: str = "192.0.2.1", port: int = 4711, type: int = 1) -> Question:
-    """Return a question for the address of NAME.jitsu.test."""
-    return Question(from_text(f"{name}.jitsu.test"), type, source=Source(host, port))
+def question(
+    name: str = "www", host: str = "192.0.2.1", port: int = 4711, type: int = 1, *, proven: bool = True
+) -> Question:
+    """Return a question for the address of NAME.jitsu.test, from a client that has proven its address."""
+    return Question(from_text(f"{name}.jitsu.test"), type, source=Source(host, port, proven=proven))
 
 
 def _nothing() -> None:

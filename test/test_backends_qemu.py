@@ -103,7 +103,9 @@ class QemuTests(TestCase):
 
     async def test_exits(self) -> None:
         """A guest that exits has ended by itself; later QEMUs call that a shutdown."""
-        uuid = await self.start(self.make("exit=3"))
+        port = lab.free_port()
+        uuid = await self.start(self.make("exit_after=1", port=port))
+        await self.fetch(port)
         await self.watcher.until(lambda: {(uuid, ENDED), (uuid, SHUT_DOWN)} & set(self.watcher.told))
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 

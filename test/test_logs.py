@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import socket
+import syslog
 from io import StringIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from twisted.logger import FileLogObserver, Logger, LogPublisher
+from twisted.logger import FileLogObserver, ILogObserver, Logger, LogLevel, LogPublisher, textFileLogObserver
+from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from twisted.python.syslog import SyslogObserver
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import provider
 
 from jitsu_tw import logs
 from test.test_tap import HOST, VMS, ProcessTestCase
+
+if TYPE_CHECKING:
+    from twisted.logger import LogEvent
 
 
 class LineTests(SynchronousTestCase):
@@ -45,8 +53,75 @@ class LineTests(SynchronousTestCase):
         self.assertIsNone(logs.line({"log_time": 1.0, "log_level": None}))
 
 
+class EscapedTests(SynchronousTestCase):
+    """The log as text."""
+
+    def logged(self, method: str, *words: Any, **values: Any) -> list[str]:
+        """Return the lines that are written of one event."""
+        out = StringIO()
+
+        @provider(ILogObserver)
+        def write(event: LogEvent) -> None:
+            textFileLogObserver(out)(logs.escaped(event))
+
+        getattr(Logger("a.room", observer=LogPublisher(write)), method)(*words, **values)
+        return out.getvalue().split("\n")[:-1]
+
+    def test_escapes(self) -> None:
+        """What comes from outside can neither steer a terminal nor make up a line; names of all languages stay."""
+        for value, expected in (
+            ("\x1b]0;x\x07", r"\x1b]0;x\x07"), ("x\n2026-01-01T00:00:00+0000 [jitsu#info] y",
+            r"x\n2026-01-01T00:00:00+0000 [jitsu#info] y"), ("\u202ex", r"\u202ex"), ("Žofie 日本", "Žofie 日本"),
+            ("\x9b31m\r", r"\x9b31m\r"), ("\udcff", r"\udcff"), ("{name} {0}", "{name} {0}"),
+        ):  # fmt: skip
+            (line,) = self.logged("warn", "{name}: refused", name=value)
+            self.assertTrue(line.endswith(f"[a.room#warn] {expected}: refused"), line)
+            (line,) = self.logged("warn", "{error}", error=ValueError(value))
+            self.assertTrue(line.endswith(expected), line)
+
+    def test_long(self) -> None:
+        """A message has a greatest length, as text and in JSON."""
+        (line,) = self.logged("info", "{name}", name="x" * 10 * logs.LONGEST)
+        self.assertLess(len(line), logs.LONGEST + 100)
+        event = {"log_time": 0.0, "log_level": LogLevel.info, "log_format": "{x}", "x": object(), "y": "z"}
+        self.assertLess(len(logs.line({**event, "log_format": "x" * 10 * logs.LONGEST}) or ""), logs.LONGEST + 200)
+
+    def test_failure(self) -> None:
+        """A traceback has its lines, each of them escaped and indented, and is an alert for syslog."""
+        _, *lines = self.logged("failure", "unexpected", Failure(ZeroDivisionError("oh\x1b[2J\n[a.room#info] no")))
+        self.assertIn(r"oh\x1b[2J", "".join(lines))
+        self.assertEqual([], [line for line in lines if not line.startswith("\t")])
+        self.assertEqual(syslog.LOG_ALERT, logs.escaped({"log_failure": Failure(ValueError())})["syslogPriority"])
+
+    def test_places(self) -> None:
+        """The log is where twistd would have it, and another logger is left alone."""
+        path = self.mktemp()
+        write = logs.observer({"logfile": path, "nodaemon": True}, as_json=False)
+        write({"log_format": "one\x07", "log_time": 0.0, "log_level": LogLevel.info})
+        self.assertIn(r"one\x07", Path(path).read_text())
+        sent: list[Any] = []
+        self.patch(SyslogObserver, "syslog", lambda _, *what: sent.append(what))
+        self.patch(SyslogObserver, "openlog", lambda *_: None)
+        write = logs.observer({"syslog": True, "prefix": ""}, as_json=False)
+        write({"log_format": "two\x07", "log_time": 0.0, "log_level": LogLevel.info, "log_failure": Failure(OSError())})
+        priority, text = sent[0]
+        self.assertEqual(syslog.LOG_ALERT, priority)
+        self.assertIn(r"two\x07", text)
+        application = Componentized()
+        logs.set_up(application, {"logger": "a.logger"})
+        logs.set_up(application, None)
+        self.assertIsNone(application.getComponent(ILogObserver, None))
+
+
 class ProcessTests(ProcessTestCase):
     """A server that logs so."""
+
+    def test_text(self) -> None:
+        """A terminal that shows the log is not steered by names that come from outside, of any kind."""
+        self.serve("--zone", "jitsu.zone", configuration=VMS.replace("name: bad", r'name: "\e[2Jbad"'))
+        self.ask("bad.jitsu.test")
+        self.until_logged(r"\x1b[2Jbad")
+        self.assertEqual([], [one for one in self.log() if not one.isprintable() and one not in "\n\t"])
 
     def lines(self, text: str) -> list[dict[str, Any]]:
         """Return what each line says; each is JSON."""

@@ -445,38 +445,6 @@ class RejectedTests(RequestsTestCase):
         raise NoSuchVM(message)
 
 
-class GuestTests(RequestsTestCase):
-    """A VM's own branch: ``request/<vm>/…``."""
-
-    def test_own(self) -> None:
-        """It may change the VM's addresses, names and boot, and nothing that reaches beyond it."""
-        for changes, reason in (
-            (below(WWW, {"ip": "10.0.0.9", "dns/w.jitsu.test/ttl": "60", "config/idle/0": "9"}), ""),
-            (below(DB, {"ip": "10.0.0.8"}), "may change the VM www only"),
-            ({**below(DB, {"ip": "10.0.0.8"}), **below(WWW, {"ip": "10.0.0.7"})}, "may change the VM www only"),
-            (below(NEW, VM), "may change the VM www only"),
-            ({f"jitsu/vm/{WWW}": None}, "neither add nor remove"),
-            (below(WWW, {"config/connect/0": "x"}), "connect is not for"),
-            (below(WWW, {"config/define/0": "/etc/shadow"}), "define is not for"),
-            (below(WWW, {"config/images/0": "/etc"}), "images is not for"),
-            (below(WWW, {"config/needs/0": "db"}), "needs is not for"),
-            (below(WWW, {"config/disk/0": "/dev/sda@xvda"}), "disk is not for"),
-            (below(WWW, {"config/script/0": "/home/ann/mine"}), "script is not for"),
-            (below(WWW, {"config/mode/0": "pause"}), "it is stop_mode"),
-            (below(WWW, {"config/name/0": "db"}), "name is not for"),
-            (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for"),
-            (below(WWW, {"dns/*.jitsu.test/ttl": "60"}), "*.jitsu.test is not for"),
-            (below(WWW, {"dns/db.jitsu.test/ttl": "60"}), "db.jitsu.test is not for"),
-        ):
-            with self.subTest(changes=changes):
-                said = self.ask(changes, "www/x")
-                self.assertTrue(reason in said if reason else not said, said)
-
-    def test_nobody(self) -> None:
-        """A branch with a slash is a VM's own; without such a VM, it can change nothing."""
-        self.assertIn("may change the VM ann only", self.ask(below(WWW, {"ip": "10.0.0.9"}), "ann/x"))
-
-
 class RestartTests(RequestsTestCase):
     """What a request has changed, and the file."""
 

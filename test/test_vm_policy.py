@@ -12,25 +12,25 @@ from jitsu_tw.vm.policy import Policy, Verdict
 
 ANYBODY: Final = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
-ADMITTED, OVER_BUDGET = Verdict.ADMITTED, Verdict.OVER_BUDGET
+ADMITTED, UNPROVEN, OVER_BUDGET = Verdict.ADMITTED, Verdict.UNPROVEN, Verdict.OVER_BUDGET
 
 
 def policy(
-    *summon_from: str, starts: int = 0, verify: bool = False, running: int = 0, networks: int = 1000
+    *summon_from: str, starts: int = 0, verify: bool = False, running: int = 0, room: bool = False, networks: int = 1000
 ) -> Policy:
     """Return a policy; without networks, anybody may summon."""
     allowed = tuple(map(ip_network, summon_from)) or ANYBODY
-    return Policy(allowed, starts, verify_source=verify, max_running=running, most_networks=networks)
+    return Policy(allowed, starts, verify_source=verify, max_running=running, makes_room=room, most_networks=networks)
 
 
-def ask(policy: Policy, host: str, now: float = 0, running: int = 0, *, proven: bool = False) -> Verdict:
+def ask(policy: Policy, host: str, now: float = 0, running: int = 0, *, proven: bool = True) -> Verdict:
     """Ask for one start."""
     return policy.admit(Source(host, 4711, proven=proven), now, running)
 
 
-def started(policy: Policy, host: str, now: float, tries: int = 100) -> int:
+def started(policy: Policy, host: str, now: float, tries: int = 100, *, proven: bool = True) -> int:
     """Return how many of so many starts are admitted at one moment."""
-    return [ask(policy, host, now) for _ in range(tries)].count(ADMITTED)
+    return [ask(policy, host, now, proven=proven) for _ in range(tries)].count(ADMITTED)
 
 
 class PolicyTests(SynchronousTestCase):
@@ -47,9 +47,17 @@ class PolicyTests(SynchronousTestCase):
             (policy("2001:db8::/32"), "2001:db8::1", False, 0, Verdict.ADMITTED),
             (policy(verify=True), "192.0.2.1", False, 0, Verdict.UNPROVEN),
             (policy(verify=True), "192.0.2.1", True, 0, Verdict.ADMITTED),
-            (policy(running=3), "192.0.2.1", False, 2, Verdict.ADMITTED),
+            (policy(running=3), "192.0.2.1", True, 2, Verdict.ADMITTED),
+            (policy(running=3), "192.0.2.1", True, 3, Verdict.FULL),
+            (policy(running=3), "192.0.2.1", True, 4, Verdict.FULL),
+            (policy(running=3), "192.0.2.1", False, 1, Verdict.ADMITTED),
+            (policy(running=3), "192.0.2.1", False, 2, Verdict.UNPROVEN),
             (policy(running=3), "192.0.2.1", False, 3, Verdict.FULL),
-            (policy(running=3), "192.0.2.1", False, 4, Verdict.FULL),
+            (policy(running=1), "192.0.2.1", False, 0, Verdict.UNPROVEN),
+            (policy(running=100), "192.0.2.1", False, 74, Verdict.ADMITTED),
+            (policy(running=100), "192.0.2.1", False, 75, Verdict.UNPROVEN),
+            (policy(running=3, room=True), "192.0.2.1", True, 3, Verdict.ADMITTED),
+            (policy(running=3, room=True), "192.0.2.1", False, 3, Verdict.UNPROVEN),
             (policy("192.0.2.0/24", verify=True, running=1), "198.51.100.1", False, 1, Verdict.OUTSIDE),
             (policy(verify=True, running=1), "192.0.2.1", False, 1, Verdict.UNPROVEN),
         ):
@@ -110,11 +118,41 @@ class BudgetTests(SynchronousTestCase):
             [ask(limits, host) for host in ("2001:db8::1", "2001:db8:0:ff::1", "2001:db8:0:100::1")],
         )
 
+    def test_forged(self) -> None:
+        """
+        Clients without proof spend half of a network's budget, and are then asked for proof.
+
+        However long a forger goes on, clients of the network that have proven their addresses start as many VMs as
+        they would without the forger, but for that half.
+        """
+        for number, unproven in ((30, 15), (3, 1), (2, 1), (1, 0)):
+            limits = policy(starts=number)
+            self.assertEqual(unproven, started(limits, "192.0.2.1", 0, proven=False), number)
+            self.assertEqual(UNPROVEN, ask(limits, "192.0.2.2", 0, proven=False))
+            self.assertEqual(number - unproven, started(limits, "192.0.2.2", 0), number)
+            self.assertEqual(OVER_BUDGET, ask(limits, "192.0.2.1", 0, proven=False))
+        limits = policy(starts=30)
+        for tick in range(6000):
+            ask(limits, "192.0.2.1", tick / 10, proven=False)
+        self.assertGreaterEqual(started(limits, "192.0.2.2", 600), 15)
+
+    def test_proven_first(self) -> None:
+        """What clients with proof have spent counts too: those without it are asked for it from half on."""
+        limits = policy(starts=30)
+        started(limits, "192.0.2.1", 0, 20)
+        self.assertEqual(0, started(limits, "192.0.2.2", 0, proven=False))
+        self.assertEqual(1, started(limits, "192.0.2.2", 12, proven=False))
+
+    def test_starts_nothing(self) -> None:
+        """A question that will start nothing, as of a VM that has failed and rests, asks for no proof."""
+        limits = policy(starts=1, running=1)
+        self.assertEqual(ADMITTED, limits.admit(Source("192.0.2.1", 1), 0, 0, free=True))
+
     def test_refusals_cost_nothing(self) -> None:
         """Who is refused for whatever reason spends nothing: neither forgers nor the impatient use up a budget."""
         limits = policy("192.0.2.0/24", starts=1, verify=True, running=1)
         for _ in range(100):
-            ask(limits, "192.0.2.1", 0, 0)
+            ask(limits, "192.0.2.1", 0, 0, proven=False)
             ask(limits, "192.0.2.1", 0, 1, proven=True)
         self.assertEqual(ADMITTED, ask(limits, "192.0.2.1", 0, 0, proven=True))
         for tick in range(600):

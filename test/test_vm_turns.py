@@ -49,3 +49,15 @@ class TurnsTests(SynchronousTestCase):
         self.assertEqual("a", self.take_all(turns))
         turns.add("b", 1)
         self.assertEqual("b", self.take_all(turns))
+
+    def test_groups(self) -> None:
+        """Groups of networks take turns, however many networks a group has."""
+        turns: Turns[str] = Turns()
+        for number, waiter in enumerate("abcdef"):
+            turns.add(waiter, number, "forged")
+        for waiter, whose in zip("xyz", (1, 1, 2), strict=True):
+            turns.add(waiter, whose, "proven")
+        turns.drop("b")
+        turns.add("z", 1, "forged")
+        self.assertEqual("axczdyef", self.take_all(turns))
+        self.assertFalse(turns)

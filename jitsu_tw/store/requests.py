@@ -16,6 +16,7 @@ import attrs
 import pygit2
 from pygit2.enums import FileMode
 
+from jitsu_tw.errors import printable
 from jitsu_tw.store.history import AUTHOR, FAULTS, files, subtree
 from jitsu_tw.store.layout import STATISTICS, VMS
 from jitsu_tw.store.merge import three_way
@@ -78,7 +79,12 @@ class Request:
     @property
     def guest(self) -> str:
         """The VM whose own branch it is, which may change nothing else; empty for an operator's."""
-        return self.name.partition("/")[0] if "/" in self.name else ""
+        return guest_of(self.name)
+
+
+def guest_of(branch: str) -> str:
+    """Return the VM whose own branch it is, by its name behind ``request/``; empty for an operator's."""
+    return branch.partition("/")[0] if "/" in branch else ""
 
 
 class RefusedError(Exception):
@@ -250,11 +256,6 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     target = branch.resolve().target
     assert isinstance(target, pygit2.Oid)
     return target
-
-
-def printable(text: str) -> str:
-    """Return *text* as it may stand in a log and on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def entries(tree: pygit2.Tree) -> dict[str, pygit2.Object]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import pygit2
 
+from jitsu_tw.errors import printable
 from jitsu_tw.store.history import FAULTS, files, subtree
 from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries, printable
+from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

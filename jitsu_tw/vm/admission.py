@@ -47,12 +47,12 @@ class Admission:
 
     @property
     def crowd(self) -> int:
-        """How many VMs count against `max_running` when one more is asked for: none where room is made for it."""
-        return 0 if self._makes_room else len(self._running)
+        """How many VMs run, or are about to."""
+        return len(self._running)
 
-    def ask(self, machine: Machine, whose: Hashable) -> None:
-        """Let *machine*, which is queued for *whose* sake, boot when its turn comes."""
-        self._turns.add(machine, whose)
+    def ask(self, machine: Machine, whose: Hashable = None, group: Hashable = None) -> None:
+        """Let *machine*, queued for the client network *whose* of *group*, boot in its turn (`Turns.add`)."""
+        self._turns.add(machine, whose, group)
         self._give_turns()
 
     def _give_turns(self) -> None:

@@ -23,7 +23,7 @@ from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import BackendLost, CutOff, JitsuError, NoRoom, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Signs
-from jitsu_tw.settings import HOSTS
+from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
@@ -145,9 +145,10 @@ class Fleet:
         if self.cover is not None:
             self.cover.is_theirs, self.sharing.on_claim = self.sharing.is_theirs, self.cover.owner_is
         self._admission = Admission(settings, clocks, self._sweep)
-        self._whose: dict[str, bytes] = {}
+        self._whose: dict[str, tuple[bytes, bool]] = {}
         self._policy = Policy(
-            settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running
+            settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running,
+            settings.when_full is WhenFull.STOP_IDLE,
         )
         self.would_start: Counter[tuple[str, str, str]] = Counter()
         self._would_end: dict[str, float] = {}
@@ -340,7 +341,7 @@ class Fleet:
         if verdict is not Verdict.ADMITTED:
             self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
-        self._whose[machine.vm.name] = network(packed(source.host))
+        self._whose[machine.vm.name] = network(packed(source.host)), source.proven
         return None
 
     def _summon(self, machine: Machine, asker: str) -> Deferred[bool]:
@@ -540,7 +541,7 @@ class Fleet:
 
     def _claimed(self, ours: bool, machine: Machine) -> None:  # noqa: FBT001
         if ours and machine.state is State.QUEUED:
-            self._admission.ask(machine, self._whose.pop(machine.vm.name, None))
+            self._admission.ask(machine, *self._whose.pop(machine.vm.name, ()))
 
     def _not_claimed(self, failure: Failure, machine: Machine) -> None:
         failure.trap(CutOff)

@@ -8,18 +8,24 @@ A network's budget is a bucket that holds `Policy.starts_per_minute` starts and 
 any t seconds a network starts at most ``starts_per_minute * (1 + t / 60)`` VMs. Only what is admitted is spent, and
 remembered: to be refused costs neither budget nor memory.
 
-What many addresses give an attacker: each further /24 or /56 has a budget of its own, as an honest one has; what they
-can do together is limited by `max_running` and `max_booting`, not here. What they do not give: more memory than
-`MOST_NETWORKS` buckets take (about 10 MB), a slower decision, or a loss for anybody else: a bucket that is dropped is
-as good as full, so its network can only gain. To gain from that, an attacker must have had more than `MOST_NETWORKS`
-starts in other networks within the minute. What forged UDP gives, where `verify_source` is off: starts at the cost of
-the network that it names, which then has to wait for its own. With `verify_source` it gives nothing.
+What forged UDP gives, where `verify_source` is off: a part of each limit. A client that has not proven its address, by
+TCP or a DNS cookie, starts VMs only while its network has spent less than half of its budget, and while fewer than
+three quarters of `max_running` run. After that it is asked for proof (`Verdict.UNPROVEN`), which an honest client gives
+within a few round trips and a forger of addresses cannot give. So a forger starts VMs, but keeps no honest client from
+starting others. With `verify_source` a forger starts nothing.
+
+What many addresses of its own give an attacker: each further /24 or /56 has a budget of its own, as an honest one has;
+what they can do together is limited by `max_running` and `max_booting`, not here. What they do not give: more memory
+than `MOST_NETWORKS` buckets take (about 10 MB), a slower decision, or a loss for anybody else: a bucket that is dropped
+is as good as full, so its network can only gain. To gain from that, an attacker must have had more than `MOST_NETWORKS`
+starts in other networks within the minute.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -36,6 +42,11 @@ MOST_NETWORKS: Final = 65536
 
 #: In how many seconds an empty bucket is full again.
 _MINUTE: Final = 60.0
+
+#: The parts of a network's budget, and of `max_running`, that clients may use up without proof of their addresses; both
+#: are rounded down, so that the rest is never nothing.
+_UNPROVEN_STARTS: Final = Fraction(1, 2)
+_UNPROVEN_RUNNING: Final = Fraction(3, 4)
 
 #: What sums of floats may be wrong by, in seconds.
 _SLACK: Final = 1e-6
@@ -61,6 +72,7 @@ class Policy:
         starts_per_minute: how many VMs a network may start in a minute; 0 for no limit.
         verify_source: the client's address must be proven.
         max_running: how many VMs may run at once; 0 for no limit.
+        makes_room: where as many run, an idle VM is stopped for one more, so that a start is not refused.
         most_networks: how many networks' budgets are remembered.
     """
 
@@ -68,6 +80,7 @@ class Policy:
     starts_per_minute: int
     verify_source: bool
     max_running: int
+    makes_room: bool = False
     most_networks: int = MOST_NETWORKS
     _inside: Networks = attrs.field(init=False)
     #: When each network's bucket will be full again, the one that was longest not spent from first.
@@ -90,13 +103,17 @@ class Policy:
         """
         Say whether *source* may start one VM more; if so, it is spent.
 
-        The first reason of `Verdict` that holds is given, budgets last: who is refused for another spends nothing.
+        The first reason of `Verdict` that holds is given, budgets last: a client that is refused for another reason
+        spends nothing. A client that could not start the VM with proof either is not asked for proof.
 
         Args:
             source: who asks.
             now: in seconds.
             running: how many VMs run, or are about to.
             free: nothing will be started this time, so nothing is spent.
+
+        Returns:
+            `Verdict.ADMITTED`, or why not.
 
         Raises:
             ValueError: the source's host is no address.
@@ -106,22 +123,29 @@ class Policy:
             return Verdict.OUTSIDE
         if self.verify_source and not source.proven:
             return Verdict.UNPROVEN
-        if 0 < self.max_running <= running:
+        if 0 < self.max_running <= running and not self.makes_room:
             return Verdict.FULL
-        if self.starts_per_minute and not free and not self._spend(network(address), now):
-            return Verdict.OVER_BUDGET
+        if free:
+            return Verdict.ADMITTED
+        if self.max_running > 0 and not source.proven and running >= int(self.max_running * _UNPROVEN_RUNNING):
+            return Verdict.UNPROVEN
+        if self.starts_per_minute:
+            most = self.starts_per_minute if source.proven else int(self.starts_per_minute * _UNPROVEN_STARTS)
+            return self._spend(network(address), now, most)
         return Verdict.ADMITTED
 
-    def _spend(self, whose: bytes, now: float) -> bool:
-        """Take one start from the bucket of *whose* network and return True, or False if there is none in it."""
+    def _spend(self, whose: bytes, now: float, most: int) -> Verdict:
+        """Take one start from the bucket of *whose* network, of which at most *most* starts may then be spent."""
         one = _MINUTE / self.starts_per_minute
         full_at = max(self._full_at.get(whose, now), now) + one
         if full_at - now > _MINUTE + _SLACK:
-            return False
+            return Verdict.OVER_BUDGET
+        if full_at - now > most * one + _SLACK:
+            return Verdict.UNPROVEN
         self._full_at[whose] = full_at
         self._full_at.move_to_end(whose)
         self._forget(now)
-        return True
+        return Verdict.ADMITTED
 
     def _forget(self, now: float) -> None:
         """

@@ -2,7 +2,8 @@
 Who boots next. Pure.
 
 Each client network has a line of its own, and the networks take turns: one that asks for a hundred VMs does not make
-another, which asks for one, wait behind them.
+another, which asks for one, wait behind them. Networks are in groups, and the groups take turns too: questions that
+name a thousand forged networks are all in the group of those that have proven nothing.
 """
 
 from __future__ import annotations
@@ -17,36 +18,42 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """Lines of waiters, by whose they are."""
+    """Lines of waiters, by group and by whose they are."""
 
     def __init__(self) -> None:
         """Begin with nobody waiting."""
-        self._lines: dict[Hashable, deque[T]] = {}
-        self._whose: dict[T, Hashable] = {}
+        self._groups: dict[Hashable, dict[Hashable, deque[T]]] = {}
+        self._place: dict[T, tuple[Hashable, Hashable]] = {}
 
     def __len__(self) -> int:
         """Return how many wait."""
-        return len(self._whose)
+        return len(self._place)
 
-    def add(self, waiter: T, whose: Hashable) -> None:
-        """Put *waiter* at the end of the line of *whose*, unless it waits already."""
-        if waiter not in self._whose:
-            self._lines.setdefault(whose, deque()).append(waiter)
-            self._whose[waiter] = whose
+    def add(self, waiter: T, whose: Hashable, group: Hashable = None) -> None:
+        """Put *waiter* at the end of the line of *whose*, which is in *group*, unless it waits already."""
+        if waiter not in self._place:
+            self._groups.setdefault(group, {}).setdefault(whose, deque()).append(waiter)
+            self._place[waiter] = group, whose
 
     def drop(self, waiter: T) -> None:
         """Let *waiter*, if it waits, wait no more."""
-        if waiter in self._whose:
-            whose = self._whose.pop(waiter)
-            self._lines[whose].remove(waiter)
-            if not self._lines[whose]:
-                del self._lines[whose]
+        if waiter in self._place:
+            group, whose = self._place.pop(waiter)
+            lines = self._groups[group]
+            lines[whose].remove(waiter)
+            if not lines[whose]:
+                del lines[whose]
+            if not lines:
+                del self._groups[group]
 
     def take(self) -> T:
-        """Return who is first in the line whose turn it is; that line then waits for all others."""
-        whose, line = next(iter(self._lines.items()))
+        """Return who is first in the line whose turn it is; that line, and its group, then wait for all others."""
+        group, lines = next(iter(self._groups.items()))
+        whose, line = next(iter(lines.items()))
         waiter = line.popleft()
-        del self._whose[waiter], self._lines[whose]
+        del self._place[waiter], lines[whose], self._groups[group]
         if line:
-            self._lines[whose] = line
+            lines[whose] = line
+        if lines:
+            self._groups[group] = lines
         return waiter
