@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 #: In octets: the longest value, and the largest commit with its message, authors and parents.
 LONGEST_VALUE: Final = 1 << 16
-LARGEST_COMMIT: Final = 1 << 16
+LARGEST_COMMIT: Final = 1 << 14
 
-#: In octets: the largest tree (some 40 for an entry with a short name), and the largest one of all VMs' folders (64).
+#: In octets: the largest tree of a VM's (some 40 for an entry with a short name), of all VMs' folders, and above them,
+#: where each commit is looked at.
 LARGEST_TREE: Final = 1 << 20
 LARGEST_FOLDER: Final = 1 << 24
+LARGEST_TOP: Final = 1 << 12
+
+#: In octets, what an entry of the tree of all VMs takes: mode, uuid, id.
+_VM_ENTRY: Final = 64
 
 #: In octets: the longest name of a file or folder; a DNS name has at most 253.
 LONGEST_NAME: Final = 255
@@ -40,7 +45,8 @@ LONGEST_NAME: Final = 255
 #: A VM's folder has at most this many levels below it: ``dns/NAME/ttl`` and ``config/KEY/0``.
 DEEPEST: Final = 3
 
-#: The most files and octets of values of one VM, and of all VMs that one request changes.
+#: The most VMs that one request changes, and the most files and octets of values of one of them, and of all.
+MOST_VMS: Final = 10_000
 MOST_FILES: Final = 5_000
 MOST_OCTETS: Final = 1 << 20
 MOST_FILES_TOGETHER: Final = 100_000
@@ -84,12 +90,17 @@ class Measured:
 
 
 class Reader:
-    """Reads of one repository what others have pushed, for one request, as far as the bounds go."""
+    """
+    Reads of one repository what others have pushed, for one request, as far as the bounds go.
+
+    Attributes:
+        seen: how many objects were looked at.
+    """
 
     def __init__(self, repository: pygit2.Repository, ended: Callable[[], bool] = lambda: False) -> None:
         """Read *repository*; a long walk stops when *ended* returns True."""
         self._repository, self._odb, self._ended = repository, repository.odb, ended
-        self._files = self._octets = 0
+        self._files = self._octets = self.seen = 0
 
     def _go_on(self) -> None:
         if self._ended():
@@ -111,6 +122,7 @@ class Reader:
             TooLargeError: the object is larger.
             KeyError, GitError: the object is missing or damaged.
         """
+        self.seen += 1
         found, size = self._odb.read_header(oid)
         if found != kind:
             message = f"{what} is no {kind.name.lower()}"
@@ -147,21 +159,21 @@ class Reader:
         """
         others: dict[str, pygit2.Oid] = {}
         folder = None
-        for name, (oid, mode) in self._entries(commit.tree_id, ""):
+        for name, (oid, mode) in self._entries(commit.tree_id, "", LARGEST_TOP):
             if name != "jitsu" or mode != FileMode.TREE:
                 others[name] = oid
                 continue
-            for inner, (below, kind) in self._entries(oid, name):
+            for inner, (below, kind) in self._entries(oid, name, LARGEST_TOP):
                 if inner == "vm" and kind == FileMode.TREE:
                     folder = below
                 elif inner != "origin":
                     others[f"{name}/{inner}"] = below
         return others, folder
 
-    def folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
-        """Return the folders of VMs in *commit*, by name; {} without a commit."""
+    def folders(self, commit: pygit2.Commit | None, largest: int = LARGEST_FOLDER) -> dict[str, Entry]:
+        """Return the folders of VMs in *commit*, by name, if their tree has *largest* octets at most."""
         folder = self.top(commit)[1] if commit is not None else None
-        return {} if folder is None else dict(self._entries(folder, VMS, LARGEST_FOLDER))
+        return {} if folder is None else dict(self._entries(folder, VMS, largest))
 
     def check(self, uuid: str, entry: Entry | None) -> None:
         """
@@ -210,6 +222,7 @@ class Reader:
             message = f"{path} is no plain file"
             raise RefusedError(message)
         else:
+            self.seen += 1
             yield path, self._odb.read_header(oid)[1]
 
     def values(self, uuid: str, entry: Entry | None) -> dict[str, str]:
@@ -313,9 +326,14 @@ class Reader:
             raise RefusedError(message)
         for one in new:
             self._only_vms(self.commit(one))
-        was, ours, theirs = (self.folders(self.commit(one)) for one in (base, head, commit))
+        was, ours = self.folders(self.commit(base)), self.folders(self.commit(head))
+        most = max(len(was), len(ours)) + MOST_VMS
+        theirs = self.folders(self.commit(commit), min(most * _VM_ENTRY, LARGEST_FOLDER))
         changed = sorted(uuid for uuid in was.keys() | theirs.keys()
                          if theirs.get(uuid) not in (was.get(uuid), ours.get(uuid)))
+        if len(changed) > MOST_VMS:
+            message = f"it changes {len(changed)} VMs; one request changes at most {MOST_VMS}"
+            raise TooLargeError(message)
         for uuid in changed:
             self.check(uuid, theirs.get(uuid))
         return Measured(was, ours, theirs, changed)
