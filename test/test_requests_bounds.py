@@ -290,14 +290,15 @@ class FailureTests(HostileTestCase):
         self.patch(self.backend, "look_up", look_up)
         more = {f"{NEW[:-1]}{number}": {"ip": f"10.0.0.{number}", f"dns/n{number}.jitsu.test/ttl": "5",
                                         "config/name/0": f"n{number}"} for number in (3, 4, 6)}  # fmt: skip
-        self.push(self.commit({path: value for uuid, files in more.items() for path, value in below(uuid, files).items()}))
+        changes = {path: value for uuid, files in more.items() for path, value in below(uuid, files).items()}
+        self.push(self.commit(changes))
         self.look()
         self.clock.advance(FOUND_WITHIN - 1)
         asked[0].callback(NEW)
         self.assertEqual(["a"], self.store.waiting())
         self.clock.advance(1)
         self.assertEqual([], self.store.waiting())
-        self.assertEqual(2, len(asked))
+        self.assertEqual(2 + 3, len(asked))  # each new VM is looked for once more when it is there
         self.assertIn("n6", self.fleet.machines)
         last = {"ip": "10.0.0.5", "dns/m.jitsu.test/ttl": "5", "config/name/0": "m"}
         self.push(self.commit(below(f"{NEW[:-1]}5", last)), "b")
@@ -384,26 +385,24 @@ class TTLTests(HostileTestCase):
 
 
 class WalkTests(SynchronousTestCase):
-    """Which commits are new, and what they rest on, as git itself finds it."""
+    """Which commits are new, as git itself finds it."""
 
     def test_like_git(self) -> None:
-        """On random graphs it is what `git rev-list` and `git merge-base` say."""
+        """On random graphs, with many commits in a second, it is what `git rev-list` says."""
         with tempfile.TemporaryDirectory() as folder:
             repository = pygit2.init_repository(folder, bare=True)
             empty = repository.TreeBuilder().write()
             chance = random.Random(4711)
             commits: list[pygit2.Oid] = []
             for number in range(60):
-                who = pygit2.Signature("a", "a@b", 1000 + number, 0)
+                who = pygit2.Signature("a", "a@b", 1000 + number // 20, 0)
                 parents = chance.sample(commits, chance.choice([1, 1, 2])) if number > 2 else commits[-1:]
                 commits.append(repository.create_commit(None, who, who, str(number), empty, parents))
             for _ in range(60):
                 new, *known = chance.sample(commits, 3)
-                found, base = Reader(repository).arrivals(new, known)
+                found = Reader(repository).arrivals(new, known)
                 expected = self.git(folder, "rev-list", str(new), *(f"^{one}" for one in known))
                 self.assertEqual(expected, {str(one) for one in found})
-                bases = self.git(folder, "merge-base", "--all", str(new), *map(str, known))
-                self.assertIn(str(base), bases)
 
     def git(self, folder: str, *words: str) -> set[str]:
         """Return the lines that git says."""

@@ -9,6 +9,7 @@ headers of objects, paths are counted while they are walked, and what is only co
 from __future__ import annotations
 
 import heapq
+from math import inf
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -54,7 +55,10 @@ MOST_OCTETS_TOGETHER: Final = 1 << 24
 
 #: The most commits of one request, and the most of `main` since the commit that it was made on.
 MOST_COMMITS: Final = 1_000
-MOST_BEHIND: Final = 200_000
+MOST_BEHIND: Final = 50_000
+
+#: Commits of one second are in no order: so many are looked at to find out which of them `main` has.
+MOST_AT_ONCE: Final = 1_000
 
 _PLAIN: Final = frozenset({FileMode.BLOB, FileMode.BLOB_EXECUTABLE})
 
@@ -253,12 +257,11 @@ class Reader:
             raise RefusedError(message)
         return value.removesuffix("\n")
 
-    def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> tuple[list[pygit2.Oid], pygit2.Oid | None]:
+    def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> list[pygit2.Oid]:
         """
-        Return the commits that *commit* has and *known* have not, and the newest that both have.
+        Return the commits that *commit* has and *known* have not; libgit2's walk would end with the last of them only.
 
-        The walk goes from the newest to the oldest, as git's own does. With hostile times it may find an older one that
-        both have: that makes conflicts, of the sender's own.
+        It goes from the newest to the oldest, as git's own does.
 
         Raises:
             TooLargeError: there are too many.
@@ -270,6 +273,8 @@ class Reader:
         queued: set[pygit2.Oid] = set()
         new: list[pygit2.Oid] = []
         left = 0  # how many in the heap only the request has
+        more = MOST_AT_ONCE
+        oldest = inf
 
         def mark(oid: pygit2.Oid, flag: int) -> None:
             nonlocal left
@@ -289,11 +294,13 @@ class Reader:
         for one in known:
             mark(one, _OURS)
         mark(commit, _THEIRS)
-        while left:
+        while left or (heap and more and -heap[0][0] >= oldest):
             _, oid = heapq.heappop(heap)
             queued.remove(oid)
+            more -= not left
             if flags[oid] == _THEIRS:
                 left -= 1
+                oldest = min(oldest, times[oid])
                 new.append(oid)
             if len(new) > MOST_COMMITS or len(flags) > MOST_BEHIND:
                 what = f"has more than {MOST_COMMITS} commits" if len(new) > MOST_COMMITS else "is of too old a clone"
@@ -302,8 +309,7 @@ class Reader:
             self._go_on()
             for parent in self.commit(oid).parent_ids:
                 mark(parent, flags[oid])
-        both = (oid for oid, flag in flags.items() if flag == _THEIRS | _OURS)
-        return [oid for oid in new if flags[oid] == _THEIRS], max(both, key=times.__getitem__, default=None)
+        return [oid for oid in new if flags[oid] == _THEIRS]
 
     def measure(self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()) -> Measured:
         """
@@ -319,8 +325,9 @@ class Reader:
             TooLargeError: it is beyond the bounds.
             StoreError: the process ends.
         """
-        self.commit(commit)
-        new, base = self.arrivals(commit, [head, *shared]) if head is not None else ([], None)
+        known = [head, *shared] if head is not None else []
+        new = self.arrivals(commit, known)
+        base = self._repository.merge_base_many([commit, *known]) if known else None
         if head is None or base is None:
             message = "it has no commit in common with main: clone the state anew, and make the change there"
             raise RefusedError(message)
