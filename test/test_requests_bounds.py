@@ -113,6 +113,14 @@ class CommitTests(HostileTestCase):
         self.assertIn("octets; at most 16384 are read",
                       self.reason(self.raw(b"author A <a@b> 0 +0000\ncommitter A <a@b> 0 +0000\n\n" + bytes(70000))))
 
+    def test_large_in_main(self) -> None:
+        """A large commit that `main` has, of an earlier version, does not matter."""
+        base = self.head().id
+        self.store._history.commit({"jitsu/stats/x/y": "1"}, "x" * 50000)
+        self.assertEqual("", self.reason(self.commit(GOOD, base)))
+        self.store._history.commit({"jitsu/stats/x/y": "2"}, "x" * 50000)
+        self.assertEqual("", self.reason(self.commit(OTHER)))
+
     def test_author(self) -> None:
         """What an author is called is printed within bounds, and so is the subject."""
         name = b"\x1b[2J" + b"A" * 5000

@@ -9,6 +9,7 @@ headers of objects, paths are counted while they are walked, and what is only co
 from __future__ import annotations
 
 import heapq
+import sys
 from math import inf
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -136,9 +137,10 @@ class Reader:
             raise TooLargeError(message)
         return self._repository[oid]
 
-    def commit(self, oid: pygit2.Oid) -> pygit2.Commit:
-        """Return the commit *oid*; raises as `_sized` does."""
-        commit = self._sized(oid, ObjectType.COMMIT, LARGEST_COMMIT, f"the commit {str(oid)[:10]}")
+    def commit(self, oid: pygit2.Oid, *, ours: bool = False) -> pygit2.Commit:
+        """Return the commit *oid*, of any size if it is one of *ours*; raises as `_sized` does."""
+        largest = sys.maxsize if ours else LARGEST_COMMIT
+        commit = self._sized(oid, ObjectType.COMMIT, largest, f"the commit {str(oid)[:10]}")
         assert isinstance(commit, pygit2.Commit)
         return commit
 
@@ -283,7 +285,7 @@ class Reader:
                 return
             flags[oid] = before | flag
             if not before:
-                times[oid] = self.commit(oid).commit_time
+                times[oid] = self.commit(oid, ours=flag != _THEIRS).commit_time
                 left += flag == _THEIRS
             elif before == _THEIRS and oid in queued:
                 left -= 1
@@ -307,7 +309,7 @@ class Reader:
                 message = f"it {what}: clone the state anew, and make the change there"
                 raise TooLargeError(message)
             self._go_on()
-            for parent in self.commit(oid).parent_ids:
+            for parent in self.commit(oid, ours=flags[oid] != _THEIRS).parent_ids:
                 mark(parent, flags[oid])
         return [oid for oid in new if flags[oid] == _THEIRS]
 
@@ -333,7 +335,7 @@ class Reader:
             raise RefusedError(message)
         for one in new:
             self._only_vms(self.commit(one))
-        was, ours = self.folders(self.commit(base)), self.folders(self.commit(head))
+        was, ours = (self.folders(self.commit(one, ours=True)) for one in (base, head))
         most = max(len(was), len(ours)) + MOST_VMS
         theirs = self.folders(self.commit(commit), min(most * _VM_ENTRY, LARGEST_FOLDER))
         changed = sorted(uuid for uuid in was.keys() | theirs.keys()
@@ -352,7 +354,7 @@ class Reader:
             return
         if len(commit.parent_ids) != 1:
             return
-        before, _ = self.top(self.commit(commit.parent_ids[0]))
+        before, _ = self.top(self.commit(commit.parent_ids[0], ours=True))
         for path in sorted(before.keys() | others.keys()):
             if before.get(path) != others.get(path):
                 message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"

@@ -136,7 +136,7 @@ class Requests:
         try:
             changed = path.stat().st_mtime_ns
             if changed != self._packed[0]:
-                lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+                lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
                 names = [line.partition(" ")[2] for line in lines]
                 self._packed = changed, tuple(name.removeprefix(ASKED) for name in names if name.startswith(ASKED))
         except OSError:
@@ -160,7 +160,7 @@ class Requests:
         reader = Reader(repository, lambda: self.ended)
         try:
             commit = reader.commit(target)
-            request = attrs.evolve(request, author=_author(commit), subject=_words(_first(commit.raw_message)))
+            request = attrs.evolve(request, author=_author(commit), subject=words(first_line(commit.raw_message)))
             return attrs.evolve(request, changes=self._changes(reader, commit, head))
         except TooLargeError as error:
             return attrs.evolve(request, refused=str(error), kept=False)
@@ -271,17 +271,18 @@ def shortened(reason: str) -> str:
     return lines if len(lines) <= LONGEST_REASON else f"{lines[:LONGEST_REASON]}..."
 
 
-def _first(message: bytes) -> bytes:
+def first_line(message: bytes) -> bytes:
+    """Return the first line of a commit's message."""
     return next(iter(message.strip().splitlines()), b"")
 
 
-def _words(raw: bytes) -> str:
+def words(raw: bytes) -> str:
     """Return what a sender has written, as far as it is kept."""
     return printable(raw.decode(errors="replace"))[:LONGEST_WORDS]
 
 
 def _author(commit: pygit2.Commit) -> str:
-    return f"{_words(commit.author.raw_name)} <{_words(commit.author.raw_email)}>"
+    return f"{words(commit.author.raw_name)} <{words(commit.author.raw_email)}>"
 
 
 def can_be_named(name: str) -> bool:

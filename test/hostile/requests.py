@@ -123,8 +123,8 @@ ROWS: Final = (
         repository, (f"00000000-0000-4000-8000-{number:012}" for number in range(100000)),
         repository.TreeBuilder().write(), FileMode.TREE)), "octets; at most"),
     Row("ten thousand empty VMs", folder("jitsu/vm", lambda repository: tree(
-        repository, (f"00000000-0000-4000-8000-{number:012}" for number in range(10003)),
-        repository.TreeBuilder().write(), FileMode.TREE)), "octets; at most|at most 10000"),
+        repository, (f"00000000-0000-4000-8000-{number:012}" for number in range(10, 10011)),
+        repository.TreeBuilder().write(), FileMode.TREE)), "at most 10000"),
     Row("a name of 300 octets", file(f"{_DEFINED}/config/{'x' * 300}/0", b"1"), "a name of 300 octets"),
     Row("a name that clears the screen", file(f"{_DEFINED}/config/\x1b[2J/0", b"1"), r"\\x1b\[2J"),
     Row("the branch of a VM that there is not", file(f"{_DEFINED}/ip", b"10.0.0.9"), "may change the VM nobody only",
