@@ -163,6 +163,13 @@ class TreeTests(HostileTestCase):
         self.assertEqual(set(), {path[: len("jitsu/vm/") + 36] for path in read if path.count("/") > 1}
                          - {f"jitsu/vm/{WWW}"})
 
+    def test_damaged(self) -> None:
+        """A tree that is damaged is put aside, and only the reason is kept."""
+        tree = self.repository.write(ObjectType.TREE, b"x jitsu\0" + b"1" * 20)
+        lines = f"tree {tree}\nparent {self.head().id}\nauthor A <a@b> 0 +0000\ncommitter A <a@b> 0 +0000\n\nx"
+        self.assertIn("cannot be read", self.reason(self.repository.write(ObjectType.COMMIT, lines.encode())))
+        self.assertEqual([], self.repository.references[f"{REJECTED}a"].peel(pygit2.Commit).parent_ids)
+
     def test_not_read(self) -> None:
         """No value of a request is read before all of them were measured."""
         index = pygit2.Index()

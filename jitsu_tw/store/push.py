@@ -140,7 +140,7 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> It
 
     from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError  # noqa: PLC0415
     from jitsu_tw.store.history import FAULTS, MAIN, History  # noqa: PLC0415
-    from jitsu_tw.store.requests import Request, Requests, can_be_named, guest_of  # noqa: PLC0415
+    from jitsu_tw.store.requests import Request, Requests, can_be_named, guest_of, shortened  # noqa: PLC0415
 
     history = History(path)
     history.look()
@@ -162,7 +162,7 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> It
             Reader(repository).measure(pygit2.Oid(hex=update.new), head, requests.shared())
         except TooLargeError as error:
             requests.reject(Request(name, pygit2.Oid(hex=update.new), kept=False), str(error))
-            yield f"{name}: {error}"
+            yield shortened(f"{name}: {error}")
         except (RefusedError, *FAULTS):
             continue  # the running Jitsu says why, and keeps it
 

@@ -220,14 +220,14 @@ class Requests:
         Raises:
             StoreError: that cannot be written; the request stays.
         """
-        history = self._history
+        history, message = self._history, f"Rejected: {shortened(reason)}\n"
         with history.refused():
-            try:
-                commit = Reader(history.repository).commit(request.commit) if request.kept else None
-            except (RefusedError, *FAULTS):
-                commit = None
-            tree, parents = (history.tree(None, {}), []) if commit is None else (commit.tree_id, [commit.id])
-            self.put_aside(request.name, history.make(tree, parents, f"Rejected: {shortened(reason)}\n"))
+            made = None
+            if request.kept:
+                with contextlib.suppress(RefusedError, *FAULTS):  # it is damaged: only the reason is kept
+                    commit = Reader(history.repository).commit(request.commit)
+                    made = history.make(commit.tree_id, [commit.id], message)
+            self.put_aside(request.name, made or history.make(history.tree(None, {}), [], message))
         self._remove(request)
 
     def put_aside(self, name: str, commit: pygit2.Oid) -> None:
