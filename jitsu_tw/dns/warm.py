@@ -9,7 +9,7 @@ case that the client chose, and the rest of an answer that was written the long 
 kept: cookies differ for each client.
 
 Any client can make up kinds of questions, and names below a wildcard, without end. So an answer that was used little
-lately gives way, by what is counted of each use anyway: a hit costs nothing more. It is one of the VM that has the most.
+lately gives way, by what is counted of each use anyway: a hit costs nothing more. It is one of the VM that has most.
 """
 
 from __future__ import annotations
