@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.control.events import MOST_READERS, MOST_WAITING, STILL_HERE
-from test.control import Answer, Desk
+from jitsu_tw.control.events import MOST_FROM_ONE, MOST_READERS, MOST_WAITING, STILL_HERE
+from test.control import Answer, Desk, Talk
 from test.support import question, vm
 
 
@@ -61,7 +61,7 @@ class EventsTests(SynchronousTestCase):
         for seen, expected in ((every[3]["id"], every[4:]), (every[-1]["id"], []), (1, every)):
             said = desk.ask("/v1/events?follow=0&last=1", Last_Event_ID=str(seen))
             self.assertEqual(expected, events(said))
-        for strange in ("x", "-1", "9" * 5000, ""):
+        for strange in ("x", "-1", "9" * 5000, "", "²", "\udcff"):
             said = desk.ask("/v1/events?follow=0&last=1", Last_Event_ID=strange)
             self.assertEqual(every[-1:], events(said), strange[:10])
 
@@ -128,15 +128,25 @@ class EventsTests(SynchronousTestCase):
         self.assertEqual([], self.flushLoggedErrors())
 
     def test_many(self) -> None:
-        """Too many readers are sent away; there is room again when one has gone."""
+        """A network has a share of the readers; when all are taken, the one with the most gives one up for another."""
         desk = Desk(vm())
-        talks = [desk.talk() for _ in range(MOST_READERS)]
-        for talk in talks:
+
+        def follow(host: str) -> Talk:
+            talk = desk.talk(host)
             talk.say("GET", "/v1/events")
-        answer = desk.ask("/v1/events")
+            return talk
+
+        talks = [follow(host) for host in ("192.0.2.1", "198.51.100.7") for _ in range(MOST_FROM_ONE)]
+        self.assertEqual({200}, {talk.heard().status for talk in talks})
+        answer = follow("192.0.2.2").heard()
         self.assertEqual((503, {"error": "as many listen as may; try again later"}), (answer.status, answer.value))
-        talks[0].hang_up()
-        self.assertEqual(200, desk.ask("/v1/events").status)
+        self.assertEqual(MOST_READERS, len(talks))
+        self.assertEqual(200, follow("203.0.113.1").heard().status)
+        (cut,) = [talk for talk in talks if talk.wire.aborted]
+        self.assertIs(talks[0], cut)
+        talks[1].hang_up()
+        self.assertEqual(200, follow("192.0.2.2").heard().status)
+        self.assertEqual(200, desk.ask("/v1/events", "HEAD").status)
 
     def test_still_here(self) -> None:
         """While nothing happens, a comment comes now and then, so that a dead connection is noticed."""
