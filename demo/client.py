@@ -4,7 +4,10 @@ A client: asks for a name, connects to the address, fetches the page, and prints
 Times are in seconds of the system's monotonic clock, which is the same for all processes of a machine. It runs in the
 client's namespace, as a program of its own::
 
-    python client.py SERVER PORT NAME HTTP_PORT
+    python client.py SERVER PORT NAME HTTP_PORT [VIA]
+
+With VIA, the page is fetched there, in the place of the address in the answer: that of a guest on QEMU's own network can
+be reached by a port that QEMU forwards only.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ def connect(address: str, port: int) -> socket.socket:
             time.sleep(EVERY)
 
 
-def fetch(server: str, port: int, name: str, http_port: int) -> dict[str, Any]:
+def fetch(server: str, port: int, name: str, http_port: int, via: str = "") -> dict[str, Any]:
     """Return the times of a whole visit, and what was seen."""
     seen: dict[str, Any] = {"query": time.monotonic()}
     answer = dns.query.udp(dns.message.make_query(name, "A", use_edns=0), server, timeout=PATIENCE, port=port)
@@ -48,7 +51,7 @@ def fetch(server: str, port: int, name: str, http_port: int) -> dict[str, Any]:
     if not answer.answer:
         return seen
     seen["address"] = answer.answer[-1][0].to_text()
-    return seen | get(seen["address"], http_port, name)
+    return seen | get(via or seen["address"], http_port, name)
 
 
 def get(address: str, port: int, host: str) -> dict[str, Any]:
@@ -67,4 +70,4 @@ def get(address: str, port: int, host: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(fetch(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))))
+    print(json.dumps(fetch(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), *sys.argv[5:])))

@@ -2,7 +2,8 @@
 From what was said in a YAML file, on a command line and as pairs to `Settings` and the zones that go with them.
 
 Everything is text until `KEYS` and `VM_KEYS` say what it means, wherever it came from: a file and a command line are
-read by the same rules. Every error names the file, the line and the key, and what would be right. Nothing is started.
+read by the same rules. Every error names the file, the line and the key, and what would be right; all mistakes of a
+file are found in one run, but for what depends on values that are wrong themselves. Nothing is started.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
-import attrs
-
 from jitsu_tw.backends import backend_class
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.wire import parent, to_text
+from jitsu_tw.dns.wire import ROOT, parent, to_text
 from jitsu_tw.dns.zone import Zone
-from jitsu_tw.errors import ConfigError, ZoneError
-from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs
+from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
+from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs, read_text
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
 from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
 from jitsu_tw.xen import XenGuest
@@ -30,6 +29,7 @@ from jitsu_tw.xen import XenGuest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from jitsu_tw.settings import Address
     from jitsu_tw.values import Key
 
 #: The file that is looked for beside the first zone.
@@ -47,6 +47,9 @@ ANY: Final = "any"
 #: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, if nobody says otherwise.
 LEAST_IDLE: Final = 10.0
 
+#: What holds where nothing is said.
+_DEFAULTS: Final = Settings()
+
 
 def load(
     options: Mapping[str, str | Sequence[str]], pairs: Sequence[str] = (), path: Path | None = None
@@ -61,7 +64,7 @@ def load(
             nor VMs are given, in this directory.
 
     Raises:
-        ConfigError: the place, what is wrong there, and what would be right.
+        ConfigError: the place, what is wrong there, and what would be right; of the first `Mistakes.MOST` mistakes.
     """
     given: Sayings = {
         key: [Said(text, COMMAND_LINE) for text in ([value] if isinstance(value, str) else value)]
@@ -79,53 +82,112 @@ def load(
 def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str, Any]:
     """Return the value of each key that was said."""
     values: dict[str, Any] = {}
+    mistakes = Mistakes()
     for name, sayings in said.items():
         key, found = keys[name], []
         for one in sayings:
-            try:
-                value = key.parse(one.text)
-            except ValueError as error:
-                raise one.wrong(f"{where}{name}", str(error)) from error
-            if key.path:
-                value = Path(one.path).parent / value if one.path != COMMAND_LINE else Path(value)
-            found.append(value)
-        values[name] = tuple(found) if key.many else found[0]
+            with mistakes:
+                try:
+                    value = key.parse(one.text)
+                except ValueError as error:
+                    raise one.wrong(f"{where}{name}", str(error)) from error
+                if key.path:
+                    value = Path(one.path).parent / value if one.path != COMMAND_LINE else Path(value)
+                found.append(value)
+        if found:
+            values[name] = tuple(found) if key.many else found[0]
+    mistakes.end()
     return values
 
 
 def _settings(file: File) -> tuple[Settings, Zones]:
-    top = file.top
-    values = _values(top, KEYS)
+    mistakes, whole = file.mistakes, False
+    with mistakes:
+        values, defaults = _top(file)
+        served = _served(values.get("bind", _DEFAULTS.bind))
+        whole = True
+    keep = whole and values.get("persistdb") is not None
+    apart, vms = Apart(), []
+    needs: dict[str, Said] = {}
+    for said in file.vms:
+        with mistakes:
+            if not whole:  # what else holds for a VM depends on the top
+                _values(said, VM_KEYS, _where(said))
+                continue
+            vm = _vm(said, defaults, keep=keep)
+            apart.add(vm, said)
+            if values.get("synjitsu") is None:
+                _check_no_synjitsu(vm, said.get("use_synjitsu") or file.top.get("use_synjitsu"), values["hosts"])
+            _check_bind(vm, said, served)
+            vms.append(vm)
+            if vm.needs:
+                needs[vm.name] = said["needs"][0]
+    del apart  # of 100,000 VMs, that is a lot
+    if not whole:
+        mistakes.end()
+    if not mistakes:
+        check_needs(vms, needs)
+    settings = Settings(vms=tuple(vms), defaults=defaults, **values)
+    if not settings.vms and not settings.zones and not mistakes:
+        message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
+        raise ConfigError(message)
+    with mistakes:
+        found = zones(settings)
+    mistakes.end()
+    return settings, found
+
+
+def _top(file: File) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of `Settings` but the VMs, and what holds for a VM that does not say otherwise."""
+    top, mistakes = file.top, Mistakes()
+    values: dict[str, Any] = {}
+    with mistakes:
+        values = _values(top, KEYS)
+    with mistakes:
+        values["cluster"] = _cluster(file.cluster) if file.cluster else None
+    with mistakes:
+        values["hosts"] = _hosts(file.hosts)
+    mistakes.end()
     port = values.pop("port", None)
     if port is not None and values.get("forwarder"):
         values["forwarder"] = (values["forwarder"][0], port)
     defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
-    defaults["ttl"] = values.get("ttl", attrs.fields(Settings).ttl.default)
-    _check_keys(values, top)
-    _check_secrets(values, top)
-    values["cluster"] = _cluster(file.cluster) if file.cluster else None
-    values["hosts"] = defaults["hosts"] = _hosts(file.hosts)
-    _check_fence(values, top)
+    defaults["ttl"] = values.get("ttl", _DEFAULTS.ttl)
+    defaults["hosts"] = values["hosts"]
+    for check in (_check_keys, _check_secrets, _check_fence, _check_remote, _check_forwarder, _check_listen):
+        with mistakes:
+            check(values, top)
+    with mistakes:
+        _check_times(defaults, top, "")
+    mistakes.end()
+    return values, defaults
+
+
+def _check_remote(values: Mapping[str, Any], top: Sayings) -> None:
+    """Refuse to share a configuration that is kept nowhere."""
     if "remote" in values and "persistdb" not in values:
         message = "what is shared is kept in the state; say where that is, with persistdb"
         raise top["remote"][0].wrong("remote", message)
-    keep = values.get("persistdb") is not None
-    apart, vms = Apart(), []
-    needs: dict[str, Said] = {}
-    for said in file.vms:
-        vms.append(_vm(said, defaults, keep=keep))
-        apart.add(vms[-1], said)
-        if values.get("synjitsu") is None:
-            _check_no_synjitsu(vms[-1], said.get("use_synjitsu") or top.get("use_synjitsu"), values["hosts"])
-        if vms[-1].needs:
-            needs[vms[-1].name] = said["needs"][0]
-    del apart  # of 100,000 VMs, that is a lot
-    check_needs(vms, needs)
-    settings = Settings(vms=tuple(vms), defaults=defaults, **values)
-    if not settings.vms and not settings.zones:
-        message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
-        raise ConfigError(message)
-    return settings, zones(settings)
+
+
+def _check_forwarder(values: Mapping[str, Any], top: Sayings) -> None:
+    """Refuse to forward questions to this server itself, which would forward them again, and so on."""
+    if not values.get("forwarder"):
+        return
+    host, port = values["forwarder"]
+    bind = values.get("bind", _DEFAULTS.bind)
+    here = host in bind or (ip_address(host).is_loopback and any(ip_address(one).is_unspecified for one in bind))
+    if here and port == values.get("listen", _DEFAULTS.listen):
+        message = f"{host} port {port} is this server itself; name another one, or leave it out"
+        raise top["forwarder"][0].wrong("forwarder", message)
+
+
+def _check_listen(values: Mapping[str, Any], top: Sayings) -> None:
+    """Refuse one port for DNS and for the control endpoint."""
+    host, _, port = (values.get("control", _DEFAULTS.control) or "").rpartition(":")
+    if port == str(values.get("listen", _DEFAULTS.listen)) and host.strip("[]") in values.get("bind", _DEFAULTS.bind):
+        key = "listen" if "listen" in top else "control"
+        raise top[key][0].wrong(key, f"DNS and control cannot both be at {host} port {port}; choose another for one")
 
 
 def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
@@ -152,8 +214,8 @@ def _cluster(said: Sayings) -> Cluster:
     if "password" in values:
         one = said["password"][0]
         try:
-            values["password"] = values["password"].read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            values["password"] = read_text(values["password"]).strip()
+        except ConfigError as error:
             raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
     try:
         require("treq", "cluster")
@@ -203,7 +265,27 @@ def vm_from(said: Sayings, settings: Settings) -> VM:
     vm = _vm(said, settings.defaults, keep=True)
     if settings.synjitsu is None:
         _check_no_synjitsu(vm, said.get("use_synjitsu"), settings.hosts)
+    _check_bind(vm, said, _served(settings.bind))
     return vm
+
+
+def _where(said: Sayings) -> str:
+    """Return how an error begins that is about the VM that *said* describes."""
+    name = said["name"][0].text if "name" in said else ""
+    return f"vms: {name}: " if name else "vms: "
+
+
+def _served(bind: Sequence[str]) -> frozenset[Address]:
+    """Return the addresses that Jitsu itself serves at."""
+    return frozenset(ip_address(one.partition("%")[0]) for one in bind)
+
+
+def _check_bind(vm: VM, said: Sayings, served: frozenset[Address]) -> None:
+    """Refuse a VM at one of the addresses that are *served*."""
+    for number, address in enumerate(vm.ip):
+        if address in served:
+            message = f"{address} is what Jitsu serves at (bind); give the VM an address of its own"
+            raise said["ip"][min(number, len(said["ip"]) - 1)].wrong(f"vms: {vm.name}: ip", message)
 
 
 def _check_no_synjitsu(vm: VM, said: Sequence[Said] | None, hosts: Sequence[Host]) -> None:
@@ -226,9 +308,9 @@ def _check_secrets(values: dict[str, Any], top: Sayings) -> None:
 def _secret(path: Path, said: Said, key: str) -> str:
     """Return the secret in a file; refuse one that is short, or that everybody may read."""
     try:
-        secret = path.read_text(encoding="utf-8").strip()
+        secret = read_text(path).strip()
         mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ConfigError) as error:
         raise said.wrong(key, f"{path} cannot be read: {error}") from error
     if mode & stat.S_IROTH:
         raise said.wrong(key, f"everybody may read {path}; chmod o-r it")
@@ -241,12 +323,8 @@ def _secret(path: Path, said: Said, key: str) -> str:
 def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     """Return the VM that *said* describes; *keep* what was said for the state."""
     first = next(iter(said.values()))[0] if said else Said("", COMMAND_LINE)
-    name = said["name"][0].text if "name" in said else ""
-    where = f"vms: {name}: " if name else "vms: "
-    for key in ("name", "dns", "ip"):
-        if not said.get(key) or not said[key][0].text:
-            raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
-    values = _values(said, VM_KEYS, where)
+    where = _where(said)
+    values = _vm_values(said, first, where)
     hosts = _check_hosts(values, said, where, defaults.get("hosts", ()))
     if hosts is not None:
         values["backend"] = hosts[0].backend
@@ -267,8 +345,11 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     if "images" in values:
         values["images"] = values["images"].absolute()
     paths = {key: (str(values[key].absolute()),) for key in said if keep and VM_KEYS[key].path}
-    _check_boot(values, said, where)
-    _check_standin(values, said, where)
+    mistakes = Mistakes()
+    for check in (_check_boot, _check_standin, _check_times):
+        with mistakes:
+            check(values, said, where)
+    mistakes.end()
     guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
     if "mac" in guest:
         values["mac"] = guest["mac"] if backend == "libxl" else guest.pop("mac")
@@ -293,6 +374,21 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     return VM(**values)
 
 
+def _vm_values(said: Sayings, first: Said, where: str) -> dict[str, Any]:
+    """Return the value of each key of a VM; those that each VM needs are among them."""
+    mistakes = Mistakes()
+    values: dict[str, Any] = {}
+    missing = {key for key in ("name", "dns", "ip") if not said.get(key) or not said[key][0].text}
+    for key in sorted(missing):
+        with mistakes:
+            raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
+    with mistakes:
+        rest = {key: ones for key, ones in said.items() if key not in missing} if missing else said
+        values = _values(rest, VM_KEYS, where)
+    mistakes.end()
+    return values
+
+
 def _check_hosts(
     values: dict[str, Any], said: Sayings, where: str, hosts: Sequence[Host]
 ) -> tuple[Host, ...] | None:
@@ -311,6 +407,14 @@ def _check_hosts(
     for key in ("backend", "connect"):
         if key in said:
             raise said[key][0].wrong(f"{where}{key}", "is the host's; leave it out where there is host")
+    if ANY in named and len(named) > 1:
+        raise said["host"][0].wrong(f"{where}host", f"{ANY} is all hosts; say {ANY}, or the others")
+    for key in ("prefer", "avoid"):
+        for one in said.get(key, ()):
+            if ANY not in named and one.text not in named:
+                raise one.wrong(f"{where}{key}", f"{one.text} is none of its hosts; add it to host, or leave it out")
+            if key == "avoid" and one.text in values.get("prefer", ()):
+                raise one.wrong(f"{where}{key}", f"{one.text} is in prefer, too; keep one")
     if ANY not in named:
         return tuple(known[name] for name in dict.fromkeys(named))
     if not hosts:
@@ -329,6 +433,15 @@ def _check_boot(values: Mapping[str, Any], said: Sayings, where: str) -> None:
         raise said["boot_from"][0].wrong(f"{where}boot_from", message)
 
 
+def _check_times(values: Mapping[str, Any], said: Sayings, where: str) -> None:
+    """Refuse a VM that must be stopped while it may not be."""
+    if 0 < values.get("max_up", 0) < values.get("min_up", 0):
+        key = "max_up" if "max_up" in said else "min_up"
+        message = f"max_up ({values['max_up']:g} s) is below min_up ({values['min_up']:g} s); change one of them"
+        first = said.get(key) or next(iter(said.values()))
+        raise first[0].wrong(f"{where}{key}", message)
+
+
 def _check_standin(values: Mapping[str, Any], said: Sayings, where: str) -> None:
     """Refuse what cannot be where packets are held until the guest's port answers."""
     if values.get("use_synjitsu"):
@@ -345,21 +458,26 @@ def check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:
     """Refuse VMs that need one that is not there, or, in the end, themselves."""
     needs = {vm.name: vm.needs for vm in vms}
     done: set[str] = set()
-
-    def follow(name: str, way: tuple[str, ...]) -> None:
-        if name in way:
-            circle = " needs ".join((*way[way.index(name) :], name))
-            raise said[name].wrong(f"vms: {name}: needs", f"goes round in a circle: {circle}; take one of them out")
-        if name in done:
-            return
-        for needed in needs[name]:
-            if needed not in needs:
+    for start in said:
+        way = [(start, iter(needs[start]))]  # from where we began to where we are
+        on_way = {start}
+        while way:
+            name, others = way[-1]
+            needed = next(others, None)
+            if needed is None:
+                done.add(name)
+                on_way.remove(name)
+                way.pop()
+            elif needed not in needs:
                 raise said[name].wrong(f"vms: {name}: needs", f"there is no VM {needed!r}{near(needed, needs)}")
-            follow(needed, (*way, name))
-        done.add(name)
-
-    for name in said:
-        follow(name, ())
+            elif needed in on_way:
+                names = [one for one, _ in way]
+                circle = " needs ".join([*names[names.index(needed) :], needed])
+                message = f"goes round in a circle: {circle}; take one of them out"
+                raise said[needed].wrong(f"vms: {needed}: needs", message)
+            elif needed not in done:
+                way.append((needed, iter(needs[needed])))
+                on_way.add(needed)
 
 
 def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
@@ -368,7 +486,7 @@ def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
         root = ElementTree.parse(path).getroot()  # noqa: S314
     except OSError as error:
         raise said.wrong(where, f"{path} cannot be read: {error.strerror}") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: of its encoding
         raise said.wrong(where, f"{path} is not XML: {error}") from error
     found = (root.findtext("name") or "").strip()
     if root.tag != "domain" or found != name:
@@ -402,17 +520,45 @@ def zones(settings: Settings) -> Zones:
     Raises:
         ConfigError: a zone file is bad, or a VM's name cannot be in its zone.
     """
-    if settings.zones:
-        read = [Zone.read(path) for path in settings.zones]
-    else:
+    mistakes = Mistakes()
+    read = []
+    for path in settings.zones:
+        with mistakes:
+            read.append(Zone.read(path))
+    if not settings.zones:
         served = [address for address in map(ip_address, settings.bind) if not address.is_unspecified]
-        apexes = dict.fromkeys(parent(name) for vm in settings.vms for name in vm.dns)
-        read = [Zone.made_up(apex, settings.ttl, served) for apex in apexes]
+        for apex in _apexes(settings.vms, mistakes):
+            with mistakes:
+                read.append(Zone.made_up(apex, settings.ttl, served))
+    mistakes.end()
     found = Zones(read)
     for vm in settings.vms:
         for name in vm.dns:
-            try:
-                found.add_vm(name, vm.name, vm.ip, vm.ttl)
-            except ZoneError as error:
-                raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error
+            with mistakes:
+                try:
+                    found.add_vm(name, vm.name, vm.ip, vm.ttl)
+                except ZoneError as error:
+                    raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error
+    mistakes.end()
+    return found
+
+
+def _apexes(vms: Sequence[VM], mistakes: Mistakes) -> dict[bytes, None]:
+    """
+    Return the zones to make up for the VMs' names: those above them, but neither the root nor a top-level domain.
+
+    Of a name right below a top-level domain, the zone is itself.
+    """
+    found: dict[bytes, None] = {}
+    for vm in vms:
+        for name in vm.dns:
+            apex = parent(name)
+            if apex == ROOT or parent(apex) == ROOT:
+                apex = name
+            with mistakes:
+                if parent(apex) == ROOT or apex.startswith(b"\1*"):
+                    above = to_text(parent(name))
+                    message = f"Jitsu would answer for all of {above!r}; take a longer name, or give a zone file"
+                    raise ConfigError(f"{to_text(name)}: {message}", *vm.dns_place, f"vms: {vm.name}: dns")
+                found[apex] = None
     return found

@@ -5,6 +5,7 @@ Everything that can go wrong, as one tree, split by whose fault it is.
 
     JitsuError                SERVFAIL
      +- ConfigError           -          the operator's: a file, a line, a key, and the remedy
+     |   +- ConfigErrors      -          several of these
      |   +- ZoneError         -          the same, of a zone file
      +- QueryError            by kind    the client's, or nobody's: the answer is a response code
      |   +- Prohibited        REFUSED    18 Prohibited: this client may not start that VM
@@ -82,7 +83,66 @@ class ConfigError(JitsuError):
         """Put *message* behind the place: ``file:line: key: message``."""
         self.path, self.line, self.key, self.message = path, line, key, message
         place = "" if path is None else f"{path}:" if line is None else f"{path}:{line}:"
-        super().__init__(" ".join(part for part in (place, f"{key}:" if key else "", message) if part))
+        text = " ".join(part for part in (place, f"{key}:" if key else "", message) if part)
+        super().__init__("\n".join(map(printable, text.split("\n"))))
+
+
+class ConfigErrors(ConfigError):
+    """
+    Several mistakes; a line for each.
+
+    Attributes:
+        errors: one for each mistake.
+    """
+
+    def __init__(self, errors: Sequence[ConfigError]) -> None:
+        """Keep *errors*; the place is that of the first."""
+        first = errors[0]
+        super().__init__(first.message, first.path, first.line, first.key)
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        """Return the lines."""
+        return "\n".join(map(str, self.errors))
+
+
+class Mistakes:
+    """Gathers the errors of blocks ``with mistakes:``, each of which ends at its first; then `end` raises them all."""
+
+    #: With so many, it ends at once: a file of another kind has one in each line.
+    MOST: Final = 20
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._found: list[ConfigError] = []
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return bool(self._found)
+
+    def __enter__(self) -> None:
+        """Begin a block."""
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> bool:
+        """Keep the error of a block, if it is a mistake."""
+        if not isinstance(error, ConfigError):
+            return False
+        self._found += error.errors if isinstance(error, ConfigErrors) else [error]
+        if len(self._found) >= self.MOST:
+            self.end()
+        return True
+
+    def end(self) -> None:
+        """
+        Raise what was found.
+
+        Raises:
+            ConfigError: the mistake, if there is one; a ConfigErrors if there are several.
+        """
+        if len(self._found) > 1:
+            raise ConfigErrors(self._found[: self.MOST])
+        if self._found:
+            raise self._found[0]
 
 
 class ZoneError(ConfigError):

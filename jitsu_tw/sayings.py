@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import yaml
 
-from jitsu_tw.errors import ConfigError
+from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS, near
 
 if TYPE_CHECKING:
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 #: libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: In octets: the largest file that is read. That of 100,000 VMs has 10 MB.
+LARGEST: Final = 64 * 1024 * 1024
+
+#: The values of a whole file: an alias (``*a``) makes many of a few octets.
+MOST_VALUES: Final = 2_000_000
+
+#: The characters of one value, as of a value in the state, and of what an error repeats of it.
+LONGEST: Final = 65536
+_SHOWN: Final = 400
 
 #: What is more than lines of the form "key: value".
 GROUPS: Final = ("vms", "hosts", "cluster")
@@ -36,7 +46,9 @@ class Said:
     line: int | None = None
 
     def wrong(self, key: str, message: str) -> ConfigError:
-        """Return the error that says so."""
+        """Return the error that says so; a long *message* loses its middle."""
+        if len(message) > _SHOWN:
+            message = f"{message[: _SHOWN // 2]} … {message[-_SHOWN // 2 :]}"
         return ConfigError(message, self.path, self.line, key)
 
 
@@ -56,12 +68,41 @@ class File:
         vms: of each of them; understood one by one.
         hosts: of each of them.
         cluster: of that; nothing if there is none.
+        mistakes: what was left out of all these; the last is found when `vms` ends.
     """
 
     top: Sayings
     vms: Iterable[Sayings] = ()
     hosts: list[Sayings] = attrs.field(factory=list)
     cluster: Sayings = attrs.field(factory=dict)
+    mistakes: Mistakes = attrs.field(factory=Mistakes)
+
+
+def read_text(path: Path) -> str:
+    """
+    Return the text of a file, of which not more than `LARGEST` is read.
+
+    Raises:
+        ConfigError: it cannot be read, is larger, or is no text.
+    """
+    try:
+        with path.open("rb") as file:
+            octets = file.read(LARGEST + 1)
+        text = octets.decode()
+    except (OSError, ValueError) as error:
+        text = "is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(text or f"cannot be read: {getattr(error, 'strerror', error)}", path) from error
+    if len(octets) > LARGEST:
+        raise ConfigError(f"is larger than {LARGEST // 1024**2} MiB; is it the right file?", path)
+    return text
+
+
+@attrs.define
+class _Source:
+    """The file at *path*, and as many *left* as values may still be taken from it."""
+
+    path: Path
+    left: int = MOST_VALUES
 
 
 def read_file(path: Path) -> File:
@@ -69,14 +110,17 @@ def read_file(path: Path) -> File:
     Return what a YAML file says.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, or says what nobody knows; of a VM, when that is looked at.
+        ConfigError: it cannot be read, or is no YAML; what it says that nobody knows is among the `File.mistakes`.
     """
+    text = read_text(path)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("is not text in UTF-8", path) from error
+        root = yaml.compose(text, Loader=_LOADER)
+    except RecursionError as error:
+        raise ConfigError("is not YAML of a configuration: lists in lists in lists", path) from error
+    except yaml.reader.ReaderError as error:
+        at = text[: error.position].count("\n") + 1
+        message = f"is not YAML: the character #x{ord(text[error.position]):04x} cannot be in it; remove it"
+        raise ConfigError(message, path, at) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None
@@ -85,62 +129,107 @@ def read_file(path: Path) -> File:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
     if root is None:
         return File({})
-    top = _mapping(root, path, "")
+    source, file = _Source(path), File({})
+    top = _mapping(root, path, "", file.mistakes)
     groups = {name: top.pop(name, (0, None))[1] for name in GROUPS}
-    cluster = groups["cluster"]
-    return File(
-        _sayings(top, path, KEYS, ""),
-        _list(groups["vms"], path, "vms", VM_KEYS),
-        list(_list(groups["hosts"], path, "hosts", HOST_KEYS)),
-        {} if cluster is None else _sayings(_mapping(cluster, path, "cluster"), path, CLUSTER_KEYS, "cluster."),
-    )
+    file.top = _sayings(top, source, KEYS, "", file.mistakes)
+    with file.mistakes:
+        if (cluster := groups["cluster"]) is not None:
+            file.cluster = _group(cluster, source, CLUSTER_KEYS, "cluster")
+    file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
+    file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)
+    return file
 
 
-def _list(listed: yaml.Node | None, path: Path, name: str, keys: Mapping[str, Key]) -> Iterator[Sayings]:
-    """Yield what each of a list's items says."""
-    if listed is not None and not _empty(listed):
-        if not isinstance(listed, yaml.SequenceNode):
-            raise ConfigError('is a list: begin each with "- name: …"', path, listed.start_mark.line + 1, name)
-        nodes, listed.value = listed.value[::-1], []
-        for number in range(len(nodes)):
-            # Each is let go as soon as it is understood: of 100,000, they are most of our memory.
-            where = f"{name}[{number}]"
-            yield _sayings(_mapping(nodes.pop(), path, where), path, keys, f"{where}.")
+def _list(
+    listed: yaml.Node | None, source: _Source, name: str, keys: Mapping[str, Key], mistakes: Mistakes
+) -> Iterator[Sayings]:
+    """Yield what each of a list's items says that has no *mistakes*."""
+    if listed is None or _empty(listed):
+        return
+    if not isinstance(listed, yaml.SequenceNode):
+        with mistakes:
+            message = 'is a list: begin each with "- name: …"'
+            raise ConfigError(message, source.path, listed.start_mark.line + 1, name)
+        return
+    nodes, listed.value = listed.value[::-1], []
+    for number in range(len(nodes)):
+        if source.left < 0:
+            return
+        # Each is let go as soon as it is understood: of 100,000, they are most of our memory.
+        where, said = f"{name}[{number}]", None
+        with mistakes:
+            said = _group(nodes.pop(), source, keys, where)
+        if said is not None:
+            yield said
 
 
 def _empty(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
-def _mapping(node: yaml.Node, path: Path, where: str) -> dict[str, tuple[int, yaml.Node]]:
-    """Return the keys of *node*, in their order, each with its line and its value; a key twice is an error."""
+def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> Sayings:
+    """Return what *node* says, or raise all that is wrong with it."""
+    mistakes = Mistakes()
+    said = _sayings(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
+    mistakes.end()
+    return said
+
+
+def _mapping(node: yaml.Node, path: Path, where: str, mistakes: Mistakes) -> dict[str, tuple[int, yaml.Node]]:
+    """Return the keys of *node*, in their order, each with its line and its value; a key twice is a mistake."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError('should be lines of the form "key: value"', path, node.start_mark.line + 1, where)
     found: dict[str, tuple[int, yaml.Node]] = {}
     for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in found:
-            raise ConfigError("is there twice; keep one", path, line, f"{where}.{name}" if where else name)
-        found[name] = line, value
+        name, line = str(key.value) if isinstance(key, yaml.ScalarNode) else "", key.start_mark.line + 1
+        with mistakes:
+            if not name:
+                raise ConfigError("a key should be one word", path, line, where)
+            if name in found:
+                raise ConfigError("is there twice; keep one", path, line, f"{where}.{name}" if where else name)
+            found[name] = line, value
     return found
 
 
-def _sayings(nodes: Mapping[str, tuple[int, yaml.Node]], path: Path, keys: Mapping[str, Key], where: str) -> Sayings:
+def _sayings(
+    nodes: Mapping[str, tuple[int, yaml.Node]],
+    source: _Source,
+    keys: Mapping[str, Key],
+    where: str,
+    mistakes: Mistakes,
+) -> Sayings:
+    """Return what *nodes* say, without the *mistakes*."""
     said: Sayings = {}
     for name, (at, node) in nodes.items():
-        if name not in keys:
-            known = keys if where else [*keys, *GROUPS]
-            raise ConfigError(f"no such key{near(name, known)}", path, at, f"{where}{name}")
-        items = node.value if isinstance(node, yaml.SequenceNode) and keys[name].many else [node]
-        for item in items:
-            line = item.start_mark.line + 1
-            if not isinstance(item, yaml.ScalarNode):
-                kind = "a list" if isinstance(item, yaml.SequenceNode) else "a group of keys"
-                raise ConfigError(f"takes one value, not {kind}", path, line, f"{where}{name}")
-            if _empty(item):
-                raise ConfigError("has no value; give one or leave the key out", path, at, f"{where}{name}")
-            said.setdefault(name, []).append(Said(item.value, str(path), line))
+        with mistakes:
+            if name not in keys:
+                known = keys if where else [*keys, *GROUPS]
+                raise ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}")
+            said[name] = list(_values(node, source, keys[name], at, f"{where}{name}"))
+        if source.left < 0:
+            break
     return said
+
+
+def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str) -> Iterator[Said]:
+    """Yield the values of one key, which stands in line *at*."""
+    items = node.value if isinstance(node, yaml.SequenceNode) and key.many else [node]
+    if not items:
+        raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, where)
+    for item in items:
+        line = item.start_mark.line + 1
+        if not isinstance(item, yaml.ScalarNode):
+            kind = "a list" if isinstance(item, yaml.SequenceNode) else "a group of keys"
+            raise ConfigError(f"takes one value, not {kind}", source.path, line, where)
+        if _empty(item):
+            raise ConfigError("has no value; give one or leave the key out", source.path, at, where)
+        if len(item.value) > LONGEST:
+            raise ConfigError(f"is longer than {LONGEST} characters", source.path, line, where)
+        source.left -= 1
+        if source.left < 0:
+            raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, where)
+        yield Said(item.value, str(source.path), line)
 
 
 def read_pairs(text: str) -> Sayings:

@@ -1,60 +1,86 @@
-"""What one client may have of something scarce, as of connections, each of which takes a file descriptor."""
+"""
+What one client can hold of what all clients share: a part of it, never all.
+
+Clients are counted by network (`networks.network`), because a client that has one address usually has its neighbours'
+too. Nothing here does I/O or reads a clock, and nothing costs more the more clients there are.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from jitsu_tw.networks import network, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Hashable
 
-T = TypeVar("T")
+    from jitsu_tw.dns.wire import Source
+
+T = TypeVar("T", bound="Hashable")
+
+#: One part in so many of all places is the most that clients have together that have not proven their addresses: those
+#: may all be one forger.
+UNPROVEN_PART: Final = 2
 
 
-class Shares(Generic[T]):
-    """
-    Things that clients have, bounded for each client network and altogether.
+class Places:
+    """Places that clients take for a while."""
 
-    Where all are taken, the network that has the most loses the one that it has had longest, so that a client of
-    another network gets in.
-    """
+    def __init__(self, most: int, of_one: int) -> None:
+        """Have *most* places, and *of_one* for one client network."""
+        self._most, self._of_one = most, of_one
+        self._taken: Counter[bytes] = Counter()
+        self._all = self._unproven = 0
 
-    def __init__(self, most: int, most_of_one: int, give_up: Callable[[T], object]) -> None:
-        """Let there be *most* things, *most_of_one* for one network; *give_up* ends one of them."""
-        self._most, self._most_of_one, self._give_up = most, most_of_one, give_up
-        self._owners: dict[T, bytes] = {}
-        self._owned: dict[bytes, dict[T, None]] = {}
-
-    def take(self, thing: T, peer: object) -> bool:
-        """Let the client at *peer*, an address of Twisted's, have *thing*; return False if it has its share already."""
-        owner = _owner(peer)
-        has = len(self._owned.get(owner, ()))
-        if has >= self._most_of_one:
+    def take(self, source: Source) -> bool:
+        """Take a place for *source*; return whether there was one. Who has it calls `leave` once."""
+        whose = network(packed(source.host))
+        if self._all >= self._most or self._taken[whose] >= self._of_one:
             return False
-        if len(self._owners) >= self._most:
-            richest = max(self._owned.values(), key=len)
-            if len(richest) <= has + 1:
-                return False
-            longest = next(iter(richest))
-            self.give_back(longest)
-            self._give_up(longest)
-        self._owners[thing] = owner
-        self._owned.setdefault(owner, {})[thing] = None
+        if not source.proven and self._unproven >= self._most // UNPROVEN_PART:
+            return False
+        self._taken[whose] += 1
+        self._all += 1
+        self._unproven += not source.proven
         return True
 
-    def give_back(self, thing: T) -> None:
-        """Let others have what *thing* took; it may have been given back before."""
-        owner = self._owners.pop(thing, None)
-        if owner is not None:
-            del self._owned[owner][thing]
-            if not self._owned[owner]:
-                del self._owned[owner]
+    def leave(self, source: Source) -> None:
+        """Give the place of *source* back."""
+        whose = network(packed(source.host))
+        self._taken[whose] -= 1
+        if not self._taken[whose]:
+            del self._taken[whose]
+        self._all -= 1
+        self._unproven -= not source.proven
 
 
-def _owner(peer: object) -> bytes:
-    """Return the network of an address; those without one, on UNIX sockets, are one owner."""
-    try:
-        return network(packed(getattr(peer, "host", "")))
-    except ValueError:
-        return b""
+class Heaviest(Generic[T]):
+    """Which one of many has the most: the one that gives way when there is no room."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._by_weight: dict[int, dict[T, None]] = {}
+        self._top = 0
+
+    def move(self, one: T, old: int, new: int) -> None:
+        """Note that *one*, whose weight was *old*, has the weight *new*; without weight it is forgotten."""
+        if old:
+            before = self._by_weight[old]
+            del before[one]
+            if not before:
+                del self._by_weight[old]
+        if new:
+            self._by_weight.setdefault(new, {})[one] = None
+        self._top = max(self._top, new)
+        while self._top and self._top not in self._by_weight:  # no more steps down than there were up
+            self._top -= 1
+
+    def top(self) -> T:
+        """
+        Return one of those with the greatest weight.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return next(iter(self._by_weight[self._top]))

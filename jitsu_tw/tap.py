@@ -30,13 +30,14 @@ from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.binding import Addresses, to_bind
+from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.tcp import MOST_CONNECTIONS, TCPFactory, TCPPort
+from jitsu_tw.dns.tcp import TCPFactory, TCPPort
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
@@ -168,6 +169,7 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
+        self._tcp = TCPFactory(self._server, reactor)
         self._ports: list[Any] = []
         self._addresses = Addresses(reactor)
         self._site = Endpoint(
@@ -193,7 +195,7 @@ class JitsuService(Service):
     def privilegedStartService(self) -> None:  # noqa: N802
         """Take the ports, while twistd has not given up its privileges; or end with a line that says what cannot be."""
         super().privilegedStartService()
-        if problem := open_files(FILES + MOST_CONNECTIONS * len(self._settings.bind)):
+        if problem := open_files(FILES + MOST_CONNECTIONS):
             self.log.warn("{problem}", problem=problem)
         try:
             self._listen()
@@ -219,7 +221,7 @@ class JitsuService(Service):
         if bound.family == socket.AF_UNIX:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site)
         elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server, self._reactor))
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
         else:
             host, number = bound.getsockname()[:2]
             port = UDPPort(number, self._server, host, self._reactor, bound)
@@ -241,7 +243,7 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        tcp = TCPPort(port, TCPFactory(self._server, self._reactor), interface=host, reactor=self._reactor)
+        tcp = TCPPort(port, self._tcp, interface=host, reactor=self._reactor)
         tcp.startListening()
         self._ports.append(tcp)
 
@@ -335,21 +337,23 @@ class JitsuService(Service):
             self.reload()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
-        """Take no more queries, write down what is remembered, leave the VMs as they are."""
+        """Take no more queries, answer those that wait, write down what is remembered, leave the VMs as they are."""
         super().stopService()
         stop_once()
+        self._server.end()
         self._notifier.stop()
         self._addresses.stop()
         for port in self._ports:
             port.stopListening()
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(self._tcp.end()))
 
-    async def _stop(self) -> None:
+    async def _stop(self, closed: Deferred[None]) -> None:
         if self.shared is not None:
             await self.shared.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()
+        await closed
 
 
 def from_systemd() -> list[int]:

@@ -1,8 +1,8 @@
 """
 What the keys of a configuration take: text in, values out; wrong text is a ValueError that says what would be right.
 
-`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`. A VM's own branch may
-say it only if the row has `own`.
+`KEYS` are Jitsu's own, `VM_KEYS` those of a VM. A new key is a row here and a field in `settings`. A VM's own branch
+may say it only if the row has `own`.
 """
 
 from __future__ import annotations
@@ -161,14 +161,14 @@ def _bind(text: str) -> str:
 
 def _text(text: str) -> str:
     if not text or not text.isprintable():
-        message = f"{text!r} is empty; leave the key out" if not text else f"{text!r} has characters that cannot be seen"
+        message = f"{text!r} has characters that cannot be seen" if text else "is empty; leave the key out"
         raise ValueError(message)
     return text
 
 
 def _vm_name(text: str) -> str:
     if text != text.strip() or len(_text(text)) > LONGEST_NAME:
-        message = f"{text!r} is no name of a VM; take one of at most {LONGEST_NAME} characters, without blanks around it"
+        message = f"{text!r} is no name of a VM; take one of {LONGEST_NAME} characters at most, with no blanks around"
         raise ValueError(message)
     return text
 

@@ -21,11 +21,13 @@ from twisted.protocols.policies import TimeoutMixin
 
 from jitsu_tw import messages
 from jitsu_tw.messages import Refused, WrongVersion
+from jitsu_tw.networks import of_peer
 from synjitsu_tw.table import Handover
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
+    from jitsu_tw.dns.connections import Connections
     from synjitsu_tw.service import Synjitsu
 
 
@@ -69,12 +71,15 @@ class Conversation(messages.Peer, TimeoutMixin):
             self.log.warn("Jitsu did not take a summons: {reason}", reason=failure.getErrorMessage())
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Begin, if there is room for one more that has not said `Hello`."""
+        """Begin; if there are too many that have not said `Hello`, another one gives way."""
         super().connectionMade()
-        if self.factory.strangers.take(self, self.transport.getPeer()):
-            self.setTimeout(MEET_WITHIN)
-        else:
-            self.cut()
+        self._add_to(self.factory.strangers)
+        self.setTimeout(MEET_WITHIN)
+
+    def _add_to(self, connections: Connections[Conversation]) -> None:
+        gone = connections.add(self, of_peer(self.transport.getPeer()))
+        if gone is not None:
+            gone.cut()
 
     def callLater(self, *what: Any) -> Any:  # noqa: N802
         """Call something later, by the reactor of the service."""
@@ -101,19 +106,19 @@ class Conversation(messages.Peer, TimeoutMixin):
         """Tell the service."""
         super().connectionLost(reason)
         self.setTimeout(None)
-        self.factory.strangers.give_back(self)
-        self.factory.jitsus.give_back(self)
+        self.factory.strangers.remove(self)
+        self.factory.jitsus.remove(self)
         self.factory.synjitsu.lost(self)
 
     @messages.Hello.responder
     def _hello(self, version: int, secret: str | None = None) -> dict[str, Any]:  # noqa: ARG002 -- it was compared
         if version != messages.VERSION:
             raise WrongVersion(f"Jitsu speaks version {version}, Synjitsu {messages.VERSION}: update the older one")
-        if not self._met and not self.factory.jitsus.take(self, self.transport.getPeer()):
-            raise Refused("as many Jitsus are connected as may be")
-        self._met = True
-        self.setTimeout(None)
-        self.factory.strangers.give_back(self)
+        if not self._met:
+            self._met = True
+            self.setTimeout(None)
+            self.factory.strangers.remove(self)
+            self._add_to(self.factory.jitsus)
         return {}
 
     @messages.Announce.responder

@@ -19,8 +19,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw import messages
+from jitsu_tw.dns.connections import Connections
 from jitsu_tw.messages import Refused
-from jitsu_tw.shares import Shares
+from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
@@ -152,8 +153,8 @@ class Synjitsu(Service):
         self.factory.synjitsu = self  # type: ignore[attr-defined]
         self.factory.secret = secret  # type: ignore[attr-defined]
         self.factory.reactor = reactor  # type: ignore[attr-defined]
-        self.factory.strangers = Shares(*STRANGERS, Conversation.cut)  # type: ignore[attr-defined]
-        self.factory.jitsus = Shares(*JITSUS, Conversation.cut)  # type: ignore[attr-defined]
+        self.factory.strangers = Connections(*STRANGERS)  # type: ignore[attr-defined]
+        self.factory.jitsus = Connections(*JITSUS)  # type: ignore[attr-defined]
         self.factory.noisy = False
 
     def open(self) -> None:
@@ -222,7 +223,10 @@ class Synjitsu(Service):
 
     def _obstacle(self, ip: bytes) -> str | None:
         """Return why an address may not be stood in for; None if it may."""
-        links, text = self.standins.links, str(ip_address(ip))
+        links, address = self.standins.links, ip_address(ip)
+        text = str(address)
+        if why := why_no_guest(address, (one for link in links.values() for one in link.networks)):
+            return why
         if any(ip in link.addresses for link in links.values()):
             return f"{text} is an address of this host"
         if ip in self._gateways:

@@ -49,7 +49,7 @@ FLOORS: Final = (
      "jitsu_tw.vm.inventory", "jitsu_tw.vm.ownership", "jitsu_tw.vm.placement",
      "jitsu_tw.vm.admission", "jitsu_tw.vm.cover", "jitsu_tw.vm.fleet", "jitsu_tw.vm.change"),
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
-     "jitsu_tw.dns.stream", "jitsu_tw.dns.notify",
+     "jitsu_tw.dns.stream", "jitsu_tw.dns.connections", "jitsu_tw.dns.notify",
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
      "jitsu_tw.control.web", "jitsu_tw.control.describe", "jitsu_tw.control.events", "jitsu_tw.control.standins",
      "jitsu_tw.control.cluster", "jitsu_tw.control.metrics", "jitsu_tw.control.files", "jitsu_tw.control.api"),
@@ -63,8 +63,9 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.logs", "jitsu_tw.messages",
-                  "jitsu_tw.networks", "jitsu_tw.shares", "jitsu_tw.sockets", "jitsu_tw.twistd", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.dns", "jitsu_tw.dns.connections", "jitsu_tw.errors",
+                  "jitsu_tw.logs", "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.twistd",
+                  "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

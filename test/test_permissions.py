@@ -39,7 +39,7 @@ GOOD: Final = (
 )
 
 #: What it may not, and words of the reason.
-BAD: Final = (
+BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
     (below(DB, {"ip": "10.0.0.8"}), "may change the VM www only"),
     ({**below(DB, {"ip": "10.0.0.8"}), **below(WWW, {"ip": "10.0.0.7"})}, "may change the VM www only"),
     (below(NEW, VM), "may change the VM www only"),
@@ -94,7 +94,7 @@ class GuestTests(RequestsTestCase):
         super().begin(pairs)
 
     def test_good(self) -> None:
-        """It may change the VM's addresses, names, TTL, and how long it is kept and waited for, and change them back."""
+        """It may change its addresses, names, TTL, how long it is kept, and when it is ready; and back."""
         for values, key in GOOD:
             with self.subTest(values=values):
                 before = self.fleet.machines["www"].vm
@@ -121,7 +121,7 @@ class GuestTests(RequestsTestCase):
         self.assertEqual("", self.ask(below(WWW, {"ip": "10.0.0.8"}), "www/x"))
 
     def test_as_it_was(self) -> None:
-        """Without a word of the operator's, a guest has the names and addresses that it has; more than the limit stay."""
+        """Unless the operator allows more, a guest keeps to the names and addresses that it has, however many."""
         self.end()
         names = ",".join(f"dns=n{number}.jitsu.test" for number in range(20))
         self.begin((f"{FILE[0]},{names}", FILE[1]))

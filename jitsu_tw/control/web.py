@@ -32,7 +32,8 @@ from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as WebRequest
 from zope.interface import implementer
 
-from jitsu_tw.shares import Shares
+from jitsu_tw.dns.connections import Connections
+from jitsu_tw.networks import of_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -88,11 +89,21 @@ class Channel(HTTPChannel):
     _unread: Any = None
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Begin, or cut the connection off: its client has as many as it may have."""
-        if self.site.connections.take(self, self.transport.getPeer()):
-            super().connectionMade()
-        else:
-            self.cut()
+        """Begin; if there are too many connections, another one gives way."""
+        gone = self.site.connections.add(self, of_peer(self.transport.getPeer()))
+        if gone is not None:
+            gone.cut()
+        super().connectionMade()
+
+    def allContentReceived(self) -> None:  # noqa: N802
+        """Answer a request that is whole."""
+        self.site.connections.touch(self, waits=True)
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:  # noqa: N802
+        """Wait for the next request."""
+        self.site.connections.touch(self, waits=False)
+        super().requestDone(request)
 
     def cut(self) -> None:
         """Close the connection at once."""
@@ -136,7 +147,7 @@ class Channel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """End."""
         self._read()
-        self.site.connections.give_back(self)
+        self.site.connections.remove(self)
         super().connectionLost(reason)
 
 
@@ -186,7 +197,7 @@ class Guarded(Site):
             top, requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN, parsePOSTFormSubmission=False
         )
         self._token = None if token is None else token.encode()
-        self.connections: Shares[Channel] = Shares(MOST_CONNECTIONS, MOST_FROM_ONE, Channel.cut)
+        self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
         """Return what may be spoken over TLS, for ALPN."""
