@@ -527,4 +527,4 @@ class SharesTests(SynchronousTestCase):
         for talk in talks:
             talk.hang_up()
         ours.hang_up()
-        self.assertEqual(MOST_FROM_ONE, len(desk.endpoint.connections))
+        self.assertEqual(MOST_FROM_ONE - 1, len(desk.endpoint.connections))
