@@ -184,10 +184,12 @@ def _check_forwarder(values: Mapping[str, Any], top: Sayings) -> None:
 
 def _check_listen(values: Mapping[str, Any], top: Sayings) -> None:
     """Refuse one port for DNS and for the control endpoint."""
-    host, _, port = (values.get("control", _DEFAULTS.control) or "").rpartition(":")
-    if port == str(values.get("listen", _DEFAULTS.listen)) and host.strip("[]") in values.get("bind", _DEFAULTS.bind):
-        key = "listen" if "listen" in top else "control"
-        raise top[key][0].wrong(key, f"DNS and control cannot both be at {host} port {port}; choose another for one")
+    listen, bind = str(values.get("listen", _DEFAULTS.listen)), values.get("bind", _DEFAULTS.bind)
+    for place in values.get("control", ()):
+        host, _, port = place.rpartition(":")
+        if port == listen and host.strip("[]") in bind:
+            key = "listen" if "listen" in top else "control"
+            raise top[key][0].wrong(key, f"DNS and control cannot both be at {host} port {port}; choose another for one")
 
 
 def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
