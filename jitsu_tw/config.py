@@ -189,7 +189,8 @@ def _check_listen(values: Mapping[str, Any], top: Sayings) -> None:
         host, _, port = place.rpartition(":")
         if port == listen and host.strip("[]") in bind:
             key = "listen" if "listen" in top else "control"
-            raise top[key][0].wrong(key, f"DNS and control cannot both be at {host} port {port}; choose another for one")
+            message = f"DNS and control cannot both be at {host} port {port}; choose another for one"
+            raise top[key][0].wrong(key, message)
 
 
 def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:

@@ -56,7 +56,8 @@ class Commands(click.Group):
             status, reason = 1, str(error)
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as shells have it: 128 and SIGINT
-        show.say(f"jitsuctl: {reason}", err=True)
+        for line in reason.splitlines() or [""]:
+            show.say(f"jitsuctl: {line}", err=True)
         raise SystemExit(status)
 
 

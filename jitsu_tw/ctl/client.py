@@ -14,6 +14,8 @@ from urllib.parse import quote, urlsplit
 
 import attrs
 
+from jitsu_tw.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -127,7 +129,7 @@ class Control:
     def _look_at_status(self, answer: HTTPResponse) -> None:
         if answer.status >= 400:
             said = self._json(answer, LONGEST_REFUSAL)
-            raise RefusedError(said["error"] if isinstance(said, dict) and "error" in said else str(said))
+            raise RefusedError(printable(str(said["error"] if isinstance(said, dict) and "error" in said else said)))
         if answer.status != 200:
             raise self.strange(f"status {answer.status}")
 
