@@ -172,9 +172,7 @@ class JitsuService(Service):
         self._tcp = TCPFactory(self._server, reactor)
         self._ports: list[Any] = []
         self._addresses = Addresses(reactor)
-        self._site = Endpoint(
-            self.fleet, self.reload, settings.control_token, reactor, problems=self._addresses.problems
-        )
+        self._site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
 
     def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
         from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
@@ -257,6 +255,9 @@ class JitsuService(Service):
             host, _, port = place.rpartition(":")
             self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
 
+    def _problems(self) -> list[str]:
+        return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
+
     def _listen_tls(self, place: str) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
         try:
@@ -319,7 +320,8 @@ class JitsuService(Service):
         try:
             self._zones.replace(config.zones(attrs.evolve(self._settings, vms=self._running.vms)))
         except ConfigError as error:
-            self.log.error("the zones are not reloaded: {error}", error=str(error))
+            for line in str(error).splitlines():
+                self.log.error("the zones are not reloaded: {error}", error=line)
             raise
         self._server.warm.clear()
         self._notifier.tell(self._zones)
@@ -369,8 +371,7 @@ def from_systemd() -> list[int]:
 
 def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
-    for line in str(error).splitlines():
-        print(f"jitsu: {printable(line)}", file=sys.__stderr__)
+    print("jitsu: " + "\n".join(map(printable, str(error).splitlines())), file=sys.__stderr__)
     raise SystemExit(1)
 
 

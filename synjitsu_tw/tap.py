@@ -195,8 +195,7 @@ def description(place: str) -> str:
 
 def give_up(message: str) -> NoReturn:
     """End with one line, wherever twistd has put its log."""
-    for line in message.splitlines():
-        print(f"synjitsu: {printable(line)}", file=sys.__stderr__)
+    print(f"synjitsu: {printable(message)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

@@ -56,8 +56,8 @@ class Commands(click.Group):
             status, reason = 1, str(error)
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as shells have it: 128 and SIGINT
-        for line in reason.splitlines() or [""]:
-            show.say(f"jitsuctl: {line}", err=True)
+        for line in f"jitsuctl: {reason}".splitlines():
+            show.say(line, err=True)
         raise SystemExit(status)
 
 
