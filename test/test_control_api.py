@@ -412,7 +412,7 @@ class ProtectionTests(SynchronousTestCase):
             for name, value in (
                 ("Origin", "http://["), ("Origin", "\udcff"), ("Host", "["), ("Host", "\udcff"), ("Host", "a:b:c"),
                 ("Authorization", "Bearer \udcff"), ("Authorization", "\udcff"), ("Authorization", "Basic \udcff"),
-                ("Accept", "\udcff"), ("Accept", "a/b;q=x"), ("Last-Event-ID", "²"), ("Content-Length", "-1"),
+                ("Accept", "\udcff"), ("Accept", "a/b;q=x"), ("Last-Event-ID", "\udcb2"), ("Content-Length", "-1"),
                 ("Content-Length", "9" * 5000), ("Content-Length", "²"), ("Transfer-Encoding", "gzip"),
                 ("Content-Type", "multipart/form-data; boundary=\udcff"), ("Cookie", "=;=\udcff"), ("Expect", "x"),
             ):  # fmt: skip
@@ -424,7 +424,7 @@ class ProtectionTests(SynchronousTestCase):
     def test_any_request(self) -> None:
         """Requests made up of odd parts are answered with 2xx or 4xx, or cut off; nothing is logged."""
         paths = [path.replace("{name}", "www") for path in json.loads(openapi())["paths"]]
-        odd = st.sampled_from(["", "²", "\udcff", "\0", "[", "%", "%00", "%ff", "http://[", "//", "?", "é", "9" * 5000])
+        odd = st.sampled_from(["", "²", "\udcb2", "\udcff", "\0", "[", "%", "%00", "%ff", "http://[", "//", "?", "é", "9" * 5000])
         word = odd | st.text("ab/=&;%[]:@ '\udc80", max_size=8)
         methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "render", "__init__"]) | word
         names = st.sampled_from([
