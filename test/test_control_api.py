@@ -424,7 +424,7 @@ class ProtectionTests(SynchronousTestCase):
     def test_any_request(self) -> None:
         """Requests made up of odd parts are answered with 2xx or 4xx, or cut off; nothing is logged."""
         paths = [path.replace("{name}", "www") for path in json.loads(openapi())["paths"]]
-        odd = st.sampled_from(["", "²", "\udcb2", "\udcff", "\0", "[", "%", "%00", "%ff", "http://[", "//", "?", "é", "9" * 5000])
+        odd = st.sampled_from(["", "²", "\udcb2", "\0", "[", "%", "%00", "%ff", "http://[", "//", "?", "é", "9" * 5000])
         word = odd | st.text("ab/=&;%[]:@ '\udc80", max_size=8)
         methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "render", "__init__"]) | word
         names = st.sampled_from([
