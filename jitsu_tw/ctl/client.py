@@ -105,7 +105,8 @@ class Control:
 
     def strange(self, reason: object) -> RefusedError:
         """Return what is raised when the endpoint's words make no sense."""
-        return RefusedError(f"what answers at {self.place} is no Jitsu that this jitsuctl understands: {reason}")
+        message = f"what answers at {self.place} is no Jitsu that this jitsuctl understands: {reason}"
+        return RefusedError(printable(message))
 
     @contextlib.contextmanager
     def _asked(self, method: str, path: str, seconds: float | None) -> Iterator[HTTPResponse]:
@@ -124,7 +125,8 @@ class Control:
             if isinstance(error, RefusedError) and not late.passed:
                 raise
             reason = f"no whole answer within {seconds:g} s" if late.passed else error
-            raise NoAnswerError(f"no Jitsu answers at {self.place} ({reason}); see --control") from error
+            message = f"no Jitsu answers at {self.place} ({reason}); see --control"
+            raise NoAnswerError(printable(message)) from error
 
     def _look_at_status(self, answer: HTTPResponse) -> None:
         if answer.status >= 400:
