@@ -193,9 +193,7 @@ class Guarded(Site):
 
     def __init__(self, top: Resource, token: str | None, reactor: Any = None) -> None:
         """Show *top* to clients that know *token*; None: to all that get here."""
-        super().__init__(
-            top, requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN, parsePOSTFormSubmission=False
-        )
+        super().__init__(top, requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN)
         self._token = None if token is None else token.encode()
         self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
 

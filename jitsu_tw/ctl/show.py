@@ -71,9 +71,10 @@ def table(made: Rows) -> None:
 def vms(listed: list[dict[str, Any]]) -> Rows:
     """Return the VMs as a table."""
     numbers = ("lease left", "starts", "requests", "last request")
-    # The column that gives way on a narrow terminal comes last.
-    asked = ("from",) if any(vm["origin"] for vm in listed) else ()
-    made = Rows("VM", "state", *numbers, *asked, right=numbers)
+    made = Rows("VM", "state", *numbers, right=numbers)
+    asked = any(vm["origin"] for vm in listed)
+    if asked:
+        made.add_column("from")  # the one that gives way on a narrow terminal
     for vm in listed:
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add(
@@ -83,7 +84,7 @@ def vms(listed: list[dict[str, Any]]) -> Rows:
             vm["total_starts"],
             vm["total_requests"],
             "never" if last is None else f"{max(0.0, time.time() - last):.0f} s ago",
-            *(vm["origin"] or "the file" for _ in asked),
+            *([vm["origin"] or "the file"] if asked else []),
             state=_COLOURS.get(vm["state"], "yellow"),
         )
     return made
