@@ -205,6 +205,27 @@ class UserTests(PushTestCase):
         self.assertEqual({"main"}, self.branches())
         self.assertEqual([], [path for path in self.path.rglob("*") if path.stat().st_uid != NOBODY])
 
+    def test_recipe(self) -> None:
+        """What the README tells another user to do works. A script is sudo here; it lets that user read root's Python."""
+        tools = self.folder / "tools"
+        tools.mkdir()
+        (tools / "sudo").write_text(f"""#!/bin/sh
+shift 2
+exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --inh-caps=+dac_read_search \\
+    --ambient-caps=+dac_read_search "$@"
+""")
+        (tools / "sudo").chmod(0o755)
+        text = (Path(__file__).parent.parent / "README.md").read_text()
+        recipe = text[text.index("git clone -u") :].partition("```")[0]
+        recipe = recipe.replace("/var/lib/jitsu/state.git", str(self.path))
+        path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(["sh", "-ec", recipe], cwd=self.folder, check=True, capture_output=True,
+                       env={**os.environ, "PATH": path})  # fmt: skip
+        said = self.git("push", "origin", f"HEAD:{push.REQUEST}a", folder=self.folder / "state",
+                        environment={"PATH": path})
+        self.assertIn("a waits: no Jitsu runs", said)
+        self.assertEqual([], [file for file in self.path.rglob("*") if file.stat().st_uid != NOBODY])
+
     def test_cannot_write(self) -> None:
         """Where folders are root's all the same, the error names one, and `chown`."""
         (self.path / "refs" / "heads").chmod(0o755)
