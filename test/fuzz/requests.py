@@ -9,7 +9,7 @@ import pygit2
 from pygit2.enums import FileMode, ObjectType
 from twisted.logger import LogLevel, globalLogPublisher
 
-from jitsu_tw.branches import LOOK_EVERY
+from jitsu_tw.permissions import REQUESTS_PER_MINUTE
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.requests import ASKED
 from jitsu_tw.values import VM_KEYS
@@ -140,7 +140,7 @@ def one(octets: bytes) -> None:
         repository.references.create(ASKED + branch, commit, force=True)
     except (pygit2.GitError, ValueError):
         return
-    _world.clock.advance(LOOK_EVERY)
+    _world.clock.advance(60 / REQUESTS_PER_MINUTE)
     left = [name for name in pygit2.Repository(str(_world.path)).references if name.startswith(ASKED)]
     merged = repository.references[MAIN].target != head.id
     if left or _world.faults or merged:
