@@ -206,7 +206,7 @@ class UserTests(PushTestCase):
         self.assertEqual([], [path for path in self.path.rglob("*") if path.stat().st_uid != NOBODY])
 
     def test_recipe(self) -> None:
-        """What the README tells another user to do works. A script is sudo here; it lets that user read root's Python."""
+        """What the README tells another user to do works; here a script is sudo, as root's Python is not for nobody."""
         tools = self.folder / "tools"
         tools.mkdir()
         (tools / "sudo").write_text(f"""#!/bin/sh
