@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from jitsu_tw import __version__
-from jitsu_tw.ctl import history, show
+from jitsu_tw.ctl import gitshell, history, show
 from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def reload(control: Control, *, as_json: bool) -> None:
 
 # What needs no Jitsu that runs.
 
-for _command in history.COMMANDS:
+for _command in (*history.COMMANDS, gitshell.command):
     main.add_command(_command)
 
 

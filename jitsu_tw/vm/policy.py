@@ -127,7 +127,7 @@ class Policy:
             return Verdict.FULL
         if free:
             return Verdict.ADMITTED
-        if 0 < self.max_running and not source.proven and running >= int(self.max_running * _UNPROVEN_RUNNING):
+        if self.max_running > 0 and not source.proven and running >= int(self.max_running * _UNPROVEN_RUNNING):
             return Verdict.UNPROVEN
         if self.starts_per_minute:
             most = self.starts_per_minute if source.proven else int(self.starts_per_minute * _UNPROVEN_STARTS)
