@@ -102,7 +102,7 @@ class _Source:
     """The file at *path*, and as many *left* as values may still be taken from it."""
 
     path: Path
-    left: int = MOST_VALUES
+    left: int = attrs.field(factory=lambda: MOST_VALUES)
 
 
 def read_file(path: Path) -> File:
