@@ -161,7 +161,8 @@ class Jitsu:
             ledger.counts["warm"] += 1
             self._answer(asked, summons, warm)
         elif self.process.alive:
-            self.server.receive(octets, Source(host, port, proven=True), lambda packet: self._answer(asked, summons, packet))
+            source = Source(host, port, proven=True)
+            self.server.receive(octets, source, lambda packet: self._answer(asked, summons, packet))
         if summons and may and self.process.alive and (ledger.counts["refused"], ledger.counts["failed"]) == failed:
             if not again and (up or not asked.joins):
                 ledger.uses(facts, up=up)

@@ -163,6 +163,7 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
+        self._tcp = TCPFactory(self._server, reactor)
         self._ports: list[Any] = []
         self._addresses = Addresses(reactor)
 
@@ -209,7 +210,7 @@ class JitsuService(Service):
         if bound.family == socket.AF_UNIX:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site())
         elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, TCPFactory(self._server, self._reactor))
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
         else:
             host, number = bound.getsockname()[:2]
             port = UDPPort(number, self._server, host, self._reactor, bound)
@@ -230,7 +231,7 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        tcp = TCPPort(port, TCPFactory(self._server, self._reactor), interface=host, reactor=self._reactor)
+        tcp = TCPPort(port, self._tcp, interface=host, reactor=self._reactor)
         tcp.startListening()
         self._ports.append(tcp)
 
@@ -328,21 +329,23 @@ class JitsuService(Service):
             self.reload()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
-        """Take no more queries, write down what is remembered, leave the VMs as they are."""
+        """Take no more queries, answer those that wait, write down what is remembered, leave the VMs as they are."""
         super().stopService()
         stop_once()
+        self._server.end()
         self._notifier.stop()
         self._addresses.stop()
         for port in self._ports:
             port.stopListening()
-        return Deferred.fromCoroutine(self._stop())
+        return Deferred.fromCoroutine(self._stop(self._tcp.end()))
 
-    async def _stop(self) -> None:
+    async def _stop(self, closed: Deferred[None]) -> None:
         if self.shared is not None:
             await self.shared.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()
+        await closed
 
 
 def from_systemd() -> list[int]:

@@ -178,6 +178,7 @@ class ParseTests(SynchronousTestCase):
                 silent,
                 edns,
             ),
+            "longer than any query": (packet(QUESTION, opt(option(12, bytes(4096))), ar=1), silent, plain),
             "QDCOUNT 65535": (packet(qd=65535), silent, plain),
             "ANCOUNT 1": (packet(QUESTION, record(), an=1), echo, plain),
             "ANCOUNT 1, EDNS": (packet(QUESTION, record(), opt(), an=1, ar=1), echo, edns),

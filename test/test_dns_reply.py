@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns.message import Drop, Edns, Query, Reject, parse
-from jitsu_tw.dns.reply import TC, Reply, truncated, udp_limit, write
+from jitsu_tw.dns.reply import MOST_HOPS, TC, Reply, truncated, udp_limit, write, write_stream
 from jitsu_tw.dns.wire import ROOT, RR, Question, from_text
 from test.packets import (
     AAAA,
@@ -45,6 +45,34 @@ from test.packets import (
 def query(edns: Edns | None = None, asked: bytes = WWW, type: int = A, flags: int = 0) -> Query:
     """Return a query."""
     return Query(7, flags, Question(asked, type), edns)
+
+
+def most_hops(octets: bytes) -> int:
+    """Return the most pointers that a name of a reply, whose records have names alone as data, takes to read."""
+    most, at, places = 0, 12, []
+    for number in range(sum(counts(octets))):
+        places.append(at)
+        at = end(octets, at) + 4
+        if number:
+            (size,) = unpack_from("!H", octets, at + 4)
+            places.append(at + 6)
+            at += 6 + size
+    for place in places:
+        hops, here = 0, place
+        while size := octets[here]:
+            if size >= 0xC0:
+                here, hops = unpack_from("!H", octets, here)[0] & 0x3FFF, hops + 1
+            else:
+                here += size + 1
+        most = max(most, hops)
+    return most
+
+
+def end(octets: bytes, at: int) -> int:
+    """Return where the name at *at* ends."""
+    while 0 < octets[at] < 0xC0:
+        at += octets[at] + 1
+    return at + (2 if octets[at] else 1)
 
 
 def addresses(owner: bytes, count: int, first: int = 0) -> list[RR]:
@@ -202,6 +230,29 @@ class CompressionTests(SynchronousTestCase):
             b"\0", head, b"dddd",
         ))  # fmt: skip
         self.assertEqual(expected, write(query(), said, 512)[12 + len(QUESTION) :])
+
+    def test_chains_of_pointers(self) -> None:
+        """No name takes more than `MOST_HOPS` pointers to read, however deep the names are nested."""
+        names = [ZONE]
+        for number in range(60):
+            names.append(bytes([1, 97 + number % 26]) + names[-1])
+        deep = [RR(name, CNAME, 0, name) for name in names]
+        octets = write(query(), Reply(answer=deep), None)
+        self.assertEqual(MOST_HOPS, most_hops(octets))
+        self.assertEqual(names, [rrset.name.to_wire() for rrset in dns.message.from_wire(octets).answer])
+        for octets in write_stream(query(), deep):
+            self.assertLessEqual(most_hops(octets), MOST_HOPS)
+
+    @bounded
+    @given(st.lists(st.integers(0, 40), max_size=40), st.integers(100, 2000))
+    def test_nested_names(self, depths: list[int], limit: int) -> None:
+        """Nested names in any order, cut anywhere, are read back as they were, within `MOST_HOPS` pointers each."""
+        labels = [b"\1" + b"abcdefgh"[number % 8 : number % 8 + 1] for number in range(40)]
+        told = [RR(b"".join(labels[-depth:] if depth else []) + ROOT, NS, 0, WWW) for depth in depths]
+        octets = write(query(), Reply(answer=told), limit)
+        self.assertLessEqual(most_hops(octets), MOST_HOPS)
+        seen = [rr.name.to_wire() for rr in dns.message.from_wire(octets, one_rr_per_rrset=True).answer]
+        self.assertEqual(list(dict.fromkeys(one.owner for one in told))[: len(seen)], seen)
 
     def test_rdata(self) -> None:
         """Names in the data of RFC 1035's types are compressed, in all others they are not."""

@@ -17,21 +17,22 @@ import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
-from twisted.internet.defer import fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.names import dns as tdns
 from twisted.names import error
 from twisted.names.resolve import ResolverChain
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.dns import resolver, warm
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
-from jitsu_tw.dns.forward import Forwarder
+from jitsu_tw.dns.forward import MOST_OF_ONE, Forwarder
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import MOST_KINDS, WarmAnswers
+from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import Unanswerable
@@ -217,6 +218,57 @@ class SummonsTests(ServerTestCase):
         """The TTL is the VM's."""
         self.assertEqual(5, self.ask("www.jitsu.test").answer[0].ttl)
 
+    def test_flood_of_names(self) -> None:
+        """
+        Of a flood of names below a wildcard, for a VM that boots, as many wait as may; others are answered at once.
+
+        The answer says that the VM is still starting. Clients of other networks wait as if there were no flood.
+        """
+        self.patch(resolver, "MOST_WAITING", 8)
+        self.patch(resolver, "MOST_OF_ONE", 3)
+        self.never_ready()
+        answered = []
+        for number in range(100):
+            query = dns.message.make_query(f"n{number}.never.jitsu.test", "A", use_edns=0).to_wire()
+            answered.append(self.send(query, Source("192.0.2.1", number)))
+        self.assertEqual([0] * 3 + [1] * 97, [len(each) for each in answered])
+        reply = dns.message.from_wire(answered[-1][0])
+        self.assertEqual((1, dns.edns.EDECode.NOT_READY), (len(reply.answer), reply.options[0].code))
+        other = self.send(dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source("192.0.3.1", 1))
+        self.assertEqual([], other)
+        for number in range(100):
+            self.send(dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source(f"10.0.{number}.1", 1))
+        proven = self.send(
+            dns.message.make_query("a.never.jitsu.test", "A").to_wire(), Source("198.51.100.1", 1, proven=True)
+        )
+        self.assertEqual([], proven, "forged questions took all places")
+        self.world.pump(1.3)
+        self.assertEqual([1, 1], [len(other), len(proven)])
+        self.assertEqual([1] * 100, [len(each) for each in answered])
+        again = self.send(dns.message.make_query("b.never.jitsu.test", "A").to_wire())
+        self.assertEqual([], again)
+
+    def never_ready(self) -> None:
+        """Have a VM with a wildcard that is never ready."""
+        self.zones.add_vm(from_text("*.never.jitsu.test"), "never", [ip_address("10.0.0.5")], 60)
+        self.chain.resolvers[0] = JitsuResolver(self.zones, self.world.fleet)
+
+    def test_end(self) -> None:
+        """At the end, clients that wait, and those that would have to, are told so; others are answered."""
+        query = dns.message.make_query("never.jitsu.test", "A", use_edns=0).to_wire()
+        waiting = [self.send(query, source) for source in (None, Source("192.0.2.2", 1, tcp=True, proven=True))]
+        self.assertEqual([[], []], waiting)
+        self.server.end()
+        self.server.end()
+        for replies in (*waiting, self.send(query)):
+            reply = dns.message.from_wire(replies.pop())
+            (option,) = reply.options
+            self.assertEqual((dns.rcode.SERVFAIL, dns.edns.EDECode.NOT_READY), (reply.rcode(), option.code))
+            self.assertIn("this server is being stopped", option.text)
+        self.assertEqual(dns.rcode.NOERROR, self.ask("static.jitsu.test").rcode())
+        self.world.pump(2)
+        self.assertEqual([[], []], waiting)
+
     def test_retransmission(self) -> None:
         """The same question again from the same client joins, is answered, and counts once."""
         query = dns.message.make_query("never.jitsu.test", "A").to_wire()
@@ -228,6 +280,11 @@ class SummonsTests(ServerTestCase):
 
 class WarmTests(ServerTestCase):
     """Answers for VMs that are up, found by the question's octets."""
+
+    def setUp(self) -> None:
+        """Have odd sizes of EDNS."""
+        super().setUp()
+        self.sizes = iter(range(1300, 9999))
 
     def wire(self, name: str = "www.jitsu.test", type_: str = "A", **of: Any) -> bytes:
         """Return a query as octets."""
@@ -330,11 +387,76 @@ class WarmTests(ServerTestCase):
         self.assertIsNotNone(self.warm.get(query))
         self.assertEqual(["www"], checked)
 
-    def test_bounded(self) -> None:
-        """A client that asks in every way there is gets no more memory than the first ways take."""
-        for size in range(600, 700):
-            self.long_way(self.wire(use_edns=0, payload=size))
-        self.assertEqual(MOST_KINDS, len(self.warm.answers))
+    def shares(self, least: int = 8, kinds: int = 4, exact: int = 1000, wild: int = 8) -> None:
+        """Keep at most so many answers (`warm.LEAST_EXACT` and so on)."""
+        for name, most in (("LEAST_EXACT", least), ("MOST_KINDS", kinds), ("MOST_EXACT", exact), ("MOST_WILD", wild)):
+            self.patch(warm, name, most)
+
+    def odd(self, count: int, name: str = "www.jitsu.test") -> None:
+        """Ask for *name* in *count* ways that no other client asks in, each time in others."""
+        for _ in range(count):
+            size = next(size for size in self.sizes if not chr(size & 255).isupper())
+            self.long_way(self.wire(name, use_edns=0, payload=size))
+
+    def test_odd_questions(self) -> None:
+        """A client that asks in every way there is gets a bounded memory, and takes it from what is not used."""
+        self.shares()
+        query, other = self.wire(), self.wire("six.jitsu.test")
+        for octets in (query, other):
+            self.long_way(octets)
+        for _ in range(20):
+            self.assertIsNotNone(self.warm.get(query))
+            self.odd(10)
+        self.assertEqual(8 + 2 * 4, len(self.warm.answers))
+        self.assertIsNotNone(self.warm.get(query))
+        self.assertIsNotNone(self.warm.get(other), "the VM with fewer answers gave one up")
+        self.world.fleet.stop_vm("www")
+        self.assertEqual([other[2:]], list(self.warm.answers))
+
+    def test_odd_at_first(self) -> None:
+        """Questions that come after all the odd ones are kept too."""
+        self.shares()
+        self.odd(100)
+        self.long_way(self.wire())
+        self.assertIsNotNone(self.warm.get(self.wire()))
+
+    def test_all_in_use(self) -> None:
+        """Where all answers are used, one gives way all the same, and there are no more looks for it than may be."""
+        self.shares(least=200, kinds=0)
+        for number in range(300):
+            query = self.wire(use_edns=0, payload=600 + number)
+            self.long_way(query)
+            for known in list(self.warm.answers):
+                self.warm.get(b"\0\0" + known)
+        self.assertEqual(200, len(self.warm.answers))
+
+    def test_many_vms(self) -> None:
+        """All VMs together have no more answers than may be."""
+        self.shares(least=8, kinds=100, exact=10)
+        for name in ("www", "six", "deep.er"):
+            self.odd(9, f"{name}.jitsu.test")
+        self.assertEqual(10, len(self.warm.answers))
+
+    def test_wildcards(self) -> None:
+        """Names below a wildcard have a share of their own: they push out each other, and no name that exists."""
+        self.shares(least=1, kinds=0)
+        query = self.wire()
+        self.long_way(query)
+        for number in range(100):
+            self.long_way(self.wire(f"n{number}.wild.jitsu.test"))
+        self.assertEqual(1 + 8, len(self.warm.answers))
+        self.assertIsNotNone(self.warm.get(query))
+        self.assertIsNotNone(self.warm.get(self.wire("n99.wild.jitsu.test")))
+
+    def test_names_below_a_wildcard(self) -> None:
+        """However many names are asked for below a wildcard, they are counted as one, in memory and in the state."""
+        for number in range(100):
+            self.long_way(self.wire(f"n{number}.wild.jitsu.test"))
+        self.assertIsNotNone(self.warm.get(self.wire("n99.wild.jitsu.test")))
+        stats = self.world.fleet.stats(self.world.machine("wild"))
+        self.assertEqual({"*.wild.jitsu.test": 101}, {name: use.total_requests for name, use in stats.dns.items()})
+        self.long_way(self.wire("alias.jitsu.test"))
+        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats(self.world.machine()).dns))
 
     def test_tcp(self) -> None:
         """What was said over TCP is not said over UDP: it may be longer than UDP takes."""
@@ -605,6 +727,19 @@ class ForwarderTests(ServerTestCase):
         (reply,) = self.send(dns.message.make_query("nobody.jitsu.test", "A").to_wire(), Source("127.0.0.1", 1))
         self.assertEqual(dns.rcode.NXDOMAIN, dns.message.from_wire(reply).rcode())
         self.assertEqual([], self.asked)
+
+    def test_bounded(self) -> None:
+        """So many questions are forwarded at once; more are SERVFAIL, until there are answers."""
+        query = dns.message.make_query("www.example.com", "MX").to_wire()
+        source, replies, waiting = Source("127.0.0.1", 1), [], []
+        for _ in range(MOST_OF_ONE + 1):
+            self.result = Deferred()
+            waiting.append(self.result)
+            replies.append(self.send(query, source))
+        self.assertEqual([0] * MOST_OF_ONE + [1], [len(each) for each in replies])
+        self.assertEqual(dns.rcode.SERVFAIL, dns.message.from_wire(replies[-1][0]).rcode())
+        waiting[0].callback(([], [], []))
+        self.assertEqual([], self.send(query, source))
 
     def test_failures(self) -> None:
         """The other server's response code is passed on; its silence is SERVFAIL."""

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.dns.tcp import IDLE, MOST_CONNECTIONS, MOST_FROM_ONE, MOST_WAITING, TCPFactory
+from jitsu_tw.dns import connections
+from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
+from jitsu_tw.dns.tcp import ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory
+from test.packets import bounded
 
 
 class Slow:
     """A server that keeps each query until told; an empty one gets no answer."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, clock: Clock) -> None:
+        """Begin with none; each takes `cost` seconds of *clock*."""
+        self.clock, self.cost, self.received = clock, 0.0, 0
         self.asked: list[tuple[bytes, Any]] = []
         self.sources: list[Any] = []
+        self.streams: list[bool] = []
 
     def receive(self, octets: bytes, source: Any, send: Any, stream: Any) -> bool:
         """Keep the query."""
         self.sources.append(source)
+        self.received += 1
+        self.clock.rightNow += self.cost
         if octets == b"zone":
-            stream(iter([b"one", b"", b"two"]))
-            return True
+            self.streams.append(stream(iter([b"one", b"", b"two"])))
+            return self.streams[-1]
         if not octets:
             return False
         if octets == b"now":
@@ -52,7 +62,7 @@ class TCPTests(SynchronousTestCase):
     def setUp(self) -> None:
         """Make a server and a clock."""
         self.clock = Clock()
-        self.server = Slow()
+        self.server = Slow(self.clock)
         self.factory = TCPFactory(self.server, self.clock)  # type: ignore[arg-type]
 
     def connect(self, host: str = "192.0.2.1") -> tuple[Any, Any]:
@@ -197,25 +207,137 @@ class TCPTests(SynchronousTestCase):
         self.server.answer()
         self.assertEqual(b"", transport.value())
 
-    def test_one_address(self) -> None:
-        """One address has so many connections and no more; another still has its own; a free place is free."""
-        connections = [self.connect() for _ in range(MOST_FROM_ONE)]
-        self.assertTrue(self.connect()[1].aborted)
-        self.assertFalse(self.connect("192.0.2.2")[1].aborted)
-        connections[0][0].connectionLost(connectionDone)
-        self.assertFalse(self.connect()[1].aborted)
+    def test_one_network(self) -> None:
+        """One network has its share of connections, whichever addresses it uses: the idlest gives way to a new one."""
+        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_FROM_ONE)]
+        connections[0][0].dataReceived(framed(b"now"))
+        self.assertFalse(self.connect("192.0.3.1")[1].aborted)
+        self.assertFalse(self.connect("192.0.2.200")[1].aborted)
+        self.assertEqual([1], [number for number, (_, transport) in enumerate(connections) if transport.aborted])
+        connections[2][0].connectionLost(connectionDone)
+        self.assertFalse(self.connect("192.0.2.201")[1].aborted)
+        self.assertEqual([1], [number for number, (_, transport) in enumerate(connections) if transport.aborted])
 
-    def test_all(self) -> None:
-        """When there are as many as may be, the one that was longest idle gives way; who waits for us does not."""
-        connections = [self.connect(f"192.0.{number >> 8}.{number & 255}") for number in range(MOST_CONNECTIONS)]
-        connections[0][0].dataReceived(framed(b"a"))
-        connections[1][0].dataReceived(framed(b"now"))
-        self.assertFalse(self.connect("198.51.100.1")[1].aborted)
-        self.assertEqual([2], [number for number, (_, transport) in enumerate(connections) if transport.aborted])
-        for protocol, transport in connections:
-            if not transport.aborted:
-                protocol.dataReceived(framed(b"a"))
-        protocol, transport = self.connect("198.51.100.2")
+    def test_all_wait(self) -> None:
+        """A network whose connections all wait for VMs that boot keeps out nobody: the one that waits longest goes."""
+        held = []
+        for number in range(MOST_CONNECTIONS):
+            held.append(self.connect(f"192.{number % 4}.2.1"))
+            held[-1][0].dataReceived(framed(b"a"))
+        protocol, transport = self.connect("198.51.100.1")
+        protocol.dataReceived(framed(b"now"))
+        self.assertEqual(framed(b"at once"), transport.value())
         self.assertFalse(transport.aborted)
-        protocol.dataReceived(framed(b"a"))
-        self.assertTrue(self.connect("198.51.100.3")[1].aborted)
+        self.assertEqual([0], [number for number, (_, each) in enumerate(held) if each.aborted])
+        self.server.answer()
+        self.assertEqual(b"", held[0][1].value())
+
+    def turn(self) -> None:
+        """Let one turn of the reactor pass: what is asked for in it comes in the next."""
+        due = [call for call in self.clock.calls if call.getTime() <= self.clock.seconds()]
+        self.clock.calls = [call for call in self.clock.calls if call not in due]
+        for call in due:
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+    def test_turns(self) -> None:
+        """A client that sends thousands of queries at once is read for a while in each turn, and others in between."""
+        self.server.cost = SLICE / 4
+        hog, answered = self.connect()
+        hog.dataReceived(framed(*[b"now"] * 100))
+        self.assertEqual((4, "paused"), (self.server.received, answered.producerState))
+        other, transport = self.connect("198.51.100.1")
+        neighbour, _ = self.connect("192.0.2.9")
+        neighbour.dataReceived(framed(*[b"now"] * 100))
+        other.dataReceived(framed(b"now", b"now"))
+        self.assertEqual(b"", transport.value())
+        self.turn()
+        self.assertEqual((8, b""), (self.server.received, transport.value()))
+        self.turn()
+        self.assertEqual(framed(b"at once", b"at once"), transport.value())
+        for _ in range(60):
+            self.turn()
+        self.assertEqual((202, "producing"), (self.server.received, answered.producerState))
+        self.clock.advance(IDLE)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_gone_in_the_line(self) -> None:
+        """A connection that is gone before its turn comes has none."""
+        self.server.cost = SLICE
+        protocol, _ = self.connect()
+        protocol.dataReceived(framed(b"now", b"now"))
+        protocol.connectionLost(connectionDone)
+        self.clock.advance(0)
+        self.assertEqual((1, []), (self.server.received, self.clock.getDelayedCalls()))
+
+    def test_transfers(self) -> None:
+        """One network has its share of transfers at once, one for each connection; what is over it is refused."""
+        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_TRANSFERS_TO_ONE + 1)]
+        for protocol, _ in connections:
+            protocol.dataReceived(framed(b"zone", b"zone"))
+        self.assertEqual([True, True] * MOST_TRANSFERS_TO_ONE + [False, False], self.server.streams)
+        connections[0][0].connectionLost(connectionDone)
+        connections[-1][0].dataReceived(framed(b"zone"))
+        self.assertTrue(self.server.streams.pop())
+        self.clock.pump([0.01] * 10)
+        self.connect()[0].dataReceived(framed(b"zone"))
+        self.assertTrue(self.server.streams.pop())
+
+    def test_end(self) -> None:
+        """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""
+        quick, slow = self.connect(), self.connect()
+        slow[0].dataReceived(framed(b"zone"))
+        slow[0].pauseProducing()
+        ended = self.factory.end()
+        for protocol, transport in (quick, slow):
+            self.assertTrue(transport.disconnecting)
+            protocol.dataReceived(framed(b"now"))
+            self.assertEqual(b"", transport.value())
+        quick[0].connectionLost(connectionDone)
+        self.clock.advance(ENDING - 0.1)
+        self.assertNoResult(ended)
+        self.clock.advance(0.1)
+        self.successResultOf(ended)
+        self.assertTrue(slow[1].aborted)
+        self.successResultOf(self.factory.end())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+
+class ConnectionsTests(SynchronousTestCase):
+    """`Connections`, against one that looks at all of them each time."""
+
+    @bounded
+    @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7), st.integers(0, 30)), max_size=60))
+    def test_as_by_looking(self, steps: list[tuple[int, int, int]]) -> None:
+        """Whatever connections do, it is one of the network with the most that gives way: idle first, oldest first."""
+        self.patch(connections, "MOST_CONNECTIONS", 10)
+        self.patch(connections, "MOST_FROM_ONE", 6)
+        table: Connections[int] = Connections()
+        known: dict[int, tuple[bytes, bool]] = {}  # the one that was longest silent first
+        for number, (what, whose, which) in enumerate(steps):
+            one = list(known)[which % len(known)] if known else -1
+            if what < 3:
+                network = bytes([whose])
+                counts = Counter(each for each, _ in known.values())
+                gone = table.add(number, network)
+                if counts[network] < 6 and len(known) < 10:
+                    self.assertIsNone(gone)
+                else:
+                    assert gone is not None
+                    owner, waits = known.pop(gone)
+                    self.assertTrue(counts[owner] == max(counts.values()) or owner == network)
+                    self.assertGreaterEqual(counts[owner] + (owner == network), counts[network])
+                    mine = [(w, n) for n, (n_, w) in enumerate(known.values()) if n_ == owner]
+                    self.assertFalse(waits and any(not w for w, _ in mine))
+                known[number] = network, False
+            elif what == 3 and one in known:
+                whose_, waits = known.pop(one)
+                known[one] = whose_, not waits
+                table.touch(one, waits=not waits)
+            else:
+                known.pop(one, None)
+                table.remove(one)
+            self.assertEqual(sorted(known), sorted(table))
+        table.touch(-1, waits=True)
+        table.remove(-1)
+        self.assertEqual(len(known), len(table))

@@ -24,6 +24,7 @@ FLOORS: Final = (
      "jitsu_tw.store.merge",
      "jitsu_tw.dns.binding",
      "jitsu_tw.networks",  # before those that use it
+     "jitsu_tw.shares",
      "jitsu_tw.vm.policy", "jitsu_tw.vm.problems", "jitsu_tw.vm.vitals",
      "jitsu_tw.dns.cookies",
      "jitsu_tw.dns.rrl",
@@ -48,7 +49,7 @@ FLOORS: Final = (
      "jitsu_tw.vm.inventory", "jitsu_tw.vm.ownership", "jitsu_tw.vm.placement",
      "jitsu_tw.vm.admission", "jitsu_tw.vm.cover", "jitsu_tw.vm.fleet", "jitsu_tw.vm.change"),
     ("jitsu_tw.dns.authority", "jitsu_tw.dns.forward", "jitsu_tw.dns.resolver", "jitsu_tw.dns.warm",
-     "jitsu_tw.dns.stream", "jitsu_tw.dns.notify",
+     "jitsu_tw.dns.stream", "jitsu_tw.dns.connections", "jitsu_tw.dns.notify",
      "jitsu_tw.dns.server", "jitsu_tw.dns.udp", "jitsu_tw.dns.tcp",
      "jitsu_tw.control.web", "jitsu_tw.control.describe", "jitsu_tw.control.events", "jitsu_tw.control.standins",
      "jitsu_tw.control.cluster", "jitsu_tw.control.metrics", "jitsu_tw.control.files", "jitsu_tw.control.api"),

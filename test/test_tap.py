@@ -160,6 +160,38 @@ class ServeTests(ProcessTestCase):
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
         self.assertIn("/dns/www.jitsu.test/total_requests", tree)
 
+    def test_end_while_clients_wait(self) -> None:
+        """
+        At SIGTERM clients that wait for a VM are told that the server is being stopped, by UDP and by TCP.
+
+        One that takes none of its answers delays the end by two seconds, not by more.
+        """
+        more = "  - {name: slower, dns: slower.jitsu.test, ip: 10.0.0.4, boot_time: 30}\n"
+        text = " ".join(["x" * 250] * 200)
+        (self.folder / "jitsu.zone").write_text(f"{ZONE}big 60 TXT {text}\n")
+        process = self.serve("--zone", "jitsu.zone", configuration=f"answer_by: 60\n{VMS}{more}")
+        command = ["dig", f"@{HOST}", "-p", str(self.port), "+tries=1", f"+time={PATIENCE:.0f}"]
+        asked = [subprocess.Popen([*command, *words.split()], stdout=subprocess.PIPE)
+                 for words in ("+notcp slow.jitsu.test", "+tcp slower.jitsu.test")]
+        for one in asked:
+            self.addCleanup(self.end, one)
+        end = time.monotonic() + PATIENCE
+        while sum(vm["total_starts"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)) < len(asked):
+            self.assertLess(time.monotonic(), end)
+        with socket.create_connection((HOST, self.port), PATIENCE) as deaf:
+            octets = dns.message.make_query("big.jitsu.test", "TXT").to_wire()
+            deaf.settimeout(1)
+            with contextlib.suppress(TimeoutError):  # until the server reads no more
+                while True:
+                    deaf.sendall((len(octets).to_bytes(2) + octets) * 100)
+            process.send_signal(signal.SIGTERM)
+            for one in asked:
+                said, _ = one.communicate(timeout=PATIENCE)
+                self.assertIn(b"status: SERVFAIL", said)
+                self.assertIn(b"this server is being stopped", said)
+            self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE))
+        self.assertNotIn("Traceback", self.log())
+
     def test_ends_once(self) -> None:
         """A second SIGTERM, or Ctrl-C, while it ends changes nothing, and is no traceback."""
         process = self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)

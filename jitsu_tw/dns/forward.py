@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet.defer import maybeDeferred
 from twisted.names import client
 from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.wire import RR, Answer, Question
+from jitsu_tw.errors import JitsuError
 from jitsu_tw.networks import Networks, packed
+from jitsu_tw.shares import Places
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from twisted.internet.defer import Deferred
 
+    from jitsu_tw.dns.wire import Source
     from jitsu_tw.settings import Network
+
+#: How many questions wait for the other server's answer, and how many of one client network. Each has a UDP socket.
+MOST_FORWARDED: Final = 200
+MOST_OF_ONE: Final = 100
 
 
 class Forwarder(Authority):
@@ -27,6 +35,7 @@ class Forwarder(Authority):
         super().__init__()
         self._client = client.Resolver(servers=[server])
         self._clients = Networks(clients)
+        self._places = Places(MOST_FORWARDED, MOST_OF_ONE)
 
     def answer(self, question: Question) -> Deferred[Answer]:
         """
@@ -34,10 +43,19 @@ class Forwarder(Authority):
 
         Raises:
             DomainError: the client may not have its questions forwarded; or the server's own, through the Deferred.
+            JitsuError: too many wait for the server's answer.
         """
-        if question.source is None or packed(question.source.host) not in self._clients:
+        source = question.source
+        if source is None or packed(source.host) not in self._clients:
             raise DomainError(question)
-        asked: Deferred[Any] = self._client.query(question)
+        if not self._places.take(source):
+            raise JitsuError("too many questions are being forwarded; ask again later")
+        asked: Deferred[Any] = maybeDeferred(self._client.query, question)
+        asked.addBoth(self._leave, source)
         return asked.addCallback(
             lambda sections: Answer(*([RR.of(header) for header in section] for section in sections), aa=False, ra=True)
         )
+
+    def _leave(self, result: Any, source: Source) -> Any:
+        self._places.leave(source)
+        return result

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import attrs
 from twisted.names.dns import AAAA, ALL_RECORDS, CNAME, HINFO, MX, NS, SRV, A
 
-from jitsu_tw.dns.wire import ROOT, RR, ancestors, parent, to_text
+from jitsu_tw.dns.message import name_end
+from jitsu_tw.dns.wire import HTTPS, ROOT, RR, SVCB, ancestors, parent, to_text
 from jitsu_tw.dns.zone import DS, MAX_NAME
 from jitsu_tw.errors import ZoneError
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from jitsu_tw.dns.zone import RRset, Zone
+    from jitsu_tw.dns.zone import Node, RRset, Zone
 
 #: Where, in the data of these types, the host's name begins whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}
 
 #: How many CNAMEs are followed for one question.
 MAX_CHAIN: Final = 16
+#: Of how many hosts the addresses go with an HTTPS or SVCB answer, aliases included.
+MAX_SERVICES: Final = 16
 #: The data of the HINFO record that answers ANY (RFC 8482, 4.2).
 MINIMAL_ANY: Final = b"\x07RFC8482\x00"
 
@@ -200,7 +203,7 @@ class Zones:
                 rrset = node.rrsets.get(qtype)
                 if rrset is not None:
                     answer += rrset.records(asked)
-                    return Found(answer, self._additional(rrset), node.vm)
+                    return Found(answer, self._additional(rrset, key), node.vm)
                 alias = node.rrsets.get(CNAME)
                 if alias is None:
                     if qtype != ALL_RECORDS or not node.rrsets:
@@ -239,24 +242,68 @@ class Zones:
             (glue if below in ancestors(target) else additional).extend(self._addresses(target, NS))
         return Referral(answer, cut.records(), glue, additional)
 
-    def _additional(self, rrset: RRset) -> list[RR]:
+    def _additional(self, rrset: RRset, key: bytes) -> list[RR]:
+        """Return the addresses of the hosts that *rrset*, the answer for *key*, names."""
+        if rrset.type in {HTTPS, SVCB}:
+            return self._services(rrset, key)
         start = TARGET_AT.get(rrset.type)
         if start is None:
             return []
         targets = dict.fromkeys(rdata[start:].lower() for rdata in rrset.rdatas)
         return [record for target in targets for record in self._addresses(target, rrset.type)]
 
-    def _addresses(self, key: bytes, wanted_by: int) -> list[RR]:
+    def _services(self, rrset: RRset, key: bytes) -> list[RR]:
         """
-        Return the addresses of the host *key*, as far as its zone has them.
+        Return the addresses of the targets of *rrset*, HTTPS or SVCB records of *key* (RFC 9460, 4.1).
 
-        For NS that may be glue. For other types it is not, and not a VM's address either: who finds it in an
-        additional section may use it without a question for it, and then the VM would not be started.
+        Where one is an alias (priority 0), the records of its type at its target come, too, and what they name. The
+        target "." is *key* itself; of an alias it is none (2.5).
+        """
+        found: list[RR] = []
+        todo, known = [(rrset, key)], {key}
+        targets: dict[bytes, None] = {}
+        for services, owner in todo:
+            for rdata in services.rdatas:
+                target = rdata[2 : name_end(rdata, 2)].lower()
+                is_alias = rdata[:2] == bytes(2)
+                if target == ROOT and not is_alias:
+                    target = owner
+                if target in {ROOT, b""} or len(targets) == MAX_SERVICES:
+                    continue
+                targets[target] = None
+                if is_alias and target not in known:
+                    known.add(target)
+                    node = self._host(target)
+                    if node is not None and rrset.type in node.rrsets:
+                        todo.append((node.rrsets[rrset.type], target))
+                        found += _written(node.rrsets[rrset.type], target)
+        return found + [record for target in targets for record in self._addresses(target, rrset.type)]
+
+    def _addresses(self, key: bytes, wanted_by: int) -> list[RR]:
+        """Return the addresses of the host *key*, as far as its zone has them; for NS they may be glue or a VM's."""
+        if wanted_by == NS:
+            zone = self.find(key)
+            node = zone.get(key) if zone is not None else None
+        else:
+            node = self._host(key)
+        if node is None:
+            return []
+        return [record for type_ in (A, AAAA) if type_ in node.rrsets for record in _written(node.rrsets[type_], key)]
+
+    def _host(self, key: bytes) -> Node | None:
+        """
+        Return the node that answers for the host *key*, unless that is glue or a VM's.
+
+        A client that finds a VM's address in an additional section may use it without a question for it, and then the
+        VM would not be started.
         """
         zone = self.find(key)
-        node = zone.get(key) if zone is not None else None
-        if zone is None or node is None:
-            return []
-        if wanted_by != NS and (node.vm is not None or zone.cut_over(key, A) is not None):
-            return []
-        return [record for type_ in (A, AAAA) if type_ in node.rrsets for record in node.rrsets[type_].records()]
+        if zone is None or zone.cut_over(key, A) is not None:
+            return None
+        node = zone.match(key)
+        return None if node is None or node.vm is not None else node
+
+
+def _written(rrset: RRset, key: bytes) -> list[RR]:
+    """Return the records of *rrset* at *key*: written so if they are a wildcard's, else as in the file."""
+    return rrset.records(key if rrset.owner[:2] == b"\1*" else None)

@@ -1,37 +1,85 @@
 """
 Master files (RFC 1035, 5; RFC 2308, 4) as a stream of records, each with the line that it begins on.
 
-dnspython reads each line; the walk from line to line is here, for what dnspython's does not do: it tells the line of a
-record, looks for an included file beside the file that includes it, and sees a relative name that nothing completes.
-Whether the records make a zone is not known here: that is `zone`'s.
+The text is taken apart here, so that a mistake has its line, ends its own record only, and costs no more than the limits
+below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is not known
+here: that is `zone`'s.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
+import errno
+import os
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import stat
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.exception
 import dns.name
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
+import dns.rdtypes.ANY.RP
+import dns.rdtypes.nsbase
 import dns.tokenizer
 import dns.ttl
-import dns.zonefile
 
+from jitsu_tw.dns.wire import PLAIN, parse_name, shown
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-#: How deep files may include each other; a file that includes itself ends here.
+#: How much a zone may be, before anything is made of it: octets in all its files, files, and records.
+MAX_OCTETS: Final = 256 * 2**20
+MAX_FILES: Final = 1000
+MAX_RECORDS: Final = 2_000_000
+#: How many characters one record may have in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
+MAX_RECORD: Final = 2**18
+#: How deep files may include each other.
 MAX_DEPTH: Final = 10
+#: How many mistakes, and how many warnings, are told in full.
+MOST_TOLD: Final = 20
 
-#: Completes relative names where nothing else does, so that they can be told.
-_NOWHERE: Final = dns.name.Name((b"\0no origin", b""))
-_NOWHERE_WIRE: Final = _NOWHERE.to_wire() or b""
+IDENTIFIER, QUOTED, EOL = dns.tokenizer.IDENTIFIER, dns.tokenizer.QUOTED_STRING, dns.tokenizer.EOL
+
+#: Characters that make a line more than words with blanks between.
+_SPECIAL: Final = re.compile(r'["();\\]')
+_WORD: Final = re.compile(r"[^ \t]+")
+#: What a line consists of: blanks, a comment, a quoted string and its end, a parenthesis, a word, or nothing of these.
+_PARTS: Final = re.compile(
+    r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()]) | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+|[^ \t"();\\]+) | .""",
+    re.VERBOSE,
+)
+_BLANK, _COMMENT, _QUOTED, _QUOTE, _PARENTHESIS, _BARE = range(1, 7)
+
+_RANGE: Final = re.compile(r"(\d{1,10})-(\d{1,10})(?:/(\d{1,10}))?", re.ASCII)
+#: In the owner and the data of $GENERATE: an escape, a dollar sign, and the number with or without a format.
+_NUMBER: Final = re.compile(r"(\\.)|\$(\$)|\$(\{[^}]*\}?)?")
+_FORMAT: Final = re.compile(r"\{([+-]?\d{1,10})(?:,(\d{1,3})(?:,([doxXnN]))?)?\}", re.ASCII)
+#: BIND formats a number into 128 octets.
+_WIDEST: Final = 127
+
+_A, _MX, _TXT, _AAAA, _SRV, _SPF = 1, 15, 16, 28, 33, 99
+#: How the data of the commonest types are written.
+_EXAMPLES: Final = {
+    _A: "A 192.0.2.1", _AAAA: "AAAA 2001:db8::1", 2: "NS ns", 5: "CNAME www", 12: "PTR www", _MX: "MX 10 mail",
+    6: "SOA ns hostmaster 1 1h 15m 2w 1m", _TXT: 'TXT "text"', _SRV: "SRV 0 5 5060 sip", 64: "SVCB 1 .",
+    65: "HTTPS 1 . alpn=h2", 257: 'CAA 0 issue "ca.example"',
+}  # fmt: skip
+#: Types with one host's name at the end, where an address is a slip.
+_HOSTS: Final = frozenset({2, 5, _MX, _SRV})
+
+#: Types of RFC 1035, 3.3 that dnspython has no class for, and the class whose data are written alike.
+_LIKE: Final = {3: "MD", 4: "MF", 7: "MB", 8: "MG", 9: "MR", 14: "MINFO"}
+for _type, _text in _LIKE.items():
+    if dns.rdata.get_rdata_class(dns.rdataclass.IN, _type) is dns.rdata.GenericRdata:
+        _class = dns.rdtypes.ANY.RP.RP if _text == "MINFO" else dns.rdtypes.nsbase.NSBase
+        dns.rdata.register_type(_class, _type, _text)
 
 
 class Entry(NamedTuple):
@@ -45,7 +93,192 @@ class Entry(NamedTuple):
     line: int
 
 
-def read(path: str | Path, origin: str | None = None) -> Iterator[Entry]:
+class Report:
+    """
+    What is wrong or odd in a zone: the first lines of each kind in full, of the others the number.
+
+    Attributes:
+        mistakes: why the zone cannot be served.
+        wants_soa: a record with a mistake may be the SOA record.
+    """
+
+    def __init__(self) -> None:
+        """Know of nothing yet."""
+        self.mistakes: list[ZoneError] = []
+        self.wants_soa = False
+        self._more_mistakes = self._more_warnings = 0
+        self._warnings: list[str] = []
+
+    def mistake(self, error: ZoneError) -> None:
+        """Add *error*."""
+        if len(self.mistakes) < MOST_TOLD:
+            self.mistakes.append(error)
+        else:
+            self._more_mistakes += 1
+
+    def warn(self, text: str, path: str | Path | None = None, line: int | None = None) -> None:
+        """Add the warning *text*."""
+        if len(self._warnings) < MOST_TOLD:
+            self._warnings.append(str(ZoneError(text, path, line)))
+        else:
+            self._more_warnings += 1
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings, one line each."""
+        more = [f"and {self._more_warnings} more warnings"] if self._more_warnings else []
+        return self._warnings + more
+
+    def check(self) -> None:
+        """
+        Return if there is no mistake.
+
+        Raises:
+            ZoneError: all mistakes, one line each; its place is that of the first.
+        """
+        if not self.mistakes:
+            return
+        first, *others = self.mistakes
+        lines = [first.message, *map(str, others)]
+        if self._more_mistakes:
+            lines.append(f"and {self._more_mistakes} more mistakes")
+        raise ZoneError("\n".join(lines), first.path, first.line)
+
+
+class _TooMuch(ZoneError):
+    """A mistake after which nothing more is read."""
+
+
+class _Slip(dns.exception.SyntaxError):
+    """A mistake in one record, in our words; dnspython hands it through."""
+
+
+class _Token(dns.tokenizer.Token):
+    """A word or a quoted string, and whether a blank stands before it."""
+
+    def __init__(self, ttype: int, value: str, spaced: bool = True) -> None:  # noqa: FBT001, FBT002 - as a tuple's field
+        self.ttype, self.value, self.spaced = ttype, value, spaced
+        self.has_escape, self.comment = "\\" in value, None
+
+
+_END: Final = _Token(EOL, "\n")
+_SPACE: Final = _Token(dns.tokenizer.WHITESPACE, " ")
+
+
+class _Record(dns.tokenizer.Tokenizer):
+    """
+    The words of one record (or directive), as dnspython's readers of data take them.
+
+    Attributes:
+        line: where it begins.
+        tokens: its words, without parentheses and comments.
+        leading: it begins with a blank, so its owner is the last one's.
+        cut: a comment begins in the middle of a word.
+        fault: what is wrong with its parentheses and quotes, and the line of that.
+        odd: what can be served and cannot be meant.
+    """
+
+    def __init__(self, line: int, *, leading: bool, tokens: list[_Token]) -> None:
+        """Stand before the first of *tokens*. dnspython's own initialiser is for reading a file."""
+        self.line, self.leading, self.tokens = line, leading, tokens
+        self.at = 0
+        self.cut = False
+        self.fault: tuple[str, int] | None = None
+        self.odd: list[str] = []
+        self.tails: tuple[str, ...] = ()
+
+    def get(self, want_leading: bool = False, want_comment: bool = False) -> dns.tokenizer.Token:  # noqa: ARG002, FBT001, FBT002
+        """Return the next token; after the last one, the end of the line."""
+        token = self.tokens[self.at] if self.at < len(self.tokens) else _END
+        if want_leading and token.spaced:
+            return _SPACE
+        self.at += 1
+        return token
+
+    def unget(self, token: dns.tokenizer.Token) -> None:
+        """Go back before *token*, the one that `get` returned last."""
+        self.at -= token is not _SPACE
+
+    @property
+    def last(self) -> str:
+        """The token that was read last, for people; "" at the end of the line."""
+        return shown(self.tokens[self.at - 1].value) if 0 < self.at <= len(self.tokens) else ""
+
+    def get_ttl(self) -> int:
+        """Return the next token as a time in seconds."""
+        return _ttl(self.get_identifier())
+
+    def get_eol_as_token(self) -> dns.tokenizer.Token:
+        """Return the end of the line, which must be next."""
+        token = self.get()
+        if not token.is_eol():
+            raise _Slip(f"{self.last} is too much")
+        return token
+
+    def as_identifier(self, token: dns.tokenizer.Token) -> str:
+        """Return the text of *token*, which must be a word."""
+        self._check_word(token)
+        return str(token.value)
+
+    def as_int(self, token: dns.tokenizer.Token, base: int = 10) -> int:
+        """Return *token* as a number."""
+        self._check_word(token)
+        try:
+            return super().as_int(token, base)
+        except (dns.exception.DNSException, ValueError):
+            raise _Slip(f"{self.last} is no number") from None
+
+    def as_name(
+        self,
+        token: dns.tokenizer.Token,
+        origin: dns.name.Name | None = None,
+        relativize: bool = False,  # noqa: ARG002, FBT001, FBT002
+        relativize_to: dns.name.Name | None = None,  # noqa: ARG002
+    ) -> dns.name.Name:
+        """Return *token* as an absolute name; if it is relative, *origin* is put behind it."""
+        self._check_word(token)
+        value = token.value
+        plain = PLAIN.fullmatch(value) is not None
+        try:
+            if plain and value.endswith("."):
+                return dns.name.Name(value.encode().split(b"."))
+            if value == "@" and origin is not None:
+                return origin
+            name = None if plain else parse_name(value, None)
+            if name is not None and "@" in value and "\\@" not in value:
+                self.odd.append(f"{shown(value)} has an @ in a name: a mailbox is written with a dot, as hostmaster.example.org.")
+            if name is not None and name.is_absolute():
+                return name
+            if origin is None:
+                raise _Slip(
+                    "a relative name, and nothing says relative to what: put '$ORIGIN example.org.' at the top "
+                    "(your zone's name, with the final dot)"
+                )
+            if f".{value.lower()}".endswith(self.tails):
+                self.odd.append(f"{shown(value)} has no final dot, so it is {shown(f'{value}.{origin}')}")
+            if plain:
+                return dns.name.Name((*value.encode().split(b"."), *origin.labels))
+            assert name is not None
+            return name.concatenate(origin)
+        except dns.name.NameTooLong:
+            raise _Slip(f"{shown(value)} makes a name of more than 255 octets") from None
+        except ValueError as error:
+            raise _Slip(str(error)) from error
+
+    def get_word(self) -> str:
+        """Return the next token, a word, with its escapes as they are."""
+        token = self.get()
+        self._check_word(token)
+        return str(token.value)
+
+    def _check_word(self, token: dns.tokenizer.Token) -> None:
+        if token.is_quoted_string():
+            raise _Slip(f'"{self.last[1:-1]}" must stand without quotes')
+        if not token.is_identifier():
+            raise _Slip("the data are not complete")
+
+
+def read(path: str | Path, origin: str | None = None, report: Report | None = None) -> Iterator[Entry]:
     """
     Yield the records of the file *path* and of the files that it includes, in the order of the text.
 
@@ -53,143 +286,414 @@ def read(path: str | Path, origin: str | None = None) -> Iterator[Entry]:
         path: the file, UTF-8.
         origin: completes relative names until the first ``$ORIGIN``. Where neither is, the owner of the SOA record
             does from then on; it has to be absolute.
+        report: takes the mistakes: the file cannot be read, is not text, is too long, or breaks the syntax; and the
+            warnings.
 
     Raises:
-        ZoneError: the file cannot be read, is not text, or breaks the syntax; a relative name has no origin.
+        ZoneError: without *report*, what would be in it, when all has been read.
     """
-    start = _NOWHERE
-    if origin is not None:
-        try:
-            start = dns.name.from_text(origin)
-        except dns.exception.DNSException as error:
-            raise ZoneError(f"the origin {origin!r} is not a domain name: {_reason(error)}", path) from error
-    return _Reader(_open(str(path)), start).entries()
-
-
-def _open(path: str) -> dns.tokenizer.Tokenizer:
+    found = Report() if report is None else report
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ZoneError(f"cannot read the zone file: {error.strerror}", path) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ZoneError("not text in UTF-8; a zone file is an RFC 1035 master file", path, line) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ZoneError("not text (a NUL octet); a zone file is an RFC 1035 master file", path, line)
-    return dns.tokenizer.Tokenizer(text, path)
+        start = dns.name.from_text(origin) if origin is not None else None
+    except dns.exception.DNSException as error:
+        found.mistake(ZoneError(f"the origin {origin!r} is not a domain name: {error}", path))
+    else:
+        try:
+            reader = _Reader(found, start)
+            reader.open(str(path))
+            yield from reader.entries()
+        except ZoneError as error:
+            found.mistake(error)
+    if report is None:
+        found.check()
 
 
-def _reason(error: BaseException) -> str:
-    """Return dnspython's words for *error*, without the Python in them."""
-    words = re.sub(r"caught exception <class '[\w.]+'>: ", "", str(error))
-    return " ".join(words.split()).rstrip(".") or type(error).__name__
+class _Reader:
+    """
+    Reads one file, and those that it includes.
 
+    Attributes:
+        left: what the zone may still have: octets, files, records; one list for all files.
+        within: the files that include this one, and it.
+    """
 
-class _Sink:
-    """What a dnspython reader takes for a transaction and its manager; it keeps what it is given."""
+    def __init__(self, report: Report, origin: dns.name.Name | None) -> None:
+        """Have no file yet."""
+        self.report = report
+        self.left = [MAX_OCTETS, MAX_FILES, MAX_RECORDS]
+        self.within: tuple[tuple[int, int], ...] = ()
+        self.path = self.text = ""
+        self.owner: dns.name.Name | None = None
+        self.default_ttl: int | None = None
+        self.last_ttl: int | None = None
+        self.set_origin(origin)
 
-    def __init__(self) -> None:
-        self.manager = self
-        self.added: list[tuple[dns.name.Name, int, Any]] = []
+    def set_origin(self, origin: dns.name.Name | None) -> None:
+        """Complete relative names by *origin* from now on."""
+        self.origin = origin
+        labels = origin.to_text(omit_final_dot=True).lower().split(".") if origin is not None and len(origin) > 1 else []
+        #: how a relative name ends that was meant to be absolute
+        self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(max(1, len(labels) - 1)) if labels)
 
-    def origin_information(self) -> tuple[dns.name.Name, bool, dns.name.Name]:
-        """Make the reader take any name: that a record is outside the zone is for the zone to say."""
-        return dns.name.root, False, dns.name.root
+    def open(self, path: str) -> None:
+        """
+        Take the file *path*, after the limits.
 
-    def check_put_rdataset(self, check: object) -> None:
-        """Decline dnspython's own check, which knows no lines."""
-
-    def add(self, name: dns.name.Name, ttl: int, rdata: Any) -> None:
-        self.added.append((name, ttl, rdata))
-
-
-class _Reader(dns.zonefile.Reader):
-    """dnspython's reader of one line, and our walk over the lines of one file."""
-
-    depth = 0
-
-    def __init__(self, tok: dns.tokenizer.Tokenizer, origin: dns.name.Name) -> None:
-        sink: Any = _Sink()
-        super().__init__(tok, dns.rdataclass.IN, sink)
-        self.sink = sink
-        self.current_origin = origin
-        self.last_name = None
+        Raises:
+            ZoneError: it cannot be read, is not text, or is too much.
+        """
+        self.path = path
+        self.left[1] -= 1
+        if self.left[1] < 0:
+            raise _TooMuch(f"more than {MAX_FILES} files in one zone: remove an $INCLUDE", path)
+        try:
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))  # noqa: TRY301
+            if not stat.S_ISREG(status.st_mode):
+                raise ZoneError("is a device, a pipe or a socket; a zone file must be an ordinary file", path)
+            if (status.st_dev, status.st_ino) in self.within:
+                raise ZoneError("does the file include itself? It is being read", path)
+            octets = b""
+            if status.st_size <= self.left[0]:
+                with open(path, "rb") as file:  # noqa: PTH123 - as os.stat above
+                    octets = file.read(self.left[0] + 1)
+        except OSError as error:
+            raise ZoneError(f"cannot read the zone file: {error.strerror}", path) from error
+        if max(len(octets), status.st_size) > self.left[0]:
+            raise _TooMuch(f"the files of the zone have more than {MAX_OCTETS >> 20} MiB: part the zone", path)
+        self.left[0] -= len(octets)
+        self.within = (*self.within, (status.st_dev, status.st_ino))
+        try:
+            text = octets.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise ZoneError("not text in UTF-8; a zone file is an RFC 1035 master file", path, line) from error
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise ZoneError("not text (a NUL octet); a zone file is an RFC 1035 master file", path, line)
+        self.text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the records of this file, and of those that it includes."""
-        while True:
-            line = self.tok.line_number
+        """Yield the records of this file, and of those that it includes; report mistakes and go on behind them."""
+        for record in _records(self.text):
+            if record.fault:
+                self._mistake(record, record.fault[0], record.fault[1])
+                continue
+            first = record.tokens[0]
             try:
-                token = self.tok.get(want_leading=True, want_comment=True)
-                if token.is_eof():
-                    return
-                if token.is_eol():
-                    continue
-                if token.is_comment():
-                    self.tok.get_eol()
-                elif token.is_identifier() and token.value.startswith("$"):
-                    yield from self._directive(token.value.upper(), line)
+                if first.ttype == IDENTIFIER and first.value.startswith("$") and not record.leading:
+                    yield from self._directive(record)
                 else:
-                    self.tok.unget(token)
-                    self._rr_line()
-            except (dns.exception.DNSException, UnicodeError) as error:
-                raise ZoneError(_reason(error), self.tok.filename, line) from error
-            yield from self._added(line)
+                    yield self._entry(record)
+            except _TooMuch:
+                raise
+            except ZoneError as error:
+                self.report.mistake(error)
+            except Exception as error:  # noqa: BLE001 - whatever dnspython makes of data, other records are read
+                self._mistake(record, _words(error), record.line)
+            self._warn(record)
 
-    def _added(self, line: int) -> Iterator[Entry]:
-        """Yield what the line that began at *line* has added."""
-        for name, ttl, rdata in self.sink.added:
-            owner: bytes = name.to_wire() or b""
-            entry = Entry(owner, int(rdata.rdtype), ttl, rdata.to_wire(), self.tok.filename, line)
-            if owner.endswith(_NOWHERE_WIRE) or _NOWHERE_WIRE in entry.rdata:
-                raise ZoneError(
-                    "a relative name, and nothing says relative to what: put '$ORIGIN example.org.' at the top "
-                    "(your zone's name, with the final dot)",
-                    *entry[4:],
-                )
-            if dns.rdatatype.is_metatype(rdata.rdtype):
-                text = dns.rdatatype.to_text(rdata.rdtype)
-                raise ZoneError(f"{text} is a type for questions: no record can have it", *entry[4:])
-            if rdata.rdtype == dns.rdatatype.SOA and self.current_origin == _NOWHERE:
-                self.current_origin = name
-            yield entry
-        self.sink.added.clear()
+    def _warn(self, record: _Record) -> None:
+        for text in record.odd:
+            self.report.warn(text, self.path, record.line)
 
-    def _directive(self, word: str, line: int) -> Iterator[Entry]:
-        """Do as the directive *word* says (RFC 1035, 5.1; $TTL: RFC 2308, 4; $GENERATE: BIND)."""
-        if word == "$ORIGIN":
-            self.current_origin = self.tok.get_name(self.current_origin)
-            self.tok.get_eol()
-        elif word == "$TTL":
-            self.default_ttl = self.tok.get_ttl()
-            self.default_ttl_known = True
-            self.default_ttl_from_soa = False
-            self.tok.get_eol()
-        elif word == "$INCLUDE":
-            yield from self._include(line)
-        elif word == "$GENERATE":
-            self._generate_line()
-        else:
-            message = f"no such directive: {word}; there are $ORIGIN, $TTL, $INCLUDE and $GENERATE"
-            raise ZoneError(message, self.tok.filename, line)
+    def _mistake(self, record: _Record, text: str, line: int) -> None:
+        self.report.wants_soa |= any(token.value.upper() == "SOA" for token in record.tokens)
+        self.report.mistake(ZoneError(text, self.path, line))
 
-    def _include(self, line: int) -> Iterator[Entry]:
-        """Yield the records of the file named next; neither its origin nor its last owner comes back out of it."""
-        here = self.tok.filename
-        path = str(Path(here).parent / self.tok.get_string())
-        inner = copy.copy(self)
-        token = self.tok.get()
-        if not token.is_eol_or_eof():
-            inner.current_origin = self.tok.as_name(token, self.current_origin)
-            self.tok.get_eol()
-        inner.depth += 1
-        if inner.depth > MAX_DEPTH:
-            raise ZoneError(f"$INCLUDE is nested more than {MAX_DEPTH} deep: does {path} include itself?", here, line)
+    def _entry(self, record: _Record) -> Entry:
+        """Return the record that *record* says."""
+        self.left[2] -= 1
+        if self.left[2] < 0:
+            raise _TooMuch(f"more than {MAX_RECORDS:,} records in one zone: part it", self.path, record.line)
+        record.tails = self.tails
+        if not record.leading:
+            self.owner = None  # should it be no name, the next record's is not an earlier one's
+            self.owner = record.get_name(self.origin)
+        if self.owner is None:
+            raise _Slip("no owner: a line that begins with a blank continues the owner of the one before")
+        ttl, rtype = self._head(record)
+        rdata = self._data(record, rtype)
+        if ttl is None:
+            ttl = self.default_ttl if self.default_ttl is not None else self.last_ttl
+        if rtype == dns.rdatatype.SOA:
+            if self.last_ttl is None and self.default_ttl is None:
+                self.last_ttl = int.from_bytes(rdata[-4:], "big")  # of old, the minimum (RFC 2308, 4)
+                ttl = self.last_ttl if ttl is None else ttl
+            if self.origin is None:
+                self.set_origin(self.owner)
+        if ttl is None:
+            raise _Slip("no TTL: put '$TTL 1h' at the top")
+        return Entry(self.owner.to_wire() or b"", rtype, ttl, rdata, self.path, record.line)
+
+    def _head(self, record: _Record) -> tuple[int | None, int]:
+        """Return the TTL, if there is one, and the type; the class may stand before or behind the TTL."""
+        ttl, has_class = None, False
+        while True:
+            token = record.get()
+            if not token.is_identifier():
+                raise _Slip(f"a type is missing{' before ' + record.last if record.last else ''}: 'www A 192.0.2.1'")
+            word = token.value.upper()
+            rtype = _type_of(word)
+            if rtype is not None:
+                break
+            if ttl is None and word[0].isdigit() and not _is_address(word):
+                ttl = self.last_ttl = _ttl(word)
+            elif not has_class and _is_class(word):
+                has_class = True
+            else:
+                raise _Slip(_no_type(record, word))
+        if dns.rdatatype.is_metatype(rtype) or not rtype:
+            raise _Slip(f"{dns.rdatatype.to_text(rtype)} is a type for questions: no record can have it")
+        return ttl, rtype
+
+    def _data(self, record: _Record, rtype: dns.rdatatype.RdataType) -> bytes:
+        """Return the data of *record*, which begin with the next token."""
+        start = record.at
         try:
-            inner.tok = _open(path)
+            rdata = dns.rdata.from_text(dns.rdataclass.IN, rtype, record, self.origin, relativize=False).to_wire()
+        except Exception as error:
+            words = [token.value for token in record.tokens[start:]]
+            raise _Slip(_why(record, rtype, words, error)) from error
+        if record.cut and rtype in {_TXT, _SPF}:
+            record.odd.append("the text ends at the ';', which begins a comment: put it in quotes if it belongs to it")
+        if rtype in _HOSTS and _is_address(word := record.tokens[-1].value.removesuffix(".")):
+            record.odd.append(f"{word} is an address where a name belongs: name the host, and give that an A record")
+        return rdata or b""
+
+    def _directive(self, record: _Record) -> Iterator[Entry]:
+        """Do as a directive says (RFC 1035, 5.1; $TTL: RFC 2308, 4; $GENERATE: BIND)."""
+        word = record.get_identifier().upper()
+        if word == "$ORIGIN":
+            self.set_origin(record.get_name(self.origin))
+            record.get_eol()
+        elif word == "$TTL":
+            self.default_ttl = record.get_ttl()
+            record.get_eol()
+        elif word == "$INCLUDE":
+            yield from self._include(record)
+        elif word == "$GENERATE":
+            yield from self._generate(record)
+        else:
+            raise _Slip(f"no such directive: {shown(word)}; there are $ORIGIN, $TTL, $INCLUDE and $GENERATE")
+
+    def _include(self, record: _Record) -> Iterator[Entry]:
+        """Yield the records of the file named next; neither its origin nor its last owner comes back out of it."""
+        path = os.path.join(os.path.dirname(self.path), record.get_string())  # noqa: PTH118, PTH120
+        inner = copy.copy(self)
+        if not (token := record.get()).is_eol():
+            inner.set_origin(record.as_name(token, self.origin))
+            record.get_eol()
+        if len(self.within) > MAX_DEPTH:
+            raise _Slip(f"$INCLUDE is nested more than {MAX_DEPTH} deep")
+        try:
+            inner.open(path)
         except ZoneError as error:
             if error.line is not None:
                 raise
-            raise ZoneError(f"$INCLUDE {path}: {error.message}", here, line) from error
+            raise type(error)(f"$INCLUDE {shown(path)}: {error.message}", self.path, record.line) from error
         yield from inner.entries()
+
+    def _generate(self, record: _Record) -> Iterator[Entry]:
+        """Yield the records of ``$GENERATE start-stop[/step] owner [TTL] [class] type data``."""
+        match = _RANGE.fullmatch(record.get_word())
+        start, stop, step = (int(number or 1) for number in match.groups()) if match else (1, 0, 0)
+        if start > stop or not step:
+            raise _Slip("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
+        if (stop - start) // step >= self.left[2]:
+            raise _Slip(f"$GENERATE makes more than the {MAX_RECORDS:,} records that a zone may have")
+        owner = record.get_word()
+        head = [record.get_word()]
+        while _type_of(head[-1].upper()) is None and len(head) < 3:
+            head.append(record.get_word())
+        rest = record.tokens[record.at :]
+        if len(rest) == 1 and rest[0].ttype == QUOTED:  # as BIND has data with blanks
+            data = rest[0].value.replace('\\"', '"')
+        else:
+            data = "".join(" " * token.spaced + _written(token) for token in rest)
+        for number in range(start, stop + 1, step):
+            line = f"{_numbered(owner, number)} {' '.join(head)} {_numbered(data, number)}"
+            one = next(_records(line), None)
+            if one is None or one.fault:
+                raise _Slip(f"{shown(line)}: {one.fault[0] if one is not None and one.fault else 'nothing'}")
+            one.line = record.line
+            yield self._entry(one)
+            self._warn(one)
+
+
+def _records(text: str) -> Iterator[_Record]:
+    """Yield what *text* says between one end of line that counts and the next, without what is empty."""
+    at, line, size = 0, 0, len(text)
+    while at < size:
+        start, at = at, _line_end(text, at)
+        line += 1
+        leading = text[start] in " \t"
+        if at - start > MAX_RECORD:
+            record = _Record(line, leading=leading, tokens=[])
+            record.fault = f"a line of {at - start:,} characters; a record has {MAX_RECORD:,} at most", line
+        elif _SPECIAL.search(text, start, at) is None:
+            record = _Record(
+                line, leading=leading, tokens=[_Token(IDENTIFIER, word) for word in _WORD.findall(text, start, at)]
+            )
+        else:
+            record = _Record(line, leading=leading, tokens=[])
+            opened = _take(record, text, start, at, [])
+            while opened and at < size and at - start <= MAX_RECORD:
+                line += 1
+                before, at = at + 1, _line_end(text, at + 1)
+                opened = _take(record, text, before, at, opened, line)
+            if opened:
+                what = "the parenthesis that opens here is not closed; what follows was not looked at"
+                record.fault, at = (what, opened[0]), size
+        at += 1
+        if record.tokens or record.fault:
+            yield record
+
+
+def _line_end(text: str, at: int) -> int:
+    end = text.find("\n", at)
+    return len(text) if end < 0 else end
+
+
+def _take(record: _Record, text: str, start: int, end: int, opened: list[int], line: int | None = None) -> list[int]:
+    """
+    Put the words of one line into *record*.
+
+    Args:
+        record: takes them, and what is wrong with them.
+        text: has the line from *start* to *end*.
+        opened: the lines of the parentheses that are open before it.
+        line: its number, if it is not the record's first.
+
+    Returns:
+        the lines of the parentheses that are open behind it.
+    """
+    line = record.line if line is None else line
+    spaced = True
+    for match in _PARTS.finditer(text, start, end):
+        kind = match.lastindex
+        if kind == _BLANK:
+            spaced = True
+            continue
+        if kind == _BARE:
+            record.tokens.append(_Token(IDENTIFIER, match[_BARE], spaced))
+        elif kind == _QUOTE and match[_QUOTE]:
+            record.tokens.append(_Token(QUOTED, match[_QUOTED], spaced))
+        elif kind == _COMMENT:
+            record.cut |= not spaced and record.tokens[-1].ttype == IDENTIFIER
+        elif kind == _PARENTHESIS and match[0] == "(":
+            opened = [*opened, line]
+        elif kind == _PARENTHESIS and opened:
+            opened = opened[:-1]
+        elif record.fault is None:
+            what = {_QUOTE: "the quote that opens here is not closed in its line", _PARENTHESIS: "a ')' without a '('"}
+            record.fault = what.get(kind or 0, "a backslash at the end of the line"), line
+        spaced = kind == _PARENTHESIS
+    return opened
+
+
+def _written(token: _Token) -> str:
+    return f'"{token.value}"' if token.ttype == QUOTED else token.value
+
+
+def _numbered(template: str, number: int) -> str:
+    """Return *template* with *number* in the places that $GENERATE has for it, as BIND does."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] or match[2]:
+            return match[1] or match[2]
+        if match[3] is None:
+            return str(number)
+        form = _FORMAT.fullmatch(match[3])
+        if form is None or int(form[2] or 0) > _WIDEST:
+            raise _Slip(f"{shown(match[3])} is no format: ${{offset,width,base}}, the base one of d o x X n N")
+        value, width, base = number + int(form[1]), int(form[2] or 0), form[3] or "d"
+        if base not in "nN":
+            return format(value, base).zfill(width)
+        if value < 0:
+            raise _Slip(f"{value} has no nibbles: the offset makes it negative")
+        # BIND counts the dots, too, and ends with one if the width is even
+        digits = format(value, "x" if base == "n" else "X").zfill((width + 1) // 2)
+        return ".".join(reversed(digits)) + "." * (len(digits) * 2 == width)
+
+    return _NUMBER.sub(put, template)
+
+
+def _ttl(text: str) -> int:
+    """Return the TTL *text* in seconds (RFC 2181, 8; units: BIND)."""
+    try:
+        ttl = dns.ttl.from_text(text if len(text) < 32 else "")
+    except dns.exception.DNSException:
+        raise _Slip(f"{shown(text)} is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m") from None
+    if ttl >= 2**31:
+        raise _Slip(f"{shown(text)} is too long a TTL: 2147483647 seconds at most (RFC 2181, 8)")
+    return ttl
+
+
+@lru_cache(maxsize=256)
+def _type_of(word: str) -> dns.rdatatype.RdataType | None:
+    """Return the type that *word* names, if it names one."""
+    try:
+        return dns.rdatatype.from_text(word)
+    except (dns.exception.DNSException, ValueError):
+        return None
+
+
+def _is_class(word: str) -> bool:
+    """Return whether *word* is the class IN; no other can be served."""
+    try:
+        number = dns.rdataclass.from_text(word)
+    except (dns.exception.DNSException, ValueError):
+        return False
+    if number != dns.rdataclass.IN:
+        raise _Slip(f"class {shown(word)[1:-1]}: only records of class IN are served; remove it")
+    return True
+
+
+def _is_address(word: str) -> bool:
+    """Return whether *word* looks like an IPv4 address, be it a right one or not, or like an IPv6 one."""
+    return ":" in word or (word.count(".") == 3 and word.replace(".", "").isdigit())
+
+
+def _no_type(record: _Record, word: str) -> str:
+    """Return what is wrong where *word* stands in place of a type."""
+    if _is_address(word):
+        return f"a type is missing before {record.last}: 'www A 192.0.2.1'"
+    names = difflib.get_close_matches(word[:20], [each.name for each in dns.rdatatype.RdataType], 2, 0.6)
+    hint = f"did you mean {' or '.join(names)}? " if names else ""
+    if record.leading and record.at == 1:
+        hint += "if it is the owner, remove the blank before it; "
+    return f"unknown type {record.last}: {hint}a type that has no name here is written as TYPE65280 \\# 2 abcd (RFC 3597)"
+
+
+def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str:
+    """Return what is wrong with the data *words*, which dnspython does not take as *rtype*, and what would be right."""
+    name = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
+    example = _EXAMPLES.get(rtype)
+    reason = _words(error)
+    if record.at > len(record.tokens):
+        reason = "the data are not complete"
+    elif isinstance(error.__cause__ or error, _Slip):
+        pass
+    elif rtype == _A and words:
+        reason = f"{shown(words[0])} is no IPv4 address: four numbers from 0 to 255 with dots between"
+        if ":" in words[0]:
+            reason, example = f"{shown(words[0])} is no IPv4 address", f"AAAA {words[0][:40]}"
+    elif rtype == _AAAA and words:
+        reason = f"{shown(words[0])} is no IPv6 address: up to eight numbers from 0 to ffff with colons between"
+    elif reason == "string too long":
+        size = max(map(len, words))
+        reason = f"a string of {size:,} octets, and 255 are the most: write it as several strings, each in quotes"
+    elif "generic rdata does not start" in reason:
+        reason = f"data of this type are written as '{name} \\# 2 abcd', the length and the octets in hex (RFC 3597, 5)"
+    elif reason == _words(dns.exception.SyntaxError()):
+        reason = f"{record.last} is wrong"
+    return f"{name}: {reason}" + (f"; write it like '{example}'" if example else "")
+
+
+def _words(error: BaseException) -> str:
+    """Return dnspython's words for *error*, in one line."""
+    return shown(" ".join(str(error).split()).rstrip("."), 300)[1:-1] or type(error).__name__
+
+

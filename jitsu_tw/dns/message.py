@@ -53,6 +53,10 @@ MOST_OPTIONS: Final = 32
 #: without a look at them. Only an UPDATE may mean it, and that is NOTIMP anyway.
 MOST_RECORDS: Final = 64
 
+#: The longest packet that is read, in octets: a query with a cookie, padding (RFC 8467: multiples of 128 octets) and a
+#: signature has less than a fourth. A longer one is FORMERR, without a look at what is in it, and is kept by nobody.
+LONGEST: Final = 4096
+
 #: The most bits in an address of a family (RFC 7871, 6); 0 is what `dig +subnet=0` sends.
 _ADDRESS_BITS: Final = {0: 0, 1: 32, 2: 128}
 
@@ -155,6 +159,8 @@ def parse(octets: bytes, source: Source | None = None) -> Query | Reject | Drop:
     if flags & QR:
         return Drop("a response")
     opcode, flags = flags >> 11 & 15, flags & (RD | CD)
+    if len(octets) > LONGEST:
+        return Reject(ident, opcode, flags, b"", None, NOTIMP if opcode else FORMERR, f"{len(octets)} octets")
 
     if qdcount == 1:
         asked = name_end(octets, HEADER.size)

@@ -56,6 +56,11 @@ STREAM_SIZE: Final = 16384
 #: After so many records a stream can pause: less than a millisecond of work.
 STREAM_STEP: Final = 64
 
+#: The most pointers in a row that a reader of a name has to follow: Go's, as one example, gives up after ten.
+MOST_HOPS: Final = 10
+#: In the values of `_Packet.names`: one pointer.
+_HOP: Final = LAST_TARGET + 1
+
 _NS, _CNAME, _SOA, _PTR, _MX = 2, 5, 6, 12, 15
 #: Where the names in the data of a type begin, and how many there are. Only these types are old enough for every
 #: client to expand pointers in their data (RFC 3597, 4).
@@ -255,7 +260,8 @@ class _Packet:
     def __init__(self, query: Query | Reject) -> None:
         """Begin with the question of *query*."""
         self.out = bytearray(HEADER.size)
-        #: a name in lower case -> where it stands; in order of their places
+        #: a name in lower case -> where it stands, and above `_HOP` how many pointers lead on from there; in order of
+        #: their places
         self.names: dict[bytes, int] = {}
         self.questions = 1
         if isinstance(query, Query):
@@ -334,22 +340,32 @@ class _Packet:
         _SHORT.pack_into(out, start - 2, len(out) - start)
 
     def put_name(self, name: bytes) -> None:
-        """Append *name*, with a pointer to the longest suffix that stands there in whatever case (RFC 1035, 4.1.4)."""
+        """
+        Append *name*, with a pointer to the longest suffix that stands there in whatever case (RFC 1035, 4.1.4).
+
+        A suffix from which `MOST_HOPS` pointers lead on is passed over for a shorter one.
+        """
         out, names = self.out, self.names
         key = name.lower()
         base = len(out)
-        at = 0
+        at = hops = 0
+        new: list[tuple[bytes, int]] = []
         while size := key[at]:
             suffix = key[at:]
             target = names.get(suffix)
-            if target is not None:
+            if target is None:
+                new.append((suffix, base + at))
+            elif target < MOST_HOPS * _HOP:
+                hops = (target | LAST_TARGET) + 1
                 out += name[:at]
-                out += _SHORT.pack(0xC000 | target)
-                return
-            if base + at <= LAST_TARGET:
-                names[suffix] = base + at
+                out += _SHORT.pack(0xC000 | target & LAST_TARGET)
+                break
             at += size + 1
-        out += name
+        else:
+            out += name
+        for suffix, place in new:
+            if place <= LAST_TARGET:
+                names[suffix] = hops | place
 
     def answered(self, query: Query, count: int, opt: bytes) -> bytes:
         """Return the packet whole: its *count* records are all answers, and *opt* is its OPT record or nothing."""
@@ -360,5 +376,5 @@ class _Packet:
         """Undo what was appended from *mark* on."""
         del self.out[mark:]
         names = self.names
-        while names and next(reversed(names.values())) >= mark:
+        while names and next(reversed(names.values())) & LAST_TARGET >= mark:
             names.popitem()

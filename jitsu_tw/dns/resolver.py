@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from twisted.internet.defer import CancelledError
 from twisted.names import dns
 from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.lookup import Found
-from jitsu_tw.dns.wire import Answer, Question
+from jitsu_tw.dns.wire import Answer, Question, Source
 from jitsu_tw.errors import EDE_NOT_READY
+from jitsu_tw.shares import Places
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
 
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.vm.fleet import Fleet
 
 #: What people want who want to connect. Anything else boots nothing (DESIGN, section 4).
 SUMMONING: Final = frozenset({dns.A, dns.AAAA})
+
+#: How many questions may wait for VMs, and how many of one client network. One takes 3 to 7 KB.
+MOST_WAITING: Final = 10_000
+MOST_OF_ONE: Final = 1000
 
 
 class JitsuResolver(Authority):
@@ -29,10 +36,13 @@ class JitsuResolver(Authority):
         """Find VMs by their names in *zones* and summon them from *fleet*."""
         super().__init__()
         self._zones, self._fleet = zones, fleet
+        self._places = Places(MOST_WAITING, MOST_OF_ONE)
 
     def answer(self, question: Question) -> Deferred[Answer]:
         """
         Summon the VM that *question* wants, behind CNAMEs and wildcards too.
+
+        Where too many questions wait, of the client's network or of all, the answer does not wait for the VM.
 
         Raises:
             DomainError: it wants none.
@@ -44,8 +54,27 @@ class JitsuResolver(Authority):
         if not isinstance(outcome, Found) or outcome.vm is None:
             raise DomainError(question)
         name = outcome.vm
-        return self._fleet.summon(name, question).addCallback(
+        return self._patiently(self._fleet.summon(name, question), question.source).addCallback(
             lambda ready: Answer(outcome.answer, vm=name)
             if ready
             else Answer(outcome.answer, ede=((EDE_NOT_READY, f"{name} is still starting"),))
         )
+
+    def _patiently(self, ready: Deferred[bool], source: Source | None) -> Deferred[bool]:
+        """Return *ready* if there is a place for *source* to wait; else it is False now."""
+        if source is None or ready.called:
+            return ready
+        if self._places.take(source):
+            return ready.addBoth(self._leave, source)
+        ready.addErrback(_not_ready)
+        ready.cancel()
+        return ready
+
+    def _leave(self, result: bool | Failure, source: Source) -> bool | Failure:  # noqa: FBT001
+        self._places.leave(source)
+        return result
+
+
+def _not_ready(failure: Failure) -> bool:
+    failure.trap(CancelledError)
+    return False

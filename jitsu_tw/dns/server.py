@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.names import dns, error
@@ -25,7 +25,7 @@ from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import BadSignature, Keyring
 from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
-from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_OTHER, JitsuError, Unanswerable, Unproven
+from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_NOT_READY, EDE_OTHER, JitsuError, Unanswerable, Unproven
 from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class Server:
         self.resolver, self.warm, self.limiter = resolver, warm, limiter
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
+        self._waiting: set[Deferred[Answer]] = set()
+        self._is_ending = False
         fleet.uses = warm.taken
         warm.check, warm.use_of = fleet.check, fleet.use_of
         warm.keepers = fleet.keepers
@@ -144,10 +146,12 @@ class Server:
         octets: bytes,
         source: Source,
         send: Callable[[bytes], None],
-        stream: Callable[[Iterator[bytes]], None] | None = None,
+        stream: Callable[[Iterator[bytes]], bool] | None = None,
     ) -> bool:
         """
         Answer *octets* from *source* by *send*, now or later, or by *stream*, for what is long (only over TCP).
+
+        What *stream* returns is whether it takes what it is given.
 
         Return False if they get no answer.
         """
@@ -169,15 +173,26 @@ class Server:
             said = transfer.answer(octets, query, self._zones, self._allowed, signed)
             if isinstance(said, Reply):
                 self._say(asked, said)
-            elif stream is not None:
+            elif stream is not None and stream(said.packets(asked.options, signed, self._wall)):
                 self.log.info("{host}: {what}", host=source.host, what=transfer.describe(said))
-                stream(said.packets(asked.options, signed, self._wall))
+            else:
+                self._say(asked, Reply(dns.ESERVER, ede=((EDE_OTHER, "too many transfers at once; try again later"),)))
         else:
             query.question.source = asked.source
             found = self.resolver.query(query.question)
             found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
+            self._waiting.add(found)
+            found.addBoth(lambda _: self._waiting.discard(found))
+            if self._is_ending:
+                found.cancel()
         return True
+
+    def end(self) -> None:
+        """Answer the clients that wait, and from now on each that would have to, that the server is being stopped."""
+        self._is_ending = True
+        for found in list(self._waiting):
+            found.cancel()
 
     def _verify(self, asked: Asked) -> Signed | BadSignature | None:
         """Look at the signature of a query that has one (RFC 8945), and have its reply signed too."""
@@ -275,6 +290,8 @@ class Server:
             return Reply(_CODES[type(fault)], authority=authority, ra=True)
         if isinstance(fault, error.DomainError):
             return Reply(dns.EREFUSED, ede=((EDE_NOT_AUTHORITATIVE, ""),))
+        if isinstance(fault, CancelledError):
+            return Reply(dns.ESERVER, ede=((EDE_NOT_READY, "this server is being stopped; ask again, or another one"),))
         if isinstance(fault, (DeferredTimeout, error.ResolverError)):
             return Reply(dns.ESERVER, ede=((EDE_OTHER, "the forwarder does not answer"),), ra=True)
         self.log.failure("unexpected, please report", failure)

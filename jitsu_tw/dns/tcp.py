@@ -2,8 +2,9 @@
 DNS over TCP (RFC 7766): any number of queries in a connection, each answered when it can be, none holding up others.
 
 A connection that does nothing, sends a query octet by octet, or does not read its answers is cut off. When there are as
-many as there may be, a new one takes the place of the one that has been idle longest; while all are busy, new ones are
-turned away.
+many as there may be, one gives way (`connections`). All connections together are read for `SLICE` seconds in each turn
+of the reactor, and client networks take turns in it: a client that sends thousands of queries at once waits for its own
+answers, others do not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import tcp
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.basic import Int16StringReceiver
@@ -18,13 +20,18 @@ from twisted.protocols.policies import TimeoutMixin
 from zope.interface import implementer
 
 from jitsu_tw.dns.binding import set_up
+from jitsu_tw.dns.connections import Connections
 from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
+from jitsu_tw.networks import network, packed
+from jitsu_tw.shares import Places
+from jitsu_tw.vm.turns import Turns
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.server import Server
@@ -32,9 +39,16 @@ if TYPE_CHECKING:
 #: Seconds within which something whole must happen: a query come, or an answer be taken (RFC 7766, 6.2.3).
 IDLE: Final = 20.0
 
-#: How many connections there may be, and how many of them from one address.
-MOST_CONNECTIONS: Final = 400
-MOST_FROM_ONE: Final = 100
+#: Seconds that a connection has to take what is left for it when the server ends.
+ENDING: Final = 2.0
+
+#: How long all connections together are read in one turn of the reactor, in seconds.
+SLICE: Final = 0.002
+
+#: How many connections send zones at once, and how many of them to one client network. A zone that is being sent takes
+#: eight octets for each of its RRsets.
+MOST_TRANSFERS: Final = 16
+MOST_TRANSFERS_TO_ONE: Final = 4
 
 #: How many queries of one connection may wait for their answers; further ones are not read meanwhile.
 MOST_WAITING: Final = 100
@@ -54,54 +68,82 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     waiting = 0
     _stuck = False
     _ended = False
+    _closing = False
+    _transfers = 0
 
     def connectionMade(self) -> None:  # noqa: N802
         """Begin to count idle time."""
         peer = self.transport.getPeer()
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
+        self.network = network(packed(peer.host))
         self.streams = Streams(self.sendString, self.transport.abortConnection, self.factory.reactor)
-        if not self.factory.admit(self):
-            self.transport.abortConnection()
-            return
+        self.factory.admit(self)
         self.transport.registerProducer(self, True)  # noqa: FBT003
         self.setTimeout(IDLE)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Take octets; where the time of this turn is over, they wait for a later one."""
+        self.look()
+        super().dataReceived(data)
 
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
         """Take one query."""
         self.resetTimeout()
-        self.factory.touch(self)
+        self.factory.begin_turn()
         self.waiting += 1
         if not self.factory.server.receive(string, self.source, self._answered, self._stream):
             self.waiting -= 1
-        self._look()
+        self.factory.connections.touch(self, waits=bool(self.waiting))
+        self.look()
 
     def _answered(self, reply: bytes) -> None:
-        self.waiting -= 1
         if self.connected:
-            self.resetTimeout()
             self.sendString(reply)
-            self._look()
+        self._done()
 
-    def _stream(self, packets: Iterator[bytes]) -> None:
+    def _stream(self, packets: Iterator[bytes]) -> bool:
+        if not self._transfers and not self.factory.transfers.take(self.source):
+            return False
+        self._transfers += 1
         self.streams.begin(packets).addCallback(self._streamed)
+        return True
 
     def _streamed(self, _: bool) -> None:  # noqa: FBT001
+        self._transfers -= 1
+        if not self._transfers:
+            self.factory.transfers.leave(self.source)
+        self._done()
+
+    def _done(self) -> None:
+        """Wait for one answer less."""
         self.waiting -= 1
         if self.connected:
-            self.resetTimeout()
-            self._look()
+            if not self._stuck:  # else it is the client that is waited for
+                self.resetTimeout()
+            self.factory.connections.touch(self, waits=bool(self.waiting))
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Read on, or not; close a connection that has nothing more to ask and nothing to wait for."""
+        if self._closing:
+            return
         if self._ended:
             if not self.waiting:
-                self.transport.loseConnection()
+                self.close()
             return
-        busy = self._stuck or self.waiting >= MOST_WAITING
+        busy = self._stuck or self.waiting >= MOST_WAITING or not self.factory.has_time(self)
         if busy and not self.paused:
             super().pauseProducing()
         elif self.paused and not busy:
             super().resumeProducing()
+
+    def close(self) -> None:
+        """Read no more, send what there is to send, and close the connection."""
+        self._closing = True
+        self.streams.stop()
+        super().pauseProducing()
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
 
     def timeoutConnection(self) -> None:  # noqa: N802
         """Cut the connection off, unless it is we who keep it waiting."""
@@ -115,14 +157,14 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self._stuck = True
         self.setTimeout(IDLE)
         self.streams.pause()
-        self._look()
+        self.look()
 
     def resumeProducing(self) -> None:  # noqa: N802
         """Hear that the client takes them."""
         self._stuck = False
         self.setTimeout(IDLE)
         self.streams.resume()
-        self._look()
+        self.look()
 
     def stopProducing(self) -> None:  # noqa: N802
         """Hear that the connection is gone; `connectionLost` will say so too."""
@@ -130,13 +172,14 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def readConnectionLost(self) -> None:  # noqa: N802
         """Hear that the client will ask no more; it still gets what it asked for."""
         self._ended = True
-        self._look()
+        self.look()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
         """Hear that nothing more can be sent."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
         """Stop counting."""
+        self.connected = 0
         self.setTimeout(None)
         self.streams.stop()
         self.factory.forget(self)
@@ -144,18 +187,25 @@ class TCP(Int16StringReceiver, TimeoutMixin):
 
 class TCPFactory(Factory):
     """
-    All connections of one port.
+    All connections of all ports.
 
     Attributes:
         server: answers the queries.
+        connections: those that are open.
+        transfers: places of connections that send zones.
     """
 
     noisy = False
 
     def __init__(self, server: Server, reactor: Any) -> None:
-        """Answer with *server*; *reactor* is for what is long."""
+        """Answer with *server*; *reactor* is `IReactorTime`."""
         self.server, self.reactor = server, reactor
-        self._connections: dict[TCP, None] = {}  # the one that was longest silent first
+        self.connections: Connections[TCP] = Connections()
+        self.transfers = Places(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE)
+        self._line: Turns[TCP] = Turns()
+        self._turn: IDelayedCall | None = None
+        self._until = 0.0
+        self._gone: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
         """Return the protocol of one connection."""
@@ -163,28 +213,54 @@ class TCPFactory(Factory):
         protocol.factory = self
         return protocol
 
-    def admit(self, connection: TCP) -> bool:
-        """Say whether there may be this connection too; make room for it if need be."""
-        if sum(one.source.host == connection.source.host for one in self._connections) >= MOST_FROM_ONE:
-            return False
-        if len(self._connections) >= MOST_CONNECTIONS:
-            idle = next((one for one in self._connections if not one.waiting), None)
-            if idle is None:
-                return False
-            del self._connections[idle]
-            idle.transport.abortConnection()
-        self._connections[connection] = None
-        return True
+    def admit(self, connection: TCP) -> None:
+        """Count *connection* too, and cut off the one that gives way to it."""
+        gone = self.connections.add(connection, connection.network)
+        if gone is not None:
+            gone.transport.abortConnection()
 
-    def touch(self, connection: TCP) -> None:
-        """Hear that *connection* does something."""
-        if connection in self._connections:
-            del self._connections[connection]
-            self._connections[connection] = None
+    def has_time(self, connection: TCP) -> bool:
+        """Return whether *connection* may be read in this turn of the reactor; if not, it is in a later one."""
+        if self._turn is None or self.reactor.seconds() < self._until:
+            return True
+        self._line.add(connection, connection.network)
+        return False
+
+    def begin_turn(self) -> None:
+        """Measure the time from now on, unless this turn of the reactor has begun."""
+        if self._turn is None:
+            self._until = self.reactor.seconds() + SLICE
+            self._turn = self.reactor.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Read those connections whose turn it is."""
+        self._turn = None
+        if self._line:
+            self.begin_turn()
+        while self._line and self.reactor.seconds() < self._until:
+            self._line.take().look()
 
     def forget(self, connection: TCP) -> None:
         """Hear that *connection* is gone."""
-        self._connections.pop(connection, None)
+        self.connections.remove(connection)
+        self._line.drop(connection)
+        if self._gone is not None and not self.connections:
+            gone, self._gone = self._gone, None
+            gone.callback(None)
+
+    def end(self) -> Deferred[None]:
+        """Close all connections; the Deferred fires when they are closed, after `ENDING` seconds at the latest."""
+        for connection in self.connections:
+            connection.close()
+        if not self.connections:
+            return succeed(None)
+        self._gone = Deferred()
+        late = self.reactor.callLater(ENDING, self._cut_off)
+        return self._gone.addCallback(lambda _: late.active() and late.cancel())
+
+    def _cut_off(self) -> None:
+        for connection in self.connections:
+            connection.transport.abortConnection()
 
 
 class TCPPort(tcp.Port):

@@ -7,6 +7,10 @@ the name, but for a type, an EDNS size or version that happens to look like one;
 look the same in lower case, so that none is taken for another.) The answer is the packet's own id and question, in the
 case that the client chose, and the rest of an answer that was written the long way. Questions with EDNS options are not
 kept: cookies differ for each client.
+
+Any client can make up kinds of questions, and names below a wildcard, without end. So an answer that was not used for
+long gives way (second chance, by what is noted of each use anyway: a hit costs nothing more), and it is one of the VM
+that has the most.
 """
 
 from __future__ import annotations
@@ -15,17 +19,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from jitsu_tw.shares import Heaviest
 from jitsu_tw.store.layout import NameUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from jitsu_tw.dns.message import Query
     from jitsu_tw.vm.lease import Lease
 
-#: How many kinds of question are kept for one VM: with and without EDNS, DO, RD, AD, CD, and a few sizes. A client that
-#: sends all there are gets no more memory from us; its further questions go the long way.
+#: The most answers for names that zones have: so many, and so many more for each VM that is up, but never more than the
+#: last. One is kept for each kind of question: with and without EDNS, DO, RD, AD, CD, and a few sizes. An answer takes
+#: 600 octets or so.
+LEAST_EXACT: Final = 4096
 MOST_KINDS: Final = 32
+MOST_EXACT: Final = 1 << 18
+
+#: The most answers for names that wildcards have made, all together.
+MOST_WILD: Final = 1 << 14
+
+#: At most so many answers that were used are passed over to find one that was not.
+_MOST_LOOKS: Final = 64
 
 #: Where the question begins: behind the header (RFC 1035, 4.1.1).
 _QUESTION: Final = 12
@@ -45,7 +59,8 @@ class WarmAnswer:
         use: where it is written how often the name that was asked for was used.
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
-        last: the id and the sender of the last question: the same again is a retransmission, and not counted.
+        last: the id and the sender of the last question: the same again is a retransmission, and not counted; None if
+            there was none since the answer was last considered for giving way.
     """
 
     head: bytes
@@ -57,6 +72,58 @@ class WarmAnswer:
     limit_key: bytes
     count: int = 0
     last: tuple[bytes, Any] | None = None
+
+
+class _Share:
+    """
+    The keys of some of the answers, by VM, those first that were longest not considered.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.count = 0
+        self._keys: dict[str, list[bytes]] = {}
+        self._heaviest: Heaviest[str] = Heaviest()
+
+    @property
+    def vms(self) -> int:
+        """Of how many VMs there are some."""
+        return len(self._keys)
+
+    def add(self, vm: str, key: bytes) -> None:
+        """Add *key*, of an answer for *vm*."""
+        keys = self._keys.setdefault(vm, [])
+        self._heaviest.move(vm, len(keys), len(keys) + 1)
+        keys.append(key)
+        self.count += 1
+
+    def drop(self, vm: str) -> list[bytes]:
+        """Remove the keys of *vm* and return them."""
+        keys = self._keys.pop(vm, [])
+        self._heaviest.move(vm, len(keys), 0)
+        self.count -= len(keys)
+        return keys
+
+    def give_way(self, answers: Mapping[bytes, WarmAnswer]) -> bytes:
+        """Remove a key of the VM that has the most, and return it: one that was not used lately, if there is one."""
+        vm = self._heaviest.top()
+        keys = self._keys[vm]
+        looked = keys[:_MOST_LOOKS]
+        at = next((number for number, key in enumerate(looked) if answers[key].last is None), None)
+        gone = looked.pop(at or 0)
+        passed = looked if at is None else looked[:at]
+        for key in passed:
+            answers[key].last = None
+        del keys[: len(passed) + 1]
+        keys += passed
+        self._heaviest.move(vm, len(keys) + 1, len(keys))
+        if not keys:
+            del self._keys[vm]
+        self.count -= 1
+        return gone
 
 
 class WarmAnswers:
@@ -79,7 +146,7 @@ class WarmAnswers:
         self.keepers: Callable[[str], bool] | None = None
         self.use_of: Callable[[str, bytes], NameUse] = lambda _vm, _key: NameUse()
         self.check: Callable[[str], None] = lambda _: None
-        self._keys: dict[str, list[bytes]] = {}
+        self._exact, self._wild = _Share(), _Share()
         # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
         self._heads: dict[bytes, bytes] = {}
 
@@ -104,32 +171,42 @@ class WarmAnswers:
         return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
 
     def put(self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, limit_key: bytes) -> None:
-        """Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only."""
+        """
+        Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only.
+
+        If there are too many, the VM that has the most gives one up. Names of wildcards are counted on their own: they
+        have another *limit_key* than their own.
+        """
         end = _QUESTION + len(query.question.asked) + 4
         key = octets[2:].lower()
-        keys = self._keys.setdefault(vm, [])
         if (
             query.tsig is not None
             or (query.edns is not None and query.edns.options)
-            or len(keys) >= MOST_KINDS
             or key[end - 6 :] != octets[end - 4 :]
             or key in self.answers
         ):
             return
-        keys.append(key)
+        if limit_key == query.question.key:
+            share, most = self._exact, min(LEAST_EXACT + MOST_KINDS * self._exact.vms, MOST_EXACT)
+        else:
+            share, most = self._wild, MOST_WILD
+        if share.count >= most:
+            del self.answers[share.give_way(self.answers)]
+        share.add(vm, key)
         head = self._heads.setdefault(reply[2:_QUESTION], reply[2:_QUESTION])
         use = self.use_of(vm, query.question.key)
         self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, use, limit_key)
 
     def drop(self, vm: str) -> None:
         """Forget the answers of *vm*: it is not up any more, or is something else now."""
-        for key in self._keys.pop(vm, ()):
-            del self.answers[key]
+        for share in (self._exact, self._wild):
+            for key in share.drop(vm):
+                del self.answers[key]
 
     def clear(self) -> None:
         """Forget all answers: what they were made from has changed."""
         self.answers.clear()
-        self._keys.clear()
+        self._exact, self._wild = _Share(), _Share()
 
     def taken(self) -> Iterator[tuple[str, NameUse, int, float]]:
         """Yield the VM, what is counted of the name, how often it was used since the last call, and when last."""

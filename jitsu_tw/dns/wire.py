@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 ROOT: Final = b"\0"
 
 #: Names that need no escapes, as text and label by label: nearly all. dnspython, for the others, takes 10 us for each.
-_PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
+PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
 _PLAIN_LABEL: Final = re.compile(rb"[A-Za-z0-9_*-]+")
+
+#: The most characters that a name can have as text: each of 255 octets as \DDD.
+_LONGEST: Final = 4 * 255
+#: Those that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): each reading is another name.
+_DEVIANT: Final = re.compile("[\u00df\u03c2\u200c\u200d]")
 
 #: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
 SVCB: Final = 64
@@ -41,14 +46,40 @@ def from_text(text: str) -> bytes:
     Raises:
         ValueError: a label is longer than 63 octets, the name longer than 255, or an escape is broken.
     """
-    if _PLAIN.fullmatch(text) and len(text) < 250:
+    if PLAIN.fullmatch(text) and len(text) < 250:
         return b"".join(bytes([len(label)]) + label for label in text.removesuffix(".").encode().split(b".")) + ROOT
-    try:
-        labels = dns.name.from_text(text).labels
-    except (dns.exception.DNSException, UnicodeError) as error:
-        message = f"{text!r} is not a domain name: {error}"
-        raise ValueError(message) from error
-    return b"".join(bytes([len(label)]) + label for label in labels)
+    return parse_name(text, dns.name.root).to_wire() or b""
+
+
+def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
+    """
+    Return the name that *text* is the presentation form of, with *origin* behind it if it has no final dot.
+
+    What is not ASCII is encoded by IDNA 2003, where IDNA 2008 would make the same of it.
+
+    Raises:
+        ValueError: what is wrong with it, and what would be right.
+    """
+    reason = ""
+    if len(text) > _LONGEST:
+        reason = "a name has 255 octets at most"
+    elif not text.isascii() and (not text.isprintable() or _DEVIANT.search(text)):
+        reason = "it has a character that cannot be seen, or that IDNA 2003 and 2008 encode differently; write xn--…"
+    else:
+        try:
+            return dns.name.from_text(text, origin)
+        except (dns.exception.DNSException, UnicodeError) as error:
+            reason = str(error).rstrip(".")
+            if isinstance(error, dns.name.BadEscape):
+                reason = "a backslash stands before a character, or before three digits up to 255"
+            elif not text.isascii():
+                reason += "; write what is not ASCII as xn--…"
+    raise ValueError(f"{shown(text)} is not a domain name: {reason}")
+
+
+def shown(text: str, most: int = 60) -> str:
+    """Return *text* in quotes, for a message: what cannot be printed is escaped, and *most* characters are enough."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def to_text(name: bytes) -> str:

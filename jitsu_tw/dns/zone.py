@@ -39,23 +39,45 @@ AT_CUT: Final = frozenset({NS, DS, RRSIG, NSEC, A, AAAA})
 #: Types whose data are one name: two that differ in case are one record (RFC 4343).
 ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
 
+#: The most octets of one RRset in a packet, names compressed. The rest of the 65,535 of a TCP message (RFC 1035, 4.2.2)
+#: is for the header, the longest question, OPT, TSIG, and as many aliases as are followed for one question.
+MAX_RRSET: Final = 60_000
+#: What each record takes there beside its data, in octets: a pointer, type, class, TTL and length (RFC 1035, 4.1.3).
+_FIXED: Final = 12
+
 #: In octets (RFC 1035, 3.1).
 MAX_NAME: Final = 255
 
 
 @attrs.frozen(weakref_slot=False)
 class RRset:
-    """The records of one type at one name: one TTL (RFC 2181, 5.2), no record twice, the owner in the file's case."""
+    """
+    The records of one type at one name, none twice, the owner in the file's case.
+
+    Attributes:
+        ttl: of all of them (RFC 2181, 5.2), but for RRSIG records.
+        ttls: of each of the RRSIG records: that of the RRset it signs (RFC 4034, 3); empty for other types.
+    """
 
     owner: bytes
     type: int
     ttl: int
     rdatas: tuple[bytes, ...]
+    ttls: tuple[int, ...] = ()
 
     def records(self, owner: bytes | None = None) -> list[RR]:
         """Return the records, written with *owner* if it is given."""
         owner = owner or self.owner
+        if self.ttls:
+            return [RR(owner, self.type, ttl, rdata) for ttl, rdata in zip(self.ttls, self.rdatas, strict=True)]
         return [RR(owner, self.type, self.ttl, rdata) for rdata in self.rdatas]
+
+    def added(self, ttl: int, rdata: bytes) -> RRset:
+        """Return this with one more record, or this one's TTL lowered."""
+        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in [one.lower() for one in self.rdatas])
+        rdatas = self.rdatas if known else (*self.rdatas, rdata)
+        ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
+        return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -89,7 +111,7 @@ class Zone:
         self.key: bytes = soa.owner.lower()
         self.soa = soa
         self.path = path
-        self._notes: list[str] = []
+        self._report = masterfile.Report()
         self._nodes: dict[bytes, Node] = {self.key: Node()}
         self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: what is below is not ours to say
         self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses where a VM's are in their place
@@ -105,22 +127,33 @@ class Zone:
             origin: the zone's name. If it is None, the owner of the SOA record is.
 
         Raises:
-            ZoneError: the file cannot be read, or what is in it is not one zone.
+            ZoneError: the file cannot be read, or what is in it is not one zone. It says all that is wrong
+                (`masterfile.Report`).
         """
-        entries = list(masterfile.read(path, origin))
-        soas = [entry for entry in entries if entry.type == SOA]
-        if not soas:
-            raise ZoneError("no SOA record: add '@ SOA ns hostmaster 1 3600 600 86400 60' below $ORIGIN", path)
-        soa = soas[0]
-        for other in soas[1:]:
-            raise ZoneError(f"a second SOA record, after line {soa.line}: remove one", other.path, other.line)
+        report = masterfile.Report()
+        entries = list(masterfile.read(path, origin, report))
+        soa = next((entry for entry in entries if entry.type == SOA), None)
+        if soa is None:
+            if not report.wants_soa:
+                message = "no SOA record: add '@ SOA ns hostmaster 1 3600 600 86400 60' below $ORIGIN"
+                report.mistake(ZoneError(message, path))
+            report.check()
+        assert soa is not None
         if origin is not None and soa.owner.lower() != from_text(origin).lower():
             message = f"the SOA record is for {to_text(soa.owner)}, but the zone is {origin}: make them the same"
-            raise ZoneError(message, soa.path, soa.line)
+            report.mistake(ZoneError(message, soa.path, soa.line))
         zone = cls(RR(*soa[:4]), path)
+        zone._report = report
         for entry in entries:
-            if entry is not soa:
-                zone.add(*entry[:4], path=entry.path, line=entry.line)
+            try:
+                if entry.type != SOA:
+                    zone.add(*entry[:4], path=entry.path, line=entry.line)
+                elif entry is not soa:
+                    message = f"a second SOA record, after line {soa.line}: remove one"
+                    raise ZoneError(message, entry.path, entry.line)
+            except ZoneError as error:
+                report.mistake(error)
+        report.check()
         return zone
 
     @classmethod
@@ -156,7 +189,7 @@ class Zone:
             lines += self._occluded(key, node)
             if NS in node.rrsets:
                 lines += self._lame(node.rrsets[NS])
-        return self._notes + [f"{self.path}: {line}" if self.path else line for line in lines]
+        return self._report.warnings + [f"{self.path}: {line}" if self.path else line for line in lines]
 
     @property
     def serial(self) -> int:
@@ -188,8 +221,8 @@ class Zone:
         Add one record. Of several TTLs in an RRset the smallest counts (RFC 2181, 5.2); a record twice is one.
 
         Raises:
-            ZoneError: the record cannot be in this zone, or not beside the records that are. It says *path* and *line*,
-                and the zone is as it was.
+            ZoneError: the record cannot be in this zone, or not beside the records that are, or there would be more
+                than a packet has room for. It says *path* and *line*, and the zone is as it was.
         """
         key = owner.lower()
         if self.key not in ancestors(key):
@@ -201,15 +234,14 @@ class Zone:
         rrsets = node.rrsets if node is not None else {}
         old = rrsets.get(type)
         if old is None:
-            rrset = RRset(key if owner == key else owner, type, ttl, (rdata,))
+            ttls = (ttl,) if type == RRSIG else ()
+            rrset = RRset(key if owner == key else owner, type, ttl, (rdata,), ttls)
         else:
-            known = rdata in old.rdatas or (type in ONE_NAME and rdata.lower() in [one.lower() for one in old.rdatas])
-            rrset = RRset(old.owner, type, min(ttl, old.ttl), old.rdatas if known else (*old.rdatas, rdata))
-        if clash := _clash({**rrsets, type: rrset}, apex=key == self.key):
+            rrset = old.added(ttl, rdata)
+        if clash := _clash({**rrsets, type: rrset}, apex=key == self.key) or _too_long(rrset):
             raise ZoneError(f"{to_text(owner)}: {clash}", path, line)
-        if old is not None and ttl != old.ttl:
-            place = f"{path}:{line}: " if path else ""
-            self._notes.append(f"{place}{to_text(owner)} {_types(type)}: several TTLs, the smallest counts")
+        if old is not None and ttl != old.ttl and type != RRSIG:
+            self._report.warn(f"{to_text(owner)} {_types(type)}: several TTLs, the smallest counts", path, line)
         self._node(key).rrsets[type] = rrset
         if type == DNAME or (type == NS and key != self.key):
             self._cuts[key] = rrset
@@ -225,7 +257,8 @@ class Zone:
             ttl: of the addresses, in seconds.
 
         Raises:
-            ZoneError: the name is another VM's, is outside the zone, is delegated, or is an alias.
+            ZoneError: the name is another VM's, is outside the zone, is delegated, or is an alias; or the addresses are
+                more than a packet has room for.
         """
         key = name.lower()
         here = f"VM {vm}: {to_text(name)}"
@@ -240,12 +273,16 @@ class Zone:
                 raise ZoneError(f"{here} has a {_types(alias)} record in the zone: remove it, or name the VM otherwise")
         if node is not None and node.vm not in {None, vm}:
             raise ZoneError(f"{here} is the name of VM {node.vm} already: give one of them another name")
+        rrsets = list(_address_rrsets(key if name == key else name, addresses, ttl))
+        for rrset in rrsets:
+            if reason := _too_long(rrset):
+                raise ZoneError(f"{here}: {reason}")
         node = self._node(key)
         old = {type_: node.rrsets.pop(type_) for type_ in (A, AAAA) if type_ in node.rrsets}
         if old and node.vm is None:
             self._shadowed[key] = old
         node.vm = vm
-        for rrset in _address_rrsets(key if name == key else name, addresses, ttl):
+        for rrset in rrsets:
             node.rrsets[rrset.type] = rrset
 
     def remove_vm(self, name: bytes) -> None:
@@ -362,6 +399,14 @@ def _clash(rrsets: dict[int, RRset], *, apex: bool) -> str:
     if not apex and {NS, DNAME} <= types:
         return "NS and DNAME: together they are only at the apex (RFC 6672, 2.3); remove one"
     return ""
+
+
+def _too_long(rrset: RRset) -> str:
+    """Return what is wrong with the size of *rrset*, or ""."""
+    size = sum(map(len, rrset.rdatas)) + _FIXED * len(rrset.rdatas)
+    if size <= MAX_RRSET:
+        return ""
+    return f"{_types(rrset.type)} records of {size:,} octets: a message has room for {MAX_RRSET:,}; remove some"
 
 
 def _address_rrsets(owner: bytes, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> Iterator[RRset]:

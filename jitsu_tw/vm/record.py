@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from jitsu_tw.dns.wire import ancestors
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store.layout import (
     STATISTICS,
@@ -121,11 +122,16 @@ class Record:
         return stats
 
     def use_of(self, machine: Machine, key: bytes) -> NameUse:
-        """Return what is counted of the name *key*, for as long as *machine* is ours."""
-        uses, name = self._of(machine).dns, label(key)
-        if name not in uses:
-            uses[name] = NameUse()
-        return uses[name]
+        """
+        Return what is counted of the name *key*, for as long as *machine* is ours.
+
+        A name that a wildcard made counts as the wildcard, an alias as the VM's first name: clients can make up any
+        number of both, and each name that is counted takes memory, and a file in the state.
+        """
+        uses, names = self._of(machine).dns, machine.vm.dns
+        if label(key) not in uses and key not in names:
+            key = next((wild for name in ancestors(key) if (wild := b"\1*" + name) in names), next(iter(names), key))
+        return uses.setdefault(label(key), NameUse())
 
     def recognise(self, machine: Machine) -> None:
         """Take for *machine*, whose uuid is known now, what the state has of that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: At most so many askers are remembered; more are answered all the same, but for each question anew.
+#: At most so many askers are remembered; the one that asked first is forgotten first.
 MOST_ASKERS: Final = 10_000
 
 
@@ -30,7 +31,7 @@ class Waiters:
         self._reactor, self._answer_by = reactor, answer_by
         self.first, self.since = first, since
         self.told = 0
-        self._due: dict[Hashable, float] = {}
+        self._due: OrderedDict[Hashable, float] = OrderedDict()
         self._waiting: dict[Deferred[bool], IDelayedCall | None] = {}
         self._unasked: set[Deferred[bool]] = set()
 
@@ -62,16 +63,20 @@ class Waiters:
         later than that asks anew. An asker that is no client, as who sends a packet, gets no answer that counts.
         """
         waiter: Deferred[bool] = Deferred(self.forget)
-        if now > self._due.get(asker, now) + self._answer_by:
-            del self._due[asker]
-        due = self._due.get(asker, now + self._answer_by)
-        if len(self._due) < MOST_ASKERS:
-            self._due[asker] = due
+        self._forget_askers(now)
+        due = self._due.setdefault(asker, now + self._answer_by)
         left = max(0.0, due - now)
         if not is_client:
             self._unasked.add(waiter)
         self._waiting[waiter] = None if late is None else self._reactor.callLater(left, late, waiter)
         return waiter
+
+    def _forget_askers(self, now: float) -> None:
+        """Forget the askers that ask anew when they ask again, and one more if there are too many."""
+        while self._due and now > next(iter(self._due.values())) + self._answer_by:
+            self._due.popitem(last=False)
+        if len(self._due) >= MOST_ASKERS:
+            self._due.popitem(last=False)
 
     def answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
         """Tell one waiter how things stand."""

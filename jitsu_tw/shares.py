@@ -1,0 +1,86 @@
+"""
+What one client can hold of what all clients share: a part of it, never all.
+
+Clients are counted by network (`networks.network`), because a client that has one address usually has its neighbours'
+too. Nothing here does I/O or reads a clock, and nothing costs more the more clients there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from jitsu_tw.networks import network, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from jitsu_tw.dns.wire import Source
+
+T = TypeVar("T", bound="Hashable")
+
+#: One part in so many of all places is the most that clients have together that have not proven their addresses: those
+#: may all be one forger.
+UNPROVEN_PART: Final = 2
+
+
+class Places:
+    """Places that clients take for a while."""
+
+    def __init__(self, most: int, of_one: int) -> None:
+        """Have *most* places, and *of_one* for one client network."""
+        self._most, self._of_one = most, of_one
+        self._taken: Counter[bytes] = Counter()
+        self._all = self._unproven = 0
+
+    def take(self, source: Source) -> bool:
+        """Take a place for *source*; return whether there was one. Who has it calls `leave` once."""
+        whose = network(packed(source.host))
+        if self._all >= self._most or self._taken[whose] >= self._of_one:
+            return False
+        if not source.proven and self._unproven >= self._most // UNPROVEN_PART:
+            return False
+        self._taken[whose] += 1
+        self._all += 1
+        self._unproven += not source.proven
+        return True
+
+    def leave(self, source: Source) -> None:
+        """Give the place of *source* back."""
+        whose = network(packed(source.host))
+        self._taken[whose] -= 1
+        if not self._taken[whose]:
+            del self._taken[whose]
+        self._all -= 1
+        self._unproven -= not source.proven
+
+
+class Heaviest(Generic[T]):
+    """Which one of many has the most: the one that gives way when there is no room."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._by_weight: dict[int, dict[T, None]] = {}
+        self._top = 0
+
+    def move(self, one: T, old: int, new: int) -> None:
+        """Note that *one*, whose weight was *old*, has the weight *new*; without weight it is forgotten."""
+        if old:
+            before = self._by_weight[old]
+            del before[one]
+            if not before:
+                del self._by_weight[old]
+        if new:
+            self._by_weight.setdefault(new, {})[one] = None
+        self._top = max(self._top, new)
+        while self._top and self._top not in self._by_weight:  # no more steps down than there were up
+            self._top -= 1
+
+    def top(self) -> T:
+        """
+        Return one of those with the greatest weight.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return next(iter(self._by_weight[self._top]))
