@@ -171,6 +171,8 @@ def _empty(node: yaml.Node) -> bool:
 def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> Sayings:
     """Return what *node* says, or raise all that is wrong with it."""
     mistakes = Mistakes()
+    if not node.value:
+        raise ConfigError("says nothing; give it its keys, or remove it", source.path, node.start_mark.line + 1, where)
     said = _sayings(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
     mistakes.end()
     return said

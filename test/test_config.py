@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import sayings
@@ -428,6 +429,11 @@ class ErrorTests(ConfigTestCase):
         secret.chmod(0o600)
         error = self.assertRaises(ConfigError, self.load, f"synjitsu: unix:/s\nsynjitsu_secret: {secret}\n{VM}")
         self.assertIn("is larger than 64 MiB", str(error))
+
+    def test_nested(self) -> None:
+        """Where PyYAML was built without libyaml, lists in lists are refused as well."""
+        self.patch(sayings, "_LOADER", yaml.SafeLoader)
+        self.assertIn("is not YAML", str(self.assertRaises(ConfigError, self.load, "a: " + "[" * 10_000)))
 
     def test_aliases(self) -> None:
         """Aliases are as good as what they stand for, up to a number of values."""

@@ -105,7 +105,8 @@ class NoGuestTests(SynchronousTestCase):
         """Private, shared, link-local, documentation's and all other unicast addresses may be a guest's."""
         for text in ("10.0.0.1", "10.0.0.255", "172.16.0.0", "192.168.255.255", "100.64.0.1", "169.254.1.1",
                      "192.0.2.80", "198.51.100.1", "203.0.113.255", "198.18.0.1", "1.1.1.1", "223.255.255.255",
-                     "fd00::1", "fe80::1", "2001:db8::1", "2a00::", "64:ff9b:1::1", "fec0::1", "2002:c000:0201::1"):  # fmt: skip
+                     "fd00::1", "fe80::1", "2001:db8::1",
+                     "2a00::", "64:ff9b:1::1", "fec0::1", "2002:c000:0201::1"):  # fmt: skip
             self.assertIsNone(why_no_guest(ip_address(text)), text)
 
     def test_networks(self) -> None:

@@ -349,7 +349,7 @@ class _Reader:
         try:
             status = os.stat(path)
             if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))  # noqa: TRY301
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not stat.S_ISREG(status.st_mode):
                 raise ZoneError("is a device, a pipe or a socket; a zone file must be an ordinary file", path)
             if (status.st_dev, status.st_ino) in self.within:
