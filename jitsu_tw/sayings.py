@@ -86,15 +86,26 @@ def read_text(path: Path) -> str:
         ConfigError: it cannot be read, is larger, or is no text.
     """
     try:
+        return read_octets(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not text in UTF-8", path) from error
+
+
+def read_octets(path: Path) -> bytes:
+    """
+    Return what is in a file, of which not more than `LARGEST` is read.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger.
+    """
+    try:
         with path.open("rb") as file:
             octets = file.read(LARGEST + 1)
-        text = octets.decode()
-    except (OSError, ValueError) as error:
-        text = "is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ConfigError(text or f"cannot be read: {getattr(error, 'strerror', error)}", path) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path) from error
     if len(octets) > LARGEST:
         raise ConfigError(f"is larger than {LARGEST // 1024**2} MiB; is it the right file?", path)
-    return text
+    return octets
 
 
 @attrs.define

@@ -246,8 +246,10 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
 
     def _site(self) -> Endpoint:
-        problems = self._addresses.problems
-        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=problems)
+        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=self._problems)
+
+    def _problems(self) -> list[str]:
+        return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
 
     def _listen_tls(self, place: str, site: Endpoint) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
@@ -311,7 +313,8 @@ class JitsuService(Service):
         try:
             self._zones.replace(config.zones(attrs.evolve(self._settings, vms=self._running.vms)))
         except ConfigError as error:
-            self.log.error("the zones are not reloaded: {error}", error=str(error))
+            for line in str(error).splitlines():
+                self.log.error("the zones are not reloaded: {error}", error=line)
             raise
         self._server.warm.clear()
         self._notifier.tell(self._zones)

@@ -303,6 +303,8 @@ WRONG = (
     (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),
     (VM + "  - {name: b, dns: WWW.example.org, ip: 10.0.0.2}\n", 5, "vms: b: dns: www.example.org is that of VM www"),
     (VM + "  - {name: b, dns: b.example.org, ip: 10.0.0.1}\n", 5, "vms: b: ip: 10.0.0.1 is that of VM www"),
+    (VM.replace("10.0.0.1", "fd00::1") + "  - {name: b, dns: b.example.org, ip: 'FD00:0::0:1'}\n", 5,
+     "fd00::1 is that of VM www"),
     (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
     (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
     (f"cluster:\n  node: ns1\n{VM}", 2, "cluster.etcd: is missing"),
@@ -361,7 +363,7 @@ WRONG = (
     ("delay: 1e9\n" + VM, 1, "is no number of seconds"),
     (f"nsid: {'x' * 256}\n" + VM, 1, "is longer than 255 octets"),
     (f"nsid: {'x' * 65537}\n" + VM, 1, "is longer than 65536 characters"),
-    (VM + '    wait_for_http: "/a\\r\\nX: y"\n', 5, "is no path"),
+    (VM + '    wait_for_http: "/a\\r\\nX:y"\n', 5, "is no path"),
     ("? [a, b]\n: 1\n" + VM, 1, "a key should be one word"),
     ('"a\\e[2J": 1\n' + VM, 1, r"a\x1b[2J: no such key"),
     ("a: \0\n", 1, "the character #x0000 cannot be in it"),
@@ -415,6 +417,18 @@ class ErrorTests(ConfigTestCase):
         self.assertEqual(list(map(str, range(1, Mistakes.MOST + 1))), self.lines(text + VM))
         vms = "".join(f"  - {{name: v{number}, dns: a b, ip: 10.0.0.1}}\n" for number in range(1000))
         self.assertEqual(Mistakes.MOST, len(self.lines("vms:\n" + vms)))
+
+    def test_mistakes(self) -> None:
+        """With the last mistake that is told the work ends."""
+        mistakes = Mistakes()
+
+        def one() -> None:
+            with mistakes:
+                raise ConfigError("no")
+
+        for _ in range(Mistakes.MOST - 1):
+            one()
+        self.assertRaises(ConfigErrors, one)
 
     def test_huge(self) -> None:
         """A file that is larger than any configuration is not read to its end, whatever it is."""

@@ -151,6 +151,41 @@ class LookupTests(ZoneTestCase):
                 assert isinstance(outcome, Found)
                 self.assertEqual(expected, listing(outcome.additional))
 
+    def test_services(self) -> None:
+        """With HTTPS and SVCB come the addresses of their targets, and what aliases lead to (RFC 9460, 4.1)."""
+        zones = self.zones(
+            "$ORIGIN example.\n" + HEAD + "@ HTTPS 0 a\na HTTPS 1 .\na HTTPS 2 b\na A 192.0.2.1\na AAAA 2001:db8::1\n"
+            "b A 192.0.2.2\nb HTTPS 1 a\n*.w HTTPS 1 .\n*.w A 192.0.2.3\nvm HTTPS 1 .\nvm A 192.0.2.9\n"
+            "to-vm HTTPS 1 vm\nalias-vm HTTPS 0 vm\nloop HTTPS 0 loop2\nloop2 HTTPS 0 loop\nself HTTPS 0 self\n"
+            "none HTTPS 0 .\nnone A 192.0.2.4\nout HTTPS 1 x.test.\nto-w SVCB 1 x.w alpn=h2\n"
+            "sub NS ns.sub\nns.sub A 192.0.2.5\nglue HTTPS 1 ns.sub\ncn CNAME al\nal HTTPS 1 .\nal A 192.0.2.6\n"
+            "s SVCB 0 a\n" + "".join(f"many HTTPS 1 h{number}\nh{number} A 192.0.2.1\n" for number in range(40)),
+        )
+        zones.add_vm(from_text("vm.example"), "v", [ip_address("192.0.2.9")], 60)
+        a = "a.example A 192.0.2.1; a.example AAAA 2001:db8::1"
+        for name, qtype, expected in [
+            ("example", "HTTPS", f"a.example HTTPS 1 .; a.example HTTPS 2 b.example.; {a}; b.example A 192.0.2.2"),
+            ("a.example", "HTTPS", f"{a}; b.example A 192.0.2.2"),
+            ("b.example", "HTTPS", a),
+            ("x.w.example", "HTTPS", "x.w.example A 192.0.2.3"),
+            ("to-w.example", "SVCB", "x.w.example A 192.0.2.3"),
+            ("vm.example", "HTTPS", ""),
+            ("to-vm.example", "HTTPS", ""),
+            ("alias-vm.example", "HTTPS", ""),
+            ("loop.example", "HTTPS", "loop2.example HTTPS 0 loop.example."),
+            ("self.example", "HTTPS", ""),
+            ("none.example", "HTTPS", ""),
+            ("out.example", "HTTPS", ""),
+            ("glue.example", "HTTPS", ""),
+            ("cn.example", "HTTPS", "al.example A 192.0.2.6"),
+            ("s.example", "SVCB", a),
+            ("many.example", "HTTPS", "; ".join(f"h{number}.example A 192.0.2.1" for number in range(16))),
+        ]:
+            with self.subTest(name=name, type=qtype):
+                outcome = zones.lookup(from_text(name), int(dns.rdatatype.from_text(qtype)))
+                assert isinstance(outcome, Found)
+                self.assertEqual(expected, listing(outcome.additional))
+
     def test_cname(self) -> None:
         """A chain is followed through all our zones; the rcode is of its last name (RFC 6604), the owners in order."""
         zones = self.zones(

@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parent.parent
 
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
-    ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.dns.wire", "jitsu_tw.errors",
+    ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.errors", "jitsu_tw.dns.wire",
      "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
      "jitsu_tw.twistd"),
     ("jitsu_tw.ijitsu", "jitsu_tw.processes", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
@@ -37,7 +37,8 @@ FLOORS: Final = (
      "jitsu_tw.backends.libxl", "jitsu_tw.backends.xapi_session", "jitsu_tw.backends.xapi_vms",
      "jitsu_tw.backends.xapi", "jitsu_tw.backends.hosts", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
      "jitsu_tw.readiness.port", "jitsu_tw.readiness.xenstore", "jitsu_tw.readiness", "jitsu_tw.store.memory",
-     "jitsu_tw.store.hooks", "jitsu_tw.store.bulk", "jitsu_tw.store.history", "jitsu_tw.store.requests",
+     "jitsu_tw.store.hooks", "jitsu_tw.store.bulk", "jitsu_tw.store.lock", "jitsu_tw.store.history",
+     "jitsu_tw.store.bounds", "jitsu_tw.store.requests", "jitsu_tw.store.push",
      "jitsu_tw.store.shared", "jitsu_tw.store.remote", "jitsu_tw.store.tidy", "jitsu_tw.store.git",
      "jitsu_tw.store",
      "jitsu_tw.coordinator.memory", "jitsu_tw.coordinator.local", "jitsu_tw.coordinator.kv",

@@ -77,6 +77,7 @@ class Numbers(Collector):
         yield counter("jitsu_refused", "Starts that were refused, by reason.", refused, "reason")
         outcomes = {one: journal.outcomes[one] for one in ("up", "failed", "stopped", "lost")}
         yield counter("jitsu_activations", "Ways from stopped to ready, by how they ended.", outcomes, "outcome")
+        yield counter("jitsu_retries", "Starts that were tried once more by themselves.", {"": journal.retries}, "")
         yield from by_vm
         yield from self._synjitsu()
 

@@ -21,6 +21,7 @@ import click
 import pygit2
 
 from jitsu_tw.store import hooks
+from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
 from jitsu_tw.store.layout import VMS
 from jitsu_tw.store.merge import three_way
@@ -88,10 +89,22 @@ def _commit(repository: pygit2.Repository, name: str) -> pygit2.Commit:
         raise FailedError(f"there is no commit or branch {name} in the state") from error
 
 
-def _vms(commit: pygit2.Commit | None) -> dict[str, str]:
-    """Return the values of all VMs' files in *commit*."""
-    tree = None if commit is None else subtree(commit.tree, VMS)
-    return {f"{VMS}/{path}": value for path, value in files(tree).items()}
+def _vms(repository: pygit2.Repository, *commits: pygit2.Commit | None) -> list[dict[str, str]]:
+    """Return, of each of *commits*, the values of the VMs in which the first two differ; they may be anybody's."""
+    reader = Reader(repository)
+    try:
+        sides = [reader.folders(commit) for commit in commits]
+        differ = [uuid for uuid in sides[0].keys() | sides[1].keys() if sides[0].get(uuid) != sides[1].get(uuid)]
+        found: list[dict[str, str]] = []
+        for side in sides:
+            found.append({})
+            for uuid in differ:
+                Reader(repository).check(uuid, side.get(uuid))
+                values = reader.values(uuid, side.get(uuid))
+                found[-1] |= {f"{VMS}/{uuid}/{path}": value for path, value in values.items()}
+    except RefusedError as error:
+        raise FailedError(str(error)) from error
+    return found
 
 
 def _before(commit: pygit2.Commit) -> pygit2.Commit | None:
@@ -200,7 +213,7 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
         else:
             base = repository.merge_base(head.id, new.id)
             old = None if base is None else repository[base].peel(pygit2.Commit)
-        changes = _changes(_vms(old), _vms(new))
+        changes = _changes(*_vms(repository, old, new))
     if as_json:
         click.echo(json.dumps(changes, indent=2))
         return
@@ -230,13 +243,13 @@ def revert(commit: str, state: Path) -> None:
     """Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says."""
     with opened(state) as repository:
         head, undone = _commit(repository, MAIN), _commit(repository, commit)
-        ours = _vms(head)
-        merged, conflicts = three_way(_vms(undone), ours, _vms(_before(undone)))
+        is_, was, ours = _vms(repository, undone, _before(undone), head)
+        merged, conflicts = three_way(is_, ours, was)
         if conflicts:
             raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
         if merged == ours:
             raise FailedError(f"{commit} has changed nothing that is still so")
-        tree_id = _with_vms(repository, head.tree, merged)
+        tree_id = _with_vms(repository, head.tree, ours, merged)
         who = _who(repository)
         subject = next(iter(undone.message.splitlines()), "")
         message = f'Revert "{subject}"\n\nThis undoes {undone.id}.\n'
@@ -252,11 +265,12 @@ def _who(repository: pygit2.Repository) -> pygit2.Signature:
         return pygit2.Signature(getpass.getuser(), f"{getpass.getuser()}@localhost")
 
 
-def _with_vms(repository: pygit2.Repository, old: pygit2.Tree, values: Mapping[str, str]) -> pygit2.Oid:
-    """Write *old* with those values in the place of all that VMs had."""
+def _with_vms(
+    repository: pygit2.Repository, tree: pygit2.Tree, before: Mapping[str, str], values: Mapping[str, str]
+) -> pygit2.Oid:
+    """Write *tree* with *values* in the place of *before*."""
     index = pygit2.Index()
-    index.read_tree(old)
-    before = {f"{VMS}/{path}": value for path, value in files(subtree(old, VMS)).items()}
+    index.read_tree(tree)
     for path in before.keys() - values.keys():
         index.remove(path)
     for path, value in values.items():
@@ -276,9 +290,8 @@ def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
             message = f"nobody has looked at request/{name} within {PATIENCE:g} s: does a Jitsu run with this state?"
             raise NobodyError(f"{message} The request waits for it")
         time.sleep(_PAUSE)
-    rejected = references[REJECTED + name].peel(pygit2.Commit) if REJECTED + name in references else None
-    if rejected is not None and commit in rejected.parent_ids:
-        raise FailedError(rejected.message.strip())
+    if REJECTED + name in references:
+        raise FailedError(references[REJECTED + name].peel(pygit2.Commit).message.strip())
     merged = references[MAIN].peel(pygit2.Commit)
     what = [line for line in merged.message.splitlines()[2:-1] if line] if merged.message.startswith("Merge ") else []
     click.echo("; ".join(["merged", *what]))

@@ -14,8 +14,8 @@ import attrs
 from twisted.names.dns import AAAA, ALL_RECORDS, CNAME, HINFO, MX, NS, SRV, A
 
 from jitsu_tw.dns.message import name_end
-from jitsu_tw.dns.wire import HTTPS, ROOT, RR, SVCB, ancestors, parent, to_text
-from jitsu_tw.dns.zone import DS, MAX_NAME
+from jitsu_tw.dns.wire import HTTPS, MAX_NAME, ROOT, RR, SVCB, ancestors, parent, to_text
+from jitsu_tw.dns.zone import DS
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:

@@ -1,20 +1,19 @@
 """
 Master files (RFC 1035, 5; RFC 2308, 4) as a stream of records, each with the line that it begins on.
 
-The text is taken apart here, so that a mistake has its line, ends its own record only, and costs no more than the limits
-below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is not known
-here: that is `zone`'s.
+The text is split into records here, so that a mistake has its line, ends its own record only, and costs no more than
+the limits below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is
+not known here: that is `zone`'s.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-import errno
-import os
 import re
 import stat
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dns.exception
@@ -28,22 +27,23 @@ import dns.tokenizer
 import dns.ttl
 
 from jitsu_tw.dns.wire import PLAIN, parse_name, shown
-from jitsu_tw.errors import ZoneError
+from jitsu_tw.errors import ZoneError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-#: How much a zone may be, before anything is made of it: octets in all its files, files, and records.
-MAX_OCTETS: Final = 256 * 2**20
+#: How much a zone may be before anything is made of it: octets in all its files, lines in them, and files. What
+#: $GENERATE makes counts, too.
+MAX_OCTETS: Final = 128 * 2**20
+MAX_LINES: Final = 1_000_000
 MAX_FILES: Final = 1000
-MAX_RECORDS: Final = 2_000_000
 #: How many characters one record may have in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
 MAX_RECORD: Final = 2**18
 #: How deep files may include each other.
 MAX_DEPTH: Final = 10
-#: How many mistakes, and how many warnings, are told in full.
+#: How many mistakes, and how many warnings, are told in full; after how many mistakes nothing more is read.
 MOST_TOLD: Final = 20
+MOST_MISTAKES: Final = 1000
 
 IDENTIFIER, QUOTED, EOL = dns.tokenizer.IDENTIFIER, dns.tokenizer.QUOTED_STRING, dns.tokenizer.EOL
 
@@ -52,7 +52,8 @@ _SPECIAL: Final = re.compile(r'["();\\]')
 _WORD: Final = re.compile(r"[^ \t]+")
 #: What a line consists of: blanks, a comment, a quoted string and its end, a parenthesis, a word, or nothing of these.
 _PARTS: Final = re.compile(
-    r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()]) | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+|[^ \t"();\\]+) | .""",
+    r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()])
+        | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+ | [^ \t"();\\]+) | .""",
     re.VERBOSE,
 )
 _BLANK, _COMMENT, _QUOTED, _QUOTE, _PARENTHESIS, _BARE = range(1, 7)
@@ -99,53 +100,59 @@ class Report:
 
     Attributes:
         mistakes: why the zone cannot be served.
-        wants_soa: a record with a mistake may be the SOA record.
+        wants_soa: a record with a mistake, or in a file that is not read, may be the SOA record.
     """
 
     def __init__(self) -> None:
         """Know of nothing yet."""
         self.mistakes: list[ZoneError] = []
         self.wants_soa = False
-        self._more_mistakes = self._more_warnings = 0
         self._warnings: list[str] = []
+        self._count = 0
 
     def mistake(self, error: ZoneError) -> None:
         """Add *error*."""
-        if len(self.mistakes) < MOST_TOLD:
-            self.mistakes.append(error)
-        else:
-            self._more_mistakes += 1
+        self.mistakes.append(error)
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many mistakes that nothing more should be read."""
+        return len(self.mistakes) >= MOST_MISTAKES
 
     def warn(self, text: str, path: str | Path | None = None, line: int | None = None) -> None:
         """Add the warning *text*."""
-        if len(self._warnings) < MOST_TOLD:
+        self._count += 1
+        if self._count <= MOST_TOLD:
             self._warnings.append(str(ZoneError(text, path, line)))
-        else:
-            self._more_warnings += 1
 
     @property
     def warnings(self) -> list[str]:
         """The warnings, one line each."""
-        more = [f"and {self._more_warnings} more warnings"] if self._more_warnings else []
-        return self._warnings + more
+        return told(self._warnings, self._count, "warnings")
 
     def check(self) -> None:
         """
         Return if there is no mistake.
 
         Raises:
-            ZoneError: all mistakes, one line each; its place is that of the first.
+            ZoneError: all mistakes, one line each, by file and line; its place is that of the first.
         """
         if not self.mistakes:
             return
-        first, *others = self.mistakes
-        lines = [first.message, *map(str, others)]
-        if self._more_mistakes:
-            lines.append(f"and {self._more_mistakes} more mistakes")
+        paths = list(dict.fromkeys(str(error.path) for error in self.mistakes))
+        first, *others = sorted(self.mistakes, key=lambda error: (paths.index(str(error.path)), error.line or 0))
+        lines = told([first.message, *map(str, others)], len(self.mistakes), "mistakes")
+        if self.full:
+            lines.append("the rest was not looked at")
         raise ZoneError("\n".join(lines), first.path, first.line)
 
 
-class _TooMuch(ZoneError):
+def told(lines: list[str], count: int, what: str) -> list[str]:
+    """Return the first of *lines*, and how many more there are of *count*."""
+    return lines[:MOST_TOLD] + [f"and {count - MOST_TOLD:,} more {what}"] * (count > MOST_TOLD)
+
+
+class _TooMuchError(ZoneError):
     """A mistake after which nothing more is read."""
 
 
@@ -246,7 +253,8 @@ class _Record(dns.tokenizer.Tokenizer):
                 return origin
             name = None if plain else parse_name(value, None)
             if name is not None and "@" in value and "\\@" not in value:
-                self.odd.append(f"{shown(value)} has an @ in a name: a mailbox is written with a dot, as hostmaster.example.org.")
+                what = "has an @ in a name: a mailbox is written with a dot, as hostmaster.example.org."
+                self.odd.append(f"{shown(value)} {what}")
             if name is not None and name.is_absolute():
                 return name
             if origin is None:
@@ -275,7 +283,7 @@ class _Record(dns.tokenizer.Tokenizer):
         if token.is_quoted_string():
             raise _Slip(f'"{self.last[1:-1]}" must stand without quotes')
         if not token.is_identifier():
-            raise _Slip("the data are not complete")
+            raise _Slip("the line is not complete")
 
 
 def read(path: str | Path, origin: str | None = None, report: Report | None = None) -> Iterator[Entry]:
@@ -304,6 +312,7 @@ def read(path: str | Path, origin: str | None = None, report: Report | None = No
             yield from reader.entries()
         except ZoneError as error:
             found.mistake(error)
+            found.wants_soa = True
     if report is None:
         found.check()
 
@@ -313,16 +322,19 @@ class _Reader:
     Reads one file, and those that it includes.
 
     Attributes:
-        left: what the zone may still have: octets, files, records; one list for all files.
+        left: the octets, lines and files that the zone may still have; one list for all files.
         within: the files that include this one, and it.
+        path, text: of the file.
+        line: where the record that is being read begins; None before the first.
     """
 
     def __init__(self, report: Report, origin: dns.name.Name | None) -> None:
         """Have no file yet."""
         self.report = report
-        self.left = [MAX_OCTETS, MAX_FILES, MAX_RECORDS]
+        self.left = [MAX_OCTETS, MAX_LINES, MAX_FILES]
         self.within: tuple[tuple[int, int], ...] = ()
         self.path = self.text = ""
+        self.line: int | None = None
         self.owner: dns.name.Name | None = None
         self.default_ttl: int | None = None
         self.last_ttl: int | None = None
@@ -331,9 +343,9 @@ class _Reader:
     def set_origin(self, origin: dns.name.Name | None) -> None:
         """Complete relative names by *origin* from now on."""
         self.origin = origin
-        labels = origin.to_text(omit_final_dot=True).lower().split(".") if origin is not None and len(origin) > 1 else []
-        #: how a relative name ends that was meant to be absolute
-        self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(max(1, len(labels) - 1)) if labels)
+        labels = [] if origin in {None, dns.name.root} else str(origin).lower().split(".")[:-1]
+        # how a relative name ends that was meant to be absolute: by the origin or a name above it that is not top-level
+        self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(len(labels)) if at == 0 or at < len(labels) - 1)
 
     def open(self, path: str) -> None:
         """
@@ -342,27 +354,19 @@ class _Reader:
         Raises:
             ZoneError: it cannot be read, is not text, or is too much.
         """
-        self.path = path
-        self.left[1] -= 1
-        if self.left[1] < 0:
-            raise _TooMuch(f"more than {MAX_FILES} files in one zone: remove an $INCLUDE", path)
+        self.path, self.line = path, None
+        self._take("files", 1)
         try:
-            status = os.stat(path)
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not stat.S_ISREG(status.st_mode):
-                raise ZoneError("is a device, a pipe or a socket; a zone file must be an ordinary file", path)
+            status = Path(path).stat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise ZoneError("a device, a pipe or a socket; a zone file must be an ordinary file", path)
             if (status.st_dev, status.st_ino) in self.within:
                 raise ZoneError("does the file include itself? It is being read", path)
-            octets = b""
-            if status.st_size <= self.left[0]:
-                with open(path, "rb") as file:  # noqa: PTH123 - as os.stat above
-                    octets = file.read(self.left[0] + 1)
+            self._take("octets", status.st_size)
+            with Path(path).open("rb") as file:
+                octets = file.read(status.st_size)
         except OSError as error:
             raise ZoneError(f"cannot read the zone file: {error.strerror}", path) from error
-        if max(len(octets), status.st_size) > self.left[0]:
-            raise _TooMuch(f"the files of the zone have more than {MAX_OCTETS >> 20} MiB: part the zone", path)
-        self.left[0] -= len(octets)
         self.within = (*self.within, (status.st_dev, status.st_ino))
         try:
             text = octets.decode("utf-8-sig")
@@ -373,10 +377,27 @@ class _Reader:
             line = text.count("\n", 0, text.index("\0")) + 1
             raise ZoneError("not text (a NUL octet); a zone file is an RFC 1035 master file", path, line)
         self.text = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        self._take("lines", self.text.count("\n"))
+
+    def _take(self, what: str, count: int) -> None:
+        """
+        Take *count* "octets", "lines" or "files" of those that are left to the zone.
+
+        Raises:
+            _TooMuchError: there are not so many.
+        """
+        kind, most = {"octets": (0, MAX_OCTETS), "lines": (1, MAX_LINES), "files": (2, MAX_FILES)}[what]
+        self.left[kind] -= count
+        if self.left[kind] < 0:
+            message = f"a zone may have {most:,} {what} in all, and this is more: split it"
+            raise _TooMuchError(message, self.path, self.line)
 
     def entries(self) -> Iterator[Entry]:
         """Yield the records of this file, and of those that it includes; report mistakes and go on behind them."""
         for record in _records(self.text):
+            if self.report.full:
+                return
+            self.line = record.line
             if record.fault:
                 self._mistake(record, record.fault[0], record.fault[1])
                 continue
@@ -386,10 +407,11 @@ class _Reader:
                     yield from self._directive(record)
                 else:
                     yield self._entry(record)
-            except _TooMuch:
+            except _TooMuchError:
                 raise
-            except ZoneError as error:
+            except ZoneError as error:  # of a file that is not read
                 self.report.mistake(error)
+                self.report.wants_soa = True
             except Exception as error:  # noqa: BLE001 - whatever dnspython makes of data, other records are read
                 self._mistake(record, _words(error), record.line)
             self._warn(record)
@@ -404,9 +426,6 @@ class _Reader:
 
     def _entry(self, record: _Record) -> Entry:
         """Return the record that *record* says."""
-        self.left[2] -= 1
-        if self.left[2] < 0:
-            raise _TooMuch(f"more than {MAX_RECORDS:,} records in one zone: part it", self.path, record.line)
         record.tails = self.tails
         if not record.leading:
             self.owner = None  # should it be no name, the next record's is not an earlier one's
@@ -439,7 +458,7 @@ class _Reader:
             if rtype is not None:
                 break
             if ttl is None and word[0].isdigit() and not _is_address(word):
-                ttl = self.last_ttl = _ttl(word)
+                ttl = self.last_ttl = _ttl(token.value)
             elif not has_class and _is_class(word):
                 has_class = True
             else:
@@ -448,11 +467,12 @@ class _Reader:
             raise _Slip(f"{dns.rdatatype.to_text(rtype)} is a type for questions: no record can have it")
         return ttl, rtype
 
-    def _data(self, record: _Record, rtype: dns.rdatatype.RdataType) -> bytes:
+    def _data(self, record: _Record, rtype: int) -> bytes:
         """Return the data of *record*, which begin with the next token."""
         start = record.at
         try:
-            rdata = dns.rdata.from_text(dns.rdataclass.IN, rtype, record, self.origin, relativize=False).to_wire()
+            kind = dns.rdatatype.RdataType.make(rtype)
+            rdata = dns.rdata.from_text(dns.rdataclass.IN, kind, record, self.origin, relativize=False).to_wire()
         except Exception as error:
             words = [token.value for token in record.tokens[start:]]
             raise _Slip(_why(record, rtype, words, error)) from error
@@ -480,7 +500,9 @@ class _Reader:
 
     def _include(self, record: _Record) -> Iterator[Entry]:
         """Yield the records of the file named next; neither its origin nor its last owner comes back out of it."""
-        path = os.path.join(os.path.dirname(self.path), record.get_string())  # noqa: PTH118, PTH120
+        if len(record.tokens) < 2:
+            raise _Slip("$INCLUDE needs a file: '$INCLUDE hosts.zone'")
+        path = str(Path(self.path).parent / record.get_string())
         inner = copy.copy(self)
         if not (token := record.get()).is_eol():
             inner.set_origin(record.as_name(token, self.origin))
@@ -492,7 +514,7 @@ class _Reader:
         except ZoneError as error:
             if error.line is not None:
                 raise
-            raise type(error)(f"$INCLUDE {shown(path)}: {error.message}", self.path, record.line) from error
+            raise type(error)(f"$INCLUDE {printable(path)[:300]}: {error.message}", self.path, record.line) from error
         yield from inner.entries()
 
     def _generate(self, record: _Record) -> Iterator[Entry]:
@@ -501,8 +523,10 @@ class _Reader:
         start, stop, step = (int(number or 1) for number in match.groups()) if match else (1, 0, 0)
         if start > stop or not step:
             raise _Slip("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
-        if (stop - start) // step >= self.left[2]:
-            raise _Slip(f"$GENERATE makes more than the {MAX_RECORDS:,} records that a zone may have")
+        count = (stop - start) // step + 1
+        if count > self.left[1]:
+            raise _Slip(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} lines and such records")
+        self._take("lines", count)
         owner = record.get_word()
         head = [record.get_word()]
         while _type_of(head[-1].upper()) is None and len(head) < 3:
@@ -514,6 +538,7 @@ class _Reader:
             data = "".join(" " * token.spaced + _written(token) for token in rest)
         for number in range(start, stop + 1, step):
             line = f"{_numbered(owner, number)} {' '.join(head)} {_numbered(data, number)}"
+            self._take("octets", len(line))
             one = next(_records(line), None)
             if one is None or one.fault:
                 raise _Slip(f"{shown(line)}: {one.fault[0] if one is not None and one.fault else 'nothing'}")
@@ -538,13 +563,15 @@ def _records(text: str) -> Iterator[_Record]:
             )
         else:
             record = _Record(line, leading=leading, tokens=[])
-            opened = _take(record, text, start, at, [])
+            opened: list[int] = []
+            _split(record, text, start, at, opened, line)
             while opened and at < size and at - start <= MAX_RECORD:
                 line += 1
                 before, at = at + 1, _line_end(text, at + 1)
-                opened = _take(record, text, before, at, opened, line)
+                _split(record, text, before, at, opened, line)
             if opened:
                 what = "the parenthesis that opens here is not closed; what follows was not looked at"
+                what += "; perhaps a ';' hides its end" * record.cut
                 record.fault, at = (what, opened[0]), size
         at += 1
         if record.tokens or record.fault:
@@ -556,20 +583,18 @@ def _line_end(text: str, at: int) -> int:
     return len(text) if end < 0 else end
 
 
-def _take(record: _Record, text: str, start: int, end: int, opened: list[int], line: int | None = None) -> list[int]:
+def _split(record: _Record, text: str, start: int, end: int, opened: list[int], line: int) -> None:
     """
     Put the words of one line into *record*.
 
     Args:
         record: takes them, and what is wrong with them.
-        text: has the line from *start* to *end*.
-        opened: the lines of the parentheses that are open before it.
-        line: its number, if it is not the record's first.
-
-    Returns:
-        the lines of the parentheses that are open behind it.
+        text: the file.
+        start: where in it the line begins.
+        end: where it ends.
+        opened: the lines of the parentheses that are open before it; then, behind it.
+        line: its number.
     """
-    line = record.line if line is None else line
     spaced = True
     for match in _PARTS.finditer(text, start, end):
         kind = match.lastindex
@@ -583,14 +608,13 @@ def _take(record: _Record, text: str, start: int, end: int, opened: list[int], l
         elif kind == _COMMENT:
             record.cut |= not spaced and record.tokens[-1].ttype == IDENTIFIER
         elif kind == _PARENTHESIS and match[0] == "(":
-            opened = [*opened, line]
+            opened.append(line)
         elif kind == _PARENTHESIS and opened:
-            opened = opened[:-1]
+            opened.pop()
         elif record.fault is None:
             what = {_QUOTE: "the quote that opens here is not closed in its line", _PARENTHESIS: "a ')' without a '('"}
             record.fault = what.get(kind or 0, "a backslash at the end of the line"), line
         spaced = kind == _PARENTHESIS
-    return opened
 
 
 def _written(token: _Token) -> str:
@@ -623,9 +647,10 @@ def _numbered(template: str, number: int) -> str:
 def _ttl(text: str) -> int:
     """Return the TTL *text* in seconds (RFC 2181, 8; units: BIND)."""
     try:
-        ttl = dns.ttl.from_text(text if len(text) < 32 else "")
+        ttl = int(text[:11]) if text.isascii() and text.isdigit() else dns.ttl.from_text(text[:32])
     except dns.exception.DNSException:
-        raise _Slip(f"{shown(text)} is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m") from None
+        what = "is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m"
+        raise _Slip(f"{shown(text)} {what}") from None
     if ttl >= 2**31:
         raise _Slip(f"{shown(text)} is too long a TTL: 2147483647 seconds at most (RFC 2181, 8)")
     return ttl
@@ -660,11 +685,13 @@ def _no_type(record: _Record, word: str) -> str:
     """Return what is wrong where *word* stands in place of a type."""
     if _is_address(word):
         return f"a type is missing before {record.last}: 'www A 192.0.2.1'"
-    names = difflib.get_close_matches(word[:20], [each.name for each in dns.rdatatype.RdataType], 2, 0.6)
+    common = [each.split()[0] for each in _EXAMPLES.values()]
+    names = difflib.get_close_matches(word[:20], common, cutoff=0.5)
+    names = names or difflib.get_close_matches(word[:20], [each.name for each in dns.rdatatype.RdataType])
     hint = f"did you mean {' or '.join(names)}? " if names else ""
     if record.leading and record.at == 1:
-        hint += "if it is the owner, remove the blank before it; "
-    return f"unknown type {record.last}: {hint}a type that has no name here is written as TYPE65280 \\# 2 abcd (RFC 3597)"
+        hint += "If it is the owner, remove the blank before it. "
+    return f"unknown type {record.last}: {hint}Types without a name are written as TYPE65280 \\# 2 abcd (RFC 3597)"
 
 
 def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str:
@@ -677,11 +704,11 @@ def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str
     elif isinstance(error.__cause__ or error, _Slip):
         pass
     elif rtype == _A and words:
-        reason = f"{shown(words[0])} is no IPv4 address: four numbers from 0 to 255 with dots between"
+        reason = f"{shown(words[0])[1:-1]} is no IPv4 address: four numbers from 0 to 255 with dots between"
         if ":" in words[0]:
-            reason, example = f"{shown(words[0])} is no IPv4 address", f"AAAA {words[0][:40]}"
+            reason, example = f"{shown(words[0])[1:-1]} is no IPv4 address", f"AAAA {words[0][:40]}"
     elif rtype == _AAAA and words:
-        reason = f"{shown(words[0])} is no IPv6 address: up to eight numbers from 0 to ffff with colons between"
+        reason = f"{shown(words[0])[1:-1]} is no IPv6 address: up to eight numbers from 0 to ffff with colons between"
     elif reason == "string too long":
         size = max(map(len, words))
         reason = f"a string of {size:,} octets, and 255 are the most: write it as several strings, each in quotes"

@@ -108,17 +108,20 @@ class _Share:
         return keys
 
     def give_way(self, answers: Mapping[bytes, WarmAnswer]) -> bytes:
-        """Remove a key of the VM that has the most, and return it: one that was not used lately, if there is one."""
+        """Remove a key of the VM that has the most, and return it: one not used lately, or else one used little."""
         vm = self._heaviest.top()
         keys = self._keys[vm]
         looked = keys[:_MOST_LOOKS]
-        at = next((number for number, key in enumerate(looked) if answers[key].last is None), None)
-        gone = looked.pop(at or 0)
-        passed = looked if at is None else looked[:at]
-        for key in passed:
+        gone = next((key for key in looked if answers[key].last is None), None)
+        if gone is None:
+            gone = min(looked, key=lambda key: answers[key].count)
+        else:
+            del looked[looked.index(gone) + 1 :]
+        looked.remove(gone)
+        for key in looked:
             answers[key].last = None
-        del keys[: len(passed) + 1]
-        keys += passed
+        del keys[: len(looked) + 1]
+        keys += looked
         self._heaviest.move(vm, len(keys) + 1, len(keys))
         if not keys:
             del self._keys[vm]

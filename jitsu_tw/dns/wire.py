@@ -19,6 +19,8 @@ import attrs
 import dns.name
 from twisted.names import dns as tdns
 
+from jitsu_tw.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -29,8 +31,8 @@ ROOT: Final = b"\0"
 PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
 _PLAIN_LABEL: Final = re.compile(rb"[A-Za-z0-9_*-]+")
 
-#: The most characters that a name can have as text: each of 255 octets as \DDD.
-_LONGEST: Final = 4 * 255
+#: The most octets of a name (RFC 1035, 3.1). In text, one takes four characters at most: \DDD.
+MAX_NAME: Final = 255
 #: Those that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): each reading is another name.
 _DEVIANT: Final = re.compile("[\u00df\u03c2\u200c\u200d]")
 
@@ -61,7 +63,7 @@ def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
         ValueError: what is wrong with it, and what would be right.
     """
     reason = ""
-    if len(text) > _LONGEST:
+    if len(text) > (4 * MAX_NAME if text.isascii() else MAX_NAME):
         reason = "a name has 255 octets at most"
     elif not text.isascii() and (not text.isprintable() or _DEVIANT.search(text)):
         reason = "it has a character that cannot be seen, or that IDNA 2003 and 2008 encode differently; write xn--…"
@@ -78,8 +80,8 @@ def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
 
 
 def shown(text: str, most: int = 60) -> str:
-    """Return *text* in quotes, for a message: what cannot be printed is escaped, and *most* characters are enough."""
-    return repr(text if len(text) <= most else f"{text[:most]}…")
+    """Return *text* in quotes, for a message: what cannot be printed is spelt out, and *most* characters are enough."""
+    return f"'{printable(text if len(text) <= most else f'{text[:most]}…')}'"
 
 
 def to_text(name: bytes) -> str:

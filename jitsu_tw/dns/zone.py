@@ -11,6 +11,7 @@ below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -18,7 +19,7 @@ import dns.rdatatype
 from twisted.names.dns import AAAA, CNAME, DNAME, NS, SOA, A
 
 from jitsu_tw.dns import masterfile
-from jitsu_tw.dns.wire import RR, ancestors, from_text, parent, to_text
+from jitsu_tw.dns.wire import MAX_NAME, RR, ancestors, from_text, parent, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
 MAX_RRSET: Final = 60_000
 #: What each record takes there beside its data, in octets: a pointer, type, class, TTL and length (RFC 1035, 4.1.3).
 _FIXED: Final = 12
-
-#: In octets (RFC 1035, 3.1).
-MAX_NAME: Final = 255
 
 
 @attrs.frozen(weakref_slot=False)
@@ -74,7 +72,7 @@ class RRset:
 
     def added(self, ttl: int, rdata: bytes) -> RRset:
         """Return this with one more record, or this one's TTL lowered."""
-        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in [one.lower() for one in self.rdatas])
+        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in map(bytes.lower, self.rdatas))
         rdatas = self.rdatas if known else (*self.rdatas, rdata)
         ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
         return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
@@ -144,15 +142,20 @@ class Zone:
             report.mistake(ZoneError(message, soa.path, soa.line))
         zone = cls(RR(*soa[:4]), path)
         zone._report = report
+        wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
-            try:
-                if entry.type != SOA:
+            if report.full:
+                break
+            if entry.type == SOA and entry is not soa:
+                message = f"a second SOA record, after line {soa.line}: remove one"
+                report.mistake(ZoneError(message, entry.path, entry.line))
+            elif entry is not soa:
+                try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
-                elif entry is not soa:
-                    message = f"a second SOA record, after line {soa.line}: remove one"
-                    raise ZoneError(message, entry.path, entry.line)
-            except ZoneError as error:
-                report.mistake(error)
+                except ZoneError as error:
+                    if (rrset := (entry.owner.lower(), entry.type)) not in wrong:  # once for each RRset
+                        wrong.add(rrset)
+                        report.mistake(error)
         report.check()
         return zone
 
@@ -182,14 +185,18 @@ class Zone:
     @property
     def warnings(self) -> list[str]:
         """What can be served but cannot be meant, with the VMs' addresses as they are now: one line each."""
-        lines: list[str] = []
+        doubts = self._doubts()
+        lines = [f"{self.path}: {line}" if self.path else line for line in islice(doubts, masterfile.MOST_TOLD)]
+        return self._report.warnings + masterfile.told(lines, len(lines) + sum(1 for _ in doubts), "warnings")
+
+    def _doubts(self) -> Iterator[str]:
+        """Yield the warnings that are of the zone, not of a line."""
         if NS not in self._nodes[self.key].rrsets:
-            lines.append(f"no NS record for {to_text(self.key)} (RFC 1035, 5.2): add '@ NS ns'")
+            yield f"no NS record for {to_text(self.key)} (RFC 1035, 5.2): add '@ NS ns'"
         for key, node in self._nodes.items():
-            lines += self._occluded(key, node)
+            yield from self._occluded(key, node)
             if NS in node.rrsets:
-                lines += self._lame(node.rrsets[NS])
-        return self._report.warnings + [f"{self.path}: {line}" if self.path else line for line in lines]
+                yield from self._lame(node.rrsets[NS])
 
     @property
     def serial(self) -> int:
