@@ -68,7 +68,7 @@ BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
     (below(WWW, {"ip": "224.0.0.1"}), "is a multicast address"),
     (below(WWW, {"ip": None}), "ip: is missing"),
     (below(WWW, {"ip": " ".join(f"10.0.0.{number}" for number in range(3, 13))}), "say 8 of them at most"),
-    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "v.jitsu.test branch to take (*.ann.jitsu.test, w.j"),
+    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "own branch to take (*.ann.jitsu.test, w.j"),
     (below(WWW, {"dns/ann.jitsu.test/ttl": "60"}), "ann.jitsu.test is not for"),
     (below(WWW, {"dns/xann.jitsu.test/ttl": "60"}), "xann.jitsu.test is not for"),
     (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for a VM's own branch to take"),
