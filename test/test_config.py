@@ -295,6 +295,8 @@ WRONG = (
     (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of hang, never_ready, resume, start, stop, vanish"),
     (VM + "    use_synjitsu: true\n", 5, "vms: www: use_synjitsu: there is none; say where it listens, with synjitsu"),
     ("use_synjitsu: true\n" + VM, 1, "vms: www: use_synjitsu: there is none"),
+    ("synjitsu: 'a\\'\n" + VM, 1, "is no place to connect to"),
+    ("synjitsu: '1=:'\n" + VM, 1, "is no place to connect to"),
     ("synjitsu: there\n" + VM, 1, "'there' is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock"),
     ("synjitsu: unix:s\n" + VM + "    use_synjitsu: 1\n    wait_for_http: /\n", 7, "wait_for_http: no HTTP gets"),
     (VM + "    ports: [80]\n", 5, "ports: only Synjitsu looks at ports"),
