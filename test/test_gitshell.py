@@ -96,7 +96,7 @@ class ToRunTests(SynchronousTestCase):
 
 
 class SshTests(ProcessTestCase):
-    """A Jitsu, an sshd, and three keys: an operator's, that of the user of the VM www, and one without such a line."""
+    """A Jitsu, an sshd, and two keys: an operator's, and that of the user of the VM www."""
 
     def setUp(self) -> None:
         """Start both."""
