@@ -357,7 +357,7 @@ WRONG = (
     ("min_up: 60\nmax_up: 30\n" + VM, 2, "is below min_up"),
     ("forwarder: 127.0.0.1\n" + VM, 1, "is this server itself"),
     ("bind: '0.0.0.0'\nforwarder: 127.0.0.1\n" + VM, 2, "is this server itself"),
-    ("listen: 8053\n" + VM, 1, "DNS and control cannot both be at 127.0.0.1 port 8053"),
+    ("control: 127.0.0.1:8053\nlisten: 8053\n" + VM, 2, "DNS and control cannot both be at 127.0.0.1 port 8053"),
     ("summon_from: []\n" + VM, 1, "summon_from: is an empty list"),
     ("fence: ''\n" + VM, 1, "fence: is empty"),
     (f"listen: {'9' * 5000}\n" + VM, 1, "9 … 9"),
