@@ -6,8 +6,8 @@ client's namespace, as a program of its own::
 
     python client.py SERVER PORT NAME HTTP_PORT [VIA]
 
-With VIA, the page is fetched there, in the place of the address in the answer: that of a guest on QEMU's own network can
-be reached by a port that QEMU forwards only.
+With VIA, the page is fetched there, in the place of the address in the answer: a guest on QEMU's own network can be
+reached only by a port that QEMU forwards.
 """
 
 from __future__ import annotations

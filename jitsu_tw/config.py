@@ -21,7 +21,7 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import ROOT, parent, to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
-from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_pairs, read_text
+from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_octets, read_pairs, read_text
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
 from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
 from jitsu_tw.xen import XenGuest
@@ -219,7 +219,7 @@ def _cluster(said: Sayings) -> Cluster:
         try:
             values["password"] = read_text(values["password"]).strip()
         except ConfigError as error:
-            raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error}") from error
+            raise one.wrong("cluster.password", f"{one.text} should be a file with it: {error.message}") from error
     try:
         require("treq", "cluster")
     except ValueError as error:
@@ -313,8 +313,10 @@ def _secret(path: Path, said: Said, key: str) -> str:
     try:
         secret = read_text(path).strip()
         mode = path.stat().st_mode
-    except (OSError, ConfigError) as error:
-        raise said.wrong(key, f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise said.wrong(key, f"{path} cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise said.wrong(key, f"{path} {error.message}") from error
     if mode & stat.S_IROTH:
         raise said.wrong(key, f"everybody may read {path}; chmod o-r it")
     if len(secret) < SHORTEST_TOKEN:
@@ -486,9 +488,9 @@ def check_needs(vms: Sequence[VM], said: Mapping[str, Said]) -> None:
 def _check_definition(path: Path, name: str, said: Said, where: str) -> None:
     """See to it that a `define` file is one of libvirt's, and of this VM."""
     try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314
-    except OSError as error:
-        raise said.wrong(where, f"{path} cannot be read: {error.strerror}") from error
+        root = ElementTree.fromstring(read_octets(path))  # noqa: S314
+    except ConfigError as error:
+        raise said.wrong(where, f"{path} {error.message}") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: of its encoding
         raise said.wrong(where, f"{path} is not XML: {error}") from error
     found = (root.findtext("name") or "").strip()

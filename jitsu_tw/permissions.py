@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jitsu_tw.store.requests import Change
 
 #: How many requests of one VM's own branches are taken in a minute; further ones wait.
-REQUESTS_PER_MINUTE: Final = 10
+REQUESTS_PER_MINUTE: Final = 20
 
 #: After how many VMs the shares that are full again are forgotten.
 _MOST_SHARES: Final = 1000

@@ -86,15 +86,26 @@ def read_text(path: Path) -> str:
         ConfigError: it cannot be read, is larger, or is no text.
     """
     try:
+        return read_octets(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not text in UTF-8", path) from error
+
+
+def read_octets(path: Path) -> bytes:
+    """
+    Return what is in a file, of which not more than `LARGEST` is read.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger.
+    """
+    try:
         with path.open("rb") as file:
             octets = file.read(LARGEST + 1)
-        text = octets.decode()
-    except (OSError, ValueError) as error:
-        text = "is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ConfigError(text or f"cannot be read: {getattr(error, 'strerror', error)}", path) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path) from error
     if len(octets) > LARGEST:
         raise ConfigError(f"is larger than {LARGEST // 1024**2} MiB; is it the right file?", path)
-    return text
+    return octets
 
 
 @attrs.define
@@ -102,7 +113,7 @@ class _Source:
     """The file at *path*, and as many *left* as values may still be taken from it."""
 
     path: Path
-    left: int = MOST_VALUES
+    left: int = attrs.field(factory=lambda: MOST_VALUES)
 
 
 def read_file(path: Path) -> File:
@@ -171,6 +182,8 @@ def _empty(node: yaml.Node) -> bool:
 def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> Sayings:
     """Return what *node* says, or raise all that is wrong with it."""
     mistakes = Mistakes()
+    if not node.value:
+        raise ConfigError("says nothing; give it its keys, or remove it", source.path, node.start_mark.line + 1, where)
     said = _sayings(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
     mistakes.end()
     return said

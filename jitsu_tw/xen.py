@@ -145,7 +145,7 @@ def parse_disk(text: str) -> Disk:
 
 def parse_vcpus(text: str) -> int:
     """Return a number of processors."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 512):
+    if not (re.fullmatch("[0-9]{1,3}", text) and 1 <= int(text) <= 512):
         raise ValueError(f"{text!r} is no number of processors; write a number from 1 to 512")
     return int(text)
 

@@ -8,11 +8,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw import sayings
 from jitsu_tw.config import load
 from jitsu_tw.dns.wire import from_text
-from jitsu_tw.errors import ConfigError
+from jitsu_tw.errors import ConfigError, ConfigErrors, Mistakes
 from jitsu_tw.settings import HOSTS, Boot, Evidence, Fault, Handover, Http, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
@@ -295,6 +297,8 @@ WRONG = (
     (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of hang, never_ready, resume, start, stop, vanish"),
     (VM + "    use_synjitsu: true\n", 5, "vms: www: use_synjitsu: there is none; say where it listens, with synjitsu"),
     ("use_synjitsu: true\n" + VM, 1, "vms: www: use_synjitsu: there is none"),
+    ("synjitsu: 'a\\'\n" + VM, 1, "is no place to connect to"),
+    ("synjitsu: '1=:'\n" + VM, 1, "is no place to connect to"),
     ("synjitsu: there\n" + VM, 1, "'there' is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock"),
     ("synjitsu: unix:s\n" + VM + "    use_synjitsu: 1\n    wait_for_http: /\n", 7, "wait_for_http: no HTTP gets"),
     (VM + "    ports: [80]\n", 5, "ports: only Synjitsu looks at ports"),
@@ -303,6 +307,8 @@ WRONG = (
     (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),
     (VM + "  - {name: b, dns: WWW.example.org, ip: 10.0.0.2}\n", 5, "vms: b: dns: www.example.org is that of VM www"),
     (VM + "  - {name: b, dns: b.example.org, ip: 10.0.0.1}\n", 5, "vms: b: ip: 10.0.0.1 is that of VM www"),
+    (VM.replace("10.0.0.1", "fd00::1") + "  - {name: b, dns: b.example.org, ip: 'FD00:0::0:1'}\n", 5,
+     "fd00::1 is that of VM www"),
     (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
     (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
     (f"cluster:\n  node: ns1\n{VM}", 2, "cluster.etcd: is missing"),
@@ -320,7 +326,55 @@ WRONG = (
     (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: any\n    connect: x\n", 8, "is the host's"),
     (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    prefer: left\n", 7, "is for VMs with host"),
     (f"{VM}    host: any\n", 5, "there are no hosts"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: [any, left]\n", 7, "any is all hosts"),
+    (f"hosts: [{{name: a, backend: memory}}, {{name: b, backend: memory}}]\n{VM}    host: a\n    prefer: b\n", 7,
+     "prefer: b is none of its hosts"),
+    (f"hosts: [{{name: a, backend: memory}}]\n{VM}    host: any\n    prefer: a\n    avoid: a\n", 8, "in prefer, too"),
     (f"on_host_loss: restart\n{VM}", 1, "might run on two hosts"),
+    *((VM.replace("10.0.0.1", f"'{ip}'"), 4, words) for ip, words in (
+        ("127.0.0.1", "ip: 127.0.0.1 is a loopback address"), ("224.0.0.1", "multicast"),
+        ("::ffff:10.0.0.1", "write 10.0.0.1"), ("0.0.0.0", "no machine"),  # noqa: S104
+        ("240.0.0.1", "class E"), ("fe80::1%br0", "without %br0"),
+    )),
+    ("bind: 10.0.0.1\n" + VM, 5, "ip: 10.0.0.1 is what Jitsu serves at (bind)"),
+    ("bind: 'fd00::1'\n" + VM.replace("10.0.0.1", "[10.0.0.1, 'fd00:0::1']"), 5, "fd00::1 is what Jitsu serves at"),
+    ("bind: 224.0.0.1\n" + VM, 1, "is no address of one machine"),
+    ("bind: '::ffff:10.0.0.9'\n" + VM, 1, "write 10.0.0.9"),
+    *((VM.replace("www.example.org", dns), 3, words) for dns, words in (
+        ("http://www.example.org/", "is a URL; write the name in it alone"), ("www example.org", "has a blank"),
+        ("' www.example.org'", "has a blank"), ('"www.example.org\\n"', "has a blank"), ("'*'", "is no name"),
+        ("www.*.example.org", "has a *"), ("w*.example.org", "has a *"), ("'*w.example.org'", "has a *"),
+        ("a..example.org", "empty"),
+        (".example.org", "empty"), ("www.example.org:80", "has a port"), ("www.example.org/x", "has a path"),
+        ("me@example.org", "has an @"), ("'a.example.org,b.example.org'", "write several names as a list"),
+        ("10.0.0.1", "ends in a number"), ("10.0.0.300", "ends in a number"), ("'fd00::1'", "is an address"),
+        (".", "the root of all names"), ('"a\\0.example.org"', "has a blank"), ("a(b.example.org", "is no name"),
+    )),
+    (VM.replace("name: www", "name: 'www '"), 2, "is no name of a VM"),
+    (VM.replace("name: www", 'name: "w\\e[2J"'), 2, "characters that cannot be seen"),
+    (VM + "    min_up: 60\n    max_up: 30\n", 6, "max_up: max_up (30 s) is below min_up (60 s)"),
+    ("min_up: 60\n" + VM + "    max_up: 30\n", 6, "is below min_up"),
+    ("min_up: 60\nmax_up: 30\n" + VM, 2, "is below min_up"),
+    ("forwarder: 127.0.0.1\n" + VM, 1, "is this server itself"),
+    ("bind: '0.0.0.0'\nforwarder: 127.0.0.1\n" + VM, 2, "is this server itself"),
+    ("control: 127.0.0.1:8053\nlisten: 8053\n" + VM, 2, "DNS and control cannot both be at 127.0.0.1 port 8053"),
+    ("summon_from: []\n" + VM, 1, "summon_from: is an empty list"),
+    ("fence: ''\n" + VM, 1, "fence: is empty"),
+    (f"listen: {'9' * 5000}\n" + VM, 1, "9 … 9"),
+    (f"keep_history: {'9' * 5000}d\n" + VM, 1, "is no time and no number of commits"),
+    ("delay: inf\n" + VM, 1, "is no number of seconds"),
+    ("delay: 1_0\n" + VM, 1, "is no number of seconds"),
+    ("delay: 1e9\n" + VM, 1, "is no number of seconds"),
+    (f"nsid: {'x' * 256}\n" + VM, 1, "is longer than 255 octets"),
+    (f"nsid: {'x' * 65537}\n" + VM, 1, "is longer than 65536 characters"),
+    (VM + '    wait_for_http: "/a\\r\\nX:y"\n', 5, "is no path"),
+    ("? [a, b]\n: 1\n" + VM, 1, "a key should be one word"),
+    ('"a\\e[2J": 1\n' + VM, 1, r"a\x1b[2J: no such key"),
+    ("a: \0\n", 1, "the character #x0000 cannot be in it"),
+    ("a: 1\nb: \x07\n", 2, "the character #x0007 cannot be in it"),
+    (f"a: {'[' * 100_000}\n", 1, "is not YAML: exceeded maximum nesting depth"),
+    (f"cluster:\n  etcd: 'http://['\n  node: ns1\n{VM}", 2, "is no member of etcd"),
+    (f"cluster:\n  etcd: 'http://127.0.0.1:99999'\n  node: ns1\n{VM}", 2, "is no member of etcd"),
 )
 
 
@@ -335,6 +389,105 @@ class ErrorTests(ConfigTestCase):
             self.assertTrue(message.startswith(f"{self.folder}/jitsu.yaml:{line}: "), f"{text!r}: {message}")
             self.assertIn(words, message)
             self.assertNotIn("\n", message)
+
+    def test_all(self) -> None:
+        """All mistakes of a file are told in one run, a line for each, in the order of the file."""
+        error = self.assertRaises(ConfigErrors, self.load, "tll: 5\nmode: kill\nhosts:\n  - {name: a}\n" + VM + (
+            "    tttl: 5\n"
+            "  - {name: b, dns: [b..org, 'b c'], ip: 10.0.0.300, idle: x}\n"
+            "  - {dns: c.example.org}\n"
+        ))  # fmt: skip
+        places = [line.removeprefix(f"{self.folder}/jitsu.yaml:").partition(": ") for line in str(error).splitlines()]
+        self.assertEqual(["1", "2", "4", "9", "10", "10", "10", "10"], sorted((one[0] for one in places), key=int))
+        self.assertEqual(len(places), len(error.errors))
+
+    def test_all_that_can_be(self) -> None:
+        """Mistakes in the zones' names and between values are told with the others, but none that follow from them."""
+        text = "min_up: 5\nforwarder: 127.0.0.1\n" + VM + "    max_up: 3\n    needs: [nobody]\n"
+        self.assertEqual(["2"], self.lines(text))
+        text = text.replace("forwarder: 127.0.0.1", "ttl: 5")
+        more = (("b", "b.example.com", "10.0.0.2"), ("c", "old.example.org", "10.0.0.3"))
+        text += "".join(f"  - {{name: {name}, dns: {dns}, ip: {ip}, needs: [www]}}\n" for name, dns, ip in more)
+        self.assertEqual(["7", "9", "10"], self.lines(text))
+
+    def lines(self, text: str) -> list[str]:
+        """Return the lines of the file that are wrong."""
+        errors = str(self.assertRaises(ConfigError, self.load, text)).splitlines()
+        return sorted((one.removeprefix(f"{self.folder}/jitsu.yaml:").partition(":")[0] for one in errors), key=int)
+
+    def test_too_many(self) -> None:
+        """Of a file that is wrong in each line, the first mistakes are told."""
+        text = "".join(f"key{number}: 1\n" for number in range(1000))
+        self.assertEqual(list(map(str, range(1, Mistakes.MOST + 1))), self.lines(text + VM))
+        vms = "".join(f"  - {{name: v{number}, dns: a b, ip: 10.0.0.1}}\n" for number in range(1000))
+        self.assertEqual(Mistakes.MOST, len(self.lines("vms:\n" + vms)))
+
+    def test_mistakes(self) -> None:
+        """With the last mistake that is told the work ends."""
+        mistakes = Mistakes()
+
+        def one() -> None:
+            with mistakes:
+                raise ConfigError("no")
+
+        for _ in range(Mistakes.MOST - 1):
+            one()
+        self.assertRaises(ConfigErrors, one)
+
+    def test_huge(self) -> None:
+        """A file that is larger than any configuration is not read to its end, whatever it is."""
+        path = self.write("huge.yaml", "")
+        with path.open("r+b") as file:
+            file.truncate(1 << 40)
+        for huge in (path, Path("/dev/zero")):
+            self.assertIn("is larger than 64 MiB", str(self.assertRaises(ConfigError, load, {}, (), huge)))
+        secret = self.write("secret", "")
+        with secret.open("r+b") as file:
+            file.truncate(1 << 40)
+        secret.chmod(0o600)
+        error = self.assertRaises(ConfigError, self.load, f"synjitsu: unix:/s\nsynjitsu_secret: {secret}\n{VM}")
+        self.assertIn("is larger than 64 MiB", str(error))
+
+    def test_nested(self) -> None:
+        """Where PyYAML was built without libyaml, lists in lists are refused as well."""
+        self.patch(sayings, "_LOADER", yaml.SafeLoader)
+        self.assertIn("is not YAML", str(self.assertRaises(ConfigError, self.load, "a: " + "[" * 10_000)))
+
+    def test_aliases(self) -> None:
+        """Aliases are as good as what they stand for, up to a number of values."""
+        settings, _ = self.load(f"summon_from: &lan [10.0.0.0/8]\nrate_exempt: *lan\n{VM}")
+        self.assertEqual(settings.summon_from, settings.rate_exempt)
+        self.patch(sayings, "MOST_VALUES", 1000)
+        bomb = "".join(f"  - {{name: v{number}, dns: v.example.org, ip: 10.0.0.2, needs: *a}}\n" for number in range(9))
+        error = self.assertRaises(ConfigError, self.load, f"notify: &a [{'10.0.0.1, ' * 100}]\n{VM}{bomb}")
+        self.assertIn("the file says more than 1000 values", str(error))
+
+    def test_long_needs(self) -> None:
+        """VMs may need each other in a long row."""
+        vms = "".join(f"  - {{name: v{number}, dns: v{number}.example.org, ip: 10.{number // 250}.0.{number % 250}, "
+                      f"needs: [v{number + 1}]}}\n" for number in range(1500))  # fmt: skip
+        last = "  - {name: v1500, dns: v1500.example.org, ip: 10.9.9.9}\n"
+        self.assertEqual(1501, len(self.load(f"backend: memory\nvms:\n{vms}{last}")[0].vms))
+        text = f"backend: memory\nvms:\n{vms}{last.replace('}', ', needs: [v0]}')}"
+        self.assertIn("goes round in a circle", str(self.assertRaises(ConfigError, self.load, text)))
+
+    def test_made_up(self) -> None:
+        """A made-up zone is neither the root nor a top-level domain; of a name right below one, it is the name's."""
+        for names, apexes in (
+            (["www.example.org"], ["example.org"]), (["example.org", "www.example.org"], ["example.org"]),
+            (["example.org"], ["example.org"]), (["*.example.org"], ["example.org"]), (["a.b.c.org"], ["b.c.org"]),
+        ):  # fmt: skip
+            pair = ",".join(["name=www", "ip=10.0.0.1", *(f"dns={name}" for name in names)])
+            _, zones = load({"backend": "memory"}, [pair])
+            self.assertEqual(list(map(from_text, apexes)), [zone.key for zone in zones])
+            self.assertEqual(["www"] * len(names), [self.vm_of(zones, name) for name in names])
+        for name, above in (("www", "."), ("*.org", "org"), ("com.", ".")):
+            error = self.assertRaises(ConfigError, load, {"backend": "memory"}, [f"name=www,ip=10.0.0.1,dns={name}"])
+            words = f"command line: vms: www: dns: {name.strip('.')}: Jitsu would answer for all of '{above}'"
+            self.assertIn(words, str(error))
+        self.write("root.zone", "$ORIGIN .\n@ 60 SOA ns h 7 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n")
+        _, zones = self.load(VM.replace("www.example.org", "www"), zones=[str(self.folder / "root.zone")])
+        self.assertEqual("www", self.vm_of(zones, "www"))
 
     def test_missing_file(self) -> None:
         """A file that is named must be there; one that is only looked for need not."""

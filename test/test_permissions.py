@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: What the operator lets the VM www take.
-OWN: Final = "own_ip=10.0.0.0/28,own_ip=127.0.0.0/8,own_dns=*.ann.jitsu.test,own_dns=w.jitsu.test"
+OWN: Final = "own_ip=10.0.0.0/28,own_ip=127.0.0.0/8,own_dns=*.ann.jitsu.test,own_dns=w.jitsu.test,own_dns=ns.jitsu.test"
 
 #: What a VM's own branch may say, and what Jitsu makes of it then.
 GOOD: Final = (
@@ -68,10 +68,10 @@ BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
     (below(WWW, {"ip": "224.0.0.1"}), "is a multicast address"),
     (below(WWW, {"ip": None}), "ip: is missing"),
     (below(WWW, {"ip": " ".join(f"10.0.0.{number}" for number in range(3, 13))}), "say 8 of them at most"),
-    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "v.jitsu.test is not for this VM's own branch to take (*.ann"),
+    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "own branch to take (*.ann.jitsu.test, w.j"),
     (below(WWW, {"dns/ann.jitsu.test/ttl": "60"}), "ann.jitsu.test is not for"),
     (below(WWW, {"dns/xann.jitsu.test/ttl": "60"}), "xann.jitsu.test is not for"),
-    (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for"),
+    (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for a VM's own branch to take"),
     (below(WWW, {"dns/*.jitsu.test/ttl": "60"}), "*.jitsu.test is not for"),
     (below(WWW, {"dns/*.ann.jitsu.test/ttl": "60"}), "*.ann.jitsu.test is not for"),
     (below(WWW, {"dns/db.jitsu.test/ttl": "60"}), "db.jitsu.test is not for"),

@@ -679,7 +679,7 @@ class ServiceTests(SynchronousTestCase):
         for ip, reason in (
             ("10.0.0.10", ""), ("10.0.0.1", "is an address of this host"), ("fe80::1", "is an address of this host"),
             ("10.0.0.254", "is the gateway of this host's default route"), ("10.0.1.10", network), ("10.7.0.9", ""),
-            ("fd00::10", ""), ("fd01::10", network),
+            ("fd00::10", ""), ("fd01::10", network), ("10.0.0.255", "is the broadcast address of 10.0.0.0/24"),
         ):
             self.assertEqual(reason, self.refused(ip), ip)
             self.assertEqual(not reason, ip_address(ip).packed in self.synjitsu.standins.table)
@@ -692,6 +692,8 @@ class ServiceTests(SynchronousTestCase):
         self.synjitsu.open()
         self.assertEqual(["", "", "is the gateway of this host's default route"],
                          list(map(self.refused, ("10.0.0.10", "fd00::10", "10.0.0.254"))))
+        for ip in ("127.0.0.1", "224.0.0.1", "::ffff:10.0.0.10", "::1", "ff02::1", "255.255.255.255", "0.0.0.0"):  # noqa: S104
+            self.assertNotEqual("", self.refused(ip), ip)
 
     def test_networks_change(self) -> None:
         """What becomes the host's own is stood in for no longer; what was refused is announced again when it may be."""

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jitsu_tw import __version__
-from jitsu_tw.ctl import history, show
+from jitsu_tw.ctl import gitshell, history, show
 from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
 from jitsu_tw.errors import printable
 from jitsu_tw.sockets import find_control
@@ -358,7 +358,7 @@ def reload(control: Control, *, as_json: bool) -> None:
 
 # What needs no Jitsu that runs.
 
-for _command in history.COMMANDS:
+for _command in (*history.COMMANDS, gitshell.command):
     main.add_command(_command)
 
 

@@ -108,6 +108,25 @@ ROWS: Final = (
     Row("removal from a VM's own branch", gone(_DEFINED), "neither add nor remove", "www/gone"),
     Row("a definition from a VM's own branch", file(f"{_DEFINED}/config/define/0", b"/etc/passwd"),
         "define is not for a VM's own branch", "www/define"),
+    Row("use of Synjitsu by a VM's own branch", file(f"{_DEFINED}/use_synjitsu", b"true"),
+        "use_synjitsu is not for a VM's own branch", "www/synjitsu"),
+    Row("a MAC from a VM's own branch", file(f"{_DEFINED}/config/mac/0", b"52:54:00:00:00:01"),
+        "mac is not for a VM's own branch", "www/mac"),
+    Row("another address by a VM's own branch", file(f"{_DEFINED}/ip", b"10.0.0.254"),
+        "10.0.0.254 is not for this VM's own branch", "www/gateway"),
+    Row("another name by a VM's own branch", file(f"{_DEFINED}/dns/y.jitsu.test/ttl", b"60"),
+        "y.jitsu.test is not for this VM's own branch", "www/name"),
+    Row("a million years by a VM's own branch", file(f"{_DEFINED}/dns/www.jitsu.test/ttl", b"2147483647"),
+        "ttl: .* is not for a VM's own branch to say", "www/years"),
+    Row("permissions from a VM's own branch", file(f"{_DEFINED}/config/own_ip/0", b"0.0.0.0/0"),
+        "own_ip is not for a VM's own branch", "www/own"),
+    *(
+        Row(f"the address {address}", file(f"{_DEFINED}/ip", address.encode()), f"{words}.*VM an address of its own")
+        for address, words in (
+            ("127.0.0.1", "loopback"), ("224.0.0.1", "multicast"), ("::ffff:10.0.0.2", "write 10.0.0.2"),
+            ("255.255.255.255", "broadcast"), ("::", "no machine"), ("64:ff9b::a00:2", "stands for"),
+        )
+    ),
     Row("1200 nested folders", folder(f"{_DEFINED}/config/x", paths(1, 1200)), "too deep"),
     Row("ten million paths", folder(f"{_DEFINED}/config/x", paths(10, 7)), "too deep"),
     Row("ten million paths beside the VMs", folder("jitsu/x", paths(10, 7)), "not for requests"),
