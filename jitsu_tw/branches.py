@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -24,7 +24,7 @@ from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
 from jitsu_tw.permissions import Shares, check_change, check_result
 from jitsu_tw.sayings import Said
 from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
-from jitsu_tw.store.requests import guest_of
+from jitsu_tw.store.requests import guest_of, in_turn, shortened
 from jitsu_tw.values import VM_KEYS
 from jitsu_tw.vm.change import Step
 
@@ -49,7 +49,7 @@ LOOK_EVERY: Final = 0.2
 #: After a failure of the state, it is looked at again after so many seconds.
 TRY_AGAIN: Final = 5.0
 
-#: A backend that has not said within so many seconds that it knows a VM may say so later.
+#: In seconds: the backends that have not said within this time that they know the VMs of a request may say so later.
 FOUND_WITHIN: Final = 5.0
 
 #: What stays as long as the VM does.
@@ -68,6 +68,22 @@ class Understood:
 
     step: Step
     uuids: Mapping[str, str]
+
+
+@attrs.frozen
+class _Waits:
+    """
+    Requests for which the state could not be used.
+
+    Attributes:
+        names: of the requests; none if the state can be used.
+        since: when the first of them could not be taken, in seconds of the reactor.
+        reason: the first one's.
+    """
+
+    names: frozenset[str] = frozenset()
+    since: float = 0.0
+    reason: str = ""
 
 
 class Branches:
@@ -89,7 +105,10 @@ class Branches:
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
         self._busy: Deferred[None] | None = None
+        self._asking: Deferred[str] | None = None
+        self._ended = False
         self._not_before = 0.0
+        self._waits = _Waits()
         self._shares = Shares()
         self.turn = DeferredLock()
 
@@ -106,7 +125,7 @@ class Branches:
         for uuid, files in asked.items():
             if files.get("config/name/0") not in known:
                 try:
-                    vm, said = self._vm(uuid, files)
+                    vm, said = self._vm(uuid, files, files)
                     apart.add(vm, said)
                     found.append(vm)
                 except ConfigError as error:
@@ -125,10 +144,22 @@ class Branches:
         self._looking.start(LOOK_EVERY)
 
     async def stop(self) -> None:
-        """Look no more; what has been begun ends."""
+        """Look no more. What is being merged is merged; what is only being read waits for the next start."""
+        self._ended = True
         self._looking.stop()
+        self._store.end_requests()
+        if self._asking is not None:
+            self._asking.cancel()
         if self._busy is not None:
             await self._busy
+
+    def problems(self) -> list[str]:
+        """Return why requests wait, for `healthz`."""
+        waits = self._waits
+        if not waits.names:
+            return []
+        how = f"{len(waits.names)}, for {self._reactor.seconds() - waits.since:.0f} s"
+        return [f"requests wait ({how}), because the state cannot be used: {waits.reason}"]
 
     # One request.
 
@@ -139,23 +170,49 @@ class Branches:
                 busy = Deferred.fromCoroutine(self._take_all(names)).addErrback(self._failed)
                 if not busy.called:
                     self._busy = busy.addBoth(self._taken)
+            else:
+                self._waits = _Waits()
 
     def _taken(self, _: object) -> None:
         self._busy = None
 
     def _failed(self, failure: Any) -> None:
-        """Leave everything as it is for a while. Wide: a fault of ours must not end the looking."""
+        """Look again after a while. Wide: a fault of ours must not end the looking."""
         self._not_before = self._reactor.seconds() + TRY_AGAIN
-        if failure.check(StoreError):
-            self.log.error("requests wait, because the state cannot be used: {error}", error=failure.getErrorMessage())
-        else:
-            self.log.failure("unexpected, please report", failure)
+        self.log.failure("unexpected, please report", failure)
 
     async def _take_all(self, names: Sequence[str]) -> None:
-        for name in names:
-            guest = guest_of(name)
-            if not guest or self._shares.take(guest, self._reactor.seconds()):
-                await self.turn.run(self._take, name)
+        """Take requests, one of each sender and then one more of each, until none is there that was not tried."""
+        tried: set[str] = set()
+        waits: dict[str, str] = {}
+        while names:
+            turn = in_turn(sorted(names, key=lambda name: name in self._waits.names))
+            for name in turn[: len({guest_of(name) for name in turn})]:
+                if self._ended:
+                    return
+                tried.add(name)
+                guest = guest_of(name)
+                if guest and not self._shares.take(guest, self._reactor.seconds()):
+                    continue
+                try:
+                    await self.turn.run(self._take, name)
+                except StoreError as error:
+                    waits[name] = str(error)
+                except Exception as error:  # noqa: BLE001 -- wide: one request must not stop those after it
+                    self.log.failure("request/{name}: unexpected, please report", name=name)
+                    waits[name] = f"unexpected {type(error).__name__}"
+            names = [name for name in self._store.waiting() if name not in tried]
+        self._wait(waits)
+
+    def _wait(self, waits: Mapping[str, str]) -> None:
+        """Try the requests *waits* again after a while: the state could not be used for them, for these reasons."""
+        reason = next(iter(waits.values()), "")
+        if waits and not self._ended:
+            self._not_before = self._reactor.seconds() + TRY_AGAIN
+            if reason != self._waits.reason:
+                self.log.error("requests wait, because the state cannot be used: {error}", error=reason)
+        since = self._waits.since if self._waits.names else self._reactor.seconds()
+        self._waits = _Waits(frozenset(waits), since, reason)
 
     async def _take(self, name: str) -> None:
         request = await self._store.request(name)
@@ -163,21 +220,29 @@ class Branches:
             return
         try:
             understood = self._understand(request)
-            for error in (await self.strangers(understood)).values():
-                raise error
+            wrong: ConfigError | None = next(iter((await self.strangers(understood)).values()), None)
+            step = understood.step
+            changes = self._changes(request, step, understood.uuids)
+            if self._ended:
+                return
+            if wrong is None:
+                await self._store.accept(request, changes, _message(request, step))
         except ConfigError as error:
+            wrong = error
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- wide: one request must not stop those after it
+            self.log.failure("request/{name}: unexpected, please report", name=name)
+            wrong = ConfigError(f"unexpected {type(error).__name__}: please report it")
+        if wrong is not None:
             self.log.warn("request/{name} of {author} is rejected: {error}", name=name, author=request.author,
-                          error=str(error))
-            await self._store.reject(request, str(error))
+                          error=shortened(str(wrong)))
+            await self._store.reject(request, str(wrong))
             return
-        step, uuids = understood.step, understood.uuids
-        words = _message(request, step)
-        changes = self._changes(request, step, uuids)
-        await self._store.accept(request, changes, words)
         self._fleet.merged(changes)
         self._running.apply(step)
         self.log.info("request/{name} of {author}: {words}", name=name, author=request.author,
-                      words="; ".join(words.splitlines()[2:-1]) or "nothing new")
+                      words="; ".join(_message(request, step).splitlines()[2:-1]) or "nothing new")
 
     def _changes(self, request: Request, step: Step, uuids: Mapping[str, str]) -> dict[str, str | None]:
         """Return how the state differs from what it shall say."""
@@ -230,7 +295,7 @@ class Branches:
                 if known is not None:
                     go.append(name)
                 continue
-            vm, saids[name] = self._vm(uuid, change.files)
+            vm, saids[name] = self._vm(uuid, change.files, change.was)
             if known is None:
                 come.append(vm)
             else:
@@ -251,12 +316,12 @@ class Branches:
         machine = self._fleet.machines.get(name)
         return machine if machine is not None and machine.uuid in {"", uuid} else None
 
-    def _vm(self, uuid: str, files: Mapping[str, str]) -> tuple[VM, Sayings]:
-        """Return the VM that the *files* of its folder describe, and what they say."""
+    def _vm(self, uuid: str, files: Mapping[str, str], was: Mapping[str, str]) -> tuple[VM, Sayings]:
+        """Return the VM that the *files* of its folder, which were *was*, describe; and what they say."""
         folder = f"{VMS}/{uuid}"
         said: Sayings = defaultdict(list)
         try:
-            for key, text, path in sayings(files):
+            for key, text, path in sayings(files, was):
                 said[key].append(Said(text, f"{folder}/{path}"))
         except ValueError as error:
             raise ConfigError(str(error), folder) from error
@@ -285,18 +350,23 @@ class Branches:
     async def strangers(self, understood: Understood) -> dict[str, ConfigError]:
         """Return the uuids of VMs that their backend does not know, or under another uuid, with what is wrong."""
         found = {}
+        end = self._reactor.seconds() + FOUND_WITHIN
         for vm in understood.step.come:
             asked = understood.uuids[vm.name]
             backend = self._fleet.inventory.backend_of(vm)
-            if backend is None:
+            left = end - self._reactor.seconds()
+            if backend is None or left <= 0 or self._ended:
                 continue
             try:
-                uuid = await backend.look_up(vm).addTimeout(FOUND_WITHIN, self._reactor)
+                self._asking = backend.look_up(vm).addTimeout(left, self._reactor)
+                uuid = await self._asking
             except NoSuchVM as error:
                 found[asked] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
                 continue
-            except (BackendError, DeferredTimeout):
+            except (BackendError, DeferredTimeout, CancelledError):
                 continue
+            finally:
+                self._asking = None
             if uuid != vm.uuid:
                 found[asked] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
         return found

@@ -39,7 +39,7 @@ def check_change(guest: str, name: str, change: Change) -> None:
     """
     if name != guest or not (change.was and change.files):
         raise ConfigError(f"request/{guest}/… may change the VM {guest} only, and neither add nor remove it")
-    was, wanted = _values(change.was), _values(change.files)
+    was, wanted = _values(change.was, change.was), _values(change.files, change.was)
     for key in sorted(was.keys() | wanted.keys()):
         before, after = was.get(key, {}), wanted.get(key, {})
         if list(before.values()) != list(after.values()) and (key not in VM_KEYS or VM_KEYS[key].own is None):
@@ -47,11 +47,11 @@ def check_change(guest: str, name: str, change: Change) -> None:
             raise ConfigError(f"{key} is not for a VM's own branch to say", path)
 
 
-def _values(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return what the *files* of a VM's folder say: by key, the values by their paths."""
+def _values(files: Mapping[str, str], was: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return what the *files* of a VM's folder, which were *was*, say: by key, the values by their paths."""
     found: dict[str, dict[str, str]] = {}
     try:
-        for key, value, path in sayings(files):
+        for key, value, path in sayings(files, was):
             of_key = found.setdefault(key, {})
             of_key[f"{path} {len(of_key)}" if path in of_key else path] = value
     except ValueError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from jitsu_tw.networks import network, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from jitsu_tw.dns.wire import Source
 
@@ -53,6 +53,49 @@ class Places:
             del self._taken[whose]
         self._all -= 1
         self._unproven -= not source.proven
+
+
+class Line(Generic[T]):
+    """Places that clients wait for, networks in turn."""
+
+    def __init__(self, most: int, of_one: int, give: Callable[[T], None]) -> None:
+        """Have *most* places, and *of_one* for one client network; *give* is called with each client that gets one."""
+        self._most, self._of_one, self._give = most, of_one, give
+        self._taken: Counter[bytes] = Counter()
+        self._has: dict[T, bytes] = {}
+        self._waiting: dict[bytes, dict[T, None]] = {}
+
+    def ask(self, one: T, whose: bytes) -> None:
+        """Let *one*, of the network *whose*, have a place: now, or when there is one for it."""
+        self._waiting.setdefault(whose, {})[one] = None
+        self._look()
+
+    def leave(self, one: T, whose: bytes) -> None:
+        """Take the place of *one* back, or its place in the line, if it has either."""
+        if self._has.pop(one, None) is not None:
+            self._taken[whose] -= 1
+            if not self._taken[whose]:
+                del self._taken[whose]
+        elif (line := self._waiting.get(whose)) is not None:
+            line.pop(one, None)
+            if not line:
+                del self._waiting[whose]
+        self._look()
+
+    def _look(self) -> None:
+        """Give the places that there are."""
+        while len(self._has) < self._most:
+            whose = next((each for each in self._waiting if self._taken[each] < self._of_one), None)
+            if whose is None:
+                return
+            line = self._waiting.pop(whose)
+            one = next(iter(line))
+            del line[one]
+            if line:
+                self._waiting[whose] = line
+            self._taken[whose] += 1
+            self._has[one] = whose
+            self._give(one)
 
 
 class Heaviest(Generic[T]):

@@ -396,16 +396,19 @@ class WarmTests(ServerTestCase):
         """Ask for *name* in *count* ways that no other client asks in, each time in others."""
         for _ in range(count):
             size = next(size for size in self.sizes if not chr(size & 255).isupper())
-            self.long_way(self.wire(name, use_edns=0, payload=size))
+            query = self.wire(name, use_edns=0, payload=size)
+            self.long_way(query)
+            self.warm.get(query)
 
     def test_odd_questions(self) -> None:
         """A client that asks in every way there is gets a bounded memory, and takes it from what is not used."""
         self.shares()
         query, other = self.wire(), self.wire("six.jitsu.test")
-        for octets in (query, other):
+        for octets in (other, query):
             self.long_way(octets)
-        for _ in range(20):
-            self.assertIsNotNone(self.warm.get(query))
+        for number in range(20):
+            for client in range(2):
+                self.assertIsNotNone(self.warm.get(bytes([number, client]) + query[2:]))
             self.odd(10)
         self.assertEqual(8 + 2 * 4, len(self.warm.answers))
         self.assertIsNotNone(self.warm.get(query))

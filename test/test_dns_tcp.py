@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import socket
 from collections import Counter
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import connectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.dns import connections
+from jitsu_tw.dns import connections, tcp
 from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
 from jitsu_tw.dns.tcp import ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory
-from test.packets import bounded
 
 
 class Slow:
@@ -27,7 +28,6 @@ class Slow:
         self.clock, self.cost, self.received = clock, 0.0, 0
         self.asked: list[tuple[bytes, Any]] = []
         self.sources: list[Any] = []
-        self.streams: list[bool] = []
 
     def receive(self, octets: bytes, source: Any, send: Any, stream: Any) -> bool:
         """Keep the query."""
@@ -35,8 +35,8 @@ class Slow:
         self.received += 1
         self.clock.rightNow += self.cost
         if octets == b"zone":
-            self.streams.append(stream(iter([b"one", b"", b"two"])))
-            return self.streams[-1]
+            stream(iter([b"one", b"", b"two"]))
+            return True
         if not octets:
             return False
         if octets == b"now":
@@ -174,6 +174,16 @@ class TCPTests(SynchronousTestCase):
         self.clock.advance(IDLE)
         self.assertTrue(transport.aborted)
 
+    def test_does_not_read_while_it_waits(self) -> None:
+        """Answers that come for a client that takes none give it no more time."""
+        protocol, transport = self.connect()
+        protocol.dataReceived(framed(b"a", b"b"))
+        protocol.pauseProducing()
+        self.clock.advance(IDLE - 1)
+        self.server.answer()
+        self.clock.advance(1)
+        self.assertTrue(transport.aborted)
+
     def test_half_closed(self) -> None:
         """A client that says that it will ask no more still gets its answers; then the connection is closed."""
         protocol, transport = self.connect()
@@ -271,17 +281,29 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual((1, []), (self.server.received, self.clock.getDelayedCalls()))
 
     def test_transfers(self) -> None:
-        """One network has its share of transfers at once, one for each connection; what is over it is refused."""
-        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_TRANSFERS_TO_ONE + 1)]
-        for protocol, _ in connections:
+        """One network has its share of transfers at once, one for each connection; the others wait for a place."""
+        first, second, third, fourth, lost = (self.connect(f"192.0.2.{number}") for number in range(5))
+        for protocol, _ in (first, second):
             protocol.dataReceived(framed(b"zone", b"zone"))
-        self.assertEqual([True, True] * MOST_TRANSFERS_TO_ONE + [False, False], self.server.streams)
-        connections[0][0].connectionLost(connectionDone)
-        connections[-1][0].dataReceived(framed(b"zone"))
-        self.assertTrue(self.server.streams.pop())
+            protocol.pauseProducing()
+        for protocol, _ in (third, fourth, lost):
+            protocol.dataReceived(framed(b"zone"))
+        fourth[0].pauseProducing()
+        fourth[0].resumeProducing()
+        lost[0].connectionLost(connectionDone)
+        other, transport = self.connect("198.51.100.1")
+        other.dataReceived(framed(b"zone"))
         self.clock.pump([0.01] * 10)
-        self.connect()[0].dataReceived(framed(b"zone"))
-        self.assertTrue(self.server.streams.pop())
+        zone = framed(b"one", b"two")
+        self.assertEqual((2, zone), (MOST_TRANSFERS_TO_ONE, transport.value()))
+        self.assertEqual([b""] * 4, [each.value() for _, each in (first, second, third, fourth)])
+        first[0].resumeProducing()
+        self.clock.pump([0.01] * 10)
+        self.assertEqual([zone + zone, b"", zone, zone], [each.value() for _, each in (first, second, third, fourth)])
+        second[0].connectionLost(connectionDone)
+        other.dataReceived(framed(b"zone"))
+        self.clock.pump([0.01] * 10)
+        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._has, lost[1].value()))
 
     def test_end(self) -> None:
         """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""
@@ -306,34 +328,35 @@ class TCPTests(SynchronousTestCase):
 class ConnectionsTests(SynchronousTestCase):
     """`Connections`, against one that looks at all of them each time."""
 
-    @bounded
-    @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7), st.integers(0, 30)), max_size=60))
-    def test_as_by_looking(self, steps: list[tuple[int, int, int]]) -> None:
+    def test_as_by_looking(self) -> None:
         """Whatever connections do, it is one of the network with the most that gives way: idle first, oldest first."""
         self.patch(connections, "MOST_CONNECTIONS", 10)
         self.patch(connections, "MOST_FROM_ONE", 6)
         table: Connections[int] = Connections()
-        known: dict[int, tuple[bytes, bool]] = {}  # the one that was longest silent first
-        for number, (what, whose, which) in enumerate(steps):
-            one = list(known)[which % len(known)] if known else -1
-            if what < 3:
-                network = bytes([whose])
+        known: dict[int, tuple[int, bool]] = {}  # network, and whether it waits; the one that was longest silent first
+        chance = random.Random(20261126)
+        for number in range(4000):
+            one, what = chance.choice(list(known)) if known else -1, chance.randrange(10)
+            if what < 4:
+                whose = min(chance.randrange(8), chance.randrange(8))
                 counts = Counter(each for each, _ in known.values())
-                gone = table.add(number, network)
-                if counts[network] < 6 and len(known) < 10:
-                    self.assertIsNone(gone)
-                else:
-                    assert gone is not None
-                    owner, waits = known.pop(gone)
-                    self.assertTrue(counts[owner] == max(counts.values()) or owner == network)
-                    self.assertGreaterEqual(counts[owner] + (owner == network), counts[network])
-                    mine = [(w, n) for n, (n_, w) in enumerate(known.values()) if n_ == owner]
-                    self.assertFalse(waits and any(not w for w, _ in mine))
-                known[number] = network, False
-            elif what == 3 and one in known:
-                whose_, waits = known.pop(one)
-                known[one] = whose_, not waits
-                table.touch(one, waits=not waits)
+                gone = table.add(number, bytes([whose]))
+                full = len(known) == 10
+                self.assertEqual(full or counts[whose] == 6, gone is not None)
+                if gone is not None:
+                    owner, waits = known[gone]
+                    heaviest = max(counts[each] + (each == whose) for each in range(8))
+                    if counts[whose] < 6:
+                        self.assertEqual(heaviest, counts[owner] + (owner == whose), number)
+                    oldest = next(each for each, (its, waited) in known.items() if its == owner and waited == waits)
+                    self.assertEqual(oldest, gone)
+                    self.assertFalse(waits and any(its == owner and not waited for its, waited in known.values()))
+                    del known[gone]
+                known[number] = whose, False
+            elif what < 9 and one in known:
+                whose, _ = known.pop(one)
+                known[one] = whose, what < 7
+                table.touch(one, waits=what < 7)
             else:
                 known.pop(one, None)
                 table.remove(one)
@@ -341,3 +364,42 @@ class ConnectionsTests(SynchronousTestCase):
         table.touch(-1, waits=True)
         table.remove(-1)
         self.assertEqual(len(known), len(table))
+
+
+class Big:
+    """A server whose answers are as long as they may be."""
+
+    def receive(self, octets: bytes, _source: Any, send: Any, _stream: Any) -> bool:
+        """Answer."""
+        send(octets * 60)
+        return True
+
+
+class RealTests(TestCase):
+    """With real sockets."""
+
+    timeout = 60
+
+    async def test_end(self) -> None:
+        """A client that takes its answers only when the server ends gets them, and the end waits for that."""
+        self.patch(tcp, "ENDING", 9999)
+        factory: Any = TCPFactory(Big(), reactor)  # type: ignore[arg-type]
+        port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        with socket.create_connection(("127.0.0.1", port.getHost().port)) as client:
+            client.setblocking(False)  # noqa: FBT003
+            query = framed(b"x" * 1000)
+            while not any(connection._stuck for connection in factory.connections):
+                with contextlib.suppress(BlockingIOError):
+                    client.send(query)
+                await deferLater(reactor, 0)
+            ended = factory.end()
+            taken, octets = 0, b" "
+            while octets:
+                try:
+                    octets = client.recv(1 << 16)
+                    taken += len(octets)
+                except BlockingIOError:
+                    await deferLater(reactor, 0)
+            await ended
+        self.assertEqual(0, taken % (2 + 60_000))

@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parent.parent
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
     ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.errors", "jitsu_tw.dns.wire",
-     "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
+     "jitsu_tw.xen", "jitsu_tw.sockets", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
      "jitsu_tw.twistd"),
     ("jitsu_tw.ijitsu", "jitsu_tw.processes", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
      "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
@@ -37,7 +37,8 @@ FLOORS: Final = (
      "jitsu_tw.backends.libxl", "jitsu_tw.backends.xapi_session", "jitsu_tw.backends.xapi_vms",
      "jitsu_tw.backends.xapi", "jitsu_tw.backends.hosts", "jitsu_tw.backends", "jitsu_tw.readiness.delay",
      "jitsu_tw.readiness.port", "jitsu_tw.readiness.xenstore", "jitsu_tw.readiness", "jitsu_tw.store.memory",
-     "jitsu_tw.store.hooks", "jitsu_tw.store.bulk", "jitsu_tw.store.history", "jitsu_tw.store.requests",
+     "jitsu_tw.store.hooks", "jitsu_tw.store.bulk", "jitsu_tw.store.lock", "jitsu_tw.store.history",
+     "jitsu_tw.store.bounds", "jitsu_tw.store.requests", "jitsu_tw.store.push",
      "jitsu_tw.store.shared", "jitsu_tw.store.remote", "jitsu_tw.store.tidy", "jitsu_tw.store.git",
      "jitsu_tw.store",
      "jitsu_tw.coordinator.memory", "jitsu_tw.coordinator.local", "jitsu_tw.coordinator.kv",
@@ -63,8 +64,9 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.logs", "jitsu_tw.messages",
-                  "jitsu_tw.networks", "jitsu_tw.twistd", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.dns", "jitsu_tw.dns.connections", "jitsu_tw.errors",
+                  "jitsu_tw.logs", "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.twistd",
+                  "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dns.rcode
 
+from test.etcds import free_port
 from test.test_tap import BIN, HOST, PATIENCE, ProcessTestCase
 
 if TYPE_CHECKING:
@@ -60,11 +61,11 @@ class PushTests(ProcessTestCase):
         self.assertEqual(status, run.returncode, run.stderr)
         return run.stdout + run.stderr
 
-    def push(self, name: str, message: str = "please") -> str:
+    def push(self, name: str, message: str = "please", status: int = 0) -> str:
         """Commit all changes of the clone and push them as a request; return what the push says."""
         self.git("add", "-A")
         self.git("commit", "-qm", message)
-        return self.git("push", "origin", f"HEAD:refs/heads/request/{name}")
+        return self.git("push", "origin", f"HEAD:refs/heads/request/{name}", status=status)
 
     def digs(self, name: str = "www.jitsu.test") -> tuple[str, int]:
         """Return the address and the TTL that dig sees."""
@@ -106,14 +107,42 @@ class PushTests(ProcessTestCase):
         self.push("first")
         self.git("reset", "-q", "--hard", "HEAD~1")
         self.ttl.write_text("6")
-        self.assertIn("was '30', is '5' by now, should become '6'", self.push("second"))
+        self.assertIn("was '30', is '5' by now, should become '6'", self.push("second", status=1))
         self.ttl.write_text("five")
-        self.assertIn("remote: Rejected: ", self.push("third"))
+        self.assertIn("remote: Rejected: ", self.push("third", status=1))
         self.assertEqual(("10.0.0.1", 5), self.digs())
         self.git("fetch", "-qp")
         self.assertEqual("origin/rejected/second\norigin/rejected/third\n",
                          self.git("branch", "-r", "--format=%(refname:short)", "--list", "*/rejected/*"))
         self.git("push", "origin", ":rejected/second")
+
+    def test_wait(self) -> None:
+        """While the state cannot be written a push waits, `healthz` says why, and the push ends when it can be."""
+        lock = self.state / "refs" / "heads" / "main.lock"
+        lock.touch()
+        self.ttl.write_text("5\n")
+        self.git("commit", "-qam", "www: a TTL of 5")
+        push = subprocess.Popen(["git", "push", "origin", "HEAD:refs/heads/request/slow"], cwd=self.clone,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+        def is_told() -> bool:
+            os.utime(lock)  # an old one would be removed
+            said = json.loads(self.run_to_end("curl", "-s", f"http://{HOST}:{self.control}/healthz").stdout)
+            return said["status"] == "degraded" and "requests wait (1, for" in said["problems"][0]
+
+        self.until(is_told)
+        lock.unlink()
+        said = push.communicate(timeout=PATIENCE)[1]
+        self.assertIn("slow is merged", said)
+        self.assertEqual((0, 5), (push.returncode, self.digs()[1]))
+
+    def test_second(self) -> None:
+        """A second Jitsu on the same state does not start, and says which process has it; the first one goes on."""
+        others = f"--listen {free_port()} --control off"
+        run = self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "jitsu", *others.split(), "--config", "jitsu.yaml")
+        self.assertEqual(1, run.returncode, run.stdout)
+        self.assertIn(f"state.git is in use by the Jitsu of process {self.process.pid}: end that", run.stderr)
+        self.assertEqual(("10.0.0.1", 30), self.digs())
 
     def test_several_at_once(self) -> None:
         """Ten clones that push at the same time are all merged."""

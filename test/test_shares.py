@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.shares import Heaviest, Places
+from jitsu_tw.shares import Heaviest, Line, Places
 from test.packets import bounded
 
 
@@ -51,6 +51,32 @@ class PlacesTests(SynchronousTestCase):
             self.assertTrue(places.take(Source(f"10.0.{number}.1", 1)))
             places.leave(Source(f"10.0.{number}.1", 1))
         self.assertEqual(0, len(places._taken))
+
+
+class LineTests(SynchronousTestCase):
+    """`Line`."""
+
+    def test_in_turn(self) -> None:
+        """There are so many places, so many of them for one network; networks take turns in what becomes free."""
+        given: list[str] = []
+        line = Line(3, 2, given.append)
+        for one in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+            line.ask(one, one[:1].encode())
+        self.assertEqual(["a1", "a2", "b1"], given)
+        for one in ("b1", "a1", "a2", "a3", "c1", "a4", "b2", "nobody"):
+            line.leave(one, one[:1].encode())
+        self.assertEqual(["a1", "a2", "b1", "b2", "a3", "c1", "a4"], given)
+        self.assertEqual(([], []), (list(line._taken), list(line._waiting)))
+
+    def test_leaves_the_line(self) -> None:
+        """Who waits no more gets no place."""
+        given: list[str] = []
+        line = Line(1, 1, given.append)
+        for one in "xyz":
+            line.ask(one, b"n")
+        for one in "yx":
+            line.leave(one, b"n")
+        self.assertEqual(["x", "z"], given)
 
 
 class HeaviestTests(SynchronousTestCase):

@@ -30,6 +30,16 @@ class TurnTests(FleetTestCase):
         self.assertEqual([True], other)
         self.assertEqual(2, sum(self.world.machine(name).state is State.UP for name in names))
 
+    def test_forged(self) -> None:
+        """Questions that name many forged networks make a client that has proven its address wait for one of them."""
+        names = ["a" * number for number in range(1, 7)]
+        self.world = World(*(vm(name, boot_time=1.0) for name in [*names, "other"]), max_booting=1, answer_by=99)
+        for number, name in enumerate(names):
+            self.ask(name, host=f"10.0.{number}.1", proven=False)
+        other = self.ask("other", host="198.51.100.1")
+        self.world.pump(3.3)
+        self.assertEqual([True], other)
+
     def test_all_in_the_end(self) -> None:
         """All get their turn, also when some fail."""
         names = ["a" * number for number in range(1, 13)]

@@ -321,6 +321,21 @@ class CoverTests(FleetTestCase):
         self.world.pump(REFUSES_FOR + 0.2)
         self.assertEqual(f"asleep {MAC}", self.said)
 
+    def test_fails_once(self) -> None:
+        """What is held for a VM whose start fails is held on for the second one, whoever wanted it; then refused."""
+        for wants in (self.ask, lambda: self.standin.summon(self.ip, "192.0.2.1")):
+            self.begin()
+            wants()
+            self.world.pump(1.05)
+            self.standin.ever.clear()
+            for state, said in ((State.STARTING, f"booting {MAC}"), (State.FAILED, "failed")):
+                self.assertIs(State.WAITING, self.world.machine().state)
+                self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+                self.assertEqual((state, said), (self.world.machine().state, self.said))
+                self.world.pump(1.05)
+            self.assertEqual([f"booting {MAC}", "failed"], [words for _, words in self.standin.ever][-2:])
+            self.assertEqual(1, [words for _, words in self.standin.ever].count("failed"))
+
     def test_image(self) -> None:
         """What is held for a VM whose image is kept first is kept until that is done; nobody knocks meanwhile."""
         self.begin(boot_from=Boot.SNAPSHOT)

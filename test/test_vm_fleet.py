@@ -990,6 +990,155 @@ class BusySavingTests(FleetTestCase):
         self.assertEqual(f"{EPOCH + 1006:.3f}", self.world.remembered()["dns/www.jitsu.test/last_request_ts"])
 
 
+class RetryTests(FleetTestCase):
+    """Starts that fail after a client was given the address: it does not ask again."""
+
+    def begin(self, fails: int = 1, faults: type[BackendError] = BackendError, **settings: Any) -> None:
+        """Begin with a VM whose start takes two seconds, and fails so many times."""
+        self.world = World(vm(boot_time=2.0, **settings.pop("vm", {})), vm("other", boot_time=2.0), **settings)
+        start, self.calls = self.world.backend.start, 0
+
+        async def started(uuid: str) -> Any:
+            self.calls += 1
+            number = self.calls
+            how = await start(uuid)
+            if number <= fails:
+                self.world.backend.guests[uuid].power = Power.OFF
+                message = f"no disk, the {number}th time"
+                raise faults(message)
+            return how
+
+        self.patch(self.world.backend, "start", lambda uuid: Deferred.fromCoroutine(started(uuid)))
+
+    def end(self, seconds: float = 2.2) -> tuple[State, int, int]:
+        """Let time pass; return the VM's state, how often its start was tried, and how often that was by itself."""
+        self.world.pump(seconds)
+        return self.world.machine().state, self.calls, self.world.fleet.journal.retries
+
+    def test_once_more(self) -> None:
+        """It is started once more at once, in public, and is up."""
+        self.begin()
+        with capturedLogs() as logged:
+            answers = self.ask()
+            self.assertEqual((State.STARTING, 2, 1), self.end())
+        self.assertEqual([False], answers)
+        (line,) = [text for event in logged if "it is tried once more" in (text := formatEvent(event) or "")]
+        self.assertIn("www: its start failed: no disk, the 1th time", line)
+        self.assertIn("tried once more, as clients have its address", str(self.world.fleet.journal.decisions("www")))
+        self.assertEqual((State.UP, 2, 1), self.end())
+        outcomes = [one.outcome for one in self.world.fleet.journal.last_activations("www", 5)]
+        self.assertEqual(["up", "failed"], outcomes)
+        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_starts)
+
+    def test_then_rests(self) -> None:
+        """Once, and then it rests as after any second failure in a row; further answers change nothing about that."""
+        self.begin(fails=9)
+        self.ask()
+        self.assertEqual((State.FAILED, 2, 1), self.end(6))
+        for number in (3, 4):
+            self.world.pump(5)
+            self.ask()
+            self.assertEqual((State.FAILED, number, 1), self.end(4))
+
+    def test_not_without_an_answer(self) -> None:
+        """Not if nobody was given the address: whoever waits is told why, and may ask again."""
+        self.begin(answer_by=5.0)
+        answers = self.ask()
+        self.assertEqual((State.FAILED, 1, 0), self.end())
+        self.assertIsInstance(answers[0].value, BootFailed)
+        self.world.fleet.start_vm("www").addErrback(lambda _: None)
+        self.assertEqual((State.UP, 2, 0), self.end())
+
+    def test_who_waits(self) -> None:
+        """Clients that still wait when the first start fails are answered by the second."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.9)
+        late = self.ask(host="192.0.2.2")
+        self.assertEqual((State.STARTING, 2, 1), self.end(0.5))
+        self.assertEqual([], late)
+        self.world.pump(1.2)
+        self.assertEqual([False], late)
+
+    def test_goes_down(self) -> None:
+        """A guest that goes down before it was ready is booted once more, too."""
+        self.begin(fails=0, vm={"response_delay": 5.0})
+        self.ask()
+        self.world.pump(3)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
+        self.assertEqual((State.UP, 2, 1), self.end(7.5))
+
+    def test_in_its_turn(self) -> None:
+        """It waits for its turn like others, and takes nothing of a client's budget."""
+        self.begin(max_booting=1, starts_per_minute=1)
+        self.ask()
+        self.world.pump(1)
+        self.world.fleet.start_vm("other")
+        self.assertEqual((State.QUEUED, 2, 1), self.end(1.05))
+        self.assertIs(State.STARTING, self.world.machine("other").state)
+        self.assertEqual((State.UP, 3, 1), self.end(5))
+
+    def test_not_if_stopped(self) -> None:
+        """Not if a person has stopped it meanwhile."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.5)
+        self.world.fleet.stop_vm("www")
+        self.assertEqual((State.FAILED, 1, 0), self.end(9))
+
+    def test_not_if_removed(self) -> None:
+        """Not if it is being removed."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.5)
+        Deferred.fromCoroutine(self.world.fleet.dismiss(self.world.machine(), "it is no more"))
+        self.world.pump(9)
+        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.retries))
+
+    def test_not_if_unknown(self) -> None:
+        """Not if the hypervisor has no such VM, or is lost."""
+        for kind in (NoSuchVM, BackendLost):
+            self.begin(faults=kind)
+            self.ask()
+            self.assertEqual((1, 0), self.end(9)[1:], kind)
+
+    def test_not_at_the_end(self) -> None:
+        """Not while the process ends: what it starts then nobody would look after."""
+        self.begin()
+        self.ask()
+        self.world.pump(1.5)
+        self.world.fleet.stop()
+        self.assertEqual((1, 0), self.end(9)[1:])
+
+    def test_not_without_room(self) -> None:
+        """Not if the host has no memory for it."""
+        self.begin()
+        self.patch(self.world.backend, "memory", lambda _: deferLater(self.world.clock, 2, lambda: Memory(2, 1)))
+        self.ask()
+        self.assertEqual((State.FAILED, 0, 0), self.end(9))
+
+    def test_needs(self) -> None:
+        """A VM that waits for one whose start fails is queued once more, and that one is started with it."""
+        self.begin(vm={"needs": ("other",)})
+        self.ask()
+        self.assertEqual((State.UP, 3, 1), self.end(9))
+
+    def test_asked_while_it_stops(self) -> None:
+        """A client that was given the address while the VM was being stopped gets the VM when that is done."""
+        self.begin(fails=0, vm={"mode": Mode.SHUTDOWN, "stop_timeout": 5.0, "idle": 3.0})
+        self.ask()
+        self.world.pump(3)
+        stop, done = self.world.backend.stop, succeed(None)
+        self.patch(self.world.backend, "stop", lambda uuid, mode: done if mode is Mode.SHUTDOWN else stop(uuid, mode))
+        self.world.pump(3)
+        self.assertIs(State.STOPPING, self.world.machine().state)
+        answers = self.ask()
+        self.world.pump(2)
+        self.assertEqual(([False], State.STOPPING), (answers, self.world.machine().state))
+        self.world.pump(6)
+        self.assertEqual((State.UP, 2), (self.world.machine().state, self.world.starts()))
+
+
 class FailureTests(FleetTestCase):
     """VMs that fail again and again, that hang, and that cannot go on."""
 
@@ -1039,11 +1188,11 @@ class FailureTests(FleetTestCase):
                     self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
             self.assertEqual((7, 7), (self.world.starts(), self.world.machine().failures), reason)
 
-    def begin_silent(self, sent: int | None = 0, **changes: Any) -> MemoryGuest:
+    def begin_silent(self, sent: int | None = 0, answer_by: float = 100.0, **changes: Any) -> MemoryGuest:
         """Begin with a VM whose port never answers, and that has sent so many packets."""
         self.patch(Port, "wait", lambda *_: Deferred())
         self.patch(MemoryBackend, "reachable", True)  # noqa: FBT003
-        self.world = World(vm(wait_for_port=80, idle=600, **changes))
+        self.world = World(vm(wait_for_port=80, idle=600, **changes), answer_by=answer_by)
         guest = self.world.backend.guests[self.world.machine().uuid]
         self.ask()
         guest.sent = sent
@@ -1065,6 +1214,15 @@ class FailureTests(FleetTestCase):
             self.world.pump(READY_WITHIN + 1, step=1)
             self.assertEqual((State.FAILED, failures), (self.world.machine().state, self.world.machine().failures))
         self.assertIn("tried again in", str(self.ask()[0].value))
+
+    def test_silent_after_an_answer(self) -> None:
+        """If a client was given its address, it is booted once more by itself, and then left alone."""
+        guest = self.begin_silent(answer_by=1.2)
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertEqual((State.WAITING, 2), (self.world.machine().state, guest.boots))
+        self.world.pump(READY_WITHIN + 1, step=1)
+        self.assertEqual((State.FAILED, 2, 2),
+                         (self.world.machine().state, guest.boots, self.world.machine().failures))
 
     def test_not_silent(self) -> None:
         """One that has sent a packet, or that nobody counts, is taken for up; so is one that somebody else started."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.vm.lifecycle import ACTIVATING, BOOTING, CALLING, RUNNING, TRANSITIONS, WANTED, Event, State, after
+from jitsu_tw.vm.lifecycle import (
+    ACTIVATING,
+    BOOTING,
+    CALLING,
+    RUNNING,
+    TRANSITIONS,
+    WANTED,
+    Event,
+    State,
+    after,
+    is_tried_again,
+)
 
 #: What each input but a reboot does to each state, in the order of `Event`; a dot where it does nothing.
 #: (summon, admit, started, fail, image, ready, stop, stop failed, seen off, running, paused, saved, gone, and lost.)
@@ -55,6 +66,14 @@ class TableTests(SynchronousTestCase):
         self.assertEqual({(State.QUEUED, Event.ADMIT)}, entering)
         for state in ACTIVATING | {State.UP, State.STOPPING}:
             self.assertIs(state, after(state, Event.SUMMON))
+
+    def test_tried_again(self) -> None:
+        """A failed start is tried once more after a first failure in a row, if a client has the address; else never."""
+        expected = {(promised, failures): (promised, failures) == (True, 1)
+                    for promised in (False, True) for failures in range(4)}  # fmt: skip
+        found = {(promised, failures): is_tried_again(promised=promised, failures=failures)
+                 for promised, failures in expected}  # fmt: skip
+        self.assertEqual(expected, found)
 
     def test_calls_end_by_themselves(self) -> None:
         """While a call of ours is under way, nothing that the backend is seen to do changes the state."""

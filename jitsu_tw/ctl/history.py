@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import shutil
 import time
@@ -20,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import pygit2
 
+from jitsu_tw.ctl import show
 from jitsu_tw.store import hooks
+from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
 from jitsu_tw.store.layout import VMS
 from jitsu_tw.store.merge import three_way
@@ -43,7 +44,8 @@ class FailedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """Print a line."""
-        click.echo(f"jitsuctl: {self.message}", err=True)
+        for line in f"jitsuctl: {self.message}".splitlines():
+            show.say(line, err=True)
 
 
 class NobodyError(FailedError):
@@ -88,10 +90,22 @@ def _commit(repository: pygit2.Repository, name: str) -> pygit2.Commit:
         raise FailedError(f"there is no commit or branch {name} in the state") from error
 
 
-def _vms(commit: pygit2.Commit | None) -> dict[str, str]:
-    """Return the values of all VMs' files in *commit*."""
-    tree = None if commit is None else subtree(commit.tree, VMS)
-    return {f"{VMS}/{path}": value for path, value in files(tree).items()}
+def _vms(repository: pygit2.Repository, *commits: pygit2.Commit | None) -> list[dict[str, str]]:
+    """Return, of each of *commits*, the values of the VMs in which the first two differ; they may be anybody's."""
+    reader = Reader(repository)
+    try:
+        sides = [reader.folders(commit) for commit in commits]
+        differ = [uuid for uuid in sides[0].keys() | sides[1].keys() if sides[0].get(uuid) != sides[1].get(uuid)]
+        found: list[dict[str, str]] = []
+        for side in sides:
+            found.append({})
+            for uuid in differ:
+                Reader(repository).check(uuid, side.get(uuid))
+                values = reader.values(uuid, side.get(uuid))
+                found[-1] |= {f"{VMS}/{uuid}/{path}": value for path, value in values.items()}
+    except RefusedError as error:
+        raise FailedError(str(error)) from error
+    return found
 
 
 def _before(commit: pygit2.Commit) -> pygit2.Commit | None:
@@ -119,12 +133,12 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
     if not values:
         raise FailedError(f"the state has nothing at /{below}")
     if as_json:
-        click.echo(json.dumps({f"/{one}": value for one, value in values.items()}, indent=2))
+        show.dump({f"/{one}": value for one, value in values.items()})
         return
     longest = max(len(one) + len(value) for one, value in values.items()) + 4
     width = max(longest, min(79, shutil.get_terminal_size().columns))
     for one, value in values.items():
-        click.echo(f"/{one}".ljust(width - len(value), ".") + value)
+        show.say(f"/{one}".ljust(width - len(value), ".") + value)
 
 
 @click.command()
@@ -148,15 +162,15 @@ def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
             for one in found
         ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps(entries, indent=2))
+        show.dump(entries)
         return
     for one in entries:
         when = datetime.fromtimestamp(int(str(one["time"]))).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         first, *more = str(one["message"]).splitlines()
-        click.echo(f"{str(one['commit'])[:10]}  {when}  {one['author']}: {first}")
+        show.say(f"{str(one['commit'])[:10]}  {when}  {one['author']}: {first}")
         for line in more:
             if line:
-                click.echo(f"    {line}")
+                show.say(f"    {line}")
 
 
 def _entry(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
@@ -200,14 +214,14 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
         else:
             base = repository.merge_base(head.id, new.id)
             old = None if base is None else repository[base].peel(pygit2.Commit)
-        changes = _changes(_vms(old), _vms(new))
+        changes = _changes(*_vms(repository, old, new))
     if as_json:
-        click.echo(json.dumps(changes, indent=2))
+        show.dump(changes)
         return
     for one in changes:
         was = "(not there)" if one["old"] is None else one["old"]
         now = "(not there)" if one["new"] is None else one["new"]
-        click.echo(f"/{one['path']}: {was} -> {now}")
+        show.say(f"/{one['path']}: {was} -> {now}")
 
 
 @click.command()
@@ -230,13 +244,13 @@ def revert(commit: str, state: Path) -> None:
     """Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says."""
     with opened(state) as repository:
         head, undone = _commit(repository, MAIN), _commit(repository, commit)
-        ours = _vms(head)
-        merged, conflicts = three_way(_vms(undone), ours, _vms(_before(undone)))
+        is_, was, ours = _vms(repository, undone, _before(undone), head)
+        merged, conflicts = three_way(is_, ours, was)
         if conflicts:
             raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
         if merged == ours:
             raise FailedError(f"{commit} has changed nothing that is still so")
-        tree_id = _with_vms(repository, head.tree, merged)
+        tree_id = _with_vms(repository, head.tree, ours, merged)
         who = _who(repository)
         subject = next(iter(undone.message.splitlines()), "")
         message = f'Revert "{subject}"\n\nThis undoes {undone.id}.\n'
@@ -252,11 +266,12 @@ def _who(repository: pygit2.Repository) -> pygit2.Signature:
         return pygit2.Signature(getpass.getuser(), f"{getpass.getuser()}@localhost")
 
 
-def _with_vms(repository: pygit2.Repository, old: pygit2.Tree, values: Mapping[str, str]) -> pygit2.Oid:
-    """Write *old* with those values in the place of all that VMs had."""
+def _with_vms(
+    repository: pygit2.Repository, tree: pygit2.Tree, before: Mapping[str, str], values: Mapping[str, str]
+) -> pygit2.Oid:
+    """Write *tree* with *values* in the place of *before*."""
     index = pygit2.Index()
-    index.read_tree(old)
-    before = {f"{VMS}/{path}": value for path, value in files(subtree(old, VMS)).items()}
+    index.read_tree(tree)
     for path in before.keys() - values.keys():
         index.remove(path)
     for path, value in values.items():
@@ -276,12 +291,11 @@ def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
             message = f"nobody has looked at request/{name} within {PATIENCE:g} s: does a Jitsu run with this state?"
             raise NobodyError(f"{message} The request waits for it")
         time.sleep(_PAUSE)
-    rejected = references[REJECTED + name].peel(pygit2.Commit) if REJECTED + name in references else None
-    if rejected is not None and commit in rejected.parent_ids:
-        raise FailedError(rejected.message.strip())
+    if REJECTED + name in references:
+        raise FailedError(references[REJECTED + name].peel(pygit2.Commit).message.strip())
     merged = references[MAIN].peel(pygit2.Commit)
     what = [line for line in merged.message.splitlines()[2:-1] if line] if merged.message.startswith("Merge ") else []
-    click.echo("; ".join(["merged", *what]))
+    show.say("; ".join(["merged", *what]))
 
 
 @click.command()
@@ -292,7 +306,7 @@ def init(path: Path) -> None:
         hooks.make(path)
     except FAULTS as error:
         raise FailedError(f"{path}: {error}") from error
-    click.echo(f"{path} is ready; begin Jitsu with --persistdb {path}")
+    show.say(f"{path} is ready; begin Jitsu with --persistdb {path}")
 
 
 #: What `jitsu_tw.ctl` has, too.

@@ -146,12 +146,10 @@ class Server:
         octets: bytes,
         source: Source,
         send: Callable[[bytes], None],
-        stream: Callable[[Iterator[bytes]], bool] | None = None,
+        stream: Callable[[Iterator[bytes]], None] | None = None,
     ) -> bool:
         """
         Answer *octets* from *source* by *send*, now or later, or by *stream*, for what is long (only over TCP).
-
-        What *stream* returns is whether it takes what it is given.
 
         Return False if they get no answer.
         """
@@ -173,10 +171,9 @@ class Server:
             said = transfer.answer(octets, query, self._zones, self._allowed, signed)
             if isinstance(said, Reply):
                 self._say(asked, said)
-            elif stream is not None and stream(said.packets(asked.options, signed, self._wall)):
+            elif stream is not None:
                 self.log.info("{host}: {what}", host=source.host, what=transfer.describe(said))
-            else:
-                self._say(asked, Reply(dns.ESERVER, ede=((EDE_OTHER, "too many transfers at once; try again later"),)))
+                stream(said.packets(asked.options, signed, self._wall))
         else:
             query.question.source = asked.source
             found = self.resolver.query(query.question)

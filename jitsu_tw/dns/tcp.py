@@ -24,7 +24,7 @@ from jitsu_tw.dns.connections import Connections
 from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.networks import network, packed
-from jitsu_tw.shares import Places
+from jitsu_tw.shares import Line
 from jitsu_tw.vm.turns import Turns
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ ENDING: Final = 2.0
 #: How long all connections together are read in one turn of the reactor, in seconds.
 SLICE: Final = 0.002
 
-#: How many connections send zones at once, and how many of them to one client network. A zone that is being sent takes
-#: eight octets for each of its RRsets.
-MOST_TRANSFERS: Final = 16
-MOST_TRANSFERS_TO_ONE: Final = 4
+#: How many connections send zones at once, and how many of them to one client network. Each works for a millisecond in
+#: a turn of the reactor, and keeps eight octets for each RRset of its zone.
+MOST_TRANSFERS: Final = 8
+MOST_TRANSFERS_TO_ONE: Final = 2
 
 #: How many queries of one connection may wait for their answers; further ones are not read meanwhile.
 MOST_WAITING: Final = 100
@@ -70,6 +70,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     _ended = False
     _closing = False
     _transfers = 0
+    _may_transfer = False
 
     def connectionMade(self) -> None:  # noqa: N802
         """Begin to count idle time."""
@@ -77,6 +78,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
         self.network = network(packed(peer.host))
         self.streams = Streams(self.sendString, self.transport.abortConnection, self.factory.reactor)
+        self.streams.pause()
         self.factory.admit(self)
         self.transport.registerProducer(self, True)  # noqa: FBT003
         self.setTimeout(IDLE)
@@ -101,17 +103,24 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             self.sendString(reply)
         self._done()
 
-    def _stream(self, packets: Iterator[bytes]) -> bool:
-        if not self._transfers and not self.factory.transfers.take(self.source):
-            return False
+    def _stream(self, packets: Iterator[bytes]) -> None:
         self._transfers += 1
         self.streams.begin(packets).addCallback(self._streamed)
-        return True
+        if self._transfers == 1:
+            self.factory.transfers.ask(self, self.network)
+
+    def transfer(self) -> None:
+        """Send the zones that are asked for: there is a place among those that do."""
+        self._may_transfer = True
+        if not self._stuck:
+            self.streams.resume()
 
     def _streamed(self, _: bool) -> None:  # noqa: FBT001
         self._transfers -= 1
         if not self._transfers:
-            self.factory.transfers.leave(self.source)
+            self._may_transfer = False
+            self.streams.pause()
+            self.factory.transfers.leave(self, self.network)
         self._done()
 
     def _done(self) -> None:
@@ -163,7 +172,8 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         """Hear that the client takes them."""
         self._stuck = False
         self.setTimeout(IDLE)
-        self.streams.resume()
+        if self._may_transfer:
+            self.streams.resume()
         self.look()
 
     def stopProducing(self) -> None:  # noqa: N802
@@ -192,7 +202,7 @@ class TCPFactory(Factory):
     Attributes:
         server: answers the queries.
         connections: those that are open.
-        transfers: places of connections that send zones.
+        transfers: the places of connections that send zones.
     """
 
     noisy = False
@@ -201,7 +211,7 @@ class TCPFactory(Factory):
         """Answer with *server*; *reactor* is `IReactorTime`."""
         self.server, self.reactor = server, reactor
         self.connections: Connections[TCP] = Connections()
-        self.transfers = Places(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE)
+        self.transfers: Line[TCP] = Line(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE, TCP.transfer)
         self._line: Turns[TCP] = Turns()
         self._turn: IDelayedCall | None = None
         self._until = 0.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jitsu_tw.store.memory import MemoryStore
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
 def store_at(path: Path | None, past: Past) -> IStore:
     """Return the store at *path*, which keeps *past*; in memory without a path, and then libgit2 is not loaded."""
     if path is None:
+        from jitsu_tw.store.memory import MemoryStore  # noqa: PLC0415 -- the hooks of git load this package, and not that
+
         return MemoryStore()
     from jitsu_tw.store.git import GitStore  # noqa: PLC0415
 

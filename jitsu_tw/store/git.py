@@ -17,6 +17,7 @@ from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IStore
 from jitsu_tw.store.history import History
 from jitsu_tw.store.layout import STATISTICS
+from jitsu_tw.store.lock import Lock
 from jitsu_tw.store.requests import Request, Requests
 from jitsu_tw.store.shared import Shared
 from jitsu_tw.store.tidy import Tidy
@@ -51,12 +52,18 @@ class GitStore:
         self._history = History(path, past)
         self._requests = Requests(self._history)
         self._tidy = Tidy(self._history)
+        self._running = Lock(path)
         self._lock = DeferredLock()
         self._tidying: Deferred[None] | None = None
 
     def open(self) -> Mapping[str, str]:
-        """Open the repository, or make one where nothing is, and return the tree."""
-        return self._history.open()
+        """
+        Open the repository, or make one where nothing is, and return the tree.
+
+        Raises:
+            StoreError: it cannot be read, or another Jitsu runs with it.
+        """
+        return self._history.open(self._running.take)
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit *changes*, which the caller leaves as they are."""
@@ -82,6 +89,10 @@ class GitStore:
     def reject(self, request: Request, reason: str) -> Deferred[None]:
         """Put *request* aside, with the reason (`Requests.reject`)."""
         return self._run(self._requests.reject, request, reason)
+
+    def end_requests(self) -> None:
+        """Give up what is being read of a request, however long it is."""
+        self._requests.ended = True
 
     def share(self, node: str) -> Sharer:
         """Return what shares the configuration with others, who know us as *node*."""
@@ -121,6 +132,7 @@ class GitStore:
         await self._lock.run(lambda: None)
         if self._tidying is not None:
             await self._tidying
+        self._running.release()
 
 
 class Sharer:

@@ -110,30 +110,56 @@ class History:
 
     # Opening.
 
-    def open(self) -> dict[str, str]:
+    def open(self, take: Callable[[], None] | None = None) -> dict[str, str]:
         """
         Open the repository, or make one where nothing is, and return the tree.
 
+        Args:
+            take: makes it ours alone; without that, it is only read.
+
         Raises:
-            StoreError: it is damaged, foreign, or cannot be read.
+            StoreError: it is damaged, foreign, cannot be read, or is another's.
         """
         try:
             if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
                 self._repository = hooks.make(self.path)
+                if take is not None:
+                    take()
                 return {}
-            self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
-            if not self._repository.is_bare:
-                message = "it has a work tree, so it is somebody's own"
-                raise ValueError(message)
+            self.look()
+            if take is not None:
+                take()
+                self._renew_hooks()
             self._clean()
-            if MAIN not in self._repository.references:
+            if MAIN not in self.repository.references:
                 return self._unborn()
-            head = self._repository.references[MAIN].peel(pygit2.Commit)
+            head = self.repository.references[MAIN].peel(pygit2.Commit)
             self._head, self._chain = head.id, self._statistics(head)
             return files(head.tree)
         except FAULTS as error:
             message = f"{self.path} is not a state that can be read ({error}): {self.remedy}"
             raise StoreError(message) from error
+
+    def look(self) -> None:
+        """
+        Open the repository for what needs no tree.
+
+        Raises:
+            ValueError, GitError: it is none of ours, or none at all.
+        """
+        self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
+        if not self._repository.is_bare:
+            message = "it has a work tree, so it is somebody's own"
+            raise ValueError(message)
+
+    def _renew_hooks(self) -> None:
+        """Let the hooks be those of this Jitsu."""
+        try:
+            for foreign in hooks.renew(self.repository):
+                self.log.warn("{hook} is not Jitsu's, so pushes are not checked by Jitsu's own: move it away, and run "
+                              "`jitsuctl init {path}`", hook=foreign, path=self.path)
+        except FAULTS as error:
+            self.log.warn("{path}: the hooks are not renewed: {error}", path=self.path, error=str(error))
 
     def _unborn(self) -> dict[str, str]:
         """Return the empty tree of a repository without `main`, if it is one that nobody has written to."""
@@ -226,7 +252,19 @@ class History:
             yield
         except FAULTS as error:
             reason = f"{self.path}: {error}"
+            if "ermission denied" in reason:
+                reason += self._foreign()
             raise StoreError(reason) from error
+
+    def _foreign(self) -> str:
+        """Return which folder another user has made, and the remedy; "" if none."""
+        for folder, _, _ in os.walk(self.path):
+            owner = Path(folder).stat().st_uid
+            if owner != os.geteuid():
+                me = hooks.user(os.geteuid())
+                return (f": {folder} belongs to {hooks.user(owner)}, and Jitsu runs as {me}: as root, run "
+                        f"`chown -R {me} {self.path}`; and push as {me} only")
+        return ""
 
     def _take_back(self) -> None:
         """Put a `main` that somebody else has moved aside; nobody but us writes there."""

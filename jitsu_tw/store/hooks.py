@@ -1,71 +1,61 @@
 """
-A new repository for the state, with the hooks that make it safe and pleasant to push to.
+A repository for the state: its settings, and the hooks by which git asks Jitsu about each push (`push`).
 
-``update`` says who may push what: `main` is Jitsu's own, and who comes with ``JITSU_VM`` in the environment (as sshd
-can set it for a key) may only ask for changes of that VM. ``post-receive`` tells the pusher what became of the request.
+A hook is a line of shell that runs the Python which Jitsu itself runs with: git runs it as the user who pushes, with a
+`PATH` of its own.
 """
 
 from __future__ import annotations
 
+import pwd
+import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pygit2
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-UPDATE: Final = r"""#!/bin/sh
-# Jitsu's: says who may push what to its state. $1 is the branch, $3 what it shall be (zeros: nothing).
-refuse() {
-    echo "$*" >&2
+#: In each hook of Jitsu's; a file without it is the operator's.
+MARK: Final = "# Jitsu's: "
+
+HOOK: Final = """#!/bin/sh
+{mark}{purpose}. It is written anew when Jitsu starts.
+python={python}
+if [ ! -x "$python" ]; then
+    echo "{name}: $python is not there, or not for this user: start Jitsu, or run jitsuctl init, to renew the hooks" >&2
     exit 1
-}
-if [ -n "${JITSU_VM-}" ]; then
-    case $1 in
-    "refs/heads/request/$JITSU_VM/"*) exit 0 ;;
-    "refs/heads/rejected/$JITSU_VM/"*) ;;
-    *) refuse "you may push to refs/heads/request/$JITSU_VM/... only" ;;
-    esac
 fi
-case $1 in
-refs/heads/main) refuse "main is Jitsu's own: push to refs/heads/request/NAME" ;;
-refs/heads/rejected/*) expr "$3" : '0*$' >/dev/null || refuse "rejected/... is Jitsu's own; you may delete it" ;;
-refs/heads/*) ;;
-*) refuse "push to refs/heads/request/NAME" ;;
-esac
+exec "$python" -I -c 'import sys
+root = sys.argv.pop(1)
+if root not in sys.path:
+    sys.path.insert(0, root)
+from jitsu_tw.store import push
+push.main()' {root} {name}
 """
 
-POST_RECEIVE: Final = r"""#!/bin/sh
-# Jitsu's: tells who has pushed a request what became of it, within five seconds.
-while read -r old new ref; do
-    case $ref in
-    refs/heads/request/*) name=${ref#refs/heads/request/} ;;
-    *) continue ;;
-    esac
-    expr "$new" : '0*$' >/dev/null && continue
-    tries=0
-    while [ "$(git rev-parse --quiet --verify "$ref")" = "$new" ]; do
-        tries=$((tries + 1))
-        if [ $tries -gt 50 ]; then
-            echo "Jitsu has not looked at $name yet; it will when it runs"
-            continue 2
-        fi
-        sleep 0.1
-    done
-    if [ "$(git rev-parse --quiet --verify "refs/heads/rejected/$name^")" = "$new" ]; then
-        git log -1 --format=%B "refs/heads/rejected/$name"
-    else
-        echo "$name is merged"
-    fi
-done
-"""
+#: What each is for.
+PURPOSES: Final = {
+    "pre-receive": "says who may push what, and how large it may be",
+    "proc-receive": "waits until the running Jitsu has merged or rejected a request, and tells the sender",
+}
 
-#: git must not tidy up by itself: while Jitsu writes, only Jitsu knows what is in use. What is pushed is looked at.
+#: What earlier versions had.
+FORMER: Final = ("update", "post-receive")
+
+#: Settings of git that a state needs; those that are there already are the operator's.
 CONFIGURATION: Final = {
+    # While Jitsu writes, only Jitsu knows what is in use.
     "gc.auto": "0",
     "receive.autogc": "false",
+    # What is pushed is looked at; fewer objects than these are unpacked, so that they are no deltas on each other.
     "receive.fsckObjects": "true",
     "receive.maxInputSize": "64m",
+    "receive.unpackLimit": "10000",
+    "core.bigFileThreshold": "1m",  # larger ones are not read into memory
+    "receive.procReceiveRefs": "refs/heads/request",
     "core.logAllRefUpdates": "false",
 }
 
@@ -73,12 +63,47 @@ CONFIGURATION: Final = {
 def make(path: Path) -> pygit2.Repository:
     """Return a new bare repository at *path*, or the one that is there, with our hooks."""
     repository = pygit2.init_repository(str(path), bare=True, initial_head="main")
-    for key, value in CONFIGURATION.items():
-        repository.config[key] = value
-    folder = path / "hooks"
-    folder.mkdir(exist_ok=True)
-    for name, text in (("update", UPDATE), ("post-receive", POST_RECEIVE)):
-        hook = folder / name
-        hook.write_text(text)
-        hook.chmod(0o755)
+    for foreign in renew(repository):
+        message = f"{foreign} is not Jitsu's: move it away"
+        raise OSError(message)
     return repository
+
+
+def renew(repository: pygit2.Repository) -> list[Path]:
+    """Write the settings and hooks of this Jitsu where they are not there; return the hooks that are an operator's."""
+    for key, value in CONFIGURATION.items():
+        if key not in repository.config:
+            repository.config[key] = value
+    folder = Path(repository.path, "hooks")
+    folder.mkdir(exist_ok=True)
+    for name in FORMER:
+        if _is_ours(folder / name):
+            (folder / name).unlink()
+    return list(_renew(folder))
+
+
+def _renew(folder: Path) -> Iterator[Path]:
+    root = Path(__file__).parents[2]
+    for name, purpose in PURPOSES.items():
+        hook = folder / name
+        text = HOOK.format(mark=MARK, purpose=purpose, name=name, python=shlex.quote(sys.executable),
+                           root=shlex.quote(str(root)))  # fmt: skip
+        if hook.exists() and not _is_ours(hook):
+            yield hook
+        elif not hook.exists() or hook.read_text() != text:
+            new = hook.with_name(f"{name}.new")
+            new.write_text(text)
+            new.chmod(0o755)
+            new.replace(hook)
+
+
+def _is_ours(hook: Path) -> bool:
+    return hook.exists() and MARK in hook.read_text(errors="replace")
+
+
+def user(uid: int) -> str:
+    """Return the name of the user *uid*, or the number if there is no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -143,18 +143,22 @@ def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
     return paths
 
 
-def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """
     Yield each key, value and path of what the *files* of one VM say; `vm_paths` backwards.
 
+    A VM has one TTL, which is at each of its names: what has changed holds.
+
     Args:
         files: values by their paths below the VM's folder.
+        was: the same before; *files* themselves if nothing has changed.
 
     Raises:
-        ValueError: a path is none of a VM's, or its names have several TTLs; the message says so.
+        ValueError: a path is none of a VM's, or its names have several new TTLs; the message says so.
     """
     keys = {file: key for key, file in FILES.items()}
     ttls: dict[str, str] = {}
+    new: dict[str, str] = {}
     for path in sorted(files, key=_in_order):
         value = files[path].strip()
         match path.split("/"):
@@ -164,6 +168,8 @@ def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
             case ["dns", name, "ttl"]:
                 yield "dns", name, path
                 ttls[value] = path
+                if files[path] != was.get(path):
+                    new[value] = path
             case ["config", key, number] if number.isdecimal() and key not in FILES.keys() | _DNS:
                 yield key, value, path
             case ["config", key, _] if key in FILES.keys() | _DNS:
@@ -172,8 +178,9 @@ def sayings(files: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
             case _:
                 message = f"{path} is no place for anything; see the folders of other VMs"
                 raise ValueError(message)
+    ttls = new or ttls
     if len(ttls) > 1:
-        message = f"the names have TTLs of {' and '.join(sorted(ttls))}; a VM has one, write it to each"
+        message = f"the names have new TTLs of {' and '.join(sorted(ttls))}; a VM has one, write it to one of them"
         raise ValueError(message)
     for value, path in ttls.items():
         yield "ttl", value, path

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
 import attrs
 import pygit2
-from pygit2.enums import FileMode
+from twisted.logger import Logger
 
-from jitsu_tw.errors import printable
-from jitsu_tw.store.history import AUTHOR, FAULTS, files, subtree
-from jitsu_tw.store.layout import STATISTICS, VMS
+from jitsu_tw.errors import StoreError, printable
+from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError
+from jitsu_tw.store.history import FAULTS
+from jitsu_tw.store.layout import VMS
 from jitsu_tw.store.merge import three_way
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from jitsu_tw.store.history import History
 
@@ -32,13 +34,15 @@ REJECTED: Final = "refs/heads/rejected/"
 #: The last commit of the branch that several Jitsus share which is in our `main`, too (`shared`).
 SHARED: Final = "refs/jitsu/shared"
 
-#: So many rejected requests are kept, the last ones.
+#: The most rejected requests that are kept. The oldest one of the sender that has the most gives way.
 MOST_REJECTED: Final = 100
 
-#: In octets: the longest value that is read.
-LONGEST: Final = 65536
+#: In octets: the longest name of a request. Longer ones, and names that cannot be printed, are passed over.
+LONGEST_REQUEST: Final = 200
 
-_PLAIN: Final = frozenset({FileMode.BLOB, FileMode.BLOB_EXECUTABLE})
+#: In characters: the longest name of an author or subject, and the longest reason, that is kept.
+LONGEST_WORDS: Final = 200
+LONGEST_REASON: Final = 4000
 
 
 @attrs.frozen
@@ -67,14 +71,16 @@ class Request:
         subject: the first line of its message.
         changes: what it would change, by uuid.
         refused: why it cannot be merged; empty if it can, as far as git knows.
+        kept: whether the commit stays when the request is put aside; not if it is beyond the bounds.
     """
 
     name: str
     commit: pygit2.Oid
-    author: str = "somebody"
+    author: str = "an unknown author"
     subject: str = ""
     changes: Mapping[str, Change] = attrs.field(factory=dict)
     refused: str = ""
+    kept: bool = True
 
     @property
     def guest(self) -> str:
@@ -87,17 +93,22 @@ def guest_of(branch: str) -> str:
     return branch.partition("/")[0] if "/" in branch else ""
 
 
-class RefusedError(Exception):
-    """A request that cannot be merged; the message says why."""
-
-
 class Requests:
-    """The requests in a state."""
+    """
+    The requests in a state.
+
+    Attributes:
+        ended: set when the process ends: a request that is being read is given up.
+    """
+
+    log = Logger()
 
     def __init__(self, history: History) -> None:
         """Merge into *history*."""
         self._history = history
         self._packed: tuple[int, tuple[str, ...]] = (0, ())
+        self._passed_over: set[str] = set()
+        self.ended = False
 
     def waiting(self) -> list[str]:
         """Return the names of the branches that ask; quick, and may be called while others work on the repository."""
@@ -106,7 +117,18 @@ class Requests:
         for folder, _, names in os.walk(base):
             inner = os.path.relpath(folder, base)
             found |= {os.path.normpath(os.path.join(inner, name)) for name in names if not name.endswith(".lock")}  # noqa: PTH118
-        return sorted(found)
+        return sorted(name for name in found if not self._is_passed_over(name))
+
+    def _is_passed_over(self, name: str) -> bool:
+        """Return whether no request can have this *name*, and log that once."""
+        if can_be_named(name):
+            return False
+        if name not in self._passed_over:
+            self._passed_over.add(name)
+            message = ("a branch below request/ is passed over, because its name is too long, or cannot be printed: "
+                       "{name!a}; remove it by git update-ref -d")
+            self.log.error(message, name=name[:LONGEST_REQUEST])
+        return True
 
     def _among_packed(self) -> tuple[str, ...]:
         """Return those that git has put into its file of packed branches, which is read when it has changed."""
@@ -114,7 +136,7 @@ class Requests:
         try:
             changed = path.stat().st_mtime_ns
             if changed != self._packed[0]:
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
                 names = [line.partition(" ")[2] for line in lines]
                 self._packed = changed, tuple(name.removeprefix(ASKED) for name in names if name.startswith(ASKED))
         except OSError:
@@ -134,77 +156,61 @@ class Requests:
                 return None
             target = _target(repository.references[ASKED + name])
             head = self._history.head
+        request = Request(name, target)
+        reader = Reader(repository, lambda: self.ended)
         try:
-            commit = repository[target].peel(pygit2.Commit)
-            author = printable(f"{commit.author.name} <{commit.author.email}>")
-            subject = printable(next(iter(commit.message.splitlines()), "").strip())
-        except FAULTS as error:
-            return Request(name, target, refused=f"its commit cannot be read: {error}")
-        try:
-            changes = self._changes(commit, head)
+            commit = reader.commit(target)
+            request = attrs.evolve(request, author=_author(commit), subject=words(first_line(commit.raw_message)))
+            return attrs.evolve(request, changes=self._changes(reader, commit, head))
+        except TooLargeError as error:
+            return attrs.evolve(request, refused=str(error), kept=False)
         except RefusedError as error:
-            return Request(name, target, author, subject, refused=str(error))
+            return attrs.evolve(request, refused=str(error))
         except FAULTS as error:
-            return Request(name, target, author, subject, refused=f"it cannot be read: {error}")
-        return Request(name, target, author, subject, changes)
+            return attrs.evolve(request, refused=f"it cannot be read: {error}")
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- wide: one request must not stop those after it
+            self.log.failure("request/{name}: unexpected, please report", name=name)
+            return attrs.evolve(request, refused=f"it cannot be read: unexpected {type(error).__name__}", kept=False)
+        finally:
+            self._history.loose += reader.seen  # as far as it is new, it has come as a file for each object
 
-    def _changes(self, commit: pygit2.Commit, head: pygit2.Commit | None) -> dict[str, Change]:
-        known = [] if head is None else [head.id, *self._shared()]
-        base = self._history.repository.merge_base_many([commit.id, *known]) if known else None
-        if head is None or base is None:
-            message = "it has no commit in common with main: clone the state anew, and make the change there"
-            raise RefusedError(message)
-        self._only_vms(commit, known)
-        trees = [entries(self._history.repository[one].peel(pygit2.Commit).tree)
-                 for one in (base, head.id, commit.id)]
-        was, ours, theirs = trees
+    def _changes(self, reader: Reader, commit: pygit2.Commit, head: pygit2.Commit | None) -> dict[str, Change]:
+        measured = reader.measure(commit.id, None if head is None else head.id, self.shared())
         changes: dict[str, Change] = {}
         conflicts: list[str] = []
-        for uuid in sorted(was.keys() | theirs.keys()):
-            if was.get(uuid) == theirs.get(uuid) or ours.get(uuid) == theirs.get(uuid):
-                continue
-            check_folder(uuid, theirs.get(uuid))
-            sides = [files(tree if isinstance(tree := side.get(uuid), pygit2.Tree) else None) for side in trees]
-            mine = sides[1]
-            if not sides[2]:  # who removes a VM removes what we, or others, have added to it
-                mine = {path: value for path, value in mine.items() if path in sides[0]}
-            merged, clashes = three_way(sides[0], mine, sides[2])
+        for uuid in measured.changed:
+            sides = (measured.base, measured.ours, measured.theirs)
+            was, ours, theirs = (reader.values(uuid, side.get(uuid)) for side in sides)
+            mine = ours
+            if not theirs:  # the removal of a VM removes what we, or others, have added to it
+                mine = {path: value for path, value in mine.items() if path in was}
+            merged, clashes = three_way(was, mine, theirs)
             conflicts += [f"{VMS}/{uuid}/{clash}" for clash in clashes]
-            if merged != sides[1]:
-                changes[uuid] = Change(sides[1], merged)
+            if merged != ours:
+                changes[uuid] = Change(ours, merged)
         if conflicts:
             raise RefusedError("\n".join(["it conflicts with main:", *conflicts]))
         return changes
 
-    def _shared(self) -> list[pygit2.Oid]:
-        """Return the last commit that we share with others, if there is one: who has cloned that may ask, too."""
+    def shared(self) -> list[pygit2.Oid]:
+        """Return the last commit that we share with others, if there is one: a clone of theirs may ask, too."""
         references = self._history.repository.references
         return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
 
-    def _only_vms(self, commit: pygit2.Commit, known: Sequence[pygit2.Oid]) -> None:
-        """Refuse a request with commits that change anything but VMs; statistics that were cloned are no change."""
-        walk = self._history.repository.walk(commit.id)
-        for one in known:
-            walk.hide(one)
-        for made in walk:
-            squashed = made.message == STATISTICS and made.committer.email == AUTHOR[1]
-            if squashed or len(made.parent_ids) != 1:
-                continue
-            old, new = _others(made.parents[0].tree), _others(made.tree)
-            for path in sorted(old.keys() | new.keys()):
-                if old.get(path) != new.get(path):
-                    message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"
-                    raise RefusedError(message)
-
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> None:
         """
-        Merge *request* into `main`, as *changes*, and remove it.
+        Merge *request* into `main`, as *changes*, and remove it, and what was put aside under its name before.
 
         Raises:
             StoreError: that cannot be written; nothing has changed.
         """
         if changes:
             self._history.commit(changes, message, request.commit)
+        references = self._history.repository.references
+        with self._history.refused(), contextlib.suppress(KeyError):
+            references.delete(REJECTED + request.name)
         self._remove(request)
 
     def reject(self, request: Request, reason: str) -> None:
@@ -214,14 +220,14 @@ class Requests:
         Raises:
             StoreError: that cannot be written; the request stays.
         """
-        history, repository = self._history, self._history.repository
+        history = self._history
         with history.refused():
             try:
-                tree, parents = repository[request.commit].peel(pygit2.Commit).tree_id, [request.commit]
-            except FAULTS:
-                tree, parents = history.tree(None, {}), []
-            message = f"Rejected: {reason}\n"
-            self.put_aside(request.name, history.make(tree, parents, message))
+                commit = Reader(history.repository).commit(request.commit) if request.kept else None
+            except (RefusedError, *FAULTS):
+                commit = None
+            tree, parents = (history.tree(None, {}), []) if commit is None else (commit.tree_id, [commit.id])
+            self.put_aside(request.name, history.make(tree, parents, f"Rejected: {shortened(reason)}\n"))
         self._remove(request)
 
     def put_aside(self, name: str, commit: pygit2.Oid) -> None:
@@ -236,11 +242,12 @@ class Requests:
         for other in others:
             if other.startswith(f"{branch}/") or branch.startswith(f"{other}/"):
                 references.delete(other)
-        if len(others) >= MOST_REJECTED:
-            left = [name for name in references if name.startswith(REJECTED)]
-            left.sort(key=lambda name: references[name].peel(pygit2.Commit).commit_time)
-            for other in left[: 1 - MOST_REJECTED]:
-                references.delete(other)
+        left = [name for name in references if name.startswith(REJECTED)]
+        left.sort(key=lambda name: references[name].peel(pygit2.Commit).commit_time)
+        while len(left) >= MOST_REJECTED:
+            senders = [guest_of(name.removeprefix(REJECTED)) for name in left]
+            oldest = left.pop(senders.index(Counter(senders).most_common(1)[0][0]))
+            references.delete(oldest)
 
     def _remove(self, request: Request) -> None:
         """Remove the branch, unless it asks for something else by now."""
@@ -258,46 +265,34 @@ def _target(branch: pygit2.Reference) -> pygit2.Oid:
     return target
 
 
-def entries(tree: pygit2.Tree) -> dict[str, pygit2.Object]:
-    """Return the folders of VMs in *tree*, by name."""
-    folder = subtree(tree, VMS)
-    return {} if folder is None else {str(entry.name): entry for entry in folder}
+def shortened(reason: str) -> str:
+    """Return *reason* as it may stand in a log, a commit's message and on a terminal: lines of printable text."""
+    lines = "\n".join(printable(line) for line in reason[: LONGEST_REASON + 1].split("\n"))
+    return lines if len(lines) <= LONGEST_REASON else f"{lines[:LONGEST_REASON]}..."
 
 
-def _others(tree: pygit2.Tree) -> dict[str, pygit2.Oid]:
-    """Return what is in *tree* beside the VMs, and where they are from: who reverts our merge removes that, too."""
-    found = {str(entry.name): entry.id for entry in tree if entry.name != "jitsu"}
-    inner = subtree(tree, "jitsu")
-    if inner is not None:
-        found |= {f"jitsu/{entry.name}": entry.id for entry in inner if entry.name not in {"vm", "origin"}}
-    return found
+def first_line(message: bytes) -> bytes:
+    """Return the first line of a commit's message."""
+    return next(iter(message.strip().splitlines()), b"")
 
 
-def check_folder(uuid: str, entry: pygit2.Object | None) -> None:
-    """
-    Refuse a folder whose name is no uuid, and what cannot be a value in it.
-
-    Raises:
-        RefusedError: says so.
-    """
-    try:
-        canonical = str(UUID(uuid))
-    except ValueError:
-        canonical = ""
-    if canonical != uuid:
-        message = f"{VMS}/{uuid}: a VM's folder is named by its uuid, in lower case; uuidgen makes one"
-        raise RefusedError(message)
-    if entry is not None:
-        _check_values(f"{VMS}/{uuid}", entry)
+def words(raw: bytes) -> str:
+    """Return what a sender has written, as far as it is kept."""
+    return printable(raw.decode(errors="replace"))[:LONGEST_WORDS]
 
 
-def _check_values(path: str, entry: pygit2.Object) -> None:
-    if isinstance(entry, pygit2.Tree):
-        for inner in entry:
-            _check_values(f"{path}/{inner.name}", inner)
-    elif not isinstance(entry, pygit2.Blob) or entry.filemode not in _PLAIN or path.count("/") < 3:
-        message = f"{path} is no plain file"
-        raise RefusedError(message)
-    elif entry.size > LONGEST or entry.is_binary:
-        message = f"{path} is no value: it is too long, or binary"
-        raise RefusedError(message)
+def _author(commit: pygit2.Commit) -> str:
+    return f"{words(commit.author.raw_name)} <{words(commit.author.raw_email)}>"
+
+
+def can_be_named(name: str) -> bool:
+    """Return whether a request may have this *name*: it is printed in logs, and is a path."""
+    return name.isprintable() and len(name.encode(errors="replace")) <= LONGEST_REQUEST
+
+
+def in_turn(names: Iterable[str]) -> list[str]:
+    """Return *names* of requests in the order in which they are taken: one of each sender, then one more of each."""
+    of_each: dict[str, list[str]] = {}
+    for name in names:
+        of_each.setdefault(guest_of(name), []).append(name)
+    return [name for turn in zip_longest(*of_each.values()) for name in turn if name is not None]

@@ -9,21 +9,24 @@ is `remote`, and what the values mean others say (`sharing`).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import pygit2
 
-from jitsu_tw.errors import printable
-from jitsu_tw.store.history import FAULTS, files, subtree
+from jitsu_tw.errors import StoreError, printable
+from jitsu_tw.store.bounds import Reader, RefusedError
+from jitsu_tw.store.history import FAULTS, subtree
 from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, RefusedError, check_folder, entries
+from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from jitsu_tw.store.bounds import Entry
     from jitsu_tw.store.history import History
     from jitsu_tw.store.merge import Settled
     from jitsu_tw.store.requests import Requests
@@ -109,7 +112,7 @@ class Shared:
             self._arrived(theirs)
             base = self._commit(SHARED)
             head = self._history.head
-            trees = [entries(commit.tree) if commit is not None else {} for commit in (base, head, theirs)]
+            trees = [self._folders(commit) for commit in (base, head, theirs)]
             again = set(again)
             vms: dict[str, Meeting] = {}
             unread: dict[str, str] = {}
@@ -117,9 +120,11 @@ class Shared:
                 was, ours, other = (side.get(uuid) for side in trees)
                 if ours == other and uuid not in again:
                     continue
+                reader = Reader(self._history.repository)
                 try:
-                    check_folder(uuid, other)
-                    sides = [_files(tree) for tree in (was if _is_read(uuid, was) else None, ours, other)]
+                    reader.check(uuid, other)
+                    was = was if _is_read(reader, uuid, was) else None
+                    sides = [reader.values(uuid, side) for side in (was, ours, other)]
                 except (RefusedError, *FAULTS) as error:
                     unread[uuid] = str(error)
                     continue
@@ -128,9 +133,17 @@ class Shared:
                     one = attrs.evolve(one, new=True)
                 if one.new or one.is_offered:
                     vms[uuid] = one
-            origins = _origins(theirs, vms) if theirs is not None else {}
+            origins = self._origins(theirs, vms) if theirs is not None else {}
             return News(theirs.id if theirs is not None else None, _vms(head), vms, origins, unread,
                         self._words(base, theirs))
+
+    def _folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
+        """Return the folders of VMs in *commit*, by name."""
+        try:
+            return Reader(self._history.repository).folders(commit)
+        except RefusedError as error:
+            message = f"what is shared cannot be read: {error}"
+            raise StoreError(message) from error
 
     def _arrived(self, theirs: pygit2.Commit | None) -> None:
         """Note that our last offer is shared, if it is: we may have been killed, or cut off, before we heard."""
@@ -148,11 +161,7 @@ class Shared:
         walk.hide(base.id)
         found = []
         for commit in walk:
-            try:
-                subject = next(iter(commit.message.splitlines()), "")
-                found.append(printable(f"{commit.author.name}: {subject}"))
-            except (LookupError, ValueError):
-                found.append("somebody: something that is no text")
+            found.append(f"{words(commit.author.raw_name)}: {words(first_line(commit.raw_message))}")
             if len(found) == MOST_SUBJECTS:
                 break
         return tuple(found[::-1])
@@ -208,7 +217,7 @@ class Shared:
             wanted = {f"{VMS}/{uuid}/{path}": value for path, value in one.ours.items()}
             have = {f"{VMS}/{uuid}/{path}": value for path, value in one.theirs.items()}
             changes |= difference(have, wanted, (uuid,))
-        from_ = self._from(aside, _asked(history.head, aside))
+        from_ = self._from(aside, self._asked(history.head, aside))
         lines = [f"{VMS}/{uuid}: {reason}" for uuid, reason in sorted(aside.items())]
         message = f"Rejected: {from_} came second\n\n" + "\n".join([*lines, "What others had shared before holds.", ""])
         commit = history.make(history.tree(theirs.tree, changes), [theirs.id], message, self._signature())
@@ -216,6 +225,27 @@ class Shared:
         name = f"{asked.replace('/', '-')}-{self._node}-{str(commit)[:7]}"
         history.move(ASIDE + name, commit)
         self._requests.put_aside(name, commit)
+
+    def _asked(self, head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
+        """Return where VMs are from as they are in *head*, or are no more; "" where nobody has asked for that."""
+        if head is None:
+            return {}
+        uuids = tuple(uuids)
+        there = subtree(head.tree, VMS) or ()
+        found = self._origins(head, uuids)
+        gone = [uuid for uuid in uuids if uuid not in there]
+        return found | {uuid: _removed_by(head, uuid) for uuid in gone[:MOST_NAMED]}
+
+    def _origins(self, commit: pygit2.Commit, uuids: Iterable[str]) -> dict[str, str]:
+        """Return where VMs are from, as *commit* has it."""
+        folder = subtree(commit.tree, "jitsu/origin")
+        reader = Reader(self._history.repository)
+        found: dict[str, str] = {}
+        for uuid in uuids:
+            if folder is not None and uuid in folder:
+                with contextlib.suppress(RefusedError):
+                    found[uuid] = printable(reader.value(folder[uuid].id, origin_path(uuid)))
+        return found
 
     def _from(self, uuids: Iterable[str], asked: Mapping[str, str]) -> str:
         """Return where these VMs are from as they are now: the one request, or our own configuration."""
@@ -241,14 +271,15 @@ class Shared:
             asides = {name: REJECTED + name.removeprefix(ASIDE) for name in history.repository.references
                       if name.startswith(ASIDE)}
             base, head = self._commit(SHARED), history.head
-            old, new = (entries(commit.tree) if commit is not None else {} for commit in (base, head))
+            reader = Reader(self._history.repository)
+            old, new = (self._folders(commit) for commit in (base, head))
             differ = [uuid for uuid in old.keys() | new.keys() if old.get(uuid) != new.get(uuid)]
-            sides = {uuid: (_files(old.get(uuid)), _files(new.get(uuid)))
-                     for uuid in differ if _is_read(uuid, old.get(uuid))}
+            sides = {uuid: (reader.values(uuid, old.get(uuid)), reader.values(uuid, new.get(uuid)))
+                     for uuid in differ if _is_read(Reader(self._history.repository), uuid, old.get(uuid))}
             sides = {uuid: (was, now) for uuid, (was, now) in sides.items() if was != now}
             if not sides:
                 return asides
-            asked = _asked(head, sides)
+            asked = self._asked(head, sides)
             commit = history.make(
                 history.tree(base.tree if base is not None else None, self._offered(sides, asked)),
                 [base.id] if base is not None else [], self._message(sides, asked), self._signature(),
@@ -296,45 +327,21 @@ def _vms(commit: pygit2.Commit | None) -> pygit2.Oid | None:
     return tree.id if tree is not None else None
 
 
-def _files(entry: pygit2.Object | None) -> dict[str, str]:
-    """Return the files of a VM's folder."""
-    return files(entry if isinstance(entry, pygit2.Tree) else None)
-
-
-def _asked(head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
-    """Return where VMs are from as they are in *head*, or are no more; "" where nobody has asked for that."""
-    if head is None:
-        return {}
-    uuids = tuple(uuids)
-    there = entries(head.tree)
-    found = _origins(head, uuids)
-    gone = [uuid for uuid in uuids if uuid not in there]
-    return found | {uuid: _removed_by(head, uuid) for uuid in gone[:MOST_NAMED]}
-
-
-def _origins(commit: pygit2.Commit, uuids: Iterable[str]) -> dict[str, str]:
-    """Return where VMs are from, as *commit* has it."""
-    folder = subtree(commit.tree, "jitsu/origin")
-    found = {uuid: folder[uuid] for uuid in uuids if uuid in folder} if folder is not None else {}
-    return {uuid: printable(blob.data.decode(errors="replace").removesuffix("\n"))
-            for uuid, blob in found.items() if isinstance(blob, pygit2.Blob)}
-
-
 def _removed_by(head: pygit2.Commit, uuid: str) -> str:
     """Return the request that has removed a VM; "" if it was none, or long ago."""
     for _ in range(MOST_LOOKED_AT):
-        if not head.parent_ids or uuid in entries(head.parents[0].tree):
+        if not head.parent_ids or uuid in (subtree(head.parents[0].tree, VMS) or ()):
             break
         head = head.parents[0]
     found = re.match(r"Merge (request/[^:]*):.*\nasked for by ([^\n]*)\n$", head.message, re.DOTALL)
     return f"{found[1]} of {found[2]}" if found else ""
 
 
-def _is_read(uuid: str, entry: pygit2.Object | None) -> bool:
-    """Say whether what is shared there is a VM; if not, it is left alone."""
+def _is_read(reader: Reader, uuid: str, entry: Entry | None) -> bool:
+    """Return whether what is shared there is a VM; if not, it is left alone."""
     try:
-        check_folder(uuid, entry)
-        _files(entry)
+        reader.check(uuid, entry)
+        reader.values(uuid, entry)
     except (RefusedError, *FAULTS):
         return False
     return True

@@ -21,7 +21,7 @@ from jitsu_tw.errors import BackendError, BackendLost, BootFailed, CutOff, Jitsu
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
 from jitsu_tw.readiness import has_port
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
-from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after
+from jitsu_tw.vm.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after, is_tried_again
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.vitals import Counts, Sign, Window, sign_of_life
 from jitsu_tw.vm.waiters import Waiters
@@ -99,6 +99,9 @@ class Keeper(Protocol):
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Hear that *machine*'s activation has ended, ``up`` or ``failed``, and how many clients were answered."""
 
+    def may_try_again(self) -> bool:
+        """Return whether a VM whose start has failed may be started by itself; that is counted, if so."""
+
     def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
         """Note what an operator should know of *machine* (`Problems.note`)."""
 
@@ -117,16 +120,16 @@ class Machine:
         reason: the last words of whoever changed the state.
         failures: how often in a row it did not come up, or did not stay so.
         retry_at: before this time, a question does not start it.
-        boots_instead: it could not go on where it was, and is about to be booted.
+        boots_instead: it could not go on where it was, or its start has failed, and it is about to be booted.
         marks: the last activation's timeline, to the stop that ended it: each step's time, on the clock `now`.
     """
 
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_obstacle", "_off", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at", "_waiters",
-        "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason", "retry_at",
-        "state", "uuid", "vm",
+        "_now", "_obstacle", "_off", "_promised", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at",
+        "_waiters", "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason",
+        "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -163,7 +166,7 @@ class Machine:
         self._how = Start.RAN
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
-        self._silent = False
+        self._silent = self._promised = False
         self._obstacle: str | None = None
         self._fault: type[JitsuError] = BackendLost
 
@@ -173,7 +176,9 @@ class Machine:
 
     # What others want of it.
 
-    def summon(self, asker: Hashable, *, insist: bool = False, is_client: bool = True) -> Deferred[bool]:
+    def summon(
+        self, asker: Hashable, *, insist: bool = False, is_client: bool = True, promised: bool = False
+    ) -> Deferred[bool]:
         """
         Return a Deferred that fires when the VM is ready, starting it if need be, or when `answer_by` has passed.
 
@@ -184,6 +189,7 @@ class Machine:
             asker: who asks; see `Waiters.add` for one that asks again.
             insist: wait however long it takes, and also for a VM that has just failed.
             is_client: the asker gets an answer, which is counted: not who sends a packet, nor Jitsu itself.
+            promised: the asker has the address already, and its packet is held.
 
         Raises:
             BootFailed, NoRoom: (through the Deferred) the VM did not start, and why.
@@ -201,6 +207,7 @@ class Machine:
             self._waiters = Waiters(self._reactor, self._answer_by, asker, now)
         waiter = self._waiters.add(asker, now, None if insist else self._late, is_client=is_client)
         self.held = True
+        self._promised |= promised
         self.feed(Event.SUMMON, "asked for")
         return waiter
 
@@ -277,7 +284,7 @@ class Machine:
 
         If it is to be *off*, its guest is shut down where its mode would keep it for later.
         """
-        self._again, self._off = False, off
+        self._again, self._off, self._promised = False, off, False
         if self.state in ACTIVATING:
             self._fault = BootFailed
             self._fail_waiters(f"stopped while it was starting: {reason}")
@@ -293,7 +300,7 @@ class Machine:
 
     def refuse(self, reason: str, kind: type[JitsuError] = NoRoom) -> None:
         """Hear, in the queue, that there is no room for the VM, or why else it is not to be."""
-        self._fault = kind
+        self._fault, self._promised = kind, False
         self._fail_waiters(reason)
         self.feed(Event.STOP, reason)
         self.look(reason)
@@ -374,25 +381,9 @@ class Machine:
     def _enter(self, state: State) -> None:
         """Enter *state*: leave what the old one was busy with, tell the keeper, take the new one's step."""
         old, self.state = self.state, state
-        self.boots_instead = state is State.FAILED and self._how in RESUMED and old is State.WAITING
-        if old is State.WAITING and self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.cancel()
-        if state is State.QUEUED:
-            self.marks = {"query": self._waiters.since if self._waiters else self._now()}
-        if state in ACTIVATING:
-            self._fault = BootFailed
-        if state is State.WAITING and old is not State.STARTING:
-            self._how = Start.RAN
-            self.marks = self.marks if old is State.QUEUED else NO_MARKS
-        fell = old is State.UP and state is State.OFF and not self._is_steady() and self.reason not in IN_ORDER
-        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
-            self._failed()
-        elif old is State.UP and not self._kill:
-            self.failures = 0
-        if state in DOWN:
-            self.problem(Problem.STOP)
-            self.problem(Problem.PORT)
+        in_vain = state is State.FAILED and self._how in RESUMED and old is State.WAITING
+        self._leave(old)
+        self.boots_instead = in_vain or (state is State.FAILED and self._is_tried_again())
         self._keeper.moved(self, old)
         if self.state is not state:
             return
@@ -409,20 +400,47 @@ class Machine:
             self._begin(self._keep_image())
         elif state is State.UP:
             self._up()
-        elif self.boots_instead:
+        elif in_vain:
             self._boot_instead()
+        elif self.boots_instead:
+            self._try_again()
         elif state is State.FAILED:
-            self._fail_waiters(self.reason)
-            self._end_boot("failed")
+            waiters = self._end_boot("failed")
+            if waiters:  # one that is told may ask anew at once, for a VM that is needed
+                waiters.fail_all(self._fault, f"{self.vm.name}: {self.reason}")
         elif state is State.STOPPING:
             self.mark("stop")
             self._begin(self._stop())
-        elif self._waiters:
+        elif self._waiters or self._promised:
             self.held = True
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         elif self._again:
             self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
         self._entered(state)
+
+    def _leave(self, old: State) -> None:
+        """Leave what the state *old* was busy with, and note what the new one means for the next start."""
+        state = self.state
+        if old is State.WAITING and self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.cancel()
+        if state is State.QUEUED:
+            self.marks = {"query": self._waiters.since if self._waiters else self._now()}
+        if state in ACTIVATING:
+            self._fault = BootFailed
+        if state is State.WAITING and old is not State.STARTING:
+            self._how = Start.RAN
+            self.marks = self.marks if old is State.QUEUED else NO_MARKS
+        fell = old is State.UP and state is State.OFF and not self._is_steady() and self.reason not in IN_ORDER
+        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
+            self._failed()
+        elif old is State.UP and not self._kill:
+            self.failures = 0
+        if state in {State.UP, State.UNKNOWN}:
+            self._promised = False
+        if state in DOWN:
+            self.problem(Problem.STOP)
+            self.problem(Problem.PORT)
 
     def _entered(self, state: State) -> None:
         """Tell who waited for a stop that *state* has been entered, and look at what was not looked at before."""
@@ -440,6 +458,20 @@ class Machine:
         self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=self.reason)
         self._cold = self.held = True
         self.feed(Event.SUMMON, f"booted, because it was {how} in vain")
+
+    def _is_tried_again(self) -> bool:
+        """Return whether the VM, whose start has failed, is started once more for the clients that have its address."""
+        promised = self._promised and self._fault is BootFailed
+        return is_tried_again(promised=promised, failures=self.failures) and self._keeper.may_try_again()
+
+    def _try_again(self) -> None:
+        """Start the VM once more; the clients that wait still go on waiting."""
+        name, why = self.vm.name, self.reason
+        words = "{name}: its start failed: {why}; it is tried once more, as clients have its address"
+        self.log.warn(words, name=name, why=why)
+        self._tell_boot("failed")
+        self.held = True
+        self.feed(Event.SUMMON, f"tried once more, as clients have its address: {why}")
 
     def _is_steady(self) -> bool:
         return self._now() >= self._up_at + STEADY
@@ -742,12 +774,17 @@ class Machine:
         """Answer one waiter though the VM is not ready; where nobody knows what it is doing, with an error."""
         assert self._waiters is not None
         if self._waiters.is_client(waiter):
-            self.answered()
+            self.promise()
         if self.state is State.UNKNOWN:
             message = f"{self.vm.name}: the hypervisor has not answered yet"
             self._waiters.fail(waiter, BackendLost(message))
         else:
             self._waiters.answer(waiter, ready=False)
+
+    def promise(self) -> None:
+        """Note that a client is given the VM's address before the VM is ready."""
+        self._promised = self.state in ACTIVATING or self.state is State.STOPPING
+        self.answered()
 
     def answered(self) -> None:
         """Put the first answer into the timeline."""
@@ -758,12 +795,18 @@ class Machine:
         if self._waiters:
             self._waiters.fail_all(self._fault, f"{self.vm.name}: {reason}")
 
-    def _end_boot(self, how: str) -> None:
+    def _end_boot(self, how: str) -> Waiters | None:
+        """Tell the story of the activation; return who still waits for it, and is no more known here."""
+        self._tell_boot(how)
+        waiters, self._waiters = self._waiters, None
+        return waiters
+
+    def _tell_boot(self, how: str) -> None:
         """Tell the whole story of the activation in one line."""
-        asker, waiters, self._waiters = self.asker, self._waiters, None
         if "query" not in self.marks:
             return
-        begin, clients = self.marks["query"], 0 if waiters is None else waiters.told
+        asker = self.asker
+        begin, clients = self.marks["query"], 0 if self._waiters is None else self._waiters.clients
         self._keeper.booted(self, how, clients)
         self.log.info(
             "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",

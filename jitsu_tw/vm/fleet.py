@@ -352,7 +352,7 @@ class Fleet:
         if ready.called or self.cover is None or not self.cover.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
-        machine.answered()
+        machine.promise()
         return succeed(True)  # noqa: FBT003
 
     def problems_of(self, machine: Machine) -> list[str]:
@@ -365,7 +365,7 @@ class Fleet:
         asker = f"{host}, a packet"
         if self._admit(machine, Source(host, 0), asker) is None and not self._settings.dry_run:
             self._hold(machine)
-            machine.summon(asker, is_client=False).addErrback(lambda _: None)
+            machine.summon(asker, is_client=False, promised=True).addErrback(lambda _: None)
 
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
@@ -532,8 +532,7 @@ class Fleet:
 
     async def _after_needs(self, machine: Machine) -> None:
         """Let *machine*, which is queued, boot when what it needs is up."""
-        await self._groups.summon(machine)
-        if machine.state is State.QUEUED:
+        if await self._groups.summon(machine) and machine.state is State.QUEUED:
             self._ask_turn(machine)
 
     def _ask_turn(self, machine: Machine) -> None:
@@ -644,6 +643,11 @@ class Fleet:
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
         self.journal.booted(machine, outcome, clients)
+
+    def may_try_again(self) -> bool:
+        """Return whether a VM whose start has failed may be started by itself: not while this process ends."""
+        self.journal.retries += self._telling.running
+        return self._telling.running
 
     def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
         """Note what an operator should know of *machine*."""

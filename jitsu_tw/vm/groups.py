@@ -54,10 +54,18 @@ class Groups:
         """Say whether a VM that is not down needs *machine*."""
         return any(needer.state in NEEDING for needer in self.needers(machine))
 
-    async def summon(self, machine: Machine) -> None:
-        """Summon what *machine*, which is queued, needs, in the same order for however many; fail it if they do."""
+    async def summon(self, machine: Machine) -> bool:
+        """
+        Summon what *machine*, which is queued, needs, in the same order for however many; fail it if one of them does.
+
+        Returns:
+            Whether all of it is up.
+        """
         name = machine.vm.name
         waits = [need.summon(f"needed by {name}", insist=True, is_client=False) for need in self.needs(machine)]
         for _, failure in await DeferredList(waits, consumeErrors=True):
-            if isinstance(failure, Failure) and machine.state is State.QUEUED:
-                machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
+            if isinstance(failure, Failure):
+                if machine.state is State.QUEUED:
+                    machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
+                return False
+        return True

@@ -160,6 +160,7 @@ class Journal:
         states: how many VMs are in each state.
         refused: how many starts were refused, by verdict.
         outcomes: how many activations ended, by outcome.
+        retries: how many starts were tried once more by themselves.
         warm, cold: how many questions there were for VMs that were up, and for others.
     """
 
@@ -179,7 +180,7 @@ class Journal:
         self.states: Counter[State] = Counter()
         self.refused: Counter[Verdict] = Counter()
         self.outcomes: Counter[str] = Counter()
-        self.warm = self.cold = 0
+        self.retries = self.warm = self.cold = 0
 
     # What it tells.
 

@@ -152,6 +152,17 @@ DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED})
 WANTED: Final = ACTIVATING | {_S.UP}
 
 
+def is_tried_again(*, promised: bool, failures: int) -> bool:
+    """
+    Return whether a VM whose start has just failed is started once more by itself.
+
+    Args:
+        promised: a client has the address already, or its packet is held. It does not ask again.
+        failures: in a row, with this one. After the second, the VM rests before each start.
+    """
+    return promised and failures == 1
+
+
 def after(state: State, event: Event) -> State:
     """Return the state that *event* makes of *state*."""
     return TRANSITIONS[state][event]

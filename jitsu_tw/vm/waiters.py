@@ -23,14 +23,13 @@ class Waiters:
     Attributes:
         first: who asked first.
         since: when that was, on the reactor's clock.
-        told: how many clients have been answered.
     """
 
     def __init__(self, reactor: IReactorTime, answer_by: float, first: Hashable, since: float) -> None:
         """Let each wait for *answer_by* seconds at most."""
         self._reactor, self._answer_by = reactor, answer_by
         self.first, self.since = first, since
-        self.told = 0
+        self._told = 0
         self._due: OrderedDict[Hashable, float] = OrderedDict()
         self._waiting: dict[Deferred[bool], IDelayedCall | None] = {}
         self._unasked: set[Deferred[bool]] = set()
@@ -51,6 +50,11 @@ class Waiters:
     def have_clients(self) -> bool:
         """Whether a client waits."""
         return len(self._waiting) > len(self._unasked)
+
+    @property
+    def clients(self) -> int:
+        """How many clients have been answered, or wait for that."""
+        return self._told + len(self._waiting) - len(self._unasked)
 
     def add(
         self, asker: Hashable, now: float, late: Callable[[Deferred[bool]], None] | None, *, is_client: bool = True
@@ -80,7 +84,7 @@ class Waiters:
 
     def answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
         """Tell one waiter how things stand."""
-        self.told += self.is_client(waiter)
+        self._told += self.is_client(waiter)
         self.forget(waiter)
         waiter.callback(ready)
 
@@ -91,7 +95,7 @@ class Waiters:
 
     def fail(self, waiter: Deferred[bool], error: Exception) -> None:
         """Tell one waiter that it waits in vain."""
-        self.told += self.is_client(waiter)
+        self._told += self.is_client(waiter)
         self.forget(waiter)
         waiter.errback(error)
 

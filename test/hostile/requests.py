@@ -16,7 +16,7 @@ from pygit2.enums import FileMode
 from test import hostile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     Make = Callable[[pygit2.Repository, pygit2.Oid], pygit2.Oid]
 
@@ -71,6 +71,27 @@ def submodule(repository: pygit2.Repository, tree: pygit2.Oid) -> pygit2.Oid:
     return put(repository, tree, f"{_DEFINED}/config/x", pygit2.Oid(hex="1" * 40), FileMode.COMMIT)
 
 
+def tree(repository: pygit2.Repository, names: Iterable[str], what: pygit2.Oid, mode: int) -> pygit2.Oid:
+    """Return a tree that has the one object *what* under each of *names*."""
+    builder = repository.TreeBuilder()
+    for name in names:
+        builder.insert(name, what, mode)
+    return builder.write()
+
+
+def paths(width: int, depth: int) -> Callable[[pygit2.Repository], pygit2.Oid]:
+    """Return what makes a tree of width ** depth files, as *depth* trees of *width* entries each."""
+    names = [f"{number}" for number in range(width)]
+
+    def make(repository: pygit2.Repository) -> pygit2.Oid:
+        made, mode = repository.create_blob(b"1"), FileMode.BLOB
+        for _ in range(depth):
+            made, mode = tree(repository, names, made, mode), FileMode.TREE
+        return made
+
+    return make
+
+
 ROWS: Final = (
     Row("a TTL that is no number", file(f"{_DEFINED}/dns/www.jitsu.test/ttl", b"five"), "ttl.*five"),
     Row("a key that there is not", file(f"{_DEFINED}/config/nonsense/0", b"1"), "no such key"),
@@ -87,6 +108,25 @@ ROWS: Final = (
     Row("removal from a VM's own branch", gone(_DEFINED), "neither add nor remove", "www/gone"),
     Row("a definition from a VM's own branch", file(f"{_DEFINED}/config/define/0", b"/etc/passwd"),
         "define is not for a VM's own branch", "www/define"),
+    Row("1200 nested folders", folder(f"{_DEFINED}/config/x", paths(1, 1200)), "too deep"),
+    Row("ten million paths", folder(f"{_DEFINED}/config/x", paths(10, 7)), "too deep"),
+    Row("ten million paths beside the VMs", folder("jitsu/x", paths(10, 7)), "not for requests"),
+    Row("a million values", folder(f"{_DEFINED}/config", paths(1000, 2)), "too many files"),
+    Row("a million empty folders", folder(f"{_DEFINED}/config", lambda repository: tree(
+        repository, map(str, range(6000)), repository.TreeBuilder().write(), FileMode.TREE)), "too many files"),
+    Row("a value of 50 MB that travels as 50 KB", file(f"{_DEFINED}/config/idle/0", bytes(50 << 20)), "too long"),
+    Row("values of a megabyte together", folder(f"{_DEFINED}/config/x", lambda repository: tree(
+        repository, map(str, range(20)), repository.create_blob(b"1" * 65536), FileMode.BLOB)), "too large"),
+    Row("a root folder of 50000 files", lambda repository, _: tree(
+        repository, map(str, range(50000)), repository.create_blob(b"1"), FileMode.BLOB), "at most 4096"),
+    Row("a hundred thousand empty VMs", folder("jitsu/vm", lambda repository: tree(
+        repository, (f"00000000-0000-4000-8000-{number:012}" for number in range(100000)),
+        repository.TreeBuilder().write(), FileMode.TREE)), "octets; at most"),
+    Row("ten thousand empty VMs", folder("jitsu/vm", lambda repository: tree(
+        repository, (f"00000000-0000-4000-8000-{number:012}" for number in range(10, 10011)),
+        repository.TreeBuilder().write(), FileMode.TREE)), "at most 10000"),
+    Row("a name of 300 octets", file(f"{_DEFINED}/config/{'x' * 300}/0", b"1"), "a name of 300 octets"),
+    Row("a name that clears the screen", file(f"{_DEFINED}/config/\x1b[2J/0", b"1"), r"\\x1b\[2J"),
     Row("the branch of a VM that there is not", file(f"{_DEFINED}/ip", b"10.0.0.9"), "may change the VM nobody only",
         "nobody/a"),
 )

@@ -1,0 +1,361 @@
+"""
+The bounds of what others push: no object of theirs is read before its header says that it is small.
+
+A tree of a thousand octets can have 10**7 paths below it, and a value of 1.5 GB travels as 2 MB. So sizes come from the
+headers of objects, paths are counted while they are walked, and what is only compared is compared by its id. The hook
+`push` and the running Jitsu both read by this module, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from math import inf
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import attrs
+import pygit2
+from pygit2.enums import FileMode, ObjectType
+
+from jitsu_tw.errors import StoreError
+from jitsu_tw.store.history import AUTHOR
+from jitsu_tw.store.layout import STATISTICS, VMS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    #: An entry of a tree: the object and its mode.
+    Entry = tuple[pygit2.Oid, int]
+
+#: In octets: the longest value, and the largest commit with its message, authors and parents.
+LONGEST_VALUE: Final = 1 << 16
+LARGEST_COMMIT: Final = 1 << 14
+
+#: In octets: the largest tree of a VM's (some 40 for an entry with a short name), of all VMs' folders, and above them,
+#: where each commit is looked at.
+LARGEST_TREE: Final = 1 << 20
+LARGEST_FOLDER: Final = 1 << 24
+LARGEST_TOP: Final = 1 << 12
+
+#: In octets, what an entry of the tree of all VMs takes: mode, uuid, id.
+_VM_ENTRY: Final = 64
+
+#: In octets: the longest name of a file or folder; a DNS name has at most 253.
+LONGEST_NAME: Final = 255
+
+#: A VM's folder has at most this many levels below it: ``dns/NAME/ttl`` and ``config/KEY/0``.
+DEEPEST: Final = 3
+
+#: The most VMs that one request changes, and the most files and octets of values of one of them, and of all.
+MOST_VMS: Final = 10_000
+MOST_FILES: Final = 5_000
+MOST_OCTETS: Final = 1 << 20
+MOST_FILES_TOGETHER: Final = 100_000
+MOST_OCTETS_TOGETHER: Final = 1 << 24
+
+#: The most commits of one request, and the most of `main` since the commit that it was made on.
+MOST_COMMITS: Final = 1_000
+MOST_BEHIND: Final = 50_000
+
+#: Commits of one second are in no order: so many are looked at to find out which of them `main` has.
+MOST_AT_ONCE: Final = 1_000
+
+_PLAIN: Final = frozenset({FileMode.BLOB, FileMode.BLOB_EXECUTABLE})
+
+#: Of which branch a commit is an ancestor.
+_THEIRS: Final = 1
+_OURS: Final = 2
+
+
+class RefusedError(Exception):
+    """A request that cannot be merged; the message says why."""
+
+
+class TooLargeError(RefusedError):
+    """A request beyond the bounds of this module; nothing of it is kept."""
+
+
+@attrs.frozen
+class Measured:
+    """
+    A request within the bounds.
+
+    Attributes:
+        base: the folders of VMs, by uuid, in the commit that the request was made on.
+        ours: the same in `main`.
+        theirs: the same in the request.
+        changed: the uuids of the folders that differ.
+    """
+
+    base: Mapping[str, Entry]
+    ours: Mapping[str, Entry]
+    theirs: Mapping[str, Entry]
+    changed: Sequence[str]
+
+
+class Reader:
+    """
+    Reads of one repository what others have pushed, for one request, as far as the bounds go.
+
+    Attributes:
+        seen: how many objects were looked at.
+    """
+
+    def __init__(self, repository: pygit2.Repository, ended: Callable[[], bool] = lambda: False) -> None:
+        """Read *repository*; a long walk stops when *ended* returns True."""
+        self._repository, self._odb, self._ended = repository, repository.odb, ended
+        self._files = self._octets = self.seen = 0
+
+    def _go_on(self) -> None:
+        if self._ended():
+            message = "Jitsu ends"
+            raise StoreError(message)
+
+    def _sized(self, oid: pygit2.Oid, kind: ObjectType, largest: int, what: str) -> pygit2.Object:
+        """
+        Return the object *oid*.
+
+        Args:
+            oid: of the object.
+            kind: that it must have.
+            largest: size that it may have, in octets.
+            what: it is, for the refusal.
+
+        Raises:
+            RefusedError: the object is of another kind.
+            TooLargeError: the object is larger.
+            KeyError, GitError: the object is missing or damaged.
+        """
+        self.seen += 1
+        found, size = self._odb.read_header(oid)
+        if found != kind:
+            message = f"{what} is no {kind.name.lower()}"
+            raise RefusedError(message)
+        if size > largest:
+            message = f"{what} has {size} octets; at most {largest} are read"
+            raise TooLargeError(message)
+        return self._repository[oid]
+
+    def commit(self, oid: pygit2.Oid, *, ours: bool = False) -> pygit2.Commit:
+        """Return the commit *oid*, of any size if it is one of *ours*; raises as `_sized` does."""
+        largest = sys.maxsize if ours else LARGEST_COMMIT
+        commit = self._sized(oid, ObjectType.COMMIT, largest, f"the commit {str(oid)[:10]}")
+        assert isinstance(commit, pygit2.Commit)
+        return commit
+
+    def _entries(self, oid: pygit2.Oid, path: str, largest: int = LARGEST_TREE) -> Iterator[tuple[str, Entry]]:
+        """Yield the entries of the tree *oid* at *path* by their names; raises as `_sized` does."""
+        self._go_on()
+        tree = self._sized(oid, ObjectType.TREE, largest, path or "the root folder")
+        assert isinstance(tree, pygit2.Tree)
+        for entry in tree:
+            raw = entry.raw_name or b""
+            name = raw[:LONGEST_NAME].decode(errors="replace")
+            if len(raw) > LONGEST_NAME:
+                message = f"{path}/{name}... is a name of {len(raw)} octets; the longest has {LONGEST_NAME}"
+                raise TooLargeError(message)
+            yield name, (entry.id, entry.filemode)
+
+    def top(self, commit: pygit2.Commit) -> tuple[dict[str, pygit2.Oid], pygit2.Oid | None]:
+        """
+        Return what *commit* has beside the VMs, by path, and the tree of all VMs, if there is one.
+
+        ``jitsu/origin`` is not beside the VMs: a revert of Jitsu's own merge removes where a VM is from, too.
+        """
+        others: dict[str, pygit2.Oid] = {}
+        folder = None
+        for name, (oid, mode) in self._entries(commit.tree_id, "", LARGEST_TOP):
+            if name != "jitsu" or mode != FileMode.TREE:
+                others[name] = oid
+                continue
+            for inner, (below, kind) in self._entries(oid, name, LARGEST_TOP):
+                if inner == "vm" and kind == FileMode.TREE:
+                    folder = below
+                elif inner != "origin":
+                    others[f"{name}/{inner}"] = below
+        return others, folder
+
+    def folders(self, commit: pygit2.Commit | None, largest: int = LARGEST_FOLDER) -> dict[str, Entry]:
+        """Return the folders of VMs in *commit*, by name, if their tree has *largest* octets at most."""
+        folder = self.top(commit)[1] if commit is not None else None
+        return {} if folder is None else dict(self._entries(folder, VMS, largest))
+
+    def check(self, uuid: str, entry: Entry | None) -> None:
+        """
+        Refuse a folder whose name is no uuid, and what cannot be a value in it. No value is read.
+
+        Raises:
+            RefusedError: the reason.
+        """
+        try:
+            canonical = str(UUID(uuid))
+        except ValueError:
+            canonical = ""
+        if canonical != uuid:
+            message = f"{VMS}/{uuid}: a VM's folder is named by its uuid, in lower case; uuidgen makes one"
+            raise RefusedError(message)
+        files = octets = 0
+        for path, size in self._sizes(f"{VMS}/{uuid}", entry):
+            files, octets = files + 1, octets + size
+            self._files, self._octets = self._files + 1, self._octets + size
+            if size > LONGEST_VALUE:
+                message = f"{path} is no value: it is too long, with {size} octets; the longest has {LONGEST_VALUE}"
+                raise TooLargeError(message)
+            if files > MOST_FILES or self._files > MOST_FILES_TOGETHER:
+                message = (f"{VMS}/{uuid} has too many files: a VM has at most {MOST_FILES}, and all VMs that one "
+                           f"request changes {MOST_FILES_TOGETHER}")
+                raise TooLargeError(message)
+            if octets > MOST_OCTETS or self._octets > MOST_OCTETS_TOGETHER:
+                message = (f"{VMS}/{uuid} is too large: a VM's values have at most {MOST_OCTETS} octets, and those of "
+                           f"all VMs that one request changes {MOST_OCTETS_TOGETHER}")
+                raise TooLargeError(message)
+
+    def _sizes(self, path: str, entry: Entry | None, depth: int = 0) -> Iterator[tuple[str, int]]:
+        """Yield the path and the size of each file, and of each folder, in *entry*."""
+        if entry is None:
+            return
+        oid, mode = entry
+        if mode == FileMode.TREE and depth <= DEEPEST:
+            if depth:
+                yield path, 0
+            for name, inner in self._entries(oid, path):
+                yield from self._sizes(f"{path}/{name}", inner, depth + 1)
+        elif mode == FileMode.TREE:
+            message = f"{path} is too deep: a VM has no folder that far down"
+            raise TooLargeError(message)
+        elif not depth or mode not in _PLAIN:
+            message = f"{path} is no plain file"
+            raise RefusedError(message)
+        else:
+            self.seen += 1
+            yield path, self._odb.read_header(oid)[1]
+
+    def values(self, uuid: str, entry: Entry | None) -> dict[str, str]:
+        """
+        Return the values of the folder *entry* of the VM *uuid*, which was checked, by the path below it.
+
+        Raises:
+            RefusedError: a file is no text in UTF-8.
+        """
+        return dict(self._values(f"{VMS}/{uuid}/", "", entry))
+
+    def _values(self, folder: str, base: str, entry: Entry | None) -> Iterator[tuple[str, str]]:
+        for name, (oid, mode) in self._entries(entry[0], folder + base) if entry is not None else ():
+            path = f"{base}{name}"
+            if mode == FileMode.TREE:
+                yield from self._values(folder, f"{path}/", (oid, mode))
+                continue
+            yield path, self.value(oid, folder + path)
+
+    def value(self, oid: pygit2.Oid, path: str) -> str:
+        """Return the value *oid*, which is at *path*; raises as `values` and `_sized` do."""
+        try:
+            value = self._sized(oid, ObjectType.BLOB, LONGEST_VALUE, path).read_raw().decode()
+        except UnicodeDecodeError:
+            value = "\0"
+        if "\0" in value:
+            message = f"{path} is no value: it is binary, or no UTF-8"
+            raise RefusedError(message)
+        return value.removesuffix("\n")
+
+    def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> list[pygit2.Oid]:
+        """
+        Return the commits that *commit* has and *known* have not; libgit2's walk would end with the last of them only.
+
+        It goes from the newest to the oldest, as git's own does.
+
+        Raises:
+            TooLargeError: there are too many.
+            StoreError: the process ends.
+        """
+        flags: dict[pygit2.Oid, int] = {}
+        times: dict[pygit2.Oid, int] = {}
+        heap: list[tuple[int, pygit2.Oid]] = []
+        queued: set[pygit2.Oid] = set()
+        new: list[pygit2.Oid] = []
+        left = 0  # how many in the heap only the request has
+        more = MOST_AT_ONCE
+        oldest = inf
+
+        def mark(oid: pygit2.Oid, flag: int) -> None:
+            nonlocal left
+            before = flags.get(oid, 0)
+            if before | flag == before:
+                return
+            flags[oid] = before | flag
+            if not before:
+                times[oid] = self.commit(oid, ours=flag != _THEIRS).commit_time
+                left += flag == _THEIRS
+            elif before == _THEIRS and oid in queued:
+                left -= 1
+            if oid not in queued:
+                queued.add(oid)
+                heapq.heappush(heap, (-times[oid], oid))
+
+        for one in known:
+            mark(one, _OURS)
+        mark(commit, _THEIRS)
+        while left or (heap and more and -heap[0][0] >= oldest):
+            _, oid = heapq.heappop(heap)
+            queued.remove(oid)
+            more -= not left
+            if flags[oid] == _THEIRS:
+                left -= 1
+                oldest = min(oldest, times[oid])
+                new.append(oid)
+            if len(new) > MOST_COMMITS or len(flags) > MOST_BEHIND:
+                what = f"has more than {MOST_COMMITS} commits" if len(new) > MOST_COMMITS else "is of too old a clone"
+                message = f"it {what}: clone the state anew, and make the change there"
+                raise TooLargeError(message)
+            self._go_on()
+            for parent in self.commit(oid, ours=flags[oid] != _THEIRS).parent_ids:
+                mark(parent, flags[oid])
+        return [oid for oid in new if flags[oid] == _THEIRS]
+
+    def measure(self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()) -> Measured:
+        """
+        Return what the request *commit* changes. No value is read.
+
+        Args:
+            commit: the request's last.
+            head: of `main`.
+            shared: the last commit that several Jitsus share, if there is one: a clone of theirs may ask, too.
+
+        Raises:
+            RefusedError: it cannot be merged.
+            TooLargeError: it is beyond the bounds.
+            StoreError: the process ends.
+        """
+        known = [head, *shared] if head is not None else []
+        new = self.arrivals(commit, known)
+        base = self._repository.merge_base_many([commit, *known]) if known else None
+        if head is None or base is None:
+            message = "it has no commit in common with main: clone the state anew, and make the change there"
+            raise RefusedError(message)
+        for one in new:
+            self._only_vms(self.commit(one))
+        was, ours = (self.folders(self.commit(one, ours=True)) for one in (base, head))
+        most = max(len(was), len(ours)) + MOST_VMS
+        theirs = self.folders(self.commit(commit), min(most * _VM_ENTRY, LARGEST_FOLDER))
+        changed = sorted(uuid for uuid in was.keys() | theirs.keys()
+                         if theirs.get(uuid) not in (was.get(uuid), ours.get(uuid)))
+        if len(changed) > MOST_VMS:
+            message = f"it changes {len(changed)} VMs; one request changes at most {MOST_VMS}"
+            raise TooLargeError(message)
+        for uuid in changed:
+            self.check(uuid, theirs.get(uuid))
+        return Measured(was, ours, theirs, changed)
+
+    def _only_vms(self, commit: pygit2.Commit) -> None:
+        """Refuse a commit that changes anything but VMs; statistics that were cloned are no change."""
+        others, _ = self.top(commit)
+        if commit.raw_message == STATISTICS.encode() and commit.committer.raw_email == AUTHOR[1].encode():
+            return
+        if len(commit.parent_ids) != 1:
+            return
+        before, _ = self.top(self.commit(commit.parent_ids[0], ours=True))
+        for path in sorted(before.keys() | others.keys()):
+            if before.get(path) != others.get(path):
+                message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"
+                raise RefusedError(message)

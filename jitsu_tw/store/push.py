@@ -1,0 +1,250 @@
+"""
+What git runs when a push arrives at the state (`hooks`): as the user who pushes, in a process of its own.
+
+``pre-receive`` refuses, before anything is kept, what needs no running Jitsu to be refused: the wrong user, a branch
+that is not for the sender, what is beyond the bounds. ``proc-receive`` (git 2.29 or newer, githooks(5)) makes the
+branch of a request, waits until Jitsu has merged or rejected it, and lets the push end with status 1 if it is rejected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from jitsu_tw.store.lock import holder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import BinaryIO
+
+REQUEST: Final = "refs/heads/request/"
+REJECTED: Final = "refs/heads/rejected/"
+
+#: The most requests of one sender that wait at a time.
+MOST_WAITING: Final = 100
+
+#: The most branches of one push.
+MOST_UPDATES: Final = 1000
+
+#: The most objects of one push by a VM's own sender: fewer than what git leaves in a pack (`hooks`).
+MOST_OBJECTS: Final = 5000
+
+#: In octets: the longest name of a branch.
+LONGEST_BRANCH: Final = 220
+
+#: In seconds: how long a push waits until the running Jitsu has looked at its requests.
+PATIENCE: Final = 30.0
+
+#: In seconds, between two looks.
+PAUSE: Final = 0.05
+
+
+@attrs.frozen
+class Update:
+    """
+    One branch of a push.
+
+    Attributes:
+        old: its commit, in hexadecimal; zeros if there is none.
+        new: the commit that it shall be; zeros if it shall be none.
+        branch: its whole name.
+    """
+
+    old: str
+    new: str
+    branch: str
+
+    @property
+    def removes(self) -> bool:
+        """Whether the branch shall be no more."""
+        return not self.new.strip("0")
+
+    @property
+    def request(self) -> str:
+        """The name of the request; "" if it is none, or is taken back."""
+        return self.branch.removeprefix(REQUEST) if self.branch.startswith(REQUEST) and not self.removes else ""
+
+
+def wrong_user(path: Path, uid: int) -> str:
+    """Return why the user *uid* may not push to the state at *path*; "" if it may."""
+    owner = path.stat().st_uid
+    if owner == uid:
+        return ""
+    from jitsu_tw.store.hooks import user  # noqa: PLC0415
+
+    name = user(owner)
+    return (f"this state belongs to {name}, and you push as {user(uid)}, whose files Jitsu could not write: push as "
+            f"{name}, or by git push --receive-pack='sudo -u {name} git-receive-pack'")
+
+
+def refusal(update: Update, vm: str) -> str:
+    """
+    Return why the sender may not do *update*; "" if it may.
+
+    Args:
+        update: one branch of the push.
+        vm: the only VM that the sender may steer; "" if it may steer all.
+    """
+    branch = update.branch
+    if not branch.isprintable() or len(branch.encode()) > LONGEST_BRANCH:
+        return f"a branch has a name that can be printed, of at most {LONGEST_BRANCH} octets"
+    own = branch.startswith(f"{REQUEST}{vm}/") or (update.removes and branch.startswith(f"{REJECTED}{vm}/"))
+    if vm and not own:
+        return f"you may push to {REQUEST}{vm}/... only"
+    if branch == "refs/heads/main":
+        return "main is Jitsu's own: push to refs/heads/request/NAME"
+    if branch.startswith(REJECTED) and not update.removes:
+        return "rejected/... is Jitsu's own; you may delete it"
+    if not branch.startswith("refs/heads/"):
+        return "push to refs/heads/request/NAME"
+    return ""
+
+
+def pre_receive(path: Path, lines: Iterable[bytes], environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield why the push of *lines* to the state at *path* is refused; nothing if it is not."""
+    if why := wrong_user(path, os.geteuid()):
+        yield why
+        return
+    vm = environment.get("JITSU_VM", "")
+    updates = [Update(*line.decode(errors="replace").rstrip("\n").split(" ", 2)) for line in lines]
+    if len(updates) > MOST_UPDATES:
+        yield f"a push has at most {MOST_UPDATES} branches"
+        return
+    reasons = list(filter(None, (refusal(update, vm) for update in updates)))
+    if vm and _objects(Path(environment.get("GIT_QUARANTINE_PATH", os.devnull))) > MOST_OBJECTS:
+        reasons.append(f"a push has at most {MOST_OBJECTS} objects")
+    yield from reasons[:1]
+    asked = [update for update in updates if update.request]
+    if not reasons and asked:
+        yield from _beyond(path, asked, environment.get("GIT_QUARANTINE_PATH"))
+
+
+def _objects(quarantine: Path) -> int:
+    """Return how many objects a push has brought; a pack counts as more than may be."""
+    count = 0
+    for _, _, names in os.walk(quarantine):
+        count += len(names) if not any(name.endswith(".pack") for name in names) else MOST_OBJECTS + 1
+    return count
+
+
+def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> Iterator[str]:
+    """Yield why requests are beyond the bounds, or too many; they are put aside with the reason, and not kept."""
+    import pygit2  # noqa: PLC0415 -- these take longer to load than the rest takes to run
+
+    from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError  # noqa: PLC0415
+    from jitsu_tw.store.history import FAULTS, MAIN, History  # noqa: PLC0415
+    from jitsu_tw.store.requests import Request, Requests, can_be_named, guest_of  # noqa: PLC0415
+
+    history = History(path)
+    history.look()
+    repository, requests = history.repository, Requests(history)
+    waiting = {*requests.waiting(), *(update.request for update in updates)}
+    for one in sorted({guest_of(update.request) for update in updates}):
+        if sum(guest_of(name) == one for name in waiting) > MOST_WAITING:
+            yield f"{MOST_WAITING} requests {f'of {one} ' if one else ''}wait already; push when Jitsu has taken them"
+            return
+    head = repository.references[MAIN].peel(pygit2.Commit).id if MAIN in repository.references else None
+    if quarantine is not None:
+        repository.odb.add_disk_alternate(quarantine)
+    for update in updates:
+        name = update.request
+        if not can_be_named(name):
+            yield "the name of a request is too long"
+            continue
+        try:
+            Reader(repository).measure(pygit2.Oid(hex=update.new), head, requests.shared())
+        except TooLargeError as error:
+            requests.reject(Request(name, pygit2.Oid(hex=update.new), kept=False), str(error))
+            yield f"{name}: {error}"
+        except (RefusedError, *FAULTS):
+            continue  # the running Jitsu says why, and keeps it
+
+
+def _packet(stream: BinaryIO) -> bytes | None:
+    """Return the next line of git's (gitprotocol-common(5), pkt-line); None for a flush packet."""
+    size = int(stream.read(4) or b"0000", 16)
+    return stream.read(size - 4).rstrip(b"\n") if size else None
+
+
+def _packets(stream: BinaryIO) -> list[bytes]:
+    return list(iter(lambda: _packet(stream), None))
+
+
+def _answer(stream: BinaryIO, *lines: str) -> None:
+    for line in lines:
+        octets = line.encode(errors="replace")
+        stream.write(b"%04x%b" % (len(octets) + 4, octets))
+    stream.write(b"0000")
+    stream.flush()
+
+
+def proc_receive(path: Path, read: BinaryIO, write: BinaryIO) -> Iterator[str]:
+    """Carry out the updates that git tells on *read*, answer on *write*; yield what the sender is told."""
+    _packets(read)
+    _answer(write, "version=1")
+    updates = [Update(*line.decode(errors="replace").split(" ", 2)) for line in _packets(read)]
+    failed = {update: _move(path, update) for update in updates}
+    answers = []
+    end = time.monotonic() + PATIENCE
+    for update in updates:
+        reason = failed[update]
+        if not reason and update.request:
+            said, reason = _outcome(path, update, end)
+            yield said
+        answers.append(f"ng {update.branch} {next(iter(reason.splitlines()), '')}" if reason else f"ok {update.branch}")
+    _answer(write, *answers)
+
+
+def _move(path: Path, update: Update) -> str:
+    """Let the branch be what it shall be; return why it cannot."""
+    what = ("-d", update.branch) if update.removes else (update.branch, update.new)
+    return _git(path, "update-ref", *what, update.old)[1]
+
+
+def _outcome(path: Path, update: Update, end: float) -> tuple[str, str]:
+    """Return what became of a request until *end*, for the sender; and, if it was rejected, that in a few words."""
+    name = update.request
+    while _commit(path, update.branch) == update.new:
+        if holder(path) is None:
+            return f"{name} waits: no Jitsu runs with this state now; it will be looked at when one starts", ""
+        if time.monotonic() > end:
+            return f"{name} waits: Jitsu has not come to it yet; if its state cannot be used, healthz says so", ""
+        time.sleep(PAUSE)
+    if _commit(path, REJECTED + name):
+        return _git(path, "log", "-1", "--format=%B", REJECTED + name)[0], "rejected by Jitsu"
+    return f"{name} is merged", ""
+
+
+def _commit(path: Path, branch: str) -> str:
+    """Return the commit of *branch*, in hexadecimal; "" if there is none."""
+    with contextlib.suppress(OSError):
+        return (path / branch).read_text(errors="replace").strip()
+    return _git(path, "rev-parse", "--quiet", "--verify", branch)[0]
+
+
+def _git(path: Path, *arguments: str) -> tuple[str, str]:
+    """Return what git prints, and, if it fails, why."""
+    run = subprocess.run(["git", *arguments], cwd=path, check=False, capture_output=True)  # noqa: S603, S607
+    said = run.stderr.decode(errors="replace").strip() or f"git ended with {run.returncode}"
+    return run.stdout.decode(errors="replace").strip(), said if run.returncode else ""
+
+
+def main() -> None:
+    """Be the hook that the command line names; the folder is the repository's."""
+    path = Path(os.environ.get("GIT_DIR", ".")).absolute()
+    refused = False
+    if sys.argv[1] == "pre-receive":
+        for reason in pre_receive(path, sys.stdin.buffer, os.environ):
+            refused = True
+            print(reason, file=sys.stderr, flush=True)  # noqa: T201
+    else:
+        for said in proc_receive(path, sys.stdin.buffer, sys.stdout.buffer):
+            print(said, file=sys.stderr, flush=True)  # noqa: T201
+    raise SystemExit(refused)
