@@ -186,6 +186,15 @@ class LookupTests(ZoneTestCase):
                 assert isinstance(outcome, Found)
                 self.assertEqual(expected, listing(outcome.additional))
 
+    def test_services_without_target(self) -> None:
+        """The target of an alias may be none, and data may be broken: nothing is additional."""
+        (zone,) = self.zones("$ORIGIN .\n" + HEAD + "@ A 192.0.2.1\nnone HTTPS 0 .\n")
+        zone.add(from_text("broken"), 65, 60, b"\0\1\xff")
+        for name in ("none", "broken"):
+            outcome = Zones([zone]).lookup(from_text(name), 65)
+            assert isinstance(outcome, Found)
+            self.assertEqual([], outcome.additional)
+
     def test_cname(self) -> None:
         """A chain is followed through all our zones; the rcode is of its last name (RFC 6604), the owners in order."""
         zones = self.zones(

@@ -104,6 +104,7 @@ SLIPS: Final = (
     ("$INCLUDE", 6, r"\$INCLUDE needs a file"),
     ("$INCLUDE /dev/zero", 6, "/dev/zero: a device, a pipe or a socket; a zone file must be an ordinary file"),
     ("$INCLUDE /", 6, "Is a directory"),
+    ("$INCLUDE a\\000b", 6, "embedded null"),
     ("a\\256 A 192.0.2.1", 6, r"'a\\256' is not a domain name: a backslash stands before a character, or before three"),
     ("a..b A 192.0.2.1", 6, "'a..b' is not a domain name: A DNS label is empty"),
     ("x" * 64 + " A 192.0.2.1", 6, "label is > 63 octets"),
@@ -307,6 +308,7 @@ class LimitTests(ZoneTestCase):
             for text, expected in (
                 (TOP + "\n" * 8, ": a zone may have 12 lines in all, and this is more: split it"),
                 (TOP + "$GENERATE 1-7 a$ A 192.0.2.1\n", r":6: \$GENERATE makes 7 records; a zone may have 12 lines"),
+                (TOP + "$GENERATE 1-4 a$ A 192.0.2.1\n" * 2, r":7: \$GENERATE makes 4 records"),
                 (TOP + "$INCLUDE i\n" * 3, r":8: \$INCLUDE .*/i: a zone may have 12 lines"),
             ):
                 with self.subTest(text=text):
