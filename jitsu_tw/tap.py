@@ -345,7 +345,8 @@ class JitsuService(Service):
         self._server.end()
         self._notifier.stop()
         self._addresses.stop()
-        ports = DeferredList([maybeDeferred(port.stopListening) for port in self._ports])
+        # The file of a socket may be gone, or stay where twistd has given root up: the next Jitsu replaces it.
+        ports = DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
         return Deferred.fromCoroutine(self._stop(ports, self._tcp.end()))
 
     async def _stop(self, *closed: Deferred[Any]) -> None:
