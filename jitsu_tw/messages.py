@@ -63,6 +63,9 @@ class Refused(Exception):  # noqa: N818
     """What was asked for cannot be done; the message says why."""
 
 
+#: What comes of a question that the other side does not answer as it should.
+NO_ANSWER: Final = (amp.AmpError, Refused, WrongVersion)
+
 _ERRORS: Final = {WrongVersion: b"WRONG_VERSION", Refused: b"REFUSED"}
 
 
@@ -203,6 +206,10 @@ class Peer(amp.AMP):
         """Take a key or a value, unless the connection is cut off."""
         if not self._is_cut:
             super().stringReceived(string)
+
+    def lengthLimitExceeded(self, length: int) -> None:  # noqa: N802
+        """Refuse a key or a value that is too long."""
+        self.cut(f"a key of {length} octets")
 
     def proto_init(self, string: bytes) -> str:
         """Take the first key of a message."""

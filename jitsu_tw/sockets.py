@@ -11,8 +11,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet import tcp, unix
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -83,32 +81,16 @@ def private() -> Iterator[None]:
         os.umask(mask)
 
 
-class Port(unix.Port):
-    """A UNIX socket on which connections are taken."""
-
-    def connectionLost(self, reason: Any) -> None:  # noqa: N802
-        """
-        End.
-
-        The file may be gone by now, or stay, where twistd has given up the user who may remove it: `make_way` will.
-        """
-        try:
-            super().connectionLost(reason)
-        except OSError:
-            tcp.Port.connectionLost(self, reason)
-
-
-def listen(path: Path, factory: Any, reactor: Any) -> Port:
+def listen(path: Path, factory: Any, reactor: Any) -> Any:
     """
-    Take connections to *factory* on a socket at *path*, for its owner and, if we may, the members of `GROUP`.
+    Return a port that takes connections to *factory* at *path*, of its owner and, if we may, the members of `GROUP`.
 
     Raises:
         OSError, CannotListenError: that cannot be; see `make_way`.
     """
     make_way(path)
-    port = Port(os.fsencode(path), factory, mode=0o600, reactor=reactor)
     with private():
-        port.startListening()
+        port = reactor.listenUNIX(str(path), factory, mode=0o600)
     with contextlib.suppress(KeyError, PermissionError):
         group = grp.getgrnam(GROUP).gr_gid
         if path.stat().st_gid != group:

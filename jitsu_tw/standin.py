@@ -18,7 +18,6 @@ from twisted.internet.error import ConnectionClosed
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import cooperate, deferLater
 from twisted.logger import Logger, LogPublisher
-from twisted.protocols import amp
 
 from jitsu_tw import messages
 from jitsu_tw.errors import NoStandIn
@@ -26,6 +25,7 @@ from jitsu_tw.errors import NoStandIn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from twisted.protocols import amp
     from twisted.python.failure import Failure
 
 #: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
@@ -209,7 +209,7 @@ class StandIn:
                 last = page[-1]["ip"]
         except (ConnectionClosed, CancelledError, TimeoutError) as error:
             raise NoStandIn(f"Synjitsu at {self._place} went away") from error
-        except (messages.Refused, amp.RemoteAmpError) as error:
+        except messages.NO_ANSWER as error:
             raise NoStandIn(f"Synjitsu at {self._place}: {error}") from error
         counted = {one["name"]: one["count"] for one in counters["counters"]}
         return {"standins": list(standins.values()), "counters": counted}
@@ -275,7 +275,12 @@ class StandIn:
     def begin(self, protocol: _Conversation) -> None:
         """Say everything on a new connection."""
         self._saying = Deferred.fromCoroutine(self._say_all(protocol))
-        self._saying.addErrback(lambda failure: failure.trap(ConnectionClosed, CancelledError))
+        self._saying.addErrback(self._not_said, protocol)
+
+    def _not_said(self, failure: Failure, protocol: _Conversation) -> None:
+        if failure.check(ConnectionClosed, CancelledError) is None:
+            failure.trap(*messages.NO_ANSWER)
+            protocol.cut(failure.getErrorMessage())
 
     async def _say_all(self, protocol: _Conversation) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 import attrs
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
@@ -345,17 +345,18 @@ class JitsuService(Service):
         self._server.end()
         self._notifier.stop()
         self._addresses.stop()
-        for port in self._ports:
-            port.stopListening()
-        return Deferred.fromCoroutine(self._stop(self._tcp.end()))
+        # The file of a socket may be gone, or stay where twistd has given root up: the next Jitsu replaces it.
+        ports = DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
+        return Deferred.fromCoroutine(self._stop(ports, self._tcp.end()))
 
-    async def _stop(self, closed: Deferred[None]) -> None:
+    async def _stop(self, *closed: Deferred[Any]) -> None:
         if self.shared is not None:
             await self.shared.stop()
         if self._branches is not None:
             await self._branches.stop()
         await self.fleet.stop()
-        await closed
+        for one in closed:
+            await one
 
 
 def from_systemd() -> list[int]:

@@ -536,4 +536,4 @@ class Synjitsu(Service):
 
 
 def _went_away(failure: Failure) -> None:
-    failure.trap(ConnectionClosed)
+    failure.trap(ConnectionClosed, *messages.NO_ANSWER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import tempfile
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -487,6 +488,24 @@ class StrangeTests(SynchronousTestCase):
             side.connectionLost(Failure(ConnectionDone()))
 
         hear()
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def test_bad_errors(self) -> None:
+        """An error in place of an answer, or no message at all, is no traceback, whichever side waits for it."""
+        side, wire = self.connect()
+        side.callRemote(messages.Seen, ip=IP).addErrback(service._went_away)
+        self.say(side, _error=b"1", _error_code=b"ODD", _error_description=b"\xff")
+        self.assertFalse(wire.aborted)
+        error = amp.Box({b"_error": b"1", b"_error_code": b"ODD", b"_error_description": b"\xff"}).serialize()
+        for octets in (b"\xff\xff", error):
+            ours = StandIn("unix:socket", print, print, self.clock)
+            jitsus: Any = standin._Conversation()
+            jitsus.factory, wire = SimpleNamespace(standin=ours), Wire()
+            jitsus.makeConnection(wire)
+            jitsus.dataReceived(octets)
+            self.assertTrue(wire.aborted)
+            jitsus.connectionLost(Failure(ConnectionDone()))
+        gc.collect()
         self.assertEqual([], self.flushLoggedErrors())
 
     def test_endless_message(self) -> None:

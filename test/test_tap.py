@@ -27,7 +27,6 @@ import dns.tsig
 import dns.tsigkeyring
 import dns.xfr
 import dns.zone
-from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo.lab import free_port
@@ -615,13 +614,16 @@ class SocketTests(ProcessTestCase):
         self.assertEqual(0, self.jitsuctl("status").returncode)
 
     def test_gone(self) -> None:
-        """A socket that is not there any more when Jitsu ends is no traceback."""
-        process = self.serve("--zone", "jitsu.zone", configuration=VMS)
-        (self.folder / "control.sock").unlink()
-        process.terminate()
-        process.wait(PATIENCE)
-        self.assertIn("Server Shut Down.", self.log())
-        self.assertNotIn("Traceback", self.log())
+        """The socket is gone when Jitsu has ended; that it was gone before is no traceback."""
+        for there in (True, False):
+            process = self.serve("--zone", "jitsu.zone", configuration=VMS)
+            if not there:
+                (self.folder / "control.sock").unlink()
+            process.terminate()
+            process.wait(PATIENCE)
+            self.assertFalse((self.folder / "control.sock").exists())
+            self.assertIn("Server Shut Down.", self.log())
+            self.assertNotIn("Traceback", self.log())
 
 
 class DefaultTests(SynchronousTestCase):
@@ -663,13 +665,13 @@ class DefaultTests(SynchronousTestCase):
             raise PermissionError
 
         modes: list[int] = []
-        start = sockets.Port.startListening
 
-        def started(port: sockets.Port) -> None:
-            start(port)
-            modes.append(path.stat().st_mode & 0o777)
+        def listen(path: str, _: object, mode: int) -> None:
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind(path)
+            modes.append(Path(path).stat().st_mode & 0o777)
+            self.assertEqual(0o600, mode)
 
-        self.patch(sockets.Port, "startListening", started)
         for number, (group, chown, mode) in enumerate(
             ((os.getegid(), refuse, 0o660), (os.getegid() + 1, refuse, 0o600), (None, refuse, 0o600),
              (os.getegid() + 1, lambda *_: None, 0o660))
@@ -678,9 +680,7 @@ class DefaultTests(SynchronousTestCase):
             groups = {} if group is None else {"jitsu": SimpleNamespace(gr_gid=group)}
             self.patch(grp, "getgrnam", groups.__getitem__)
             self.patch(os, "chown", chown)
-            reactor = SimpleNamespace(addReader=id, removeReader=id, removeWriter=id)
-            port = sockets.listen(path, Factory(), reactor)
-            self.addCleanup(port.connectionLost, None)
+            sockets.listen(path, None, SimpleNamespace(listenUNIX=listen))
             self.assertEqual((mode, 0o600), (path.stat().st_mode & 0o777, modes[-1]))
 
     def test_hung(self) -> None:
