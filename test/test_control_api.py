@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw import slices
 from jitsu_tw.control.describe import duration, ordinal
 from jitsu_tw.control.files import openapi
 from jitsu_tw.control.web import (
@@ -503,6 +504,33 @@ class SharesTests(SynchronousTestCase):
         talk.wire.producer.pauseProducing()
         talk.hang_up()
         desk.clock.advance(2 * READ_WITHIN)
+
+    def test_pipeline(self) -> None:
+        """Of a thousand requests that come at once, some are answered in each turn, others in between, if they are read."""
+        desk = Desk(vm())
+        asked: list[float] = []
+
+        def trouble() -> None:
+            asked.append(desk.clock.seconds())
+            desk.clock.rightNow += slices.SLICE / 4
+
+        self.patch(desk.fleet, "trouble", trouble)
+        hog, other, gone = desk.talk("192.0.2.1"), desk.talk("198.51.100.1"), desk.talk("203.0.113.1")
+        hog.protocol.dataReceived(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
+        self.assertEqual(4, len(asked))
+        gone.say("GET", "/healthz")
+        gone.hang_up()
+        other.say("GET", "/healthz")
+        self.assertEqual((4, 0), (len(asked), other.heard().status))
+        desk.clock.advance(0)
+        self.assertEqual(200, other.heard().status)
+        hog.wire.producer.pauseProducing()
+        answered = len(asked)
+        desk.pump(1, 0.01)
+        self.assertEqual(answered, len(asked))
+        hog.wire.producer.resumeProducing()
+        desk.pump(1, 0.01)
+        self.assertEqual(101, len(asked))
 
     def test_connections(self) -> None:
         """A network has a share, the UNIX socket another; where all are taken, idle ones of the greatest give way."""

@@ -34,6 +34,7 @@ from zope.interface import implementer
 
 from jitsu_tw.dns.connections import Connections
 from jitsu_tw.networks import of_peer
+from jitsu_tw.slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -87,6 +88,7 @@ class Channel(HTTPChannel):
     site: Guarded
     transport: Any
     _unread: Any = None
+    _waits: Request | None = None
 
     def connectionMade(self) -> None:  # noqa: N802
         """Begin; if there are too many connections, another one gives way."""
@@ -135,9 +137,19 @@ class Channel(HTTPChannel):
         self._unread = self._unread or self.callLater(READ_WITHIN, self.cut)
 
     def resumeProducing(self) -> None:  # noqa: N802
-        """Go on."""
+        """Go on, also with a request that waits until the client has read what it asked for before."""
         self._read()
         super().resumeProducing()
+        request, self._waits = self._waits, None
+        if request is not None:
+            request.process()
+
+    def is_read(self, request: Request) -> bool:
+        """Return whether the client reads what it is sent; if not, *request* is processed when it does."""
+        if self._unread is None:
+            return True
+        self._waits = request
+        return False
 
     def _read(self) -> None:
         if self._unread is not None and self._unread.active():
@@ -147,6 +159,7 @@ class Channel(HTTPChannel):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """End."""
         self._read()
+        self._waits = None
         self.site.connections.remove(self)
         super().connectionLost(reason)
 
@@ -175,9 +188,16 @@ class Request(WebRequest):
             self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
 
     def process(self) -> None:
-        """Answer, unless the request was refused already."""
-        if not self._refused:
+        """Answer in its turn, unless the request was refused already: one client may send a thousand at once."""
+        site, whose = self.channel.site, of_peer(self.getClientAddress())
+        if not self._refused and self.channel.is_read(self) and site.slices.has_time(self, whose):
+            site.slices.begin()
             super().process()
+
+    def connectionLost(self, reason: Failure) -> None:  # noqa: N802
+        """Wait for no turn any more."""
+        self.channel.site.slices.drop(self)
+        super().connectionLost(reason)
 
 
 class Guarded(Site):
@@ -186,6 +206,7 @@ class Guarded(Site):
 
     Attributes:
         connections: those that there are.
+        slices: the time in which requests are answered.
     """
 
     noisy = False
@@ -196,6 +217,7 @@ class Guarded(Site):
         super().__init__(top, requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN)
         self._token = None if token is None else token.encode()
         self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
+        self.slices: Slices[Request] = Slices(reactor, Request.process)
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
         """Return what may be spoken over TLS, for ALPN."""

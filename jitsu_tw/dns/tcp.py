@@ -2,7 +2,7 @@
 DNS over TCP (RFC 7766): any number of queries in a connection, each answered when it can be, none holding up others.
 
 A connection that does nothing, sends a query octet by octet, or does not read its answers is cut off. When there are as
-many as there may be, one gives way (`connections`). All connections together are read for `SLICE` seconds in each turn
+many as there may be, one gives way (`connections`). All connections together are read for a slice of each turn
 of the reactor, and client networks take turns in it: a client that sends thousands of queries at once waits for its own
 answers, others do not.
 """
@@ -25,13 +25,12 @@ from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.networks import network, packed
 from jitsu_tw.shares import Line
-from jitsu_tw.vm.turns import Turns
+from jitsu_tw.slices import Slices
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.server import Server
@@ -41,9 +40,6 @@ IDLE: Final = 20.0
 
 #: Seconds that a connection has to take what is left for it when the server ends.
 ENDING: Final = 2.0
-
-#: How long all connections together are read in one turn of the reactor, in seconds.
-SLICE: Final = 0.002
 
 #: How many connections send zones at once, and how many of them to one client network. Each works for a millisecond in
 #: a turn of the reactor, and keeps eight octets for each RRset of its zone.
@@ -91,7 +87,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
         """Take one query."""
         self.resetTimeout()
-        self.factory.begin_turn()
+        self.factory.slices.begin()
         self.waiting += 1
         if not self.factory.server.receive(string, self.source, self._answered, self._stream):
             self.waiting -= 1
@@ -140,7 +136,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             if not self.waiting:
                 self.close()
             return
-        busy = self._stuck or self.waiting >= MOST_WAITING or not self.factory.has_time(self)
+        busy = self._stuck or self.waiting >= MOST_WAITING or not self.factory.slices.has_time(self, self.network)
         if busy and not self.paused:
             super().pauseProducing()
         elif self.paused and not busy:
@@ -203,6 +199,7 @@ class TCPFactory(Factory):
         server: answers the queries.
         connections: those that are open.
         transfers: the places of connections that send zones.
+        slices: the time in which queries are read.
     """
 
     noisy = False
@@ -212,9 +209,7 @@ class TCPFactory(Factory):
         self.server, self.reactor = server, reactor
         self.connections: Connections[TCP] = Connections()
         self.transfers: Line[TCP] = Line(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE, TCP.transfer)
-        self._line: Turns[TCP] = Turns()
-        self._turn: IDelayedCall | None = None
-        self._until = 0.0
+        self.slices: Slices[TCP] = Slices(reactor, TCP.look)
         self._gone: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
@@ -229,31 +224,10 @@ class TCPFactory(Factory):
         if gone is not None:
             gone.transport.abortConnection()
 
-    def has_time(self, connection: TCP) -> bool:
-        """Return whether *connection* may be read in this turn of the reactor; if not, it is in a later one."""
-        if self._turn is None or self.reactor.seconds() < self._until:
-            return True
-        self._line.add(connection, connection.network)
-        return False
-
-    def begin_turn(self) -> None:
-        """Measure the time from now on, unless this turn of the reactor has begun."""
-        if self._turn is None:
-            self._until = self.reactor.seconds() + SLICE
-            self._turn = self.reactor.callLater(0, self._next_turn)
-
-    def _next_turn(self) -> None:
-        """Read those connections whose turn it is."""
-        self._turn = None
-        if self._line:
-            self.begin_turn()
-        while self._line and self.reactor.seconds() < self._until:
-            self._line.take().look()
-
     def forget(self, connection: TCP) -> None:
         """Hear that *connection* is gone."""
         self.connections.remove(connection)
-        self._line.drop(connection)
+        self.slices.drop(connection)
         if self._gone is not None and not self.connections:
             gone, self._gone = self._gone, None
             gone.callback(None)
