@@ -48,9 +48,13 @@ def make_way(path: Path) -> None:
     Make the folder of a UNIX socket, and remove a socket on which no process listens any more.
 
     Raises:
-        OSError: a process listens there, something else is there, or it is not allowed.
+        OSError: a process listens there, something else is there, or it is not allowed; or other users could replace
+            the socket by one of theirs.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with umask(0o022):  # members of the group get through the folder, others do not write to it, whoever starts Jitsu
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+        raise OSError(errno.EPERM, f"any user may replace a socket in {path.parent}: chmod o-w {path.parent}")
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -72,13 +76,13 @@ def make_way(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def private() -> Iterator[None]:
-    """While this is entered, what is made is its owner's only: also a socket that has not got its mode yet."""
-    mask = os.umask(0o177)
+def umask(mask: int) -> Iterator[None]:
+    """While this is entered, what is made has not the permissions of *mask*."""
+    before = os.umask(mask)
     try:
         yield
     finally:
-        os.umask(mask)
+        os.umask(before)
 
 
 def listen(path: Path, factory: Any, reactor: Any) -> Any:
@@ -89,7 +93,7 @@ def listen(path: Path, factory: Any, reactor: Any) -> Any:
         OSError, CannotListenError: that cannot be; see `make_way`.
     """
     make_way(path)
-    with private():
+    with umask(0o177):  # it has no mode of its own yet
         port = reactor.listenUNIX(str(path), factory, mode=0o600)
     with contextlib.suppress(KeyError, PermissionError):
         group = grp.getgrnam(GROUP).gr_gid

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from jitsu_tw import logs
 from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError, printable
-from jitsu_tw.sockets import make_way, private
+from jitsu_tw.sockets import make_way, umask
 from jitsu_tw.twistd import cannot_write, stop_once
 
 try:
@@ -124,7 +124,7 @@ class SynjitsuService(Service):
             except OSError as error:
                 give_up(f"cannot listen on {self._place}: {error.strerror}")
         outcome: list[Any] = []
-        with private():
+        with umask(0o177):
             self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
         (self._port,) = outcome  # all endpoints of servers listen at once, or never
         if isinstance(self._port, Failure):

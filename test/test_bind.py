@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,9 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet.task import Clock
+from twisted.python.monkey import MonkeyPatcher
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from jitsu_tw.dns.binding import to_bind
+from jitsu_tw.dns import binding
+from jitsu_tw.dns.binding import Addresses, to_bind
 from test.yard import PATIENCE, Yard
 
 if TYPE_CHECKING:
@@ -52,6 +56,27 @@ class ToBindTests(SynchronousTestCase):
             (["10.0.0.1", "10.0.0.2", "10.0.0.1"], ["10.0.0.1", "10.0.0.2"]),
         ):
             self.assertEqual(expected, to_bind(hosts))
+
+
+class AddressesTests(SynchronousTestCase):
+    """Which addresses are missing."""
+
+    def test_no_descriptor(self) -> None:
+        """A look for which there is no descriptor finds nothing out; the next one does."""
+        clock = Clock()
+        addresses = Addresses(clock)
+        self.addCleanup(addresses.stop)
+
+        def nothing(*_: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        addresses.start(["127.0.0.1", "192.0.2.1"])
+        expected = addresses.problems()
+        MonkeyPatcher((binding.socket, "socket", nothing)).runWithPatches(clock.advance, binding.LOOK_EVERY)
+        self.assertEqual(expected, addresses.problems())
+        addresses.missing = []
+        clock.advance(binding.LOOK_EVERY)
+        self.assertEqual((1, expected), (len(expected), addresses.problems()))
 
 
 class BindTests(SynchronousTestCase):

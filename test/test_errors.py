@@ -7,7 +7,7 @@ import unicodedata
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.errors import printable
+from jitsu_tw.errors import BackendError, BackendLost, printable
 
 
 class PrintableTests(SynchronousTestCase):
@@ -37,3 +37,13 @@ class PrintableTests(SynchronousTestCase):
             shown.encode()
             if unicodedata.bidirectional(chr(number)) in dangerous and unicodedata.category(chr(number)) != "Zs":
                 self.assertTrue(shown.isascii(), hex(number))
+
+
+class BackendErrorTests(SynchronousTestCase):
+    """What hypervisors say."""
+
+    def test_long(self) -> None:
+        """Of a message of megabytes the beginning is kept, whatever kind of error it is."""
+        for kind in (BackendError, BackendLost):
+            self.assertEqual("x" * kind.LONGEST + "…", str(kind("x" * 3_000_000)))
+            self.assertEqual("no", str(kind("no")))

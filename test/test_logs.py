@@ -9,6 +9,7 @@ import subprocess
 import sys
 import syslog
 from io import StringIO
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,30 @@ class EscapedTests(SynchronousTestCase):
         self.assertLess(len(line), logs.LONGEST + 100)
         event = {"log_time": 0.0, "log_level": LogLevel.info, "log_format": "{x}", "x": object(), "y": "z"}
         self.assertLess(len(logs.line({**event, "log_format": "x" * 10 * logs.LONGEST}) or ""), logs.LONGEST + 200)
+
+    def test_long_values(self) -> None:
+        """Values in JSON are bounded, and JSON, whatever they are; so are tracebacks."""
+        event = {"log_time": 0.0, "log_level": LogLevel.info, "log_format": "x", "y": "z" * 10 * logs.LONGEST, "n": inf}
+        said = json.loads(logs.line(event) or "", parse_constant=self.fail)
+        self.assertEqual(("inf", "z" * logs.LONGEST), (said["values"]["n"], said["values"]["y"]))
+        failure = Failure(ValueError("x" * 10 * logs.LONGEST_TRACEBACK))
+        self.assertLess(len(logs.line({**event, "log_failure": failure}) or ""), 2 * logs.LONGEST_TRACEBACK)
+        self.assertLess(len(logs.escaped({"log_failure": failure})["log_words"]), 2 * logs.LONGEST_TRACEBACK)
+
+    def test_repeated(self) -> None:
+        """What peers make Twisted say is said some times in a minute; all else always."""
+        said: list[str] = []
+        write = logs.bounded(lambda event: said.append(event["log_format"]))  # type: ignore[arg-type]
+        for second in (0.0, 1.0, 61.0, 0.0):
+            before = len(said)
+            for number in range(100):
+                event = "EMFILE recovery: x", "{cls} connection lost (x)"
+                write({"log_time": second, "log_format": event[number % 2]})
+            self.assertEqual(0 if second == 1.0 else logs.MOST_REPEATED, len(said) - before)
+            write({"log_time": second, "log_format": "www: up"})
+        write({"log_time": 2.0, "log_format": None})
+        self.assertTrue(said[logs.MOST_REPEATED - 1].endswith(" (more like that is not logged for a minute)"))
+        self.assertEqual(4, said.count("www: up"))
 
     def test_failure(self) -> None:
         """A traceback has its lines, each of them escaped and indented, and is an alert for syslog."""

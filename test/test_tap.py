@@ -683,6 +683,22 @@ class DefaultTests(SynchronousTestCase):
             sockets.listen(path, None, SimpleNamespace(listenUNIX=listen))
             self.assertEqual((mode, 0o600), (path.stat().st_mode & 0o777, modes[-1]))
 
+    def test_folder(self) -> None:
+        """Only its owner writes to the folder, and the group gets through it, whatever the umask is."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        for mask in (0o000, 0o077):
+            path = folder / str(mask) / "deep/socket"
+            with sockets.umask(mask):
+                sockets.make_way(path)
+            self.assertEqual([0o755] * 2, [one.stat().st_mode & 0o777 for one in (path.parent, path.parent.parent)])
+        for mode, refused in ((0o777, True), (0o1777, False), (0o775, False)):
+            path.parent.chmod(mode)
+            if refused:
+                self.assertRaisesRegex(OSError, "any user may replace .* chmod o-w", sockets.make_way, path)
+            else:
+                sockets.make_way(path)
+
     def test_hung(self) -> None:
         """A process that listens and does not take connections any more is there all the same."""
         folder = Path(tempfile.mkdtemp())

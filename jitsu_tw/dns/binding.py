@@ -45,7 +45,12 @@ def to_bind(hosts: Iterable[str]) -> list[str]:
 
 
 def is_here(host: str) -> bool:
-    """Return whether this host has the address *host*, and may send from it."""
+    """
+    Return whether this host has the address *host*, and may send from it.
+
+    Raises:
+        OSError: that cannot be found out: this process has no descriptor left.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as tries:
         try:
             tries.bind((host, 0))
@@ -86,7 +91,11 @@ class Addresses:
         return [f"bind: {host} is no address of this host" for host in self.missing]
 
     def _look(self) -> None:
-        before, self.missing = self.missing, [host for host in self._hosts if not is_here(host)]
+        before = self.missing
+        try:
+            self.missing = [host for host in self._hosts if not is_here(host)]
+        except OSError:
+            return  # the next look finds out
         for host in self.missing:
             if host not in before:
                 self.log.warn("bind: {host} is no address of this host; it is served as soon as it is one", host=host)
