@@ -48,6 +48,9 @@ MOST_STRANGE: Final = 8
 #: How many lines about peers that make no sense are logged in a minute.
 MOST_LINES: Final = 10
 
+#: How long one connection is read in one turn of the reactor, in seconds: a peer that says very much waits for itself.
+SLICE: Final = 0.002
+
 #: Entries of a list, and characters of a text, of a message.
 MOST_ENTRIES: Final = 1024
 LONGEST: Final = 1024
@@ -179,8 +182,28 @@ class Peer(amp.AMP):
 
     complaints: ClassVar[Complaints]
     transport: Any
+    paused: bool
     _strange = _keys = 0
     _is_cut = False
+    _until = 0.0
+
+    @property
+    def reactor(self) -> Any:
+        """Return what tells the time, and calls later."""
+        raise NotImplementedError
+
+    def callLater(self, *what: Any) -> Any:  # noqa: N802 -- TimeoutMixin's
+        """Call something later."""
+        return self.reactor.callLater(*what)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Read for a while."""
+        self._until = self.reactor.seconds() + SLICE
+        super().dataReceived(data)
+
+    def _go_on(self) -> None:
+        if self.transport is not None:  # else the connection is lost
+            self.resumeProducing()
 
     def strange(self, reason: str) -> None:
         """Take note of a message that makes no sense; cut the connection off if there are many of them."""
@@ -203,9 +226,12 @@ class Peer(amp.AMP):
         return getattr(peer, "host", "") or "the peer on the UNIX socket"
 
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
-        """Take a key or a value, unless the connection is cut off."""
+        """Take a key or a value, unless the connection is cut off; others have their turn in between."""
         if not self._is_cut:
             super().stringReceived(string)
+            if self.reactor.seconds() >= self._until and not self.paused:
+                self.pauseProducing()
+                self.callLater(0, self._go_on)
 
     def lengthLimitExceeded(self, length: int) -> None:  # noqa: N802
         """Refuse a key or a value that is too long."""

@@ -18,6 +18,8 @@ from twisted.internet.error import ConnectionClosed
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import cooperate, deferLater
 from twisted.logger import Logger, LogPublisher
+from twisted.protocols import amp
+from twisted.protocols.policies import TimeoutMixin
 
 from jitsu_tw import messages
 from jitsu_tw.errors import NoStandIn
@@ -25,17 +27,24 @@ from jitsu_tw.errors import NoStandIn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from twisted.protocols import amp
     from twisted.python.failure import Failure
 
 #: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
 BACK_OFF: Final = (0.05, 2.0, 1.5)
 
-#: Seconds until a Synjitsu of another version or secret is tried again: one of the two may be updated.
+#: Seconds until a Synjitsu of another version or secret, or one that is not understood, is tried again: one of the two
+#: may be updated.
 AFTER_REFUSAL: Final = 5.0
 
-#: Seconds that Synjitsu may take to answer a question about what it does.
+#: Seconds that Synjitsu may take to answer a question about what it does; and for which it may say nothing at all while
+#: it has questions to answer.
 ANSWER_WITHIN: Final = 10.0
+
+#: Seconds that it has to take what is left for it when Jitsu ends.
+ENDING: Final = 2.0
+
+#: Characters of a reason that are kept.
+LONGEST: Final = 200
 
 #: How many announcements are sent at once after a connection came about.
 BATCH: Final = 50
@@ -91,17 +100,29 @@ class StandIn:
         self._protocol: _Conversation | None = None
         self._saying: Deferred[None] = succeed(None)
         self._latest: Deferred[None] = succeed(None)
-        self._missed = False
+        self._missed = self._was_cut = False
+        self._open: _Conversation | None = None
         factory = Factory.forProtocol(_Conversation)
         factory.standin = self  # type: ignore[attr-defined]
         factory.noisy = False
         first, longest, grows = BACK_OFF
+        self._back_off = backoffPolicy(first, longest, grows, jitter=lambda: 0.0)
         self._service = _Connection(
             clientFromString(reactor, description(endpoint)),
             factory,
-            retryPolicy=backoffPolicy(first, longest, grows, jitter=lambda: 0.0),
+            retryPolicy=self._pause,
             clock=reactor,
         )
+
+    def _pause(self, failures: int) -> float:
+        """Return how many seconds to wait before Synjitsu is tried again, after *failures* to connect."""
+        was_cut, self._was_cut = self._was_cut, False
+        return AFTER_REFUSAL if was_cut else self._back_off(failures)
+
+    @property
+    def reactor(self) -> Any:
+        """What connects and waits."""
+        return self._reactor
 
     @property
     def connected(self) -> bool:
@@ -118,7 +139,10 @@ class StandIn:
         """Disconnect, and stay so. What was announced is stood in for a few seconds more."""
         self._missed = True
         stopped: Deferred[None] = self._service.stopService()
-        return stopped
+        if self._open is None:
+            return stopped
+        late = self._reactor.callLater(ENDING, self._open.transport.abortConnection)
+        return stopped.addCallback(lambda _: late.cancel() if late.active() else None)
 
     def announce(
         self,
@@ -261,7 +285,7 @@ class StandIn:
     def _not_sent(self, failure: Failure, command: type[amp.Command], ip: str) -> None:
         if failure.check(ConnectionClosed) is not None:  # it is said again on the next connection
             return
-        reason = failure.getErrorMessage()
+        reason = failure.getErrorMessage()[:LONGEST]
         if self.refused.get(ip) != reason:
             self.refused[ip] = reason
             self.on_change()
@@ -274,6 +298,7 @@ class StandIn:
 
     def begin(self, protocol: _Conversation) -> None:
         """Say everything on a new connection."""
+        self._open = protocol
         self._saying = Deferred.fromCoroutine(self._say_all(protocol))
         self._saying.addErrback(self._not_said, protocol)
 
@@ -286,7 +311,7 @@ class StandIn:
         try:
             await protocol.callRemote(messages.Hello, version=messages.VERSION, secret=self._secret)
         except (messages.WrongVersion, messages.Refused) as error:
-            self._lost(str(error))
+            self._lost(str(error)[:LONGEST])
             await deferLater(self._reactor, AFTER_REFUSAL)
             assert protocol.transport is not None
             protocol.transport.loseConnection()
@@ -313,11 +338,16 @@ class StandIn:
 
     def ended(self) -> None:
         """Take note that the connection is no more."""
+        self._open = None
         was_there, self._protocol = self.connected, None
         self._saying.cancel()
         self._lost("the connection was lost")
         if was_there:
             self.on_change()
+
+    def cut(self) -> None:
+        """Take note that the connection is cut off, because Synjitsu is not understood or says nothing."""
+        self._was_cut = True
 
     def _lost(self, reason: str) -> None:
         if not self._missed:
@@ -335,16 +365,41 @@ class _Connection(ClientService):
     _log = Logger(observer=LogPublisher())
 
 
-class _Conversation(messages.Peer):
+class _Conversation(messages.Peer, TimeoutMixin):
     """One connection to Synjitsu."""
 
     complaints = messages.Complaints(StandIn.log)
     factory: Any
 
+    @property
+    def reactor(self) -> Any:
+        """Return that of the `StandIn`."""
+        return self.factory.standin.reactor
+
     def connectionMade(self) -> None:  # noqa: N802
         """Tell the `StandIn`."""
         super().connectionMade()
         self.factory.standin.begin(self)
+
+    def sendBox(self, box: Any) -> None:  # noqa: N802
+        """Send a message; if it is a question, wait for a sign of life."""
+        super().sendBox(box)
+        if amp.ASK in box and self.timeOut is None:
+            self.setTimeout(ANSWER_WITHIN)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Take octets; wait for the next ones while there are questions that have no answer."""
+        super().dataReceived(data)
+        self.setTimeout(ANSWER_WITHIN if self._outstandingRequests else None)
+
+    def timeoutConnection(self) -> None:  # noqa: N802
+        """Cut off a Synjitsu that hangs: SYNs would be lost that it is thought to hold."""
+        self.cut(f"it has said nothing for {ANSWER_WITHIN:g} s")
+
+    def cut(self, reason: str = "") -> None:
+        """Cut the connection off; it is tried again later."""
+        self.factory.standin.cut()
+        super().cut(reason)
 
     @messages.Summon.responder
     def _summon(self, ip: str, source: str) -> dict[str, Any]:
@@ -369,6 +424,7 @@ class _Conversation(messages.Peer):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """Tell the `StandIn`."""
         super().connectionLost(reason)
+        self.setTimeout(None)
         self.factory.standin.ended()
 
 

@@ -81,9 +81,10 @@ class Conversation(messages.Peer, TimeoutMixin):
         if gone is not None:
             gone.cut()
 
-    def callLater(self, *what: Any) -> Any:  # noqa: N802
-        """Call something later, by the reactor of the service."""
-        return self.factory.reactor.callLater(*what)
+    @property
+    def reactor(self) -> Any:
+        """Return that of the service."""
+        return self.factory.reactor
 
     def timeoutConnection(self) -> None:  # noqa: N802
         """Cut off a peer that has not said `Hello`."""

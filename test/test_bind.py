@@ -72,7 +72,7 @@ class AddressesTests(SynchronousTestCase):
 
         addresses.start(["127.0.0.1", "192.0.2.1"])
         expected = addresses.problems()
-        MonkeyPatcher((binding.socket, "socket", nothing)).runWithPatches(clock.advance, binding.LOOK_EVERY)
+        MonkeyPatcher((socket, "socket", nothing)).runWithPatches(clock.advance, binding.LOOK_EVERY)
         self.assertEqual(expected, addresses.problems())
         addresses.missing = []
         clock.advance(binding.LOOK_EVERY)

@@ -282,7 +282,8 @@ class MessageTests(SynchronousTestCase):
         self.synjitsu = Synjitsu(["br0"], Clock(), kernel=real, opens=FakePcap, secret=SECRET)
         self.synjitsu._look_at_addresses()
         self.standin = SimpleNamespace(
-            begin=lambda _: None, ended=lambda: None, listens=self.told.append, on_seen=self.told.append,
+            begin=lambda _: None, ended=lambda: None, cut=lambda: None, reactor=Clock(),
+            listens=self.told.append, on_seen=self.told.append,
             on_summon=lambda *what: self.told.append(what), on_elsewhere=lambda *what: self.told.append(what),
         )  # fmt: skip
 

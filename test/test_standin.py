@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock, deferLater
@@ -470,8 +471,9 @@ class StrangeTests(SynchronousTestCase):
         boxes = st.dictionaries(keys | own, values, min_size=1, max_size=12)
         asked = st.builds(lambda box, name: {**box, b"_command": name, b"_ask": b"1"}, boxes, named)
         jitsu = SimpleNamespace(
-            begin=lambda _: None, ended=lambda: None, listens=print, on_seen=len, on_summon=max, on_elsewhere=max
-        )
+            begin=lambda _: None, ended=lambda: None, listens=print, on_seen=len, on_summon=max, on_elsewhere=max,
+            cut=lambda: None, reactor=self.clock,
+        )  # fmt: skip
         self.patch(self.synjitsu, "_obstacle", lambda _: None)
 
         @settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -508,6 +510,68 @@ class StrangeTests(SynchronousTestCase):
         gc.collect()
         self.assertEqual([], self.flushLoggedErrors())
 
+    def ours(self, **told: Any) -> tuple[StandIn, Any, Wire]:
+        """Return Jitsu's end, its side of a new connection, and that."""
+        ours = StandIn("unix:socket", told.get("on_summon", print), print, self.clock)
+        side, wire = standin._Conversation(), Wire()
+        side.factory = SimpleNamespace(standin=ours)
+        side.makeConnection(wire)
+        return ours, side, wire
+
+    def test_hangs(self) -> None:
+        """A Synjitsu that answers nothing is cut off, before Hello and after; one that goes on is not."""
+        for answers in (False, True):
+            ours, side, wire = self.ours()
+            if answers:
+                self.clock.advance(standin.ANSWER_WITHIN - 1)
+                side.dataReceived(amp.Box({b"_answer": b"1"}).serialize())
+                self.clock.advance(10 * standin.ANSWER_WITHIN)
+                self.assertEqual((False, True), (wire.aborted, ours.connected))
+                ours.announce(IP, [MAC], asleep=True)
+            self.clock.advance(standin.ANSWER_WITHIN - 1)
+            self.assertFalse(wire.aborted)
+            self.clock.advance(1)
+            self.assertTrue(wire.aborted)
+            side.connectionLost(Failure(ConnectionDone()))
+            self.assertFalse(ours.connected)
+            self.assertIn("is cut off: it has said nothing for 10 s", "".join(self.lines()))
+            self.assertEqual([standin.AFTER_REFUSAL, standin.BACK_OFF[0]], [ours._pause(0), ours._pause(0)])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_ends(self) -> None:
+        """Jitsu ends though Synjitsu does not take what was to be said; it waits for that only for a while."""
+        for takes in (False, True):
+            ours, side, wire = self.ours()
+            closed: Deferred[None] = Deferred()
+            self.patch(ours, "_service", SimpleNamespace(stopService=lambda closed=closed: closed))
+            stopped = ours.stop()
+            self.clock.advance(standin.ENDING / 2)
+            if takes:
+                closed.callback(None)
+            self.clock.advance(standin.ENDING / 2)
+            self.assertEqual((not takes, takes), (wire.aborted, stopped.called))
+            side.connectionLost(Failure(ConnectionDone()))
+            self.assertTrue(ours.stop() is closed)
+
+    def test_flood(self) -> None:
+        """A peer that says very much in one go is read for a while, and then others have their turn."""
+        heard: list[str] = []
+
+        def summoned(ip: str, _: str) -> None:
+            heard.append(ip)
+            self.clock.rightNow += messages.SLICE / 4
+
+        _, side, wire = self.ours(on_summon=summoned)
+        box = amp.Box({b"_ask": b"1", b"_command": b"Summon", b"ip": IP.encode(), b"source": b"10.0.0.9"}).serialize()
+        side.dataReceived(box * 100)
+        self.assertEqual((4, "paused"), (len(heard), wire.producerState))
+        self.clock.advance(0)
+        self.assertEqual((100, "producing"), (len(heard), wire.producerState))
+        side.dataReceived(box * 100)
+        side.connectionLost(Failure(ConnectionDone()))
+        self.clock.advance(0)
+        self.assertEqual(104, len(heard))
+
     def test_endless_message(self) -> None:
         """A message that does not end is not kept."""
         side, wire = self.connect()
@@ -532,9 +596,10 @@ class StrangeTests(SynchronousTestCase):
             ([counted(b"1"), {b"standins": page}, {b"standins": page}, {b"standins": page}], ""),
         ):  # fmt: skip
             side, wire = standin._Conversation(), Wire()
-            side.factory = SimpleNamespace(standin=SimpleNamespace(begin=lambda _: None, ended=lambda: None))
-            side.makeConnection(wire)
             ours = StandIn("unix:socket", print, print, self.clock)
+            self.patch(ours, "begin", lambda _: None)
+            side.factory = SimpleNamespace(standin=ours)
+            side.makeConnection(wire)
             ours._protocol = side
             status = ours.status()
             for answer in answers:
