@@ -184,10 +184,13 @@ def _check_forwarder(values: Mapping[str, Any], top: Sayings) -> None:
 
 def _check_listen(values: Mapping[str, Any], top: Sayings) -> None:
     """Refuse one port for DNS and for the control endpoint."""
-    host, _, port = (values.get("control", _DEFAULTS.control) or "").rpartition(":")
-    if port == str(values.get("listen", _DEFAULTS.listen)) and host.strip("[]") in values.get("bind", _DEFAULTS.bind):
-        key = "listen" if "listen" in top else "control"
-        raise top[key][0].wrong(key, f"DNS and control cannot both be at {host} port {port}; choose another for one")
+    listen, bind = str(values.get("listen", _DEFAULTS.listen)), values.get("bind", _DEFAULTS.bind)
+    for place in values.get("control", ()):
+        host, _, port = place.rpartition(":")
+        if port == listen and host.strip("[]") in bind:
+            key = "listen" if "listen" in top else "control"
+            message = f"DNS and control cannot both be at {host} port {port}; choose another for one"
+            raise top[key][0].wrong(key, message)
 
 
 def _check_keys(values: Mapping[str, Any], top: Sayings) -> None:
@@ -300,7 +303,7 @@ def _check_secrets(values: dict[str, Any], top: Sayings) -> None:
     for key in ("control_token", "synjitsu_secret"):
         if key in values:
             values[key] = _secret(values[key], top[key][0], key)
-    if "control_token" not in values and (values.get("control") or "").startswith("ssl:"):
+    if "control_token" not in values and any(one.startswith("ssl:") for one in values.get("control", ())):
         message = "whoever gets there can start and stop VMs; name a file with a secret by control_token"
         raise top["control"][0].wrong("control", message)
 

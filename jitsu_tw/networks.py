@@ -47,6 +47,12 @@ def network(address: bytes) -> bytes:
     return address[:IPV4_OCTETS] if len(address) == 4 else address[:IPV6_OCTETS]
 
 
+def of_peer(peer: object) -> bytes:
+    """Return the network of *peer*, an address of Twisted's; those on UNIX sockets, which have none, are one."""
+    host = getattr(peer, "host", "")
+    return network(packed(host)) if host else b""
+
+
 def to_text(network: bytes) -> str:
     """Return what `network` made, for people: ``192.0.2.0/24``."""
     family, size = (AF_INET, 4) if len(network) == IPV4_OCTETS else (AF_INET6, 16)

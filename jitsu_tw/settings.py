@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from jitsu_tw.sockets import control_socket
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -285,7 +287,7 @@ class Settings:
         bind: addresses to serve on.
         listen: port, UDP and TCP.
         control: where jitsuctl and browsers connect: ``host:port``, ``unix:PATH``, or an endpoint of Twisted's that
-            begins with ``ssl:``; None for nowhere.
+            begins with ``ssl:``; empty ones are none.
         control_token: what they have to show there; None for nothing.
         persistdb: the state's git repository; None for memory.
         synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
@@ -324,7 +326,7 @@ class Settings:
     zones: tuple[Path, ...] = ()
     bind: tuple[str, ...] = ("127.0.0.1",)
     listen: int = 53
-    control: str | None = "127.0.0.1:8053"
+    control: tuple[str, ...] = attrs.field(factory=lambda: (f"unix:{control_socket()}",))
     control_token: str | None = attrs.field(default=None, repr=False)
     persistdb: Path | None = None
     synjitsu: str | None = None

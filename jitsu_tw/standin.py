@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.application.internet import ClientService, backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed  # noqa: A004 -- it is no builtin one
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.protocol import Factory, connectionDone
@@ -33,6 +33,9 @@ BACK_OFF: Final = (0.05, 2.0, 1.5)
 
 #: Seconds until a Synjitsu of another version or secret is tried again: one of the two may be updated.
 AFTER_REFUSAL: Final = 5.0
+
+#: Seconds that Synjitsu may take to answer a question about what it does.
+ANSWER_WITHIN: Final = 10.0
 
 #: How many announcements are sent at once after a connection came about.
 BATCH: Final = 50
@@ -193,18 +196,28 @@ class StandIn:
     async def _status(self) -> dict[str, Any]:
         if self._protocol is None:
             raise NoStandIn(f"no Synjitsu answers at {self._place}")
-        protocol = self._protocol
         try:
-            counters = await protocol.callRemote(messages.Counters)
-            standins: list[dict[str, Any]] = []
+            counters = await self._ask(self._protocol, messages.Counters)
+            standins: dict[str, dict[str, Any]] = {}
+            last = ""
             while True:
-                page = await protocol.callRemote(messages.Status, after=standins[-1]["ip"] if standins else "")
-                standins += page["standins"]
-                if len(page["standins"]) < messages.PAGE:
+                page = (await self._ask(self._protocol, messages.Status, after=last))["standins"]
+                before = len(standins)
+                standins |= {one["ip"]: one for one in page}
+                if len(page) < messages.PAGE or len(standins) == before:
                     break
-        except ConnectionClosed as error:
+                last = page[-1]["ip"]
+        except (ConnectionClosed, CancelledError, TimeoutError) as error:
             raise NoStandIn(f"Synjitsu at {self._place} went away") from error
-        return {"standins": standins, "counters": {one["name"]: one["count"] for one in counters["counters"]}}
+        except (messages.Refused, amp.RemoteAmpError) as error:
+            raise NoStandIn(f"Synjitsu at {self._place}: {error}") from error
+        counted = {one["name"]: one["count"] for one in counters["counters"]}
+        return {"standins": list(standins.values()), "counters": counted}
+
+    def _ask(self, protocol: _Conversation, command: type[amp.Command], **arguments: Any) -> Deferred[dict[str, Any]]:
+        """Return what Synjitsu answers in time."""
+        answer: Deferred[dict[str, Any]] = protocol.callRemote(command, **arguments)
+        return answer.addTimeout(ANSWER_WITHIN, self._reactor)
 
     # The conversation
 
@@ -317,9 +330,10 @@ class _Connection(ClientService):
     _log = Logger(observer=LogPublisher())
 
 
-class _Conversation(amp.AMP):
+class _Conversation(messages.Peer):
     """One connection to Synjitsu."""
 
+    complaints = messages.Complaints(StandIn.log)
     factory: Any
 
     def connectionMade(self) -> None:  # noqa: N802

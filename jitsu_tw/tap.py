@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import attrs
 from twisted.application.service import Service
@@ -23,13 +23,14 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
 
-from jitsu_tw import __version__, config, logs
+from jitsu_tw import __version__, config, logs, sockets
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.binding import Addresses, to_bind
+from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
@@ -44,7 +45,7 @@ from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError, printable
 from jitsu_tw.store import store_at
-from jitsu_tw.twistd import cannot_write, stop_once
+from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Fleet
 
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import Settings
     from jitsu_tw.shared import SharedConfiguration
     from jitsu_tw.store.git import GitStore
+
+
+#: Open files that Jitsu needs beside those of DNS: connections to the control endpoint, to hypervisors, to Synjitsu and
+#: etcd, those by which guests are waited for, pipes of programs, the state and the log.
+FILES: Final = 1000
 
 
 class Options(usage.Options):
@@ -82,7 +88,7 @@ class Options(usage.Options):
         ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
         ("synjitsu", None, None, "Where Synjitsu listens."),
         ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
-        ("control", None, None, "Where jitsuctl connects: host:port, unix:PATH, ssl:..., or off. [127.0.0.1:8053]"),
+        ("control", None, None, "Where jitsuctl connects: unix:PATH, host:port, ssl:..., or off. [a UNIX socket]"),
         ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
     )
 
@@ -166,6 +172,7 @@ class JitsuService(Service):
         self._tcp = TCPFactory(self._server, reactor)
         self._ports: list[Any] = []
         self._addresses = Addresses(reactor)
+        self._site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
 
     def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
         from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
@@ -186,6 +193,8 @@ class JitsuService(Service):
     def privilegedStartService(self) -> None:  # noqa: N802
         """Take the ports, while twistd has not given up its privileges; or end with a line that says what cannot be."""
         super().privilegedStartService()
+        if problem := open_files(FILES + MOST_CONNECTIONS):
+            self.log.warn("{problem}", problem=problem)
         try:
             self._listen()
         except JitsuError as error:
@@ -200,15 +209,15 @@ class JitsuService(Service):
             for host in hosts:
                 self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
             self._addresses.start(hosts)
-        control = self._settings.control
-        if control is not None and not any(one.family == socket.AF_UNIX for one in inherited):
-            self._take("control", control, self._listen_control, control)
+        if not any(one.family == socket.AF_UNIX for one in inherited):
+            for place in filter(None, self._settings.control):
+                self._take("control", place, self._listen_control, place)
 
     def _adopt(self, bound: socket.socket) -> None:
         """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
         bound.setblocking(False)  # noqa: FBT003
         if bound.family == socket.AF_UNIX:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site())
+            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site)
         elif bound.type == socket.SOCK_STREAM:
             port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
         else:
@@ -220,8 +229,9 @@ class JitsuService(Service):
     def _take(self, key: str, what: str, listen: Any, argument: str) -> None:
         try:
             listen(argument)
-        except CannotListenError as error:
-            reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+        except (CannotListenError, OSError) as error:
+            cause = getattr(error, "socketError", error)
+            reason = getattr(cause, "strerror", None) or str(cause)
             or_end = ", or end who has it" if reason == os.strerror(errno.EADDRINUSE) else ""
             message = f"cannot listen on {what}: {reason}; choose another{or_end}"
             raise ConfigError(message, key=key) from error
@@ -236,22 +246,19 @@ class JitsuService(Service):
         self._ports.append(tcp)
 
     def _listen_control(self, place: str) -> None:
-        site = self._site()
         if place.startswith("ssl:"):
-            self._listen_tls(place, site)
+            self._listen_tls(place)
         elif place.startswith("unix:"):
-            self._ports.append(self._reactor.listenUNIX(place.removeprefix("unix:"), site, mode=0o600, wantPID=True))
+            path = Path(place.removeprefix("unix:")).absolute()
+            self._ports.append(sockets.listen(path, self._site, self._reactor))
         else:
             host, _, port = place.rpartition(":")
-            self._ports.append(self._reactor.listenTCP(int(port), site, interface=host.strip("[]")))
-
-    def _site(self) -> Endpoint:
-        return Endpoint(self.fleet, self.reload, self._settings.control_token, self._reactor, problems=self._problems)
+            self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
 
     def _problems(self) -> list[str]:
         return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
 
-    def _listen_tls(self, place: str, site: Endpoint) -> None:
+    def _listen_tls(self, place: str) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
         try:
             from OpenSSL import SSL, crypto  # noqa: PLC0415 -- who needs no TLS needs no OpenSSL
@@ -263,7 +270,7 @@ class JitsuService(Service):
         except (OSError, LookupError, TypeError, ValueError, SSL.Error, crypto.Error) as error:
             raise ConfigError(f"{place} is no endpoint that can be had: {error}", key="control") from error
         failures: list[Failure] = []
-        endpoint.listen(site).addCallbacks(self._ports.append, failures.append)
+        endpoint.listen(self._site).addCallbacks(self._ports.append, failures.append)
         for failure in failures:
             failure.raiseException()
 
@@ -364,8 +371,7 @@ def from_systemd() -> list[int]:
 
 def give_up(error: object) -> NoReturn:
     """End with one line. twistd has its log on standard error by now; people look at the terminal."""
-    for line in str(error).splitlines():
-        print(f"jitsu: {printable(line)}", file=sys.__stderr__)
+    print("jitsu: " + "\n".join(map(printable, str(error).splitlines())), file=sys.__stderr__)
     raise SystemExit(1)
 
 

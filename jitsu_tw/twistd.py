@@ -1,8 +1,12 @@
-"""What twistd leaves to its plugins: files that it could not write, and signals that come while a service stops."""
+"""
+What twistd leaves to its plugins: files that it could not write, how many it may open, and signals that come while a
+service stops.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,20 @@ def cannot_write(twistd: Mapping[str, Any] | None) -> str:
         if value and not os.access(path if path.exists() else path.parent, os.W_OK):
             none = ", or none with --pidfile=" if name == "pidfile" else ""
             return f"cannot write {words} {path}; choose another with twistd --{name}=PATH{none}"
+    return ""
+
+
+def open_files(needed: int) -> str:
+    """Let this process have *needed* open files, if the system does; return what is wrong otherwise, or nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            return (
+                f"this process may open {soft} files, fewer than the {needed} that all kinds of clients may take "
+                "together: one kind may keep others out; raise the limit, by LimitNOFILE= of systemd or ulimit -n"
+            )
     return ""
 
 

@@ -227,9 +227,9 @@ def _uuid(text: str) -> str:
         raise ValueError(message) from None
 
 
-def _control(text: str) -> str | None:
+def _control(text: str) -> str:
     if text.lower() in {"", "off", "none", "false", "no"}:
-        return None
+        return ""
     if not text.startswith(("unix:", "ssl:")):
         host, port = _host_port(text, 8053)
         if not ip_address(host).is_loopback:
@@ -408,7 +408,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "zones": Key(_text, many=True, path=True),
     "bind": Key(_bind, many=True),
     "listen": Key(_port),
-    "control": Key(_control),
+    "control": Key(_control, many=True),
     "control_token": Key(_text, path=True),
     "persistdb": Key(_text, path=True),
     "remote": Key(_remote),

@@ -1,7 +1,8 @@
 """
 What Synjitsu understands of what Jitsu says over AMP; `jitsu_tw.messages` has the commands.
 
-It turns text into values, refuses what makes no sense, and hands the rest to the service.
+It turns text into values, refuses what makes no sense, and hands the rest to the service. Before `Hello` with the right
+secret nothing is understood, and nothing is read.
 """
 
 from __future__ import annotations
@@ -9,24 +10,34 @@ from __future__ import annotations
 import heapq
 from hmac import compare_digest
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols import amp
+from twisted.protocols.policies import TimeoutMixin
 
 from jitsu_tw import messages
 from jitsu_tw.messages import Refused, WrongVersion
+from jitsu_tw.networks import of_peer
 from synjitsu_tw.table import Handover
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
+    from jitsu_tw.dns.connections import Connections
     from synjitsu_tw.service import Synjitsu
 
 
-class Conversation(amp.AMP):
+#: Seconds within which a Jitsu has to say `Hello`.
+MEET_WITHIN: Final = 10.0
+
+_HELLO: Final = messages.Hello.commandName
+
+
+class Conversation(messages.Peer, TimeoutMixin):
     """
     One Jitsu.
 
@@ -35,6 +46,7 @@ class Conversation(amp.AMP):
     """
 
     log = Logger()
+    complaints = messages.Complaints(log)
     factory: Any
 
     def __init__(self) -> None:
@@ -45,8 +57,6 @@ class Conversation(amp.AMP):
 
     @property
     def _synjitsu(self) -> Synjitsu:
-        if not self._met:
-            raise Refused("Hello must come first")
         synjitsu: Synjitsu = self.factory.synjitsu
         return synjitsu
 
@@ -60,18 +70,55 @@ class Conversation(amp.AMP):
         if failure.check(ConnectionClosed) is None:
             self.log.warn("Jitsu did not take a summons: {reason}", reason=failure.getErrorMessage())
 
+    def connectionMade(self) -> None:  # noqa: N802
+        """Begin; if there are too many that have not said `Hello`, another one gives way."""
+        super().connectionMade()
+        self._add_to(self.factory.strangers)
+        self.setTimeout(MEET_WITHIN)
+
+    def _add_to(self, connections: Connections[Conversation]) -> None:
+        gone = connections.add(self, of_peer(self.transport.getPeer()))
+        if gone is not None:
+            gone.cut()
+
+    def callLater(self, *what: Any) -> Any:  # noqa: N802
+        """Call something later, by the reactor of the service."""
+        return self.factory.reactor.callLater(*what)
+
+    def timeoutConnection(self) -> None:  # noqa: N802
+        """Cut off a peer that has not said `Hello`."""
+        self.cut()
+
+    def dispatchCommand(self, box: Any) -> Deferred[Any]:  # noqa: N802
+        """Carry a command out; until the peer has shown the secret, look at nothing else."""
+        if not self._met:
+            reason = ""
+            if box[amp.COMMAND] != _HELLO:
+                reason = "Hello must come first"
+            elif not compare_digest(box.get(b"secret", b""), self.factory.secret.encode()):
+                reason = "this Jitsu has not the same secret: see --secret of Synjitsu and synjitsu_secret of Jitsu"
+            if reason:
+                self.strange(reason)
+                return fail(messages.refusal(reason))
+        return super().dispatchCommand(box)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
         """Tell the service."""
         super().connectionLost(reason)
+        self.setTimeout(None)
+        self.factory.strangers.remove(self)
+        self.factory.jitsus.remove(self)
         self.factory.synjitsu.lost(self)
 
     @messages.Hello.responder
-    def _hello(self, version: int, secret: str | None = None) -> dict[str, Any]:
+    def _hello(self, version: int, secret: str | None = None) -> dict[str, Any]:  # noqa: ARG002 -- it was compared
         if version != messages.VERSION:
             raise WrongVersion(f"Jitsu speaks version {version}, Synjitsu {messages.VERSION}: update the older one")
-        if not compare_digest((secret or "").encode(), self.factory.secret.encode()):
-            raise Refused("this Jitsu has not the same secret: see --secret of Synjitsu and synjitsu_secret of Jitsu")
-        self._met = True
+        if not self._met:
+            self._met = True
+            self.setTimeout(None)
+            self.factory.strangers.remove(self)
+            self._add_to(self.factory.jitsus)
         return {}
 
     @messages.Announce.responder
@@ -88,9 +135,9 @@ class Conversation(amp.AMP):
         domid: int | None = None,
         knock: int | None = None,
     ) -> dict[str, Any]:
-        synjitsu, address = self._synjitsu, _address(ip)
+        synjitsu, address = self._synjitsu, ip_address(ip).packed
         if handover not in {kind.value for kind in Handover}:
-            raise Refused(f"{handover!r} is no kind of handover")
+            raise Refused(f"{handover[:50]!r} is no kind of handover")
         kind = Handover(handover)
         if kind is Handover.XENSTORE and (synjitsu.xenstore is None or len(address) != 4):
             raise Refused("handover by Xenstore is for IPv4, and where Synjitsu runs with --xenstore")
@@ -116,7 +163,7 @@ class Conversation(amp.AMP):
 
     @messages.Ready.responder
     def _ready(self, ip: str, macs: list[str]) -> dict[str, Any]:
-        synjitsu, address = self._synjitsu, _address(ip)
+        synjitsu, address = self._synjitsu, ip_address(ip).packed
         known = synjitsu.standins.table.get(address)
         if not macs and (known is None or not known.mac):
             raise Refused(f"the MAC of {ip} is not known")
@@ -125,7 +172,7 @@ class Conversation(amp.AMP):
 
     @messages.Withdraw.responder
     def _withdraw(self, ip: str, failed: bool) -> dict[str, Any]:  # noqa: FBT001
-        self._synjitsu.withdraw(_address(ip), failed=failed)
+        self._synjitsu.withdraw(ip_address(ip).packed, failed=failed)
         return {}
 
     @messages.Counters.responder
@@ -135,7 +182,7 @@ class Conversation(amp.AMP):
     @messages.Status.responder
     def _status(self, after: str) -> dict[str, Any]:
         standins = self._synjitsu.standins
-        start = _address(after) if after else b""
+        start = ip_address(after).packed if after else b""
         ips = heapq.nsmallest(messages.PAGE, (ip for ip in standins.table if _order(ip) > _order(start)), key=_order)
         return {
             "standins": [
@@ -155,19 +202,6 @@ def _order(ip: bytes) -> tuple[int, bytes]:
     return len(ip), ip
 
 
-def _address(text: str) -> bytes:
-    try:
-        return ip_address(text).packed
-    except ValueError:
-        raise Refused(f"{text!r} is no IP address") from None
-
-
 def _macs(texts: list[str]) -> tuple[bytes, ...]:
     """Return MACs in octets."""
-    try:
-        macs = tuple(bytes.fromhex(text.replace(":", "")) for text in texts)
-    except ValueError:
-        macs = (b"",)
-    if any(len(mac) != 6 for mac in macs):
-        raise Refused(f"{', '.join(map(repr, texts))}: no MAC addresses")
-    return macs
+    return tuple(bytes.fromhex(text.replace(":", "")) for text in texts)

@@ -19,6 +19,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw import messages
+from jitsu_tw.dns.connections import Connections
 from jitsu_tw.messages import Refused
 from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
@@ -74,6 +75,17 @@ ORPHANED: Final = 15.0
 #: How many summons one Jitsu may have before it has taken the first; the second half is for clients that have sent more
 #: than once. A flood from forged sources does not go on for long if it starts the VM, and cannot fill these if not.
 SUMMONS: Final = 128
+
+
+#: Connections that have not said `Hello`, and Jitsus: how many there may be, and how many of one network.
+STRANGERS: Final = (32, 16)
+JITSUS: Final = (64, 32)
+
+#: How many addresses may be announced: more than 100,000 VMs have.
+MOST_STANDINS: Final = 250_000
+
+#: How many UDP ports may be worth a start, of all VMs: each makes the kernel's filter longer.
+MOST_UDP: Final = 256
 
 
 #: What is logged of an interface, once.
@@ -140,6 +152,9 @@ class Synjitsu(Service):
         self.factory = Factory.forProtocol(Conversation)
         self.factory.synjitsu = self  # type: ignore[attr-defined]
         self.factory.secret = secret  # type: ignore[attr-defined]
+        self.factory.reactor = reactor  # type: ignore[attr-defined]
+        self.factory.strangers = Connections(*STRANGERS)  # type: ignore[attr-defined]
+        self.factory.jitsus = Connections(*JITSUS)  # type: ignore[attr-defined]
         self.factory.noisy = False
 
     def open(self) -> None:
@@ -188,14 +203,16 @@ class Synjitsu(Service):
         Raises:
             Refused: it may not be.
         """
+        if len(self.standins.table) >= MOST_STANDINS and ip not in self.standins.table:
+            raise Refused(f"{MOST_STANDINS} addresses are stood in for, and no more can be")
+        udp = self._wanted["udp"] | more.get("wake_udp", frozenset())
+        if len(udp) > MOST_UDP:
+            raise Refused(f"wake_udp: there may be {MOST_UDP} different ports, of all VMs together")
         if not more["asleep"]:  # there may be a hundred thousand that are
             self._look_at_host()
         self._own(owner, ip)
         version = "ipv4" if len(ip) == 4 else "ipv6"
-        udp, knocks = more.get("wake_udp", frozenset()), more.get("knock") is not None
-        self._want(
-            **{version: True, "udp": self._wanted["udp"] | udp, "knocks": self._wanted["knocks"] or knocks}
-        )
+        self._want(**{version: True, "udp": udp, "knocks": self._wanted["knocks"] or more.get("knock") is not None})
         before = self.standins.table.get(ip)
         known = before is not None and (before.stands, before.domid)
         self._do(self.standins.announce(ip, macs, **more))
@@ -266,7 +283,7 @@ class Synjitsu(Service):
         obstacle = self._obstacle(ip)
         if obstacle is not None:
             self.withdraw(ip, failed=False)
-            if owner is not None:
+            if owner is not None and len(self._refused) < MOST_STANDINS:
                 self._refused[ip] = owner
             raise Refused(obstacle)
         self._refused.pop(ip, None)

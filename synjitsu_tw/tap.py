@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import stat
 import sys
@@ -20,6 +18,7 @@ from twisted.python.failure import Failure
 from jitsu_tw import logs
 from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError, printable
+from jitsu_tw.sockets import make_way, private
 from jitsu_tw.twistd import cannot_write, stop_once
 
 try:
@@ -124,11 +123,9 @@ class SynjitsuService(Service):
                 make_way(Path(self._place.removeprefix("unix:").split(":")[0]))
             except OSError as error:
                 give_up(f"cannot listen on {self._place}: {error.strerror}")
-        # Nobody else may connect, not even before the socket has its mode.
-        mask = os.umask(0o177)
         outcome: list[Any] = []
-        self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
-        os.umask(mask)
+        with private():
+            self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
         (self._port,) = outcome  # all endpoints of servers listen at once, or never
         if isinstance(self._port, Failure):
             reason = getattr(self._port.value, "socketError", self._port.value)
@@ -171,31 +168,6 @@ def xenstore(reactor: Any) -> Any:
     return Xenstore(reactor)
 
 
-def make_way(path: Path) -> None:
-    """
-    Make the folder of a UNIX socket, and remove a socket on which no process listens any more.
-
-    Raises:
-        OSError: a process listens there, something else is there, or it is not allowed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
-        kind = kinds.get(stat.S_IFMT(mode), "something")
-        raise OSError(errno.EEXIST, f"there is {kind} that is no socket; remove it, or choose another place")
-    with socket.socket(socket.AF_UNIX) as tries:
-        try:
-            tries.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise OSError(errno.EADDRINUSE, "another process listens there; end it, or choose another place")
-
-
 def read_secret(path: Path) -> str:
     """Return the secret in a file; end with one line if it cannot be read, is short, or everybody may read it."""
     try:
@@ -223,8 +195,7 @@ def description(place: str) -> str:
 
 def give_up(message: str) -> NoReturn:
     """End with one line, wherever twistd has put its log."""
-    for line in message.splitlines():
-        print(f"synjitsu: {printable(line)}", file=sys.__stderr__)
+    print(f"synjitsu: {printable(message)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 

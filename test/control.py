@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -52,21 +53,21 @@ class Wire(StringTransport):
 class Talk:
     """One connection to an endpoint."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        """Connect."""
+    def __init__(self, endpoint: Endpoint, host: str = "") -> None:
+        """Connect from *host*, or by a UNIX socket."""
         self.protocol = endpoint.buildProtocol(None)
-        self.wire = Wire()
+        self.wire = Wire(peerAddress=IPv4Address("TCP", host, 4711) if host else UNIXAddress(None))
         self.protocol.makeConnection(self.wire)
 
     def say(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
         """Send a request."""
         lines = {"Host": "127.0.0.1:8053", **({"Content-Length": str(len(body))} if body else {}), **headers}
         head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
-        self.protocol.dataReceived(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+        self.protocol.dataReceived(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("utf-8", "surrogateescape") + body)
 
     def heard(self) -> Answer:
         """Return what has come since the last time."""
-        octets = self.wire.value()
+        octets = self.wire.value().removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.wire.clear()
         head, _, body = octets.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 "):
@@ -105,9 +106,9 @@ class Desk(World):
         super().__init__(*vms, **settings)
         self.endpoint = Endpoint(self.fleet, reload, token, self.clock, lambda: EPOCH + self.clock.seconds())
 
-    def talk(self) -> Talk:
-        """Return a new connection."""
-        return Talk(self.endpoint)
+    def talk(self, host: str = "") -> Talk:
+        """Return a new connection from *host*, or by a UNIX socket."""
+        return Talk(self.endpoint, host)
 
     def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
         """Return what is answered at once to one request."""

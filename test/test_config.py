@@ -200,9 +200,11 @@ class MeaningTests(ConfigTestCase):
 
     def test_control(self) -> None:
         """The control endpoint is an address and a port, a socket, or off."""
-        for text, expected in (("127.0.0.1:9000", "127.0.0.1:9000"), ("localhost", "127.0.0.1:8053"), ("off", None),
+        for text, expected in (("127.0.0.1:9000", "127.0.0.1:9000"), ("localhost", "127.0.0.1:8053"), ("off", ""),
                                ("unix:/run/jitsu.sock", "unix:/run/jitsu.sock"), ("[::1]:1", "[::1]:1")):
-            self.assertEqual(expected, self.load(VM, control=text)[0].control)
+            self.assertEqual((expected,), self.load(VM, control=text)[0].control)
+        several = self.load(f"control: [unix:/run/jitsu.sock, localhost]\n{VM}")[0].control
+        self.assertEqual(("unix:/run/jitsu.sock", "127.0.0.1:8053"), several)
 
     def test_both_families(self) -> None:
         """A VM may have IPv4 and IPv6 addresses."""

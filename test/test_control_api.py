@@ -6,11 +6,22 @@ import base64
 import json
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.control.describe import duration, ordinal
-from jitsu_tw.control.web import LONGEST_BODY, SLICE, Rows
+from jitsu_tw.control.files import openapi
+from jitsu_tw.control.web import (
+    ASK_WITHIN,
+    LONGEST_BODY,
+    MOST_CONNECTIONS,
+    MOST_FROM_ONE,
+    READ_WITHIN,
+    SLICE,
+    Rows,
+)
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.vm.lifecycle import State
@@ -368,22 +379,152 @@ class ProtectionTests(SynchronousTestCase):
         self.assertEqual(401, desk.ask("/v1/vms/www/start", "POST").status)
         self.assertEqual(State.OFF, desk.machine().state)
 
+    def test_without_token(self) -> None:
+        """Without a token, whoever gets to a TCP port sees and changes nothing; by the UNIX socket all can be done."""
+        for token, host, status in ((None, "127.0.0.1", 403), (None, "", 200), (self.TOKEN, "127.0.0.1", 200)):
+            desk = Desk(vm(), token=token)
+            talk = desk.talk(host)
+            talk.say("POST", "/v1/vms/www/start", Authorization=f"Bearer {self.TOKEN}")
+            self.assertEqual(status, talk.heard().status)
+            self.assertEqual(status == 200, desk.machine().state is State.UP)
+            talk.say("GET", "/v1/vms/www", Authorization=f"Bearer {self.TOKEN}")
+            self.assertEqual(200, talk.heard().status)
+
     def test_long_body(self) -> None:
-        """A long body is not kept: who sends one is cut off."""
+        """A long body is not kept, and is refused before it comes if its length is said; nothing is done for it."""
         desk = Desk(vm())
         self.assertEqual("up", desk.ask("/v1/vms/www/start", "POST", b"x" * LONGEST_BODY).value["state"])
-        talk = desk.talk()
-        talk.say("POST", "/v1/vms/www/start", b"x" * (LONGEST_BODY + 1))
-        self.assertTrue(talk.wire.aborted)
+        desk.post("/v1/vms/www/stop")
+        for answer in (desk.ask("/v1/vms/www/start", "POST", b"x" * (LONGEST_BODY + 1)),
+                       desk.ask("/v1/vms/www/start", "POST", Content_Length=str(10**9))):
+            self.assertEqual((413, True), (answer.status, "65536 octets" in answer.value["error"]))
         talk = desk.talk()
         talk.say("POST", "/v1/vms/www/start", Transfer_Encoding="chunked")
-        for _ in range(5):
-            talk.protocol.dataReceived(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
-        self.assertTrue(talk.wire.aborted)
+        talk.protocol.dataReceived((b"4000\r\n" + b"x" * 0x4000 + b"\r\n") * 5 + b"0\r\n\r\n")
+        self.assertEqual(413, talk.heard().status)
+        self.assertTrue(talk.wire.disconnecting)
+        self.assertEqual(State.OFF, desk.machine().state)
+
+    def test_strange_headers(self) -> None:
+        """Whatever a header has, it is no fault of ours, before the token is looked at and after."""
+        for token in (None, self.TOKEN):
+            desk = Desk(vm(), token=token)
+            for name, value in (
+                ("Origin", "http://["), ("Origin", "\udcff"), ("Host", "["), ("Host", "\udcff"), ("Host", "a:b:c"),
+                ("Authorization", "Bearer \udcff"), ("Authorization", "\udcff"), ("Authorization", "Basic \udcff"),
+                ("Accept", "\udcff"), ("Accept", "a/b;q=x"), ("Last-Event-ID", "\udcb2"), ("Content-Length", "-1"),
+                ("Content-Length", "9" * 5000), ("Content-Length", "²"), ("Transfer-Encoding", "gzip"),
+                ("Content-Type", "multipart/form-data; boundary=\udcff"), ("Cookie", "=;=\udcff"), ("Expect", "x"),
+            ):  # fmt: skip
+                for method, path in (("GET", "/metrics"), ("POST", "/v1/vms/www/hold"), ("GET", "/v1/events?follow=0")):
+                    status = desk.ask(path, method, b"", **{name: value}).status
+                    self.assertIn(status, {200, 400, 401, 403, 413}, (method, path, name, value))
+            self.assertEqual([], self.flushLoggedErrors())
+
+    def test_any_request(self) -> None:
+        """Requests made up of odd parts are answered with 2xx or 4xx, or cut off; nothing is logged."""
+        paths = [path.replace("{name}", "www") for path in json.loads(openapi())["paths"]]
+        odd = st.sampled_from(["", "²", "\udcb2", "\0", "[", "%", "%00", "%ff", "http://[", "//", "?", "é", "9" * 5000])
+        word = odd | st.text("ab/=&;%[]:@ '\udc80", max_size=8)
+        methods = st.sampled_from(["GET", "HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "render", "__init__"]) | word
+        names = st.sampled_from([
+            "Host", "Origin", "Authorization", "Accept", "Last-Event-ID", "Content-Length", "Cookie", "Range", "Expect",
+            "Transfer-Encoding", "Connection", "Content-Type", "If-None-Match",
+        ])  # fmt: skip
+        values = word | st.sampled_from(["chunked", "100-continue", "127.0.0.1", "Bearer x", "5"])
+        queries = st.just("") | st.builds("?{}={}".format, st.sampled_from(["last", "follow", "vm", "host"]), word)
+        desk = Desk(vm(), token=self.TOKEN)
+        open_desk = Desk(vm())
+
+        @settings(max_examples=400, deadline=None, derandomize=True, database=None)
+        @given(methods, st.sampled_from([*paths, "/", "*"]), word, queries, st.sampled_from(["1.0", "1.1", "0.9", "2"]),
+               st.lists(st.tuples(names, values), max_size=4), st.binary(max_size=20))  # fmt: skip
+        def ask(method: str, path: str, more: str, query: str, version: str, headers: Any, body: bytes) -> None:
+            head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+            text = f"{method} {path}{more}{query} HTTP/{version}\r\nHost: 127.0.0.1\r\n{head}\r\n"
+            for one in (desk, open_desk):
+                talk = one.talk()
+                talk.protocol.dataReceived(text.encode("utf-8", "surrogateescape") + body)
+                said = talk.wire.value().split(b" ", 2)
+                self.assertIn(said[1][:1] if len(said) > 1 else b"4", b"124", talk.wire.value())
+                talk.hang_up()
+
+        ask()
+        self.assertEqual([], self.flushLoggedErrors())
 
     def test_head(self) -> None:
-        """HEAD answers without a body, also where a body would never end."""
+        """HEAD answers without a body, also where a body would never end; where there is no GET, it is refused."""
         desk = Desk(vm())
         for path in ("/", "/v1/vms", "/v1/events", "/metrics"):
             answer = desk.ask(path, "HEAD")
             self.assertEqual((200, b""), (answer.status, answer.body), path)
+        for path, status in (("/v1/vms/www/start", 405), ("/v1/reload", 405), ("/v1", 404), ("/v1/hosts/x/drain", 404)):
+            self.assertEqual(status, desk.ask(path, "HEAD").status, path)
+
+
+class SharesTests(SynchronousTestCase):
+    """How long, and how often, clients may hold a connection."""
+
+    def test_slow_request(self) -> None:
+        """A request that comes octet by octet has as long as any other one; then the next one has."""
+        for begin in (b"GET /v1/vms HTTP/1.1\r\nX: ", b"POST /v1/vms/www/stop HTTP/1.1\r\nContent-Length: 999\r\n\r\n"):
+            desk = Desk(vm())
+            talk = desk.talk()
+            talk.say("GET", "/healthz")
+            desk.clock.advance(ASK_WITHIN - 1)
+            talk.say("GET", "/healthz")
+            talk.heard()
+            talk.protocol.dataReceived(begin)
+            for _ in range(int(ASK_WITHIN) - 1):
+                desk.clock.advance(1)
+                talk.protocol.dataReceived(b"x")
+            self.assertFalse(talk.wire.aborted)
+            desk.clock.advance(1)
+            self.assertTrue(talk.wire.aborted)
+
+    def test_long_answer(self) -> None:
+        """A client that waits for its VM is not cut off, however long that takes."""
+        desk = Desk(vm(boot_time=500.0))
+        talk = desk.talk()
+        talk.say("POST", "/v1/vms/www/start")
+        desk.pump(501, 1)
+        self.assertEqual((False, 200), (talk.wire.aborted, talk.heard().status))
+
+    def test_unread(self) -> None:
+        """A client that does not read what it is sent is cut off, unless it goes on."""
+        desk = Desk(vm())
+        talk = desk.talk()
+        talk.say("GET", "/v1/events")
+        for seconds, aborted in ((READ_WITHIN - 1, False), (READ_WITHIN, True)):
+            talk.wire.producer.pauseProducing()
+            desk.clock.advance(seconds)
+            self.assertEqual(aborted, talk.wire.aborted)
+            talk.wire.producer.resumeProducing()
+        talk.wire.producer.pauseProducing()
+        talk.hang_up()
+        desk.clock.advance(2 * READ_WITHIN)
+
+    def test_connections(self) -> None:
+        """A network has a share, the UNIX socket another; where all are taken, idle ones of the greatest give way."""
+        desk = Desk(vm(boot_time=5.0))
+        nets = ("192.0.2", "198.51.100")
+        talks = [desk.talk(f"{net}.{last}") for net in nets for last in range(MOST_FROM_ONE)]
+        self.assertEqual(MOST_CONNECTIONS, len(talks))
+        self.assertFalse(any(talk.wire.aborted for talk in talks))
+        talks[0].say("GET", "/v1/events")
+        ours = desk.talk()
+        ours.say("POST", "/v1/vms/www/start")
+        (gone,) = [talk for talk in talks if talk.wire.aborted]
+        self.assertIn(gone, (talks[1], talks[MOST_FROM_ONE]))
+        for _ in range(2 * MOST_FROM_ONE):
+            self.assertFalse(desk.talk("192.0.2.251").wire.aborted)
+        self.assertEqual({True}, {talk.wire.aborted for talk in talks[1:MOST_FROM_ONE]})
+        self.assertFalse(talks[0].wire.aborted)
+        self.assertGreaterEqual(sum(not talk.wire.aborted for talk in talks[MOST_FROM_ONE:]), MOST_FROM_ONE - 1)
+        desk.pump(6)
+        self.assertEqual((False, 200), (ours.wire.aborted, ours.heard().status))
+        self.assertLessEqual(len(desk.endpoint.connections), MOST_CONNECTIONS)
+        for talk in talks:
+            talk.hang_up()
+        ours.hang_up()
+        self.assertEqual(MOST_FROM_ONE - 1, len(desk.endpoint.connections))

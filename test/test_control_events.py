@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.control.events import MOST_READERS, MOST_WAITING, STILL_HERE
-from test.control import Answer, Desk
+from jitsu_tw.control.events import MOST_FROM_ONE, MOST_READERS, MOST_WAITING, STILL_HERE
+from test.control import Answer, Desk, Talk
 from test.support import question, vm
 
 
@@ -61,7 +61,7 @@ class EventsTests(SynchronousTestCase):
         for seen, expected in ((every[3]["id"], every[4:]), (every[-1]["id"], []), (1, every)):
             said = desk.ask("/v1/events?follow=0&last=1", Last_Event_ID=str(seen))
             self.assertEqual(expected, events(said))
-        for strange in ("x", "-1", "9" * 5000, ""):
+        for strange in ("x", "-1", "9" * 5000, "", "²", "\udcb2"):
             said = desk.ask("/v1/events?follow=0&last=1", Last_Event_ID=strange)
             self.assertEqual(every[-1:], events(said), strange[:10])
 
@@ -128,15 +128,24 @@ class EventsTests(SynchronousTestCase):
         self.assertEqual([], self.flushLoggedErrors())
 
     def test_many(self) -> None:
-        """Too many readers are sent away; there is room again when one has gone."""
+        """A network has a share of the readers, and so has the UNIX socket; there is room again when one has gone."""
         desk = Desk(vm())
-        talks = [desk.talk() for _ in range(MOST_READERS)]
-        for talk in talks:
+
+        def follow(host: str) -> Talk:
+            talk = desk.talk(host)
             talk.say("GET", "/v1/events")
-        answer = desk.ask("/v1/events")
-        self.assertEqual((503, {"error": "as many listen as may; try again later"}), (answer.status, answer.value))
+            return talk
+
+        talks = [follow(host) for host in ("192.0.2.1", "") for _ in range(MOST_FROM_ONE)]
+        self.assertEqual({200}, {talk.heard().status for talk in talks})
+        self.assertEqual(MOST_READERS, len(talks))
+        for host in ("192.0.2.2", "", "203.0.113.1"):
+            answer = follow(host).heard()
+            self.assertEqual((503, {"error": "as many listen as may; try again later"}), (answer.status, answer.value))
         talks[0].hang_up()
-        self.assertEqual(200, desk.ask("/v1/events").status)
+        self.assertEqual(503, follow("").heard().status)
+        self.assertEqual(200, follow("192.0.2.2").heard().status)
+        self.assertEqual(200, desk.ask("/v1/events", "HEAD").status)
 
     def test_still_here(self) -> None:
         """While nothing happens, a comment comes now and then, so that a dead connection is noticed."""

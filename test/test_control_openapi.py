@@ -13,7 +13,7 @@ from jitsu_tw.control.files import openapi
 from jitsu_tw.vm.lifecycle import State
 from test.control import Desk
 from test.support import vm
-from test.test_tap import BIN, HOST, VMS, ProcessTestCase
+from test.test_tap import BIN, HOST, TOKEN, VMS, ProcessTestCase
 
 ROOT: Final = Path(__file__).parent.parent
 
@@ -23,11 +23,12 @@ class OpenAPITests(ProcessTestCase):
 
     def test_schemathesis(self) -> None:
         """Requests made up from the description, good and bad, are answered as it says; none is a fault of ours."""
-        self.serve("--zone", "jitsu.zone", configuration=VMS.replace("boot_time: 30", "boot_time: 0.1"))
+        token = f"control_token: {self.write_token()}\n"
+        self.serve("--zone", "jitsu.zone", configuration=token + VMS.replace("boot_time: 30", "boot_time: 0.1"))
         run = self.run_to_end(
             BIN / "schemathesis", "run", f"http://{HOST}:{self.control}/v1/openapi.json", "--checks", "all",
             "--max-examples", "15", "--exclude-path", "/v1/events", "--suppress-health-check", "all", "--seed", "1",
-            "--no-color",
+            "--no-color", "--header", f"Authorization: Bearer {TOKEN}",
         )
         self.assertEqual(0, run.returncode, run.stdout + run.stderr)
         self.assertNotIn("Traceback", self.log())

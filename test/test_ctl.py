@@ -26,7 +26,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from demo.lab import free_port
 from jitsu_tw import ctl
 from jitsu_tw.ctl import show
-from test.test_tap import BIN, HOST, PATIENCE, VMS, ProcessTestCase
+from test.test_tap import BIN, HOST, PATIENCE, TOKEN, VMS, ProcessTestCase
 
 
 class ControlTestCase(ProcessTestCase):
@@ -34,12 +34,12 @@ class ControlTestCase(ProcessTestCase):
 
     def run_ctl(self, *arguments: str, **more: Any) -> Result:
         """Run jitsuctl to its end."""
-        return CliRunner().invoke(ctl.main, ["--control", f"{HOST}:{self.control}", *arguments], **more)
+        return CliRunner().invoke(ctl.main, ["--control", self.place, *arguments], **more)
 
     def follow(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a jitsuctl that does not end by itself; end it later."""
         # Who runs the tests in the background may have us ignore SIGINT.
-        command = ["env", "--default-signal=INT", str(BIN / "jitsuctl"), f"--control={HOST}:{self.control}", *arguments]
+        command = ["env", "--default-signal=INT", str(BIN / "jitsuctl"), f"--control={self.place}", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                    env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"})  # fmt: skip
         self.addCleanup(self._end_follow, process)
@@ -269,8 +269,6 @@ class CheckTests(ControlTestCase):
 class PlacesTests(ControlTestCase):
     """Where the endpoint may be, and what it takes to get there."""
 
-    TOKEN = "0123456789abcdef-of-the-tests"  # noqa: S105
-
     def certificate(self) -> None:
         """Write a key and a certificate for this host, and a token."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -288,13 +286,6 @@ class PlacesTests(ControlTestCase):
         (self.folder / "key.pem").write_bytes(key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
         self.write_token()
-
-    def write_token(self, text: str = TOKEN, mode: int = 0o600) -> Path:
-        """Write the file."""
-        path = self.folder / "token"
-        path.write_text(f"{text}\n")
-        path.chmod(mode)
-        return path
 
     def endpoint(self) -> str:
         """Return the endpoint of the tests, with TLS."""
@@ -322,7 +313,7 @@ class PlacesTests(ControlTestCase):
         self.assertEqual(3, plain.exit_code)
         self.assertEqual(2, run("--token-file", "/nowhere").exit_code)
         self.assertNotIn("Traceback", self.log())
-        self.assertNotIn(self.TOKEN, self.log())
+        self.assertNotIn(TOKEN, self.log())
 
     def test_old_tls(self) -> None:
         """TLS 1.1 and older are not spoken."""
@@ -365,7 +356,7 @@ class PlacesTests(ControlTestCase):
             (("--control-token", "open"), "control_token: everybody may read open; chmod o-r it"),
         ):
             for name, mode in (("good", 0o600), ("open", 0o644)):
-                (self.folder / name).write_text(self.TOKEN)
+                (self.folder / name).write_text(TOKEN)
                 (self.folder / name).chmod(mode)
             vm = "dns=www.example.org,ip=10.0.0.1,name=www"
             run = self.twistd("-x", "memory", "-l", str(self.port), *arguments, vm)

@@ -8,9 +8,9 @@ import functools
 import json
 import os
 import time
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING, Any, Final
 
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -19,7 +19,7 @@ from twisted.trial.unittest import SkipTest
 from bench.debian import UnavailableError
 from test.browser import PHONE, browser
 from test.test_ctl import HOSTS
-from test.test_tap import HOST, PATIENCE, ProcessTestCase
+from test.test_tap import HOST, PATIENCE, TOKEN, ProcessTestCase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 VMS = """
+control_token: token
 starts_per_minute: 3
 vms:
   - {name: www, dns: [www.jitsu.test, shop.jitsu.test], ip: 10.0.0.1, ttl: 30, boot_time: 0.1}
@@ -35,6 +36,9 @@ vms:
   - {name: slow, dns: slow.jitsu.test, ip: 10.0.0.3, boot_time: 3, response_delay: 1}
   - {name: "<b>&", dns: odd.jitsu.test, ip: 10.0.0.4}
 """
+
+#: What a browser sends after its user has typed the token in; that dialogue is the browser's own.
+SHOWS_TOKEN: Final = {"Authorization": f"Bearer {TOKEN}"}
 
 #: What the colours of the VMs' states go through.
 TINT = "return getComputedStyle(document.querySelector('#vms tbody')).filter"
@@ -48,6 +52,7 @@ class DashboardTests(ProcessTestCase):
     def setUp(self) -> None:
         """Serve, and look."""
         super().setUp()
+        self.write_token()
         self.server = self.serve("--zone", "jitsu.zone", configuration=VMS)
         if DashboardTests.driver is None:
             try:
@@ -67,6 +72,8 @@ class DashboardTests(ProcessTestCase):
 
     def open(self) -> None:
         """Open the dashboard and wait until it is live."""
+        self.page.execute_cdp_cmd("Network.enable", {})
+        self.page.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": SHOWS_TOKEN})
         self.page.get(f"http://{HOST}:{self.control}/")
         self.until(lambda: self.text("#live") == "live" and len(self.all("#vms tbody tr")) == 4)
 
@@ -105,9 +112,15 @@ class DashboardTests(ProcessTestCase):
         self.fail(f"no button {label!r} in {self.row(number)!r}")
 
     def post(self, path: str) -> Any:
-        """Do something as somebody else would, beside the browser."""
-        with urlopen(Request(f"http://{HOST}:{self.control}{path}", method="POST"), timeout=PATIENCE) as answer:
-            return json.loads(answer.read())
+        """Do something as another client would, beside the browser."""
+        return json.loads(self.fetch(path, "POST"))
+
+    def fetch(self, path: str, method: str = "GET") -> bytes:
+        """Return what another client is answered."""
+        connection = HTTPConnection(HOST, self.control, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=SHOWS_TOKEN)
+            return connection.getresponse().read()
 
     def errors(self) -> list[str]:
         """Return what the browser complained of, but for requests that were refused as they should be."""
@@ -236,7 +249,7 @@ class DashboardTests(ProcessTestCase):
         """Where there are hosts, they are shown with what they have, and counted."""
         self.assertFalse(self.page.find_element(By.ID, "members-section").is_displayed())
         self.end(self.server)
-        self.serve("--zone", "jitsu.zone", configuration=HOSTS)
+        self.serve("--zone", "jitsu.zone", configuration=f"control_token: token\n{HOSTS}")
         self.until(lambda: [row.text for row in self.all("#members tbody tr")] == [
             "left host well 0", "right host well 0"])
         self.post("/v1/vms/www/start")
@@ -244,8 +257,7 @@ class DashboardTests(ProcessTestCase):
         self.page.refresh()
         self.until(lambda: [row.text for row in self.all("#members tbody tr")] == [
             "left host well 1", "right host drained 0"])
-        with urlopen(f"http://{HOST}:{self.control}/metrics", timeout=PATIENCE) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = self.fetch("/metrics").decode().splitlines()
         for line in ('jitsu_host_vms{host="left"} 1.0', 'jitsu_host_vms{host="right"} 0.0',
                      'jitsu_host_up{host="left"} 1.0'):
             self.assertIn(line, lines)

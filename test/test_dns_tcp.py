@@ -282,28 +282,28 @@ class TCPTests(SynchronousTestCase):
 
     def test_transfers(self) -> None:
         """One network has its share of transfers at once, one for each connection; the others wait for a place."""
-        connections = [self.connect(f"192.0.2.{number}") for number in range(MOST_TRANSFERS_TO_ONE + 2)]
-        for protocol, _ in connections[:-2]:
+        first, second, third, fourth, lost = (self.connect(f"192.0.2.{number}") for number in range(5))
+        for protocol, _ in (first, second):
             protocol.dataReceived(framed(b"zone", b"zone"))
             protocol.pauseProducing()
-        for protocol, _ in connections[-2:]:
+        for protocol, _ in (third, fourth, lost):
             protocol.dataReceived(framed(b"zone"))
-            protocol.pauseProducing()
-            protocol.resumeProducing()
+        fourth[0].pauseProducing()
+        fourth[0].resumeProducing()
+        lost[0].connectionLost(connectionDone)
         other, transport = self.connect("198.51.100.1")
         other.dataReceived(framed(b"zone"))
-        connections[-1][0].connectionLost(connectionDone)
         self.clock.pump([0.01] * 10)
         zone = framed(b"one", b"two")
-        self.assertEqual(zone, transport.value())
-        self.assertEqual(b"", connections[-2][1].value())
-        connections[0][0].resumeProducing()
+        self.assertEqual((2, zone), (MOST_TRANSFERS_TO_ONE, transport.value()))
+        self.assertEqual([b""] * 4, [each.value() for _, each in (first, second, third, fourth)])
+        first[0].resumeProducing()
         self.clock.pump([0.01] * 10)
-        self.assertEqual([zone + zone, b"", zone, b""], [each.value() for _, each in connections])
-        connections[1][0].connectionLost(connectionDone)
+        self.assertEqual([zone + zone, b"", zone, zone], [each.value() for _, each in (first, second, third, fourth)])
+        second[0].connectionLost(connectionDone)
         other.dataReceived(framed(b"zone"))
         self.clock.pump([0.01] * 10)
-        self.assertEqual((zone + zone, {}), (transport.value(), dict(self.factory.transfers._has)))
+        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._has, lost[1].value()))
 
     def test_end(self) -> None:
         """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""

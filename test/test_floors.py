@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parent.parent
 #: The rooms, floor by floor; within a floor a room may use those named before it.
 FLOORS: Final = (
     ("jitsu_tw", "jitsu_tw.dns", "jitsu_tw.vm", "jitsu_tw.control", "jitsu_tw.errors", "jitsu_tw.dns.wire",
-     "jitsu_tw.xen", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
+     "jitsu_tw.xen", "jitsu_tw.sockets", "jitsu_tw.settings", "jitsu_tw.messages", "jitsu_tw.logs", "jitsu_tw.clocks",
      "jitsu_tw.twistd"),
     ("jitsu_tw.ijitsu", "jitsu_tw.processes", "jitsu_tw.vm.week", "jitsu_tw.vm.turns",
      "jitsu_tw.dns.message", "jitsu_tw.dns.reply", "jitsu_tw.dns.masterfile", "jitsu_tw.dns.zone",
@@ -64,8 +64,9 @@ FLOORS: Final = (
 )
 
 #: Of the other house Synjitsu uses these, never the other way round.
-SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.errors", "jitsu_tw.logs", "jitsu_tw.messages",
-                  "jitsu_tw.networks", "jitsu_tw.twistd", "jitsu_tw.xenstore"}
+SHARED: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.dns", "jitsu_tw.dns.connections", "jitsu_tw.errors",
+                  "jitsu_tw.logs", "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.twistd",
+                  "jitsu_tw.xenstore"}
 
 ORDER: Final = {room: place for place, room in enumerate(room for floor in FLOORS for room in floor)}
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import syslog
 from io import StringIO
 from pathlib import Path
@@ -17,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import provider
 
 from jitsu_tw import logs
-from test.test_tap import HOST, VMS, ProcessTestCase
+from test.test_tap import BIN, HOST, VMS, ProcessTestCase
 
 if TYPE_CHECKING:
     from twisted.logger import LogEvent
@@ -117,11 +120,19 @@ class ProcessTests(ProcessTestCase):
     """A server that logs so."""
 
     def test_text(self) -> None:
-        """A terminal that shows the log is not steered by names that come from outside, of any kind."""
-        self.serve("--zone", "jitsu.zone", configuration=VMS.replace("name: bad", r'name: "\e[2Jbad"'))
-        self.ask("bad.jitsu.test")
-        self.until_logged(r"\x1b[2Jbad")
-        self.assertEqual([], [one for one in self.log() if not one.isprintable() and one not in "\n\t"])
+        """Neither service's log steers a terminal by what comes from outside, here the name of its Python."""
+        python = self.folder / "\x1b[2Jpython"
+        python.symlink_to(sys.executable)
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: off\nbackend: memory\n{VMS}")
+        for service in (("jitsu", "--config", "jitsu.yaml"), ("synjitsu", "-i", "lo", "--listen", "unix:socket")):
+            with (self.folder / "log").open("wb") as log:
+                process = subprocess.Popen(
+                    [python, BIN / "twistd", "-n", "--pidfile=", *service], cwd=self.folder, stdout=log, stderr=log,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
+            self.addCleanup(self.end, process)
+            self.until_logged(r"/\x1b[2Jpython")
+            self.assertEqual([], [one for one in self.log() if not one.isprintable() and one not in "\n\t"])
 
     def lines(self, text: str) -> list[dict[str, Any]]:
         """Return what each line says; each is JSON."""

@@ -10,23 +10,29 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import Logger, LogLevel, LogPublisher, formatEvent, globalLogPublisher
 from twisted.protocols import amp
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw import messages
+from jitsu_tw import messages, standin
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.standin import StandIn, description
-from synjitsu_tw import conversation, tap
+from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, SYN
-from synjitsu_tw.service import ORPHANED, SUMMONS, Synjitsu
+from synjitsu_tw.service import ORPHANED, STRANGERS, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
+from test.control import Wire
 from test.fakepcap import FakePcap
 from test.test_synjitsu_packets import CLIENT, GUEST, PEER, VM, arp_frame, tcp_frame
 
@@ -35,6 +41,13 @@ PATIENCE: Final = 30.0
 
 IP: Final = "10.0.0.10"
 MAC: Final = GUEST.hex(":")
+
+SECRET: Final = "a secret of the tests"  # noqa: S105
+
+COMMANDS: Final = (
+    messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
+    messages.Seen, messages.Listens, messages.Elsewhere, messages.Counters, messages.Status,
+)  # fmt: skip
 
 
 class ReadingClock(Clock):
@@ -321,12 +334,200 @@ class OlderTests(SynchronousTestCase):
 
     def test_hello(self) -> None:
         """One that knows of no secret is told that it is too old."""
-        older, transport = conversation.Conversation(), StringTransport()
-        older.factory = SimpleNamespace(secret="")
+        kernel: Any = FakeKernel()
+        synjitsu = Synjitsu(["br0"], Clock(), kernel=kernel, opens=FakePcap)
+        older, transport = synjitsu.factory.buildProtocol(None), StringTransport()
+        assert older is not None
         older.makeConnection(transport)
         hello = {b"_ask": b"1", b"_command": b"Hello", b"version": b"1"}
         older.dataReceived(amp.Box(hello).serialize())
         self.assertIn(b"WRONG_VERSION", transport.value())
+
+
+class StrangeTests(SynchronousTestCase):
+    """Peers that say what makes no sense, on a clock."""
+
+    def setUp(self) -> None:
+        """Begin with a Synjitsu, and with what both sides log."""
+        self.clock = Clock()
+        kernel: Any = FakeKernel()
+        self.synjitsu = Synjitsu(["br0"], self.clock, kernel=kernel, opens=FakePcap, secret=SECRET)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        log = Logger(observer=LogPublisher(observer))
+        for side in (conversation.Conversation, standin._Conversation):
+            self.patch(side, "complaints", messages.Complaints(log, self.clock.seconds))
+
+    def connect(self, host: str = "192.0.2.1", *, met: bool = True) -> Any:
+        """Return Synjitsu's side of a connection from *host*, and the connection."""
+        side, wire = self.synjitsu.factory.buildProtocol(None), Wire(peerAddress=IPv4Address("TCP", host, 1))
+        assert side is not None
+        side.makeConnection(wire)
+        if met:
+            self.say(side, _command=b"Hello", version=b"2", secret=SECRET.encode())
+            wire.clear()
+        return side, wire
+
+    def say(self, side: Any, **box: bytes) -> None:
+        """Send a message."""
+        side.dataReceived(amp.Box({key.encode(): value for key, value in {"_ask": b"1", **box}.items()}).serialize())
+
+    def lines(self) -> list[str]:
+        """Return what has been logged since the last time."""
+        lines, self.logged[:] = [str(formatEvent(event)) for event in self.logged], []
+        return lines
+
+    def test_goes_on(self) -> None:
+        """A peer that goes on is cut off; what it says is two lines, and what it says after that is not looked at."""
+        side, wire = self.connect()
+        for number in range(messages.MOST_STRANGE):
+            self.assertFalse(wire.aborted, number)
+            self.say(side, _command=b"Withdraw", ip=b"x", failed=b"True")
+        self.assertTrue(wire.aborted)
+        wire.clear()
+        self.say(side, _command=b"Counters")
+        self.assertEqual(b"", wire.value())
+        first, last = self.lines()
+        self.assertEqual("192.0.2.1 is not understood: Withdraw: 'x' is no IP address", first)
+        self.assertEqual("192.0.2.1 is cut off: Withdraw: 'x' is no IP address", last)
+
+    def test_lines(self) -> None:
+        """However many peers there are, and whatever they say, the lines of a minute are bounded."""
+        for _ in range(50):
+            side, _ = self.connect(met=False)
+            self.say(side, _command=b"Exec\x1b")
+        self.assertEqual(messages.MOST_LINES + 1, len(lines := self.lines()))
+        self.assertEqual("more like that is not logged for a minute", lines[-1])
+        self.clock.advance(60)
+        side, _ = self.connect("198.51.100.1", met=False)
+        self.say(side, _command=b"Exec")
+        self.assertEqual(["198.51.100.1 is not understood: Hello must come first"], self.lines())
+
+    def test_silent(self) -> None:
+        """A peer that does not say Hello is cut off after a while, even if octets trickle in; one that has is not."""
+        for met in (False, True):
+            side, wire = self.connect(met=met)
+            for _ in range(int(conversation.MEET_WITHIN)):
+                side.dataReceived(b"\0\1a\0\1a") if not met else None
+                self.assertFalse(wire.aborted)
+                self.clock.advance(1)
+            self.assertEqual(not met, wire.aborted)
+
+    def test_strangers(self) -> None:
+        """Peers that have not said Hello have a share of the connections, and take none of a Jitsu's."""
+        most, most_from_one = STRANGERS
+        _, jitsu = self.connect()
+        hosts = ["192.0.2.1"] * most_from_one + ["198.51.100.1"] * most_from_one
+        strangers = [self.connect(host, met=False) for host in hosts]
+        self.assertEqual((most, 0), (len(strangers), sum(wire.aborted for _, wire in strangers)))
+        self.assertFalse(self.connect("203.0.113.1")[1].aborted)
+        self.assertEqual(1, sum(wire.aborted for _, wire in strangers))
+        for _ in range(most):
+            self.connect("192.0.2.9", met=False)
+        self.assertEqual([True] * most_from_one, [wire.aborted for _, wire in strangers[:most_from_one]])
+        self.assertGreaterEqual(sum(not wire.aborted for _, wire in strangers), most_from_one - 1)
+        self.assertFalse(jitsu.aborted)
+
+    def test_secret_first(self) -> None:
+        """Before the secret was shown nothing is read, not even the rest of Hello."""
+        read: list[Any] = []
+        self.patch(messages.Address, "fromString", lambda _, text: read.append(text))
+        self.patch(messages.Number, "fromString", lambda _, text: read.append(text))
+        side, wire = self.connect(met=False)
+        self.say(side, _command=b"Withdraw", ip=b"10.0.0.1", failed=b"True")
+        self.say(side, _command=b"Hello", version=b"2", secret=b"another")
+        self.assertEqual([], read)
+        self.assertEqual(2, wire.value().count(b"REFUSED"))
+
+    def test_limits(self) -> None:
+        """There are no more addresses, and no more UDP ports, than may be; those that are there stay."""
+        self.patch(service, "MOST_STANDINS", 2)
+        self.patch(service, "MOST_UDP", 2)
+        self.patch(self.synjitsu, "_obstacle", lambda _: None)
+        side, wire = self.connect()
+        for ip, port, words in (("10.0.0.1", 1, b""), ("10.0.0.2", 2, b""), ("10.0.0.3", 1, b"no more can be"),
+                                ("10.0.0.1", 3, b"2 different ports"), ("10.0.0.1", 2, b"")):  # fmt: skip
+            wire.clear()
+            udp = str(port).encode()
+            self.say(side, _command=b"Announce", ip=ip.encode(), macs=b"", asleep=b"True", runs=b"False",
+                     handover=b"wire", wake_udp=b"\0\1" + udp, keeps=b"False")  # fmt: skip
+            self.assertIn(words or b"_answer", wire.value())
+        self.assertEqual([f"10.0.0.{n}" for n in (1, 2)], [str(ip_address(ip)) for ip in self.synjitsu.standins.table])
+        self.patch(self.synjitsu, "_obstacle", lambda _: "it is another's")
+        for number in range(5):
+            self.say(side, _command=b"Ready", ip=f"10.0.1.{number}".encode(), macs=b"\0\x11" + MAC.encode())
+        self.assertEqual(2, len(self.synjitsu._refused))
+
+    def test_any_octets(self) -> None:
+        """Whatever comes, to either side, is no traceback, and what is kept of it is bounded."""
+        keys = st.sampled_from([name for command in COMMANDS for name, _ in command.arguments])
+        odd = [b"", b"-1", b"0", b"65536", b"9" * 5000, b"True", b"10.0.0.1", b"::1", b"10.0.0.1\0", b"\0\1x",
+               b"\0\0015", b"\xff", b"\0\x11" + MAC.encode(), b"wire", b"\0\0" * 5000, "²".encode()]  # fmt: skip
+        values = st.sampled_from(odd) | st.binary(max_size=30)
+        named = st.sampled_from([command.commandName for command in COMMANDS])
+        own = st.sampled_from([b"_ask", b"_answer", b"_error", b"_error_code", b"_error_description", b"_command"])
+        boxes = st.dictionaries(keys | own, values, min_size=1, max_size=12)
+        asked = st.builds(lambda box, name: {**box, b"_command": name, b"_ask": b"1"}, boxes, named)
+        jitsu = SimpleNamespace(
+            begin=lambda _: None, ended=lambda: None, listens=print, on_seen=len, on_summon=max, on_elsewhere=max
+        )
+        self.patch(self.synjitsu, "_obstacle", lambda _: None)
+
+        @settings(max_examples=300, deadline=None, derandomize=True, database=None)
+        @given(st.lists(boxes | asked, max_size=6), st.binary(max_size=30), st.booleans(), st.booleans())
+        def hear(said: list[dict[bytes, bytes]], octets: bytes, met: bool, to_jitsu: bool) -> None:  # noqa: FBT001
+            side, wire = self.connect(met=met)
+            if to_jitsu:
+                side, wire = standin._Conversation(), Wire()
+                side.factory = SimpleNamespace(standin=jitsu)
+                side.makeConnection(wire)
+            for box in said:
+                side.dataReceived(amp.Box(box).serialize())
+            side.dataReceived(octets)
+            side.connectionLost(Failure(ConnectionDone()))
+
+        hear()
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def test_endless_message(self) -> None:
+        """A message that does not end is not kept."""
+        side, wire = self.connect()
+        for number in range(messages.MOST_KEYS + 5):
+            self.assertEqual(number > messages.MOST_KEYS, wire.aborted)
+            side.dataReceived(b"\0\3%03d\0\1x" % number)
+
+    def test_answers(self) -> None:
+        """What Synjitsu answers is looked at as well: a bad answer, none, or one without an end is told in one line."""
+
+        def counted(count: bytes) -> dict[bytes, bytes]:
+            octets = amp.AmpList([(b"name", amp.Unicode()), (b"count", amp.String())]).toStringProto(
+                [{"name": "held", "count": count}], None)  # fmt: skip
+            return {b"counters": octets}
+
+        one = {"ip": IP, "mac": "", "state": "asleep", "handover": "wire", "held": 0}
+        response: Any = messages.Status.response[0][1]
+        page = response.toStringProto([one] * messages.PAGE, None)
+        for answers, words in (
+            ([counted(b"-1")], "is no number"), ([counted(b"9" * 5000)], "is no number"), ([{}], "is missing"),
+            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer makes no sense"), ([], "went away"),
+            ([counted(b"1"), {b"standins": page}, {b"standins": page}, {b"standins": page}], ""),
+        ):  # fmt: skip
+            side, wire = standin._Conversation(), Wire()
+            side.factory = SimpleNamespace(standin=SimpleNamespace(begin=lambda _: None, ended=lambda: None))
+            side.makeConnection(wire)
+            ours = StandIn("unix:socket", print, print, self.clock)
+            ours._protocol = side
+            status = ours.status()
+            for answer in answers:
+                if not status.called:
+                    (box,) = amp.parseString(wire.value())
+                    wire.clear()
+                    side.dataReceived(amp.Box({**answer, b"_answer": box[b"_ask"]}).serialize())
+            self.clock.advance(standin.ANSWER_WITHIN)
+            if words:
+                self.assertRegex(self.failureResultOf(status, NoStandIn).getErrorMessage(), words)
+            else:
+                self.assertEqual([one], self.successResultOf(status)["standins"])
 
 
 class ServiceTests(SynchronousTestCase):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -13,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 import dns.message
 import dns.opcode
@@ -25,9 +27,16 @@ import dns.tsig
 import dns.tsigkeyring
 import dns.xfr
 import dns.zone
+from twisted.internet.protocol import Factory
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo.lab import free_port
+from jitsu_tw import sockets
+from jitsu_tw.ctl.client import UnixConnection
+from jitsu_tw.twistd import open_files
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 BIN: Final = Path(sys.executable).parent
 ROOT: Final = Path(__file__).parent.parent
@@ -39,6 +48,9 @@ PATIENCE: Final = 60.0
 ZONE: Final = "$ORIGIN jitsu.test.\n@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 127.0.0.1\n"
 
 
+TOKEN: Final = "0123456789abcdef-of-the-tests"  # noqa: S105
+
+
 class ProcessTestCase(SynchronousTestCase):
     """Has a folder with a zone and runs programs in it."""
 
@@ -48,6 +60,14 @@ class ProcessTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         (self.folder / "jitsu.zone").write_text(ZONE)
         self.port, self.control = free_port(), free_port()
+        self.place = f"unix:{self.folder}/control.sock"
+
+    def write_token(self, text: str = TOKEN, mode: int = 0o600) -> Path:
+        """Write a file with a token."""
+        path = self.folder / "token"
+        path.write_text(f"{text}\n")
+        path.chmod(mode)
+        return path
 
     def run_to_end(self, *command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; return what it said."""
@@ -64,7 +84,7 @@ class ProcessTestCase(SynchronousTestCase):
     ) -> subprocess.Popen[bytes]:
         """Start ``twistd -n jitsu``, *twistd* being options of twistd's, and wait until it answers; end it later."""
         (self.folder / "jitsu.yaml").write_text(
-            f"listen: {self.port}\ncontrol: {HOST}:{self.control}\nbackend: memory\n{configuration}"
+            f"listen: {self.port}\ncontrol: [{self.place}, '{HOST}:{self.control}']\nbackend: memory\n{configuration}"
         )
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -110,7 +130,7 @@ class ProcessTestCase(SynchronousTestCase):
 
     def jitsuctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run jitsuctl to its end."""
-        return self.run_to_end(BIN / "jitsuctl", "--control", f"{HOST}:{self.control}", *arguments)
+        return self.run_to_end(BIN / "jitsuctl", "--control", self.place, *arguments)
 
 
 SECRET: Final = "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="  # noqa: S105
@@ -393,7 +413,9 @@ class RefusalTests(ProcessTestCase):
 
     def refused(self, words: str, *arguments: str, configuration: str = VMS) -> None:
         """Check that it ends with one line that has *words* in it."""
-        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: {HOST}:{self.control}\n{configuration}")
+        (self.folder / "jitsu.yaml").write_text(
+            f"listen: {self.port}\ncontrol: [{self.place}, '{HOST}:{self.control}']\n{configuration}"
+        )
         run = self.twistd(*(arguments or ("--zone", "jitsu.zone")))
         self.assertEqual(1, run.returncode, run.stderr)
         (line,) = [line for line in run.stderr.splitlines() if line.startswith("jitsu: ")]
@@ -503,24 +525,26 @@ class ControlTests(ProcessTestCase):
 
     def test_stop_during_a_start(self) -> None:
         """A stop during a start call waits for its end; who waited for the VM is told."""
-        command = [str(BIN / "jitsuctl"), "--control", f"{HOST}:{self.control}", "start", "slow"]
+        command = [str(BIN / "jitsuctl"), "--control", self.place, "start", "slow"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
             end = time.monotonic() + PATIENCE
             while json.loads(self.jitsuctl("status", "--json").stdout)[2]["state"] == "off":
                 self.assertLess(time.monotonic(), end)
-            connection = HTTPConnection(HOST, self.control, timeout=PATIENCE)
-            connection.request("POST", "/v1/vms/slow/stop")
-            self.addCleanup(connection.close)
+            self.addCleanup(self.request("POST", "/v1/vms/slow/stop").close)
             _, words = starting.communicate(timeout=PATIENCE)
         self.assertEqual("jitsuctl: slow: stopped while it was starting: stopped by hand\n", words)
         self.assertEqual("cancelling", json.loads(self.jitsuctl("status", "--json").stdout)[2]["state"])
 
-    def request(self, method: str, path: str, **headers: str) -> int:
+    def request(self, method: str, path: str, **headers: str) -> HTTPConnection:
+        """Send a request to the UNIX socket, as if to the other place."""
+        connection = UnixConnection(self.place.removeprefix("unix:"), PATIENCE)
+        connection.request(method, path, headers={"Host": f"{HOST}:{self.control}", **headers})
+        return connection
+
+    def status(self, method: str, path: str, **headers: str) -> int:
         """Return the status of a request."""
-        connection = HTTPConnection(HOST, self.control, timeout=PATIENCE)
-        self.addCleanup(connection.close)
-        connection.request(method, path, headers=headers)
-        return connection.getresponse().status
+        with contextlib.closing(self.request(method, path, **headers)) as connection:
+            return connection.getresponse().status
 
     def test_strange_pages(self) -> None:
         """A page from elsewhere cannot make a browser start or see a VM, by its own name or by a name of ours."""
@@ -534,27 +558,192 @@ class ControlTests(ProcessTestCase):
             ({"Host": f"localhost:{self.control}"}, 200),
         )
         for headers, status in cases:
-            self.assertEqual(status, self.request("POST", "/v1/vms/www/start", **headers), headers)
-            self.assertEqual(status, self.request("GET", "/v1/vms", **headers), headers)
+            self.assertEqual(status, self.status("POST", "/v1/vms/www/start", **headers), headers)
+            self.assertEqual(status, self.status("GET", "/v1/vms", **headers), headers)
 
     def test_strange_requests(self) -> None:
         """What the endpoint does not have is 404 or 405."""
         for method, path, status in (("GET", "/", 200), ("GET", "/v1/vms/nobody", 404), ("GET", "/v1/vms/www", 200),
                                      ("GET", "/v1/vms/www/start", 405), ("POST", "/v1/vms", 405),
                                      ("POST", "/v1/vms/www/explode", 404), ("GET", "/v1/vms/%ff", 404)):
-            self.assertEqual(status, self.request(method, path), (method, path))
+            self.assertEqual(status, self.status(method, path), (method, path))
 
 
 class SocketTests(ProcessTestCase):
     """The control endpoint on a UNIX socket."""
 
     def test_socket(self) -> None:
-        """It is for its owner only, and jitsuctl finds it."""
+        """It is for its owner only, unless there is a group for it, and jitsuctl finds it."""
         place = f"unix:{self.folder}/control.sock"
         self.serve("--zone", "jitsu.zone", "--control", place, configuration=VMS)
-        self.assertEqual(0o600, (self.folder / "control.sock").stat().st_mode & 0o777)
+        self.assertEqual(0o660 if self.group() else 0o600, (self.folder / "control.sock").stat().st_mode & 0o777)
         run = self.run_to_end(BIN / "jitsuctl", "--control", place, "start", "www")
         self.assertEqual("www: up\n", run.stdout)
+
+    @staticmethod
+    def group() -> bool:
+        """Return whether this machine has the group."""
+        return any(one.gr_name == sockets.GROUP for one in grp.getgrall())
+
+    def test_default(self) -> None:
+        """Where nothing is said, both sides mean the socket of the service, or of the user; TCP is not listened on."""
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\nbackend: memory\n{VMS}")
+        environment = {**os.environ, "RUNTIME_DIRECTORY": f"{self.folder}/run"}
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / "twistd", "-n", "--pidfile=", "jitsu", "--config", "jitsu.yaml"], cwd=self.folder, stdout=log,
+                stderr=log, env=environment,
+            )
+        self.addCleanup(self.end, process)
+        self.until_logged("serving 3 names")
+        run = self.run_to_end(BIN / "jitsuctl", "stop", "www", env=environment)
+        self.assertEqual(("www: off\n", ""), (run.stdout, run.stderr))
+        inodes = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if ":0000 0A" in line}
+        held = {str(one.readlink()) for one in Path(f"/proc/{process.pid}/fd").iterdir()}
+        self.assertEqual(1, sum(f"socket:[{inode}]" in held for inode in inodes), "DNS, and nothing else")
+
+    def test_stale(self) -> None:
+        """A socket on which no process listens is replaced; that of a Jitsu that runs is not, nor is a file."""
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS)
+        self.end(process)
+        self.assertTrue((self.folder / "control.sock").is_socket())
+        self.serve("--zone", "jitsu.zone", configuration=VMS)
+        run = self.twistd("-x", "memory", "-l", str(free_port()), "--control", self.place,
+                          "dns=www.example.org,ip=10.0.0.1,name=www")
+        self.assertEqual(1, run.returncode)
+        self.assertIn(f"jitsu: control: cannot listen on {self.place}: another process listens there", run.stderr)
+        self.assertEqual(0, self.jitsuctl("status").returncode)
+
+    def test_gone(self) -> None:
+        """A socket that is not there any more when Jitsu ends is no traceback."""
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS)
+        (self.folder / "control.sock").unlink()
+        process.terminate()
+        process.wait(PATIENCE)
+        self.assertIn("Server Shut Down.", self.log())
+        self.assertNotIn("Traceback", self.log())
+
+
+class DefaultTests(SynchronousTestCase):
+    """Where the control socket is by default, and how one is made."""
+
+    def test_control_socket(self) -> None:
+        """It is systemd's folder for the service, root's, that of the session, or the home."""
+        for user, environment, expected in (
+            (0, {}, "/run/jitsu/control.sock"), (0, {"XDG_RUNTIME_DIR": "/run/user/0"}, "/run/jitsu/control.sock"),
+            (9, {"RUNTIME_DIRECTORY": "/run/jitsu2:/run/x"}, "/run/jitsu2/control.sock"),
+            (9, {"XDG_RUNTIME_DIR": "/run/user/9"}, "/run/user/9/jitsu/control.sock"),
+            (9, {"HOME": "/home/ann"}, "/home/ann/.jitsu/control.sock"),
+        ):  # fmt: skip
+            self.patch(os, "geteuid", lambda user=user: user)
+            self.patch(os, "environ", environment)
+            self.assertEqual(expected, sockets.control_socket())
+
+    def test_find(self) -> None:
+        """A user's own Jitsu goes before that of the machine, which is asked if there is a folder of it."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        own, system = folder / "own/jitsu/control.sock", folder / "system/control.sock"
+        self.patch(os, "geteuid", lambda: 9)
+        self.patch(os, "environ", {"XDG_RUNTIME_DIR": str(folder / "own")})
+        self.patch(sockets, "SYSTEM", str(system))
+        self.assertEqual(f"unix:{own}", sockets.find_control())
+        system.parent.mkdir()
+        self.assertEqual(f"unix:{system}", sockets.find_control())
+        own.parent.mkdir(parents=True)
+        own.touch()
+        self.assertEqual(f"unix:{own}", sockets.find_control())
+
+    def test_group(self) -> None:
+        """The group may connect, if there is one and the socket can be given to it; nobody else may at any moment."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        modes: list[int] = []
+        start = sockets.Port.startListening
+
+        def started(port: sockets.Port) -> None:
+            start(port)
+            modes.append(path.stat().st_mode & 0o777)
+
+        self.patch(sockets.Port, "startListening", started)
+        for number, (group, chown, mode) in enumerate(
+            ((os.getegid(), refuse, 0o660), (os.getegid() + 1, refuse, 0o600), (None, refuse, 0o600),
+             (os.getegid() + 1, lambda *_: None, 0o660))
+        ):
+            path = folder / str(number)
+            groups = {} if group is None else {"jitsu": SimpleNamespace(gr_gid=group)}
+            self.patch(grp, "getgrnam", groups.__getitem__)
+            self.patch(os, "chown", chown)
+            reactor = SimpleNamespace(addReader=id, removeReader=id, removeWriter=id)
+            port = sockets.listen(path, Factory(), reactor)
+            self.addCleanup(port.connectionLost, None)
+            self.assertEqual((mode, 0o600), (path.stat().st_mode & 0o777, modes[-1]))
+
+    def test_hung(self) -> None:
+        """A process that listens and does not take connections any more is there all the same."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        path = str(folder / "socket")
+        with contextlib.ExitStack() as stack:
+            hung = stack.enter_context(socket.socket(socket.AF_UNIX))
+            hung.bind(path)
+            hung.listen(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    client.setblocking(False)  # noqa: FBT003
+                    client.connect(path)
+            with self.assertRaisesRegex(OSError, "another process listens there"):
+                sockets.make_way(Path(path))
+            self.assertTrue(Path(path).exists())
+
+
+class FilesTests(ProcessTestCase):
+    """File descriptors, of which each kind of client has its part."""
+
+    def test_control_takes_all(self) -> None:
+        """However many clients connect to the control endpoint, DNS over TCP is answered, and so is the operator."""
+        command = ("prlimit", "--nofile=900:900", "--", BIN / "twistd")
+        (self.folder / "jitsu.yaml").write_text(
+            f"listen: {self.port}\ncontrol: [{self.place}, '{HOST}:{self.control}']\nbackend: memory\n{VMS}"
+        )
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "-n", "--pidfile=", "jitsu", "--config", "jitsu.yaml"], cwd=self.folder, stdout=log,
+                stderr=log,
+            )
+        self.addCleanup(self.end, process)
+        self.until_logged("serving 3 names")
+        self.until_logged("this process may open 900 files, fewer than the 1400 that")
+        with contextlib.ExitStack() as stack:
+            for number in range(1000):
+                client = stack.enter_context(socket.socket())
+                client.bind((f"127.0.{number % 9}.1", 0))
+                client.settimeout(PATIENCE)
+                with contextlib.suppress(ConnectionError):
+                    client.connect((HOST, self.control))
+            self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+            self.assertEqual("www: off\n", self.jitsuctl("stop", "www").stdout)
+            self.assertLess(len(list(Path(f"/proc/{process.pid}/fd").iterdir())), 300)
+
+    def test_raised(self) -> None:
+        """The soft limit is raised as far as the hard one lets it; where that is enough, nothing is said."""
+        limits: list[Any] = []
+        self.patch(resource, "setrlimit", lambda _, to: limits.append(to))
+        for limit, expected, words in (
+            ((1024, 4096), (1400, 4096), ""), ((1024, resource.RLIM_INFINITY), (1400, resource.RLIM_INFINITY), ""),
+            ((256, 512), (512, 512), "may open 512 files"), ((2000, 2000), None, ""),
+            ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None, ""),
+        ):  # fmt: skip
+            self.patch(resource, "getrlimit", lambda _, limit=limit: limit)
+            limits.clear()
+            said = open_files(1400)
+            self.assertEqual(([] if expected is None else [expected], bool(words)), (limits, bool(said)))
+            self.assertIn(words, said)
 
 
 class SynjitsuTests(ProcessTestCase):

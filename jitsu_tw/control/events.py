@@ -18,18 +18,24 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from jitsu_tw.control.describe import describe
-from jitsu_tw.control.web import FleetPage, number, reply
+from jitsu_tw.control.web import FleetPage, header, number, reply
+from jitsu_tw.dns.wire import Source
+from jitsu_tw.shares import Places
 from jitsu_tw.vm.journal import MOST_EVENTS
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
-    from twisted.web.server import Request
 
+    from jitsu_tw.control.web import Request
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
 
-#: How many listen at once; more are sent away.
+#: How many readers there may be, and how many of one client network, or by UNIX sockets.
 MOST_READERS: Final = 64
+MOST_FROM_ONE: Final = 32
+
+#: An address that no client has, for those on UNIX sockets.
+UNIX: Final = "0.0.0.0"  # noqa: S104
 
 #: How many events wait for a reader that is slow.
 MOST_WAITING: Final = 256
@@ -95,6 +101,7 @@ class Events(FleetPage):
         """Tell what happens in *fleet*."""
         super().__init__(fleet)
         self._readers: set[Reader] = set()
+        self._places = Places(MOST_READERS, MOST_FROM_ONE)
         self._still_here = LoopingCall(self._say, b": still here\n\n")
         self._still_here.clock = reactor
         fleet.journal.on_event.append(self._tell)
@@ -109,14 +116,15 @@ class Events(FleetPage):
             last, follow = number(request, "last", 0, MOST_EVENTS), number(request, "follow", 1, 1)
         except ValueError as error:
             return reply(request, {"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        if len(self._readers) >= MOST_READERS:
-            why = "as many listen as may; try again later"
-            return reply(request, {"error": why}, HTTPStatus.SERVICE_UNAVAILABLE)
         request.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
         if request.method == b"HEAD":
             return b""
-        events, since = self._fleet.journal.events, request.getHeader("last-event-id") or ""
-        if since.isdigit() and len(since) < LONGEST_ID:
+        source = Source(getattr(request.getClientAddress(), "host", UNIX), 0, proven=True)
+        if follow and not self._places.take(source):
+            why = "as many listen as may; try again later"
+            return reply(request, {"error": why}, HTTPStatus.SERVICE_UNAVAILABLE)
+        events, since = self._fleet.journal.events, header(request, b"last-event-id")
+        if since.isascii() and since.isdigit() and len(since) < LONGEST_ID:
             past = [one for one in events if one.id > int(since)]
         else:
             past = list(events)[max(0, len(events) - last) :]
@@ -126,12 +134,13 @@ class Events(FleetPage):
         request.write(begin)
         reader = Reader(request)
         self._readers.add(reader)
-        request.notifyFinish().addBoth(self._gone, reader)
+        request.notifyFinish().addBoth(self._gone, source, reader)
         if not self._still_here.running:
             self._still_here.start(STILL_HERE, now=False)
         return NOT_DONE_YET
 
-    def _gone(self, _: object, reader: Reader) -> None:
+    def _gone(self, _: object, source: Source, reader: Reader) -> None:
+        self._places.leave(source)
         self._readers.discard(reader)
         if not self._readers and self._still_here.running:
             self._still_here.stop()

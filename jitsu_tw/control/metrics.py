@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from jitsu_tw import __version__
 from jitsu_tw.control.cluster import hosts, nodes
 from jitsu_tw.control.standins import standins
-from jitsu_tw.control.web import FleetPage
+from jitsu_tw.control.web import FleetPage, header
 from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.policy import Verdict
 from jitsu_tw.vm.problems import Problem
@@ -163,7 +163,7 @@ class Metrics(FleetPage):
     async def _tell(self, request: Request) -> bytes:
         self._numbers.synjitsu = await standins(self._fleet)
         try:
-            encode, kind = choose_encoder(request.getHeader("accept") or "")
+            encode, kind = choose_encoder(header(request, b"accept"))
         except (TypeError, ValueError):  # it asks for a version that is none
             encode, kind = choose_encoder("")
         request.setHeader("content-type", kind)

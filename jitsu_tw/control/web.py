@@ -1,9 +1,12 @@
 """
 What all pages of the control endpoint share: JSON, who may ask, and what a browser is told to refuse.
 
-It listens on loopback, where every user of the machine and every page in their browsers can reach it. So a browser's
-request is taken only if it comes from a page of ours: its Origin and its Host must name one place, and by address. With
-a token, which such a page does not have, the place may have a name too.
+A client that may connect to its UNIX socket may do everything. On TCP, every user of the machine can reach it: without
+a token it only shows. Every page in their browsers can reach it as well. So a browser's request is taken only if it
+comes from a page of ours: its Origin and its Host must name one place, and by address. With a token, which such a page
+does not have, the place may have a name too.
+
+A client has a share of the connections, a time to send its whole request in, and a time to take the answer in.
 """
 
 from __future__ import annotations
@@ -13,21 +16,29 @@ import binascii
 import json
 from hmac import compare_digest
 from http import HTTPStatus
+from io import BytesIO
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
-from twisted.web.error import UnsupportedMethod
+from twisted.web.http import HTTPChannel
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as WebRequest
 from zope.interface import implementer
 
+from jitsu_tw.dns.connections import Connections
+from jitsu_tw.networks import of_peer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from twisted.python.failure import Failure
 
     from jitsu_tw.vm.fleet import Fleet
 
@@ -36,10 +47,24 @@ T = TypeVar("T")
 #: Octets of a request's body; none of ours has one.
 LONGEST_BODY: Final = 65536
 
+#: How many connections there may be, and how many of one client network, or by UNIX sockets. DNS needs the other
+#: descriptors of the process.
+MOST_CONNECTIONS: Final = 200
+MOST_FROM_ONE: Final = 100
+
+#: Seconds in which the next request must come, all of it; and in which a client must read what it is sent.
+ASK_WITHIN: Final = 30.0
+READ_WITHIN: Final = 60.0
+
 #: Values of a long list that are written in one go: a millisecond or two of work.
 SLICE: Final = 25
 
 NOTHING: Final = "there is nothing here"
+
+SHOWS_ONLY: Final = (
+    "without a token this place shows and changes nothing: connect to the UNIX socket, or name a file with a secret by "
+    "control_token"
+)
 
 #: What pages may load, all from here, and what they may not do (CSP 3, 6).
 OURS: Final = "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect"))
@@ -56,30 +81,125 @@ HEADERS: Final = (
 )
 
 
-class Request(WebRequest):
-    """A request without a long body."""
+class Channel(HTTPChannel):
+    """One connection, of a client that may be slow on purpose."""
 
-    _length = 0
+    site: Guarded
+    transport: Any
+    _unread: Any = None
+
+    def connectionMade(self) -> None:  # noqa: N802
+        """Begin; if there are too many connections, another one gives way."""
+        gone = self.site.connections.add(self, of_peer(self.transport.getPeer()))
+        if gone is not None:
+            gone.cut()
+        super().connectionMade()
+
+    def allContentReceived(self) -> None:  # noqa: N802
+        """Answer a request that is whole."""
+        self.site.connections.touch(self, waits=True)
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:  # noqa: N802
+        """Wait for the next request."""
+        self.site.connections.touch(self, waits=False)
+        super().requestDone(request)
+
+    def cut(self) -> None:
+        """Close the connection at once."""
+        self.transport.abortConnection()
+
+    timeoutConnection = cut  # noqa: N815
+
+    def resetTimeout(self) -> None:  # noqa: N802
+        """Do nothing: octets that trickle in give no more time, only a request that is whole does."""
+
+    def headerReceived(self, line: bytes) -> bool:  # noqa: N802
+        """Take a header; refuse a length of more digits than Python reads as a number."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self.refuse(HTTPStatus.BAD_REQUEST, "a header has a number that is none")
+            return False
+
+    def refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer a request that has not come whole, and close the connection."""
+        body = json.dumps({"error": reason}) + "\n"
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        self.loseConnection()
+
+    def pauseProducing(self) -> None:  # noqa: N802
+        """Wait for a client that does not read, but not for ever."""
+        super().pauseProducing()
+        self._unread = self._unread or self.callLater(READ_WITHIN, self.cut)
+
+    def resumeProducing(self) -> None:  # noqa: N802
+        """Go on."""
+        self._read()
+        super().resumeProducing()
+
+    def _read(self) -> None:
+        if self._unread is not None and self._unread.active():
+            self._unread.cancel()
+        self._unread = None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
+        """End."""
+        self._read()
+        self.site.connections.remove(self)
+        super().connectionLost(reason)
+
+
+class Request(WebRequest):
+    """A request, whose body is not kept: none of ours has one."""
+
+    channel: Channel
+    _octets = 0
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:  # noqa: N802
+        """Refuse a body that is too long before it comes."""
+        self.content = BytesIO()
+        self._limit(length or 0)
 
     def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
-        """Take a piece of the body; whoever sends too much is cut off."""
-        self._length += len(data)
-        if self._length > LONGEST_BODY:
-            transport: Any = self.channel.transport
-            transport.abortConnection()
-        else:
-            super().handleContentChunk(data)
+        """Drop a piece of the body."""
+        self._octets += len(data)
+        self._limit(self._octets)
+
+    def _limit(self, octets: int) -> None:
+        if octets > LONGEST_BODY and not self._refused:
+            self._refused = True
+            why = f"a request has a body of {LONGEST_BODY} octets at most"
+            self.channel.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+
+    def process(self) -> None:
+        """Answer, unless the request was refused already."""
+        if not self._refused:
+            super().process()
 
 
 class Guarded(Site):
-    """A site that looks at each request before any page does. Its access log would tell nothing that is not logged."""
+    """
+    A site that looks at each request before any page does. Its access log would tell nothing that is not logged.
+
+    Attributes:
+        connections: those that there are.
+    """
 
     noisy = False
+    protocol: Any = Channel
 
     def __init__(self, top: Resource, token: str | None, reactor: Any = None) -> None:
-        """Show *top* to who knows *token*; None: to everybody who gets here."""
-        super().__init__(top, requestFactory=Request, reactor=reactor)
+        """Show *top* to clients that know *token*; None: to all that get here."""
+        super().__init__(top, requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN)
         self._token = None if token is None else token.encode()
+        self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
+        """Return what may be spoken over TLS, for ALPN."""
+        return [b"http/1.1"]
 
     def getResourceFor(self, request: Request) -> Resource:  # noqa: N802
         """Return the page that was asked for, or the one that says why not."""
@@ -90,6 +210,9 @@ class Guarded(Site):
         if self._token is not None and not compare_digest(_password(request), self._token):
             request.setHeader("WWW-Authenticate", 'Basic realm="Jitsu", charset="UTF-8"')
             return Refusal(HTTPStatus.UNAUTHORIZED, "show the token: as a bearer token, or as any user's password")
+        shows_only = self._token is None and not isinstance(request.getClientAddress(), UNIXAddress)
+        if shows_only and request.method == b"POST":
+            return Refusal(HTTPStatus.FORBIDDEN, SHOWS_ONLY)
         page: Resource = super().getResourceFor(request)
         return page
 
@@ -97,22 +220,28 @@ class Guarded(Site):
         """Say nothing."""
 
 
+def header(request: WebRequest, name: bytes) -> str:
+    """Return a header's last value, each octet as a character; "" if there is none."""
+    values = request.requestHeaders.getRawHeaders(name)
+    return "" if values is None else values[-1].decode("latin-1")
+
+
 def _is_foreign(request: Request, *, by_name: bool) -> bool:
-    host = (request.getHeader("host") or "").strip()
+    host, origin = header(request, b"host").strip(), header(request, b"origin")
     try:
         name = urlsplit(f"//{host}").hostname or "localhost"
-        by_address = by_name or name == "localhost" or bool(ip_address(name))
+        return not (by_name or name == "localhost" or ip_address(name)) or (
+            bool(origin) and urlsplit(origin).netloc != host
+        )
     except ValueError:
-        by_address = False
-    origin = request.getHeader("origin")
-    return not by_address or (origin is not None and urlsplit(origin).netloc != host)
+        return True
 
 
 def _password(request: Request) -> bytes:
     """Return the token that a request shows, as Bearer (RFC 6750) or as the password of Basic (RFC 7617)."""
-    scheme, _, value = (request.getHeader("authorization") or "").partition(" ")
+    scheme, _, value = header(request, b"authorization").partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip().encode()
+        return value.strip().encode("latin-1")
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]
@@ -136,15 +265,15 @@ class Page(Resource):
         return self if not path else Refusal(HTTPStatus.NOT_FOUND, NOTHING)
 
     def render(self, request: WebRequest) -> Any:
-        """Answer."""
-        try:
-            return super().render(request)
-        except UnsupportedMethod as error:
-            allowed = b", ".join(sorted(error.allowedMethods))
-            if allowed == b"HEAD":  # which `Resource` has by itself
-                return reply(request, {"error": NOTHING}, HTTPStatus.NOT_FOUND)
-            request.setHeader(b"allow", allowed)
-            return reply(request, {"error": f"this takes {allowed.decode()}"}, HTTPStatus.METHOD_NOT_ALLOWED)
+        """Answer, if there is a method of that name here."""
+        known = [name for name in ("GET", "POST") if hasattr(self, f"render_{name}")]
+        allowed = ", ".join([*known, "HEAD"] if "GET" in known else known)
+        if not known:
+            return reply(request, {"error": NOTHING}, HTTPStatus.NOT_FOUND)
+        if request.method.decode("latin-1") not in allowed.split(", "):
+            request.setHeader(b"allow", allowed.encode())
+            return reply(request, {"error": f"this takes {allowed}"}, HTTPStatus.METHOD_NOT_ALLOWED)
+        return super().render(request)
 
 
 class Refusal(Page):

@@ -7,9 +7,11 @@ Exit status: 0 done, 1 refused (the reason is on standard error), 2 wrong usage,
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
@@ -18,14 +20,15 @@ import click
 from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from jitsu_tw import __version__
 from jitsu_tw.ctl import history, show
 from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
+from jitsu_tw.errors import printable
+from jitsu_tw.sockets import find_control
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: Seconds between two looks: of `status --watch`, and of a start for its steps.
 WATCH_EVERY: Final = 1.0
@@ -33,6 +36,9 @@ STEP_EVERY: Final = 0.1
 
 #: Seconds that a shell waits for the names of VMs.
 COMPLETE_IN: Final = 0.5
+
+#: What is raised where an answer has not the shape that it should have.
+STRANGE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 EPILOG: Final = "Exit status: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, 3 no Jitsu answers."
 
@@ -50,7 +56,8 @@ class Commands(click.Group):
             status, reason = 1, str(error)
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as shells have it: 128 and SIGINT
-        click.echo(f"jitsuctl: {reason}", err=True)
+        for line in f"jitsuctl: {reason}".splitlines():
+            show.say(line, err=True)
         raise SystemExit(status)
 
 
@@ -67,11 +74,11 @@ def _control(parameters: dict[str, Any], **more: Any) -> Control:
 @click.version_option(__version__, prog_name="jitsuctl")
 @click.option(
     "--control",
-    default="127.0.0.1:8053",
+    default=find_control,
     envvar="JITSU_CONTROL",
-    show_default=True,
     metavar="PLACE",
-    help="Jitsu's control endpoint: host:port, https://host:port or unix:PATH. [$JITSU_CONTROL]",
+    help="Jitsu's control endpoint: unix:PATH, host:port or https://host:port; by default the UNIX socket of your own "
+    "Jitsu, or of the one of this machine. [$JITSU_CONTROL]",
 )
 @click.option("--token-file", type=click.Path(path_type=Path), envvar="JITSU_TOKEN_FILE", metavar="FILE",
               help="The file with its control_token. [$JITSU_TOKEN_FILE]")  # fmt: skip
@@ -80,14 +87,32 @@ def _control(parameters: dict[str, Any], **more: Any) -> Control:
 @click.pass_context
 def main(context: click.Context, /, **parameters: Any) -> None:
     """See and steer a running Jitsu."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that a terminal's encoding does not have
     context.obj = _control(parameters)
+
+
+def asks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give *command* the endpoint to ask; if it can make nothing of what that says, it is refused in one line."""
+
+    @click.pass_obj
+    @functools.wraps(command)
+    def asking(control: Control, *arguments: Any, **more: Any) -> None:
+        try:
+            command(control, *arguments, **more)
+        except STRANGE as error:
+            raise control.strange(f"{type(error).__name__}: {error}") from error
+
+    return asking
 
 
 def _names(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
     """Return the names of VMs that a shell may complete."""
-    with contextlib.suppress(NoAnswerError, RefusedError, click.UsageError):
+    with contextlib.suppress(NoAnswerError, RefusedError, click.UsageError, *STRANGE):
         control = _control(context.find_root().params, patience=COMPLETE_IN)
-        return [vm["name"] for vm in control.ask("GET", "/v1/vms") if vm["name"].startswith(begin)]
+        names = [vm["name"] for vm in control.ask("GET", "/v1/vms")]
+        return [name for name in names if name.startswith(begin) and printable(name) == name]
     return []
 
 
@@ -101,16 +126,16 @@ _name = click.argument("name", shell_complete=_names)
 @main.command()
 @click.option("--watch", is_flag=True, help="Keep the table live; end it with Ctrl-C. With --json, a line each time.")
 @_as_json
-@click.pass_obj
+@asks
 def status(control: Control, *, watch: bool, as_json: bool) -> None:
     """Show all VMs: state, lease, counts; and who is stood in for, if Synjitsu is used."""
     vms = control.ask("GET", "/v1/vms")
     if watch and as_json:
         for listed in _again(control, vms):
-            click.echo(json.dumps(listed))
+            show.dump(listed, indent=None)
     elif watch and not Console().is_terminal:
         for listed in _again(control, vms):
-            Console().print(show.vms(show.active_first(listed)))
+            show.table(show.vms(show.active_first(listed)))
     elif watch:
         with Live(auto_refresh=False, screen=True) as live:
             for listed in _again(control, vms):
@@ -118,9 +143,9 @@ def status(control: Control, *, watch: bool, as_json: bool) -> None:
     elif as_json:
         show.dump(vms)
     else:
-        Console().print(show.vms(vms))
+        show.table(show.vms(vms))
         for line in show.problems(vms):
-            click.echo(line)
+            show.say(line)
         show.standins(control.ask("GET", "/v1/standins"))
 
 
@@ -135,7 +160,7 @@ def _again(control: Control, vms: Any) -> Iterator[Any]:
 @main.command()
 @_name
 @_as_json
-@click.pass_obj
+@asks
 def why(control: Control, name: str, *, as_json: bool) -> None:
     """Say why the VM NAME is up, or down: the last decisions."""
     vm = control.vm(name)
@@ -143,40 +168,37 @@ def why(control: Control, name: str, *, as_json: bool) -> None:
         show.dump(vm)
         return
     for sentence in vm["why"]:
-        click.echo(sentence)
+        show.say(sentence)
     for one in vm["decisions"]:
-        click.echo(f"  {show.event(one)}")
+        show.say(f"  {show.event(one)}")
 
 
 @main.command()
 @click.option("-n", "--last", default=20, show_default=True, type=click.IntRange(0, 1000), help="So many of the past.")
 @click.option("-f", "--follow", is_flag=True, help="Then tell what happens; end it with Ctrl-C.")
 @_as_json
-@click.pass_obj
+@asks
 def events(control: Control, last: int, *, follow: bool, as_json: bool) -> None:
     """Tell what has happened: states, activations, refusals. With --json, one object a line."""
     for one in control.events(last, follow=follow):
-        click.echo(json.dumps(one) if as_json else show.event(one))
+        show.dump(one, indent=None) if as_json else show.say(show.event(one))
 
 
 @main.command()
 @_as_json
-@click.pass_obj
+@asks
 def dry_run(control: Control, *, as_json: bool) -> None:
     """Show what a dry run would have started, most first."""
     starts = sorted(control.ask("GET", "/v1/dry-run"), key=lambda one: -one["starts"])
     if as_json:
         show.dump(starts)
         return
-    table = show.table("VM", "client network", "type", "starts", right=("starts",))
-    for one in starts:
-        table.add_row(escape(one["name"]), one["network"], one["type"], str(one["starts"]))
-    Console().print(table)
+    show.table(show.starts(starts))
 
 
 @main.command()
 @_as_json
-@click.pass_obj
+@asks
 def standins(control: Control, *, as_json: bool) -> None:
     """Show whose addresses Synjitsu stands in for, what it holds, and what it has done."""
     said = control.ask("GET", "/v1/standins")
@@ -185,12 +207,12 @@ def standins(control: Control, *, as_json: bool) -> None:
     elif said["configured"]:
         show.standins(said)
     else:
-        click.echo("no Synjitsu is used")
+        show.say("no Synjitsu is used")
 
 
 @main.command()
 @_as_json
-@click.pass_obj
+@asks
 def nodes(control: Control, *, as_json: bool) -> None:
     """Show the Jitsus that serve the zones together."""
     _show_members(control, "nodes", as_json=as_json)
@@ -198,7 +220,7 @@ def nodes(control: Control, *, as_json: bool) -> None:
 
 @main.command()
 @_as_json
-@click.pass_obj
+@asks
 def hosts(control: Control, *, as_json: bool) -> None:
     """Show the hosts that VMs may run on."""
     _show_members(control, "hosts", as_json=as_json)
@@ -209,9 +231,9 @@ def _show_members(control: Control, what: str, *, as_json: bool) -> None:
     if as_json:
         show.dump(said)
     elif said:
-        Console().print(show.members(what.removesuffix("s"), said))
+        show.table(show.members(what.removesuffix("s"), said))
     else:
-        click.echo(f"no {what} are configured")
+        show.say(f"no {what} are configured")
 
 
 # What is done.
@@ -221,7 +243,7 @@ def _show_members(control: Control, what: str, *, as_json: bool) -> None:
 @_name
 @click.option("--wait", is_flag=True, help="Tell each step on the way, on standard error if there is --json.")
 @_as_json
-@click.pass_obj
+@asks
 def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
     """Start the VM NAME and wait until it is up. Its lease begins as if it had been asked for by name."""
     if not wait:
@@ -238,7 +260,7 @@ def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
                 for step, when in running["steps"].items():
                     if step in show.STEPS and step not in told:
                         told.add(step)
-                        click.echo(show.step(step, when), err=as_json)
+                        show.say(show.step(step, when), err=as_json)
             if done:
                 break
             time.sleep(STEP_EVERY)
@@ -255,7 +277,7 @@ def _last_activation(control: Control, name: str) -> dict[str, Any]:
 @main.command()
 @_name
 @_as_json
-@click.pass_obj
+@asks
 def stop(control: Control, name: str, *, as_json: bool) -> None:
     """Stop the VM NAME, by its mode, also if held. The next query starts it again."""
     _show_one(control.vm(name, "stop"), as_json=as_json)
@@ -264,7 +286,7 @@ def stop(control: Control, name: str, *, as_json: bool) -> None:
 @main.command()
 @_name
 @_as_json
-@click.pass_obj
+@asks
 def hold(control: Control, name: str, *, as_json: bool) -> None:
     """Start the VM NAME and keep it up, used or not. A release or a stop ends that, and so does the end of Jitsu."""
     _show_one(control.vm(name, "hold"), as_json=as_json)
@@ -273,7 +295,7 @@ def hold(control: Control, name: str, *, as_json: bool) -> None:
 @main.command()
 @_name
 @_as_json
-@click.pass_obj
+@asks
 def release(control: Control, name: str, *, as_json: bool) -> None:
     """Let the held VM NAME be stopped when idle."""
     _show_one(control.vm(name, "release"), as_json=as_json)
@@ -283,7 +305,7 @@ def release(control: Control, name: str, *, as_json: bool) -> None:
 @_name
 @click.argument("host")
 @_as_json
-@click.pass_obj
+@asks
 def move(control: Control, name: str, host: str, *, as_json: bool) -> None:
     """Let the VM NAME, which is up, go to HOST: while it runs, or by a stop and a start."""
     _show_one(control.vm(name, f"move?{urlencode({'host': host})}"), as_json=as_json)
@@ -293,7 +315,7 @@ def move(control: Control, name: str, host: str, *, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="Take it back into service.")
 @_as_json
-@click.pass_obj
+@asks
 def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
     """
     Take the host or the node NAME out of service.
@@ -311,7 +333,7 @@ def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
     if as_json:
         show.dump(said)
     else:
-        Console().print(show.members(what.removesuffix("s"), said))
+        show.table(show.members(what.removesuffix("s"), said))
 
 
 def _show_one(vm: dict[str, Any], *, as_json: bool) -> None:
@@ -319,19 +341,19 @@ def _show_one(vm: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         show.dump(vm)
     else:
-        click.echo(f"{vm['name']}: {vm['state']}{', held' if vm['held'] else ''}")
+        show.say(f"{vm['name']}: {vm['state']}{', held' if vm['held'] else ''}")
 
 
 @main.command()
 @_as_json
-@click.pass_obj
+@asks
 def reload(control: Control, *, as_json: bool) -> None:
     """Read the zones anew. A bad one is refused with the reason, and the old ones go on."""
     said = control.ask("POST", "/v1/reload")
     if as_json:
         show.dump(said)
     else:
-        click.echo("reloaded")
+        show.say("reloaded")
 
 
 # What needs no Jitsu that runs.
@@ -357,8 +379,8 @@ def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
         show.dump(said)
     elif said["ok"]:
         for warning in said["warnings"]:
-            click.echo(f"warning: {warning}")
-        click.echo(f"OK: {said['vms']} VMs, {said['names']} names, zones {', '.join(said['zones'])}")
+            show.say(f"warning: {warning}")
+        show.say(f"OK: {said['vms']} VMs, {said['names']} names, zones {', '.join(said['zones'])}")
     else:
         raise RefusedError(said["error"])
     raise SystemExit(0 if said["ok"] else 1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
+import threading
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
 import attrs
+
+from jitsu_tw.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +23,15 @@ if TYPE_CHECKING:
 #: Seconds to wait for an answer: a stop may take as long as a guest's shutdown. A stream is never silent for as long.
 PATIENCE: Final = 120.0
 
+#: Octets of an answer, at most: that about 100,000 VMs has 60 million. Of a refusal, of an event, and of what is read
+#: in one go.
+LONGEST: Final = 100_000_000
+LONGEST_REFUSAL: Final = 65536
+LONGEST_EVENT: Final = 1_000_000
+PIECE: Final = 65536
 
-class _UnixConnection(HTTPConnection):
+
+class UnixConnection(HTTPConnection):
     """HTTP over a UNIX socket."""
 
     def __init__(self, path: str, timeout: float) -> None:
@@ -28,6 +39,7 @@ class _UnixConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        """Connect."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -38,7 +50,7 @@ class NoAnswerError(ConnectionError):
 
 
 class RefusedError(Exception):
-    """Jitsu said no; the message is its own."""
+    """Jitsu said no, and the message is its own; or what it said makes no sense."""
 
 
 @attrs.frozen
@@ -63,15 +75,11 @@ class Control:
         Return what the endpoint answers.
 
         Raises:
-            NoAnswerError: nobody answers there, or not in our language.
-            RefusedError: it will not.
+            NoAnswerError: no process answers there, not whole and in time, or not by HTTP.
+            RefusedError: it will not; or what it says is no answer of Jitsu's, or too long.
         """
-        try:
-            with closing(self._connect()) as connection:
-                answer = self._request(connection, method, path)
-                return json.loads(answer.read())
-        except (OSError, HTTPException, ValueError) as error:
-            raise self._nobody(error) from error
+        with self._asked(method, path, self.patience) as answer:
+            return self._json(answer, LONGEST)
 
     def vm(self, name: str, action: str = "") -> Any:
         """Return a VM, or do something to it: start, stop, hold, release."""
@@ -85,32 +93,110 @@ class Control:
         Raises:
             NoAnswerError, RefusedError: as `ask`; also when the stream breaks off.
         """
-        try:
-            with closing(self._connect()) as connection:
-                answer = self._request(connection, "GET", f"/v1/events?last={last}&follow={int(follow)}")
-                for line in answer:
-                    if line.startswith(b"data: "):
-                        yield json.loads(line[6:])
-        except (OSError, HTTPException, ValueError) as error:
-            raise self._nobody(error) from error
+        path = f"/v1/events?last={last}&follow={int(follow)}"
+        with self._asked("GET", path, None if follow else self.patience) as answer:
+            while line := answer.readline(LONGEST_EVENT):
+                if not line.endswith(b"\n"):
+                    raise self.strange("an event that is too long, or not whole")
+                if line.startswith(b"data: "):
+                    yield self._decoded(line[6:])
         if follow:
             raise NoAnswerError(f"Jitsu at {self.place} has ended")
 
+    def strange(self, reason: object) -> RefusedError:
+        """Return what is raised when the endpoint's words make no sense."""
+        message = f"what answers at {self.place} is no Jitsu that this jitsuctl understands: {reason}"
+        return RefusedError(printable(message))
+
+    @contextlib.contextmanager
+    def _asked(self, method: str, path: str, seconds: float | None) -> Iterator[HTTPResponse]:
+        """Ask; the whole conversation may take *seconds*, or, if they are None, as long as something comes."""
+        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        late = Deadline(seconds)
+        try:
+            with closing(self._connect()) as connection, late.watching(connection):
+                connection.request(method, path, headers=headers)
+                late.sockets.append(connection.sock)
+                answer = connection.getresponse()
+                self._look_at_status(answer)
+                yield answer
+                late.check()
+        except (OSError, HTTPException, ValueError, RefusedError) as error:
+            if isinstance(error, RefusedError) and not late.passed:
+                raise
+            reason = f"no whole answer within {seconds:g} s" if late.passed else error
+            message = f"no Jitsu answers at {self.place} ({reason}); see --control"
+            raise NoAnswerError(printable(message)) from error
+
+    def _look_at_status(self, answer: HTTPResponse) -> None:
+        if answer.status >= 400:
+            said = self._json(answer, LONGEST_REFUSAL)
+            raise RefusedError(printable(str(said["error"] if isinstance(said, dict) and "error" in said else said)))
+        if answer.status != 200:
+            raise self.strange(f"status {answer.status}")
+
     def _connect(self) -> HTTPConnection:
         if self.place.startswith("unix:"):
-            return _UnixConnection(self.place.removeprefix("unix:"), self.patience)
+            return UnixConnection(self.place.removeprefix("unix:"), self.patience)
         if self.place.startswith("https://"):
             context = ssl.create_default_context(cafile=None if self.authorities is None else str(self.authorities))
             return HTTPSConnection(urlsplit(self.place).netloc, timeout=self.patience, context=context)
         return HTTPConnection(self.place, timeout=self.patience)
 
-    def _request(self, connection: HTTPConnection, method: str, path: str) -> HTTPResponse:
-        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
-        connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        if answer.status >= 400:
-            raise RefusedError(json.loads(answer.read())["error"])
-        return answer
+    def _json(self, answer: HTTPResponse, most: int) -> Any:
+        """Return an answer's JSON; refuse one of more than *most* octets before all of it is in memory."""
+        octets = bytearray()
+        while piece := answer.read(PIECE):
+            octets += piece
+            if len(octets) > most:
+                raise self.strange(f"an answer of more than {most} octets")
+        if answer.length:
+            raise HTTPException("the answer is not whole")
+        return self._decoded(octets)
 
-    def _nobody(self, error: Exception) -> NoAnswerError:
-        return NoAnswerError(f"no Jitsu answers at {self.place} ({error}); see --control")
+    def _decoded(self, octets: bytes | bytearray) -> Any:
+        try:
+            return json.loads(octets)
+        except (ValueError, RecursionError) as error:
+            raise self.strange(f"no JSON ({error})") from error
+
+
+class Deadline:
+    """
+    Ends a conversation that takes too long, whatever it does meanwhile.
+
+    Attributes:
+        sockets: what is shut down then, besides that of the connection.
+        passed: whether it was.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        """End it after *seconds*, or never."""
+        self._seconds = seconds
+        self.sockets: list[Any] = []
+        self.passed = False
+
+    @contextlib.contextmanager
+    def watching(self, connection: HTTPConnection) -> Iterator[None]:
+        """Watch *connection*, which may not be connected yet."""
+        if self._seconds is None:
+            yield
+            return
+        timer = threading.Timer(self._seconds, self._pass, (connection,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def check(self) -> None:
+        """Raise TimeoutError if it has passed: what looks like the end of an answer is none then."""
+        if self.passed:
+            raise TimeoutError
+
+    def _pass(self, connection: HTTPConnection) -> None:
+        self.passed = True
+        for one in filter(None, [connection.sock, *self.sockets]):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import pygit2
 
+from jitsu_tw.ctl import show
 from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
@@ -44,7 +44,8 @@ class FailedError(click.ClickException):
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """Print a line."""
-        click.echo(f"jitsuctl: {self.message}", err=True)
+        for line in f"jitsuctl: {self.message}".splitlines():
+            show.say(line, err=True)
 
 
 class NobodyError(FailedError):
@@ -132,12 +133,12 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
     if not values:
         raise FailedError(f"the state has nothing at /{below}")
     if as_json:
-        click.echo(json.dumps({f"/{one}": value for one, value in values.items()}, indent=2))
+        show.dump({f"/{one}": value for one, value in values.items()})
         return
     longest = max(len(one) + len(value) for one, value in values.items()) + 4
     width = max(longest, min(79, shutil.get_terminal_size().columns))
     for one, value in values.items():
-        click.echo(f"/{one}".ljust(width - len(value), ".") + value)
+        show.say(f"/{one}".ljust(width - len(value), ".") + value)
 
 
 @click.command()
@@ -161,15 +162,15 @@ def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
             for one in found
         ]  # fmt: skip
     if as_json:
-        click.echo(json.dumps(entries, indent=2))
+        show.dump(entries)
         return
     for one in entries:
         when = datetime.fromtimestamp(int(str(one["time"]))).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         first, *more = str(one["message"]).splitlines()
-        click.echo(f"{str(one['commit'])[:10]}  {when}  {one['author']}: {first}")
+        show.say(f"{str(one['commit'])[:10]}  {when}  {one['author']}: {first}")
         for line in more:
             if line:
-                click.echo(f"    {line}")
+                show.say(f"    {line}")
 
 
 def _entry(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
@@ -215,12 +216,12 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
             old = None if base is None else repository[base].peel(pygit2.Commit)
         changes = _changes(*_vms(repository, old, new))
     if as_json:
-        click.echo(json.dumps(changes, indent=2))
+        show.dump(changes)
         return
     for one in changes:
         was = "(not there)" if one["old"] is None else one["old"]
         now = "(not there)" if one["new"] is None else one["new"]
-        click.echo(f"/{one['path']}: {was} -> {now}")
+        show.say(f"/{one['path']}: {was} -> {now}")
 
 
 @click.command()
@@ -294,7 +295,7 @@ def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
         raise FailedError(references[REJECTED + name].peel(pygit2.Commit).message.strip())
     merged = references[MAIN].peel(pygit2.Commit)
     what = [line for line in merged.message.splitlines()[2:-1] if line] if merged.message.startswith("Merge ") else []
-    click.echo("; ".join(["merged", *what]))
+    show.say("; ".join(["merged", *what]))
 
 
 @click.command()
@@ -305,7 +306,7 @@ def init(path: Path) -> None:
         hooks.make(path)
     except FAULTS as error:
         raise FailedError(f"{path}: {error}") from error
-    click.echo(f"{path} is ready; begin Jitsu with --persistdb {path}")
+    show.say(f"{path} is ready; begin Jitsu with --persistdb {path}")
 
 
 #: What `jitsu_tw.ctl` has, too.

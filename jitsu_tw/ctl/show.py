@@ -1,17 +1,26 @@
-"""How jitsuctl shows what Jitsu says: tables and lines for people, JSON for programs."""
+"""
+How jitsuctl shows what Jitsu says: tables and lines for people, JSON for programs.
+
+Most of it comes from outside, from a server that may be hostile and from people who have named things. All that
+jitsuctl prints, it prints here, as `printable` has it.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from jitsu_tw.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _COLOURS: Final = {"up": "green", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red"}
 
@@ -26,37 +35,57 @@ STEPS: Final = {
 }
 
 
-def dump(value: object) -> None:
-    """Print JSON."""
-    click.echo(json.dumps(value, indent=2))
+def say(line: str, *, err: bool = False) -> None:
+    """Print a line."""
+    click.echo(printable(line), err=err)
 
 
-def table(*titles: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; the columns in *right* are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        made.add_column(title, justify="right" if title in right else "left", no_wrap=True)
-    return made
+def dump(value: object, *, indent: int | None = 2) -> None:
+    """Print JSON, in ASCII."""
+    click.echo(json.dumps(value, indent=indent))
 
 
-def vms(listed: list[dict[str, Any]]) -> Table:
+class Rows(Table):
+    """A table whose cells are text and nothing else: no markup of rich's, no control characters."""
+
+    def __init__(self, *titles: str, right: tuple[str, ...] = ()) -> None:
+        """Begin with no row; the columns in *right* are numbers."""
+        super().__init__(box=None, pad_edge=False, header_style="bold")
+        for title in titles:
+            self.add_column(title, justify="right" if title in right else "left", no_wrap=True)
+
+    def add(self, *cells: object, **colours: str) -> None:
+        """Append a row; *colours* are those of cells, by the titles of their columns."""
+        styles = [colours.get(str(column.header), "") for column in self.columns]
+        self.add_row(*(
+            Text(printable(str(cell)), style, no_wrap=True, overflow="ellipsis")
+            for cell, style in zip(cells, styles, strict=True)
+        ))  # fmt: skip
+
+
+def table(made: Rows) -> None:
+    """Print a table."""
+    Console().print(made)
+
+
+def vms(listed: list[dict[str, Any]]) -> Rows:
     """Return the VMs as a table."""
     numbers = ("lease left", "starts", "requests", "last request")
-    made = table("VM", "state", *numbers, right=numbers)
+    made = Rows("VM", "state", *numbers, right=numbers)
     asked = any(vm["origin"] for vm in listed)
     if asked:
         made.add_column("from")  # the one that gives way on a narrow terminal
     for vm in listed:
-        colour = _COLOURS.get(vm["state"], "yellow")
         left, last = vm["lease_left"], vm["last_request_ts"]
-        made.add_row(
-            escape(vm["name"]),
-            f"[{colour}]{vm['state']}[/]",
+        made.add(
+            vm["name"],
+            vm["state"],
             "held" if vm["held"] else "needed" if vm["needed"] else "-" if left is None else f"{left:.0f} s",
-            str(vm["total_starts"]),
-            str(vm["total_requests"]),
+            vm["total_starts"],
+            vm["total_requests"],
             "never" if last is None else f"{max(0.0, time.time() - last):.0f} s ago",
-            *([Text(vm["origin"] or "the file", no_wrap=True, overflow="ellipsis")] if asked else []),
+            *([vm["origin"] or "the file"] if asked else []),
+            state=_COLOURS.get(vm["state"], "yellow"),
         )
     return made
 
@@ -67,30 +96,39 @@ def problems(listed: list[dict[str, Any]]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def members(what: str, listed: list[dict[str, Any]]) -> Table:
+def members(what: str, listed: list[dict[str, Any]]) -> Rows:
     """Return nodes or hosts as a table."""
-    made = table(what, "VMs", "state", right=("VMs",))
+    made = Rows(what, "VMs", "state", right=("VMs",))
     for one in listed:
-        state = "[yellow]drained[/]" if one["drained"] else "[green]well[/]"
+        state, colour = ("drained", "yellow") if one["drained"] else ("well", "green")
         if one["problem"] is not None:
-            state = f"[red]{escape(one['problem'])}[/]"
-        here = " (here)" if one.get("here") else ""
-        made.add_row(f"{escape(one['name'])}{here}", str(one["vms"]), state)
+            state, colour = one["problem"], "red"
+        made.add(f"{one['name']}{' (here)' if one.get('here') else ''}", one["vms"], state, state=colour)
+    return made
+
+
+def starts(listed: list[dict[str, Any]]) -> Rows:
+    """Return what a dry run would have started as a table."""
+    made = Rows("VM", "client network", "type", "starts", right=("starts",))
+    for one in listed:
+        made.add(one["name"], one["network"], one["type"], one["starts"])
     return made
 
 
 def standins(said: dict[str, Any]) -> None:
     """Print whom Synjitsu stands in for, and its counters; nothing where there is to be none."""
     if said["error"] is not None:
-        click.echo(f"\n{said['error']}")
+        say("")
+        say(said["error"])
     if not said["standins"]:
         return
-    made = table("stood in for", "MAC", "state", "handover", "held", right=("held",))
+    made = Rows("stood in for", "MAC", "state", "handover", "held", right=("held",))
     for one in said["standins"]:
-        made.add_row(one["ip"], one["mac"] or "-", one["state"], one["handover"], str(one["held"]))
-    Console().print("", made)
+        made.add(one["ip"], one["mac"] or "-", one["state"], one["handover"], one["held"])
+    say("")
+    table(made)
     counts = (f"{name.replace('_', ' ')} {count}" for name, count in said["counters"].items() if count)
-    Console().print(f"Synjitsu: {', '.join(counts)}")
+    say(f"Synjitsu: {', '.join(counts)}")
 
 
 def active_first(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +146,7 @@ def event(said: dict[str, Any]) -> str:
     kind = said["kind"]
     if kind == "missed":
         return f"{'':14}{said['events']} events were left out: this was too slow"
-    words = {
+    known: dict[str, Callable[[], str]] = {
         "state": lambda: f"{said['old']} -> {said['state']}",
         "activation": lambda: activation(said["activation"]),
         "refused": lambda: f"not started for {said['asker']}: {said['reason']} ({said['times']} times)",
@@ -116,7 +154,8 @@ def event(said: dict[str, Any]) -> str:
         "release": lambda: "released",
         "lost": lambda: f"{said['backend']} is lost: {said['reason']}",
         "connected": lambda: f"{said['backend']} can be asked",
-    }[kind]()
+    }
+    words = known.get(kind, lambda: str(kind))()  # one that a newer Jitsu has
     if kind == "state":
         words += f", {for_whom(said['asker'])}" if "asker" in said else f": {said['reason']}" if said["reason"] else ""
     return f"{clock(said['at'])}  {said['vm'] or '-'}: {words}"

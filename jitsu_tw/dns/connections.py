@@ -49,8 +49,9 @@ class _Network(Generic[T]):
 class Connections(Generic[T]):
     """All of them."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, most: int = MOST_CONNECTIONS, most_from_one: int = MOST_FROM_ONE) -> None:
+        """Begin with none; let there be *most*, and *most_from_one* from one client network."""
+        self._most, self._most_from_one = most, most_from_one
         self._networks: dict[bytes, _Network[T]] = {}
         self._whose: dict[T, bytes] = {}
         self._heaviest: Heaviest[bytes] = Heaviest()
@@ -68,9 +69,9 @@ class Connections(Generic[T]):
         known = self._networks.get(whose)
         count = 0 if known is None else known.count
         gone = None
-        if count >= MOST_FROM_ONE:
+        if count >= self._most_from_one:
             gone = self._oldest(whose)
-        elif len(self._whose) >= MOST_CONNECTIONS:
+        elif len(self._whose) >= self._most:
             heaviest = self._heaviest.top()
             gone = self._oldest(whose if count + 1 > self._networks[heaviest].count else heaviest)
         if gone is not None:

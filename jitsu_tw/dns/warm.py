@@ -8,9 +8,8 @@ look the same in lower case, so that none is taken for another.) The answer is t
 case that the client chose, and the rest of an answer that was written the long way. Questions with EDNS options are not
 kept: cookies differ for each client.
 
-Any client can make up kinds of questions, and names below a wildcard, without end. So an answer that was not used for
-long gives way (second chance, by what is noted of each use anyway: a hit costs nothing more), and it is one of the VM
-that has the most.
+Any client can make up kinds of questions, and names below a wildcard, without end. So an answer that was used little
+lately gives way, by what is counted of each use anyway: a hit costs nothing more. It is one of the VM that has most.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MOST_EXACT: Final = 1 << 18
 #: The most answers for names that wildcards have made, all together.
 MOST_WILD: Final = 1 << 14
 
-#: At most so many answers that were used are passed over to find one that was not.
+#: Of so many answers, those that were not considered for longest, the one that was used least gives way.
 _MOST_LOOKS: Final = 64
 
 #: Where the question begins: behind the header (RFC 1035, 4.1.1).
@@ -59,8 +58,7 @@ class WarmAnswer:
         use: where it is written how often the name that was asked for was used.
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
-        last: the id and the sender of the last question: the same again is a retransmission, and not counted; None if
-            there was none since the answer was last considered for giving way.
+        last: the id and the sender of the last question: the same again is a retransmission, and not counted.
     """
 
     head: bytes
@@ -108,20 +106,14 @@ class _Share:
         return keys
 
     def give_way(self, answers: Mapping[bytes, WarmAnswer]) -> bytes:
-        """Remove a key of the VM that has the most, and return it: one not used lately, or else one used little."""
+        """Remove a key of the VM that has the most, and return it: of some, the one that was used least lately."""
         vm = self._heaviest.top()
         keys = self._keys[vm]
         looked = keys[:_MOST_LOOKS]
-        gone = next((key for key in looked if answers[key].last is None), None)
-        if gone is None:
-            gone = min(looked, key=lambda key: answers[key].count)
-        else:
-            del looked[looked.index(gone) + 1 :]
-        looked.remove(gone)
-        for key in looked:
-            answers[key].last = None
-        del keys[: len(looked) + 1]
-        keys += looked
+        gone = min(looked, key=lambda key: answers[key].count)
+        passed = looked[: looked.index(gone)]
+        del keys[: len(passed) + 1]
+        keys += passed
         self._heaviest.move(vm, len(keys) + 1, len(keys))
         if not keys:
             del self._keys[vm]

@@ -9,6 +9,8 @@ headers of objects, paths are counted while they are walked, and what is only co
 from __future__ import annotations
 
 import heapq
+import sys
+from math import inf
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -28,11 +30,16 @@ if TYPE_CHECKING:
 
 #: In octets: the longest value, and the largest commit with its message, authors and parents.
 LONGEST_VALUE: Final = 1 << 16
-LARGEST_COMMIT: Final = 1 << 16
+LARGEST_COMMIT: Final = 1 << 14
 
-#: In octets: the largest tree (some 40 for an entry with a short name), and the largest one of all VMs' folders (64).
+#: In octets: the largest tree of a VM's (some 40 for an entry with a short name), of all VMs' folders, and above them,
+#: where each commit is looked at.
 LARGEST_TREE: Final = 1 << 20
 LARGEST_FOLDER: Final = 1 << 24
+LARGEST_TOP: Final = 1 << 12
+
+#: In octets, what an entry of the tree of all VMs takes: mode, uuid, id.
+_VM_ENTRY: Final = 64
 
 #: In octets: the longest name of a file or folder; a DNS name has at most 253.
 LONGEST_NAME: Final = 255
@@ -40,7 +47,8 @@ LONGEST_NAME: Final = 255
 #: A VM's folder has at most this many levels below it: ``dns/NAME/ttl`` and ``config/KEY/0``.
 DEEPEST: Final = 3
 
-#: The most files and octets of values of one VM, and of all VMs that one request changes.
+#: The most VMs that one request changes, and the most files and octets of values of one of them, and of all.
+MOST_VMS: Final = 10_000
 MOST_FILES: Final = 5_000
 MOST_OCTETS: Final = 1 << 20
 MOST_FILES_TOGETHER: Final = 100_000
@@ -48,7 +56,10 @@ MOST_OCTETS_TOGETHER: Final = 1 << 24
 
 #: The most commits of one request, and the most of `main` since the commit that it was made on.
 MOST_COMMITS: Final = 1_000
-MOST_BEHIND: Final = 200_000
+MOST_BEHIND: Final = 50_000
+
+#: Commits of one second are in no order: so many are looked at to find out which of them `main` has.
+MOST_AT_ONCE: Final = 1_000
 
 _PLAIN: Final = frozenset({FileMode.BLOB, FileMode.BLOB_EXECUTABLE})
 
@@ -84,12 +95,17 @@ class Measured:
 
 
 class Reader:
-    """Reads of one repository what others have pushed, for one request, as far as the bounds go."""
+    """
+    Reads of one repository what others have pushed, for one request, as far as the bounds go.
+
+    Attributes:
+        seen: how many objects were looked at.
+    """
 
     def __init__(self, repository: pygit2.Repository, ended: Callable[[], bool] = lambda: False) -> None:
         """Read *repository*; a long walk stops when *ended* returns True."""
         self._repository, self._odb, self._ended = repository, repository.odb, ended
-        self._files = self._octets = 0
+        self._files = self._octets = self.seen = 0
 
     def _go_on(self) -> None:
         if self._ended():
@@ -111,6 +127,7 @@ class Reader:
             TooLargeError: the object is larger.
             KeyError, GitError: the object is missing or damaged.
         """
+        self.seen += 1
         found, size = self._odb.read_header(oid)
         if found != kind:
             message = f"{what} is no {kind.name.lower()}"
@@ -120,9 +137,10 @@ class Reader:
             raise TooLargeError(message)
         return self._repository[oid]
 
-    def commit(self, oid: pygit2.Oid) -> pygit2.Commit:
-        """Return the commit *oid*; raises as `_sized` does."""
-        commit = self._sized(oid, ObjectType.COMMIT, LARGEST_COMMIT, f"the commit {str(oid)[:10]}")
+    def commit(self, oid: pygit2.Oid, *, ours: bool = False) -> pygit2.Commit:
+        """Return the commit *oid*, of any size if it is one of *ours*; raises as `_sized` does."""
+        largest = sys.maxsize if ours else LARGEST_COMMIT
+        commit = self._sized(oid, ObjectType.COMMIT, largest, f"the commit {str(oid)[:10]}")
         assert isinstance(commit, pygit2.Commit)
         return commit
 
@@ -147,21 +165,21 @@ class Reader:
         """
         others: dict[str, pygit2.Oid] = {}
         folder = None
-        for name, (oid, mode) in self._entries(commit.tree_id, ""):
+        for name, (oid, mode) in self._entries(commit.tree_id, "", LARGEST_TOP):
             if name != "jitsu" or mode != FileMode.TREE:
                 others[name] = oid
                 continue
-            for inner, (below, kind) in self._entries(oid, name):
+            for inner, (below, kind) in self._entries(oid, name, LARGEST_TOP):
                 if inner == "vm" and kind == FileMode.TREE:
                     folder = below
                 elif inner != "origin":
                     others[f"{name}/{inner}"] = below
         return others, folder
 
-    def folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
-        """Return the folders of VMs in *commit*, by name; {} without a commit."""
+    def folders(self, commit: pygit2.Commit | None, largest: int = LARGEST_FOLDER) -> dict[str, Entry]:
+        """Return the folders of VMs in *commit*, by name, if their tree has *largest* octets at most."""
         folder = self.top(commit)[1] if commit is not None else None
-        return {} if folder is None else dict(self._entries(folder, VMS, LARGEST_FOLDER))
+        return {} if folder is None else dict(self._entries(folder, VMS, largest))
 
     def check(self, uuid: str, entry: Entry | None) -> None:
         """
@@ -210,6 +228,7 @@ class Reader:
             message = f"{path} is no plain file"
             raise RefusedError(message)
         else:
+            self.seen += 1
             yield path, self._odb.read_header(oid)[1]
 
     def values(self, uuid: str, entry: Entry | None) -> dict[str, str]:
@@ -240,12 +259,11 @@ class Reader:
             raise RefusedError(message)
         return value.removesuffix("\n")
 
-    def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> tuple[list[pygit2.Oid], pygit2.Oid | None]:
+    def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> list[pygit2.Oid]:
         """
-        Return the commits that *commit* has and *known* have not, and the newest that both have.
+        Return the commits that *commit* has and *known* have not; libgit2's walk would end with the last of them only.
 
-        The walk goes from the newest to the oldest, as git's own does. With hostile times it may find an older one that
-        both have: that makes conflicts, of the sender's own.
+        It goes from the newest to the oldest, as git's own does.
 
         Raises:
             TooLargeError: there are too many.
@@ -257,6 +275,8 @@ class Reader:
         queued: set[pygit2.Oid] = set()
         new: list[pygit2.Oid] = []
         left = 0  # how many in the heap only the request has
+        more = MOST_AT_ONCE
+        oldest = inf
 
         def mark(oid: pygit2.Oid, flag: int) -> None:
             nonlocal left
@@ -265,7 +285,7 @@ class Reader:
                 return
             flags[oid] = before | flag
             if not before:
-                times[oid] = self.commit(oid).commit_time
+                times[oid] = self.commit(oid, ours=flag != _THEIRS).commit_time
                 left += flag == _THEIRS
             elif before == _THEIRS and oid in queued:
                 left -= 1
@@ -276,21 +296,22 @@ class Reader:
         for one in known:
             mark(one, _OURS)
         mark(commit, _THEIRS)
-        while left:
+        while left or (heap and more and -heap[0][0] >= oldest):
             _, oid = heapq.heappop(heap)
             queued.remove(oid)
+            more -= not left
             if flags[oid] == _THEIRS:
                 left -= 1
+                oldest = min(oldest, times[oid])
                 new.append(oid)
             if len(new) > MOST_COMMITS or len(flags) > MOST_BEHIND:
                 what = f"has more than {MOST_COMMITS} commits" if len(new) > MOST_COMMITS else "is of too old a clone"
                 message = f"it {what}: clone the state anew, and make the change there"
                 raise TooLargeError(message)
             self._go_on()
-            for parent in self.commit(oid).parent_ids:
+            for parent in self.commit(oid, ours=flags[oid] != _THEIRS).parent_ids:
                 mark(parent, flags[oid])
-        both = (oid for oid, flag in flags.items() if flag == _THEIRS | _OURS)
-        return [oid for oid in new if flags[oid] == _THEIRS], max(both, key=times.__getitem__, default=None)
+        return [oid for oid in new if flags[oid] == _THEIRS]
 
     def measure(self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()) -> Measured:
         """
@@ -306,16 +327,22 @@ class Reader:
             TooLargeError: it is beyond the bounds.
             StoreError: the process ends.
         """
-        self.commit(commit)
-        new, base = self.arrivals(commit, [head, *shared]) if head is not None else ([], None)
+        known = [head, *shared] if head is not None else []
+        new = self.arrivals(commit, known)
+        base = self._repository.merge_base_many([commit, *known]) if known else None
         if head is None or base is None:
             message = "it has no commit in common with main: clone the state anew, and make the change there"
             raise RefusedError(message)
         for one in new:
             self._only_vms(self.commit(one))
-        was, ours, theirs = (self.folders(self.commit(one)) for one in (base, head, commit))
+        was, ours = (self.folders(self.commit(one, ours=True)) for one in (base, head))
+        most = max(len(was), len(ours)) + MOST_VMS
+        theirs = self.folders(self.commit(commit), min(most * _VM_ENTRY, LARGEST_FOLDER))
         changed = sorted(uuid for uuid in was.keys() | theirs.keys()
                          if theirs.get(uuid) not in (was.get(uuid), ours.get(uuid)))
+        if len(changed) > MOST_VMS:
+            message = f"it changes {len(changed)} VMs; one request changes at most {MOST_VMS}"
+            raise TooLargeError(message)
         for uuid in changed:
             self.check(uuid, theirs.get(uuid))
         return Measured(was, ours, theirs, changed)
@@ -327,7 +354,7 @@ class Reader:
             return
         if len(commit.parent_ids) != 1:
             return
-        before, _ = self.top(self.commit(commit.parent_ids[0]))
+        before, _ = self.top(self.commit(commit.parent_ids[0], ours=True))
         for path in sorted(before.keys() | others.keys()):
             if before.get(path) != others.get(path):
                 message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"

@@ -7,13 +7,15 @@ conflict. Where histories meet, one of them was first, and holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+#: In characters: as much of a value that conflicts is shown.
+MOST_SHOWN: Final = 80
 
 
 def three_way(
@@ -40,7 +42,9 @@ def three_way(
 
 
 def _said(value: str | None) -> str:
-    return "not there" if value is None else repr(value)
+    if value is None:
+        return "not there"
+    return repr(value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}...")
 
 
 @attrs.frozen

@@ -215,7 +215,7 @@ def _outcome(path: Path, update: Update, end: float) -> tuple[str, str]:
         if holder(path) is None:
             return f"{name} waits: no Jitsu runs with this state now; it will be looked at when one starts", ""
         if time.monotonic() > end:
-            return f"Jitsu has not taken {name} yet; jitsuctl merge waits for it, its healthz says what is wrong", ""
+            return f"{name} waits: Jitsu has not come to it yet; if its state cannot be used, healthz says so", ""
         time.sleep(PAUSE)
     if _commit(path, REJECTED + name):
         return _git(path, "log", "-1", "--format=%B", REJECTED + name)[0], "rejected by Jitsu"

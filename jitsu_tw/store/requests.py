@@ -76,7 +76,7 @@ class Request:
 
     name: str
     commit: pygit2.Oid
-    author: str = "somebody"
+    author: str = "an unknown author"
     subject: str = ""
     changes: Mapping[str, Change] = attrs.field(factory=dict)
     refused: str = ""
@@ -136,7 +136,7 @@ class Requests:
         try:
             changed = path.stat().st_mtime_ns
             if changed != self._packed[0]:
-                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
                 names = [line.partition(" ")[2] for line in lines]
                 self._packed = changed, tuple(name.removeprefix(ASKED) for name in names if name.startswith(ASKED))
         except OSError:
@@ -160,7 +160,7 @@ class Requests:
         reader = Reader(repository, lambda: self.ended)
         try:
             commit = reader.commit(target)
-            request = attrs.evolve(request, author=_author(commit), subject=_words(_first(commit.raw_message)))
+            request = attrs.evolve(request, author=_author(commit), subject=words(first_line(commit.raw_message)))
             return attrs.evolve(request, changes=self._changes(reader, commit, head))
         except TooLargeError as error:
             return attrs.evolve(request, refused=str(error), kept=False)
@@ -173,6 +173,8 @@ class Requests:
         except Exception as error:  # noqa: BLE001 -- wide: one request must not stop those after it
             self.log.failure("request/{name}: unexpected, please report", name=name)
             return attrs.evolve(request, refused=f"it cannot be read: unexpected {type(error).__name__}", kept=False)
+        finally:
+            self._history.loose += reader.seen  # as far as it is new, it has come as a file for each object
 
     def _changes(self, reader: Reader, commit: pygit2.Commit, head: pygit2.Commit | None) -> dict[str, Change]:
         measured = reader.measure(commit.id, None if head is None else head.id, self.shared())
@@ -182,7 +184,7 @@ class Requests:
             sides = (measured.base, measured.ours, measured.theirs)
             was, ours, theirs = (reader.values(uuid, side.get(uuid)) for side in sides)
             mine = ours
-            if not theirs:  # who removes a VM removes what we, or others, have added to it
+            if not theirs:  # the removal of a VM removes what we, or others, have added to it
                 mine = {path: value for path, value in mine.items() if path in was}
             merged, clashes = three_way(was, mine, theirs)
             conflicts += [f"{VMS}/{uuid}/{clash}" for clash in clashes]
@@ -193,7 +195,7 @@ class Requests:
         return changes
 
     def shared(self) -> list[pygit2.Oid]:
-        """Return the last commit that we share with others, if there is one: who has cloned that may ask, too."""
+        """Return the last commit that we share with others, if there is one: a clone of theirs may ask, too."""
         references = self._history.repository.references
         return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
 
@@ -269,17 +271,18 @@ def shortened(reason: str) -> str:
     return lines if len(lines) <= LONGEST_REASON else f"{lines[:LONGEST_REASON]}..."
 
 
-def _first(message: bytes) -> bytes:
+def first_line(message: bytes) -> bytes:
+    """Return the first line of a commit's message."""
     return next(iter(message.strip().splitlines()), b"")
 
 
-def _words(raw: bytes) -> str:
+def words(raw: bytes) -> str:
     """Return what a sender has written, as far as it is kept."""
     return printable(raw.decode(errors="replace"))[:LONGEST_WORDS]
 
 
 def _author(commit: pygit2.Commit) -> str:
-    return f"{_words(commit.author.raw_name)} <{_words(commit.author.raw_email)}>"
+    return f"{words(commit.author.raw_name)} <{words(commit.author.raw_email)}>"
 
 
 def can_be_named(name: str) -> bool:

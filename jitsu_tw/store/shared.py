@@ -21,7 +21,7 @@ from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, subtree
 from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED
+from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -161,11 +161,7 @@ class Shared:
         walk.hide(base.id)
         found = []
         for commit in walk:
-            try:
-                subject = next(iter(commit.message.splitlines()), "")
-                found.append(printable(f"{commit.author.name}: {subject}"))
-            except (LookupError, ValueError):
-                found.append("somebody: something that is no text")
+            found.append(f"{words(commit.author.raw_name)}: {words(first_line(commit.raw_message))}")
             if len(found) == MOST_SUBJECTS:
                 break
         return tuple(found[::-1])

@@ -50,6 +50,9 @@ with socket.create_connection(('{SYN_IP}', 80)) as connection:
 #: Where Jitsu finds Synjitsu, in dom0.
 SOCKET: Final = "unix:/lab/run/synjitsu.sock"
 
+#: What Jitsu's control endpoint wants to be shown.
+TOKEN: Final = "a token of the laboratory"  # noqa: S105
+
 CONFIGURATION: Final = f"""\
 bind: {DOM0_IP}
 answer_by: {PATIENCE}
@@ -234,7 +237,9 @@ class Jitsu:
         """Start what there is in *configuration*, wait until Jitsu serves, and *ask* for some VMs, all at once."""
         self._lab = lab
         self.faults = 0
-        lab.put("/lab/run/jitsu.yaml", configuration)
+        lab.put("/lab/run/token", TOKEN)
+        lab.run(["chmod", "600", "/lab/run/token"])
+        lab.put("/lab/run/jitsu.yaml", f"control: 127.0.0.1:8053\ncontrol_token: /lab/run/token\n{configuration}")
         if "synjitsu:" in configuration:
             self._synjitsu = self._twistd("synjitsu", "-i", "xenbr0", "--xenstore", "--listen", SOCKET)
         self._process = self._twistd("jitsu", "--config=/lab/run/jitsu.yaml")
@@ -269,7 +274,8 @@ class Jitsu:
     def ask(self, method: str, path: str) -> Any:
         """Ask its control endpoint; an endpoint that does not answer yet has nothing to say."""
         url = f"http://localhost/v1/{path}"
-        argv = ["curl", "--silent", "--max-time", f"{PATIENCE}", "-X", method, "--unix-socket", f"{self._control}", url]
+        argv = ["curl", "--silent", "--max-time", f"{PATIENCE}", "-X", method, "-H", f"Authorization: Bearer {TOKEN}",
+                "--unix-socket", f"{self._control}", url]  # fmt: skip
         said = self._lab.network.run("host", argv, check=False).stdout
         return json.loads(said) if said else []
 
