@@ -24,7 +24,7 @@ SEEDS: Final = [Path("conf/jitsu.zone").read_bytes()] + [
 _WORDS: Final = (
     b"$ORIGIN $TTL $INCLUDE $GENERATE IN CH SOA NS A AAAA CNAME DNAME MX TXT SRV PTR HTTPS SVCB CAA NSEC RRSIG DS LOC "
     b"DNSKEY NAPTR APL TYPE65280 \\# alpn= ipv4hint= 1h 2147483648 4294967296 192.0.2.1 2001:db8::1 example.org. *.a "
-    b"${0,3,d} 1-9 \\ \\255 \" ( ) ; @"
+    b'${0,3,d} 1-9 \\ \\255 " ( ) ; @'
 )
 
 WORDS: Final = [*_WORDS.split(), b"\n\t", b"\r\n"]
