@@ -275,7 +275,7 @@ class StandIn:
     def begin(self, protocol: _Conversation) -> None:
         """Say everything on a new connection."""
         self._saying = Deferred.fromCoroutine(self._say_all(protocol))
-        self._saying.addErrback(lambda failure: failure.trap(ConnectionClosed, CancelledError))
+        self._saying.addErrback(lambda failure: failure.trap(ConnectionClosed, CancelledError, amp.AmpError))
 
     async def _say_all(self, protocol: _Conversation) -> None:
         try:

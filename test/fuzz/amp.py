@@ -35,6 +35,7 @@ _VALUES: Final = (
 
 #: The first octet says who reads; the second, whether the rest is the octets on the wire or is to be made into boxes.
 SEEDS: Final = [
+    b"\1\0\0\4_ask\0\0011\0\xf1_command\0\6Summ" + b"\xff" * 20,  # a key longer than AMP has them, in an answer's place
     *(bytes([number, *range(100)]) for number in range(8)),
     *(bytes([row.to != "synjitsu", 0]) + amp.Box({**row.input, b"_ask": b"1"}).serialize()
       for row in ROWS if isinstance(row.input, dict)),
