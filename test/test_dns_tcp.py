@@ -15,7 +15,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.dns import connections, tcp
+from jitsu_tw.dns import tcp
 from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
 from jitsu_tw.dns.tcp import ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory
 
@@ -330,9 +330,7 @@ class ConnectionsTests(SynchronousTestCase):
 
     def test_as_by_looking(self) -> None:
         """Whatever connections do, it is one of the network with the most that gives way: idle first, oldest first."""
-        self.patch(connections, "MOST_CONNECTIONS", 10)
-        self.patch(connections, "MOST_FROM_ONE", 6)
-        table: Connections[int] = Connections()
+        table: Connections[int] = Connections(10, 6)
         known: dict[int, tuple[int, bool]] = {}  # network, and whether it waits; the one that was longest silent first
         chance = random.Random(20261126)
         for number in range(4000):
