@@ -132,8 +132,8 @@ def read_file(path: Path) -> File:
     except RecursionError as error:
         raise ConfigError("is not YAML of a configuration: lists in lists in lists", path) from error
     except yaml.reader.ReaderError as error:
-        at = text[: error.position].count("\n") + 1
-        message = f"is not YAML: the character #x{ord(text[error.position]):04x} cannot be in it; remove it"
+        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
+        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
         raise ConfigError(message, path, at) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -267,7 +267,7 @@ class JitsuService(Service):
             raise ConfigError(message, key="control") from error
         try:
             endpoint = serverFromString(self._reactor, place)
-        except (OSError, LookupError, TypeError, ValueError, SSL.Error, crypto.Error) as error:
+        except (OSError, LookupError, RuntimeError, TypeError, ValueError, SSL.Error, crypto.Error) as error:
             raise ConfigError(f"{place} is no endpoint that can be had: {error}", key="control") from error
         failures: list[Failure] = []
         endpoint.listen(self._site).addCallbacks(self._ports.append, failures.append)

@@ -287,7 +287,7 @@ def _xenstore_key(text: str) -> str:
 def _place(text: str) -> str:
     try:
         clientFromString(reactor, description(text))
-    except (ValueError, TypeError, LookupError, RuntimeError):  # all of these, from Twisted's reader of endpoints
+    except (ValueError, TypeError, LookupError, RuntimeError, OSError):  # all of Twisted's reader
         message = f"{text!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
         raise ValueError(message) from None
     return text

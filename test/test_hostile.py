@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import re
 import shutil
 import socket
@@ -36,16 +37,18 @@ import dns.message
 import dns.query
 import dns.rcode
 import pygit2
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols import amp
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import config, messages
 from jitsu_tw.branches import LOOK_EVERY
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.standin import _Conversation
+from jitsu_tw.standin import StandIn, _Conversation
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.requests import ASKED, REJECTED
 from synjitsu_tw.conversation import Conversation
@@ -281,9 +284,9 @@ class MessageTests(SynchronousTestCase):
         real: Any = kernel
         self.synjitsu = Synjitsu(["br0"], Clock(), kernel=real, opens=FakePcap, secret=SECRET)
         self.synjitsu._look_at_addresses()
-        self.standin = SimpleNamespace(
-            begin=lambda _: None, ended=lambda: None, listens=self.told.append, on_seen=self.told.append,
-            on_summon=lambda *what: self.told.append(what), on_elsewhere=lambda *what: self.told.append(what),
+        self.standin = StandIn(
+            "unix:/nonexistent", lambda *what: self.told.append(what), self.told.append, Clock(), self.told.append,
+            lambda *what: self.told.append(what),
         )  # fmt: skip
 
     def connect(self, to: str, *, met: bool = True) -> tuple[amp.AMP, StringTransport]:
@@ -311,6 +314,7 @@ class MessageTests(SynchronousTestCase):
         words = b" ".join(answer.get(key, b"") for key in (b"_error_code", b"_error_description")).decode().strip()
         self.assertRegex(words, row.expected or "^$")
         self.assertNotIn(b"_answer", answer)
+        side.connectionLost(Failure(ConnectionDone()))
         good = boxes.ANNOUNCE if row.to == "synjitsu" else {b"_command": b"Seen", b"ip": b"10.0.0.10"}
         self.told.clear()
         self.assertEqual({b"_answer": b"1"}, self.ask(*self.connect(row.to), good))
@@ -318,6 +322,8 @@ class MessageTests(SynchronousTestCase):
             self.assertEqual([VM], list(self.synjitsu.standins.table))
         else:
             self.assertEqual(["10.0.0.10"], self.told)
+            del side, self.standin
+            gc.collect()  # a failure that nobody has looked at is logged then
 
 
 @each(frames.ROWS)
