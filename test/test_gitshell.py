@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -146,6 +147,15 @@ class LimitsTests(PushTestCase):
             first.stdin.close()
             first.wait(PATIENCE)
         take_turn(self.path, "www", 0.0)
+
+    def test_long(self) -> None:
+        """A push that its client has left alone ends, so that another one can begin."""
+        waits = f"import sys; sys.argv[1:] = ['{self.path}', '--vm', 'www']; from jitsu_tw.ctl import gitshell; "
+        waits += "gitshell.PUSH_TAKES = 1.0; gitshell.command()"
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        with subprocess.Popen([f"{BIN}/python", "-c", waits], stdin=subprocess.PIPE, env=asked,
+                              stdout=subprocess.DEVNULL) as push:
+            self.assertEqual(-signal.SIGALRM, push.wait(PATIENCE))
 
     def test_no_turn(self) -> None:
         """Where there can be no lock, that is said."""

@@ -14,6 +14,7 @@ import re
 import resource
 import shlex
 import shutil
+import signal
 import time
 import zlib
 from pathlib import Path
@@ -23,7 +24,7 @@ import click
 import pygit2
 
 from jitsu_tw.ctl.history import FailedError
-from jitsu_tw.store.history import MAIN
+from jitsu_tw.store.history import MAIN, PUSH_TAKES
 from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
@@ -97,11 +98,12 @@ def take_turn(state: Path, vm: str, patience: float = PATIENCE) -> None:
 
 
 def _limit() -> None:
-    """Let this process, and those that it starts, use no more than `LIMITS`."""
+    """Let this process and those that it starts use no more than `LIMITS`; it ends after `PUSH_TAKES`, also as git."""
     for what, most in LIMITS:
         hard = resource.getrlimit(what)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (limit, limit))
+    signal.setitimer(signal.ITIMER_REAL, PUSH_TAKES)  # a client that is not there any more must not keep its turn
 
 
 def to_run(asked: str, state: Path, vm: str = "") -> list[str]:
