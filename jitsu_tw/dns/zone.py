@@ -146,10 +146,10 @@ class Zone:
         for entry in entries:
             if report.full:
                 break
-            if entry.type == SOA and entry is not soa:
+            if entry.type == SOA and (entry.owner.lower(), entry.rdata) != (soa.owner.lower(), soa.rdata):
                 message = f"a second SOA record, after line {soa.line}: remove one"
                 report.mistake(ZoneError(message, entry.path, entry.line))
-            elif entry is not soa:
+            elif entry.type != SOA:  # the same once more is how a transfer ends
                 try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
                 except ZoneError as error:
