@@ -77,6 +77,7 @@ class Facts:
         untold: when a start call of Jitsu's last ended without its being told how.
         orphan: a start call of a Jitsu that is no more is under way, perhaps.
         restarting: it was stopped to be started again.
+        promised: an answer with its address has left early, and no start has been tried again for that.
         by_hand: how many people wait for it to stop.
         rested: when a person last stopped it.
         told: packets that it had sent when Jitsu last asked, and when that was.
@@ -105,6 +106,7 @@ class Facts:
     untold: float = -inf
     orphan: bool = False
     restarting: bool = False
+    promised: bool = False
     by_hand: int = 0
     rested: float = -inf
     told: tuple[int, float] | None = None
@@ -278,7 +280,7 @@ class Ledger:
                 self.against("max_running", facts, f"with it {running} run")
             elif running > settings.max_running:
                 self.counts["over max_running before all VMs were looked at"] += 1
-        if not (self._has_cause(facts) or reason == "restarted"):
+        if not (self._has_cause(facts) or reason == "restarted") and not self._tries_again(facts):
             self.against("started by nothing", facts, f"wanted {facts.wanted:.3f}, reason {reason!r}")
         facts.begun, facts.restarting = now, False
 
@@ -289,6 +291,12 @@ class Ledger:
         return bool(wanted or facts.restarting or in_vain or self.kept(facts, EARLY)) or any(
             self._has_cause(needer) for needer in self._needers.get(facts.vm.name, ())
         )
+
+    def _tries_again(self, facts: Facts) -> bool:
+        """Return whether a start that has failed may be tried again for a client that was answered early: once."""
+        promised, facts.promised = facts.promised, False
+        self.counts["tried again"] += promised
+        return promised or any(needer.promised for needer in self._needers.get(facts.vm.name, ()))
 
     def stops(self, facts: Facts, mode: Mode, reason: str) -> None:
         """Hear that Jitsu calls for a stop, and why."""
@@ -303,6 +311,7 @@ class Ledger:
         kind = reason.partition(" for ")[0].partition(":")[0].partition(" after ")[0].partition(" within ")[0]
         if facts.by_hand:
             kind = "stopped by hand"
+        facts.promised &= kind in {"dead", "its guest did not listen", "not ready"}
         self.counts[f"stop: {kind}"] += 1
         if facts.power is Power.RUNNING and facts.ours is False and facts.since < now - NEWS and self._known(facts) \
                 and kind != "stopped by hand":
@@ -361,7 +370,7 @@ class Ledger:
     def counted(self, facts: Facts, total: int) -> None:
         """Hear that Jitsu was told how many packets a guest has sent."""
         now = self._now()
-        if facts.told is not None:
+        if facts.told is not None and facts.vm.evidence is Evidence.TRAFFIC:
             before, at = facts.told
             if total >= before and total - before - (now - at) * facts.vm.idle_packets / 60 > UNNOTICED:
                 facts.noticed = now
@@ -420,10 +429,15 @@ class Ledger:
             if level > most + TICK:
                 self.against("budget", None, f"{host}'s network has {level:.2f} of {most} starts")
 
+    def promises(self, facts: Facts) -> None:
+        """Note that a client has the address of a VM that is not ready, and will not ask again."""
+        facts.promised = True
+
     def answered(self, facts: Facts, *, ready: bool, after: float) -> None:
         """Hear of an answer: the VM is said to be ready or not, so long after the question."""
         if after > self.settings.answer_by + TICK:
             self.against("answer_by", facts, f"answered after {after:.3f} s")
+        facts.promised &= not ready
         if ready and self._is_down(facts):
             self.against("said to be ready", facts, f"it is {facts.power}")
         if ready and any(self._is_down(self.facts[need]) for need in facts.vm.needs):

@@ -199,4 +199,6 @@ class Jitsu:
             if asked.host.startswith(OUTSIDE) and not asked.joins:
                 ledger.against("outside", facts, f"{asked.host} is answered with {rcode}")
         ledger.note(facts, f"answered {asked.host}: {rcode} {'late' if late else ''}")
+        if late:
+            ledger.promises(facts)
         ledger.answered(facts, ready=rcode == 0 and not late, after=self.world.now() - asked.at)

@@ -593,7 +593,9 @@ class Standins:
             yield from self._tell(standin, peer, mac)
 
     def _tell(self, standin: Standin, peer: Peer, mac: bytes) -> Iterator[Action]:
-        """Tell one peer, in both forms that systems believe."""
+        """Tell one peer, in both forms that systems believe; not one that has turned out to be the guest itself."""
+        if standin.is_guest(peer.mac):
+            return
         if peer.mac == self.links[peer.port].host:
             yield Tell(peer.port, standin.ip, mac, create=False)
             return

@@ -92,7 +92,7 @@ class SynjitsuService(Service):
         self._place: str = options["listen"]
         try:
             self._endpoint = serverFromString(reactor, description(self._place))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
             give_up(f"--listen {self._place}: {error}")
         secret = "" if options["secret"] is None else read_secret(Path(options["secret"]))
         self._is_safe = bool(secret) and self._place.startswith("ssl:")

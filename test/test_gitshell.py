@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
+import signal
 import socket
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from demo.lab import free_port
-from jitsu_tw.ctl.gitshell import environment, to_run
+from jitsu_tw.ctl.gitshell import environment, take_turn, to_run
 from jitsu_tw.ctl.history import FailedError
+from test.test_push import PushTestCase
 from test.test_requests_e2e import VMS, WWW
 from test.test_tap import BIN, HOST, PATIENCE, ProcessTestCase
 
@@ -93,6 +98,73 @@ class ToRunTests(SynchronousTestCase):
         self.assertEqual("www", environment(given, "www")["JITSU_VM"])
         for protocol in ("", "version=2:x=1", "version=22", "$(sh)", "version=2\n"):
             self.assertNotIn("GIT_PROTOCOL", environment({"GIT_PROTOCOL": protocol}))
+
+
+def size(number: int) -> bytes:
+    """Return *number* as the sizes in a delta are written (gitformat-pack(5))."""
+    return bytes([number & 127]) if number < 128 else bytes([number & 127 | 128]) + size(number >> 7)
+
+
+def object_of(kind: int, octets: bytes, base: bytes = b"") -> bytes:
+    """Return an object as it is in a pack: its kind and size, for a delta its *base*, and what is in it."""
+    length = len(octets)
+    assert 16 <= length < 1 << 11
+    return bytes([128 | kind << 4 | length & 15, length >> 4]) + base + zlib.compress(octets)
+
+
+class LimitsTests(PushTestCase):
+    """What a push with a VM's key may use of the host; the command as sshd runs it, without sshd."""
+
+    def serve(self, pushed: bytes, *more: str) -> str:
+        """Return what a push is answered."""
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        run = subprocess.run([f"{BIN}/jitsuctl", "git-shell", str(self.path), *more], input=pushed, check=False,
+                             capture_output=True, env=asked, timeout=PATIENCE)
+        return (run.stdout + run.stderr).decode(errors="replace")
+
+    def test_delta_of_a_gigabyte(self) -> None:
+        """A delta of a few octets that stands for a gigabyte is not made."""
+        base = bytes(range(256)) * 4
+        oid = hashlib.sha1(b"blob %d\0" % len(base) + base, usedforsecurity=False).digest()
+        delta = size(len(base)) + size(1 << 30) + b"\xb0\x00\x04" * 600  # the size alone has git take the memory
+        pack = b"PACK" + struct.pack(">II", 2, 2) + object_of(3, base) + object_of(7, delta, oid)
+        line = f"{'0' * 40} {oid.hex()} refs/heads/request/www/x\0report-status".encode()
+        pushed = b"%04x%b0000" % (len(line) + 4, line) + pack + hashlib.sha1(pack, usedforsecurity=False).digest()
+        self.assertIn("Out of memory", self.serve(pushed, "--vm", "www"))
+
+    def test_one_at_a_time(self) -> None:
+        """A push with a VM's key waits for another one of that VM, and for no other VM's; the lock ends with git."""
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        command = [f"{BIN}/jitsuctl", "git-shell", str(self.path), "--vm", "www"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, env=asked) as first:
+            assert first.stdin is not None
+            assert first.stdout is not None
+            self.assertIn(b"refs/heads/main", first.stdout.readline())
+            take_turn(self.path, "db", 0.0)
+            error = self.assertRaises(FailedError, take_turn, self.path, "www", 0.0)
+            self.assertIn("another push of www is under way", str(error))
+            first.stdin.close()
+            first.wait(PATIENCE)
+        take_turn(self.path, "www", 0.0)
+
+    def test_long(self) -> None:
+        """A push that its client has left alone ends, so that another one can begin."""
+        waits = f"import sys; sys.argv[1:] = ['{self.path}', '--vm', 'www']; from jitsu_tw.ctl import gitshell; "
+        waits += "gitshell.PUSH_TAKES = 1.0; gitshell.command()"
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        with subprocess.Popen([f"{BIN}/python", "-c", waits], stdin=subprocess.PIPE, env=asked,
+                              stdout=subprocess.DEVNULL) as push:
+            self.assertEqual(-signal.SIGALRM, push.wait(PATIENCE))
+
+    def test_no_turn(self) -> None:
+        """Where there can be no lock, that is said."""
+        (self.path / "jitsu.pushes").mkdir()
+        self.assertIn("jitsu.pushes: Is a directory", self.serve(b"0000", "--vm", "www"))
+
+    def test_no_vm(self) -> None:
+        """An empty name, as of a variable that is not set, is no operator's key."""
+        self.assertIn("--vm names no VM", self.serve(b"0000", "--vm", ""))
 
 
 class SshTests(ProcessTestCase):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -359,6 +360,22 @@ class TidyTests(HistoryTestCase):
         self.patch(tidy, "MOST_OCTETS", 1000)
         self.statistics(10)
         self.assertTrue(self.tidy.is_due)
+
+    def test_littered(self) -> None:
+        """It is due when pushes have left much that nobody counts, and nothing of that is left; not again at once."""
+        for number in range(3 * 256):
+            loose = self.path / "objects" / f"{number % 256:02x}" / f"{number:038x}"
+            loose.parent.mkdir(exist_ok=True)
+            loose.write_bytes(zlib.compress(b"blob 100\0" + os.urandom(100)))
+        self.assertFalse(self.tidy.is_due)
+        for most, few in (("MOST_IN_FOLDER", 3), ("MOST_OCTETS_IN_FOLDER", 300)):
+            before = getattr(tidy, most)
+            self.patch(tidy, most, few)
+            self.assertTrue(self.tidy.is_due)
+            self.patch(tidy, most, before)
+        self.tidy._began = time.time()
+        self.patch(tidy, "MOST_IN_FOLDER", 3)
+        self.assertFalse(self.tidy.is_due)
 
     def test_without_git(self) -> None:
         """Without git nothing is packed, and it is said."""

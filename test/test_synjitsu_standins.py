@@ -364,6 +364,15 @@ class GuestTests(StandinsTestCase):
         self.announce(macs=(GUEST, SECOND))  # another boot
         self.assertEqual((GUEST, False), (self.standins.table[VM].mac, self.standins.table[VM].is_guest(PEER)))
 
+    def test_peer_that_is_the_guest(self) -> None:
+        """A MAC that asked as a peer, and turns out to be the guest's, is not told where its own address is."""
+        self.announce()
+        self.frame(self.ask(SECOND))
+        self.assertIn(SECOND, [octets[:6] for octets in self.sent(self.ready())])
+        self.announce()
+        self.frame(self.ask(SECOND))
+        self.assertNotIn(SECOND, [octets[:6] for octets in self.sent(self.ready(VM, GUEST, SECOND))])
+
     def test_late_proof(self) -> None:
         """Where the guest shows only after the handover which MAC it uses, all are told of that once."""
         self.announce(macs=(GUEST, SECOND), asleep=False)

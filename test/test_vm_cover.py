@@ -336,6 +336,15 @@ class CoverTests(FleetTestCase):
             self.assertEqual([f"booting {MAC}", "failed"], [words for _, words in self.standin.ever][-2:])
             self.assertEqual(1, [words for _, words in self.standin.ever].count("failed"))
 
+    def test_no_room(self) -> None:
+        """A packet for a VM for which there is no room starts nothing, and is not tried again."""
+        self.begin()
+        self.world.fleet.start_vm("other")
+        self.patch(self.world.fleet._admission, "_max_running", 1)
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.world.pump(3)
+        self.assertEqual((State.OFF, 0), (self.world.machine().state, self.world.starts()))
+
     def test_image(self) -> None:
         """What is held for a VM whose image is kept first is kept until that is done; nobody knocks meanwhile."""
         self.begin(boot_from=Boot.SNAPSHOT)

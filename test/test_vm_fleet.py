@@ -1121,7 +1121,16 @@ class RetryTests(FleetTestCase):
         """A VM that waits for one whose start fails is queued once more, and that one is started with it."""
         self.begin(vm={"needs": ("other",)})
         self.ask()
-        self.assertEqual((State.UP, 3, 1), self.end(9))
+        self.assertEqual((State.QUEUED, 2, 1), self.end(3))
+        self.assertEqual((State.UP, 3, 1), self.end(6))
+
+    def test_kept(self) -> None:
+        """A VM that came up has kept what was promised: when its guest ends, it is not started for that again."""
+        self.begin(fails=0)
+        self.ask()
+        self.assertEqual((State.UP, 1, 0), self.end(20))
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, SHUT_DOWN)
+        self.assertEqual((State.OFF, 1, 0), self.end())
 
     def test_asked_while_it_stops(self) -> None:
         """A client that was given the address while the VM was being stopped gets the VM when that is done."""

@@ -2,9 +2,9 @@
 DNS over TCP (RFC 7766): any number of queries in a connection, each answered when it can be, none holding up others.
 
 A connection that does nothing, sends a query octet by octet, or does not read its answers is cut off. When there are as
-many as there may be, one gives way (`connections`). All connections together are read for a slice of each turn
+many as there may be, one gives way (`connections`). All connections together are read for `SLICE` seconds in each turn
 of the reactor, and client networks take turns in it: a client that sends thousands of queries at once waits for its own
-answers, others do not.
+answers, others do not. Connections that have had no answer yet are a group of their own, and wait only for each other.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.networks import network, packed
 from jitsu_tw.shares import Line
-from jitsu_tw.slices import Slices
+from jitsu_tw.vm.turns import Turns
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.server import Server
@@ -40,6 +41,23 @@ IDLE: Final = 20.0
 
 #: Seconds that a connection has to take what is left for it when the server ends.
 ENDING: Final = 2.0
+
+#: How many connections wait in the kernel to be accepted. Of more, it drops the SYNs, those of good clients too,
+#: which then try again a second later.
+BACKLOG: Final = 1024
+
+#: How many of them are accepted in one turn of the reactor: 5 ms or so of work.
+BATCH: Final = 64
+
+#: How long all connections together are read in one turn of the reactor, in seconds.
+SLICE: Final = 0.002
+
+#: How much is read from a connection at a time, and how much may wait to be sent, in octets. With 400 connections,
+#: the 64 KiB of Twisted cost more time and memory than all else.
+BUFFER: Final = 8192
+
+#: How many queries of one connection are read before it is another's turn; of a new connection it is one.
+SHARE: Final = 8
 
 #: How many connections send zones at once, and how many of them to one client network. Each works for a millisecond in
 #: a turn of the reactor, and keeps eight octets for each RRset of its zone.
@@ -57,11 +75,15 @@ class TCP(Int16StringReceiver, TimeoutMixin):
 
     Attributes:
         waiting: how many queries have no answer yet.
+        share: how many queries may be read before it is another connection's turn.
+        is_new: no query has been read yet.
     """
 
     factory: TCPFactory
     transport: Any
     waiting = 0
+    share = 1
+    is_new = True
     _stuck = False
     _ended = False
     _closing = False
@@ -71,6 +93,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def connectionMade(self) -> None:  # noqa: N802
         """Begin to count idle time."""
         peer = self.transport.getPeer()
+        self.transport.bufferSize = BUFFER
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
         self.network = network(packed(peer.host))
         self.streams = Streams(self.sendString, self.transport.abortConnection, self.factory.reactor)
@@ -87,8 +110,10 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
         """Take one query."""
         self.resetTimeout()
-        self.factory.slices.begin()
+        self.factory.begin_turn()
         self.waiting += 1
+        self.share -= 1
+        self.is_new = False
         if not self.factory.server.receive(string, self.source, self._answered, self._stream):
             self.waiting -= 1
         self.factory.connections.touch(self, waits=bool(self.waiting))
@@ -136,7 +161,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             if not self.waiting:
                 self.close()
             return
-        busy = self._stuck or self.waiting >= MOST_WAITING or not self.factory.slices.has_time(self, self.network)
+        busy = self._stuck or self.waiting >= MOST_WAITING or not self.factory.has_time(self)
         if busy and not self.paused:
             super().pauseProducing()
         elif self.paused and not busy:
@@ -199,7 +224,6 @@ class TCPFactory(Factory):
         server: answers the queries.
         connections: those that are open.
         transfers: the places of connections that send zones.
-        slices: the time in which queries are read.
     """
 
     noisy = False
@@ -209,7 +233,9 @@ class TCPFactory(Factory):
         self.server, self.reactor = server, reactor
         self.connections: Connections[TCP] = Connections()
         self.transfers: Line[TCP] = Line(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE, TCP.transfer)
-        self.slices: Slices[TCP] = Slices(reactor, TCP.look)
+        self._line: Turns[TCP] = Turns()
+        self._turn: IDelayedCall | None = None
+        self._until = 0.0
         self._gone: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
@@ -224,10 +250,36 @@ class TCPFactory(Factory):
         if gone is not None:
             gone.transport.abortConnection()
 
+    def has_time(self, connection: TCP) -> bool:
+        """Return whether *connection* may be read in this turn of the reactor; if not, it is in a later one."""
+        is_alone = not self._line
+        if self._turn is None or ((connection.share > 0 or is_alone) and self.reactor.seconds() < self._until):
+            return True
+        self._line.add(connection, connection.network, connection.is_new)
+        if connection.is_new:
+            self.connections.touch(connection, waits=True)
+        return False
+
+    def begin_turn(self) -> None:
+        """Measure the time from now on, unless this turn of the reactor has begun."""
+        if self._turn is None:
+            self._until = self.reactor.seconds() + SLICE
+            self._turn = self.reactor.callLater(0, self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Read those connections whose turn it is."""
+        self._turn = None
+        if self._line:
+            self.begin_turn()
+        while self._line and self.reactor.seconds() < self._until:
+            connection = self._line.take()
+            connection.share = 1 if connection.is_new else SHARE
+            connection.look()
+
     def forget(self, connection: TCP) -> None:
         """Hear that *connection* is gone."""
         self.connections.remove(connection)
-        self.slices.drop(connection)
+        self._line.drop(connection)
         if self._gone is not None and not self.connections:
             gone, self._gone = self._gone, None
             gone.callback(None)
@@ -249,6 +301,15 @@ class TCPFactory(Factory):
 
 class TCPPort(tcp.Port):
     """A TCP port of a DNS server."""
+
+    def __init__(self, port: int, factory: TCPFactory, interface: str, reactor: Any) -> None:
+        """Listen on *port* of *interface*, an address."""
+        super().__init__(port, factory, BACKLOG, interface, reactor)
+
+    def doRead(self) -> None:  # noqa: N802
+        """Accept connections, `BATCH` at most; Twisted would accept more and more in each turn of the reactor."""
+        self.numberAccepts = BATCH
+        super().doRead()
 
     def createInternetSocket(self) -> socket.socket:  # noqa: N802
         """Return a socket that is bound as the UDP one is."""

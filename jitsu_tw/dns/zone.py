@@ -12,7 +12,7 @@ below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 import dns.rdatatype
@@ -23,9 +23,11 @@ from jitsu_tw.dns.wire import MAX_NAME, RR, ancestors, from_text, parent, to_tex
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
+
+T = TypeVar("T")
 
 #: Types that twisted.names has no constant for (RFC 4034; KEY: RFC 2535).
 KEY: Final = 25
@@ -128,8 +130,16 @@ class Zone:
             ZoneError: the file cannot be read, or what is in it is not one zone. It says all that is wrong
                 (`masterfile.Report`).
         """
+        return finish(cls.reading(path, origin))
+
+    @classmethod
+    def reading(cls, path: str | Path, origin: str | None = None) -> Generator[None, None, Zone]:
+        """Do as `read` does, with a pause behind each record, in which one can do something else."""
         report = masterfile.Report()
-        entries = list(masterfile.read(path, origin, report))
+        entries = []
+        for entry in masterfile.read(path, origin, report):
+            entries.append(entry)
+            yield
         soa = next((entry for entry in entries if entry.type == SOA), None)
         if soa is None:
             if not report.wants_soa:
@@ -144,12 +154,13 @@ class Zone:
         zone._report = report
         wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
+            yield
             if report.full:
                 break
-            if entry.type == SOA and entry is not soa:
+            if entry.type == SOA and (entry.owner.lower(), entry.rdata) != (soa.owner.lower(), soa.rdata):
                 message = f"a second SOA record, after line {soa.line}: remove one"
                 report.mistake(ZoneError(message, entry.path, entry.line))
-            elif entry is not soa:
+            elif entry.type != SOA:  # the same once more is how a transfer ends
                 try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
                 except ZoneError as error:
@@ -268,22 +279,9 @@ class Zone:
                 more than a packet has room for.
         """
         key = name.lower()
-        here = f"VM {vm}: {to_text(name)}"
-        if self.key not in ancestors(key):
-            raise ZoneError(f"{here} is outside the zone {to_text(self.key)}: give it a name inside, or add its zone")
-        if (cut := self.cut_over(key, A)) is not None:
-            what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
-            raise ZoneError(f"{here} is {what} at {to_text(cut.owner)}: remove those, or give the VM another name")
-        node = self._nodes.get(key)
-        for alias in (CNAME, DNAME):
-            if node is not None and alias in node.rrsets:
-                raise ZoneError(f"{here} has a {_types(alias)} record in the zone: remove it, or name the VM otherwise")
-        if node is not None and node.vm not in {None, vm}:
-            raise ZoneError(f"{here} is the name of VM {node.vm} already: give one of them another name")
         rrsets = list(_address_rrsets(key if name == key else name, addresses, ttl))
-        for rrset in rrsets:
-            if reason := _too_long(rrset):
-                raise ZoneError(f"{here}: {reason}")
+        if why := self._why_no_vm(key, vm, rrsets):
+            raise ZoneError(f"VM {vm}: {to_text(name)}{why}")
         node = self._node(key)
         old = {type_: node.rrsets.pop(type_) for type_ in (A, AAAA) if type_ in node.rrsets}
         if old and node.vm is None:
@@ -291,6 +289,23 @@ class Zone:
         node.vm = vm
         for rrset in rrsets:
             node.rrsets[rrset.type] = rrset
+
+    def _why_no_vm(self, key: bytes, vm: str, rrsets: Iterable[RRset]) -> str:
+        """Return why *key* cannot be the name of *vm*, with the addresses *rrsets*: the end of a sentence; or ""."""
+        if self.key not in ancestors(key):
+            return f" is outside the zone {to_text(self.key)}: give it a name inside, or add its zone"
+        if (cut := self.cut_over(key, A)) is not None:
+            what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
+            return f" is {what} at {to_text(cut.owner)}: remove those, or give the VM another name"
+        node = self._nodes.get(key)
+        if node is not None:
+            for alias in (CNAME, DNAME):
+                if alias in node.rrsets:
+                    return f" has a {_types(alias)} record in the zone: remove it, or name the VM otherwise"
+            if node.vm not in {None, vm}:
+                return f" is the name of VM {node.vm} already: give one of them another name"
+        reason = next(filter(None, map(_too_long, rrsets)), "")
+        return f": {reason}" if reason else ""
 
     def remove_vm(self, name: bytes) -> None:
         """
@@ -389,6 +404,16 @@ class Zone:
             node = self._nodes.get(target) if cut else self.match(target)
             if (cut is None or cut is rrset) and (node is None or not node.rrsets.keys() & {A, AAAA}):
                 yield f"{to_text(rrset.owner)} NS {to_text(target)}: that has no A or AAAA record (RFC 1912, 2.8)"
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """Return what *steps* come to, without pauses."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _types(*types: int) -> str:

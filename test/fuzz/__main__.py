@@ -76,7 +76,7 @@ def main() -> int:
     Path(options.artifacts).mkdir(parents=True, exist_ok=True)
     each, status, begun = max(1, options.seconds * LANES // max(LANES, len(targets))), 0, time.time()
     for lane in (targets[first : first + LANES] for first in range(0, len(targets), LANES)):
-        logs = [tempfile.TemporaryFile("w+") for _ in lane]
+        logs = [tempfile.TemporaryFile("w+") for _ in lane]  # noqa: SIM115 -- closed below
         run = [sys.executable, "-m", "test.fuzz", f"--seconds={each}", f"--artifacts={options.artifacts}", "--here"]
         processes = [subprocess.Popen([*run, name], stdout=log, stderr=log)
                      for name, log in zip(lane, logs, strict=True)]  # fmt: skip

@@ -49,8 +49,11 @@ def _made(octets: bytes) -> bytes:
     """Return a configuration that is made of keys that there are, most of the time."""
     data = atheris.FuzzedDataProvider(octets)
 
+    def value() -> str:
+        found: str = data.PickValueInList(list(_VALUES))
+        return found if data.ConsumeBool() else data.ConsumeUnicodeNoSurrogates(12)
+
     def pairs(keys: Any) -> list[str]:
-        value = lambda: data.PickValueInList(list(_VALUES)) if data.ConsumeBool() else data.ConsumeUnicodeNoSurrogates(12)  # noqa: E731
         return [f"{data.PickValueInList(list(keys))}: {value()}" for _ in range(data.ConsumeIntInRange(0, 6))]
 
     lines = ["backend: memory", *pairs(KEYS)]
@@ -83,10 +86,10 @@ def _through_the_state(vm: VM, settings: Settings) -> None:
     files = {path.removeprefix(base): value for path, value in vm_paths(_UUID, vm).items()}
     branches: Any = SimpleNamespace(_settings=settings)
     try:
-        again, _ = Branches._vm(branches, _UUID, files)
+        again, _ = Branches._vm(branches, _UUID, files, {})
     except ConfigError as error:
         # The state has whole paths and uuids of its own; what the file says is beside the file.
         assert any(words in str(error) for words in ("whole path", "name of the folder")), (str(error), files)
         return
-    same = {"said": {}, "place": None, "dns_place": None, "uuid": None}
+    same: dict[str, Any] = {"said": {}, "place": None, "dns_place": None, "uuid": None}
     assert attrs.evolve(again, **same) == attrs.evolve(vm, **same), files

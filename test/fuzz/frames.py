@@ -51,7 +51,7 @@ def _step(data: Any, standins: Standins, now: float) -> list[Any]:
     if kind == 11:
         return [*standins.expire(now), *standins.knock(now), *standins.again(now)]
     if kind == 12 and ip in standins.table:
-        standins.learn(ip, data.ConsumeBytes(6).ljust(6, b"\2"))
+        standins.learn(ip, bytes([data.ConsumeIntInRange(0, 127) * 2]) + data.ConsumeBytes(5).ljust(5, b"\2"))
         return []
     octets = data.PickValueInList(list(_FRAMES)) if kind < 4 else data.ConsumeBytes(data.ConsumeIntInRange(0, 300))
     if kind in {2, 3} and octets:

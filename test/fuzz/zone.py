@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from pathlib import Path
 from typing import Final
 
+import dns.name
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
@@ -21,12 +21,13 @@ SEEDS: Final = [Path("conf/jitsu.zone").read_bytes()] + [
     row.input if isinstance(row.input, bytes) else row.input.encode() for row in zones.ROWS
 ]
 
-WORDS: Final = [
-    *(word.encode() for word in "$ORIGIN $TTL $INCLUDE $GENERATE IN CH SOA NS A AAAA CNAME DNAME MX TXT SRV PTR HTTPS "
-      "SVCB CAA NSEC RRSIG DS DNSKEY LOC NAPTR APL TYPE65280 \\# alpn= ipv4hint= 1h 2147483648 4294967296 "
-      "192.0.2.1 2001:db8::1 example.org. *.a ${0,3,d} 1-9".split()),
-    b'"', b"(", b")", b";", b"\\", b"\\255", b"@", b"\n\t", b"\r\n",
-]  # fmt: skip
+_WORDS: Final = (
+    b"$ORIGIN $TTL $INCLUDE $GENERATE IN CH SOA NS A AAAA CNAME DNAME MX TXT SRV PTR HTTPS SVCB CAA NSEC RRSIG DS LOC "
+    b"DNSKEY NAPTR APL TYPE65280 \\# alpn= ipv4hint= 1h 2147483648 4294967296 192.0.2.1 2001:db8::1 example.org. *.a "
+    b'${0,3,d} 1-9 \\ \\255 " ( ) ; @'
+)
+
+WORDS: Final = [*_WORDS.split(), b"\n\t", b"\r\n"]
 
 _FOLDER: Final = Path(tempfile.mkdtemp())
 _PATH: Final = _FOLDER / "a.zone"
@@ -36,9 +37,10 @@ def _written(zone: Zone) -> str:
     """Return the records of *zone* as text in which nothing is relative."""
     lines = []
     for record in zone.records():
-        rdata = dns.rdata.from_wire(dns.rdataclass.IN, record.type, record.rdata, 0, len(record.rdata))
+        rtype = dns.rdatatype.RdataType.make(record.type)
+        rdata = dns.rdata.from_wire(dns.rdataclass.IN, rtype, record.rdata, 0, len(record.rdata))
         owner = dns.name.from_wire(record.owner, 0)[0].to_text()
-        lines.append(f"{owner} {record.ttl} IN {dns.rdatatype.to_text(record.type)} {rdata.to_generic().to_text()}\n")
+        lines.append(f"{owner} {record.ttl} IN {dns.rdatatype.to_text(rtype)} {rdata.to_generic().to_text()}\n")
     return "".join(lines)
 
 

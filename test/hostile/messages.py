@@ -65,5 +65,6 @@ ROWS: Final = (
         "no IP address", to="jitsu"),
     Row("a command of the other side", ANNOUNCE, "UNHANDLED", to="jitsu"),
     Row("an error to no question", b"\0\6_error\0\0019\0\0", "", to="jitsu"),
+    Row("a key in the place of an answer, longer than may be", b"\0\6_error\0\0011\1\0" + b"a" * 300, "", to="jitsu"),
     Row("a length that AMP does not have", b"\xff\xff" + b"a" * 300, ""),
 )
