@@ -382,7 +382,7 @@ class SocketsTests(ProcessTestCase):
         if os.geteuid() != 0:
             raise SkipTest("only root can take such a port and give root up")
         self.port = 953
-        self.folder.chmod(0o777)
+        self.folder.chmod(0o1777)
         nobody = pwd.getpwnam("nobody")
         process = self.serve(
             "--zone", "jitsu.zone", twistd=("--uid", str(nobody.pw_uid), "--gid", str(nobody.pw_gid)),
