@@ -68,11 +68,10 @@ class TableTests(SynchronousTestCase):
             self.assertIs(state, after(state, Event.SUMMON))
 
     def test_tried_again(self) -> None:
-        """A failed start is tried once more after a first failure in a row, if a client has the address; else never."""
-        expected = {(promised, failures): (promised, failures) == (True, 1)
-                    for promised in (False, True) for failures in range(4)}  # fmt: skip
-        found = {(promised, failures): is_tried_again(promised=promised, failures=failures)
-                 for promised, failures in expected}  # fmt: skip
+        """A failed start is tried once more if a client has the address, unless it was such a start itself."""
+        expected = {(False, False): False, (False, True): False, (True, False): True, (True, True): False}
+        found = {(promised, second): is_tried_again(promised=promised, is_second=second)
+                 for promised, second in expected}  # fmt: skip
         self.assertEqual(expected, found)
 
     def test_calls_end_by_themselves(self) -> None:

@@ -127,9 +127,9 @@ class Machine:
     # One for each VM, of which there may be very many.
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
-        "_now", "_obstacle", "_off", "_promised", "_reactor", "_readiness", "_silent", "_stopping", "_theirs", "_up_at",
-        "_waiters", "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks", "ready", "reason",
-        "retry_at", "state", "uuid", "vm",
+        "_now", "_obstacle", "_off", "_promised", "_reactor", "_readiness", "_second", "_silent", "_stopping",
+        "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks",
+        "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -166,7 +166,7 @@ class Machine:
         self._how = Start.RAN
         self._up_at = 0.0
         self._kill = self._again = self._cold = self._hinted = self._missed = self._theirs = self._off = False
-        self._silent = self._promised = False
+        self._silent = self._promised = self._second = False
         self._obstacle: str | None = None
         self._fault: type[JitsuError] = BackendLost
 
@@ -384,6 +384,8 @@ class Machine:
         in_vain = state is State.FAILED and self._how in RESUMED and old is State.WAITING
         self._leave(old)
         self.boots_instead = in_vain or (state is State.FAILED and self._is_tried_again())
+        if state is State.UP or state in DOWN:
+            self._second = self.boots_instead
         self._keeper.moved(self, old)
         if self.state is not state:
             return
@@ -462,7 +464,7 @@ class Machine:
     def _is_tried_again(self) -> bool:
         """Return whether the VM, whose start has failed, is started once more for the clients that have its address."""
         promised = self._promised and self._fault is BootFailed
-        return is_tried_again(promised=promised, failures=self.failures) and self._keeper.may_try_again()
+        return is_tried_again(promised=promised, is_second=self._second) and self._keeper.may_try_again()
 
     def _try_again(self) -> None:
         """Start the VM once more; the clients that wait still go on waiting."""

@@ -152,15 +152,15 @@ DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED})
 WANTED: Final = ACTIVATING | {_S.UP}
 
 
-def is_tried_again(*, promised: bool, failures: int) -> bool:
+def is_tried_again(*, promised: bool, is_second: bool) -> bool:
     """
     Return whether a VM whose start has just failed is started once more by itself.
 
     Args:
         promised: a client has the address already, or its packet is held. It does not ask again.
-        failures: in a row, with this one. After the second, the VM rests before each start.
+        is_second: that start was such a one itself.
     """
-    return promised and failures == 1
+    return promised and not is_second
 
 
 def after(state: State, event: Event) -> State:
