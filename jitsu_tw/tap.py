@@ -232,9 +232,9 @@ class JitsuService(Service):
         except (CannotListenError, OSError) as error:
             cause = getattr(error, "socketError", error)
             reason = getattr(cause, "strerror", None) or str(cause)
-            or_end = ", or end who has it" if reason == os.strerror(errno.EADDRINUSE) else ""
-            message = f"cannot listen on {what}: {reason}; choose another{or_end}"
-            raise ConfigError(message, key=key) from error
+            or_end = ", or end the process that has it" if reason == os.strerror(errno.EADDRINUSE) else ""
+            remedy = "" if "; " in reason else f"; choose another{or_end}"
+            raise ConfigError(f"cannot listen on {what}: {reason}{remedy}", key=key) from error
 
     def _listen_dns(self, host: str) -> None:
         port = self._settings.listen

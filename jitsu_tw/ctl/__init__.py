@@ -327,7 +327,8 @@ def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
     found = [what for what, names in known.items() if name in names]
     if len(found) != 1:
         hosts, nodes = (", ".join(known[what]) or "none" for what in ("hosts", "nodes"))
-        raise RefusedError(f"{name} is {'both' if found else 'neither'}; the hosts: {hosts}; the nodes: {nodes}")
+        what = "both a host and a node" if found else "no host and no node"
+        raise RefusedError(f"{name} is {what}; the hosts: {hosts}; the nodes: {nodes}")
     (what,) = found
     said = control.ask("POST", f"/v1/{what}/{quote(name, safe='')}/{'undrain' if undo else 'drain'}")
     if as_json:

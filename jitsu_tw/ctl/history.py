@@ -249,7 +249,7 @@ def revert(commit: str, state: Path) -> None:
         if conflicts:
             raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
         if merged == ours:
-            raise FailedError(f"{commit} has changed nothing that is still so")
+            raise FailedError(f"{commit} has changed no VM, or nothing of that is left; jitsuctl log lists commits")
         tree_id = _with_vms(repository, head.tree, ours, merged)
         who = _who(repository)
         subject = next(iter(undone.message.splitlines()), "")
