@@ -370,7 +370,7 @@ class Ledger:
     def counted(self, facts: Facts, total: int) -> None:
         """Hear that Jitsu was told how many packets a guest has sent."""
         now = self._now()
-        if facts.told is not None:
+        if facts.told is not None and facts.vm.evidence is Evidence.TRAFFIC:
             before, at = facts.told
             if total >= before and total - before - (now - at) * facts.vm.idle_packets / 60 > UNNOTICED:
                 facts.noticed = now

@@ -23,7 +23,17 @@ from jitsu_tw.dns.binding import is_here
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
 from jitsu_tw.permissions import Shares, check_change, check_result
 from jitsu_tw.sayings import Said
-from jitsu_tw.store.layout import VMS, difference, in_words, origin_path, sayings, vm_paths, vms
+from jitsu_tw.store.layout import (
+    OVER_FILE,
+    VMS,
+    came,
+    difference,
+    in_words,
+    origin_path,
+    sayings,
+    vm_paths,
+    vms,
+)
 from jitsu_tw.store.requests import guest_of, in_turn, shortened
 from jitsu_tw.values import VM_KEYS
 from jitsu_tw.vm.change import Step
@@ -116,7 +126,7 @@ class Branches:
 
     def restore(self, tree: Mapping[str, str]) -> None:
         """Have the VMs, too, that only requests have brought into the state; to be called before anything runs."""
-        asked = {uuid: files for uuid, files in vms(tree).items() if origin_path(uuid) in tree}
+        asked = {uuid: files for uuid, files in vms(tree).items() if came(tree.get(origin_path(uuid)))}
         apart = Apart()
         for vm in self._running.vms if asked else ():
             apart.add(vm, {})
@@ -252,7 +262,9 @@ class Branches:
             wanted |= vm_paths(uuids[vm.name], vm)
         for uuid, change in request.changes.items():
             tree |= {f"{VMS}/{uuid}/{path}": value for path, value in change.was.items()}
-            wanted[origin_path(uuid)] = f"request/{request.name} of {request.author}"
+            name = _name(change)
+            is_file = self._known(name, uuid) is not None and not came(self._fleet.origin(name)) and bool(change.was)
+            wanted[origin_path(uuid)] = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             if not change.files:
                 del wanted[origin_path(uuid)]
                 tree[origin_path(uuid)] = ""

@@ -86,14 +86,14 @@ def _values(said: Sayings, keys: Mapping[str, Key], where: str = "") -> dict[str
     for name, sayings in said.items():
         key, found = keys[name], []
         for one in sayings:
-            with mistakes:
-                try:
-                    value = key.parse(one.text)
-                except ValueError as error:
-                    raise one.wrong(f"{where}{name}", str(error)) from error
-                if key.path:
-                    value = Path(one.path).parent / value if one.path != COMMAND_LINE else Path(value)
-                found.append(value)
+            try:
+                value = key.parse(one.text)
+            except ValueError as error:
+                mistakes.add(one.wrong(f"{where}{name}", str(error)))
+                continue
+            if key.path:
+                value = Path(one.path).parent / value if one.path != COMMAND_LINE else Path(value)
+            found.append(value)
         if found:
             values[name] = tuple(found) if key.many else found[0]
     mistakes.end()
@@ -345,15 +345,17 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
             values.setdefault(key, defaults[key])
     if "wait_for_http" in values:
         values.setdefault("wait_for_port", 80)
-    if not {"wait_for_port", "wait_for_key"} & values.keys():
+    if "wait_for_port" not in values and "wait_for_key" not in values:
         values.setdefault("response_delay", defaults.get("delay", 0.1))
     if "images" in values:
         values["images"] = values["images"].absolute()
     paths = {key: (str(values[key].absolute()),) for key in said if keep and VM_KEYS[key].path}
     mistakes = Mistakes()
     for check in (_check_boot, _check_standin, _check_times):
-        with mistakes:
+        try:
             check(values, said, where)
+        except ConfigError as error:
+            mistakes.add(error)
     mistakes.end()
     guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
     if "mac" in guest:
@@ -381,23 +383,24 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
 
 def _vm_values(said: Sayings, first: Said, where: str) -> dict[str, Any]:
     """Return the value of each key of a VM; those that each VM needs are among them."""
+    missing = [key for key in ("dns", "ip", "name") if not said.get(key) or not said[key][0].text]
+    if not missing:
+        return _values(said, VM_KEYS, where)
     mistakes = Mistakes()
-    values: dict[str, Any] = {}
-    missing = {key for key in ("name", "dns", "ip") if not said.get(key) or not said[key][0].text}
-    for key in sorted(missing):
-        with mistakes:
-            raise first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}")
+    for key in missing:
+        mistakes.add(first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}"))
     with mistakes:
-        rest = {key: ones for key, ones in said.items() if key not in missing} if missing else said
-        values = _values(rest, VM_KEYS, where)
+        _values({key: ones for key, ones in said.items() if key not in missing}, VM_KEYS, where)
     mistakes.end()
-    return values
+    return {}
 
 
 def _check_hosts(
     values: dict[str, Any], said: Sayings, where: str, hosts: Sequence[Host]
 ) -> tuple[Host, ...] | None:
     """Return the hosts that a VM may run on; None for one that is none of theirs."""
+    if values.keys().isdisjoint(("host", "prefer", "avoid")):
+        return None
     named = values.pop("host", None)
     known = {host.name: host for host in hosts}
     for key in ("host", "prefer", "avoid"):
@@ -502,7 +505,7 @@ class Apart:
     """Refuses two VMs with one name, one uuid, one DNS name or one address."""
 
     def __init__(self) -> None:
-        self._owners: dict[str, dict[Any, str]] = {"name": {}, "uuid": {}, "dns": {}, "ip": {}}
+        self._owners: dict[str, dict[Any, VM]] = {"name": {}, "uuid": {}, "dns": {}, "ip": {}}
 
     def add(self, vm: VM, said: Sayings) -> None:
         """Take one more VM, and what was said of it."""
@@ -510,12 +513,12 @@ class Apart:
         for key, values in mine.items():
             owners = self._owners[key]
             for number, value in enumerate(values):
-                if value in owners:
+                owner = owners.setdefault(value, vm)
+                if owner is not vm:
                     text = to_text(value) if isinstance(value, bytes) else str(value)
                     one = said[key][min(number, len(said[key]) - 1)]
-                    whose = "another VM" if key == "name" else f"VM {owners[value]}"
+                    whose = "another VM" if key == "name" else f"VM {owner.name}"
                     raise one.wrong(f"vms: {vm.name}: {key}", f"{text} is that of {whose} already; each needs its own")
-                owners[value] = vm.name
 
 
 def zones(settings: Settings) -> Zones:

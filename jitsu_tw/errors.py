@@ -109,6 +109,8 @@ class ConfigErrors(ConfigError):
 class Mistakes:
     """Gathers the errors of blocks ``with mistakes:``, each of which ends at its first; then `end` raises them all."""
 
+    __slots__ = ("_found",)
+
     #: With so many, it ends at once: a file of another kind has one in each line.
     MOST: Final = 20
 
@@ -127,10 +129,14 @@ class Mistakes:
         """Keep the error of a block, if it is a mistake."""
         if not isinstance(error, ConfigError):
             return False
+        self.add(error)
+        return True
+
+    def add(self, error: ConfigError) -> None:
+        """Keep *error*: where a block of its own would cost too much, as for each of a file's values."""
         self._found += error.errors if isinstance(error, ConfigErrors) else [error]
         if len(self._found) >= self.MOST:
             self.end()
-        return True
 
     def end(self) -> None:
         """

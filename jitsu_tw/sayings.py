@@ -33,6 +33,9 @@ MOST_VALUES: Final = 2_000_000
 LONGEST: Final = 65536
 _SHOWN: Final = 400
 
+#: The tag of a value that is not there.
+_NULL: Final = "tag:yaml.org,2002:null"
+
 #: What is more than lines of the form "key: value".
 GROUPS: Final = ("vms", "hosts", "cluster")
 
@@ -112,7 +115,7 @@ def read_octets(path: Path) -> bytes:
 class _Source:
     """The file at *path*, and as many *left* as values may still be taken from it."""
 
-    path: Path
+    path: str
     left: int = attrs.field(factory=lambda: MOST_VALUES)
 
 
@@ -140,8 +143,8 @@ def read_file(path: Path) -> File:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
     if root is None:
         return File({})
-    source, file = _Source(path), File({})
-    top = _mapping(root, path, "", file.mistakes)
+    source, file = _Source(str(path)), File({})
+    top = _mapping(root, source.path, "", file.mistakes)
     groups = {name: top.pop(name, (0, None))[1] for name in GROUPS}
     file.top = _sayings(top, source, KEYS, "", file.mistakes)
     with file.mistakes:
@@ -176,7 +179,7 @@ def _list(
 
 
 def _empty(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL
 
 
 def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> Sayings:
@@ -189,18 +192,18 @@ def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str
     return said
 
 
-def _mapping(node: yaml.Node, path: Path, where: str, mistakes: Mistakes) -> dict[str, tuple[int, yaml.Node]]:
+def _mapping(node: yaml.Node, path: str, where: str, mistakes: Mistakes) -> dict[str, tuple[int, yaml.Node]]:
     """Return the keys of *node*, in their order, each with its line and its value; a key twice is a mistake."""
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError('should be lines of the form "key: value"', path, node.start_mark.line + 1, where)
     found: dict[str, tuple[int, yaml.Node]] = {}
     for key, value in node.value:
         name, line = str(key.value) if isinstance(key, yaml.ScalarNode) else "", key.start_mark.line + 1
-        with mistakes:
-            if not name:
-                raise ConfigError("a key should be one word", path, line, where)
-            if name in found:
-                raise ConfigError("is there twice; keep one", path, line, f"{where}.{name}" if where else name)
+        if not name:
+            mistakes.add(ConfigError("a key should be one word", path, line, where))
+        elif name in found:
+            mistakes.add(ConfigError("is there twice; keep one", path, line, f"{where}.{name}" if where else name))
+        else:
             found[name] = line, value
     return found
 
@@ -215,34 +218,40 @@ def _sayings(
     """Return what *nodes* say, without the *mistakes*."""
     said: Sayings = {}
     for name, (at, node) in nodes.items():
-        with mistakes:
-            if name not in keys:
-                known = keys if where else [*keys, *GROUPS]
-                raise ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}")
-            said[name] = list(_values(node, source, keys[name], at, f"{where}{name}"))
+        key = keys.get(name)
+        if key is None:
+            known = keys if where else [*keys, *GROUPS]
+            mistakes.add(ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}"))
+            continue
+        try:
+            said[name] = _values(node, source, key, at, where, name)
+        except ConfigError as error:
+            mistakes.add(error)
         if source.left < 0:
             break
     return said
 
 
-def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str) -> Iterator[Said]:
-    """Yield the values of one key, which stands in line *at*."""
+def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[Said]:
+    """Return the values of the key *name*, which stands in line *at*."""
     items = node.value if isinstance(node, yaml.SequenceNode) and key.many else [node]
     if not items:
-        raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, where)
+        raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, f"{where}{name}")
+    said = []
     for item in items:
         line = item.start_mark.line + 1
         if not isinstance(item, yaml.ScalarNode):
             kind = "a list" if isinstance(item, yaml.SequenceNode) else "a group of keys"
-            raise ConfigError(f"takes one value, not {kind}", source.path, line, where)
-        if _empty(item):
-            raise ConfigError("has no value; give one or leave the key out", source.path, at, where)
+            raise ConfigError(f"takes one value, not {kind}", source.path, line, f"{where}{name}")
+        if item.tag == _NULL:
+            raise ConfigError("has no value; give one or leave the key out", source.path, at, f"{where}{name}")
         if len(item.value) > LONGEST:
-            raise ConfigError(f"is longer than {LONGEST} characters", source.path, line, where)
+            raise ConfigError(f"is longer than {LONGEST} characters", source.path, line, f"{where}{name}")
         source.left -= 1
         if source.left < 0:
-            raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, where)
-        yield Said(item.value, str(source.path), line)
+            raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, f"{where}{name}")
+        said.append(Said(item.value, source.path, line))
+    return said
 
 
 def read_pairs(text: str) -> Sayings:

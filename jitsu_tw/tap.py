@@ -241,7 +241,7 @@ class JitsuService(Service):
         udp = UDPPort(port, self._server, host, self._reactor)
         udp.startListening()
         self._ports.append(udp)
-        tcp = TCPPort(port, self._tcp, interface=host, reactor=self._reactor)
+        tcp = TCPPort(port, self._tcp, host, self._reactor)
         tcp.startListening()
         self._ports.append(tcp)
 

@@ -333,7 +333,7 @@ class PlacesTests(ControlTestCase):
             self.assertEqual(spoken, told, most)
 
     def test_unix(self) -> None:
-        """jitsuctl connects to a UNIX socket, which other users cannot; `test_tap` has whose it is."""
+        """Connect to a UNIX socket, as other users cannot; `test_tap` has whose it is."""
         self.serve("--zone", "jitsu.zone", "--control", "unix:control.sock", configuration=VMS)
         path = self.folder / "control.sock"
         self.assertEqual(0, path.stat().st_mode & 0o007)

@@ -61,6 +61,8 @@ ALIKE: Final = (
     "e\\.f.g\\ h\\;i A 192.0.2.1\n\\065\\255 A 192.0.2.2\nUPPER A 192.0.2.3",
     'n NAPTR 100 50 "s" "z3950+I2L+I2C" "" _z3950._tcp',
     'h HTTPS 1 . alpn="h2,h3" port=8443 ipv4hint=192.0.2.1\nh SVCB 0 sub.example.net.',
+    "a A 192.0.2.1\n$GENERATE 1-2 h$ A 192.0.2.$\n TXT a",
+    "@ SOA ns hostmaster 7 1h 10m 1d 60\nx A 192.0.2.1",
     "$TTL 1d2h\nd A 192.0.2.1\n$TTL 0\ne A 192.0.2.1",
     "r 60 RRSIG A 13 3 60 20300101000000 20200101000000 1 @ YWJj\nr 60 A 192.0.2.1",
     "r 300 RRSIG TXT 13 3 300 20300101000000 20200101000000 1 example.org. YWJj\nr 300 TXT x",
@@ -186,6 +188,19 @@ class GenerateTests(ZoneTestCase):
         )
 
 
+class IncludeTests(ZoneTestCase):
+    """$INCLUDE, as BIND has it."""
+
+    def test_what_comes_out(self) -> None:
+        """A $TTL in an included file holds behind it, too; an origin and an owner do not."""
+        path = Path(self.write(f"{TOP}a TXT 1\n$INCLUDE inner\n TXT 2\nb TXT 3\n"))
+        (path.parent / "inner").write_text("$TTL 77\n$ORIGIN inner\nx A 192.0.2.1\n")
+        self.assertEqual(
+            ["a 3600", "x.inner 77", "a 77", "b 77"],
+            [f"{to_text(each.owner).removesuffix('.example.org')} {each.ttl}" for each in masterfile.read(path)][3:],
+        )
+
+
 class TypesTests(ZoneTestCase):
     """Types that dnspython has no class for."""
 
@@ -197,6 +212,21 @@ class TypesTests(ZoneTestCase):
             [(7, x), (3, x), (4, x), (8, x), (9, x), (14, x + b"\1y\0")],
             [(record.type, record.rdata) for record in Zone.read(self.write(text)).records()][3:],
         )
+
+    def test_groups(self) -> None:
+        """The groups of digits in NID and L64 may be without their leading zeros, as BIND writes them."""
+        zone = Zone.read(self.write(f"{TOP}n NID 10 14:4fff:0:ee64\nn L64 10 2001:db8:1140:1000\n"))
+        data = {record.type: record.rdata.hex() for record in zone.records()}
+        self.assertEqual(("000a00144fff0000ee64", "000a20010db811401000"), (data[104], data[106]))
+        self.assertRaises(ZoneError, Zone.read, self.write(f"{TOP}n NID 10 14:4fff:0:ee64f\n"))
+
+    def test_times(self) -> None:
+        """The times of an SOA record have 32 bits (RFC 1035, 3.3.13), a TTL has 31: a longer one is 0 (RFC 2181, 8)."""
+        text = "e. SOA n.e. h.e. 1 4294967295 2 3 {}\ne. NS n.e.\n"
+        ttls = [entry.ttl for entry in masterfile.read(self.write(text.format(4294967295)))]
+        self.assertEqual([0, 0], ttls)
+        error = self.assertRaises(ZoneError, list, masterfile.read(self.write(text.format(4294967296))))
+        self.assertRegex(error.message, "'4294967296' is too long a TTL: 4294967295 seconds at most")
 
     def test_all(self) -> None:
         """Every type with a number is read by RFC 3597, 5, but those for questions."""

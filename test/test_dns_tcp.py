@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw.dns import tcp
 from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
-from jitsu_tw.dns.tcp import ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory
+from jitsu_tw.dns.tcp import BATCH, ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory, TCPPort
 
 
 class Slow:
@@ -263,13 +263,41 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(b"", transport.value())
         self.turn()
         self.assertEqual((8, b""), (self.server.received, transport.value()))
-        self.turn()
+        for _ in range(3):
+            self.turn()
         self.assertEqual(framed(b"at once", b"at once"), transport.value())
         for _ in range(60):
             self.turn()
         self.assertEqual((202, "producing"), (self.server.received, answered.producerState))
         self.clock.advance(IDLE)
         self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_new_among_many(self) -> None:
+        """A new connection has its first answer soon, however many networks send thousands of queries at once."""
+        self.server.cost = SLICE / 4
+        for number in range(100):
+            self.connect(f"198.51.{number}.1")[0].dataReceived(framed(*[b"now"] * 1000))
+        for _ in range(100):
+            self.turn()
+        protocol, transport = self.connect()
+        protocol.dataReceived(framed(b"now"))
+        for _ in range(3):
+            self.turn()
+        self.assertEqual(framed(b"at once"), transport.value())
+
+    def test_not_looked_at(self) -> None:
+        """A connection whose first query waits for its turn gives way after those that have had theirs."""
+        self.server.cost = SLICE
+        held = [self.connect(f"10.{number // 200}.{number % 200}.1") for number in range(MOST_CONNECTIONS - 1)]
+        held[0][0].dataReceived(framed(b"now"))
+        protocol, transport = self.connect()
+        protocol.dataReceived(framed(b"now"))
+        for each, _ in held:
+            self.factory.connections.touch(each, waits=False)
+        self.connect("198.51.100.1")
+        self.assertFalse(transport.aborted)
+        self.turn()
+        self.assertEqual(framed(b"at once"), transport.value())
 
     def test_gone_in_the_line(self) -> None:
         """A connection that is gone before its turn comes has none."""
@@ -371,6 +399,26 @@ class Big:
         """Answer."""
         send(octets * 60)
         return True
+
+
+class PortTests(SynchronousTestCase):
+    """The port, on loopback."""
+
+    def test_burst(self) -> None:
+        """Clients that connect while the server does something else get in; it takes some of them in each turn."""
+        factory = TCPFactory(Slow(Clock()), Clock())  # type: ignore[arg-type]
+        port: Any = TCPPort(0, factory, "127.0.0.1", reactor)
+        port.startListening()
+        with contextlib.ExitStack() as clients:
+            clients.callback(port.loseConnection)
+            for _ in range(MOST_FROM_ONE):
+                clients.enter_context(socket.create_connection(("127.0.0.1", port.getHost().port), timeout=5))
+            for count in (BATCH, MOST_FROM_ONE):
+                port.doRead()
+                self.assertEqual(count, len(factory.connections))
+            for connection in factory.connections:
+                connection.setTimeout(None)
+                connection.transport.connectionLost(connectionDone)
 
 
 class RealTests(TestCase):

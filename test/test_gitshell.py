@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import socket
+import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from demo.lab import free_port
 from jitsu_tw.ctl.gitshell import environment, to_run
 from jitsu_tw.ctl.history import FailedError
+from test.test_push import PushTestCase
 from test.test_requests_e2e import VMS, WWW
 from test.test_tap import BIN, HOST, PATIENCE, ProcessTestCase
 
@@ -93,6 +97,43 @@ class ToRunTests(SynchronousTestCase):
         self.assertEqual("www", environment(given, "www")["JITSU_VM"])
         for protocol in ("", "version=2:x=1", "version=22", "$(sh)", "version=2\n"):
             self.assertNotIn("GIT_PROTOCOL", environment({"GIT_PROTOCOL": protocol}))
+
+
+def size(number: int) -> bytes:
+    """Return *number* as the sizes in a delta are written (gitformat-pack(5))."""
+    return bytes([number & 127]) if number < 128 else bytes([number & 127 | 128]) + size(number >> 7)
+
+
+def object_of(kind: int, octets: bytes, base: bytes = b"") -> bytes:
+    """Return an object as it is in a pack: its kind and size, for a delta its *base*, and what is in it."""
+    length = len(octets)
+    assert 16 <= length < 1 << 11
+    return bytes([128 | kind << 4 | length & 15, length >> 4]) + base + zlib.compress(octets)
+
+
+class LimitsTests(PushTestCase):
+    """What a push with a VM's key may use of the host; the command as sshd runs it, without sshd."""
+
+    def serve(self, pushed: bytes, *more: str) -> str:
+        """Return what a push is answered."""
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        run = subprocess.run([f"{BIN}/jitsuctl", "git-shell", str(self.path), *more], input=pushed, check=False,
+                             capture_output=True, env=asked, timeout=PATIENCE)
+        return (run.stdout + run.stderr).decode(errors="replace")
+
+    def test_delta_of_a_gigabyte(self) -> None:
+        """A delta of a few octets that stands for a gigabyte is not made."""
+        base = bytes(range(256)) * 4
+        oid = hashlib.sha1(b"blob %d\0" % len(base) + base, usedforsecurity=False).digest()
+        delta = size(len(base)) + size(1 << 30) + b"\xb0\x00\x04" * 600  # the size alone has git take the memory
+        pack = b"PACK" + struct.pack(">II", 2, 2) + object_of(3, base) + object_of(7, delta, oid)
+        line = f"{'0' * 40} {oid.hex()} refs/heads/request/www/x\0report-status".encode()
+        pushed = b"%04x%b0000" % (len(line) + 4, line) + pack + hashlib.sha1(pack, usedforsecurity=False).digest()
+        self.assertIn("Out of memory", self.serve(pushed, "--vm", "www"))
+
+    def test_no_vm(self) -> None:
+        """An empty name, as of a variable that is not set, is no operator's key."""
+        self.assertIn("--vm names no VM", self.serve(b"0000", "--vm", ""))
 
 
 class SshTests(ProcessTestCase):

@@ -23,6 +23,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import io
 import re
 import shutil
 import socket
@@ -49,6 +50,7 @@ from jitsu_tw.branches import LOOK_EVERY
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.standin import StandIn, _Conversation
+from jitsu_tw.store import push
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.requests import ASKED, REJECTED
 from synjitsu_tw.conversation import Conversation
@@ -125,34 +127,61 @@ class ServerTestCase(SynchronousTestCase):
         self.assertEqual("10.0.0.1", self.served.ask("www.jitsu.test").answer[0][0].to_text())
 
 
+@functools.cache
+def clone() -> Path:
+    """Return the one clone of the state of `server`, with whose objects it has them, too; it ends with the tests."""
+    path = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, path)
+    subprocess.run(["git", "clone", "-q", "--bare", "--shared", str(server().folder / "state.git"), "."],
+                   cwd=path, check=True, timeout=PATIENCE)  # fmt: skip
+    return path
+
+
 @each(requests.ROWS)
 class PushTests(ServerTestCase):
-    """Requests that are pushed, so that the hooks see them first."""
+    """
+    Requests that are pushed, so that the hooks see them first.
+
+    A push is two hooks, each a Python that starts. So the good push of each test runs the hooks here, without git.
+    """
 
     def setUp(self) -> None:
         """Clone the state."""
         super().setUp()
-        self.state, self.clone = self.served.folder / "state.git", Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.clone)
-        self.git("clone", "-q", str(self.state), ".")
+        self.state, self.clone = pygit2.Repository(str(self.served.folder / "state.git")), clone()
 
-    def git(self, *words: str) -> str:
-        """Run git in the clone; return all that it says."""
-        run = subprocess.run(["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *words], cwd=self.clone,
+    def push(self, *what: str) -> str:
+        """Push from the clone; return all that git says."""
+        run = subprocess.run(["git", "push", "origin", *what], cwd=self.clone,
                              check=False, capture_output=True, text=True, timeout=PATIENCE)  # fmt: skip
         return run.stdout + run.stderr
 
+    def commit(self, repository: pygit2.Repository, name: str, make: requests.Make) -> str:
+        """Write a request for what `main` is now to the clone or to the state; return its commit."""
+        base = self.state.references[MAIN].peel(pygit2.Commit)
+        return str(repository.create_commit(None, ANN, ANN, name, make(repository, base.tree_id), [base.id]))
+
+    def good(self, repository: pygit2.Repository) -> str:
+        """Write a request for another TTL of the VM db."""
+        path = f"jitsu/vm/{requests.DB}/dns/db.jitsu.test/ttl"
+        ttl = self.state.references[MAIN].peel(pygit2.Tree)[path]
+        assert isinstance(ttl, pygit2.Blob)
+        return self.commit(repository, "one second more", requests.file(path, b"%d" % (int(ttl.data) + 1)))
+
     def check(self, row: RequestRow) -> None:
         """Push the tree of *row*; then let an operator change the TTL of another VM."""
-        repository = pygit2.Repository(str(self.clone))
-        base = repository.revparse_single("origin/main").peel(pygit2.Commit)
-        commit = repository.create_commit(None, ANN, ANN, row.name, row.input(repository, base.tree_id), [base.id])
-        self.assertRegex(self.git("push", "origin", f"{commit}:{ASKED}{row.branch}"), row.expected)
-        ttl = self.clone / "jitsu" / "vm" / requests.DB / "dns" / "db.jitsu.test" / "ttl"
-        ttl.write_text(str(int(ttl.read_text()) + 1))
-        self.git("commit", "-qam", "one second more")
-        self.assertIn("good is merged", self.git("push", "origin", f"HEAD:{ASKED}good"))
-        self.git("push", "-q", "origin", f":{REJECTED}{row.branch}")
+        commit = self.commit(pygit2.Repository(str(self.clone)), row.name, row.input)
+        self.assertRegex(self.push(f"{commit}:{ASKED}{row.branch}"), row.expected)
+        path, update = Path(self.state.path), f"{'0' * 40} {self.good(self.state)} {ASKED}good".encode()
+        self.assertEqual([], list(push.pre_receive(path, [update], {})))
+        told = io.BytesIO(b"000dversion=10000%04x%b0000" % (len(update) + 4, update))
+        self.assertEqual(["good is merged"], list(push.proc_receive(path, told, io.BytesIO())))
+        self.state.references.delete(REJECTED + row.branch)
+
+    def test_good(self) -> None:
+        """A good request is merged while its sender waits."""
+        commit = self.good(pygit2.Repository(str(self.clone)))
+        self.assertIn("good is merged", self.push(f"{commit}:{ASKED}good"))
 
 
 @each(requests.ROWS)

@@ -19,11 +19,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import hooks, lock, push
+from jitsu_tw.store.bounds import Reader
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import History
 from jitsu_tw.store.lock import Lock, holder
 from jitsu_tw.store.push import Update, refusal
-from test.hostile.requests import WWW, file, folder, paths, put
+from test.hostile.requests import WWW, file, folder, paths, put, tree
 from test.test_requests import ANN
 from test.test_store_history import QUICK
 
@@ -172,8 +173,27 @@ class HookTests(PushTestCase):
             return put(repository, tree, f"jitsu/vm/{WWW}/config", builder.write(), 0o40000)
 
         commit = self.commit(many)
-        self.assertIn("at most 5000 objects", self.push(commit, "request/www/x", status=1, JITSU_VM="www"))
-        self.assertIn("too many files", self.push(commit, "request/x", status=1))
+        self.assertIn("at most 1000 objects", self.push(commit, "request/www/x", status=1, JITSU_VM="www"))
+        self.assertIn("x waits", self.push(commit, "request/x"))
+
+    def test_many_octets(self) -> None:
+        """A push by a VM's own sender has a bounded size; a larger one where there are more VMs."""
+        path = f"jitsu/vm/{WWW}/config/x"
+        commit = self.commit(folder(path, lambda repository: tree(repository, ("0",), repository.create_blob(
+            os.urandom(push.MOST_OCTETS)), 0o100644)))
+        said = self.push(commit, "request/www/x", status=1, JITSU_VM="www")
+        self.assertRegex(said, "a push has at most 26[0-9]{4} octets")
+        self.assertEqual({"main"}, self.branches())
+        self.patch(push, "MOST_OCTETS", 0)
+        reader = Reader(self.history.repository)
+        head = self.history.head
+        assert head is not None
+        self.assertEqual(len(head.tree["jitsu/vm"].read_raw()), reader.width(head.id))
+        most = push.MOST_TREES * reader.width(head.id)
+        asked = [Update(NONE, commit, "refs/heads/request/www/x")]
+        self.assertEqual([f"a push has at most {most} octets; this one has {most + 1}"],
+                         list(push._beyond(self.path, asked, None, most + 1)))
+        self.assertEqual([], list(push._beyond(self.path, asked, None, most)))
 
     def test_many_branches(self) -> None:
         """So a push has a bounded number of branches."""

@@ -457,7 +457,7 @@ class RestartTests(RequestsTestCase):
         """A VM that only a request has brought is there after a restart, marked; what the file has is as it says."""
         self.ask(below(NEW, VM))
         self.ask(below(WWW, {"ip": "10.0.0.9"}), "b")
-        self.assertEqual("request/b of Ann <ann@example.org>", self.fleet.origin("www"))
+        self.assertEqual("request/b of Ann <ann@example.org>, over the file", self.fleet.origin("www"))
         self.summon("new")
         with capturedLogs() as log:
             self.restart(*FILE)
@@ -482,6 +482,16 @@ class RestartTests(RequestsTestCase):
         self.restart(*FILE)
         self.assertEqual({"www", "db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{NEW}/"))
+
+    def test_leaves_the_file(self) -> None:
+        """A VM of the file that requests have changed, and the file has no more, goes all the same, with its origin."""
+        for name, idle in (("www/a", "7"), ("b", "8")):
+            self.assertEqual("", self.ask(below(WWW, {"config/idle/0": idle}), name))
+        self.restart(FILE[1])
+        self.assertEqual({"db"}, set(self.fleet.machines))
+        self.assertEqual({}, self.tree(f"jitsu/vm/{WWW}/") | self.tree(f"jitsu/origin/{WWW}"))
+        self.restart(*FILE)
+        self.assertIsNone(self.fleet.origin("www"))
 
     def test_left_out(self) -> None:
         """What cannot be beside the file is left out, with the reason, and there again when it can be."""

@@ -203,6 +203,15 @@ class PushTests(ProcessTestCase):
             run = self.ctl(*command.split())
             self.assertEqual((1, f"jitsuctl: {words}\n"), (run.returncode, run.stderr))
 
+    def test_log_of_anything(self) -> None:
+        """What a commit in between has, that Jitsu never looked at, is in nobody's way."""
+        name = self.ttl.parents[2] / "config" / "name" / "0"
+        for octets in (b"\xff\n", bytes(1 << 20), b"www\n"):
+            name.write_bytes(octets)
+            self.git("commit", "-qam", "a name")
+        self.git("push", "-q", "origin", "HEAD:refs/heads/request/odd")
+        self.assertEqual("jitsuctl: the state never had a VM nobody\n", self.ctl("log", "nobody").stderr)
+
     def test_nobody(self) -> None:
         """Without a Jitsu, a request waits, and is merged when one begins."""
         self.process.send_signal(signal.SIGTERM)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -359,6 +360,20 @@ class TidyTests(HistoryTestCase):
         self.patch(tidy, "MOST_OCTETS", 1000)
         self.statistics(10)
         self.assertTrue(self.tidy.is_due)
+
+    def test_littered(self) -> None:
+        """It is due when pushes have left much that nobody counts, and nothing of that is left; not again at once."""
+        for most, count, size in (("MOST_IN_FOLDER", 3, 1), ("MOST_OCTETS_IN_FOLDER", 1, 3000)):
+            with self.subTest(most=most):
+                self.patch(tidy, most, 3)
+                for number in range(count * 256):
+                    loose = self.path / "objects" / f"{number % 256:02x}" / f"{number:038x}"
+                    loose.parent.mkdir(exist_ok=True)
+                    loose.write_bytes(zlib.compress(b"blob %d\0" % size + os.urandom(size)))
+                self.tidy = Tidy(self.history)
+                self.assertTrue(self.tidy.is_due)
+                self.tidy._began = time.time()
+                self.assertFalse(self.tidy.is_due)
 
     def test_without_git(self) -> None:
         """Without git nothing is packed, and it is said."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import resource
 import shlex
 import shutil
 from pathlib import Path
@@ -30,21 +31,37 @@ PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 #: What git's clients ask a server for (git(1): upload-pack is for clone and fetch, receive-pack for push).
 VERBS: Final = ("upload-pack", "receive-pack")
 
+#: What each process of a push with a VM's key may use: octets of memory, seconds of the processor, octets of a file. A
+#: delta of a few octets can stand for an object of gigabytes, which git makes in memory before any hook runs.
+LIMITS: Final = ((resource.RLIMIT_DATA, 1 << 29), (resource.RLIMIT_CPU, 30), (resource.RLIMIT_FSIZE, 1 << 26))
+
 
 @click.command(name="git-shell")
 @click.argument("state", type=click.Path(path_type=Path))
-@click.option("--vm", default="", metavar="NAME", help="The VM that the key may steer, and no other.")
-def command(state: Path, vm: str) -> None:
+@click.option("--vm", metavar="NAME", help="The VM that the key may steer, and no other.")
+def command(state: Path, vm: str | None) -> None:
     """
     Serve one client's git on STATE and nothing else: the forced command of a key in authorized_keys.
 
     restrict,command="/opt/jitsu/bin/jitsuctl git-shell /var/lib/jitsu/state.git --vm www" ssh-ed25519 ...
     """
-    arguments = to_run(os.environ.get("SSH_ORIGINAL_COMMAND", ""), state, vm)
+    if vm == "":
+        raise FailedError("--vm names no VM; leave it out of an operator's key")
+    arguments = to_run(os.environ.get("SSH_ORIGINAL_COMMAND", ""), state, vm or "")
     git = shutil.which("git", path=PATH)
     if git is None:
         raise FailedError(f"there is no git in {PATH}; install it")
-    os.execve(git, arguments, environment(os.environ, vm))  # noqa: S606
+    if vm and "receive-pack" in arguments:
+        _limit()
+    os.execve(git, arguments, environment(os.environ, vm or ""))  # noqa: S606
+
+
+def _limit() -> None:
+    """Let this process, and those that it starts, use no more than `LIMITS`."""
+    for what, most in LIMITS:
+        hard = resource.getrlimit(what)[1]
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (limit, limit))
 
 
 def to_run(asked: str, state: Path, vm: str = "") -> list[str]:

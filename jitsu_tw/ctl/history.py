@@ -179,13 +179,17 @@ def _entry(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
 
 
 def _uuid(repository: pygit2.Repository, vm: str) -> str:
-    """Return the uuid of the VM that is or was called *vm*."""
+    """Return the uuid of the VM that is or was called *vm*; commits between those of Jitsu may have anything."""
+    reader = Reader(repository)
     for commit in repository.walk(_commit(repository, MAIN).id):
         folder = subtree(commit.tree, VMS)
         for entry in folder or ():
+            if entry.name == vm:
+                return vm
             name = entry["config/name/0"] if isinstance(entry, pygit2.Tree) and "config/name/0" in entry else None
-            if entry.name == vm or (isinstance(name, pygit2.Blob) and name.data.decode().strip() == vm):
-                return str(entry.name)
+            with contextlib.suppress(RefusedError):
+                if name is not None and reader.value(name.id, "config/name/0").strip() == vm:
+                    return str(entry.name)
     raise FailedError(f"the state never had a VM {vm}")
 
 

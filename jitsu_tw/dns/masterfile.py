@@ -39,6 +39,8 @@ MAX_LINES: Final = 1_000_000
 MAX_FILES: Final = 1000
 #: How many characters one record may have in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
 MAX_RECORD: Final = 2**18
+#: The longest TTL, in seconds (RFC 2181, 8).
+MAX_TTL: Final = 2**31 - 1
 #: How deep files may include each other.
 MAX_DEPTH: Final = 10
 #: How many mistakes, and how many warnings, are told in full; after how many mistakes nothing more is read.
@@ -72,6 +74,9 @@ _EXAMPLES: Final = {
     6: "SOA ns hostmaster 1 1h 15m 2w 1m", _TXT: 'TXT "text"', _SRV: "SRV 0 5 5060 sip", 64: "SVCB 1 .",
     65: "HTTPS 1 . alpn=h2", 257: 'CAA 0 issue "ca.example"',
 }  # fmt: skip
+#: NID and L64: their data end with four groups of hexadecimal digits (RFC 6742, 2.1.2 and 2.3.2). BIND writes these
+#: without leading zeros, which dnspython needs.
+_GROUPS: Final = frozenset({104, 106})
 #: Types with one host's name at the end, where an address is a slip.
 _HOSTS: Final = frozenset({2, 5, _MX, _SRV})
 
@@ -212,8 +217,8 @@ class _Record(dns.tokenizer.Tokenizer):
         return shown(self.tokens[self.at - 1].value) if 0 < self.at <= len(self.tokens) else ""
 
     def get_ttl(self) -> int:
-        """Return the next token as a time in seconds."""
-        return _ttl(self.get_identifier())
+        """Return the next token, one of the times in the data of SOA (RFC 1035, 3.3.13), in seconds."""
+        return _seconds(self.get_identifier(), 2**32 - 1)
 
     def get_eol_as_token(self) -> dns.tokenizer.Token:
         """Return the end of the line, which must be next."""
@@ -438,7 +443,8 @@ class _Reader:
             ttl = self.default_ttl if self.default_ttl is not None else self.last_ttl
         if rtype == dns.rdatatype.SOA:
             if self.last_ttl is None and self.default_ttl is None:
-                self.last_ttl = int.from_bytes(rdata[-4:], "big")  # of old, the minimum (RFC 2308, 4)
+                minimum = int.from_bytes(rdata[-4:])  # of old, this was the TTL (RFC 2308, 4)
+                self.last_ttl = minimum if minimum <= MAX_TTL else 0  # RFC 2181, 8
                 ttl = self.last_ttl if ttl is None else ttl
             if self.origin is None:
                 self.set_origin(self.owner)
@@ -470,6 +476,9 @@ class _Reader:
     def _data(self, record: _Record, rtype: int) -> bytes:
         """Return the data of *record*, which begin with the next token."""
         start = record.at
+        if rtype in _GROUPS and len(record.tokens) == start + 2:
+            last = record.tokens[-1]
+            last.value = ":".join(group.zfill(4) for group in last.value.split(":"))
         try:
             kind = dns.rdatatype.RdataType.make(rtype)
             rdata = dns.rdata.from_text(dns.rdataclass.IN, kind, record, self.origin, relativize=False).to_wire()
@@ -489,7 +498,7 @@ class _Reader:
             self.set_origin(record.get_name(self.origin))
             record.get_eol()
         elif word == "$TTL":
-            self.default_ttl = record.get_ttl()
+            self.default_ttl = _ttl(record.get_word())
             record.get_eol()
         elif word == "$INCLUDE":
             yield from self._include(record)
@@ -499,7 +508,7 @@ class _Reader:
             raise _Slip(f"no such directive: {shown(word)}; there are $ORIGIN, $TTL, $INCLUDE and $GENERATE")
 
     def _include(self, record: _Record) -> Iterator[Entry]:
-        """Yield the records of the file named next; neither its origin nor its last owner comes back out of it."""
+        """Yield the records of the file named next; its TTLs come back out of it, its origin and last owner do not."""
         if len(record.tokens) < 2:
             raise _Slip("$INCLUDE needs a file: '$INCLUDE hosts.zone'")
         path = str(Path(self.path).parent / record.get_string())
@@ -516,6 +525,7 @@ class _Reader:
                 raise
             raise type(error)(f"$INCLUDE {printable(path)[:300]}: {error.message}", self.path, record.line) from error
         yield from inner.entries()
+        self.default_ttl, self.last_ttl = inner.default_ttl, inner.last_ttl
 
     def _generate(self, record: _Record) -> Iterator[Entry]:
         """Yield the records of ``$GENERATE start-stop[/step] owner [TTL] [class] type data``."""
@@ -536,6 +546,7 @@ class _Reader:
             data = rest[0].value.replace('\\"', '"')
         else:
             data = "".join(" " * token.spaced + _written(token) for token in rest)
+        before = self.owner
         for number in range(start, stop + 1, step):
             line = f"{_numbered(owner, number)} {' '.join(head)} {_numbered(data, number)}"
             self._take("octets", len(line))
@@ -545,6 +556,7 @@ class _Reader:
             one.line = record.line
             yield self._entry(one)
             self._warn(one)
+        self.owner = before
 
 
 def _records(text: str) -> Iterator[_Record]:
@@ -645,15 +657,20 @@ def _numbered(template: str, number: int) -> str:
 
 
 def _ttl(text: str) -> int:
-    """Return the TTL *text* in seconds (RFC 2181, 8; units: BIND)."""
+    """Return the TTL *text* in seconds (RFC 2181, 8)."""
+    return _seconds(text, MAX_TTL)
+
+
+def _seconds(text: str, most: int) -> int:
+    """Return the time *text* in seconds, at most *most* (units: BIND)."""
     try:
-        ttl = int(text[:11]) if text.isascii() and text.isdigit() else dns.ttl.from_text(text[:32])
+        seconds = int(text[:11]) if text.isascii() and text.isdigit() else dns.ttl.from_text(text[:32])
     except dns.exception.DNSException:
         what = "is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m"
         raise _Slip(f"{shown(text)} {what}") from None
-    if ttl >= 2**31:
-        raise _Slip(f"{shown(text)} is too long a TTL: 2147483647 seconds at most (RFC 2181, 8)")
-    return ttl
+    if seconds > most:
+        raise _Slip(f"{shown(text)} is too long a TTL: {most} seconds at most (RFC 2181, 8)")
+    return seconds
 
 
 @lru_cache(maxsize=256)

@@ -31,6 +31,9 @@ ROOT: Final = b"\0"
 PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
 _PLAIN_LABEL: Final = re.compile(rb"[A-Za-z0-9_*-]+")
 
+#: The octet in front of a label, by its length.
+_SIZES: Final = [bytes([size]) for size in range(64)]
+
 #: The most octets of a name (RFC 1035, 3.1). In text, one takes four characters at most: \DDD.
 MAX_NAME: Final = 255
 #: Those that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): each reading is another name.
@@ -49,7 +52,7 @@ def from_text(text: str) -> bytes:
         ValueError: a label is longer than 63 octets, the name longer than 255, or an escape is broken.
     """
     if PLAIN.fullmatch(text) and len(text) < 250:
-        return b"".join(bytes([len(label)]) + label for label in text.removesuffix(".").encode().split(b".")) + ROOT
+        return b"".join([_SIZES[len(label)] + label for label in text.removesuffix(".").encode().split(b".")]) + ROOT
     return parse_name(text, dns.name.root).to_wire() or b""
 
 

@@ -146,10 +146,10 @@ class Zone:
         for entry in entries:
             if report.full:
                 break
-            if entry.type == SOA and entry is not soa:
+            if entry.type == SOA and (entry.owner.lower(), entry.rdata) != (soa.owner.lower(), soa.rdata):
                 message = f"a second SOA record, after line {soa.line}: remove one"
                 report.mistake(ZoneError(message, entry.path, entry.line))
-            elif entry is not soa:
+            elif entry.type != SOA:  # the same once more is how a transfer ends
                 try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
                 except ZoneError as error:
@@ -268,22 +268,9 @@ class Zone:
                 more than a packet has room for.
         """
         key = name.lower()
-        here = f"VM {vm}: {to_text(name)}"
-        if self.key not in ancestors(key):
-            raise ZoneError(f"{here} is outside the zone {to_text(self.key)}: give it a name inside, or add its zone")
-        if (cut := self.cut_over(key, A)) is not None:
-            what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
-            raise ZoneError(f"{here} is {what} at {to_text(cut.owner)}: remove those, or give the VM another name")
-        node = self._nodes.get(key)
-        for alias in (CNAME, DNAME):
-            if node is not None and alias in node.rrsets:
-                raise ZoneError(f"{here} has a {_types(alias)} record in the zone: remove it, or name the VM otherwise")
-        if node is not None and node.vm not in {None, vm}:
-            raise ZoneError(f"{here} is the name of VM {node.vm} already: give one of them another name")
         rrsets = list(_address_rrsets(key if name == key else name, addresses, ttl))
-        for rrset in rrsets:
-            if reason := _too_long(rrset):
-                raise ZoneError(f"{here}: {reason}")
+        if why := self._why_no_vm(key, vm, rrsets):
+            raise ZoneError(f"VM {vm}: {to_text(name)}{why}")
         node = self._node(key)
         old = {type_: node.rrsets.pop(type_) for type_ in (A, AAAA) if type_ in node.rrsets}
         if old and node.vm is None:
@@ -291,6 +278,23 @@ class Zone:
         node.vm = vm
         for rrset in rrsets:
             node.rrsets[rrset.type] = rrset
+
+    def _why_no_vm(self, key: bytes, vm: str, rrsets: Iterable[RRset]) -> str:
+        """Return why *key* cannot be the name of *vm*, with the addresses *rrsets*: the end of a sentence; or ""."""
+        if self.key not in ancestors(key):
+            return f" is outside the zone {to_text(self.key)}: give it a name inside, or add its zone"
+        if (cut := self.cut_over(key, A)) is not None:
+            what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
+            return f" is {what} at {to_text(cut.owner)}: remove those, or give the VM another name"
+        node = self._nodes.get(key)
+        if node is not None:
+            for alias in (CNAME, DNAME):
+                if alias in node.rrsets:
+                    return f" has a {_types(alias)} record in the zone: remove it, or name the VM otherwise"
+            if node.vm not in {None, vm}:
+                return f" is the name of VM {node.vm} already: give one of them another name"
+        reason = next(filter(None, map(_too_long, rrsets)), "")
+        return f": {reason}" if reason else ""
 
     def remove_vm(self, name: bytes) -> None:
         """

@@ -181,6 +181,11 @@ class Reader:
         folder = self.top(commit)[1] if commit is not None else None
         return {} if folder is None else dict(self._entries(folder, VMS, largest))
 
+    def width(self, head: pygit2.Oid | None) -> int:
+        """Return how many octets the tree of all VMs has in our commit *head*."""
+        folder = self.top(self.commit(head, ours=True))[1] if head is not None else None
+        return self._odb.read_header(folder)[1] if folder is not None else 0
+
     def check(self, uuid: str, entry: Entry | None) -> None:
         """
         Refuse a folder whose name is no uuid, and what cannot be a value in it. No value is read.

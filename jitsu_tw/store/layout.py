@@ -50,6 +50,9 @@ _DNS: Final = frozenset({"dns", "ttl"})
 #: Seconds for which a VM that the configuration has no more is kept after its last use, if it had no `idle` of its own.
 REMOVED_IDLE: Final = 120.0
 
+#: How ``origin`` ends where the VM was the file's before; so that it goes when the file has it no more.
+OVER_FILE: Final = ", over the file"
+
 #: A commit's message names at most so many VMs.
 MOST_NAMED: Final = 20
 
@@ -228,6 +231,11 @@ def _in_order(path: str) -> tuple[str, int]:
 def origin_path(uuid: str) -> str:
     """Return where the state says which request a VM is from."""
     return f"jitsu/origin/{uuid}"
+
+
+def came(origin: str | None) -> bool:
+    """Return whether a VM with this *origin* came by a request; the file's did not, though requests change them."""
+    return origin is not None and not origin.endswith(OVER_FILE)
 
 
 def vms(tree: Mapping[str, str], uuids: Container[str] | None = None) -> dict[str, dict[str, str]]:

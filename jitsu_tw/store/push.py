@@ -33,8 +33,13 @@ MOST_WAITING: Final = 100
 #: The most branches of one push.
 MOST_UPDATES: Final = 1000
 
-#: The most objects of one push by a VM's own sender: fewer than what git leaves in a pack (`hooks`).
-MOST_OBJECTS: Final = 5000
+#: The most objects of one push by a VM's own sender (fewer than what git leaves in a pack, `hooks`), and their octets:
+#: what is merged stays for ever, and the rest for minutes.
+MOST_OBJECTS: Final = 1000
+MOST_OCTETS: Final = 1 << 18
+
+#: A commit has the tree of all VMs anew, which is large where there are many VMs: so often it may come on top.
+MOST_TREES: Final = 4
 
 #: In octets: the longest name of a branch.
 LONGEST_BRANCH: Final = 220
@@ -118,24 +123,35 @@ def pre_receive(path: Path, lines: Iterable[bytes], environment: Mapping[str, st
         yield f"a push has at most {MOST_UPDATES} branches"
         return
     reasons = list(filter(None, (refusal(update, vm) for update in updates)))
-    if vm and _objects(Path(environment.get("GIT_QUARANTINE_PATH", os.devnull))) > MOST_OBJECTS:
+    quarantine = environment.get("GIT_QUARANTINE_PATH")
+    count, octets = _brought(Path(quarantine)) if vm and quarantine else (0, 0)
+    if count > MOST_OBJECTS:
         reasons.append(f"a push has at most {MOST_OBJECTS} objects")
     yield from reasons[:1]
     asked = [update for update in updates if update.request]
     if not reasons and asked:
-        yield from _beyond(path, asked, environment.get("GIT_QUARANTINE_PATH"))
+        yield from _beyond(path, asked, quarantine, octets)
 
 
-def _objects(quarantine: Path) -> int:
-    """Return how many objects a push has brought; a pack counts as more than may be."""
-    count = 0
-    for _, _, names in os.walk(quarantine):
+def _brought(quarantine: Path) -> tuple[int, int]:
+    """Return how many objects a push has brought, and their octets; a pack counts as more objects than may be."""
+    count = octets = 0
+    for folder, _, names in os.walk(quarantine):
         count += len(names) if not any(name.endswith(".pack") for name in names) else MOST_OBJECTS + 1
-    return count
+        octets += sum(Path(folder, name).stat().st_size for name in names)
+    return count, octets
 
 
-def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> Iterator[str]:
-    """Yield why requests are beyond the bounds, or too many; they are put aside with the reason, and not kept."""
+def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octets: int) -> Iterator[str]:
+    """
+    Yield why requests are beyond the bounds, or too many; they are put aside with the reason, and not kept.
+
+    Args:
+        path: of the state.
+        updates: the requests.
+        quarantine: where git keeps the objects of the push until it is accepted.
+        octets: that a VM's own sender has brought there.
+    """
     import pygit2  # noqa: PLC0415 -- these take longer to load than the rest takes to run
 
     from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError  # noqa: PLC0415
@@ -151,6 +167,10 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None) -> It
             yield f"{MOST_WAITING} requests {f'of {one} ' if one else ''}wait already; push when Jitsu has taken them"
             return
     head = repository.references[MAIN].peel(pygit2.Commit).id if MAIN in repository.references else None
+    most = MOST_OCTETS + MOST_TREES * (Reader(repository).width(head) if octets > MOST_OCTETS else 0)
+    if octets > most:
+        yield f"a push has at most {most} octets; this one has {octets}"
+        return
     if quarantine is not None:
         repository.odb.add_disk_alternate(quarantine)
     for update in updates:

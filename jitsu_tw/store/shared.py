@@ -19,7 +19,7 @@ import pygit2
 from jitsu_tw.errors import StoreError, printable
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, subtree
-from jitsu_tw.store.layout import MOST_NAMED, VMS, difference, in_words, origin_path
+from jitsu_tw.store.layout import MOST_NAMED, OVER_FILE, VMS, difference, in_words, origin_path
 from jitsu_tw.store.merge import Meeting, meet
 from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
 
@@ -244,7 +244,8 @@ class Shared:
         for uuid in uuids:
             if folder is not None and uuid in folder:
                 with contextlib.suppress(RefusedError):
-                    found[uuid] = printable(reader.value(folder[uuid].id, origin_path(uuid)))
+                    origin = printable(reader.value(folder[uuid].id, origin_path(uuid)))
+                    found[uuid] = origin.removesuffix(OVER_FILE)  # it is our file; others may have another
         return found
 
     def _from(self, uuids: Iterable[str], asked: Mapping[str, str]) -> str:

@@ -8,6 +8,9 @@ new one was begun: libgit2 and git touch a pack, or a loose object, when they wo
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 #: The repository is tidied when so many loose objects, or octets in them, have come together.
 MOST_LOOSE: Final = 5000
 MOST_OCTETS: Final = 64 << 20
+
+#: It is also tidied when one of the 256 folders of loose objects, whichever, has so many objects, or octets: nobody
+#: counts what a push has brought that nothing refers to.
+MOST_IN_FOLDER: Final = 80
+MOST_OCTETS_IN_FOLDER: Final = 1 << 20
 
 #: What nobody refers to is kept for so many seconds: it may be about to be referred to.
 GRACE: Final = 120
@@ -46,7 +54,18 @@ class Tidy:
     @property
     def is_due(self) -> bool:
         """Whether there is enough to do."""
-        return self._history.loose >= MOST_LOOSE or self._history.octets >= MOST_OCTETS
+        history = self._history
+        return history.loose >= MOST_LOOSE or history.octets >= MOST_OCTETS or self._is_littered()
+
+    def _is_littered(self) -> bool:
+        """Return whether pushes have left much that nobody counts, as far as one folder shows; no sender knows it."""
+        if abs(time.time() - self._began) < 2 * GRACE:
+            return False  # what is that young would stay
+        sizes: list[int] = []
+        folder = self._history.path / "objects" / f"{secrets.randbelow(256):02x}"
+        with contextlib.suppress(OSError), os.scandir(folder) as found:
+            sizes = [file.stat().st_size for file in found]
+        return len(sizes) >= MOST_IN_FOLDER or sum(sizes) >= MOST_OCTETS_IN_FOLDER
 
     def pack(self) -> None:
         """

@@ -21,6 +21,7 @@ from jitsu_tw.store.layout import (
     STATISTICS,
     NameUse,
     Stats,
+    came,
     difference,
     differs_by_names_only,
     forgotten,
@@ -329,9 +330,11 @@ class Record:
 
         Their statistics stay; so does all of those that may still run through us.
         """
-        kept = {machine.uuid for machine in self._machines.values()} | self._origins.keys()
+        kept = {machine.uuid for machine in self._machines.values()}
+        kept |= {uuid for uuid, origin in self._origins.items() if came(origin)}
         kept |= {uuid for uuid, stats in self._known.items() if stats.is_ours and stats.backend}
         changes, names = forgotten(self._tree, kept)
+        changes |= {origin_path(uuid): None for uuid in names if self._origins.pop(uuid, None) is not None}
         self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in names}
         if self._store.lasting:
             message = f"Not in the configuration any more\n\n{in_words('removed', names.values())}"
