@@ -81,7 +81,7 @@ class Options(usage.Options):
         ("listen", "l", None, "The port to serve DNS on. [53]"),
         ("connect", "c", None, "The URI of the hypervisor. [qemu:///system]"),
         ("delay", "d", None, "Seconds from a VM's start to the answer, where nothing tells when it is ready. [0.1]"),
-        ("forwarder", "f", None, "The server to ask for names that are not ours. [none]"),
+        ("forwarder", "f", None, "The server to ask for names outside of the zones. [none]"),
         ("port", "p", None, "The port of that server. [53]"),
         ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
         ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),

@@ -46,7 +46,7 @@ class Options(usage.Options):
     optFlags = (("xenstore", None, "Serve guests that read their SYNs in Xenstore."),)  # noqa: N815
     optParameters = (  # noqa: N815
         ("listen", None, LISTEN, "Where Jitsu connects: an endpoint of Twisted's."),
-        ("secret", None, None, "A file with what Jitsu has to show; for an endpoint that is not of this host alone."),
+        ("secret", None, None, "A file with the secret that Jitsu has to show; for an endpoint on the network."),
         ("refuse", None, "silence", "What SYNs get just after a start failed: silence, rst, unreachable."),
     )
 

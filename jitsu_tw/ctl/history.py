@@ -143,7 +143,7 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("vm", default="")
-@click.option("-n", "number", default=20, show_default=True, help="At most so many; 0 for all.")
+@click.option("-n", "number", default=20, show_default=True, help="The most commits to show; 0: all.")
 @_state
 @_as_json
 def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
