@@ -183,7 +183,7 @@ class HookTests(PushTestCase):
             os.urandom(push.MOST_OCTETS)), 0o100644)))
         said = self.push(commit, "request/www/x", status=1, JITSU_VM="www")
         self.assertRegex(said, "a push has at most 26[0-9]{4} octets")
-        self.assertEqual({"main"}, self.branches())
+        self.assertEqual({"main", "rejected/www/x"}, self.branches())
         self.patch(push, "MOST_OCTETS", 0)
         reader = Reader(self.history.repository)
         head = self.history.head
@@ -191,7 +191,7 @@ class HookTests(PushTestCase):
         self.assertEqual(len(head.tree["jitsu/vm"].read_raw()), reader.width(head.id))
         most = push.MOST_TREES * reader.width(head.id)
         asked = [Update(NONE, commit, "refs/heads/request/www/x")]
-        self.assertEqual([f"a push has at most {most} octets; this one has {most + 1}"],
+        self.assertEqual([f"www/x: a push has at most {most} octets; this one has {most + 1}"],
                          list(push._beyond(self.path, asked, None, most + 1)))
         self.assertEqual([], list(push._beyond(self.path, asked, None, most)))
 

@@ -168,23 +168,25 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octet
             return
     head = repository.references[MAIN].peel(pygit2.Commit).id if MAIN in repository.references else None
     most = MOST_OCTETS + MOST_TREES * (Reader(repository).width(head) if octets > MOST_OCTETS else 0)
-    if octets > most:
-        yield f"a push has at most {most} octets; this one has {octets}"
-        return
     if quarantine is not None:
         repository.odb.add_disk_alternate(quarantine)
+    too_many = f"a push has at most {most} octets; this one has {octets}" if octets > most else None
     for update in updates:
-        name = update.request
+        name, commit = update.request, pygit2.Oid(hex=update.new)
         if not can_be_named(name):
             yield "the name of a request is too long"
             continue
+        reason = too_many
         try:
-            Reader(repository).measure(pygit2.Oid(hex=update.new), head, requests.shared())
+            if not reason:
+                Reader(repository).measure(commit, head, requests.shared())
         except TooLargeError as error:
-            requests.reject(Request(name, pygit2.Oid(hex=update.new), kept=False), str(error))
-            yield shortened(f"{name}: {error}")
+            reason = str(error)
         except (RefusedError, *FAULTS):
             continue  # the running Jitsu says why, and keeps it
+        if reason:
+            requests.reject(Request(name, commit, kept=False), reason)
+            yield shortened(f"{name}: {reason}")
 
 
 def _packet(stream: BinaryIO) -> bytes | None:
