@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
+import attrs
+
 from jitsu_tw.backends import backend_class
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import ROOT, parent, to_text
-from jitsu_tw.dns.zone import Zone
+from jitsu_tw.dns.zone import Zone, finish
 from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
 from jitsu_tw.sayings import COMMAND_LINE, File, Said, Sayings, read_file, read_octets, read_pairs, read_text
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
@@ -27,7 +29,7 @@ from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_
 from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from jitsu_tw.settings import Address
     from jitsu_tw.values import Key
@@ -528,11 +530,17 @@ def zones(settings: Settings) -> Zones:
     Raises:
         ConfigError: a zone file is bad, or a VM's name cannot be in its zone.
     """
+    return finish(reading_zones(settings, lambda: settings.vms))
+
+
+def reading_zones(settings: Settings, vms: Callable[[], tuple[VM, ...]]) -> Generator[None, None, Zones]:
+    """Do as `zones` does, with pauses while files are read; *vms* is called behind them."""
     mistakes = Mistakes()
     read = []
     for path in settings.zones:
         with mistakes:
-            read.append(Zone.read(path))
+            read.append((yield from Zone.reading(path)))
+    settings = attrs.evolve(settings, vms=vms())
     if not settings.zones:
         served = [address for address in map(ip_address, settings.bind) if not address.is_unspecified]
         for apex in _apexes(settings.vms, mistakes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import os
@@ -13,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-import attrs
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import coiterate
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
@@ -50,7 +49,7 @@ from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from twisted.python.failure import Failure
 
@@ -141,6 +140,7 @@ class JitsuService(Service):
         clocks = Clocks(reactor)
         self.fleet = Fleet(settings, self._backends, self._store, clocks, coordinator=coordinator)
         self._running = Running(self.fleet, zones, self._changed)
+        self._reloading = DeferredLock()
         self._branches: Branches | None = None
         self.shared: SharedConfiguration | None = None
         if settings.persistdb is not None:
@@ -310,22 +310,28 @@ class JitsuService(Service):
                 port=self._settings.listen,
             )
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """
-        Read the zones anew; from then on they are served.
+        Read the zones anew, while the old ones are served; from then on the new ones are.
 
         Raises:
             ConfigError: one of them is bad; the old ones are served as before.
         """
+        await self._reloading.acquire()
         try:
-            self._zones.replace(config.zones(attrs.evolve(self._settings, vms=self._running.vms)))
+            await coiterate(self._reload())
         except ConfigError as error:
             for line in str(error).splitlines():
                 self.log.error("the zones are not reloaded: {error}", error=line)
             raise
+        finally:
+            self._reloading.release()
+        self.log.info("reloaded the zones")
+
+    def _reload(self) -> Iterator[None]:
+        self._zones.replace((yield from config.reading_zones(self._settings, lambda: self._running.vms)))
         self._server.warm.clear()
         self._notifier.tell(self._zones)
-        self.log.info("reloaded the zones")
 
     def _changed(self, names: Iterable[str]) -> None:
         """Hear that the answers of the VMs *names* are not right any more."""
@@ -335,8 +341,7 @@ class JitsuService(Service):
 
     def _hang_up(self) -> None:
         """Reload because of SIGHUP: what is wrong has been logged."""
-        with contextlib.suppress(ConfigError):
-            self.reload()
+        Deferred.fromCoroutine(self.reload()).addErrback(lambda failure: failure.trap(ConfigError))
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, answer those that wait, write down what is remembered, leave the VMs as they are."""

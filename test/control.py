@@ -100,7 +100,7 @@ class Desk(World):
     """
 
     def __init__(
-        self, *vms: Any, reload: Callable[[], None] = lambda: None, token: str | None = None, **settings: Any
+        self, *vms: Any, reload: Callable[[], Any] = lambda: None, token: str | None = None, **settings: Any
     ) -> None:
         """Begin with *vms* and what else *settings* say."""
         super().__init__(*vms, **settings)

@@ -132,10 +132,14 @@ class PagesTests(SynchronousTestCase):
     def test_reload(self) -> None:
         """A reload is done, or refused with the reason."""
         done: list[int] = []
-        self.assertEqual({"reloaded": True}, Desk(vm(), reload=lambda: done.append(1)).post("/v1/reload").value)
+
+        async def reload() -> None:
+            done.append(1)
+
+        self.assertEqual({"reloaded": True}, Desk(vm(), reload=reload).post("/v1/reload").value)
         self.assertEqual([1], done)
 
-        def refuse() -> None:
+        async def refuse() -> None:
             raise ConfigError("is bad", "a.zone", 3)
 
         answer = Desk(vm(), reload=refuse).post("/v1/reload")

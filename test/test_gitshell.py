@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.trial.unittest import SynchronousTestCase
 
 from demo.lab import free_port
-from jitsu_tw.ctl.gitshell import environment, to_run
+from jitsu_tw.ctl.gitshell import environment, take_turn, to_run
 from jitsu_tw.ctl.history import FailedError
 from test.test_push import PushTestCase
 from test.test_requests_e2e import VMS, WWW
@@ -130,6 +131,36 @@ class LimitsTests(PushTestCase):
         line = f"{'0' * 40} {oid.hex()} refs/heads/request/www/x\0report-status".encode()
         pushed = b"%04x%b0000" % (len(line) + 4, line) + pack + hashlib.sha1(pack, usedforsecurity=False).digest()
         self.assertIn("Out of memory", self.serve(pushed, "--vm", "www"))
+
+    def test_one_at_a_time(self) -> None:
+        """A push with a VM's key waits for another one of that VM, and for no other VM's; the lock ends with git."""
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        command = [f"{BIN}/jitsuctl", "git-shell", str(self.path), "--vm", "www"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, env=asked) as first:
+            assert first.stdin is not None
+            assert first.stdout is not None
+            self.assertIn(b"refs/heads/main", first.stdout.readline())
+            take_turn(self.path, "db", 0.0)
+            error = self.assertRaises(FailedError, take_turn, self.path, "www", 0.0)
+            self.assertIn("another push of www is under way", str(error))
+            first.stdin.close()
+            first.wait(PATIENCE)
+        take_turn(self.path, "www", 0.0)
+
+    def test_long(self) -> None:
+        """A push that its client has left alone ends, so that another one can begin."""
+        waits = f"import sys; sys.argv[1:] = ['{self.path}', '--vm', 'www']; from jitsu_tw.ctl import gitshell; "
+        waits += "gitshell.PUSH_TAKES = 1.0; gitshell.command()"
+        asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
+        with subprocess.Popen([f"{BIN}/python", "-c", waits], stdin=subprocess.PIPE, env=asked,
+                              stdout=subprocess.DEVNULL) as push:
+            self.assertEqual(-signal.SIGALRM, push.wait(PATIENCE))
+
+    def test_no_turn(self) -> None:
+        """Where there can be no lock, that is said."""
+        (self.path / "jitsu.pushes").mkdir()
+        self.assertIn("jitsu.pushes: Is a directory", self.serve(b"0000", "--vm", "www"))
 
     def test_no_vm(self) -> None:
         """An empty name, as of a variable that is not set, is no operator's key."""

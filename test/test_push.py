@@ -278,7 +278,9 @@ class RenewTests(PushTestCase):
         config = pygit2.Repository(str(self.path)).config
         config["receive.maxInputSize"] = "1g"
         del config["receive.procReceiveRefs"]
-        GitStore(self.path).open()
+        store = GitStore(self.path)
+        store.open()
+        self.successResultOf(store.close())  # else the push waits for it
         self.assertEqual({"pre-receive", "proc-receive", "post-update"},
                          {path.name for path in inside.iterdir() if path.suffix != ".sample"})
         self.assertTrue((inside / "pre-receive").stat().st_mode & stat.S_IXUSR)

@@ -259,6 +259,10 @@ class SharedTests(NodesTestCase):
         self.assertEqual({"vm", "origin"}, {path.split("/")[1] for path in files(head.tree)})
         main = pygit2.Repository(str(two.path)).references[MAIN].peel(pygit2.Commit)
         self.assertEqual("Shared: ns1: From request/wish of Ann <ann@example.org>\n\nadded: new\n", main.message)
+        one.ask({TTL: "5"}, "more")
+        await self.until(lambda: two.runs()["www"][1] == 5)
+        more = "request/more of Ann <ann@example.org>"
+        self.assertEqual((f"{more}, over the file", more), (one.fleet.origin("www"), two.fleet.origin("www")))
 
     async def test_at_once(self) -> None:
         """Three nodes that merge at the same moment push until all have everything."""

@@ -208,6 +208,7 @@ class PushTests(ProcessTestCase):
         name = self.ttl.parents[2] / "config" / "name" / "0"
         for octets in (b"\xff\n", bytes(1 << 20), b"www\n"):
             name.write_bytes(octets)
+            self.ttl.write_text(f"{len(octets)}\n")
             self.git("commit", "-qam", "a name")
         self.git("push", "-q", "origin", "HEAD:refs/heads/request/odd")
         self.assertEqual("jitsuctl: the state never had a VM nobody\n", self.ctl("log", "nobody").stderr)

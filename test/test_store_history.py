@@ -363,17 +363,19 @@ class TidyTests(HistoryTestCase):
 
     def test_littered(self) -> None:
         """It is due when pushes have left much that nobody counts, and nothing of that is left; not again at once."""
-        for most, count, size in (("MOST_IN_FOLDER", 3, 1), ("MOST_OCTETS_IN_FOLDER", 1, 3000)):
-            with self.subTest(most=most):
-                self.patch(tidy, most, 3)
-                for number in range(count * 256):
-                    loose = self.path / "objects" / f"{number % 256:02x}" / f"{number:038x}"
-                    loose.parent.mkdir(exist_ok=True)
-                    loose.write_bytes(zlib.compress(b"blob %d\0" % size + os.urandom(size)))
-                self.tidy = Tidy(self.history)
-                self.assertTrue(self.tidy.is_due)
-                self.tidy._began = time.time()
-                self.assertFalse(self.tidy.is_due)
+        for number in range(3 * 256):
+            loose = self.path / "objects" / f"{number % 256:02x}" / f"{number:038x}"
+            loose.parent.mkdir(exist_ok=True)
+            loose.write_bytes(zlib.compress(b"blob 100\0" + os.urandom(100)))
+        self.assertFalse(self.tidy.is_due)
+        for most, few in (("MOST_IN_FOLDER", 3), ("MOST_OCTETS_IN_FOLDER", 300)):
+            before = getattr(tidy, most)
+            self.patch(tidy, most, few)
+            self.assertTrue(self.tidy.is_due)
+            self.patch(tidy, most, before)
+        self.tidy._began = time.time()
+        self.patch(tidy, "MOST_IN_FOLDER", 3)
+        self.assertFalse(self.tidy.is_due)
 
     def test_without_git(self) -> None:
         """Without git nothing is packed, and it is said."""

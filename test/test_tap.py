@@ -242,6 +242,18 @@ class ServeTests(ProcessTestCase):
                 pass
         self.assertNotIn("idle for 3 s", self.log())
 
+    def test_reload_of_many(self) -> None:
+        """While a long zone is read anew, the old one is served."""
+        (self.folder / "jitsu.zone").write_text(f"{ZONE}old 60 A 192.0.2.9\n")
+        process = self.serve("--zone", "jitsu.zone", configuration=VMS)
+        (self.folder / "jitsu.zone").write_text(f"{ZONE}$GENERATE 1-20000 h$ 60 TXT text\n")
+        process.send_signal(signal.SIGHUP)
+        answers = 0
+        while self.ask("old.jitsu.test").answer:
+            answers += 1
+        self.assertGreater(answers, 20)
+        self.until_logged("reloaded the zones")
+
     def test_reload(self) -> None:
         """By SIGHUP or jitsuctl the zones are read anew, for all names, warm ones too; a bad one changes nothing."""
         process = self.serve("--zone", "jitsu.zone", configuration=VMS)

@@ -50,7 +50,7 @@ class Endpoint(Guarded):
     def __init__(
         self,
         fleet: Fleet,
-        reload: Callable[[], None],
+        reload: Callable[[], Coroutine[Any, Any, None]],
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
@@ -260,15 +260,18 @@ class Reload(FleetPage):
 
     isLeaf = True  # noqa: N815
 
-    def __init__(self, fleet: Fleet, reload: Callable[[], None]) -> None:
+    def __init__(self, fleet: Fleet, reload: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Call *reload* when posted to."""
         super().__init__(fleet)
         self._reload = reload
 
-    def render_POST(self, request: Request) -> bytes:  # noqa: N802
+    def render_POST(self, request: Request) -> int:  # noqa: N802
         """Read the zones anew; if one is bad, say why and serve the old ones."""
+        return self.later(request, self._do(request))
+
+    async def _do(self, request: Request) -> bytes:
         try:
-            self._reload()
+            await self._reload()
         except JitsuError as error:
             return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
         return reply(request, {"reloaded": True})

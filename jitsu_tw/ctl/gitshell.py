@@ -6,12 +6,17 @@ sshd runs it as the key's forced command, with what the client asked for in ``SS
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pwd
 import re
 import resource
 import shlex
 import shutil
+import signal
+import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +24,7 @@ import click
 import pygit2
 
 from jitsu_tw.ctl.history import FailedError
-from jitsu_tw.store.history import MAIN
+from jitsu_tw.store.history import MAIN, PUSH_TAKES
 from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
@@ -34,6 +39,15 @@ VERBS: Final = ("upload-pack", "receive-pack")
 #: What each process of a push with a VM's key may use: octets of memory, seconds of the processor, octets of a file. A
 #: delta of a few octets can stand for an object of gigabytes, which git makes in memory before any hook runs.
 LIMITS: Final = ((resource.RLIMIT_DATA, 1 << 29), (resource.RLIMIT_CPU, 30), (resource.RLIMIT_FSIZE, 1 << 26))
+
+#: One push with a VM's key runs at a time; another one waits for so many seconds.
+PATIENCE: Final = 60.0
+
+#: In seconds, between two tries.
+_PAUSE: Final = 0.1
+
+#: The file in the state with a record lock for each push under way, at a place made of the VM's name.
+PUSHES: Final = "jitsu.pushes"
 
 
 @click.command(name="git-shell")
@@ -52,16 +66,44 @@ def command(state: Path, vm: str | None) -> None:
     if git is None:
         raise FailedError(f"there is no git in {PATH}; install it")
     if vm and "receive-pack" in arguments:
+        take_turn(state, vm)
         _limit()
     os.execve(git, arguments, environment(os.environ, vm or ""))  # noqa: S606
 
 
+def take_turn(state: Path, vm: str, patience: float = PATIENCE) -> None:
+    """
+    Lock the pushes of *vm* to *state*, within *patience* seconds, for as long as this process and what it becomes runs.
+
+    Raises:
+        FailedError: another push is under way all that time, or nothing can be written there.
+    """
+    end = time.monotonic() + patience
+    try:
+        file = os.open(state / PUSHES, os.O_RDWR | os.O_CREAT, 0o600)
+        os.set_inheritable(file, True)  # noqa: FBT003 -- for git; to close it would end the lock (fcntl(2))
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(vm.encode()))
+            except OSError as error:
+                if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                    raise
+            else:
+                return
+            if time.monotonic() > end:
+                raise FailedError(f"another push of {vm} is under way; try again when it has ended")
+            time.sleep(_PAUSE)
+    except OSError as error:
+        raise FailedError(f"{state / PUSHES}: {error.strerror}") from error
+
+
 def _limit() -> None:
-    """Let this process, and those that it starts, use no more than `LIMITS`."""
+    """Let this process and those that it starts use no more than `LIMITS`; it ends after `PUSH_TAKES`, also as git."""
     for what, most in LIMITS:
         hard = resource.getrlimit(what)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (limit, limit))
+    signal.setitimer(signal.ITIMER_REAL, PUSH_TAKES)  # a client that is not there any more must not keep its turn
 
 
 def to_run(asked: str, state: Path, vm: str = "") -> list[str]:

@@ -82,9 +82,16 @@ class Connections(Generic[T]):
 
     def touch(self, one: T, *, waits: bool) -> None:
         """Note that *one* has done something, and whether it waits for an answer now. One that is gone stays gone."""
-        if one in self._whose:
-            self._take(one)
-            self._put(one, waits=waits)
+        whose = self._whose.get(one)
+        if whose is None:
+            return
+        known = self._networks[whose]
+        had_idle = bool(known.idle)
+        known.idle.pop(one, None)
+        known.waiting.pop(one, None)
+        (known.waiting if waits else known.idle)[one] = None
+        if had_idle != bool(known.idle):  # else, as for nearly each query, the weight is what it was
+            self._heaviest.move(whose, 2 * known.count + had_idle, known.weight)
 
     def remove(self, one: T) -> None:
         """Forget *one*, if it is known."""

@@ -179,10 +179,11 @@ class Server:
             found = self.resolver.query(query.question)
             found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
-            self._waiting.add(found)
-            found.addBoth(lambda _: self._waiting.discard(found))
-            if self._is_ending:
-                found.cancel()
+            if not found.called or found.paused:
+                self._waiting.add(found)
+                found.addBoth(lambda _: self._waiting.discard(found))
+                if self._is_ending:
+                    found.cancel()
         return True
 
     def end(self) -> None:

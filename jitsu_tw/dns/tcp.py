@@ -4,7 +4,7 @@ DNS over TCP (RFC 7766): any number of queries in a connection, each answered wh
 A connection that does nothing, sends a query octet by octet, or does not read its answers is cut off. When there are as
 many as there may be, one gives way (`connections`). All connections together are read for `SLICE` seconds in each turn
 of the reactor, and client networks take turns in it: a client that sends thousands of queries at once waits for its own
-answers, others do not.
+answers, others do not. Connections that have had no answer yet are a group of their own, and wait only for each other.
 """
 
 from __future__ import annotations

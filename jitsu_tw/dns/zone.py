@@ -12,7 +12,7 @@ below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 import dns.rdatatype
@@ -23,9 +23,11 @@ from jitsu_tw.dns.wire import MAX_NAME, RR, ancestors, from_text, parent, to_tex
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
+
+T = TypeVar("T")
 
 #: Types that twisted.names has no constant for (RFC 4034; KEY: RFC 2535).
 KEY: Final = 25
@@ -128,8 +130,16 @@ class Zone:
             ZoneError: the file cannot be read, or what is in it is not one zone. It says all that is wrong
                 (`masterfile.Report`).
         """
+        return finish(cls.reading(path, origin))
+
+    @classmethod
+    def reading(cls, path: str | Path, origin: str | None = None) -> Generator[None, None, Zone]:
+        """Do as `read` does, with a pause behind each record, in which one can do something else."""
         report = masterfile.Report()
-        entries = list(masterfile.read(path, origin, report))
+        entries = []
+        for entry in masterfile.read(path, origin, report):
+            entries.append(entry)
+            yield
         soa = next((entry for entry in entries if entry.type == SOA), None)
         if soa is None:
             if not report.wants_soa:
@@ -144,6 +154,7 @@ class Zone:
         zone._report = report
         wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
+            yield
             if report.full:
                 break
             if entry.type == SOA and (entry.owner.lower(), entry.rdata) != (soa.owner.lower(), soa.rdata):
@@ -393,6 +404,16 @@ class Zone:
             node = self._nodes.get(target) if cut else self.match(target)
             if (cut is None or cut is rrset) and (node is None or not node.rrsets.keys() & {A, AAAA}):
                 yield f"{to_text(rrset.owner)} NS {to_text(target)}: that has no A or AAAA record (RFC 1912, 2.8)"
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """Return what *steps* come to, without pauses."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def _types(*types: int) -> str:
