@@ -251,7 +251,7 @@ class Branches:
             return
         self._fleet.merged(changes)
         self._running.apply(step)
-        self.log.info("request/{name} of {author}: {words}", name=name, author=request.author,
+        self.log.info("request/{name} of {author} is merged: {words}", name=name, author=request.author,
                       words="; ".join(_message(request, step).splitlines()[2:-1]) or "nothing new")
 
     def _changes(self, request: Request, step: Step, uuids: Mapping[str, str]) -> dict[str, str | None]:

@@ -306,7 +306,7 @@ def _check_secrets(values: dict[str, Any], top: Sayings) -> None:
         if key in values:
             values[key] = _secret(values[key], top[key][0], key)
     if "control_token" not in values and any(one.startswith("ssl:") for one in values.get("control", ())):
-        message = "whoever gets there can start and stop VMs; name a file with a secret by control_token"
+        message = "clients that connect there can start and stop VMs; name a file with a secret by control_token"
         raise top["control"][0].wrong("control", message)
 
 

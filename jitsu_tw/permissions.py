@@ -44,7 +44,7 @@ def check_change(guest: str, name: str, change: Change) -> None:
         before, after = was.get(key, {}), wanted.get(key, {})
         if list(before.values()) != list(after.values()) and (key not in VM_KEYS or VM_KEYS[key].own is None):
             path = min((after or before).keys())
-            raise ConfigError(f"{key} is not for a VM's own branch to say", path)
+            raise ConfigError(f"a VM's own branch may not set {key}; ask the operator", path)
 
 
 def _values(files: Mapping[str, str], was: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -86,31 +86,33 @@ def _check_limits(key: str, old: Any, value: Any, new: VM) -> None:
     assert limits is not None
     many = isinstance(value, tuple)
     if many and len(value) > max(limits.number, len(old)):
-        raise ConfigError(f"a VM's own branch may say {limits.number} of them at most", new.place[0], key=key)
+        raise ConfigError(f"a VM's own branch may set {limits.number} values of it at most", new.place[0], key=key)
     for one in value if many else (value,):
         if isinstance(one, int | float) and not limits.least <= one <= limits.most:
-            message = f"{one:g} is not for a VM's own branch to say; from {limits.least:g} to {limits.most:g} is"
+            bounds = f"from {limits.least:.15g} to {limits.most:.15g}"
+            message = f"a VM's own branch may not set it to {one:.15g}; write a number {bounds}"
             raise ConfigError(message, new.place[0], key=key)
 
 
 def _check_address(address: Address, old: VM, new: VM, is_here: Callable[[str], bool]) -> None:
     if not any(address in network for network in old.own_ip):
-        allowed = ", ".join(map(str, old.own_ip)) or "none but those that it has"
-        message = f"{address} is not for this VM's own branch to take ({allowed}); the operator allows more by own_ip"
+        allowed = ", ".join(map(str, (*old.ip, *old.own_ip)))
+        message = f"this VM's own branch may not take {address}, only {allowed}; the operator allows more by own_ip"
         raise ConfigError(message, new.place[0], key="ip")
     if is_here(str(address)):
-        raise ConfigError(f"{address} is an address of Jitsu's own host", new.place[0], key="ip")
+        raise ConfigError(f"{address} is an address of Jitsu's own host; take another", new.place[0], key="ip")
 
 
 def _check_name(name: bytes, old: VM, new: VM, zones: Zones) -> None:
     zone = zones.find(name)
     node = zone.get(name) if zone is not None else None
     if name.startswith(b"\1*") or (node is not None and node.rrsets):
-        raise ConfigError(f"{to_text(name)} is not for a VM's own branch to take", new.dns_place[0])
+        why = "a wildcard" if name.startswith(b"\1*") else "a name that the zone itself has"
+        raise ConfigError(f"a VM's own branch may not take {to_text(name)}, {why}", new.dns_place[0])
     if not any(_covers(allowed, name) for allowed in old.own_dns):
-        allowed = ", ".join(map(to_text, old.own_dns)) or "none but those that it has"
-        message = f"is not for this VM's own branch to take ({allowed}); the operator allows more by own_dns"
-        raise ConfigError(f"{to_text(name)} {message}", new.dns_place[0])
+        allowed = ", ".join(map(to_text, (*old.dns, *old.own_dns)))
+        taken = f"this VM's own branch may not take {to_text(name)}, only {allowed}"
+        raise ConfigError(f"{taken}; the operator allows more by own_dns", new.dns_place[0])
 
 
 def _covers(allowed: bytes, name: bytes) -> bool:

@@ -130,7 +130,7 @@ def read_file(path: Path) -> File:
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except RecursionError as error:
-        raise ConfigError("is not YAML of a configuration: lists in lists in lists", path) from error
+        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
     except yaml.reader.ReaderError as error:
         at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
         message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"

@@ -290,7 +290,7 @@ class StandIn:
             self.refused[ip] = reason
             self.on_change()
             self.log.error(
-                "Synjitsu refuses {command} of {ip}: {reason}",
+                "Synjitsu refuses {ip} ({command}), so clients wait for the answer instead: {reason}",
                 command=command.__name__,
                 ip=ip,
                 reason=reason,

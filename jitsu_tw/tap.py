@@ -80,7 +80,7 @@ class Options(usage.Options):
         ("listen", "l", None, "The port to serve DNS on. [53]"),
         ("connect", "c", None, "The URI of the hypervisor. [qemu:///system]"),
         ("delay", "d", None, "Seconds from a VM's start to the answer, where nothing tells when it is ready. [0.1]"),
-        ("forwarder", "f", None, "The server to ask for names that are not ours. [none]"),
+        ("forwarder", "f", None, "The server to ask for names outside of the zones. [none]"),
         ("port", "p", None, "The port of that server. [53]"),
         ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
         ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),
@@ -232,9 +232,9 @@ class JitsuService(Service):
         except (CannotListenError, OSError) as error:
             cause = getattr(error, "socketError", error)
             reason = getattr(cause, "strerror", None) or str(cause)
-            or_end = ", or end who has it" if reason == os.strerror(errno.EADDRINUSE) else ""
-            message = f"cannot listen on {what}: {reason}; choose another{or_end}"
-            raise ConfigError(message, key=key) from error
+            or_end = ", or end the process that has it" if reason == os.strerror(errno.EADDRINUSE) else ""
+            remedy = "" if "; " in reason else f"; choose another{or_end}"
+            raise ConfigError(f"cannot listen on {what}: {reason}{remedy}", key=key) from error
 
     def _listen_dns(self, host: str) -> None:
         port = self._settings.listen

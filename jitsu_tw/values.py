@@ -145,7 +145,7 @@ def _address(text: str) -> Any:
 def _guest_address(text: str) -> Any:
     address = _address(text)
     if why := why_no_guest(address):
-        message = f"{why}; give the VM an address of its own"
+        message = why if "; write " in why else f"{why}; give the VM an address of its own"
         raise ValueError(message)
     return address
 
@@ -233,9 +233,14 @@ def _control(text: str) -> str:
     if text.lower() in {"", "off", "none", "false", "no"}:
         return ""
     if not text.startswith(("unix:", "ssl:")):
-        host, port = _host_port(text, 8053)
+        try:
+            host, port = _host_port(text, 8053)
+        except ValueError:
+            message = f"{text!r} is no place to listen; write unix:PATH, 127.0.0.1:8053, ssl:..., or off"
+            raise ValueError(message) from None
         if not ip_address(host).is_loopback:
-            message = f"others get to {host}, too; write ssl:PORT:interface={host}:privateKey=FILE:certKey=FILE"
+            tls = f"ssl:PORT:interface={host}:privateKey=FILE:certKey=FILE"
+            message = f"other machines can connect to {host}; write {tls}"
             raise ValueError(message)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return text

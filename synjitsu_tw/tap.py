@@ -15,7 +15,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from jitsu_tw import logs
+from jitsu_tw import __version__, logs
 from jitsu_tw.clocks import install
 from jitsu_tw.errors import JitsuError, printable
 from jitsu_tw.sockets import make_way, umask
@@ -46,7 +46,7 @@ class Options(usage.Options):
     optFlags = (("xenstore", None, "Serve guests that read their SYNs in Xenstore."),)  # noqa: N815
     optParameters = (  # noqa: N815
         ("listen", None, LISTEN, "Where Jitsu connects: an endpoint of Twisted's."),
-        ("secret", None, None, "A file with what Jitsu has to show; for an endpoint that is not of this host alone."),
+        ("secret", None, None, "A file with the secret that Jitsu has to show; for an endpoint on the network."),
         ("refuse", None, "silence", "What SYNs get just after a start failed: silence, rst, unreachable."),
     )
 
@@ -55,6 +55,11 @@ class Options(usage.Options):
         super().__init__()
         self.interfaces: list[str] = []
         self.listed: dict[bytes, bytes] = {}
+
+    def opt_version(self) -> NoReturn:
+        """Say the version and exit."""
+        sys.stdout.write(f"Synjitsu {__version__}\n")
+        sys.exit(0)
 
     def opt_interface(self, name: str) -> None:
         """A bridge to stand in on; may be given several times."""

@@ -205,12 +205,12 @@ class PagesTests(SynchronousTestCase):
 
     def test_nothing_there(self) -> None:
         """What is not there is 404, what is not done there 405; both in JSON."""
-        desk = Desk(vm())
+        desk, nobody = Desk(vm()), "no VM of that name; jitsuctl status lists all"
         for method, path, status, error in (
             ("GET", "/nothing", 404, "there is nothing here"), ("GET", "/v1", 404, "there is nothing here"),
             ("GET", "/v1/", 404, "there is nothing here"), ("POST", "/v1", 404, "there is nothing here"),
-            ("GET", "/v1/vms/nobody", 404, "no such VM"), ("POST", "/v1/vms/nobody/start", 404, "no such VM"),
-            ("GET", "/v1/vms/%00", 404, "no such VM"), ("GET", "/v1/vms/../../etc/passwd", 404, "no such VM"),
+            ("GET", "/v1/vms/nobody", 404, nobody), ("POST", "/v1/vms/nobody/start", 404, nobody),
+            ("GET", "/v1/vms/%00", 404, nobody), ("GET", "/v1/vms/../../etc/passwd", 404, nobody),
             ("GET", "/v1/reload", 405, "this takes POST"), ("POST", "/", 405, "this takes GET, HEAD"),
             ("DELETE", "/v1/vms/www", 405, "this takes GET, HEAD"), ("PUT", "/metrics", 405, "this takes GET, HEAD"),
         ):

@@ -264,6 +264,12 @@ class DashboardTests(ProcessTestCase):
         (node,) = (line for line in lines if line.startswith("jitsu_node_vms{"))
         self.assertTrue(node.endswith(" 1.0"), node)
 
+    def test_password_in_the_address(self) -> None:
+        """A page that was opened with the password in its address asks as any other does."""
+        self.page.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {}})
+        self.page.get(f"http://operator:{TOKEN}@{HOST}:{self.control}/")
+        self.until(lambda: self.text("#live") == "live" and len(self.all("#vms tbody tr")) == 4)
+
     def test_phone(self) -> None:
         """On a phone, in the dark, all of it is there and fits: nothing is wider than the screen."""
         self.post("/v1/vms/www/start")

@@ -45,7 +45,7 @@ BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
     (below(NEW, VM), "may change the VM www only"),
     ({f"jitsu/vm/{WWW}": None}, "neither add nor remove"),
     *(
-        (below(WWW, {f"config/{key}/0": value}), f"{key} is not for")
+        (below(WWW, {f"config/{key}/0": value}), f"own branch may not set {key}; ")
         for key, value in {
             "name": "db", "connect": "x", "backend": "xapi", "uuid": NEW, "define": "/etc/shadow", "images": "/etc",
             "needs": "db", "disk": "/dev/sda@xvda", "script": "/home/ann/mine", "kernel": "/x", "mac": "52:54:00:0:0:1",
@@ -54,34 +54,38 @@ BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
             "check_every": "0.001", "stop_timeout": "9", "save_fallback": "pause", "faults": "hang", "boot_time": "9",
         }.items()
     ),
-    (below(WWW, {"stop_mode": "pause"}), "mode is not for"),
-    (below(WWW, {"stop_mode": None}), "mode is not for"),
-    (below(WWW, {"use_synjitsu": "true"}), "use_synjitsu is not for"),
-    (below(WWW, {"config/max_up": None}), "max_up is not for"),
-    (below(WWW, {"config/own_ip/1": None}), "own_ip is not for"),
-    (below(WWW, {"config/mode/0": "pause"}), "it is stop_mode"),
-    (below(WWW, {"config/idel/0": "5"}), "idel is not for"),
-    (below(WWW, {"ip": "10.0.0.16"}), "10.0.0.16 is not for this VM's own branch to take (10.0.0.0/28, 127.0.0.0/8)"),
+    (below(WWW, {"stop_mode": "pause"}), "own branch may not set mode; ask the operator"),
+    (below(WWW, {"stop_mode": None}), "own branch may not set mode; ask the operator"),
+    (below(WWW, {"use_synjitsu": "true"}), "own branch may not set use_synjitsu; ask the operator"),
+    (below(WWW, {"config/max_up": None}), "own branch may not set max_up; ask the operator"),
+    (below(WWW, {"config/own_ip/1": None}), "own branch may not set own_ip; ask the operator"),
+    (below(WWW, {"config/mode/0": "pause"}), "write it to stop_mode"),
+    (below(WWW, {"config/idel/0": "5"}), "own branch may not set idel; ask the operator"),
+    (below(WWW, {"ip": "10.0.0.16"}),
+     "this VM's own branch may not take 10.0.0.16, only 10.0.0.1, 10.0.0.0/28, 127.0.0.0/8; the operator allows more"),
     (below(WWW, {"ip": "10.0.0.2"}), "is that of VM db already"),
     (below(WWW, {"ip": "::ffff:10.0.0.2"}), "an IPv4 address in IPv6's form"),
     (below(WWW, {"ip": "127.0.0.1"}), "is a loopback address"),
     (below(WWW, {"ip": "224.0.0.1"}), "is a multicast address"),
     (below(WWW, {"ip": None}), "ip: is missing"),
-    (below(WWW, {"ip": " ".join(f"10.0.0.{number}" for number in range(3, 13))}), "say 8 of them at most"),
-    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "own branch to take (*.ann.jitsu.test, w.j"),
-    (below(WWW, {"dns/ann.jitsu.test/ttl": "60"}), "ann.jitsu.test is not for"),
-    (below(WWW, {"dns/xann.jitsu.test/ttl": "60"}), "xann.jitsu.test is not for"),
-    (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}), "ns.jitsu.test is not for a VM's own branch to take"),
-    (below(WWW, {"dns/*.jitsu.test/ttl": "60"}), "*.jitsu.test is not for"),
-    (below(WWW, {"dns/*.ann.jitsu.test/ttl": "60"}), "*.ann.jitsu.test is not for"),
-    (below(WWW, {"dns/db.jitsu.test/ttl": "60"}), "db.jitsu.test is not for"),
+    (below(WWW, {"ip": " ".join(f"10.0.0.{number}" for number in range(3, 13))}), "set 8 values of it at most"),
+    (below(WWW, {"dns/v.jitsu.test/ttl": "60"}), "not take v.jitsu.test, only www.jitsu.test, *.ann.jitsu.test, w.j"),
+    (below(WWW, {"dns/ann.jitsu.test/ttl": "60"}), "own branch may not take ann.jitsu.test, "),
+    (below(WWW, {"dns/xann.jitsu.test/ttl": "60"}), "own branch may not take xann.jitsu.test, "),
+    (below(WWW, {"dns/ns.jitsu.test/ttl": "60"}),
+     "a VM's own branch may not take ns.jitsu.test, a name that the zone itself has"),
+    (below(WWW, {"dns/*.jitsu.test/ttl": "60"}), "own branch may not take *.jitsu.test, "),
+    (below(WWW, {"dns/*.ann.jitsu.test/ttl": "60"}), "own branch may not take *.ann.jitsu.test, "),
+    (below(WWW, {"dns/db.jitsu.test/ttl": "60"}), "own branch may not take db.jitsu.test, "),
     (below(WWW, {"dns": None}), "dns: is missing"),
-    (below(WWW, {f"dns/n{number}.ann.jitsu.test/ttl": "60" for number in range(16)}), "say 16 of them at most"),
-    (below(WWW, {"config/idle/0": "86401"}), "idle: 86401 is not for a VM's own branch to say; from 1 to 86400 is"),
+    (below(WWW, {f"dns/n{number}.ann.jitsu.test/ttl": "60" for number in range(16)}), "set 16 values of it at most"),
+    (below(WWW, {"config/idle/0": "86401"}),
+     "idle: a VM's own branch may not set it to 86401; write a number from 1 to 86400"),
     (below(WWW, {"config/idle/0": "0"}), "from 1 to 86400"),
-    (below(WWW, {"dns/www.jitsu.test/ttl": "0"}), "ttl: 0 is not for"),
-    (below(WWW, {"dns/www.jitsu.test/ttl": "86401"}), "ttl: 86401 is not for"),
-    (below(WWW, {"config/idle": None, "dns/www.jitsu.test/ttl": "50000"}), "idle: 100000 is not for"),
+    (below(WWW, {"dns/www.jitsu.test/ttl": "0"}), "ttl: a VM's own branch may not set it to 0; "),
+    (below(WWW, {"dns/www.jitsu.test/ttl": "86401"}), "ttl: a VM's own branch may not set it to 86401; "),
+    (below(WWW, {"config/idle": None, "dns/www.jitsu.test/ttl": "50000"}),
+     "idle: a VM's own branch may not set it to 100000; "),
     (below(WWW, {"response_delay": "61"}), "from 0 to 60"),
 )  # fmt: skip
 
@@ -125,9 +129,9 @@ class GuestTests(RequestsTestCase):
         self.end()
         names = ",".join(f"dns=n{number}.jitsu.test" for number in range(20))
         self.begin((f"{FILE[0]},{names}", FILE[1]))
-        self.assertIn("(none but those that it has)", self.ask(below(WWW, {"ip": "10.0.0.9"}), "www/x"))
+        self.assertIn("may not take 10.0.0.9, only 10.0.0.1; ", self.ask(below(WWW, {"ip": "10.0.0.9"}), "www/x"))
         other = below(WWW, {"dns/w.jitsu.test/ttl": "60", "dns/n3.jitsu.test": None})
-        self.assertIn("(none but those that it has)", self.ask(other, "www/x"))
+        self.assertIn("may not take w.jitsu.test, only ", self.ask(other, "www/x"))
         self.assertEqual("", self.ask(below(WWW, {"dns/n3.jitsu.test": None}), "www/x"))
         self.assertEqual(20, len(self.fleet.machines["www"].vm.dns))
 

@@ -356,7 +356,7 @@ class RejectedTests(RequestsTestCase):
             (below(WWW, {"ip": None}), "ip: is missing"),
             (below(WWW, {"config/idel/0": "5"}), f"{www}config/idel/0: idel: no such key; did you mean idle?"),
             (below(WWW, {"config/idle/1": "5"}), "is there twice"),
-            (below(WWW, {"hello": "5"}), "hello is no place for anything"),
+            (below(WWW, {"hello": "5"}), "hello is no file of a VM's; a key of the configuration is at config/KEY/0"),
             (below(WWW, {"dns/w.jitsu.test/ttl": "5", "dns/www.jitsu.test/ttl": "6"}), "new TTLs of 5 and 6"),
             (below(WWW, {"config/define/0": "www.xml"}), "should be a whole path"),
             (below(WWW, {"config/name/0": "other"}), "name: stays as it is"),

@@ -192,7 +192,7 @@ class PushTests(ProcessTestCase):
         self.assertEqual("merged; changed: www\n", self.ctl("revert", entries[0]["commit"]).stdout)
         self.assertEqual(30, self.digs()[1])
         again = self.ctl("revert", entries[0]["commit"])
-        self.assertEqual((1, True), (again.returncode, "nothing that is still so" in again.stderr))
+        self.assertEqual((1, True), (again.returncode, "nothing of that is left" in again.stderr))
         self.assertIn("Ann: www: a TTL of 5", self.ctl("log", WWW).stdout)
         for command, words in (
             ("merge nothing", "there is no commit or branch nothing in the state"),

@@ -30,7 +30,7 @@ import dns.zone
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo.lab import free_port
-from jitsu_tw import sockets
+from jitsu_tw import __version__, sockets
 from jitsu_tw.ctl.client import UnixConnection
 from jitsu_tw.twistd import open_files
 
@@ -526,13 +526,17 @@ class ControlTests(ProcessTestCase):
     def test_refusals(self) -> None:
         """What cannot be done is exit status 1 with the reason; no server is 3; wrong usage is 2."""
         for arguments, status, words in ((("start", "bad"), 1, "the start fails, as it was told to"),
-                                         (("start", "nobody"), 1, "no such VM"), (("stop",), 2, "Missing argument")):
+                                         (("start", "nobody"), 1, "no VM of that name"),
+                                         (("stop",), 2, "Missing argument")):
             run = self.jitsuctl(*arguments)
             self.assertEqual(status, run.returncode)
             self.assertIn(words, run.stderr)
-        run = self.run_to_end(BIN / "jitsuctl", "--control", f"{HOST}:{free_port()}", "status")
-        self.assertEqual(3, run.returncode)
-        self.assertIn("no Jitsu answers", run.stderr)
+        places = (f"{HOST}:{free_port()}", "see --control"), ("unix:nowhere", "is it running? see --control")
+        for place, words in places:
+            run = self.run_to_end(BIN / "jitsuctl", "--control", place, "status")
+            self.assertEqual(3, run.returncode)
+            self.assertIn(f"jitsuctl: no Jitsu answers at {place} (", run.stderr)
+            self.assertIn(f"; {words}\n", run.stderr)
 
     def test_stop_during_a_start(self) -> None:
         """A stop during a start call waits for its end; who waited for the VM is told."""
@@ -622,7 +626,8 @@ class SocketTests(ProcessTestCase):
         run = self.twistd("-x", "memory", "-l", str(free_port()), "--control", self.place,
                           "dns=www.example.org,ip=10.0.0.1,name=www")
         self.assertEqual(1, run.returncode)
-        self.assertIn(f"jitsu: control: cannot listen on {self.place}: another process listens there", run.stderr)
+        self.assertIn(f"jitsu: control: cannot listen on {self.place}: another process listens there; end it, or "
+                      "choose another place\n", run.stderr)
         self.assertEqual(0, self.jitsuctl("status").returncode)
 
     def test_gone(self) -> None:
@@ -810,6 +815,12 @@ class SynjitsuTests(ProcessTestCase):
                 self.assertEqual(1, run.returncode, arguments)
                 self.assertIn(words, run.stdout + run.stderr)
                 self.assertNotIn("Traceback", run.stdout + run.stderr)
+
+    def test_version(self) -> None:
+        """Both tell their own version, not Twisted's."""
+        for name in ("Jitsu", "Synjitsu"):
+            run = self.run_to_end(BIN / "twistd", name.lower(), "--version")
+            self.assertEqual((0, f"{name} {__version__}\n"), (run.returncode, run.stdout))
 
     def test_unprivileged(self) -> None:
         """Without CAP_NET_RAW it says what it takes."""

@@ -1693,7 +1693,7 @@ class ReconcilingTests(FleetTestCase):
         self.assertIsInstance(failure.value, BackendLost)
         for reason in (NOT_YET, "it has not answered within 30 s", "it has not answered within 30 s"):
             inventory.lost(backend, reason)
-        self.assertEqual(2, len([line for line in logged if line.startswith("memory: ")]))
+        self.assertEqual(2, len([line for line in logged if line.startswith("memory cannot be asked, ")]))
         inventory.connected(backend)
         self.assertEqual({"memory": None}, inventory.hypervisors)
 

@@ -132,7 +132,7 @@ class VMs(FleetPage):
             return self
         machine = self._fleet.machines.get(path.decode(errors="replace"))
         if machine is None:
-            return Refusal(HTTPStatus.NOT_FOUND, "no such VM")
+            return Refusal(HTTPStatus.NOT_FOUND, "no VM of that name; jitsuctl status lists all")
         return OneVM(self._fleet, machine, self._wall)
 
     def render_GET(self, request: Request) -> Any:  # noqa: N802

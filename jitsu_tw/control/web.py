@@ -63,9 +63,11 @@ SLICE: Final = 25
 NOTHING: Final = "there is nothing here"
 
 SHOWS_ONLY: Final = (
-    "without a token this place shows and changes nothing: connect to the UNIX socket, or name a file with a secret by "
-    "control_token"
+    "by TCP without a control_token, Jitsu only shows: to change something, connect to its UNIX socket, or name a file "
+    "with a secret by control_token"
 )
+
+UNPROVEN: Final = "this place wants the control_token: jitsuctl --token-file FILE, or the password of any user"
 
 #: What pages may load, all from here, and what they may not do (CSP 3, 6).
 OURS: Final = "; ".join(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect"))
@@ -231,7 +233,7 @@ class Guarded(Site):
             return Refusal(HTTPStatus.FORBIDDEN, "a page from elsewhere may not ask here")
         if self._token is not None and not compare_digest(_password(request), self._token):
             request.setHeader("WWW-Authenticate", 'Basic realm="Jitsu", charset="UTF-8"')
-            return Refusal(HTTPStatus.UNAUTHORIZED, "show the token: as a bearer token, or as any user's password")
+            return Refusal(HTTPStatus.UNAUTHORIZED, UNPROVEN)
         shows_only = self._token is None and not isinstance(request.getClientAddress(), UNIXAddress)
         if shows_only and request.method == b"POST":
             return Refusal(HTTPStatus.FORBIDDEN, SHOWS_ONLY)

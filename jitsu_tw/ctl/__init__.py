@@ -83,7 +83,7 @@ def _control(parameters: dict[str, Any], **more: Any) -> Control:
 @click.option("--token-file", type=click.Path(path_type=Path), envvar="JITSU_TOKEN_FILE", metavar="FILE",
               help="The file with its control_token. [$JITSU_TOKEN_FILE]")  # fmt: skip
 @click.option("--ca", type=click.Path(path_type=Path), envvar="JITSU_CA", metavar="FILE",
-              help="Who vouches for it, where that is nobody whom the system knows: PEM. [$JITSU_CA]")  # fmt: skip
+              help="With https: the authority (PEM) of its certificate, if it is not known. [$JITSU_CA]")  # fmt: skip
 @click.pass_context
 def main(context: click.Context, /, **parameters: Any) -> None:
     """See and steer a running Jitsu."""
@@ -174,8 +174,8 @@ def why(control: Control, name: str, *, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("-n", "--last", default=20, show_default=True, type=click.IntRange(0, 1000), help="So many of the past.")
-@click.option("-f", "--follow", is_flag=True, help="Then tell what happens; end it with Ctrl-C.")
+@click.option("-n", "--last", default=20, show_default=True, type=click.IntRange(0, 1000), help="How many past events.")
+@click.option("-f", "--follow", is_flag=True, help="Then show what happens; end it with Ctrl-C.")
 @_as_json
 @asks
 def events(control: Control, last: int, *, follow: bool, as_json: bool) -> None:
@@ -327,7 +327,8 @@ def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
     found = [what for what, names in known.items() if name in names]
     if len(found) != 1:
         hosts, nodes = (", ".join(known[what]) or "none" for what in ("hosts", "nodes"))
-        raise RefusedError(f"{name} is {'both' if found else 'neither'}; the hosts: {hosts}; the nodes: {nodes}")
+        what = "both a host and a node" if found else "no host and no node"
+        raise RefusedError(f"{name} is {what}; the hosts: {hosts}; the nodes: {nodes}")
     (what,) = found
     said = control.ask("POST", f"/v1/{what}/{quote(name, safe='')}/{'undrain' if undo else 'drain'}")
     if as_json:

@@ -31,6 +31,14 @@ LONGEST_EVENT: Final = 1_000_000
 PIECE: Final = 65536
 
 
+#: What helps when an answer is not to be had, by what goes wrong.
+REMEDIES: Final = {
+    ssl.SSLCertVerificationError: "see --ca",
+    FileNotFoundError: "is it running? see --control",
+    PermissionError: "the socket is for root, Jitsu's user and the group jitsu",
+}
+
+
 class UnixConnection(HTTPConnection):
     """HTTP over a UNIX socket."""
 
@@ -125,7 +133,8 @@ class Control:
             if isinstance(error, RefusedError) and not late.passed:
                 raise
             reason = f"no whole answer within {seconds:g} s" if late.passed else error
-            message = f"no Jitsu answers at {self.place} ({reason}); see --control"
+            remedy = next((words for kind, words in REMEDIES.items() if isinstance(error, kind)), "see --control")
+            message = f"no Jitsu answers at {self.place} ({reason}); {remedy}"
             raise NoAnswerError(printable(message)) from error
 
     def _look_at_status(self, answer: HTTPResponse) -> None:

@@ -143,7 +143,7 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("vm", default="")
-@click.option("-n", "number", default=20, show_default=True, help="At most so many; 0 for all.")
+@click.option("-n", "number", default=20, show_default=True, help="The most commits to show; 0: all.")
 @_state
 @_as_json
 def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
@@ -253,7 +253,7 @@ def revert(commit: str, state: Path) -> None:
         if conflicts:
             raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
         if merged == ours:
-            raise FailedError(f"{commit} has changed nothing that is still so")
+            raise FailedError(f"{commit} has changed no VM, or nothing of that is left; jitsuctl log lists commits")
         tree_id = _with_vms(repository, head.tree, ours, merged)
         who = _who(repository)
         subject = next(iter(undone.message.splitlines()), "")

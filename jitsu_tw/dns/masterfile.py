@@ -224,7 +224,7 @@ class _Record(dns.tokenizer.Tokenizer):
         """Return the end of the line, which must be next."""
         token = self.get()
         if not token.is_eol():
-            raise _Slip(f"{self.last} is too much")
+            raise _Slip(f"{self.last} is one word too many")
         return token
 
     def as_identifier(self, token: dns.tokenizer.Token) -> str:

@@ -103,7 +103,7 @@ class Streams:
                 if self._reactor.seconds() >= until:
                     break
         except Exception:  # noqa: BLE001
-            self.log.failure("a stream of packets breaks off")
+            self.log.failure("a zone transfer breaks off: unexpected, please report")
             self.stop()
             self._abort()
         self._look()

@@ -149,7 +149,7 @@ class History:
         """
         self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         if not self._repository.is_bare:
-            message = "it has a work tree, so it is somebody's own"
+            message = "it has a work tree, and Jitsu's state is a bare repository: name another place"
             raise ValueError(message)
 
     def _renew_hooks(self) -> None:
@@ -273,7 +273,7 @@ class History:
         if now == self._head:
             return
         if now is not None:
-            message = "{path}: somebody has moved main to {commit}: that is rejected/main now; push to request/NAME"
+            message = "{path}: another program moved main to {commit}, which is rejected/main now; push to request/NAME"
             self.log.error(message, path=self.path, commit=str(now))
             self.move(ASIDE, now)
         if self._head is not None:

@@ -212,7 +212,8 @@ class Inventory:
         """Tell the VMs of *backend* that it cannot be asked."""
         self._answers(backend)
         if reason != self._lost.get(id(backend)):
-            self.log.error("{backend}: {reason}", backend=self._name(backend), reason=reason)
+            message = "{backend} cannot be asked, so nothing starts there until it can: {reason}"
+            self.log.error(message, backend=self._name(backend), reason=reason)
         self._lost[id(backend)] = reason
         self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)

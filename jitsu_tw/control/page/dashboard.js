@@ -55,7 +55,7 @@ const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], {hour12
 // The endpoint.
 
 async function ask(path, method = "GET") {
-  const answer = await fetch(path, {method});
+  const answer = await fetch(new URL(path, location.origin + location.pathname), {method});  // without the page's password
   const value = await answer.json();
   if (!answer.ok) throw new Error(value.error);
   return value;
