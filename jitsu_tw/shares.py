@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="Hashable")
 
-#: One part in so many of all places is the most that clients have together that have not proven their addresses: those
-#: may all be one forger.
+#: Clients that have not proven their addresses have together at most 1 / `UNPROVEN_PART` of all places: they may all be
+#: one forger.
 UNPROVEN_PART: Final = 2
 
 

@@ -51,7 +51,7 @@ def make_way(path: Path) -> None:
         OSError: a process listens there, something else is there, or it is not allowed; or other users could replace
             the socket by one of theirs.
     """
-    with umask(0o022):  # members of the group get through the folder, others do not write to it, whoever starts Jitsu
+    with umask(0o022):  # the group gets through the folder, no other user writes to it, whatever umask Jitsu has
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
         raise OSError(errno.EPERM, f"any user may replace a socket in {path.parent}: chmod o-w {path.parent}")

@@ -385,7 +385,7 @@ class ProtectionTests(SynchronousTestCase):
         self.assertEqual(State.OFF, desk.machine().state)
 
     def test_without_token(self) -> None:
-        """Without a token, whoever gets to a TCP port sees and changes nothing; by the UNIX socket all can be done."""
+        """Without a token, a client of a TCP port sees all and changes nothing; by the UNIX socket all can be done."""
         for token, host, status in ((None, "127.0.0.1", 403), (None, "", 200), (self.TOKEN, "127.0.0.1", 200)):
             desk = Desk(vm(), token=token)
             talk = desk.talk(host)

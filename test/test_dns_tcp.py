@@ -243,7 +243,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(b"", held[0][1].value())
 
     def turn(self) -> None:
-        """Let one turn of the reactor pass: what is asked for in it comes in the next."""
+        """Wait for one turn of the reactor; calls that it schedules come in the next."""
         due = [call for call in self.clock.calls if call.getTime() <= self.clock.seconds()]
         self.clock.calls = [call for call in self.clock.calls if call not in due]
         for call in due:

@@ -510,7 +510,7 @@ class StreamsTests(SynchronousTestCase):
         self.aborted += 1
 
     def turn(self) -> None:
-        """Let one turn of the reactor pass: what is asked for in it comes in the next, however long it takes."""
+        """Wait for one turn of the reactor; calls that it schedules come in the next, however long it takes."""
         due, self.clock.calls = self.clock.calls, []
         for call in due:
             call.called = 1

@@ -57,7 +57,7 @@ class LineTests(SynchronousTestCase):
     """`Line`."""
 
     def test_in_turn(self) -> None:
-        """There are so many places, so many of them for one network; networks take turns in what becomes free."""
+        """The places are limited in all and for each network; networks take turns in a place that becomes free."""
         given: list[str] = []
         line = Line(3, 2, given.append)
         for one in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):

@@ -322,7 +322,7 @@ class CoverTests(FleetTestCase):
         self.assertEqual(f"asleep {MAC}", self.said)
 
     def test_fails_once(self) -> None:
-        """What is held for a VM whose start fails is held on for the second one, whoever wanted it; then refused."""
+        """What is held for a VM whose start fails is held on for the second one, and refused if that fails, too."""
         for wants in (self.ask, lambda: self.standin.summon(self.ip, "192.0.2.1")):
             self.begin()
             wants()

@@ -1040,7 +1040,7 @@ class RetryTests(FleetTestCase):
         self.assertTrue(self.world.machine().is_resting)
 
     def test_not_without_an_answer(self) -> None:
-        """Not if nobody was given the address: whoever waits is told why, and may ask again."""
+        """Not if no client has the address: clients that wait are told why, and may ask again."""
         self.begin(answer_by=5.0)
         answers = self.ask()
         self.assertEqual((State.FAILED, 1, 0), self.end())

@@ -6,8 +6,6 @@ sshd runs it as the key's forced command, with what the client asked for in ``SS
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import pwd
 import re
@@ -15,7 +13,6 @@ import resource
 import shlex
 import shutil
 import signal
-import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +22,7 @@ import pygit2
 
 from jitsu_tw.ctl.history import FailedError
 from jitsu_tw.store.history import MAIN, PUSH_TAKES
+from jitsu_tw.store.lock import lock_within
 from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
@@ -40,11 +38,8 @@ VERBS: Final = ("upload-pack", "receive-pack")
 #: delta of a few octets can stand for an object of gigabytes, which git makes in memory before any hook runs.
 LIMITS: Final = ((resource.RLIMIT_DATA, 1 << 29), (resource.RLIMIT_CPU, 30), (resource.RLIMIT_FSIZE, 1 << 26))
 
-#: One push with a VM's key runs at a time; another one waits for so many seconds.
+#: One push with a VM's key runs at a time; seconds that another one waits.
 PATIENCE: Final = 60.0
-
-#: In seconds, between two tries.
-_PAUSE: Final = 0.1
 
 #: The file in the state with a record lock for each push under way, at a place made of the VM's name.
 PUSHES: Final = "jitsu.pushes"
@@ -78,21 +73,11 @@ def take_turn(state: Path, vm: str, patience: float = PATIENCE) -> None:
     Raises:
         FailedError: another push is under way all that time, or nothing can be written there.
     """
-    end = time.monotonic() + patience
     try:
         file = os.open(state / PUSHES, os.O_RDWR | os.O_CREAT, 0o600)
         os.set_inheritable(file, True)  # noqa: FBT003 -- for git; to close it would end the lock (fcntl(2))
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(vm.encode()))
-            except OSError as error:
-                if error.errno not in {errno.EACCES, errno.EAGAIN}:
-                    raise
-            else:
-                return
-            if time.monotonic() > end:
-                raise FailedError(f"another push of {vm} is under way; try again when it has ended")
-            time.sleep(_PAUSE)
+        if not lock_within(patience, file, 1, zlib.crc32(vm.encode())):
+            raise FailedError(f"another push of {vm} is under way; try again when it has ended")
     except OSError as error:
         raise FailedError(f"{state / PUSHES}: {error.strerror}") from error
 

@@ -53,28 +53,39 @@ class Lock:
             if error.errno in _NO_LOCK:
                 return  # the first write says what is wrong
             raise
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in {errno.EACCES, errno.EAGAIN}:
-                    raise
-            else:
-                return
-            if time.monotonic() > end:
-                from jitsu_tw.errors import StoreError  # noqa: PLC0415 -- the hooks load this module, and not that
+        if not lock_within(PATIENCE, self._file):
+            from jitsu_tw.errors import StoreError  # noqa: PLC0415 -- the hooks load this module, and not that
 
-                pid = holder(self._path) or "unknown"
-                message = f"{self._path} is in use by the Jitsu of process {pid}: end that, or use another persistdb"
-                raise StoreError(message)
-            time.sleep(_PAUSE)
+            pid = holder(self._path) or "unknown"
+            message = f"{self._path} is in use by the Jitsu of process {pid}: end that, or use another persistdb"
+            raise StoreError(message)
 
     def release(self) -> None:
         """Let another process have it."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def lock_within(patience: float, file: int, *region: int) -> bool:
+    """
+    Return whether *file*, or its *region* (length and start, in octets), could be locked within *patience* seconds.
+
+    Raises:
+        OSError: it cannot be locked at all.
+    """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *region)
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                raise
+        else:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(_PAUSE)
 
 
 def holder(path: Path) -> int | None:

@@ -55,7 +55,7 @@ def _synjitsu(clock: Clock) -> Synjitsu:
 
 
 def _hear(*_: str) -> None:
-    """Hear what Jitsu is told."""
+    """Take the messages that Jitsu gets."""
 
 
 def _box(data: Any) -> bytes:

@@ -42,7 +42,7 @@ def replies(seed: bytes) -> list[Reply]:
 
 
 def one(octets: bytes) -> None:
-    """Parse all of *octets*, and say everything to whoever sent them."""
+    """Parse *octets*, and write each kind of reply to them."""
     got = parse(octets)
     if isinstance(got, Drop):
         return
