@@ -1,4 +1,4 @@
-"""Work of many clients in slices of time: in each turn of the reactor so much, and then others have theirs."""
+"""Work for many clients in slices: a kind of client has `SLICE` seconds in each turn of the reactor."""
 
 from __future__ import annotations
 
@@ -27,11 +27,19 @@ class Slices(Generic[T]):
         self._turn: IDelayedCall | None = None
         self._until = 0.0
 
-    def has_time(self, one: T, whose: Hashable) -> bool:
-        """Return whether *one*, of the network *whose*, may be worked for now; if not, *go_on* is called with it."""
-        if self._turn is None or self._reactor.seconds() < self._until:
+    def has_time(self, one: T, whose: Hashable, group: Hashable = None, *, share: bool = True) -> bool:
+        """
+        Return whether *one* may be worked for now; if not, *go_on* is called with it later.
+
+        Args:
+            one: the client.
+            whose: its network, which takes turns with the others of *group*, and the groups with each other.
+            group: see `Turns.add`.
+            share: whether there is a rest of its share of the time; without, it goes on only while no other waits.
+        """
+        if self._turn is None or ((share or not self._line) and self._reactor.seconds() < self._until):
             return True
-        self._line.add(one, whose)
+        self._line.add(one, whose, group)
         return False
 
     def begin(self) -> None:

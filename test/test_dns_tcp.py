@@ -17,7 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw.dns import tcp
 from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
-from jitsu_tw.dns.tcp import BATCH, ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, SLICE, TCPFactory, TCPPort
+from jitsu_tw.dns.tcp import BATCH, ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, TCPFactory, TCPPort
+from jitsu_tw.slices import SLICE
 
 
 class Slow:

@@ -25,13 +25,12 @@ from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.networks import network, packed
 from jitsu_tw.shares import Line
-from jitsu_tw.vm.turns import Turns
+from jitsu_tw.slices import Slices
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.server import Server
@@ -48,9 +47,6 @@ BACKLOG: Final = 1024
 
 #: How many of them are accepted in one turn of the reactor: 5 ms or so of work.
 BATCH: Final = 64
-
-#: How long all connections together are read in one turn of the reactor, in seconds.
-SLICE: Final = 0.002
 
 #: How much is read from a connection at a time, and how much may wait to be sent, in octets. With 400 connections,
 #: the 64 KiB of Twisted cost more time and memory than all else.
@@ -110,7 +106,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
         """Take one query."""
         self.resetTimeout()
-        self.factory.begin_turn()
+        self.factory.slices.begin()
         self.waiting += 1
         self.share -= 1
         self.is_new = False
@@ -166,6 +162,11 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             super().pauseProducing()
         elif self.paused and not busy:
             super().resumeProducing()
+
+    def go_on(self) -> None:
+        """Read on: it is the connection's turn."""
+        self.share = 1 if self.is_new else SHARE
+        self.look()
 
     def close(self) -> None:
         """Read no more, send what there is to send, and close the connection."""
@@ -224,6 +225,7 @@ class TCPFactory(Factory):
         server: answers the queries.
         connections: those that are open.
         transfers: the places of connections that send zones.
+        slices: the time in which connections are read.
     """
 
     noisy = False
@@ -233,9 +235,7 @@ class TCPFactory(Factory):
         self.server, self.reactor = server, reactor
         self.connections: Connections[TCP] = Connections()
         self.transfers: Line[TCP] = Line(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE, TCP.transfer)
-        self._line: Turns[TCP] = Turns()
-        self._turn: IDelayedCall | None = None
-        self._until = 0.0
+        self.slices: Slices[TCP] = Slices(reactor, TCP.go_on)
         self._gone: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
@@ -252,34 +252,17 @@ class TCPFactory(Factory):
 
     def has_time(self, connection: TCP) -> bool:
         """Return whether *connection* may be read in this turn of the reactor; if not, it is in a later one."""
-        is_alone = not self._line
-        if self._turn is None or ((connection.share > 0 or is_alone) and self.reactor.seconds() < self._until):
-            return True
-        self._line.add(connection, connection.network, connection.is_new)
-        if connection.is_new:
+        has_time = self.slices.has_time(
+            connection, connection.network, connection.is_new, share=connection.share > 0
+        )
+        if not has_time and connection.is_new:
             self.connections.touch(connection, waits=True)
-        return False
-
-    def begin_turn(self) -> None:
-        """Measure the time from now on, unless this turn of the reactor has begun."""
-        if self._turn is None:
-            self._until = self.reactor.seconds() + SLICE
-            self._turn = self.reactor.callLater(0, self._next_turn)
-
-    def _next_turn(self) -> None:
-        """Read those connections whose turn it is."""
-        self._turn = None
-        if self._line:
-            self.begin_turn()
-        while self._line and self.reactor.seconds() < self._until:
-            connection = self._line.take()
-            connection.share = 1 if connection.is_new else SHARE
-            connection.look()
+        return has_time
 
     def forget(self, connection: TCP) -> None:
         """Hear that *connection* is gone."""
         self.connections.remove(connection)
-        self._line.drop(connection)
+        self.slices.drop(connection)
         if self._gone is not None and not self.connections:
             gone, self._gone = self._gone, None
             gone.callback(None)
