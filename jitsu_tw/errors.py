@@ -199,14 +199,15 @@ class NoRoom(JitsuError):
 
 
 class BackendError(JitsuError):
-    """A hypervisor refused; the message is its own, or its beginning."""
+    """A hypervisor refused; the message is its own, or its beginning and its end."""
 
     #: Characters of a message: it stays in the VM's reason and in many events.
     LONGEST: Final = 2000
 
     def __init__(self, message: str = "") -> None:
         """Keep *message*, of which a program of others, or a guest's, may have made very much."""
-        super().__init__(message if len(message) <= self.LONGEST else f"{message[: self.LONGEST]}…")
+        half = self.LONGEST // 2
+        super().__init__(message if len(message) <= self.LONGEST else f"{message[:half]}…{message[-half:]}")
 
 
 class BackendLost(BackendError):
