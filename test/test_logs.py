@@ -158,6 +158,7 @@ class ProcessTests(ProcessTestCase):
             self.addCleanup(self.end, process)
             self.until_logged(r"/\x1b[2Jpython")
             self.assertEqual([], [one for one in self.log() if not one.isprintable() and one not in "\n\t"])
+            self.end(process)
 
     def lines(self, text: str) -> list[dict[str, Any]]:
         """Return what each line says; each is JSON."""
