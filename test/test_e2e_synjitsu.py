@@ -892,7 +892,7 @@ class PrivilegeTests(SynjitsuTestCase):
         """Start it so."""
         if not shutil.which("setpriv"):
             raise SkipTest("needs setpriv of util-linux")
-        self.folder.chmod(0o777)
+        shutil.chown(self.folder, "nobody")
         (self.folder / "log").touch()
         both = "-all,+net_raw,+net_admin"
         words = ("--reuid=nobody", "--clear-groups", f"--bounding-set={both}", f"--inh-caps={both}",
