@@ -15,7 +15,7 @@ import atheris
 
 TARGETS: Final = ("message", "zone", "configuration", "requests", "frames", "amp")
 
-#: So many run at once.
+#: Targets that are fuzzed at the same time.
 LANES: Final = 2
 
 #: Seconds that one input may take on a machine that does other things as well, and MiB that a process may take.
