@@ -466,6 +466,34 @@ class SharingTests(SynchronousTestCase):
         place.run(5.0, 0.05)
         place.nodes[1].answers.pop().trap(CutOff)
 
+    def test_cut_off_when_it_comes_up(self) -> None:
+        """When the owner of a VM that came up while the owner was cut off is back, the others know that it is up."""
+        for fails in (False, True):
+            place = Place(vm(boot_time=1.0, idle=20.0))
+            first, second = place.nodes[:2]
+            first.ask()
+            place.run(0.1)
+            second.ask()
+            first.coordinator.cut()
+            place.run(2.0)
+            self.assertEqual((State.UP, State.WAITING), (first.state(), second.state()))
+            self.assertEqual([False], second.answers)
+            if not fails:
+                first.coordinator.heal()
+            place.run(1.0)
+            self.assertEqual(fails, second.state() is not State.UP)
+
+    def test_stopped_after_an_early_answer(self) -> None:
+        """A node that answered early, and did not hear that the VM came up, leaves it down when its owner stops it."""
+        place = Place(vm(boot_time=1.0, idle=5.0))
+        self.patch(place.nodes[1].fleet.sharing, "_speak", lambda *_, **__: None)
+        for node in place.nodes[:2]:
+            node.ask()
+        place.run(2.0)
+        self.assertEqual((State.UP, State.WAITING), (place.nodes[0].state(), place.nodes[1].state()))
+        place.run(20.0, 0.05)
+        self.assertEqual((Power.OFF, 1), (place.guest.power, place.guest.starts))
+
     def test_slow_proof(self) -> None:
         """A start whose turn comes when the claim can be proven no more is none."""
         place = Place(vm(), vm("db", boot_time=20.0), max_booting=1)

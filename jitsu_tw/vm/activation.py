@@ -310,7 +310,12 @@ class Machine:
         self.feed(Event.FAIL, reason)
 
     def leave(self, reason: str) -> None:
-        """Hear that another one of us is about to stop the VM: who asks now waits for that, or until it is to stay."""
+        """
+        Wait for the stop of the VM by its owner, or until it is to stay; clients that ask meanwhile wait, too.
+
+        It was up, even if that was not heard of here: no start has failed for which clients were answered early.
+        """
+        self._promised = False
         if self.state is State.UP:
             self._theirs = True
             self.feed(Event.STOP, reason)

@@ -477,7 +477,7 @@ class Sharing:
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
                 self.on_owner(machine)
-                if self.is_ours(machine) and self.facts.says(machine) == "ending":
+                if self.is_ours(machine) and self.facts.says(machine) != "up":  # what we said meanwhile was lost
                     self.begin(self._say(machine, "up"))
             elif machine.state is State.QUEUED:
                 self.on_free(machine)
