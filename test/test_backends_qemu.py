@@ -132,8 +132,7 @@ class QemuTests(TestCase):
         self.assertIsNone(await self.backend.traffic(uuid))
         first = await self.backend.cpu_time(uuid)
         assert first is not None
-        self.assertGreater(first, 0)
-        while True:
+        while True:  # it is counted in ticks, of which a guest that has just booted may have had none
             await self.fetch(port)
             second = await self.backend.cpu_time(uuid)
             assert second is not None

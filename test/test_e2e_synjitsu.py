@@ -525,6 +525,7 @@ class KnockTests(SynjitsuTestCase):
             result = client.result()
             self.assertEqual("hello", result["said"])
             self.assertLess(at, result["connected"])
+        await self.until(lambda: len(self.ready) >= 2)
         self.assertEqual([IP, IP6], self.ready)
         self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
         self.assertEqual({"up"}, {one["state"] for one in (await self.standin.status())["standins"]})
@@ -630,6 +631,7 @@ class AloneTests(SynjitsuTestCase):
         self.boot("route add default via 10.9.0.1")
         Yard.listen(self.guest, IP)
         await self.ends_well(client, where=where, knocked=True)
+        await self.until(lambda: len(self.ready) >= 1)
         self.assertEqual([IP], self.ready)
 
     async def test_host(self) -> None:
@@ -731,6 +733,7 @@ class MACTests(SynjitsuTestCase):
         Yard.listen(self.guest, IP)
         await self.ends_well(client, knocked=True)
         self.assertEqual(self.INNER, self.yard.neighbour("client", IP))
+        await self.until(lambda: len(self.ready) >= 1)
         self.assertEqual([IP], self.ready)
 
     async def test_learnt(self) -> None:
