@@ -63,6 +63,12 @@ def printable(text: str) -> str:
     )
 
 
+def abridged(text: str, most: int, mark: str = "…") -> str:
+    """Return *text*, or, where it has more than *most* characters, its beginning and its end with *mark* between."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}{mark}{text[-half:]}"
+
+
 class JitsuError(Exception):
     """
     The root of the tree.
@@ -206,8 +212,7 @@ class BackendError(JitsuError):
 
     def __init__(self, message: str = "") -> None:
         """Keep *message*, of which a program of others, or a guest's, may have made very much."""
-        half = self.LONGEST // 2
-        super().__init__(message if len(message) <= self.LONGEST else f"{message[:half]}…{message[-half:]}")
+        super().__init__(abridged(message, self.LONGEST))
 
 
 class BackendLost(BackendError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import yaml
 
-from jitsu_tw.errors import ConfigError, Mistakes
+from jitsu_tw.errors import ConfigError, Mistakes, abridged
 from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS, near
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ class Said:
 
     def wrong(self, key: str, message: str) -> ConfigError:
         """Return the error that says so; a long *message* loses its middle."""
-        if len(message) > _SHOWN:
-            message = f"{message[: _SHOWN // 2]} … {message[-_SHOWN // 2 :]}"
-        return ConfigError(message, self.path, self.line, key)
+        return ConfigError(abridged(message, _SHOWN, " … "), self.path, self.line, key)
 
 
 COMMAND_LINE: Final = "command line"

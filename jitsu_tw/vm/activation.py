@@ -439,7 +439,7 @@ class Machine:
             self._how = Start.RAN
             self.marks = self.marks if old is State.QUEUED else NO_MARKS
         fell = old is State.UP and state is State.OFF and not self._is_steady() and self.reason not in IN_ORDER
-        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else somebody else had started it
+        if state is State.FAILED or (fell and self._how is not Start.RAN):  # else another program had started it
             self._failed()
         elif old is State.UP and not self._kill:
             self.failures = 0
