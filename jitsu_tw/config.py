@@ -372,7 +372,7 @@ def _vm(said: Sayings, defaults: Mapping[str, Any], *, keep: bool) -> VM:
     if hosts is not None:
         values["backend"], values["connect"] = HOSTS, ""
         values["hosts"] = tuple(host.name for host in hosts)
-    values["dns"] = tuple(dict.fromkeys(name.lower() for name in values["dns"]))
+    values["dns"] = tuple(sorted({name.lower() for name in values["dns"]}))  # the state has them in no order
     values["ip"] = tuple(dict.fromkeys(values["ip"]))
     if "faults" in values:
         values["faults"] = frozenset(values["faults"])

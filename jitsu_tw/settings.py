@@ -188,7 +188,7 @@ class VM:
 
     Attributes:
         name: the backend's name for it, unique in a configuration.
-        dns: the names that summon it, as names (octets), in lower case.
+        dns: the names that summon it, as names (octets), in lower case, sorted.
         ip: its addresses, one or both families.
         uuid: the backend's uuid; wins over the name.
         own_dns, own_ip: the names and networks that the VM's own branch may take more names and addresses from.

@@ -175,7 +175,7 @@ class MeaningTests(ConfigTestCase):
             {"backend": "memory"}, ["dns=www.example.org,ip=10.0.0.1,name=www,dns=w.example.org,response_delay=0.7"]
         )
         (vm,) = settings.vms
-        self.assertEqual((from_text("www.example.org"), from_text("w.example.org")), vm.dns)
+        self.assertEqual((from_text("w.example.org"), from_text("www.example.org")), vm.dns)
         self.assertEqual(0.7, vm.response_delay)
         self.assertEqual([from_text("example.org")], [zone.key for zone in zones])
         self.assertEqual("www", self.vm_of(zones, "w.example.org"))

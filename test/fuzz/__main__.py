@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,17 +36,18 @@ def load(name: str) -> Any:
         return importlib.import_module(f"test.fuzz.{name}")
 
 
-def fuzz(name: str, seconds: int, artifacts: str) -> None:
+def fuzz(name: str, seconds: int, seed: int, artifacts: str) -> None:
     """Fuzz one target in this process, which ends here."""
     target = load(name)
     with tempfile.TemporaryDirectory() as folder:
         corpus, words = Path(folder, "corpus"), Path(folder, "words")
         corpus.mkdir()
-        for number, seed in enumerate(target.SEEDS):
-            (corpus / str(number)).write_bytes(seed)
+        for number, octets in enumerate(target.SEEDS):
+            (corpus / str(number)).write_bytes(octets)
         escaped = ("".join(f"\\x{octet:02x}" for octet in word) for word in target.WORDS)
         words.write_text("".join(f'"{word}"\n' for word in escaped))
-        limits = (f"-max_total_time={seconds}", f"-max_len={SIZE}", f"-timeout={LONGEST}", f"-rss_limit_mb={MEMORY}")
+        limits = (f"-seed={seed}", f"-max_total_time={seconds}", f"-max_len={SIZE}",
+                  f"-timeout={LONGEST}", f"-rss_limit_mb={MEMORY}")  # fmt: skip
         atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={artifacts}/{name}-", f"-dict={words}", str(corpus)],
                       target.one)  # fmt: skip
         atheris.Fuzz()
@@ -61,6 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m test.fuzz", description="Fuzz what reads input from outside.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="the same inputs for the same number; 0: others each time")
     parser.add_argument("--artifacts", default=tempfile.gettempdir(), help="where an input is left that shows a fault")
     parser.add_argument("--input", type=Path, help="give this one input to the one TARGET, and do not fuzz")
     parser.add_argument("--here", action="store_true", help="fuzz the one TARGET in this process")
@@ -72,13 +75,15 @@ def main() -> int:
         load(targets[0]).one(options.input.read_bytes())
         return 0
     if options.here:
-        fuzz(targets[0], options.seconds, options.artifacts)
+        fuzz(targets[0], options.seconds, options.seed, options.artifacts)
     Path(options.artifacts).mkdir(parents=True, exist_ok=True)
     each, status, begun = max(1, options.seconds * LANES // max(LANES, len(targets))), 0, time.time()
     for lane in (targets[first : first + LANES] for first in range(0, len(targets), LANES)):
         logs = [tempfile.TemporaryFile("w+") for _ in lane]  # noqa: SIM115 -- closed below
-        run = [sys.executable, "-m", "test.fuzz", f"--seconds={each}", f"--artifacts={options.artifacts}", "--here"]
-        processes = [subprocess.Popen([*run, name], stdout=log, stderr=log)
+        run = [sys.executable, "-m", "test.fuzz", f"--seconds={each}", f"--seed={options.seed}"]
+        run += [f"--artifacts={options.artifacts}", "--here"]
+        hashes = {**os.environ, "PYTHONHASHSEED": str(options.seed or "random")}
+        processes = [subprocess.Popen([*run, name], stdout=log, stderr=log, env=hashes)
                      for name, log in zip(lane, logs, strict=True)]  # fmt: skip
         for name, log, process in zip(lane, logs, processes, strict=True):
             failed = process.wait(each + SPARE)
