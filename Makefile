@@ -10,7 +10,7 @@ FUZZ_SEED ?= 0
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
 	@echo "make test    run all tests; as root also those that need QEMU, a bridge, and a Xen in an emulated machine"
-	@echo "make check   linters, types and the floors of the house"
+	@echo "make check   linters, types and the structure: layers, sizes, who calls whom"
 	@echo "make fuzz    throw octets at all that reads input from outside, FUZZ_SECONDS=60 FUZZ_SEED=0"
 	@echo "make bench   measure cold starts"
 	@echo "make setup   only install what is missing, from Debian and PyPI; the others do it too"
@@ -34,13 +34,13 @@ test: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.test_floors
+	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.structure
 
 fuzz: setup
 	$(BIN)/python -m test.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 bench: setup
-	$(BIN)/python -m bench.cold
+	$(BIN)/python -m bench.speed.cold
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """
 The laboratory: a guest, a network and a hypervisor's directory, made for one run and removed after it.
 
-Used by ``make demo``, by the end-to-end tests and by ``bench/cold.py``. Nothing here knows Jitsu; nothing here needs a
-daemon, and nothing is left on the machine but the guest in the cache.
+Used by ``make demo``, by the end-to-end tests and by ``bench/speed/cold.py``. Nothing here knows Jitsu; nothing here
+needs a daemon, and nothing is left on the machine but the guest in the cache.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Twisted's reactor reads `time.time`: set back by an hour, it stands still for an
   socket, an answer of a guest or of a hypervisor. Twisted runs all timers that are due then before it reads anything.
   With the steady clock none is due because of that.
 
-What must count real time asks CLOCK_BOOTTIME: what is claimed in etcd (`coordinator.session`).
+What must count real time asks CLOCK_BOOTTIME: what is claimed in etcd (`cluster.coordinator.session`).
 """
 
 from __future__ import annotations

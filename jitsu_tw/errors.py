@@ -12,11 +12,11 @@ Everything that can go wrong, as one tree, split by whose fault it is.
      |   +- Unproven          NOERROR    -  the same, until it proves its address: the answer is truncated
      |   +- Unanswerable      as said    NXDOMAIN and the like, with the records that go with it
      +- BootFailed            SERVFAIL    0 Other: the backend says that the VM did not start
-     +- NoRoom                SERVFAIL    0 Other: as many VMs run as may
+     +- NoCapacity            SERVFAIL    0 Other: as many VMs run as may
      +- BackendError          SERVFAIL    0 Other: the backend's own words
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
-     +- CutOff                SERVFAIL   23 Network Error: those who share the zone with us cannot be asked
+     +- ClusterUnavailable    SERVFAIL   23 Network Error: the other nodes cannot be asked
      +- StoreError            -          the state cannot be read or written
      +- NoStandIn             -          there is no Synjitsu to ask
 
@@ -25,10 +25,11 @@ The numbers are Extended DNS Errors (RFC 8914, section 4).
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from twisted.names import dns, error
+
+from jitsu_tw.text import abridged, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,32 +42,6 @@ EDE_NOT_READY: Final = 14
 EDE_PROHIBITED: Final = 18
 EDE_NOT_AUTHORITATIVE: Final = 20
 EDE_NETWORK_ERROR: Final = 23
-
-#: Categories of Unicode that a terminal or a log acts on: controls, invisible formats (bidi), surrogates, line ends.
-_ACTS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-#: The formats that names need: Persian and Indic ones, and emoji, have joiners.
-_JOINERS: Final = "\u200c\u200d"
-
-
-def printable(text: str) -> str:
-    r"""
-    Return *text*, which comes from outside, safe for a terminal or a log: ``\x1b``, ``\n``, ``\u202e`` are spelt out.
-
-    Letters of all languages, combining marks and emoji stay as they are.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        one.encode("unicode_escape").decode() if unicodedata.category(one) in _ACTS and one not in _JOINERS else one
-        for one in text
-    )
-
-
-def abridged(text: str, most: int, mark: str = "…") -> str:
-    """Return *text*, or, where it has more than *most* characters, its beginning and its end with *mark* between."""
-    half = most // 2
-    return text if len(text) <= most else f"{text[:half]}{mark}{text[-half:]}"
 
 
 class JitsuError(Exception):
@@ -200,7 +175,7 @@ class BootFailed(JitsuError):
     """A VM that was asked for did not start; the message says why."""
 
 
-class NoRoom(JitsuError):
+class NoCapacity(JitsuError):
     """As many VMs run as may (`max_running`)."""
 
 
@@ -225,7 +200,7 @@ class NoSuchVM(BackendError):
     """The hypervisor knows no VM of this name or uuid."""
 
 
-class CutOff(JitsuError):
+class ClusterUnavailable(JitsuError):
     """Those who share the zone with us cannot be asked; so nobody knows whose a VM is."""
 
     ede = EDE_NETWORK_ERROR

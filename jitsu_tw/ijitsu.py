@@ -225,7 +225,7 @@ class ICoordinator(Interface):
     What several Jitsus agree on: facts, small texts by key, which all of them see.
 
     Some are claims: at most one of us has a claim, and it goes when its owner does. A key is a path without a slash at
-    its ends, such as ``claims/www``. Every Deferred may fail with `errors.CutOff`.
+    its ends, such as ``claims/www``. Every Deferred may fail with `errors.ClusterUnavailable`.
     """
 
     node: str = Attribute("The name of this one of us.")

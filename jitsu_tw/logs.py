@@ -19,7 +19,7 @@ from twisted.python.logfile import LogFile
 from twisted.scripts._twistd_unix import UnixAppLogger
 from zope.interface import provider
 
-from jitsu_tw.errors import printable
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

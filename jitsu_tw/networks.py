@@ -8,7 +8,7 @@ a /24 of IPv4, a /56 of IPv6. An IPv4 client that comes through an IPv6 socket (
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Interface, IPv6Interface
 
-    from jitsu_tw.settings import Address, Network
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+EVERYBODY: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 #: How many octets of an address are its network: 24 bits (what NSD, Knot and BIND count by), and 56, of which a
 #: household gets at least one (RFC 6177).

@@ -1,34 +1,29 @@
 """
 What a configuration says, once it has been understood. Immutable; times are in seconds unless a name says otherwise.
 
-`config` makes these from files and command lines; everybody else only reads them.
+`config.build` makes these from files and command lines; everybody else only reads them.
 """
 
 from __future__ import annotations
 
 import enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from jitsu_tw.dns.wire import from_text
+from jitsu_tw.networks import EVERYBODY, LOOPBACK
 from jitsu_tw.sockets import control_socket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jitsu_tw.dns.notify import Secondary
-    from jitsu_tw.dns.transfer import Rule
     from jitsu_tw.dns.tsig import Key
-    from jitsu_tw.vm.week import Span
+    from jitsu_tw.networks import Address, Network
+    from jitsu_tw.rules.schedule import WeeklyWindow
     from jitsu_tw.xen import XenGuest
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-
-EVERYBODY: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
-LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 #: Where images of ready guests are kept, if nobody says otherwise.
 IMAGES: Final = Path("/var/lib/jitsu/images")
@@ -152,7 +147,7 @@ class Http:
 
 
 @attrs.frozen
-class Past:
+class Retention:
     """
     How much of the statistics' past the state keeps; without both, only the present.
 
@@ -179,6 +174,69 @@ class Fault(enum.Enum):
     NEVER_READY = "never_ready"
     RESUME = "resume"
     HANG = "hang"
+
+
+@attrs.frozen
+class Rule:
+    """
+    Some that may have our zones.
+
+    Attributes:
+        network: where they are; None for anywhere.
+        key: the name, in lower case, of the TSIG key they sign with; None if they need none.
+    """
+
+    network: Network | None
+    key: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """
+        Return the rule that *text* says: ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        place, key = split_key(text)
+        try:
+            return cls(ip_network(place) if place else None, key)
+        except ValueError as error:
+            example = "192.0.2.0/24, or key NAME, or 192.0.2.0/24 key NAME"
+            raise ValueError(f"{place!r} is no network ({error}); write one like {example}") from None
+
+
+def split_key(text: str) -> tuple[str, bytes | None]:
+    """
+    Return what stands before ``key NAME`` in *text*, and that name in octets and lower case; None if there is none.
+
+    Raises:
+        ValueError: what is wrong with it, and what would be right.
+    """
+    words = text.split()
+    if len(words) >= 2 and words[-2] == "key":
+        return " ".join(words[:-2]), from_text(words[-1]).lower()
+    if not words or "key" in words:
+        raise ValueError(f"{text!r} lacks something; write ADDRESS, or key NAME, or ADDRESS key NAME")
+    return " ".join(words), None
+
+
+@attrs.frozen
+class Secondary:
+    """
+    Somebody who has our zones, too.
+
+    Attributes:
+        host: its address.
+        port: its UDP port.
+        key: the name of the TSIG key to sign with; None for no signature.
+    """
+
+    host: str
+    port: int = 53
+    key: bytes | None = None
+
+    def __str__(self) -> str:
+        return self.host if self.port == 53 else f"{self.host} port {self.port}"
 
 
 @attrs.frozen
@@ -252,7 +310,7 @@ class VM:
     save_fallback: Mode | None = None
     min_up: float = 0.0
     max_up: float = 0.0
-    keep_up: tuple[Span, ...] = ()
+    keep_up: tuple[WeeklyWindow, ...] = ()
     needs: tuple[str, ...] = ()
     boot_from: Boot = Boot.DISK
     check_every: float = 10.0
@@ -319,7 +377,7 @@ class Settings:
         hosts: the hypervisors that VMs with `host` may run on.
         on_host_loss: what becomes of the VMs of one that cannot be reached any more.
         fence: a command that makes sure that such a host, its last argument, is dead; it ends with 0 if it is.
-        defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.vm_from`).
+        defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.build.vm_from`).
     """
 
     vms: tuple[VM, ...] = ()
@@ -332,7 +390,7 @@ class Settings:
     synjitsu: str | None = None
     synjitsu_secret: str | None = attrs.field(default=None, repr=False)
     commit_every: float = COMMIT_EVERY
-    keep_history: Past = Past()
+    keep_history: Retention = Retention()
     forwarder: tuple[str, int] | None = None
     forward_for: tuple[Network, ...] = LOOPBACK
     ttl: int = 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from jitsu_tw.vm.turns import Turns
+from jitsu_tw.rules.fair_queue import FairQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -23,7 +23,7 @@ class Slices(Generic[T]):
     def __init__(self, reactor: Any, go_on: Callable[[T], None]) -> None:
         """Measure by *reactor*, an `IReactorTime`; *go_on* is called with a client whose turn has come."""
         self._reactor, self._go_on = reactor, go_on
-        self._line: Turns[T] = Turns()
+        self._line: FairQueue[T] = FairQueue()
         self._turn: IDelayedCall | None = None
         self._until = 0.0
 
@@ -34,7 +34,7 @@ class Slices(Generic[T]):
         Args:
             one: the client.
             whose: its network, which takes turns with the others of *group*, and the groups with each other.
-            group: see `Turns.add`.
+            group: see `FairQueue.add`.
             share: whether there is a rest of its share of the time; without, it goes on only while no other waits.
         """
         if self._turn is None or ((share or not self._line) and self._reactor.seconds() < self._until):

@@ -22,11 +22,12 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.systemd import ListenFDs
 
-from jitsu_tw import __version__, config, logs, sockets
+from jitsu_tw import __version__, logs, sockets
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
+from jitsu_tw.cluster.coordinator import coordinator_for
+from jitsu_tw.config import build
 from jitsu_tw.control.api import Endpoint
-from jitsu_tw.coordinator import coordinator_for
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.binding import Addresses, to_bind
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
@@ -42,10 +43,11 @@ from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import ConfigError, JitsuError, printable
+from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.store import store_at
+from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, open_files, stop_once
-from jitsu_tw.vm.change import Running
 from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from jitsu_tw.branches import Branches
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
-    from jitsu_tw.shared import SharedConfiguration
     from jitsu_tw.store.git import GitStore
+    from jitsu_tw.sync.change_requests import ChangeRequests
+    from jitsu_tw.sync.config_sync import ConfigSync
 
 
 #: Open files that Jitsu needs beside those of DNS: connections to the control endpoint, to hypervisors, to Synjitsu and
@@ -113,10 +115,10 @@ class Options(usage.Options):
         self.vms = vms
 
     def load(self) -> tuple[Settings, Zones]:
-        """Return what all this and the files say; see `config.load`."""
+        """Return what all this and the files say; see `config.build.load`."""
         said = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
         said |= {flag: "true" for flag in ("dry_run", "log_json") if said.get(flag)}
-        return config.load(said, self.vms, Path(self["config"]) if self["config"] else None)
+        return build.load(said, self.vms, Path(self["config"]) if self["config"] else None)
 
 
 class JitsuService(Service):
@@ -139,15 +141,15 @@ class JitsuService(Service):
         coordinator = coordinator_for(settings.cluster, reactor)
         clocks = Clocks(reactor)
         self.fleet = Fleet(settings, self._backends, self._store, clocks, coordinator=coordinator)
-        self._running = Running(self.fleet, zones, self._changed)
+        self._running = LiveConfig(self.fleet, zones, self._changed)
         self._reloading = DeferredLock()
-        self._branches: Branches | None = None
-        self.shared: SharedConfiguration | None = None
+        self._branches: ChangeRequests | None = None
+        self.shared: ConfigSync | None = None
         if settings.persistdb is not None:
-            from jitsu_tw.branches import Branches  # noqa: PLC0415
+            from jitsu_tw.sync.change_requests import ChangeRequests  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
-            self._branches = Branches(settings, store, self.fleet, zones, self._running, reactor)
+            self._branches = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
             if settings.remote is not None:
                 self.shared = self._share(settings.remote, store, self._branches)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
@@ -174,13 +176,13 @@ class JitsuService(Service):
         self._addresses = Addresses(reactor)
         self._site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
 
-    def _share(self, url: str, store: GitStore, branches: Branches) -> SharedConfiguration:
-        from jitsu_tw.shared import SharedConfiguration  # noqa: PLC0415
+    def _share(self, url: str, store: GitStore, branches: ChangeRequests) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
+        from jitsu_tw.sync.config_sync import ConfigSync  # noqa: PLC0415
 
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
-        shared = SharedConfiguration(store, branches, self._running, self.fleet, remote, node, self._reactor)
+        shared = ConfigSync(store, branches, self._running, self.fleet, remote, node, self._reactor)
         shared.tell, self.fleet.on_news = self.fleet.tell_news, shared.news
         self.fleet.trouble = lambda: shared.trouble
         return shared
@@ -329,7 +331,7 @@ class JitsuService(Service):
         self.log.info("reloaded the zones")
 
     def _reload(self) -> Iterator[None]:
-        self._zones.replace((yield from config.reading_zones(self._settings, lambda: self._running.vms)))
+        self._zones.replace((yield from build.reading_zones(self._settings, lambda: self._running.vms)))
         self._server.warm.clear()
         self._notifier.tell(self._zones)
 

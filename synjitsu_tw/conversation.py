@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from hmac import compare_digest
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionClosed
@@ -28,13 +28,44 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.connections import Connections
-    from synjitsu_tw.service import Synjitsu
+    from synjitsu_tw.standins import Standins
 
 
 #: Seconds within which a Jitsu has to say `Hello`.
 MEET_WITHIN: Final = 10.0
 
 _HELLO: Final = messages.Hello.commandName
+
+
+class Service(Protocol):
+    """
+    What a Jitsu commands (`service.Synjitsu`).
+
+    Attributes:
+        standins: the addresses that Synjitsu stands in for.
+        xenstore: carries SYNs to guests of Xen; None without ``--xenstore``.
+    """
+
+    standins: Standins
+    xenstore: Any
+
+    def announce(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...], **more: Any) -> None:
+        """Stand in for an address."""
+
+    def announced_all(self) -> None:
+        """Forget the addresses that the Jitsu before has announced, and this one has not."""
+
+    def ready(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...]) -> None:
+        """Hand an address over to its guest."""
+
+    def withdraw(self, ip: bytes, *, failed: bool) -> None:
+        """Stand in for an address no longer."""
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters, by their names."""
+
+    def lost(self, owner: Conversation) -> None:
+        """Handle the end of the connection to *owner*."""
 
 
 class Conversation(messages.Peer, TimeoutMixin):
@@ -56,8 +87,8 @@ class Conversation(messages.Peer, TimeoutMixin):
         self.summons = 0
 
     @property
-    def _synjitsu(self) -> Synjitsu:
-        synjitsu: Synjitsu = self.factory.synjitsu
+    def _synjitsu(self) -> Service:
+        synjitsu: Service = self.factory.synjitsu
         return synjitsu
 
     def summoned(self, result: Any) -> None:

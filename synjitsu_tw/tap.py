@@ -17,8 +17,9 @@ from twisted.python.failure import Failure
 
 from jitsu_tw import __version__, logs
 from jitsu_tw.clocks import install
-from jitsu_tw.errors import JitsuError, printable
+from jitsu_tw.errors import JitsuError
 from jitsu_tw.sockets import make_way, umask
+from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, stop_once
 
 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from jitsu_tw.backends.hosts import Hosts
+from jitsu_tw.backends.pool import Pool
 from jitsu_tw.settings import HOSTS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def backends_for(vms: tuple[VM, ...], hosts: tuple[Host, ...] = ()) -> dict[tupl
     """Return a backend for each pair of kind and URI that *vms* name, and one for all *hosts* together."""
     made: dict[tuple[str, str], IBackend] = {}
     if hosts:
-        made[HOSTS, ""] = Hosts({host.name: backend_class(host.backend)(host.connect) for host in hosts})
+        made[HOSTS, ""] = Pool({host.name: backend_class(host.backend)(host.connect) for host in hosts})
     for vm in vms:
         if (vm.backend, vm.connect) not in made:
             made[vm.backend, vm.connect] = backend_class(vm.backend)(vm.connect)

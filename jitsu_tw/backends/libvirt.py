@@ -1,7 +1,7 @@
 """
 Hypervisors behind libvirt: QEMU, Xen, VirtualBox, libvirt's own test driver; here or far away.
 
-Every call into the library blocks, so each is made in a thread of `workers`; what it does is in `backends.domain`.
+Every call into the library blocks, so each is made in a thread of `threaded`; what it does is in `backends.domain`.
 Events come on a connection of their own, which makes no calls and tells when the hypervisor is lost; they come from
 libvirt's event loop, which has a thread of its own, once in a process.
 """
@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends.reconnect import Reconnector
-from jitsu_tw.backends.workers import Workers
+from jitsu_tw.backends.threaded import Workers
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode

@@ -1,7 +1,7 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of `workers`, and none takes longer than its answer: what changes a VM is
+Every call blocks, so each is made in a thread of `threaded`, and none takes longer than its answer: what changes a VM is
 started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
 `event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
 """
@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from jitsu_tw.backends import xapi_vms
 from jitsu_tw.backends.reconnect import Reconnector
-from jitsu_tw.backends.workers import Workers
+from jitsu_tw.backends.threaded import Workers
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start

@@ -27,8 +27,8 @@ from jitsu_tw.control.metrics import Metrics
 from jitsu_tw.control.standins import standins
 from jitsu_tw.control.web import FleetPage, Guarded, Page, Refusal, Rows, number, reply
 from jitsu_tw.errors import JitsuError
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.journal import MOST_ACTIVATIONS
-from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from twisted.web.resource import Resource
     from twisted.web.server import Request
 
-    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.machine import Machine
 
 
 #: So many problems of VMs are told by `healthz`; there may be as many as VMs.

@@ -6,10 +6,10 @@ from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from jitsu_tw.cluster.cluster_state import read
 from jitsu_tw.control.web import FleetPage, Refusal, reply
 from jitsu_tw.errors import JitsuError
-from jitsu_tw.vm.facts import read
-from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from twisted.web.resource import Resource

@@ -6,15 +6,15 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.dns.wire import to_text
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.journal import milliseconds
-from jitsu_tw.vm.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
+    from jitsu_tw.vm.machine import Machine
 
 _DOWN: Final = {State.OFF: "off", State.PAUSED: "paused", State.SAVED: "saved, its memory on disk"}
 

@@ -20,8 +20,8 @@ from jitsu_tw import __version__
 from jitsu_tw.control.cluster import hosts, nodes
 from jitsu_tw.control.standins import standins
 from jitsu_tw.control.web import FleetPage, header
-from jitsu_tw.vm.lifecycle import State
-from jitsu_tw.vm.policy import Verdict
+from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:

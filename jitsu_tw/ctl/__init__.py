@@ -24,8 +24,8 @@ from rich.live import Live
 from jitsu_tw import __version__
 from jitsu_tw.ctl import gitshell, history, show
 from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
-from jitsu_tw.errors import printable
 from jitsu_tw.sockets import find_control
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

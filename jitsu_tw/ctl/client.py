@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 import attrs
 
-from jitsu_tw.errors import printable
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jitsu_tw.errors import printable
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

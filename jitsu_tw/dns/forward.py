@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.wire import Source
-    from jitsu_tw.settings import Network
+    from jitsu_tw.networks import Network
 
 #: How many questions wait for the other server's answer, and how many of one client network. Each has a UDP socket.
 MOST_FORWARDED: Final = 200

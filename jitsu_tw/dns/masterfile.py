@@ -27,7 +27,8 @@ import dns.tokenizer
 import dns.ttl
 
 from jitsu_tw.dns.wire import PLAIN, parse_name, shown
-from jitsu_tw.errors import ZoneError, printable
+from jitsu_tw.errors import ZoneError
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

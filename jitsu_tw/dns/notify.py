@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.tsig import Key, Keyring
     from jitsu_tw.dns.zone import Zone
+    from jitsu_tw.settings import Secondary
 
 #: Seconds from each transmission to the next, the last to giving up. RFC 1996, 3.6 proposes five retransmissions and
 #: allows exponential back-off; its 60 s are the mean, but a datagram that was merely lost costs five.
@@ -43,25 +44,6 @@ PAUSES: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 
 #: How many zones a secondary is told of at the same time; the others wait for its answers.
 AT_ONCE: Final = 16
-
-
-@attrs.frozen
-class Secondary:
-    """
-    Somebody who has our zones, too.
-
-    Attributes:
-        host: its address.
-        port: its UDP port.
-        key: the name of the TSIG key to sign with; None for no signature.
-    """
-
-    host: str
-    port: int = 53
-    key: bytes | None = None
-
-    def __str__(self) -> str:
-        return self.host if self.port == 53 else f"{self.host} port {self.port}"
 
 
 class Notifier:

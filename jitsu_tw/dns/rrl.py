@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Final
 
 from siphashc import siphash
 
-from jitsu_tw.networks import Networks, network, packed
-from jitsu_tw.settings import LOOPBACK
+from jitsu_tw.networks import LOOPBACK, Networks, network, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jitsu_tw.dns.wire import Source
-    from jitsu_tw.settings import Network
+    from jitsu_tw.networks import Network
 
 #: Responses per second, and every how many-th that is suppressed goes out truncated: NSD's defaults.
 RATE: Final = 200

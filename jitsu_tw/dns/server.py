@@ -26,7 +26,7 @@ from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import BadSignature, Keyring
 from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_NOT_READY, EDE_OTHER, JitsuError, Unanswerable, Unproven
-from jitsu_tw.vm.lifecycle import State
+from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
-    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.machine import Machine
 
 #: The EDNS option of a server's identity (RFC 5001, 2.3).
 NSID: Final = 3

@@ -11,7 +11,6 @@ What is transferred is the zone as it was at one time, though it may change mean
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -22,7 +21,7 @@ from twisted.names.dns import AXFR, IXFR, SOA
 from jitsu_tw.dns.message import FIXED, FORMERR, HEADER
 from jitsu_tw.dns.reply import STREAM_STEP, Reply, write_stream
 from jitsu_tw.dns.tsig import NOTAUTH
-from jitsu_tw.dns.wire import from_text, to_text
+from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_PROHIBITED
 from jitsu_tw.networks import Networks, packed
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.wire import RR, Source
     from jitsu_tw.dns.zone import RRset, Zone
-    from jitsu_tw.settings import Network
+    from jitsu_tw.settings import Rule
 
 #: The types of the questions that are for here.
 TYPES: Final = frozenset({AXFR, IXFR})
@@ -45,50 +44,6 @@ REFUSED: Final = 5
 _LEAST_SOA: Final = 22
 #: How often a zone that changes while it is read is read anew in pieces; then it is read at once.
 _READINGS: Final = 3
-
-
-@attrs.frozen
-class Rule:
-    """
-    Some that may have our zones.
-
-    Attributes:
-        network: where they are; None for anywhere.
-        key: the name, in lower case, of the TSIG key they sign with; None if they need none.
-    """
-
-    network: Network | None
-    key: bytes | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        """
-        Return the rule that *text* says: ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
-
-        Raises:
-            ValueError: what is wrong with it, and what would be right.
-        """
-        place, key = split_key(text)
-        try:
-            return cls(ip_network(place) if place else None, key)
-        except ValueError as error:
-            example = "192.0.2.0/24, or key NAME, or 192.0.2.0/24 key NAME"
-            raise ValueError(f"{place!r} is no network ({error}); write one like {example}") from None
-
-
-def split_key(text: str) -> tuple[str, bytes | None]:
-    """
-    Return what stands before ``key NAME`` in *text*, and that name in octets and lower case; None if there is none.
-
-    Raises:
-        ValueError: what is wrong with it, and what would be right.
-    """
-    words = text.split()
-    if len(words) >= 2 and words[-2] == "key":
-        return " ".join(words[:-2]), from_text(words[-1]).lower()
-    if not words or "key" in words:
-        raise ValueError(f"{text!r} lacks something; write ADDRESS, or key NAME, or ADDRESS key NAME")
-    return " ".join(words), None
 
 
 class Permissions:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from jitsu_tw.dns.message import Query
-    from jitsu_tw.vm.lease import Lease
+    from jitsu_tw.rules.lease import Lease
 
 #: The most answers for names that zones have: so many, and so many more for each VM that is up, but never more than the
 #: last. One is kept for each kind of question: with and without EDNS, DO, RD, AD, CD, and a few sizes. An answer takes

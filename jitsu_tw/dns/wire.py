@@ -19,7 +19,7 @@ import attrs
 import dns.name
 from twisted.names import dns as tdns
 
-from jitsu_tw.errors import printable
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jitsu_tw.xenstore import Xenstore
 
 
-class Signs:
+class Strategies:
     """
     The strategies, one of each for all VMs.
 

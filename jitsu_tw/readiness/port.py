@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jitsu_tw.ijitsu import Guest
-    from jitsu_tw.settings import VM, Address
+    from jitsu_tw.networks import Address
+    from jitsu_tw.settings import VM
 
 #: Seconds from one try to the next.
 EVERY: Final = 0.01

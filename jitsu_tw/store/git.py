@@ -19,7 +19,7 @@ from jitsu_tw.store.history import History
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.store.lock import Lock
 from jitsu_tw.store.requests import Request, Requests
-from jitsu_tw.store.shared import Shared
+from jitsu_tw.store.sync_branch import Shared
 from jitsu_tw.store.tidy import Tidy
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from jitsu_tw.settings import Past
+    from jitsu_tw.settings import Retention
     from jitsu_tw.store.merge import Settled
-    from jitsu_tw.store.shared import News
+    from jitsu_tw.store.sync_branch import News
 
 
 @implementer(IStore)
@@ -45,7 +45,7 @@ class GitStore:
     log = Logger()
     lasting = True
 
-    def __init__(self, path: Path, past: Past | None = None) -> None:
+    def __init__(self, path: Path, past: Retention | None = None) -> None:
         """Keep the state at *path*, and *past* of its statistics; `open` looks at it."""
         self.path = path
         self.changed: Callable[[], None] = lambda: None

@@ -22,7 +22,7 @@ from pygit2.enums import FileMode
 from twisted.logger import Logger
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.settings import Past
+from jitsu_tw.settings import Retention
 from jitsu_tw.store import bulk, hooks
 from jitsu_tw.store.layout import STATISTICS
 
@@ -86,12 +86,12 @@ class History:
 
     log = Logger()
 
-    def __init__(self, path: Path, past: Past | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, past: Retention | None = None, now: Callable[[], float] = time.time) -> None:
         """Keep the state at *path*, and *past* of its statistics; `open` looks at it."""
         self.path = path
         self.loose = self.octets = 0
         self.recent: list[tuple[float, str]] = []
-        self._past, self._now = past or Past(), now
+        self._past, self._now = past or Retention(), now
         self._repository: pygit2.Repository | None = None
         self._head: pygit2.Oid | None = None
         self._chain: list[tuple[float, pygit2.Oid]] = []

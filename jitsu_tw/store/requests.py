@@ -2,7 +2,7 @@
 Requests: branches below ``request/`` that somebody has pushed, to have their changes merged into `main`.
 
 This room reads what a request would change, merges it or puts it aside with the reason; every call may block. What the
-values mean, and whether they can be had, others say (`branches`).
+values mean, and whether they can be had, others say (`change_requests`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import attrs
 import pygit2
 from twisted.logger import Logger
 
-from jitsu_tw.errors import StoreError, printable
+from jitsu_tw.errors import StoreError
 from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError
 from jitsu_tw.store.history import FAULTS
 from jitsu_tw.store.layout import VMS
 from jitsu_tw.store.merge import three_way
+from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 ASKED: Final = "refs/heads/request/"
 REJECTED: Final = "refs/heads/rejected/"
 
-#: The last commit of the branch that several Jitsus share which is in our `main`, too (`shared`).
+#: The last commit of the branch that several Jitsus share which is in our `main`, too (`sync_branch`).
 SHARED: Final = "refs/jitsu/shared"
 
 #: The most rejected requests that are kept. The oldest one of the sender that has the most gives way.

@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from jitsu_tw.rules.fair_queue import FairQueue
+from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.settings import WhenFull
-from jitsu_tw.vm.lifecycle import BOOTING, RUNNING, Event, State
-from jitsu_tw.vm.policy import Verdict
-from jitsu_tw.vm.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.settings import Settings
-    from jitsu_tw.vm.activation import Machine
-    from jitsu_tw.vm.sweep import Sweep
+    from jitsu_tw.vm.leases import LeaseKeeper
+    from jitsu_tw.vm.machine import Machine
 
 
 class Admission:
@@ -33,12 +33,12 @@ class Admission:
 
     log = Logger()
 
-    def __init__(self, settings: Settings, clocks: Clocks, sweep: Sweep) -> None:
+    def __init__(self, settings: Settings, clocks: Clocks, sweep: LeaseKeeper) -> None:
         """Give the places that *settings* allow; *sweep* knows who is idle."""
         self._reactor, self._sweep = clocks.reactor, sweep
         self._max_booting, self._max_running = settings.max_booting, settings.max_running
         self._makes_room = settings.when_full is WhenFull.STOP_IDLE
-        self._turns: Turns[Machine] = Turns()
+        self._turns: FairQueue[Machine] = FairQueue()
         self._booting: set[str] = set()
         self._places: set[str] = set()
         self._leaving: set[str] = set()
@@ -51,7 +51,7 @@ class Admission:
         return len(self._running)
 
     def ask(self, machine: Machine, whose: Hashable = None, group: Hashable = None) -> None:
-        """Let *machine*, queued for the client network *whose* of *group*, boot in its turn (`Turns.add`)."""
+        """Let *machine*, queued for the client network *whose* of *group*, boot in its turn (`FairQueue.add`)."""
         self._turns.add(machine, whose, group)
         self._give_turns()
 

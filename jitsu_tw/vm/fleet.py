@@ -1,9 +1,9 @@
 """
 All VMs: what is asked of them by name, and what follows from their moves.
 
-It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `ownership`, who may
-boot now in `admission`, who is kept in `sweep`, who needs whom in `groups`, what is remembered in `record`, what people
-are told in `journal`, what several of us share in `sharing`, and on which host a VM is in `placement`.
+It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `adoption`, who may
+boot now in `admission`, who is kept in `leases`, who needs whom in `dependencies`, what is remembered in `stats`, what people
+are told in `journal`, what several of us share in `cluster.claims`, and on which host a VM is in `cluster.placement`.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
 
-from jitsu_tw.coordinator.local import LocalCoordinator
+from jitsu_tw.cluster.claims import Ask, Claims
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
+from jitsu_tw.cluster.fencing import Fencing
+from jitsu_tw.cluster.migration import Migration
+from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, CutOff, JitsuError, NoRoom, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
-from jitsu_tw.readiness import Signs
+from jitsu_tw.readiness import Strategies
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, WANTED, State
+from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
-from jitsu_tw.vm.activation import Machine
 from jitsu_tw.vm.admission import Admission
-from jitsu_tw.vm.cover import Cover
-from jitsu_tw.vm.fencing import Fencing
-from jitsu_tw.vm.groups import Groups
+from jitsu_tw.vm.adoption import LET_GO, Adoption
+from jitsu_tw.vm.dependencies import Dependencies
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
-from jitsu_tw.vm.lifecycle import ACTIVATING, DOWN, WANTED, State
-from jitsu_tw.vm.moves import Moves
-from jitsu_tw.vm.ownership import LET_GO, Ownership
-from jitsu_tw.vm.placement import Placement
-from jitsu_tw.vm.policy import Policy, Verdict
+from jitsu_tw.vm.leases import LeaseKeeper
+from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.problems import Problem, Problems
-from jitsu_tw.vm.record import Record
-from jitsu_tw.vm.sharing import Ask, Sharing
-from jitsu_tw.vm.sweep import Sweep
+from jitsu_tw.vm.standins import StandInControl
+from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from twisted.python.failure import Failure
 
-    from jitsu_tw.backends.hosts import Hosts
+    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Question
     from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
+    from jitsu_tw.rules.lease import Lease
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
-    from jitsu_tw.vm.lease import Lease
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
@@ -95,17 +95,17 @@ class Fleet:
         backends: Mapping[tuple[str, str], IBackend],
         store: IStore,
         clocks: Clocks,
-        make_cover: Callable[..., Cover] = Cover,
+        make_cover: Callable[..., StandInControl] = StandInControl,
         coordinator: ICoordinator | None = None,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI; without others, alone."""
         self._settings = settings
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
-        self._signs = Signs(clocks.reactor)
+        self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
         self.problems = Problems()
-        self.cover: Cover | None = None
+        self.cover: StandInControl | None = None
         places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         if places:
             self.cover = make_cover(
@@ -117,9 +117,9 @@ class Fleet:
                 secret=settings.synjitsu_secret or "",
             )
             self.cover.wake = self._wake
-        self._groups = Groups(self.machines)
-        self.sharing = Sharing(coordinator or LocalCoordinator(), self.machines, clocks)
-        self._record = Record(store, self.machines, clocks, settings.commit_every)
+        self._groups = Dependencies(self.machines)
+        self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
+        self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
         self._record.gather = self._gather
         self.inventory = Inventory(
             backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
@@ -128,16 +128,16 @@ class Fleet:
         self.inventory.on_found = self._found
         if self.cover is not None:
             self.inventory.on_change = self.cover.changed
-        self._sweep = Sweep(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
-        self.hosts = cast("Hosts | None", backends.get((HOSTS, "")))
+        self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
+        self.hosts = cast("Pool | None", backends.get((HOSTS, "")))
         self._fencing: Fencing | None = None
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
         self._placement = Placement(settings, self.hosts, self.sharing, self.inventory, self._record, clocks)
-        self.moves = Moves(self.hosts, self.machines, self.sharing)
+        self.moves = Migration(self.hosts, self.machines, self.sharing)
         if self.cover is not None:
             self._placement.cover, self.cover.place_of = self.cover, self._placement.synjitsu_of
-        self._ownership = Ownership(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
+        self._ownership = Adoption(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.inventory.on_other = self._ownership.is_another
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
@@ -297,7 +297,7 @@ class Fleet:
         Return a Deferred that fires when the VM is ready (True) or the answer is due all the same (False).
 
         Raises:
-            Prohibited, Unproven, NoRoom: (through the Deferred) the client may not start the VM, or nobody may.
+            Prohibited, Unproven, NoCapacity: (through the Deferred) the client may not start the VM, or nobody may.
             BootFailed, BackendLost, NoSuchVM: (through the Deferred) as in `Machine.summon`.
         """
         machine = self.machines[name]
@@ -323,7 +323,7 @@ class Fleet:
         if not is_up and lost is not None:
             return fail(BackendLost(f"{name}: {lost}"))
         if not machine.joinable and self.sharing.why_apart:
-            return fail(CutOff(f"{name}: {self.sharing.why_apart}"))
+            return fail(ClusterUnavailable(f"{name}: {self.sharing.why_apart}"))
         down = self._groups.down(machine)
         if machine.state is not State.UP or not down:
             return self._summon(machine, asker)
@@ -391,7 +391,7 @@ class Fleet:
             self._told.add((machine.vm.name, verdict))
             name, why = machine.vm.name, verdict.value
             self.log.info("{name}: not started for {asker}: {why}", name=name, asker=asker, why=why)
-        kinds = {Verdict.UNPROVEN: Unproven, Verdict.FULL: NoRoom}
+        kinds = {Verdict.UNPROVEN: Unproven, Verdict.FULL: NoCapacity}
         return kinds.get(verdict, Prohibited)(f"{machine.vm.name}: {verdict.value}")
 
     def start_vm(self, name: str) -> Deferred[bool]:
@@ -521,7 +521,7 @@ class Fleet:
         machine.held = True
         self._sweep.renew(machine)
 
-    # What the machines tell (`activation.Keeper`).
+    # What the machines tell (`machine.MachineContext`).
 
     def ask_turn(self, machine: Machine) -> None:
         """Let *machine* boot when its turn comes."""
@@ -544,16 +544,16 @@ class Fleet:
             self._admission.ask(machine, *self._whose.pop(machine.vm.name, ()))
 
     def _not_claimed(self, failure: Failure, machine: Machine) -> None:
-        failure.trap(CutOff)
+        failure.trap(ClusterUnavailable)
         if machine.state is State.QUEUED:
-            machine.refuse(failure.getErrorMessage(), CutOff)
+            machine.refuse(failure.getErrorMessage(), ClusterUnavailable)
 
     def prove(self, machine: Machine) -> None:
-        """Raise `CutOff` unless *machine* is ours to start, at this moment."""
+        """Raise `ClusterUnavailable` unless *machine* is ours to start, at this moment."""
         self.sharing.prove(machine)
 
     def word(self, machine: Machine) -> Deferred[bool] | None:
-        """Return what fires when who has *machine* says that it is ready (`Sharing.word`)."""
+        """Return what fires when who has *machine* says that it is ready (`Claims.word`)."""
         return self.sharing.word(machine)
 
     def _owner_is(self, machine: Machine) -> None:
@@ -565,7 +565,7 @@ class Fleet:
 
     def tell_news(self, commit: str) -> None:
         """Tell the others that the configuration that we share is that commit now."""
-        self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(CutOff))
+        self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(ClusterUnavailable))
 
     # What the others tell.
 
@@ -619,7 +619,7 @@ class Fleet:
         if state is State.STARTING:
             self._record.started(machine)
             if not self._placement.is_placed(machine):  # else its hosts say where, and wait for that
-                self.sharing.place(machine).addErrback(lambda failure: failure.trap(CutOff))
+                self.sharing.place(machine).addErrback(lambda failure: failure.trap(ClusterUnavailable))
         elif state is State.UP:
             self._ownership.came_up(machine, old)
         elif state in LET_GO:

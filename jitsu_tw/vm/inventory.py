@@ -17,7 +17,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
-from jitsu_tw.vm.lifecycle import CALLING, State
+from jitsu_tw.rules.lifecycle import CALLING, State
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import IBackend
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.activation import Machine
     from jitsu_tw.vm.journal import Journal
-    from jitsu_tw.vm.record import Record
+    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.stats import StatsStore
 
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
@@ -59,7 +59,7 @@ class Inventory:
         self,
         backends: Mapping[tuple[str, str], IBackend],
         machines: Mapping[str, Machine],
-        record: Record,
+        record: StatsStore,
         journal: Journal,
         reactor: IReactorTime,
         enlist: Callable[[VM], Machine],

@@ -1,7 +1,7 @@
 """
 The last of what happened to the VMs, and why: told by the fleet, kept in memory, in rings of a fixed size.
 
-Nothing is decided here, and nothing here outlives the process: what must is in `record`. People look at it by
+Nothing is decided here, and nothing here outlives the process: what must is in `stats`. People look at it by
 `control`; `Journal.on_event` tells those who want to know at once.
 """
 
@@ -15,14 +15,14 @@ import attrs
 from twisted.logger import Logger
 
 from jitsu_tw.networks import network, packed, to_text
-from jitsu_tw.vm.lifecycle import ACTIVATING, State
-from jitsu_tw.vm.policy import Verdict
+from jitsu_tw.rules.lifecycle import ACTIVATING, State
+from jitsu_tw.rules.policy import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.vm.activation import Machine
+    from jitsu_tw.vm.machine import Machine
 
 #: How much is kept: of everything, of activations, of refusals; of the decisions on one VM, and on how many VMs.
 MOST_EVENTS: Final = 1000

@@ -13,14 +13,14 @@ from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from jitsu_tw import messages
-from jitsu_tw.standin import StandIn, _Conversation
+from jitsu_tw.synjitsu_client import SynjitsuClient, _Conversation
 from synjitsu_tw.conversation import Conversation
 from synjitsu_tw.service import Synjitsu
-from test.fakepcap import FakePcap
 from test.fuzz import faults
 from test.hostile.messages import ANNOUNCE, ROWS
-from test.test_standin import FakeKernel
-from test.test_tap import SECRET
+from test.programs.test_tap import SECRET
+from test.support.fakepcap import FakePcap
+from test.unit.synjitsu.test_conversation import FakeKernel
 
 _COMMANDS: Final = (
     messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
@@ -79,7 +79,7 @@ def one(octets: bytes) -> None:
     to_jitsu, made, rest = octets[0] & 1, octets[1] & 1, octets[2:]
     factory: Any
     if to_jitsu:
-        factory = SimpleNamespace(standin=StandIn("unix:/nonexistent", _hear, _hear, clock, _hear, _hear))
+        factory = SimpleNamespace(standin=SynjitsuClient("unix:/nonexistent", _hear, _hear, clock, _hear, _hear))
     else:
         factory = _synjitsu(clock).factory
     side: Any = _Conversation() if to_jitsu else Conversation()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import atheris
 import attrs
 
-from jitsu_tw import config
-from jitsu_tw.branches import Branches
+from jitsu_tw.config import build
+from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.store.layout import VMS, vm_paths
-from jitsu_tw.values import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
+from jitsu_tw.sync.change_requests import ChangeRequests
 from test.hostile import configuration
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def one(octets: bytes) -> None:
         return  # an operator may name any file of the machine, a device as well
     _PATH.write_bytes(text)
     try:
-        settings, _ = config.load({"persistdb": "state.git"}, (), _PATH)
+        settings, _ = build.load({"persistdb": "state.git"}, (), _PATH)
     except ConfigError:
         return
     for vm in settings.vms[:10]:
@@ -86,7 +86,7 @@ def _through_the_state(vm: VM, settings: Settings) -> None:
     files = {path.removeprefix(base): value for path, value in vm_paths(_UUID, vm).items()}
     branches: Any = SimpleNamespace(_settings=settings)
     try:
-        again, _ = Branches._vm(branches, _UUID, files, {})
+        again, _ = ChangeRequests._vm(branches, _UUID, files, {})
     except ConfigError as error:
         # The state has whole paths and uuids of its own; what the file says is beside the file.
         assert any(words in str(error) for words in ("whole path", "name of the folder")), (str(error), files)

@@ -13,7 +13,19 @@ from synjitsu_tw.standins import Standins
 from synjitsu_tw.syns import Limits
 from synjitsu_tw.table import PEERS, Link, Send
 from test.hostile import frames
-from test.test_synjitsu_packets import CLIENT, CLIENT6, GUEST, OURS, PEER, TAG, VM, VM6, arp_frame, tcp_frame, udp_frame
+from test.unit.synjitsu.test_packets import (
+    CLIENT,
+    CLIENT6,
+    GUEST,
+    OURS,
+    PEER,
+    TAG,
+    VM,
+    VM6,
+    arp_frame,
+    tcp_frame,
+    udp_frame,
+)
 
 _FRAMES: Final = (
     *(row.input for row in frames.ROWS), arp_frame(1, PEER, CLIENT, VM), arp_frame(1, GUEST, VM, VM), tcp_frame(),

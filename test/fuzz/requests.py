@@ -8,13 +8,13 @@ import atheris
 import pygit2
 from pygit2.enums import FileMode, ObjectType
 
-from jitsu_tw.permissions import REQUESTS_PER_MINUTE
+from jitsu_tw.config.schema import VM_KEYS
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.requests import ASKED
-from jitsu_tw.values import VM_KEYS
+from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE
 from test.fuzz import faults
 from test.hostile.requests import DB, WWW
-from test.test_requests import NEW, RequestsTestCase
+from test.unit.sync.test_requests import NEW, RequestsTestCase
 
 SEEDS: Final = [bytes([number, *range(200)]) for number in range(0, 250, 10)]
 

@@ -1,5 +1,5 @@
 """
-Hostile input, one module for each way in; `test.test_hostile` makes one test of each row.
+Hostile input, one module for each way in; `test.programs.test_hostile` makes one test of each row.
 
 To add one: append a `Row` to the ``ROWS`` of the module for its way in. No other line is needed.
 """

@@ -1,8 +1,8 @@
 """
 Ethernet frames for Synjitsu, which stands in for VMs by IPv4 and IPv6.
 
-`Row.input` is the frame; `Row.expected` is empty: nothing is sent, held or summoned. `test.test_synjitsu_packets` has
-what puts frames together.
+`Row.input` is the frame; `Row.expected` is empty: nothing is sent, held or summoned. `test.unit.synjitsu.test_packets`
+has what puts frames together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from synjitsu_tw.packets import IPV4, IPV6, NOBODY
 from test.hostile import Row
-from test.test_synjitsu_packets import CLIENT, CLIENT6, GUEST, OURS, PEER, VM, VM6, arp_frame, tcp_frame
+from test.unit.synjitsu.test_packets import CLIENT, CLIENT6, GUEST, OURS, PEER, VM, VM6, arp_frame, tcp_frame
 
 _ARP: Final = arp_frame(1, PEER, CLIENT, VM)
 _IP4: Final = OURS + PEER + IPV4.to_bytes(2)

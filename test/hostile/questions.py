@@ -2,7 +2,7 @@
 Octets in the place of questions, as a datagram and as a message by TCP.
 
 `Row.input` is the message; `Row.expected` is the code of the reply (RFC 1035, 4.1.1), empty where there must be none.
-`test.packets` has what puts messages together. No row may start a VM.
+`test.support.packets` has what puts messages together. No row may start a VM.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from jitsu_tw.dns.wire import ROOT, from_text
 from test.hostile import Row
-from test.packets import COOKIE, TOO_LONG, opt, option, packet, record
+from test.support.packets import COOKIE, TOO_LONG, opt, option, packet, record
 
 _NOBODY: Final = from_text("nobody.jitsu.test")
 _A: Final = pack("!HH", 1, 1)

@@ -18,7 +18,7 @@ from jitsu_tw.backends.libxl import LibxlBackend
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.readiness.xenstore import Key
 from jitsu_tw.settings import Mode
-from test import contract_backends
+from test.contract import backends as contract_backends
 from test.support import vm
 from test.xenlab.lab import KERNEL, RAMDISK
 

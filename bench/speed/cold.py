@@ -1,0 +1,202 @@
+"""
+The cold start: from a DNS query to the first octet of HTTP through Jitsu, against ``create()`` to it without Jitsu.
+
+The same guest, hypervisor and network, in turn: one boot by hand, one by a query, and again. By hand means a program
+that calls libvirt's ``create()``, and a client that knows the guest's address and MAC and tries to connect every few
+milliseconds: what the guest and the hypervisor need by themselves. Through Jitsu, the client asks once, waits for the
+answer and connects once. Run it as::
+
+    python -m bench.speed.cold [--rounds 5] [--json FILE]
+
+It needs what the end-to-end tests need; figures are medians of the rounds, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import libvirt
+from rich.console import Console
+from rich.table import Table
+
+from demo import client, lab
+from demo.server import Jitsu
+
+IP: Final = "10.99.0.10"
+MAC: Final = "52:54:00:99:00:10"
+PORT: Final = 80
+
+#: Seconds that a try to connect may take, by hand: longer than the emulated guest's answer, and soon tried again.
+TRY: Final = 0.02
+
+CONFIGURATION: Final = f"""\
+bind: {lab.HOST_IP}
+connect: {{uri}}
+answer_by: 60
+vms:
+  - name: www
+    dns: www.jitsu.test
+    ip: {IP}
+    define: www.xml
+    wait_for_port: {PORT}
+"""
+
+
+def hypervisor(uri: str, xml: str) -> None:
+    """Define the guest, and create or destroy it whenever standard input says so; print when, in seconds."""
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_turn, daemon=True).start()
+    domain = libvirt.open(uri).defineXML(Path(xml).read_text())
+    print("defined", flush=True)
+    for line in sys.stdin:
+        begin = time.monotonic()
+        getattr(domain, line.strip())()
+        print(begin, time.monotonic(), flush=True)
+
+
+def _turn() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def poll() -> None:
+    """Try to connect until it succeeds, fetch the page, and print when, as JSON."""
+    print("trying", flush=True)
+    while True:
+        with socket.socket() as tried:
+            tried.settimeout(TRY)
+            try:
+                tried.connect((IP, PORT))
+            except OSError:
+                time.sleep(TRY / 4)
+                continue
+            connected = time.monotonic()
+            tried.settimeout(client.PATIENCE)
+            tried.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            tried.recv(1)
+            print(json.dumps({"connected": connected, "first octet": time.monotonic()}))
+            return
+
+
+def boot(network: lab.Network, machine: subprocess.Popen[str]) -> dict[str, float]:
+    """Boot once by hand; return when what happened, in seconds."""
+    network.pin("client", IP, MAC)
+    program = network.command("client", [sys.executable, "-m", "bench.speed.cold", "poll"])
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as polling:
+        assert polling.stdout is not None
+        polling.stdout.readline()
+        begin, created = tell(machine, "create")
+        seen: dict[str, float] = json.loads(polling.stdout.read())
+    tell(machine, "destroy")
+    network.run("client", ["ip", "neighbour", "del", IP, "dev", "eth0"])
+    return {"begin": begin, "created": created, **seen}
+
+
+def by_hand(network: lab.Network, machine: subprocess.Popen[str]) -> dict[str, float]:
+    """Boot once by hand; return what it took."""
+    seen = boot(network, machine)
+    begin = seen.pop("begin")
+    return {step: (when - begin) * 1000 for step, when in seen.items()}
+
+
+def tell(machine: subprocess.Popen[str], word: str) -> tuple[float, float]:
+    """Make `hypervisor` do something; return when it began and ended."""
+    assert machine.stdin is not None
+    assert machine.stdout is not None
+    machine.stdin.write(f"{word}\n")
+    machine.stdin.flush()
+    begin, end = map(float, machine.stdout.readline().split())
+    return begin, end
+
+
+def by_query(network: lab.Network, jitsu: Jitsu) -> dict[str, float]:
+    """Boot once by a query; return what it took, as the client saw it."""
+    program = [sys.executable, "-m", "demo.client", lab.HOST_IP, "53", "www.jitsu.test", str(PORT)]
+    seen = json.loads(network.run("client", program).stdout)
+    times = {step: (seen[step] - seen["query"]) * 1000 for step in ("answered", "connected", "first octet")}
+    times["created"] = jitsu.vm()["activation_ms"]["started"]
+    jitsu.control.ask("POST", "/v1/vms/www/stop")
+    network.run("client", ["ip", "neighbour", "del", IP, "dev", "eth0"], check=False)
+    return times
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Boot in turn, *rounds* times each way; return all figures, medians and the ratio."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(lab.directory()))
+        network = stack.enter_context(lab.Network())
+        bare, ours = directory / "bare", directory / "ours"
+        for root in (bare, ours):
+            stack.callback(lab.stop_qemus, root)
+        xml = directory / "www.xml"
+        xml.write_text(lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE))
+        program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(bare), str(xml)]
+        machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        stack.callback(machine.kill)
+        jitsu = Jitsu(directory, CONFIGURATION.format(uri=lab.embed_root(ours)), lab.HOST_IP, network)
+        stack.callback(jitsu.stop, signal.SIGKILL)
+        jitsu.start()
+        assert machine.stdout is not None
+        if machine.stdout.readline() != "defined\n":
+            raise SystemExit("the hypervisor cannot be had; see above")
+        hands, queries = [], []
+        for number in range(rounds):
+            hands.append(by_hand(network, machine))
+            queries.append(by_query(network, jitsu))
+            print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
+                  f"{queries[-1]['first octet']:.0f} ms by query", flush=True)
+    medians = [{step: statistics.median(one[step] for one in many) for step in many[0]} for many in (hands, queries)]
+    return {
+        "rounds": rounds,
+        "kvm": lab.kvm_works(),
+        "by hand": {"medians": medians[0], "all": hands},
+        "by query": {"medians": medians[1], "all": queries},
+        "ratio": medians[1]["first octet"] / medians[0]["first octet"],
+    }
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures as a table."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("median ms", "by hand", "by query"):
+        table.add_column(title, justify="left" if title == "median ms" else "right")
+    for step in ("created", "answered", "connected", "first octet"):
+        cells = [figures[way]["medians"].get(step) for way in ("by hand", "by query")]
+        table.add_row(step, *("-" if cell is None else f"{cell:.0f}" for cell in cells))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"query -> first octet / create() -> first octet: [bold]{figures['ratio']:.3f}[/] "
+        f"({figures['rounds']} rounds each, {'KVM' if figures['kvm'] else 'software emulation'})"
+    )
+
+
+@click.group(invoke_without_command=True)
+@click.option("--rounds", default=5, show_default=True, help="Boots each way.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@click.pass_context
+def main(context: click.Context, rounds: int, path: Path | None) -> None:
+    """Measure cold starts."""
+    if context.invoked_subcommand is None:
+        figures = measure(rounds)
+        if path is not None:
+            path.write_text(json.dumps(figures, indent=2))
+        show(figures)
+
+
+main.command("hypervisor", hidden=True)(click.argument("uri")(click.argument("xml")(hypervisor)))
+main.command("poll", hidden=True)(poll)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""
+What many VMs cost: the time until Jitsu serves, its memory, its warm rate, the look for leases that have ended.
+
+Two Jitsus with VMs of the memory backend, one with many and one with `FEW`, are asked in turn, each over all its names;
+what other work the machine does meets both. The leases are `vm.lease.Leases` themselves, without a server. Run it as::
+
+    python -m bench.speed.scale [--names 100000] [--seconds 11] [--rounds 3] [--persist] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench.speed import load
+from bench.speed.dns import latencies, noise, questions, require_dnsperf, summary
+from bench.speed.peers import PEERS, names, serve_jitsu, start
+from jitsu_tw.rules.lease import Lease, Leases
+from jitsu_tw.settings import COMMIT_EVERY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.speed.load import Load
+
+#: What many VMs are measured against.
+FEW: Final = 1000
+
+#: How many of all leases end at one look.
+ENDING: Final = (0, 1, 100, 10_000)
+
+IDLE: Final = 120.0
+
+
+def measure(number: int, rounds: int, seconds: float, *, persist: bool) -> dict[str, Any]:
+    """Start both Jitsus, boot all VMs, ask in turn, and return all figures."""
+    peer = attrs.evolve(PEERS["jitsu"], make=lambda place: serve_jitsu(place, persist=persist))
+    figures: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+        running = []
+        for many in (FEW, number):
+            hosts = names(many)
+            asked = questions(folder / f"questions{many}", hosts)
+            server = stack.enter_context(start(peer, folder / str(many), hosts))
+            one: dict[str, Any] = {"names": many, "seconds to serve": server.seconds, "MB at first": server.memory()}
+            boots = load.warm_up(server, asked)
+            one |= {"seconds to boot all": boots, "MB": server.memory()}
+            print(f"{many:,} names: served after {server.seconds:.1f} s, all up {boots:.1f} s later", flush=True)
+            loads: list[Load] = []
+            running.append((one, server, asked, loads))
+        for turn in range(rounds):
+            for _, server, asked, loads in running:
+                loads.append(load.measure(server, asked, seconds))
+            print(f"round {turn + 1} of {rounds}: "
+                  + ", ".join(f"{loads[-1].rate:,.0f}" for _, _, _, loads in running), flush=True)
+        for key, (one, server, asked, loads) in zip(("few", "many"), running, strict=True):
+            one.update(summary(loads))
+            one.update(latencies(server, asked, seconds, one["rate"]))
+            one["MB at last"] = server.memory()
+            figures[key] = one
+    return {"rounds": rounds, "seconds": seconds, "persist": persist, **figures,
+            "ratio": figures["many"]["rate"] / figures["few"]["rate"], "sweeps": sweeps(number)}
+
+
+def _all_ended(leases: Leases, now: float) -> list[str]:
+    """Return whose leases have ended, by as many looks as that takes."""
+    ended: list[str] = []
+    while (look := leases.next_look()) is not None and look <= now:
+        ended += leases.due(now)
+    return ended
+
+
+def sweeps(number: int) -> list[dict[str, float]]:
+    """Return what a look at so many leases costs, by how many end; the last row: all are due, and all were renewed."""
+    rows: list[dict[str, float]] = []
+    for ending in sorted({min(ending, number) for ending in ENDING}):
+        took = []
+        for _ in range(5):
+            leases = _leases(number)
+            # They end one by one, 10 us apart: the look comes when so many have.
+            begin = time.perf_counter()
+            ended = _all_ended(leases, IDLE + (ending - 0.5) * 1e-5)
+            took.append(time.perf_counter() - begin)
+            assert len(ended) == ending
+        rows.append({"due": ending, "ended": ending, "ms": statistics.median(took) * 1000})
+    leases = _leases(number)
+    all_of_them = dict(leases.items())
+    for one in range(number):
+        all_of_them[f"vm{one:06}"].use(IDLE)
+    begin = time.perf_counter()
+    ended = _all_ended(leases, IDLE + 1 + number * 1e-5)
+    rows.append({"due": number, "ended": len(ended), "ms": (time.perf_counter() - begin) * 1000})
+    return rows
+
+
+def _leases(number: int) -> Leases:
+    """Return leases that were used last at 0, 10, 20 … us, in random order."""
+    leases, order = Leases(), list(range(number))
+    random.Random(1).shuffle(order)  # noqa: S311
+    for one in order:
+        leases.grant(f"vm{one:06}", Lease(IDLE, 0.0, one * 1e-5, 0.0))
+    return leases
+
+
+ROWS: Final = {
+    "seconds to serve": ".2f", "seconds to boot all": ".1f", "MB at first": ".0f", "MB": ".0f", "MB at last": ".0f",
+    "rate": ",.0f", "spread": ".0%", "cost us": ".1f", "busy": ".0%", "bad": ",", "steady rate": ",.0f",
+    "p50 us": ",.0f", "p99 us": ",.0f",
+}
+TITLES: Final = {
+    "MB at first": "MB when it serves", "MB": "MB when all are up", "rate": "answers/s (median)",
+    "cost us": "work, us an answer", "busy": "core", "steady rate": "latencies at /s",
+}
+
+
+def show(figures: Mapping[str, Any]) -> None:
+    """Print the figures as tables."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("names")
+    both = [figures[key] for key in ("few", "many")]
+    for one in both:
+        table.add_column(f"{one['names']:,}", justify="right")
+    for key, form in ROWS.items():
+        table.add_row(TITLES.get(key, key), *(format(one[key], form) for one in both))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"rate with {both[1]['names']:,} / rate with {both[0]['names']:,}: [bold]{figures['ratio']:.2f}[/]")
+    console.print(noise(both), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for title in ("leases due", "of them ended", "ms for the look"):
+        table.add_column(title, justify="right")
+    for row in figures["sweeps"]:
+        table.add_row(f"{row['due']:,}", f"{row['ended']:,}", f"{row['ms']:.3f}")
+    console.print(table)
+
+
+@click.command()
+@click.option("--names", "number", default=100_000, show_default=True, help="VMs, each with one name.")
+@click.option("--seconds", default=2 * COMMIT_EVERY + 1, show_default=True, help="Of each run; two commits fit in.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each.")
+@click.option("--persist", is_flag=True, help="Keep the state in a repository.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def main(number: int, seconds: float, rounds: int, persist: bool, path: Path | None) -> None:  # noqa: FBT001
+    """Measure what many VMs cost."""
+    require_dnsperf()
+    figures = measure(number, rounds, seconds, persist=persist)
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2))
+    show(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What several Jitsus agree by: one room each, one door: `ijitsu.ICoordinator`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
+
+if TYPE_CHECKING:
+    from jitsu_tw.ijitsu import ICoordinator
+    from jitsu_tw.settings import Cluster
+
+
+def coordinator_for(cluster: Cluster | None, reactor: Any) -> ICoordinator:
+    """
+    Return what agrees with the others of *cluster*, or with nobody if there is none. Nothing is connected yet.
+
+    Raises:
+        ConfigError: a certificate or a key of *cluster*'s cannot be read.
+        ImportError: treq, which only a cluster needs, is not installed.
+    """
+    if cluster is None:
+        alone: ICoordinator = LocalCoordinator()
+        return alone
+    room = import_module("jitsu_tw.cluster.coordinator.etcd")
+    found: ICoordinator = room.EtcdCoordinator(cluster, reactor)
+    return found

@@ -1,0 +1,273 @@
+"""
+What somebody has said of Jitsu and its VMs: text by its key, each with its place. What it means is `build`'s to know.
+
+It comes from a YAML file, or from ``key=value`` pairs. An error names the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import yaml
+
+from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS, near
+from jitsu_tw.errors import ConfigError, Mistakes
+from jitsu_tw.text import abridged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from jitsu_tw.config.schema import Key
+
+#: libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
+_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+#: In octets: the largest file that is read. That of 100,000 VMs has 10 MB.
+LARGEST: Final = 64 * 1024 * 1024
+
+#: The values of a whole file: an alias (``*a``) makes many of a few octets.
+MOST_VALUES: Final = 2_000_000
+
+#: The characters of one value, as of a value in the state, and of what an error repeats of it.
+LONGEST: Final = 65536
+_SHOWN: Final = 400
+
+#: The tag of a value that is not there.
+_NULL: Final = "tag:yaml.org,2002:null"
+
+#: What is more than lines of the form "key: value".
+GROUPS: Final = ("vms", "hosts", "cluster")
+
+
+@attrs.frozen
+class RawValue:
+    """One value as somebody wrote it, and where: a file and its line, or the command line (no line)."""
+
+    text: str
+    path: str
+    line: int | None = None
+
+    def wrong(self, key: str, message: str) -> ConfigError:
+        """Return the error that says so; a long *message* loses its middle."""
+        return ConfigError(abridged(message, _SHOWN, " … "), self.path, self.line, key)
+
+
+COMMAND_LINE: Final = "command line"
+
+#: What was said of one thing (of Jitsu, or of one VM): each key's values.
+RawConfig = dict[str, list[RawValue]]
+
+
+@attrs.define
+class File:
+    """
+    What a file says.
+
+    Attributes:
+        top: of Jitsu itself.
+        vms: of each of them; understood one by one.
+        hosts: of each of them.
+        cluster: of that; nothing if there is none.
+        mistakes: what was left out of all these; the last is found when `vms` ends.
+    """
+
+    top: RawConfig
+    vms: Iterable[RawConfig] = ()
+    hosts: list[RawConfig] = attrs.field(factory=list)
+    cluster: RawConfig = attrs.field(factory=dict)
+    mistakes: Mistakes = attrs.field(factory=Mistakes)
+
+
+def read_text(path: Path) -> str:
+    """
+    Return the text of a file, of which not more than `LARGEST` is read.
+
+    Raises:
+        ConfigError: it cannot be read, is larger, or is no text.
+    """
+    try:
+        return read_octets(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError("is not text in UTF-8", path) from error
+
+
+def read_octets(path: Path) -> bytes:
+    """
+    Return what is in a file, of which not more than `LARGEST` is read.
+
+    Raises:
+        ConfigError: it cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            octets = file.read(LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path) from error
+    if len(octets) > LARGEST:
+        raise ConfigError(f"is larger than {LARGEST // 1024**2} MiB; is it the right file?", path)
+    return octets
+
+
+@attrs.define
+class _Source:
+    """The file at *path*, and as many *left* as values may still be taken from it."""
+
+    path: str
+    left: int = attrs.field(factory=lambda: MOST_VALUES)
+
+
+def read_file(path: Path) -> File:
+    """
+    Return what a YAML file says.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML; what it says that nobody knows is among the `File.mistakes`.
+    """
+    text = read_text(path)
+    try:
+        root = yaml.compose(text, Loader=_LOADER)
+    except RecursionError as error:
+        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
+    except yaml.reader.ReaderError as error:
+        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
+        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
+        raise ConfigError(message, path, at) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else None
+        raise ConfigError(f"is not YAML: {error.problem or error.context}", path, line) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
+    if root is None:
+        return File({})
+    source, file = _Source(str(path)), File({})
+    top = _mapping(root, source.path, "", file.mistakes)
+    groups = {name: top.pop(name, (0, None))[1] for name in GROUPS}
+    file.top = _sayings(top, source, KEYS, "", file.mistakes)
+    with file.mistakes:
+        if (cluster := groups["cluster"]) is not None:
+            file.cluster = _group(cluster, source, CLUSTER_KEYS, "cluster")
+    file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
+    file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)
+    return file
+
+
+def _list(
+    listed: yaml.Node | None, source: _Source, name: str, keys: Mapping[str, Key], mistakes: Mistakes
+) -> Iterator[RawConfig]:
+    """Yield what each of a list's items says that has no *mistakes*."""
+    if listed is None or _empty(listed):
+        return
+    if not isinstance(listed, yaml.SequenceNode):
+        with mistakes:
+            message = 'is a list: begin each with "- name: …"'
+            raise ConfigError(message, source.path, listed.start_mark.line + 1, name)
+        return
+    nodes, listed.value = listed.value[::-1], []
+    for number in range(len(nodes)):
+        if source.left < 0:
+            return
+        # Each is let go as soon as it is understood: of 100,000, they are most of our memory.
+        where, said = f"{name}[{number}]", None
+        with mistakes:
+            said = _group(nodes.pop(), source, keys, where)
+        if said is not None:
+            yield said
+
+
+def _empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL
+
+
+def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> RawConfig:
+    """Return what *node* says, or raise all that is wrong with it."""
+    mistakes = Mistakes()
+    if not node.value:
+        raise ConfigError("says nothing; give it its keys, or remove it", source.path, node.start_mark.line + 1, where)
+    said = _sayings(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
+    mistakes.end()
+    return said
+
+
+def _mapping(node: yaml.Node, path: str, where: str, mistakes: Mistakes) -> dict[str, tuple[int, yaml.Node]]:
+    """Return the keys of *node*, in their order, each with its line and its value; a key twice is a mistake."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError('should be lines of the form "key: value"', path, node.start_mark.line + 1, where)
+    found: dict[str, tuple[int, yaml.Node]] = {}
+    for key, value in node.value:
+        name, line = str(key.value) if isinstance(key, yaml.ScalarNode) else "", key.start_mark.line + 1
+        if not name:
+            mistakes.add(ConfigError("a key should be one word", path, line, where))
+        elif name in found:
+            mistakes.add(ConfigError("is there twice; keep one", path, line, f"{where}.{name}" if where else name))
+        else:
+            found[name] = line, value
+    return found
+
+
+def _sayings(
+    nodes: Mapping[str, tuple[int, yaml.Node]],
+    source: _Source,
+    keys: Mapping[str, Key],
+    where: str,
+    mistakes: Mistakes,
+) -> RawConfig:
+    """Return what *nodes* say, without the *mistakes*."""
+    said: RawConfig = {}
+    for name, (at, node) in nodes.items():
+        key = keys.get(name)
+        if key is None:
+            known = keys if where else [*keys, *GROUPS]
+            mistakes.add(ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}"))
+            continue
+        try:
+            said[name] = _values(node, source, key, at, where, name)
+        except ConfigError as error:
+            mistakes.add(error)
+        if source.left < 0:
+            break
+    return said
+
+
+def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[RawValue]:
+    """Return the values of the key *name*, which stands in line *at*."""
+    items = node.value if isinstance(node, yaml.SequenceNode) and key.many else [node]
+    if not items:
+        raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, f"{where}{name}")
+    said = []
+    for item in items:
+        line = item.start_mark.line + 1
+        if not isinstance(item, yaml.ScalarNode):
+            kind = "a list" if isinstance(item, yaml.SequenceNode) else "a group of keys"
+            raise ConfigError(f"takes one value, not {kind}", source.path, line, f"{where}{name}")
+        if item.tag == _NULL:
+            raise ConfigError("has no value; give one or leave the key out", source.path, at, f"{where}{name}")
+        if len(item.value) > LONGEST:
+            raise ConfigError(f"is longer than {LONGEST} characters", source.path, line, f"{where}{name}")
+        source.left -= 1
+        if source.left < 0:
+            raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, f"{where}{name}")
+        said.append(RawValue(item.value, source.path, line))
+    return said
+
+
+def read_pairs(text: str) -> RawConfig:
+    """
+    Return what ``key=value`` pairs say of a VM.
+
+    Raises:
+        ConfigError: they are none, or say what nobody knows.
+    """
+    said: RawConfig = {}
+    for pair in text.split(","):
+        key, equals, value = pair.strip().partition("=")
+        if not equals:
+            raise ConfigError(f"{pair!r} is not of the form key=value", COMMAND_LINE, key=text)
+        if key not in VM_KEYS:
+            raise ConfigError(f"no such key{near(key, VM_KEYS)}", COMMAND_LINE, key=key)
+        if key in said and not VM_KEYS[key].many:
+            raise ConfigError("is there twice; keep one", COMMAND_LINE, key=key)
+        said.setdefault(key, []).append(RawValue(value, COMMAND_LINE))
+    return said

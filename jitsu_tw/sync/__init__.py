@@ -1,0 +1,1 @@
+"""Change requests by git, and the configuration that several Jitsus share."""

@@ -1,0 +1,107 @@
+"""
+Whose a VM is that runs: ours, because it was asked for through us, or somebody else's, who started it by hand.
+
+Ours get a lease, and are stopped when nobody uses them; the others are left alone. What a killed Jitsu had started is
+adopted by the next one, with what is left of its lease.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from twisted.logger import Logger
+
+from jitsu_tw.rules.lifecycle import CALLING, DOWN, State
+from jitsu_tw.settings import STARTS_WITHIN
+
+if TYPE_CHECKING:
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.cluster.claims import Claims
+    from jitsu_tw.vm.leases import LeaseKeeper
+    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.stats import StatsStore
+
+#: States in which a VM that we held is not held any more.
+LET_GO: Final = DOWN | {State.UNKNOWN}
+
+
+class Adoption:
+    """Which VMs are ours."""
+
+    log = Logger()
+
+    def __init__(
+        self, record: StatsStore, sweep: LeaseKeeper, sharing: Claims, clocks: Clocks, *, dry_run: bool
+    ) -> None:
+        """Remember it in *record* and share it, and give leases by *sweep*; in a *dry_run* nothing is ours."""
+        self._record, self._sweep, self._sharing, self._dry_run = record, sweep, sharing, dry_run
+        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self._unseen: set[str] = set()
+        self._doubts: dict[str, float] = {}
+
+    def enlist(self, machine: Machine) -> None:
+        """Know *machine*, of which nothing was seen yet."""
+        self._unseen.add(machine.vm.name)
+
+    def forget(self, machine: Machine) -> None:
+        """Know *machine* no more."""
+        self._unseen.discard(machine.vm.name)
+        self._doubts.pop(machine.vm.name, None)
+
+    def is_another(self, machine: Machine) -> None:
+        """Let *machine*, which turns out to be another VM than before, be nobody's until that one has been seen."""
+        machine.held = False
+        self._unseen.add(machine.vm.name)
+        self._doubts.pop(machine.vm.name, None)
+        self._record.part(machine)
+
+    def came_up(self, machine: Machine, old: State) -> None:
+        """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
+        name, now = machine.vm.name, self._now()
+        self._doubts.pop(name, None)
+        if not self._sharing.is_joined:
+            return  # we shall know when we have joined
+        is_new = self._sharing.is_ours(machine) and old is not State.UP
+        if self._sharing.is_shared(machine) and not (is_new or self._dry_run):
+            machine.held = True
+            self._sweep.adopt(machine, *self._sharing.since(machine))
+        elif machine.held:
+            if not self._sweep.resume(machine, is_new=old is State.WAITING):
+                self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
+        elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
+            machine.held = True
+            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
+            self._sweep.adopt(machine, used, started)
+            # What is left of its lease is known only once its packets have been counted.
+            self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
+        elif old is State.WAITING:
+            if not self._dry_run:
+                self._record.stopped(machine)
+            self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
+        self._unseen.discard(name)
+
+    def went_down(self, machine: Machine, old: State) -> None:
+        """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
+        if old in {State.UP, State.WAITING}:
+            name, how = machine.vm.name, machine.state.value
+            self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
+        if machine.is_unsure:
+            if old in CALLING:
+                # What was begun may go on, and bring it up yet: then it is ours.
+                self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
+                self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
+        elif self._now() >= self._doubts.get(machine.vm.name, -inf):
+            self._let_go(machine)
+
+    def _doubts_end(self, machine: Machine) -> None:
+        """Take *machine*, if it did not come up all the same, for nobody's."""
+        if self._now() >= self._doubts.get(machine.vm.name, inf):
+            del self._doubts[machine.vm.name]
+            if machine.state in LET_GO and not machine.is_unsure:
+                self._let_go(machine)
+
+    def _let_go(self, machine: Machine) -> None:
+        machine.held = False
+        self._unseen.discard(machine.vm.name)
+        self._record.stopped(machine)

@@ -1,0 +1,363 @@
+"""
+What the moves of a VM mean for Synjitsu, and what Synjitsu sees for a VM.
+
+While a VM boots, its address is stood in for and its packets are held; while it is down too, if it shall be woken by
+them. Then nobody need wait for the DNS answer: the first packet waits instead. Whether a guest listens is found out by
+Synjitsu, because this host's own packets for the address go to the stand-in as well.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.errors import BackendError
+from jitsu_tw.ijitsu import Guest, IReadiness
+from jitsu_tw.readiness import has_port
+from jitsu_tw.rules.lifecycle import ACTIVATING, State
+from jitsu_tw.settings import Boot, Handover
+from jitsu_tw.synjitsu_client import SynjitsuClient
+from jitsu_tw.vm.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from twisted.internet.interfaces import IDelayedCall
+
+    from jitsu_tw.networks import Address
+    from jitsu_tw.settings import VM
+    from jitsu_tw.vm.machine import Machine
+
+#: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
+REFUSES_FOR: Final = 10.0
+
+#: The guest may begin to listen: one that is restored does so before the call that starts it has ended.
+BOOTS: Final = frozenset({State.STARTING, State.WAITING})
+
+#: What was heard of the guest holds: it is the same boot.
+RUNS: Final = BOOTS | {State.IMAGING, State.UP}
+
+#: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
+#: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
+LATE_BY: Final = 5.0
+
+#: Xen's number of an earlier boot is nobody's, or another guest's.
+NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
+
+
+@implementer(IReadiness)
+class StandInControl:
+    """
+    The VMs with `use_synjitsu`.
+
+    Attributes:
+        standins: Synjitsu, by where it listens: one, or those of several hosts.
+        wake: called with a VM that somebody sends to while it is down, and that somebody's address.
+        place_of: says which Synjitsu stands in for a VM; None for none.
+        is_theirs: says whether another Jitsu speaks for a VM; then nothing is said of it here.
+    """
+
+    log = Logger()
+    anew = True
+
+    def __init__(
+        self,
+        places: Sequence[str],
+        machines: Mapping[str, Machine],
+        reactor: Any,
+        port: IReadiness,
+        note: Callable[[Machine, Problem, tuple[str, ...]], None],
+        secret: str = "",
+        make: Callable[..., SynjitsuClient] = SynjitsuClient,
+    ) -> None:
+        """
+        Announce nothing yet.
+
+        Args:
+            places: where Synjitsu listens.
+            machines: by the VM's name; those with `use_synjitsu` are covered.
+            reactor: connects and waits.
+            port: finds out whether a guest listens where Synjitsu is away.
+            note: notes what an operator should know of a VM (`Problems.note`).
+            secret: what Synjitsu wants to be shown; empty for nothing.
+            make: makes the conversation with Synjitsu.
+        """
+        self._machines, self._reactor, self._port = machines, reactor, port
+        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
+        self.standins = {place: make(place, *told) for place in places}
+        self._note = note
+        self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
+        self.is_theirs: Callable[[Machine], bool] = lambda _: False
+        self._at: dict[str, SynjitsuClient] = {}
+        self.wake: Callable[[Machine, str], None] = lambda _machine, _host: None
+        self._by_ip: dict[str, str] = {}
+        self._guests: dict[str, Guest] = {}
+        for standin in self.standins.values():
+            standin.on_change = partial(self._turn, standin)
+        self._waits: dict[str, Deferred[None]] = {}
+        self._turned: set[str] = set()
+        self._heard: dict[str, set[str]] = {}
+        self._late: dict[str, IDelayedCall] = {}
+
+    def start(self) -> None:
+        """Connect."""
+        for standin in self.standins.values():
+            standin.start()
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect."""
+        stopped = DeferredList([standin.stop() for standin in self.standins.values()])
+        return stopped.addCallback(lambda _: None)
+
+    def heard(self) -> Deferred[None]:
+        """Return a Deferred that fires when each Synjitsu has done all that it has been told."""
+        heard = DeferredList([standin.heard() for standin in self.standins.values()], consumeErrors=True)
+        return heard.addCallback(lambda _: None)
+
+    def _standin(self, machine: Machine) -> SynjitsuClient | None:
+        """Return the Synjitsu of the host that *machine* is, was or will be on."""
+        return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
+
+    def _is_there(self, machine: Machine) -> bool:
+        """Return whether a Synjitsu stands in for *machine*, at one of its addresses at least."""
+        standin = self._standin(machine)
+        return standin is not None and standin.connected and not standin.refused.keys() >= set(map(str, machine.vm.ip))
+
+    def holds(self, machine: Machine) -> bool:
+        """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
+        vm, state = machine.vm, machine.state
+        held = state in ACTIVATING or (state is not State.UNKNOWN and vm.wake_by_packet)
+        return held and self._is_there(machine)
+
+    def refusals(self, machine: Machine) -> list[str]:
+        """Return why Synjitsu does not stand in for *machine*, a sentence for each address that it refuses."""
+        standin = self._standin(machine)
+        if standin is None:
+            return []
+        addresses = [ip for ip in map(str, machine.vm.ip) if ip in standin.refused]
+        return [f"Synjitsu does not stand in for {ip}: {standin.refused[ip]}" for ip in addresses]
+
+    # What the VMs do.
+
+    def enlist(self, machine: Machine) -> None:
+        """Look after *machine*, too, or after what it has become; it is announced when it is found."""
+        if machine.vm.use_synjitsu:
+            self._by_ip |= dict.fromkeys(map(str, machine.vm.ip), machine.vm.name)
+
+    def forget(self, machine: Machine) -> None:
+        """Look after *machine* no more, or not after what it has been."""
+        vm = machine.vm
+        if vm.use_synjitsu:
+            self._withdraw(machine)
+            for ip in self._addresses(machine):
+                del self._by_ip[str(ip)]
+            for of in (self._guests, self._heard):
+                of.pop(vm.name, None)
+            if vm.name in self._late:
+                self._late.pop(vm.name).cancel()
+
+    async def learn(self, machine: Machine) -> None:
+        """Ask for the MACs and the number of *machine*, which has been found, is being made or runs now."""
+        if machine.vm.use_synjitsu:
+            try:
+                self._guests[machine.vm.name] = await machine.backend.guest(machine.uuid)
+            except BackendError as error:
+                self.log.error("{name}: its MAC is not known: {error}", name=machine.vm.name, error=str(error))
+            self._tell(machine)
+
+    def changed(self, machine: Machine) -> None:
+        """Learn the number of a domain as soon as it is being made: its guest may look for its SYNs when it runs."""
+        if machine.state is State.STARTING and machine.vm.handover is Handover.XENSTORE:
+            Deferred.fromCoroutine(self.learn(machine))
+
+    def moved(self, machine: Machine, old: State) -> None:
+        """Have *machine*, which has left the state *old* for another, stood in for."""
+        if machine.boots_instead:
+            return  # its packets are held on, and are announced for that boot
+        if old is State.UP and machine.state is State.WAITING:
+            self._heard.pop(machine.vm.name, None)  # its guest has rebooted itself
+        known = self._guests.get(machine.vm.name)
+        if known is not None and machine.state in NUMBERLESS:
+            self._guests[machine.vm.name] = attrs.evolve(known, domid=None)
+        self._tell(machine)
+        # Who waits for the port is told by then (`wait`).
+        if machine.state is State.WAITING and not has_port(machine.vm, machine.backend):
+            Deferred.fromCoroutine(self.learn(machine))
+
+    def _tell(self, machine: Machine) -> None:
+        """Have *machine* stood in for as its state demands."""
+        vm, state, standin = machine.vm, machine.state, self._standin(machine)
+        if vm.name in self._late:
+            self._late.pop(vm.name).cancel()
+        before = self._at.get(vm.name)
+        if before is not None and before is not standin:
+            self._withdraw(machine)
+        if standin is None:
+            return
+        if self.is_theirs(machine):
+            self._hush(machine)
+            return
+        self._at[vm.name] = standin
+        if state not in RUNS:
+            self._heard.pop(vm.name, None)
+            self._note(machine, Problem.ADDRESS, ())
+        if state is State.UP:
+            self._hand_over(machine)
+        elif state in ACTIVATING:
+            self._announce(machine, self._silent(machine), asleep=False)
+        elif state is State.FAILED:
+            self._withdraw(machine, failed=True)
+            self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
+        elif state is not State.UNKNOWN and vm.wake_by_packet:
+            self._announce(machine, self._addresses(machine), asleep=True)
+        else:
+            self._withdraw(machine)
+
+    def owner_is(self, machine: Machine) -> None:
+        """Hear that *machine* may have another owner, or host, now: whoever speaks for it says everything."""
+        if machine.uuid:
+            self._tell(machine)
+
+    def say_again(self) -> None:
+        """Say everything again: what another Jitsu had said is forgotten soon, because it is gone."""
+        for machine in self._machines.values():
+            self._hush(machine)
+            self.owner_is(machine)
+
+    def _hush(self, machine: Machine) -> None:
+        """Say nothing more of *machine*, and leave it as it is."""
+        standin = self._at.pop(machine.vm.name, None)
+        if standin is not None:
+            for ip in self._addresses(machine):
+                standin.hush(str(ip))
+
+    def _refused_enough(self, machine: Machine) -> None:
+        standin = self._standin(machine)
+        if machine.state is State.FAILED and machine.vm.wake_by_packet and standin and not self.is_theirs(machine):
+            self._at[machine.vm.name] = standin
+            self._announce(machine, self._addresses(machine), asleep=True)
+
+    def _macs(self, vm: VM) -> tuple[str, ...]:
+        """Return the MACs of the guest: those of the configuration, and then those that the hypervisor knows."""
+        return tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))
+
+    def _addresses(self, machine: Machine) -> list[Address]:
+        """Return the addresses of *machine* but for those that another VM has now: it may still be stopping."""
+        return [ip for ip in machine.vm.ip if self._by_ip.get(str(ip)) == machine.vm.name]
+
+    def _silent(self, machine: Machine) -> list[Address]:
+        """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
+        vm = machine.vm
+        heard = () if vm.boot_from is Boot.SNAPSHOT else self._heard.get(vm.name, ())
+        return [ip for ip in self._addresses(machine) if str(ip) not in heard]
+
+    def _hand_over(self, machine: Machine) -> None:
+        """Hand over the addresses of a guest that is up; those at which it does not listen yet, a little later."""
+        vm = machine.vm
+        heard = self._heard.get(vm.name, set()) if self._at[vm.name].connected else set()
+        addresses = self._addresses(machine)
+        late = [ip for ip in addresses if heard and str(ip) not in heard]
+        for ip in addresses:
+            if ip not in late:
+                self._at[vm.name].ready(str(ip), self._macs(vm))
+        if late:
+            self._announce(machine, late, asleep=False)
+            self._late[vm.name] = self._reactor.callLater(LATE_BY, self._late_enough, machine)
+
+    def _late_enough(self, machine: Machine) -> None:
+        del self._late[machine.vm.name]
+        self._heard[machine.vm.name].update(map(str, machine.vm.ip))
+        self._hand_over(machine)
+
+    def _announce(self, machine: Machine, ips: Iterable[Address], *, asleep: bool) -> None:
+        vm, state = machine.vm, machine.state
+        knocks = state in BOOTS or state is State.UP
+        for ip in ips:
+            self._at[vm.name].announce(
+                str(ip),
+                self._macs(vm),
+                asleep=asleep,
+                runs=state in RUNS,
+                ports=vm.ports or None,
+                wake_udp=vm.wake_udp,
+                handover=vm.handover.value,
+                domid=self._guests.get(vm.name, Guest()).domid,
+                knock=vm.wait_for_port if knocks and has_port(vm, machine.backend) else None,
+                # No client's connection shall be in the image that is kept first.
+                keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
+            )
+
+    def _withdraw(self, machine: Machine, *, failed: bool = False) -> None:
+        standin = self._at.pop(machine.vm.name, None)
+        if standin is not None:
+            for ip in self._addresses(machine):
+                standin.withdraw(str(ip), failed=failed)
+
+    # What Synjitsu sees.
+
+    def _wanted(self, ip: str, source: str) -> None:
+        """Wake the VM that *source* sends to."""
+        machine = self._machine_at(ip)
+        if machine is not None:
+            self.wake(machine, source)
+
+    def _seen(self, ip: str) -> None:
+        """Look at a VM whose guest has announced itself: somebody else may have started it."""
+        machine = self._machine_at(ip)
+        if machine is not None and machine.state not in ACTIVATING:
+            machine.look("its guest has announced itself")
+
+    def _listens(self, ip: str) -> None:
+        machine = self._machine_at(ip)
+        if machine is None or machine.state not in RUNS:
+            return
+        self._heard.setdefault(machine.vm.name, set()).add(ip)
+        waiting = self._waits.pop(machine.vm.name, None)
+        if waiting is not None:
+            waiting.callback(None)
+
+    def _elsewhere(self, ip: str, found: str) -> None:
+        machine = self._machine_at(ip)
+        if machine is not None and machine.state in RUNS:
+            sentence = f"its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip"
+            self._note(machine, Problem.ADDRESS, (sentence,) if found else ())
+
+    def _machine_at(self, ip: str) -> Machine | None:
+        return self._machines.get(self._by_ip.get(ip, ""))
+
+    # Readiness (`ijitsu.IReadiness`).
+
+    def wait(self, vm: VM, guest: Guest) -> Deferred[None]:
+        """Fire when Synjitsu has found the guest listening; where it is away, find out ourselves."""
+        self._guests[vm.name] = guest
+        self._tell(self._machines[vm.name])
+        return Deferred.fromCoroutine(self._wait(vm, guest))
+
+    async def _wait(self, vm: VM, guest: Guest) -> None:
+        name, machine = vm.name, self._machines[vm.name]
+        while not self._heard.get(name):
+            is_there = self._is_there(machine)
+            self._waits[name] = waiting = Deferred[None]() if is_there else self._port.wait(vm, guest)
+            try:
+                await waiting
+            except CancelledError:
+                if name not in self._turned:
+                    raise
+            else:
+                return
+            finally:
+                self._turned.discard(name)
+                self._waits.pop(name, None)
+
+    def _turn(self, standin: SynjitsuClient) -> None:
+        """Handle the coming or going of a Synjitsu, on which it depends what finds out whether guests listen."""
+        for name, waiting in list(self._waits.items()):
+            if self._standin(self._machines[name]) is standin:
+                self._turned.add(name)
+                waiting.cancel()

@@ -1,0 +1,1 @@
+"""Real guests, hypervisors and bridges."""

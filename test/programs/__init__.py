@@ -1,0 +1,1 @@
+"""Jitsu, Synjitsu and jitsuctl as processes, among other programs; no guest boots."""

@@ -1,0 +1,127 @@
+"""The examples in ``conf/`` and the pages in ``man/``: each is tried as far as it can be here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+import libvirt
+import yaml
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw import ctl
+from jitsu_tw.backends.libvirt import LibvirtBackend
+from jitsu_tw.config.build import load
+from jitsu_tw.tap import Options
+from synjitsu_tw.tap import Options as SynjitsuOptions
+from test.support import question, vm
+from test.support.control import Desk
+
+ROOT: Final = Path(__file__).parents[2]
+CONF: Final = ROOT / "conf"
+
+
+class ExamplesTests(SynchronousTestCase):
+    """``conf/``."""
+
+    def test_configuration(self) -> None:
+        """The example loads, with its zone; and so does each key in it that is commented out."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        for name in ("jitsu.zone", "batch.xml"):
+            shutil.copy(CONF / name, folder)
+        text = (CONF / "jitsu.yaml").read_text()
+        (folder / "token").write_text("x" * 40)
+        (folder / "token").chmod(0o600)
+        every = re.sub(r"^# (\w+: )", r"\1", text, flags=re.MULTILINE)
+        every = every.replace("/etc/jitsu/token", str(folder / "token"))
+        every = re.sub(r"^control: \[.*$", "", every, flags=re.MULTILINE)
+        self.assertIn("\ncontrol_token: ", every)
+        for said in (text, every):
+            (folder / "jitsu.yaml").write_text(said)
+            settings, _ = load({"zones": [str(folder / "jitsu.zone")]})
+            self.assertEqual(["www", "batch"], [one.name for one in settings.vms])
+
+    def test_guests(self) -> None:
+        """Each guest's XML is taken by libvirt, and the lines for jitsu.yaml that stand in it make a VM."""
+        with libvirt.open("test:///default") as there:
+            for path in sorted(CONF.glob("*.xml")):
+                text = path.read_text()
+                domain = there.defineXML(text.replace("domain type='kvm'", "domain type='test'"))
+                self.assertEqual(path.stem, domain.name())
+                domain.undefine()
+                for line in re.findall(r"^ +- (\{.*\})$", text, flags=re.MULTILINE):
+                    said = yaml.safe_load(line)
+                    self.assertEqual((path.stem, path.name), (said["name"], said["define"]))
+                    pairs = {**said, "define": str(path), "connect": "test:///default"}
+                    settings, _ = load({"listen": "5300"}, [",".join(f"{key}={value}" for key, value in pairs.items())])
+                    self.assertEqual((), LibvirtBackend("test:///default").examine(settings.vms[0]))
+        self.assertEqual({"batch", "mirage", "nanos", "unikraft"}, {path.stem for path in CONF.glob("*.xml")})
+
+    def test_units(self) -> None:
+        """The units are as hard as their notes say, and start what there is."""
+        for path in sorted(CONF.glob("*.service")):
+            text = path.read_text()
+            (noted,) = re.findall(r"rates this ([\d.]+), OK", text)
+            run = subprocess.run(["systemd-analyze", "security", "--offline=true", "--no-pager", path],
+                                 capture_output=True, text=True, check=True)  # fmt: skip
+            (found,) = re.findall(rf"exposure level for {path.name}: ([\d.]+) OK", run.stdout)
+            self.assertLessEqual(float(found), float(noted) + 0.2, "another systemd may see it a little differently")
+            (start,) = re.findall(r"^ExecStart=\S+/twistd --nodaemon --pidfile= (.*)$", text, flags=re.MULTILINE)
+            name, *arguments = start.split()
+            {"jitsu": Options, "synjitsu": SynjitsuOptions}[name]().parseOptions(arguments)
+
+    def test_numbers(self) -> None:
+        """The dashboard and the alerts for Prometheus ask for numbers that there are, or that Synjitsu adds."""
+        desk = Desk(vm())
+        desk.fleet.summon("www", question())
+        there = set(re.findall(r"^(jitsu_\w+)", desk.ask("/metrics").body.decode(), flags=re.MULTILINE))
+        there |= {"jitsu_synjitsu_up", "jitsu_synjitsu_held", "jitsu_synjitsu_standins"}
+        grafana = json.loads((CONF / "grafana.json").read_text())
+        asked = [target["expr"] for panel in grafana["panels"] for target in panel["targets"]]
+        for group in yaml.safe_load((CONF / "jitsu-alerts.yml").read_text())["groups"]:
+            asked += [rule["expr"] for rule in group["rules"]]
+        names = {name for one in asked for name in re.findall(r"jitsu_\w+", one)}
+        self.assertGreater(len(names), 10)
+        self.assertEqual(set(), names - there)
+        for panel in grafana["panels"]:
+            self.assertLessEqual(panel["gridPos"]["x"] + panel["gridPos"]["w"], 24)
+
+
+class ManTests(SynchronousTestCase):
+    """``man/``."""
+
+    def page(self, name: str) -> str:
+        """Return a page as it is read, without its emphasis; it is well-formed."""
+        run = subprocess.run(["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=200n", ROOT / "man" / name],
+                             capture_output=True, text=True, check=True)  # fmt: skip
+        self.assertEqual("", run.stderr)
+        return run.stdout
+
+    def test_options(self) -> None:
+        """The pages of both servers have every option."""
+        for name, options in (("jitsu.8", Options()), ("synjitsu.8", SynjitsuOptions())):
+            page = self.page(name)
+            for option in options.longOpt:
+                self.assertIn(f"--{option.rstrip('=')}", page, name)
+
+    def test_commands(self) -> None:
+        """The page of jitsuctl has every command and every option."""
+        page = self.page("jitsuctl.1")
+        found = dict(ctl.main.commands)
+        for name, command in found.items():
+            self.assertRegex(page, rf"(?m)^ +{name}\b")
+            for parameter in command.params:
+                for option in parameter.opts:
+                    if isinstance(parameter, click.Option):
+                        self.assertIn(option, page, name)
+        for parameter in ctl.main.params:
+            self.assertIn(parameter.opts[0], page)
+        for status in (0, 1, 2, 3, 130):
+            self.assertRegex(page, rf"(?m)^ +{status} ")

@@ -1,0 +1,90 @@
+"""The extras of setup.cfg: what an installation without them does, and what it answers to whoever asks for more."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT: Final = Path(__file__).parents[2]
+
+#: Extras that belong to parts of the product, and the modules that their packages bring.
+MODULES: Final = {
+    "cluster": ("treq",),
+    "synjitsu": ("dpkt", "pcap", "cypcap"),
+    "tls": ("OpenSSL", "service_identity"),
+    "xapi": ("XenAPI",),
+    "xen": ("pyxs",),
+}
+
+#: Runs a program of Twisted's where some modules are not installed.
+TWISTD: Final = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))
+from twisted.scripts.twistd import run
+run()
+"""
+
+VM: Final = "vms: [{name: www, dns: www.example.org, ip: 10.0.0.9%s}]"
+
+
+class ExtrasTests(SynchronousTestCase):
+    """Runs programs that cannot import what an extra brings."""
+
+    def setUp(self) -> None:
+        """Make a folder."""
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def twistd(self, extra: str, *arguments: str, configuration: str = "") -> str:
+        """Return what twistd prints where *extra* is not installed; it must refuse."""
+        (self.folder / "jitsu.yaml").write_text(configuration)
+        command = [sys.executable, "-c", TWISTD, ",".join(MODULES[extra]), "-n", "--pidfile=", *arguments]
+        run = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        self.assertEqual(1, run.returncode, run.stderr)
+        return run.stderr
+
+    def test_plain(self) -> None:
+        """Without any extra, Jitsu and jitsuctl are there, and so are libvirt's VMs."""
+        hidden = [module for modules in MODULES.values() for module in modules]
+        program = f"import sys; sys.modules.update(dict.fromkeys({hidden})); import jitsu_tw.tap, jitsu_tw.ctl"
+        subprocess.run([sys.executable, "-c", f"{program}, jitsu_tw.backends.libvirt"], check=True)
+
+    def test_one_line(self) -> None:
+        """Who asks for what an extra brings is told in one line how to install it."""
+        www, hosts = VM % "", "hosts: [{name: a, backend: xapi, connect: 'https://a'}]\n"
+        for extra, key, configuration in (
+            ("xen", "backend", f"backend: libxl\n{www}"),
+            ("xen", "vms: www: backend", VM % ", backend: libxl"),
+            ("xen", "vms: www: wait_for_key", VM % ", wait_for_key: data/ready"),
+            ("xapi", "backend", f"backend: xapi\n{www}"),
+            ("xapi", "hosts[0].backend", f"{hosts}{www}"),
+            ("cluster", "cluster", f"cluster: {{etcd: 'http://127.0.0.1:1', node: a}}\n{www}"),
+        ):
+            said = self.twistd(extra, "jitsu", configuration=configuration)
+            self.assertIn(f": {key}: needs what is not installed: pip install 'jitsu-tw[{extra}]' (", said)
+            self.assertEqual(1, said.count("\n"), said)
+
+    def test_synjitsu(self) -> None:
+        """The same for Synjitsu, and for what it needs to serve guests of Xen's."""
+        for extra, arguments in (("synjitsu", ()), ("xen", ("--xenstore",))):
+            said = self.twistd(extra, "synjitsu", "-i", "lo", *arguments)
+            self.assertIn(f"needs what is not installed: pip install 'jitsu-tw[{extra}]' (", said)
+            self.assertEqual(1, said.count("\n"), said)
+
+    def test_declared(self) -> None:
+        """Every extra is told of here, but for the developers' own, which brings them all."""
+        declared = ConfigParser()
+        declared.read(ROOT / "setup.cfg")
+        extras = dict(declared["options.extras_require"])
+        self.assertIn(f"jitsu-tw[{','.join(sorted(MODULES))}]", extras.pop("dev"))
+        self.assertEqual(set(MODULES), set(extras))
+        required = re.findall(r"^[a-zA-Z_-]+", declared["options"]["install_requires"], re.MULTILINE)
+        self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "pyxs", "XenAPI", "treq"} & set(required))

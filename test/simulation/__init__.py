@@ -1,0 +1,1 @@
+"""A few minutes of the simulations in `bench.simulation`, with fixed seeds."""

@@ -1,0 +1,1 @@
+"""Tests of the structure: layers, sizes, and who calls whom."""

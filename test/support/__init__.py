@@ -1,0 +1,154 @@
+"""What several tests need: VMs by a few words, and a fleet on a clock with backends of memory."""
+
+from __future__ import annotations
+
+import threading
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.clocks import Clocks
+from jitsu_tw.dns.wire import Question, Source, from_text
+from jitsu_tw.settings import VM, Fault, Mode, Settings
+from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm.fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jitsu_tw.vm.machine import Machine
+
+#: Seconds that a thread may take; nothing is measured.
+PATIENCE: Final = 10.0
+
+#: What the fleets of the tests take for seconds since 1970 when they begin.
+EPOCH = 1_700_000_000.0
+
+
+class HandClock(Clock):
+    """A clock, and a reactor that a test turns until its threads have told something."""
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        super().__init__()
+        self.told: list[Any] = []
+        self.there = threading.Condition()
+
+    def callFromThread(self, function: Any, *arguments: Any) -> None:  # noqa: N802
+        """Take what a thread tells."""
+        with self.there:
+            self.told.append((function, arguments))
+            self.there.notify()
+
+    def turn(self) -> None:
+        """Wait until a thread has told something, and carry all of it out."""
+        with self.there:
+            assert self.there.wait_for(lambda: self.told, PATIENCE), "no thread tells anything"
+            told, self.told = self.told, []
+        for function, arguments in told:
+            function(*arguments)
+
+
+def vm(name: str = "www", **changes: Any) -> VM:
+    """Return a VM of the memory backend: NAME.jitsu.test, at an address of its own."""
+    faults = frozenset(Fault(fault) for fault in changes.pop("faults", ()))
+    values: dict[str, Any] = {
+        "dns": (from_text(f"{name}.jitsu.test"),),
+        "ip": (ip_address(f"10.0.{len(name)}.{sum(name.encode()) % 254 + 1}"),),
+        "ttl": 60,
+        "mode": Mode.DESTROY,
+        "backend": "memory",
+        "connect": "",
+        "idle": 120.0,
+        "faults": faults,
+    }
+    return VM(name=name, **{**values, **changes})
+
+
+def question(
+    name: str = "www", host: str = "192.0.2.1", port: int = 4711, type: int = 1, *, proven: bool = True
+) -> Question:
+    """Return a question for the address of NAME.jitsu.test, from a client that has proven its address."""
+    return Question(from_text(f"{name}.jitsu.test"), type, source=Source(host, port, proven=proven))
+
+
+def _nothing() -> None:
+    """Do nothing: what the calls of a killed process do."""
+
+
+class Hearer:
+    """Hears things, and lets a test wait for them: whatever is told ends with `look`."""
+
+    def __init__(self) -> None:
+        """Begin with nobody waiting."""
+        self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
+
+    def until(self, condition: Callable[[], object]) -> Deferred[None]:
+        """Fire when *condition* holds; it is asked after each thing told."""
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append((condition, waiting))
+        self.look()
+        return waiting.addTimeout(10, reactor)
+
+    def look(self) -> None:
+        """See who waits no longer."""
+        for condition, waiting in list(self._waiting):
+            if condition():
+                self._waiting.remove((condition, waiting))
+                waiting.callback(None)
+
+
+class World:
+    """
+    A fleet with a backend and a state of memory, on a clock.
+
+    Attributes:
+        clock: turns all times.
+        wall_set: seconds by which the wall clock was set, forward or, below 0, back.
+        backend: where the VMs are; it outlives the fleet, as a hypervisor does.
+        store: the state; so does it.
+        fleet: has been started.
+    """
+
+    def __init__(self, *vms: VM, **settings: Any) -> None:
+        """Begin with *vms* and what else *settings* say."""
+        self.clock = Clock()
+        self.clock.advance(1000.0)
+        self.wall_set = 0.0
+        self.backend = MemoryBackend(reactor=self.clock)
+        self.store = MemoryStore(lasting=True)
+        self.settings = Settings(vms=vms, **settings)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a fleet, as a process that starts."""
+        clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
+        self.fleet = Fleet(self.settings, {("memory", ""): self.backend}, self.store, clocks)
+        self.fleet.start(self.store.open())
+
+    def kill(self) -> None:
+        """End the fleet as `kill -9` does: nothing of it happens any more, and nothing is written down."""
+        for call in self.clock.getDelayedCalls():
+            call.__dict__.update(func=_nothing, args=(), kw={}, cancel=_nothing)
+        self.begin()
+
+    def machine(self, name: str = "www") -> Machine:
+        """Return the machine of that name."""
+        return self.fleet.machines[name]
+
+    def starts(self, name: str = "www") -> int:
+        """Return how often the backend has started the VM."""
+        return self.backend.guests[self.machine(name).uuid].starts
+
+    def pump(self, seconds: float, step: float = 0.1) -> None:
+        """Let time pass in steps."""
+        self.clock.pump([step] * round(seconds / step))
+
+    def remembered(self, name: str = "www") -> Mapping[str, str]:
+        """Return what the state says of the VM's past."""
+        base = f"jitsu/stats/{self.machine(name).uuid}/"
+        return {path.removeprefix(base): value for path, value in self.store.tree.items() if path.startswith(base)}

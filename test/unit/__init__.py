@@ -1,0 +1,1 @@
+"""Tests of one class or module each, by layer."""

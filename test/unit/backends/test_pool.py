@@ -1,0 +1,345 @@
+"""Several hypervisors as one (`backends.hosts`): where a VM is started, and that it never runs on two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import defer
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.backends.domain_xml import definition
+from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.pool import Pool
+from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
+from jitsu_tw.ijitsu import Memory, Power, Start
+from jitsu_tw.settings import HOSTS, Fault, Mode
+from test.contract import backends as contract_backends
+from test.support import vm
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from jitsu_tw.settings import VM
+
+NAMES = ("left", "middle", "right")
+
+
+class Lossy(MemoryBackend):
+    """A hypervisor whose connection breaks."""
+
+    def __init__(self, connect: str = "", reactor: Any = None) -> None:
+        super().__init__(connect, reactor)
+        self.is_lost = False
+
+    def state(self, uuid: str) -> Deferred[Power]:
+        """Return what the VM is, unless nobody can be asked."""
+        return super().state(uuid).addCallback(self._unless_lost)
+
+    def start(self, uuid: str) -> Deferred[Start]:
+        """Start the VM, unless nobody can be asked."""
+        return super().start(uuid).addCallback(self._unless_lost)
+
+    def _unless_lost(self, result: Any) -> Any:
+        if self.is_lost:
+            raise BackendLost("the cable is out")
+        return result
+
+
+def a_vm(**changes: Any) -> VM:
+    """Return a VM for all hosts."""
+    return vm(**{"backend": HOSTS, "hosts": NAMES, **changes})
+
+
+class HostsContractTests(contract_backends.BackendContract):
+    """The contract, on three of memory."""
+
+    def make(self) -> Pool:
+        """Return empty hosts."""
+        return Pool({name: MemoryBackend(name) for name in NAMES})
+
+    def new_vm(self) -> VM:
+        """Return any VM."""
+        return a_vm()
+
+
+class HostsTests(SynchronousTestCase):
+    """Where VMs go."""
+
+    def setUp(self) -> None:
+        """Have three hosts."""
+        self.clock = Clock()
+        self.each = {name: Lossy(name, self.clock) for name in NAMES}
+        self.hosts = Pool(self.each, self.clock.seconds)
+        self.watcher = contract_backends.Watcher()
+        self.placed: list[str] = []
+        place = self.hosts.place
+        self.hosts.place = lambda uuid, host: self.placed.append(host) or place(uuid, host)  # type: ignore[func-returns-value]
+        self.hosts.connect(self.watcher)
+
+    def have(self, vm: VM, **memory: int) -> str:
+        """Have a VM, and so many octets free on hosts; it needs 10. Return its uuid."""
+        uuid = self.successResultOf(self.hosts.look_up(vm))
+        for name, free in memory.items():
+            self.each[name].guests[uuid].memory = Memory(10, free)
+        return uuid
+
+    def start(self, uuid: str) -> str | None:
+        """Start a VM and return where it is."""
+        self.successResultOf(self.hosts.start(uuid))
+        running = [name for name in NAMES for guest in [self.each[name].guests.get(uuid)]
+                   if guest is not None and guest.power is Power.RUNNING]
+        self.assertEqual([self.hosts.at(uuid)], running)
+        return self.hosts.at(uuid)
+
+    def lose(self, name: str) -> None:
+        """Lose a host."""
+        self.each[name].is_lost = True
+        self.hosts.lost(self.each[name], "the cable is out")
+
+    def find(self, name: str) -> None:
+        """Find it again."""
+        self.each[name].is_lost = False
+        self.hosts.connected(self.each[name])
+
+    def test_most_memory(self) -> None:
+        """It goes where most memory is free, and nowhere where there is not enough."""
+        uuid = self.have(a_vm(), left=20, middle=30, right=5)
+        self.assertEqual("middle", self.start(uuid))
+        self.assertEqual(["middle"], self.placed)
+        other = self.have(a_vm(name="db"), left=9, middle=9, right=9)
+        failure = self.failureResultOf(self.hosts.start(other), NoCapacity)
+        self.assertIn("left: it needs 0 MiB", str(failure.value))
+
+    def test_prefer_and_avoid(self) -> None:
+        """It goes to the hosts that it prefers, in their order, and to those that it avoids only if it must."""
+        uuid = self.have(a_vm(prefer=("right", "left")), left=20, middle=30, right=20)
+        self.assertEqual("right", self.start(uuid))
+        uuid = self.have(a_vm(name="db", avoid=("middle",)), left=20, middle=30, right=19)
+        self.assertEqual("left", self.start(uuid))
+        uuid = self.have(a_vm(name="x", hosts=("left", "middle"), avoid=("middle",)), left=5, middle=30)
+        self.assertEqual("middle", self.start(uuid))
+
+    def test_drained(self) -> None:
+        """Nothing new is started on a host that is drained."""
+        self.hosts.is_drained = {"middle", "left"}.__contains__
+        self.assertEqual("right", self.start(self.have(a_vm(), left=20, middle=30, right=10)))
+
+    def test_next_host(self) -> None:
+        """A start that fails on one host is tried on the next; if all fail, each says why."""
+        uuid = self.have(a_vm(), left=20, middle=30, right=40)
+        for name in ("right", "middle"):
+            self.order(name, uuid, Fault.START)
+        self.assertEqual("left", self.start(uuid))
+        self.successResultOf(self.hosts.stop(uuid, Mode.DESTROY))
+        self.order("left", uuid, Fault.START)
+        failure = self.failureResultOf(self.hosts.start(uuid), BackendError)
+        for name in NAMES:
+            self.assertIn(f"{name}: the start fails", str(failure.value))
+        self.flushLoggedErrors()
+
+    def order(self, name: str, uuid: str, fault: Fault) -> None:
+        """Order a fault on one host."""
+        guest = self.each[name].guests[uuid]
+        guest.vm = vm(faults=[fault.value])
+
+    def test_stays_with_its_image(self) -> None:
+        """A VM that is saved or paused goes on where it is, whatever else would be better."""
+        for mode in (Mode.SAVE, Mode.PAUSE):
+            uuid = self.have(a_vm(name=mode.value), left=20, middle=30, right=10)
+            self.assertEqual("middle", self.start(uuid))
+            self.successResultOf(self.hosts.stop(uuid, mode))
+            self.have(a_vm(name=mode.value), left=200, middle=11, right=10)
+            self.assertEqual("middle", self.start(uuid))
+
+    def test_found_running(self) -> None:
+        """A VM that somebody has started on any of them is seen, and not started."""
+        uuid = self.have(a_vm())
+        self.each["right"].happen(uuid, Power.RUNNING, "by hand")
+        self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
+        self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
+        self.assertEqual([], self.placed)
+
+    def test_lost_while_up(self) -> None:
+        """A VM whose host is lost is not started elsewhere: it may run there. Found again, it does."""
+        uuid = self.have(a_vm(prefer=("left",)))
+        self.start(uuid)
+        self.lose("left")
+        failure = self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.assertIn("it may run on left: the cable is out", str(failure.value))
+        self.find("left")
+        self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
+
+    def test_lost_while_off(self) -> None:
+        """A VM that was seen to be off on a host goes to another when that is lost."""
+        uuid = self.have(a_vm(prefer=("left",)))
+        self.successResultOf(self.hosts.state(uuid))
+        self.lose("left")
+        self.assertIn(self.start(uuid), {"middle", "right"})
+
+    def test_lost_while_starting(self) -> None:
+        """A start of which nobody knows what became is not tried elsewhere."""
+        uuid = self.lost_while_starting()
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+
+    def lost_while_starting(self) -> str:
+        """Lose a host while it starts a VM, and return that."""
+        uuid = self.have(a_vm(prefer=("left",), boot_time=1.0))
+        started = self.hosts.start(uuid)
+        self.lose("left")
+        self.clock.advance(1)
+        self.failureResultOf(started, BackendLost)
+        return uuid
+
+    def test_never_seen(self) -> None:
+        """On a host that was never reached a VM may run, unless we know that it was started on none, or another."""
+        for where, starts in ((None, False), ("left", False), ("", True), ("right", True)):
+            hosts = Pool(self.each)
+            self.lose("left")
+            hosts.connect(self.watcher)
+            hosts.away["left"] = "the cable is out"
+            hosts.whereabouts = lambda _, where=where: where  # type: ignore[misc]
+            uuid = self.successResultOf(hosts.look_up(a_vm(name=f"vm-{where}")))
+            if starts:
+                self.successResultOf(hosts.start(uuid))
+                self.assertEqual("right" if where else "middle", hosts.at(uuid))
+            else:
+                self.failureResultOf(hosts.start(uuid), BackendLost)
+
+    def test_pinned(self) -> None:
+        """What was begun on a host by one who died is begun there again, not on another."""
+        uuid = self.have(a_vm(), left=20, middle=30, right=40)
+        self.hosts.whereabouts = lambda _: "left"
+        self.assertEqual("left", self.start(uuid))
+
+    def test_begun_and_lost(self) -> None:
+        """A start of which nobody knows what became is not tried elsewhere, though its host is back and still boots."""
+        uuid = self.lost_while_starting()
+        self.each["left"].guests[uuid].power = Power.OFF  # as it is while it boots
+        self.find("left")
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.each["left"].happen(uuid, Power.RUNNING, "booted")
+        self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
+
+    def test_begun_by_another(self) -> None:
+        """A start that fails where somebody else had begun one before leaves doubts, for as long as that may go on."""
+        uuid = self.have(a_vm(prefer=("right",)))
+        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 20.0
+        self.order("left", uuid, Fault.START)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.hosts.whereabouts, self.hosts.began = lambda _: "", lambda _: 0.0
+        self.clock.advance(39)
+        self.failureResultOf(self.hosts.state(uuid), BackendLost)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.clock.advance(2)
+        self.assertEqual("right", self.start(uuid))
+
+    def test_begun_by_another_in_the_end(self) -> None:
+        """When it is seen to run after all, there are no doubts."""
+        uuid = self.have(a_vm())
+        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 0.0
+        self.order("left", uuid, Fault.START)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+        self.each["left"].happen(uuid, Power.RUNNING, "booted")
+        self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
+        self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
+
+    def test_dead(self) -> None:
+        """What was on a host that is dead is off, and starts elsewhere; when that is alive again, it is asked."""
+        uuid = self.have(a_vm(prefer=("left",)))
+        self.start(uuid)
+        self.hosts.whereabouts = lambda _: "left"
+        self.lose("left")
+        self.watcher.told.clear()
+        self.hosts.bury("left")
+        self.assertEqual([(uuid, "its host left is dead")], self.watcher.told)
+        self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
+        self.each["left"].guests[uuid].power = Power.OFF
+        self.assertIn(self.start(uuid), {"middle", "right"})
+        self.hosts.unbury("left")
+        self.find("left")
+        self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
+
+    def test_not_ours(self) -> None:
+        """What another one of us may start is not started."""
+        uuid = self.have(a_vm())
+        self.hosts.place = lambda _uuid, _host: succeed(False)  # noqa: FBT003
+        self.failureResultOf(self.hosts.start(uuid), ClusterUnavailable)
+        self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
+
+    def test_all_lost(self) -> None:
+        """Only when no host is left, all of them are lost."""
+        for name in NAMES:
+            self.assertEqual([], self.watcher.lost_reasons)
+            self.lose(name)
+        (reason,) = self.watcher.lost_reasons
+        self.assertIn("right: the cable is out", reason)
+
+    def test_definition(self) -> None:
+        """A definition without a uuid is given the one that the VM has on other hosts."""
+        uuid = "11111111-2222-3333-4444-555555555555"
+        self.assertIn(f"<uuid>{uuid}</uuid>", definition("<domain><name>www</name></domain>", uuid))
+        own = "<domain><name>www</name><uuid>x</uuid></domain>"
+        self.assertIn("<uuid>x</uuid>", definition(own, uuid))
+        self.assertNotIn("<uuid>", definition("<domain/>", None))
+
+    def test_one_hangs(self) -> None:
+        """A host that does not answer keeps no other one from being asked."""
+        asked: list[str] = []
+        for name in NAMES:
+            look_up = self.each[name].look_up
+
+            def look(vm: VM, name: str = name, look_up: Any = look_up) -> Any:
+                asked.append(name)
+                return defer.Deferred() if name == "left" else look_up(vm)
+
+            self.patch(self.each[name], "look_up", look)
+        self.assertNoResult(self.hosts.look_up(a_vm()))
+        self.assertEqual(list(NAMES), asked)
+
+    def test_one_refuses(self) -> None:
+        """What a host refuses is the VM's error, though other hosts know it."""
+        self.patch(self.each["middle"], "look_up", lambda _: defer.fail(BackendError("two VMs are called so")))
+        failure = self.failureResultOf(self.hosts.look_up(a_vm()), BackendError)
+        self.assertIn("two VMs", failure.getErrorMessage())
+
+    def test_looks_at_the_file(self) -> None:
+        """A host that has the VM is asked to look whether the file has changed, another one to define the VM."""
+        file = Path(self.mktemp())
+        file.write_text("<domain><name>www</name></domain>")
+        asked: list[tuple[str, bool]] = []
+        for name in NAMES:
+
+            def look(vm: VM, name: str = name) -> Any:
+                asked.append((name, vm.define is not None))
+                return defer.succeed("a uuid") if name == "left" or vm.define else defer.fail(NoSuchVM("no www"))
+
+            self.patch(self.each[name], "look_up", look)
+        self.assertEqual("a uuid", self.successResultOf(self.hosts.look_up(a_vm(define=file))))
+        self.assertEqual({(name, True) for name in NAMES}, set(asked[3:]))
+
+    def test_advice(self) -> None:
+        """Advice says of which hosts it is; what the backends see in a file is said once."""
+        uuid = self.have(a_vm())
+        self.each["left"].guests[uuid].advice = ("one", "two")
+        self.each["right"].guests[uuid].advice = ("one",)
+        self.assertEqual(("left, right: one", "left: two"), self.successResultOf(self.hosts.advice(uuid)))
+        self.lose("left")
+        self.assertEqual(("right: one",), self.successResultOf(self.hosts.advice(uuid)))
+        for backend in self.each.values():
+            self.patch(backend, "examine", lambda _: ("the file lacks something",))
+        self.assertEqual(("the file lacks something",), self.hosts.examine(a_vm()))
+
+    def test_where_it_is(self) -> None:
+        """What is counted, and what is against a stop, is told by the host that the VM is on."""
+        uuid = self.have(a_vm(), left=5, middle=30, right=20)
+        self.assertIsNone(self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
+        self.start(uuid)
+        self.each["middle"].guests[uuid].cpu = 3.0
+        self.each["middle"].guests[uuid].obstacles[Mode.SAVE] = "a device"
+        self.assertEqual(3.0, self.successResultOf(self.hosts.cpu_time(uuid)))
+        self.assertEqual("a device", self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
+        self.each["middle"].reboot(uuid)
+        self.assertEqual([uuid], self.watcher.reboots)

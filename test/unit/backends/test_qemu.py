@@ -1,0 +1,190 @@
+"""The libvirt backend with a real QEMU, which libvirt's driver runs inside of this process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+import attrs
+import libvirt
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SkipTest, TestCase
+
+from demo import lab
+from jitsu_tw.backends import domain, domain_xml
+from jitsu_tw.backends.libvirt import LibvirtBackend
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Power, Start
+from jitsu_tw.settings import Boot, Mode
+from test import guest
+from test.contract import backends as contract_backends
+from test.support import vm
+
+if TYPE_CHECKING:
+    from jitsu_tw.settings import VM
+
+IP: Final = "10.99.0.10"
+
+
+@functools.cache
+def root() -> Path:
+    """Return the directory of libvirt's driver in this process, which has one for as long as it lives."""
+    folder = lab.directory()
+    atexit.register(folder.cleanup)
+    lab.embed_root(Path(folder.name))
+    return Path(folder.name)
+
+
+@functools.cache
+def stay_open() -> libvirt.virConnect:
+    """Return a connection that is never closed: with its last one the driver ends."""
+    return libvirt.open(f"qemu:///embed?root={root()}")
+
+
+class QemuTests(TestCase):
+    """What QEMU and libvirt do by themselves."""
+
+    timeout = 120
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        """Connect."""
+        if shutil.which("qemu-system-x86_64") is None:
+            raise SkipTest("qemu-system-x86_64 is not installed")
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.backend = LibvirtBackend(f"qemu:///embed?root={root()}")
+        self.watcher = contract_backends.Watcher()
+        self.backend.connect(self.watcher)
+        self.addCleanup(self.backend.close)
+        self.addCleanup(lab.stop_qemus, root())
+        await self.watcher.until(lambda: self.watcher.connections)
+        stay_open()
+
+    def make(self, habits: str = "", *, debug_exit: bool = True, port: int | None = None) -> VM:
+        """Return a VM with the guest that has *habits*, defined in a file; *port* of loopback leads to its port 80."""
+        name = f"vm-{uuid4().hex[:8]}"
+        xml = guest.domain_xml(
+            name, IP, "52:54:00:00:00:01", habits, debug_exit=debug_exit, memory_mib=16,
+            forward=(port or lab.free_port(), 80),
+        )  # fmt: skip
+        path = self.folder / f"{name}.xml"
+        path.write_text(xml.replace("<on_reboot>destroy", "<on_reboot>restart"))
+        return vm(name, backend="libvirt", define=path, images=self.folder / "images")
+
+    async def start(self, machine: VM) -> str:
+        """Start a VM; return its uuid."""
+        uuid = await self.backend.look_up(machine)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        return uuid
+
+    async def fetch(self, port: int) -> bytes:
+        """Return what the guest says, once it does."""
+        while True:
+            try:
+                return await deferToThread(self._get, port)
+            except OSError:
+                await deferLater(reactor, 0.05)
+
+    @staticmethod
+    def _get(port: int) -> bytes:
+        import urllib.request
+
+        with urllib.request.urlopen(f"http://{lab.LOOPBACK}:{port}/", timeout=10) as page:
+            body: bytes = page.read()
+        return body
+
+    async def test_exits(self) -> None:
+        """A guest that exits has ended by itself; later QEMUs call that a shutdown."""
+        port = lab.free_port()
+        uuid = await self.start(self.make("exit_after=1", port=port))
+        await self.fetch(port)
+        await self.watcher.until(lambda: {(uuid, ENDED), (uuid, SHUT_DOWN)} & set(self.watcher.told))
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_killed(self) -> None:
+        """A QEMU that is killed, and that its guest cannot end, has ended; nothing is said of the guest."""
+        machine = self.make(debug_exit=False)
+        uuid = await self.start(machine)
+        os.kill(int((root() / f"run/qemu/{machine.name}.pid").read_text()), signal.SIGKILL)
+        await self.watcher.until(lambda: (uuid, domain.PROCESS_ENDED) in self.watcher.told)
+
+    async def test_reboots(self) -> None:
+        """A guest that reboots itself is told of, and runs."""
+        port = lab.free_port()
+        uuid = await self.start(self.make("reboot_after=1", port=port))
+        await self.fetch(port)
+        await self.watcher.until(lambda: uuid in self.watcher.reboots)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_counts(self) -> None:
+        """Packets of an interface on QEMU's command line are counted by nobody; virtual CPUs' time is."""
+        port = lab.free_port()
+        uuid = await self.start(self.make(port=port))
+        await self.fetch(port)
+        self.assertIsNone(await self.backend.traffic(uuid))
+        first = await self.backend.cpu_time(uuid)
+        assert first is not None
+        while True:  # it is counted in ticks, of which a guest that has just booted may have had none
+            await self.fetch(port)
+            second = await self.backend.cpu_time(uuid)
+            assert second is not None
+            if second > first:
+                break
+        self.assertIn("QEMU's command line", (await self.backend.advice(uuid))[0])
+        self.assertIsNone(await self.backend.obstacle(uuid, Mode.SAVE))
+
+    async def test_many_at_once(self) -> None:
+        """Several VMs start at once, each by a call of its own, and are saved and restored at once."""
+        uuids = [await self.backend.look_up(self.make()) for _ in range(4)]
+        for expected in (Start.BOOTED, Start.RESTORED):
+            self.assertEqual([expected] * 4, await gatherResults([self.backend.start(uuid) for uuid in uuids]))
+            await gatherResults([self.backend.stop(uuid, Mode.SAVE) for uuid in uuids])
+            self.assertEqual({Power.SAVED}, {await self.backend.state(uuid) for uuid in uuids})
+
+    async def test_snapshot(self) -> None:
+        """An image of the ready guest is kept, and used, until the kernel changes."""
+        port = lab.free_port()
+        machine = attrs.evolve(self.make(port=port), boot_from=Boot.SNAPSHOT)
+        uuid = await self.start(machine)
+        await self.fetch(port)
+        await self.backend.keep_image(uuid)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Start.RESTORED, await self.backend.start(uuid))
+        await self.fetch(port)
+
+    async def test_follows_its_file(self) -> None:
+        """What libvirt makes of a definition is what the file says, and another file is another definition."""
+        machine = self.make()
+        uuid = await self.backend.look_up(machine)
+        assert machine.define is not None
+        self.assertEqual(1, len(await self.backend.advice(uuid)))
+        text = machine.define.read_text()
+        found = await self.backend._call(lambda there: domain._defined(there.lookupByUUIDString(uuid)))
+        self.assertIsNone(domain_xml.difference(domain_xml.parse(text), found))
+        machine.define.write_text(text.replace(">16</memory>", ">24</memory>"))
+        await self.start(machine)
+        memory = await self.backend._call(lambda there: there.lookupByUUIDString(uuid).maxMemory())
+        self.assertEqual(24 * 1024, memory)
+
+    async def test_examples(self) -> None:
+        """QEMU's driver takes each example of ``conf/``, as it is without KVM, and keeps all that it says."""
+        for path in sorted((Path(__file__).parents[3] / "conf").glob("*.xml")):
+            text = path.read_text().replace("<domain type='kvm'", "<domain type='qemu'")
+            text = text.replace("<cpu mode='host-passthrough'/>", "<cpu mode='maximum'/>")
+            self.assertIn("<cpu mode='maximum'/>", text)
+            file = self.folder / path.name
+            file.write_text(text)
+            uuid = await self.backend.look_up(vm(path.stem, backend="libvirt", define=file))
+            found = await self.backend._call(lambda there, uuid=uuid: domain._defined(there.lookupByUUIDString(uuid)))
+            self.assertIsNone(domain_xml.difference(domain_xml.parse(text), found))
+            self.assertEqual(path.stem != "batch", domain_xml.can_exit(found))
+            self.assertEqual((), await self.backend.advice(uuid))

@@ -1,0 +1,531 @@
+"""Configurations: what they say, and how they are refused: one line that names file, line, key and remedy."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.config import source as sayings
+from jitsu_tw.config.build import load
+from jitsu_tw.dns.wire import from_text
+from jitsu_tw.errors import ConfigError, ConfigErrors, Mistakes
+from jitsu_tw.settings import HOSTS, Boot, Evidence, Fault, Handover, Http, Mode, WhenFull
+
+ZONE = """$ORIGIN example.org.
+$TTL 1h
+@ SOA ns hostmaster 1 3600 600 86400 60
+  NS ns
+ns A 192.0.2.53
+old CNAME ns
+"""
+
+VM = "vms:\n  - name: www\n    dns: www.example.org\n    ip: 10.0.0.1\n"
+
+
+class ConfigTestCase(SynchronousTestCase):
+    """Has a folder with a zone file and a word for loading what is in it."""
+
+    def setUp(self) -> None:
+        """Make the folder."""
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.zone = self.write("example.zone", ZONE)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file and return its path."""
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def load(self, text: str | None = None, pairs: tuple[str, ...] = (), **options: Any) -> Any:
+        """Load *text* as jitsu.yaml beside the zone, with options and pairs; return settings and zones."""
+        if text is not None:
+            self.write("jitsu.yaml", text)
+        options.setdefault("zones", [str(self.zone)])
+        return load(options, pairs)
+
+    def vm_of(self, zones: Any, name: str) -> str:
+        """Return the VM that a name summons."""
+        vm: str = zones.lookup(from_text(name), 1).vm
+        return vm
+
+
+class MeaningTests(ConfigTestCase):
+    """What is understood."""
+
+    def test_defaults(self) -> None:
+        """A VM of three lines has the design's defaults."""
+        settings, zones = self.load(VM)
+        (vm,) = settings.vms
+        self.assertEqual(("www", (from_text("www.example.org"),), (ip_address("10.0.0.1"),)), (vm.name, vm.dns, vm.ip))
+        self.assertEqual((60, 120.0, Mode.DESTROY, 0.1, None), (vm.ttl, vm.idle, vm.mode, vm.response_delay, vm.uuid))
+        self.assertEqual(("libvirt", "qemu:///system"), (vm.backend, vm.connect))
+        self.assertEqual((("127.0.0.1",), 53, 1.2, 8), (settings.bind, settings.listen, settings.answer_by,
+                                                       settings.max_booting))
+        self.assertEqual("www", self.vm_of(zones, "www.example.org"))
+
+    def test_inherited(self) -> None:
+        """What the file says for all holds for each VM that does not say otherwise."""
+        both = "  - {name: b, dns: b.example.org, ip: 10.0.0.2, ttl: 5, mode: save, connect: 'test:///default'}\n"
+        settings, _ = self.load(f"ttl: 30\nmode: shutdown\nconnect: xen:///\ndelay: 0.5\nmin_up: 7\n{VM}{both}")
+        www, b = settings.vms
+        self.assertEqual((30, Mode.SHUTDOWN, "xen:///", 0.5, 60.0), (www.ttl, www.mode, www.connect,
+                                                                     www.response_delay, www.idle))
+        self.assertEqual((5, Mode.SAVE, "test:///default", 10.0, 7.0), (b.ttl, b.mode, b.connect, b.idle, b.min_up))
+
+    def test_other_backend(self) -> None:
+        """A VM of another backend does not inherit the URI of the first."""
+        settings, _ = self.load(
+            f"connect: xen:///\n{VM}    backend: memory\n    boot_time: 2\n    faults: [stop, start]\n"
+        )
+        self.assertEqual("", settings.vms[0].connect)
+        self.assertEqual((2.0, {Fault.STOP, Fault.START}), (settings.vms[0].boot_time, settings.vms[0].faults))
+
+    def test_kept_for_the_state(self) -> None:
+        """What was said of a VM is kept for the state, files by their whole paths, those of libxl, too."""
+        settings, _ = self.load(f"persistdb: s.git\n{VM}    backend: libxl\n    kernel: k\n    memory: 64MiB\n")
+        said = settings.vms[0].said
+        self.assertTrue(Path(said["kernel"][0]).is_absolute())
+        self.assertEqual(("64MiB",), said["memory"])
+
+    def test_macs(self) -> None:
+        """A VM's MACs are one or a list, in any case; those of a libxl VM are its interfaces' as well."""
+        for words, backend, macs in (
+            ("", "memory", ()), ("52:54:00:00:00:0A", "libvirt", ("52:54:00:00:00:0a",)),
+            ("[52:54:00:00:00:01, 52:54:00:00:00:02]", "libxl", ("52:54:00:00:00:01", "52:54:00:00:00:02")),
+        ):
+            more = f"    mac: {words}\n" if words else ""
+            kernel = "    kernel: k\n" if backend == "libxl" else ""
+            (vm,) = self.load(f"{VM}    backend: {backend}\n{kernel}{more}")[0].vms
+            self.assertEqual(macs, vm.mac)
+            self.assertEqual(macs if backend == "libxl" else None, vm.xen.mac if vm.xen else None)
+
+    def test_secret(self) -> None:
+        """What Synjitsu wants to be shown is read from a file, and is in no error or log."""
+        secret = self.folder / "secret"
+        secret.write_text("0123456789abcdef\n")
+        secret.chmod(0o600)
+        settings, _ = self.load(f"synjitsu: unix:/s\nsynjitsu_secret: {secret}\n{VM}")
+        self.assertEqual("0123456789abcdef", settings.synjitsu_secret)
+        self.assertNotIn("0123456789", repr(settings))
+        secret.write_text("short")
+        with self.assertRaisesRegex(ConfigError, "synjitsu_secret: .*secret should have 16 characters or more"):
+            self.load(f"synjitsu_secret: {secret}\n{VM}")
+
+    def test_port_instead_of_delay(self) -> None:
+        """With a port to wait for, no delay is waited for unless it is given."""
+        settings, _ = self.load(f"{VM}    wait_for_port: 80\n")
+        self.assertEqual((80, None), (settings.vms[0].wait_for_port, settings.vms[0].response_delay))
+        settings, _ = self.load(f"{VM}    wait_for_port: 80\n    response_delay: 1\n")
+        self.assertEqual(1.0, settings.vms[0].response_delay)
+
+    def test_life(self) -> None:
+        """What a VM's life can be told: times of the week, limits, groups, where it starts from."""
+        settings, _ = self.load(
+            "max_up: 3600\nimages: kept\nwhen_full: stop_idle\nsave_fallback: pause\n"
+            f"{VM}    keep_up: [mon-fri 08:00-18:00, 'sat 10:00-12:00']\n    boot_from: snapshot\n"
+            "    needs: [db, mail]\n"
+            "    idle_packets: 0\n    check_every: 3\n    wait_for_http: /health 204\n    evidence: queries\n"
+            "  - {name: db, dns: db.example.org, ip: 10.0.0.2, needs: mail}\n"
+            "  - {name: mail, dns: mail.example.org, ip: 10.0.0.3, wait_for_port: 25, max_up: 60}\n"
+        )
+        www, db, mail = settings.vms
+        self.assertIs(WhenFull.STOP_IDLE, settings.when_full)
+        self.assertEqual((3600.0, 60.0), (www.max_up, mail.max_up))
+        self.assertEqual(self.folder / "kept", www.images)
+        self.assertEqual((2, Boot.SNAPSHOT, ("db", "mail"), ("mail",)), (len(www.keep_up), www.boot_from, www.needs,
+                                                                         db.needs))
+        self.assertEqual((Evidence.QUERIES, Evidence.TRAFFIC), (www.evidence, db.evidence))
+        self.assertEqual([Mode.PAUSE] * 3, [one.save_fallback for one in settings.vms])
+        self.assertEqual((0.0, 3.0, Http("/health", 204), 80, None),
+                         (www.idle_packets, www.check_every, www.wait_for_http, www.wait_for_port, www.response_delay))
+
+    def test_key_instead_of_delay(self) -> None:
+        """With a key to wait for, no delay is waited for unless it is given."""
+        settings, _ = self.load(f"{VM}    wait_for_key: data/ready\n")
+        self.assertEqual(("data/ready", None), (settings.vms[0].wait_for_key, settings.vms[0].response_delay))
+
+    def test_synjitsu(self) -> None:
+        """Who is stood in for, and how."""
+        settings, _ = self.load(
+            f"synjitsu: unix:/run/jitsu/synjitsu.sock\nuse_synjitsu: true\n{VM}    wake_udp: [443, 5060]\n"
+            "    ports: 80\n    wake_by_packet: false\n    handover: xenstore\n"
+            "  - {name: b, dns: b.example.org, ip: 10.0.0.2, use_synjitsu: false}\n"
+        )
+        www, b = settings.vms
+        self.assertEqual("unix:/run/jitsu/synjitsu.sock", settings.synjitsu)
+        self.assertEqual((True, False, (80,), (443, 5060), Handover.XENSTORE),
+                         (www.use_synjitsu, www.wake_by_packet, www.ports, www.wake_udp, www.handover))
+        self.assertEqual((False, True, ()), (b.use_synjitsu, b.wake_by_packet, b.ports))
+
+    def test_options_beat_the_file(self) -> None:
+        """What the command line says counts, whatever the file says."""
+        settings, _ = self.load(f"ttl: 30\nlisten: 5300\nbind: [127.0.0.2, '::1']\n{VM}", ttl="7", bind="127.0.0.3")
+        self.assertEqual((7, 5300, ("127.0.0.3",)), (settings.vms[0].ttl, settings.listen, settings.bind))
+
+    def test_pairs(self) -> None:
+        """The original's positional VMs are VMs; keys repeat; without a zone file zones are made up."""
+        settings, zones = load(
+            {"backend": "memory"}, ["dns=www.example.org,ip=10.0.0.1,name=www,dns=w.example.org,response_delay=0.7"]
+        )
+        (vm,) = settings.vms
+        self.assertEqual((from_text("w.example.org"), from_text("www.example.org")), vm.dns)
+        self.assertEqual(0.7, vm.response_delay)
+        self.assertEqual([from_text("example.org")], [zone.key for zone in zones])
+        self.assertEqual("www", self.vm_of(zones, "w.example.org"))
+
+    def test_paths(self) -> None:
+        """Paths in a file are relative to the file; those on the command line to where one is."""
+        settings, _ = self.load(f"persistdb: state.git\n{VM}")
+        self.assertEqual(self.folder / "state.git", settings.persistdb)
+        settings, _ = self.load(VM, persistdb="state.git")
+        self.assertEqual(Path("state.git"), settings.persistdb)
+
+    def test_config_option(self) -> None:
+        """A file that is named is read, and its zones with it."""
+        path = self.write("other.yaml", f"zones: [example.zone]\n{VM}")
+        settings, _ = load({}, (), path)
+        self.assertEqual((self.folder / "example.zone",), settings.zones)
+
+    def test_forwarder(self) -> None:
+        """A forwarder is an address, with a port or not; the original's 0.0.0.0 means none."""
+        for text, more, expected in (("192.0.2.1", {}, ("192.0.2.1", 53)), ("192.0.2.1:54", {}, ("192.0.2.1", 54)),
+                                     ("192.0.2.1", {"port": "55"}, ("192.0.2.1", 55)), ("0.0.0.0", {}, None),  # noqa: S104
+                                     ("2001:db8::1", {}, ("2001:db8::1", 53))):
+            self.assertEqual(expected, self.load(VM, (), forwarder=text, **more)[0].forwarder)
+
+    def test_control(self) -> None:
+        """The control endpoint is an address and a port, a socket, or off."""
+        for text, expected in (("127.0.0.1:9000", "127.0.0.1:9000"), ("localhost", "127.0.0.1:8053"), ("off", ""),
+                               ("unix:/run/jitsu.sock", "unix:/run/jitsu.sock"), ("[::1]:1", "[::1]:1")):
+            self.assertEqual((expected,), self.load(VM, control=text)[0].control)
+        several = self.load(f"control: [unix:/run/jitsu.sock, localhost]\n{VM}")[0].control
+        self.assertEqual(("unix:/run/jitsu.sock", "127.0.0.1:8053"), several)
+
+    def test_both_families(self) -> None:
+        """A VM may have IPv4 and IPv6 addresses."""
+        settings, zones = self.load(VM.replace("10.0.0.1", "[10.0.0.1, '2001:db8::1']"))
+        self.assertEqual((ip_address("10.0.0.1"), ip_address("2001:db8::1")), settings.vms[0].ip)
+        self.assertEqual(1, len(zones.lookup(from_text("www.example.org"), 28).answer))
+
+    def test_said(self) -> None:
+        """What was written is kept as it was written, for the state."""
+        settings, _ = self.load(f"persistdb: state.git\n{VM}    ttl: 5\n")
+        self.assertEqual({"name": ("www",), "dns": ("www.example.org",), "ip": ("10.0.0.1",), "ttl": ("5",)},
+                         settings.vms[0].said)
+
+    def test_off_means_off(self) -> None:
+        """The original's switch may be off."""
+        self.load(f"{VM}    use_synjitsu: 0\n")
+
+    def test_cluster(self) -> None:
+        """A cluster has etcd's URLs and a name for this node; a password is in a file."""
+        self.write("password", "secret\n")
+        settings, _ = self.load(
+            f"cluster:\n  etcd: [http://127.0.0.1:2379/, 'https://[::1]:2379']\n  node: ns1\n  ttl: 3\n"
+            f"  user: jitsu\n  password: password\n{VM}"
+        )
+        assert settings.cluster is not None
+        self.assertEqual(("http://127.0.0.1:2379", "https://[::1]:2379"), settings.cluster.etcd)
+        self.assertEqual(("ns1", "/jitsu", 3.0, "secret"), (settings.cluster.node, settings.cluster.prefix,
+                                                            settings.cluster.ttl, settings.cluster.password))
+        self.assertNotIn("secret", repr(settings))
+
+    def test_hosts(self) -> None:
+        """A VM may run on any host, on one, or on some; the others are where they always were."""
+        head = "hosts:\n  - {name: left, backend: memory}\n"
+        head += f"  - {{name: right, backend: memory, synjitsu: '[::1]:8055'}}\n{VM}"
+        for host, hosts in (("any", ("left", "right")), ("right", ("right",)), ("[right, left]", ("right", "left"))):
+            settings, _ = self.load(f"{head}    host: {host}\n    prefer: right\n")
+            (www,) = settings.vms
+            self.assertEqual((HOSTS, "", hosts, ("right",)), (www.backend, www.connect, www.hosts, www.prefer))
+        settings, _ = self.load(f"{head}    backend: memory\n")
+        self.assertEqual(("memory", ()), (settings.vms[0].backend, settings.vms[0].hosts))
+        settings, _ = self.load(f"{head}    host: any\n    use_synjitsu: true\n    wait_for_port: 80\n")
+        self.assertTrue(settings.vms[0].use_synjitsu)
+
+
+#: A jitsu.yaml (VM stands for the VM above, which begins in the line of its "vms:"), the line, and words of the error.
+WRONG = (
+    ("ttl: [\n", 2, "is not YAML"),
+    ("- a\n", 1, "key: value"),
+    ("tll: 5\n" + VM, 1, "tll: no such key; did you mean ttl?"),
+    ("vm: []\n", 1, "did you mean vms?"),
+    (VM + "    tttl: 5\n", 5, "vms[0].tttl: no such key; did you mean ttl?"),
+    ("ttl: 5\nttl: 6\n" + VM, 2, "ttl: is there twice"),
+    ("ttl: soon\n" + VM, 1, "ttl: 'soon' is no TTL in seconds"),
+    ("ttl:\n" + VM, 1, "ttl: has no value"),
+    ("ttl: -1\n" + VM, 1, "from 0 to 2147483647"),
+    ("listen: 70000\n" + VM, 1, "listen: '70000' is no port"),
+    ("delay: nan\n" + VM, 1, "delay: 'nan' is no number of seconds"),
+    ("bind: here\n" + VM, 1, "bind: 'here' is no IP address"),
+    ("mode: kill\n" + VM, 1, "mode: 'kill' is not one of destroy, pause, save, shutdown, suspend"),
+    (VM + "    boot_from: tape\n", 5, "boot_from: 'tape' is not one of disk, snapshot"),
+    (VM + "    boot_from: snapshot\n    mode: save\n", 5, "with mode save, a VM starts from what it was"),
+    (VM + "    boot_from: snapshot\n    backend: xapi\n", 5, "xapi keeps no images; leave it out"),
+    (VM + "    keep_up: office hours\n", 5, "keep_up: 'office hours' is no time of the week; write one like"),
+    (VM + "    wait_for_http: health\n", 5, "wait_for_http: 'health' is no path; write one like /healthz"),
+    (VM + "    wait_for_http: /health 20\n", 5, "is no path"),
+    (VM + "    wait_for_key: /data/ready\n", 5, "wait_for_key: '/data/ready' is no key in Xenstore"),
+    (VM + "    needs: db\n", 5, "needs: there is no VM 'db'"),
+    (VM + "    needs: [www]\n", 5, "needs: goes round in a circle: www needs www"),
+    (VM + "    needs: b\n  - {name: b, dns: b.example.org, ip: 10.0.0.2, needs: [www]}\n", 5,
+     "goes round in a circle: www needs b needs www"),
+    (VM + "    evidence: packets\n", 5, "'packets' is not one of queries, traffic"),
+    (VM + "    save_fallback: save\n", 5, "'save' is not one of destroy, pause, shutdown"),
+    (VM + "    idle_packets: few\n", 5, "idle_packets: 'few' is no number of packets in a minute"),
+    ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
+    (VM + "    kernel: vmlinuz\n", 5, "kernel: is for the backend libxl only"),
+    (VM + "    backend: libxl\n    memory: 12 apples\n", 6, "memory: "),
+    ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, libxl, memory, xapi; did you mean"),
+    ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
+    ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),
+    ("vms: www\n", 1, "vms: is a list"),
+    ("vms:\n  - www\n", 2, "vms[0]: should be lines"),
+    ("vms:\n  - dns: www.example.org\n    ip: 10.0.0.1\n", 2, "name: is missing"),
+    ("vms:\n  - name: www\n    ip: 10.0.0.1\n", 2, "vms: www: dns: is missing"),
+    ("vms:\n  - name: www\n    dns: www.example.org\n", 2, "vms: www: ip: is missing"),
+    (VM.replace("10.0.0.1", "10.0.0.256"), 4, "vms: www: ip: '10.0.0.256' is no IP address"),
+    (VM.replace("www.example.org", "www..example.org"), 3, "vms: www: dns: 'www..example.org' is not a domain name"),
+    (VM + "    uuid: 12\n", 5, "uuid: '12' is no uuid"),
+    (VM + "    faults: [sleep]\n", 5, "'sleep' is not one of hang, never_ready, resume, start, stop, vanish"),
+    (VM + "    use_synjitsu: true\n", 5, "vms: www: use_synjitsu: there is none; say where it listens, with synjitsu"),
+    ("use_synjitsu: true\n" + VM, 1, "vms: www: use_synjitsu: there is none"),
+    ("synjitsu: 'a\\'\n" + VM, 1, "is no place to connect to"),
+    ("synjitsu: '1=:'\n" + VM, 1, "is no place to connect to"),
+    ("synjitsu: there\n" + VM, 1, "'there' is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock"),
+    ("synjitsu: unix:s\n" + VM + "    use_synjitsu: 1\n    wait_for_http: /\n", 7, "wait_for_http: no HTTP gets"),
+    (VM + "    ports: [80]\n", 5, "ports: only Synjitsu looks at ports"),
+    (VM + "    handover: fax\n", 5, "handover: 'fax' is not one of wire, xenstore"),
+    (VM + "    define: nowhere.xml\n", 5, "nowhere.xml cannot be read: No such file"),
+    (VM + VM.removeprefix("vms:\n"), 5, "vms: www: name: www is that of another VM already"),
+    (VM + "  - {name: b, dns: WWW.example.org, ip: 10.0.0.2}\n", 5, "vms: b: dns: www.example.org is that of VM www"),
+    (VM + "  - {name: b, dns: b.example.org, ip: 10.0.0.1}\n", 5, "vms: b: ip: 10.0.0.1 is that of VM www"),
+    (VM.replace("10.0.0.1", "fd00::1") + "  - {name: b, dns: b.example.org, ip: 'FD00:0::0:1'}\n", 5,
+     "fd00::1 is that of VM www"),
+    (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
+    (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
+    (f"cluster:\n  node: ns1\n{VM}", 2, "cluster.etcd: is missing"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n{VM}", 2, "cluster.node: is missing"),
+    (f"cluster:\n  etcd: 127.0.0.1:2379\n  node: ns1\n{VM}", 2, "write one like http://127.0.0.1:2379"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  nod: x\n{VM}", 4, "did you mean node?"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  ttl: 1\n{VM}", 4, "from 2 to 600"),
+    (f"cluster:\n  etcd: http://127.0.0.1:2379\n  node: ns1\n  user: x\n{VM}", 2, "user and password go together"),
+    (f"cluster: etcd\n{VM}", 1, 'lines of the form "key: value"'),
+    (f"hosts: left\n{VM}", 1, "is a list"),
+    (f"hosts:\n  - {{connect: 'test:///default'}}\n{VM}", 2, "hosts[0].name: is missing"),
+    (f"hosts:\n  - name: left\n{VM}", 2, "hosts[0].connect: is missing"),
+    (f"hosts:\n  - {{name: a, backend: memory}}\n  - {{name: a, backend: memory}}\n{VM}", 3, "a is taken already"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: lift\n", 7, "did you mean left?"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: any\n    connect: x\n", 8, "is the host's"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    prefer: left\n", 7, "is for VMs with host"),
+    (f"{VM}    host: any\n", 5, "there are no hosts"),
+    (f"hosts:\n  - {{name: left, backend: memory}}\n{VM}    host: [any, left]\n", 7, "any is all hosts"),
+    (f"hosts: [{{name: a, backend: memory}}, {{name: b, backend: memory}}]\n{VM}    host: a\n    prefer: b\n", 7,
+     "prefer: b is none of its hosts"),
+    (f"hosts: [{{name: a, backend: memory}}]\n{VM}    host: any\n    prefer: a\n    avoid: a\n", 8, "in prefer, too"),
+    (f"on_host_loss: restart\n{VM}", 1, "might run on two hosts"),
+    *((VM.replace("10.0.0.1", f"'{ip}'"), 4, words) for ip, words in (
+        ("127.0.0.1", "ip: 127.0.0.1 is a loopback address"), ("224.0.0.1", "multicast"),
+        ("::ffff:10.0.0.1", "write 10.0.0.1"), ("0.0.0.0", "no machine"),  # noqa: S104
+        ("240.0.0.1", "class E"), ("fe80::1%br0", "without %br0"),
+    )),
+    ("bind: 10.0.0.1\n" + VM, 5, "ip: 10.0.0.1 is what Jitsu serves at (bind)"),
+    ("bind: 'fd00::1'\n" + VM.replace("10.0.0.1", "[10.0.0.1, 'fd00:0::1']"), 5, "fd00::1 is what Jitsu serves at"),
+    ("bind: 224.0.0.1\n" + VM, 1, "is no address of one machine"),
+    ("bind: '::ffff:10.0.0.9'\n" + VM, 1, "write 10.0.0.9"),
+    *((VM.replace("www.example.org", dns), 3, words) for dns, words in (
+        ("http://www.example.org/", "is a URL; write the name in it alone"), ("www example.org", "has a blank"),
+        ("' www.example.org'", "has a blank"), ('"www.example.org\\n"', "has a blank"), ("'*'", "is no name"),
+        ("www.*.example.org", "has a *"), ("w*.example.org", "has a *"), ("'*w.example.org'", "has a *"),
+        ("a..example.org", "empty"),
+        (".example.org", "empty"), ("www.example.org:80", "has a port"), ("www.example.org/x", "has a path"),
+        ("me@example.org", "has an @"), ("'a.example.org,b.example.org'", "write several names as a list"),
+        ("10.0.0.1", "ends in a number"), ("10.0.0.300", "ends in a number"), ("'fd00::1'", "is an address"),
+        (".", "the root of all names"), ('"a\\0.example.org"', "has a blank"), ("a(b.example.org", "is no name"),
+    )),
+    (VM.replace("name: www", "name: 'www '"), 2, "is no name of a VM"),
+    (VM.replace("name: www", 'name: "w\\e[2J"'), 2, "characters that cannot be seen"),
+    (VM + "    min_up: 60\n    max_up: 30\n", 6, "max_up: max_up (30 s) is below min_up (60 s)"),
+    ("min_up: 60\n" + VM + "    max_up: 30\n", 6, "is below min_up"),
+    ("min_up: 60\nmax_up: 30\n" + VM, 2, "is below min_up"),
+    ("forwarder: 127.0.0.1\n" + VM, 1, "is this server itself"),
+    ("bind: '0.0.0.0'\nforwarder: 127.0.0.1\n" + VM, 2, "is this server itself"),
+    ("control: 127.0.0.1:8053\nlisten: 8053\n" + VM, 2, "DNS and control cannot both be at 127.0.0.1 port 8053"),
+    ("summon_from: []\n" + VM, 1, "summon_from: is an empty list"),
+    ("fence: ''\n" + VM, 1, "fence: is empty"),
+    (f"listen: {'9' * 5000}\n" + VM, 1, "9 … 9"),
+    (f"keep_history: {'9' * 5000}d\n" + VM, 1, "is no time and no number of commits"),
+    ("delay: inf\n" + VM, 1, "is no number of seconds"),
+    ("delay: 1_0\n" + VM, 1, "is no number of seconds"),
+    ("delay: 1e9\n" + VM, 1, "is no number of seconds"),
+    (f"nsid: {'x' * 256}\n" + VM, 1, "is longer than 255 octets"),
+    (f"nsid: {'x' * 65537}\n" + VM, 1, "is longer than 65536 characters"),
+    (VM + '    wait_for_http: "/a\\r\\nX:y"\n', 5, "is no path"),
+    ("? [a, b]\n: 1\n" + VM, 1, "a key should be one word"),
+    ('"a\\e[2J": 1\n' + VM, 1, r"a\x1b[2J: no such key"),
+    ("a: \0\n", 1, "the character #x0000 cannot be in it"),
+    ("a: 1\nb: \x07\n", 2, "the character #x0007 cannot be in it"),
+    (f"a: {'[' * 100_000}\n", 1, "is not YAML: exceeded maximum nesting depth"),
+    (f"cluster:\n  etcd: 'http://['\n  node: ns1\n{VM}", 2, "is no member of etcd"),
+    (f"cluster:\n  etcd: 'http://127.0.0.1:99999'\n  node: ns1\n{VM}", 2, "is no member of etcd"),
+)
+
+
+class ErrorTests(ConfigTestCase):
+    """What is refused."""
+
+    def test_wrong(self) -> None:
+        """Each mistake is one line: the file, the line, the key, what is wrong and what would be right."""
+        for text, line, words in WRONG:
+            error = self.assertRaises(ConfigError, self.load, text)
+            message = str(error)
+            self.assertTrue(message.startswith(f"{self.folder}/jitsu.yaml:{line}: "), f"{text!r}: {message}")
+            self.assertIn(words, message)
+            self.assertNotIn("\n", message)
+
+    def test_all(self) -> None:
+        """All mistakes of a file are told in one run, a line for each, in the order of the file."""
+        error = self.assertRaises(ConfigErrors, self.load, "tll: 5\nmode: kill\nhosts:\n  - {name: a}\n" + VM + (
+            "    tttl: 5\n"
+            "  - {name: b, dns: [b..org, 'b c'], ip: 10.0.0.300, idle: x}\n"
+            "  - {dns: c.example.org}\n"
+        ))  # fmt: skip
+        places = [line.removeprefix(f"{self.folder}/jitsu.yaml:").partition(": ") for line in str(error).splitlines()]
+        self.assertEqual(["1", "2", "4", "9", "10", "10", "10", "10"], sorted((one[0] for one in places), key=int))
+        self.assertEqual(len(places), len(error.errors))
+
+    def test_all_that_can_be(self) -> None:
+        """Mistakes in the zones' names and between values are told with the others, but none that follow from them."""
+        text = "min_up: 5\nforwarder: 127.0.0.1\n" + VM + "    max_up: 3\n    needs: [nobody]\n"
+        self.assertEqual(["2"], self.lines(text))
+        text = text.replace("forwarder: 127.0.0.1", "ttl: 5")
+        more = (("b", "b.example.com", "10.0.0.2"), ("c", "old.example.org", "10.0.0.3"))
+        text += "".join(f"  - {{name: {name}, dns: {dns}, ip: {ip}, needs: [www]}}\n" for name, dns, ip in more)
+        self.assertEqual(["7", "9", "10"], self.lines(text))
+
+    def lines(self, text: str) -> list[str]:
+        """Return the lines of the file that are wrong."""
+        errors = str(self.assertRaises(ConfigError, self.load, text)).splitlines()
+        return sorted((one.removeprefix(f"{self.folder}/jitsu.yaml:").partition(":")[0] for one in errors), key=int)
+
+    def test_too_many(self) -> None:
+        """Of a file that is wrong in each line, the first mistakes are told."""
+        text = "".join(f"key{number}: 1\n" for number in range(1000))
+        self.assertEqual(list(map(str, range(1, Mistakes.MOST + 1))), self.lines(text + VM))
+        vms = "".join(f"  - {{name: v{number}, dns: a b, ip: 10.0.0.1}}\n" for number in range(1000))
+        self.assertEqual(Mistakes.MOST, len(self.lines("vms:\n" + vms)))
+
+    def test_mistakes(self) -> None:
+        """With the last mistake that is told the work ends."""
+        mistakes = Mistakes()
+
+        def one() -> None:
+            with mistakes:
+                raise ConfigError("no")
+
+        for _ in range(Mistakes.MOST - 1):
+            one()
+        self.assertRaises(ConfigErrors, one)
+
+    def test_huge(self) -> None:
+        """A file that is larger than any configuration is not read to its end, whatever it is."""
+        path = self.write("huge.yaml", "")
+        with path.open("r+b") as file:
+            file.truncate(1 << 40)
+        for huge in (path, Path("/dev/zero")):
+            self.assertIn("is larger than 64 MiB", str(self.assertRaises(ConfigError, load, {}, (), huge)))
+        secret = self.write("secret", "")
+        with secret.open("r+b") as file:
+            file.truncate(1 << 40)
+        secret.chmod(0o600)
+        error = self.assertRaises(ConfigError, self.load, f"synjitsu: unix:/s\nsynjitsu_secret: {secret}\n{VM}")
+        self.assertIn("is larger than 64 MiB", str(error))
+
+    def test_nested(self) -> None:
+        """Where PyYAML was built without libyaml, lists in lists are refused as well."""
+        self.patch(sayings, "_LOADER", yaml.SafeLoader)
+        self.assertIn("is not YAML", str(self.assertRaises(ConfigError, self.load, "a: " + "[" * 10_000)))
+
+    def test_aliases(self) -> None:
+        """Aliases are as good as what they stand for, up to a number of values."""
+        settings, _ = self.load(f"summon_from: &lan [10.0.0.0/8]\nrate_exempt: *lan\n{VM}")
+        self.assertEqual(settings.summon_from, settings.rate_exempt)
+        self.patch(sayings, "MOST_VALUES", 1000)
+        bomb = "".join(f"  - {{name: v{number}, dns: v.example.org, ip: 10.0.0.2, needs: *a}}\n" for number in range(9))
+        error = self.assertRaises(ConfigError, self.load, f"notify: &a [{'10.0.0.1, ' * 100}]\n{VM}{bomb}")
+        self.assertIn("the file says more than 1000 values", str(error))
+
+    def test_long_needs(self) -> None:
+        """VMs may need each other in a long row."""
+        vms = "".join(f"  - {{name: v{number}, dns: v{number}.example.org, ip: 10.{number // 250}.0.{number % 250}, "
+                      f"needs: [v{number + 1}]}}\n" for number in range(1500))  # fmt: skip
+        last = "  - {name: v1500, dns: v1500.example.org, ip: 10.9.9.9}\n"
+        self.assertEqual(1501, len(self.load(f"backend: memory\nvms:\n{vms}{last}")[0].vms))
+        text = f"backend: memory\nvms:\n{vms}{last.replace('}', ', needs: [v0]}')}"
+        self.assertIn("goes round in a circle", str(self.assertRaises(ConfigError, self.load, text)))
+
+    def test_made_up(self) -> None:
+        """A made-up zone is neither the root nor a top-level domain; of a name right below one, it is the name's."""
+        for names, apexes in (
+            (["www.example.org"], ["example.org"]), (["example.org", "www.example.org"], ["example.org"]),
+            (["example.org"], ["example.org"]), (["*.example.org"], ["example.org"]), (["a.b.c.org"], ["b.c.org"]),
+        ):  # fmt: skip
+            pair = ",".join(["name=www", "ip=10.0.0.1", *(f"dns={name}" for name in names)])
+            _, zones = load({"backend": "memory"}, [pair])
+            self.assertEqual(list(map(from_text, apexes)), [zone.key for zone in zones])
+            self.assertEqual(["www"] * len(names), [self.vm_of(zones, name) for name in names])
+        for name, above in (("www", "."), ("*.org", "org"), ("com.", ".")):
+            error = self.assertRaises(ConfigError, load, {"backend": "memory"}, [f"name=www,ip=10.0.0.1,dns={name}"])
+            words = f"command line: vms: www: dns: {name.strip('.')}: Jitsu would answer for all of '{above}'"
+            self.assertIn(words, str(error))
+        self.write("root.zone", "$ORIGIN .\n@ 60 SOA ns h 7 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n")
+        _, zones = self.load(VM.replace("www.example.org", "www"), zones=[str(self.folder / "root.zone")])
+        self.assertEqual("www", self.vm_of(zones, "www"))
+
+    def test_missing_file(self) -> None:
+        """A file that is named must be there; one that is only looked for need not."""
+        error = self.assertRaises(ConfigError, load, {}, (), self.folder / "nowhere.yaml")
+        self.assertIn("nowhere.yaml: cannot be read: No such file", str(error))
+        self.load(None, ("name=w,dns=w.example.org,ip=10.0.0.1",))
+
+    def test_not_text(self) -> None:
+        """A file that is not text says so."""
+        (self.folder / "jitsu.yaml").write_bytes(b"\xff\xfe")
+        self.assertIn("is not text in UTF-8", str(self.assertRaises(ConfigError, self.load)))
+
+    def test_zones(self) -> None:
+        """A zone file that is missing, broken or without SOA is named, with the line where there is one."""
+        for text, words in ((None, "No such file"), ("$ORIGIN example.org.\n@ 60 NS ns\n", "no SOA"),
+                            ("$ORIGIN example.org.\n@ SOA ns h 1 2 3 4 5\n@ NS ns\nx A 1.2.3\n", "bad.zone:4:")):
+            if text is not None:
+                self.write("bad.zone", text)
+            error = self.assertRaises(ConfigError, self.load, VM, zones=[str(self.folder / "bad.zone")])
+            self.assertIn("bad.zone", str(error))
+            self.assertIn(words, str(error))
+
+    def test_pairs(self) -> None:
+        """Mistakes on the command line say so."""
+        for pair, words in (("www", "'www' is not of the form key=value"), ("nam=www", "did you mean name?"),
+                            ("name=a,name=b", "name: is there twice"), ("name=a,dns=a.b", "ip: is missing"),
+                            ("name=a,dns=a.b,ip=x", "'x' is no IP address")):
+            message = str(self.assertRaises(ConfigError, load, {}, [pair]))
+            self.assertTrue(message.startswith("command line:"), message)
+            self.assertIn(words, message)
+
+    def test_nothing(self) -> None:
+        """With nothing to serve, it says what is wanted."""
+        self.assertIn("--zone", str(self.assertRaises(ConfigError, load, {})))
+
+    def test_definition(self) -> None:
+        """A definition must be of a domain of that name."""
+        for xml, words in (("<domain", "is not XML"), ("<domain><name>x</name></domain>", "the name 'www', not 'x'"),
+                           ("<network><name>www</name></network>", "should define a domain")):
+            self.write("vm.xml", xml)
+            self.assertIn(words, str(self.assertRaises(ConfigError, self.load, f"{VM}    define: vm.xml\n")))

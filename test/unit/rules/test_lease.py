@@ -1,0 +1,152 @@
+"""Leases: when a VM may be stopped."""
+
+from __future__ import annotations
+
+from math import inf
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.rules.lease import LONGEST_LOOK, SLICE, Lease, Leases, Meter
+
+
+class LeaseTests(SynchronousTestCase):
+    """`Lease`."""
+
+    def test_ends(self) -> None:
+        """It ends `idle` after the last use, but not before `min_up` after the start."""
+        for idle, min_up, used, started, expected in ((10, 0, 5, 0, 15), (10, 60, 5, 0, 60), (10, 60, 100, 0, 110)):
+            self.assertEqual(expected, Lease(idle, min_up, used, started).ends())
+
+    def test_use(self) -> None:
+        """A use renews it; one that is older than the last one does nothing."""
+        lease = Lease(10, 0, used=0, started=0)
+        lease.use(7)
+        lease.use(6)
+        self.assertEqual(17, lease.ends())
+
+    def test_kept(self) -> None:
+        """It does not end before the time until which the VM is kept, but `max_up` after the start whatever happens."""
+        for kept, max_up, expected in ((3, inf, 10), (50, inf, 50), (50, 30, 30), (3, 5, 5)):
+            self.assertEqual(expected, Lease(10, 0, used=0, started=0, max_up=max_up, kept=kept).ends())
+
+    def test_looks(self) -> None:
+        """With a meter, it is looked at an eighth of `idle` after the last look, but at most every second."""
+        for idle, expected in ((80, 10), (4, 1), (3600, LONGEST_LOOK), (0.5, 0.5)):
+            self.assertEqual(expected, Lease(idle, 0, 0, 0, meter=Meter(30, 0, 0)).look(), idle)
+        self.assertEqual(80, Lease(80, 0, 0, 0).look())
+
+
+class MeterTests(SynchronousTestCase):
+    """`Meter`: use, or the trickle of an idle guest."""
+
+    def looks(self, meter: Meter, sent: list[int], every: float = 1.0) -> str:
+        """Look so often, each time after so many packets more; return U for each use seen, a dot for none."""
+        now, total, found = meter.at, meter.total, ""
+        for packets in sent:
+            now, total = now + every, total + packets
+            found += "U" if meter.used(total, now) else "."
+        return found
+
+    def test_use(self) -> None:
+        """Many packets, or few but steadily more than the trickle, are a use; single ones are none."""
+        for per_minute, every, sent, expected in (
+            (30, 1, [100, 0, 0, 0, 0], "U...."),  # a page was fetched
+            (30, 1, [2, 2, 2, 2, 2, 2], ".UUUUU"),  # a slow download
+            (30, 1, [1, 1, 1, 1, 1, 1], "....UU"),  # a slower one
+            (30, 1, [1, 0, 1, 0, 1, 0, 1, 0], "........"),  # what an idle guest may send
+            (30, 60, [30, 30, 30, 30], "...."),  # the same, seldom looked at
+            (30, 60, [35, 35, 35], "UUU"),
+            (0, 1, [0, 1, 0, 1], ".U.U"),  # any packet is a use
+            (600, 1, [10, 10, 10, 13], "...U"),
+        ):
+            meter = Meter(per_minute, 500, 0)
+            meter.level = 0.0
+            self.assertEqual(expected, self.looks(meter, sent, every), (per_minute, sent))
+
+    def test_greeting(self) -> None:
+        """What a guest says when it has just come up is no use, and does not hide one."""
+        self.assertEqual("." * 12, self.looks(Meter(30, 3, 0), [2, 2, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0]))
+        self.assertEqual(".UUUU", self.looks(Meter(30, 3, 0), [10, 10, 10, 10, 10]))
+        self.assertEqual(".........UUU", self.looks(Meter(30, 3, 0), [2] * 12))
+
+    def test_begins_again(self) -> None:
+        """A counter that is smaller than before began at 0 again: the guest was restored, or its interface replaced."""
+        meter = Meter(30, 1000, 0)
+        self.assertFalse(meter.used(1, 1))
+        self.assertTrue(meter.used(40, 2))
+
+
+class LeasesTests(SynchronousTestCase):
+    """`Leases`."""
+
+    def setUp(self) -> None:
+        """Grant leases of 10 s and 20 s at time 0."""
+        self.leases = Leases()
+        self.short, self.long = Lease(10, 0, 0, 0), Lease(20, 0, 0, 0)
+        self.leases.grant("short", self.short)
+        self.leases.grant("long", self.long)
+
+    def test_due(self) -> None:
+        """A lease is due at its end, once, and not before."""
+        self.assertEqual([], self.leases.due(9.9))
+        self.assertEqual(["short"], self.leases.due(10))
+        self.assertEqual([], self.leases.due(10))
+        self.assertEqual(["long"], self.leases.due(30))
+
+    def test_again(self) -> None:
+        """What was looked at and is kept is due again when its time comes."""
+        self.assertEqual(["short"], self.leases.due(10))
+        self.short.use(10)
+        self.leases.again("short")
+        self.assertEqual([], self.leases.due(19.9))
+        self.assertEqual({"short", "long"}, set(self.leases.due(20)))
+
+    def test_meter(self) -> None:
+        """A lease with a meter is due before its end, to count."""
+        self.leases.grant("short", Lease(16, 0, 0, 0, meter=Meter(30, 0, 0)))
+        self.assertEqual(["short"], self.leases.due(2))
+
+    def test_used_meanwhile(self) -> None:
+        """A lease that was used is looked at again at its new end."""
+        self.short.use(8)
+        self.assertEqual([], self.leases.due(10))
+        self.assertEqual(18, self.leases.next_look())
+        self.assertEqual(["short"], self.leases.due(18))
+
+    def test_dropped(self) -> None:
+        """A lease that was dropped, or took another's place, does not end."""
+        self.leases.drop("short")
+        self.leases.grant("long", Lease(50, 0, 0, 0))
+        self.assertEqual([], self.leases.due(30))
+        self.assertEqual(["long"], self.leases.due(50))
+
+    def test_a_look_costs_what_ends(self) -> None:
+        """Many leases that do not end yet are not looked at."""
+        looks = []
+
+        class Watched(Lease):
+            def ends(self) -> float:
+                looks.append(self)
+                return super().ends()
+
+        for number in range(1000):
+            self.leases.grant(f"vm{number}", Watched(1000, 0, 0, 0))
+        looks.clear()
+        self.assertEqual(["short"], self.leases.due(15))
+        self.assertEqual([], looks)
+
+    def test_slices(self) -> None:
+        """A look takes some milliseconds at most; what is left over is found by the next one."""
+        leases = Leases()
+        for number in range(SLICE + 5):
+            leases.grant(f"vm{number}", Lease(5, 0, 0, 0))
+        self.assertEqual(SLICE, len(leases.due(5)))
+        self.assertEqual(5, leases.next_look())
+        self.assertEqual(5, len(leases.due(5)))
+        self.assertIsNone(leases.next_look())
+
+    def test_same_end(self) -> None:
+        """Leases that end at the same moment all end."""
+        for name in "abc":
+            self.leases.grant(name, Lease(5, 0, 0, 0))
+        self.assertEqual({"a", "b", "c"}, set(self.leases.due(5)))

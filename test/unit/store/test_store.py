@@ -1,0 +1,168 @@
+"""What every store must do, on memory and on git; and what git does besides."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.errors import StoreError
+from jitsu_tw.store import history
+from jitsu_tw.store.git import GitStore
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.memory import MemoryStore
+from test.contract import store as contract_store
+from test.support import vm
+
+
+class MemoryStoreTests(contract_store.StoreContract):
+    """The contract, in memory."""
+
+    def setUp(self) -> None:
+        """Make a store."""
+        self.store = MemoryStore()
+        self.store.open()
+
+    def again(self) -> Any:
+        """Return the same: it ends with the process."""
+        return self.store
+
+
+class GitStoreTests(contract_store.StoreContract):
+    """The contract, in a git repository; looked at with git itself."""
+
+    def setUp(self) -> None:
+        """Make a repository."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        self.path = folder / "state.git"
+        self.store = GitStore(self.path)
+        self.store.open()
+
+    def again(self) -> Any:
+        """Open the repository anew."""
+        return GitStore(self.path)
+
+    def git(self, *arguments: str) -> str:
+        """Return what git says of the repository."""
+        run = subprocess.run(["git", "-C", self.path, *arguments], check=True, capture_output=True, text=True)
+        return run.stdout
+
+    async def test_readable(self) -> None:
+        """Any git reads it: one file for each path, one commit for each step, with its reason."""
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.1"}, "first")
+        await self.store.write({"jitsu/vm/1/ip": "10.0.0.2"}, "second")
+        self.assertEqual("10.0.0.2\n", self.git("show", "main:jitsu/vm/1/ip"))
+        self.assertEqual("second\nfirst\n", self.git("log", "--format=%s", "main"))
+        self.assertEqual("", self.git("fsck", "--strict", "--no-dangling"))
+
+    async def test_statistics(self) -> None:
+        """Statistics that follow statistics take their place; a configuration's commit stays."""
+        await self.store.write({"a": "1"}, "configuration")
+        for number in range(5):
+            await self.store.write({"n": str(number)}, STATISTICS)
+        await self.store.write({"a": "2"}, "configuration again")
+        await self.store.write({"n": "9"}, STATISTICS)
+        self.assertEqual(f"{STATISTICS}\nconfiguration again\n{STATISTICS}\nconfiguration\n",
+                         self.git("log", "--format=%s", "main"))
+
+    async def test_nothing_new(self) -> None:
+        """A write that changes nothing is no commit."""
+        await self.store.write({"a": "1"}, "one")
+        await self.store.write({"a": "1"}, "two")
+        self.assertEqual("one\n", self.git("log", "--format=%s", "main"))
+
+    async def test_lock_left_behind(self) -> None:
+        """
+        A lock of another process is respected; one that a killed process has left is old, and does not count.
+
+        Neither does one from the future: the clock was set back since.
+        """
+        await self.store.write({"a": "1"}, "one")
+        lock = self.path / "refs" / "heads" / "main.lock"
+        lock.touch()
+        store = self.again()
+        store.open()
+        await self.assertFailure(store.write({"a": "2"}, "two"), StoreError)
+        self.assertEqual({"a": "1"}, self.again().open())
+        for value, modified in (("2", 1.0), ("3", time.time() + 3600)):
+            lock.touch()
+            os.utime(lock, (modified, modified))
+            await store.write({"a": value}, value)
+            self.assertEqual(f"{value}\n", self.git("show", "main:a"))
+
+    def test_memory(self) -> None:
+        """A year of commits takes no more memory than a day of them: nothing is kept of what was written."""
+        self.patch(history, "PUSH_TAKES", 0.0)
+
+        def commits(number: int) -> int:
+            for one in range(number):
+                self.store._history.commit({f"jitsu/stats/{uuid}/start_ts": str(one) for uuid in "ab"}, STATISTICS)
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        before = commits(20)
+        self.assertLess(commits(200) - before, 100)
+
+    async def test_damaged(self) -> None:
+        """A damaged repository is an error that names the way back, never an empty state."""
+        await self.store.write({"a": "1"}, "one")
+        (self.path / "refs" / "heads" / "main").write_text("0123456789012345678901234567890123456789\n")
+        error = self.assertRaises(StoreError, self.again().open)
+        self.assertIn("fsck", str(error))
+        (self.path / "refs" / "heads" / "main").unlink()
+        self.assertIn("no branch main", str(self.assertRaises(StoreError, self.again().open)))
+
+    def test_foreign(self) -> None:
+        """A folder with something else in it is not taken for a state, and not touched."""
+        other = self.path.with_name("other")
+        other.mkdir()
+        (other / "letter.txt").write_text("dear")
+        self.assertRaises(StoreError, GitStore(other).open)
+        self.assertEqual(["letter.txt"], [path.name for path in other.iterdir()])
+
+    async def test_cannot_write(self) -> None:
+        """A write that fails says so and leaves the state as it was; later ones go on."""
+        await self.store.write({"a": "1"}, "one")
+        objects = self.path / "objects"
+        objects.rename(self.path / "away")
+        objects.touch()
+        await self.assertFailure(self.store.write({"a": "2"}, "two"), StoreError)
+        objects.unlink()
+        (self.path / "away").rename(objects)
+        await self.store.write({"a": "3"}, "three")
+        self.assertEqual({"a": "3"}, self.again().open())
+
+
+class LayoutTests(SynchronousTestCase):
+    """Where things lie."""
+
+    def test_stats(self) -> None:
+        """Statistics survive being written and read; what is no number is passed over."""
+        stats = Stats(1.5, 2.25, 7, {"www.jitsu.test": NameUse(3.125, 4)})
+        paths = stats_paths("u", stats)
+        self.assertEqual("4", paths["jitsu/stats/u/dns/www.jitsu.test/total_requests"])
+        self.assertEqual({"u": stats}, read_stats(paths))
+        self.assertEqual({"u": Stats()}, read_stats({"jitsu/stats/u/total_starts": "many", "jitsu/other": "1"}))
+
+    def test_vm(self) -> None:
+        """A VM lies where the original's does."""
+        said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
+        paths = vm_paths("u", vm(response_delay=0.1, said=said))
+        self.assertEqual(
+            {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
+            {path.removeprefix("jitsu/vm/u/") for path in paths},
+        )
+
+    def test_difference(self) -> None:
+        """What is wanted and not there is added, what is there and not wanted removed, the rest left alone."""
+        tree = {"jitsu/vm/1/a": "1", "jitsu/vm/1/b": "2", "jitsu/vm/10/a": "3", "jitsu/stats/1/a": "4"}
+        self.assertEqual({"jitsu/vm/1/a": "9", "jitsu/vm/1/b": None}, difference(tree, {"jitsu/vm/1/a": "9"}, {"1"}))

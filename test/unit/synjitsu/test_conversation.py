@@ -1,0 +1,860 @@
+"""Jitsu's side and Synjitsu's side of the conversation, with fakes for the network and the kernel."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import tempfile
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import StringTransport
+from twisted.logger import Logger, LogLevel, LogPublisher, formatEvent, globalLogPublisher
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from jitsu_tw import messages
+from jitsu_tw import synjitsu_client as standin
+from jitsu_tw.errors import NoStandIn
+from jitsu_tw.synjitsu_client import SynjitsuClient, description
+from synjitsu_tw import conversation, service, tap
+from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
+from synjitsu_tw.packets import ACK, SYN
+from synjitsu_tw.service import ORPHANED, STRANGERS, SUMMONS, Synjitsu
+from synjitsu_tw.syns import EXPIRY
+from synjitsu_tw.table import State
+from test.support.control import Wire
+from test.support.fakepcap import FakePcap
+from test.unit.synjitsu.test_packets import CLIENT, GUEST, PEER, VM, arp_frame, tcp_frame
+
+#: Seconds that anything may take on a slow machine. Nothing is measured here.
+PATIENCE: Final = 30.0
+
+IP: Final = "10.0.0.10"
+MAC: Final = GUEST.hex(":")
+
+SECRET: Final = "a secret of the tests"  # noqa: S105
+
+COMMANDS: Final = (
+    messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
+    messages.Seen, messages.Listens, messages.Elsewhere, messages.Counters, messages.Status,
+)  # fmt: skip
+
+
+class ReadingClock(Clock):
+    """A clock that takes readers, and never finds that they have something to read."""
+
+    def addReader(self, reader: Any) -> None:  # noqa: N802
+        """Do nothing."""
+
+    def removeReader(self, reader: Any) -> None:  # noqa: N802
+        """Do nothing."""
+
+
+class FakeKernel:
+    """
+    A kernel with one bridge.
+
+    Attributes:
+        told: what it was told.
+        changes: links and addresses have changed.
+        own: the addresses of the bridge.
+        routers: the default gateways.
+        behind: addresses outside the bridge's networks that are neighbours on it.
+        same: MACs behind the guest's port.
+        fails: why Synjitsu cannot have its port.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing told."""
+        self.told: list[Any] = []
+        self.changes = False
+        self.own: tuple[str, ...] = ()
+        self.routers: tuple[str, ...] = ()
+        self.behind: tuple[str, ...] = ()
+        self.same: set[bytes] = set()
+        self.fails: OSError | None = None
+
+    def interface(self, name: str) -> Interface:
+        """Return a bridge."""
+        return Interface(7, name, "bridge", b"\2\0\0\0\0\xaa", 1500, 0, up=True, forwards=False, stp=False)
+
+    def have_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:  # noqa: ARG002
+        """Return a bridge with no other port; fail if it is to."""
+        if self.fails is not None:
+            raise self.fails
+        return self.interface(name), []
+
+    def links_changed(self) -> bool:
+        """Return what a test says."""
+        return self.changes
+
+    addresses_changed = links_changed
+
+    def addresses(self) -> dict[str, list[Any]]:
+        """Return those of a bridge."""
+        return {"br0": list(map(ip_interface, self.own))}
+
+    def gateways(self) -> frozenset[bytes]:
+        """Return what a test says."""
+        return frozenset(ip_address(ip).packed for ip in self.routers)
+
+    def is_behind(self, interface: str, ip: bytes) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return str(ip_address(ip)) in self.behind
+
+    def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:  # noqa: ARG002
+        """Return whether a test says so."""
+        return mac in self.same
+
+    def tell(self, *what: Any, create: bool) -> None:
+        """Remember what was told."""
+        self.told.append((*what, create))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class ConversationTests(TestCase):
+    """Both sides, on a UNIX socket."""
+
+    timeout = PATIENCE
+
+    async def setUp(self) -> None:  # type: ignore[override] # trial waits for it
+        """Begin with a Jitsu and no Synjitsu."""
+        self.place = str(Path(tempfile.mkdtemp(dir=self.mktemp_short())) / "socket")
+        self.events: list[Any] = []
+        self.said: list[str] = []
+        observer: Any = self.observe
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.standin = SynjitsuClient(
+            f"unix:{self.place}",
+            lambda ip, source: self.events.append(("summon", ip, source)),
+            lambda ip: self.events.append(("seen", ip)),
+            reactor,
+        )
+        self.addCleanup(self.standin.stop)
+
+    def mktemp_short(self) -> str:
+        """Return a folder whose name is short, as names of UNIX sockets must be."""
+        folder = tempfile.TemporaryDirectory(prefix="synjitsu-")
+        self.addCleanup(folder.cleanup)
+        return folder.name
+
+    def observe(self, event: Any) -> None:
+        """Remember what the log is told by our side of it, as far as it goes without its figures."""
+        if "jitsu_tw.synjitsu_client" in event.get("log_namespace", "") and event["log_level"] >= LogLevel.info:
+            self.said.append(event["log_format"][:12])
+
+    async def synjitsu(self) -> Synjitsu:
+        """Start a Synjitsu with a fake interface."""
+        self.pcap = FakePcap()
+        synjitsu = Synjitsu(["br0"], reactor, kernel=FakeKernel(), opens=lambda _: self.pcap)  # type: ignore[arg-type]
+        synjitsu.open()
+        synjitsu.startService()
+        self.port = await serverFromString(reactor, f"unix:{self.place}:lockfile=0").listen(synjitsu.factory)
+        self.addCleanup(self.end, synjitsu)
+        return synjitsu
+
+    async def end(self, synjitsu: Synjitsu) -> None:
+        """End it, as if it had been killed: without a word."""
+        if synjitsu.running:
+            synjitsu.stopService()
+            for conversation in set(synjitsu._owners.values()):
+                transport: Any = conversation.transport
+                transport.abortConnection()
+            await self.port.stopListening()
+
+    async def until(self, condition: Any) -> None:
+        """Wait for something."""
+        while not condition():
+            await deferLater(reactor, 0.005)
+
+    async def test_says_all(self) -> None:
+        """What was said before there was a connection is said when there is one; and again to a successor."""
+        self.standin.announce("10.0.0.10", [MAC], asleep=True, ports=[443, 80], wake_udp=[443])
+        self.standin.announce("fd00:0::1", [], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=True)
+        self.standin.withdraw("10.0.0.11")
+        self.standin.announce("10.0.0.12", [MAC], asleep=False)
+        self.standin.ready("10.0.0.12")
+        changes: list[bool] = []
+        self.standin.on_change = lambda: changes.append(self.standin.connected)
+        self.standin.start()
+        await self.until(lambda: self.said)
+        for _ in range(2):
+            synjitsu = await self.synjitsu()
+            await self.until(lambda: len(synjitsu.standins.table) == 3)  # noqa: B023
+            status = await self.standin.status()
+            self.assertEqual(
+                [("10.0.0.10", MAC, "asleep"), ("10.0.0.12", MAC, "up"), ("fd00::1", "", "booting")],
+                [(one["ip"], one["mac"], one["state"]) for one in status["standins"]],
+            )
+            self.assertEqual(frozenset({80, 443}), synjitsu.standins.table[VM].ports)
+            self.assertEqual(frozenset({443}), synjitsu.standins.table[VM].wake_udp)
+            await self.end(synjitsu)
+            await self.until(lambda: not self.standin.connected)
+        self.assertEqual([True, False] * 2, changes)
+        # Once that it is missing, once that it is there again.
+        self.assertEqual(["no Synjitsu ", "Synjitsu is ", "no Synjitsu ", "Synjitsu is ", "no Synjitsu "], self.said)
+
+    async def test_says_once(self) -> None:
+        """What was said already is not said again: a guest may have taken its address over without Jitsu."""
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        self.standin.announce(IP, [MAC], asleep=False)
+        await self.until(lambda: VM in synjitsu.standins.table)
+        synjitsu.standins.ready(VM, (GUEST,))
+        self.standin.announce(IP, [MAC], asleep=False)
+        self.standin.announce("10.0.0.11", [MAC], asleep=False)
+        await self.until(lambda: len(synjitsu.standins.table) > 1)
+        self.assertIs(State.UP, synjitsu.standins.table[VM].state)
+        self.standin.announce(IP, [MAC], asleep=True)
+        await self.until(lambda: synjitsu.standins.table[VM].state is State.ASLEEP)
+
+    async def test_summons_and_sees(self) -> None:
+        """A SYN for one that is asleep, and the guest's own announcement, are told."""
+        self.standin.start()
+        await self.synjitsu()
+        self.standin.announce(IP, [MAC], asleep=True)
+        await self.until(lambda: self.standin.connected)
+        await self.standin.status()
+        self.pcap.put(tcp_frame(), arp_frame(1, GUEST, VM, VM))
+        await self.until(lambda: len(self.events) == 2)
+        self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
+
+    async def test_refused_addresses(self) -> None:
+        """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
+        changes: list[int] = []
+        self.standin.on_change = lambda: changes.append(len(self.standin.refused))
+        self.standin.start()
+        synjitsu = await self.synjitsu()
+        self.patch(synjitsu, "_obstacle", lambda _: "it is the host's")
+        await self.until(lambda: self.standin.connected)
+        self.said.clear()
+        for asleep in (True, False):
+            self.standin.announce(IP, [MAC], asleep=asleep)
+            await self.standin.status()
+        self.assertEqual({IP: "it is the host's"}, self.standin.refused)
+        self.patch(synjitsu, "_obstacle", lambda _: None)
+        self.standin.announce(IP, [MAC], asleep=True)
+        await self.standin.status()
+        self.assertEqual(({}, [0, 1, 0]), (self.standin.refused, changes))
+        self.assertEqual(["Synjitsu ref"], [words for words in self.said if "ref" in words])
+
+    async def test_secret(self) -> None:
+        """Without the secret nothing is understood; with it everything."""
+        synjitsu = await self.synjitsu()
+        factory: Any = synjitsu.factory
+        factory.secret = self.place
+        self.standin.announce(IP, [MAC], asleep=True)
+        self.standin.start()
+        await self.until(lambda: self.said)
+        self.assertEqual({}, synjitsu.standins.table)
+        other = SynjitsuClient(f"unix:{self.place}", print, print, reactor, secret=factory.secret)
+        self.addCleanup(other.stop)
+        other.announce(IP, [MAC], asleep=True)
+        other.start()
+        await self.until(lambda: VM in synjitsu.standins.table)
+
+    async def test_many(self) -> None:
+        """More stand-ins than fit into one answer."""
+        synjitsu = await self.synjitsu()
+        for number in range(2 * messages.PAGE):
+            self.standin.announce(f"10.1.{number // 256}.{number % 256}", [MAC], asleep=True)
+        self.standin.start()
+        await self.until(lambda: len(synjitsu.standins.table) == 2 * messages.PAGE)
+        status = await self.standin.status()
+        self.assertEqual(2 * messages.PAGE, len({one["ip"] for one in status["standins"]}))
+
+    async def test_no_status(self) -> None:
+        """Without Synjitsu there is no status, but an error that says so."""
+        with self.assertRaises(NoStandIn):
+            await self.standin.status()
+
+    async def test_refused(self) -> None:
+        """What Synjitsu refuses is logged and does no harm."""
+        self.standin.start()
+        await self.synjitsu()
+        await self.until(lambda: self.standin.connected)
+        self.standin.announce(IP, ["52:54"], asleep=True)
+        self.standin.announce(IP, [MAC], asleep=True, handover="xenstore")
+        self.standin.announce("10.0.0.11", [], asleep=False)
+        self.standin.ready("10.0.0.11")
+        await self.standin.status()
+        self.assertEqual(3, self.said.count("Synjitsu ref"))
+
+    async def test_wrong_version(self) -> None:
+        """Another version is refused, and the log says why; it is tried again, as one of them may be updated."""
+        self.patch(conversation, "messages", SimpleNamespace(VERSION=messages.VERSION + 1))
+        self.standin.announce(IP, [MAC], asleep=True)
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        await self.until(lambda: self.said)
+        self.assertFalse(self.standin.connected)
+        self.assertEqual({}, synjitsu.standins.table)
+        self.assertEqual(["no Synjitsu "], self.said)
+        self.assertFalse(self.standin.connected)
+
+
+class KernelTests(SynchronousTestCase):
+    """What Synjitsu asks the kernel."""
+
+    def test_looks_at_one_port(self) -> None:
+        """To see whose a MAC is, one port is read, not all: a bridge may have hundreds, and strangers make us look."""
+        kernel = Kernel()
+        self.addCleanup(kernel.close)
+        bridge, read = FakeKernel().interface("br0"), list[int]()
+        port = attrs.evolve(bridge, index=9, kind="tun", mac=b"\xfe" + GUEST[1:], master=bridge.index)
+
+        def get(_call: Any, _what: str, *, index: int) -> list[Interface]:
+            read.append(index)
+            return [port]
+
+        self.patch(kernel, "interface", lambda _: bridge)
+        self.patch(kernel, "_learnt_at", lambda _bridge, _mac: 9)
+        self.patch(kernel, "_do", get)
+        self.patch(Interface, "read", lambda found: found)
+        self.assertTrue(kernel.is_same_port("br0", PEER, frozenset({GUEST}), None))
+        self.assertEqual([9], read)
+
+
+class OlderTests(SynchronousTestCase):
+    """A Jitsu that is older than Synjitsu."""
+
+    def test_hello(self) -> None:
+        """One that knows of no secret is told that it is too old."""
+        kernel: Any = FakeKernel()
+        synjitsu = Synjitsu(["br0"], Clock(), kernel=kernel, opens=FakePcap)
+        older, transport = synjitsu.factory.buildProtocol(None), StringTransport()
+        assert older is not None
+        older.makeConnection(transport)
+        hello = {b"_ask": b"1", b"_command": b"Hello", b"version": b"1"}
+        older.dataReceived(amp.Box(hello).serialize())
+        self.assertIn(b"WRONG_VERSION", transport.value())
+
+
+class StrangeTests(SynchronousTestCase):
+    """Peers that say what makes no sense, on a clock."""
+
+    def setUp(self) -> None:
+        """Begin with a Synjitsu, and with what both sides log."""
+        self.clock = Clock()
+        kernel: Any = FakeKernel()
+        self.synjitsu = Synjitsu(["br0"], self.clock, kernel=kernel, opens=FakePcap, secret=SECRET)
+        self.logged: list[Any] = []
+        observer: Any = self.logged.append
+        log = Logger(observer=LogPublisher(observer))
+        for side in (conversation.Conversation, standin._Conversation):
+            self.patch(side, "complaints", messages.Complaints(log, self.clock.seconds))
+
+    def connect(self, host: str = "192.0.2.1", *, met: bool = True) -> Any:
+        """Return Synjitsu's side of a connection from *host*, and the connection."""
+        side, wire = self.synjitsu.factory.buildProtocol(None), Wire(peerAddress=IPv4Address("TCP", host, 1))
+        assert side is not None
+        side.makeConnection(wire)
+        if met:
+            self.say(side, _command=b"Hello", version=b"2", secret=SECRET.encode())
+            wire.clear()
+        return side, wire
+
+    def say(self, side: Any, **box: bytes) -> None:
+        """Send a message."""
+        side.dataReceived(amp.Box({key.encode(): value for key, value in {"_ask": b"1", **box}.items()}).serialize())
+
+    def lines(self) -> list[str]:
+        """Return what has been logged since the last time."""
+        lines, self.logged[:] = [str(formatEvent(event)) for event in self.logged], []
+        return lines
+
+    def test_goes_on(self) -> None:
+        """A peer that goes on is cut off; what it says is two lines, and what it says after that is not looked at."""
+        side, wire = self.connect()
+        for number in range(messages.MOST_STRANGE):
+            self.assertFalse(wire.aborted, number)
+            self.say(side, _command=b"Withdraw", ip=b"x", failed=b"True")
+        self.assertTrue(wire.aborted)
+        wire.clear()
+        self.say(side, _command=b"Counters")
+        self.assertEqual(b"", wire.value())
+        first, last = self.lines()
+        self.assertEqual("192.0.2.1 is not understood: Withdraw: 'x' is no IP address", first)
+        self.assertEqual("192.0.2.1 is cut off: Withdraw: 'x' is no IP address", last)
+
+    def test_lines(self) -> None:
+        """However many peers there are, and whatever they say, the lines of a minute are bounded."""
+        for _ in range(50):
+            side, _ = self.connect(met=False)
+            self.say(side, _command=b"Exec\x1b")
+        self.assertEqual(messages.MOST_LINES + 1, len(lines := self.lines()))
+        self.assertEqual("more like that is not logged for a minute", lines[-1])
+        self.clock.advance(60)
+        side, _ = self.connect("198.51.100.1", met=False)
+        self.say(side, _command=b"Exec")
+        self.assertEqual(["198.51.100.1 is not understood: Hello must come first"], self.lines())
+
+    def test_silent(self) -> None:
+        """A peer that does not say Hello is cut off after a while, even if octets trickle in; one that has is not."""
+        for met in (False, True):
+            side, wire = self.connect(met=met)
+            for _ in range(int(conversation.MEET_WITHIN)):
+                side.dataReceived(b"\0\1a\0\1a") if not met else None
+                self.assertFalse(wire.aborted)
+                self.clock.advance(1)
+            self.assertEqual(not met, wire.aborted)
+
+    def test_strangers(self) -> None:
+        """Peers that have not said Hello have a share of the connections, and take none of a Jitsu's."""
+        most, most_from_one = STRANGERS
+        _, jitsu = self.connect()
+        hosts = ["192.0.2.1"] * most_from_one + ["198.51.100.1"] * most_from_one
+        strangers = [self.connect(host, met=False) for host in hosts]
+        self.assertEqual((most, 0), (len(strangers), sum(wire.aborted for _, wire in strangers)))
+        self.assertFalse(self.connect("203.0.113.1")[1].aborted)
+        self.assertEqual(1, sum(wire.aborted for _, wire in strangers))
+        for _ in range(most):
+            self.connect("192.0.2.9", met=False)
+        self.assertEqual([True] * most_from_one, [wire.aborted for _, wire in strangers[:most_from_one]])
+        self.assertGreaterEqual(sum(not wire.aborted for _, wire in strangers), most_from_one - 1)
+        self.assertFalse(jitsu.aborted)
+
+    def test_secret_first(self) -> None:
+        """Before the secret was shown nothing is read, not even the rest of Hello."""
+        read: list[Any] = []
+        self.patch(messages.Address, "fromString", lambda _, text: read.append(text))
+        self.patch(messages.Number, "fromString", lambda _, text: read.append(text))
+        side, wire = self.connect(met=False)
+        self.say(side, _command=b"Withdraw", ip=b"10.0.0.1", failed=b"True")
+        self.say(side, _command=b"Hello", version=b"2", secret=b"another")
+        self.assertEqual([], read)
+        self.assertEqual(2, wire.value().count(b"REFUSED"))
+
+    def test_limits(self) -> None:
+        """There are no more addresses, and no more UDP ports, than may be; those that are there stay."""
+        self.patch(service, "MOST_STANDINS", 2)
+        self.patch(service, "MOST_UDP", 2)
+        self.patch(self.synjitsu, "_obstacle", lambda _: None)
+        side, wire = self.connect()
+        for ip, port, words in (("10.0.0.1", 1, b""), ("10.0.0.2", 2, b""), ("10.0.0.3", 1, b"no more can be"),
+                                ("10.0.0.1", 3, b"2 different ports"), ("10.0.0.1", 2, b"")):  # fmt: skip
+            wire.clear()
+            udp = str(port).encode()
+            self.say(side, _command=b"Announce", ip=ip.encode(), macs=b"", asleep=b"True", runs=b"False",
+                     handover=b"wire", wake_udp=b"\0\1" + udp, keeps=b"False")  # fmt: skip
+            self.assertIn(words or b"_answer", wire.value())
+        self.assertEqual([f"10.0.0.{n}" for n in (1, 2)], [str(ip_address(ip)) for ip in self.synjitsu.standins.table])
+        self.patch(self.synjitsu, "_obstacle", lambda _: "it is another's")
+        for number in range(5):
+            self.say(side, _command=b"Ready", ip=f"10.0.1.{number}".encode(), macs=b"\0\x11" + MAC.encode())
+        self.assertEqual(2, len(self.synjitsu._refused))
+
+    def test_any_octets(self) -> None:
+        """Whatever comes, to either side, is no traceback, and what is kept of it is bounded."""
+        keys = st.sampled_from([name for command in COMMANDS for name, _ in command.arguments])
+        odd = [b"", b"-1", b"0", b"65536", b"9" * 5000, b"True", b"10.0.0.1", b"::1", b"10.0.0.1\0", b"\0\1x",
+               b"\0\0015", b"\xff", b"\0\x11" + MAC.encode(), b"wire", b"\0\0" * 5000, "²".encode()]  # fmt: skip
+        values = st.sampled_from(odd) | st.binary(max_size=30)
+        named = st.sampled_from([command.commandName for command in COMMANDS])
+        own = st.sampled_from([b"_ask", b"_answer", b"_error", b"_error_code", b"_error_description", b"_command"])
+        boxes = st.dictionaries(keys | own, values, min_size=1, max_size=12)
+        asked = st.builds(lambda box, name: {**box, b"_command": name, b"_ask": b"1"}, boxes, named)
+        jitsu = SimpleNamespace(
+            begin=lambda _: None, ended=lambda: None, listens=print, on_seen=len, on_summon=max, on_elsewhere=max,
+            cut=lambda: None, reactor=self.clock,
+        )  # fmt: skip
+        self.patch(self.synjitsu, "_obstacle", lambda _: None)
+
+        @settings(max_examples=300, deadline=None, derandomize=True, database=None)
+        @given(st.lists(boxes | asked, max_size=6), st.binary(max_size=30), st.booleans(), st.booleans())
+        def hear(said: list[dict[bytes, bytes]], octets: bytes, met: bool, to_jitsu: bool) -> None:  # noqa: FBT001
+            side, wire = self.connect(met=met)
+            if to_jitsu:
+                side, wire = standin._Conversation(), Wire()
+                side.factory = SimpleNamespace(standin=jitsu)
+                side.makeConnection(wire)
+            for box in said:
+                side.dataReceived(amp.Box(box).serialize())
+            side.dataReceived(octets)
+            side.connectionLost(Failure(ConnectionDone()))
+
+        hear()
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def test_bad_errors(self) -> None:
+        """An error in place of an answer, or no message at all, is no traceback, whichever side waits for it."""
+        side, wire = self.connect()
+        side.callRemote(messages.Seen, ip=IP).addErrback(service._went_away)
+        self.say(side, _error=b"1", _error_code=b"ODD", _error_description=b"\xff")
+        self.assertFalse(wire.aborted)
+        error = amp.Box({b"_error": b"1", b"_error_code": b"ODD", b"_error_description": b"\xff"}).serialize()
+        for octets in (b"\xff\xff", error):
+            ours = SynjitsuClient("unix:socket", print, print, self.clock)
+            jitsus: Any = standin._Conversation()
+            jitsus.factory, wire = SimpleNamespace(standin=ours), Wire()
+            jitsus.makeConnection(wire)
+            jitsus.dataReceived(octets)
+            self.assertTrue(wire.aborted)
+            jitsus.connectionLost(Failure(ConnectionDone()))
+        gc.collect()
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def ours(self, **told: Any) -> tuple[SynjitsuClient, Any, Wire]:
+        """Return Jitsu's end, its side of a new connection, and that."""
+        ours = SynjitsuClient("unix:socket", told.get("on_summon", print), print, self.clock)
+        side, wire = standin._Conversation(), Wire()
+        side.factory = SimpleNamespace(standin=ours)
+        side.makeConnection(wire)
+        return ours, side, wire
+
+    def test_hangs(self) -> None:
+        """A Synjitsu that answers nothing is cut off, before Hello and after; one that goes on is not."""
+        for answers in (False, True):
+            ours, side, wire = self.ours()
+            if answers:
+                self.clock.advance(standin.ANSWER_WITHIN - 1)
+                side.dataReceived(amp.Box({b"_answer": b"1"}).serialize())
+                self.clock.advance(10 * standin.ANSWER_WITHIN)
+                self.assertEqual((False, True), (wire.aborted, ours.connected))
+                ours.announce(IP, [MAC], asleep=True)
+            self.clock.advance(standin.ANSWER_WITHIN - 1)
+            self.assertFalse(wire.aborted)
+            self.clock.advance(1)
+            self.assertTrue(wire.aborted)
+            side.connectionLost(Failure(ConnectionDone()))
+            self.assertFalse(ours.connected)
+            self.assertIn("is cut off: it has said nothing for 10 s", "".join(self.lines()))
+            self.assertEqual([standin.AFTER_REFUSAL, standin.BACK_OFF[0]], [ours._pause(0), ours._pause(0)])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_ends(self) -> None:
+        """Jitsu ends though Synjitsu does not take what was to be said; it waits for that only for a while."""
+        for takes in (False, True):
+            ours, side, wire = self.ours()
+            closed: Deferred[None] = Deferred()
+            self.patch(ours, "_service", SimpleNamespace(stopService=lambda closed=closed: closed))
+            stopped = ours.stop()
+            self.clock.advance(standin.ENDING / 2)
+            if takes:
+                closed.callback(None)
+            self.clock.advance(standin.ENDING / 2)
+            self.assertEqual((not takes, takes), (wire.aborted, stopped.called))
+            side.connectionLost(Failure(ConnectionDone()))
+            self.assertTrue(ours.stop() is closed)
+
+    def test_flood(self) -> None:
+        """A peer that says very much in one go is read for a while, and then others have their turn."""
+        heard: list[str] = []
+
+        def summoned(ip: str, _: str) -> None:
+            heard.append(ip)
+            self.clock.rightNow += messages.SLICE / 4
+
+        _, side, wire = self.ours(on_summon=summoned)
+        box = amp.Box({b"_ask": b"1", b"_command": b"Summon", b"ip": IP.encode(), b"source": b"10.0.0.9"}).serialize()
+        side.dataReceived(box * 100)
+        self.assertEqual((4, "paused"), (len(heard), wire.producerState))
+        self.clock.advance(0)
+        self.assertEqual((100, "producing"), (len(heard), wire.producerState))
+        side.dataReceived(box * 100)
+        side.connectionLost(Failure(ConnectionDone()))
+        self.clock.advance(0)
+        self.assertEqual(104, len(heard))
+
+    def test_endless_message(self) -> None:
+        """A message that does not end is not kept."""
+        side, wire = self.connect()
+        for number in range(messages.MOST_KEYS + 5):
+            self.assertEqual(number > messages.MOST_KEYS, wire.aborted)
+            side.dataReceived(b"\0\3%03d\0\1x" % number)
+
+    def test_answers(self) -> None:
+        """What Synjitsu answers is looked at as well: a bad answer, none, or one without an end is told in one line."""
+
+        def counted(count: bytes) -> dict[bytes, bytes]:
+            octets = amp.AmpList([(b"name", amp.Unicode()), (b"count", amp.String())]).toStringProto(
+                [{"name": "held", "count": count}], None)  # fmt: skip
+            return {b"counters": octets}
+
+        one = {"ip": IP, "mac": "", "state": "asleep", "handover": "wire", "held": 0}
+        response: Any = messages.Status.response[0][1]
+        page = response.toStringProto([one] * messages.PAGE, None)
+        for answers, words in (
+            ([counted(b"-1")], "is no number"), ([counted(b"9" * 5000)], "is no number"), ([{}], "is missing"),
+            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer makes no sense"), ([], "went away"),
+            ([counted(b"1"), {b"standins": page}, {b"standins": page}, {b"standins": page}], ""),
+        ):  # fmt: skip
+            side, wire = standin._Conversation(), Wire()
+            ours = SynjitsuClient("unix:socket", print, print, self.clock)
+            self.patch(ours, "begin", lambda _: None)
+            side.factory = SimpleNamespace(standin=ours)
+            side.makeConnection(wire)
+            ours._protocol = side
+            status = ours.status()
+            for answer in answers:
+                if not status.called:
+                    (box,) = amp.parseString(wire.value())
+                    wire.clear()
+                    side.dataReceived(amp.Box({**answer, b"_answer": box[b"_ask"]}).serialize())
+            self.clock.advance(standin.ANSWER_WITHIN)
+            if words:
+                self.assertRegex(self.failureResultOf(status, NoStandIn).getErrorMessage(), words)
+            else:
+                self.assertEqual([one], self.successResultOf(status)["standins"])
+
+
+class ServiceTests(SynchronousTestCase):
+    """Synjitsu's own doings, on a clock."""
+
+    def setUp(self) -> None:
+        """Begin with an interface, and a Jitsu that answers nothing."""
+        self.clock, self.pcap, self.kernel = ReadingClock(), FakePcap(), FakeKernel()
+        self.addCleanup(self.pcap.close)
+        self.synjitsu = self.make()
+        self.jitsu: Any = self.Jitsu()
+
+    class Jitsu:
+        """What the service needs of a conversation."""
+
+        def __init__(self) -> None:
+            """Begin with nothing asked."""
+            self.summons = 0
+            self.calls: list[Any] = []
+            self.transport = self
+            self.lost = False
+
+        def loseConnection(self) -> None:  # noqa: N802
+            """Remember that."""
+            self.lost = True
+
+        def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
+            """Remember a call; it is never answered."""
+            self.calls.append((command, arguments))
+            return deferLater(Clock(), 1)
+
+        def summoned(self, result: Any) -> None:
+            """Do nothing."""
+
+    def test_many_ports(self) -> None:
+        """Looking at a bridge with very many ports, which takes long, leaves most of the time for packets."""
+        looks: list[float] = []
+
+        def have_port(name: str, _: bytes) -> tuple[Interface, list[Interface]]:
+            looks.append(self.clock.seconds())
+            self.clock.advance(0.1)
+            return self.kernel.interface(name), []
+
+        self.patch(self.kernel, "have_port", have_port)
+        self.kernel.changes = True
+        begin = self.clock.seconds()
+        while self.clock.seconds() < begin + 5:
+            self.synjitsu._look_at_host()
+            self.clock.advance(0.01)
+        self.assertIn(len(looks), range(9, 12))
+
+    def test_addresses_elsewhere(self) -> None:
+        """A change of this host's addresses elsewhere, as with each tap, costs nothing for each stand-in."""
+        self.kernel.changes = True
+        self.synjitsu.tick()
+        for number in range(1, 200):
+            self.synjitsu.announce(None, bytes([10, 0, 0, number]), (), asleep=True)
+        asked: list[bytes] = []
+        self.patch(self.synjitsu, "_obstacle", asked.append)
+        elsewhere = {"tap0": [ip_interface("fe80::1/64"), ip_interface("10.0.0.7/32")]}
+        self.patch(self.kernel, "addresses", lambda: elsewhere)
+        self.synjitsu.tick()
+        self.assertEqual([bytes([10, 0, 0, 7])], asked)
+
+    def refused(self, ip: str) -> str:
+        """Return why an address is not stood in for; nothing if it is."""
+        try:
+            self.synjitsu.announce(self.jitsu, ip_address(ip).packed, (GUEST,), asleep=True)
+        except messages.Refused as error:
+            return str(error).partition(" ")[2]
+        return ""
+
+    def make(self, listed: dict[bytes, bytes] | None = None) -> Synjitsu:
+        """Return a service that runs."""
+        synjitsu = Synjitsu(
+            ["br0"], self.clock, listed, kernel=self.kernel, opens=lambda _: self.pcap,  # type: ignore[arg-type]
+        )
+        synjitsu.startService()
+        self.addCleanup(synjitsu.stopService)
+        return synjitsu
+
+    def frame(self, *octets: bytes) -> None:
+        """Let frames be seen."""
+        self.synjitsu._receives("br0")(list(octets))
+
+    def test_orphans(self) -> None:
+        """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
+        self.synjitsu.open()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(tcp_frame())
+        self.synjitsu.lost(self.jitsu)
+        self.clock.pump([1.0] * int(ORPHANED - 1))
+        self.assertEqual(1, self.synjitsu.standins.syns.total)
+        self.clock.pump([1.0] * 2)
+        self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+        self.assertIn(VM, self.synjitsu.standins.handed)
+        self.frame(arp_frame(1, GUEST, VM, VM))  # the guest comes up late
+        self.assertEqual(GUEST, self.pcap.sent[-1][:6])
+        self.clock.pump([1.0] * int(EXPIRY + 2))
+        self.assertEqual({}, self.synjitsu.standins.table)
+
+    def test_answer_before_timer(self) -> None:
+        """A SYN that the guest has answered is not sent again by a timer which is late, before the answer is read."""
+        self.synjitsu.open()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(tcp_frame(), arp_frame(1, GUEST, VM, VM))
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.clock.advance(0)
+        handed = len(self.pcap.sent)
+        answer = tcp_frame(VM, CLIENT, PEER, sport=80, dport=4711, flags=SYN | ACK, ack=8)
+        self.pcap.put(answer[:6] + GUEST + answer[12:])
+        self.clock.advance(0.05)
+        self.assertEqual(handed, len(self.pcap.sent))
+        self.assertEqual({}, self.synjitsu.standins.handed)
+
+    def test_comes_back(self) -> None:
+        """One that comes back keeps what it announces again, and loses what it does not."""
+        other = bytes([10, 0, 0, 11])
+        for ip in (VM, other):
+            self.synjitsu.announce(self.jitsu, ip, (GUEST,), asleep=True)
+        self.synjitsu.lost(self.jitsu)
+        self.frame(tcp_frame())
+        back: Any = self.Jitsu()
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=True)
+        self.synjitsu.announced_all()
+        self.assertEqual([VM], list(self.synjitsu.standins.table))
+        self.assertEqual(1, self.synjitsu.standins.syns.total)
+        self.frame(tcp_frame(sport=5))
+        self.assertEqual(1, len(back.calls))
+        self.clock.pump([1.0] * 20)
+        self.assertEqual([VM], list(self.synjitsu.standins.table))
+
+    def test_flood_of_summons(self) -> None:
+        """A Jitsu that does not take summons gets so many and no more; half are for clients that have sent twice."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=True)
+        for number in range(1000):
+            self.frame(tcp_frame(number.to_bytes(4)))
+        self.assertEqual(SUMMONS // 2, len(self.jitsu.calls))
+        self.clock.advance(1.0)
+        self.frame(tcp_frame((5).to_bytes(4)))
+        self.assertEqual(SUMMONS // 2 + 1, len(self.jitsu.calls))
+
+    def test_refuses(self) -> None:
+        """It stands in for no address of the host, of a router, or outside the bridge's networks."""
+        self.kernel.own = ("10.0.0.1/24", "fd00::1/64", "fe80::1/64")
+        self.kernel.routers, self.kernel.behind = ("10.0.0.254",), ("10.7.0.9",)
+        self.synjitsu.open()
+        network = "is in no network of br0: correct the VM's ip, or give the bridge its network"
+        for ip, reason in (
+            ("10.0.0.10", ""), ("10.0.0.1", "is an address of this host"), ("fe80::1", "is an address of this host"),
+            ("10.0.0.254", "is the gateway of this host's default route"), ("10.0.1.10", network), ("10.7.0.9", ""),
+            ("fd00::10", ""), ("fd01::10", network), ("10.0.0.255", "is the broadcast address of 10.0.0.0/24"),
+        ):
+            self.assertEqual(reason, self.refused(ip), ip)
+            self.assertEqual(not reason, ip_address(ip).packed in self.synjitsu.standins.table)
+        with self.assertRaises(messages.Refused):
+            self.synjitsu.ready(self.jitsu, ip_address("10.0.0.1").packed, (GUEST,))
+
+    def test_no_network(self) -> None:
+        """Where the host has no address on the bridge, any address will do but a router's."""
+        self.kernel.own, self.kernel.routers = ("fe80::1/64",), ("10.0.0.254",)
+        self.synjitsu.open()
+        self.assertEqual(["", "", "is the gateway of this host's default route"],
+                         list(map(self.refused, ("10.0.0.10", "fd00::10", "10.0.0.254"))))
+        for ip in ("127.0.0.1", "224.0.0.1", "::ffff:10.0.0.10", "::1", "ff02::1", "255.255.255.255", "0.0.0.0"):  # noqa: S104
+            self.assertNotEqual("", self.refused(ip), ip)
+
+    def test_networks_change(self) -> None:
+        """What becomes the host's own is stood in for no longer; what was refused is announced again when it may be."""
+        self.kernel.own = ("10.0.0.1/24",)
+        self.synjitsu.open()
+        self.assertEqual("", self.refused("10.0.0.10"))
+        self.assertNotEqual("", self.refused("10.1.0.10"))
+        self.kernel.own, self.kernel.changes = ("10.0.0.1/24", "10.0.0.10/24"), True
+        self.synjitsu.tick()
+        self.assertEqual(({}, False), (self.synjitsu.standins.table, self.jitsu.lost))
+        self.kernel.own = ("10.0.0.1/24", "10.1.0.1/24")
+        self.synjitsu.tick()
+        self.assertTrue(self.jitsu.lost)
+
+    def test_learns(self) -> None:
+        """A MAC is the guest's if it is behind the guest's port; a stranger gets nothing."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([], self.jitsu.calls)
+        self.kernel.same = {PEER}
+        self.frame(arp_frame(1, PEER, VM, VM))
+        self.assertEqual([messages.Seen], [command for command, _ in self.jitsu.calls])
+        self.assertEqual(PEER, self.synjitsu.standins.table[VM].mac)
+
+    def test_elsewhere(self) -> None:
+        """Jitsu is told of a guest that uses another address."""
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 77]), PEER[:4]))
+        self.clock.pump([1.0] * 7)
+        self.assertEqual([(messages.Elsewhere, {"ip": IP, "found": "10.0.0.77"})], self.jitsu.calls)
+
+    def test_reports(self) -> None:
+        """Why Synjitsu has no port in a bridge is logged, once."""
+        said: list[Any] = []
+        observer: Any = said.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.kernel.changes = True
+        for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no bridge")):
+            said.clear()
+            self.kernel.fails = fails
+            self.synjitsu.tick()
+            self.synjitsu.tick()
+            self.assertEqual(1, len(said))
+            self.assertIn(remedy, said[0]["report"])
+
+    def test_listed(self) -> None:
+        """A VM that our own options list is stood in for from the start, until its guest shows itself."""
+        self.synjitsu = self.make({VM: GUEST})
+        self.frame(tcp_frame())
+        self.assertIs(State.BOOTING, self.synjitsu.standins.table[VM].state)
+        self.frame(arp_frame(1, PEER, VM, VM), arp_frame(1, GUEST, VM, VM))
+        self.assertIs(State.UP, self.synjitsu.standins.table[VM].state)
+        self.assertEqual(1, self.synjitsu.standins.counters["handed_over"])
+
+
+class DescriptionTests(SynchronousTestCase):
+    """What people write for an endpoint."""
+
+    def test_client(self) -> None:
+        """host:port as well as any description of Twisted's."""
+        for text, expected in (
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
+            ("10.0.0.1:99", "tcp:10.0.0.1:99"),
+            ("[fd00::1]:99", r"tcp:fd00\:\:1:99"),
+            ("tls:example.org:99", "tls:example.org:99"),
+        ):
+            self.assertEqual(expected, description(text))
+
+    def test_server(self) -> None:
+        """The same; a UNIX socket is for its owner only, unless somebody says otherwise."""
+        for text, expected in (
+            ("unix:/run/x.sock", "unix:/run/x.sock:mode=600:lockfile=0"),
+            ("unix:/run/x.sock:mode=660", "unix:/run/x.sock:mode=660"),
+            ("10.0.0.1:99", "tcp:99:interface=10.0.0.1"),
+            ("tcp:99", "tcp:99"),
+            ("[fd00::1]:99", r"tcp6:99:interface=fd00\:\:1"),
+        ):
+            self.assertEqual(expected, tap.description(text))

@@ -1,0 +1,672 @@
+"""What a stand-in does with each frame, and with what Jitsu says."""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+from typing import Any, Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from synjitsu_tw import handover, packets
+from synjitsu_tw.packets import BROADCAST, Neighbour
+from synjitsu_tw.standins import (
+    AGAIN_WITHIN,
+    ASK_WITHIN,
+    ASTRAY,
+    KNOCK_PORT,
+    LINGER,
+    LOOK_UPS_PER_SECOND,
+    SEEN_IN_ALL,
+    SEEN_PER_SECOND,
+    Standins,
+)
+from synjitsu_tw.syns import EXPIRY
+from synjitsu_tw.table import (
+    CLAIM_EVERY,
+    PEERS,
+    Action,
+    Claimed,
+    Elsewhere,
+    Erase,
+    Handover,
+    Link,
+    Listens,
+    LookUp,
+    Record,
+    Refusal,
+    Seen,
+    Send,
+    State,
+    Summon,
+    Tell,
+)
+from test.unit.synjitsu.test_packets import (
+    CLIENT,
+    CLIENT6,
+    GUEST,
+    OURS,
+    PEER,
+    TAG,
+    VM,
+    VM6,
+    arp_frame,
+    read,
+    tcp_frame,
+    udp_frame,
+    understood,
+)
+
+HOST: Final = bytes.fromhex("0200000000aa")
+HOST_IP: Final = bytes([10, 0, 0, 1])
+
+#: Another MAC of the guest's.
+SECOND: Final = bytes.fromhex("525400000002")
+
+
+class StandinsTestCase(SynchronousTestCase):
+    """Has one stand-in for a VM, on one bridge."""
+
+    now = 100.0
+
+    def setUp(self) -> None:
+        """Begin with nobody announced."""
+        self.link = Link(OURS, HOST, {HOST_IP}, networks=[ip_interface("10.0.0.1/24"), ip_interface("fe80::1/64")])
+        self.standins = Standins({"br0": self.link})
+
+    def announce(self, ip: bytes = VM, *, asleep: bool = True, macs: Any = (GUEST,), **more: Any) -> list[Action]:
+        """Announce the VM."""
+        return list(self.standins.announce(ip, macs, asleep=asleep, **more))
+
+    def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
+        """Let a frame be seen, some seconds later; return what it leads to."""
+        self.now += seconds
+        return list(self.standins.frame("br0", octets, self.now))
+
+    def ready(self, ip: bytes = VM, *macs: bytes) -> list[Action]:
+        """Say that the guest is ready; return what hands over to it."""
+        return list(handover.wire(self.standins, *self.standins.ready(ip, macs)))
+
+    def shown(self, mac: bytes = GUEST) -> list[Action]:
+        """Let a frame of the guest's be seen that says nothing of addresses."""
+        return self.frame(mac.join((b"\x33\x33\0\0\0\x16", b"\x86\xdd\x60")) + bytes(60))
+
+    def ask(self, sha: bytes = PEER, spa: bytes = CLIENT, tags: bytes = b"") -> bytes:
+        """Return a question for the VM's address."""
+        return arp_frame(1, sha, spa, VM, tags=tags)
+
+    @staticmethod
+    def sent(actions: list[Action]) -> list[bytes]:
+        """Return the frames among *actions*."""
+        return [action.octets for action in actions if isinstance(action, Send)]
+
+    def says(self, octets: bytes, mac: bytes, to: bytes) -> None:
+        """Check that a frame says to somebody where the VM's address is."""
+        said = understood(octets)
+        assert isinstance(said, Neighbour)
+        self.assertEqual((mac, VM, to), (said.mac, said.ip, octets[:6]))
+
+
+class AskedTests(StandinsTestCase):
+    """Who asks for an address."""
+
+    def test_answered(self) -> None:
+        """While its VM is asleep, boots or has failed, it is at the stand-in's MAC; in the VLAN of who asks."""
+        self.announce()
+        for _ in range(2):
+            (octets,) = self.sent(self.frame(self.ask(tags=TAG)))
+            self.says(octets, OURS, PEER)
+            self.assertEqual(TAG, octets[12:16])
+            self.announce(asleep=False)
+        list(self.standins.withdraw(VM, self.now, failed=True))
+        self.assertEqual(1, len(self.frame(self.ask())))
+
+    def test_not_answered(self) -> None:
+        """Who asks for others, or for one that is up or withdrawn, gets no answer; nor does the guest, ever."""
+        self.assertEqual([], self.frame(self.ask()))
+        self.announce()
+        self.assertEqual([], self.frame(arp_frame(1, PEER, CLIENT, bytes([10, 0, 0, 11]))))
+        for spa in (bytes(4), CLIENT):
+            self.assertEqual([], self.sent(self.frame(self.ask(GUEST, spa))))
+        self.ready()
+        self.assertEqual([], self.frame(self.ask()))
+        self.announce()
+        list(self.standins.withdraw(VM, self.now))
+        self.assertEqual([], self.frame(self.ask()))
+
+    def test_probed(self) -> None:
+        """A stranger that looks whether the address is free is told that it is not, once it is known to be one."""
+        self.announce()
+        look_up, answer = self.frame(self.ask(spa=bytes(4)))
+        self.assertEqual(LookUp(VM, PEER, "br0"), look_up)
+        (octets,) = self.sent([answer])
+        self.says(octets, OURS, PEER)
+
+    def test_guest_probes(self) -> None:
+        """The guest looks whether its address is free, by any MAC that is known or found to be its own: no answer."""
+        self.announce(macs=(GUEST, SECOND))
+        for mac in (GUEST, SECOND):
+            self.assertEqual([], self.sent(self.frame(self.ask(mac, bytes(4)))))
+        actions = self.standins.frame("br0", self.ask(PEER, bytes(4)), self.now)
+        self.assertEqual(LookUp(VM, PEER, "br0"), next(actions))
+        self.standins.learn(VM, PEER)
+        self.assertEqual([], self.sent(list(actions)))
+
+    def test_look_ups_are_bounded(self) -> None:
+        """However many strangers there are, no more than some are looked up in a second."""
+        self.announce()
+        actions = [action for number in range(1000) for action in self.frame(self.ask(number.to_bytes(6), bytes(4)))]
+        self.assertEqual(LOOK_UPS_PER_SECOND, sum(isinstance(action, LookUp) for action in actions))
+        self.assertIsInstance(self.frame(self.ask(spa=bytes(4)), 1.0)[0], LookUp)
+
+    def test_probes_when_look_ups_are_used_up(self) -> None:
+        """While strangers use up the look-ups, no probe of an unknown MAC is answered: it may be the guest's own."""
+        self.announce(asleep=False)
+        for number in range(LOOK_UPS_PER_SECOND):
+            self.frame(arp_frame(1, number.to_bytes(6), VM, VM))
+        self.assertEqual([], self.frame(self.ask(SECOND, bytes(4))))
+        self.assertEqual(1, len(self.sent(self.frame(self.ask(PEER, CLIENT)))))
+        self.assertIsInstance(self.frame(self.ask(SECOND, bytes(4)), 1.0)[0], LookUp)
+
+    def test_passed_on_to_a_mac_that_was_seen(self) -> None:
+        """What comes for a guest is not sent to a MAC of its that the bridge has not learnt: it would be flooded."""
+        self.announce(asleep=False, macs=(GUEST, SECOND))
+        self.shown(SECOND)
+        segment = tcp_frame(flags=packets.ACK)
+        self.assertEqual([], self.sent(self.frame(segment)))
+        self.shown(GUEST)
+        self.assertEqual([GUEST], [octets[:6] for octets in self.sent(self.frame(segment))])
+
+    def test_host(self) -> None:
+        """This host itself cannot be reached by the bridge: its kernel is told."""
+        self.announce()
+        self.assertEqual([Tell("br0", VM, OURS, create=True)], self.frame(self.ask(HOST, HOST_IP)))
+        self.assertIn(Tell("br0", VM, GUEST, create=False), self.ready())
+
+    def test_ipv6(self) -> None:
+        """Solicitations are answered as requests are; the guest's own, which looks for duplicates, is not."""
+        self.announce(VM6)
+        for src, sender, answers in ((CLIENT6, PEER, 1), (bytes(16), PEER, 1), (bytes(16), GUEST, 0)):
+            octets = bytearray(packets.told(VM6, sender, BROADCAST, b"", CLIENT6))
+            octets[22:38], octets[54] = src, 135  # the source's address, and a solicitation's type
+            octets[14 + 5] -= 8  # without the option
+            sent = [answer[:6] for answer in self.sent(self.frame(bytes(octets[:-8])))]
+            self.assertEqual(answers, sent.count(sender), (src, sender))
+
+    def test_bounded(self) -> None:
+        """However many ask, only the last are remembered."""
+        self.announce()
+        for number in range(2 * PEERS):
+            self.frame(self.ask(number.to_bytes(6), b"\x0a\x01" + number.to_bytes(2)))
+        self.assertEqual(PEERS, len(self.standins.table[VM].peers))
+
+
+class SynTests(StandinsTestCase):
+    """Who sends to an address."""
+
+    def test_summons(self) -> None:
+        """A SYN for one that is asleep summons, whatever MAC it is sent to, again whenever it comes again."""
+        self.announce()
+        self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame()))
+        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(), 1.0))
+        for mac in (GUEST, PEER, BROADCAST):
+            actions = self.frame(tcp_frame(to=mac, sport=mac[0] + 1))
+            self.assertIn(Summon(VM, CLIENT, proven=False), actions)
+        self.assertEqual(4, self.standins.syns.total)
+        self.assertEqual(4, self.standins.counters["held"])
+
+    def test_boots(self) -> None:
+        """One for a VM that boots is held and summons nobody."""
+        self.announce(asleep=False)
+        self.assertEqual([], self.frame(tcp_frame()))
+        self.assertEqual(1, self.standins.syns.total)
+
+    def test_ports(self) -> None:
+        """A port that nobody has named wakes nothing; while the VM boots, its SYNs are held: the guest shall refuse."""
+        self.announce(ports=frozenset({443}))
+        self.assertEqual(([], 0), (self.frame(tcp_frame()), self.standins.syns.total))
+        self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(dport=443)))
+        self.announce(asleep=False, ports=frozenset({443}))
+        self.frame(tcp_frame())
+        self.assertEqual(2, self.standins.syns.total)
+
+    def test_nothing_else(self) -> None:
+        """Other segments, UDP, fragments, and SYNs for others wake nothing and are not held."""
+        self.announce()
+        fragment = bytearray(tcp_frame())
+        fragment[14 + 6] |= 0x20
+        others = (tcp_frame(flags=0x10), tcp_frame(flags=0x12), tcp_frame(flags=4), udp_frame(b"x"), bytes(fragment),
+                  tcp_frame(dst=CLIENT), tcp_frame(VM, CLIENT), b"", bytes(14))
+        for octets in others:
+            self.assertEqual([], self.frame(octets), octets)
+        self.assertEqual(0, self.standins.syns.total)
+
+    def test_udp(self) -> None:
+        """Datagrams to `wake_udp` are held, each distinct one, and summon."""
+        self.announce(wake_udp=frozenset({443}))
+        for data in (b"one", b"two", b"one"):
+            self.assertIsInstance(self.frame(udp_frame(data))[0], Summon)
+        self.assertEqual([], self.frame(udp_frame(b"x", dport=53)))
+        self.assertEqual(2, self.standins.syns.total)
+        self.shown()
+        sent = self.sent(self.ready())[-2:]
+        self.assertEqual([b"one", b"two"], [octets[-3:] for octets in sent])
+
+    def test_gives_up(self) -> None:
+        """A client's RST drops its SYN, and nobody else's, and not with another sequence number."""
+        self.announce()
+        self.frame(tcp_frame(seq=7))
+        self.frame(tcp_frame(sport=5, seq=7))
+        self.frame(tcp_frame(flags=4, seq=9))
+        self.assertEqual(2, self.standins.syns.total)
+        self.frame(tcp_frame(flags=4, seq=8))
+        self.assertEqual((1, 1), (self.standins.syns.total, self.standins.counters["given_up"]))
+
+    def test_expires(self) -> None:
+        """One whose client has not sent again is dropped."""
+        self.announce()
+        self.frame(tcp_frame())
+        list(self.standins.expire(self.now + EXPIRY - 1))
+        self.assertEqual(1, self.standins.syns.total)
+        list(self.standins.expire(self.now + EXPIRY))
+        self.assertEqual((0, 1), (self.standins.syns.total, self.standins.counters["expired"]))
+
+    def test_knows_the_guest(self) -> None:
+        """
+        Who sends to the guest's MAC is told ours, once a second at most.
+
+        What this host itself sends there while the guest boots is left alone, but wakes one that is asleep.
+        """
+        self.announce(asleep=False)
+        (octets,) = self.sent(self.frame(tcp_frame(to=GUEST)))
+        self.says(octets, OURS, PEER)
+        self.assertEqual([], self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5)))
+        self.assertEqual(1, len(self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5))))
+        knock = bytearray(tcp_frame(HOST_IP, VM, GUEST))
+        knock[6:12] = HOST
+        held = self.standins.syns.total
+        self.assertEqual(([], held), (self.frame(bytes(knock)), self.standins.syns.total))
+        self.announce()
+        told = Tell("br0", VM, OURS, create=False)
+        self.assertEqual([told, Summon(VM, HOST_IP, proven=False)], self.frame(bytes(knock)))
+
+
+class GuestTests(StandinsTestCase):
+    """The guest itself is seen, before it is ready."""
+
+    def test_announces_itself(self) -> None:
+        """Jitsu is told; peers that have learnt where it is are told again that it is at ours: they, and not all."""
+        self.announce(asleep=False)
+        self.frame(self.ask())
+        for announcement in (arp_frame(1, GUEST, VM, VM), arp_frame(2, GUEST, VM, bytes(4))):
+            seen, *told = self.frame(announcement)
+            self.assertEqual(Seen(VM), seen)
+            self.assertEqual(2, len(told))
+            for octets in self.sent(told):
+                self.says(octets, OURS, PEER)
+
+    def test_seen_is_bounded(self) -> None:
+        """A guest that shows itself all the time, or forges that others do, is taken note of so often and no more."""
+        ips = [bytes([10, 0, 1, number]) for number in range(2 * SEEN_IN_ALL // SEEN_PER_SECOND)]
+
+        def seen(ips: list[bytes]) -> int:
+            actions = [one for ip in ips for _ in range(100) for one in self.frame(arp_frame(1, GUEST, ip, ip))]
+            return sum(isinstance(action, Seen) for action in actions)
+
+        for ip in ips:
+            self.announce(ip)
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[:1]))
+        self.assertEqual(SEEN_IN_ALL - SEEN_PER_SECOND, seen(ips))
+        self.now += 1.0
+        self.assertEqual(SEEN_PER_SECOND, seen(ips[-1:]))
+
+    def test_asks(self) -> None:
+        """When it asks for a peer, that peer learns its MAC: it is told ours as soon as it has answered."""
+        self.announce(asleep=False)
+        self.frame(arp_frame(1, GUEST, VM, CLIENT))
+        actions = self.frame(arp_frame(2, PEER, CLIENT, VM, to=GUEST))
+        self.assertEqual(2, len(actions))
+        for octets in self.sent(actions):
+            self.says(octets, OURS, PEER)
+
+    def test_uses_the_network(self) -> None:
+        """What comes for it that opens nothing is passed on, once it has shown itself."""
+        self.announce(asleep=False)
+        self.assertEqual([], self.frame(tcp_frame(flags=0x12)))
+        self.frame(arp_frame(1, GUEST, VM, CLIENT))
+        (octets,) = self.sent(self.frame(tcp_frame(flags=0x12)))
+        self.assertEqual(GUEST, octets[:6])
+        self.assertEqual([], self.frame(tcp_frame()))
+
+    def test_claims(self) -> None:
+        """Another that says it is the VM is reported once in a while, and otherwise as if it were not there."""
+        self.announce(asleep=False)
+        self.frame(self.ask())
+        claim, look_up = arp_frame(1, PEER, VM, VM), LookUp(VM, PEER, "br0")
+        self.assertEqual([look_up, Claimed(VM, PEER, "br0")], self.frame(claim))
+        self.assertEqual([look_up], self.frame(claim, CLAIM_EVERY - 1))
+        self.assertEqual([look_up, Claimed(VM, PEER, "br0")], self.frame(claim, 1.0))
+        self.assertEqual({}, self.standins.table[VM].seen_on)
+        self.ready()
+        self.assertEqual(GUEST, self.standins.table[VM].mac)
+
+    def test_other_macs(self) -> None:
+        """Hand-over goes to the MAC that the guest uses for the address: announced, or found behind its port."""
+        self.announce(macs=(GUEST, SECOND), asleep=False)
+        self.assertEqual(GUEST, self.standins.table[VM].mac)
+        self.frame(arp_frame(1, SECOND, VM, CLIENT))
+        self.assertEqual(SECOND, self.standins.table[VM].mac)
+        actions = self.standins.frame("br0", arp_frame(1, PEER, VM, VM), self.now)
+        self.assertEqual(LookUp(VM, PEER, "br0"), next(actions))
+        self.standins.learn(VM, PEER)
+        self.assertIn(Seen(VM), list(actions))
+        self.announce(macs=(GUEST, SECOND), asleep=False)  # said again
+        self.says(self.sent(self.ready(VM, GUEST, SECOND))[0], PEER, BROADCAST)
+        self.announce(macs=(GUEST, SECOND))  # another boot
+        self.assertEqual((GUEST, False), (self.standins.table[VM].mac, self.standins.table[VM].is_guest(PEER)))
+
+    def test_peer_that_is_the_guest(self) -> None:
+        """A MAC that asked as a peer, and turns out to be the guest's, is not told where its own address is."""
+        self.announce()
+        self.frame(self.ask(SECOND))
+        self.assertIn(SECOND, [octets[:6] for octets in self.sent(self.ready())])
+        self.announce()
+        self.frame(self.ask(SECOND))
+        self.assertNotIn(SECOND, [octets[:6] for octets in self.sent(self.ready(VM, GUEST, SECOND))])
+
+    def test_late_proof(self) -> None:
+        """Where the guest shows only after the handover which MAC it uses, all are told of that once."""
+        self.announce(macs=(GUEST, SECOND), asleep=False)
+        self.says(self.sent(self.ready())[0], GUEST, BROADCAST)
+        answer = arp_frame(2, SECOND, VM, CLIENT, to=PEER)
+        (octets,) = self.sent(self.frame(answer))
+        self.says(octets, SECOND, BROADCAST)
+        self.assertEqual([], self.sent(self.frame(answer)))
+        self.assertEqual([], self.sent(self.frame(arp_frame(2, GUEST, VM, CLIENT, to=PEER))))
+
+    def test_elsewhere(self) -> None:
+        """A guest that uses another address is reported after a while, once; and again when it uses its own."""
+        other = bytes([10, 0, 0, 77])
+        self.frame(arp_frame(1, GUEST, other, other))
+        self.announce()
+        self.frame(arp_frame(1, GUEST, other, other))  # it is about to end
+        self.announce(asleep=False)
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        for address in (bytes(4), other, other):
+            self.frame(arp_frame(1, GUEST, address, CLIENT))
+        self.ready()
+        self.assertEqual([], list(self.standins.expire(self.now + ASTRAY - 1)))
+        self.assertEqual([Elsewhere(VM, other)], list(self.standins.expire(self.now + ASTRAY)))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        self.assertEqual([Elsewhere(VM, b""), Seen(VM)], self.frame(arp_frame(2, GUEST, VM, bytes(4))))
+        self.frame(arp_frame(1, GUEST, other, CLIENT))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+
+    def test_anothers_address(self) -> None:
+        """So is one that uses the address of another VM, as a clone does whose address nobody has changed."""
+        clone, mac = bytes([10, 0, 0, 11]), PEER
+        self.announce()
+        self.announce(clone, asleep=False, macs=(mac,))
+        self.frame(arp_frame(1, mac, VM, VM))
+        self.assertEqual([Elsewhere(clone, VM)], list(self.standins.expire(self.now + ASTRAY)))
+
+    def test_two_addresses(self) -> None:
+        """A guest that uses another of its VM's addresses, or its own soon afterwards, is not reported."""
+        second = bytes([10, 0, 0, 11])
+        self.announce(asleep=False)
+        self.announce(second, asleep=False)
+        self.frame(arp_frame(1, GUEST, second, CLIENT))
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+        self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 12]), CLIENT))
+        self.frame(arp_frame(1, GUEST, VM, CLIENT), ASTRAY - 1)
+        self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
+
+    def looks(self, seconds: float) -> list[bytes]:
+        """Let time pass; return what is sent meanwhile to find out whether guests listen."""
+        sent = []
+        for _ in range(round(seconds / 0.005)):
+            self.now += 0.005
+            sent += self.sent(list(self.standins.knock(self.now)))
+        return sent
+
+    def test_silent(self) -> None:
+        """Until a guest has shown itself, nothing is sent to its MAC: the network is asked for it, and not often."""
+        self.announce(asleep=False, knock=80)
+        question = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
+        sent = self.looks(0.6)
+        self.assertEqual({question}, set(sent))
+        self.assertLess(len(sent), 6)
+        self.assertAlmostEqual(60 / ASK_WITHIN, len(self.looks(60)), delta=2)
+        self.standins.ask_now()  # there is a new port
+        self.assertEqual([question], self.looks(0.005))
+        for _ in range(2):
+            answered = self.frame(arp_frame(2, GUEST, VM, HOST_IP, to=HOST))
+            self.assertEqual(GUEST, self.sent(answered)[-1][:6])
+            self.standins.look_anew()  # its tap has gone, and it is restored
+            self.assertEqual([question], self.looks(0.005))
+
+    def test_ipv6_silent(self) -> None:
+        """The same over IPv6: the question goes to the solicited-node address, in the host's link-local one."""
+        self.announce(VM6, asleep=False, knock=80)
+        (octets,) = self.looks(0.005)
+        self.assertEqual(b"\x33\x33\xff" + VM6[-3:], octets[:6])
+        said = understood(octets)
+        assert isinstance(said, Neighbour)
+        self.assertEqual((ip_interface("fe80::1/64").ip.packed, VM6, True), (said.ip, said.target, said.asks))
+        self.assertEqual(bytes.fromhex("ff0200000000000000000001ff") + VM6[-3:], octets[14 + 24 : 14 + 40])
+
+    def test_knocks_less_and_less_often(self) -> None:
+        """A guest that has shown itself is told who knocks, once, and knocked at ever less often while it is silent."""
+        self.announce(asleep=False, knock=80)
+        question, knock = self.sent(self.shown())
+        self.assertEqual((arp_frame(1, HOST, HOST_IP, VM, to=GUEST), GUEST), (question, knock[:6]))
+        self.assertLess(len(self.looks(1)), 30)
+        self.assertLess(len(self.looks(60)), 300)
+        self.shown()
+        self.assertEqual(4, len(self.looks(0.02)))
+        self.announce()
+        self.announce(asleep=False, knock=80)
+        self.assertEqual(BROADCAST, self.looks(0.005)[0][:6])
+
+    def test_knocks(self) -> None:
+        """A guest that boots is knocked at; it is ready when it answers from that port, by its own MAC; RST is none."""
+        self.announce(asleep=False, knock=80)
+        _, octets = self.sent(self.shown())
+        self.assertEqual((GUEST, HOST), (octets[:6], octets[6:12]))
+        self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=KNOCK_PORT, seq=1, win=1024)[14:], octets[14:])
+
+        def answer(mac: bytes = GUEST, **changes: Any) -> bytes:
+            values = {"sport": 80, "dport": KNOCK_PORT, "flags": 0x12, **changes}
+            octets = bytearray(tcp_frame(VM, HOST_IP, HOST, **values))
+            octets[6:12] = mac
+            return bytes(octets)
+
+        self.assertEqual([LookUp(VM, PEER, "br0")], self.frame(answer(PEER)))
+        for wrong in (answer(flags=0x14), answer(sport=81), answer(dport=5)):
+            self.assertEqual([], self.frame(wrong))
+        self.assertEqual([Listens(VM)], self.frame(answer()))
+        self.ready()
+        self.assertEqual(([], []), (list(self.standins.knock(self.now)), self.frame(answer())))
+
+
+class JitsuTests(StandinsTestCase):
+    """What Jitsu says."""
+
+    def test_announced(self) -> None:
+        """All are told when a VM boots, this host too; and neither for one that is asleep nor when it is said again."""
+        self.assertEqual([], self.announce())
+        sent, told = self.announce(asleep=False)
+        assert isinstance(sent, Send)
+        self.says(sent.octets, OURS, BROADCAST)
+        self.assertEqual(Tell("br0", VM, OURS, create=False), told)
+        self.assertEqual([], self.announce(asleep=False))
+
+    def test_announced_while_it_runs(self) -> None:
+        """Nothing is broadcast where the guest may read it: it would give up the address that it probes."""
+        self.assertEqual([Tell("br0", VM, OURS, create=False)], self.announce(asleep=False, runs=True))
+
+    def test_ready(self) -> None:
+        """All are told the guest's MAC, then who has asked; the guest gets what was held, having learnt whose it is."""
+        self.announce()
+        self.frame(self.ask())
+        for port in (7, 5, 6):
+            self.frame(tcp_frame(sport=port))
+        self.shown()
+        everybody, unasked, answer, question, *syns = self.sent(self.ready())
+        for octets, to in ((everybody, BROADCAST), (unasked, PEER), (answer, PEER)):
+            self.says(octets, GUEST, to)
+        self.assertEqual(arp_frame(1, PEER, CLIENT, VM, to=GUEST), question)
+        self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
+        self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
+
+    def test_not_shown(self) -> None:
+        """What is handed over to a guest that has not shown itself waits until it does, and is not flooded."""
+        self.announce(asleep=False)
+        self.frame(self.ask(tags=TAG))
+        self.frame(tcp_frame(tags=TAG))
+        self.assertEqual([], [octets for octets in self.sent(self.ready()) if octets[:6] == GUEST])
+        asked = self.sent(list(self.standins.again(self.now)))
+        own = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
+        self.assertEqual({own, arp_frame(1, PEER, CLIENT, VM, to=BROADCAST, tags=TAG)}, set(asked))
+        self.assertEqual([], list(self.standins.again(self.now)))
+        question, syn = self.sent(self.shown())
+        self.assertEqual((arp_frame(1, PEER, CLIENT, VM, to=GUEST, tags=TAG), GUEST), (question, syn[:6]))
+
+    def test_never_shown(self) -> None:
+        """What waits for a guest that never shows itself is dropped when its client has given up."""
+        self.announce(asleep=False)
+        self.frame(tcp_frame())
+        self.ready()
+        list(self.standins.again(self.now + EXPIRY))
+        list(self.standins.again(self.now + EXPIRY))
+        self.assertEqual({}, self.standins.handed)
+
+    def test_not_answered(self) -> None:
+        """What a guest does not answer is sent again, ever more seldom, with its sender's address, for a while."""
+        self.announce()
+        self.frame(self.ask())
+        self.frame(tcp_frame(sport=5))
+        self.frame(tcp_frame(sport=6))
+        self.frame(udp_frame(b"first"))
+        self.shown()
+        self.ready()
+
+        def again(seconds: float) -> list[bytes]:
+            sent = []
+            for _ in range(round(seconds / 0.005)):
+                self.now += 0.005
+                sent += self.sent(list(self.standins.again(self.now)))
+            return sent
+
+        question, *syns = again(0.02)
+        self.assertEqual(arp_frame(1, PEER, CLIENT, VM, to=GUEST), question)
+        self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (5, 6)], syns)
+        answer = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x12)
+        self.frame(answer)  # not by the guest's MAC
+        self.assertEqual(3, len(again(0.01)))
+        self.frame(answer[:6] + GUEST + answer[12:])
+        self.assertEqual([arp_frame(1, PEER, CLIENT, VM, to=GUEST), tcp_frame(sport=6, to=GUEST)], again(0.02))
+        self.assertEqual(2 * 6, len(again(2 * AGAIN_WITHIN)))
+        self.assertEqual({}, self.standins.handed)
+
+    def test_settled(self) -> None:
+        """Nothing is sent again for a guest that refuses, a client that gave up, or a VM that is off or gone."""
+        refusal = tcp_frame(VM, CLIENT, PEER, sport=80, dport=5, flags=0x14)
+        for settles in (
+            lambda: self.frame(refusal[:6] + GUEST + refusal[12:]),
+            lambda: self.frame(tcp_frame(sport=5, to=GUEST, flags=4, seq=8)),
+            self.announce,
+            lambda: list(self.standins.withdraw(VM, self.now)),
+        ):
+            self.announce(asleep=False)
+            self.frame(tcp_frame(sport=5))
+            self.shown()
+            self.ready()
+            self.assertIn(VM, self.standins.handed)
+            list(self.standins.again(self.now))
+            settles()
+            self.assertEqual([], list(self.standins.again(self.now + 0.5)))
+            self.assertEqual({}, self.standins.handed)
+
+    def test_forged_reset(self) -> None:
+        """A RST without the SYN's sequence number, or that of a flow which was not handed over, settles nothing."""
+        self.announce(asleep=False)
+        self.frame(tcp_frame(sport=5))
+        self.shown()
+        self.ready()
+        list(self.standins.again(self.now))
+        for sport, seq in ((5, 0), (5, 7), (5, 9), (6, 8)):
+            self.frame(tcp_frame(to=GUEST, sport=sport, flags=4, seq=seq))
+        self.assertIn(tcp_frame(sport=5, to=GUEST), self.sent(list(self.standins.again(self.now + 0.5))))
+
+    def test_ready_elsewhere(self) -> None:
+        """The MACs that are said last count; a guest that was never announced can be ready, too."""
+        self.announce()
+        self.frame(tcp_frame())
+        self.says(self.sent(self.ready(VM, PEER))[0], PEER, BROADCAST)
+        self.assertEqual(PEER, self.sent(self.shown(PEER))[-1][:6])
+        self.ready(CLIENT, GUEST)
+        self.assertIs(State.UP, self.standins.table[CLIENT].state)
+
+    def test_afterwards(self) -> None:
+        """What still comes to the stand-in's MAC is passed on, and its sender told again, once a second at most."""
+        self.announce()
+        self.ready()
+        passed, told = self.sent(self.frame(tcp_frame()))
+        self.assertEqual(tcp_frame(to=GUEST), passed)
+        self.says(told, GUEST, PEER)
+        self.assertEqual(1, len(self.frame(tcp_frame(flags=0x10), 0.5)))
+        self.assertEqual(2, len(self.frame(udp_frame(b"x"), 0.5)))
+        self.assertEqual([], self.frame(tcp_frame(to=GUEST)))
+
+    def test_withdrawn(self) -> None:
+        """What is held is dropped."""
+        self.announce()
+        self.frame(tcp_frame())
+        self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
+        self.assertEqual((0, {}), (self.standins.syns.total, self.standins.table))
+        self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
+
+    def test_failed(self) -> None:
+        """For a while SYNs are refused; if the VM is announced again meanwhile, only those that had been held."""
+        for refusal, answers in ((Refusal.SILENCE, 0), (Refusal.RST, 1), (Refusal.UNREACHABLE, 1)):
+            self.standins = Standins({"br0": self.link}, refusal=refusal)
+            self.announce()
+            self.frame(tcp_frame())
+            list(self.standins.withdraw(VM, self.now, failed=True))
+            self.assertEqual(answers, len(self.frame(tcp_frame())))
+            self.assertEqual(answers, len(self.frame(tcp_frame(sport=5))))
+            self.announce()
+            self.assertEqual(answers, len(self.frame(tcp_frame())))
+            self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(sport=5)))
+            self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(), LINGER))
+            list(self.standins.withdraw(VM, self.now, failed=True))
+            list(self.standins.expire(self.now + LINGER))
+            self.assertEqual({}, self.standins.table)
+
+    def test_xenstore(self) -> None:
+        """ARP carries the guest's MAC; SYNs are recorded once, erased when they are dropped, and never sent."""
+        self.announce(handover=Handover.XENSTORE)
+        (octets,) = self.sent(self.frame(self.ask()))
+        self.says(octets, GUEST, PEER)
+        record, summon = self.frame(tcp_frame(to=GUEST))
+        self.assertIsInstance(record, Record)
+        self.assertIsInstance(summon, Summon)
+        self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(to=GUEST), 1.0))
+        (erase,) = self.frame(tcp_frame(flags=4, seq=8))
+        self.assertIsInstance(erase, Erase)
+        self.frame(tcp_frame(to=GUEST))
+        self.assertEqual([], self.ready())
+        self.assertEqual([], self.frame(tcp_frame(to=GUEST)))
+
+
+class FrameTests(StandinsTestCase):
+    """Frames of our own."""
+
+    def test_own(self) -> None:
+        """What we have sent ourselves, and comes back, is nothing to us."""
+        self.announce(asleep=False)
+        for octets in (packets.told(VM, OURS, BROADCAST, b""), packets.told(VM, GUEST, BROADCAST, b"")):
+            own = octets[:6] + OURS + octets[12:]
+            self.assertEqual([], self.frame(own))
+        self.assertEqual({}, self.standins.table[VM].seen_on)
+        self.assertEqual(OURS, read(own).src)
