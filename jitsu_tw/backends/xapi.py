@@ -1,8 +1,8 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of `threaded`, and none takes longer than its answer: what changes a VM is
-started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
+Every call blocks, so each is made in a thread of `threaded`, and none takes longer than its answer: what changes a VM
+is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
 `event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
 """
 

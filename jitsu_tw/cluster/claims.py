@@ -4,8 +4,8 @@ Whose a VM is when several of us serve a zone, and what all of us know of it.
 From its start to its end a VM belongs to the one of us who has its claim: only that one starts, keeps and stops it.
 The others see it run, wait for its owner's word that it is ready, and tell when they were asked for it. They are told
 before it is stopped, so that nobody answers for it at that moment: who is asked then says so, and it goes on. When its
-owner is gone, so is the claim, and whoever gets it next adopts the VM. What we agree on is in `cluster_state`, what we tell of
-use in `usage_reports`, and how an end is told in `stop_notice`.
+owner is gone, so is the claim, and whoever gets it next adopts the VM. What we agree on is in `cluster_state`, what we
+tell of use in `usage_reports`, and how an end is told in `stop_notice`.
 
 Where there is only one of us, everything is ours, and nobody is told anything.
 """

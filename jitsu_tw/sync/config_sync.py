@@ -3,9 +3,9 @@ One configuration for several Jitsus: what is changed with one of us is with the
 
 It is shared by the branch `main` of a repository elsewhere, a plain bare one, that holds the configuration only. What
 we have changed is pushed there, on top of what is there; what others have changed is merged and applied by the rules of
-a request (`change_requests`). Where both have changed one value, or cannot be beside each other, what was pushed first holds:
-ours is put aside as ``rejected/…``, here and there. What we alone cannot run, for our zones or hypervisors are others,
-is in our state all the same, and tried again: what is one node's trouble shall not be taken from the others.
+a request (`change_requests`). Where both have changed one value, or cannot be beside each other, what was pushed first
+holds: ours is put aside as ``rejected/…``, here and there. What we alone cannot run, for our zones or hypervisors are
+others, is in our state all the same, and tried again: what is one node's trouble shall not be taken from the others.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 All VMs: what is asked of them by name, and what follows from their moves.
 
 It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `adoption`, who may
-boot now in `admission`, who is kept in `leases`, who needs whom in `dependencies`, what is remembered in `stats`, what people
-are told in `journal`, what several of us share in `cluster.claims`, and on which host a VM is in `cluster.placement`.
+boot now in `admission`, who is kept in `leases`, who needs whom in `dependencies`, what is remembered in `stats`, what
+people are told in `journal`, what several of us share in `cluster.claims`, and on which host a VM is in
+`cluster.placement`.
 """
 
 from __future__ import annotations
