@@ -27,7 +27,7 @@ from jitsu_tw.cluster.stop_notice import StopNotices
 from jitsu_tw.cluster.usage_reports import UsageReporter
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import IPeer
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -270,9 +270,9 @@ class Claims:
             self.begin(self._say(machine, "up"))
             if self.why_apart:
                 self.hand_on()
-        elif state is State.STOPPING and self.is_ours(machine):
+        elif state in STOPS and self.is_ours(machine):
             self.begin(self._say(machine, "ending"))
-        if state not in {State.UP, State.STOPPING, State.WAITING}:
+        if state not in STOPS | {State.UP, State.WAITING}:
             for leaver in self._leavers.pop(name, ()):
                 leaver.callback(state)
         self._settle(machine)
@@ -295,7 +295,7 @@ class Claims:
         elif state is State.UP and self.owner(machine) is None and self.is_shared(machine):
             self._adopt(machine)
         elif state is State.UP and self.is_theirs(machine) and self.facts.says(machine) == "ending":
-            machine.leave("to be stopped")
+            machine.feed(Event.OWNER_STOPS, "to be stopped")
 
     def _tidy(self, machine: Machine) -> None:
         """See to it that nothing is left of *machine*, which does not run, and which nobody has."""
@@ -448,7 +448,7 @@ class Claims:
             return  # all of them are looked at when we have joined
         if value is None:
             self._speak(name, ready=False)
-            machine.stay()
+            machine.owner_keeps()
             if machine.state is State.QUEUED:
                 self.on_free(machine)
             else:
@@ -458,13 +458,13 @@ class Claims:
         if claim["node"] == self.coordinator.node:
             return
         if claim["is"] == "failed" and machine.state is State.QUEUED:
-            machine.fail(claim.get("why", "it did not start"))
+            machine.feed(Event.FAIL, claim.get("why", "it did not start"))
         elif claim["is"] == "ending":
-            machine.leave("to be stopped")
+            machine.feed(Event.OWNER_STOPS, "to be stopped")
             self.uses.tell()
         elif claim["is"] == "up":
             self._speak(name, ready=True)
-            machine.stay()
+            machine.owner_keeps()
         if machine.state is State.UP:
             self.on_owner(machine)
 
@@ -506,4 +506,4 @@ class Claims:
                 machine.refuse(reason, ClusterUnavailable)
             elif machine.state is State.UP:
                 self.on_owner(machine)
-            machine.stay()
+            machine.owner_keeps()

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.rules.lifecycle import STOPS, State
 from jitsu_tw.vm.journal import milliseconds
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _WAITS: Final = {
     State.CANCELLING: "the hypervisor is starting it; it will be stopped when that is done",
     State.WAITING: "it runs, and is not ready yet",
     State.IMAGING: "it is ready, and its image is being kept",
-    State.STOPPING: "it is being stopped",
+    **dict.fromkeys(STOPS, "it is being stopped"),
 }
 
 
@@ -35,7 +35,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     return {
         "name": vm.name,
         "uuid": machine.uuid,
-        "state": machine.state.value,
+        "state": machine.state.shown,
         "reason": machine.reason,
         "problems": fleet.problems_of(machine),
         "total_starts": stats.total_starts,
@@ -80,12 +80,12 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
         yield "A question for its name starts it."
     elif machine.state is State.FAILED:
         yield f"It did not start: {machine.reason}."
-        yield f"That was the {ordinal(machine.failures)} failure in a row; {_again(fleet, machine)}"
+        yield f"That was the {ordinal(machine.failures.count)} failure in a row; {_again(fleet, machine)}"
     elif machine.state is State.UNKNOWN:
         yield f"Nobody knows what it is doing: {machine.reason or 'the hypervisor has not answered yet'}."
     else:
-        yield f"It is {machine.state.value}{since}: {_WAITS[machine.state]}."
-        if machine.state is State.STOPPING:
+        yield f"It is {machine.state.shown}{since}: {_WAITS[machine.state]}."
+        if machine.state in STOPS:
             yield f"Why: {machine.reason}."
         elif asked is not None:
             yield f"{_asked(asked)}."

@@ -25,10 +25,10 @@ from jitsu_tw.cluster.fencing import Fencing
 from jitsu_tw.cluster.migration import Migration
 from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Strategies
-from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
@@ -44,7 +44,7 @@ from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from twisted.python.failure import Failure
 
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
 #: A VM in one of these states may have a lease, which is suspended while the VM stops or its guest reboots.
-LEASED: Final = frozenset({State.UP, State.STOPPING, State.WAITING})
+LEASED: Final = STOPS | {State.UP, State.WAITING}
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
@@ -101,7 +101,8 @@ class Fleet:
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI; without others, alone."""
         self._settings = settings
-        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.reactor, self.now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.answer_by = settings.answer_by
         self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
@@ -110,7 +111,7 @@ class Fleet:
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, self.reactor, self._signs.port, self, secret)
         self._groups = Dependencies(self.machines)
         self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
@@ -154,19 +155,9 @@ class Fleet:
         for vm in settings.vms:
             self.enlist(vm)
 
-    def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        return self.standins.signs(vm, self._signs.of(vm, self.inventory.backend_for(vm)))
-
-    def _machine(self, vm: VM) -> Machine:
-        return Machine(
-            vm,
-            self.inventory.backend_for(vm),
-            self._signs_of(vm),
-            self,
-            self._reactor,
-            self._now,
-            self._settings.answer_by,
-        )
+    def readiness(self, machine: Machine) -> Sequence[IReadiness]:
+        """Return the strategies that tell when the guest of *machine* is ready."""
+        return self.standins.signs(machine.vm, self._signs.of(machine.vm, machine.backend))
 
     # Beginning and end.
 
@@ -206,13 +197,13 @@ class Fleet:
         """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
-            machine = self.machines[vm.name] = self._machine(vm)
+            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)
             self._ownership.enlist(machine)
             self.journal.states[machine.state] += 1
         else:
             self._groups.forget(machine)
             self.standins.forget(machine)
-            machine.become(vm, self._signs_of(vm))
+            machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
@@ -250,14 +241,14 @@ class Fleet:
         """
         self.release_vm(machine.vm.name)
         while not self.sharing.is_theirs(machine) and (
-            machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
+            machine.state in STOPS or (machine.managed and machine.state in WANTED)
         ):
             if await self._stop_if_it_can(machine, reason) is State.UP:
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
         self._gather()
-        machine.gone(reason)
+        machine.lose(reason, NoSuchVM)
         self.journal.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
@@ -296,7 +287,7 @@ class Fleet:
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
-        if not machine.booting_for(asker):
+        if not machine.joins(asker):
             self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
@@ -323,7 +314,7 @@ class Fleet:
         if all(one.joinable for one in self._groups.down(machine)):
             return None
         free = self._starts_nothing(machine)
-        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
+        verdict = self._policy.admit(source, self.now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
             self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
@@ -334,7 +325,7 @@ class Fleet:
         """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
         ready = machine.summon(asker)
         if machine.state in ACTIVATING:
-            self.sharing.use(machine, self._now())  # who has it may be gone when it is up
+            self.sharing.use(machine, self.now())  # who has it may be gone when it is up
         if ready.called or not self.standins.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
@@ -355,13 +346,13 @@ class Fleet:
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
-            return self._would_end.get(machine.vm.name, -inf) > self._now()
+            return self._would_end.get(machine.vm.name, -inf) > self.now()
         lost = self.inventory.why_lost(machine.backend) or self.sharing.why_apart
         return machine.is_resting or machine.is_lost or bool(lost)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
-        name, now = machine.vm.name, self._now()
+        name, now = machine.vm.name, self.now()
         self._count(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
@@ -465,7 +456,7 @@ class Fleet:
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
-        return max(0.0, machine.retry_at - self._now()) if machine.is_resting else 0.0
+        return max(0.0, machine.failures.retry_at - self.now()) if machine.is_resting else 0.0
 
     @property
     def leases(self) -> int:
@@ -490,7 +481,7 @@ class Fleet:
 
     def _gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        count, machines, sharing, zero = self._record.count, self.machines, self.sharing, self._wall() - self._now()
+        count, machines, sharing, zero = self._record.count, self.machines, self.sharing, self._wall() - self.now()
         for name, use, times, last in self.uses():
             if not sharing.alone:
                 sharing.use(machines[name], last)
@@ -503,7 +494,7 @@ class Fleet:
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
-        machine.held = True
+        machine.note(managed=True)
         self._sweep.renew(machine)
 
     # What the machines tell (`machine.MachineContext`).
@@ -537,7 +528,7 @@ class Fleet:
         """Raise `ClusterUnavailable` unless *machine* is ours to start, at this moment."""
         self.sharing.prove(machine)
 
-    def word(self, machine: Machine) -> Deferred[bool] | None:
+    def owner_ready(self, machine: Machine) -> Deferred[bool] | None:
         """Return what fires when who has *machine* says that it is ready (`Claims.word`)."""
         return self.sharing.word(machine)
 
@@ -610,15 +601,15 @@ class Fleet:
         self.sharing.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self._reactor.callLater(0, self._removed_moved, machine)
+            self.reactor.callLater(0, self._removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
         self._ownership.went_down(machine, old)
         for need in self._groups.needs(machine):
-            if need.held:
+            if need.managed:
                 self._sweep.renew(need)
-        if old in {State.UP, State.STOPPING, State.UNKNOWN}:
+        if old in STOPS | {State.UP, State.UNKNOWN}:
             self._sweep.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:

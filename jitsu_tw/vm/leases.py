@@ -19,11 +19,12 @@ from jitsu_tw.cluster.stop_notice import NOTICE
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter, look_every
-from jitsu_tw.rules.lifecycle import DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
 from jitsu_tw.rules.vitals import Sign, Window, sign_of_life
 from jitsu_tw.settings import Evidence
 from jitsu_tw.vm.problems import Problem
+from jitsu_tw.vm.steps import counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -235,7 +236,7 @@ class LeaseKeeper:
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.get(name)
         self._leases.drop(name)
-        if state not in {State.STOPPING, State.WAITING}:
+        if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
                 self._stop_failures.pop(name, None)
@@ -532,7 +533,7 @@ class LeaseKeeper:
     def went_down(self, machine: Machine) -> None:
         """Start *machine* again if it is its time of the week, or a person holds it."""
         if machine.vm.keep_up or self.is_held(machine.vm.name):
-            self._wake_in(max(0.0, machine.retry_at - self._now()), machine)
+            self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
 
     def _wake_in(self, seconds: float, machine: Machine) -> None:
         waking = self._waking.get(machine.vm.name)
@@ -557,14 +558,14 @@ class LeaseKeeper:
 
     async def _check(self, machine: Machine, lease: Lease) -> None:
         """Restart *machine* if its port is silent, twice, and its guest has given no sign of life all the time."""
-        vm, windows, before = machine.vm, list[Window](), await machine.counts()
+        vm, windows, before = machine.vm, list[Window](), await counts(machine)
         for tries in (True, False, True):
             if tries and await self._answers(machine):
                 machine.problem(Problem.PORT)
                 return
             if not tries:
                 await deferLater(self._reactor, CHECK_QUIET)
-            after = await machine.counts()
+            after = await counts(machine)
             if self._leases.get(vm.name) is not lease:
                 return
             number = (int(CHECK_PATIENCE / CHECK_RETRY) + 1) * len(vm.ip) if tries else 0

@@ -471,7 +471,7 @@ class RestartTests(RequestsTestCase):
                          if self.head().message == "Statistics" else self.head().message)
         self.clock.advance(0)
         self.assertIs(State.UP, self.fleet.machines["new"].state)
-        self.assertTrue(self.fleet.machines["new"].held)
+        self.assertTrue(self.fleet.machines["new"].managed)
 
     def test_file_takes_it(self) -> None:
         """A VM that the file has by now is the file's; one that the file has no more goes."""
