@@ -18,17 +18,12 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import Settings
     from jitsu_tw.vm.inventory import Inventory
     from jitsu_tw.vm.machine import Machine
-    from jitsu_tw.vm.standins import StandInControl
+    from jitsu_tw.vm.standins import StandIns
     from jitsu_tw.vm.stats import StatsStore
 
 
 class Placement:
-    """
-    The VMs of all hosts.
-
-    Attributes:
-        cover: Synjitsu, where one is used.
-    """
+    """The VMs of all hosts."""
 
     def __init__(
         self,
@@ -38,11 +33,11 @@ class Placement:
         inventory: Inventory,
         record: StatsStore,
         clocks: Clocks,
+        standins: StandIns,
     ) -> None:
-        """Tell *hosts*, if there are any, what is agreed on by *sharing*."""
+        """Tell *hosts*, if there are any, what is agreed on by *sharing*; *standins* follow a VM to its host."""
         self._settings, self._hosts, self._sharing = settings, hosts, sharing
-        self._inventory, self._record, self._now = inventory, record, clocks.now
-        self.cover: StandInControl | None = None
+        self._inventory, self._record, self._now, self._standins = inventory, record, clocks.now, standins
         if hosts is not None:
             hosts.place, hosts.whereabouts, hosts.began = self._place, self._whereabouts, self._began
             hosts.seen_on = self._seen_on
@@ -57,8 +52,7 @@ class Placement:
         machine = self._inventory.machine(uuid)
         if machine is None:
             return succeed(False)  # noqa: FBT003
-        if self.cover is not None:
-            self.cover.owner_is(machine)
+        self._standins.owner_changed(machine)
         return self._sharing.place(machine, host)
 
     def _seen_on(self, uuid: str, host: str, moved: bool) -> None:  # noqa: FBT001
@@ -66,8 +60,8 @@ class Placement:
         machine = self._inventory.machine(uuid)
         if machine is not None:
             self._sharing.runs_on(machine, host)
-            if moved and self.cover is not None:
-                self.cover.owner_is(machine)
+            if moved:
+                self._standins.owner_changed(machine)
 
     def _seen_down(self, machine: Machine) -> None:
         """Hear that one of us has seen that a VM runs nowhere; we may be unable to."""

@@ -18,16 +18,15 @@ async def standins(fleet: Fleet) -> dict[str, Any]:
         ``configured``: whether there is to be a Synjitsu; ``error``: why it cannot be asked, or None; ``standins``, a
         list of mappings with ``ip``, ``mac``, ``state``, ``handover`` and ``held``; ``counters``, a mapping of numbers.
     """
-    cover = fleet.cover
-    said: dict[str, Any] = {"configured": cover is not None, "error": None, "standins": [], "counters": {}}
-    if cover is not None:
-        for standin in cover.standins.values():
-            try:
-                status = await standin.status()
-            except JitsuError as error:
-                said["error"] = str(error)
-                continue
-            said["standins"] += status["standins"]
-            for name, count in status["counters"].items():
-                said["counters"][name] = said["counters"].get(name, 0) + count
+    clients = fleet.standins.clients
+    said: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
+    for client in clients.values():
+        try:
+            status = await client.status()
+        except JitsuError as error:
+            said["error"] = str(error)
+            continue
+        said["standins"] += status["standins"]
+        for name, count in status["counters"].items():
+            said["counters"][name] = said["counters"].get(name, 0) + count
     return said

@@ -40,7 +40,7 @@ from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
 from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.problems import Problem, Problems
-from jitsu_tw.vm.standins import StandInControl
+from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Fleet:
     Attributes:
         machines: by the VM's name.
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
-        cover: Synjitsu, where one is used.
+        standins: announces VMs to Synjitsu, where one is used.
         inventory: where the VMs are.
         sharing: whose they are, where several of us serve a zone.
         hosts: those that VMs with `host` are on; None if there are none.
@@ -96,7 +96,7 @@ class Fleet:
         backends: Mapping[tuple[str, str], IBackend],
         store: IStore,
         clocks: Clocks,
-        make_cover: Callable[..., StandInControl] = StandInControl,
+        make_standins: Callable[..., StandIns] = StandInControl,
         coordinator: ICoordinator | None = None,
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI; without others, alone."""
@@ -106,18 +106,11 @@ class Fleet:
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
         self.problems = Problems()
-        self.cover: StandInControl | None = None
-        places = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
-        if places:
-            self.cover = make_cover(
-                tuple(places),
-                self.machines,
-                clocks.reactor,
-                self._signs.port,
-                note=self.problem,
-                secret=settings.synjitsu_secret or "",
-            )
-            self.cover.wake = self._wake
+        endpoints = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
+        self.standins = StandIns()
+        if endpoints:
+            secret = settings.synjitsu_secret or ""
+            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
         self._groups = Dependencies(self.machines)
         self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
@@ -127,24 +120,22 @@ class Fleet:
             self._removed_moved,
         )
         self.inventory.on_found = self._found
-        if self.cover is not None:
-            self.inventory.on_change = self.cover.changed
+        self.inventory.on_change = self.standins.changed
         self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
         self.hosts = cast("Pool | None", backends.get((HOSTS, "")))
         self._fencing: Fencing | None = None
         if self.hosts is not None:
             self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
-        self._placement = Placement(settings, self.hosts, self.sharing, self.inventory, self._record, clocks)
+        self._placement = Placement(
+            settings, self.hosts, self.sharing, self.inventory, self._record, clocks, self.standins
+        )
         self.moves = Migration(self.hosts, self.machines, self.sharing)
-        if self.cover is not None:
-            self._placement.cover, self.cover.place_of = self.cover, self._placement.synjitsu_of
         self._ownership = Adoption(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
         self.inventory.on_other = self._ownership.is_another
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
         self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is
-        if self.cover is not None:
-            self.cover.is_theirs, self.sharing.on_claim = self.sharing.is_theirs, self.cover.owner_is
+        self.sharing.on_claim = self.standins.owner_changed
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, tuple[bytes, bool]] = {}
         self._policy = Policy(
@@ -164,10 +155,7 @@ class Fleet:
             self.enlist(vm)
 
     def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        signs: tuple[IReadiness, ...] = self._signs.of(vm, self.inventory.backend_for(vm))
-        if self.cover is not None and vm.use_synjitsu:
-            signs = tuple(self.cover if sign is self._signs.port else sign for sign in signs)
-        return signs
+        return self.standins.signs(vm, self._signs.of(vm, self.inventory.backend_for(vm)))
 
     def _machine(self, vm: VM) -> Machine:
         return Machine(
@@ -191,8 +179,8 @@ class Fleet:
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
         self.sharing.start()
-        if self.cover is not None and not self._settings.dry_run:
-            self.cover.start()
+        if not self._settings.dry_run:
+            self.standins.start()
         self._telling.start(TOLD_AGAIN, now=False)
         return self.inventory.start()
 
@@ -209,8 +197,7 @@ class Fleet:
         await self.sharing.stop()
         await self._record.stop()
         await self._signs.stop()
-        if self.cover is not None:
-            await self.cover.stop()
+        await self.standins.stop()
         await self.inventory.close()
 
     # Who belongs to it.
@@ -224,14 +211,12 @@ class Fleet:
             self.journal.states[machine.state] += 1
         else:
             self._groups.forget(machine)
-            if self.cover is not None:
-                self.cover.forget(machine)
+            self.standins.forget(machine)
             machine.become(vm, self._signs_of(vm))
             machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
-        if self.cover is not None:
-            self.cover.enlist(machine)
+        self.standins.enlist(machine)
         return machine
 
     def _enlist_removed(self, vm: VM) -> Machine:
@@ -278,10 +263,10 @@ class Fleet:
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
         self.problems.forget(machine.vm.name)
-        for room in (self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record):
-            room.forget(machine)
-        if self.cover is not None:
-            self.cover.forget(machine)
+        for part in (
+            self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record, self.standins,
+        ):
+            part.forget(machine)
 
     def origin(self, name: str) -> str | None:
         """Return the request that the VM *name* is from as it is now; None if the file says it."""
@@ -350,7 +335,7 @@ class Fleet:
         ready = machine.summon(asker)
         if machine.state in ACTIVATING:
             self.sharing.use(machine, self._now())  # who has it may be gone when it is up
-        if ready.called or self.cover is None or not self.cover.holds(machine):
+        if ready.called or not self.standins.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
         machine.promise()
@@ -358,10 +343,9 @@ class Fleet:
 
     def problems_of(self, machine: Machine) -> list[str]:
         """Return what an operator should know of *machine* besides its state, in sentences."""
-        refusals = [] if self.cover is None else self.cover.refusals(machine)
-        return [*self.problems.of(machine.vm.name), *refusals]
+        return [*self.problems.of(machine.vm.name), *self.standins.refusals(machine)]
 
-    def _wake(self, machine: Machine, host: str) -> None:
+    def wake(self, machine: Machine, host: str) -> None:
         """Start *machine* because *host* has sent a packet for it, as if it had asked for its name."""
         asker = f"{host}, a packet"
         if self._admit(machine, Source(host, 0), asker) is None and not self._settings.dry_run:
@@ -573,8 +557,8 @@ class Fleet:
     def _fact_is(self, key: str, value: str | None) -> None:
         """Hear what is not about a VM: of hosts, of the others of us, of the configuration that we share."""
         room, _, name = key.partition("/")
-        if room == "nodes" and value is None and self.cover is not None:
-            self.cover.say_again()
+        if room == "nodes" and value is None:
+            self.standins.reannounce()
         if room == "drained":
             what, _, name = name.partition("/")
             self.moves.told(what, name, drained=value is not None)
@@ -601,17 +585,13 @@ class Fleet:
 
         What Synjitsu broadcasts must have left before the guest has a port in the bridge.
         """
-        written = self._record.written()
-        if self.cover is None:
-            return written
-        both = DeferredList([written, self.cover.heard()], consumeErrors=True)
+        both = DeferredList([self._record.written(), self.standins.heard()], consumeErrors=True)
         return both.addCallback(lambda _: None)
 
     def moved(self, machine: Machine, old: State) -> None:
         """Keep everything in step with *machine*'s state."""
         state = machine.state
-        if self.cover is not None:
-            self.cover.moved(machine, old)
+        self.standins.moved(machine, old)
         for hear in self.on_move:
             hear(machine)
             for needer in self._groups.needers(machine):
@@ -654,10 +634,19 @@ class Fleet:
         """Note what an operator should know of *machine*."""
         self.problems.note(machine.vm.name, kind, sentences)
 
+    # What Synjitsu's side asks (`standins.StandInObserver`).
+
+    def synjitsu_of(self, machine: Machine) -> str | None:
+        """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
+        return self._placement.synjitsu_of(machine)
+
+    def is_theirs(self, machine: Machine) -> bool:
+        """Return whether another node owns *machine*."""
+        return self.sharing.is_theirs(machine)
+
     async def _found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
-        if self.cover is not None:
-            await self.cover.learn(machine)
+        await self.standins.learn(machine)
         if not self._settings.dry_run:
             self._sweep.keep_times(machine)
 

@@ -187,14 +187,14 @@ class PagesTests(SynchronousTestCase):
             said: Deferred[Any]
 
             @property
-            def standins(self) -> dict[str, Any]:
+            def clients(self) -> dict[str, Any]:
                 return {"": self}
 
             def status(self) -> Deferred[Any]:
                 return self.said
 
         cover = Cover()
-        desk.fleet.cover = cover  # type: ignore[assignment]
+        desk.fleet.standins = cover  # type: ignore[assignment]
         said = {"standins": [{"ip": "10.0.0.1", "mac": "", "state": "asleep", "handover": "wire", "held": 2}],
                 "counters": {"arp": 7}}
         cover.said = succeed(said)
