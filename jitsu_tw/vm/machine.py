@@ -8,11 +8,12 @@ backend is under way for one VM, and what an input means meanwhile is in the tab
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoCapacity, NoSuchVM
@@ -20,63 +21,17 @@ from jitsu_tw.rules.life import BLAMELESS, Life
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, Start, State, Stop, after
 from jitsu_tw.settings import Mode
 from jitsu_tw.vm import steps
+from jitsu_tw.vm.interfaces import IRunning
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Sequence
+    from collections.abc import Coroutine, Hashable
     from typing import Any
 
-    from twisted.internet.interfaces import IReactorTime
-
-    from jitsu_tw.ijitsu import IBackend, IReadiness
+    from jitsu_tw.ijitsu import IBackend
     from jitsu_tw.settings import VM
-
-class MachineContext(Protocol):
-    """
-    What a machine needs of the fleet, which has one for all machines.
-
-    Attributes:
-        reactor: calls later.
-        now: returns the seconds of the reactor's clock.
-        answer_by: seconds after which a query is answered, ready or not.
-    """
-
-    reactor: IReactorTime
-    now: Callable[[], float]
-    answer_by: float
-
-    def readiness(self, machine: Machine) -> Sequence[IReadiness]:
-        """Return the strategies that tell when the guest of *machine* is ready."""
-
-    def ask_turn(self, machine: Machine) -> None:
-        """Call `Machine.admit` when *machine* may boot, now or later."""
-
-    def remembered(self) -> Deferred[None]:
-        """Return a Deferred that fires when the last start or stop is in the state."""
-
-    def prove(self, machine: Machine) -> None:
-        """
-        Check that no other node can start *machine* at this moment.
-
-        Raises:
-            ClusterUnavailable: another node can.
-        """
-
-    def owner_ready(self, machine: Machine) -> Deferred[bool] | None:
-        """Return a Deferred that fires with True when the owner of *machine* tells that it is ready; or None."""
-
-    def moved(self, machine: Machine, old: State) -> None:
-        """Handle that *machine* has left the state *old* for another."""
-
-    def booted(self, machine: Machine, outcome: str, clients: int) -> None:
-        """Handle the end of an activation, ``up`` or ``failed``, for which so many clients were answered."""
-
-    def may_try_again(self) -> bool:
-        """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""
-
-    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
-        """Note what an operator should know of *machine* (`Problems.note`)."""
+    from jitsu_tw.vm.interfaces import IMachineContext
 
 
 @attrs.define(eq=False)
@@ -105,6 +60,7 @@ class _Look:
             one.callback(None)
 
 
+@implementer(IRunning)
 class Machine(Life):
     """
     A VM at run time. Nobody else writes its attributes.
@@ -120,7 +76,7 @@ class Machine(Life):
 
     log = Logger()
 
-    def __init__(self, vm: VM, backend: IBackend, context: MachineContext) -> None:
+    def __init__(self, vm: VM, backend: IBackend, context: IMachineContext) -> None:
         """Begin in the state UNKNOWN: the backend has not been asked yet."""
         super().__init__()
         self.vm, self.backend, self.uuid = vm, backend, ""

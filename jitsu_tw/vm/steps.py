@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.rules.lifecycle import Stop
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.machine import Machine, MachineContext
+    from jitsu_tw.vm.interfaces import IMachineContext, IRunning
 
 #: The next input of a machine, and its reason.
 Outcome = tuple[Event, str]
@@ -59,7 +59,7 @@ log: Final = Logger()
 # Starting.
 
 
-async def start(machine: Machine, context: MachineContext) -> Outcome:
+async def start(machine: IRunning, context: IMachineContext) -> Outcome:
     """
     Start the VM.
 
@@ -91,7 +91,7 @@ async def start(machine: Machine, context: MachineContext) -> Outcome:
 # Waiting.
 
 
-async def wait(machine: Machine, context: MachineContext) -> Outcome:
+async def wait(machine: IRunning, context: IMachineContext) -> Outcome:
     """Wait until all strategies tell that the guest is ready, or until its time is over and it has been judged."""
     limit = RESUMED_WITHIN if machine.how in RESUMED else READY_WITHIN
     ready = Deferred.fromCoroutine(_ready(machine, context))
@@ -117,7 +117,7 @@ def _drop(waits: Sequence[Deferred[Any]]) -> None:
         one.cancel()
 
 
-async def _ready(machine: Machine, context: MachineContext) -> Outcome:
+async def _ready(machine: IRunning, context: IMachineContext) -> Outcome:
     """Wait until all strategies tell that the guest is ready."""
     backend, vm, how = machine.backend, machine.vm, machine.how
     signs: list[Deferred[None]] = []
@@ -148,7 +148,7 @@ async def _ready(machine: Machine, context: MachineContext) -> Outcome:
     return Event.IMAGE if wanted else Event.READY, "" if how is How.BOOTED else how.value
 
 
-async def _owner_tells(machine: Machine, context: MachineContext) -> bool:
+async def _owner_tells(machine: IRunning, context: IMachineContext) -> bool:
     """Wait until the owner node tells that the VM is ready; return False where this node is to find out itself."""
     while (told := context.owner_ready(machine)) is not None:
         if await told:
@@ -156,7 +156,7 @@ async def _owner_tells(machine: Machine, context: MachineContext) -> bool:
     return False
 
 
-async def _judge(machine: Machine, context: MachineContext, limit: float) -> Outcome:
+async def _judge(machine: IRunning, context: IMachineContext, limit: float) -> Outcome:
     """
     Observe a guest for the rest of its time, and take it for up if it gives a sign of life.
 
@@ -184,7 +184,7 @@ async def _judge(machine: Machine, context: MachineContext, limit: float) -> Out
     return NOT_KNOWN
 
 
-async def counts(machine: Machine) -> Counts:
+async def counts(machine: IRunning) -> Counts:
     """Return what the hypervisor has counted of the guest, as far as that can be read."""
     try:
         packets = await machine.backend.traffic(machine.uuid)
@@ -193,7 +193,7 @@ async def counts(machine: Machine) -> Counts:
         return Counts(None, None)
 
 
-async def keep_image(machine: Machine) -> Outcome:
+async def keep_image(machine: IRunning) -> Outcome:
     """Keep the image of the guest as it is now; where there can be none, go on without."""
     try:
         await machine.backend.keep_image(machine.uuid)
@@ -208,7 +208,7 @@ async def keep_image(machine: Machine) -> Outcome:
 # Stopping.
 
 
-async def stop(machine: Machine, context: MachineContext, order: Stop) -> Outcome:
+async def stop(machine: IRunning, context: IMachineContext, order: Stop) -> Outcome:
     """
     Stop the VM; a shutdown that is not followed in time becomes destroy.
 
@@ -226,7 +226,7 @@ async def stop(machine: Machine, context: MachineContext, order: Stop) -> Outcom
     return Event.FAIL if order.fails else SEEN[power], machine.reason
 
 
-async def obstacle(machine: Machine) -> str | None:
+async def obstacle(machine: IRunning) -> str | None:
     """Return what is known against stopping the VM by its mode; None if nothing is."""
     if machine.vm.mode in {Mode.DESTROY, Mode.SHUTDOWN}:
         return None
@@ -240,7 +240,7 @@ def fallback(vm: VM) -> Mode | None:
     return vm.save_fallback if vm.mode is Mode.SAVE else None
 
 
-async def _stop_by(machine: Machine, mode: Mode) -> Mode:
+async def _stop_by(machine: IRunning, mode: Mode) -> Mode:
     """Ask the backend to stop the VM by *mode*, or by `save_fallback` if it cannot be saved; return by which."""
     instead = fallback(machine.vm) if mode is Mode.SAVE else None
     if instead is None:
@@ -262,7 +262,7 @@ async def _stop_by(machine: Machine, mode: Mode) -> Mode:
     return instead
 
 
-async def _goes_down(machine: Machine, context: MachineContext) -> bool:
+async def _goes_down(machine: IRunning, context: IMachineContext) -> bool:
     """Wait for the guest to shut down; return whether it did so within `stop_timeout`."""
     late = context.reactor.callLater(machine.vm.stop_timeout, machine.look, "its time to shut down is over")
     try:

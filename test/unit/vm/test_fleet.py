@@ -1221,7 +1221,8 @@ class FailureTests(FleetTestCase):
         for failures in (2, 3):
             self.ask()
             self.world.pump(READY_WITHIN + 1, step=1)
-            self.assertEqual((State.FAILED, failures), (self.world.machine().state, self.world.machine().failures.count))
+            machine = self.world.machine()
+            self.assertEqual((State.FAILED, failures), (machine.state, machine.failures.count))
         self.assertIn("tried again in", str(self.ask()[0].value))
 
     def test_silent_after_an_answer(self) -> None:
