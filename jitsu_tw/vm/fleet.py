@@ -113,14 +113,8 @@ class Fleet:
             self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
         self._groups = Dependencies(self.machines)
         self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
-        self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
-        self._record.gather = self._gather
-        self.inventory = Inventory(
-            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
-            self._removed_moved,
-        )
-        self.inventory.on_found = self._found
-        self.inventory.on_change = self.standins.changed
+        self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self._gather)
+        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
         self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
         self.hosts = cast("Pool | None", backends.get((HOSTS, "")))
         self._fencing: Fencing | None = None
@@ -131,7 +125,6 @@ class Fleet:
         )
         self.moves = Migration(self.hosts, self.machines, self.sharing)
         self._ownership = Adoption(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
-        self.inventory.on_other = self._ownership.is_another
         self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
         self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
         self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is
@@ -219,7 +212,7 @@ class Fleet:
         self.standins.enlist(machine)
         return machine
 
-    def _enlist_removed(self, vm: VM) -> Machine:
+    def enlist_removed(self, vm: VM) -> Machine:
         """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
         hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
         name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
@@ -227,7 +220,7 @@ class Fleet:
         machine.problem(Problem.REMOVED, IS_REMOVED)
         return machine
 
-    def _removed_moved(self, machine: Machine) -> None:
+    def removed_moved(self, machine: Machine) -> None:
         """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
         if self.machines.get(machine.vm.name) is not machine:
             return
@@ -610,7 +603,7 @@ class Fleet:
         self.sharing.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self._reactor.callLater(0, self._removed_moved, machine)
+            self._reactor.callLater(0, self.removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
@@ -644,7 +637,17 @@ class Fleet:
         """Return whether another node owns *machine*."""
         return self.sharing.is_theirs(machine)
 
-    async def _found(self, machine: Machine) -> None:
+    # What the inventory reports (`inventory.InventoryObserver`).
+
+    def hinted(self, machine: Machine) -> None:
+        """Tell Synjitsu's side that a hypervisor has sent an event for *machine*."""
+        self.standins.changed(machine)
+
+    def replaced(self, machine: Machine) -> None:
+        """Disown *machine*, whose name another VM has now."""
+        self._ownership.is_another(machine)
+
+    async def found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
         await self.standins.learn(machine)
         if not self._settings.dry_run:
