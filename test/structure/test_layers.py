@@ -30,9 +30,9 @@ LAYERS: Final = (
 FORMATS: Final = ("jitsu_tw.dns.wire", "jitsu_tw.dns.message", "jitsu_tw.dns.tsig")
 
 #: What Synjitsu uses of Jitsu; Jitsu uses nothing of Synjitsu.
-COMMON: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.dns.connections", "jitsu_tw.errors", "jitsu_tw.logs",
-                 "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.text", "jitsu_tw.twistd",
-                 "jitsu_tw.xenstore"}
+COMMON: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.coroutines", "jitsu_tw.dns.connections", "jitsu_tw.errors",
+                 "jitsu_tw.logs", "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.text",
+                 "jitsu_tw.twistd", "jitsu_tw.xenstore"}
 
 
 def modules() -> dict[str, Path]:
