@@ -31,7 +31,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.journal import MOST_ACTIVATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from twisted.web.resource import Resource
     from twisted.web.server import Request
@@ -106,10 +106,8 @@ class Health(FleetPage):
         hypervisors = self._fleet.inventory.hypervisors.items()
         problems = self._problems()
         problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
-        if self._fleet.sharing.why_apart:
-            problems.append(f"nothing new is started here: {self._fleet.sharing.why_apart}")
-        elif self._fleet.sharing.coordinator.trouble:
-            problems.append(f"nothing new is started here: {self._fleet.sharing.coordinator.trouble}")
+        if self._fleet.cluster.problem:
+            problems.append(f"nothing new is started here: {self._fleet.cluster.problem}")
         if not self._fleet.is_written:
             problems.append("the state is not written, only remembered")
         if self._fleet.trouble():
@@ -175,7 +173,7 @@ class Action(FleetPage):
 
     isLeaf = True  # noqa: N815
 
-    def __init__(self, fleet: Fleet, machine: Machine, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, fleet: Fleet, machine: Machine, action: Callable[[], Awaitable[None]]) -> None:
         """Do *action* when posted to."""
         super().__init__(fleet)
         self._machine, self._action = machine, action
@@ -199,7 +197,7 @@ class Move(Action):
         host = request.args.get(b"host", [b""])[0].decode(errors="replace")
         if not host:
             return reply(request, {"error": "say where to: ?host=NAME"}, HTTPStatus.BAD_REQUEST)
-        self._action = lambda: self._fleet.moves.move(self._machine, host)
+        self._action = lambda: self._fleet.cluster.move(self._machine, host)
         return await super()._do(request)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from jitsu_tw.cluster.cluster_state import read
+import attrs
+
 from jitsu_tw.control.web import FleetPage, Refusal, reply
 from jitsu_tw.errors import JitsuError
-from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from twisted.web.resource import Resource
@@ -19,48 +18,13 @@ if TYPE_CHECKING:
 
 
 def nodes(fleet: Fleet) -> list[dict[str, Any]]:
-    """Return those that serve the zones, ourselves among them, by name."""
-    sharing = fleet.sharing
-    coordinator, facts = sharing.coordinator, sharing.coordinator.facts
-    # Of a hundred thousand claims, there are a few kinds.
-    claims = Counter(value for key, value in facts.items() if key.startswith("claims/"))
-    has: Counter[str] = Counter()
-    for value, number in claims.items():
-        has[read(value).get("node", "")] += number
-    if sharing.alone:
-        has[coordinator.node] = fleet.journal.states[State.UP]
-    found = {key.partition("/")[2]: read(value) for key, value in facts.items() if key.startswith("nodes/")}
-    found.setdefault(coordinator.node, {})
-    drained = {key.rpartition("/")[2] for key in facts if key.startswith("drained/nodes/")}
-    return [
-        {
-            "name": name,
-            "here": name == coordinator.node,
-            "problem": (sharing.why_apart or coordinator.trouble or None) if name == coordinator.node else None,
-            "drained": name in drained,
-            "vms": has[name],
-            "since": said.get("since"),
-            "version": said.get("version"),
-        }
-        for name, said in sorted(found.items())
-    ]
+    """Return the nodes that serve the zones, this one among them, by name."""
+    return [attrs.asdict(one) for one in fleet.cluster.nodes]
 
 
 def hosts(fleet: Fleet) -> list[dict[str, Any]]:
     """Return the hosts, in the order of the configuration."""
-    if fleet.hosts is None:
-        return []
-    up = (machine for machine in fleet.machines.values() if machine.state is State.UP)
-    at = Counter(fleet.hosts.at(machine.uuid) for machine in up)
-    return [
-        {
-            "name": name,
-            "problem": "it is dead: fenced" if name in fleet.hosts.dead else fleet.hosts.away.get(name),
-            "drained": fleet.hosts.is_drained(name),
-            "vms": at[name],
-        }
-        for name in fleet.hosts
-    ]
+    return [attrs.asdict(one) for one in fleet.cluster.hosts]
 
 
 class Members(FleetPage):
@@ -104,7 +68,7 @@ class Drain(FleetPage):
 
     async def _do(self, request: Request) -> bytes:
         try:
-            await self._fleet.moves.drain(self._what, self._name, undo=self._undo)
+            await self._fleet.cluster.drain(self._what, self._name, undo=self._undo)
         except JitsuError as error:
             return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
         return reply(request, {"nodes": nodes, "hosts": hosts}[self._what](self._fleet))
