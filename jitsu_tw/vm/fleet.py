@@ -31,6 +31,7 @@ from jitsu_tw.store.layout import label
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import LET_GO, Adoption
 from jitsu_tw.vm.dependencies import Dependencies
+from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
+    from jitsu_tw.vm.leases import LeaseStatus
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
@@ -111,7 +113,9 @@ class Fleet:
         self.ownership = self.cluster.ownership
         self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self.gather)
         self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
-        self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.ownership)
+        self._health = HealthChecks(clocks, self._signs.port, self.ownership)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._health)
+        self._wakeups = self._sweep.wakeups
         self._adoption = Adoption(self._record, self._sweep, self.ownership, clocks, dry_run=settings.dry_run)
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, tuple[bytes, bool]] = {}
@@ -365,7 +369,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             return self.ownership.request(self.machines[name], Request.STOP)
         self.release_vm(name)
-        self._sweep.rest(self.machines[name])
+        self._wakeups.stopped(self.machines[name])
         return self._stop_if_it_can(self.machines[name], "stopped by hand")
 
     def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
@@ -383,7 +387,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.ownership.request(self.machines[name], Request.HOLD)
             return self.start_vm(name)
-        self._sweep.hold(self.machines[name])
+        self._wakeups.hold(self.machines[name])
         self.journal.hold(name, held=True)
         return self.start_vm(name).addErrback(self._not_held, name)
 
@@ -396,12 +400,12 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.ownership.request(self.machines[name], Request.RELEASE)
         if self.is_held(name):
-            self._sweep.release(self.machines[name])
+            self._wakeups.release(self.machines[name])
             self.journal.hold(name, held=False)
 
     def is_held(self, name: str) -> bool:
         """Say whether a person holds the VM *name*."""
-        return self._sweep.is_held(name)
+        return self._wakeups.is_held(name)
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
@@ -423,7 +427,8 @@ class Fleet:
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
-        return self._sweep.left(machine.vm.name)
+        status = self._sweep.status(machine)
+        return None if status is None else status.left
 
     def is_needed(self, machine: Machine) -> bool:
         """Say whether a VM that is not down needs *machine*."""
@@ -434,9 +439,9 @@ class Fleet:
         """Whether what is remembered reaches the state."""
         return self._record.is_written
 
-    def keeps(self, machine: Machine) -> str:
-        """Return in words what keeps *machine* up; nothing if it has no lease."""
-        return self._sweep.keeps(machine)
+    def lease_status(self, machine: Machine) -> LeaseStatus | None:
+        """Return until when *machine* is kept, and why; None if it has no lease."""
+        return self._sweep.status(machine)
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
@@ -450,7 +455,7 @@ class Fleet:
     @property
     def held(self) -> int:
         """How many VMs a person holds."""
-        return self._sweep.held
+        return self._wakeups.held
 
     @property
     def keepers(self) -> Callable[[str], bool] | None:
@@ -459,7 +464,7 @@ class Fleet:
 
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
-        self._sweep.check(self.machines[name])
+        self._health.check(self.machines[name])
 
     # Use.
 
@@ -532,7 +537,7 @@ class Fleet:
         if machine is not None and self._sweep.lease(name) is None:
             self._adoption.came_up(machine, State.UP)
         elif machine is not None:
-            self._sweep.pass_on(machine, *self.ownership.times(machine))
+            self._sweep.owner_changed(machine, *self.ownership.times(machine))
 
     def used(self, name: str, when: float) -> None:
         """Renew the lease of the VM, which was used through another node at *when*."""
@@ -599,7 +604,7 @@ class Fleet:
             if need.managed:
                 self._sweep.renew(need)
         if old in {State.UP, State.STOPPING, State.UNKNOWN}:
-            self._sweep.went_down(machine)
+            self._wakeups.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
@@ -638,7 +643,7 @@ class Fleet:
         """Begin with *machine*, which was found at its hypervisor."""
         await self.standins.learn(machine)
         if not self._settings.dry_run:
-            self._sweep.keep_times(machine)
+            self._wakeups.watch(machine)
 
 
 def _type(question: Question) -> str:
