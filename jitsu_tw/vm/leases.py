@@ -335,7 +335,7 @@ class LeaseKeeper:
             self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look, READS)
 
     def _look(self, reads: int) -> None:
-        """Look at the leases that are due. Before, the reactor reads the sockets *reads* times: a use may wait there."""
+        """Look at the leases that are due, after *reads* rounds of reading the sockets: a use may wait there."""
         self._is_reading = reads > 0
         if reads:
             self._next = self._reactor.callLater(0, self._look, reads - 1)
