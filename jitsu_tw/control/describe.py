@@ -6,6 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.dns.wire import to_text
+from jitsu_tw.rules.keep import Why
 from jitsu_tw.rules.lifecycle import STOPS, State
 from jitsu_tw.vm.journal import milliseconds
 
@@ -102,16 +103,15 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
 def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> Iterator[str]:
     if asked is not None:
         yield f"{_asked(asked)}, {duration(now - asked.at)} ago."
-    left = fleet.lease_left(machine)
-    if left is None:
+    lease = fleet.lease_status(machine)
+    if lease is None:
         yield "Nobody asked for it through Jitsu, so it is not stopped."
-    elif fleet.is_held(machine.vm.name):
+    elif lease.why is Why.HELD:
         yield "It is held: it stays up until somebody releases or stops it."
-    elif fleet.is_needed(machine):
-        yield "What keeps it: it is needed by a VM that is up."
     else:
-        ends = f" It is stopped in {duration(left)} if nobody uses it." if isfinite(left) else ""
-        yield f"What keeps it: {fleet.keeps(machine)}.{ends}"
+        ends = isfinite(lease.left) and lease.why is not Why.NEEDED
+        end = f" It is stopped in {duration(lease.left)} if nobody uses it." if ends else ""
+        yield f"What keeps it: {lease.words}.{end}"
 
 
 def _asked(asked: Event) -> str:

@@ -88,15 +88,8 @@ class Admission:
             Deferred.fromCoroutine(self._stop_idlest()).addBoth(self._made_room)
 
     async def _stop_idlest(self) -> bool:
-        """Stop the VM that is idle the longest; say whether there is one."""
-        for machine in self._sweep.idlest() if self._makes_room else ():
-            lease = self._sweep.lease(machine.vm.name)
-            if lease is None or await self._sweep.in_use(machine, lease):
-                continue
-            # Somebody may have asked for it meanwhile.
-            if self._sweep.may_go(machine) and await self._sweep.end(machine, "idle the longest, makes room"):
-                return True
-        return False
+        """Stop the VM that is idle the longest, if that is allowed; return whether its stop has begun."""
+        return self._makes_room and await self._sweep.stop_idlest("idle the longest, makes room")
 
     def _made_room(self, result: Any) -> None:
         """Go on; where there is no room to be made, and none is being made, whoever is next is refused."""

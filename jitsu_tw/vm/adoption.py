@@ -65,14 +65,14 @@ class Adoption:
         is_new = self._ownership.is_own(machine) and old is not State.UP
         if self._ownership.is_known(machine) and not (is_new or self._dry_run):
             machine.note(managed=True)
-            self._sweep.adopt(machine, *self._ownership.times(machine))
+            self._sweep.grant(machine, *self._ownership.times(machine), is_new=False)
         elif machine.managed:
             if not self._sweep.resume(machine, is_new=old is State.WAITING):
                 self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
             machine.note(managed=True)
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
-            self._sweep.adopt(machine, used, started)
+            self._sweep.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:

@@ -31,6 +31,7 @@ from jitsu_tw.store.layout import label
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import LET_GO, Adoption
 from jitsu_tw.vm.dependencies import Dependencies
+from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
+    from jitsu_tw.vm.leases import LeaseStatus
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
@@ -110,17 +112,12 @@ class Fleet:
         self._groups = Dependencies(self.machines)
         self.cluster = make_cluster(self.machines, self)
         self.ownership = self.cluster.ownership
-        self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
-        self._record.gather = self.gather
-        self.inventory = Inventory(
-            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
-            self._removed_moved,
-        )
-        self.inventory.on_found = self._found
-        self.inventory.on_change = self.standins.changed
-        self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.ownership)
+        self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self.gather)
+        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
+        self._health = HealthChecks(clocks, self._signs.port, self.ownership)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._health)
+        self._wakeups = self._sweep.wakeups
         self._adoption = Adoption(self._record, self._sweep, self.ownership, clocks, dry_run=settings.dry_run)
-        self.inventory.on_other = self._adoption.is_another
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, tuple[bytes, bool]] = {}
         self._policy = Policy(
@@ -192,7 +189,7 @@ class Fleet:
         self.standins.enlist(machine)
         return machine
 
-    def _enlist_removed(self, vm: VM) -> Machine:
+    def enlist_removed(self, vm: VM) -> Machine:
         """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
         hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
         name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
@@ -200,7 +197,7 @@ class Fleet:
         machine.problem(Problem.REMOVED, IS_REMOVED)
         return machine
 
-    def _removed_moved(self, machine: Machine) -> None:
+    def removed_moved(self, machine: Machine) -> None:
         """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
         if self.machines.get(machine.vm.name) is not machine:
             return
@@ -363,7 +360,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             return self.ownership.request(self.machines[name], Request.STOP)
         self.release_vm(name)
-        self._sweep.rest(self.machines[name])
+        self._wakeups.stopped(self.machines[name])
         return self._stop_if_it_can(self.machines[name], "stopped by hand")
 
     def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
@@ -381,7 +378,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.ownership.request(self.machines[name], Request.HOLD)
             return self.start_vm(name)
-        self._sweep.hold(self.machines[name])
+        self._wakeups.hold(self.machines[name])
         self.journal.hold(name, held=True)
         return self.start_vm(name).addErrback(self._not_held, name)
 
@@ -394,12 +391,12 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.ownership.request(self.machines[name], Request.RELEASE)
         if self.is_held(name):
-            self._sweep.release(self.machines[name])
+            self._wakeups.release(self.machines[name])
             self.journal.hold(name, held=False)
 
     def is_held(self, name: str) -> bool:
         """Say whether a person holds the VM *name*."""
-        return self._sweep.is_held(name)
+        return self._wakeups.is_held(name)
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
@@ -421,7 +418,8 @@ class Fleet:
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
-        return self._sweep.left(machine.vm.name)
+        status = self._sweep.status(machine)
+        return None if status is None else status.left
 
     def is_needed(self, machine: Machine) -> bool:
         """Say whether a VM that is not down needs *machine*."""
@@ -432,9 +430,9 @@ class Fleet:
         """Whether what is remembered reaches the state."""
         return self._record.is_written
 
-    def keeps(self, machine: Machine) -> str:
-        """Return in words what keeps *machine* up; nothing if it has no lease."""
-        return self._sweep.keeps(machine)
+    def lease_status(self, machine: Machine) -> LeaseStatus | None:
+        """Return until when *machine* is kept, and why; None if it has no lease."""
+        return self._sweep.status(machine)
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
@@ -448,7 +446,7 @@ class Fleet:
     @property
     def held(self) -> int:
         """How many VMs a person holds."""
-        return self._sweep.held
+        return self._wakeups.held
 
     @property
     def keepers(self) -> Callable[[str], bool] | None:
@@ -457,7 +455,7 @@ class Fleet:
 
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
-        self._sweep.check(self.machines[name])
+        self._health.check(self.machines[name])
 
     # Use.
 
@@ -530,7 +528,7 @@ class Fleet:
         if machine is not None and self._sweep.lease(name) is None:
             self._adoption.came_up(machine, State.UP)
         elif machine is not None:
-            self._sweep.pass_on(machine, *self.ownership.times(machine))
+            self._sweep.owner_changed(machine, *self.ownership.times(machine))
 
     def used(self, name: str, when: float) -> None:
         """Renew the lease of the VM, which was used through another node at *when*."""
@@ -588,7 +586,7 @@ class Fleet:
         self.ownership.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self.reactor.callLater(0, self._removed_moved, machine)
+            self.reactor.callLater(0, self.removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
@@ -597,7 +595,7 @@ class Fleet:
             if need.managed:
                 self._sweep.renew(need)
         if old in STOPS | {State.UP, State.UNKNOWN}:
-            self._sweep.went_down(machine)
+            self._wakeups.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
@@ -622,11 +620,21 @@ class Fleet:
         """Return whether another node owns *machine*."""
         return self.ownership.is_others(machine)
 
-    async def _found(self, machine: Machine) -> None:
+    # What the inventory reports (`inventory.InventoryObserver`).
+
+    def hinted(self, machine: Machine) -> None:
+        """Tell Synjitsu's side that a hypervisor has sent an event for *machine*."""
+        self.standins.changed(machine)
+
+    def replaced(self, machine: Machine) -> None:
+        """Disown *machine*, whose name another VM has now."""
+        self._adoption.is_another(machine)
+
+    async def found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
         await self.standins.learn(machine)
         if not self._settings.dry_run:
-            self._sweep.keep_times(machine)
+            self._wakeups.watch(machine)
 
 
 def _type(question: Question) -> str:
