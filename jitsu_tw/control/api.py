@@ -127,8 +127,8 @@ class Endpoint(Guarded):
         problems = self._problems()
         hypervisors = fleet.inventory.hypervisors.items()
         problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
-        if cluster_problem := fleet.sharing.why_apart or fleet.sharing.coordinator.trouble:
-            problems.append(f"nothing new is started here: {cluster_problem}")
+        if fleet.cluster.problem:
+            problems.append(f"nothing new is started here: {fleet.cluster.problem}")
         if not fleet.is_written:
             problems.append("the state is not written, only remembered")
         if trouble := fleet.trouble():
@@ -178,7 +178,7 @@ class Endpoint(Guarded):
         host = argument(request, "host")
         if not host:
             raise RefusalError(HTTPStatus.BAD_REQUEST, "say where to: ?host=NAME")
-        await self._fleet.moves.move(machine, host)
+        await self._fleet.cluster.move(machine, host)
         return describe(self._fleet, machine)
 
     async def _reloaded(self, _: Request) -> dict[str, bool]:

@@ -49,8 +49,8 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
-        "host": fleet.hosts.at(machine.uuid) if fleet.hosts is not None else None,
-        "node": None if fleet.sharing.alone else fleet.sharing.owner(machine),
+        "host": fleet.cluster.host(machine),
+        "node": fleet.ownership.owner(machine),
         "activation_ms": milliseconds(machine.marks),
     }
 

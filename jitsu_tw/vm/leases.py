@@ -15,7 +15,6 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from jitsu_tw.cluster.stop_notice import NOTICE
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter, look_every
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.cluster.claims import Claims
+    from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.readiness.port import Port
     from jitsu_tw.vm.machine import Machine
 
@@ -81,7 +80,7 @@ class LeaseKeeper:
         clocks: Clocks,
         port: Port,
         needed: Callable[[Machine], bool],
-        sharing: Claims,
+        ownership: IOwnership,
     ) -> None:
         """
         Begin with no lease.
@@ -91,9 +90,9 @@ class LeaseKeeper:
             clocks: tell the time.
             port: tries ports.
             needed: says whether a VM that is up, or about to be, needs this one.
-            sharing: knows whose they are; those of others are kept by them.
+            ownership: knows which node owns a VM; those of other nodes are kept by these.
         """
-        self._machines, self._port, self._needed, self._sharing = machines, port, needed, sharing
+        self._machines, self._port, self._needed, self._ownership = machines, port, needed, ownership
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._leases = Leases()
         self._next: IDelayedCall | None = None
@@ -129,14 +128,14 @@ class LeaseKeeper:
 
     def renew(self, machine: Machine) -> None:
         """Note that *machine*, if it is up, is used now."""
-        self._sharing.use(machine, self._now())
+        self._ownership.note_use(machine, self._now())
         lease, now = self._leases.get(machine.vm.name), self._now()
         self._resting.discard(machine.vm.name)
         if lease is not None:
             lease.use(now)
             if now >= lease.check_at:
                 self.check(machine)
-        elif machine.state is State.UP and self._sharing.is_joined:
+        elif machine.state is State.UP and self._ownership.connected:
             self.grant(machine, now, now, is_new=False)
         elif machine.vm.name in self._suspended:
             self._suspended[machine.vm.name] = 0.0, self._suspended[machine.vm.name][1]
@@ -152,7 +151,7 @@ class LeaseKeeper:
         """Tell the others that *machine* is not to be stopped, if they believe so and there is no reason any more."""
         kept = max(lease.used + lease.idle, lease.started + lease.min_up, self._kept(machine))
         if min(kept, lease.started + self._max_up(machine)) > self._now():
-            self._sharing.goes_on(machine)
+            self._ownership.withdraw_stop(machine)
 
     def grant(self, machine: Machine, used: float, started: float, *, is_new: bool = True) -> None:
         """Give *machine* a lease, as if it had been started and used at those times."""
@@ -166,11 +165,11 @@ class LeaseKeeper:
     def _look_after(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
         """Let *lease* be as the settings of *machine*, and whose that is, demand; and look at it when it is due."""
         vm = machine.vm
-        if vm.check_every and has_port(vm, machine.backend) and self._sharing.is_ours(machine):
+        if vm.check_every and has_port(vm, machine.backend) and self._ownership.is_own(machine):
             lease.check_at = self._now() + vm.check_every
         lease.kept, lease.max_up = self._kept(machine), self._max_up(machine)
         lease.blind = self._counts(machine)
-        if is_new or not self._sharing.is_ours(machine):
+        if is_new or not self._ownership.is_own(machine):
             self._leases.again(vm.name)
         self._plan()
         counting = Deferred.fromCoroutine(self._begin_to_count(machine, lease, is_new=is_new))
@@ -181,12 +180,12 @@ class LeaseKeeper:
         self.grant(machine, used, started, is_new=False)
 
     def _max_up(self, machine: Machine) -> float:
-        is_kept = self.is_held(machine.vm.name) or not self._sharing.is_ours(machine)
+        is_kept = self.is_held(machine.vm.name) or not self._ownership.is_own(machine)
         return inf if is_kept else machine.vm.max_up or inf
 
     def _kept(self, machine: Machine) -> float:
         """Return until when `keep_up` keeps *machine*, on our clock, or a person does, or who has it."""
-        if self.is_held(machine.vm.name) or not self._sharing.is_ours(machine):
+        if self.is_held(machine.vm.name) or not self._ownership.is_own(machine):
             return inf
         spans, wall = machine.vm.keep_up, self._wall()
         until = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
@@ -194,7 +193,7 @@ class LeaseKeeper:
 
     def _counts(self, machine: Machine) -> bool:
         """Return whether this node is to count the packets of *machine*'s guest."""
-        return machine.vm.evidence is Evidence.TRAFFIC and self._sharing.is_ours(machine)
+        return machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
         """Give *lease* a meter, if packets are evidence; a guest that is not new sends no greeting."""
@@ -339,7 +338,7 @@ class LeaseKeeper:
             used = meter.used(total, self._now())
         if used:
             lease.use(self._now())
-            self._sharing.use(machine, self._now())
+            self._ownership.note_use(machine, self._now())
         return used
 
     def _settle(self, machine: Machine, lease: Lease) -> None:
@@ -356,8 +355,9 @@ class LeaseKeeper:
             self._goes_on(machine, lease)
             self._leases.again(name)
             return
-        if not self._sharing.may_end(machine):
-            lease.kept = now + NOTICE / 3 if self._sharing.is_ours(machine) else inf
+        wait = self._ownership.announce_stop(machine)
+        if wait:
+            lease.kept = now + wait
             lease.max_up = max(lease.max_up, lease.kept - lease.started)
             self._leases.again(name)
             return
@@ -451,8 +451,8 @@ class LeaseKeeper:
             return ""
         if self.is_held(machine.vm.name):
             return "held by hand"
-        if not self._sharing.is_ours(machine):
-            return f"kept by {self._sharing.owner(machine) or 'another node'}"
+        if not self._ownership.is_own(machine):
+            return f"kept by {self._ownership.owner(machine) or 'another node'}"
         if self._needed(machine):
             return "needed by a VM that is up"
         if lease.blind:
@@ -544,7 +544,7 @@ class LeaseKeeper:
     def check(self, machine: Machine) -> None:
         """See whether the guest of *machine* is alive, and restart it if it is not; its answers go on meanwhile."""
         lease, name = self._leases.get(machine.vm.name), machine.vm.name
-        if lease is None or not machine.ready or name in self._checking or not self._sharing.is_ours(machine):
+        if lease is None or not machine.ready or name in self._checking or not self._ownership.is_own(machine):
             return
         lease.check_at = self._now() + machine.vm.check_every
         self._checking[name] = checking = Deferred.fromCoroutine(self._check(machine, lease))

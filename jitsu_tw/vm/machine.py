@@ -16,9 +16,10 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM
-from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, Power, Start
+from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN, Guest, IMachine, Power, Start
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State, after, is_tried_again
 from jitsu_tw.rules.vitals import Counts, Sign, Window, sign_of_life
@@ -90,8 +91,8 @@ class MachineContext(Protocol):
     def prove(self, machine: Machine) -> None:
         """Raise `ClusterUnavailable` unless *machine* is ours to start, at this moment."""
 
-    def word(self, machine: Machine) -> Deferred[bool] | None:
-        """Return what fires with True when who has *machine* says that it is ready; None if we are to find out."""
+    def owner_ready(self, machine: Machine) -> Deferred[bool] | None:
+        """Return a Deferred that tells when *machine* is ready at its owner node (`IOwnership.owner_ready`)."""
 
     def moved(self, machine: Machine, old: State) -> None:
         """Hear that *machine* has entered another state."""
@@ -106,6 +107,7 @@ class MachineContext(Protocol):
         """Note what an operator should know of *machine* (`Problems.note`)."""
 
 
+@implementer(IMachine)
 class Machine:
     """
     A VM at run time.
@@ -116,7 +118,7 @@ class Machine:
         uuid: the backend's; empty until the backend was asked.
         state: where it is in its life.
         ready: it is up, and something said so (False: it has only had all the time that we give).
-        held: it was started by us or asked for through us, so that we may stop it.
+        managed: Jitsu started it, or was asked for it, so that Jitsu may stop it.
         reason: the last words of whoever changed the state.
         failures: how often in a row it did not come up, or did not stay so.
         retry_at: before this time, a question does not start it.
@@ -128,8 +130,8 @@ class Machine:
     __slots__ = (
         "_again", "_answer_by", "_cold", "_fault", "_hint", "_hinted", "_how", "_keeper", "_kill", "_missed", "_moves",
         "_now", "_obstacle", "_off", "_promised", "_reactor", "_readiness", "_second", "_silent", "_stopping",
-        "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend", "boots_instead", "failures", "held", "marks",
-        "ready", "reason", "retry_at", "state", "uuid", "vm",
+        "_theirs", "_up_at", "_waiters", "_waiting", "_word", "backend", "boots_instead", "failures", "managed",
+        "marks", "ready", "reason", "retry_at", "state", "uuid", "vm",
     )  # fmt: skip
 
     log = Logger()
@@ -148,7 +150,7 @@ class Machine:
         self.uuid = ""
         self.state = State.UNKNOWN
         self.ready = False
-        self.held = False
+        self.managed = False
         self.boots_instead = False
         self.reason = self._word = ""
         self.marks: Mapping[str, float] = NO_MARKS
@@ -206,7 +208,7 @@ class Machine:
         if self._waiters is None or not (self._waiters or self.state in ACTIVATING):
             self._waiters = Waiters(self._reactor, self._answer_by, asker, now)
         waiter = self._waiters.add(asker, now, None if insist else self._late, is_client=is_client)
-        self.held = True
+        self.managed = True
         self._promised |= promised
         self.feed(Event.SUMMON, "asked for")
         return waiter
@@ -305,13 +307,13 @@ class Machine:
         self.feed(Event.STOP, reason)
         self.look(reason)
 
-    def fail(self, reason: str) -> None:
-        """Hear, in the queue, that another one of us could not start the VM."""
+    def owner_failed(self, reason: str) -> None:
+        """Handle, in the queue, that the owner node could not start the VM."""
         self.feed(Event.FAIL, reason)
 
-    def leave(self, reason: str) -> None:
+    def owner_stops(self, reason: str) -> None:
         """
-        Wait for the stop of the VM by its owner, or until it is to stay; clients that ask meanwhile wait, too.
+        Wait for the owner node to stop the VM, or to keep it; clients that ask meanwhile wait, too.
 
         It was up, even if that was not heard of here: no start has failed for which clients were answered early.
         """
@@ -320,8 +322,8 @@ class Machine:
             self._theirs = True
             self.feed(Event.STOP, reason)
 
-    def stay(self) -> None:
-        """Hear that it goes on, or that nobody is there any more who would stop it."""
+    def owner_keeps(self) -> None:
+        """Handle that the VM is not to be stopped after all, or that it has no owner any more."""
         if self._theirs:
             self._theirs = False
             self._hurry()
@@ -419,7 +421,7 @@ class Machine:
             self.mark("stop")
             self._begin(self._stop())
         elif self._waiters or self._promised:
-            self.held = True
+            self.managed = True
             self.feed(Event.SUMMON, "asked for while it was being stopped")
         elif self._again:
             self._reactor.callLater(max(0.0, self.retry_at - self._now()), self._come_again)
@@ -463,7 +465,7 @@ class Machine:
         """Boot a guest that could not go on where it was."""
         name, how = self.vm.name, self._how.value
         self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=self.reason)
-        self._cold = self.held = True
+        self._cold = self.managed = True
         self.feed(Event.SUMMON, f"booted, because it was {how} in vain")
 
     def _is_tried_again(self) -> bool:
@@ -477,7 +479,7 @@ class Machine:
         words = "{name}: its start failed: {why}; it is tried once more, as clients have its address"
         self.log.warn(words, name=name, why=why)
         self._tell_boot("failed")
-        self.held = True
+        self.managed = True
         self.feed(Event.SUMMON, f"tried once more, as clients have its address: {why}")
 
     def _is_steady(self) -> bool:
@@ -494,7 +496,7 @@ class Machine:
         """Boot after a restart, unless that has been done, or undone, meanwhile."""
         again, self._again = self._again, False
         if again and not self.joinable:
-            self.held, self._waiters = True, None
+            self.managed, self._waiters = True, None
             self.feed(Event.SUMMON, "restarted")
 
     def _begin(self, step: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
@@ -584,9 +586,9 @@ class Machine:
         self.feed(Event.IMAGE if wanted else Event.READY, how)
 
     async def _is_told(self) -> bool:
-        """Wait for the word of who has the VM; say whether that came, or we are to find out ourselves."""
-        while (word := self._keeper.word(self)) is not None:
-            if await word:
+        """Wait until the owner node tells that the VM is ready; return False if this node is to find out by itself."""
+        while (ready := self._keeper.owner_ready(self)) is not None:
+            if await ready:
                 return True
         return False
 

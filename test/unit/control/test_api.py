@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import slices
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.control.describe import duration, ordinal
 from jitsu_tw.control.files import openapi
 from jitsu_tw.control.routes import SLICE, Rows
@@ -151,13 +152,10 @@ class PagesTests(SynchronousTestCase):
         answer = desk.ask("/healthz")
         self.assertEqual((200, {"status": "degraded", "problems": ["memory cannot be asked: the wire is cut"]}),
                          (answer.status, answer.value))
-        desk.fleet.sharing.parted("etcd is far away")
-        self.assertIn("nothing new is started here: etcd is far away", desk.ask("/healthz").value["problems"])
-        desk.fleet.sharing.joined()
-        desk.fleet.sharing.coordinator.trouble = "etcd is full"
+        self.patch(LocalCoordinator, "trouble", "etcd is full")
         self.assertIn("nothing new is started here: etcd is full", desk.ask("/healthz").value["problems"])
         self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
-        desk.fleet.sharing.coordinator.trouble = ""
+        self.patch(LocalCoordinator, "trouble", "")
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])

@@ -831,7 +831,7 @@ class BackendTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.ask()
         self.world.pump(70, step=1)
-        self.assertFalse(self.world.machine().held)
+        self.assertFalse(self.world.machine().managed)
         self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted by hand")
         self.world.pump(30)
         self.assertIs(State.UP, self.world.machine().state)
@@ -845,7 +845,7 @@ class BackendTests(FleetTestCase):
         self.world.pump(6)
         self.assertIs(State.OFF, self.world.machine().state)
         self.world.pump(56, step=1)
-        self.assertFalse(self.world.machine().held)
+        self.assertFalse(self.world.machine().managed)
         self.patch(self.world.backend, "start", start)
         self.assertEqual([True], self.ask())
 
