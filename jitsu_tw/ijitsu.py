@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from twisted.internet.defer import Deferred
 
@@ -189,6 +189,18 @@ class IReadiness(Interface):
 
     def wait(vm: VM, guest: Guest) -> Deferred[None]:
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
+
+
+class IUsage(Interface):
+    """What counts the questions that are answered without the fleet."""
+
+    def taken() -> Iterable[tuple[str, Any, int, float]]:
+        """
+        Yield the uses since the last call.
+
+        Each is the name of a VM, what counts the uses of the name that was asked for (`Fleet.use_of`), how often that
+        was asked for, and when last, in seconds of the fleet's clock.
+        """
 
 
 class IStore(Interface):

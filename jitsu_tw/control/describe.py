@@ -1,4 +1,4 @@
-"""What the endpoint says of the VMs, as JSON has it, and why they are up or down, in words."""
+"""A VM in JSON, as the control endpoint shows it, and in words why it is up or down."""
 
 from __future__ import annotations
 
