@@ -176,7 +176,7 @@ class Fleet:
         """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
-            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)
+            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)  # type: ignore[arg-type]
             self._adoption.enlist(machine)
             self.journal.states[machine.state] += 1
         else:
