@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.coroutines import report
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.keep import Kept, Why, keep
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import Evidence
+from jitsu_tw.vm.interfaces import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.wakeups import Wakeups
 
@@ -66,6 +69,7 @@ class LeaseStatus(NamedTuple):
     words: str
 
 
+@implementer(IObserver, IWakeupObserver)
 class LeaseKeeper:
     """
     The leases of a fleet.
@@ -98,7 +102,7 @@ class LeaseKeeper:
             ownership: knows which node owns a VM; those of other nodes are kept by these.
             health: checks guests that are in use.
         """
-        self._machines, self._is_needed, self._ownership, self._health = machines, is_needed, ownership, health
+        self._machines, self._is_needed, self._ownership, self.health = machines, is_needed, ownership, health
         self._reactor, self._now = clocks.reactor, clocks.now
         self.wakeups = Wakeups(machines, clocks, self)
         self._leases = Leases()
@@ -110,7 +114,7 @@ class LeaseKeeper:
     def stop(self) -> None:
         """Look at no lease any more."""
         self.wakeups.stop()
-        self._health.stop()
+        self.health.stop()
         if self._next is not None and self._next.active():
             self._next.cancel()
 
@@ -124,6 +128,15 @@ class LeaseKeeper:
     def lease(self, name: str) -> Lease | None:
         """Return the lease of the VM *name*; None if it has none."""
         return self._leases.get(name)
+
+    def left(self, machine: Machine) -> float | None:
+        """Return the seconds until *machine* is stopped if it is not used; None if it has no lease."""
+        status = self.status(machine)
+        return None if status is None else status.left
+
+    def check(self, machine: Machine) -> None:
+        """Check whether *machine*, which is up and in use, is alive."""
+        self.health.check(machine)
 
     def status(self, machine: Machine) -> LeaseStatus | None:
         """Return until when *machine* is kept, and why; None if it has no lease."""
@@ -184,7 +197,7 @@ class LeaseKeeper:
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
         self.wakeups.find_window(machine)
-        self._health.watch(machine, lease)
+        self.health.watch(machine, lease)
         if is_new or not counts:
             self._look_later(machine, lease)
         if counts:
@@ -204,12 +217,17 @@ class LeaseKeeper:
         if lease.planned is not None or not is_new:
             self._look_later(machine, lease)
 
-    def drop(self, machine: Machine) -> None:
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Suspend the lease of *machine* unless it is up."""
+        if machine.state is not State.UP:
+            self._drop(machine)
+
+    def _drop(self, machine: Machine) -> None:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.get(name)
         self._leases.drop(name)
-        self._health.unwatch(machine)
+        self.health.unwatch(machine)
         if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
@@ -237,12 +255,17 @@ class LeaseKeeper:
     def forget(self, machine: Machine) -> None:
         """Forget *machine*, which is not in the configuration any more."""
         name = machine.vm.name
-        self.drop(machine)
+        self._drop(machine)
         self.wakeups.forget(machine)
         self._suspended.pop(name, None)
         self._stop_failures.pop(name, None)
 
     # Uses.
+
+    def use(self, machine: Machine) -> None:
+        """Note that Jitsu is asked for *machine*, which it manages from now on; renew its lease."""
+        machine.note(managed=True)
+        self.renew(machine)
 
     def renew(self, machine: Machine) -> None:
         """Note that *machine*, if it is up, is used now."""
@@ -252,7 +275,7 @@ class LeaseKeeper:
         if lease is not None:
             lease.use(now)
             if now >= lease.check_at:
-                self._health.check(machine)
+                self.health.check(machine)
         elif machine.state is State.UP and self._ownership.connected:
             self.grant(machine, now, now, is_new=False)
         elif name in self._suspended:
