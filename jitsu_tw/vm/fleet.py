@@ -31,11 +31,11 @@ from jitsu_tw.store.layout import label
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import LET_GO, Adoption
 from jitsu_tw.vm.dependencies import Dependencies
-from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
 from jitsu_tw.vm.machine import Machine
+from jitsu_tw.vm.observers import IInventoryObserver, IStandInObserver
 from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
@@ -64,7 +64,7 @@ MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
 
 
-@implementer(IClusterEvents)
+@implementer(IClusterEvents, IInventoryObserver, IStandInObserver)
 class Fleet:
     """
     All VMs of a configuration.
@@ -113,8 +113,7 @@ class Fleet:
         self.ownership = self.cluster.ownership
         self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self.gather)
         self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
-        self._health = HealthChecks(clocks, self._signs.port, self.ownership)
-        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._health)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._signs.port)
         self._wakeups = self._sweep.wakeups
         self._adoption = Adoption(self._record, self._sweep, self.ownership, clocks, dry_run=settings.dry_run)
         self._admission = Admission(settings, clocks, self._sweep)
@@ -464,7 +463,7 @@ class Fleet:
 
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
-        self._health.check(self.machines[name])
+        self._sweep.health.check(self.machines[name])
 
     # Use.
 
@@ -619,7 +618,7 @@ class Fleet:
         """Note what an operator should know of *machine*."""
         self.problems.note(machine.vm.name, kind, sentences)
 
-    # What Synjitsu's side asks (`standins.StandInObserver`).
+    # What Synjitsu's side asks (`observers.IStandInObserver`).
 
     def synjitsu_of(self, machine: Machine) -> str | None:
         """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
@@ -629,7 +628,7 @@ class Fleet:
         """Return whether another node owns *machine*."""
         return self.ownership.is_others(machine)
 
-    # What the inventory reports (`inventory.InventoryObserver`).
+    # What the inventory reports (`observers.IInventoryObserver`).
 
     def hinted(self, machine: Machine) -> None:
         """Tell Synjitsu's side that a hypervisor has sent an event for *machine*."""

@@ -7,7 +7,7 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IInventoryObserver
     from jitsu_tw.vm.stats import StatsStore
 
 #: How many VMs of a backend are looked at, at once.
@@ -40,25 +41,6 @@ NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits fo
 
 #: What a VM is doing that nobody could say is asked again after so many seconds.
 LOOK_AGAIN: Final = 5.0
-
-
-class InventoryObserver(Protocol):
-    """What `Inventory` reports to the fleet."""
-
-    def enlist_removed(self, vm: VM) -> Machine:
-        """Return a machine for *vm*, which is not in the configuration any more and may still run."""
-
-    def removed_moved(self, machine: Machine) -> None:
-        """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
-
-    def hinted(self, machine: Machine) -> None:
-        """Handle a hypervisor's event for *machine*."""
-
-    async def found(self, machine: Machine) -> None:
-        """Handle *machine*, which was found at its hypervisor."""
-
-    def replaced(self, machine: Machine) -> None:
-        """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
 
 
 @implementer(IWatcher)
@@ -74,7 +56,7 @@ class Inventory:
         record: StatsStore,
         journal: Journal,
         reactor: IReactorTime,
-        observer: InventoryObserver,
+        observer: IInventoryObserver,
     ) -> None:
         """
         Look for *machines*, which are by the VM's name.

@@ -178,7 +178,7 @@ class HealthTests(FleetTestCase):
         self.ask()
         self.world.pump(CHECK_PATIENCE + 1)
         self.world.fleet._sweep.stop()
-        self.assertEqual({}, self.world.fleet._health._checks)
+        self.assertEqual({}, self.world.fleet._sweep.health._checks)
 
     def test_again_and_again(self) -> None:
         """A guest that dies each time is restarted after longer and longer rests."""
