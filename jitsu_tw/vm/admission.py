@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from jitsu_tw.rules.fair_queue import FairQueue
-from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, STOPS, State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.settings import WhenFull
 
@@ -62,8 +62,7 @@ class Admission:
                     self._make_room()
                 return
             machine = self._turns.take()
-            machine.mark("admitted")
-            machine.feed(Event.ADMIT)
+            machine.admit()
 
     def moved(self, machine: Machine) -> None:
         """Hear that *machine* is in another state: it takes a place, or one became free."""
@@ -74,7 +73,7 @@ class Admission:
             (self._running, state in RUNNING or state is State.QUEUED),
             (self._places, state in RUNNING),
             (self._booting, state in BOOTING),
-            (self._leaving, state is State.STOPPING),
+            (self._leaving, state in STOPS),
         ):
             if has:
                 names.add(name)

@@ -20,11 +20,11 @@ from twisted.names.dns import QUERY_TYPES
 from zope.interface import implementer
 
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IClusterEvents, Request
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Strategies
-from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
@@ -41,7 +41,7 @@ from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from twisted.python.failure import Failure
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
 #: A VM in one of these states may have a lease, which is suspended while the VM stops or its guest reboots.
-LEASED: Final = frozenset({State.UP, State.STOPPING, State.WAITING})
+LEASED: Final = STOPS | {State.UP, State.WAITING}
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
@@ -98,7 +98,8 @@ class Fleet:
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
         self._settings = settings
-        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.reactor, self.now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.answer_by = settings.answer_by
         self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
@@ -107,7 +108,7 @@ class Fleet:
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, self.reactor, self._signs.port, self, secret)
         self._groups = Dependencies(self.machines)
         self.cluster = make_cluster(self.machines, self)
         self.ownership = self.cluster.ownership
@@ -134,19 +135,9 @@ class Fleet:
         for vm in settings.vms:
             self.enlist(vm)
 
-    def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        return self.standins.signs(vm, self._signs.of(vm, self.inventory.backend_for(vm)))
-
-    def _machine(self, vm: VM) -> Machine:
-        return Machine(
-            vm,
-            self.inventory.backend_for(vm),
-            self._signs_of(vm),
-            self,
-            self._reactor,
-            self._now,
-            self._settings.answer_by,
-        )
+    def readiness(self, machine: Machine) -> Sequence[IReadiness]:
+        """Return the strategies that tell when the guest of *machine* is ready."""
+        return self.standins.signs(machine.vm, self._signs.of(machine.vm, machine.backend))
 
     # Beginning and end.
 
@@ -184,13 +175,13 @@ class Fleet:
         """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
-            machine = self.machines[vm.name] = self._machine(vm)
+            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)  # type: ignore[arg-type]
             self._adoption.enlist(machine)
             self.journal.states[machine.state] += 1
         else:
             self._groups.forget(machine)
             self.standins.forget(machine)
-            machine.become(vm, self._signs_of(vm))
+            machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
@@ -228,14 +219,14 @@ class Fleet:
         """
         self.release_vm(machine.vm.name)
         while not self.ownership.is_others(machine) and (
-            machine.state is State.STOPPING or (machine.managed and machine.state in WANTED)
+            machine.state in STOPS or (machine.managed and machine.state in WANTED)
         ):
             if await self._stop_if_it_can(machine, reason) is State.UP:
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
         self.gather()
-        machine.gone(reason)
+        machine.lose(reason, NoSuchVM)
         self.journal.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
@@ -274,7 +265,7 @@ class Fleet:
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
-        if not machine.booting_for(asker):
+        if not machine.joins(asker):
             self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
@@ -301,7 +292,7 @@ class Fleet:
         if all(one.joinable for one in self._groups.down(machine)):
             return None
         free = self._starts_nothing(machine)
-        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
+        verdict = self._policy.admit(source, self.now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
             self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
@@ -312,7 +303,7 @@ class Fleet:
         """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
         ready = machine.summon(asker)
         if machine.state in ACTIVATING:
-            self.ownership.note_use(machine, self._now())  # its owner may be gone when it is up
+            self.ownership.note_use(machine, self.now())  # its owner may be gone when it is up
         if ready.called or not self.standins.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
@@ -333,13 +324,13 @@ class Fleet:
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
-            return self._would_end.get(machine.vm.name, -inf) > self._now()
+            return self._would_end.get(machine.vm.name, -inf) > self.now()
         lost = self.inventory.why_lost(machine.backend) or self.ownership.refusal
         return machine.is_resting or machine.is_lost or bool(lost)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
-        name, now = machine.vm.name, self._now()
+        name, now = machine.vm.name, self.now()
         self._count(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
@@ -444,7 +435,7 @@ class Fleet:
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
-        return max(0.0, machine.retry_at - self._now()) if machine.is_resting else 0.0
+        return max(0.0, machine.failures.retry_at - self.now()) if machine.is_resting else 0.0
 
     @property
     def leases(self) -> int:
@@ -469,7 +460,7 @@ class Fleet:
 
     def gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        count, machines, zero = self._record.count, self.machines, self._wall() - self._now()
+        count, machines, zero = self._record.count, self.machines, self._wall() - self.now()
         for name, use, times, last in self.uses():
             self.ownership.note_use(machines[name], last)
             count(name, use, times, zero + last)
@@ -481,7 +472,7 @@ class Fleet:
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
-        machine.managed = True
+        machine.note(managed=True)
         self._sweep.renew(machine)
 
     # What the machines tell (`machine.MachineContext`).
@@ -594,7 +585,7 @@ class Fleet:
         self.ownership.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self._reactor.callLater(0, self.removed_moved, machine)
+            self.reactor.callLater(0, self.removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
@@ -602,7 +593,7 @@ class Fleet:
         for need in self._groups.needs(machine):
             if need.managed:
                 self._sweep.renew(need)
-        if old in {State.UP, State.STOPPING, State.UNKNOWN}:
+        if old in STOPS | {State.UP, State.UNKNOWN}:
             self._wakeups.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:

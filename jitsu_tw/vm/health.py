@@ -15,6 +15,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.vitals import Sign, Window, sign_of_life
 from jitsu_tw.vm.problems import Problem
+from jitsu_tw.vm.steps import counts
 
 if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
@@ -75,14 +76,14 @@ class HealthChecks:
 
     async def _check(self, machine: Machine, lease: Lease) -> None:
         """Restart *machine* if its port is silent, twice, and its guest has given no sign of life all the time."""
-        vm, windows, before = machine.vm, list[Window](), await machine.counts()
+        vm, windows, before = machine.vm, list[Window](), await counts(machine)
         for tries in (True, False, True):
             if tries and await self._answers(machine):
                 machine.problem(Problem.PORT)
                 return
             if not tries:
                 await deferLater(self._reactor, CHECK_QUIET)
-            after = await machine.counts()
+            after = await counts(machine)
             if self._leases.get(vm.name) is not lease:
                 return
             number = (int(CHECK_PATIENCE / CHECK_RETRY) + 1) * len(vm.ip) if tries else 0

@@ -17,7 +17,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
-from jitsu_tw.rules.lifecycle import CALLING, State
+from jitsu_tw.rules.lifecycle import CALLING, Event, State
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Inventory:
         """Tell a VM of ours that its guest has rebooted itself."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
-            machine.rebooted()
+            machine.feed(Event.REBOOT, "its guest has rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -206,7 +206,7 @@ class Inventory:
         self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
-            machine.lost(reason)
+            machine.lose(reason)
         self._seen(backend)
 
     def connected(self, backend: IBackend) -> None:
@@ -312,13 +312,13 @@ class Inventory:
             if name not in self._missing:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)
-            machine.gone(str(error))
+            machine.lose(str(error), NoSuchVM)
             if machine.vm.removed:
                 self._is_at(machine, str(machine.vm.uuid))
                 self._observer.removed_moved(machine)
             return
         except BackendError as error:
-            machine.lost(str(error))
+            machine.lose(str(error))
             self.log.error("{name}: {error}", name=name, error=str(error))
             self._look_later(machine)
             return
@@ -337,10 +337,10 @@ class Inventory:
             if machine.uuid:
                 self._observer.replaced(machine)
                 if machine.state not in CALLING | {State.UNKNOWN}:
-                    machine.gone("another VM has its name")
+                    machine.lose("another VM has its name", NoSuchVM)
                 self._reactor.callLater(0, self._find_removed)  # the one before may run, and be ours
             self._by_uuid.pop(machine.uuid, None)
-            machine.uuid = uuid
+            machine.note(uuid=uuid)
             self._by_uuid[uuid] = machine
             self._record.recognise(machine)
 

@@ -18,7 +18,7 @@ from jitsu_tw.coroutines import report
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.rules.keep import Kept, Why, keep
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
-from jitsu_tw.rules.lifecycle import DOWN, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import Evidence
 from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.observers import IWakeupObserver
@@ -214,7 +214,7 @@ class LeaseKeeper:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.drop(name)
-        if state not in {State.STOPPING, State.WAITING}:
+        if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
                 self._stop_failures.pop(name, None)

@@ -99,7 +99,7 @@ class Wakeups:
     def went_down(self, machine: Machine) -> None:
         """Start *machine* again if it is held or in a weekly window: at once, or after its rest if its start failed."""
         if machine.vm.keep_up or self.is_held(machine.vm.name):
-            self._wake_in(max(0.0, machine.retry_at - self._now()), machine)
+            self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
 
     # Weekly windows.
 

@@ -153,7 +153,7 @@ class RoomTests(FleetTestCase):
         self.assertIsInstance(answers[0].value, NoCapacity)
         self.assertIn("as many virtual machines run as may", str(answers[0].value))
         self.assertEqual([State.UP, State.UP, State.OFF], self.states())
-        self.assertEqual(0, self.world.machine("ccc").failures)
+        self.assertEqual(0, self.world.machine("ccc").failures.count)
 
     def test_a_crowd(self) -> None:
         """Never more run than may, however many are asked for; nobody who was just used makes room."""
