@@ -247,7 +247,7 @@ class Server:
 
     def check(self, vm: str) -> None:
         """See whether *vm*, which is up and in use, is alive: the time for that has come (`Lease.check_at`)."""
-        self._fleet.leases.check(self._fleet.machines[vm])
+        self._fleet.leases.health.check(self._fleet.machines[vm])
 
     def may_send(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
         """Return whether *answer* may go out by UDP; if not, a truncated reply is sent in its place, or nothing."""

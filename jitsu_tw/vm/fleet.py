@@ -25,12 +25,11 @@ from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import Adoption
 from jitsu_tw.vm.context import Context
 from jitsu_tw.vm.dependencies import Dependencies
-from jitsu_tw.vm.health import HealthChecks
-from jitsu_tw.vm.interfaces import IInventoryObserver, IStandInObserver
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
 from jitsu_tw.vm.machine import Machine
+from jitsu_tw.vm.observers import IInventoryObserver, IStandInObserver
 from jitsu_tw.vm.operator import Operator
 from jitsu_tw.vm.parts import Parts
 from jitsu_tw.vm.peers import Peers
@@ -113,8 +112,9 @@ class Fleet(Parts):
         self.stats = StatsStore(store, self.machines, clocks, settings.commit_every, answers, journal, ownership)
         self.inventory = Inventory(backends, self.machines, self.stats, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
-        health = HealthChecks(clocks, strategies.port, ownership)
-        self.leases = LeaseKeeper(self.machines, clocks, self.dependencies.is_needed, ownership, health)
+        self.leases = LeaseKeeper(
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies.port
+        )
         self.adoption = Adoption(
             self.stats, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run
         )

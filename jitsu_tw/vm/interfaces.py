@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.life import Activation
     from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.rules.lifecycle import Start as StartOrder
-    from jitsu_tw.settings import VM
     from jitsu_tw.vm.problems import Problem, Problems
 
 
@@ -95,48 +94,3 @@ class IMachineContext(Interface):
 
     def may_try_again() -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""
-
-
-class IStandInObserver(Interface):
-    """What `StandInControl` asks of the fleet and reports to it."""
-
-    def wake(machine: Any, host: str) -> None:
-        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
-
-    def problem(machine: Any, kind: Problem, sentences: tuple[str, ...]) -> None:
-        """Note what an operator should know of *machine* (`Problems.note`)."""
-
-    def synjitsu_of(machine: Any) -> str | None:
-        """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
-
-    def is_others(machine: Any) -> bool:
-        """Return whether another node owns *machine*; then that node makes the announcements."""
-
-
-class IInventoryObserver(Interface):
-    """What `Inventory` reports to the fleet."""
-
-    def enlist_removed(vm: VM) -> Any:
-        """Return a machine for *vm*, which is not in the configuration any more and may still run."""
-
-    def removed_moved(machine: Any) -> None:
-        """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
-
-    def hinted(machine: Any) -> None:
-        """Handle a hypervisor's event for *machine*."""
-
-    def found(machine: Any) -> Deferred[None]:
-        """Handle *machine*, which was found at its hypervisor; fires when that is done."""
-
-    def replaced(machine: Any) -> None:
-        """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
-
-
-class IWakeupObserver(Interface):
-    """What `Wakeups` reports to the keeper of leases."""
-
-    def released(machine: Any) -> None:
-        """Begin the lease of *machine* anew: no operator holds it any more."""
-
-    def window_changed(machine: Any) -> None:
-        """Look at the lease of *machine* when that is due now: its weekly windows begin and end at other times."""

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import IBackend
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.interfaces import IInventoryObserver
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IInventoryObserver
     from jitsu_tw.vm.stats import StatsStore
 
 #: How many VMs of a backend are looked at, at once.

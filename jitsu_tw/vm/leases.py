@@ -21,7 +21,8 @@ from jitsu_tw.rules.keep import Kept, Why, keep
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import Evidence
-from jitsu_tw.vm.interfaces import IWakeupObserver
+from jitsu_tw.vm.health import HealthChecks
+from jitsu_tw.vm.observers import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.wakeups import Wakeups
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
-    from jitsu_tw.vm.health import HealthChecks
+    from jitsu_tw.readiness.port import Port
     from jitsu_tw.vm.machine import Machine
 
 #: A VM that was used less than this many seconds ago does not make room: the client may be about to connect.
@@ -79,7 +80,8 @@ class LeaseKeeper:
     how often the stop of a VM has failed.
 
     Attributes:
-        wakeups: which VMs are kept up in weekly windows, or by an operator.
+        wakeups: the VMs that are kept up in weekly windows, or by an operator.
+        health: the checks of guests that are in use.
     """
 
     log = Logger()
@@ -90,7 +92,7 @@ class LeaseKeeper:
         clocks: Clocks,
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
-        health: HealthChecks,
+        port: Port,
     ) -> None:
         """
         Begin with no lease.
@@ -100,12 +102,13 @@ class LeaseKeeper:
             clocks: tell the time.
             is_needed: tells whether a VM that is up, or about to be, needs this one.
             ownership: knows which node owns a VM; those of other nodes are kept by these.
-            health: checks guests that are in use.
+            port: tries the ports of guests.
         """
-        self._machines, self._is_needed, self._ownership, self.health = machines, is_needed, ownership, health
+        self._machines, self._is_needed, self._ownership = machines, is_needed, ownership
         self._reactor, self._now = clocks.reactor, clocks.now
-        self.wakeups = Wakeups(machines, clocks, self)
         self._leases = Leases()
+        self.wakeups = Wakeups(machines, clocks, self)
+        self.health = HealthChecks(self._leases, clocks, port, ownership)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -134,10 +137,6 @@ class LeaseKeeper:
         status = self.status(machine)
         return None if status is None else status.left
 
-    def check(self, machine: Machine) -> None:
-        """Check whether *machine*, which is up and in use, is alive."""
-        self.health.check(machine)
-
     def status(self, machine: Machine) -> LeaseStatus | None:
         """Return until when *machine* is kept, and why; None if it has no lease."""
         lease, now = self._leases.get(machine.vm.name), self._now()
@@ -153,7 +152,7 @@ class LeaseKeeper:
             lease,
             self._now(),
             idle=idle,
-            window=self.wakeups.window(machine),
+            window=self.wakeups.window(machine) if machine.vm.keep_up else -inf,
             is_own=self._ownership.is_own(machine),
             is_held=self.wakeups.is_held(machine.vm.name),
             is_needed=self._is_needed(machine),
@@ -196,14 +195,15 @@ class LeaseKeeper:
         """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
-        self.wakeups.find_window(machine)
-        self.health.watch(machine, lease)
-        if is_new or not counts:
-            self._look_later(machine, lease)
+        if machine.vm.check_every:
+            self.health.watch(machine, lease)
+        if machine.vm.keep_up:
+            self.wakeups.find_window(machine)
         if counts:
             self._run(self._begin_to_count(machine, lease, is_new=is_new), machine)
         else:
             machine.problem(Problem.EVIDENCE)
+            self._look_later(machine, lease)
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
         total = await self._traffic(machine, lease)
@@ -214,8 +214,7 @@ class LeaseKeeper:
         if not is_new:
             meter.level = 0.0
             lease.seen_from = max(lease.seen_from, meter.next_look(lease.idle))
-        if lease.planned is not None or not is_new:
-            self._look_later(machine, lease)
+        self._look_later(machine, lease)
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
         """Suspend the lease of *machine* unless it is up."""
@@ -225,9 +224,7 @@ class LeaseKeeper:
     def _drop(self, machine: Machine) -> None:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
-        lease = self._leases.get(name)
-        self._leases.drop(name)
-        self.health.unwatch(machine)
+        lease = self._leases.drop(name)
         if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.interfaces import IStandInObserver
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IStandInObserver
 
 #: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
 REFUSES_FOR: Final = 10.0

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.vm.interfaces import IWakeupObserver
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IWakeupObserver
 
 #: Seconds before the begin of a weekly window at which its VM is started: most guests are up by then.
 EARLY: Final = 60.0
@@ -115,7 +115,7 @@ class Wakeups:
     def find_window(self, machine: Machine) -> float:
         """Return the same after a look at the wall clock, which may have run apart from `now`, and the settings."""
         spans, wall = machine.vm.keep_up, self._wall()
-        end = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
+        end = kept_until(spans, wall) or kept_until(spans, wall + EARLY)
         if end is None:
             self._windows.pop(machine.vm.name, None)
             return -inf
@@ -164,7 +164,7 @@ class Wakeups:
     def _wake(self, machine: Machine) -> None:
         """Start *machine* if it is held or in a weekly window, unless an operator has stopped it."""
         name = machine.vm.name
-        is_due = self.is_held(name) or self.window(machine) > self._now()
+        is_due = self.is_held(name) or (machine.vm.keep_up and self.window(machine) > self._now())
         if is_due and machine.state not in WANTED and name not in self._stopped:
             why = "held by hand" if self.is_held(name) else "its time of the week"
             machine.summon(why, insist=True, is_client=False).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))

@@ -383,7 +383,7 @@ class WarmTests(ServerTestCase):
         query = self.wire()
         self.long_way(query)
         checked: list[str] = []
-        self.patch(self.world.fleet.leases, "check", lambda machine: checked.append(machine.vm.name))
+        self.patch(self.world.fleet.leases.health, "check", lambda machine: checked.append(machine.vm.name))
         self.assertIsNotNone(self.hit(query))
         self.assertEqual([], checked)
         lease = self.world.fleet.summons.lease("www")

@@ -207,6 +207,6 @@ class HealthTests(FleetTestCase):
         self.ask()
         self.world.pump(61, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.world.fleet.leases.check(self.world.fleet.machines["www"])
+        self.world.fleet.leases.health.check(self.world.machine())
         self.world.pump(20, step=1)
         self.assertEqual(1, self.world.starts())
