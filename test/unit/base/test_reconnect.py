@@ -6,9 +6,10 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends import reconnect
-from jitsu_tw.backends.reconnect import Reconnector
+from jitsu_tw import reconnect
+from jitsu_tw.backends.threaded import in_thread
 from jitsu_tw.errors import BackendLost
+from jitsu_tw.reconnect import Reconnector
 from test.support import PATIENCE, HandClock
 
 
@@ -24,7 +25,12 @@ class ReconnectorTests(SynchronousTestCase):
         self.made = 0
         self.addCleanup(self.opens.release, 2 * reconnect.MOST)
         self.reconnector = Reconnector(
-            "here", self.open, self.opened.append, self.lost.append, self.left.append, self.clock
+            "here",
+            lambda: in_thread(self.clock, "here", self.open),
+            self.opened.append,
+            self.lost.append,
+            self.left.append,
+            self.clock,
         )
         self.reconnector.begin()
 
