@@ -19,6 +19,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import xapi_vms
 from jitsu_tw.backends.threaded import ThreadedBackend, Workers, in_thread
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Evidence, Mode
@@ -229,6 +230,7 @@ class XapiBackend(ThreadedBackend[Login]):
     def _ask(self, method: str, *arguments: Any) -> Deferred[Any]:
         return self._run(Login.call, method, *arguments)
 
+    @deferred
     async def _vm(self, uuid: str, ask: Callable[[str], Deferred[Any]]) -> Any:
         """Ask something about the VM's ref, which is looked up again where XAPI does not know it any more."""
         known = self._refs.get(uuid)
@@ -243,17 +245,16 @@ class XapiBackend(ThreadedBackend[Login]):
                 raise NoSuchVM(str(refused)) from refused
         return await self._vm(uuid, ask)
 
-    async def _power(self, uuid: str) -> Power:
-        return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
-
     async def _change(self, uuid: str, method: str, *arguments: Any) -> None:
         """Do something to the VM, and wait for its end."""
-        await self._vm(uuid, lambda ref: Deferred.fromCoroutine(self._task(f"Async.VM.{method}", ref, *arguments)))
+        await self._vm(uuid, lambda ref: self._task(f"Async.VM.{method}", ref, *arguments))
 
+    @deferred
     async def _task(self, method: str, *arguments: Any) -> None:
         """Have XAPI do something, and wait for its end."""
         await self._ended(method, await self._ask(method, *arguments))
 
+    @deferred
     async def _ended(self, method: str, task: str) -> None:
         """Wait for the end of *task*; fail with the error that it ended with."""
         waiting: Deferred[dict[str, Any] | None] = Deferred()
@@ -284,17 +285,16 @@ class XapiBackend(ThreadedBackend[Login]):
         self._evidence[uuid] = vm.evidence
         return uuid
 
-    def state(self, uuid: str) -> Deferred[Power]:
+    @deferred
+    async def state(self, uuid: str) -> Power:
         """Return the power state; one that is suspended in XAPI's words is saved in ours."""
-        return Deferred.fromCoroutine(self._power(uuid))
+        return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @deferred
+    async def start(self, uuid: str) -> Start:
         """Start, resume or unpause the VM. XAPI chooses the host."""
-        return Deferred.fromCoroutine(self._start(uuid))
-
-    async def _start(self, uuid: str) -> Start:
         for last in (*[False] * (TRIES - 1), True):
-            power = await self._power(uuid)
+            power = await self.state(uuid)
             try:
                 if power is Power.RUNNING:
                     return Start.RAN
@@ -328,25 +328,23 @@ class XapiBackend(ThreadedBackend[Login]):
         await self._change(uuid, "start", False, False)  # noqa: FBT003
         return Start.BOOTED
 
-    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+    @deferred
+    async def stop(self, uuid: str, mode: Mode) -> None:
         """Stop the VM. What is saved already stays so."""
-        return Deferred.fromCoroutine(self._stop(uuid, mode))
-
-    async def _stop(self, uuid: str, mode: Mode) -> None:
         method, leaves = _STOPS[mode]
         done = {Power.OFF, Power.SAVED, leaves}
-        if await self._power(uuid) in done:
+        if await self.state(uuid) in done:
             return
         if mode is Mode.SHUTDOWN:
             asked = f"Async.VM.{method}"
             task = await self._vm(uuid, lambda ref: self._ask(asked, ref))
-            Deferred.fromCoroutine(self._ended(asked, task)).addErrback(self._not_followed, uuid)
+            self._ended(asked, task).addErrback(self._not_followed, uuid)
             return
         try:
             await self._change(uuid, method)
         except XapiError:
             # It may have gone down by itself meanwhile, which is what was wanted.
-            if await self._power(uuid) not in done:
+            if await self.state(uuid) not in done:
                 raise
 
     def _not_followed(self, failure: Any, uuid: str) -> None:
@@ -363,7 +361,7 @@ class XapiBackend(ThreadedBackend[Login]):
 
     def guest(self, uuid: str) -> Deferred[Guest]:
         """Read the VIFs and the domain, which is one of the host that the VM is on."""
-        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.guest, ref)))
+        return self._vm(uuid, lambda ref: self._run(xapi_vms.guest, ref))
 
     def traffic(self, uuid: str) -> Deferred[int | None]:  # noqa: ARG002
         """Return None: XAPI has rates in octets a second, no counts of packets (VIF_metrics, RRDs)."""
@@ -373,13 +371,11 @@ class XapiBackend(ThreadedBackend[Login]):
         """Return None: XAPI has how much of its virtual CPUs a VM uses now, no sum (VM_metrics, RRDs)."""
         return succeed(None)
 
-    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
+    @deferred
+    async def obstacle(self, uuid: str, mode: Mode) -> str | None:
         """Return why XAPI would refuse to stop the VM by *mode*, in its words."""
-        return Deferred.fromCoroutine(self._obstacle(uuid, mode))
-
-    async def _obstacle(self, uuid: str, mode: Mode) -> str | None:
         method, leaves = _STOPS[mode]
-        if await self._power(uuid) in {Power.OFF, Power.SAVED, leaves}:
+        if await self.state(uuid) in {Power.OFF, Power.SAVED, leaves}:
             return None
         try:
             await self._vm(uuid, lambda ref: self._ask("VM.assert_operation_valid", ref, method))
@@ -394,7 +390,7 @@ class XapiBackend(ThreadedBackend[Login]):
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""
-        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref)))
+        return self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Refuse: `images` is False."""
