@@ -1,8 +1,9 @@
 """
 Connecting to another program, and connecting again whenever the connection breaks.
 
-A try that has not returned within its deadline is left alone, and another one is made after a while: a daemon that has
-hung may go on, and a host that is silent may be gone. The first try that succeeds counts, however late.
+A try that cannot be ended, because it is in a thread, is left alone when its deadline has passed, and another one is
+made after a while: a daemon that has hung may go on, and a host that is silent may be gone. The first try that succeeds
+counts, however late.
 """
 
 from __future__ import annotations
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 C = TypeVar("C")
-
-#: Seconds after which a try is not waited for any more.
-WITHIN: Final = 30.0
 
 #: How many tries may hang. With so many, none is made before one of them ends: each may keep a thread.
 MOST: Final = 16
@@ -61,6 +59,7 @@ class Reconnector(Generic[C]):
         discard: Callable[[C], object],
         reactor: Any,
         pause: Callable[[int], float] | None = None,
+        within: float | None = None,
     ) -> None:
         """
         Make no try yet.
@@ -73,12 +72,14 @@ class Reconnector(Generic[C]):
             discard: is called with a connection that is not needed any more.
             reactor: makes the timers.
             pause: returns the seconds until the next try after so many failures; by default up to `REFUSED`.
+            within: seconds that a try is waited for; None if each step of it has a deadline of its own.
         """
         self._name, self._reactor = name, reactor
         self._connect, self._connected, self._lost, self._discard = connect, connected, lost, discard
         self._pause = pause or backoffPolicy(initialDelay=0.1, maxDelay=REFUSED)
         self._silent = backoffPolicy(initialDelay=REFUSED, maxDelay=SILENT)
         self._retry: Any = None
+        self._within = within
         self._wanted = self._ended = False
         self.failures = self.hung = 0
 
@@ -100,12 +101,14 @@ class Reconnector(Generic[C]):
 
     def _try(self) -> None:
         if self._wanted:
-            late = self._reactor.callLater(WITHIN, self._late)
+            late = None if self._within is None else self._reactor.callLater(self._within, self._late)
             tried = self._connect().addCallbacks(self._succeeded, self._failed, (late,), errbackArgs=(late,))
             spawn(self.log, tried, self._name)
 
     def _returned(self, late: Any) -> bool:
         """Note that a try has returned; return whether that was in time."""
+        if late is None:
+            return True
         if late.active():
             late.cancel()
             return True
@@ -130,7 +133,7 @@ class Reconnector(Generic[C]):
 
     def _late(self) -> None:
         self.hung += 1
-        reason = f"{self._name} has not answered within {WITHIN:g} s"
+        reason = f"{self._name} has not answered within {self._within:g} s"
         if self.hung < MOST:
             self._later(reason, self._silent)
         elif self._wanted:

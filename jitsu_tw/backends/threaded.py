@@ -34,7 +34,7 @@ T = TypeVar("T")
 #: How many connections are being opened at once: sshd turns away who opens more than ten (MaxStartups).
 OPENING: Final = 4
 
-#: Seconds after which opening a connection is given up.
+#: Seconds after which opening a connection is not waited for any more.
 OPENS_WITHIN: Final = 30.0
 
 #: Seconds after which a connection that is not used is closed, if it is not the last one.
@@ -363,8 +363,9 @@ class ThreadedBackend(ABC, Generic[C]):
         self._broken: C | None = None
         self._pools: tuple[Workers, ...] = ()
         self._reconnector: Reconnector[C] = Reconnector(
-            str(self), self._open_in_thread, self._connected, self._disconnected, self._discard, reactor
-        )
+            str(self), self._open_in_thread, self._connected, self._disconnected, self._discard, reactor,
+            within=OPENS_WITHIN,
+        )  # fmt: skip
 
     @abstractmethod
     def _open_events(self) -> C:
