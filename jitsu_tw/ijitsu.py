@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.errors import JitsuError
-    from jitsu_tw.rules.lifecycle import State
+    from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.settings import VM, Mode
 
 
@@ -318,11 +318,8 @@ class IMachine(Interface):
     def refuse(reason: str, kind: type[JitsuError]) -> None:
         """Fail those who wait for the VM, which is queued, with an error of *kind*; it is not started."""
 
-    def owner_failed(reason: str) -> None:
-        """Handle, in the queue, that the owner node could not start the VM."""
-
-    def owner_stops(reason: str) -> None:
-        """Wait for the owner node to stop the VM; clients that ask meanwhile wait, too."""
+    def feed(event: Event, reason: str) -> None:
+        """Handle one input of the table of states, because of *reason*."""
 
     def owner_keeps() -> None:
         """Handle that the VM is not to be stopped after all, or that it has no owner any more."""

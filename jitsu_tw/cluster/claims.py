@@ -27,7 +27,7 @@ from jitsu_tw.cluster.stop_notice import ASK_AGAIN, StopNotices
 from jitsu_tw.cluster.usage_reports import UsageReporter
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import IOwnership, Request
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -233,9 +233,9 @@ class Claims:
             begin(self._say(machine, "up"))
             if self.refusal:
                 self.release_all()
-        elif state is State.STOPPING and self.is_own(machine):
+        elif state in STOPS and self.is_own(machine):
             begin(self._say(machine, "ending"))
-        if state not in {State.UP, State.STOPPING, State.WAITING}:
+        if state not in STOPS | {State.UP, State.WAITING}:
             for stopping in self._stopping.pop(name, ()):
                 stopping.callback(state)
         self._settle(machine)
@@ -258,7 +258,7 @@ class Claims:
         elif state is State.UP and self.owner(machine) is None and self.is_known(machine):
             self._adopt(machine)
         elif state is State.UP and self.is_others(machine) and self._state.phase(machine) == "ending":
-            machine.owner_stops("to be stopped")
+            machine.feed(Event.OWNER_STOPS, "to be stopped")
 
     def _tidy(self, machine: IMachine) -> None:
         """Remove the facts of *machine*, which does not run, and has no owner, when its start is over."""
@@ -399,9 +399,9 @@ class Claims:
         if claim["node"] == self._state.node:
             return
         if claim["is"] == "failed" and machine.state is State.QUEUED:
-            machine.owner_failed(claim.get("why", "it did not start"))
+            machine.feed(Event.FAIL, claim.get("why", "it did not start"))
         elif claim["is"] == "ending":
-            machine.owner_stops("to be stopped")
+            machine.feed(Event.OWNER_STOPS, "to be stopped")
             self._usage.tell()
         elif claim["is"] == "up":
             self._end_wait(name, ready=True)

@@ -61,7 +61,9 @@ class FleetCollector(Collector):
         fleet, journal = self._fleet, self._fleet.journal
         by_vm = list(self._by_vm())  # first: it gathers the uses of warm answers
         yield gauge("jitsu_build_info", "The version that runs.", {__version__: 1}, "version")
-        states = {state.value: journal.states[state] for state in State}
+        states = Counter({state.shown: 0 for state in State})
+        for state, count in journal.states.items():
+            states[state.shown] += count
         yield gauge("jitsu_vms", "VMs by state.", states, "state")
         yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases})
         yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
