@@ -37,6 +37,7 @@ from jitsu_tw.errors import ConfigError, CutOff
 from jitsu_tw.settings import Cluster
 from test import contract_coordinators
 from test.etcds import Etcds, free_port
+from test.support import BoundedClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -751,7 +752,7 @@ class SessionTests(SynchronousTestCase):
 
     def session(self, *answers: tuple[float, dict[str, Any]]) -> tuple[Session, Clock]:
         """Return a session that has a lease of ten seconds, granted at 0."""
-        clock = Clock()
+        clock = BoundedClock()
         gateway: Any = Answers(clock, (0.0, {"ID": "7", "TTL": "10"}), *answers)
         session = Session(gateway, Keys("/p"), 9.5, clock.seconds)
         self.successResultOf(Deferred.fromCoroutine(session.begin()))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,9 +21,11 @@ from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.lifecycle import State
-from test.support import EPOCH, question, vm
+from test.support import EPOCH, BoundedClock, question, vm
 
 if TYPE_CHECKING:
+    from twisted.internet.task import Clock
+
     from jitsu_tw.ijitsu import IWatcher
     from jitsu_tw.settings import VM
 
@@ -97,7 +98,7 @@ class Place:
     """Three Jitsus and a hypervisor."""
 
     def __init__(self, *vms: VM, nodes: int = 3, **settings: Any) -> None:
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.host = Host(self.clock)
