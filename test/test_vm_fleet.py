@@ -20,6 +20,7 @@ from jitsu_tw.readiness.port import Port
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import record
+from jitsu_tw.vm.activation import rest
 from jitsu_tw.vm.change import Running, Step
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
@@ -1165,6 +1166,30 @@ class FailureTests(FleetTestCase):
         started: list[Any] = []
         self.world.fleet.start_vm("www").addBoth(started.append)
         self.assertEqual([True], started)
+
+    def test_rest(self) -> None:
+        """After a first failure there is no rest; after each further one, twice the last, up to a minute."""
+        table = {0: 0.0, 1: 0.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0, 7: 32.0, 8: 60.0, 9: 60.0, 500: 60.0}
+        self.assertEqual(table, {failures: rest(failures) for failures in table})
+
+    def test_rests_after_the_second(self) -> None:
+        """A VM that has failed once is started by the next question; one that has failed twice rests for a second."""
+        self.world = World(vm(faults=["start"]))
+        machine = self.world.machine()
+
+        def fails() -> tuple[int, bool, float]:
+            self.ask()
+            self.world.pump(0.01, step=0.01)
+            return self.world.fleet.stats(machine).total_starts, machine.is_resting, self.world.fleet.rests(machine)
+
+        self.assertEqual((1, False, 0.0), fails())
+        starts, is_resting, left = fails()
+        self.assertEqual((2, True), (starts, is_resting))
+        self.assertAlmostEqual(1.0, left, places=1)
+        self.world.pump(0.9)
+        self.assertEqual((2, True), fails()[:2])
+        self.world.pump(0.2)
+        self.assertEqual((3, True), fails()[:2])
 
     def test_fails_after_a_while(self) -> None:
         """A VM that comes up and goes down again at once has failed too."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -495,8 +496,8 @@ class SharingTests(SynchronousTestCase):
         place.run(20.0, 0.05)
         self.assertEqual((Power.OFF, 1), (place.guest.power, place.guest.starts))
 
-    def test_slow_proof(self) -> None:
-        """A start whose turn comes when the claim can be proven no more is none."""
+    def test_cut_off_in_the_queue(self) -> None:
+        """A start that waits its turn when the node is cut off is none."""
         place = Place(vm(), vm("db", boot_time=20.0), max_booting=1)
         place.nodes[0].ask("db")
         place.run(0.1)
@@ -505,6 +506,45 @@ class SharingTests(SynchronousTestCase):
         place.nodes[0].coordinator.cut()
         place.run(25.0, 0.05)
         self.assertEqual(0, place.guest.starts)
+
+    def test_slow_proof(self) -> None:
+        """A start that is prepared for longer than its claim can be proven is none, and another node may start it."""
+        for is_cut in (False, True):
+            place = Place(vm(), answer_by=30.0)
+            first, second = place.nodes[:2]
+            takes, clock = iter((6.0, 0.0)), place.clock
+            self.patch(place.host, "memory", lambda _, takes=takes, clock=clock: deferLater(clock, next(takes)))
+            first.ask()
+            place.run(0.1)
+            self.assertEqual(State.STARTING, first.state())
+            if is_cut:
+                first.coordinator.cut()
+            place.run(5.5)
+            self.assertEqual((0, State.STARTING), (place.guest.starts, first.state()))
+            if is_cut:
+                second.ask()
+                place.run(0.2)
+                self.assertEqual(([True], 1), (second.answers, place.guest.starts))
+            place.run(1.0)
+            if is_cut:
+                first.answers.pop().trap(CutOff)
+                self.assertEqual("ns2", second.fleet.sharing.owner(second.fleet.machines["www"]))
+            self.assertEqual(1, place.guest.starts)
+
+    def test_slow_image(self) -> None:
+        """The claim is proven when all else is done: a dead guest's image, too, may take long to drop."""
+        place = Place(vm(), answer_by=30.0)
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        drop = place.host.drop_image
+        self.patch(place.host, "drop_image", lambda uuid: deferLater(place.clock, 6.0, drop, uuid))
+        first.fleet.machines["www"].restart("dead")
+        place.run(0.1)
+        self.assertEqual(State.STARTING, first.state())
+        first.coordinator.cut()
+        place.run(8.0)
+        self.assertEqual(1, place.guest.starts)
 
     def test_all_restart(self) -> None:
         """When all of them have died and come back, one adopts what ran, with its lease."""

@@ -106,6 +106,33 @@ class EvidenceTests(FleetTestCase):
         self.world.pump(0.1)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_fault_of_ours(self) -> None:
+        """A fault in counting keeps the VM for another lease, without its packets, and is told; then it is stopped."""
+        self.begin()
+        self.patch(self.world.backend, "traffic", lambda _: 1 / 0)
+        self.world.pump(15)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        left = self.world.fleet.lease_left(self.world.machine())
+        assert left is not None
+        self.assertTrue(0 < left <= 16, left)
+        self.world.pump(left - 0.3)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(0.5)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def test_fault_of_ours_at_the_end(self) -> None:
+        """A fault in ending a lease does not leave a VM that nobody looks at: its lease is renewed, and ends again."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        self.patch(self.world.backend, "obstacle", lambda *_: 1 / 0)
+        self.world.pump(16.2)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertTrue(15.5 < (self.world.fleet.lease_left(self.world.machine()) or 0.0) <= 16.0)
+        self.world.pump(16)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
     def test_nobody_knows(self) -> None:
         """A VM whose packets cannot be counted any more is not stopped for that; afterwards it is stopped as ever."""
         self.begin()
