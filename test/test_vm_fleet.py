@@ -1526,6 +1526,16 @@ class GroupTests(FleetTestCase):
         self.world.pump(5.2)
         self.assertEqual("off off off", self.states())
 
+    def test_whole_lease(self) -> None:
+        """The lease of what a VM needs begins anew when that VM goes down."""
+        self.world = World(vm("db", idle=30.0), vm("web", needs=("db",)))
+        self.ask("web")
+        self.world.pump(7)
+        self.world.fleet.stop_vm("web")
+        self.world.pump(0.1)
+        self.assertIs(State.OFF, self.world.machine("web").state)
+        self.assertTrue(29.0 < (self.world.fleet.lease_left(self.world.machine("db")) or 0.0) <= 30.0)
+
     def test_by_hand(self) -> None:
         """A VM that somebody else has started is not stopped because another one, which needs it, is off."""
         self.world = World(vm("db", idle=5), vm("web", needs=("db",)))

@@ -227,6 +227,17 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual({}, place.facts())
 
+    def test_traffic_is_told(self) -> None:
+        """That a guest is in use without being asked for is told the other nodes: one of them may be its next owner."""
+        place = Place(vm(idle=40.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        for _ in range(60):
+            place.guest.sent += 1000
+            place.run(1.0, 0.05)
+        ago = EPOCH + place.clock.seconds() - float(place.facts()["used/www"])
+        self.assertTrue(0.0 <= ago < 10.0, ago)
+
     def test_sends_after_notice(self) -> None:
         """A guest that sends after it was said that it is to be stopped goes on."""
         place = Place(vm(idle=10.0))
