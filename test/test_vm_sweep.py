@@ -10,7 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.ijitsu import Power
+from jitsu_tw.ijitsu import ENDED, Power
 from jitsu_tw.settings import Boot, Evidence, Mode
 from jitsu_tw.vm.lifecycle import State
 from jitsu_tw.vm.sweep import CHECK_PATIENCE, CHECK_QUIET, EARLY, UNCOUNTED
@@ -146,6 +146,56 @@ class EvidenceTests(FleetTestCase):
         self.assertTrue(15.5 < (self.world.fleet.lease_left(self.world.machine()) or 0.0) <= 16.0)
         self.world.pump(16)
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+    def restart(self) -> None:
+        """Let the VM go down by itself and be asked for again: it is up with another lease."""
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, ENDED)
+        self.assertEqual([True], self.ask(host="192.0.2.2"))
+
+    def test_counted_for_another_lease(self) -> None:
+        """What was counted of a guest's packets ends no lease but the one that it was counted for."""
+        self.begin()
+        counts: list[Deferred[int]] = []
+
+        def traffic(_: str) -> Deferred[int]:
+            counts.append(Deferred())
+            return counts[-1]
+
+        self.world.pump(13)
+        self.patch(self.world.backend, "traffic", traffic)
+        self.world.pump(1.5)
+        self.assertEqual(1, len(counts))
+        self.restart()
+        self.world.pump(10)
+        counts[0].callback(0)
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_end_of_another_lease(self) -> None:
+        """A VM that goes down, and is up again, while it is asked whether it can be stopped is not stopped."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        obstacle: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: obstacle)
+        self.world.pump(16.5)
+        self.restart()
+        obstacle.callback(None)
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(2, self.world.starts())
+
+    def test_gone_down_before_its_end(self) -> None:
+        """A VM that goes down while it is asked whether it can be stopped is not stopped either."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        obstacle: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: obstacle)
+        stops: list[Any] = []
+        self.patch(self.world.backend, "stop", lambda *of: stops.append(of))
+        self.world.pump(16.5)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, ENDED)
+        obstacle.callback(None)
+        self.world.pump(1)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([], stops)
 
     def test_nobody_knows(self) -> None:
         """A VM whose packets cannot be counted any more is not stopped for that; afterwards it is stopped as ever."""
