@@ -24,6 +24,7 @@ from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm import stats as record
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
+from jitsu_tw.vm.machine import rest
 from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, World, question, vm
 
@@ -1166,6 +1167,30 @@ class FailureTests(FleetTestCase):
         self.world.fleet.start_vm("www").addBoth(started.append)
         self.assertEqual([True], started)
 
+    def test_rest(self) -> None:
+        """After a first failure there is no rest; after each further one, twice the last, up to a minute."""
+        table = {0: 0.0, 1: 0.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0, 7: 32.0, 8: 60.0, 9: 60.0, 500: 60.0}
+        self.assertEqual(table, {failures: rest(failures) for failures in table})
+
+    def test_rests_after_the_second(self) -> None:
+        """A VM that has failed once is started by the next question; one that has failed twice rests for a second."""
+        self.world = World(vm(faults=["start"]))
+        machine = self.world.machine()
+
+        def fails() -> tuple[int, bool, float]:
+            self.ask()
+            self.world.pump(0.01, step=0.01)
+            return self.world.fleet.stats(machine).total_starts, machine.is_resting, self.world.fleet.rests(machine)
+
+        self.assertEqual((1, False, 0.0), fails())
+        starts, is_resting, left = fails()
+        self.assertEqual((2, True), (starts, is_resting))
+        self.assertAlmostEqual(1.0, left, places=1)
+        self.world.pump(0.9)
+        self.assertEqual((2, True), fails()[:2])
+        self.world.pump(0.2)
+        self.assertEqual((3, True), fails()[:2])
+
     def test_fails_after_a_while(self) -> None:
         """A VM that comes up and goes down again at once has failed too."""
         self.world = World(vm(faults=["vanish"]))
@@ -1500,6 +1525,16 @@ class GroupTests(FleetTestCase):
         self.assertEqual("off off up", self.states())
         self.world.pump(5.2)
         self.assertEqual("off off off", self.states())
+
+    def test_whole_lease(self) -> None:
+        """The lease of what a VM needs begins anew when that VM goes down."""
+        self.world = World(vm("db", idle=30.0), vm("web", needs=("db",)))
+        self.ask("web")
+        self.world.pump(7)
+        self.world.fleet.stop_vm("web")
+        self.world.pump(0.1)
+        self.assertIs(State.OFF, self.world.machine("web").state)
+        self.assertTrue(29.0 < (self.world.fleet.lease_left(self.world.machine("db")) or 0.0) <= 30.0)
 
     def test_by_hand(self) -> None:
         """A VM that somebody else has started is not stopped because another one, which needs it, is off."""

@@ -467,6 +467,19 @@ class CoverTests(FleetTestCase):
         self.begin(mac=("52:54:00:00:00:09", MAC))
         self.assertEqual(f"asleep 52:54:00:00:00:09 {MAC}", self.said)
 
+    def test_two_interfaces(self) -> None:
+        """The MACs of a guest with several interfaces are told in their order, in each state: the first one counts."""
+        self.begin(mac=("52:54:00:00:00:09",))
+        self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC, "52:54:00:00:00:02"))))
+        macs = f"52:54:00:00:00:09 {MAC} 52:54:00:00:00:02"
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual(f"booting {macs}", self.said)
+        self.standin.listens(self.ip)
+        self.assertEqual(f"ready {macs}", self.said)
+        self.world.pump(11)
+        self.assertEqual(f"asleep {macs}", self.said)
+
     def test_refused(self) -> None:
         """Where Synjitsu does not stand in for a VM's address, the port is tried without it."""
         self.begin()
