@@ -544,7 +544,7 @@ class SharingTests(SynchronousTestCase):
             place.run(1.0)
             if is_cut:
                 first.answers.pop().trap(ClusterUnavailable)
-                self.assertEqual("ns2", second.fleet.sharing.owner(second.fleet.machines["www"]))
+                self.assertEqual("ns2", second.fleet.ownership.owner(second.fleet.machines["www"]))
             self.assertEqual(1, place.guest.starts)
 
     def test_slow_image(self) -> None:

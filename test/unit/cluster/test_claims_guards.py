@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
-from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Ask, Claims
+from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Claims
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.errors import ClusterUnavailable
-from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.settings import STARTS_WITHIN
+from jitsu_tw.ijitsu import Request
+from jitsu_tw.rules.lifecycle import Event, State
+from jitsu_tw.settings import STARTS_WITHIN, Settings
 from test.support import EPOCH, BoundedClock, vm
 
 if TYPE_CHECKING:
@@ -41,21 +43,17 @@ class FakeMachine:
         self.told: list[str] = []
         self.looks: Callable[[], object] = lambda: None
 
-    def leave(self, reason: str) -> None:
+    def feed(self, event: Event, reason: str) -> None:
         """Remember it."""
-        self.told.append(f"leave: {reason}")
+        self.told.append(f"{event.value}: {reason}")
 
-    def stay(self) -> None:
+    def owner_keeps(self) -> None:
         """Remember it."""
-        self.told.append("stay")
+        self.told.append("keeps")
 
     def refuse(self, reason: str, _: type[Exception]) -> None:
         """Remember it."""
         self.told.append(f"refuse: {reason}")
-
-    def fail(self, reason: str) -> None:
-        """Remember it."""
-        self.told.append(f"fail: {reason}")
 
     def look(self, reason: str) -> Deferred[None]:
         """Remember it; the VM is found as *looks* makes it."""
@@ -72,22 +70,53 @@ class Node:
 
     Attributes:
         heard: what the node was told of www, besides what `FakeMachine` is.
+        uses: the times of uses that it was told.
+        requests: what it was asked for.
     """
 
     def __init__(self, name: str, clock: BoundedClock, table: Table, others: int = 0) -> None:
-        """Join."""
+        """Connect."""
         self.machine: Any = FakeMachine()
         self.machines: dict[str, Any] = {"www": self.machine}
         self.machines |= {f"vm{number}": FakeMachine(f"vm{number}") for number in range(others)}
         self.heard: list[str] = []
+        self.uses: list[float] = []
+        self.requests: list[Request] = []
         self.coordinator = MemoryCoordinator(name, table)
         clocks = Clocks(clock, clock.seconds, lambda: EPOCH + clock.seconds())
-        self.sharing = Claims(self.coordinator, self.machines, clocks)
-        self.sharing.on_free = lambda _: self.heard.append("free")
-        self.sharing.on_owner = lambda _: self.heard.append("owner")
-        self.sharing.on_down = lambda _: self.heard.append("down")
-        self.sharing.on_claim = lambda _: self.heard.append("claim")
-        self.sharing.start()
+        events: Any = self
+        self.membership = Membership(Settings(), None, self.coordinator, clocks, self.machines, events)
+        assert isinstance(self.membership.ownership, Claims)
+        self.claims = self.membership.ownership
+        self.hosts = cast("Any", self.membership._hosts)
+        self.hosts.seen_down = lambda _: self.heard.append("down")
+        self.membership.start()
+
+    def gather(self) -> None:
+        """Have noted all uses."""
+
+    def claim_free(self, _: str) -> None:
+        """Remember it."""
+        self.heard.append("free")
+
+    def owner_changed(self, _: str) -> None:
+        """Remember it."""
+        self.heard.append("owner")
+
+    def speaker_changed(self, _: str) -> None:
+        """Remember it."""
+        self.heard.append("claim")
+
+    def used(self, _: str, when: float) -> None:
+        """Remember it."""
+        self.uses.append(when)
+
+    def requested(self, _: str, request: Request) -> None:
+        """Remember it."""
+        self.requests.append(request)
+
+    def node_left(self) -> None:
+        """Do nothing: there is no Synjitsu."""
 
 
 class ClaimsTestCase(SynchronousTestCase):
@@ -119,7 +148,7 @@ class ClaimsTestCase(SynchronousTestCase):
         """Let a node have the claim of the VM, which is then in *state*."""
         node = node or self.node
         node.machine.state = State.QUEUED
-        claimed = node.sharing.claim(node.machine)
+        claimed = node.claims.claim(node.machine)
         self.run_for(0.1)
         self.assertTrue(self.successResultOf(claimed))
         node.machine.state = state
@@ -136,27 +165,27 @@ class ConditionTests(ClaimsTestCase):
     def test_lost_meanwhile(self) -> None:
         """Nothing that a node writes of a VM touches what its next owner has written: each write has a condition."""
         ask = json.dumps({"do": "hold", "word": "", "by": "ns2"})
-        steps: dict[str, tuple[State, Callable[[Claims, Any], object]]] = {
-            "it is off": (State.OFF, lambda sharing, machine: sharing.moved(machine)),
-            "its start has failed": (State.FAILED, lambda sharing, machine: sharing.moved(machine)),
-            "it is up": (State.UP, lambda sharing, machine: sharing.moved(machine)),
-            "it stops": (State.STOPPING, lambda sharing, machine: sharing.moved(machine)),
-            "it is no more": (State.OFF, lambda sharing, machine: sharing.forget(machine)),
-            "it is placed": (State.STARTING, lambda sharing, machine: sharing.place(machine, "left")),
-            "it runs elsewhere": (State.UP, lambda sharing, machine: sharing.runs_on(machine, "left")),
-            "its end is near": (State.UP, lambda sharing, machine: sharing.may_end(machine)),
-            "it is handed on": (State.UP, lambda sharing, _: sharing.hand_on()),
-            "it is handed over": (State.UP, lambda sharing, _: sharing.hand_over(lambda _: True)),
-            "it was asked for": (State.UP, lambda sharing, _: sharing.told("asks/www", ask, None)),
+        steps: dict[str, tuple[State, Callable[[Node, Any], object]]] = {
+            "it is off": (State.OFF, lambda node, machine: node.claims.moved(machine)),
+            "its start has failed": (State.FAILED, lambda node, machine: node.claims.moved(machine)),
+            "it is up": (State.UP, lambda node, machine: node.claims.moved(machine)),
+            "it stops": (State.STOPPING, lambda node, machine: node.claims.moved(machine)),
+            "it is no more": (State.OFF, lambda node, machine: node.claims.forget(machine)),
+            "it is placed": (State.STARTING, lambda node, machine: node.claims.record_start(machine, "left")),
+            "it runs elsewhere": (State.UP, lambda node, machine: node.claims.seen_on(machine, "left")),
+            "its end is near": (State.UP, lambda node, machine: node.claims.announce_stop(machine)),
+            "it is handed on": (State.UP, lambda node, _: node.claims.release_all()),
+            "it is handed over": (State.UP, lambda node, _: node.claims.release_where(lambda _: True)),
+            "it was asked for": (State.UP, lambda node, _: node.membership.told("asks/www", ask, None)),
         }
         for what, (state, step) in steps.items():
             self.setUp()
             third = MemoryCoordinator("ns3", self.table)
             self.claim(state)
-            self.node.sharing.place(self.node.machine, "middle")
+            self.node.claims.record_start(self.node.machine, "middle")
             self.run_for(0.1)
-            self.assertTrue(self.node.sharing.is_ours(self.node.machine))
-            step(self.node.sharing, self.node.machine)
+            self.assertTrue(self.node.claims.is_own(self.node.machine))
+            step(self.node, self.node.machine)
             facts = {
                 CLAIM: json.dumps({"node": "ns3", "is": "starting"}),
                 RUNS: json.dumps({"since": self.clock.seconds() + EPOCH, "host": "right"}),
@@ -171,36 +200,36 @@ class ConditionTests(ClaimsTestCase):
         """What the owner writes arrives."""
         self.claim(State.STARTING)
         self.assertEqual("starting", self.says())
-        self.node.sharing.place(self.node.machine, "left")
+        self.node.claims.record_start(self.node.machine, "left")
         self.run_for(0.1)
         self.assertEqual("left", json.loads(self.table.facts[RUNS])["host"])
         for state, word in ((State.UP, "up"), (State.STOPPING, "ending")):
             self.node.machine.state = state
-            self.node.sharing.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine)
             self.run_for(0.1)
             self.assertEqual(word, self.says())
         self.node.machine.state = State.OFF
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         self.assertEqual([], [key for key in self.table.facts if key.endswith("/www")])
 
     def test_runs_on(self) -> None:
         """The host of a VM is written where it differs from the known one, by the owner alone."""
-        sharing, machine = self.node.sharing, self.node.machine
+        machine = self.node.machine
         self.claim(State.UP)
-        sharing.runs_on(machine, "left")  # on which host it was started, nobody has said
+        self.node.claims.seen_on(machine, "left")  # on which host it was started, nobody has said
         self.run_for(0.1)
         self.assertNotIn(RUNS, self.table.facts)
-        sharing.place(machine, "left")
+        self.node.claims.record_start(machine, "left")
         self.run_for(0.1)
         since = self.table.facts[RUNS]
         self.run_for(1.0)
         for host in ("left", ""):
-            sharing.runs_on(machine, host)
-            self.other.sharing.runs_on(self.other.machine, "middle")
+            self.node.claims.seen_on(machine, host)
+            self.other.claims.seen_on(self.other.machine, "middle")
             self.run_for(0.1)
             self.assertEqual(since, self.table.facts[RUNS])
-        sharing.runs_on(machine, "right")
+        self.node.claims.seen_on(machine, "right")
         self.run_for(0.1)
         self.assertEqual("right", json.loads(self.table.facts[RUNS])["host"])
 
@@ -211,22 +240,22 @@ class ProofTests(ClaimsTestCase):
     def test_claimed(self) -> None:
         """A VM that another node has is not this node's to start, and that is known at once."""
         self.claim(State.UP, self.other)
-        claimed = self.node.sharing.claim(self.node.machine)
+        claimed = self.node.claims.claim(self.node.machine)
         self.run_for(0.1)
         self.assertFalse(self.successResultOf(claimed))
-        error = self.assertRaises(ClusterUnavailable, self.node.sharing.prove, self.node.machine)
-        self.assertIn("another one of us may have it by now", str(error))
+        error = self.assertRaises(ClusterUnavailable, self.node.claims.prove, self.node.machine)
+        self.assertIn("another node may own it by now", str(error))
 
     def test_not_certain(self) -> None:
         """A claim proves nothing any more when it may have run out, which its owner knows before the others."""
         self.claim(State.STARTING)
-        self.node.sharing.prove(self.node.machine)
+        self.node.claims.prove(self.node.machine)
         self.node.coordinator.cut()
         self.run_for(4.0)
-        self.node.sharing.prove(self.node.machine)
+        self.node.claims.prove(self.node.machine)
         self.run_for(0.7)
         self.assertIn(CLAIM, self.table.facts)
-        error = self.assertRaises(ClusterUnavailable, self.node.sharing.prove, self.node.machine)
+        error = self.assertRaises(ClusterUnavailable, self.node.claims.prove, self.node.machine)
         self.assertIn("etcd does not answer", str(error))
 
     def test_drained(self) -> None:
@@ -235,11 +264,11 @@ class ProofTests(ClaimsTestCase):
         self.table.change({"drained/nodes/ns1": "by hand"})
         self.run_for(0.1)
         self.node.machine.state = State.UP
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
         self.node.machine.state = State.QUEUED
-        failure = self.failureResultOf(self.node.sharing.claim(self.node.machine), ClusterUnavailable)
+        failure = self.failureResultOf(self.node.claims.claim(self.node.machine), ClusterUnavailable)
         self.assertIn("ns1 is drained", failure.getErrorMessage())
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
@@ -247,7 +276,7 @@ class ProofTests(ClaimsTestCase):
     def test_wanted_no_more(self) -> None:
         """A claim for a VM that nobody wants any more when the claim is there is released."""
         self.node.machine.state = State.QUEUED
-        claimed = self.node.sharing.claim(self.node.machine)
+        claimed = self.node.claims.claim(self.node.machine)
         self.node.machine.state = State.OFF
         self.run_for(0.1)
         self.assertTrue(self.successResultOf(claimed))
@@ -256,12 +285,12 @@ class ProofTests(ClaimsTestCase):
     def test_apart(self) -> None:
         """A node that has not joined, or is cut off, may neither claim nor stop anything, and hands nothing over."""
         self.claim(State.UP)
-        self.assertTrue(self.node.sharing.is_ours(self.node.machine))
+        self.assertTrue(self.node.claims.is_own(self.node.machine))
         self.node.coordinator.cut()
         self.run_for(5.1)
-        self.assertFalse(self.node.sharing.is_ours(self.node.machine))
-        self.assertFalse(self.node.sharing.may_end(self.node.machine))
-        self.failureResultOf(self.node.sharing.claim(self.node.machine), ClusterUnavailable)
+        self.assertFalse(self.node.claims.is_own(self.node.machine))
+        self.assertTrue(self.node.claims.announce_stop(self.node.machine))
+        self.failureResultOf(self.node.claims.claim(self.node.machine), ClusterUnavailable)
 
 
 class ReleaseTests(ClaimsTestCase):
@@ -271,8 +300,8 @@ class ReleaseTests(ClaimsTestCase):
         """The others are told why a start has failed before its claim is released."""
         self.claim(State.FAILED)
         said: list[str | None] = []
-        self.other.sharing.on_claim = lambda machine: said.append(self.other.sharing.facts.get("claims", machine))
-        self.node.sharing.moved(self.node.machine)
+        self.patch(self.other, "speaker_changed", lambda _: said.append(self.other.coordinator.facts.get(CLAIM)))
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         failed, released = said
         self.assertEqual({"node": "ns1", "is": "failed", "why": "it did not boot"}, json.loads(failed or ""))
@@ -281,10 +310,10 @@ class ReleaseTests(ClaimsTestCase):
     def test_started_again(self) -> None:
         """A VM that is to be started again when its failure has been told keeps its claim."""
         self.claim(State.FAILED)
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.node.machine.state = State.QUEUED
         self.run_for(1.0)
-        self.assertTrue(self.node.sharing.is_ours(self.node.machine))
+        self.assertTrue(self.node.claims.is_own(self.node.machine))
 
     def test_may_come_up_yet(self) -> None:
         """A start that a dead node had begun is remembered as long as it may succeed, and not longer."""
@@ -293,7 +322,7 @@ class ReleaseTests(ClaimsTestCase):
             runs = json.dumps({"since": EPOCH + self.clock.seconds() - age, "host": "left"})
             self.table.change({RUNS: runs})
             self.claim(State.OFF)
-            self.node.sharing.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine)
             self.run_for(0.1)
             self.assertNotIn(CLAIM, self.table.facts)
             self.assertEqual(is_kept, RUNS in self.table.facts, age)
@@ -301,14 +330,14 @@ class ReleaseTests(ClaimsTestCase):
     def test_own_start_before(self) -> None:
         """That a node has started a VM once, and seen it down, says nothing of another node's start later."""
         self.claim(State.STARTING)
-        self.node.sharing.place(self.node.machine, "left")
+        self.node.claims.record_start(self.node.machine, "left")
         self.node.machine.state = State.OFF
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         self.assertNotIn(RUNS, self.table.facts)
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.claim(State.OFF)
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         self.assertIn(RUNS, self.table.facts)
 
@@ -317,17 +346,17 @@ class ReleaseTests(ClaimsTestCase):
         self.claim(State.UP)
         for state in (State.UNKNOWN, State.FAILED):
             self.node.machine.state, self.node.machine.is_unsure = state, True
-            self.node.sharing.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine)
             self.run_for(1.0)
-            self.assertTrue(self.node.sharing.is_ours(self.node.machine))
+            self.assertTrue(self.node.claims.is_own(self.node.machine))
 
     def test_no_more(self) -> None:
         """A VM that the configuration has no more is let go of by its owner."""
         self.claim(State.OFF)
-        self.other.sharing.forget(self.other.machine)
+        self.other.claims.forget(self.other.machine)
         self.run_for(0.1)
         self.assertIn(CLAIM, self.table.facts)
-        self.node.sharing.forget(self.node.machine)
+        self.node.claims.forget(self.node.machine)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
 
@@ -346,14 +375,14 @@ class ReleaseTests(ClaimsTestCase):
         for age in (0.0, STARTS_WITHIN - 5.0):
             self.write(RUNS, {"since": now - age, "host": "left"})
             for _ in range(3):
-                self.node.sharing.moved(self.node.machine)
+                self.node.claims.moved(self.node.machine)
             self.run_for(1.0)
             self.assertEqual([], claims)
         self.run_for(STARTS_WITHIN + 1.0)
         self.assertNotIn(RUNS, self.table.facts)
         self.assertEqual(["ns1"], claims)
         self.write(RUNS, {"since": now - 2 * STARTS_WITHIN, "host": "left"})
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(0.1)
         self.assertNotIn(RUNS, self.table.facts)
 
@@ -361,18 +390,18 @@ class ReleaseTests(ClaimsTestCase):
         """What another node has written of its start is its own to remove."""
         self.claim(State.STARTING, self.other)
         self.write(RUNS, {"since": EPOCH + self.clock.seconds() - 2 * STARTS_WITHIN, "host": "left"})
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.run_for(STARTS_WITHIN + 1.0)
         self.assertIn(RUNS, self.table.facts)
 
     def test_handed_over(self) -> None:
         """Of the VMs that a node has, those are handed over that it does not see any more, and no others."""
         self.claim(State.UP)
-        self.node.sharing.is_blind = lambda _: True
-        self.node.sharing.hand_over(lambda machine: machine is not self.node.machine)
+        self.node.hosts.is_blind = lambda _: True
+        self.node.claims.release_where(lambda machine: machine is not self.node.machine)
         self.run_for(0.1)
         self.assertIn(CLAIM, self.table.facts)
-        self.node.sharing.hand_over(lambda machine: machine is self.node.machine)
+        self.node.claims.release_where(lambda machine: machine is self.node.machine)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
 
@@ -381,17 +410,17 @@ class ReleaseTests(ClaimsTestCase):
         for state in (State.QUEUED, State.STARTING, State.WAITING, State.STOPPING):
             self.setUp()
             self.claim(state)
-            self.node.sharing.hand_over(lambda _: True)
-            self.node.sharing.hand_on()
+            self.node.claims.release_where(lambda _: True)
+            self.node.claims.release_all()
             self.run_for(1.0)
-            self.assertTrue(self.node.sharing.is_ours(self.node.machine), state)
+            self.assertTrue(self.node.claims.is_own(self.node.machine), state)
 
     def test_stops(self) -> None:
         """At the end of a node nothing of it is left to happen."""
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.run_for(0.1)
-        self.node.sharing.moved(self.node.machine)
-        stopped = Deferred.fromCoroutine(self.node.sharing.stop())
+        self.node.claims.moved(self.node.machine)
+        stopped = Deferred.fromCoroutine(self.node.claims.stop())
         self.run_for(0.1)
         self.successResultOf(stopped)
         self.run_for(STARTS_WITHIN + 1.0)
@@ -404,7 +433,7 @@ class EndTests(ClaimsTestCase):
     def end(self) -> bool:
         """Try to end the lease of the VM for as long as a notice takes; return whether it may be stopped."""
         for _ in range(3):
-            if self.node.sharing.may_end(self.node.machine):
+            if not self.node.claims.announce_stop(self.node.machine):
                 return True
             self.run_for(1.0)
         return False
@@ -424,7 +453,7 @@ class EndTests(ClaimsTestCase):
         """A notice holds for one end: not for the next one, not after a use, and not after the node was cut off."""
         def goes_down() -> None:
             self.node.machine.state = State.OFF
-            self.node.sharing.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine)
             self.run_for(0.1)
             self.claim(State.UP)
 
@@ -435,12 +464,12 @@ class EndTests(ClaimsTestCase):
             self.run_for(5.0)
 
         def goes_on() -> None:
-            self.node.sharing.goes_on(self.node.machine)
+            self.node.claims.withdraw_stop(self.node.machine)
             self.run_for(0.1)
             self.assertEqual("", self.says().replace("up", ""))
 
         def is_handed_over() -> None:
-            self.node.sharing.hand_over(lambda _: True)
+            self.node.claims.release_where(lambda _: True)
             self.run_for(0.1)
             self.claim(State.UP)
 
@@ -449,23 +478,23 @@ class EndTests(ClaimsTestCase):
             self.claim(State.UP)
             self.assertTrue(self.end())
             happens()
-            self.assertTrue(self.node.sharing.is_ours(self.node.machine), happens.__name__)
-            self.assertFalse(self.node.sharing.may_end(self.node.machine), happens.__name__)
+            self.assertTrue(self.node.claims.is_own(self.node.machine), happens.__name__)
+            self.assertTrue(self.node.claims.announce_stop(self.node.machine), happens.__name__)
 
     def test_together_again(self) -> None:
         """After a node was cut off, it gives no notice before the other nodes could tell what was used meanwhile."""
         self.claim(State.UP)
-        self.node.sharing.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine)
         self.node.coordinator.cut()
         self.run_for(4.6)
         self.node.coordinator.heal()
         self.run_for(REUNION - 0.5)
-        self.assertTrue(self.node.sharing.is_ours(self.node.machine))
-        self.assertFalse(self.node.sharing.may_end(self.node.machine))
+        self.assertTrue(self.node.claims.is_own(self.node.machine))
+        self.assertTrue(self.node.claims.announce_stop(self.node.machine))
         self.run_for(0.4)
         self.assertEqual("up", self.says())
         self.run_for(0.2)
-        self.assertFalse(self.node.sharing.may_end(self.node.machine))
+        self.assertTrue(self.node.claims.announce_stop(self.node.machine))
         self.run_for(0.1)
         self.assertEqual("ending", self.says())
 
@@ -473,39 +502,34 @@ class EndTests(ClaimsTestCase):
         """Who asks the owner for a stop hears when the VM is down; who asks for something else hears at once."""
         self.claim(State.UP)
         self.other.machine.state = State.UP
-        held = self.other.sharing.ask(self.other.machine, Ask.HOLD)
-        stopped = self.other.sharing.ask(self.other.machine, Ask.STOP)
+        held = self.other.claims.request(self.other.machine, Request.HOLD)
+        stopped = self.other.claims.request(self.other.machine, Request.STOP)
         self.run_for(0.1)
         self.assertIs(State.UP, self.successResultOf(held))
         for state in (State.STOPPING, State.UP, State.WAITING):
             self.other.machine.state = state
-            self.other.sharing.moved(self.other.machine)
+            self.other.claims.moved(self.other.machine)
             self.assertNoResult(stopped)
         self.other.machine.state = State.OFF
-        self.other.sharing.moved(self.other.machine)
+        self.other.claims.moved(self.other.machine)
         self.assertIs(State.OFF, self.successResultOf(stopped))
 
     def test_used_elsewhere(self) -> None:
         """A use that another node tells reaches the owner as a time of its own clock."""
         self.claim(State.UP)
-        uses: list[float] = []
-        self.node.sharing.on_use = lambda _, when: uses.append(when)
         self.other.machine.state = State.UP
-        self.other.sharing.use(self.other.machine, self.clock.seconds() - 3.0)
+        self.other.claims.note_use(self.other.machine, self.clock.seconds() - 3.0)
         expected = self.clock.seconds() - 3.0
         self.run_for(5.0)
-        self.assertEqual(1, len(uses))
-        self.assertAlmostEqual(expected, uses[0], places=2)
+        self.assertEqual(1, len(self.node.uses))
+        self.assertAlmostEqual(expected, self.node.uses[0], places=2)
 
     def test_asks(self) -> None:
         """What the owner is asked for it does once; a node that is not the owner does nothing."""
-        asked: list[tuple[str, Ask]] = []
-        self.node.sharing.on_ask = lambda _machine, what, _word: asked.append(("ns1", what))
-        self.other.sharing.on_ask = lambda _machine, what, _word: asked.append(("ns2", what))
         self.claim(State.UP)
-        self.other.sharing.ask(self.other.machine, Ask.HOLD)
+        self.other.claims.request(self.other.machine, Request.HOLD)
         self.run_for(1.0)
-        self.assertEqual([("ns1", Ask.HOLD)], asked)
+        self.assertEqual(([Request.HOLD], []), (self.node.requests, self.other.requests))
         self.assertNotIn("asks/www", self.table.facts)
 
 
@@ -525,20 +549,20 @@ class HeardTests(ClaimsTestCase):
         """Each word of an owner leads to one thing, by the state that the VM is in here."""
         failed = {"node": "ns3", "is": "failed", "why": "its disk is busy"}
         self.check(State.QUEUED, {"node": "ns3", "is": "starting"}, [], [])
-        self.check(State.QUEUED, {"node": "ns3", "is": "up"}, [], ["stay"])
-        self.check(State.UP, {"node": "ns3", "is": "ending"}, ["owner"], ["leave: to be stopped"])
-        self.check(State.UP, {"node": "ns3", "is": "up"}, ["owner"], ["stay"])
+        self.check(State.QUEUED, {"node": "ns3", "is": "up"}, [], ["keeps"])
+        self.check(State.UP, {"node": "ns3", "is": "ending"}, ["owner"], ["owner stops: to be stopped"])
+        self.check(State.UP, {"node": "ns3", "is": "up"}, ["owner"], ["keeps"])
         self.check(State.STOPPING, failed, [], [])
-        self.check(State.QUEUED, None, ["free"], ["stay"])
+        self.check(State.QUEUED, None, ["free"], ["keeps"])
         self.check(State.QUEUED, failed, [], ["fail: its disk is busy"])
-        self.check(State.OFF, None, [], ["stay"])
+        self.check(State.OFF, None, [], ["keeps"])
         self.check(State.QUEUED, {"node": "ns3", "is": "failed"}, [], ["fail: it did not start"])
 
     def test_ending_is_answered(self) -> None:
         """A node that hears that a VM is to be stopped tells at once that it was used here."""
         self.claim(State.UP, self.other)
         self.node.machine.state = State.UP
-        self.node.sharing.use(self.node.machine, self.clock.seconds())
+        self.node.claims.note_use(self.node.machine, self.clock.seconds())
         self.run_for(0.1)
         self.table.change({"used/www": None})
         self.write(CLAIM, {"node": "ns2", "is": "ending"})
@@ -561,11 +585,11 @@ class HeardTests(ClaimsTestCase):
 
     def test_ready(self) -> None:
         """A node that waits for another's VM hears that it is ready, or that nobody will say so any more."""
-        sharing, machine = self.node.sharing, self.node.machine
-        self.assertIsNone(sharing.word(machine))
+        claims, machine = self.node.claims, self.node.machine
+        self.assertIsNone(claims.owner_ready(machine))
         for value, is_ready in (({"node": "ns3", "is": "up"}, True), (None, False)):
             self.write(CLAIM, {"node": "ns3", "is": "starting"})
-            word = sharing.word(machine)
+            word = claims.owner_ready(machine)
             assert word is not None
             self.assertNoResult(word)
             self.write(CLAIM, value)
@@ -573,31 +597,31 @@ class HeardTests(ClaimsTestCase):
             self.write(CLAIM, None)
         for how in ("up", "ending"):
             self.write(CLAIM, {"node": "ns3", "is": how})
-            word = sharing.word(machine)
+            word = claims.owner_ready(machine)
             assert word is not None
             self.assertTrue(self.successResultOf(word))
 
     def test_waits_no_more(self) -> None:
         """A wait that was cancelled hears nothing; the next one does. At the loss of the others, it ends in vain."""
-        sharing, machine = self.node.sharing, self.node.machine
+        claims, machine = self.node.claims, self.node.machine
         self.write(CLAIM, {"node": "ns3", "is": "starting"})
-        first = sharing.word(machine)
+        first = claims.owner_ready(machine)
         assert first is not None
         first.cancel()
         self.failureResultOf(first)
-        second = sharing.word(machine)
+        second = claims.owner_ready(machine)
         assert second is not None
         self.node.coordinator.cut()
         self.run_for(4.6)
         self.assertFalse(self.successResultOf(second))
-        self.assertIsNone(sharing.word(machine))
+        self.assertIsNone(claims.owner_ready(machine))
 
     def test_parted(self) -> None:
         """When the others are lost, who is queued is refused; what is up stays, and nobody stops it now."""
         expected = {
-            State.QUEUED: ([], ["refuse: etcd does not answer", "stay"]),
-            State.UP: (["owner"], ["stay"]),
-            State.STOPPING: ([], ["stay"]),
+            State.QUEUED: ([], ["refuse: etcd does not answer", "keeps"]),
+            State.UP: (["owner"], ["keeps"]),
+            State.STOPPING: ([], ["keeps"]),
         }
         for state, (heard, told) in expected.items():
             self.setUp()
@@ -613,7 +637,7 @@ class HeardTests(ClaimsTestCase):
         cases: tuple[tuple[State, Any, list[str], list[str]], ...] = (
             (State.QUEUED, None, ["free"], []),
             (State.UP, starting, ["owner"], []),
-            (State.UP, ending, ["owner"], ["leave: to be stopped"]),
+            (State.UP, ending, ["owner"], ["owner stops: to be stopped"]),
             (State.STOPPING, ending, [], []),
             (State.OFF, starting, [], []),
         )
@@ -635,7 +659,7 @@ class HeardTests(ClaimsTestCase):
             self.setUp()
             self.claim(State.UP)
             if how == "up":
-                self.node.sharing.moved(self.node.machine)
+                self.node.claims.moved(self.node.machine)
                 self.run_for(0.1)
             puts: list[Any] = []
             put = self.node.coordinator.put
@@ -663,18 +687,18 @@ class SharedTests(ClaimsTestCase):
 
     def test_signs(self) -> None:
         """A VM is the cluster's by its claim, by a start that is written down, and by a claim that was seen before."""
-        machine, sharing = self.node.machine, self.node.sharing
-        self.assertFalse(sharing.is_shared(machine))
+        machine, claims = self.node.machine, self.node.claims
+        self.assertFalse(claims.is_known(machine))
         self.claim(State.STARTING, self.other)
-        self.assertTrue(sharing.is_shared(machine))
+        self.assertTrue(claims.is_known(machine))
         self.table.change({CLAIM: None})
         self.run_for(0.1)
-        self.assertTrue(sharing.is_shared(machine))
-        sharing.moved(machine)  # it is seen down
-        self.assertFalse(sharing.is_shared(machine))
+        self.assertTrue(claims.is_known(machine))
+        claims.moved(machine)  # it is seen down
+        self.assertFalse(claims.is_known(machine))
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.run_for(0.1)
-        self.assertTrue(sharing.is_shared(machine))
+        self.assertTrue(claims.is_known(machine))
 
     def test_since(self) -> None:
         """An adopted VM was used when any node has told so, and started when its first owner has written."""
@@ -682,25 +706,25 @@ class SharedTests(ClaimsTestCase):
         self.table.change({RUNS: json.dumps({"since": EPOCH + now - 500.0, "host": ""})})
         self.table.change({"used/www": f"{EPOCH + now - 100.0:.3f}"})
         self.run_for(0.1)
-        used, started = self.node.sharing.since(self.node.machine)
+        used, started = self.node.claims.times(self.node.machine)
         self.assertAlmostEqual(now - 500.0, started, places=1)
         self.assertTrue(now - 100.1 <= used <= now - 70.0, used)
 
     def test_adopted(self) -> None:
         """A VM that is up, and whose owner is gone, is adopted; one of a stranger, or of another node, is not."""
-        machine, sharing = self.node.machine, self.node.sharing
+        machine, claims = self.node.machine, self.node.claims
         machine.state = State.UP
-        sharing.moved(machine)
+        claims.moved(machine)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
         self.claim(State.UP, self.other)
-        sharing.moved(machine)
+        claims.moved(machine)
         self.run_for(0.1)
         self.assertIs(self.other.coordinator, self.table.owners[CLAIM])
         self.other.machine.state = State.UNKNOWN  # it adopts nothing
         self.table.change({CLAIM: None})
         self.run_for(0.1)
-        self.assertTrue(sharing.is_ours(machine))
+        self.assertTrue(claims.is_own(machine))
         self.assertEqual("up", self.says())
         self.assertIn("look: its owner is gone", machine.told)
         self.assertIn(RUNS, self.table.facts)
@@ -732,14 +756,15 @@ class SharedTests(ClaimsTestCase):
         self.table.change({f"claims/{machine.vm.name}": None for machine in machines})
         self.run_for(0.2)
         for machine in machines:
-            self.node.sharing.moved(machine)
+            self.node.claims.moved(machine)
         self.run_for(5.0)
         self.assertEqual(ADOPTS_AT_ONCE, most)
         self.assertEqual({1}, {machine.told.count("looked at") for machine in machines})
         for machine in machines:
             runs = not machine.vm.name.endswith("7")
-            self.assertIs(runs, self.node.sharing.is_ours(machine), machine.vm.name)
+            self.assertIs(runs, self.node.claims.is_own(machine), machine.vm.name)
             self.assertIs(runs, f"runs/{machine.vm.name}" in self.table.facts, machine.vm.name)
+
 
     test_many.todo = "of more VMs than are adopted at once, the last ones stay without an owner"  # type: ignore[attr-defined]
 
@@ -755,7 +780,7 @@ class SharedTests(ClaimsTestCase):
     def test_not_adopted(self) -> None:
         """A node adopts nothing that it cannot see, nor while it is drained."""
         def is_blind() -> None:
-            self.node.sharing.is_blind = lambda _: True
+            self.node.hosts.is_blind = lambda _: True
 
         def is_drained() -> None:
             self.table.change({"drained/nodes/ns1": "by hand"})

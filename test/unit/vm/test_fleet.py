@@ -17,7 +17,7 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
-from jitsu_tw.rules.life import Failures
+from jitsu_tw.rules.life import Failures, rest
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
@@ -25,7 +25,6 @@ from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm import stats as record
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
-from jitsu_tw.vm.machine import rest
 from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, World, question, vm
 

@@ -10,6 +10,7 @@ knows which object calls which.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dns.message
@@ -22,6 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
@@ -34,7 +36,7 @@ from jitsu_tw.settings import Fault, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.standins import StandInControl
-from test.support import EPOCH, BoundedClock, vm
+from test.support import EPOCH, BoundedClock, alone, vm
 from test.unit.vm.test_standins import FakeStandIn
 
 if TYPE_CHECKING:
@@ -186,11 +188,14 @@ class OrderTestCase(SynchronousTestCase):
         self.backend = Backend(self.clock, self.record)
         settings = Settings(vms=(one,), synjitsu="unix:socket" if synjitsu else None)
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        coordinator = Coordinator("ns1", Table(self.clock)) if cluster else None
-        if coordinator is not None:
-            coordinator.record = lambda _who, _what: None
+        make_cluster = alone(settings, clocks)
+        if cluster:
+            coordinator = Coordinator("ns1", Table(self.clock))
+            coordinator.record = self.record
+            make_cluster = partial(Membership, settings, None, coordinator, clocks)
+        make_standins = partial(StandInControl, make=self.make_standin)
         store = Store(self.clock, self.record)
-        self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, clocks, self.make_cover, coordinator)
+        self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, clocks, make_cluster, make_standins)
         path = self.mktemp()
         with open(path, "w") as file:  # noqa: PTH123
             file.write("$ORIGIN jitsu.test.\n@ 60 SOA ns hostmaster 1 60 60 60 60\n@ 60 NS ns\n")
@@ -205,18 +210,13 @@ class OrderTestCase(SynchronousTestCase):
         listen: Any = self.on_log
         globalLogPublisher.addObserver(listen)
         self.addCleanup(globalLogPublisher.removeObserver, listen)
-        if coordinator is not None:
-            coordinator.record = self.record
         self.effects.clear()
 
-    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, port: Any, **more: Any) -> StandInControl:
-        """Return a cover with a Synjitsu that is none."""
-        def make(*of: Any) -> Any:
-            self.standin = StandIn(*of)
-            self.standin.record = self.record
-            return self.standin
-
-        return StandInControl(places, machines, reactor, port, make=make, **more)
+    def make_standin(self, *of: Any) -> Any:
+        """Return a connection to a Synjitsu that is none."""
+        self.standin = StandIn(*of)
+        self.standin.record = self.record
+        return self.standin
 
     def record(self, who: str, what: str) -> None:
         """Record an effect, and before it what has come or gone since the last one."""
@@ -262,11 +262,9 @@ class OrderTestCase(SynchronousTestCase):
             address = " with the address" if said.answer else ""
             self.record("client", f"{dns.rcode.to_text(said.rcode())}{address}{errors}")
 
-        warm = self.warm.get(octets)
-        if warm is not None:
-            answered(warm)
-        else:
-            self.server.receive(octets, Source("192.0.2.1", 4711, proven=True), answered)
+        source = Source("192.0.2.1", 4711, proven=True)
+        if not self.server.receive_warm(octets, source, answered):
+            self.server.receive(octets, source, answered)
 
     def begin_up(self, **changes: Any) -> None:
         """Begin with a VM that is up, and has a warm answer; no effect is recorded yet."""

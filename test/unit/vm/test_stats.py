@@ -67,7 +67,7 @@ class WrittenTests(SynchronousTestCase):
         self.machine: Any = FakeMachine()
         machines: dict[str, Any] = {"www": self.machine}
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY)
+        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, lambda: None)
         self.record.start({}, {"www"})
         self.clock.advance(COMMIT_EVERY / 2)
 
