@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +26,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, alone, question
+from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
 from test.unit.store.test_history import QUICK
 
@@ -71,7 +70,7 @@ class RequestsTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.path = self.folder / "state.git"
         (self.folder / "jitsu.zone").write_text(ZONE)
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000)
         self.backend = MemoryBackend(reactor=self.clock)
         self.begin()
