@@ -26,6 +26,9 @@ LAYERS: Final = (
     ("jitsu_tw",),
 )
 
+#: Packages of one layer that know of each other only what `ijitsu` says.
+APART: Final = ("jitsu_tw.vm", "jitsu_tw.cluster")
+
 #: Formats of the lowest layer: they do nothing, and everything reads and writes them.
 FORMATS: Final = ("jitsu_tw.dns.wire", "jitsu_tw.dns.message", "jitsu_tw.dns.tsig")
 
@@ -73,6 +76,17 @@ class LayersTests(SynchronousTestCase):
             for name, others in self.imports.items()
             for other in others
             if name.startswith("jitsu_tw") and other.startswith("jitsu_tw") and layer(other) < layer(name)
+        ]
+        self.assertEqual([], sorted(wrong))
+
+    def test_apart(self) -> None:
+        """Of the VMs' life and the cluster, neither imports the other."""
+        wrong = [
+            f"{name} imports {other}"
+            for name, others in self.imports.items()
+            for other in others
+            for package in APART
+            if name.startswith(f"{package}.") and other.startswith(APART) and not other.startswith(package)
         ]
         self.assertEqual([], sorted(wrong))
 
