@@ -7,7 +7,7 @@ A newcomer writes one class that has a door's shape and one row in that room's t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
+from collections.abc import Collection, Mapping  # noqa: TC003 -- zope.interface wants it at run time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -194,12 +194,17 @@ class IReadiness(Interface):
 class IObserver(Interface):
     """What follows the VMs."""
 
+    follows: Collection[State] = Attribute("It is told when a VM enters one of these.")
+
     def moved(machine: Any, old: State) -> None:
         """Handle that *machine*, an `IMachine`, has left the state *old* for another."""
 
 
-class IAnswers(IObserver):
+class IAnswers(Interface):
     """Answers that are kept, and given to clients without the fleet, while a VM is up."""
+
+    def moved(machine: Any, old: State) -> None:
+        """Forget the answers of *machine*, an `IMachine`: it, or a VM that it needs, is not up any more."""
 
     def taken() -> Iterable[tuple[str, Any, int, float]]:
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @implementer(IOwnership)
 class Alone:
     """All VMs are this node's. What the hosts of VMs need besides is as in `claims.Claims`."""
+
+    follows: Final = frozenset[State]()
 
     refusal = ""
     connected = True

@@ -52,6 +52,8 @@ ADOPTS_AT_ONCE: Final = 16
 class Claims:
     """What this node owns, and what it knows of the VMs of others."""
 
+    follows: Final = frozenset(State)
+
     log = Logger()
 
     def __init__(
