@@ -392,14 +392,6 @@ class IOwnership(Interface):
     def withdraw_stop(machine: IMachine) -> None:
         """Tell the other nodes that *machine* is kept, if its stop was announced."""
 
-    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
-        """
-        Ask the owner node of *machine*, another one, for something.
-
-        Returns:
-            (through the Deferred) the state of the machine; after a stop, when it has stopped.
-        """
-
     def moved(machine: IMachine) -> None:
         """Handle that *machine* has entered another state."""
 
@@ -462,6 +454,14 @@ class ICluster(Interface):
 
     def stop() -> Deferred[None]:
         """Tell the others the last uses, and give up all claims: the others adopt the VMs at once."""
+
+    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
+        """
+        Ask the owner node of *machine*, another one, for something.
+
+        Returns:
+            (through the Deferred) the state of the machine; after a stop, when it has stopped.
+        """
 
     def publish(commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""

@@ -101,7 +101,8 @@ class Fencing:
         """Give up the VMs on *host*, which has been lost for a while, or fence it."""
         await self._tell(host, is_lost=True)
         if self._state.is_reached(host):
-            self._ownership.release_where(lambda machine: self._pool.at(machine.uuid) == host)
+            why = f"{host} cannot be reached from here, and by others"
+            self._ownership.release(lambda machine: self._pool.at(machine.uuid) == host, why)
         elif self._acts:
             await self._fence(host)
 

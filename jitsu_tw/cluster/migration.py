@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.cluster.requests import Requests
     from jitsu_tw.ijitsu import IMachine, IOwnership
 
 
@@ -23,9 +24,11 @@ class Migration:
 
     log = Logger()
 
-    def __init__(self, pool: Pool | None, machines: Mapping[str, IMachine], ownership: IOwnership) -> None:
-        """Move *machines* between the hosts of *pool*; None: there are none."""
-        self._pool, self._machines, self._ownership = pool, machines, ownership
+    def __init__(
+        self, pool: Pool | None, machines: Mapping[str, IMachine], ownership: IOwnership, requests: Requests
+    ) -> None:
+        """Move *machines* between the hosts of *pool*, or ask their owner nodes; None: there are no hosts."""
+        self._pool, self._machines, self._ownership, self._requests = pool, machines, ownership, requests
         self._emptying: set[str] = set()
 
     def empty(self, host: str) -> None:
@@ -62,7 +65,7 @@ class Migration:
         if host and host not in vm.hosts:
             raise JitsuError(f"{vm.name} may run on {', '.join(vm.hosts)}, not on {host}")
         if self._ownership.is_others(machine):
-            await self._ownership.request(machine, Request.MOVE, host)
+            await self._requests.send(machine, Request.MOVE, host)
             return
         if machine.state is not State.UP:
             raise JitsuError(f"{vm.name} is {machine.state.value}; only a VM that is up moves")

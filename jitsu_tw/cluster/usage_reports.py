@@ -53,8 +53,9 @@ class UsageReporter:
         self._busy = False
 
     def start(self) -> None:
-        """Begin to tell."""
-        self._telling.start(TELL_EVERY, now=False)
+        """Begin to tell, if that has not begun."""
+        if not self._telling.running:
+            self._telling.start(TELL_EVERY, now=False)
 
     async def stop(self) -> None:
         """Tell everything, and nothing more."""

@@ -370,7 +370,7 @@ class Fleet:
     def stop_vm(self, name: str) -> Deferred[State]:
         """Stop a VM because a person wants it, also one that is held; fires with the state that it ended in."""
         if self.ownership.is_others(self.machines[name]):
-            return self.ownership.request(self.machines[name], Request.STOP)
+            return self.cluster.request(self.machines[name], Request.STOP)
         self.release_vm(name)
         self._sweep.rest(self.machines[name])
         return self._stop_if_it_can(self.machines[name], "stopped by hand")
@@ -388,7 +388,7 @@ class Fleet:
         Fires when it is up. If it cannot be started, it is not held.
         """
         if self.ownership.is_others(self.machines[name]):
-            self.ownership.request(self.machines[name], Request.HOLD)
+            self.cluster.request(self.machines[name], Request.HOLD)
             return self.start_vm(name)
         self._sweep.hold(self.machines[name])
         self.journal.hold(name, held=True)
@@ -401,7 +401,7 @@ class Fleet:
     def release_vm(self, name: str) -> None:
         """Let a VM that is held have a lease as any other; it begins now."""
         if self.ownership.is_others(self.machines[name]):
-            self.ownership.request(self.machines[name], Request.RELEASE)
+            self.cluster.request(self.machines[name], Request.RELEASE)
         if self.is_held(name):
             self._sweep.release(self.machines[name])
             self.journal.hold(name, held=False)
