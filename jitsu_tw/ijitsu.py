@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.errors import JitsuError
-    from jitsu_tw.rules.lifecycle import State
+    from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.settings import VM, Mode
 
 
@@ -191,6 +191,18 @@ class IReadiness(Interface):
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
 
 
+class IUsage(Interface):
+    """What counts the questions that are answered without the fleet."""
+
+    def taken() -> Iterable[tuple[str, Any, int, float]]:
+        """
+        Yield the uses since the last call.
+
+        Each is the name of a VM, what counts the uses of the name that was asked for (`Fleet.use_of`), how often that
+        was asked for, and when last, in seconds of the fleet's clock.
+        """
+
+
 class IStore(Interface):
     """The state: one tree of text (DESIGN, section 10): paths like ``jitsu/stats/<uuid>/start_ts`` and their values."""
 
@@ -306,11 +318,8 @@ class IMachine(Interface):
     def refuse(reason: str, kind: type[JitsuError]) -> None:
         """Fail those who wait for the VM, which is queued, with an error of *kind*; it is not started."""
 
-    def owner_failed(reason: str) -> None:
-        """Handle, in the queue, that the owner node could not start the VM."""
-
-    def owner_stops(reason: str) -> None:
-        """Wait for the owner node to stop the VM; clients that ask meanwhile wait, too."""
+    def feed(event: Event, reason: str) -> None:
+        """Handle one input of the table of states, because of *reason*."""
 
     def owner_keeps() -> None:
         """Handle that the VM is not to be stopped after all, or that it has no owner any more."""

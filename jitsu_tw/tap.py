@@ -172,7 +172,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(clocks.now),
+            WarmAnswers(clocks.now, settings.summon_from),
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,

@@ -122,7 +122,7 @@ class Jitsu:
         self.fleet = Fleet(
             settings, self.connections, store, clocks, partial(Membership, settings, None, LocalCoordinator(), clocks)
         )
-        self.warm = WarmAnswers(clock.seconds)
+        self.warm = WarmAnswers(clock.seconds, settings.summon_from)
         resolver = Chain([JitsuResolver(zones, self.fleet), ZoneAuthority(zones)])
         self.server = Server(resolver, self.warm, self.fleet, zones, wall=world.wall)
         self.ledger.begins(settings)
@@ -161,12 +161,10 @@ class Jitsu:
             ledger.waits(facts, 1)
             ledger.note(facts, f"asked by {host}, {machine.state.value}")
         failed = ledger.counts["refused"], ledger.counts["failed"]
-        warm = self.warm.get(octets, (host, port))
-        if warm is not None:
+        source = Source(host, port, proven=True)
+        if self.server.receive_warm(octets, source, lambda packet: self._answer(asked, summons, packet)):
             ledger.counts["warm"] += 1
-            self._answer(asked, summons, warm)
         elif self.process.alive:
-            source = Source(host, port, proven=True)
             self.server.receive(octets, source, lambda packet: self._answer(asked, summons, packet))
         if summons and may and self.process.alive and (ledger.counts["refused"], ledger.counts["failed"]) == failed:
             if not again and (up or not asked.joins):

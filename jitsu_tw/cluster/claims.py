@@ -29,7 +29,7 @@ from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import IOwnership, IPeer
 from jitsu_tw.rules import claims as rules
 from jitsu_tw.rules.claims import Action, Owner, Phase, View
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Claims:
             Action.CHANGE_OWNER: lambda machine, _: self._owner_changed(machine),
             Action.OWNER_READY: lambda machine, _: self._end_wait(machine, ready=True),
             Action.OWNER_SILENT: lambda machine, _: self._end_wait(machine, ready=False),
-            Action.OWNER_FAILED: lambda machine, why: machine.owner_failed(why),
-            Action.OWNER_STOPS: lambda machine, _: machine.owner_stops("to be stopped"),
+            Action.OWNER_FAILED: lambda machine, why: machine.feed(Event.FAIL, why),
+            Action.OWNER_STOPS: lambda machine, _: machine.feed(Event.OWNER_STOPS, "to be stopped"),
             Action.OWNER_KEEPS: lambda machine, _: machine.owner_keeps(),
             Action.REFUSE: lambda machine, why: machine.refuse(why, ClusterUnavailable),
         }

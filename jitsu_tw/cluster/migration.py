@@ -68,7 +68,7 @@ class Migration:
             await self._requests.send(machine, Request.MOVE, host)
             return
         if machine.state is not State.UP:
-            raise JitsuError(f"{vm.name} is {machine.state.value}; only a VM that is up moves")
+            raise JitsuError(f"{vm.name} is {machine.state.shown}; only a VM that is up moves")
         if host and host == pool.at(machine.uuid):
             return
         if host and host in pool.unreachable:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 
 from jitsu_tw.ijitsu import Request
-from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.rules.lifecycle import STOPS, State
 
 if TYPE_CHECKING:
     from jitsu_tw.cluster.cluster_state import ClusterState
@@ -33,6 +33,6 @@ class Requests:
 
     def moved(self, machine: IMachine) -> None:
         """Answer those who wait for the stop of *machine*, if its state ends that."""
-        if machine.state not in {State.UP, State.STOPPING, State.WAITING}:
+        if machine.state not in STOPS | {State.UP, State.WAITING}:
             for stopped in self._stopping.pop(machine.vm.name, ()):
                 stopped.callback(machine.state)

@@ -16,7 +16,7 @@ from twisted.internet.task import LoopingCall
 from jitsu_tw.cluster.background import begin
 from jitsu_tw.cluster.cluster_state import key
 from jitsu_tw.errors import ClusterUnavailable
-from jitsu_tw.rules.lifecycle import DOWN, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ class UsageReporter:
         """Note that *machine* was used here, at *when*, on the clock `now`; the others are told soon."""
         if when > self._told.get(machine.vm.name, 0.0):
             self._used[machine.vm.name] = max(when, self._used.get(machine.vm.name, 0.0))
-            if machine.state is State.STOPPING:
+            if machine.state in STOPS:
                 self.tell()
 
     def forget(self, machine: IMachine) -> None:

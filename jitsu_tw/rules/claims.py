@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from jitsu_tw.rules.lifecycle import DOWN, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ def entered(view: View) -> Iterator[Action]:
         yield Action.TELL_UP
         if view.refuses:
             yield Action.RELEASE_ALL
-    elif view.state is State.STOPPING and view.holds:
+    elif view.state in STOPS and view.holds:
         yield Action.TELL_ENDING
     yield Action.SETTLE
 

@@ -51,7 +51,7 @@ class Adoption:
 
     def is_another(self, machine: Machine) -> None:
         """Let *machine*, which turns out to be another VM than before, be nobody's until that one has been seen."""
-        machine.managed = False
+        machine.note(managed=False)
         self._unseen.add(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
         self._record.part(machine)
@@ -64,15 +64,15 @@ class Adoption:
             return  # its owner is known when this node is connected again
         is_new = self._ownership.is_own(machine) and old is not State.UP
         if self._ownership.is_known(machine) and not (is_new or self._dry_run):
-            machine.managed = True
-            self._sweep.adopt(machine, *self._ownership.times(machine))
+            machine.note(managed=True)
+            self._sweep.grant(machine, *self._ownership.times(machine), is_new=False)
         elif machine.managed:
             if not self._sweep.resume(machine, is_new=old is State.WAITING):
                 self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
-            machine.managed = True
+            machine.note(managed=True)
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
-            self._sweep.adopt(machine, used, started)
+            self._sweep.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
@@ -84,7 +84,7 @@ class Adoption:
     def went_down(self, machine: Machine, old: State) -> None:
         """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
         if old in {State.UP, State.WAITING}:
-            name, how = machine.vm.name, machine.state.value
+            name, how = machine.vm.name, machine.state.shown
             self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
         if machine.is_unsure:
             if old in CALLING:
@@ -102,6 +102,6 @@ class Adoption:
                 self._let_go(machine)
 
     def _let_go(self, machine: Machine) -> None:
-        machine.managed = False
+        machine.note(managed=False)
         self._unseen.discard(machine.vm.name)
         self._record.stopped(machine)

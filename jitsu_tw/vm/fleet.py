@@ -20,17 +20,18 @@ from twisted.names.dns import QUERY_TYPES
 from zope.interface import implementer
 
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IClusterEvents, Request
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Strategies
-from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import LET_GO, Adoption
 from jitsu_tw.vm.dependencies import Dependencies
+from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
@@ -40,7 +41,7 @@ from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from twisted.python.failure import Failure
 
@@ -50,12 +51,13 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
+    from jitsu_tw.vm.leases import LeaseStatus
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
 #: A VM in one of these states may have a lease, which is suspended while the VM stops or its guest reboots.
-LEASED: Final = frozenset({State.UP, State.STOPPING, State.WAITING})
+LEASED: Final = STOPS | {State.UP, State.WAITING}
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
@@ -96,7 +98,8 @@ class Fleet:
     ) -> None:
         """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
         self._settings = settings
-        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.reactor, self.now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.answer_by = settings.answer_by
         self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
@@ -105,21 +108,16 @@ class Fleet:
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, self.reactor, self._signs.port, self, secret)
         self._groups = Dependencies(self.machines)
         self.cluster = make_cluster(self.machines, self)
         self.ownership = self.cluster.ownership
-        self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
-        self._record.gather = self.gather
-        self.inventory = Inventory(
-            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
-            self._removed_moved,
-        )
-        self.inventory.on_found = self._found
-        self.inventory.on_change = self.standins.changed
-        self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.ownership)
+        self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self.gather)
+        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
+        self._health = HealthChecks(clocks, self._signs.port, self.ownership)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._health)
+        self._wakeups = self._sweep.wakeups
         self._adoption = Adoption(self._record, self._sweep, self.ownership, clocks, dry_run=settings.dry_run)
-        self.inventory.on_other = self._adoption.is_another
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, tuple[bytes, bool]] = {}
         self._policy = Policy(
@@ -138,19 +136,9 @@ class Fleet:
         for vm in settings.vms:
             self.enlist(vm)
 
-    def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        return self.standins.signs(vm, self._signs.of(vm, self.inventory.backend_for(vm)))
-
-    def _machine(self, vm: VM) -> Machine:
-        return Machine(
-            vm,
-            self.inventory.backend_for(vm),
-            self._signs_of(vm),
-            self,
-            self._reactor,
-            self._now,
-            self._settings.answer_by,
-        )
+    def readiness(self, machine: Machine) -> Sequence[IReadiness]:
+        """Return the strategies that tell when the guest of *machine* is ready."""
+        return self.standins.signs(machine.vm, self._signs.of(machine.vm, machine.backend))
 
     # Beginning and end.
 
@@ -188,20 +176,20 @@ class Fleet:
         """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
-            machine = self.machines[vm.name] = self._machine(vm)
+            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)  # type: ignore[arg-type]
             self._adoption.enlist(machine)
             self.journal.states[machine.state] += 1
         else:
             self._groups.forget(machine)
             self.standins.forget(machine)
-            machine.become(vm, self._signs_of(vm))
+            machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
         self.standins.enlist(machine)
         return machine
 
-    def _enlist_removed(self, vm: VM) -> Machine:
+    def enlist_removed(self, vm: VM) -> Machine:
         """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
         hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
         name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
@@ -209,7 +197,7 @@ class Fleet:
         machine.problem(Problem.REMOVED, IS_REMOVED)
         return machine
 
-    def _removed_moved(self, machine: Machine) -> None:
+    def removed_moved(self, machine: Machine) -> None:
         """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
         if self.machines.get(machine.vm.name) is not machine:
             return
@@ -232,14 +220,14 @@ class Fleet:
         """
         self.release_vm(machine.vm.name)
         while not self.ownership.is_others(machine) and (
-            machine.state is State.STOPPING or (machine.managed and machine.state in WANTED)
+            machine.state in STOPS or (machine.managed and machine.state in WANTED)
         ):
             if await self._stop_if_it_can(machine, reason) is State.UP:
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
         self.gather()
-        machine.gone(reason)
+        machine.lose(reason, NoSuchVM)
         self.journal.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
@@ -278,7 +266,7 @@ class Fleet:
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
-        if not machine.booting_for(asker):
+        if not machine.joins(asker):
             self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
@@ -305,7 +293,7 @@ class Fleet:
         if all(one.joinable for one in self._groups.down(machine)):
             return None
         free = self._starts_nothing(machine)
-        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
+        verdict = self._policy.admit(source, self.now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
             self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
@@ -316,7 +304,7 @@ class Fleet:
         """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
         ready = machine.summon(asker)
         if machine.state in ACTIVATING:
-            self.ownership.note_use(machine, self._now())  # its owner may be gone when it is up
+            self.ownership.note_use(machine, self.now())  # its owner may be gone when it is up
         if ready.called or not self.standins.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
@@ -337,13 +325,13 @@ class Fleet:
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
-            return self._would_end.get(machine.vm.name, -inf) > self._now()
+            return self._would_end.get(machine.vm.name, -inf) > self.now()
         lost = self.inventory.why_lost(machine.backend) or self.ownership.refusal
         return machine.is_resting or machine.is_lost or bool(lost)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
-        name, now = machine.vm.name, self._now()
+        name, now = machine.vm.name, self.now()
         self._count(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
@@ -372,7 +360,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             return self.cluster.request(self.machines[name], Request.STOP)
         self.release_vm(name)
-        self._sweep.rest(self.machines[name])
+        self._wakeups.stopped(self.machines[name])
         return self._stop_if_it_can(self.machines[name], "stopped by hand")
 
     def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
@@ -390,7 +378,7 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.cluster.request(self.machines[name], Request.HOLD)
             return self.start_vm(name)
-        self._sweep.hold(self.machines[name])
+        self._wakeups.hold(self.machines[name])
         self.journal.hold(name, held=True)
         return self.start_vm(name).addErrback(self._not_held, name)
 
@@ -403,12 +391,12 @@ class Fleet:
         if self.ownership.is_others(self.machines[name]):
             self.cluster.request(self.machines[name], Request.RELEASE)
         if self.is_held(name):
-            self._sweep.release(self.machines[name])
+            self._wakeups.release(self.machines[name])
             self.journal.hold(name, held=False)
 
     def is_held(self, name: str) -> bool:
         """Say whether a person holds the VM *name*."""
-        return self._sweep.is_held(name)
+        return self._wakeups.is_held(name)
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
@@ -430,7 +418,8 @@ class Fleet:
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
-        return self._sweep.left(machine.vm.name)
+        status = self._sweep.status(machine)
+        return None if status is None else status.left
 
     def is_needed(self, machine: Machine) -> bool:
         """Say whether a VM that is not down needs *machine*."""
@@ -441,13 +430,13 @@ class Fleet:
         """Whether what is remembered reaches the state."""
         return self._record.is_written
 
-    def keeps(self, machine: Machine) -> str:
-        """Return in words what keeps *machine* up; nothing if it has no lease."""
-        return self._sweep.keeps(machine)
+    def lease_status(self, machine: Machine) -> LeaseStatus | None:
+        """Return until when *machine* is kept, and why; None if it has no lease."""
+        return self._sweep.status(machine)
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
-        return max(0.0, machine.retry_at - self._now()) if machine.is_resting else 0.0
+        return max(0.0, machine.failures.retry_at - self.now()) if machine.is_resting else 0.0
 
     @property
     def leases(self) -> int:
@@ -457,7 +446,7 @@ class Fleet:
     @property
     def held(self) -> int:
         """How many VMs a person holds."""
-        return self._sweep.held
+        return self._wakeups.held
 
     @property
     def keepers(self) -> Callable[[str], bool] | None:
@@ -466,13 +455,13 @@ class Fleet:
 
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
-        self._sweep.check(self.machines[name])
+        self._health.check(self.machines[name])
 
     # Use.
 
     def gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        count, machines, zero = self._record.count, self.machines, self._wall() - self._now()
+        count, machines, zero = self._record.count, self.machines, self._wall() - self.now()
         for name, use, times, last in self.uses():
             self.ownership.note_use(machines[name], last)
             count(name, use, times, zero + last)
@@ -484,7 +473,7 @@ class Fleet:
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
-        machine.managed = True
+        machine.note(managed=True)
         self._sweep.renew(machine)
 
     # What the machines tell (`machine.MachineContext`).
@@ -539,7 +528,7 @@ class Fleet:
         if machine is not None and self._sweep.lease(name) is None:
             self._adoption.came_up(machine, State.UP)
         elif machine is not None:
-            self._sweep.pass_on(machine, *self.ownership.times(machine))
+            self._sweep.owner_changed(machine, *self.ownership.times(machine))
 
     def used(self, name: str, when: float) -> None:
         """Renew the lease of the VM, which was used through another node at *when*."""
@@ -597,7 +586,7 @@ class Fleet:
         self.ownership.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self._reactor.callLater(0, self._removed_moved, machine)
+            self.reactor.callLater(0, self.removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
@@ -605,8 +594,8 @@ class Fleet:
         for need in self._groups.needs(machine):
             if need.managed:
                 self._sweep.renew(need)
-        if old in {State.UP, State.STOPPING, State.UNKNOWN}:
-            self._sweep.went_down(machine)
+        if old in STOPS | {State.UP, State.UNKNOWN}:
+            self._wakeups.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
@@ -631,11 +620,21 @@ class Fleet:
         """Return whether another node owns *machine*."""
         return self.ownership.is_others(machine)
 
-    async def _found(self, machine: Machine) -> None:
+    # What the inventory reports (`inventory.InventoryObserver`).
+
+    def hinted(self, machine: Machine) -> None:
+        """Tell Synjitsu's side that a hypervisor has sent an event for *machine*."""
+        self.standins.changed(machine)
+
+    def replaced(self, machine: Machine) -> None:
+        """Disown *machine*, whose name another VM has now."""
+        self._adoption.is_another(machine)
+
+    async def found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
         await self.standins.learn(machine)
         if not self._settings.dry_run:
-            self._sweep.keep_times(machine)
+            self._wakeups.watch(machine)
 
 
 def _type(question: Question) -> str:

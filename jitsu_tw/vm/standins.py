@@ -242,7 +242,7 @@ class StandInControl(StandIns):
 
     def moved(self, machine: Machine, old: State) -> None:
         """Announce, hand over or withdraw *machine*, which has left the state *old*."""
-        if machine.boots_instead:
+        if machine.boots_again:
             return  # its packets are held on, and are announced for that boot
         if old is State.UP and machine.state is State.WAITING:
             self._heard.pop(machine.vm.name, None)  # its guest has rebooted itself

@@ -235,7 +235,7 @@ class SharingTests(SynchronousTestCase):
         place.guest.sent = 0
         place.nodes[0].ask()
         place.run(10.3, 0.05)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         place.guest.sent = 1000
         place.run(5.0, 0.05)
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
@@ -245,7 +245,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=10.0))
         place.nodes[0].ask()
         place.run(10.3)
-        self.assertEqual([State.UP, State.STOPPING, State.STOPPING], [node.state() for node in place.nodes])
+        self.assertEqual([State.UP, State.OWNER_STOPPING, State.OWNER_STOPPING], [node.state() for node in place.nodes])
         place.nodes[1].ask()
         place.run(0.2)
         self.assertEqual([True], place.nodes[1].answers)
@@ -306,7 +306,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=10.0), answer_by=5.0)
         place.nodes[0].ask()
         place.run(10.3)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         for node in place.nodes:
             node.coordinator.cut()
         place.nodes[1].ask()
@@ -643,7 +643,7 @@ class HostsTests(SynchronousTestCase):
         hosts, left = place.nodes[1].pool, place.hosts["left"]
         hosts.lost(left, "the cable is out")
         place.run(4.5, 0.05)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         place.run(4.0, 0.05)
         self.assertEqual([], place.running())
         hosts.connected(left)

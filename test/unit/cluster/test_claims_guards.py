@@ -16,7 +16,7 @@ from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.cluster.starts import Starts
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import Request
-from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.rules.lifecycle import Event, State
 from jitsu_tw.settings import STARTS_WITHIN, Settings
 from test.support import EPOCH, vm
 
@@ -44,9 +44,9 @@ class FakeMachine:
         self.told: list[str] = []
         self.looks: Callable[[], object] = lambda: None
 
-    def owner_stops(self, reason: str) -> None:
+    def feed(self, event: Event, reason: str) -> None:
         """Remember it."""
-        self.told.append(f"stops: {reason}")
+        self.told.append(f"{event.value}: {reason}")
 
     def owner_keeps(self) -> None:
         """Remember it."""
@@ -55,10 +55,6 @@ class FakeMachine:
     def refuse(self, reason: str, _: type[Exception]) -> None:
         """Remember it."""
         self.told.append(f"refuse: {reason}")
-
-    def owner_failed(self, reason: str) -> None:
-        """Remember it."""
-        self.told.append(f"fail: {reason}")
 
     def look(self, reason: str) -> Deferred[None]:
         """Remember it; the VM is found as *looks* makes it."""
@@ -556,7 +552,7 @@ class HeardTests(ClaimsTestCase):
         failed = {"node": "ns3", "is": "failed", "why": "its disk is busy"}
         self.check(State.QUEUED, {"node": "ns3", "is": "starting"}, [], [])
         self.check(State.QUEUED, {"node": "ns3", "is": "up"}, [], ["keeps"])
-        self.check(State.UP, {"node": "ns3", "is": "ending"}, ["owner"], ["stops: to be stopped"])
+        self.check(State.UP, {"node": "ns3", "is": "ending"}, ["owner"], ["owner stops: to be stopped"])
         self.check(State.UP, {"node": "ns3", "is": "up"}, ["owner"], ["keeps"])
         self.check(State.STOPPING, failed, [], [])
         self.check(State.QUEUED, None, ["free"], ["keeps"])
@@ -643,7 +639,7 @@ class HeardTests(ClaimsTestCase):
         cases: tuple[tuple[State, Any, list[str], list[str]], ...] = (
             (State.QUEUED, None, ["free"], []),
             (State.UP, starting, ["owner"], []),
-            (State.UP, ending, ["owner"], ["stops: to be stopped"]),
+            (State.UP, ending, ["owner"], ["owner stops: to be stopped"]),
             (State.STOPPING, ending, [], []),
             (State.OFF, starting, [], []),
         )

@@ -15,15 +15,8 @@ from jitsu_tw import slices
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.control.describe import duration, ordinal
 from jitsu_tw.control.files import openapi
-from jitsu_tw.control.web import (
-    ASK_WITHIN,
-    LONGEST_BODY,
-    MOST_CONNECTIONS,
-    MOST_FROM_ONE,
-    READ_WITHIN,
-    SLICE,
-    Rows,
-)
+from jitsu_tw.control.routes import SLICE, Rows
+from jitsu_tw.control.web import ASK_WITHIN, LONGEST_BODY, MOST_CONNECTIONS, MOST_FROM_ONE, READ_WITHIN
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.rules.lifecycle import State
@@ -107,6 +100,10 @@ class PagesTests(SynchronousTestCase):
         desk = Desk(vm())
         desk.fleet.stop_vm = lambda _: fail(ZeroDivisionError())  # type: ignore[method-assign,assignment]
         answer = desk.post("/v1/vms/www/stop")
+        self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
+        self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
+        desk.fleet.trouble = lambda: str(1 / 0)
+        answer = desk.ask("/healthz")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
 
@@ -208,7 +205,7 @@ class PagesTests(SynchronousTestCase):
             ("GET", "/nothing", 404, "there is nothing here"), ("GET", "/v1", 404, "there is nothing here"),
             ("GET", "/v1/", 404, "there is nothing here"), ("POST", "/v1", 404, "there is nothing here"),
             ("GET", "/v1/vms/nobody", 404, nobody), ("POST", "/v1/vms/nobody/start", 404, nobody),
-            ("GET", "/v1/vms/%00", 404, nobody), ("GET", "/v1/vms/../../etc/passwd", 404, nobody),
+            ("GET", "/v1/vms/%00", 404, nobody), ("GET", "/v1/vms/../../etc/passwd", 404, "there is nothing here"),
             ("GET", "/v1/reload", 405, "this takes POST"), ("POST", "/", 405, "this takes GET, HEAD"),
             ("DELETE", "/v1/vms/www", 405, "this takes GET, HEAD"), ("PUT", "/metrics", 405, "this takes GET, HEAD"),
         ):

@@ -79,7 +79,9 @@ class EnteredTests(SynchronousTestCase):
             a_view(State.UP, THIS, refuses=True): [Action.TELL_UP, Action.RELEASE_ALL],
             a_view(State.UP, OTHER, refuses=True): [],
             a_view(State.STOPPING, THIS): [Action.TELL_ENDING],
+            a_view(State.RESTARTING, THIS): [Action.TELL_ENDING],
             a_view(State.STOPPING, OTHER): [],
+            a_view(State.OWNER_STOPPING, OTHER, Phase.ENDING): [],
             a_view(State.WAITING, THIS): [],
             a_view(State.UNKNOWN, THIS): [],
         }

@@ -23,8 +23,8 @@ from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from jitsu_tw.vm.machine import WRITTEN_WITHIN
 from jitsu_tw.vm.standins import LATE_BY, REFUSES_FOR, StandInControl
+from jitsu_tw.vm.steps import WRITTEN_WITHIN
 from test.support import EPOCH, World, alone, question, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
