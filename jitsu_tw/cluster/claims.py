@@ -104,7 +104,7 @@ class Claims:
             Action.FORGET: lambda machine, _: self._forget_run(machine),
             Action.TELL_UP: lambda machine, _: begin(state.tell(machine, Phase.UP)),
             Action.TELL_ENDING: lambda machine, _: begin(state.tell(machine, Phase.ENDING)),
-            Action.REPORT_USE: lambda _machine, _: self._usage.tell(),
+            Action.REPORT_USE: lambda _machine, _: self._usage.report(),
             Action.CHANGE_OWNER: lambda machine, _: self._owner_changed(machine),
             Action.OWNER_READY: lambda machine, _: self._end_wait(machine, ready=True),
             Action.OWNER_SILENT: lambda machine, _: self._end_wait(machine, ready=False),
@@ -290,7 +290,7 @@ class Claims:
         """Handle that the facts are known, for the first time or again: look at all VMs anew."""
         self._enlist()
         self._usage.start()
-        self._usage.tell()
+        self._usage.report()
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
