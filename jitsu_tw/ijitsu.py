@@ -552,5 +552,8 @@ class IPlacement(Interface):
     def is_drained(host: str) -> bool:
         """Return whether nothing new is to be started on *host*."""
 
+    def take_wanted(vm: VM) -> str | None:
+        """Return the host to be preferred to all others at the next start of *vm*, and prefer none after that."""
+
     def reach_changed(host: str) -> None:
         """Handle that *host* was lost, or is connected."""

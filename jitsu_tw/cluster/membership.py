@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from jitsu_tw.backends.pool import Pool
 from jitsu_tw.cluster.alone import Alone
 from jitsu_tw.cluster.background import begin
 from jitsu_tw.cluster.claims import Claims, is_up
@@ -26,7 +27,6 @@ from jitsu_tw.rules.lifecycle import State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
     from jitsu_tw.settings import Settings
@@ -63,10 +63,10 @@ class Membership:
             machines: all VMs, by name.
             events: is told what concerns the VMs.
         """
-        self._settings, self._pool, self._now = settings, pool, clocks.now
+        self._settings, self._pool, self._now = settings, Pool({}) if pool is None else pool, clocks.now
         self._machines, self._events = machines, events
         self._state = ClusterState(coordinator)
-        self._hosts = Hosts(pool, self._state)
+        self._hosts = Hosts(self._pool, self._state)
         self._requests = Requests(self._state)
         self.ownership: Alone | Claims
         self._starts: LocalStarts | Starts
@@ -77,11 +77,10 @@ class Membership:
             self.ownership = Claims(
                 self._state, self._starts, self._hosts, self._requests, clocks, machines, events
             )
-        self._migration = Migration(pool, machines, self.ownership, self._requests)
-        self._fencing: Fencing | None = None
-        if pool is not None:
-            self._fencing = Fencing(pool, self._state, self.ownership, machines, settings, clocks.reactor)
-            pool.follow(Placement(self._state, self._starts, self._fencing, machines, events, clocks.wall))
+        self._fencing = Fencing(self._pool, self._state, self.ownership, machines, settings, clocks.reactor)
+        placement = Placement(self._state, self._starts, self._fencing, machines, events, clocks.wall)
+        self._pool.follow(placement)
+        self._migration = Migration(self._pool, placement, machines, self.ownership, self._requests)
 
     # `ijitsu.ICluster`.
 
@@ -94,8 +93,7 @@ class Membership:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._fencing is not None:
-            self._fencing.stop()
+        self._fencing.stop()
         await self.ownership.stop()
         await self._state.coordinator.stop()
 
@@ -127,8 +125,6 @@ class Membership:
     def hosts(self) -> list[HostStatus]:
         """All hosts, in the order of the configuration."""
         pool = self._pool
-        if pool is None:
-            return []
         up = Counter(pool.at(machine.uuid) for machine in self._machines.values() if machine.state is State.UP)
         return [
             HostStatus(
@@ -182,7 +178,7 @@ class Membership:
             self._drained(*name.partition("/")[::2])
         elif kind == "news":
             self._events.configuration_published(value or "")
-        elif kind == "dead" and self._fencing is not None:
+        elif kind == "dead":
             self._fencing.told(name, fenced=value is not None)
 
     def _drained(self, kind: str, name: str) -> None:

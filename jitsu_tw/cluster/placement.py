@@ -48,6 +48,7 @@ class Placement:
         """
         self._state, self._starts, self._fencing = state, starts, fencing
         self._machines, self._events, self._wall = machines, events, wall
+        self._wanted: dict[str, str] = {}
 
     def _machine(self, vm: VM) -> IMachine | None:
         """Return the machine of *vm*, if its uuid is known."""
@@ -83,6 +84,17 @@ class Placement:
     def is_drained(self, host: str) -> bool:
         """Return whether nothing new is to be started on *host*."""
         return self._state.is_drained("hosts", host)
+
+    def want(self, vm: VM, host: str | None) -> None:
+        """Prefer *host* to all others at the next start of *vm*, once; None: prefer none."""
+        if host is None:
+            self._wanted.pop(vm.name, None)
+        else:
+            self._wanted[vm.name] = host
+
+    def take_wanted(self, vm: VM) -> str | None:
+        """Return the host to be preferred at the next start of *vm*, and prefer none after that."""
+        return self._wanted.pop(vm.name, None)
 
     def reach_changed(self, host: str) -> None:
         """Handle that *host* was lost, or is connected."""
