@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.ijitsu import IMachine
+    from jitsu_tw.rules.lifecycle import State
 
 
 @implementer(IOwnership, IPeer)
@@ -59,10 +60,11 @@ class Alone:
     def withdraw_stop(self, machine: IMachine) -> None:
         """Return: no stop was announced."""
 
-    def moved(self, machine: IMachine) -> None:
+    def moved(self, machine: IMachine, old: State) -> None:
         """Return: no other node need know."""
 
-    forget = moved
+    def forget(self, machine: IMachine) -> None:
+        """Return: no other node need know."""
 
     def release(self, which: Callable[[IMachine], bool], why: str) -> None:
         """Return: there is no other node to adopt a VM."""

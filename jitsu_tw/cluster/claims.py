@@ -240,7 +240,7 @@ class Claims:
         if self._notices.drop(machine):
             begin(self._state.tell(machine, Phase.UP))
 
-    def moved(self, machine: IMachine) -> None:
+    def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
         """Handle that *machine* has entered another state."""
         if machine.state is State.STARTING and not self._hosts.has(machine):  # else its hosts choose one, and record it
             begin(self._starts.record(machine))

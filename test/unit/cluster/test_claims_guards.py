@@ -169,10 +169,10 @@ class ConditionTests(ClaimsTestCase):
         """Nothing that a node writes of a VM touches what its next owner has written: each write has a condition."""
         ask = json.dumps({"do": "hold", "word": "", "by": "ns2"})
         steps: dict[str, tuple[State, Callable[[Node, Any], object]]] = {
-            "it is off": (State.OFF, lambda node, machine: node.claims.moved(machine)),
-            "its start has failed": (State.FAILED, lambda node, machine: node.claims.moved(machine)),
-            "it is up": (State.UP, lambda node, machine: node.claims.moved(machine)),
-            "it stops": (State.STOPPING, lambda node, machine: node.claims.moved(machine)),
+            "it is off": (State.OFF, lambda node, machine: node.claims.moved(machine, State.UNKNOWN)),
+            "its start has failed": (State.FAILED, lambda node, machine: node.claims.moved(machine, State.UNKNOWN)),
+            "it is up": (State.UP, lambda node, machine: node.claims.moved(machine, State.UNKNOWN)),
+            "it stops": (State.STOPPING, lambda node, machine: node.claims.moved(machine, State.UNKNOWN)),
             "it is no more": (State.OFF, lambda node, machine: node.claims.forget(machine)),
             "it is placed": (State.STARTING, lambda node, machine: node.starts.record(machine, "left")),
             "it runs elsewhere": (State.UP, lambda node, machine: node.starts.seen_on(machine, "left")),
@@ -207,11 +207,11 @@ class ConditionTests(ClaimsTestCase):
         self.assertEqual("left", json.loads(self.table.facts[RUNS])["host"])
         for state, word in ((State.UP, "up"), (State.STOPPING, "ending")):
             self.node.machine.state = state
-            self.node.claims.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine, State.UNKNOWN)
             self.run_for(0.1)
             self.assertEqual(word, self.says())
         self.node.machine.state = State.OFF
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertEqual([], [key for key in self.table.facts if key.endswith("/www")])
 
@@ -266,7 +266,7 @@ class ProofTests(ClaimsTestCase):
         self.table.change({"drained/nodes/ns1": "by hand"})
         self.run_for(0.1)
         self.node.machine.state = State.UP
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
         self.node.machine.state = State.QUEUED
@@ -303,7 +303,7 @@ class ReleaseTests(ClaimsTestCase):
         self.claim(State.FAILED)
         said: list[str | None] = []
         self.patch(self.other, "speaker_changed", lambda _: said.append(self.other.coordinator.facts.get(CLAIM)))
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         failed, released = said
         self.assertEqual({"node": "ns1", "is": "failed", "why": "it did not boot"}, json.loads(failed or ""))
@@ -312,7 +312,7 @@ class ReleaseTests(ClaimsTestCase):
     def test_started_again(self) -> None:
         """A VM that is to be started again when its failure has been told keeps its claim."""
         self.claim(State.FAILED)
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.node.machine.state = State.QUEUED
         self.run_for(1.0)
         self.assertTrue(self.node.claims.is_own(self.node.machine))
@@ -324,7 +324,7 @@ class ReleaseTests(ClaimsTestCase):
             runs = json.dumps({"since": EPOCH + self.clock.seconds() - age, "host": "left"})
             self.table.change({RUNS: runs})
             self.claim(State.OFF)
-            self.node.claims.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine, State.UNKNOWN)
             self.run_for(0.1)
             self.assertNotIn(CLAIM, self.table.facts)
             self.assertEqual(is_kept, RUNS in self.table.facts, age)
@@ -334,12 +334,12 @@ class ReleaseTests(ClaimsTestCase):
         self.claim(State.STARTING)
         self.node.starts.record(self.node.machine, "left")
         self.node.machine.state = State.OFF
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertNotIn(RUNS, self.table.facts)
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.claim(State.OFF)
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertIn(RUNS, self.table.facts)
 
@@ -348,7 +348,7 @@ class ReleaseTests(ClaimsTestCase):
         self.claim(State.UP)
         for state in (State.UNKNOWN, State.FAILED):
             self.node.machine.state, self.node.machine.is_unsure = state, True
-            self.node.claims.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine, State.UNKNOWN)
             self.run_for(1.0)
             self.assertTrue(self.node.claims.is_own(self.node.machine))
 
@@ -377,14 +377,14 @@ class ReleaseTests(ClaimsTestCase):
         for age in (0.0, STARTS_WITHIN - 5.0):
             self.write(RUNS, {"since": now - age, "host": "left"})
             for _ in range(3):
-                self.node.claims.moved(self.node.machine)
+                self.node.claims.moved(self.node.machine, State.UNKNOWN)
             self.run_for(1.0)
             self.assertEqual([], claims)
         self.run_for(STARTS_WITHIN + 1.0)
         self.assertNotIn(RUNS, self.table.facts)
         self.assertEqual(["ns1"], claims)
         self.write(RUNS, {"since": now - 2 * STARTS_WITHIN, "host": "left"})
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertNotIn(RUNS, self.table.facts)
 
@@ -392,7 +392,7 @@ class ReleaseTests(ClaimsTestCase):
         """What another node has written of its start is its own to remove."""
         self.claim(State.STARTING, self.other)
         self.write(RUNS, {"since": EPOCH + self.clock.seconds() - 2 * STARTS_WITHIN, "host": "left"})
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.run_for(STARTS_WITHIN + 1.0)
         self.assertIn(RUNS, self.table.facts)
 
@@ -421,7 +421,7 @@ class ReleaseTests(ClaimsTestCase):
         """At the end of a node nothing of it is left to happen."""
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.run_for(0.1)
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         stopped = Deferred.fromCoroutine(self.node.claims.stop())
         self.run_for(0.1)
         self.successResultOf(stopped)
@@ -455,7 +455,7 @@ class EndTests(ClaimsTestCase):
         """A notice holds for one end: not for the next one, not after a use, and not after the node was cut off."""
         def goes_down() -> None:
             self.node.machine.state = State.OFF
-            self.node.claims.moved(self.node.machine)
+            self.node.claims.moved(self.node.machine, State.UNKNOWN)
             self.run_for(0.1)
             self.claim(State.UP)
 
@@ -486,7 +486,7 @@ class EndTests(ClaimsTestCase):
     def test_together_again(self) -> None:
         """After a node was cut off, it gives no notice before the other nodes could tell what was used meanwhile."""
         self.claim(State.UP)
-        self.node.claims.moved(self.node.machine)
+        self.node.claims.moved(self.node.machine, State.UNKNOWN)
         self.node.coordinator.cut()
         self.run_for(4.6)
         self.node.coordinator.heal()
@@ -510,10 +510,10 @@ class EndTests(ClaimsTestCase):
         self.assertIs(State.UP, self.successResultOf(held))
         for state in (State.STOPPING, State.UP, State.WAITING):
             self.other.machine.state = state
-            self.other.claims.moved(self.other.machine)
+            self.other.claims.moved(self.other.machine, State.UNKNOWN)
             self.assertNoResult(stopped)
         self.other.machine.state = State.OFF
-        self.other.claims.moved(self.other.machine)
+        self.other.claims.moved(self.other.machine, State.UNKNOWN)
         self.assertIs(State.OFF, self.successResultOf(stopped))
 
     def test_used_elsewhere(self) -> None:
@@ -661,7 +661,7 @@ class HeardTests(ClaimsTestCase):
             self.setUp()
             self.claim(State.UP)
             if how == "up":
-                self.node.claims.moved(self.node.machine)
+                self.node.claims.moved(self.node.machine, State.UNKNOWN)
                 self.run_for(0.1)
             puts: list[Any] = []
             put = self.node.coordinator.put
@@ -696,7 +696,7 @@ class SharedTests(ClaimsTestCase):
         self.table.change({CLAIM: None})
         self.run_for(0.1)
         self.assertTrue(claims.is_known(machine))
-        claims.moved(machine)  # it is seen down
+        claims.moved(machine, State.UNKNOWN)  # it is seen down
         self.assertFalse(claims.is_known(machine))
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.run_for(0.1)
@@ -716,11 +716,11 @@ class SharedTests(ClaimsTestCase):
         """A VM that is up, and whose owner is gone, is adopted; one of a stranger, or of another node, is not."""
         machine, claims = self.node.machine, self.node.claims
         machine.state = State.UP
-        claims.moved(machine)
+        claims.moved(machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
         self.claim(State.UP, self.other)
-        claims.moved(machine)
+        claims.moved(machine, State.UNKNOWN)
         self.run_for(0.1)
         self.assertIs(self.other.coordinator, self.table.owners[CLAIM])
         self.other.machine.state = State.UNKNOWN  # it adopts nothing
@@ -758,7 +758,7 @@ class SharedTests(ClaimsTestCase):
         self.table.change({f"claims/{machine.vm.name}": None for machine in machines})
         self.run_for(0.2)
         for machine in machines:
-            self.node.claims.moved(machine)
+            self.node.claims.moved(machine, State.UNKNOWN)
         self.run_for(5.0)
         self.assertEqual(ADOPTS_AT_ONCE, most)
         self.assertEqual({1}, {machine.told.count("looked at") for machine in machines})

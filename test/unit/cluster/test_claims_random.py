@@ -112,12 +112,12 @@ class Chaos:
         node, name = node or self.random.choice(self.place.nodes), name or self.random.choice(NAMES)
         if node.reactor.alive:
             host = f"192.0.{self.random.randrange(256)}.{self.random.randrange(256)}"
-            node.fleet.summon(name, question(name, host)).addBoth(self._answered, node, name)
+            node.fleet.summons.summon(name, question(name, host)).addBoth(self._answered, node, name)
 
     def _answered(self, result: Any, node: Node, name: str) -> None:
         is_up = result is True and node.state(name) is State.UP
         # A node that is not connected yet answers like one that is cut off: it cannot tell the owner in time.
-        can_tell = node.fleet.ownership.connected and node.name not in self.cut_off
+        can_tell = node.fleet.cluster.ownership.connected and node.name not in self.cut_off
         if is_up and node.reactor.alive and can_tell:
             self.uses.append((self.now, node.name, name))
 
@@ -210,7 +210,7 @@ class Chaos:
         node, name = self.random.choice(self.place.nodes), self.random.choice(NAMES)
         if node.reactor.alive:
             self.by_hand[name] = self.now
-            node.fleet.stop_vm(name).addErrback(lambda _: None)
+            node.fleet.operator.stop(name).addErrback(lambda _: None)
 
     def move(self) -> None:
         """Move a VM, as a person does."""
