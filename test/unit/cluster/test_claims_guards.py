@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
@@ -18,7 +18,7 @@ from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import Request
 from jitsu_tw.rules.lifecycle import Event, State
 from jitsu_tw.settings import STARTS_WITHIN, Settings
-from test.support import EPOCH, vm
+from test.support import EPOCH, BoundedClock, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ class Node:
         requests: what it was asked for.
     """
 
-    def __init__(self, name: str, clock: Clock, table: Table, others: int = 0) -> None:
+    def __init__(self, name: str, clock: BoundedClock, table: Table, others: int = 0) -> None:
         """Connect."""
         self.machine: Any = FakeMachine()
         self.machines: dict[str, Any] = {"www": self.machine}
@@ -127,7 +127,7 @@ class ClaimsTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin long after the nodes have joined."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.node, self.other = (Node(name, self.clock, self.table) for name in ("ns1", "ns2"))

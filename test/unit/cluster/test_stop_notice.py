@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.stop_notice import NOTICE, SWIFT, StopNotices
 from jitsu_tw.errors import ClusterUnavailable
-from test.support import vm
+from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -29,7 +29,7 @@ class NoticeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin with nobody who has notice; the other nodes hear a message after `takes` seconds, in their order."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.takes: list[float] = []
         self.said: list[float] = []
         self.is_ours, self.is_cut_off = True, False

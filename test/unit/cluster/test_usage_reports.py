@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
@@ -13,7 +12,7 @@ from jitsu_tw.cluster.cluster_state import ClusterState
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.usage_reports import GATHER_SHARE, REPORT_EVERY, REPORT_SHARE, UsageReporter
 from jitsu_tw.rules.lifecycle import State
-from test.support import EPOCH, vm
+from test.support import EPOCH, BoundedClock, vm
 
 IDLE = 80.0
 
@@ -31,7 +30,7 @@ class UsageTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin connected."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.coordinator = MemoryCoordinator("ns1", self.table)
