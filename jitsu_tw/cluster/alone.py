@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
-from jitsu_tw.ijitsu import IOwnership, IPeer
+from jitsu_tw.ijitsu import IOwnership
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.lifecycle import State
 
 
-@implementer(IOwnership, IPeer)
+@implementer(IOwnership)
 class Alone:
     """All VMs are this node's."""
 
@@ -75,8 +75,8 @@ class Alone:
     def told(self, path: str, value: str | None, before: str | None) -> None:
         """Return: the facts are about hosts."""
 
-    def joined(self) -> None:
+    def connect(self) -> None:
         """Return: nothing was missed."""
 
-    def parted(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
         """Return: there is no node to lose."""

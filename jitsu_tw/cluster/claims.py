@@ -26,7 +26,7 @@ from jitsu_tw.cluster.stop_notice import ASK_AGAIN, StopNotices
 from jitsu_tw.cluster.usage_reports import UsageReporter
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
-from jitsu_tw.ijitsu import IOwnership, IPeer
+from jitsu_tw.ijitsu import IOwnership
 from jitsu_tw.rules import claims as rules
 from jitsu_tw.rules.claims import Action, Owner, Phase, View
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State
@@ -57,7 +57,7 @@ def is_up(machine: IMachine) -> bool:
     return machine.state is State.UP
 
 
-@implementer(IOwnership, IPeer)
+@implementer(IOwnership)
 class Claims:
     """What this node owns, and what it knows of the VMs of others."""
 
@@ -260,7 +260,7 @@ class Claims:
                 self._notices.drop(machine)
                 begin(self._state.remove(machine, "claims"))
 
-    # What the other nodes tell (`ijitsu.IPeer`).
+    # What the other nodes tell.
 
     def told(self, path: str, value: str | None, before: str | None) -> None:  # noqa: ARG002
         """Handle a fact that has changed."""
@@ -286,7 +286,7 @@ class Claims:
         actions = rules.claim_changed(self._view(machine, claim))
         self._follow(machine, actions, claim.get("why", "it did not start"))
 
-    def joined(self) -> None:
+    def connect(self) -> None:
         """Handle that the facts are known, for the first time or again: look at all VMs anew."""
         self._enlist()
         self._usage.start()
@@ -296,7 +296,7 @@ class Claims:
                 self._seen.discard(machine.vm.name)
             self._follow(machine, rules.connected(self._view(machine)))
 
-    def parted(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
         """Handle that the facts are not known any more: another node may own what this one did."""
         self._notices.clear()
         for machine in list(self._machines.values()):

@@ -204,9 +204,9 @@ class Membership:
     def joined(self) -> None:
         """Handle that the facts are known, for the first time or again."""
         self._state.connect(self._now())
-        self.ownership.joined()
+        self.ownership.connect()
 
     def parted(self, reason: str) -> None:
         """Handle that the facts are not known any more, because of *reason*."""
         self._state.lose(reason)
-        self.ownership.parted(reason)
+        self.ownership.lose(reason)
