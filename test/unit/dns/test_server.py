@@ -338,12 +338,14 @@ class WarmTests(ServerTestCase):
     def test_signed(self) -> None:
         """The answer to a signed question is signed for that question alone, and not kept."""
         octets = self.wire()
-        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.lease("www")
+        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.summons.lease("www")
         assert isinstance(query, Query)
         assert lease is not None
         self.warm.clear()
+        key = query.question.key
+        use = self.world.fleet.stats.use_of(self.world.machine(), key)
         for tsig, kept in ((len(octets), 0), (None, 1)):
-            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, query.question.key)
+            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, use, key)
             self.assertEqual(kept, len(self.warm.answers))
 
     def test_options(self) -> None:

@@ -250,7 +250,7 @@ class FailureTests(HostileTestCase):
     def test_pushed_again(self) -> None:
         """A branch that has become another request while it was read stays, and is read anew."""
         self.push(self.commit(GOOD), "a")
-        reading = Requests(self.store._history)
+        reading = Requests(self.store.history)
         request, other = reading.read("a"), self.commit(OTHER)
         assert request is not None
         self.push(other, "a")
