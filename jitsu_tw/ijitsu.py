@@ -413,14 +413,6 @@ class IOwnership(IObserver):
     def withdraw_stop(machine: IMachine) -> None:
         """Tell the other nodes that *machine* is kept, if its stop was announced."""
 
-    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
-        """
-        Ask the owner node of *machine*, another one, for something.
-
-        Returns:
-            (through the Deferred) the state of the machine; after a stop, when it has stopped.
-        """
-
     def forget(machine: IMachine) -> None:
         """Handle that *machine* is not in the configuration any more."""
 
@@ -480,6 +472,14 @@ class ICluster(Interface):
 
     def stop() -> Deferred[None]:
         """Tell the others the last uses, and give up all claims: the others adopt the VMs at once."""
+
+    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
+        """
+        Ask the owner node of *machine*, another one, for something.
+
+        Returns:
+            (through the Deferred) the state of the machine; after a stop, when it has stopped.
+        """
 
     def publish(commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
@@ -567,6 +567,9 @@ class IPlacement(Interface):
 
     def is_drained(host: str) -> bool:
         """Return whether nothing new is to be started on *host*."""
+
+    def take_wanted(vm: VM) -> str | None:
+        """Return the host to be preferred to all others at the next start of *vm*, and prefer none after that."""
 
     def reach_changed(host: str) -> None:
         """Handle that *host* was lost, or is connected."""
