@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from jitsu_tw.cluster.coordinator.connections import Connections, words
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Gateway:
         self._closed = True
         return self._leave()
 
+    @deferred
     async def ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to a call, such as ``kv/range``."""
         answer: dict[str, Any] = await self._signed(lambda: self._ask(call, body))

@@ -26,7 +26,7 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from jitsu_tw.cluster.coordinator import coordinator_for, etcd, kv
+from jitsu_tw.cluster.coordinator import coordinator_for, kv, space
 from jitsu_tw.cluster.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway
 from jitsu_tw.cluster.coordinator.kv import Fact, Keys, Mirror, encoded
@@ -375,7 +375,7 @@ class SpaceTests(EtcdCase):
 
     async def test_compacts(self) -> None:
         """History that is older than `HISTORY` is removed, and agreement goes on; a node that comes later joins."""
-        self.patch(etcd, "HISTORY", 0.0)
+        self.patch(space, "HISTORY", 0.0)
         etcds = self.etcds()
         node = await self.node(*etcds.urls)
         await node.put({"a": "1"})
@@ -412,7 +412,7 @@ class SpaceTests(EtcdCase):
             return await watch(request, *more)
 
         self.patch(node._gateway, "watch", late)
-        node._break(ClusterUnavailable("the wire is cut"))
+        node._link.lose("the wire is cut")
         await self.until(lambda: node.facts.get("a") == "3")
         self.assertEqual("", node.trouble)
 
@@ -532,8 +532,8 @@ class LossTests(EtcdCase):
     async def test_slow_watch(self) -> None:
         """What was done is known when the Deferred fires, however late the watch tells it."""
         node = await self.node(ttl=3)
-        told = node._stream._told
-        node._stream._told = lambda result: reactor.callLater(0.1, told, result)
+        told = node._link._stream._told
+        node._link._stream._told = lambda result: reactor.callLater(0.1, told, result)
         self.assertTrue(await node.put({"a": "1"}))
         self.assertEqual({"a": "1"}, node.facts)
         self.assertTrue(await node.claim("b", "1"))
@@ -542,7 +542,7 @@ class LossTests(EtcdCase):
     async def test_deaf_watch(self) -> None:
         """A watch that tells nothing more is found out, and replaced; claims are ours still."""
         node = await self.node()
-        node._stream._told = lambda _: None
+        node._link._stream._told = lambda _: None
         await self.assertFailure(node.claim("a", "1"), ClusterUnavailable)
         self.assertFalse(node.holds("a"))
         await self.until(lambda: node.facts)
@@ -562,7 +562,7 @@ class LossTests(EtcdCase):
         way.mend()
         with contextlib.suppress(ClusterUnavailable):
             await node.claim("a", "2")
-        await self.until(lambda: node.peer.joins == 1 and node._pausing and not node._pausing.called)
+        await self.until(lambda: node.peer.joins == 1 and node._link._pausing and not node._link._pausing.called)
         self.assertTrue(await node.claim("a", "2"))
         self.assertTrue(node.holds("a"))
 
