@@ -150,7 +150,8 @@ class JitsuService(Service):
             coordinator_for(settings.cluster, reactor),
             clocks,
         )
-        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster)
+        warm = WarmAnswers(clocks.now, settings.summon_from)
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster, warm)
         self._running = LiveConfig(self.fleet, zones, self._changed)
         self._reloading = DeferredLock()
         self._branches: ChangeRequests | None = None
@@ -172,7 +173,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(clocks.now, settings.summon_from),
+            warm,
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -193,8 +194,8 @@ class JitsuService(Service):
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
         shared = ConfigSync(store, branches, self._running, self.fleet, remote, node, self._reactor)
-        shared.tell, self.fleet.on_news = self.fleet.cluster.publish, shared.news
-        self.fleet.trouble = lambda: shared.trouble
+        shared.tell = self.fleet.cluster.publish
+        self.fleet.peers.follow(shared)
         return shared
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
@@ -268,7 +269,10 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
 
     def _problems(self) -> list[str]:
-        return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
+        problems = [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
+        if self.shared is not None and self.shared.trouble:
+            problems.append(f"the configuration is not shared: {self.shared.trouble}")
+        return problems
 
     def _listen_tls(self, place: str) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""

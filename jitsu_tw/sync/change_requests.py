@@ -255,7 +255,7 @@ class ChangeRequests:
                           error=shortened(str(wrong)))
             await self._store.reject(request, str(wrong))
             return
-        self._fleet.merged(changes)
+        self._fleet.stats.merged(changes)
         self._running.apply(step)
         self.log.info("request/{name} of {author} is merged: {words}", name=name, author=request.author,
                       words="; ".join(_message(request, step).splitlines()[2:-1]) or "nothing new")
@@ -269,7 +269,8 @@ class ChangeRequests:
         for uuid, change in request.changes.items():
             tree |= {f"{VMS}/{uuid}/{path}": value for path, value in change.was.items()}
             name = _name(change)
-            is_file = self._known(name, uuid) is not None and not came(self._fleet.origin(name)) and bool(change.was)
+            known = self._known(name, uuid) is not None
+            is_file = known and not came(self._fleet.stats.origin(self._fleet.machines[name])) and bool(change.was)
             wanted[origin_path(uuid)] = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             if not change.files:
                 del wanted[origin_path(uuid)]

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.errors import ConfigError, StoreError
+from jitsu_tw.ijitsu import IPublications
 from jitsu_tw.store.layout import in_words
 from jitsu_tw.store.merge import settle
 from jitsu_tw.store.requests import Change
@@ -52,6 +54,7 @@ PAUSE: Final = 0.2
 TRIES: Final = 30
 
 
+@implementer(IPublications)
 class ConfigSync:
     """
     Takes what others have changed, and gives them what we have.
@@ -100,7 +103,7 @@ class ConfigSync:
         self._wake()
         return self._done
 
-    def news(self, commit: str = "") -> None:
+    def published(self, commit: str) -> None:
         """Hear that there is something new; *commit*, in hexadecimal, is the shared branch's last, if that is known."""
         if not commit or commit != self._known:
             self._behind = True
@@ -222,7 +225,7 @@ class ConfigSync:
         changed = await self._shared.take(news, settled, message)
         if changed is None:
             return False
-        self._fleet.merged(changed)
+        self._fleet.stats.merged(changed)
         if settled.run:
             self._running.apply(step)
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from jitsu_tw.errors import ConfigError, ZoneError
@@ -88,7 +87,7 @@ class LiveConfig:
             self._fleet.inventory.find(self._fleet.enlist(vm))
         for name in step.go:
             self.leaving.add(name)
-            left = Deferred.fromCoroutine(self._fleet.dismiss(self._fleet.machines[name], "it is no more"))
+            left = self._fleet.dismiss(self._fleet.machines[name], "it is no more")
             left.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
             left.addBoth(lambda _, name: self.leaving.discard(name), name)
 

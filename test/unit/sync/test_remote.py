@@ -191,7 +191,7 @@ class NodesTestCase(TestCase):
         """Tell the others, as etcd does."""
         for node in self.nodes:
             if node is not by and not self.quiet:
-                reactor.callLater(0.01, node.shared.news, commit)
+                reactor.callLater(0.01, node.shared.published, commit)
 
     async def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> float:
         """Wait until *condition* holds; return how long that took, in seconds."""
@@ -255,7 +255,7 @@ class SharedTests(NodesTestCase):
         one, two = await self.pair()
         one.ask(new(NEW, "new", "10.0.0.3"), "wish")
         await self.until(lambda: "new" in two.runs())
-        self.assertEqual("request/wish of Ann <ann@example.org>", two.fleet.origin("new"))
+        self.assertEqual("request/wish of Ann <ann@example.org>", two.fleet.stats.origin(two.fleet.machines["new"]))
         head = pygit2.Repository(str(self.hub)).references[MAIN].peel(pygit2.Commit)
         self.assertEqual(("ns1", "From request/wish of Ann <ann@example.org>\n\nadded: new\n"),
                          (head.author.name, head.message))
@@ -265,7 +265,8 @@ class SharedTests(NodesTestCase):
         one.ask({TTL: "5"}, "more")
         await self.until(lambda: two.runs()["www"][1] == 5)
         more = "request/more of Ann <ann@example.org>"
-        self.assertEqual((f"{more}, over the file", more), (one.fleet.origin("www"), two.fleet.origin("www")))
+        origins = (node.fleet.stats.origin(node.fleet.machines["www"]) for node in (one, two))
+        self.assertEqual((f"{more}, over the file", more), tuple(origins))
 
     async def test_at_once(self) -> None:
         """Three nodes that merge at the same moment push until all have everything."""
@@ -295,7 +296,7 @@ class SharedTests(NodesTestCase):
         await self.agreed()
         self.assertEqual({"www": ("10.0.0.1", 60), "db": ("10.0.0.2", 60), "new": ("10.0.0.3", 60)}, two.runs())
         self.assertEqual(two.runs(), one.runs())
-        self.assertEqual("the configuration of ns2", one.fleet.origin("new"))
+        self.assertEqual("the configuration of ns2", one.fleet.stats.origin(one.fleet.machines["new"]))
         ((name, reason),) = two.rejected().items()
         self.assertRegex(name, "^file-ns2-[0-9a-f]{7}$")
         self.assertIn("another was there first", reason)
@@ -346,7 +347,7 @@ class ApartTests(NodesTestCase):
         await self.until(lambda: vms(self.hub, MAIN) == one.said() != two.said())
         two.ask(second, "second")
         await self.until(lambda: vms(self.hub, MAIN) == two.said() and not two.shared._wanted)
-        one.shared.news()
+        one.shared.published("")
         await self.agreed()
         await self.until(lambda: rejected(self.hub) == one.rejected() | two.rejected())
         return one, two
@@ -409,7 +410,7 @@ class ApartTests(NodesTestCase):
         said = [formatEvent(event) or "" for event in log]
         self.assertEqual(1, sum("new: what others share of it is not run here" in line for line in said), said)
         two.running.check.able = True  # type: ignore[attr-defined]
-        two.shared.news()
+        two.shared.published("")
         await self.until(lambda: "new" in two.runs())
 
     @staticmethod
@@ -458,7 +459,7 @@ class ApartTests(NodesTestCase):
                 await deferLater(reactor, chance.uniform(0, 0.3))
             self.quiet = False
             for node in nodes:
-                node.shared.news()
+                node.shared.published("")
             await self.agreed()
         self.assertEqual([nodes[0].runs()] * 3, [node.runs() for node in nodes])
         self.assertEqual([{}, {}, {}], [node.shared._left for node in nodes])
@@ -477,7 +478,7 @@ class ApartTests(NodesTestCase):
         made = commit(self.hub, {TTL: "7", "jitsu/vm/README": "hello", "jitsu/vm/hello/ip": "1"}, MAIN)
         repository.references.create(MAIN, made, force=True)
         for node in (one, two):
-            node.shared.news()
+            node.shared.published("")
         await self.until(lambda: one.runs()["www"][1] == 7 == two.runs()["www"][1])
         one.ask({TTL: "8"})
         await self.until(lambda: two.runs()["www"][1] == 8)
