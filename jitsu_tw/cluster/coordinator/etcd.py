@@ -7,7 +7,7 @@ a claim is ours is asked of what is known, and of a clock (`session.Session`).
 
 All requests, and the watch, go to one member of etcd. When that one fails, the next is tried, with the same lease;
 whatever has changed meanwhile is found by comparing. Only if the lease's time is over by then, has contact been lost:
-`IPeer.parted`.
+`IPeer.lost`.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ class EtcdCoordinator:
         self._joined = True
         self.log.info("agreeing with the others by etcd at {url}", url=self._gateway.url)
         self._deadline = self._reactor.callLater(max(0.0, self._session.left()), self._look)
-        self._call(self._peer.joined)
+        self._call(self._peer.connected)
 
     def _look(self) -> None:
         """See whether the lease's time is over."""
@@ -307,7 +307,7 @@ class EtcdCoordinator:
         if self._deadline.active():
             self._deadline.cancel()
         self.log.error("cut off from the others: {reason}", reason=reason)
-        self._call(self._peer.parted, reason)
+        self._call(self._peer.lost, reason)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Tell the peer. Whatever it fails by is its own matter."""

@@ -33,7 +33,7 @@ class LocalCoordinator:
     def start(self, peer: IPeer) -> None:
         """Tell *peer* what changes, from now on."""
         self._peer = peer
-        peer.joined()
+        peer.connected()
 
     def stop(self) -> Deferred[None]:
         """Free what was claimed, telling nobody."""

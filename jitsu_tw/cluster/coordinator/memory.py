@@ -91,7 +91,7 @@ class MemoryCoordinator:
         for key in before.keys() | self.facts.keys():
             if before.get(key) != self.facts.get(key):
                 self._peer.told(key, self.facts.get(key), before.get(key))
-        self._peer.joined()
+        self._peer.connected()
 
     def hear(self, facts: Mapping[str, str | None]) -> None:
         """Hear of a change."""
@@ -137,7 +137,7 @@ class MemoryCoordinator:
 
     def _part(self) -> None:
         if self._peer is not None:
-            self._peer.parted("etcd does not answer")
+            self._peer.lost("etcd does not answer")
 
     def heal(self) -> None:
         """Find the others again."""
