@@ -44,7 +44,7 @@ class _Releases:
 
     def __init__(self) -> None:
         self._keys: set[str] = set()  # those that are removed, or may have been
-        self._under_way: dict[str, list[Deferred[None]]] = {}  # those of these that are being removed: claims that wait
+        self._under_way: dict[str, list[Deferred[None]]] = {}  # those that are being removed: waiting claims
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
@@ -76,11 +76,11 @@ class _Releases:
 @implementer(ICoordinator)
 class EtcdCoordinator:
     """
-    One of several that share an etcd.
+    One of several nodes that share an etcd.
 
-    A claim that was ours before keeps its value. A put of more than `kv.OPERATIONS` facts is done in as many steps as
-    it takes, and if a claim is lost meanwhile, some are done. One that fails with ClusterUnavailable may have been done
-    all the same; a claim of ours that it was to remove counts as lost from then on, until it is claimed again.
+    A claim of this node that it claims again keeps its value. A put of more than `kv.OPERATIONS` facts is done in
+    several steps, and if a claim is lost meanwhile, some are done. A put that fails with ClusterUnavailable may have
+    been done all the same; a claim of this node that it was to remove counts as lost until it is claimed again.
     """
 
     log = Logger()
@@ -88,7 +88,7 @@ class EtcdCoordinator:
 
     def __init__(self, cluster: Cluster, reactor: Any, now: Callable[[], float] = boottime) -> None:
         """
-        Connect to nobody yet.
+        Begin without a connection.
 
         Raises:
             ConfigError: a certificate or a key cannot be read.
@@ -118,7 +118,7 @@ class EtcdCoordinator:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is known now."""
+        """The facts that are known now, by key."""
         return self._mirror.facts
 
     # The interface.
@@ -144,14 +144,14 @@ class EtcdCoordinator:
 
     @deferred
     async def claim(self, key: str, value: str) -> bool:
-        """Make a fact that is ours alone."""
+        """Claim *key*."""
         await self._releases.ended(key)
         await self._commit(self._keys.claim(key, value, self._lease()))
         self._releases.forget([key])
         return self._is_ours(key)
 
     def holds(self, key: str) -> bool:
-        """Return whether *key* is a claim of ours, now."""
+        """Return whether *key* is a claim of this node, now."""
         return self._joined and key not in self._releases and self._is_ours(key) and self._session.left() > 0
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
@@ -191,7 +191,7 @@ class EtcdCoordinator:
         return bool(answer.get("succeeded"))
 
     def _lease(self) -> int:
-        """Return the lease, if there is agreement."""
+        """Return the number of the lease, while claims can be proven."""
         if not self._joined or self._session.left() <= 0:
             if self._joined:  # this process was stopped: it joins anew now, not when the next renewal is due
                 self._deadline.reset(0.0)
@@ -217,7 +217,7 @@ class EtcdCoordinator:
             raise ClusterUnavailable(reason) from error
 
     def _fire(self, which: Callable[[int], bool], error: ClusterUnavailable | None = None) -> None:
-        """Tell those who wait for such revisions."""
+        """Fire, or fail by *error*, the Deferreds that wait for these revisions."""
         due = [waiting for wanted, waiting in self._waiting if which(wanted)]
         self._waiting = [(wanted, waiting) for wanted, waiting in self._waiting if not which(wanted)]
         for waiting in due:
@@ -272,11 +272,11 @@ class EtcdCoordinator:
         return known
 
     def _told(self, result: Mapping[str, Any]) -> None:
-        """Learn what the watch tells."""
+        """Handle a result of the watch."""
         self._tell(self._mirror.learn(self._keys.events(result)))
 
     def _tell(self, changes: Iterable[Change]) -> None:
-        """Tell what has changed, then those who have waited for it."""
+        """Tell the peer what has changed, then continue what has waited for it."""
         for key, value, before in changes:
             if self._peer is not None:
                 self._call(self._peer.told, key, value, before)
@@ -293,7 +293,7 @@ class EtcdCoordinator:
         self._call(self._peer.connected)
 
     def _look(self) -> None:
-        """See whether the lease's time is over."""
+        """Lose contact, if the lease's time is over."""
         left = self._session.left()
         if left > 0:
             self._deadline = self._reactor.callLater(left, self._look)
@@ -310,9 +310,9 @@ class EtcdCoordinator:
         self._call(self._peer.lost, reason)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Tell the peer. Whatever it fails by is its own matter."""
+        """Call the peer, and log its exception."""
         try:
             function(*arguments)
         except Exception:  # noqa: BLE001
-            # What we know, and whether we are connected, is the same however the peer takes it.
+            # The facts, and the connection, do not depend on the peer.
             self.log.failure("telling of {arguments} failed", arguments=arguments)
