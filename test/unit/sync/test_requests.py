@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +26,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, alone, question
+from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
 from test.unit.store.test_history import QUICK
 
@@ -52,8 +51,9 @@ ANN: Final = pygit2.Signature("Ann", "ann@example.org")
 class NowStore(GitStore):
     """A store whose threads take no time."""
 
-    def _run(self, function: Any, *arguments: Any) -> Deferred[Any]:
-        return maybeDeferred(function, *arguments)
+    def run(self, function: Any, *arguments: Any, **more: Any) -> Deferred[Any]:
+        """Call *function* at once."""
+        return maybeDeferred(function, *arguments, **more)
 
 
 def below(uuid: str, values: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -70,7 +70,7 @@ class RequestsTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.path = self.folder / "state.git"
         (self.folder / "jitsu.zone").write_text(ZONE)
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000)
         self.backend = MemoryBackend(reactor=self.clock)
         self.begin()
@@ -239,7 +239,7 @@ class ChangeTests(RequestsTestCase):
         self.ask({f"jitsu/vm/{NEW}": None})
         self.push(self.commit(below(NEW, {**VM, "ip": "10.0.0.4"})), "again")
         self.clock.advance(1)
-        self.assertEqual(["again"], self.store.waiting())
+        self.assertEqual(["again"], self.store.requests.waiting())
         self.clock.advance(4)
         self.assertIs(Power.OFF, self.backend.guests[NEW].power)
         self.clock.advance(LOOK_EVERY)
@@ -284,7 +284,7 @@ class ChangeTests(RequestsTestCase):
                                                "config/name/0": f"n{number}"}), base), f"n{number}")
         self.clock.advance(LOOK_EVERY)
         self.assertEqual(7, len(self.fleet.machines))
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
 
     def test_revert(self) -> None:
         """What undoes a request, pushed the same way, undoes it: a value, a new VM, one that was removed."""
@@ -334,14 +334,14 @@ class ChangeTests(RequestsTestCase):
         head = self.head().id
         self.push(head)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual(([], head), (self.store.waiting(), self.head().id))
+        self.assertEqual(([], head), (self.store.requests.waiting(), self.head().id))
 
     def test_packed(self) -> None:
         """A request is found among packed branches, too."""
         self.push(self.commit(below(WWW, {"ip": "10.0.0.9"})))
         subprocess.run(["git", "-C", self.path, "pack-refs", "--all"], check=True)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertEqual("Found www.jitsu.test A 10.0.0.9 vm=www", self.answer())
 
 
@@ -373,6 +373,8 @@ class RejectedTests(RequestsTestCase):
             (below(NEW, {**VM, "dns/db.jitsu.test/ttl": "5"}), "db.jitsu.test is that of VM db already"),
             (below(NEW, {**VM, "ip": None}), f"{new}config/name/0: vms: new: ip: is missing"),
             (below("mine", VM), "named by its uuid"),
+            (below("0000000A-0000-4000-8000-000000000003", VM), "in lower case"),
+            (below(WWW, {"config/a/b/c/0": "5"}), "too deep"),
             ({"jitsu/vm/README": "x"}, "named by its uuid"),
             ({f"jitsu/vm/{NEW}": "x"}, "is no plain file"),
             (below(WWW, {"ip": "x" * 70000}), "is no value"),
@@ -520,7 +522,7 @@ class RestartTests(RequestsTestCase):
         self.push(commit)
         self.restart(*FILE)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertIn("new", self.fleet.machines)
 
 
