@@ -236,16 +236,16 @@ class IStore(Interface):
 
 
 class IPeer(Interface):
-    """Who is told what those who agree tell each other. Every call is made in the reactor's thread."""
+    """The observer of a coordinator. Every call is made in the reactor's thread."""
 
     def told(key: str, value: str | None, before: str | None) -> None:
-        """A fact is another now, ours or another's; None for one that is not there."""
+        """Handle a fact that has changed, whichever node changed it; None for one that is not there."""
 
-    def joined() -> None:
-        """There is agreement, for the first time or again: `ICoordinator.facts` are whole, as of now."""
+    def connected() -> None:
+        """Handle that the nodes can agree, for the first time or again: `ICoordinator.facts` are whole, as of now."""
 
-    def parted(reason: str) -> None:
-        """Nothing can be agreed on any more, and nothing that was ours be proven; it is being tried again."""
+    def lost(reason: str) -> None:
+        """Handle that no claim can be made or proven any more, because of *reason*; the coordinator tries again."""
 
 
 class ICoordinator(Interface):
