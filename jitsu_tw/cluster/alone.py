@@ -8,12 +8,12 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IOwnership
+from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.ijitsu import IMachine
-    from jitsu_tw.rules.lifecycle import State
 
 
 @implementer(IOwnership)
