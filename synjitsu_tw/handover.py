@@ -1,9 +1,9 @@
 """
-How held SYNs reach their guest: by the wire, or through Xenstore.
+How held SYNs reach their guest: as frames on the network, or through Xenstore.
 
-`wire` is for any guest: what was held is sent to it. `XenstoreHandover` is for a guest with the first Synjitsu's TCP
-stack, which finds its SYNs in Xenstore when it is up; `records` has their form. It works with anything that has the
-shape of `Xenstore`; `FakeXenstore` is one without a daemon.
+`wire` is for any guest: Synjitsu sends the held packets to it. `XenstoreHandover` is for a guest with the original
+Synjitsu's TCP stack, which reads its SYNs in Xenstore when it is up; `records` has their format. It works with any
+implementation of `Xenstore`; `FakeXenstore` is one without a daemon.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 def wire(standins: Standins, standin: Standin, held: Sequence[Held]) -> Iterator[Action]:
     """
-    Yield what hands a guest its address and its packets.
+    Yield the actions that hand over an address and its held packets to the guest.
 
-    First its peers are told its MAC. Then it is told theirs, as far as they wait, and each packet is sent.
-    Where the guest takes its SYNs from Xenstore, only other packets are sent: there are none.
+    First the peers get the guest's MAC. Then the guest gets the MACs of the peers that wait, and each held packet.
+    Nothing is sent to a guest that takes its SYNs from Xenstore.
     """
     if standin.handover is Handover.XENSTORE:
         return
@@ -43,25 +43,25 @@ def wire(standins: Standins, standin: Standin, held: Sequence[Held]) -> Iterator
 
 
 class Tree(Protocol):
-    """What can be done with Xenstore's tree within a transaction."""
+    """Xenstore's tree within a transaction."""
 
     def read(self, path: str) -> str | None:
         """Return a node's value; None where there is no such node."""
 
     def write(self, path: str, value: str) -> None:
-        """Give a node its value, making it and those above it if need be."""
+        """Set the value of a node; create it and the nodes above it where they are missing."""
 
     def list(self, path: str) -> list[str]:
-        """Return the names of a node's children; a node that is missing has none."""
+        """Return the names of a node's children; a missing node has none."""
 
     def remove(self, path: str) -> None:
-        """Remove a node and all below it. A missing one is no error."""
+        """Remove a node and all nodes below it. A missing node is no error."""
 
     def get_permissions(self, path: str) -> Sequence[str] | None:
-        """Return who may do what with a node; None where there is no such node."""
+        """Return a node's permissions, the owner's first, as Xenstore writes them; None where there is no such node."""
 
     def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
-        """Say who may do what with a node."""
+        """Set a node's permissions, the owner's first: ``n0`` is dom0 alone, ``b7`` adds domain 7 (read and write)."""
 
 
 class Xenstore(Protocol):
@@ -71,24 +71,28 @@ class Xenstore(Protocol):
         """Return a node's value; None where there is no such node."""
 
     async def transaction(self, change: Callable[[Any], Any]) -> Any:
-        """Call *change* with a `Tree`, perhaps in a thread, perhaps again after a conflict; all of it or nothing."""
+        """
+        Run *change* with a `Tree` in one transaction, and return its result.
+
+        *change* may run in a thread, and again after a conflict; all of its writes take effect, or none.
+        """
 
     def watch(self, path: str, callback: Callable[[str], object]) -> Any:
-        """Call *callback* with each path at or below *path* that changes, and once it is watched, also again."""
+        """Call *callback* with each path at or below *path* that changes, and with *path* whenever the watch is set."""
 
 
 class XenstoreHandover:
     """
-    SYNs in Xenstore, each written in one transaction, and read and removed by their guest.
+    Writes SYNs to Xenstore, each in one transaction; their guest reads and removes them.
 
     Only the guest of an address may read and write below the address's node.
 
     Args:
         xenstore: the client.
         managed: called with the address whose guest takes its SYNs itself from now on.
-        again: called when a connection to Xenstore has come about, and all has been cleaned: what there is must be
-            announced and recorded again.
-        random: returns 16 bits.
+        reconnected: called when there is a new connection to Xenstore and all old nodes have been removed: every
+            address must be announced again.
+        random: returns 16 random bits.
     """
 
     log = Logger()
@@ -97,44 +101,44 @@ class XenstoreHandover:
         self,
         xenstore: Xenstore,
         managed: Callable[[bytes], object],
-        again: Callable[[], object],
+        reconnected: Callable[[], object],
         random: Callable[[], int] = lambda: secrets.randbits(16),
     ) -> None:
-        """Do nothing yet."""
-        self._xenstore, self._managed, self._again, self._random = xenstore, managed, again, random
+        """Store the arguments; `start` begins."""
+        self._xenstore, self._managed, self._reconnected, self._random = xenstore, managed, reconnected, random
 
     def start(self) -> None:
-        """Watch for guests, and remove what was left over, now and after each new connection."""
+        """Watch for guests, and remove leftover nodes, now and after each new connection."""
         self._xenstore.watch(records.ROOT, self._changed)
 
     def _changed(self, path: str) -> None:
-        """Look at what has changed below `/ip`; the root itself is told when the watch is set."""
+        """Handle a change at or below `/ip`; the watch reports `/ip` itself when it is set."""
         if path == records.ROOT:
             self._do(self._clean())
             return
         ip = records.address(path)
         if ip is not None and path == records.node(ip):
-            self._do(self._look(ip))
+            self._do(self._check_managed(ip))
 
     async def _clean(self) -> None:
         def clean(tree: Tree) -> None:
             for name in tree.list(records.ROOT):
                 tree.remove(f"{records.ROOT}/{name}")
-            # A write is told even if it changes nothing, and being told of the root brings us here again.
+            # The watch reports a write even if it changes nothing, and a report of the root leads here again.
             if tree.read(records.ROOT) is None:
                 tree.write(records.ROOT, "")
             if list(tree.get_permissions(records.ROOT) or ()) != ["n0"]:
                 tree.set_permissions(records.ROOT, ["n0"])
 
         await self._xenstore.transaction(clean)
-        self._again()
+        self._reconnected()
 
-    async def _look(self, ip: bytes) -> None:
+    async def _check_managed(self, ip: bytes) -> None:
         if await self._xenstore.read(records.node(ip)) == records.MANAGED:
             self._managed(ip)
 
     def announce(self, standin: Standin, held: Iterable[Held]) -> None:
-        """Make an address's node anew, for its guest alone, with what is held."""
+        """Replace an address's node by one that only its guest may access, with the held SYNs."""
         written: dict[str, str] = {}
         for one in held:
             written |= records.record(one.packet, self._random())
@@ -143,7 +147,7 @@ class XenstoreHandover:
         def begin(tree: Tree) -> None:
             tree.remove(node)
             tree.write(node, "")
-            # Owned by dom0, so that it outlives the guest, and no other guest may look.
+            # dom0 owns it, so that it outlives the guest; no other guest may read it.
             tree.set_permissions(node, ["n0"] if domid is None else ["n0", f"b{domid}"])
             for path, value in written.items():
                 tree.write(path, value)
@@ -151,7 +155,7 @@ class XenstoreHandover:
         self._do(self._xenstore.transaction(begin))
 
     def record(self, held: Held) -> None:
-        """Write a SYN, unless its guest takes it from the wire already."""
+        """Write a SYN, unless its guest takes its SYNs from the network already."""
         node, written = records.node(held.packet.dst), records.record(held.packet, self._random())
 
         def write(tree: Tree) -> None:
@@ -162,7 +166,7 @@ class XenstoreHandover:
         self._do(self._xenstore.transaction(write))
 
     def erase(self, held: Held) -> None:
-        """Take a SYN back, with the nodes above it that are empty then."""
+        """Remove a SYN, with the nodes above it that are empty then."""
         node, path = records.node(held.packet.dst), records.connection(held.packet)
 
         def remove(tree: Tree) -> None:
@@ -182,7 +186,7 @@ class XenstoreHandover:
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        failure.trap(BackendError)  # without a connection as well: all is said again when there is one
+        failure.trap(BackendError)  # also without a connection: `reconnected` has everything written again
         self.log.warn("Xenstore: {reason}", reason=failure.getErrorMessage())
 
 
@@ -192,8 +196,8 @@ class FakeXenstore:
 
     Attributes:
         nodes: values by path.
-        permissions: of those nodes that were given some.
-        transactions: how many there were.
+        permissions: of the nodes whose permissions were set, by path.
+        transactions: how many there have been.
     """
 
     def __init__(self) -> None:
@@ -208,7 +212,7 @@ class FakeXenstore:
         return self.nodes.get(path)
 
     async def transaction(self, change: Callable[[Any], Any]) -> Any:
-        """Do *change*; if it raises, nothing has happened. Then tell who watches of all that was touched."""
+        """Run *change*; undo it if it raises. Then call the watches of the nodes that it has touched."""
         before, tree = dict(self.nodes), _FakeTree(self)
         self.transactions += 1
         try:
@@ -217,21 +221,21 @@ class FakeXenstore:
             self.nodes = before
             raise
         for path in tree.touched:
-            self._tell(path)
+            self._report(path)
         return result
 
     def write(self, path: str, value: str) -> None:
-        """Write as a guest does."""
+        """Write a node as a guest does."""
         _FakeTree(self).write(path, value)
-        self._tell(path)
+        self._report(path)
 
-    def _tell(self, path: str) -> None:
+    def _report(self, path: str) -> None:
         for watched, callback in self._watches:
             if path == watched or path.startswith(f"{watched}/"):
                 callback(path)
 
     def watch(self, path: str, callback: Callable[[str], object]) -> None:
-        """Call *callback* with *path*, now, and with what changes later."""
+        """Call *callback* with *path* now, and with each path at or below it that changes later."""
         self._watches.append((path, callback))
         callback(path)
 
