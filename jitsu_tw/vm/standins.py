@@ -9,10 +9,11 @@ Synjitsu, because this host's own packets for the address go to the stand-in as 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -25,7 +26,7 @@ from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -51,28 +52,91 @@ LATE_BY: Final = 5.0
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 
-@implementer(IReadiness)
-class StandInControl:
+class StandInObserver(Protocol):
+    """What `StandInControl` asks of the fleet and reports to it."""
+
+    def wake(self, machine: Machine, host: str) -> None:
+        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
+
+    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
+        """Note what an operator should know of *machine* (`Problems.note`)."""
+
+    def synjitsu_of(self, machine: Machine) -> str | None:
+        """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
+
+    def is_others(self, machine: Machine) -> bool:
+        """Return whether another node owns *machine*; then that node makes the announcements."""
+
+
+class StandIns:
     """
-    The VMs with `use_synjitsu`.
+    What the fleet asks of Synjitsu; in this class, for a configuration without Synjitsu, nothing stands in.
 
     Attributes:
-        standins: Synjitsu, by where it listens: one, or those of several hosts.
-        wake: called with a VM that somebody sends to while it is down, and that somebody's address.
-        place_of: says which Synjitsu stands in for a VM; None for none.
-        is_theirs: says whether another Jitsu speaks for a VM; then nothing is said of it here.
+        clients: the connections to Synjitsu, by endpoint.
     """
+
+    clients: Mapping[str, SynjitsuClient] = MappingProxyType({})
+
+    def start(self) -> None:
+        """Connect to each Synjitsu."""
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect from each Synjitsu."""
+        return succeed(None)
+
+    def heard(self) -> Deferred[None]:
+        """Return a Deferred that fires when each Synjitsu has carried out all that it was told."""
+        return succeed(None)
+
+    def signs(self, vm: VM, signs: tuple[IReadiness, ...]) -> tuple[IReadiness, ...]:  # noqa: ARG002
+        """Return the *signs* of readiness of *vm*, where Synjitsu probes the port in place of this host."""
+        return signs
+
+    def holds(self, machine: Machine) -> bool:  # noqa: ARG002
+        """Return whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
+        return False
+
+    def refusals(self, machine: Machine) -> list[str]:  # noqa: ARG002
+        """Return why Synjitsu does not stand in for *machine*, a sentence for each address that it refuses."""
+        return []
+
+    def enlist(self, machine: Machine) -> None:
+        """Add *machine*, or its new settings; it is announced when it is found."""
+
+    def forget(self, machine: Machine) -> None:
+        """Withdraw *machine*, and remove it or its old settings."""
+
+    async def learn(self, machine: Machine) -> None:
+        """Ask the hypervisor for the MACs and the number of *machine*, which has been found, is being made or runs."""
+
+    def changed(self, machine: Machine) -> None:
+        """Handle a hypervisor's event for *machine*."""
+
+    def moved(self, machine: Machine, old: State) -> None:
+        """Announce, hand over or withdraw *machine*, which has left the state *old*."""
+
+    def owner_changed(self, machine: Machine) -> None:
+        """Announce *machine* anew if this node owns it: its owner, or its host, may have changed."""
+
+    def reannounce(self) -> None:
+        """Announce all VMs of this node anew: Synjitsu soon drops what a node that is gone had announced."""
+
+
+@implementer(IReadiness)
+class StandInControl(StandIns):
+    """The VMs with `use_synjitsu`, announced to the Synjitsu of their host."""
 
     log = Logger()
     anew = True
 
     def __init__(
         self,
-        places: Sequence[str],
+        endpoints: Iterable[str],
         machines: Mapping[str, Machine],
         reactor: Any,
         port: IReadiness,
-        note: Callable[[Machine, Problem, tuple[str, ...]], None],
+        observer: StandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
     ) -> None:
@@ -80,25 +144,21 @@ class StandInControl:
         Announce nothing yet.
 
         Args:
-            places: where Synjitsu listens.
-            machines: by the VM's name; those with `use_synjitsu` are covered.
+            endpoints: where each Synjitsu listens: one, or those of several hosts.
+            machines: by the VM's name; those with `use_synjitsu` are announced.
             reactor: connects and waits.
-            port: finds out whether a guest listens where Synjitsu is away.
-            note: notes what an operator should know of a VM (`Problems.note`).
-            secret: what Synjitsu wants to be shown; empty for nothing.
-            make: makes the conversation with Synjitsu.
+            port: finds out whether a guest listens while Synjitsu is not connected.
+            observer: knows the owners, and is told of packets and problems.
+            secret: shown to Synjitsu; empty for none.
+            make: makes the connection to Synjitsu.
         """
-        self._machines, self._reactor, self._port = machines, reactor, port
+        self._machines, self._reactor, self._port, self._observer = machines, reactor, port, observer
         told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
-        self.standins = {place: make(place, *told) for place in places}
-        self._note = note
-        self.place_of: Callable[[Machine], str | None] = lambda _: places[0]
-        self.is_theirs: Callable[[Machine], bool] = lambda _: False
+        self.clients = {endpoint: make(endpoint, *told) for endpoint in endpoints}
         self._at: dict[str, SynjitsuClient] = {}
-        self.wake: Callable[[Machine, str], None] = lambda _machine, _host: None
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
-        for standin in self.standins.values():
+        for standin in self.clients.values():
             standin.on_change = partial(self._turn, standin)
         self._waits: dict[str, Deferred[None]] = {}
         self._turned: set[str] = set()
@@ -106,23 +166,27 @@ class StandInControl:
         self._late: dict[str, IDelayedCall] = {}
 
     def start(self) -> None:
-        """Connect."""
-        for standin in self.standins.values():
+        """Connect to each Synjitsu."""
+        for standin in self.clients.values():
             standin.start()
 
     def stop(self) -> Deferred[None]:
-        """Disconnect."""
-        stopped = DeferredList([standin.stop() for standin in self.standins.values()])
+        """Disconnect from each Synjitsu."""
+        stopped = DeferredList([standin.stop() for standin in self.clients.values()])
         return stopped.addCallback(lambda _: None)
 
     def heard(self) -> Deferred[None]:
-        """Return a Deferred that fires when each Synjitsu has done all that it has been told."""
-        heard = DeferredList([standin.heard() for standin in self.standins.values()], consumeErrors=True)
+        """Return a Deferred that fires when each Synjitsu has carried out all that it was told."""
+        heard = DeferredList([standin.heard() for standin in self.clients.values()], consumeErrors=True)
         return heard.addCallback(lambda _: None)
+
+    def signs(self, vm: VM, signs: tuple[IReadiness, ...]) -> tuple[IReadiness, ...]:
+        """Return the *signs* of readiness of *vm*, where Synjitsu probes the port in place of this host."""
+        return tuple(self if sign is self._port else sign for sign in signs) if vm.use_synjitsu else signs
 
     def _standin(self, machine: Machine) -> SynjitsuClient | None:
         """Return the Synjitsu of the host that *machine* is, was or will be on."""
-        return self.standins.get(self.place_of(machine) or "") if machine.vm.use_synjitsu else None
+        return self.clients.get(self._observer.synjitsu_of(machine) or "") if machine.vm.use_synjitsu else None
 
     def _is_there(self, machine: Machine) -> bool:
         """Return whether a Synjitsu stands in for *machine*, at one of its addresses at least."""
@@ -130,7 +194,7 @@ class StandInControl:
         return standin is not None and standin.connected and not standin.refused.keys() >= set(map(str, machine.vm.ip))
 
     def holds(self, machine: Machine) -> bool:
-        """Say whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
+        """Return whether packets for *machine*, which boots or is about to, are held: then its answer need not wait."""
         vm, state = machine.vm, machine.state
         held = state in ACTIVATING or (state is not State.UNKNOWN and vm.wake_by_packet)
         return held and self._is_there(machine)
@@ -146,12 +210,12 @@ class StandInControl:
     # What the VMs do.
 
     def enlist(self, machine: Machine) -> None:
-        """Look after *machine*, too, or after what it has become; it is announced when it is found."""
+        """Add *machine*, or its new settings; it is announced when it is found."""
         if machine.vm.use_synjitsu:
             self._by_ip |= dict.fromkeys(map(str, machine.vm.ip), machine.vm.name)
 
     def forget(self, machine: Machine) -> None:
-        """Look after *machine* no more, or not after what it has been."""
+        """Withdraw *machine*, and remove it or its old settings."""
         vm = machine.vm
         if vm.use_synjitsu:
             self._withdraw(machine)
@@ -163,7 +227,7 @@ class StandInControl:
                 self._late.pop(vm.name).cancel()
 
     async def learn(self, machine: Machine) -> None:
-        """Ask for the MACs and the number of *machine*, which has been found, is being made or runs now."""
+        """Ask the hypervisor for the MACs and the number of *machine*, which has been found, is being made or runs."""
         if machine.vm.use_synjitsu:
             try:
                 self._guests[machine.vm.name] = await machine.backend.guest(machine.uuid)
@@ -177,8 +241,8 @@ class StandInControl:
             Deferred.fromCoroutine(self.learn(machine))
 
     def moved(self, machine: Machine, old: State) -> None:
-        """Have *machine*, which has left the state *old* for another, stood in for."""
-        if machine.boots_instead:
+        """Announce, hand over or withdraw *machine*, which has left the state *old*."""
+        if machine.boots_again:
             return  # its packets are held on, and are announced for that boot
         if old is State.UP and machine.state is State.WAITING:
             self._heard.pop(machine.vm.name, None)  # its guest has rebooted itself
@@ -191,7 +255,7 @@ class StandInControl:
             Deferred.fromCoroutine(self.learn(machine))
 
     def _tell(self, machine: Machine) -> None:
-        """Have *machine* stood in for as its state demands."""
+        """Announce, hand over or withdraw *machine*, as its state demands."""
         vm, state, standin = machine.vm, machine.state, self._standin(machine)
         if vm.name in self._late:
             self._late.pop(vm.name).cancel()
@@ -200,13 +264,13 @@ class StandInControl:
             self._withdraw(machine)
         if standin is None:
             return
-        if self.is_theirs(machine):
-            self._hush(machine)
+        if self._observer.is_others(machine):
+            self._stop_announcing(machine)
             return
         self._at[vm.name] = standin
         if state not in RUNS:
             self._heard.pop(vm.name, None)
-            self._note(machine, Problem.ADDRESS, ())
+            self._observer.problem(machine, Problem.ADDRESS, ())
         if state is State.UP:
             self._hand_over(machine)
         elif state in ACTIVATING:
@@ -219,19 +283,19 @@ class StandInControl:
         else:
             self._withdraw(machine)
 
-    def owner_is(self, machine: Machine) -> None:
-        """Hear that *machine* may have another owner, or host, now: whoever speaks for it says everything."""
+    def owner_changed(self, machine: Machine) -> None:
+        """Announce *machine* anew if this node owns it: its owner, or its host, may have changed."""
         if machine.uuid:
             self._tell(machine)
 
-    def say_again(self) -> None:
-        """Say everything again: what another Jitsu had said is forgotten soon, because it is gone."""
+    def reannounce(self) -> None:
+        """Announce all VMs of this node anew: Synjitsu soon drops what a node that is gone had announced."""
         for machine in self._machines.values():
-            self._hush(machine)
-            self.owner_is(machine)
+            self._stop_announcing(machine)
+            self.owner_changed(machine)
 
-    def _hush(self, machine: Machine) -> None:
-        """Say nothing more of *machine*, and leave it as it is."""
+    def _stop_announcing(self, machine: Machine) -> None:
+        """Leave the announcements of *machine* to another node, as they are."""
         standin = self._at.pop(machine.vm.name, None)
         if standin is not None:
             for ip in self._addresses(machine):
@@ -239,7 +303,9 @@ class StandInControl:
 
     def _refused_enough(self, machine: Machine) -> None:
         standin = self._standin(machine)
-        if machine.state is State.FAILED and machine.vm.wake_by_packet and standin and not self.is_theirs(machine):
+        if standin is None or self._observer.is_others(machine):
+            return
+        if machine.state is State.FAILED and machine.vm.wake_by_packet:
             self._at[machine.vm.name] = standin
             self._announce(machine, self._addresses(machine), asleep=True)
 
@@ -305,7 +371,7 @@ class StandInControl:
         """Wake the VM that *source* sends to."""
         machine = self._machine_at(ip)
         if machine is not None:
-            self.wake(machine, source)
+            self._observer.wake(machine, source)
 
     def _seen(self, ip: str) -> None:
         """Look at a VM whose guest has announced itself: somebody else may have started it."""
@@ -326,7 +392,7 @@ class StandInControl:
         machine = self._machine_at(ip)
         if machine is not None and machine.state in RUNS:
             sentence = f"its guest uses {found}, and not {ip}: correct the address in the guest, or the VM's ip"
-            self._note(machine, Problem.ADDRESS, (sentence,) if found else ())
+            self._observer.problem(machine, Problem.ADDRESS, (sentence,) if found else ())
 
     def _machine_at(self, ip: str) -> Machine | None:
         return self._machines.get(self._by_ip.get(ip, ""))

@@ -82,14 +82,14 @@ class MetricsTests(SynchronousTestCase):
 
         class Cover:
             @property
-            def standins(self) -> dict[str, Cover]:
+            def clients(self) -> dict[str, Cover]:
                 return {"": self}
 
             def status(self) -> object:
                 standins = [{"state": "asleep", "held": 2}, {"state": "asleep", "held": 0}, {"state": "up", "held": 1}]
                 return succeed({"standins": standins, "counters": {"expired": 7, "held_now": 3}})
 
-        desk.fleet.cover = Cover()  # type: ignore[assignment]
+        desk.fleet.standins = Cover()  # type: ignore[assignment]
         found = samples(desk)
         for key, value in {("jitsu_synjitsu_up", ""): 1, ("jitsu_synjitsu_standins", "asleep"): 2,
                            ("jitsu_synjitsu_held", ""): 3, ("jitsu_synjitsu_events_total", "expired"): 7}.items():

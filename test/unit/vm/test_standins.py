@@ -23,9 +23,9 @@ from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from jitsu_tw.vm.machine import WRITTEN_WITHIN
 from jitsu_tw.vm.standins import LATE_BY, REFUSES_FOR, StandInControl
-from test.support import EPOCH, World, question, vm
+from jitsu_tw.vm.steps import WRITTEN_WITHIN
+from test.support import EPOCH, World, alone, question, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
 if TYPE_CHECKING:
@@ -110,18 +110,21 @@ class CoverTests(FleetTestCase):
         self.port: list[Deferred[None]] = []
         clocks = Clocks(self.world.clock, self.world.clock.seconds, lambda: EPOCH + self.world.clock.seconds())
         self.world.fleet = Fleet(
-            self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks, self.make_cover
+            self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks,
+            alone(self.world.settings, clocks), self.make_standins,
         )
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
 
-    def make_cover(self, places: tuple[str, ...], machines: Any, reactor: Any, _: Any, **more: Any) -> StandInControl:
-        """Return a cover with a Synjitsu that is none."""
-        cover = StandInControl(places, machines, reactor, self, make=FakeStandIn, **more)  # type: ignore[arg-type]
-        (self.standin,) = cast("Any", cover.standins.values())
-        return cover
-
-    anew = True
+    def make_standins(
+        self, endpoints: Any, machines: Any, reactor: Any, port: Any, observer: Any, secret: str
+    ) -> StandInControl:
+        """Return stand-ins with a Synjitsu that is none."""
+        self.patch(port, "wait", self.wait)
+        make: Any = FakeStandIn
+        made = StandInControl(endpoints, machines, reactor, port, observer, secret, make)
+        (self.standin,) = cast("Any", made.clients.values())
+        return made
 
     def wait(self, *_: Any) -> Deferred[None]:
         """Wait for the port without Synjitsu."""
@@ -524,12 +527,13 @@ class HostsTests(SynchronousTestCase):
         www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
                  use_synjitsu=True)  # fmt: skip
         clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())
-        backends: Any = {(HOSTS, ""): Pool(hosts, world.clock.seconds)}
+        pool = Pool(hosts, world.clock.seconds)
+        backends: Any = {(HOSTS, ""): pool}
+        settings = Settings(vms=(www,), hosts=both)
         made = partial(StandInControl, make=FakeStandIn)  # type: ignore[arg-type]
-        fleet = Fleet(Settings(vms=(www,), hosts=both), backends, MemoryStore(), clocks, made)
+        fleet = Fleet(settings, backends, MemoryStore(), clocks, alone(settings, clocks, pool), made)
         fleet.start({})
-        assert fleet.cover is not None
-        left, right = cast("Any", fleet.cover.standins.values())
+        left, right = cast("Any", fleet.standins.clients.values())
         ip = str(www.ip[0])
 
         def said() -> tuple[str | None, str | None]:
