@@ -433,7 +433,7 @@ class Synjitsu(Service):
             owner.transport.loseConnection()
 
     def _widen_filters(self, **changes: Any) -> None:
-        """Let more frames pass the kernel filters. Filters only grow, as changing one may lose a frame."""
+        """Add *changes* to the kernel filters. Filters only grow, as changing one may lose a frame."""
         wanted = self._wanted | changes
         if wanted != self._wanted:
             self._wanted = wanted

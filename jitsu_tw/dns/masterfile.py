@@ -349,8 +349,7 @@ class _Reader:
         """Complete relative names with *origin* from now on."""
         self.origin = origin
         labels = [] if origin in {None, dns.name.root} else str(origin).lower().split(".")[:-1]
-        # A relative name with such an end was probably meant to be absolute: the origin, or a name above it that is no
-        # top-level domain.
+        # A relative name that ends with the origin, or a name above it but a top-level domain, was meant to be absolute.
         self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(len(labels)) if at == 0 or at < len(labels) - 1)
 
     def open(self, path: str) -> None:
@@ -537,8 +536,7 @@ class _Reader:
             raise _RecordError("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
         count = (stop - start) // step + 1
         if count > self.left[1]:
-            most = f"a zone may have {MAX_LINES:,} lines and such records"
-            raise _RecordError(f"$GENERATE makes {count:,} records; {most}")
+            raise _RecordError(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} with its lines")
         self._take("lines", count)
         owner = record.get_word()
         head = [record.get_word()]

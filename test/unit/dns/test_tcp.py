@@ -332,7 +332,7 @@ class TCPTests(SynchronousTestCase):
         second[0].connectionLost(connectionDone)
         other.dataReceived(framed(b"zone"))
         self.clock.pump([0.01] * 10)
-        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._has, lost[1].value()))
+        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._holders, lost[1].value()))
 
     def test_end(self) -> None:
         """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""

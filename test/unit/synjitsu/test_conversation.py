@@ -383,7 +383,7 @@ class StrangeTests(SynchronousTestCase):
     def test_goes_on(self) -> None:
         """A peer that keeps sending malformed messages is cut off, with two log lines; the rest is not read."""
         side, wire = self.connect()
-        for number in range(messages.MOST_STRANGE):
+        for number in range(messages.MOST_MALFORMED):
             self.assertFalse(wire.aborted, number)
             self.say(side, _command=b"Withdraw", ip=b"x", failed=b"True")
         self.assertTrue(wire.aborted)
@@ -391,7 +391,7 @@ class StrangeTests(SynchronousTestCase):
         self.say(side, _command=b"Counters")
         self.assertEqual(b"", wire.value())
         first, last = self.lines()
-        self.assertEqual("192.0.2.1 is not understood: Withdraw: 'x' is no IP address", first)
+        self.assertEqual("192.0.2.1 sent a malformed message: Withdraw: 'x' is no IP address", first)
         self.assertEqual("192.0.2.1 is cut off: Withdraw: 'x' is no IP address", last)
 
     def test_lines(self) -> None:
@@ -400,11 +400,11 @@ class StrangeTests(SynchronousTestCase):
             side, _ = self.connect(met=False)
             self.say(side, _command=b"Exec\x1b")
         self.assertEqual(messages.MOST_LINES + 1, len(lines := self.lines()))
-        self.assertEqual("more like that is not logged for a minute", lines[-1])
+        self.assertEqual("further such lines are not logged for a minute", lines[-1])
         self.clock.advance(60)
         side, _ = self.connect("198.51.100.1", met=False)
         self.say(side, _command=b"Exec")
-        self.assertEqual(["198.51.100.1 is not understood: Hello must come first"], self.lines())
+        self.assertEqual(["198.51.100.1 sent a malformed message: Hello must come first"], self.lines())
 
     def test_silent(self) -> None:
         """A peer that sends no Hello in time is cut off, even if octets trickle in; one that has sent it is not."""
@@ -593,7 +593,7 @@ class StrangeTests(SynchronousTestCase):
         page = response.toStringProto([one] * messages.PAGE, None)
         for answers, words in (
             ([counted(b"-1")], "is no number"), ([counted(b"9" * 5000)], "is no number"), ([{}], "is missing"),
-            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer makes no sense"), ([], "went away"),
+            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer is malformed"), ([], "went away"),
             ([counted(b"1"), {b"standins": page}, {b"standins": page}, {b"standins": page}], ""),
         ):  # fmt: skip
             side, wire = standin._Conversation(), Wire()
