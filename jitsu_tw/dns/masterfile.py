@@ -349,7 +349,7 @@ class _Reader:
         """Complete relative names with *origin* from now on."""
         self.origin = origin
         labels = [] if origin in {None, dns.name.root} else str(origin).lower().split(".")[:-1]
-        # A relative name that ends with the origin, or a name above it but a top-level domain, was meant to be absolute.
+        # A relative name that ends with the origin, or with a name above it (but a top-level domain), is odd.
         self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(len(labels)) if at == 0 or at < len(labels) - 1)
 
     def open(self, path: str) -> None:
