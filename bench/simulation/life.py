@@ -84,7 +84,7 @@ class FileStore(GitStore):
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit at once."""
-        return maybeDeferred(self._history.commit, dict(changes), message)
+        return maybeDeferred(self.history.commit, dict(changes), message)
 
 
 @attrs.define(eq=False)

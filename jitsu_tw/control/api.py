@@ -131,8 +131,6 @@ class Endpoint(Guarded):
             problems.append(f"nothing new is started here: {fleet.cluster.problem}")
         if not fleet.is_written:
             problems.append("the state is not written, only remembered")
-        if trouble := fleet.trouble():
-            problems.append(f"the configuration is not shared: {trouble}")
         problems += islice(fleet.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}
 

@@ -102,7 +102,7 @@ class PagesTests(SynchronousTestCase):
         answer = desk.post("/v1/vms/www/stop")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
-        desk.fleet.trouble = lambda: str(1 / 0)
+        desk.elsewhere = lambda: [str(1 / 0)]
         answer = desk.ask("/healthz")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
@@ -159,8 +159,8 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
-        desk.fleet.trouble = lambda: "the hub is away"
-        self.assertIn("the configuration is not shared: the hub is away", desk.ask("/healthz").value["problems"])
+        desk.elsewhere = lambda: ["the hub is away"]
+        self.assertIn("the hub is away", desk.ask("/healthz").value["problems"])
 
     def test_needed(self) -> None:
         """A VM that another one needs is shown so, and no time is told at which it would be stopped."""
@@ -509,11 +509,12 @@ class SharesTests(SynchronousTestCase):
         desk = Desk(vm())
         asked: list[float] = []
 
-        def trouble() -> None:
+        def problems() -> list[str]:
             asked.append(desk.clock.seconds())
             desk.clock.rightNow += slices.SLICE / 4
+            return []
 
-        self.patch(desk.fleet, "trouble", trouble)
+        desk.elsewhere = problems
         hog, other, gone = desk.talk("192.0.2.1"), desk.talk("198.51.100.1"), desk.talk("203.0.113.1")
         hog.protocol.dataReceived(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
         self.assertEqual(4, len(asked))

@@ -52,8 +52,9 @@ ANN: Final = pygit2.Signature("Ann", "ann@example.org")
 class NowStore(GitStore):
     """A store whose threads take no time."""
 
-    def _run(self, function: Any, *arguments: Any) -> Deferred[Any]:
-        return maybeDeferred(function, *arguments)
+    def run(self, function: Any, *arguments: Any, **more: Any) -> Deferred[Any]:
+        """Call *function* at once."""
+        return maybeDeferred(function, *arguments, **more)
 
 
 def below(uuid: str, values: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -239,7 +240,7 @@ class ChangeTests(RequestsTestCase):
         self.ask({f"jitsu/vm/{NEW}": None})
         self.push(self.commit(below(NEW, {**VM, "ip": "10.0.0.4"})), "again")
         self.clock.advance(1)
-        self.assertEqual(["again"], self.store.waiting())
+        self.assertEqual(["again"], self.store.requests.waiting())
         self.clock.advance(4)
         self.assertIs(Power.OFF, self.backend.guests[NEW].power)
         self.clock.advance(LOOK_EVERY)
@@ -284,7 +285,7 @@ class ChangeTests(RequestsTestCase):
                                                "config/name/0": f"n{number}"}), base), f"n{number}")
         self.clock.advance(LOOK_EVERY)
         self.assertEqual(7, len(self.fleet.machines))
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
 
     def test_revert(self) -> None:
         """What undoes a request, pushed the same way, undoes it: a value, a new VM, one that was removed."""
@@ -334,14 +335,14 @@ class ChangeTests(RequestsTestCase):
         head = self.head().id
         self.push(head)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual(([], head), (self.store.waiting(), self.head().id))
+        self.assertEqual(([], head), (self.store.requests.waiting(), self.head().id))
 
     def test_packed(self) -> None:
         """A request is found among packed branches, too."""
         self.push(self.commit(below(WWW, {"ip": "10.0.0.9"})))
         subprocess.run(["git", "-C", self.path, "pack-refs", "--all"], check=True)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertEqual("Found www.jitsu.test A 10.0.0.9 vm=www", self.answer())
 
 
@@ -519,7 +520,7 @@ class RestartTests(RequestsTestCase):
         self.push(commit)
         self.restart(*FILE)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertIn("new", self.fleet.machines)
 
 

@@ -1895,7 +1895,7 @@ class RemovedTests(FleetTestCase):
         other = "11111111-2222-3333-4444-555555555555"
         new = vm("a", idle=20, uuid=other, dns=())
         self.world.backend.guests[other] = by_hand = MemoryGuest(new, Power.RUNNING)
-        LiveConfig(self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(come=(new,)))
+        LiveConfig(self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(added=(new,)))
         machine = self.world.machine("a")
         self.assertEqual((other, State.UP, None), (machine.uuid, machine.state, self.world.fleet.lease("a")))
         self.world.pump(60, step=1)
