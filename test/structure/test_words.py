@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 
 #: The folders and files whose words have been revised; the others are to follow.
-DONE: Final = ("synjitsu_tw", "jitsu_tw/dns")
+DONE: Final = (
+    "synjitsu_tw", "jitsu_tw/dns", "jitsu_tw/store", "jitsu_tw/clocks.py", "jitsu_tw/errors.py", "jitsu_tw/logs.py",
+    "jitsu_tw/messages.py", "jitsu_tw/networks.py", "jitsu_tw/shares.py", "jitsu_tw/slices.py", "jitsu_tw/sockets.py",
+    "jitsu_tw/text.py", "jitsu_tw/twistd.py",
+)  # fmt: skip
 
 #: A docstring's first line says what the function does: "Return", "Start", "Handle a lost connection".
 FIRST_LINE: Final = re.compile(r"(Hear|Say whether|Have|Let|Know|Be)\b")
