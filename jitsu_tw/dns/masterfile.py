@@ -536,7 +536,7 @@ class _Reader:
             raise _RecordError("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
         count = (stop - start) // step + 1
         if count > self.left[1]:
-            raise _RecordError(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} with its lines")
+            raise _RecordError(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} lines with these")
         self._take("lines", count)
         owner = record.get_word()
         head = [record.get_word()]
