@@ -152,7 +152,8 @@ class JitsuService(Service):
             coordinator_for(settings.cluster, reactor),
             clocks,
         )
-        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster)
+        warm = WarmAnswers(clocks.now, settings.summon_from)
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster, warm)
         self._running = LiveConfig(self.fleet, zones, self._changed)
         self._reloading = DeferredLock()
         self._requests: ChangeRequests | None = None
@@ -174,7 +175,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(clocks.now, settings.summon_from),
+            warm,
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -194,7 +195,7 @@ class JitsuService(Service):
 
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
-        self.fleet.on_news = self._trigger.moved
+        self.fleet.peers.follow(self._trigger)
         return ConfigSync(store, requests, self._running, self.fleet, remote, node, self._trigger)
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802

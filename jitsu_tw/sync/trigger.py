@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from jitsu_tw.ijitsu import IPublications
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 
+@implementer(IPublications)
 class SyncTrigger:
     """
     Wakes `ConfigSync` when there is something to share or to take.
@@ -34,7 +38,7 @@ class SyncTrigger:
         if self._is_heard:
             self._wake()
 
-    def moved(self, commit: str = "") -> None:
+    def published(self, commit: str) -> None:
         """Note that the shared branch is at *commit*, in hexadecimal; "" if that is not known."""
         if not commit or commit != self._known:
             self._is_behind = True

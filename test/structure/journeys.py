@@ -1,5 +1,5 @@
 """
-Who calls whom at run time; `python -m test.structure.journeys` prints it.
+Who calls whom at run time; `python -m test.structure.journeys` prints it, and with `--calls` each journey's calls.
 
 A journey is what happens between two moments: which files of the product are entered, how many calls there are, and how
 many of these cross from one file to another. Twisted and all other libraries are looked through: a call that one file
@@ -26,7 +26,6 @@ from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.rules.lifecycle import State
@@ -162,7 +161,7 @@ class Served:
             zones = Zones([Zone.read(file.name)])
         zones.add_vm(www.dns[0], www.name, www.ip, www.ttl)
         chain = Chain([JitsuResolver(zones, self.world.fleet), ZoneAuthority(zones)])
-        self.server = Server(chain, WarmAnswers(self.world.clock.seconds), self.world.fleet, zones)
+        self.server = Server(chain, self.world.warm, self.world.fleet, zones)
 
     def ask(self, name: str) -> None:
         """Ask for an address, which must be answered at once."""
@@ -217,6 +216,8 @@ def main() -> None:
     for journey in journeys():
         trace = journey.trace
         print(f"{journey.name:18} {trace.calls.total():5} {len(trace.files()):6} {trace.crossing():15}")
+        for (caller, called), times in trace.calls.most_common() if "--calls" in sys.argv else ():
+            print(f"  {times:4} {caller or '-'} -> {called}")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         trace = scenarios()
     for title, calls in (("all calls", trace.calls.keys()), ("but those through interfaces", trace.direct())):

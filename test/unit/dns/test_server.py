@@ -29,10 +29,10 @@ from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import MOST_OF_ONE, Forwarder
 from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import Unanswerable
@@ -106,7 +106,7 @@ class ServerTestCase(SynchronousTestCase):
         for one in vms:
             self.zones.add_vm(one.dns[0], one.name, one.ip, one.ttl)
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds)
+        self.warm = self.world.warm
         self.server = Server(self.chain, self.warm, self.world.fleet, self.zones)
 
     def send(self, octets: bytes, source: Source | None = None) -> list[bytes]:
@@ -130,7 +130,8 @@ class ServerTestCase(SynchronousTestCase):
 
     def starts(self) -> int:
         """Return how many starts there have been of any VM."""
-        return sum(self.world.fleet.stats(machine).total_starts for machine in self.world.fleet.machines.values())
+        fleet = self.world.fleet
+        return sum(fleet.stats.current(machine).total_starts for machine in fleet.machines.values())
 
 
 class TableTests(ServerTestCase):
@@ -280,7 +281,7 @@ class SummonsTests(ServerTestCase):
         replies = [self.send(query), self.send(query)]
         self.world.pump(1.3)
         self.assertEqual([1, 1], [len(each) for each in replies])
-        self.assertEqual(1, self.world.fleet.stats(self.world.machine("never")).total_requests)
+        self.assertEqual(1, self.world.fleet.stats.current(self.world.machine("never")).total_requests)
 
 
 class WarmTests(ServerTestCase):
@@ -334,6 +335,19 @@ class WarmTests(ServerTestCase):
             if found is not None:
                 self.assertEqual(self.long_way(self.wire(use_edns=0, payload=other))[2:], found[2:])
 
+    def test_signed(self) -> None:
+        """The answer to a signed question is signed for that question alone, and not kept."""
+        octets = self.wire()
+        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.summons.lease("www")
+        assert isinstance(query, Query)
+        assert lease is not None
+        self.warm.clear()
+        key = query.question.key
+        use = self.world.fleet.stats.use_of(self.world.machine(), key)
+        for tsig, kept in ((len(octets), 0), (None, 1)):
+            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, use, key)
+            self.assertEqual(kept, len(self.warm.answers))
+
     def test_options(self) -> None:
         """A question with options is not kept: they may differ from client to client."""
         query = self.wire(use_edns=0, options=[dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"12345678")])
@@ -348,7 +362,7 @@ class WarmTests(ServerTestCase):
         query = self.wire()
         self.long_way(query)
         self.assertIsNotNone(self.hit(query))
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertIsNone(self.hit(query))
         self.assertEqual({}, self.warm.answers)
 
@@ -360,8 +374,8 @@ class WarmTests(ServerTestCase):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(number.to_bytes(2) + query[2:]))
         machine = self.world.machine()
-        self.assertEqual(7, self.world.fleet.stats(machine).total_requests)
-        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats(machine).last_request_ts - EPOCH)
+        self.assertEqual(7, self.world.fleet.stats.current(machine).total_requests)
+        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats.current(machine).last_request_ts - EPOCH)
         self.world.pump(6)
         self.assertEqual("7", self.world.remembered()["dns/www.jitsu.test/total_requests"])
         self.world.pump(115, step=1)
@@ -375,18 +389,18 @@ class WarmTests(ServerTestCase):
         for sender in (("192.0.2.1", 1), ("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(query, sender))
-        self.assertEqual(3, self.world.fleet.stats(self.world.machine()).total_requests)
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(3, self.world.fleet.stats.current(self.world.machine()).total_requests)
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_time_for_a_check(self) -> None:
         """A use when a check is due asks for the check, and is answered all the same."""
         query = self.wire()
         self.long_way(query)
         checked: list[str] = []
-        self.patch(self.world.fleet, "check", checked.append)
+        self.patch(self.world.fleet.leases.health, "check", lambda machine: checked.append(machine.vm.name))
         self.assertIsNotNone(self.hit(query))
         self.assertEqual([], checked)
-        lease = self.world.fleet.lease("www")
+        lease = self.world.fleet.summons.lease("www")
         assert lease is not None
         lease.check_at = self.world.clock.seconds()
         self.assertIsNotNone(self.hit(query))
@@ -418,7 +432,7 @@ class WarmTests(ServerTestCase):
         self.assertEqual(8 + 2 * 4, len(self.warm.answers))
         self.assertIsNotNone(self.hit(query))
         self.assertIsNotNone(self.hit(other), "the VM with fewer answers gave one up")
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual([other[2:]], list(self.warm.answers))
 
     def test_odd_at_first(self) -> None:
@@ -461,10 +475,10 @@ class WarmTests(ServerTestCase):
         for number in range(100):
             self.long_way(self.wire(f"n{number}.wild.jitsu.test"))
         self.assertIsNotNone(self.hit(self.wire("n99.wild.jitsu.test")))
-        stats = self.world.fleet.stats(self.world.machine("wild"))
+        stats = self.world.fleet.stats.current(self.world.machine("wild"))
         self.assertEqual({"*.wild.jitsu.test": 101}, {name: use.total_requests for name, use in stats.dns.items()})
         self.long_way(self.wire("alias.jitsu.test"))
-        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats(self.world.machine()).dns))
+        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats.current(self.world.machine()).dns))
 
     def test_tcp(self) -> None:
         """An answer by TCP is not repeated by UDP: it may be longer than UDP allows."""
@@ -480,7 +494,7 @@ class PolicyTests(ServerTestCase):
         self.world.settings = attrs.evolve(self.world.settings, **settings)
         self.world.begin()
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds, self.world.settings.summon_from)
+        self.warm = self.world.warm
         self.cookies = Cookies(b"0123456789abcdef")
         self.server = Server(
             self.chain, self.warm, self.world.fleet, self.zones, cookies=self.cookies, nsid=b"ns1", wall=lambda: EPOCH
@@ -504,16 +518,16 @@ class PolicyTests(ServerTestCase):
         self.world.pump(60, step=1)
         self.assertIsNotNone(self.hit(query, ("198.51.100.1", 1)))
         self.ask_from("198.51.100.1")
-        self.assertLess(self.world.fleet.lease_left(self.world.machine()) or 0, 61)
+        self.assertLess(self.world.fleet.leases.left(self.world.machine()) or 0, 61)
         self.assertIsNotNone(self.hit(query, ("192.0.2.9", 1)))
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_summon_from(self) -> None:
         """A source outside `summon_from` is REFUSED with EDE 18, until a permitted client has started the VM."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(0, self.starts())
-        self.assertEqual(0, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(0, self.world.fleet.stats.current(self.world.machine()).total_requests)
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("192.0.2.9")))
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(1, self.starts())
@@ -566,7 +580,7 @@ class PolicyTests(ServerTestCase):
         for tcp in (False, True):
             self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(self.ask_from("192.0.2.1", "six", tcp=tcp)))
         self.assertEqual(2, self.starts())
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six", tcp=True).rcode())
 
     def test_verify_source(self) -> None:
@@ -617,8 +631,8 @@ class PolicyTests(ServerTestCase):
         self.ask_from("198.51.100.1")
         self.assertEqual(0, self.starts())
         self.assertEqual({("www", "192.0.2.0/24", "A"): 1, ("www", "198.51.100.0/24", "A"): 1},
-                         dict(self.world.fleet.would_start))
-        self.assertEqual(4, self.world.fleet.stats(self.world.machine()).total_requests)
+                         dict(self.world.fleet.summons.would_start))
+        self.assertEqual(4, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_first_summons_is_told(self) -> None:
         """The log line of an activation names the client and the question; so does that of a refusal."""
