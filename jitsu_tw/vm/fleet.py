@@ -9,6 +9,7 @@ people are told in `journal`. Which node owns a VM, and on which host it is, is 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
 from zope.interface import implementer
 
+from jitsu_tw.coroutines import report
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM, Prohibited, Unproven
 from jitsu_tw.ijitsu import IClusterEvents, Request
@@ -102,7 +104,7 @@ class Fleet:
         self.answer_by = settings.answer_by
         self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
-        self.journal = Journal(clocks)
+        self.journal = Journal(clocks, partial(report, self.log))
         self.problems = Problems()
         endpoints = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         self.standins = StandIns()
