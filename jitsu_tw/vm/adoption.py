@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
-    from jitsu_tw.vm.stats import StatsStore
+    from jitsu_tw.vm.persistence import StatsStore
 
 #: States in which a VM that was managed is not managed any more.
 LET_GO: Final = DOWN | {State.UNKNOWN}
@@ -54,7 +54,7 @@ class Adoption:
         machine.note(managed=False)
         self._unseen.add(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
-        self._record.part(machine)
+        self._record.stats.replaced(machine)
 
     def came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
@@ -69,9 +69,9 @@ class Adoption:
         elif machine.managed:
             if not self._sweep.resume(machine, is_new=old is State.WAITING):
                 self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
-        elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
+        elif name in self._unseen and self._record.stats.was_started(machine) and not self._dry_run:
             machine.note(managed=True)
-            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
+            used, started = (now - max(0.0, self._wall() - when) for when in self._record.stats.since(machine))
             self._sweep.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)

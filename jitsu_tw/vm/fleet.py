@@ -38,9 +38,9 @@ from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
 from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.observers import IInventoryObserver, IStandInObserver
+from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.standins import StandInControl, StandIns
-from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -235,17 +235,18 @@ class Fleet:
         self._whose.pop(machine.vm.name, None)
         self.problems.forget(machine.vm.name)
         for part in (
-            self.ownership, self._groups, self._adoption, self.inventory, self._sweep, self._record, self.standins,
+            self.ownership, self._groups, self._adoption, self.inventory, self._sweep, self._record.stats,
+            self.standins,
         ):
             part.forget(machine)
 
     def origin(self, name: str) -> str | None:
         """Return the request that the VM *name* is from as it is now; None if the file says it."""
-        return self._record.origin(self.machines[name])
+        return self._record.config.origin(self.machines[name])
 
     def merged(self, changes: Mapping[str, str | None]) -> None:
         """Hear that the state has been changed so, by a request."""
-        self._record.merged(changes)
+        self._record.config.merged(changes)
 
     # What is asked of it.
 
@@ -402,11 +403,11 @@ class Fleet:
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
         self.gather()
-        return self._record.of(machine)
+        return self._record.stats.of(machine)
 
     def use_of(self, name: str, key: bytes) -> NameUse:
         """Return what is counted of the name *key*, which is one of the VM *name*."""
-        return self._record.use_of(self.machines[name], key)
+        return self._record.stats.use_of(self.machines[name], key)
 
     def lease(self, name: str) -> Lease | None:
         """
@@ -462,7 +463,7 @@ class Fleet:
 
     def gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        count, machines, zero = self._record.count, self.machines, self._wall() - self.now()
+        count, machines, zero = self._record.stats.count, self.machines, self._wall() - self.now()
         for name, use, times, last in self.uses():
             self.ownership.note_use(machines[name], last)
             count(name, use, times, zero + last)
@@ -470,7 +471,8 @@ class Fleet:
 
     def _count(self, machine: Machine, key: bytes) -> None:
         """Count a question for the name *key*, now."""
-        self._record.count(machine.vm.name, self._record.use_of(machine, key), 1, self._wall())
+        stats = self._record.stats
+        stats.count(machine.vm.name, stats.use_of(machine, key), 1, self._wall())
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
@@ -516,7 +518,7 @@ class Fleet:
 
     def was_started(self, name: str) -> bool:
         """Return whether the state says that this node had started the VM, and has not seen it down since."""
-        return name in self.machines and self._record.is_ours(self.machines[name])
+        return name in self.machines and self._record.stats.was_started(self.machines[name])
 
     def claim_free(self, name: str) -> None:
         """Claim the VM, which is queued: its claim has become free."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IInventoryObserver
-    from jitsu_tw.vm.stats import StatsStore
+    from jitsu_tw.vm.persistence import StatsStore
 
 #: How many VMs of a backend are looked at, at once.
 LOOKS_AT_ONCE: Final = 16
@@ -342,7 +342,7 @@ class Inventory:
             self._by_uuid.pop(machine.uuid, None)
             machine.note(uuid=uuid)
             self._by_uuid[uuid] = machine
-            self._record.recognise(machine)
+            self._record.stats.recognise(machine)
 
     async def _ask_advice(self, machine: Machine) -> None:
         """Ask the hypervisor what an operator should read about *machine*."""

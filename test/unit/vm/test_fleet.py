@@ -22,7 +22,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
-from jitsu_tw.vm import stats as record
+from jitsu_tw.vm import persistence
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.problems import Problem
@@ -1951,7 +1951,7 @@ class ManyTests(SynchronousTestCase):
 
     def test_in_slices(self) -> None:
         """They are not put into words in one go: others have their turn meanwhile."""
-        self.patch(record, "SLICE", 10)
+        self.patch(persistence, "SLICE", 10)
         names = [f"vm{number}" for number in range(1, 46)]
         world = World(*(vm(name, ip=f"10.1.0.{number}") for number, name in enumerate(names, 1)))
         uses = [(name, world.fleet.use_of(name, question(name).key), 2, 1001.0) for name in names]
