@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
-from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
 from jitsu_tw.vm.problems import Problem
 
@@ -43,7 +43,7 @@ NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits fo
 LOOK_AGAIN: Final = 5.0
 
 
-@implementer(IWatcher)
+@implementer(IObserver, IWatcher)
 class Inventory:
     """The hypervisors, and the VMs that they have."""
 
@@ -160,8 +160,8 @@ class Inventory:
 
     # What the machines do.
 
-    def moved(self, machine: Machine) -> None:
-        """Hear that *machine* has entered another state."""
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Look for *machine* again if the backend does not know what it does."""
         if machine.state is State.UNKNOWN:
             self._look_later(machine)
         if machine.is_gone and machine.vm.name not in self._missing:

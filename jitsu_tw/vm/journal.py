@@ -12,10 +12,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from zope.interface import implementer
 
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.rules.policy import Verdict
+from jitsu_tw.vm.interfaces import IJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -147,6 +150,7 @@ def milliseconds(marks: Mapping[str, float]) -> dict[str, float]:
     return {step: round((when - begin) * 1000, 1) for step, when in marks.items()}
 
 
+@implementer(IJournal, IObserver)
 class Journal:
     """
     The last events.
@@ -196,9 +200,9 @@ class Journal:
 
     # Noting.
 
-    def moved(self, machine: Machine, old: State, state: State) -> None:
-        """Note that *machine* has left the state *old* for *state*, and why."""
-        name = machine.vm.name
+    def moved(self, machine: Machine, old: State) -> None:
+        """Note that *machine* has left the state *old* for another, and why."""
+        name, state = machine.vm.name, machine.state
         self.states[old] -= 1
         self.states[state] += 1
         running = self._running.get(name)

@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from jitsu_tw.coroutines import report
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.keep import Kept, Why, keep
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
@@ -69,7 +70,7 @@ class LeaseStatus(NamedTuple):
     words: str
 
 
-@implementer(IWakeupObserver)
+@implementer(IObserver, IWakeupObserver)
 class LeaseKeeper:
     """
     The leases of a fleet.
@@ -130,6 +131,11 @@ class LeaseKeeper:
     def lease(self, name: str) -> Lease | None:
         """Return the lease of the VM *name*; None if it has none."""
         return self._leases.get(name)
+
+    def left(self, machine: Machine) -> float | None:
+        """Return the seconds until *machine* is stopped if it is not used; None if it has no lease."""
+        status = self.status(machine)
+        return None if status is None else status.left
 
     def status(self, machine: Machine) -> LeaseStatus | None:
         """Return until when *machine* is kept, and why; None if it has no lease."""
@@ -210,7 +216,12 @@ class LeaseKeeper:
             lease.seen_from = max(lease.seen_from, meter.next_look(lease.idle))
         self._look_later(machine, lease)
 
-    def drop(self, machine: Machine) -> None:
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Suspend the lease of *machine* unless it is up."""
+        if machine.state is not State.UP:
+            self._drop(machine)
+
+    def _drop(self, machine: Machine) -> None:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.drop(name)
@@ -241,12 +252,17 @@ class LeaseKeeper:
     def forget(self, machine: Machine) -> None:
         """Forget *machine*, which is not in the configuration any more."""
         name = machine.vm.name
-        self.drop(machine)
+        self._drop(machine)
         self.wakeups.forget(machine)
         self._suspended.pop(name, None)
         self._stop_failures.pop(name, None)
 
     # Uses.
+
+    def use(self, machine: Machine) -> None:
+        """Note that Jitsu is asked for *machine*, which it manages from now on; renew its lease."""
+        machine.note(managed=True)
+        self.renew(machine)
 
     def renew(self, machine: Machine) -> None:
         """Note that *machine*, if it is up, is used now."""

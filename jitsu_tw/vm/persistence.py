@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import StoreError
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import STATISTICS
-from jitsu_tw.vm.stats import Statistics
 from jitsu_tw.vm.stored_config import StoredConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Container, Mapping
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.stats import Statistics
 
 #: After a commit of all statistics, they rest for this many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
@@ -35,6 +38,7 @@ SPARE: Final = 20.0
 SLICE: Final = 500
 
 
+@implementer(IObserver)
 class StatsStore:
     """
     The state of a fleet.
@@ -54,7 +58,7 @@ class StatsStore:
         machines: Mapping[str, Machine],
         clocks: Clocks,
         commit_every: float,
-        gather: Callable[[], None],
+        stats: Statistics,
     ) -> None:
         """
         Write to *store* what is to be known of *machines*.
@@ -64,11 +68,11 @@ class StatsStore:
             machines: by the VM's name.
             clocks: tell the time.
             commit_every: seconds between two commits of statistics.
-            gather: called before statistics are committed; it counts the queries that were answered from the cache.
+            stats: the statistics of the VMs.
         """
-        self._store, self._machines, self._gather = store, machines, gather
+        self._store, self._machines = store, machines
         self._reactor, self._now = clocks.reactor, clocks.now
-        self.stats, self.config = Statistics(clocks.wall), StoredConfig()
+        self.stats, self.config = stats, StoredConfig()
         self._failing = self._is_behind = False
         self._every = commit_every
         self._urgent: set[str] = set()
@@ -87,7 +91,7 @@ class StatsStore:
     async def stop(self) -> None:
         """Write everything and close the state."""
         self._saving.stop()
-        self._gather()
+        self.stats.gather()
         self._urgent |= self.stats.changed
         self._save()
         if self._commit is not None:
@@ -101,10 +105,11 @@ class StatsStore:
 
     # Statistics.
 
-    def started(self, machine: Machine) -> None:
-        """Write at once that Jitsu starts *machine* now: a crash must not lose that."""
-        self.stats.started(machine)
-        self._save_at_once(machine)
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Write at once that Jitsu starts *machine*, before the backend is called: a crash must not lose that."""
+        if machine.state is State.STARTING:
+            self.stats.started(machine)
+            self._save_at_once(machine)
 
     def stopped(self, machine: Machine) -> None:
         """Write at once, if that is not known yet, that *machine* is down, or was started by hand."""
@@ -117,7 +122,7 @@ class StatsStore:
 
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self._gather()
+        self.stats.gather()
         if self._is_behind:
             spawn(self.log, self.save_configuration())
         if self.stats.changed and self._now() >= self._next_save:

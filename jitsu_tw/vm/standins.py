@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
-from jitsu_tw.ijitsu import Guest, IReadiness
+from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
@@ -53,6 +53,7 @@ LATE_BY: Final = 5.0
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 
+@implementer(IObserver)
 class StandIns:
     """
     What the fleet asks of Synjitsu; in this class, for a configuration without Synjitsu, nothing stands in.

@@ -10,8 +10,11 @@ from jitsu_tw.dns.wire import ancestors
 from jitsu_tw.store.layout import NameUse, Stats, label, read_stats, stats_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Container, Mapping
 
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.ijitsu import IAnswers, IOwnership
+    from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
 
 #: The least difference of two times in the state, in seconds.
@@ -29,9 +32,26 @@ class Statistics:
         changed: the names of VMs whose statistics are not in the state yet.
     """
 
-    def __init__(self, wall: Callable[[], float]) -> None:
-        """Begin with none; *wall* tells the time in seconds since 1970."""
-        self._wall = wall
+    def __init__(
+        self,
+        machines: Mapping[str, Machine],
+        clocks: Clocks,
+        answers: IAnswers,
+        journal: Journal,
+        ownership: IOwnership,
+    ) -> None:
+        """
+        Begin with none.
+
+        Args:
+            machines: by the VM's name.
+            clocks: tell the time.
+            answers: answer queries, too, and count them.
+            journal: counts all queries.
+            ownership: is told of the uses.
+        """
+        self._machines, self._now, self._wall = machines, clocks.now, clocks.wall
+        self._answers, self._journal, self._ownership = answers, journal, ownership
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
         self.changed: set[str] = set()
@@ -41,6 +61,11 @@ class Statistics:
         self._known = read_stats(tree)
 
     # Asking.
+
+    def current(self, machine: Machine) -> Stats:
+        """Return the statistics of *machine*, with the queries that were answered without the fleet, to read."""
+        self.gather()
+        return self.of(machine)
 
     def of(self, machine: Machine) -> Stats:
         """Return the statistics of *machine*, to read."""
@@ -86,6 +111,18 @@ class Statistics:
         if label(key) not in uses and key not in names:
             key = next((wild for name in ancestors(key) if (wild := b"\1*" + name) in names), next(iter(names), key))
         return uses.setdefault(label(key), NameUse())
+
+    def gather(self) -> None:
+        """Count the queries that were answered without the fleet; leases have been renewed where that happened."""
+        zero = self._wall() - self._now()
+        for name, use, times, last in self._answers.taken():
+            self._ownership.note_use(self._machines[name], last)
+            self.count(name, use, times, zero + last)
+            self._journal.warm += times
+
+    def count_query(self, machine: Machine, key: bytes) -> None:
+        """Count a query for the name *key* of *machine*, now."""
+        self.count(machine.vm.name, self.use_of(machine, key), 1, self._wall())
 
     def count(self, vm: str, use: NameUse, times: int, last: float) -> None:
         """Count *times* queries for a name of the VM *vm* (`use_of`), the last at *last*, in seconds since 1970."""

@@ -6,8 +6,10 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
+from zope.interface import implementer
 
-from jitsu_tw.rules.lifecycle import WANTED
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ WALL_EVERY: Final = 30.0
 WALL_SET: Final = 1.0
 
 
+@implementer(IObserver)
 class Wakeups:
     """
     Starts VMs in their weekly windows, and those that an operator holds when they go down.
@@ -96,9 +99,10 @@ class Wakeups:
         """Note that *machine* is asked for, or up, since an operator has stopped it."""
         self._stopped.discard(machine.vm.name)
 
-    def went_down(self, machine: Machine) -> None:
-        """Start *machine* again if it is held or in a weekly window: at once, or after its rest if its start failed."""
-        if machine.vm.keep_up or self.is_held(machine.vm.name):
+    def moved(self, machine: Machine, old: State) -> None:
+        """Start *machine*, which is down, again if it is held or has windows: at once, or after its rest."""
+        went_down = machine.state in DOWN | {State.UNKNOWN} and old in STOPS | {State.UP, State.UNKNOWN}
+        if went_down and (machine.vm.keep_up or self.is_held(machine.vm.name)):
             self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
 
     # Weekly windows.

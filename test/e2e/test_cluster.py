@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
-from jitsu_tw.ctl.client import NoAnswerError
+from jitsu_tw.ctl.show import NoAnswerError
 from test.support.cluster import ANSWER_BY, HOSTS, IDLE, IPS, NODES, PATIENCE, TTL, VMS, Cluster, qemus
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.cluster.membership import Membership
+from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
@@ -120,6 +121,7 @@ class World:
         wall_set: seconds by which the wall clock was set, forward or, below 0, back.
         backend: where the VMs are; it outlives the fleet, as a hypervisor does.
         store: the state; so does it.
+        warm: the answers that the fleet knows of.
         fleet: has been started.
     """
 
@@ -137,7 +139,8 @@ class World:
         """Start a fleet, as a process that starts."""
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
         backends = {("memory", ""): self.backend}
-        self.fleet = Fleet(self.settings, backends, self.store, clocks, alone(self.settings, clocks))
+        self.warm = WarmAnswers(self.clock.seconds, self.settings.summon_from)
+        self.fleet = Fleet(self.settings, backends, self.store, clocks, alone(self.settings, clocks), self.warm)
         self.fleet.start(self.store.open())
 
     def kill(self) -> None:

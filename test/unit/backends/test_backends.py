@@ -509,7 +509,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         held = Deferred[None]()
         self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
         starting = self.backend.start(uuid)
-        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE, None)
+        self.backend._hung_up(self.backend._connection, libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE, None)
         error = await self.assertFailure(starting, BackendLost)
         self.assertIn("no sign of life", str(error))
         self.assertEqual(1, len(self.watcher.lost_reasons))
@@ -544,12 +544,12 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
 
         def breaks() -> Any:
             connection = opened()
-            self.patch(self.backend._reconnector, "_opens", opened)
+            self.patch(self.backend, "_open_events", opened)
             self.backend._hung_up(connection, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
             return connection
 
-        self.patch(self.backend._reconnector, "_opens", breaks)
-        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
+        self.patch(self.backend, "_open_events", breaks)
+        self.backend._hung_up(self.backend._connection, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
         await self.watcher.until(lambda: self.watcher.connections == 2)
         self.assertEqual("the connection broke while it was made", self.watcher.lost_reasons[-1])
 

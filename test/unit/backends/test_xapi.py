@@ -583,7 +583,7 @@ class XapiSessionTests(ConnectedTestCase):
         self.pool.forget_sessions()
         await self.watcher.until(lambda: len(self.watcher.lost_reasons) > 2)
         self.assertIn("login", self.watcher.lost_reasons[-1])
-        for line in [*self.logged, *self.watcher.lost_reasons, repr(self.backend._login), str(self.backend)]:
+        for line in [*self.logged, *self.watcher.lost_reasons, repr(self.backend._connection), str(self.backend)]:
             self.assertNotIn(PASSWORD, line)
 
 

@@ -85,7 +85,7 @@ class Node:
 
     def ask(self, name: str = "www") -> None:
         """Ask for a VM."""
-        self.fleet.summon(name, question(name)).addBoth(self.answers.append)
+        self.fleet.summons.summon(name, question(name)).addBoth(self.answers.append)
 
     def state(self, name: str = "www") -> State:
         """Return what it believes of a VM."""
@@ -130,7 +130,8 @@ class Place:
 
     def owner(self) -> str | None:
         """Return who has the first VM, as all of them believe."""
-        owners = {node.fleet.ownership.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
+        fleets = [node.fleet for node in self.nodes if node.reactor.alive]
+        owners = {fleet.cluster.ownership.owner(fleet.machines["www"]) for fleet in fleets}
         assert len(owners) == 1, owners
         return owners.pop()
 
@@ -282,7 +283,7 @@ class SharingTests(SynchronousTestCase):
         """Where all leases are long, what was used is not counted each second to tell it."""
         place = Place(vm(idle=320.0))
         looks: list[float] = []
-        usage = place.nodes[1].fleet.ownership._usage  # type: ignore[attr-defined]
+        usage = place.nodes[1].fleet.cluster.ownership._usage  # type: ignore[attr-defined]
         self.patch(usage, "_gather", lambda: looks.append(place.clock.seconds()))
         place.run(40.0, 0.5)
         self.assertIn(len(looks), range(3, 6))
@@ -382,7 +383,7 @@ class SharingTests(SynchronousTestCase):
         place.nodes = [Node("ns1", place)]
         place.run(8.0, 0.05)
         self.assertIn("nodes/ns1", place.table.facts)
-        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.cluster.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         place.run(60.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual(1, place.guest.starts)
@@ -392,7 +393,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(mode=Mode.PAUSE, idle=60.0, response_delay=1.0))
         place.nodes[0].ask()
         place.run(2.0)
-        place.nodes[0].fleet.stop_vm("www")
+        place.nodes[0].fleet.operator.stop("www")
         place.run(1.0)
         place.nodes[0].ask()
         place.run(0.3)
@@ -400,7 +401,7 @@ class SharingTests(SynchronousTestCase):
         place.run(3.0)
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
         self.assertEqual("ns1", place.owner())
-        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.cluster.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         self.flushLoggedErrors()
 
     def test_asked_for_before_its_owner_dies(self) -> None:
@@ -440,13 +441,14 @@ class SharingTests(SynchronousTestCase):
         place.run(0.1)
         first.answers.pop().trap(ClusterUnavailable)
         place.run(0.5, 0.05)
-        self.assertTrue(first.fleet.ownership.refusal)
+        self.assertTrue(first.fleet.cluster.ownership.refusal)
         first.ask("db")
         first.answers.pop().trap(ClusterUnavailable)
         first.ask()
         self.assertEqual(True, first.answers.pop())
         place.run(1.0, 0.05)
-        self.assertIn(place.nodes[1].fleet.ownership.owner(place.nodes[1].fleet.machines["www"]), {"ns2", "ns3"})
+        fleet = place.nodes[1].fleet
+        self.assertIn(fleet.cluster.ownership.owner(fleet.machines["www"]), {"ns2", "ns3"})
         place.nodes[1].ask("db")
         place.run(3.0, 0.05)
         self.assertEqual([True], place.nodes[1].answers)
@@ -491,7 +493,7 @@ class SharingTests(SynchronousTestCase):
     def test_stopped_after_an_early_answer(self) -> None:
         """A node that answered early, and did not hear that the VM came up, leaves it down when its owner stops it."""
         place = Place(vm(boot_time=1.0, idle=5.0))
-        self.patch(place.nodes[1].fleet.ownership, "_end_wait", lambda *_, **__: None)
+        self.patch(place.nodes[1].fleet.cluster.ownership, "_end_wait", lambda *_, **__: None)
         for node in place.nodes[:2]:
             node.ask()
         place.run(2.0)
@@ -539,16 +541,16 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=5.0))
         place.nodes[0].ask()
         place.run(1.0)
-        place.nodes[1].fleet.hold_vm("www")
+        place.nodes[1].fleet.operator.hold("www")
         place.run(20.0, 0.05)
         self.assertEqual(Power.RUNNING, place.guest.power)
-        self.assertTrue(place.nodes[0].fleet.is_held("www"))
-        place.nodes[1].fleet.release_vm("www")
+        self.assertTrue(place.nodes[0].fleet.leases.wakeups.is_held("www"))
+        place.nodes[1].fleet.operator.release("www")
         place.run(10.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         place.nodes[0].ask()
         place.run(1.0)
-        stopped = place.nodes[2].fleet.stop_vm("www")
+        stopped = place.nodes[2].fleet.operator.stop("www")
         place.run(0.1)
         self.assertEqual(State.OFF, self.successResultOf(stopped))
         self.assertEqual(Power.OFF, place.guest.power)
@@ -797,12 +799,12 @@ class HostsTests(SynchronousTestCase):
         place.nodes[2].fleet.cluster.drain("hosts", "left")
         place.run(2.0)
         self.assertEqual(["right"], place.running())
-        place.nodes[0].fleet.stop_vm("www")
+        place.nodes[0].fleet.operator.stop("www")
         place.run(1.0)
         place.nodes[1].ask()
         place.run(1.0)
         self.assertEqual(["right"], place.running())
-        place.nodes[1].fleet.stop_vm("www")
+        place.nodes[1].fleet.operator.stop("www")
         place.nodes[1].fleet.cluster.drain("hosts", "left", undo=True)
         place.run(1.0)
         place.nodes[1].ask()
@@ -819,7 +821,7 @@ class HostsTests(SynchronousTestCase):
         place.run(1.0)
         self.assertIn(place.owner(), {"ns2", "ns3"})
         self.assertEqual(1, sum(guest.starts for host in place.hosts.values() for guest in host.guests.values()))
-        place.nodes[1].fleet.stop_vm("www")
+        place.nodes[1].fleet.operator.stop("www")
         place.run(1.0)
         first.answers.clear()
         first.ask()

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock, deferLater
@@ -536,23 +535,26 @@ class StrangeTests(SynchronousTestCase):
             side.connectionLost(Failure(ConnectionDone()))
             self.assertFalse(ours.connected)
             self.assertIn("is cut off: it has said nothing for 10 s", "".join(self.lines()))
-            self.assertEqual([standin.AFTER_REFUSAL, standin.BACK_OFF[0]], [ours._pause(0), ours._pause(0)])
+            (again,) = self.clock.getDelayedCalls()
+            self.assertEqual(standin.AFTER_REFUSAL, again.getTime() - self.clock.seconds())
+            again.cancel()
+            self.assertLess(ours._pause(1), 1.0)
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_ends(self) -> None:
         """Jitsu ends though Synjitsu does not take what was to be said; it waits for that only for a while."""
         for takes in (False, True):
             ours, side, wire = self.ours()
-            closed: Deferred[None] = Deferred()
-            self.patch(ours, "_service", SimpleNamespace(stopService=lambda closed=closed: closed))
             stopped = ours.stop()
             self.clock.advance(standin.ENDING / 2)
             if takes:
-                closed.callback(None)
+                side.connectionLost(Failure(ConnectionDone()))
             self.clock.advance(standin.ENDING / 2)
             self.assertEqual((not takes, takes), (wire.aborted, stopped.called))
-            side.connectionLost(Failure(ConnectionDone()))
-            self.assertTrue(ours.stop() is closed)
+            if not takes:
+                side.connectionLost(Failure(ConnectionDone()))
+            self.successResultOf(stopped)
+            self.successResultOf(ours.stop())
 
     def test_flood(self) -> None:
         """A peer that says very much in one go is read for a while, and then others have their turn."""

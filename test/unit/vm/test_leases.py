@@ -119,9 +119,9 @@ class EvidenceTests(FleetTestCase):
             self.guest.sent = None
             self.world.pump(800, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertEqual([UNCOUNTED], self.world.fleet.problems.of("www"))
+        self.assertEqual([UNCOUNTED], self.world.fleet.context.problems.of("www"))
         self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED for event in logs))
-        status = self.world.fleet.lease_status(self.world.machine())
+        status = self.world.fleet.leases.status(self.world.machine())
         self.assertIs(Why.UNSEEN, status and status.why)
         self.world.pump(110, step=1)
         self.assertIs(State.OFF, self.world.machine().state)
@@ -136,7 +136,7 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine().state)
         self.guest.sent = 0
         self.world.pump(20)
-        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_uncountable(self) -> None:
         """The same, if counting them fails; that the hypervisor is lost is told elsewhere."""
@@ -146,10 +146,10 @@ class EvidenceTests(FleetTestCase):
             self.patch(self.world.backend, "traffic", lambda _, error=error: fail(error))
             self.world.pump(100, step=1)
             self.assertIs(State.UP, self.world.machine().state)
-            self.assertEqual(problems, len(self.world.fleet.problems.of("www")))
+            self.assertEqual(problems, len(self.world.fleet.context.problems.of("www")))
             self.patch(self.world.backend, "traffic", traffic)
             self.world.pump(20)
-            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_queries_alone(self) -> None:
         """With `evidence: queries` nobody counts packets, and the last question decides."""
@@ -157,7 +157,7 @@ class EvidenceTests(FleetTestCase):
         self.send(14, per_second=100)
         self.assertIs(State.UP, self.world.machine().state)
         self.send(4, per_second=100)
-        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_slow_first_count(self) -> None:
         """A VM whose packets are being counted for the first time is not stopped before that is done."""
