@@ -76,7 +76,7 @@ class Adoption:
         self._unseen.discard(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
 
-    def is_another(self, machine: Machine) -> None:
+    def replaced(self, machine: Machine) -> None:
         """Stop managing *machine*, which is another VM than before, until that one has been seen."""
         machine.note(managed=False)
         self._unseen.add(machine.vm.name)

@@ -253,7 +253,7 @@ class Fleet(Parts):
 
     def replaced(self, machine: Machine) -> None:
         """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
-        self.adoption.is_another(machine)
+        self.adoption.replaced(machine)
 
     @deferred
     async def found(self, machine: Machine) -> None:
