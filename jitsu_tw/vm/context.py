@@ -65,5 +65,5 @@ class Context:
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""
-        self.journal.retries += self.is_running
+        self.journal.totals.retries += self.is_running
         return self.is_running

@@ -102,7 +102,7 @@ class Fleet(Parts):
         """
         self._settings, self.machines = settings, dict[str, Machine]()
         answers = answers or NoAnswers()
-        journal, problems = Journal(clocks, partial(report, self.log)), Problems()
+        journal, problems = Journal(clocks, partial(report, self.log)), Problems(self.log)
         strategies = Strategies(clocks.reactor)
         endpoints = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         self.standins = StandIns()
@@ -176,7 +176,7 @@ class Fleet(Parts):
         if machine is None:
             machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self.context)
             self.adoption.enlist(machine)
-            self.journal.states[machine.state] += 1
+            self.journal.totals.states[machine.state] += 1
         else:
             self.dependencies.forget(machine)
             self.standins.forget(machine)
@@ -204,7 +204,7 @@ class Fleet(Parts):
                 return
         self.stats.gather()
         machine.lose(reason, NoSuchVM)
-        self.journal.states[machine.state] -= 1
+        self.journal.totals.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self.context.problems.forget(machine.vm.name)
         for part in (

@@ -150,6 +150,27 @@ def milliseconds(marks: Mapping[str, float]) -> dict[str, float]:
     return {step: round((when - begin) * 1000, 1) for step, when in marks.items()}
 
 
+@attrs.define(eq=False)
+class Totals:
+    """
+    Numbers since this process began.
+
+    Attributes:
+        states: how many VMs are in each state now.
+        refused: how many starts were refused, by verdict.
+        outcomes: how many activations ended, by outcome.
+        retries: how many starts were tried once more by themselves.
+        warm, cold: how many queries there were for VMs that were up, and for others.
+    """
+
+    states: Counter[State] = attrs.field(factory=Counter)
+    refused: Counter[Verdict] = attrs.field(factory=Counter)
+    outcomes: Counter[str] = attrs.field(factory=Counter)
+    retries: int = 0
+    warm: int = 0
+    cold: int = 0
+
+
 @implementer(IJournal, IObserver)
 class Journal:
     """
@@ -160,11 +181,7 @@ class Journal:
         events: the last ones, oldest first.
         activations: the last ones, those under way among them, oldest first.
         refusals: the last ones, by VM, network and reason, the latest last.
-        states: how many VMs are in each state.
-        refused: how many starts were refused, by verdict.
-        outcomes: how many activations ended, by outcome.
-        retries: how many starts were tried once more by themselves.
-        warm, cold: how many queries there were for VMs that were up, and for others.
+        totals: numbers of all that has happened.
     """
 
     def __init__(self, clocks: Clocks, failed: Callable[[], object]) -> None:
@@ -178,10 +195,7 @@ class Journal:
         self.events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self.activations: deque[Activation] = deque(maxlen=MOST_ACTIVATIONS)
         self.refusals: OrderedDict[tuple[str, str, Verdict], Refusal] = OrderedDict()
-        self.states: Counter[State] = Counter()
-        self.refused: Counter[Verdict] = Counter()
-        self.outcomes: Counter[str] = Counter()
-        self.retries = self.warm = self.cold = 0
+        self.totals = Totals()
 
     # Asking.
 
@@ -203,8 +217,8 @@ class Journal:
     def moved(self, machine: Machine, old: State) -> None:
         """Note that *machine* has left the state *old* for another, and why."""
         name, state = machine.vm.name, machine.state
-        self.states[old] -= 1
-        self.states[state] += 1
+        self.totals.states[old] -= 1
+        self.totals.states[state] += 1
         running = self._running.get(name)
         if state is State.QUEUED:
             if running is not None:
@@ -218,7 +232,7 @@ class Journal:
             elif state not in ACTIVATING and state is not State.UP and not machine.is_failing:
                 self._end(running, "lost" if state is State.UNKNOWN else "stopped", machine.reason)
                 if old is State.QUEUED and machine.reason == Verdict.FULL.value:
-                    self.refused[Verdict.FULL] += 1
+                    self.totals.refused[Verdict.FULL] += 1
         if name in self._decisions or not {old, state} <= _RESTING:
             asker = {"asker": running.asker} if state is State.QUEUED and running is not None else {}
             facts = {"old": old.shown, "state": state.shown, "reason": machine.reason, **asker}
@@ -234,7 +248,7 @@ class Journal:
     def refuse(self, vm: str, verdict: Verdict, host: str, asker: str) -> None:
         """Note that a VM was not started for a client."""
         now, net = self._wall(), to_text(network(packed(host)))
-        self.refused[verdict] += 1
+        self.totals.refused[verdict] += 1
         key = vm, net, verdict
         refusal = self.refusals.get(key)
         if refusal is None:
@@ -275,7 +289,7 @@ class Journal:
         running.freeze()
         running.took = self._now() - running.marks["query"]
         running.outcome, running.reason = outcome, reason
-        self.outcomes[outcome] += 1
+        self.totals.outcomes[outcome] += 1
         self._tell("activation", running.vm, {"activation": running.as_json()})
 
     def _note(self, kind: str, vm: str, facts: Mapping[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Statistics:
         for name, use, times, last in self._answers.taken():
             self._ownership.note_use(self._machines[name], last)
             self.count(name, use, times, zero + last)
-            self._journal.warm += times
+            self._journal.totals.warm += times
 
     def count_query(self, machine: Machine, key: bytes) -> None:
         """Count a query for the name *key* of *machine*, now."""

@@ -1015,7 +1015,7 @@ class RetryTests(FleetTestCase):
     def end(self, seconds: float = 2.2) -> tuple[State, int, int]:
         """Let time pass; return the VM's state, how often its start was tried, and how often that was by itself."""
         self.world.pump(seconds)
-        return self.world.machine().state, self.calls, self.world.fleet.journal.retries
+        return self.world.machine().state, self.calls, self.world.fleet.journal.totals.retries
 
     def test_once_more(self) -> None:
         """It is started once more at once, in public, and is up."""
@@ -1094,7 +1094,7 @@ class RetryTests(FleetTestCase):
         self.world.pump(1.5)
         self.world.fleet.dismiss(self.world.machine(), "it is no more")
         self.world.pump(9)
-        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.retries))
+        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.totals.retries))
 
     def test_not_if_unknown(self) -> None:
         """Not if the hypervisor has no such VM, or is lost."""
@@ -1822,7 +1822,7 @@ class RemovedTests(FleetTestCase):
         self.world.pump(21)
         self.assertIs(Power.SAVED, guest.power)
         self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.context.problems.of("a")))
-        self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.totals.states.values()))
         self.assertEqual([], self.paths("vm"))
         self.assertTrue(self.paths("stats"))
         self.world.kill()
