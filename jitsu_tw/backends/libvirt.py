@@ -105,7 +105,6 @@ class LibvirtBackend:
     log = Logger()
     reachable = True
     has_uuids = True
-    images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""

@@ -78,7 +78,6 @@ class Pool:
         self.on_lost_or_found: Callable[[str], None] = lambda _: None
         self.reachable = all(backend.reachable for backend in hosts.values())
         self.has_uuids = all(backend.has_uuids for backend in hosts.values())
-        self.images = all(backend.images for backend in hosts.values())
 
     def __str__(self) -> str:
         """Say which they are, in messages."""

@@ -110,7 +110,7 @@ class Fleet:
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs, self, secret)
         self._groups = Dependencies(self.machines)
         self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
         self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
@@ -121,7 +121,7 @@ class Fleet:
         )
         self.inventory.on_found = self._found
         self.inventory.on_change = self.standins.changed
-        self._sweep = LeaseKeeper(self.machines, clocks, self._signs.port, self._groups.is_needed, self.sharing)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._signs, self._groups.is_needed, self.sharing)
         self.hosts = cast("Pool | None", backends.get((HOSTS, "")))
         self._fencing: Fencing | None = None
         if self.hosts is not None:

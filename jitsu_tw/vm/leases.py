@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.cluster.stop_notice import NOTICE
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
-from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter, look_every
 from jitsu_tw.rules.lifecycle import DOWN, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.cluster.claims import Claims
-    from jitsu_tw.readiness.port import Port
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.vm.machine import Machine
 
 #: A VM is started so many seconds before its time of the week begins: most guests are up by then.
@@ -79,7 +79,7 @@ class LeaseKeeper:
         self,
         machines: Mapping[str, Machine],
         clocks: Clocks,
-        port: Port,
+        port: Strategies,
         needed: Callable[[Machine], bool],
         sharing: Claims,
     ) -> None:
@@ -571,11 +571,11 @@ class LeaseKeeper:
             windows.append(Window(before, after, number))
             before, sign = after, sign_of_life(windows)
             if sign is not Sign.NONE:
-                silent = f"its port {vm.wait_for_port} does not answer Jitsu's host"
+                silent = f"its port {port_of(vm)} does not answer Jitsu's host"
                 machine.problem(Problem.PORT, f"{silent}, but it is left alone: {sign.value}")
                 return
         machine.problem(Problem.PORT)
-        reason = f"dead: its port {vm.wait_for_port} is silent, and {sign.value}"
+        reason = f"dead: its port {port_of(vm)} is silent, and {sign.value}"
         self.log.error("{name}: {reason}; restarted", name=vm.name, reason=reason)
         machine.restart(reason)
 

@@ -10,10 +10,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend, MemorySettings
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns.wire import Question, Source, from_text
-from jitsu_tw.settings import VM, Fault, Mode, Settings
+from jitsu_tw.readiness import READINESS
+from jitsu_tw.settings import VM, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 
@@ -55,7 +56,8 @@ class HandClock(Clock):
 
 def vm(name: str = "www", **changes: Any) -> VM:
     """Return a VM of the memory backend: NAME.jitsu.test, at an address of its own."""
-    faults = frozenset(Fault(fault) for fault in changes.pop("faults", ()))
+    readiness = {key: value for key in READINESS if (value := changes.pop(key, None)) is not None}
+    memory = {"boot_time": changes.pop("boot_time", 0.0), "faults": map(Fault, changes.pop("faults", ()))}
     values: dict[str, Any] = {
         "dns": (from_text(f"{name}.jitsu.test"),),
         "ip": (ip_address(f"10.0.{len(name)}.{sum(name.encode()) % 254 + 1}"),),
@@ -64,7 +66,8 @@ def vm(name: str = "www", **changes: Any) -> VM:
         "backend": "memory",
         "connect": "",
         "idle": 120.0,
-        "faults": faults,
+        "readiness": readiness,
+        "backend_settings": MemorySettings(**memory),
     }
     return VM(name=name, **{**values, **changes})
 

@@ -10,6 +10,7 @@ from twisted.logger import capturedLogs
 
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Power
+from jitsu_tw.readiness.port import Port
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.schedule import WeeklyWindow
 from jitsu_tw.rules.vitals import Sign
@@ -397,7 +398,7 @@ class LivenessTests(FleetTestCase):
         self.alive = True
         self.tries: list[float] = []
         self.world.kill()
-        port = self.world.fleet._signs.port
+        port = self.world.fleet._signs._made[Port]
         self.patch(port, "wait", self.wait)
         self.ask()
         self.world.pump(1.2)
@@ -503,7 +504,7 @@ class LivenessTests(FleetTestCase):
         self.world.pump(DEAD_AFTER - 1)
         before = self.world.fleet.lease_left(self.world.machine())
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet._signs._made[Port], "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.assertIs(State.WAITING, self.world.machine().state)
         self.assertIn("rebooted itself", self.world.machine().reason)
@@ -520,7 +521,7 @@ class LivenessTests(FleetTestCase):
         idle = self.world.machine().vm.idle
         self.world.pump(idle - 5, step=1)
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet._signs._made[Port], "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.ask()
         answered.callback(None)
