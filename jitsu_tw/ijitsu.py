@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     from twisted.internet.defer import Deferred
 
+    from jitsu_tw.errors import JitsuError
+    from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.settings import VM, Mode
 
 
@@ -187,6 +191,18 @@ class IReadiness(Interface):
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
 
 
+class IUsage(Interface):
+    """What counts the questions that are answered without the fleet."""
+
+    def taken() -> Iterable[tuple[str, Any, int, float]]:
+        """
+        Yield the uses since the last call.
+
+        Each is the name of a VM, what counts the uses of the name that was asked for (`Fleet.use_of`), how often that
+        was asked for, and when last, in seconds of the fleet's clock.
+        """
+
+
 class IStore(Interface):
     """The state: one tree of text (DESIGN, section 10): paths like ``jitsu/stats/<uuid>/start_ts`` and their values."""
 
@@ -252,3 +268,289 @@ class ICoordinator(Interface):
         Returns:
             (through the Deferred) whether that was done: not if we do not hold the claim *holding*, when one is given.
         """
+
+
+class IMachine(Interface):
+    """A VM at run time, as the cluster sees it."""
+
+    vm: VM = Attribute("Its settings.")
+    backend: IBackend = Attribute("Its hypervisor, or the hosts that it may run on.")
+    uuid: str = Attribute("The backend's uuid of it; empty until the backend was asked.")
+    state: State = Attribute("Where it is in its life.")
+    reason: str = Attribute("Why it entered that state.")
+    managed: bool = Attribute("Whether Jitsu started it, or was asked for it, so that Jitsu may stop it.")
+    is_unsure: bool = Attribute("Whether it may run although its state does not say so.")
+
+    def summon(
+        asker: Hashable, *, insist: bool = False, is_client: bool = True, promised: bool = False
+    ) -> Deferred[bool]:
+        """
+        Start the VM if it does not run.
+
+        Args:
+            asker: who wants it.
+            insist: wait however long it takes, and start it also shortly after a failure.
+            is_client: the asker waits for a DNS answer.
+            promised: the asker has the address already.
+
+        Returns:
+            (through the Deferred) whether the VM is ready.
+
+        Raises:
+            JitsuError: (through the Deferred) it did not start.
+        """
+
+    def stop(reason: str, *, off: bool = False) -> Deferred[State]:
+        """
+        Stop the VM.
+
+        Args:
+            reason: why, for the log.
+            off: shut its guest down where the VM's mode would keep its memory.
+
+        Returns:
+            (through the Deferred) the state in which that ended.
+        """
+
+    def look(reason: str) -> Deferred[None]:
+        """Ask the backend what the VM does, because of *reason*, and enter that state; fires when that is done."""
+
+    def refuse(reason: str, kind: type[JitsuError]) -> None:
+        """Fail those who wait for the VM, which is queued, with an error of *kind*; it is not started."""
+
+    def feed(event: Event, reason: str) -> None:
+        """Handle one input of the table of states, because of *reason*."""
+
+    def owner_keeps() -> None:
+        """Handle that the VM is not to be stopped after all, or that it has no owner any more."""
+
+
+class Request(enum.Enum):
+    """What a node can ask of the owner node of a VM. The values are part of what nodes tell each other."""
+
+    STOP = "stop"
+    HOLD = "hold"
+    RELEASE = "release"
+    MOVE = "move"
+
+
+class IOwnership(Interface):
+    """
+    Which node owns a VM: only its owner starts, keeps and stops it.
+
+    Where this node is the only one (`cluster.alone`) it owns all VMs. In a cluster (`cluster.claims`) the owner has a
+    claim, from the VM's start to its end. All times are seconds of the clock `Clocks.now`.
+    """
+
+    refusal: str = Attribute("Why this node starts nothing now (cut off from the others, or drained); empty if it may.")
+    connected: bool = Attribute("Whether this node knows what the others know.")
+
+    def is_own(machine: IMachine) -> bool:
+        """Return whether this node owns *machine* at this moment, and no other node can."""
+
+    def is_others(machine: IMachine) -> bool:
+        """Return whether another node owns *machine*."""
+
+    def is_known(machine: IMachine) -> bool:
+        """Return whether *machine*, which runs, was started by a node of a cluster; False where there is none."""
+
+    def owner(machine: IMachine) -> str | None:
+        """Return the name of the node that owns *machine*; None if no node does, or there is no cluster."""
+
+    def times(machine: IMachine) -> tuple[float, float]:
+        """Return when *machine*, which `is_known`, was last used through any node, and when it was started."""
+
+    def claim(machine: IMachine) -> Deferred[bool]:
+        """
+        Claim *machine*, which is queued, for a start.
+
+        Returns:
+            (through the Deferred) whether this node owns it now. If not, `IClusterEvents.claim_free` is called when it
+            may be claimed again.
+
+        Raises:
+            ClusterUnavailable: (through the Deferred) this node starts nothing now.
+        """
+
+    def prove(machine: IMachine) -> None:
+        """
+        Return if no other node can start *machine* at this moment.
+
+        Raises:
+            ClusterUnavailable: another node may.
+        """
+
+    def owner_ready(machine: IMachine) -> Deferred[bool] | None:
+        """
+        Return a Deferred that fires when the owner node of *machine* tells that it is ready.
+
+        Its value is False if the owner will tell nothing any more: ask again. None: this node finds out by itself.
+        """
+
+    def note_use(machine: IMachine, when: float) -> None:
+        """Note that *machine* was used through this node at *when*; the others are told soon."""
+
+    def announce_stop(machine: IMachine) -> float:
+        """
+        Announce to the other nodes that *machine*, whose lease has ended, is to be stopped.
+
+        Returns:
+            The seconds after which to ask again: 0 if it may be stopped now, infinity if this node does not own it.
+        """
+
+    def withdraw_stop(machine: IMachine) -> None:
+        """Tell the other nodes that *machine* is kept, if its stop was announced."""
+
+    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
+        """
+        Ask the owner node of *machine*, another one, for something.
+
+        Returns:
+            (through the Deferred) the state of the machine; after a stop, when it has stopped.
+        """
+
+    def moved(machine: IMachine) -> None:
+        """Handle that *machine* has entered another state."""
+
+    def forget(machine: IMachine) -> None:
+        """Handle that *machine* is not in the configuration any more."""
+
+
+@attrs.frozen
+class NodeStatus:
+    """
+    A node that serves the zones.
+
+    Attributes:
+        name: of the node.
+        here: whether it is this one.
+        problem: why it starts nothing; None if it does, or is another node.
+        drained: whether it is drained.
+        vms: how many VMs it owns.
+        since: when it connected to the others, in seconds since 1970; None if there are no others.
+        version: of its Jitsu; None if there are no others.
+    """
+
+    name: str
+    here: bool
+    problem: str | None
+    drained: bool
+    vms: int
+    since: float | None
+    version: str | None
+
+
+@attrs.frozen
+class HostStatus:
+    """
+    A host of VMs with `host`.
+
+    Attributes:
+        name: of the host.
+        problem: why nothing can be started there; None if it can.
+        drained: whether it is drained.
+        vms: how many VMs are up there.
+    """
+
+    name: str
+    problem: str | None
+    drained: bool
+    vms: int
+
+
+class ICluster(Interface):
+    """The nodes that serve the zones together, and the hosts of their VMs; there may be one node and no host."""
+
+    ownership: IOwnership = Attribute("Which node owns a VM.")
+    problem: str = Attribute("Why nothing can be started through this node now; empty if it can.")
+    nodes: list[NodeStatus] = Attribute("All nodes, by name.")
+    hosts: list[HostStatus] = Attribute("All hosts, in the order of the configuration.")
+
+    def start() -> None:
+        """Begin to connect to the other nodes, and connect again after each loss."""
+
+    def stop() -> Deferred[None]:
+        """Tell the others the last uses, and give up all claims: the others adopt the VMs at once."""
+
+    def publish(commit: str) -> None:
+        """Tell the other nodes that *commit* is the configuration now."""
+
+    def host(machine: IMachine) -> str | None:
+        """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""
+
+    def synjitsu(machine: IMachine) -> str | None:
+        """Return where the Synjitsu for *machine* listens: that of its host, or of the first that it may be on."""
+
+    def drain(kind: str, name: str, *, undo: bool = False) -> Deferred[bool]:
+        """
+        Take a host or a node out of service, or back; *kind* is ``hosts`` or ``nodes``.
+
+        Nothing new is started on such a host, and its VMs move to others. Such a node starts nothing, and other nodes
+        adopt its VMs.
+        """
+
+    def move(machine: IMachine, host: str) -> Deferred[None]:
+        """
+        Move *machine*, which is up, to *host*, or to the best other one if that is empty.
+
+        Raises:
+            JitsuError: (through the Deferred) it cannot move there, or is not up.
+        """
+
+
+class IClusterEvents(Interface):
+    """What the cluster tells and asks. VMs are told by name; one that the configuration has no more is ignored."""
+
+    def gather() -> None:
+        """Call `IOwnership.note_use` for what was used since the last call and has not been noted."""
+
+    def was_started(name: str) -> bool:
+        """Return whether this node's own state says that it had started the VM, and has not seen it down since."""
+
+    def claim_free(name: str) -> None:
+        """Claim the VM, which is queued: its claim has become free."""
+
+    def owner_changed(name: str) -> None:
+        """Handle that the VM, which is up, has another owner, or that its owner is known now."""
+
+    def used(name: str, when: float) -> None:
+        """Handle that the VM was used through another node at *when*, on the clock `Clocks.now`."""
+
+    def requested(name: str, request: Request) -> None:
+        """Do for another node what it asks of this one, which owns the VM; never `Request.MOVE`."""
+
+    def speaker_changed(name: str) -> None:
+        """Announce the VM to Synjitsu anew: its owner, or its host, may be another one."""
+
+    def node_left() -> None:
+        """Announce all VMs to Synjitsu anew: it forgets what a node has announced that is gone."""
+
+    def configuration_published(commit: str) -> None:
+        """Handle that a node has published *commit* as the configuration."""
+
+
+class IPlacement(Interface):
+    """What several hosts, as one backend (`backends.pool`), ask and tell about where VMs are."""
+
+    def claim_host(vm: VM, host: str) -> Deferred[bool]:
+        """
+        Agree with the other nodes that *vm* is started on *host* now, and on no other.
+
+        Returns:
+            (through the Deferred) whether that is agreed; False: this node does not own the VM any more.
+        """
+
+    def seen_on(vm: VM, host: str, *, moved: bool) -> None:
+        """Handle that *vm* runs on *host*; *moved*: it was on another one before."""
+
+    def last_host(vm: VM) -> str | None:
+        """Return the host that *vm* was started on; empty if it runs on none, None if that is not known."""
+
+    def started_ago(vm: VM) -> float:
+        """Return how many seconds ago the start was begun which `last_host` is of."""
+
+    def is_drained(host: str) -> bool:
+        """Return whether nothing new is to be started on *host*."""
+
+    def reach_changed(host: str) -> None:
+        """Handle that *host* was lost, or is connected."""

@@ -9,6 +9,7 @@ import platform
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -26,6 +27,7 @@ from jitsu_tw import __version__, logs, sockets
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.cluster.coordinator import coordinator_for
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.config import build
 from jitsu_tw.config.schema import FLAGS, OPTIONS
 from jitsu_tw.control.api import Endpoint
@@ -45,6 +47,7 @@ from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
+from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.text import printable
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
     from jitsu_tw.store.git import GitStore
@@ -129,9 +133,15 @@ class JitsuService(Service):
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms, settings.hosts)
         self._store = store_at(settings.persistdb, settings.keep_history)
-        coordinator = coordinator_for(settings.cluster, reactor)
         clocks = Clocks(reactor)
-        self.fleet = Fleet(settings, self._backends, self._store, clocks, coordinator=coordinator)
+        make_cluster = partial(
+            Membership,
+            settings,
+            cast("Pool | None", self._backends.get((HOSTS, ""))),
+            coordinator_for(settings.cluster, reactor),
+            clocks,
+        )
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster)
         self._running = LiveConfig(self.fleet, zones, self._changed)
         self._reloading = DeferredLock()
         self._branches: ChangeRequests | None = None
@@ -153,7 +163,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(clocks.now),
+            WarmAnswers(clocks.now, settings.summon_from),
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -174,7 +184,7 @@ class JitsuService(Service):
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
         shared = ConfigSync(store, branches, self._running, self.fleet, remote, node, self._reactor)
-        shared.tell, self.fleet.on_news = self.fleet.tell_news, shared.news
+        shared.tell, self.fleet.on_news = self.fleet.cluster.publish, shared.news
         self.fleet.trouble = lambda: shared.trouble
         return shared
 

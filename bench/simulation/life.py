@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,8 @@ from zope.interface import implementer
 from bench.simulation.connection import Connection
 from bench.simulation.process import Process
 from jitsu_tw.clocks import Clocks
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.config import build
 from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.resolver import JitsuResolver
@@ -116,8 +119,10 @@ class Jitsu:
         store = LateStore(world.store, self.process, random)
         clocks = Clocks(self.process, clock.seconds, world.wall)
         zones = build.zones(settings)
-        self.fleet = Fleet(settings, self.connections, store, clocks)
-        self.warm = WarmAnswers(clock.seconds)
+        self.fleet = Fleet(
+            settings, self.connections, store, clocks, partial(Membership, settings, None, LocalCoordinator(), clocks)
+        )
+        self.warm = WarmAnswers(clock.seconds, settings.summon_from)
         resolver = Chain([JitsuResolver(zones, self.fleet), ZoneAuthority(zones)])
         self.server = Server(resolver, self.warm, self.fleet, zones, wall=world.wall)
         self.ledger.begins(settings)
@@ -156,12 +161,10 @@ class Jitsu:
             ledger.waits(facts, 1)
             ledger.note(facts, f"asked by {host}, {machine.state.value}")
         failed = ledger.counts["refused"], ledger.counts["failed"]
-        warm = self.warm.get(octets, (host, port))
-        if warm is not None:
+        source = Source(host, port, proven=True)
+        if self.server.receive_warm(octets, source, lambda packet: self._answer(asked, summons, packet)):
             ledger.counts["warm"] += 1
-            self._answer(asked, summons, warm)
         elif self.process.alive:
-            source = Source(host, port, proven=True)
             self.server.receive(octets, source, lambda packet: self._answer(asked, summons, packet))
         if summons and may and self.process.alive and (ledger.counts["refused"], ledger.counts["failed"]) == failed:
             if not again and (up or not asked.joins):

@@ -2,7 +2,7 @@
 What many VMs cost: the time until Jitsu serves, its memory, its warm rate, the look for leases that have ended.
 
 Two Jitsus with VMs of the memory backend, one with many and one with `FEW`, are asked in turn, each over all its names;
-what other work the machine does meets both. The leases are `vm.lease.Leases` themselves, without a server. Run it as::
+what other work the machine does meets both. The leases are those of `rules.lease`, without a server. Run it as::
 
     python -m bench.speed.scale [--names 100000] [--seconds 11] [--rounds 3] [--persist] [--json FILE]
 """
@@ -110,7 +110,9 @@ def _leases(number: int) -> Leases:
     leases, order = Leases(), list(range(number))
     random.Random(1).shuffle(order)  # noqa: S311
     for one in order:
-        leases.grant(f"vm{one:06}", Lease(IDLE, 0.0, one * 1e-5, 0.0))
+        lease = Lease(IDLE, 0.0, one * 1e-5, 0.0)
+        leases.grant(f"vm{one:06}", lease)
+        leases.plan(f"vm{one:06}", lease.look())
     return leases
 
 

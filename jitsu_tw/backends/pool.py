@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
-from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import Guest, IBackend, IPlacement, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -38,21 +38,40 @@ RANK: Final = (Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF)
 NAMESPACE: Final = uuids.uuid5(uuids.NAMESPACE_DNS, "hosts.jitsu")
 
 
+@implementer(IPlacement)
+class Unplaced:
+    """Nothing is known of where VMs are but what the hosts say."""
+
+    def claim_host(self, vm: VM, host: str) -> Deferred[bool]:  # noqa: ARG002
+        """Agree."""
+        return succeed(True)  # noqa: FBT003
+
+    def seen_on(self, vm: VM, host: str, *, moved: bool) -> None:
+        """Do nothing."""
+
+    def last_host(self, vm: VM) -> str | None:
+        """Return None: not known."""
+
+    def started_ago(self, vm: VM) -> float:  # noqa: ARG002
+        """Return infinity: no start is known."""
+        return inf
+
+    def is_drained(self, host: str) -> bool:  # noqa: ARG002
+        """Return False."""
+        return False
+
+    def reach_changed(self, host: str) -> None:
+        """Do nothing."""
+
+
 @implementer(IBackend, IWatcher)
 class Pool:
     """
     All hosts of a configuration.
 
     Attributes:
-        away: why a host cannot be reached, by name.
-        dead: hosts on which nothing runs, as somebody has made sure.
-        place: agrees that a VM, by its uuid, is started on a host, before it is; False: it is not ours to start.
-        seen_on: called with a VM's uuid, the host that it is seen to run on, and whether it was on another before.
-        whereabouts: where a VM runs, as far as we remember: a host, "" if nowhere, None if nobody knows.
-        began: how many seconds ago the start that `whereabouts` is from was begun.
-        wanted: the host that a VM, by its uuid, is to be started on next, if it can be.
-        is_drained: says whether nothing new is to be started on a host.
-        on_lost_or_found: called with a host's name.
+        unreachable: why a host cannot be reached, by name.
+        fenced: hosts on which nothing runs, because they have been made sure to be dead.
     """
 
     log = Logger()
@@ -66,18 +85,17 @@ class Pool:
         self._vms: dict[str, VM] = {}
         self._seen: dict[str, dict[str, Power]] = {}
         self._at: dict[str, str] = {}
-        self.away: dict[str, str] = {}
-        self.dead: set[str] = set()
-        self.wanted: dict[str, str] = {}
+        self.unreachable: dict[str, str] = {}
+        self.fenced: set[str] = set()
+        self._wanted: dict[str, str] = {}
         self._moving: set[str] = set()
-        self.place: Callable[[str, str], Deferred[bool]] = lambda _uuid, _host: succeed(True)  # noqa: FBT003
-        self.seen_on: Callable[[str, str, bool], None] = lambda _uuid, _host, _moved: None
-        self.whereabouts: Callable[[str], str | None] = lambda _: None
-        self.began: Callable[[str], float] = lambda _: inf
-        self.is_drained: Callable[[str], bool] = lambda _: False
-        self.on_lost_or_found: Callable[[str], None] = lambda _: None
+        self._placement: IPlacement = Unplaced()
         self.reachable = all(backend.reachable for backend in hosts.values())
         self.has_uuids = all(backend.has_uuids for backend in hosts.values())
+
+    def follow(self, placement: IPlacement) -> None:
+        """Ask and tell *placement* from now on where VMs are."""
+        self._placement = placement
 
     def __str__(self) -> str:
         """Say which they are, in messages."""
@@ -110,7 +128,7 @@ class Pool:
     def connect(self, watcher: IWatcher) -> None:
         """Connect to all of them."""
         self._watcher = watcher
-        self.away = dict.fromkeys(self._hosts, "it has not answered yet")
+        self.unreachable = dict.fromkeys(self._hosts, "it has not answered yet")
         for backend in self._hosts.values():
             backend.connect(self)
 
@@ -135,20 +153,20 @@ class Pool:
     def connected(self, backend: IBackend) -> None:
         """Have a host, for the first time or again."""
         name = self._names[id(backend)]
-        self.away.pop(name, None)
-        self.on_lost_or_found(name)
+        self.unreachable.pop(name, None)
+        self._placement.reach_changed(name)
         if self._watcher is not None:
             self._watcher.connected(self)
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Have a host no more, for a while."""
         name = self._names[id(backend)]
-        if reason != self.away.get(name):
+        if reason != self.unreachable.get(name):
             self.log.error("host {name}: {reason}", name=name, reason=reason)
-        self.away[name] = reason
-        self.on_lost_or_found(name)
-        if self._watcher is not None and self.away.keys() == self._hosts.keys():
-            self._watcher.lost(self, "; ".join(f"{host}: {why}" for host, why in self.away.items()))
+        self.unreachable[name] = reason
+        self._placement.reach_changed(name)
+        if self._watcher is not None and self.unreachable.keys() == self._hosts.keys():
+            self._watcher.lost(self, "; ".join(f"{host}: {why}" for host, why in self.unreachable.items()))
         self._look_at(name, f"{name}: {reason}")
 
     def _look_at(self, name: str, reason: str) -> None:
@@ -242,7 +260,7 @@ class Pool:
     def _runs_on(self, uuid: str, name: str) -> None:
         moved = self._at.get(uuid) not in {None, name}
         self._at[uuid] = name
-        self.seen_on(uuid, name, moved)
+        self._placement.seen_on(self._vms[uuid], name, moved=moved)
 
     async def _ask(self, uuid: str, name: str, unsure: dict[str, str]) -> Power | None:
         """
@@ -251,10 +269,10 @@ class Pool:
         Of a host that cannot be asked, what was last seen is returned, and why that is so put into *unsure*.
         """
         seen = self._seen[uuid]
-        if name in self.dead:
+        if name in self.fenced:
             seen[name] = Power.OFF
-        elif name in self.away:
-            unsure[name] = self.away[name]
+        elif name in self.unreachable:
+            unsure[name] = self.unreachable[name]
         else:
             try:
                 seen[name] = await self._hosts[name].state(uuid)
@@ -267,17 +285,17 @@ class Pool:
 
     def _may_run(self, uuid: str, name: str) -> bool:
         """Say whether a VM may run on a host that cannot be reached."""
-        if name in self.dead:
+        if name in self.fenced:
             return False
-        seen, where = self._seen[uuid].get(name), self.whereabouts(uuid)
+        seen, where = self._seen[uuid].get(name), self._placement.last_host(self._vms[uuid])
         return where == name or (where is None and seen is not Power.OFF) or seen is Power.RUNNING
 
     def seen_down(self, uuid: str) -> None:
         """Hear from somebody who can reach them that the VM runs on none of the hosts that we cannot reach."""
         seen = self._seen.get(uuid, {})
-        for name in [name for name, power in seen.items() if name in self.away and power is not Power.OFF]:
+        for name in [name for name, power in seen.items() if name in self.unreachable and power is not Power.OFF]:
             seen[name] = Power.OFF
-            self.changed(uuid, f"{name}: {self.away[name]}; another one of us has seen it down")
+            self.changed(uuid, f"{name}: {self.unreachable[name]}; another one of us has seen it down")
 
     # Starting.
 
@@ -289,14 +307,15 @@ class Pool:
         power = await self._state(uuid)
         if power is Power.RUNNING:
             return Start.RAN
-        where = self.whereabouts(uuid)
-        at = self._at.get(uuid) or (where if where in self._hosts and where not in self.dead else None)
+        where = self._placement.last_host(self._vms[uuid])
+        at = self._at.get(uuid) or (where if where in self._hosts and where not in self.fenced else None)
         failed: list[str] = []
         # A call that somebody had begun on this host before us may be under way there, and in our way.
-        doubt = self._now() + STARTS_WITHIN - self.began(uuid) if at is not None and at == where else -inf
+        ago = self._placement.started_ago(self._vms[uuid]) if at is not None and at == where else inf
+        doubt = self._now() + STARTS_WITHIN - ago
         for name in [at] if at is not None else await self._choose(uuid, failed):
             self._at[uuid] = name
-            if not await self.place(uuid, name):
+            if not await self._placement.claim_host(self._vms[uuid], name):
                 raise ClusterUnavailable("another one of us has it by now")
             self._seen[uuid].pop(name, None)  # until it is seen again, it may run there
             try:
@@ -322,8 +341,8 @@ class Pool:
     async def _choose(self, uuid: str, failed: list[str]) -> list[str]:
         """Return the hosts that a VM may start on, the best first; put into *failed* why others cannot be."""
         vm = self._vms[uuid]
-        names = [name for name in self._of(vm) if name not in self.away and name not in self.dead]
-        names = [name for name in names if not self.is_drained(name)]
+        names = [name for name in self._of(vm) if name not in self.unreachable and name not in self.fenced]
+        names = [name for name in names if not self._placement.is_drained(name)]
         if not names:
             raise NoCapacity(f"none of its hosts ({', '.join(self._of(vm))}) is there, or they are drained")
         answers = await DeferredList([self._hosts[name].memory(uuid) for name in names], consumeErrors=True)
@@ -338,7 +357,7 @@ class Pool:
         if not free:
             raise NoCapacity("; ".join(failed))
 
-        wanted = self.wanted.pop(uuid, None)
+        wanted = self._wanted.pop(uuid, None)
 
         def rank(name: str) -> tuple[bool, int, bool, int]:
             preferred = vm.prefer.index(name) if name in vm.prefer else len(vm.prefer)
@@ -360,9 +379,16 @@ class Pool:
             raise NoCapacity(f"none of its other hosts ({', '.join(self._of(self._vms[uuid]))}) can have it")
         return others[0]
 
-    async def go_on(self, uuid: str, to: str) -> None:
+    def start_next_on(self, uuid: str, host: str | None) -> None:
+        """Prefer *host* to all others at the next start of the VM, once; None: prefer none."""
+        if host is None:
+            self._wanted.pop(uuid, None)
+        else:
+            self._wanted[uuid] = host
+
+    async def migrate_to(self, uuid: str, to: str) -> None:
         """
-        Let a VM that runs go on on another host.
+        Move a VM that runs to another host, where it goes on running.
 
         Raises:
             BackendError: that cannot be; it runs where it did.
@@ -383,8 +409,8 @@ class Pool:
         vm, name = self._known(uuid), self._at.get(uuid)
         if name is None:
             raise BackendError(f"{vm.name} is on none of its hosts")
-        if name in self.away:
-            raise BackendLost(f"{name}: {self.away[name]}")
+        if name in self.unreachable:
+            raise BackendLost(f"{name}: {self.unreachable[name]}")
         return name, self._hosts[name]
 
     def _there(self, uuid: str, what: str, *arguments: Any) -> Deferred[Any]:
@@ -409,7 +435,7 @@ class Pool:
 
     async def _any_guest(self, uuid: str) -> Guest:
         for name, backend in self._of(self._known(uuid)).items():
-            if name not in self.away:
+            if name not in self.unreachable:
                 return await backend.guest(uuid)
         raise BackendLost(f"none of its hosts can be reached: {self}")
 
@@ -430,7 +456,7 @@ class Pool:
         return Deferred.fromCoroutine(self._advice(uuid))
 
     async def _advice(self, uuid: str) -> tuple[str, ...]:
-        names = [name for name in self._of(self._known(uuid)) if name not in self.away]
+        names = [name for name in self._of(self._known(uuid)) if name not in self.unreachable]
         answers = await DeferredList([self._hosts[name].advice(uuid) for name in names], consumeErrors=True)
         said: dict[str, list[str]] = {}
         for name, (good, sentences) in zip(names, answers, strict=True):
@@ -455,17 +481,17 @@ class Pool:
         dropped = [backend.drop_image(uuid) for backend in self._of(self._known(uuid)).values()]
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
-    # Pool that are lost for good.
+    # Hosts that are lost for good.
 
-    def bury(self, name: str) -> None:
-        """Hear that nothing runs on the host *name* any more."""
-        if name not in self.dead and name in self._hosts:
-            self.dead.add(name)
+    def fence(self, name: str) -> None:
+        """Note that nothing runs on the host *name* any more."""
+        if name not in self.fenced and name in self._hosts:
+            self.fenced.add(name)
             self._look_at(name, f"its host {name} is dead")
 
-    def unbury(self, name: str) -> None:
-        """Hear that the host *name* is alive again: what it says holds."""
-        self.dead.discard(name)
+    def unfence(self, name: str) -> None:
+        """Note that the host *name* is alive again: what it says holds."""
+        self.fenced.discard(name)
 
 
 def _as_defined(vm: VM) -> VM:

@@ -1,11 +1,12 @@
 """
-Pool that are lost for good, to all of us or to one.
+Hosts that are lost, to one node or to all.
 
-Who cannot reach a host that others can lets go of the VMs that it has there, and one of the others adopts them.
+A node that cannot reach a host which others reach gives up the claims of its VMs there, and one of the others adopts
+them.
 
-Nobody knows what runs on a host that cannot be reached. Where the operator has a command that makes sure that such a
-host is dead (`fence`), it is called once, by one of us, when all of us have lost the host for a while. From then on
-nothing runs there, and its VMs are started elsewhere; until it is reached again, and says itself what it has.
+What runs on a host that no node reaches is not known. Where the operator has a command that makes sure that such a host
+is dead (`fence`), one of the nodes runs it when all have lost the host for a while. From then on nothing runs there,
+and its VMs are started elsewhere; until the host is connected again, and tells itself what runs there.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.logger import Logger
 
+from jitsu_tw.cluster.background import begin
 from jitsu_tw.processes import run
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import OnHostLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.cluster.alone import Alone
     from jitsu_tw.cluster.claims import Claims
+    from jitsu_tw.cluster.cluster_state import ClusterState
+    from jitsu_tw.ijitsu import IMachine
     from jitsu_tw.settings import Settings
-    from jitsu_tw.vm.machine import Machine
 
-#: A host is not taken for lost before so many seconds have passed; a daemon that is restarted is back by then.
+#: A host counts as lost after so many seconds; a daemon that is restarted is back by then.
 LOST_AFTER: Final = 10.0
 
 #: Seconds that the command may take.
@@ -39,87 +46,104 @@ class Fencing:
 
     log = Logger()
 
-    def __init__(self, hosts: Pool, sharing: Claims, settings: Settings, reactor: Any) -> None:
-        """Look after *hosts*."""
-        self._hosts, self._sharing, self._reactor = hosts, sharing, reactor
+    def __init__(
+        self,
+        pool: Pool,
+        state: ClusterState,
+        ownership: Alone | Claims,
+        machines: Mapping[str, IMachine],
+        settings: Settings,
+        reactor: Any,
+    ) -> None:
+        """Look after the hosts of *pool*, where *machines* run; *ownership* gives up those that others can see."""
+        self._pool, self._state, self._ownership, self._machines = pool, state, ownership, machines
+        self._coordinator, self._reactor = state.coordinator, reactor
         self._command = shlex.split(settings.fence or "")
         self._acts = settings.on_host_loss is OnHostLoss.RESTART
-        self._coming: dict[str, IDelayedCall] = {}
-        hosts.on_lost_or_found = self._heard
-        sharing.is_blind = self._is_blind
+        self._due: dict[str, IDelayedCall] = {}
+        self._stopped = False
 
     def stop(self) -> None:
         """Do nothing any more."""
-        self._hosts.on_lost_or_found = lambda _: None
-        for call in self._coming.values():
+        self._stopped = True
+        for call in self._due.values():
             call.cancel()
-        self._coming.clear()
+        self._due.clear()
 
-    def _heard(self, name: str) -> None:
-        """Hear that the host *name* was lost or found."""
-        is_lost = name in self._hosts.away
-        if not is_lost and name in self._coming:
-            self._coming.pop(name).cancel()
-        elif is_lost and name not in self._coming:
-            self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
-        if not is_lost:
-            self._hosts.unbury(name)
-        self._sharing.begin(self._tell(name, is_lost=is_lost))
-
-    async def _tell(self, name: str, *, is_lost: bool) -> None:
-        """Let the others know that we have lost, or found, a host."""
-        coordinator = self._sharing.coordinator
-        key = f"lost/{name}/{coordinator.node}"
-        if is_lost:
-            await coordinator.claim(key, self._hosts.away[name])
-        else:
-            await coordinator.put({key: None, f"dead/{name}": None})
-
-    def _come(self, name: str) -> None:
-        del self._coming[name]
-        if name not in self._hosts.dead:
-            self._coming[name] = self._reactor.callLater(LOST_AFTER, self._come, name)
-            self._sharing.begin(self._act(name))
-
-    async def _act(self, name: str) -> None:
-        """See to the VMs of a host that has been lost for a while."""
-        await self._tell(name, is_lost=True)
-        if self._is_seen(name):
-            self._sharing.hand_over(lambda machine: self._hosts.at(machine.uuid) == name)
-        elif self._acts:
-            await self._fence(name)
-
-    def _is_seen(self, name: str) -> bool:
-        """Say whether another one of us reaches the host *name*."""
-        coordinator = self._sharing.coordinator
-        others = {key.partition("/")[2] for key in coordinator.facts if key.startswith("nodes/")} - {coordinator.node}
-        return any(f"lost/{name}/{node}" not in coordinator.facts for node in others)
-
-    def _is_blind(self, machine: Machine) -> bool:
-        """Say whether another one of us can see what *machine* does, and we cannot."""
-        name = self._hosts.at(machine.uuid)
-        return name is not None and name in self._hosts.away and self._is_seen(name)
-
-    async def _fence(self, name: str) -> None:
-        """Make sure that the host *name*, which all of us have lost, is dead, if nobody else does."""
-        coordinator = self._sharing.coordinator
-        if not await coordinator.claim(f"fences/{name}", coordinator.node):
+    def reach_changed(self, host: str) -> None:
+        """Handle that *host* was lost, or is connected."""
+        if self._stopped:
             return
-        self.log.warn("{host}: lost for {limit} s; fenced", host=name, limit=LOST_AFTER)
-        try:
-            code, said = await self._run(name)
-            if code == 0 and name in self._hosts.away:
-                self.log.warn("{host}: is dead; its VMs are started elsewhere", host=name)
-                await coordinator.put({f"dead/{name}": coordinator.node})
-            else:
-                self.log.error("{host}: nobody knows whether it is dead: fence ended with {code}: {said}", host=name,
-                               code=code, said=said)
-        finally:
-            await coordinator.put({f"fences/{name}": None}, f"fences/{name}")
+        is_lost = host in self._pool.unreachable
+        if not is_lost and host in self._due:
+            self._due.pop(host).cancel()
+        elif is_lost and host not in self._due:
+            self._due[host] = self._reactor.callLater(LOST_AFTER, self._is_due, host)
+        if not is_lost:
+            self._pool.unfence(host)
+        begin(self._tell(host, is_lost=is_lost))
 
-    async def _run(self, name: str) -> tuple[int | None, str]:
+    async def _tell(self, host: str, *, is_lost: bool) -> None:
+        """Tell the other nodes that this one has lost *host*, or is connected to it."""
+        key = f"lost/{host}/{self._state.node}"
+        if is_lost:
+            await self._coordinator.claim(key, self._pool.unreachable[host])
+        else:
+            await self._coordinator.put({key: None, f"dead/{host}": None})
+
+    def _is_due(self, host: str) -> None:
+        del self._due[host]
+        if host not in self._pool.fenced:
+            self._due[host] = self._reactor.callLater(LOST_AFTER, self._is_due, host)
+            begin(self._act(host))
+
+    async def _act(self, host: str) -> None:
+        """Give up the VMs on *host*, which has been lost for a while, or fence it."""
+        await self._tell(host, is_lost=True)
+        if self._state.is_reached(host):
+            self._ownership.release_where(lambda machine: self._pool.at(machine.uuid) == host)
+        elif self._acts:
+            await self._fence(host)
+
+    async def _fence(self, host: str) -> None:
+        """Make sure that *host*, which all nodes have lost, is dead, unless another node does that now."""
+        if not await self._coordinator.claim(f"fences/{host}", self._state.node):
+            return
+        self.log.warn("{host}: lost for {limit} s; fenced", host=host, limit=LOST_AFTER)
         try:
-            ended = await run(self._reactor, [*self._command, name], within=ENDS_WITHIN, env=os.environ).ended
+            code, output = await self._run(host)
+            if code == 0 and host in self._pool.unreachable:
+                self.log.warn("{host}: is dead; its VMs are started elsewhere", host=host)
+                await self._coordinator.put({f"dead/{host}": self._state.node})
+            else:
+                self.log.error("{host}: it is not known whether it is dead: fence ended with {code}: {output}",
+                               host=host, code=code, output=output)
+        finally:
+            await self._coordinator.put({f"fences/{host}": None}, f"fences/{host}")
+
+    async def _run(self, host: str) -> tuple[int | None, str]:
+        """Run the command for *host*; return its exit code, None if it cannot be run, and its output."""
+        try:
+            ended = await run(self._reactor, [*self._command, host], within=ENDS_WITHIN, env=os.environ).ended
         except OSError as error:
             return None, str(error)
         return ended.code, ended.said.strip()
+
+    def told(self, host: str, *, fenced: bool) -> None:
+        """Handle that *host* is fenced, or is not any more; the VMs of this node that ran there start elsewhere."""
+        if not fenced:
+            self._pool.unfence(host)
+            return
+        used = [
+            machine
+            for machine in self._machines.values()
+            if machine.state is State.UP and self._pool.at(machine.uuid) == host and self._ownership.is_own(machine)
+        ]
+        self._pool.fence(host)
+        for machine in used:
+            machine.look(f"its host {host} is dead").addCallback(self._start_elsewhere, machine)
+
+    @staticmethod
+    def _start_elsewhere(_: None, machine: IMachine) -> None:
+        if machine.state is State.OFF:
+            machine.summon("its host is dead", insist=True, is_client=False).addErrback(lambda _: None)

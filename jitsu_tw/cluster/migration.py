@@ -1,109 +1,98 @@
-"""What people do with many machines: VMs go to another host, hosts and nodes are drained."""
+"""VMs move to another host: because an operator wants it, or because their host is drained."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from jitsu_tw.cluster.claims import Ask
 from jitsu_tw.errors import BackendError, ClusterUnavailable, JitsuError
+from jitsu_tw.ijitsu import Request
 from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from jitsu_tw.backends.pool import Pool
-    from jitsu_tw.cluster.claims import Claims
-    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.ijitsu import IMachine, IOwnership
 
 
 class Migration:
-    """The moves of VMs from host to host, and what drives them from there."""
+    """The moves of VMs from host to host."""
 
     log = Logger()
 
-    def __init__(self, hosts: Pool | None, machines: Mapping[str, Machine], sharing: Claims) -> None:
-        """Move *machines* between *hosts*; None: there are none, only nodes."""
-        self._hosts, self._machines, self._sharing = hosts, machines, sharing
-        self._leaving: set[str] = set()
-        if hosts is not None:
-            hosts.is_drained = lambda name: f"drained/hosts/{name}" in sharing.coordinator.facts
+    def __init__(self, pool: Pool | None, machines: Mapping[str, IMachine], ownership: IOwnership) -> None:
+        """Move *machines* between the hosts of *pool*; None: there are none."""
+        self._pool, self._machines, self._ownership = pool, machines, ownership
+        self._emptying: set[str] = set()
 
-    def drain(self, what: str, name: str, *, undo: bool = False) -> Deferred[bool]:
-        """
-        Take a host or a node out of service, or back; *what* is ``hosts`` or ``nodes``.
+    def empty(self, host: str) -> None:
+        """Move the VMs of this node on *host*, which is drained, to other hosts."""
+        if self._pool is not None and host not in self._emptying:
+            self._emptying.add(host)
+            emptying = Deferred.fromCoroutine(self._empty(self._pool, host))
+            emptying.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
+            emptying.addBoth(lambda _: self._emptying.discard(host))
 
-        Nothing new is started on such a host, and what runs there goes to others; such a node starts nothing and hands
-        its VMs on to others. It stays so until it is undone.
-        """
-        return self._sharing.coordinator.put({f"drained/{what}/{name}": None if undo else "by hand"})
-
-    def told(self, what: str, name: str, *, drained: bool) -> None:
-        """Hear that a host or a node is drained, or is not any more."""
-        if what == "nodes" and name == self._sharing.coordinator.node and drained:
-            self._sharing.hand_on()
-        elif what == "hosts" and drained and name not in self._leaving:
-            self._leaving.add(name)
-            leaving = Deferred.fromCoroutine(self._leave(name))
-            leaving.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
-            leaving.addBoth(lambda _: self._leaving.discard(name))
-
-    async def _leave(self, host: str) -> None:
-        """Move what is ours and runs on *host* to others, one after the other."""
-        assert self._hosts is not None
+    async def _empty(self, pool: Pool, host: str) -> None:
+        """Move them, one after the other."""
         for machine in list(self._machines.values()):
-            if machine.backend is self._hosts and self._hosts.at(machine.uuid) == host:
+            if machine.backend is pool and pool.at(machine.uuid) == host:
                 try:
-                    if machine.state is State.UP and self._sharing.is_ours(machine):
+                    if machine.state is State.UP and self._ownership.is_own(machine):
                         await self.move(machine, "")
                 except JitsuError as error:
                     self.log.error("{name}: stays on {host}: {error}", name=machine.vm.name, host=host,
                                    error=str(error))
 
-    async def move(self, machine: Machine, host: str) -> None:
+    async def move(self, machine: IMachine, host: str) -> None:
         """
-        Let *machine*, which is up, go to *host*, or, without one, to whichever is best.
+        Move *machine*, which is up, to *host*, or, without one, to the best other host.
 
-        It goes on running if the hypervisors can do that between them. Else it is stopped, and started there.
+        It goes on running if its hypervisors can do that. Else it is stopped, and started there.
 
         Raises:
-            JitsuError: it cannot go there, or is not up.
+            JitsuError: it cannot move there, or is not up.
         """
-        vm, hosts = machine.vm, self._hosts
-        if hosts is None or machine.backend is not hosts:
+        vm, pool = machine.vm, self._pool
+        if pool is None or machine.backend is not pool:
             raise JitsuError(f"{vm.name} is on no host that it could leave; give it host: any")
         if host and host not in vm.hosts:
             raise JitsuError(f"{vm.name} may run on {', '.join(vm.hosts)}, not on {host}")
-        if self._sharing.is_theirs(machine):
-            await self._sharing.ask(machine, Ask.MOVE, host)
+        if self._ownership.is_others(machine):
+            await self._ownership.request(machine, Request.MOVE, host)
             return
         if machine.state is not State.UP:
-            raise JitsuError(f"{vm.name} is {machine.state.value}; only a VM that is up moves")
-        if host and host == hosts.at(machine.uuid):
+            raise JitsuError(f"{vm.name} is {machine.state.shown}; only a VM that is up moves")
+        if host and host == pool.at(machine.uuid):
             return
-        if host and host in hosts.away:
-            raise JitsuError(f"{host}: {hosts.away[host]}")
-        target = host or await hosts.best(machine.uuid)
+        if host and host in pool.unreachable:
+            raise JitsuError(f"{host}: {pool.unreachable[host]}")
+        target = host or await pool.best(machine.uuid)
         try:
-            await hosts.go_on(machine.uuid, target)
+            await pool.migrate_to(machine.uuid, target)
             self.log.info("{name}: goes on on {host}", name=vm.name, host=target)
         except BackendError as error:
             self.log.info("{name}: is stopped, and started on {host}: {error}", name=vm.name, host=target,
                           error=str(error))
-            hosts.wanted[machine.uuid] = target
-            if await machine.stop(f"moves to {target}", off=True) is State.UP:
-                hosts.wanted.pop(machine.uuid, None)
-                raise JitsuError(f"{vm.name} cannot be stopped, so it does not move: {machine.reason}") from error
-            await machine.summon(f"moves to {target}", insist=True, is_client=False)
+            await self._restart(pool, machine, target, error)
 
-    def asked(self, machine: Machine, host: str) -> None:
-        """Move *machine*, which is ours, because another one of us asks."""
+    @staticmethod
+    async def _restart(pool: Pool, machine: IMachine, host: str, why: BackendError) -> None:
+        """Stop *machine*, which cannot go on on *host* because of *why*, and start it there."""
+        pool.start_next_on(machine.uuid, host)
+        if await machine.stop(f"moves to {host}", off=True) is State.UP:
+            pool.start_next_on(machine.uuid, None)
+            raise JitsuError(f"{machine.vm.name} cannot be stopped, so it does not move: {machine.reason}") from why
+        await machine.summon(f"moves to {host}", insist=True, is_client=False)
+
+    def requested(self, machine: IMachine, host: str) -> None:
+        """Move *machine*, which this node owns, because another node asks."""
         moved = Deferred.fromCoroutine(self.move(machine, host))
         moved.addErrback(self._not_moved, machine)
 
-    def _not_moved(self, failure: Any, machine: Machine) -> None:
+    def _not_moved(self, failure: Any, machine: IMachine) -> None:
         failure.trap(JitsuError, ClusterUnavailable)
         self.log.error("{name}: does not move: {error}", name=machine.vm.name, error=failure.getErrorMessage())

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from twisted.internet.defer import Deferred
 
-    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.ijitsu import IMachine
 
 #: The others hear so many seconds before it that a VM is to be stopped.
 NOTICE: Final = 1.5
+
+#: Whether that is over is asked again after so many seconds.
+ASK_AGAIN: Final = NOTICE / 3
 
 #: Where the others cannot be told something within so many seconds, they cannot have told us all either.
 SWIFT: Final = 0.3
@@ -46,23 +49,23 @@ class StopNotices:
     """The notices that were given."""
 
     def __init__(
-        self, say: Callable[[Machine, str], Deferred[bool]], reactor: Any, now: Callable[[], float]
+        self, say: Callable[[IMachine, str], Deferred[bool]], reactor: Any, now: Callable[[], float]
     ) -> None:
         """*say* tells the others how a machine of ours is, and fires with False if it is not ours."""
         self._say, self._reactor, self._now = say, reactor, now
         self._given: dict[str, StopNotice] = {}
 
-    def is_over(self, machine: Machine) -> bool:
+    def is_over(self, machine: IMachine) -> bool:
         """Say whether the others have had notice of the end of *machine*."""
         notice = self._given.get(machine.vm.name)
         return notice is not None and notice.is_over
 
-    def is_given(self, machine: Machine) -> bool:
+    def is_given(self, machine: IMachine) -> bool:
         """Say whether they are having it."""
         notice = self._given.get(machine.vm.name)
         return notice is not None and not notice.is_void
 
-    async def give(self, machine: Machine) -> None:
+    async def give(self, machine: IMachine) -> None:
         """Give them notice of the end of *machine*."""
         notice = self._given[machine.vm.name] = StopNotice()
         try:
@@ -71,7 +74,7 @@ class StopNotices:
             notice.is_over = False
         notice.is_void = not notice.is_over
 
-    async def _is_heard(self, machine: Machine, notice: StopNotice) -> bool:
+    async def _is_heard(self, machine: IMachine, notice: StopNotice) -> bool:
         """Tell the others that *machine* is to be stopped, until all had the time to say that it is used."""
         while await self._say(machine, "ending"):
             await deferLater(self._reactor, NOTICE)
@@ -82,7 +85,7 @@ class StopNotices:
                 return True
         return False
 
-    def drop(self, machine: Machine) -> bool:
+    def drop(self, machine: IMachine) -> bool:
         """Let there be no notice of the end of *machine*; say whether there was one."""
         return self._given.pop(machine.vm.name, None) is not None
 

@@ -8,21 +8,22 @@ right, and at once when a VM is to be stopped.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
+from jitsu_tw.cluster.background import begin
 from jitsu_tw.cluster.cluster_state import key
 from jitsu_tw.errors import ClusterUnavailable
-from jitsu_tw.rules.lifecycle import DOWN, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Mapping
 
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.ijitsu import ICoordinator
-    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.cluster.cluster_state import ClusterState
+    from jitsu_tw.ijitsu import IClusterEvents, IMachine
 
 #: What was used is told this often, in seconds, where leases are short.
 TELL_EVERY: Final = 1.0
@@ -35,35 +36,14 @@ LOOK_SHARE: Final = 1 / 32
 TELL_SHARE: Final = 1 / 8
 
 
-class Channel(Protocol):
-    """
-    How reports reach the other nodes.
-
-    Attributes:
-        coordinator: carries them.
-    """
-
-    coordinator: ICoordinator
-
-    @property
-    def is_joined(self) -> bool:
-        """Whether this node is connected to the others."""
-
-    def begin(self, step: Coroutine[Deferred[Any], Any, Any] | Deferred[Any]) -> None:
-        """Take *step*; that the others cannot be reached is no error."""
-
-
 class UsageReporter:
-    """
-    What was used.
+    """What was used."""
 
-    Attributes:
-        gather: called before anything is told; it calls `note` for what was asked for without us.
-    """
-
-    def __init__(self, sharing: Channel, machines: Mapping[str, Machine], clocks: Clocks) -> None:
-        """Tell what *sharing* has agreed to tell, of *machines*, which are by the VM's name."""
-        self._sharing, self._machines = sharing, machines
+    def __init__(
+        self, state: ClusterState, machines: Mapping[str, IMachine], clocks: Clocks, events: IClusterEvents
+    ) -> None:
+        """Report the use of *machines*, which are by the VM's name; *events* gathers what was not noted."""
+        self._state, self._machines, self._gather = state, machines, events.gather
         self._now, self._wall = clocks.now, clocks.wall
         self._used: dict[str, float] = {}
         self._told: dict[str, float] = {}
@@ -71,7 +51,6 @@ class UsageReporter:
         self._telling = LoopingCall(self._look)
         self._telling.clock = clocks.reactor
         self._busy = False
-        self.gather: Callable[[], object] = lambda: None
 
     def start(self) -> None:
         """Begin to tell."""
@@ -83,19 +62,19 @@ class UsageReporter:
             self._telling.stop()
             await self._tell_all()
 
-    def note(self, machine: Machine, when: float) -> None:
+    def note(self, machine: IMachine, when: float) -> None:
         """Note that *machine* was used here, at *when*, on the clock `now`; the others are told soon."""
         if when > self._told.get(machine.vm.name, 0.0):
             self._used[machine.vm.name] = max(when, self._used.get(machine.vm.name, 0.0))
-            if machine.state is State.STOPPING:
+            if machine.state in STOPS:
                 self.tell()
 
-    def forget(self, machine: Machine) -> None:
+    def forget(self, machine: IMachine) -> None:
         """Forget the use of *machine*, which is down."""
         self._used.pop(machine.vm.name, None)
         self._told.pop(machine.vm.name, None)
 
-    def last(self, machine: Machine, told: float) -> float:
+    def last(self, machine: IMachine, told: float) -> float:
         """Return when *machine* may have been used last, on the clock `now`; the others have *told* of that time."""
         own = self._used.get(machine.vm.name, self._told.get(machine.vm.name, 0.0))
         # Who is gone may have known of a use that it had not told yet.
@@ -110,11 +89,11 @@ class UsageReporter:
 
     def tell(self) -> None:
         """Tell what is due, unless that is under way."""
-        self.gather()
-        if self._used and self._sharing.is_joined and not self._busy:
+        self._gather()
+        if self._used and not self._state.lost and not self._busy:
             self._busy = True
             telling = Deferred.fromCoroutine(self._tell_all())
-            self._sharing.begin(telling.addBoth(self._has_told))
+            begin(telling.addBoth(self._has_told))
 
     def _has_told(self, result: Any) -> Any:
         self._busy = False
@@ -131,7 +110,7 @@ class UsageReporter:
         return due
 
     async def _tell_all(self) -> None:
-        if not self._sharing.is_joined:
+        if self._state.lost:
             return
         used = self._due() if self._telling.running else self._used
         self._used = {name: when for name, when in self._used.items() if name not in used}
@@ -143,7 +122,7 @@ class UsageReporter:
         if not facts:
             return
         try:
-            await self._sharing.coordinator.put(facts)
+            await self._state.coordinator.put(facts)
         except ClusterUnavailable:
             for name, when in used.items():
                 machine = self._machines.get(name)

@@ -1,110 +1,32 @@
-"""``/v1/nodes`` and ``/v1/hosts``: who serves the zones with us, and where VMs may run; and who is drained."""
+"""``/v1/nodes`` and ``/v1/hosts``: the Jitsus that serve the zones together, and the hosts that VMs may run on."""
 
 from __future__ import annotations
 
-from collections import Counter
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from jitsu_tw.cluster.cluster_state import read
-from jitsu_tw.control.web import FleetPage, Refusal, reply
-from jitsu_tw.errors import JitsuError
-from jitsu_tw.rules.lifecycle import State
+import attrs
 
 if TYPE_CHECKING:
-    from twisted.web.resource import Resource
     from twisted.web.server import Request
 
     from jitsu_tw.vm.fleet import Fleet
 
 
 def nodes(fleet: Fleet) -> list[dict[str, Any]]:
-    """Return those that serve the zones, ourselves among them, by name."""
-    sharing = fleet.sharing
-    coordinator, facts = sharing.coordinator, sharing.coordinator.facts
-    # Of a hundred thousand claims, there are a few kinds.
-    claims = Counter(value for key, value in facts.items() if key.startswith("claims/"))
-    has: Counter[str] = Counter()
-    for value, number in claims.items():
-        has[read(value).get("node", "")] += number
-    if sharing.alone:
-        has[coordinator.node] = fleet.journal.states[State.UP]
-    found = {key.partition("/")[2]: read(value) for key, value in facts.items() if key.startswith("nodes/")}
-    found.setdefault(coordinator.node, {})
-    drained = {key.rpartition("/")[2] for key in facts if key.startswith("drained/nodes/")}
-    return [
-        {
-            "name": name,
-            "here": name == coordinator.node,
-            "problem": (sharing.why_apart or coordinator.trouble or None) if name == coordinator.node else None,
-            "drained": name in drained,
-            "vms": has[name],
-            "since": said.get("since"),
-            "version": said.get("version"),
-        }
-        for name, said in sorted(found.items())
-    ]
+    """Return the nodes that serve the zones, this one among them, by name."""
+    return [attrs.asdict(one) for one in fleet.cluster.nodes]
 
 
 def hosts(fleet: Fleet) -> list[dict[str, Any]]:
     """Return the hosts, in the order of the configuration."""
-    if fleet.hosts is None:
-        return []
-    up = (machine for machine in fleet.machines.values() if machine.state is State.UP)
-    at = Counter(fleet.hosts.at(machine.uuid) for machine in up)
-    return [
-        {
-            "name": name,
-            "problem": "it is dead: fenced" if name in fleet.hosts.dead else fleet.hosts.away.get(name),
-            "drained": fleet.hosts.is_drained(name),
-            "vms": at[name],
-        }
-        for name in fleet.hosts
-    ]
+    return [attrs.asdict(one) for one in fleet.cluster.hosts]
 
 
-class Members(FleetPage):
-    """``/v1/nodes`` or ``/v1/hosts``."""
-
-    def __init__(self, fleet: Fleet, what: str) -> None:
-        """Show *what* there are."""
-        super().__init__(fleet)
-        self._what, self._list = what, {"nodes": nodes, "hosts": hosts}[what]
-
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: ARG002, N802
-        """Return the page of the one with that name."""
-        name = path.decode(errors="replace")
-        if not path:
-            return self
-        if not any(one["name"] == name for one in self._list(self._fleet)):
-            return Refusal(HTTPStatus.NOT_FOUND, f"no such {self._what.removesuffix('s')}")
-        page = FleetPage(self._fleet)
-        for verb, undo in ((b"drain", False), (b"undrain", True)):
-            page.putChild(verb, Drain(self._fleet, self._what, name, undo=undo))
-        return page
-
-    def render_GET(self, request: Request) -> bytes:  # noqa: N802
-        """List them."""
-        return reply(request, self._list(self._fleet))
+#: What lists the members of each kind.
+MEMBERS: Final = {"nodes": nodes, "hosts": hosts}
 
 
-class Drain(FleetPage):
-    """Takes a host or a node out of service, or back."""
-
-    isLeaf = True  # noqa: N815
-
-    def __init__(self, fleet: Fleet, what: str, name: str, *, undo: bool) -> None:
-        """Drain the one of that *name* when posted to, or *undo* that."""
-        super().__init__(fleet)
-        self._what, self._name, self._undo = what, name, undo
-
-    def render_POST(self, request: Request) -> int:  # noqa: N802
-        """Do it; answer with all of them."""
-        return self.later(request, self._do(request))
-
-    async def _do(self, request: Request) -> bytes:
-        try:
-            await self._fleet.moves.drain(self._what, self._name, undo=self._undo)
-        except JitsuError as error:
-            return reply(request, {"error": str(error)}, HTTPStatus.CONFLICT)
-        return reply(request, {"nodes": nodes, "hosts": hosts}[self._what](self._fleet))
+async def drain(fleet: Fleet, what: str, _: Request, name: str, *, undo: bool = False) -> list[dict[str, Any]]:
+    """Take the node or the host *name* out of service, or back; return all nodes or hosts."""
+    await fleet.cluster.drain(what, name, undo=undo)
+    return MEMBERS[what](fleet)

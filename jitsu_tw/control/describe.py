@@ -1,4 +1,4 @@
-"""What the endpoint says of the VMs, as JSON has it, and why they are up or down, in words."""
+"""A VM in JSON, as the control endpoint shows it, and in words why it is up or down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.rules.keep import Why
+from jitsu_tw.rules.lifecycle import STOPS, State
 from jitsu_tw.vm.journal import milliseconds
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _WAITS: Final = {
     State.CANCELLING: "the hypervisor is starting it; it will be stopped when that is done",
     State.WAITING: "it runs, and is not ready yet",
     State.IMAGING: "it is ready, and its image is being kept",
-    State.STOPPING: "it is being stopped",
+    **dict.fromkeys(STOPS, "it is being stopped"),
 }
 
 
@@ -35,7 +36,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     return {
         "name": vm.name,
         "uuid": machine.uuid,
-        "state": machine.state.value,
+        "state": machine.state.shown,
         "reason": machine.reason,
         "problems": fleet.problems_of(machine),
         "total_starts": stats.total_starts,
@@ -49,8 +50,8 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
-        "host": fleet.hosts.at(machine.uuid) if fleet.hosts is not None else None,
-        "node": None if fleet.sharing.alone else fleet.sharing.owner(machine),
+        "host": fleet.cluster.host(machine),
+        "node": fleet.ownership.owner(machine),
         "activation_ms": milliseconds(machine.marks),
     }
 
@@ -80,12 +81,12 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
         yield "A question for its name starts it."
     elif machine.state is State.FAILED:
         yield f"It did not start: {machine.reason}."
-        yield f"That was the {ordinal(machine.failures)} failure in a row; {_again(fleet, machine)}"
+        yield f"That was the {ordinal(machine.failures.count)} failure in a row; {_again(fleet, machine)}"
     elif machine.state is State.UNKNOWN:
         yield f"Nobody knows what it is doing: {machine.reason or 'the hypervisor has not answered yet'}."
     else:
-        yield f"It is {machine.state.value}{since}: {_WAITS[machine.state]}."
-        if machine.state is State.STOPPING:
+        yield f"It is {machine.state.shown}{since}: {_WAITS[machine.state]}."
+        if machine.state in STOPS:
             yield f"Why: {machine.reason}."
         elif asked is not None:
             yield f"{_asked(asked)}."
@@ -102,16 +103,15 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
 def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> Iterator[str]:
     if asked is not None:
         yield f"{_asked(asked)}, {duration(now - asked.at)} ago."
-    left = fleet.lease_left(machine)
-    if left is None:
+    lease = fleet.lease_status(machine)
+    if lease is None:
         yield "Nobody asked for it through Jitsu, so it is not stopped."
-    elif fleet.is_held(machine.vm.name):
+    elif lease.why is Why.HELD:
         yield "It is held: it stays up until somebody releases or stops it."
-    elif fleet.is_needed(machine):
-        yield "What keeps it: it is needed by a VM that is up."
     else:
-        ends = f" It is stopped in {duration(left)} if nobody uses it." if isfinite(left) else ""
-        yield f"What keeps it: {fleet.keeps(machine)}.{ends}"
+        ends = isfinite(lease.left) and lease.why is not Why.NEEDED
+        end = f" It is stopped in {duration(lease.left)} if nobody uses it." if ends else ""
+        yield f"What keeps it: {lease.words}.{end}"
 
 
 def _asked(asked: Event) -> str:

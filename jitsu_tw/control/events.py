@@ -1,8 +1,8 @@
 """
-What happens, as it happens: server-sent events (HTML, 9.2), for the dashboard, jitsuctl and whoever else listens.
+What happens, as it happens: server-sent events (HTML, 9.2), for the dashboard, jitsuctl and any other client.
 
-A reader that is slower than what happens costs a bounded queue: what does not fit is left out, and the reader is told
-by an event ``missed`` how much that was, so that it can look anew.
+A client that reads too slowly costs a bounded queue: events that do not fit are left out, and an event ``missed`` says
+how many, so that the client can ask for the state anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
 from jitsu_tw.control.describe import describe
-from jitsu_tw.control.web import FleetPage, header, number, reply
+from jitsu_tw.control.routes import RefusalError, header, number
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.shares import Places
 from jitsu_tw.vm.journal import MOST_EVENTS
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
 
-#: How many readers there may be, and how many of one client network, or by UNIX sockets.
+#: The most readers, of all clients, and of one client network or by UNIX sockets.
 MOST_READERS: Final = 64
 MOST_FROM_ONE: Final = 32
 
-#: An address that no client has, for those on UNIX sockets.
+#: An address that no client has: it stands for the clients on UNIX sockets.
 UNIX: Final = "0.0.0.0"  # noqa: S104
 
-#: How many events wait for a reader that is slow.
+#: The most events that wait for a slow reader.
 MOST_WAITING: Final = 256
 
-#: After so many seconds without an event a comment is sent, so that a dead connection is noticed (HTML, 9.2.7).
+#: Seconds between comments that are sent so that a dead connection is noticed (HTML, 9.2.7).
 STILL_HERE: Final = 15.0
 
-#: Digits of the greatest id, and then some.
+#: Digits of an id: more than any has.
 LONGEST_ID: Final = 20
 
 
@@ -55,18 +55,18 @@ def written(event: dict[str, Any]) -> bytes:
 
 @implementer(IPushProducer)
 class Reader:
-    """One who listens."""
+    """A client that gets events."""
 
     def __init__(self, request: Request) -> None:
-        """Send to who made *request*."""
+        """Send events to the client of *request*."""
         self._request = request
         self._waiting: deque[bytes] = deque()
         self._paused = False
         self._missed = 0
-        request.registerProducer(self, True)  # noqa: FBT003
+        request.registerProducer(self, streaming=True)
 
     def send(self, octets: bytes) -> None:
-        """Send now, or when the reader has read what it has; or leave out if too much waits already."""
+        """Send *octets* now, or when the client has read what it was sent; leave them out if too much waits already."""
         if not self._paused:
             self._request.write(octets)
         elif len(self._waiting) < MOST_WAITING and not self._missed:
@@ -75,11 +75,11 @@ class Reader:
             self._missed += 1
 
     def pauseProducing(self) -> None:  # noqa: N802
-        """Wait: the reader is slow."""
+        """Wait: the client is slow."""
         self._paused = True
 
     def resumeProducing(self) -> None:  # noqa: N802
-        """Go on."""
+        """Send what waits."""
         self._paused = False
         while self._waiting and not self._paused:
             self._request.write(self._waiting.popleft())
@@ -88,41 +88,35 @@ class Reader:
             self._request.write(written({"kind": "missed", "events": missed}))
 
     def stopProducing(self) -> None:  # noqa: N802
-        """Send no more: `Events` hears by itself that the reader is gone."""
+        """Send no more: `Events` learns by itself that the client is gone."""
         self._paused, self._missed = True, 1
 
 
-class Events(FleetPage):
+class Events:
     """``/v1/events``."""
 
-    isLeaf = True  # noqa: N815
-
     def __init__(self, fleet: Fleet, reactor: IReactorTime) -> None:
-        """Tell what happens in *fleet*."""
-        super().__init__(fleet)
+        """Send what happens in *fleet*."""
+        self._fleet = fleet
         self._readers: set[Reader] = set()
         self._places = Places(MOST_READERS, MOST_FROM_ONE)
-        self._still_here = LoopingCall(self._say, b": still here\n\n")
+        self._still_here = LoopingCall(self._send, b": still here\n\n")
         self._still_here.clock = reactor
         fleet.journal.on_event.append(self._tell)
 
-    def render_GET(self, request: Request) -> Any:  # noqa: N802
+    def stream(self, request: Request) -> Any:
         """
         Send the last events, as many as ``last`` says or all since ``Last-Event-ID``; then, with ``follow``, more.
 
-        What is sent as it happens has also the VM as it is then, and the activation under way.
+        An event that is sent as it happens has also the VM as it is then, and the activation under way.
         """
-        try:
-            last, follow = number(request, "last", 0, MOST_EVENTS), number(request, "follow", 1, 1)
-        except ValueError as error:
-            return reply(request, {"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        last, follow = number(request, "last", 0, MOST_EVENTS), number(request, "follow", 1, 1)
         request.setHeader(b"content-type", b"text/event-stream; charset=utf-8")
         if request.method == b"HEAD":
             return b""
         source = Source(getattr(request.getClientAddress(), "host", UNIX), 0, proven=True)
         if follow and not self._places.take(source):
-            why = "as many listen as may; try again later"
-            return reply(request, {"error": why}, HTTPStatus.SERVICE_UNAVAILABLE)
+            raise RefusalError(HTTPStatus.SERVICE_UNAVAILABLE, "as many listen as may; try again later")
         events, since = self._fleet.journal.events, header(request, b"last-event-id")
         if since.isascii() and since.isdigit() and len(since) < LONGEST_ID:
             past = [one for one in events if one.id > int(since)]
@@ -148,15 +142,15 @@ class Events(FleetPage):
     def _tell(self, event: Event) -> None:
         if not self._readers:
             return
-        said = event.as_json()
+        told = event.as_json()
         machine = self._fleet.machines.get(event.vm)
         if machine is not None:
-            said["machine"] = describe(self._fleet, machine)
+            told["machine"] = describe(self._fleet, machine)
             running = self._fleet.journal.running(event.vm)
             if running is not None:
-                said["activation"] = running.as_json()
-        self._say(written(said))
+                told["activation"] = running.as_json()
+        self._send(written(told))
 
-    def _say(self, octets: bytes) -> None:
+    def _send(self, octets: bytes) -> None:
         for reader in list(self._readers):
             reader.send(octets)

@@ -1,7 +1,7 @@
 """
-Numbers for Prometheus, in a registry of their own. README has a table of them.
+Metrics for Prometheus, in a registry of their own. README has a table of them.
 
-What the fleet counts anyway is read when somebody asks; only the times of activations are gathered as they end.
+What the fleet counts anyway is read when a client asks; only the times of activations are gathered as they end.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from prometheus_client.registry import Collector
 
 from jitsu_tw import __version__
 from jitsu_tw.control.cluster import hosts, nodes
+from jitsu_tw.control.routes import header
 from jitsu_tw.control.standins import standins
-from jitsu_tw.control.web import FleetPage, header
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.vm.problems import Problem
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
 
-#: At most so many VMs have numbers of their own, the first ones of the configuration: each costs four series.
+#: The most VMs with metrics of their own, the first of the configuration: each costs four series.
 MOST_LABELLED: Final = 200
 
 #: In seconds: from a guest that is resumed to one that boots from a slow disk.
@@ -43,20 +43,27 @@ BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
 PARTS: Final = {"turn": ("query", "start"), "hypervisor": ("start", "started"), "guest": ("started", "ready")}
 
 
-class Numbers(Collector):
-    """What can be told of a fleet."""
+class FleetCollector(Collector):
+    """
+    The metrics of a fleet.
+
+    Attributes:
+        synjitsu: what Synjitsu answered last (`standins.standins`).
+    """
 
     def __init__(self, fleet: Fleet) -> None:
-        """Tell of *fleet*."""
+        """Read the metrics from *fleet*."""
         self._fleet = fleet
         self.synjitsu: dict[str, Any] = {}
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all of it, as it is now."""
+        """Yield all metrics, as they are now."""
         fleet, journal = self._fleet, self._fleet.journal
-        by_vm = list(self._by_vm())  # first: it gathers what was counted elsewhere
+        by_vm = list(self._by_vm())  # first: it gathers the uses of warm answers
         yield gauge("jitsu_build_info", "The version that runs.", {__version__: 1}, "version")
-        states = {state.value: journal.states[state] for state in State}
+        states = Counter({state.shown: 0 for state in State})
+        for state, count in journal.states.items():
+            states[state.shown] += count
         yield gauge("jitsu_vms", "VMs by state.", states, "state")
         yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases})
         yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
@@ -94,14 +101,14 @@ class Numbers(Collector):
         yield counter("jitsu_vm_requests", "Questions for the VM, counted likewise.", asked, "vm")
 
     def _synjitsu(self) -> Iterator[Metric]:
-        said = self.synjitsu
-        if said.get("configured"):
-            yield gauge("jitsu_synjitsu_up", "Whether Synjitsu can be asked.", {"": int(said["error"] is None)})
-            states = Counter(one["state"] for one in said["standins"])
+        status = self.synjitsu
+        if status.get("configured"):
+            yield gauge("jitsu_synjitsu_up", "Whether Synjitsu can be asked.", {"": int(status["error"] is None)})
+            states = Counter(one["state"] for one in status["standins"])
             yield gauge("jitsu_synjitsu_standins", "Addresses that are stood in for, by state.", states, "state")
-            held = sum(one["held"] for one in said["standins"])
+            held = sum(one["held"] for one in status["standins"])
             yield gauge("jitsu_synjitsu_held", "Packets that are held.", {"": held})
-            counts = {name: count for name, count in said["counters"].items() if not name.endswith("_now")}
+            counts = {name: count for name, count in status["counters"].items() if not name.endswith("_now")}
             yield counter("jitsu_synjitsu_events", "What Synjitsu counts, by its own words.", counts, "event")
 
 
@@ -122,18 +129,16 @@ def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
     return metric
 
 
-class Metrics(FleetPage):
+class Metrics:
     """``/metrics``."""
-
-    isLeaf = True  # noqa: N815
 
     def __init__(self, fleet: Fleet) -> None:
         """Count what happens in *fleet* from now on."""
-        super().__init__(fleet)
-        disable_created_metrics()  # gauges of their own for what the process's start says
+        self._fleet = fleet
+        disable_created_metrics()  # gauges of their own for when the process began
         self._registry = CollectorRegistry()
-        self._numbers = Numbers(fleet)
-        self._registry.register(self._numbers)
+        self._collector = FleetCollector(fleet)
+        self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
         self._cold_start = Histogram(
             "jitsu_cold_start_seconds", "From the question to a VM that is ready.", ["how"],
@@ -156,15 +161,12 @@ class Metrics(FleetPage):
             if begin in steps and end in steps:
                 self._part.labels(part).observe((steps[end] - steps[begin]) / 1000)
 
-    def render_GET(self, request: Request) -> int:  # noqa: N802
-        """Tell all, in the format that the reader likes best."""
-        return self.later(request, self._tell(request))
-
-    async def _tell(self, request: Request) -> bytes:
-        self._numbers.synjitsu = await standins(self._fleet)
+    async def show(self, request: Request) -> bytes:
+        """Return all metrics, in the format that the client accepts."""
+        self._collector.synjitsu = await standins(self._fleet)
         try:
             encode, kind = choose_encoder(header(request, b"accept"))
-        except (TypeError, ValueError):  # it asks for a version that is none
+        except (TypeError, ValueError):  # the client asks for a version that does not exist
             encode, kind = choose_encoder("")
         request.setHeader("content-type", kind)
         return encode(self._registry)

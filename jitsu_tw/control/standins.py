@@ -1,4 +1,4 @@
-"""What Synjitsu says of itself, where there is one."""
+"""The stand-ins and counters of Synjitsu, where one is configured."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 async def standins(fleet: Fleet) -> dict[str, Any]:
     """
-    Return who is stood in for, and Synjitsu's counters.
+    Return the addresses that Synjitsu stands in for, and its counters.
 
     Returns:
-        ``configured``: whether there is to be a Synjitsu; ``error``: why it cannot be asked, or None; ``standins``, a
+        ``configured``: whether a Synjitsu is configured; ``error``: why it cannot be asked, or None; ``standins``, a
         list of mappings with ``ip``, ``mac``, ``state``, ``handover`` and ``held``; ``counters``, a mapping of numbers.
     """
     clients = fleet.standins.clients
-    said: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
+    told: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
     for client in clients.values():
         try:
             status = await client.status()
         except JitsuError as error:
-            said["error"] = str(error)
+            told["error"] = str(error)
             continue
-        said["standins"] += status["standins"]
+        told["standins"] += status["standins"]
         for name, count in status["counters"].items():
-            said["counters"][name] = said["counters"].get(name, 0) + count
-    return said
+            told["counters"][name] = told["counters"].get(name, 0) + count
+    return told

@@ -1,4 +1,4 @@
-"""The zones' own word on a question, as a `twisted.names` resolver."""
+"""Resolvers for `twisted.names` that take and give octets: what they share, and the one that answers from the zones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jitsu_tw.errors import Unanswerable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.dns.lookup import Outcome, Zones
 
 #: A name that should not exist does (RFC 2136, 2.2); of DNAME: the name that it makes is too long (RFC 6672, 2.2).
 YXDOMAIN: Final = 6
@@ -24,42 +24,54 @@ YXDOMAIN: Final = 6
 
 class Authority(ResolverBase):
     """
-    The shape that our resolvers share: one question in, one `Answer` or an error out.
+    A resolver of Jitsu's: one question in, one `Answer` or an error out.
 
-    All the ``lookup…`` methods of `IResolver` lead to `query`, with the question in octets.
+    Jitsu's own chain (`server.Chain`) calls `answer`. All methods of `IResolver` lead to `query`, for any other caller.
     """
 
     def query(self, query: Any, timeout: Sequence[int] | None = None) -> Deferred[Answer]:  # noqa: ARG002
-        """Answer *query*, one of `dns.Query`."""
-        return maybeDeferred(self.answer, Question.of(query))
+        """
+        Answer *query*, any `dns.Query`.
+
+        Raises:
+            DomainError: (through the Deferred) the next resolver of a chain is to be asked.
+        """
+        return maybeDeferred(self._query, Question.of(query))
+
+    def _query(self, question: Question) -> Any:
+        answer = self.answer(question)
+        if answer is None:
+            raise DomainError(question)
+        return answer
 
     def _lookup(self, name: bytes | str, cls: int, type: int, timeout: Sequence[int] | None) -> Deferred[Answer]:
         """Answer `IResolver`'s other methods."""
         text = name.decode("latin-1") if isinstance(name, bytes) else name
         return self.query(Question(from_text(text), type, cls), timeout)
 
-    def answer(self, question: Question) -> Any:
-        """Return an `Answer`, or a Deferred of one; raise `DomainError` for what others should be asked."""
+    def answer(self, question: Question) -> Answer | Deferred[Answer] | None:
+        """Return an `Answer`, or a Deferred of one; None where the next resolver is to be asked."""
         raise NotImplementedError
 
 
 class ZoneAuthority(Authority):
-    """Answers from our zones, and starts nothing."""
+    """Answers from the zones, and starts no VM."""
 
     def __init__(self, zones: Zones) -> None:
-        """Speak for *zones*."""
+        """Answer from *zones*."""
         super().__init__()
         self._zones = zones
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Answer | None:
         """
-        Look *question* up.
+        Answer by what `JitsuResolver` has found, or look *question* up; return None if it is in none of the zones.
 
         Raises:
             Unanswerable: there is no such name (RFC 8020), or DNAME makes one that is too long.
-            DomainError: it is in none of our zones.
         """
-        outcome = self._zones.lookup(question.asked, question.type)
+        outcome: Outcome | None = question.outcome
+        if outcome is None:
+            outcome = self._zones.lookup(question.asked, question.type)
         match outcome:
             case Found():
                 return Answer(outcome.answer, (), outcome.additional, aa=outcome.aa)
@@ -78,4 +90,4 @@ class ZoneAuthority(Authority):
             case TooLong():
                 raise Unanswerable(YXDOMAIN, outcome.answer, [])
             case _:
-                raise DomainError(question)
+                return None

@@ -1,4 +1,4 @@
-"""Names that are not ours, asked of another server: for the clients that may, and for nobody else."""
+"""Names that are in none of the zones: another server is asked, for the clients that may have that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import maybeDeferred
 from twisted.names import client
-from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.wire import RR, Answer, Question
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.networks import Network
 
-#: How many questions wait for the other server's answer, and how many of one client network. Each has a UDP socket.
+#: The most questions that wait for the other server, of all clients and of one client network. Each has a UDP socket.
 MOST_FORWARDED: Final = 200
 MOST_OF_ONE: Final = 100
 
@@ -37,17 +36,17 @@ class Forwarder(Authority):
         self._clients = Networks(clients)
         self._places = Places(MOST_FORWARDED, MOST_OF_ONE)
 
-    def answer(self, question: Question) -> Deferred[Answer]:
+    def answer(self, question: Question) -> Deferred[Answer] | None:
         """
-        Ask the server.
+        Ask the server; return None if the client may not have its questions forwarded.
 
         Raises:
-            DomainError: the client may not have its questions forwarded; or the server's own, through the Deferred.
-            JitsuError: too many wait for the server's answer.
+            JitsuError: too many questions wait for the server's answer.
+            DomainError, ResolverError: (through the Deferred) the server's own error.
         """
         source = question.source
         if source is None or packed(source.host) not in self._clients:
-            raise DomainError(question)
+            return None
         if not self._places.take(source):
             raise JitsuError("too many questions are being forwarded; ask again later")
         asked: Deferred[Any] = maybeDeferred(self._client.query, question)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import CancelledError
 from twisted.names import dns
-from twisted.names.error import DomainError
 
 from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.lookup import Found
@@ -21,38 +20,38 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.vm.fleet import Fleet
 
-#: What people want who want to connect. Anything else boots nothing (DESIGN, section 4).
+#: Clients that want to connect ask for these types. A question for another type starts no VM (DESIGN, section 3).
 SUMMONING: Final = frozenset({dns.A, dns.AAAA})
 
-#: How many questions may wait for VMs, and how many of one client network. One takes 3 to 7 KB.
+#: The most questions that wait for VMs, of all clients and of one client network. One takes 3 to 7 KB.
 MOST_WAITING: Final = 10_000
 MOST_OF_ONE: Final = 1000
 
 
 class JitsuResolver(Authority):
-    """Summons the VM whose address is asked for."""
+    """Summons the VM that a question wants the address of."""
 
     def __init__(self, zones: Zones, fleet: Fleet) -> None:
-        """Find VMs by their names in *zones* and summon them from *fleet*."""
+        """Find VMs by their names in *zones*, and summon them from *fleet*."""
         super().__init__()
         self._zones, self._fleet = zones, fleet
         self._places = Places(MOST_WAITING, MOST_OF_ONE)
 
-    def answer(self, question: Question) -> Deferred[Answer]:
+    def answer(self, question: Question) -> Deferred[Answer] | None:
         """
-        Summon the VM that *question* wants, behind CNAMEs and wildcards too.
+        Summon the VM that *question* wants, behind CNAMEs and wildcards too; return None if it wants none.
 
-        Where too many questions wait, of the client's network or of all, the answer does not wait for the VM.
+        What the zones say stays with the question, for the resolvers that are asked next. Where too many questions
+        wait, of the client's network or of all, the answer does not wait for the VM.
 
         Raises:
-            DomainError: it wants none.
             BootFailed, BackendLost: (through the Deferred) the VM cannot be had.
         """
         if question.type not in SUMMONING:
-            raise DomainError(question)
-        outcome = self._zones.lookup(question.asked, question.type)
+            return None
+        outcome = question.outcome = self._zones.lookup(question.asked, question.type)
         if not isinstance(outcome, Found) or outcome.vm is None:
-            raise DomainError(question)
+            return None
         name = outcome.vm
         return self._patiently(self._fleet.summon(name, question), question.source).addCallback(
             lambda ready: Answer(outcome.answer, vm=name)
@@ -61,7 +60,7 @@ class JitsuResolver(Authority):
         )
 
     def _patiently(self, ready: Deferred[bool], source: Source | None) -> Deferred[bool]:
-        """Return *ready* if there is a place for *source* to wait; else it is False now."""
+        """Return *ready* if one more question of *source* may wait; else a Deferred that has fired with False."""
         if source is None or ready.called:
             return ready
         if self._places.take(source):

@@ -1,8 +1,8 @@
 """
-The way of one query: octets in, the chain of resolvers, octets out. `udp` and `tcp` are around it.
+The path of one query: octets in, the chain of resolvers, octets out. `udp` and `tcp` are the transports around it.
 
-Everything that a query can do wrong ends here, as a response code. What an authority must never do is answer an answer,
-forward for strangers, or stay silent where a client waits.
+Every error of a query ends here, as a response code. An authority must never answer a response, forward for clients
+that may not have that, or stay silent where a client waits.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.names import dns, error
-from twisted.names.resolve import FailureHandler, ResolverChain
+from twisted.names.resolve import ResolverChain
 
 from jitsu_tw.dns import transfer
+from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
 from jitsu_tw.dns.reply import TCP_SIZE, Reply, truncated, udp_limit, write
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import BadSignature, Keyring
-from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
+from jitsu_tw.dns.wire import ROOT, RR, Answer, Question, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_NOT_READY, EDE_OTHER, JitsuError, Unanswerable, Unproven
-from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from jitsu_tw.dns.cookies import Cookies
     from jitsu_tw.dns.lookup import Zones
@@ -38,12 +38,11 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
     from jitsu_tw.vm.fleet import Fleet
-    from jitsu_tw.vm.machine import Machine
 
 #: The EDNS option of a server's identity (RFC 5001, 2.3).
 NSID: Final = 3
 
-#: What twisted.names' client raises: the response code that the other server gave.
+#: The errors of twisted.names' client, and the response codes of the other server that they stand for.
 _CODES: Final = {
     error.DNSFormatError: dns.EFORMAT,
     error.DNSServerError: dns.ESERVER,
@@ -54,17 +53,17 @@ _CODES: Final = {
 
 
 @attrs.define
-class Asked:
+class Pending:
     """
-    A query on its way.
+    A query that is being answered.
 
     Attributes:
-        octets: as it came.
-        query: as it was understood.
-        source: who asks, and how sure we may be of it.
-        send: takes the reply.
-        options: EDNS options that the reply carries.
-        room: octets that the reply's signature will take.
+        octets: the packet.
+        query: the packet, parsed.
+        source: the client, and how sure its address is.
+        send: sends the reply to the client.
+        options: EDNS options of the reply.
+        reserved: octets that the signature of the reply takes.
     """
 
     octets: bytes
@@ -72,18 +71,21 @@ class Asked:
     source: Source
     send: Callable[[bytes], None]
     options: tuple[tuple[int, bytes], ...] = ()
-    room: int = 0
+    reserved: int = 0
 
 
-class Chain(ResolverChain):
-    """twisted.names' chain, which hands on the question as it came instead of what is left of it in text."""
+class Chain(Authority, ResolverChain):
+    """twisted.names' chain, of resolvers that pass a question on without an exception, and take it as it came."""
 
-    def query(self, query: Any, timeout: Sequence[int] | None = None) -> Deferred[Answer]:
-        """Ask one resolver after the other until one does not say `DomainError`."""
-        asked: Deferred[Answer] = self.resolvers[0].query(query, timeout)
-        for resolver in self.resolvers[1:]:
-            asked.addErrback(FailureHandler(resolver.query, query, timeout))
-        return asked
+    resolvers: list[Authority]
+
+    def answer(self, question: Question) -> Answer | Deferred[Answer] | None:
+        """Return the answer of the first resolver that has one."""
+        for resolver in self.resolvers:
+            answer = resolver.answer(question)
+            if answer is not None:
+                return answer
+        return None
 
 
 class Server:
@@ -93,7 +95,7 @@ class Server:
     Attributes:
         resolver: the chain.
         warm: answers for VMs that are up.
-        limiter: what likes of responses go out by UDP; None for all.
+        limiter: decides which responses go out by UDP; None: all do.
     """
 
     log = Logger()
@@ -117,14 +119,14 @@ class Server:
 
         Args:
             resolver: the chain.
-            warm: where answers are kept.
-            fleet: of whose VMs.
-            zones: those that the resolver answers from.
+            warm: keeps answers.
+            fleet: has the VMs.
+            zones: the zones that the resolver answers from.
             limiter: of responses by UDP.
-            cookies: of this server; None to know none.
-            nsid: what we say to a question for our identity (RFC 5001).
-            keys: those that clients sign with.
-            allowed: who may transfer zones; None for nobody.
+            cookies: of this server; None: cookies are ignored.
+            nsid: the identity of this server, for clients that want it (RFC 5001).
+            keys: the keys that clients sign with.
+            allowed: who may transfer zones; None: no client.
             wall: seconds since 1970, for cookies and signatures.
         """
         self.resolver, self.warm, self.limiter = resolver, warm, limiter
@@ -133,13 +135,7 @@ class Server:
         self._waiting: set[Deferred[Answer]] = set()
         self._is_ending = False
         fleet.uses = warm.taken
-        warm.check, warm.use_of = fleet.check, fleet.use_of
-        warm.keepers = fleet.keepers
-        fleet.on_move.append(self._moved)
-
-    def _moved(self, machine: Machine) -> None:
-        if machine.state is not State.UP or self._fleet.lease(machine.vm.name) is None:
-            self.warm.drop(machine.vm.name)
+        fleet.on_move.append(lambda machine: warm.moved(machine, machine.state))
 
     def receive(
         self,
@@ -149,35 +145,35 @@ class Server:
         stream: Callable[[Iterator[bytes]], None] | None = None,
     ) -> bool:
         """
-        Answer *octets* from *source* by *send*, now or later, or by *stream*, for what is long (only over TCP).
+        Answer *octets* from *source* by *send*, now or later; or by *stream*, for a zone transfer (only over TCP).
 
         Return False if they get no answer.
         """
         query = parse(octets, source)
         if isinstance(query, Drop):
             return False
-        asked = Asked(octets, query, source, send)
+        pending = Pending(octets, query, source, send)
         if query.edns is not None and query.edns.options:
-            self._answer_options(asked, query.edns)
-        signed = self._verify(asked)
+            self._answer_options(pending, query.edns)
+        signed = self._verify(pending)
         if isinstance(query, Reject):
-            self._say(asked, Reply(query.rcode))
+            self._reply(pending, Reply(query.rcode))
         elif isinstance(signed, BadSignature):
-            self._say(asked, Reply(signed.rcode))
+            self._reply(pending, Reply(signed.rcode))
         elif query.question.cls != dns.IN:
-            self._say(asked, Reply(dns.EREFUSED))
+            self._reply(pending, Reply(dns.EREFUSED))
         elif query.question.type in transfer.TYPES:
-            query.question.source = asked.source
-            said = transfer.answer(octets, query, self._zones, self._allowed, signed)
-            if isinstance(said, Reply):
-                self._say(asked, said)
+            query.question.source = pending.source
+            reply = transfer.answer(octets, query, self._zones, self._allowed, signed)
+            if isinstance(reply, Reply):
+                self._reply(pending, reply)
             elif stream is not None:
-                self.log.info("{host}: {what}", host=source.host, what=transfer.describe(said))
-                stream(said.packets(asked.options, signed, self._wall))
+                self.log.info("{host}: {what}", host=source.host, what=transfer.describe(reply))
+                stream(reply.packets(pending.options, signed, self._wall))
         else:
-            query.question.source = asked.source
+            query.question.source = pending.source
             found = self.resolver.query(query.question)
-            found.addCallbacks(self._answer, self._fail, callbackArgs=(asked,), errbackArgs=(asked,))
+            found.addCallbacks(self._answer, self._fail, callbackArgs=(pending,), errbackArgs=(pending,))
             found.addErrback(lambda failure: self.log.failure("a query could not be answered: {q}", failure, q=query))
             if not found.called or found.paused:
                 self._waiting.add(found)
@@ -187,59 +183,76 @@ class Server:
         return True
 
     def end(self) -> None:
-        """Answer the clients that wait, and from now on each that would have to, that the server is being stopped."""
+        """Tell the clients that wait, and those that would have to wait from now on, that the server is stopped."""
         self._is_ending = True
         for found in list(self._waiting):
             found.cancel()
 
-    def _verify(self, asked: Asked) -> Signed | BadSignature | None:
-        """Look at the signature of a query that has one (RFC 8945), and have its reply signed too."""
-        query = asked.query
+    def _verify(self, pending: Pending) -> Signed | BadSignature | None:
+        """Verify the signature of a query that has one (RFC 8945); its reply is signed, too."""
+        query = pending.query
         if not isinstance(query, Query) or query.tsig is None:
             return None
-        signed = self._keys.verify(asked.octets, query, self._wall())
-        send = asked.send
-        asked.room, asked.send = signed.room, lambda packet: send(signed.sign(packet, self._wall()))
+        signed = self._keys.verify(pending.octets, query, self._wall())
+        send = pending.send
+        pending.reserved, pending.send = signed.room, lambda packet: send(signed.sign(packet, self._wall()))
         return signed
 
-    def _answer_options(self, asked: Asked, edns: Edns) -> None:
-        """Take what the query's options say, and put into *asked* what they are answered with."""
+    def _answer_options(self, pending: Pending, edns: Edns) -> None:
+        """Handle the EDNS options of a query: note the proof of its address, and the options of the reply."""
         cookie = edns.option(COOKIE)
         if cookie is not None and self._cookies is not None:
-            worth, answer = self._cookies.answer(cookie, asked.source.host, self._wall())
-            asked.options += ((COOKIE, answer),)
+            worth, answer = self._cookies.answer(cookie, pending.source.host, self._wall())
+            pending.options += ((COOKIE, answer),)
             if worth is CookieResult.VALID:
-                asked.source = attrs.evolve(asked.source, proven=True)
+                pending.source = attrs.evolve(pending.source, proven=True)
         if self._nsid is not None and edns.option(NSID) is not None:
-            asked.options += ((NSID, self._nsid),)
+            pending.options += ((NSID, self._nsid),)
 
-    def _answer(self, answer: Answer, asked: Asked) -> None:
+    def _answer(self, answer: Answer, pending: Pending) -> None:
         records, authority, additional = answer
-        said = Reply(NOERROR, answer.aa, records, authority, additional, answer.ede, (), answer.ra, answer.glue)
-        packet = self._say(asked, said)
+        reply = Reply(NOERROR, answer.aa, records, authority, additional, answer.ede, (), answer.ra, answer.glue)
+        packet = self._reply(pending, reply)
         lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
-        if answer.vm is not None and lease is not None and packet is not None and not asked.source.tcp:
-            assert isinstance(asked.query, Query)
-            self.warm.put(asked.octets, asked.query, packet, answer.vm, lease, self._like(asked.query, said)[1])
+        if answer.vm is not None and lease is not None and packet is not None and not pending.source.tcp:
+            assert isinstance(pending.query, Query)
+            use = self._fleet.use_of(answer.vm, pending.query.question.key)
+            _, limit_key = self._limited_by(pending.query, reply)
+            self.warm.put(pending.octets, pending.query, packet, answer.vm, lease, use, limit_key)
 
-    def _say(self, asked: Asked, reply: Reply) -> bytes | None:
+    def _reply(self, pending: Pending, reply: Reply) -> bytes | None:
         """Send *reply*, unless there has been too much of its like: return the packet, or None."""
-        query = asked.query
-        if self.limiter is not None and not asked.source.tcp:
-            decision = self.limiter.decide(asked.source, *self._like(query, reply), self.warm.now())
+        query = pending.query
+        if self.limiter is not None and not pending.source.tcp:
+            decision = self.limiter.decide(pending.source, *self._limited_by(query, reply), self.warm.now())
             if decision is Decision.DROP:
                 return None
             if decision is Decision.SLIP:
-                asked.send(truncated(query, asked.options))
+                pending.send(truncated(query, pending.options))
                 return None
-        if asked.options:
-            reply = attrs.evolve(reply, options=asked.options)
-        packet = write(query, reply, (TCP_SIZE if asked.source.tcp else udp_limit(query)) - asked.room)
-        asked.send(packet)
+        if pending.options:
+            reply = attrs.evolve(reply, options=pending.options)
+        packet = write(query, reply, (TCP_SIZE if pending.source.tcp else udp_limit(query)) - pending.reserved)
+        pending.send(packet)
         return packet
 
-    def may_say(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
-        """Say whether *answer* may go out by UDP; if not, a truncated one goes in its place, or nothing."""
+    def receive_warm(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
+        """Answer *octets*, which came by UDP from *source*, if the answer is warm; return whether it is."""
+        answer = self.warm.answers.get(octets[2:].lower())
+        if answer is None:
+            return False
+        if self.may_send(answer, octets, source, send):
+            send(self.warm.take(answer, octets, (source.host, source.port)))
+            if self.warm.now() >= answer.lease.check_at:
+                self.check(answer.vm)
+        return True
+
+    def check(self, vm: str) -> None:
+        """See whether *vm*, which is up and in use, is alive: the time for that has come (`Lease.check_at`)."""
+        self._fleet.check(vm)
+
+    def may_send(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
+        """Return whether *answer* may go out by UDP; if not, a truncated reply is sent in its place, or nothing."""
         if self.limiter is None:
             return True
         decision = self.limiter.decide(source, Kind.POSITIVE, answer.limit_key, self.warm.now())
@@ -249,13 +262,13 @@ class Server:
             send(truncated(query))
         return decision is Decision.SEND
 
-    def _like(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
-        """Return what the limiter counts *reply* as: its kind, and a name that the asker cannot vary at will."""
+    def _limited_by(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
+        """Return what the limiter counts *reply* by: its kind, and a name that the client cannot vary at will."""
         key = query.question.key if isinstance(query, Query) else ROOT
         zone = self._zones.find(key)
         apex = ROOT if zone is None else zone.key
         if reply.answer:
-            # What a wildcard answers, it answers for any number of names.
+            # A wildcard answers for any number of names, so these count as one.
             return Kind.POSITIVE, key if zone is not None and zone.get(key) is not None else apex
         if reply.rcode == dns.ENAME:
             return Kind.NXDOMAIN, apex
@@ -265,19 +278,19 @@ class Server:
             return Kind.NODATA, apex
         return Kind.REFERRAL, reply.authority[0].owner.lower()
 
-    def _fail(self, failure: Any, asked: Asked) -> None:
-        """Say what went wrong."""
+    def _fail(self, failure: Any, pending: Pending) -> None:
+        """Answer a query whose resolvers failed: with the error, or with a request for proof of the address."""
         if isinstance(failure.value, Unproven):
-            query = asked.query
+            query = pending.query
             if query.edns is not None and query.edns.option(COOKIE) is not None:
-                self._say(asked, Reply(BADCOOKIE))
+                self._reply(pending, Reply(BADCOOKIE))
             else:
-                asked.send(truncated(query, asked.options))
+                pending.send(truncated(query, pending.options))
         else:
-            self._say(asked, self._failed(failure))
+            self._reply(pending, self._failed(failure))
 
     def _failed(self, failure: Any) -> Reply:
-        """Return the reply to a failure. Wide at the end: a fault of ours is SERVFAIL, not silence."""
+        """Return the reply to a failure. An unexpected exception is a fault of Jitsu, and SERVFAIL, not silence."""
         fault = failure.value
         if isinstance(fault, Unanswerable):
             return Reply(fault.rcode, aa=True, answer=fault.answer, authority=fault.authority)

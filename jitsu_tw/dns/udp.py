@@ -91,7 +91,7 @@ class UDPPort(udp.Port):
                 self._server.receive(octets, Source(address[0], address[1]), partial(self._send, address))
                 used = warm.used
                 continue
-            if limiter is not None and not self._may_say(answer, octets, address):
+            if limiter is not None and not self._may_send(answer, octets, address):
                 continue
             lease, asked = answer.lease, (octets[:2], address)
             if keepers is None or keepers(address[0]):
@@ -102,17 +102,17 @@ class UDPPort(udp.Port):
                     used.append(answer)
                 answer.count += 1
             if at >= lease.check_at:
-                warm.check(answer.vm)
+                self._server.check(answer.vm)
             try:
                 send(asked[0] + answer.head + octets[12 : answer.end] + answer.tail, address)
             except OSError:  # no way there, or port 0
                 continue
 
-    def _may_say(self, answer: WarmAnswer, octets: bytes, address: Any) -> bool:
+    def _may_send(self, answer: WarmAnswer, octets: bytes, address: Any) -> bool:
         """Say whether a warm answer may go out; if not, a truncated one may go in its place."""
         if address[0].startswith("127."):  # as the limiter itself would say, at a tenth of the cost
             return True
-        return self._server.may_say(answer, octets, Source(address[0], address[1]), partial(self._send, address))
+        return self._server.may_send(answer, octets, Source(address[0], address[1]), partial(self._send, address))
 
     def _send(self, address: Any, octets: bytes) -> None:
         if self.socket is not None:
@@ -129,12 +129,9 @@ class UDPPort(udp.Port):
             except OSError:
                 return
             send = partial(self._send_from, address, [_asked(level, kind, data) for level, kind, data in ancillary])
-            source, warm = Source(address[0], address[1]), self._server.warm
-            answer = warm.answers.get(octets[2:].lower())
-            if answer is None:
+            source = Source(address[0], address[1])
+            if not self._server.receive_warm(octets, source, send):
                 self._server.receive(octets, source, send)
-            elif self._server.may_say(answer, octets, source, send):
-                send(warm.take(answer, octets, address))
 
     def _send_from(self, address: Any, ancillary: list[tuple[int, int, bytes]], octets: bytes) -> None:
         if self.socket is not None:

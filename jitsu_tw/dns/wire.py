@@ -215,7 +215,10 @@ class Question(tdns.Query):
     Attributes:
         asked: the name in the case it was asked in (it is echoed, for resolvers that check it).
         key: the same in lower case: what zones look up.
+        outcome: what the zones say (`lookup.Outcome`), once a resolver of the chain has looked it up.
     """
+
+    outcome: Any = None
 
     def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:
         """Keep octets; `name` makes text of them when twisted.names asks."""

@@ -1,7 +1,7 @@
 """
-When a VM may be stopped. Pure: every time is an argument, in seconds of one clock that never goes back.
+The lease of a VM, and when to look at it. Pure: each time is an argument, in seconds of a clock that never goes back.
 
-A use is a question for one of its names, or packets that the guest transmits, other than the few of an idle one.
+A use is a query for one of the VM's names, or packets that its guest transmits beyond the trickle of an idle one.
 """
 
 from __future__ import annotations
@@ -16,35 +16,30 @@ import attrs
 #: How many leases are looked at in one go: some milliseconds of work.
 SLICE: Final = 1000
 
-#: So many packets more than an idle guest's are no use yet: an ARP answer, a neighbour solicitation.
+#: Packets beyond those of an idle guest that are no use yet: an ARP answer, a neighbour solicitation.
 BURST: Final = 2.0
 
-#: So many packets may a guest transmit to say that it is there: it looks for its address in use by others, joins groups
-#: and asks for routers (RFC 4862, 5.4; RFC 3810, 6.1; RFC 4861, 6.3.7), for ten seconds or so.
+#: Packets that a guest may transmit when it has booted: it looks for its address in use by others, joins groups and
+#: asks for routers (RFC 4862, 5.4; RFC 3810, 6.1; RFC 4861, 6.3.7), for ten seconds or so.
 GREETING: Final = 12.0
 
-#: A guest's packets are counted this often within the `idle` seconds of its lease, but no more often than every so many
-#: seconds, and no more seldom than every so many.
+#: A guest's packets are counted this often within the `idle` seconds of its lease; the seconds between two counts are
+#: at least `SHORTEST_LOOK` and at most `LONGEST_LOOK`.
 LOOKS: Final = 8
 SHORTEST_LOOK: Final = 1.0
 LONGEST_LOOK: Final = 60.0
 
 
-def look_every(idle: float) -> float:
-    """Return how many seconds after a look the packets of a guest with a lease of *idle* seconds are counted again."""
-    return min(max(idle / LOOKS, SHORTEST_LOOK), LONGEST_LOOK)
-
-
 @attrs.define(eq=False)
 class Meter:
     """
-    Tells use from the trickle that a guest transmits when nobody uses it: a bucket that leaks as fast as that.
+    Tells use from the trickle that a guest transmits when it is idle: a bucket that leaks as fast as that.
 
     Attributes:
         per_minute: the packets that an idle guest may transmit in a minute (`idle_packets`); with 0, any is a use.
-        total: what the guest had transmitted at the last look.
+        total: packets that the guest had transmitted at the last look.
         at: when that was.
-        level: packets that have not leaked away yet; what a guest may say at first is less than none.
+        level: packets that have not leaked away yet; below 0 for what a guest may transmit when it has booted.
     """
 
     per_minute: float
@@ -53,11 +48,11 @@ class Meter:
     level: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Allow the guest to say that it is there."""
+        """Allow what a guest transmits when it has booted."""
         self.level = -GREETING if self.per_minute else 0.0
 
     def used(self, total: int, now: float) -> bool:
-        """Say whether the guest, which has transmitted *total* packets, was in use since the last look."""
+        """Return whether the guest, which has transmitted *total* packets, was in use since the last look."""
         sent = total - self.total if total >= self.total else total  # it began again at 0
         leaked = (now - self.at) * self.per_minute / 60
         self.level = max(min(0.0, self.level), self.level + sent - leaked)
@@ -67,21 +62,25 @@ class Meter:
         self.level = min(self.level, most)
         return used
 
+    def next_look(self, idle: float) -> float:
+        """Return when the packets of the guest, which has a lease of *idle* seconds, are to be counted again."""
+        return self.at + min(max(idle / LOOKS, SHORTEST_LOOK), LONGEST_LOOK)
+
 
 @attrs.define(eq=False)
 class Lease:
     """
-    The right of one VM to stay up.
+    The right of one VM to stay up. `rules.keep` says until when.
 
     Attributes:
-        idle: seconds that it is kept after its last use.
+        idle: seconds that the VM is kept after its last use.
         min_up: seconds that it is kept after its start.
         used: when it was last used.
         started: when it was last started.
         max_up: seconds after its start after which it is stopped, used or not.
-        kept: until when it is kept, used or not (`keep_up`, or it has just been found).
-        meter: what its guest transmits; None where that is not asked.
-        blind: whether the guest is in use cannot be seen now, so it is not stopped for being idle.
+        meter: counts what its guest transmits; None while that is not counted.
+        seen_from: from when on it can be seen whether the guest is in use; infinity while it cannot.
+        stop_again_at: when a stop that failed is tried again.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
         planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
     """
@@ -91,9 +90,9 @@ class Lease:
     used: float
     started: float
     max_up: float = inf
-    kept: float = -inf
     meter: Meter | None = None
-    blind: bool = False
+    seen_from: float = -inf
+    stop_again_at: float = -inf
     check_at: float = inf
     planned: float | None = attrs.field(default=None, init=False)
 
@@ -101,23 +100,17 @@ class Lease:
         """Renew the lease."""
         self.used = max(self.used, now)
 
-    def ends(self) -> float:
-        """Return when the VM may be stopped, if nobody uses it before."""
-        until = max(self.used + self.idle, self.started + self.min_up, self.kept)
-        return min(inf if self.blind else until, self.started + self.max_up)
-
     def look(self) -> float:
-        """Return when the lease is to be looked at: when it ends, or before, to count the guest's packets."""
-        if self.meter is None:
-            return self.ends()
-        return min(self.ends(), self.meter.at + look_every(self.idle))
+        """Return the earliest time at which it may end, as its uses say, or the guest's packets are to be counted."""
+        ends = min(self.used + self.idle, self.started + self.max_up)
+        return ends if self.meter is None else min(ends, self.meter.next_look(self.idle))
 
 
 class Leases:
     """
     The leases of all VMs that are up, by name, found by when they are to be looked at.
 
-    A renewal costs nothing here: only when the time comes that was known for a lease is it looked at again. So a look
+    A renewal costs nothing here: only when the time comes that was planned for a lease is it looked at again. So a look
     costs what is due, not what exists.
     """
 
@@ -125,7 +118,7 @@ class Leases:
         """Begin with none."""
         self._leases: dict[str, Lease] = {}
         self._looks: list[tuple[float, int, str, Lease]] = []
-        self._turn = count()
+        self._order = count()
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -136,20 +129,19 @@ class Leases:
         return self._leases.get(name)
 
     def items(self) -> list[tuple[str, Lease]]:
-        """Return all leases, and whose they are."""
+        """Return all leases with their names."""
         return list(self._leases.items())
 
-    def grant(self, name: str, lease: Lease, *, later: bool = False) -> None:
-        """Give *name* this lease, in place of the one it has; *later*: nobody looks at it until `again` is called."""
+    def grant(self, name: str, lease: Lease) -> None:
+        """Give *name* this lease, in place of the one it has; it is not looked at until `plan` is called."""
         self._leases[name] = lease
-        if not later:
-            self.again(name)
 
-    def again(self, name: str) -> None:
-        """Look at the lease of *name* again when that is due."""
+    def plan(self, name: str, when: float) -> None:
+        """Look at the lease of *name* at *when*, or later if it is used before that; never if that is infinity."""
         lease = self._leases[name]
-        lease.planned = lease.look()
-        heapq.heappush(self._looks, (lease.planned, next(self._turn), name, lease))
+        lease.planned = when
+        if when < inf:
+            heapq.heappush(self._looks, (when, next(self._order), name, lease))
 
     def drop(self, name: str) -> None:
         """Forget the lease of *name*, if it has one."""
@@ -157,9 +149,9 @@ class Leases:
 
     def due(self, now: float) -> list[str]:
         """
-        Return whose leases are to be looked at now; each is not due again before `again` is called for it.
+        Return the names whose leases are to be looked at now; each is not due again before `plan` is called for it.
 
-        At most `SLICE` are looked at; `next_look` says whether there are more.
+        At most `SLICE` are looked at; `next_look` tells whether there are more.
         """
         names = []
         for _ in range(SLICE):
@@ -168,13 +160,14 @@ class Leases:
             when, _, name, lease = heapq.heappop(self._looks)
             if self._leases.get(name) is not lease or lease.planned != when:
                 continue
-            if lease.look() <= now:
+            look = lease.look()
+            if look <= now:
                 lease.planned = None
                 names.append(name)
             else:
-                self.again(name)
+                self.plan(name, look)
         return names
 
     def next_look(self) -> float | None:
-        """Return when `due` should be asked again; None if there is nothing to wait for."""
+        """Return when `due` should be called again; None if there is nothing to wait for."""
         return self._looks[0][0] if self._looks else None

@@ -1,8 +1,8 @@
 """
 The life of one VM, as a table. Nothing here does I/O, reads a clock or knows what a hypervisor is.
 
-Everything that decides what an input does to a state is in `TRANSITIONS`: it has a row for every state and in it a
-place for every input. `machine` carries the steps out, and asks the table first.
+Everything that decides what an input does to a state is in `TRANSITIONS`: a row for every state, and in it an entry for
+every input. What a state is to lead to is in one order, `Start` or `Stop`. `vm.machine` carries both out.
 """
 
 from __future__ import annotations
@@ -10,45 +10,90 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jitsu_tw.settings import Mode
+
 
 class State(enum.Enum):
-    """Where a VM is in its life."""
+    """What a VM is doing."""
 
-    UNKNOWN = "unknown"  # the backend has not said, or does not know it (any more)
+    UNKNOWN = "unknown"  # the backend has not answered, or does not know the VM (any more)
     OFF = "off"
-    QUEUED = "queued"  # asked for, waiting for its turn to boot
+    QUEUED = "queued"  # summoned, and waiting until it may boot
     STARTING = "starting"  # the backend's start call is under way
     CANCELLING = "cancelling"  # the same, or its image is being kept, and it is to be stopped when the call has ended
     WAITING = "waiting"  # it runs, but is not ready yet
     IMAGING = "imaging"  # it is ready, and stands still while its image is kept for later starts
     UP = "up"
     STOPPING = "stopping"
+    RESTARTING = "restarting"  # it is destroyed, to be booted again
+    OWNER_STOPPING = "stopping by its owner"  # the node of the cluster that owns it is about to stop it
     PAUSED = "paused"
     SAVED = "saved"
-    FAILED = "failed"  # off, and the last try to start it went wrong
+    FAILED = "failed"  # off, and its last start has failed
+
+    @property
+    def shown(self) -> str:
+        """The state as the API, the metrics and the log have it: all ways to stop are one."""
+        return State.STOPPING.value if self in STOPS else self.value
 
 
 class Event(enum.Enum):
-    """What can happen to a VM."""
+    """An input to the life of a VM."""
 
-    SUMMON = "summon"  # a query, or a person, wants it up
-    ADMIT = "admit"  # its turn to boot has come
-    STARTED = "started"  # the start call ended well
-    FAIL = "fail"  # the start call, or the boot, or that of a VM which it needs, ended badly; it does not run
+    SUMMON = "summon"  # a query or the operator wants it up
+    ADMIT = "admit"  # it may boot now
+    STARTED = "started"  # the start call succeeded
+    FAIL = "fail"  # the start call, the boot, or the boot of a VM that it needs, has failed; it does not run
     IMAGE = "image"  # it will answer its first packet, and an image of it as it is now is wanted
-    READY = "ready"  # it will answer its first packet, or has had all the time that we give it
-    STOP = "stop"  # its lease ended, or it is dead, or a person wants it down
+    READY = "ready"  # it will answer its first packet, or has had all the time that it is given
+    STOP = "stop"  # its lease has ended, it is dead, or the operator wants it down
     STOP_FAILED = "stop failed"
-    OFF = "seen off"  # the backend says so, or our own stop is done
+    RESTART = "restart"  # its guest gives no sign of life
+    OWNER_STOPS = "owner stops"  # its owner, another node, is about to stop it
+    OWNER_KEEPS = "owner keeps"  # its owner does not stop it, or there is no owner any more
+    OFF = "seen off"  # the backend reports it, or the stop of ours has succeeded
     RUNNING = "seen running"
     PAUSED = "seen paused"
     SAVED = "seen saved"
     REBOOT = "reboot"  # its guest has rebooted itself
     GONE = "seen gone"  # the backend knows no such VM any more
-    LOST = "lost"  # nobody can say what it is doing
+    LOST = "lost"  # the backend cannot be asked
+
+
+@attrs.frozen
+class Start:
+    """
+    How a VM is started next.
+
+    Attributes:
+        cold: it boots, even if there is an image of the ready guest.
+        retry: Jitsu itself starts the VM once more, because it could not go on where it was, or its start has failed
+            while clients had its address.
+    """
+
+    cold: bool = False
+    retry: bool = False
+
+
+@attrs.frozen
+class Stop:
+    """
+    How a VM is stopped.
+
+    Attributes:
+        mode: the way to stop it.
+        fails: its boot has failed; when it is down, its state is FAILED.
+        then: how it is started after that.
+    """
+
+    mode: Mode
+    fails: bool = False
+    then: Start = Start()
 
 
 _S, _E = State, Event
@@ -61,6 +106,17 @@ _SEEN: Final = {
     _E.SAVED: _S.SAVED,
     _E.GONE: _S.UNKNOWN,
     _E.LOST: _S.UNKNOWN,
+}
+
+
+#: What the end of our own stop leads to.
+_STOPPED: Final = {
+    _E.FAIL: _S.FAILED,
+    _E.STOP_FAILED: _S.UP,
+    _E.OFF: _S.OFF,
+    _E.PAUSED: _S.PAUSED,
+    _E.SAVED: _S.SAVED,
+    _E.GONE: _S.UNKNOWN,
 }
 
 
@@ -98,6 +154,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
             _E.READY: _S.UP,
             _E.FAIL: _S.FAILED,
             _E.STOP: _S.STOPPING,
+            _E.RESTART: _S.RESTARTING,
             _E.OFF: _S.FAILED,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
@@ -107,11 +164,13 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     ),
     # The guest is saved and restored meanwhile, and seen so.
     _S.IMAGING: _row(_S.IMAGING, {_E.READY: _S.UP, _E.FAIL: _S.FAILED, _E.STOP: _S.CANCELLING}),
-    # While nobody can say, it is taken to be where it was: warm answers go on.
+    # While the backend cannot be asked, the VM is taken to be up: warm answers go on.
     _S.UP: _row(
         _S.UP,
         {
             _E.STOP: _S.STOPPING,
+            _E.RESTART: _S.RESTARTING,
+            _E.OWNER_STOPS: _S.OWNER_STOPPING,
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
@@ -120,11 +179,13 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         },
     ),
     # A summons waits for the stop and then starts the VM again.
-    _S.STOPPING: _row(
-        _S.STOPPING,
+    _S.STOPPING: _row(_S.STOPPING, _STOPPED),
+    _S.RESTARTING: _row(_S.RESTARTING, {**_STOPPED, _E.STOP: _S.STOPPING}),
+    # The owner's call is under way, not ours: what the backend reports holds.
+    _S.OWNER_STOPPING: _row(
+        _S.OWNER_STOPPING,
         {
-            _E.FAIL: _S.FAILED,
-            _E.STOP_FAILED: _S.UP,
+            _E.OWNER_KEEPS: _S.UP,
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
@@ -133,34 +194,26 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     ),
 }
 
-#: A start is under way, or waits its turn.
+#: A start is under way, or waits until it may begin.
 ACTIVATING: Final = frozenset({_S.QUEUED, _S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING})
 
-#: A call of ours is under way, and its end decides, not what the backend is seen to do meanwhile.
-CALLING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.IMAGING, _S.STOPPING})
+#: A stop is under way, ours or the owner's.
+STOPS: Final = frozenset({_S.STOPPING, _S.RESTARTING, _S.OWNER_STOPPING})
 
-#: It takes a place among those that may boot at once.
+#: A call of ours is under way, and its end decides, not what the backend reports meanwhile.
+CALLING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.IMAGING, _S.STOPPING, _S.RESTARTING})
+
+#: It counts among the VMs that may boot at once.
 BOOTING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING})
 
 #: It uses the host: it runs, or is about to.
-RUNNING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING, _S.UP, _S.STOPPING})
+RUNNING: Final = BOOTING | {_S.UP} | STOPS
 
-#: Nothing of it runs, and somebody has seen so.
+#: It does not run, and the backend has reported so.
 DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED})
 
-#: Somebody wants it up, and it is, or is on its way.
+#: It is wanted up, and is, or is on its way.
 WANTED: Final = ACTIVATING | {_S.UP}
-
-
-def is_tried_again(*, promised: bool, is_second: bool) -> bool:
-    """
-    Return whether a VM whose start has just failed is started once more by itself.
-
-    Args:
-        promised: a client has the address already, or its packet is held. It does not ask again.
-        is_second: that start was such a one itself.
-    """
-    return promised and not is_second
 
 
 def after(state: State, event: Event) -> State:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from jitsu_tw.rules.fair_queue import FairQueue
-from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, Event, State
+from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, STOPS, State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.settings import WhenFull
 
@@ -62,8 +62,7 @@ class Admission:
                     self._make_room()
                 return
             machine = self._turns.take()
-            machine.mark("admitted")
-            machine.feed(Event.ADMIT)
+            machine.admit()
 
     def moved(self, machine: Machine) -> None:
         """Hear that *machine* is in another state: it takes a place, or one became free."""
@@ -74,7 +73,7 @@ class Admission:
             (self._running, state in RUNNING or state is State.QUEUED),
             (self._places, state in RUNNING),
             (self._booting, state in BOOTING),
-            (self._leaving, state is State.STOPPING),
+            (self._leaving, state in STOPS),
         ):
             if has:
                 names.add(name)
@@ -89,15 +88,8 @@ class Admission:
             Deferred.fromCoroutine(self._stop_idlest()).addBoth(self._made_room)
 
     async def _stop_idlest(self) -> bool:
-        """Stop the VM that is idle the longest; say whether there is one."""
-        for machine in self._sweep.idlest() if self._makes_room else ():
-            lease = self._sweep.lease(machine.vm.name)
-            if lease is None or await self._sweep.in_use(machine, lease):
-                continue
-            # Somebody may have asked for it meanwhile.
-            if self._sweep.may_go(machine) and await self._sweep.end(machine, "idle the longest, makes room"):
-                return True
-        return False
+        """Stop the VM that is idle the longest, if that is allowed; return whether its stop has begun."""
+        return self._makes_room and await self._sweep.stop_idlest("idle the longest, makes room")
 
     def _made_room(self, result: Any) -> None:
         """Go on; where there is no room to be made, and none is being made, whoever is next is refused."""

@@ -17,12 +17,12 @@ from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.cluster.claims import Claims
+    from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import StatsStore
 
-#: States in which a VM that we held is not held any more.
+#: States in which a VM that was managed is not managed any more.
 LET_GO: Final = DOWN | {State.UNKNOWN}
 
 
@@ -32,10 +32,10 @@ class Adoption:
     log = Logger()
 
     def __init__(
-        self, record: StatsStore, sweep: LeaseKeeper, sharing: Claims, clocks: Clocks, *, dry_run: bool
+        self, record: StatsStore, sweep: LeaseKeeper, ownership: IOwnership, clocks: Clocks, *, dry_run: bool
     ) -> None:
-        """Remember it in *record* and share it, and give leases by *sweep*; in a *dry_run* nothing is ours."""
-        self._record, self._sweep, self._sharing, self._dry_run = record, sweep, sharing, dry_run
+        """Remember it in *record*, ask *ownership*, and give leases by *sweep*; in a *dry_run* nothing is ours."""
+        self._record, self._sweep, self._ownership, self._dry_run = record, sweep, ownership, dry_run
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
@@ -51,7 +51,7 @@ class Adoption:
 
     def is_another(self, machine: Machine) -> None:
         """Let *machine*, which turns out to be another VM than before, be nobody's until that one has been seen."""
-        machine.held = False
+        machine.note(managed=False)
         self._unseen.add(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
         self._record.part(machine)
@@ -60,19 +60,19 @@ class Adoption:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
         name, now = machine.vm.name, self._now()
         self._doubts.pop(name, None)
-        if not self._sharing.is_joined:
-            return  # we shall know when we have joined
-        is_new = self._sharing.is_ours(machine) and old is not State.UP
-        if self._sharing.is_shared(machine) and not (is_new or self._dry_run):
-            machine.held = True
-            self._sweep.adopt(machine, *self._sharing.since(machine))
-        elif machine.held:
+        if not self._ownership.connected:
+            return  # its owner is known when this node is connected again
+        is_new = self._ownership.is_own(machine) and old is not State.UP
+        if self._ownership.is_known(machine) and not (is_new or self._dry_run):
+            machine.note(managed=True)
+            self._sweep.grant(machine, *self._ownership.times(machine), is_new=False)
+        elif machine.managed:
             if not self._sweep.resume(machine, is_new=old is State.WAITING):
                 self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
         elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
-            machine.held = True
+            machine.note(managed=True)
             used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
-            self._sweep.adopt(machine, used, started)
+            self._sweep.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
@@ -84,7 +84,7 @@ class Adoption:
     def went_down(self, machine: Machine, old: State) -> None:
         """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
         if old in {State.UP, State.WAITING}:
-            name, how = machine.vm.name, machine.state.value
+            name, how = machine.vm.name, machine.state.shown
             self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
         if machine.is_unsure:
             if old in CALLING:
@@ -102,6 +102,6 @@ class Adoption:
                 self._let_go(machine)
 
     def _let_go(self, machine: Machine) -> None:
-        machine.held = False
+        machine.note(managed=False)
         self._unseen.discard(machine.vm.name)
         self._record.stopped(machine)

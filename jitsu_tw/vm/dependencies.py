@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.internet.defer import DeferredList
 from twisted.python.failure import Failure
 
-from jitsu_tw.rules.lifecycle import WANTED, Event, State
+from jitsu_tw.rules.lifecycle import STOPS, WANTED, Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.machine import Machine
 
 #: States in which a VM needs others: also while it is being shut down, which may be when it writes to them.
-NEEDING: Final = WANTED | {State.STOPPING}
+NEEDING: Final = WANTED | STOPS
 
 
 class Dependencies:

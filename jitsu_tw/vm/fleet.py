@@ -3,38 +3,35 @@ All VMs: what is asked of them by name, and what follows from their moves.
 
 It is asked by `dns.resolver` and by people. Where the VMs are is in `inventory`, whose they are in `adoption`, who may
 boot now in `admission`, who is kept in `leases`, who needs whom in `dependencies`, what is remembered in `stats`, what
-people are told in `journal`, what several of us share in `cluster.claims`, and on which host a VM is in
-`cluster.placement`.
+people are told in `journal`. Which node owns a VM, and on which host it is, is known by `ijitsu.ICluster`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
+from zope.interface import implementer
 
-from jitsu_tw.cluster.claims import Ask, Claims
-from jitsu_tw.cluster.coordinator.local import LocalCoordinator
-from jitsu_tw.cluster.fencing import Fencing
-from jitsu_tw.cluster.migration import Migration
-from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, Prohibited, Unproven
+from jitsu_tw.errors import BackendLost, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM, Prohibited, Unproven
+from jitsu_tw.ijitsu import IClusterEvents, Request
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.readiness import Strategies
-from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, WANTED, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import HOSTS, WhenFull
 from jitsu_tw.store.layout import label
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import LET_GO, Adoption
 from jitsu_tw.vm.dependencies import Dependencies
+from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
@@ -44,29 +41,30 @@ from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import StatsStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from twisted.python.failure import Failure
 
-    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Question
-    from jitsu_tw.ijitsu import IBackend, ICoordinator, IReadiness, IStore
+    from jitsu_tw.ijitsu import IBackend, ICluster, IMachine, IReadiness, IStore
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.layout import NameUse, Stats
+    from jitsu_tw.vm.leases import LeaseStatus
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
 #: A VM in one of these states may have a lease, which is suspended while the VM stops or its guest reboots.
-LEASED: Final = frozenset({State.UP, State.STOPPING, State.WAITING})
+LEASED: Final = STOPS | {State.UP, State.WAITING}
 
 #: At most so many refusals are logged within so many seconds; they are all counted.
 MOST_TOLD: Final = 100
 TOLD_AGAIN: Final = 5.0
 
 
+@implementer(IClusterEvents)
 class Fleet:
     """
     All VMs of a configuration.
@@ -76,9 +74,8 @@ class Fleet:
         would_start: in a dry run, how many starts there would have been: by VM, client network and type.
         standins: announces VMs to Synjitsu, where one is used.
         inventory: where the VMs are.
-        sharing: whose they are, where several of us serve a zone.
-        hosts: those that VMs with `host` are on; None if there are none.
-        moves: where they go, and who is drained.
+        cluster: the nodes and hosts.
+        ownership: which node owns a VM.
         journal: what happened last, and why.
         problems: what an operator should know of the VMs besides.
         trouble: says why the configuration is not shared with the others; nothing if it is, or need not be.
@@ -96,12 +93,13 @@ class Fleet:
         backends: Mapping[tuple[str, str], IBackend],
         store: IStore,
         clocks: Clocks,
+        make_cluster: Callable[[Mapping[str, IMachine], IClusterEvents], ICluster],
         make_standins: Callable[..., StandIns] = StandInControl,
-        coordinator: ICoordinator | None = None,
     ) -> None:
-        """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI; without others, alone."""
+        """Keep the VMs of *settings*; *backends* are found by a VM's backend and URI."""
         self._settings = settings
-        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.reactor, self.now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self.answer_by = settings.answer_by
         self._signs = Strategies(clocks.reactor)
         self.machines: dict[str, Machine] = {}
         self.journal = Journal(clocks)
@@ -110,32 +108,16 @@ class Fleet:
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, self._reactor, self._signs, self, secret)
+            self.standins = make_standins(endpoints, self.machines, self.reactor, self._signs, self, secret)
         self._groups = Dependencies(self.machines)
-        self.sharing = Claims(coordinator or LocalCoordinator(), self.machines, clocks)
-        self._record = StatsStore(store, self.machines, clocks, settings.commit_every)
-        self._record.gather = self._gather
-        self.inventory = Inventory(
-            backends, self.machines, self._record, self.journal, clocks.reactor, self._enlist_removed,
-            self._removed_moved,
-        )
-        self.inventory.on_found = self._found
-        self.inventory.on_change = self.standins.changed
-        self._sweep = LeaseKeeper(self.machines, clocks, self._signs, self._groups.is_needed, self.sharing)
-        self.hosts = cast("Pool | None", backends.get((HOSTS, "")))
-        self._fencing: Fencing | None = None
-        if self.hosts is not None:
-            self._fencing = Fencing(self.hosts, self.sharing, settings, clocks.reactor)
-        self._placement = Placement(
-            settings, self.hosts, self.sharing, self.inventory, self._record, clocks, self.standins
-        )
-        self.moves = Migration(self.hosts, self.machines, self.sharing)
-        self._ownership = Adoption(self._record, self._sweep, self.sharing, clocks, dry_run=settings.dry_run)
-        self.inventory.on_other = self._ownership.is_another
-        self.sharing.uses.gather, self.sharing.on_use = self._gather, self._sweep.used
-        self.sharing.on_free, self.sharing.on_owner = self._ask_turn, self._owner_is
-        self.sharing.on_ask, self.sharing.on_fact = self._asked, self._fact_is
-        self.sharing.on_claim = self.standins.owner_changed
+        self.cluster = make_cluster(self.machines, self)
+        self.ownership = self.cluster.ownership
+        self._record = StatsStore(store, self.machines, clocks, settings.commit_every, self.gather)
+        self.inventory = Inventory(backends, self.machines, self._record, self.journal, clocks.reactor, self)
+        self._health = HealthChecks(clocks, self._signs, self.ownership)
+        self._sweep = LeaseKeeper(self.machines, clocks, self._groups.is_needed, self.ownership, self._health)
+        self._wakeups = self._sweep.wakeups
+        self._adoption = Adoption(self._record, self._sweep, self.ownership, clocks, dry_run=settings.dry_run)
         self._admission = Admission(settings, clocks, self._sweep)
         self._whose: dict[str, tuple[bytes, bool]] = {}
         self._policy = Policy(
@@ -154,19 +136,9 @@ class Fleet:
         for vm in settings.vms:
             self.enlist(vm)
 
-    def _signs_of(self, vm: VM) -> tuple[IReadiness, ...]:
-        return self.standins.signs(vm, self._signs.of(vm, self.inventory.backend_for(vm)))
-
-    def _machine(self, vm: VM) -> Machine:
-        return Machine(
-            vm,
-            self.inventory.backend_for(vm),
-            self._signs_of(vm),
-            self,
-            self._reactor,
-            self._now,
-            self._settings.answer_by,
-        )
+    def readiness(self, machine: Machine) -> Sequence[IReadiness]:
+        """Return the strategies that tell when the guest of *machine* is ready."""
+        return self.standins.signs(machine.vm, self._signs.of(machine.vm, machine.backend))
 
     # Beginning and end.
 
@@ -178,7 +150,7 @@ class Fleet:
         """
         self._record.start(tree, {vm.name for vm in self._settings.vms})
         self._signs.start()
-        self.sharing.start()
+        self.cluster.start()
         if not self._settings.dry_run:
             self.standins.start()
         self._telling.start(TOLD_AGAIN, now=False)
@@ -192,9 +164,7 @@ class Fleet:
         self._telling.stop()
         self._sweep.stop()
         self.inventory.stop()
-        if self._fencing is not None:
-            self._fencing.stop()
-        await self.sharing.stop()
+        await self.cluster.stop()
         await self._record.stop()
         await self._signs.stop()
         await self.standins.stop()
@@ -206,20 +176,20 @@ class Fleet:
         """Have one VM more, or let the one of that name be as *vm* says; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
         if machine is None:
-            machine = self.machines[vm.name] = self._machine(vm)
-            self._ownership.enlist(machine)
+            machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self)  # type: ignore[arg-type]
+            self._adoption.enlist(machine)
             self.journal.states[machine.state] += 1
         else:
             self._groups.forget(machine)
             self.standins.forget(machine)
-            machine.become(vm, self._signs_of(vm))
+            machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self._sweep.regrant(machine)
         self._groups.enlist(machine)
         self.standins.enlist(machine)
         return machine
 
-    def _enlist_removed(self, vm: VM) -> Machine:
+    def enlist_removed(self, vm: VM) -> Machine:
         """Have *vm*, which is in the configuration no more, until it has been stopped, which is when it is idle."""
         hosts = tuple(host.name for host in self._settings.hosts) if vm.backend == HOSTS else ()
         name = vm.name if vm.name not in self.machines else f"{vm.name} ({vm.uuid})"
@@ -227,7 +197,7 @@ class Fleet:
         machine.problem(Problem.REMOVED, IS_REMOVED)
         return machine
 
-    def _removed_moved(self, machine: Machine) -> None:
+    def removed_moved(self, machine: Machine) -> None:
         """Forget *machine*, which is in the configuration no more, if it is down; stop it if its address is taken."""
         if self.machines.get(machine.vm.name) is not machine:
             return
@@ -249,22 +219,22 @@ class Fleet:
         If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down.
         """
         self.release_vm(machine.vm.name)
-        while not self.sharing.is_theirs(machine) and (
-            machine.state is State.STOPPING or (machine.held and machine.state in WANTED)
+        while not self.ownership.is_others(machine) and (
+            machine.state in STOPS or (machine.managed and machine.state in WANTED)
         ):
             if await self._stop_if_it_can(machine, reason) is State.UP:
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
-        self._gather()
-        machine.gone(reason)
+        self.gather()
+        machine.lose(reason, NoSuchVM)
         self.journal.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self._would_end.pop(machine.vm.name, None)
         self._whose.pop(machine.vm.name, None)
         self.problems.forget(machine.vm.name)
         for part in (
-            self.sharing, self._groups, self._ownership, self.inventory, self._sweep, self._record, self.standins,
+            self.ownership, self._groups, self._adoption, self.inventory, self._sweep, self._record, self.standins,
         ):
             part.forget(machine)
 
@@ -296,7 +266,7 @@ class Fleet:
         if self._settings.dry_run:
             self._would_start(machine, question)
             return succeed(True)  # noqa: FBT003
-        if not machine.booting_for(asker):
+        if not machine.joins(asker):
             self._count(machine, question.key)
             self.journal.cold += not is_up
         self.journal.warm += is_up
@@ -308,8 +278,8 @@ class Fleet:
         lost = self.inventory.why_lost(machine.backend)
         if not is_up and lost is not None:
             return fail(BackendLost(f"{name}: {lost}"))
-        if not machine.joinable and self.sharing.why_apart:
-            return fail(ClusterUnavailable(f"{name}: {self.sharing.why_apart}"))
+        if not machine.joinable and self.ownership.refusal:
+            return fail(ClusterUnavailable(f"{name}: {self.ownership.refusal}"))
         down = self._groups.down(machine)
         if machine.state is not State.UP or not down:
             return self._summon(machine, asker)
@@ -323,7 +293,7 @@ class Fleet:
         if all(one.joinable for one in self._groups.down(machine)):
             return None
         free = self._starts_nothing(machine)
-        verdict = self._policy.admit(source, self._now(), self._admission.crowd, free=free)
+        verdict = self._policy.admit(source, self.now(), self._admission.crowd, free=free)
         if verdict is not Verdict.ADMITTED:
             self.journal.refuse(machine.vm.name, verdict, source.host, asker)
             return self._refused(machine, verdict, asker)
@@ -334,7 +304,7 @@ class Fleet:
         """Summon *machine*; if its first packets are held, nobody need wait until it is ready."""
         ready = machine.summon(asker)
         if machine.state in ACTIVATING:
-            self.sharing.use(machine, self._now())  # who has it may be gone when it is up
+            self.ownership.note_use(machine, self.now())  # its owner may be gone when it is up
         if ready.called or not self.standins.holds(machine):
             return ready
         ready.addErrback(lambda _: None)
@@ -355,13 +325,13 @@ class Fleet:
     def _starts_nothing(self, machine: Machine) -> bool:
         """Say whether a question for *machine*, which is not on its way up, starts nothing this time."""
         if self._settings.dry_run:
-            return self._would_end.get(machine.vm.name, -inf) > self._now()
-        lost = self.inventory.why_lost(machine.backend) or self.sharing.why_apart
+            return self._would_end.get(machine.vm.name, -inf) > self.now()
+        lost = self.inventory.why_lost(machine.backend) or self.ownership.refusal
         return machine.is_resting or machine.is_lost or bool(lost)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
         """Count what would be started, as if it were kept for its lease; nothing is started, held or stopped."""
-        name, now = machine.vm.name, self._now()
+        name, now = machine.vm.name, self.now()
         self._count(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
@@ -387,10 +357,10 @@ class Fleet:
 
     def stop_vm(self, name: str) -> Deferred[State]:
         """Stop a VM because a person wants it, also one that is held; fires with the state that it ended in."""
-        if self.sharing.is_theirs(self.machines[name]):
-            return self.sharing.ask(self.machines[name], Ask.STOP)
+        if self.ownership.is_others(self.machines[name]):
+            return self.ownership.request(self.machines[name], Request.STOP)
         self.release_vm(name)
-        self._sweep.rest(self.machines[name])
+        self._wakeups.stopped(self.machines[name])
         return self._stop_if_it_can(self.machines[name], "stopped by hand")
 
     def _stop_if_it_can(self, machine: Machine, reason: str) -> Deferred[State]:
@@ -405,10 +375,10 @@ class Fleet:
 
         Fires when it is up. If it cannot be started, it is not held.
         """
-        if self.sharing.is_theirs(self.machines[name]):
-            self.sharing.ask(self.machines[name], Ask.HOLD)
+        if self.ownership.is_others(self.machines[name]):
+            self.ownership.request(self.machines[name], Request.HOLD)
             return self.start_vm(name)
-        self._sweep.hold(self.machines[name])
+        self._wakeups.hold(self.machines[name])
         self.journal.hold(name, held=True)
         return self.start_vm(name).addErrback(self._not_held, name)
 
@@ -418,19 +388,19 @@ class Fleet:
 
     def release_vm(self, name: str) -> None:
         """Let a VM that is held have a lease as any other; it begins now."""
-        if self.sharing.is_theirs(self.machines[name]):
-            self.sharing.ask(self.machines[name], Ask.RELEASE)
+        if self.ownership.is_others(self.machines[name]):
+            self.ownership.request(self.machines[name], Request.RELEASE)
         if self.is_held(name):
-            self._sweep.release(self.machines[name])
+            self._wakeups.release(self.machines[name])
             self.journal.hold(name, held=False)
 
     def is_held(self, name: str) -> bool:
         """Say whether a person holds the VM *name*."""
-        return self._sweep.is_held(name)
+        return self._wakeups.is_held(name)
 
     def stats(self, machine: Machine) -> Stats:
         """Return what is remembered of *machine*."""
-        self._gather()
+        self.gather()
         return self._record.of(machine)
 
     def use_of(self, name: str, key: bytes) -> NameUse:
@@ -448,7 +418,8 @@ class Fleet:
 
     def lease_left(self, machine: Machine) -> float | None:
         """Return the seconds until *machine* is stopped if nobody uses it; None if it has no lease."""
-        return self._sweep.left(machine.vm.name)
+        status = self._sweep.status(machine)
+        return None if status is None else status.left
 
     def is_needed(self, machine: Machine) -> bool:
         """Say whether a VM that is not down needs *machine*."""
@@ -459,13 +430,13 @@ class Fleet:
         """Whether what is remembered reaches the state."""
         return self._record.is_written
 
-    def keeps(self, machine: Machine) -> str:
-        """Return in words what keeps *machine* up; nothing if it has no lease."""
-        return self._sweep.keeps(machine)
+    def lease_status(self, machine: Machine) -> LeaseStatus | None:
+        """Return until when *machine* is kept, and why; None if it has no lease."""
+        return self._sweep.status(machine)
 
     def rests(self, machine: Machine) -> float:
         """Return for how many seconds questions do not start *machine*, because it has failed."""
-        return max(0.0, machine.retry_at - self._now()) if machine.is_resting else 0.0
+        return max(0.0, machine.failures.retry_at - self.now()) if machine.is_resting else 0.0
 
     @property
     def leases(self) -> int:
@@ -475,7 +446,7 @@ class Fleet:
     @property
     def held(self) -> int:
         """How many VMs a person holds."""
-        return self._sweep.held
+        return self._wakeups.held
 
     @property
     def keepers(self) -> Callable[[str], bool] | None:
@@ -484,16 +455,15 @@ class Fleet:
 
     def check(self, name: str) -> None:
         """See whether the VM *name*, which is up and in use, is alive."""
-        self._sweep.check(self.machines[name])
+        self._health.check(self.machines[name])
 
     # Use.
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Count what was asked for without us; the leases have been renewed where that happened."""
-        count, machines, sharing, zero = self._record.count, self.machines, self.sharing, self._wall() - self._now()
+        count, machines, zero = self._record.count, self.machines, self._wall() - self.now()
         for name, use, times, last in self.uses():
-            if not sharing.alone:
-                sharing.use(machines[name], last)
+            self.ownership.note_use(machines[name], last)
             count(name, use, times, zero + last)
             self.journal.warm += times
 
@@ -503,7 +473,7 @@ class Fleet:
 
     def _hold(self, machine: Machine) -> None:
         """Somebody wants *machine* through us: from now on it has a lease while it is up."""
-        machine.held = True
+        machine.note(managed=True)
         self._sweep.renew(machine)
 
     # What the machines tell (`machine.MachineContext`).
@@ -521,11 +491,11 @@ class Fleet:
             self._ask_turn(machine)
 
     def _ask_turn(self, machine: Machine) -> None:
-        """Let *machine*, which is queued, boot in its turn, if it is ours to boot."""
-        self.sharing.claim(machine).addCallbacks(self._claimed, self._not_claimed, (machine,), errbackArgs=(machine,))
+        """Let *machine*, which is queued, boot in its turn, if this node owns it then."""
+        self.ownership.claim(machine).addCallbacks(self._claimed, self._not_claimed, (machine,), errbackArgs=(machine,))
 
-    def _claimed(self, ours: bool, machine: Machine) -> None:  # noqa: FBT001
-        if ours and machine.state is State.QUEUED:
+    def _claimed(self, own: bool, machine: Machine) -> None:  # noqa: FBT001
+        if own and machine.state is State.QUEUED:
             self._admission.ask(machine, *self._whose.pop(machine.vm.name, ()))
 
     def _not_claimed(self, failure: Failure, machine: Machine) -> None:
@@ -534,50 +504,58 @@ class Fleet:
             machine.refuse(failure.getErrorMessage(), ClusterUnavailable)
 
     def prove(self, machine: Machine) -> None:
-        """Raise `ClusterUnavailable` unless *machine* is ours to start, at this moment."""
-        self.sharing.prove(machine)
+        """Raise `ClusterUnavailable` if another node can start *machine* at this moment."""
+        self.ownership.prove(machine)
 
-    def word(self, machine: Machine) -> Deferred[bool] | None:
-        """Return what fires when who has *machine* says that it is ready (`Claims.word`)."""
-        return self.sharing.word(machine)
+    def owner_ready(self, machine: Machine) -> Deferred[bool] | None:
+        """Return a Deferred that tells when *machine* is ready at its owner node (`IOwnership.owner_ready`)."""
+        return self.ownership.owner_ready(machine)
 
-    def _owner_is(self, machine: Machine) -> None:
-        """Hear that *machine*, which is up, has another owner now, or that its owner is known now."""
-        if self._sweep.lease(machine.vm.name) is None:
-            self._ownership.came_up(machine, State.UP)
-        else:
-            self._sweep.pass_on(machine, *self.sharing.since(machine))
+    # What the cluster tells (`ijitsu.IClusterEvents`).
 
-    def tell_news(self, commit: str) -> None:
-        """Tell the others that the configuration that we share is that commit now."""
-        self.sharing.coordinator.put({"news": commit}).addErrback(lambda failure: failure.trap(ClusterUnavailable))
+    def was_started(self, name: str) -> bool:
+        """Return whether the state says that this node had started the VM, and has not seen it down since."""
+        return name in self.machines and self._record.is_ours(self.machines[name])
 
-    # What the others tell.
+    def claim_free(self, name: str) -> None:
+        """Claim the VM, which is queued: its claim has become free."""
+        if name in self.machines:
+            self._ask_turn(self.machines[name])
 
-    def _fact_is(self, key: str, value: str | None) -> None:
-        """Hear what is not about a VM: of hosts, of the others of us, of the configuration that we share."""
-        room, _, name = key.partition("/")
-        if room == "nodes" and value is None:
-            self.standins.reannounce()
-        if room == "drained":
-            what, _, name = name.partition("/")
-            self.moves.told(what, name, drained=value is not None)
-        if room == "news":
-            self.on_news(value or "")
-        if room == "dead":
-            self._placement.host_is(name, dead=value is not None, machines=list(self.machines.values()))
+    def owner_changed(self, name: str) -> None:
+        """Give the VM, which is up, the lease that its owner demands."""
+        machine = self.machines.get(name)
+        if machine is not None and self._sweep.lease(name) is None:
+            self._adoption.came_up(machine, State.UP)
+        elif machine is not None:
+            self._sweep.owner_changed(machine, *self.ownership.times(machine))
 
-    def _asked(self, machine: Machine, what: Ask, word: str) -> None:
-        """Do for another one of us what it has been asked for."""
-        name = machine.vm.name
-        if what is Ask.STOP:
+    def used(self, name: str, when: float) -> None:
+        """Renew the lease of the VM, which was used through another node at *when*."""
+        if name in self.machines:
+            self._sweep.used(self.machines[name], when)
+
+    def requested(self, name: str, request: Request) -> None:
+        """Do for another node what it asks of this one, which owns the VM."""
+        if request is Request.STOP:
             self.stop_vm(name)
-        elif what is Ask.HOLD:
+        elif request is Request.HOLD:
             self.hold_vm(name).addErrback(lambda _: None)
-        elif what is Ask.RELEASE:
+        elif request is Request.RELEASE:
             self.release_vm(name)
-        else:
-            self.moves.asked(machine, word)
+
+    def speaker_changed(self, name: str) -> None:
+        """Announce the VM to Synjitsu anew: its owner, or its host, may be another one."""
+        if name in self.machines:
+            self.standins.owner_changed(self.machines[name])
+
+    def node_left(self) -> None:
+        """Announce all VMs to Synjitsu anew: it forgets what a node has announced that is gone."""
+        self.standins.reannounce()
+
+    def configuration_published(self, commit: str) -> None:
+        """Pass on that a node has published *commit* as the configuration."""
+        self.on_news(commit)
 
     def remembered(self) -> Deferred[None]:
         """
@@ -599,27 +577,25 @@ class Fleet:
         self._admission.moved(machine)
         if state is State.STARTING:
             self._record.started(machine)
-            if not self._placement.is_placed(machine):  # else its hosts say where, and wait for that
-                self.sharing.place(machine).addErrback(lambda failure: failure.trap(ClusterUnavailable))
         elif state is State.UP:
-            self._ownership.came_up(machine, old)
+            self._adoption.came_up(machine, old)
         elif state in LET_GO:
             self._went_down(machine, old)
         if state is not State.UP:
             self._sweep.drop(machine)
-        self.sharing.moved(machine)
+        self.ownership.moved(machine)
         self.inventory.moved(machine)
         if machine.vm.removed:
-            self._reactor.callLater(0, self._removed_moved, machine)
+            self.reactor.callLater(0, self.removed_moved, machine)
         self.journal.moved(machine, old, state)
 
     def _went_down(self, machine: Machine, old: State) -> None:
-        self._ownership.went_down(machine, old)
+        self._adoption.went_down(machine, old)
         for need in self._groups.needs(machine):
-            if need.held:
+            if need.managed:
                 self._sweep.renew(need)
-        if old in {State.UP, State.STOPPING, State.UNKNOWN}:
-            self._sweep.went_down(machine)
+        if old in STOPS | {State.UP, State.UNKNOWN}:
+            self._wakeups.went_down(machine)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:
         """Remember how *machine*'s activation ended."""
@@ -638,17 +614,27 @@ class Fleet:
 
     def synjitsu_of(self, machine: Machine) -> str | None:
         """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
-        return self._placement.synjitsu_of(machine)
+        return self.cluster.synjitsu(machine)
 
-    def is_theirs(self, machine: Machine) -> bool:
+    def is_others(self, machine: Machine) -> bool:
         """Return whether another node owns *machine*."""
-        return self.sharing.is_theirs(machine)
+        return self.ownership.is_others(machine)
 
-    async def _found(self, machine: Machine) -> None:
+    # What the inventory reports (`inventory.InventoryObserver`).
+
+    def hinted(self, machine: Machine) -> None:
+        """Tell Synjitsu's side that a hypervisor has sent an event for *machine*."""
+        self.standins.changed(machine)
+
+    def replaced(self, machine: Machine) -> None:
+        """Disown *machine*, whose name another VM has now."""
+        self._adoption.is_another(machine)
+
+    async def found(self, machine: Machine) -> None:
         """Begin with *machine*, which was found at its hypervisor."""
         await self.standins.learn(machine)
         if not self._settings.dry_run:
-            self._sweep.keep_times(machine)
+            self._wakeups.watch(machine)
 
 
 def _type(question: Question) -> str:

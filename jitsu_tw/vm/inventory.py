@@ -7,7 +7,7 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
@@ -17,11 +17,11 @@ from zope.interface import implementer
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IWatcher
-from jitsu_tw.rules.lifecycle import CALLING, State
+from jitsu_tw.rules.lifecycle import CALLING, Event, State
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -42,16 +42,28 @@ NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits fo
 LOOK_AGAIN: Final = 5.0
 
 
+class InventoryObserver(Protocol):
+    """What `Inventory` reports to the fleet."""
+
+    def enlist_removed(self, vm: VM) -> Machine:
+        """Return a machine for *vm*, which is not in the configuration any more and may still run."""
+
+    def removed_moved(self, machine: Machine) -> None:
+        """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
+
+    def hinted(self, machine: Machine) -> None:
+        """Handle a hypervisor's event for *machine*."""
+
+    async def found(self, machine: Machine) -> None:
+        """Handle *machine*, which was found at its hypervisor."""
+
+    def replaced(self, machine: Machine) -> None:
+        """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
+
+
 @implementer(IWatcher)
 class Inventory:
-    """
-    The hypervisors, and the VMs that they have.
-
-    Attributes:
-        on_change: called with each machine of which its hypervisor has told something.
-        on_found: called with each machine that was looked for and found.
-        on_other: called with each machine that is found to be another VM, before it has that one's uuid.
-    """
+    """The hypervisors, and the VMs that they have."""
 
     log = Logger()
 
@@ -62,8 +74,7 @@ class Inventory:
         record: StatsStore,
         journal: Journal,
         reactor: IReactorTime,
-        enlist: Callable[[VM], Machine],
-        dismiss: Callable[[Machine], None],
+        observer: InventoryObserver,
     ) -> None:
         """
         Look for *machines*, which are by the VM's name.
@@ -74,12 +85,10 @@ class Inventory:
             record: what the state says of them.
             journal: is told of connections.
             reactor: calls later.
-            enlist: makes a machine of a VM that the configuration has no more, and that may still run.
-            dismiss: forgets it if its hypervisor does not know it.
+            observer: is told what is found.
         """
         self._backends, self._machines = dict(backends), machines
-        self._record, self._journal, self._reactor = record, journal, reactor
-        self._enlist, self._dismiss = enlist, dismiss
+        self._record, self._journal, self._reactor, self._observer = record, journal, reactor, observer
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._looked_up: set[Machine] = set()
@@ -90,9 +99,6 @@ class Inventory:
         self._connected = False
         self._waits: dict[int, IDelayedCall] = {}
         self._unseen: dict[int, Deferred[None]] = {}
-        self.on_change: Callable[[Machine], object] = lambda _: None
-        self.on_found: Callable[[Machine], Awaitable[None]] | None = None
-        self.on_other: Callable[[Machine], object] = lambda _: None
 
     # Beginning and end.
 
@@ -196,7 +202,7 @@ class Inventory:
         machine = self._by_uuid.get(uuid)
         if machine is not None:
             machine.look(reason)
-            self.on_change(machine)
+            self._observer.hinted(machine)
         else:
             self._strangers += 1
             for name in list(self._missing):
@@ -206,7 +212,7 @@ class Inventory:
         """Tell a VM of ours that its guest has rebooted itself."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
-            machine.rebooted()
+            machine.feed(Event.REBOOT, "its guest has rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
@@ -218,7 +224,7 @@ class Inventory:
         self._reached.discard(id(backend))
         self._journal.backend(self._name(backend), reason)
         for machine in self._of(backend):
-            machine.lost(reason)
+            machine.lose(reason)
         self._seen(backend)
 
     def connected(self, backend: IBackend) -> None:
@@ -255,7 +261,7 @@ class Inventory:
             return  # whatever there is may turn out to be that machine
         for vm in self._record.removed(uuids):
             if (vm.backend, vm.connect) in self._backends or vm.backend in BACKENDS:
-                machine = self._enlist(vm)
+                machine = self._observer.enlist_removed(vm)
                 if id(machine.backend) in self._reached:
                     self._look_for(machine)
 
@@ -324,13 +330,13 @@ class Inventory:
             if name not in self._missing:
                 self.log.error("{name}: {error}", name=name, error=str(error))
             self._missing.add(name)
-            machine.gone(str(error))
+            machine.lose(str(error), NoSuchVM)
             if machine.vm.removed:
                 self._is_at(machine, str(machine.vm.uuid))
-                self._dismiss(machine)
+                self._observer.removed_moved(machine)
             return
         except BackendError as error:
-            machine.lost(str(error))
+            machine.lose(str(error))
             self.log.error("{name}: {error}", name=name, error=str(error))
             self._look_later(machine)
             return
@@ -339,8 +345,7 @@ class Inventory:
         self._missing.discard(name)
         self._is_at(machine, uuid)
         await machine.look("found so")
-        if self.on_found is not None:
-            await self.on_found(machine)
+        await self._observer.found(machine)
         self._look_later(machine)
         await self._ask_advice(machine)
 
@@ -348,12 +353,12 @@ class Inventory:
         """Note the uuid of *machine*, and what the state has of that."""
         if uuid != machine.uuid:
             if machine.uuid:
-                self.on_other(machine)
+                self._observer.replaced(machine)
                 if machine.state not in CALLING | {State.UNKNOWN}:
-                    machine.gone("another VM has its name")
+                    machine.lose("another VM has its name", NoSuchVM)
                 self._reactor.callLater(0, self._find_removed)  # the one before may run, and be ours
             self._by_uuid.pop(machine.uuid, None)
-            machine.uuid = uuid
+            machine.note(uuid=uuid)
             self._by_uuid[uuid] = machine
             self._record.recognise(machine)
 

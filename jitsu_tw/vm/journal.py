@@ -220,7 +220,7 @@ class Journal:
                     self.refused[Verdict.FULL] += 1
         if name in self._decisions or not {old, state} <= _RESTING:
             asker = {"asker": running.asker} if state is State.QUEUED and running is not None else {}
-            facts = {"old": old.value, "state": state.value, "reason": machine.reason, **asker}
+            facts = {"old": old.shown, "state": state.shown, "reason": machine.reason, **asker}
             self._note("state", name, facts)
 
     def booted(self, machine: Machine, outcome: str, clients: int) -> None:

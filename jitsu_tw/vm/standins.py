@@ -65,7 +65,7 @@ class StandInObserver(Protocol):
     def synjitsu_of(self, machine: Machine) -> str | None:
         """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
 
-    def is_theirs(self, machine: Machine) -> bool:
+    def is_others(self, machine: Machine) -> bool:
         """Return whether another node owns *machine*; then that node makes the announcements."""
 
 
@@ -243,7 +243,7 @@ class StandInControl(StandIns):
 
     def moved(self, machine: Machine, old: State) -> None:
         """Announce, hand over or withdraw *machine*, which has left the state *old*."""
-        if machine.boots_instead:
+        if machine.boots_again:
             return  # its packets are held on, and are announced for that boot
         if old is State.UP and machine.state is State.WAITING:
             self._heard.pop(machine.vm.name, None)  # its guest has rebooted itself
@@ -265,7 +265,7 @@ class StandInControl(StandIns):
             self._withdraw(machine)
         if standin is None:
             return
-        if self._observer.is_theirs(machine):
+        if self._observer.is_others(machine):
             self._stop_announcing(machine)
             return
         self._at[vm.name] = standin
@@ -304,7 +304,7 @@ class StandInControl(StandIns):
 
     def _refused_enough(self, machine: Machine) -> None:
         standin = self._standin(machine)
-        if standin is None or self._observer.is_theirs(machine):
+        if standin is None or self._observer.is_others(machine):
             return
         if machine.state is State.FAILED and machine.vm.wake_by_packet:
             self._at[machine.vm.name] = standin

@@ -54,20 +54,29 @@ _LATER: Final = 0.001
 
 
 class StatsStore:
-    """
-    The memory of a fleet, and its state on disk.
-
-    Attributes:
-        gather: called before what depends on the counts; it counts what was asked for without us.
-    """
+    """The memory of a fleet, and its state on disk."""
 
     log = Logger()
 
     def __init__(
-        self, store: IStore, machines: Mapping[str, Machine], clocks: Clocks, commit_every: float
+        self,
+        store: IStore,
+        machines: Mapping[str, Machine],
+        clocks: Clocks,
+        commit_every: float,
+        gather: Callable[[], None],
     ) -> None:
-        """Keep in *store* what is to be known of *machines*; commit statistics every so many seconds."""
-        self._store, self._machines = store, machines
+        """
+        Keep statistics and configuration of *machines* in *store*.
+
+        Args:
+            store: the state.
+            machines: by the VM's name.
+            clocks: tell the time.
+            commit_every: seconds between two commits of statistics.
+            gather: called before statistics are committed; it calls `count` for the queries answered from the cache.
+        """
+        self._store, self._machines, self._gather = store, machines, gather
         self._now, self._wall = clocks.now, clocks.wall
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
@@ -87,7 +96,6 @@ class StatsStore:
         self._next_save = 0.0
         self._saving = LoopingCall(self._save_if_due)
         self._saving.clock = self._reactor = clocks.reactor
-        self.gather: Callable[[], None] = lambda: None
 
     def start(self, tree: Mapping[str, str], said: Container[str]) -> None:
         """Begin with what the state remembers; of the VMs with the names *said*, what the file says holds."""
@@ -99,7 +107,7 @@ class StatsStore:
     async def stop(self) -> None:
         """Write down everything and close the state."""
         self._saving.stop()
-        self.gather()
+        self._gather()
         self._urgent |= self._unsaved
         self._save()
         if self._writing is not None:
@@ -236,7 +244,7 @@ class StatsStore:
 
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self.gather()
+        self._gather()
         if self._unsaid:
             Deferred.fromCoroutine(self.save_configuration())
         if self._unsaved and self._now() >= self._next_save:

@@ -23,12 +23,14 @@ class Waiters:
     Attributes:
         first: who asked first.
         since: when that was, on the reactor's clock.
+        promised: a client has the VM's address already, or its packet is held: the VM is to come up for it.
     """
 
     def __init__(self, reactor: IReactorTime, answer_by: float, first: Hashable, since: float) -> None:
         """Let each wait for *answer_by* seconds at most."""
         self._reactor, self._answer_by = reactor, answer_by
         self.first, self.since = first, since
+        self.promised = False
         self._told = 0
         self._due: OrderedDict[Hashable, float] = OrderedDict()
         self._waiting: dict[Deferred[bool], IDelayedCall | None] = {}
@@ -41,6 +43,11 @@ class Waiters:
     def __contains__(self, asker: Hashable) -> bool:
         """Say whether *asker* has asked: then it asks again because it got no answer yet."""
         return asker in self._due
+
+    @property
+    def are_owed(self) -> bool:
+        """Whether the VM is to come up, for one that waits or has the address already."""
+        return self.promised or bool(self._waiting)
 
     def is_client(self, waiter: Deferred[bool]) -> bool:
         """Return whether *waiter* is a client's, which gets an answer."""

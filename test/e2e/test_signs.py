@@ -6,7 +6,7 @@ import signal
 import time
 
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN
-from jitsu_tw.vm.leases import CHECK_PATIENCE, CHECK_QUIET
+from jitsu_tw.vm.health import CHECK_PATIENCE, CHECK_QUIET
 from test.e2e.test_guests import IP, LabTestCase
 
 #: Seconds in which a dead guest is found to be so, and then some.

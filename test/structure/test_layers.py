@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from test.structure import modules
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-ROOT: Final = Path(__file__).parents[2]
+    from pathlib import Path
 
 #: The layers of Jitsu, the highest first. A name stands for a package or a module and all below it; the longest one
 #: that fits a module counts.
@@ -26,6 +26,9 @@ LAYERS: Final = (
     ("jitsu_tw",),
 )
 
+#: Packages of one layer that know of each other only what `ijitsu` says.
+APART: Final = ("jitsu_tw.vm", "jitsu_tw.cluster")
+
 #: Formats of the lowest layer: they do nothing, and everything reads and writes them.
 FORMATS: Final = ("jitsu_tw.dns.wire", "jitsu_tw.dns.message", "jitsu_tw.dns.tsig")
 
@@ -33,16 +36,6 @@ FORMATS: Final = ("jitsu_tw.dns.wire", "jitsu_tw.dns.message", "jitsu_tw.dns.tsi
 COMMON: Final = {"jitsu_tw", "jitsu_tw.clocks", "jitsu_tw.coroutines", "jitsu_tw.dns.connections", "jitsu_tw.errors",
                  "jitsu_tw.logs", "jitsu_tw.messages", "jitsu_tw.networks", "jitsu_tw.sockets", "jitsu_tw.text",
                  "jitsu_tw.twistd", "jitsu_tw.xenstore"}
-
-
-def modules() -> dict[str, Path]:
-    """Return the file of each module of the product, by its name."""
-    found = {}
-    for package in ("jitsu_tw", "synjitsu_tw"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
 
 
 def imports(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
@@ -83,6 +76,17 @@ class LayersTests(SynchronousTestCase):
             for name, others in self.imports.items()
             for other in others
             if name.startswith("jitsu_tw") and other.startswith("jitsu_tw") and layer(other) < layer(name)
+        ]
+        self.assertEqual([], sorted(wrong))
+
+    def test_apart(self) -> None:
+        """Of the VMs' life and the cluster, neither imports the other."""
+        wrong = [
+            f"{name} imports {other}"
+            for name, others in self.imports.items()
+            for other in others
+            for package in APART
+            if name.startswith(f"{package}.") and other.startswith(APART) and not other.startswith(package)
         ]
         self.assertEqual([], sorted(wrong))
 

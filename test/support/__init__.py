@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,8 @@ from twisted.internet.task import Clock
 
 from jitsu_tw.backends.memory import Fault, MemoryBackend, MemorySettings
 from jitsu_tw.clocks import Clocks
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.readiness import READINESS
 from jitsu_tw.settings import VM, Mode, Settings
@@ -21,6 +24,7 @@ from jitsu_tw.vm.fleet import Fleet
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.vm.machine import Machine
 
 #: Seconds that a thread may take; nothing is measured.
@@ -79,6 +83,11 @@ def question(
     return Question(from_text(f"{name}.jitsu.test"), type, source=Source(host, port, proven=proven))
 
 
+def alone(settings: Settings, clocks: Clocks, pool: Pool | None = None) -> partial[Membership]:
+    """Return what makes a cluster of one node, whose hosts are those of *pool*."""
+    return partial(Membership, settings, pool, LocalCoordinator(), clocks)
+
+
 def _nothing() -> None:
     """Do nothing: what the calls of a killed process do."""
 
@@ -130,7 +139,8 @@ class World:
     def begin(self) -> None:
         """Start a fleet, as a process that starts."""
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
-        self.fleet = Fleet(self.settings, {("memory", ""): self.backend}, self.store, clocks)
+        backends = {("memory", ""): self.backend}
+        self.fleet = Fleet(self.settings, backends, self.store, clocks, alone(self.settings, clocks))
         self.fleet.start(self.store.open())
 
     def kill(self) -> None:

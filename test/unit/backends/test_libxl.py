@@ -338,10 +338,10 @@ class LibxlBackendTests(contract_backends.BackendContract):
         bad.write_text("[]")
         missing = self.folder / "missing"
         cases: list[tuple[dict[str, Any], str]] = [
-            ({"xen": xen.XenGuest(missing)}, str(missing)),
-            ({"xen": xen.XenGuest()}, "a pv guest needs a kernel"),
-            ({"xen": xen.XenGuest(self.folder / "kernel", disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
-            ({"xen": xen.XenGuest(self.folder / "kernel", rumprun_config=bad)}, f"{bad} is no configuration"),
+            ({"backend_settings": xen.XenGuest(missing)}, str(missing)),
+            ({"backend_settings": xen.XenGuest()}, "a pv guest needs a kernel"),
+            ({"backend_settings": xen.XenGuest(self.folder / "kernel", disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
+            ({"backend_settings": xen.XenGuest(self.folder / "kernel", rumprun_config=bad)}, f"{bad} is no configuration"),
             ({"define": missing}, str(missing)),
         ]
         for changes, words in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.domain_xml import definition
 from jitsu_tw.backends.memory import Fault, MemoryBackend
-from jitsu_tw.backends.pool import Pool
+from jitsu_tw.backends.pool import Pool, Unplaced
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.settings import HOSTS, Mode
@@ -48,6 +49,34 @@ class Lossy(MemoryBackend):
         return result
 
 
+class Facts(Unplaced):
+    """What the cluster knows of where VMs are, as a test says."""
+
+    def __init__(self) -> None:
+        self.claimed: list[str] = []
+        self.agrees = True
+        self.drained: set[str] = set()
+        self.last: str | None = None
+        self.ago = inf
+
+    def claim_host(self, vm: VM, host: str) -> Deferred[bool]:  # noqa: ARG002
+        """Agree, or not."""
+        self.claimed.append(host)
+        return succeed(self.agrees)
+
+    def last_host(self, vm: VM) -> str | None:  # noqa: ARG002
+        """Return the same for all VMs."""
+        return self.last
+
+    def started_ago(self, vm: VM) -> float:  # noqa: ARG002
+        """Return the same for all VMs."""
+        return self.ago
+
+    def is_drained(self, host: str) -> bool:
+        """Return whether *host* is among `drained`."""
+        return host in self.drained
+
+
 def a_vm(**changes: Any) -> VM:
     """Return a VM for all hosts."""
     return vm(**{"backend": HOSTS, "hosts": NAMES, **changes})
@@ -74,9 +103,8 @@ class HostsTests(SynchronousTestCase):
         self.each = {name: Lossy(name, self.clock) for name in NAMES}
         self.hosts = Pool(self.each, self.clock.seconds)
         self.watcher = contract_backends.Watcher()
-        self.placed: list[str] = []
-        place = self.hosts.place
-        self.hosts.place = lambda uuid, host: self.placed.append(host) or place(uuid, host)  # type: ignore[func-returns-value]
+        self.facts = Facts()
+        self.hosts.follow(self.facts)
         self.hosts.connect(self.watcher)
 
     def have(self, vm: VM, **memory: int) -> str:
@@ -108,7 +136,7 @@ class HostsTests(SynchronousTestCase):
         """It goes where most memory is free, and nowhere where there is not enough."""
         uuid = self.have(a_vm(), left=20, middle=30, right=5)
         self.assertEqual("middle", self.start(uuid))
-        self.assertEqual(["middle"], self.placed)
+        self.assertEqual(["middle"], self.facts.claimed)
         other = self.have(a_vm(name="db"), left=9, middle=9, right=9)
         failure = self.failureResultOf(self.hosts.start(other), NoCapacity)
         self.assertIn("left: it needs 0 MiB", str(failure.value))
@@ -124,7 +152,7 @@ class HostsTests(SynchronousTestCase):
 
     def test_drained(self) -> None:
         """Nothing new is started on a host that is drained."""
-        self.hosts.is_drained = {"middle", "left"}.__contains__
+        self.facts.drained = {"middle", "left"}
         self.assertEqual("right", self.start(self.have(a_vm(), left=20, middle=30, right=10)))
 
     def test_next_host(self) -> None:
@@ -160,7 +188,7 @@ class HostsTests(SynchronousTestCase):
         self.each["right"].happen(uuid, Power.RUNNING, "by hand")
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
         self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
-        self.assertEqual([], self.placed)
+        self.assertEqual([], self.facts.claimed)
 
     def test_lost_while_up(self) -> None:
         """A VM whose host is lost is not started elsewhere: it may run there. Found again, it does."""
@@ -199,8 +227,10 @@ class HostsTests(SynchronousTestCase):
             hosts = Pool(self.each)
             self.lose("left")
             hosts.connect(self.watcher)
-            hosts.away["left"] = "the cable is out"
-            hosts.whereabouts = lambda _, where=where: where  # type: ignore[misc]
+            hosts.unreachable["left"] = "the cable is out"
+            facts = Facts()
+            facts.last = where
+            hosts.follow(facts)
             uuid = self.successResultOf(hosts.look_up(a_vm(name=f"vm-{where}")))
             if starts:
                 self.successResultOf(hosts.start(uuid))
@@ -211,7 +241,7 @@ class HostsTests(SynchronousTestCase):
     def test_pinned(self) -> None:
         """What was begun on a host by one who died is begun there again, not on another."""
         uuid = self.have(a_vm(), left=20, middle=30, right=40)
-        self.hosts.whereabouts = lambda _: "left"
+        self.facts.last = "left"
         self.assertEqual("left", self.start(uuid))
 
     def test_begun_and_lost(self) -> None:
@@ -226,10 +256,10 @@ class HostsTests(SynchronousTestCase):
     def test_begun_by_another(self) -> None:
         """A start that fails where somebody else had begun one before leaves doubts, for as long as that may go on."""
         uuid = self.have(a_vm(prefer=("right",)))
-        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 20.0
+        self.facts.last, self.facts.ago = "left", 20.0
         self.order("left", uuid, Fault.START)
         self.failureResultOf(self.hosts.start(uuid), BackendLost)
-        self.hosts.whereabouts, self.hosts.began = lambda _: "", lambda _: 0.0
+        self.facts.last, self.facts.ago = "", 0.0
         self.clock.advance(39)
         self.failureResultOf(self.hosts.state(uuid), BackendLost)
         self.failureResultOf(self.hosts.start(uuid), BackendLost)
@@ -239,7 +269,7 @@ class HostsTests(SynchronousTestCase):
     def test_begun_by_another_in_the_end(self) -> None:
         """When it is seen to run after all, there are no doubts."""
         uuid = self.have(a_vm())
-        self.hosts.whereabouts, self.hosts.began = lambda _: "left", lambda _: 0.0
+        self.facts.last, self.facts.ago = "left", 0.0
         self.order("left", uuid, Fault.START)
         self.failureResultOf(self.hosts.start(uuid), BackendLost)
         self.each["left"].happen(uuid, Power.RUNNING, "booted")
@@ -250,22 +280,22 @@ class HostsTests(SynchronousTestCase):
         """What was on a host that is dead is off, and starts elsewhere; when that is alive again, it is asked."""
         uuid = self.have(a_vm(prefer=("left",)))
         self.start(uuid)
-        self.hosts.whereabouts = lambda _: "left"
+        self.facts.last = "left"
         self.lose("left")
         self.watcher.told.clear()
-        self.hosts.bury("left")
+        self.hosts.fence("left")
         self.assertEqual([(uuid, "its host left is dead")], self.watcher.told)
         self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
         self.each["left"].guests[uuid].power = Power.OFF
         self.assertIn(self.start(uuid), {"middle", "right"})
-        self.hosts.unbury("left")
+        self.hosts.unfence("left")
         self.find("left")
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
 
     def test_not_ours(self) -> None:
         """What another one of us may start is not started."""
         uuid = self.have(a_vm())
-        self.hosts.place = lambda _uuid, _host: succeed(False)  # noqa: FBT003
+        self.facts.agrees = False
         self.failureResultOf(self.hosts.start(uuid), ClusterUnavailable)
         self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
 

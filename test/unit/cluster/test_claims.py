@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
@@ -16,6 +17,7 @@ from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
+from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.errors import BackendError, BootFailed, ClusterUnavailable, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import State
@@ -72,9 +74,12 @@ class Node:
         self.coordinator = MemoryCoordinator(name, place.table)
         clocks = Clocks(self.reactor, place.clock.seconds, lambda: EPOCH + place.clock.seconds())  # type: ignore[arg-type]
         backends: dict[tuple[str, str], Any] = {("memory", ""): place.host}
+        self.pool = Pool(place.hosts, place.clock.seconds)
         if place.hosts:
-            backends[HOSTS, ""] = Pool(place.hosts, place.clock.seconds)
-        self.fleet = Fleet(place.settings, backends, MemoryStore(lasting=True), clocks, coordinator=self.coordinator)
+            backends[HOSTS, ""] = self.pool
+        pool = self.pool if place.hosts else None
+        make_cluster = partial(Membership, place.settings, pool, self.coordinator, clocks)
+        self.fleet = Fleet(place.settings, backends, MemoryStore(lasting=True), clocks, make_cluster)
         self.answers: list[Any] = []
         self.fleet.start({})
 
@@ -125,7 +130,7 @@ class Place:
 
     def owner(self) -> str | None:
         """Return who has the first VM, as all of them believe."""
-        owners = {node.fleet.sharing.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
+        owners = {node.fleet.ownership.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
         assert len(owners) == 1, owners
         return owners.pop()
 
@@ -143,7 +148,7 @@ class HostsPlace(Place):
     def forget(self, node: Node) -> None:
         """Tell a node nothing more."""
         for host in self.hosts.values():
-            host.watchers.remove(node.fleet.hosts)  # type: ignore[arg-type]
+            host.watchers.remove(node.pool)
         super().forget(node)
 
     def running(self) -> list[str]:
@@ -154,8 +159,7 @@ class HostsPlace(Place):
     def lose(self, name: str) -> None:
         """Have all nodes lose a host, with what it says."""
         for node in self.nodes:
-            assert node.fleet.hosts is not None
-            node.fleet.hosts.lost(self.hosts[name], "the cable is out")
+            node.pool.lost(self.hosts[name], "the cable is out")
 
     def order(self, name: str, fault: Fault) -> None:
         """Let the first VM have a fault on one host."""
@@ -231,7 +235,7 @@ class SharingTests(SynchronousTestCase):
         place.guest.sent = 0
         place.nodes[0].ask()
         place.run(10.3, 0.05)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         place.guest.sent = 1000
         place.run(5.0, 0.05)
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
@@ -241,7 +245,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=10.0))
         place.nodes[0].ask()
         place.run(10.3)
-        self.assertEqual([State.UP, State.STOPPING, State.STOPPING], [node.state() for node in place.nodes])
+        self.assertEqual([State.UP, State.OWNER_STOPPING, State.OWNER_STOPPING], [node.state() for node in place.nodes])
         place.nodes[1].ask()
         place.run(0.2)
         self.assertEqual([True], place.nodes[1].answers)
@@ -278,7 +282,8 @@ class SharingTests(SynchronousTestCase):
         """Where all leases are long, what was used is not counted each second to tell it."""
         place = Place(vm(idle=320.0))
         looks: list[float] = []
-        place.nodes[1].fleet.sharing.uses.gather = lambda: looks.append(place.clock.seconds())
+        usage = place.nodes[1].fleet.ownership._usage  # type: ignore[attr-defined]
+        self.patch(usage, "_gather", lambda: looks.append(place.clock.seconds()))
         place.run(40.0, 0.5)
         self.assertIn(len(looks), range(3, 6))
 
@@ -301,7 +306,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=10.0), answer_by=5.0)
         place.nodes[0].ask()
         place.run(10.3)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         for node in place.nodes:
             node.coordinator.cut()
         place.nodes[1].ask()
@@ -377,7 +382,7 @@ class SharingTests(SynchronousTestCase):
         place.nodes = [Node("ns1", place)]
         place.run(8.0, 0.05)
         self.assertIn("nodes/ns1", place.table.facts)
-        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         place.run(60.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual(1, place.guest.starts)
@@ -395,7 +400,7 @@ class SharingTests(SynchronousTestCase):
         place.run(3.0)
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
         self.assertEqual("ns1", place.owner())
-        self.assertTrue(place.nodes[0].fleet.sharing.is_ours(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         self.flushLoggedErrors()
 
     def test_asked_for_before_its_owner_dies(self) -> None:
@@ -435,13 +440,13 @@ class SharingTests(SynchronousTestCase):
         place.run(0.1)
         first.answers.pop().trap(ClusterUnavailable)
         place.run(0.5, 0.05)
-        self.assertTrue(first.fleet.sharing.why_apart)
+        self.assertTrue(first.fleet.ownership.refusal)
         first.ask("db")
         first.answers.pop().trap(ClusterUnavailable)
         first.ask()
         self.assertEqual(True, first.answers.pop())
         place.run(1.0, 0.05)
-        self.assertIn(place.nodes[1].fleet.sharing.owner(place.nodes[1].fleet.machines["www"]), {"ns2", "ns3"})
+        self.assertIn(place.nodes[1].fleet.ownership.owner(place.nodes[1].fleet.machines["www"]), {"ns2", "ns3"})
         place.nodes[1].ask("db")
         place.run(3.0, 0.05)
         self.assertEqual([True], place.nodes[1].answers)
@@ -486,7 +491,7 @@ class SharingTests(SynchronousTestCase):
     def test_stopped_after_an_early_answer(self) -> None:
         """A node that answered early, and did not hear that the VM came up, leaves it down when its owner stops it."""
         place = Place(vm(boot_time=1.0, idle=5.0))
-        self.patch(place.nodes[1].fleet.sharing, "_speak", lambda *_, **__: None)
+        self.patch(place.nodes[1].fleet.ownership, "_end_wait", lambda *_, **__: None)
         for node in place.nodes[:2]:
             node.ask()
         place.run(2.0)
@@ -569,7 +574,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(["left"], place.running())
         for node in place.nodes:
             self.assertEqual([True], node.answers)
-            self.assertEqual("left", node.fleet.hosts.at(node.fleet.machines["www"].uuid))  # type: ignore[union-attr]
+            self.assertEqual("left", node.pool.at(node.fleet.machines["www"].uuid))
 
     def test_begun_by_the_dead(self) -> None:
         """A start that a dead one had begun on a host is gone on with on that host, whatever else is preferred."""
@@ -587,7 +592,7 @@ class HostsTests(SynchronousTestCase):
         place.run(10.0, 0.05)
         place.nodes[1].ask()
         place.run(5.0, 0.05)
-        self.assertEqual("left", place.nodes[1].fleet.sharing.host(place.nodes[1].fleet.machines["www"]))
+        self.assertEqual("left", json.loads(place.facts()["runs/www"])["host"])
         self.assertNotIn("right", place.running())
 
     def test_host_lost(self) -> None:
@@ -609,9 +614,8 @@ class HostsTests(SynchronousTestCase):
         first.ask()
         place.run(1.0)
         lost = place.hosts["left"]
-        assert first.fleet.hosts is not None
-        first.fleet.hosts.lost(lost, "the cable is out")
-        lost.watchers.remove(first.fleet.hosts)
+        first.pool.lost(lost, "the cable is out")
+        lost.watchers.remove(first.pool)
         place.run(5.0, 0.05)
         self.assertEqual("ns1", place.owner())
         first.ask()
@@ -624,7 +628,7 @@ class HostsTests(SynchronousTestCase):
         place.run(1.0)
         self.assertEqual([True], place.nodes[1].answers)
         self.assertEqual(["left"], place.running())
-        first.fleet.hosts.connected(lost)
+        first.pool.connected(lost)
         place.run(1.0)
         self.assertIn(place.owner(), {"ns2", "ns3"})
         place.run(35.0, 0.05)
@@ -636,11 +640,10 @@ class HostsTests(SynchronousTestCase):
         place = self.begin(idle=5.0)
         place.nodes[0].ask()
         place.run(1.0)
-        hosts, left = place.nodes[1].fleet.hosts, place.hosts["left"]
-        assert hosts is not None
+        hosts, left = place.nodes[1].pool, place.hosts["left"]
         hosts.lost(left, "the cable is out")
         place.run(4.5, 0.05)
-        self.assertEqual(State.STOPPING, place.nodes[1].state())
+        self.assertEqual(State.OWNER_STOPPING, place.nodes[1].state())
         place.run(4.0, 0.05)
         self.assertEqual([], place.running())
         hosts.connected(left)
@@ -677,11 +680,10 @@ class HostsTests(SynchronousTestCase):
         place.nodes[0].ask()
         place.run(1.0)
         place.lose("left")
-        assert place.nodes[2].fleet.hosts is not None
-        place.nodes[2].fleet.hosts.connected(place.hosts["left"])
+        place.nodes[2].pool.connected(place.hosts["left"])
         place.run(15.0, 0.05)
         self.assertEqual([], ran)  # one of them has it
-        place.nodes[2].fleet.hosts.lost(place.hosts["left"], "the cable is out")
+        place.nodes[2].pool.lost(place.hosts["left"], "the cable is out")
         for guest in place.hosts["left"].guests.values():
             guest.power = Power.OFF
         place.run(25.0, 0.05)
@@ -689,10 +691,10 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(["right"], place.running())
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
         for node in place.nodes:
-            node.fleet.hosts.connected(place.hosts["left"])  # type: ignore[union-attr]
+            node.pool.connected(place.hosts["left"])
         place.run(1.0)
         self.assertEqual(["right"], place.running())
-        self.assertEqual([set()] * 3, [node.fleet.hosts.dead for node in place.nodes])  # type: ignore[union-attr]
+        self.assertEqual([set()] * 3, [node.pool.fenced for node in place.nodes])
 
     def test_blind(self) -> None:
         """Who cannot reach a host answers for a VM there as long as it is up; then it can start it elsewhere."""
@@ -700,8 +702,7 @@ class HostsTests(SynchronousTestCase):
         first = place.nodes[0]
         first.ask()
         place.run(1.0)
-        assert first.fleet.hosts is not None
-        first.fleet.hosts.lost(place.hosts["left"], "the cable is out")
+        first.pool.lost(place.hosts["left"], "the cable is out")
         place.run(13.0, 0.05)
         self.assertIn(place.owner(), {"ns2", "ns3"})
         first.ask()
@@ -746,7 +747,7 @@ class HostsTests(SynchronousTestCase):
             place.nodes[0].ask()
             place.run(1.0)
             node = place.nodes[asked]
-            moved = Deferred.fromCoroutine(node.fleet.moves.move(node.fleet.machines["www"], "right"))
+            moved = node.fleet.cluster.move(node.fleet.machines["www"], "right")
             place.run(2.0)
             self.successResultOf(moved)
             self.assertEqual(["right"], place.running())
@@ -778,22 +779,22 @@ class HostsTests(SynchronousTestCase):
         (node,) = place.nodes
         machine = node.fleet.machines["www"]
         for host, words in (("middle", "may run on left, right, not on middle"), ("right", "only a VM that is up")):
-            failure = self.failureResultOf(Deferred.fromCoroutine(node.fleet.moves.move(machine, host)), JitsuError)
+            failure = self.failureResultOf(node.fleet.cluster.move(machine, host), JitsuError)
             self.assertIn(words, str(failure.value))
         node.ask()
         place.run(1.0)
         self.patch(place.hosts["left"], "stop", lambda *_: fail(BackendError("its disk is busy")))
-        moved = Deferred.fromCoroutine(node.fleet.moves.move(machine, "right"))
+        moved = node.fleet.cluster.move(machine, "right")
         place.run(1.0)
         self.assertIn("its disk is busy", str(self.failureResultOf(moved, JitsuError).value))
-        self.assertEqual({}, node.fleet.hosts.wanted)  # type: ignore[union-attr]
+        self.assertEqual({}, node.pool._wanted)
 
     def test_drain_host(self) -> None:
         """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""
         place = self.begin()
         place.nodes[0].ask()
         place.run(1.0)
-        place.nodes[2].fleet.moves.drain("hosts", "left")
+        place.nodes[2].fleet.cluster.drain("hosts", "left")
         place.run(2.0)
         self.assertEqual(["right"], place.running())
         place.nodes[0].fleet.stop_vm("www")
@@ -802,7 +803,7 @@ class HostsTests(SynchronousTestCase):
         place.run(1.0)
         self.assertEqual(["right"], place.running())
         place.nodes[1].fleet.stop_vm("www")
-        place.nodes[1].fleet.moves.drain("hosts", "left", undo=True)
+        place.nodes[1].fleet.cluster.drain("hosts", "left", undo=True)
         place.run(1.0)
         place.nodes[1].ask()
         place.run(1.0)
@@ -814,7 +815,7 @@ class HostsTests(SynchronousTestCase):
         first = place.nodes[0]
         first.ask()
         place.run(1.0)
-        first.fleet.moves.drain("nodes", "ns1")
+        first.fleet.cluster.drain("nodes", "ns1")
         place.run(1.0)
         self.assertIn(place.owner(), {"ns2", "ns3"})
         self.assertEqual(1, sum(guest.starts for host in place.hosts.values() for guest in host.guests.values()))
@@ -823,7 +824,7 @@ class HostsTests(SynchronousTestCase):
         first.answers.clear()
         first.ask()
         first.answers.pop().trap(ClusterUnavailable)
-        first.fleet.moves.drain("nodes", "ns1", undo=True)
+        first.fleet.cluster.drain("nodes", "ns1", undo=True)
         place.run(0.5)
         first.ask()
         place.run(1.0)

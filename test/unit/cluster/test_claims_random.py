@@ -12,7 +12,6 @@ from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.ijitsu import Power
@@ -140,7 +139,7 @@ class Chaos:
         if node is not None:
             self.forget_untold(node)
             self.place.forget(node)
-            Deferred.fromCoroutine(node.fleet.sharing.stop())
+            node.fleet.cluster.stop()
             self.place.run(0.2, 0.02)
             node.reactor.alive = False
             self.later(lambda: self._again(node), 0.0, 1.0)
@@ -150,7 +149,7 @@ class Chaos:
         new = Node(node.name, self.place)
         self.place.nodes[self.place.nodes.index(node)] = new
         for name in self.lost:
-            new.fleet.hosts.lost(self.place.hosts[name], "the cable is out")  # type: ignore[union-attr]
+            new.pool.lost(self.place.hosts[name], "the cable is out")
 
     def cut(self) -> None:
         """Cut a node off, for a while."""
@@ -170,7 +169,7 @@ class Chaos:
         """Drain a node, for a while."""
         node = self.living()
         if node is not None:
-            node.fleet.moves.drain("nodes", node.name).addErrback(lambda _: None)
+            node.fleet.cluster.drain("nodes", node.name).addErrback(lambda _: None)
             self.later(lambda: self._undrain(node.name))
 
     def _undrain(self, name: str) -> None:
@@ -178,7 +177,7 @@ class Chaos:
         if node is None:
             self.later(lambda: self._undrain(name), 1.0)
         else:
-            node.fleet.moves.drain("nodes", name, undo=True).addErrback(lambda _: self._undrain(name))
+            node.fleet.cluster.drain("nodes", name, undo=True).addErrback(lambda _: self._undrain(name))
 
     def lose(self) -> None:
         """Lose a host, for a while."""
@@ -187,14 +186,14 @@ class Chaos:
             self.lost.add(name)
             for node in self.place.nodes:
                 if node.reactor.alive:
-                    node.fleet.hosts.lost(self.place.hosts[name], "the cable is out")  # type: ignore[union-attr]
+                    node.pool.lost(self.place.hosts[name], "the cable is out")
             self.later(lambda: self._find(name), 0.5, 3.0)
 
     def _find(self, name: str) -> None:
         self.lost.discard(name)
         for node in self.place.nodes:
             if node.reactor.alive:
-                node.fleet.hosts.connected(self.place.hosts[name])  # type: ignore[union-attr]
+                node.pool.connected(self.place.hosts[name])
 
     def crash(self) -> None:
         """Let a guest crash."""
@@ -216,8 +215,8 @@ class Chaos:
         node, name = self.random.choice(self.place.nodes), self.random.choice(NAMES)
         if node.reactor.alive:
             self.by_hand[name] = self.now + BY_HAND
-            move = node.fleet.moves.move(node.fleet.machines[name], self.random.choice(("left", "right")))
-            Deferred.fromCoroutine(move).addErrback(lambda _: None)
+            move = node.fleet.cluster.move(node.fleet.machines[name], self.random.choice(("left", "right")))
+            move.addErrback(lambda _: None)
 
     def shake(self, seconds: float) -> None:
         """Let everything happen for a while."""

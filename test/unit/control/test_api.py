@@ -12,17 +12,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import slices
+from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.control.describe import duration, ordinal
 from jitsu_tw.control.files import openapi
-from jitsu_tw.control.web import (
-    ASK_WITHIN,
-    LONGEST_BODY,
-    MOST_CONNECTIONS,
-    MOST_FROM_ONE,
-    READ_WITHIN,
-    SLICE,
-    Rows,
-)
+from jitsu_tw.control.routes import SLICE, Rows
+from jitsu_tw.control.web import ASK_WITHIN, LONGEST_BODY, MOST_CONNECTIONS, MOST_FROM_ONE, READ_WITHIN
 from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.rules.lifecycle import State
@@ -108,6 +102,10 @@ class PagesTests(SynchronousTestCase):
         answer = desk.post("/v1/vms/www/stop")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
+        desk.fleet.trouble = lambda: str(1 / 0)
+        answer = desk.ask("/healthz")
+        self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
+        self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
 
     def test_activations(self) -> None:
         """The last activations come newest first, of all VMs or one, as many as are wanted."""
@@ -154,13 +152,10 @@ class PagesTests(SynchronousTestCase):
         answer = desk.ask("/healthz")
         self.assertEqual((200, {"status": "degraded", "problems": ["memory cannot be asked: the wire is cut"]}),
                          (answer.status, answer.value))
-        desk.fleet.sharing.parted("etcd is far away")
-        self.assertIn("nothing new is started here: etcd is far away", desk.ask("/healthz").value["problems"])
-        desk.fleet.sharing.joined()
-        desk.fleet.sharing.coordinator.trouble = "etcd is full"
+        self.patch(LocalCoordinator, "trouble", "etcd is full")
         self.assertIn("nothing new is started here: etcd is full", desk.ask("/healthz").value["problems"])
         self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
-        desk.fleet.sharing.coordinator.trouble = ""
+        self.patch(LocalCoordinator, "trouble", "")
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
         desk.fleet._record._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
@@ -210,7 +205,7 @@ class PagesTests(SynchronousTestCase):
             ("GET", "/nothing", 404, "there is nothing here"), ("GET", "/v1", 404, "there is nothing here"),
             ("GET", "/v1/", 404, "there is nothing here"), ("POST", "/v1", 404, "there is nothing here"),
             ("GET", "/v1/vms/nobody", 404, nobody), ("POST", "/v1/vms/nobody/start", 404, nobody),
-            ("GET", "/v1/vms/%00", 404, nobody), ("GET", "/v1/vms/../../etc/passwd", 404, nobody),
+            ("GET", "/v1/vms/%00", 404, nobody), ("GET", "/v1/vms/../../etc/passwd", 404, "there is nothing here"),
             ("GET", "/v1/reload", 405, "this takes POST"), ("POST", "/", 405, "this takes GET, HEAD"),
             ("DELETE", "/v1/vms/www", 405, "this takes GET, HEAD"), ("PUT", "/metrics", 405, "this takes GET, HEAD"),
         ):

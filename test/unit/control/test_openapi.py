@@ -9,7 +9,7 @@ from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.control.files import openapi
+from jitsu_tw.control.files import PAGE, openapi
 from jitsu_tw.rules.lifecycle import State
 from test.programs.test_tap import BIN, HOST, TOKEN, VMS, ProcessTestCase
 from test.support import vm
@@ -42,12 +42,8 @@ class DescriptionTests(SynchronousTestCase):
         """It describes every page that there is, and every state; its version is ours."""
         said = json.loads(openapi())
         desk = Desk(vm())
-        top = desk.endpoint.resource.children
-        pages = {f"/{name.decode()}" for name in top if b"." not in name and name not in {b"", b"v1"}}
-        pages |= {f"/v1/{name.decode()}" for name in top[b"v1"].children if name != b"openapi.json"}
-        actions = ("start", "stop", "hold", "release", "move")
-        pages |= {"/v1/vms/{name}"} | {f"/v1/vms/{{name}}/{one}" for one in actions}
-        pages |= {f"/v1/{what}/{{name}}/{one}" for what in ("nodes", "hosts") for one in ("drain", "undrain")}
+        files = {"/", "/v1/openapi.json", *(f"/{name}" for name in PAGE)}
+        pages = {re.sub("{.*}", "{name}", path) for _, path, _ in desk.endpoint.routes if path not in files}
         self.assertEqual(pages, set(said["paths"]))
         self.assertEqual({state.value for state in State}, set(said["components"]["schemas"]["State"]["enum"]))
         self.assertEqual("0.1.0", said["info"]["version"])

@@ -12,28 +12,18 @@ from jitsu_tw.rules.lease import LONGEST_LOOK, SLICE, Lease, Leases, Meter
 class LeaseTests(SynchronousTestCase):
     """`Lease`."""
 
-    def test_ends(self) -> None:
-        """It ends `idle` after the last use, but not before `min_up` after the start."""
-        for idle, min_up, used, started, expected in ((10, 0, 5, 0, 15), (10, 60, 5, 0, 60), (10, 60, 100, 0, 110)):
-            self.assertEqual(expected, Lease(idle, min_up, used, started).ends())
-
     def test_use(self) -> None:
         """A use renews it; one that is older than the last one does nothing."""
         lease = Lease(10, 0, used=0, started=0)
         lease.use(7)
         lease.use(6)
-        self.assertEqual(17, lease.ends())
-
-    def test_kept(self) -> None:
-        """It does not end before the time until which the VM is kept, but `max_up` after the start whatever happens."""
-        for kept, max_up, expected in ((3, inf, 10), (50, inf, 50), (50, 30, 30), (3, 5, 5)):
-            self.assertEqual(expected, Lease(10, 0, used=0, started=0, max_up=max_up, kept=kept).ends())
+        self.assertEqual(7, lease.used)
 
     def test_looks(self) -> None:
-        """With a meter, it is looked at an eighth of `idle` after the last look, but at most every second."""
+        """It is looked at when it may end; with a meter, `idle` / 8 after the last look, but at most every second."""
         for idle, expected in ((80, 10), (4, 1), (3600, LONGEST_LOOK), (0.5, 0.5)):
             self.assertEqual(expected, Lease(idle, 0, 0, 0, meter=Meter(30, 0, 0)).look(), idle)
-        self.assertEqual(80, Lease(80, 0, 0, 0).look())
+        self.assertEqual((80, 30), (Lease(80, 0, 0, 0).look(), Lease(80, 0, 0, 0, max_up=30).look()))
 
 
 class MeterTests(SynchronousTestCase):
@@ -83,8 +73,13 @@ class LeasesTests(SynchronousTestCase):
         """Grant leases of 10 s and 20 s at time 0."""
         self.leases = Leases()
         self.short, self.long = Lease(10, 0, 0, 0), Lease(20, 0, 0, 0)
-        self.leases.grant("short", self.short)
-        self.leases.grant("long", self.long)
+        self.grant("short", self.short)
+        self.grant("long", self.long)
+
+    def grant(self, name: str, lease: Lease) -> None:
+        """Grant a lease, and plan the first look at it."""
+        self.leases.grant(name, lease)
+        self.leases.plan(name, lease.look())
 
     def test_due(self) -> None:
         """A lease is due at its end, once, and not before."""
@@ -97,13 +92,13 @@ class LeasesTests(SynchronousTestCase):
         """What was looked at and is kept is due again when its time comes."""
         self.assertEqual(["short"], self.leases.due(10))
         self.short.use(10)
-        self.leases.again("short")
+        self.leases.plan("short", self.short.look())
         self.assertEqual([], self.leases.due(19.9))
         self.assertEqual({"short", "long"}, set(self.leases.due(20)))
 
     def test_meter(self) -> None:
         """A lease with a meter is due before its end, to count."""
-        self.leases.grant("short", Lease(16, 0, 0, 0, meter=Meter(30, 0, 0)))
+        self.grant("short", Lease(16, 0, 0, 0, meter=Meter(30, 0, 0)))
         self.assertEqual(["short"], self.leases.due(2))
 
     def test_used_meanwhile(self) -> None:
@@ -116,7 +111,7 @@ class LeasesTests(SynchronousTestCase):
     def test_dropped(self) -> None:
         """A lease that was dropped, or took another's place, does not end."""
         self.leases.drop("short")
-        self.leases.grant("long", Lease(50, 0, 0, 0))
+        self.grant("long", Lease(50, 0, 0, 0))
         self.assertEqual([], self.leases.due(30))
         self.assertEqual(["long"], self.leases.due(50))
 
@@ -125,28 +120,37 @@ class LeasesTests(SynchronousTestCase):
         looks = []
 
         class Watched(Lease):
-            def ends(self) -> float:
+            def look(self) -> float:
                 looks.append(self)
-                return super().ends()
+                return super().look()
 
         for number in range(1000):
-            self.leases.grant(f"vm{number}", Watched(1000, 0, 0, 0))
+            self.grant(f"vm{number}", Watched(1000, 0, 0, 0))
         looks.clear()
         self.assertEqual(["short"], self.leases.due(15))
         self.assertEqual([], looks)
 
     def test_slices(self) -> None:
         """A look takes some milliseconds at most; what is left over is found by the next one."""
-        leases = Leases()
+        self.leases = Leases()
         for number in range(SLICE + 5):
-            leases.grant(f"vm{number}", Lease(5, 0, 0, 0))
-        self.assertEqual(SLICE, len(leases.due(5)))
-        self.assertEqual(5, leases.next_look())
-        self.assertEqual(5, len(leases.due(5)))
-        self.assertIsNone(leases.next_look())
+            self.grant(f"vm{number}", Lease(5, 0, 0, 0))
+        self.assertEqual(SLICE, len(self.leases.due(5)))
+        self.assertEqual(5, self.leases.next_look())
+        self.assertEqual(5, len(self.leases.due(5)))
+        self.assertIsNone(self.leases.next_look())
+
+    def test_never(self) -> None:
+        """A lease that nothing ends is not looked at, and takes no place, until a look is planned anew."""
+        self.leases = Leases()
+        self.leases.grant("kept", Lease(5, 0, 0, 0))
+        self.leases.plan("kept", inf)
+        self.assertEqual((None, []), (self.leases.next_look(), self.leases.due(1e9)))
+        self.leases.plan("kept", 7)
+        self.assertEqual(["kept"], self.leases.due(7))
 
     def test_same_end(self) -> None:
         """Leases that end at the same moment all end."""
         for name in "abc":
-            self.leases.grant(name, Lease(5, 0, 0, 0))
+            self.grant(name, Lease(5, 0, 0, 0))
         self.assertEqual({"a", "b", "c"}, set(self.leases.due(5)))

@@ -36,6 +36,7 @@ from jitsu_tw.sync.config_sync import ConfigSync
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
 from test.programs.test_tap import ProcessTestCase
+from test.support import alone
 from test.unit.store.test_history import QUICK
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class Node:
         settings, self.zones = build.load(options, pairs)
         store = GitStore(self.path)
         remembered = store.open()
-        self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, Clocks(reactor))
+        clocks = Clocks(reactor)
+        self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, clocks, alone(settings, clocks))
         self.running = LiveConfig(self.fleet, self.zones, lambda _: None)
         self.branches = ChangeRequests(settings, store, self.fleet, self.zones, self.running, reactor)
         self.branches.restore(remembered)

@@ -27,7 +27,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, question
+from test.support import EPOCH, alone, question
 from test.support.zones import say
 from test.unit.store.test_history import QUICK
 
@@ -83,7 +83,9 @@ class RequestsTestCase(SynchronousTestCase):
         self.store = NowStore(self.path)
         remembered = self.store.open()
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        self.fleet = Fleet(self.settings, {("memory", ""): self.backend}, self.store, clocks)
+        self.fleet = Fleet(
+            self.settings, {("memory", ""): self.backend}, self.store, clocks, alone(self.settings, clocks)
+        )
         self.changed: list[set[str]] = []
         running = LiveConfig(self.fleet, self.zones, lambda names: self.changed.append(set(names)))
         self.branches = ChangeRequests(self.settings, self.store, self.fleet, self.zones, running, self.clock)
@@ -471,7 +473,7 @@ class RestartTests(RequestsTestCase):
                          if self.head().message == "Statistics" else self.head().message)
         self.clock.advance(0)
         self.assertIs(State.UP, self.fleet.machines["new"].state)
-        self.assertTrue(self.fleet.machines["new"].held)
+        self.assertTrue(self.fleet.machines["new"].managed)
 
     def test_file_takes_it(self) -> None:
         """A VM that the file has by now is the file's; one that the file has no more goes."""

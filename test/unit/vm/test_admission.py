@@ -101,7 +101,7 @@ class RoomTests(FleetTestCase):
         self.ask("bb")
         guest = self.world.backend.guests[self.world.machine("bb").uuid]
         guest.sent = 0
-        self.world.fleet._sweep.grant(self.world.machine("bb"), self.world.clock.seconds(), 0.0)
+        self.world.fleet._sweep.grant(self.world.machine("bb"), self.world.clock.seconds(), 0.0, is_new=True)
         self.world.pump(0.5)
         self.ask("a")
         self.world.pump(11)
@@ -120,7 +120,7 @@ class RoomTests(FleetTestCase):
         traffic = self.world.backend.traffic
         self.patch(self.world.backend, "traffic", lambda _: Deferred())
         long_ago = self.world.clock.seconds() - 100
-        self.world.fleet._sweep.adopt(self.world.machine("bb"), long_ago, long_ago)
+        self.world.fleet._sweep.grant(self.world.machine("bb"), long_ago, long_ago, is_new=False)
         self.ask("ccc")
         self.world.pump(0.5)
         self.assertIs(State.UP, self.world.machine("bb").state)
@@ -153,7 +153,7 @@ class RoomTests(FleetTestCase):
         self.assertIsInstance(answers[0].value, NoCapacity)
         self.assertIn("as many virtual machines run as may", str(answers[0].value))
         self.assertEqual([State.UP, State.UP, State.OFF], self.states())
-        self.assertEqual(0, self.world.machine("ccc").failures)
+        self.assertEqual(0, self.world.machine("ccc").failures.count)
 
     def test_a_crowd(self) -> None:
         """Never more run than may, however many are asked for; nobody who was just used makes room."""
@@ -177,7 +177,7 @@ class RoomTests(FleetTestCase):
         self.patch(
             self.world.backend, "traffic", lambda uuid: deferLater(self.world.clock, 0.1, traffic, uuid)
         )
-        self.world.fleet._sweep.grant(self.world.machine(name), self.world.clock.seconds(), 0.0)
+        self.world.fleet._sweep.grant(self.world.machine(name), self.world.clock.seconds(), 0.0, is_new=True)
 
     def test_asked_for_meanwhile(self) -> None:
         """A VM that is asked for while it is seen whether its guest transmits does not make room."""

@@ -17,6 +17,7 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
+from jitsu_tw.rules.life import Failures
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
@@ -831,7 +832,7 @@ class BackendTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.ask()
         self.world.pump(70, step=1)
-        self.assertFalse(self.world.machine().held)
+        self.assertFalse(self.world.machine().managed)
         self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted by hand")
         self.world.pump(30)
         self.assertIs(State.UP, self.world.machine().state)
@@ -845,7 +846,7 @@ class BackendTests(FleetTestCase):
         self.world.pump(6)
         self.assertIs(State.OFF, self.world.machine().state)
         self.world.pump(56, step=1)
-        self.assertFalse(self.world.machine().held)
+        self.assertFalse(self.world.machine().managed)
         self.patch(self.world.backend, "start", start)
         self.assertEqual([True], self.ask())
 
@@ -1183,7 +1184,7 @@ class FailureTests(FleetTestCase):
                 self.world.pump(1)
                 self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
                 self.assertEqual((State.OFF, 0, number),
-                                 (self.world.machine().state, self.world.machine().failures, self.world.starts()))
+                                 (self.world.machine().state, self.world.machine().failures.count, self.world.starts()))
 
     def test_ends_before_it_is_ready(self) -> None:
         """A guest that ends before it was ready has failed, however it ended; so has one that crashes soon after."""
@@ -1194,7 +1195,7 @@ class FailureTests(FleetTestCase):
                 self.world.pump(1)
                 if self.world.machine().state in {State.WAITING, State.UP}:
                     self.world.backend.happen(self.world.machine().uuid, Power.OFF, reason)
-            self.assertEqual((7, 7), (self.world.starts(), self.world.machine().failures), reason)
+            self.assertEqual((7, 7), (self.world.starts(), self.world.machine().failures.count), reason)
 
     def begin_silent(self, sent: int | None = 0, answer_by: float = 100.0, **changes: Any) -> MemoryGuest:
         """Begin with a VM whose port never answers, and that has sent so many packets."""
@@ -1213,14 +1214,15 @@ class FailureTests(FleetTestCase):
         self.assertIs(State.WAITING, self.world.machine().state)
         self.world.pump(2, step=1)
         self.assertEqual((State.FAILED, Power.OFF, 1),
-                         (self.world.machine().state, guest.power, self.world.machine().failures))
+                         (self.world.machine().state, guest.power, self.world.machine().failures.count))
         self.assertIn("has sent no packet", self.world.machine().reason)
         (activation,) = self.world.fleet.journal.last_activations("www", 5)
         self.assertEqual("failed", activation.outcome)
         for failures in (2, 3):
             self.ask()
             self.world.pump(READY_WITHIN + 1, step=1)
-            self.assertEqual((State.FAILED, failures), (self.world.machine().state, self.world.machine().failures))
+            machine = self.world.machine()
+            self.assertEqual((State.FAILED, failures), (machine.state, machine.failures.count))
         self.assertIn("tried again in", str(self.ask()[0].value))
 
     def test_silent_after_an_answer(self) -> None:
@@ -1230,7 +1232,7 @@ class FailureTests(FleetTestCase):
         self.assertEqual((State.WAITING, 2), (self.world.machine().state, guest.boots))
         self.world.pump(READY_WITHIN + 1, step=1)
         self.assertEqual((State.FAILED, 2, 2),
-                         (self.world.machine().state, guest.boots, self.world.machine().failures))
+                         (self.world.machine().state, guest.boots, self.world.machine().failures.count))
 
     def test_not_silent(self) -> None:
         """One that has sent a packet, or that nobody counts, is taken for up; so is one that somebody else started."""
@@ -1365,8 +1367,9 @@ class FailureTests(FleetTestCase):
         self.ask()
         self.world.pump(11)
         machine = self.world.machine()
-        machine.failures = 3
-        machine._up_at = self.world.clock.seconds()
+        machine.failures = Failures(3)
+        assert machine.activation is not None
+        machine.activation.up_at = self.world.clock.seconds()
         machine.restart("dead")
         self.assertIs(State.OFF, machine.state)
         self.world.fleet.stop_vm("www")

@@ -23,9 +23,9 @@ from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from jitsu_tw.vm.machine import WRITTEN_WITHIN
 from jitsu_tw.vm.standins import LATE_BY, REFUSES_FOR, StandInControl
-from test.support import EPOCH, World, question, vm
+from jitsu_tw.vm.steps import WRITTEN_WITHIN
+from test.support import EPOCH, World, alone, question, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ class CoverTests(FleetTestCase):
         self.port: list[Deferred[None]] = []
         clocks = Clocks(self.world.clock, self.world.clock.seconds, lambda: EPOCH + self.world.clock.seconds())
         self.world.fleet = Fleet(
-            self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks, self.make_standins
+            self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks,
+            alone(self.world.settings, clocks), self.make_standins,
         )
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
@@ -526,9 +527,11 @@ class HostsTests(SynchronousTestCase):
         www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
                  use_synjitsu=True)  # fmt: skip
         clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())
-        backends: Any = {(HOSTS, ""): Pool(hosts, world.clock.seconds)}
+        pool = Pool(hosts, world.clock.seconds)
+        backends: Any = {(HOSTS, ""): pool}
+        settings = Settings(vms=(www,), hosts=both)
         made = partial(StandInControl, make=FakeStandIn)  # type: ignore[arg-type]
-        fleet = Fleet(Settings(vms=(www,), hosts=both), backends, MemoryStore(), clocks, made)
+        fleet = Fleet(settings, backends, MemoryStore(), clocks, alone(settings, clocks, pool), made)
         fleet.start({})
         left, right = cast("Any", fleet.standins.clients.values())
         ip = str(www.ip[0])

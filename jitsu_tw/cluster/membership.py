@@ -1,0 +1,210 @@
+"""This node among the others, and the hosts of its VMs: what they tell goes to whom it concerns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.cluster.alone import Alone
+from jitsu_tw.cluster.background import begin
+from jitsu_tw.cluster.claims import Claims
+from jitsu_tw.cluster.cluster_state import VM_FACTS, ClusterState, key, read
+from jitsu_tw.cluster.fencing import Fencing
+from jitsu_tw.cluster.hosts import Hosts
+from jitsu_tw.cluster.migration import Migration
+from jitsu_tw.cluster.placement import Placement
+from jitsu_tw.ijitsu import HostStatus, ICluster, IPeer, NodeStatus, Request
+from jitsu_tw.rules.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
+    from jitsu_tw.settings import Settings
+
+
+@implementer(ICluster, IPeer)
+class Membership:
+    """
+    The cluster as this node sees it; it may be its only node.
+
+    Attributes:
+        ownership: which node owns a VM.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool | None,
+        coordinator: ICoordinator,
+        clocks: Clocks,
+        machines: Mapping[str, IMachine],
+        events: IClusterEvents,
+    ) -> None:
+        """
+        Connect nothing yet.
+
+        Args:
+            settings: of the fleet.
+            pool: the hosts of VMs with `host`; None if there are none.
+            coordinator: reaches the other nodes.
+            clocks: tell the time.
+            machines: all VMs, by name.
+            events: is told what concerns the VMs.
+        """
+        self._settings, self._pool, self._now = settings, pool, clocks.now
+        self._machines, self._events = machines, events
+        self._state = ClusterState(coordinator)
+        self._hosts = Hosts(pool, self._state)
+        self.ownership: Alone | Claims = (
+            Alone(coordinator.node, machines, events)
+            if coordinator.alone
+            else Claims(self._state, self._hosts, clocks, machines, events)
+        )
+        self._migration = Migration(pool, machines, self.ownership)
+        self._fencing: Fencing | None = None
+        if pool is not None:
+            self._fencing = Fencing(pool, self._state, self.ownership, machines, settings, clocks.reactor)
+            pool.follow(Placement(self._state, self.ownership, self._fencing, machines, events, clocks.now))
+
+    # `ijitsu.ICluster`.
+
+    def start(self) -> None:
+        """Begin to connect to the other nodes."""
+        self._state.coordinator.start(self)
+        self.ownership.start()
+
+    def stop(self) -> Deferred[None]:
+        """Tell the others the last uses, and give up all claims."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._fencing is not None:
+            self._fencing.stop()
+        await self.ownership.stop()
+        await self._state.coordinator.stop()
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be started through this node now; empty if it can."""
+        return self.ownership.refusal or self._state.coordinator.trouble
+
+    @property
+    def nodes(self) -> list[NodeStatus]:
+        """All nodes, by name."""
+        state, owned = self._state, self.ownership.owned
+        return [
+            NodeStatus(
+                name,
+                name == state.node,
+                (self.problem or None) if name == state.node else None,
+                state.is_drained("nodes", name),
+                owned[name],
+                told.get("since"),
+                told.get("version"),
+            )
+            for name, told in sorted({state.node: {}, **state.nodes}.items())
+        ]
+
+    @property
+    def hosts(self) -> list[HostStatus]:
+        """All hosts, in the order of the configuration."""
+        pool = self._pool
+        if pool is None:
+            return []
+        up = Counter(pool.at(machine.uuid) for machine in self._machines.values() if machine.state is State.UP)
+        return [
+            HostStatus(
+                name,
+                "it is dead: fenced" if name in pool.fenced else pool.unreachable.get(name),
+                self._state.is_drained("hosts", name),
+                up[name],
+            )
+            for name in pool
+        ]
+
+    def publish(self, commit: str) -> None:
+        """Tell the other nodes that *commit* is the configuration now."""
+        begin(self._state.coordinator.put({"news": commit}))
+
+    def host(self, machine: IMachine) -> str | None:
+        """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""
+        return self._hosts.host_of(machine) or None
+
+    def synjitsu(self, machine: IMachine) -> str | None:
+        """Return where the Synjitsu for *machine* listens: that of its host, or of the first that it may be on."""
+        settings = self._settings
+        if not self._hosts.has(machine):
+            return settings.synjitsu
+        at = self._hosts.host_of(machine) or self.ownership.last_host(machine) or machine.vm.hosts[0]
+        return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
+
+    def drain(self, kind: str, name: str, *, undo: bool = False) -> Deferred[bool]:
+        """Take a host or a node out of service, or back (`ICluster.drain`)."""
+        return self._state.coordinator.put({f"drained/{kind}/{name}": None if undo else "by hand"})
+
+    def move(self, machine: IMachine, host: str) -> Deferred[None]:
+        """Move *machine*, which is up, to *host*, or to the best other one if that is empty."""
+        return Deferred.fromCoroutine(self._migration.move(machine, host))
+
+    # What the coordinator tells (`ijitsu.IPeer`).
+
+    def told(self, path: str, value: str | None, before: str | None) -> None:  # noqa: ARG002
+        """Handle a fact that has changed."""
+        kind, _, name = path.partition("/")
+        if kind not in VM_FACTS:
+            self._told(kind, name, value)
+            return
+        machine = self._machines.get(unquote(name))
+        if machine is None:
+            return
+        if kind == "asks" and value is not None and self.ownership.is_own(machine):
+            self._requested(machine, value)
+        else:
+            self.ownership.told(kind, machine, value)
+
+    def _told(self, kind: str, name: str, value: str | None) -> None:
+        """Handle a fact that is not about a VM."""
+        if kind == "nodes" and value is None:
+            self.ownership.node_left(name)
+            self._events.node_left()
+        elif kind == "drained":
+            what, _, name = name.partition("/")
+            if value is not None and what == "nodes" and name == self._state.node:
+                self.ownership.release_all()
+            elif value is not None and what == "hosts":
+                self._migration.empty(name)
+        elif kind == "news":
+            self._events.configuration_published(value or "")
+        elif kind == "dead" and self._fencing is not None:
+            self._fencing.told(name, fenced=value is not None)
+
+    def _requested(self, machine: IMachine, value: str) -> None:
+        """Do for another node what it asks of this one, which owns *machine*."""
+        name, fact = machine.vm.name, read(value)
+        begin(self._state.coordinator.put({key("asks", machine): None}, key("claims", machine)))
+        self.log.info("{name}: {by} asks to {what} it", name=name, by=fact.get("by"), what=fact.get("do"))
+        request = Request(fact["do"])
+        if request is Request.MOVE:
+            self._migration.requested(machine, fact.get("word", ""))
+        else:
+            self._events.requested(name, request)
+
+    def joined(self) -> None:
+        """Handle that the facts are known, for the first time or again."""
+        self._state.connect(self._now())
+        self.ownership.connect()
+
+    def parted(self, reason: str) -> None:
+        """Handle that the facts are not known any more, because of *reason*."""
+        self._state.lose(reason)
+        self.ownership.lose()

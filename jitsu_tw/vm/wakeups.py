@@ -1,0 +1,181 @@
+"""VMs that are up without being asked for: in their weekly windows (`keep_up`), or held by an operator."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final, Protocol
+
+from twisted.logger import Logger
+
+from jitsu_tw.rules.lifecycle import WANTED
+from jitsu_tw.rules.schedule import kept_until, next_begin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from twisted.internet.interfaces import IDelayedCall
+
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.vm.machine import Machine
+
+#: Seconds before the begin of a weekly window at which its VM is started: most guests are up by then.
+EARLY: Final = 60.0
+
+#: Seconds after which a start for a weekly window that failed is tried again.
+TRY_AGAIN: Final = 30.0
+
+#: The wall clock is compared with the steady clock this often, in seconds, and counts as set when the two have moved
+#: apart by this much, in seconds.
+WALL_EVERY: Final = 30.0
+WALL_SET: Final = 1.0
+
+
+class WakeupObserver(Protocol):
+    """What `Wakeups` reports to the keeper of leases."""
+
+    def released(self, machine: Machine) -> None:
+        """Begin the lease of *machine* anew: no operator holds it any more."""
+
+    def window_changed(self, machine: Machine) -> None:
+        """Look at the lease of *machine* when that is due now: its weekly windows begin and end at other times."""
+
+
+class Wakeups:
+    """
+    Starts VMs in their weekly windows, and those that an operator holds when they go down.
+
+    It owns, and nobody else writes: which VMs are held, which an operator has stopped, until when the present windows
+    last, and the timers of starts to come.
+    """
+
+    log = Logger()
+
+    def __init__(self, machines: Mapping[str, Machine], clocks: Clocks, observer: WakeupObserver) -> None:
+        """Start none of *machines*, which are by the VM's name, before it is watched."""
+        self._machines, self._observer = machines, observer
+        self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
+        self._held: set[str] = set()
+        self._stopped: set[str] = set()
+        self._windows: dict[str, float] = {}
+        self._begins: dict[str, IDelayedCall] = {}
+        self._wakes: dict[str, IDelayedCall] = {}
+        self._zero = 0.0
+        self._wall_look: IDelayedCall | None = None
+
+    def stop(self) -> None:
+        """Start no VM any more."""
+        for call in (self._wall_look, *self._begins.values(), *self._wakes.values()):
+            if call is not None and call.active():
+                call.cancel()
+
+    def forget(self, machine: Machine) -> None:
+        """Start *machine*, which is not in the configuration any more, no more."""
+        name = machine.vm.name
+        self._stopped.discard(name)
+        self._windows.pop(name, None)
+        for call in (self._begins.pop(name, None), self._wakes.pop(name, None)):
+            if call is not None and call.active():
+                call.cancel()
+
+    # Held by an operator.
+
+    def hold(self, machine: Machine) -> None:
+        """Start *machine* again whenever it goes down, until it is released."""
+        self._held.add(machine.vm.name)
+
+    def release(self, machine: Machine) -> None:
+        """Give *machine* the lease of any other VM, if it was held."""
+        self._held.discard(machine.vm.name)
+        self._observer.released(machine)
+
+    def is_held(self, name: str) -> bool:
+        """Return whether an operator holds the VM *name*."""
+        return name in self._held
+
+    @property
+    def held(self) -> int:
+        """How many VMs operators hold."""
+        return len(self._held)
+
+    def stopped(self, machine: Machine) -> None:
+        """Leave *machine*, which an operator stops, down until it is asked for or its next weekly window begins."""
+        self._stopped.add(machine.vm.name)
+
+    def asked(self, machine: Machine) -> None:
+        """Note that *machine* is asked for, or up, since an operator has stopped it."""
+        self._stopped.discard(machine.vm.name)
+
+    def went_down(self, machine: Machine) -> None:
+        """Start *machine* again if it is held or in a weekly window: at once, or after its rest if its start failed."""
+        if machine.vm.keep_up or self.is_held(machine.vm.name):
+            self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
+
+    # Weekly windows.
+
+    def window(self, machine: Machine) -> float:
+        """Return when the weekly window ends, on the clock `now`, that *machine* is in; minus infinity for none."""
+        end = self._windows.get(machine.vm.name, -inf)
+        return self.find_window(machine) if -inf < end <= self._now() else end
+
+    def find_window(self, machine: Machine) -> float:
+        """Return the same after a look at the wall clock, which may have run apart from `now`, and the settings."""
+        spans, wall = machine.vm.keep_up, self._wall()
+        end = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
+        if end is None:
+            self._windows.pop(machine.vm.name, None)
+            return -inf
+        self._windows[machine.vm.name] = self._now() + end - wall
+        return self._windows[machine.vm.name]
+
+    def watch(self, machine: Machine) -> None:
+        """Start *machine* whenever one of its weekly windows begins; and now, if it is in one."""
+        if not machine.vm.keep_up:
+            return
+        if self._wall_look is None:
+            self._zero = self._wall() - self._now()
+            self._wall_look = self._reactor.callLater(WALL_EVERY, self._look_at_wall)
+        self.find_window(machine)
+        self._wake(machine)
+        wall = self._wall() + EARLY
+        begins = next_begin(machine.vm.keep_up, wall)
+        assert begins is not None
+        before = self._begins.get(machine.vm.name)
+        if before is not None and before.active():
+            before.cancel()
+        self._begins[machine.vm.name] = self._reactor.callLater(begins - wall, self._window_begins, machine, begins)
+
+    def _window_begins(self, machine: Machine, begins: float) -> None:
+        """Start *machine* if its window has come, which begins at *begins* of the wall clock; plan for the next one."""
+        if self._wall() + EARLY >= begins:
+            self._stopped.discard(machine.vm.name)
+        self.watch(machine)
+
+    def _look_at_wall(self) -> None:
+        """Plan all weekly windows anew if the wall clock was set, or the steady clock has stood still."""
+        self._wall_look = self._reactor.callLater(WALL_EVERY, self._look_at_wall)
+        before, self._zero = self._zero, self._wall() - self._now()
+        if abs(self._zero - before) < WALL_SET:
+            return
+        self.log.info(
+            "the clock is {seconds:+.0f} s from where it was expected (it was set, or this machine slept); times of "
+            "the week follow it",
+            seconds=self._zero - before,
+        )
+        for machine in self._machines.values():
+            if machine.vm.keep_up:
+                self.watch(machine)
+                self._observer.window_changed(machine)
+
+    def _wake(self, machine: Machine) -> None:
+        """Start *machine* if it is held or in a weekly window, unless an operator has stopped it."""
+        name = machine.vm.name
+        is_due = self.is_held(name) or self.window(machine) > self._now()
+        if is_due and machine.state not in WANTED and name not in self._stopped:
+            why = "held by hand" if self.is_held(name) else "its time of the week"
+            machine.summon(why, insist=True, is_client=False).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))
+
+    def _wake_in(self, seconds: float, machine: Machine) -> None:
+        """Start *machine* in *seconds*, if that is still due then."""
+        wake = self._wakes.get(machine.vm.name)
+        if wake is None or not wake.active():
+            self._wakes[machine.vm.name] = self._reactor.callLater(seconds, self._wake, machine)
