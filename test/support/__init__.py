@@ -16,6 +16,7 @@ from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.dns.wire import Question, Source, from_text
+from jitsu_tw.keys import keys_of
 from jitsu_tw.readiness import READINESS
 from jitsu_tw.settings import VM, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
@@ -61,7 +62,9 @@ class HandClock(Clock):
 def vm(name: str = "www", **changes: Any) -> VM:
     """Return a VM of the memory backend: NAME.jitsu.test, at an address of its own."""
     readiness = {key: value for key in READINESS if (value := changes.pop(key, None)) is not None}
-    memory = {"boot_time": changes.pop("boot_time", 0.0), "faults": map(Fault, changes.pop("faults", ()))}
+    memory = {key: changes.pop(key) for key in keys_of(MemorySettings) if key in changes}
+    if "faults" in memory:
+        memory["faults"] = map(Fault, memory["faults"])
     values: dict[str, Any] = {
         "dns": (from_text(f"{name}.jitsu.test"),),
         "ip": (ip_address(f"10.0.{len(name)}.{sum(name.encode()) % 254 + 1}"),),
@@ -71,7 +74,7 @@ def vm(name: str = "www", **changes: Any) -> VM:
         "connect": "",
         "idle": 120.0,
         "readiness": readiness,
-        "backend_settings": MemorySettings(**memory),
+        "backend_settings": MemorySettings(**memory) if memory else None,
     }
     return VM(name=name, **{**values, **changes})
 
