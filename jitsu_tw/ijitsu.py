@@ -191,15 +191,22 @@ class IReadiness(Interface):
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
 
 
-class IUsage(Interface):
-    """What counts the questions that are answered without the fleet."""
+class IObserver(Interface):
+    """What follows the VMs."""
+
+    def moved(machine: Any, old: State) -> None:
+        """Handle that *machine*, an `IMachine`, has left the state *old* for another."""
+
+
+class IAnswers(IObserver):
+    """Answers that are kept, and given to clients without the fleet, while a VM is up."""
 
     def taken() -> Iterable[tuple[str, Any, int, float]]:
         """
         Yield the uses since the last call.
 
-        Each is the name of a VM, what counts the uses of the name that was asked for (`Fleet.use_of`), how often that
-        was asked for, and when last, in seconds of the fleet's clock.
+        Each is the name of a VM, what counts the uses of the name that was asked for (`vm.stats.StatsStore.use_of`),
+        how often that was asked for, and when last, in seconds of the fleet's clock.
         """
 
 
@@ -334,7 +341,7 @@ class Request(enum.Enum):
     MOVE = "move"
 
 
-class IOwnership(Interface):
+class IOwnership(IObserver):
     """
     Which node owns a VM: only its owner starts, keeps and stops it.
 
@@ -408,9 +415,6 @@ class IOwnership(Interface):
         Returns:
             (through the Deferred) the state of the machine; after a stop, when it has stopped.
         """
-
-    def moved(machine: IMachine) -> None:
-        """Handle that *machine* has entered another state."""
 
     def forget(machine: IMachine) -> None:
         """Handle that *machine* is not in the configuration any more."""
@@ -526,6 +530,13 @@ class IClusterEvents(Interface):
         """Announce all VMs to Synjitsu anew: it forgets what a node has announced that is gone."""
 
     def configuration_published(commit: str) -> None:
+        """Handle that a node has published *commit* as the configuration."""
+
+
+class IPublications(Interface):
+    """What follows the configuration that nodes publish."""
+
+    def published(commit: str) -> None:
         """Handle that a node has published *commit* as the configuration."""
 
 

@@ -50,6 +50,7 @@ from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.sync.trigger import SyncTrigger
 from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.fleet import Fleet
@@ -132,7 +133,8 @@ class JitsuService(Service):
         self._twistd = twistd
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms, settings.hosts)
-        self._store = store_at(settings.persistdb, settings.keep_history)
+        self._trigger = SyncTrigger(reactor)
+        self._store = store_at(settings.persistdb, settings.keep_history, self._trigger.changed)
         clocks = Clocks(reactor)
         make_cluster = partial(
             Membership,
@@ -141,18 +143,19 @@ class JitsuService(Service):
             coordinator_for(settings.cluster, reactor),
             clocks,
         )
-        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster)
+        warm = WarmAnswers(clocks.now, settings.summon_from)
+        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster, warm)
         self._running = LiveConfig(self.fleet, zones, self._changed)
         self._reloading = DeferredLock()
-        self._branches: ChangeRequests | None = None
-        self.shared: ConfigSync | None = None
+        self._requests: ChangeRequests | None = None
+        self._sync: ConfigSync | None = None
         if settings.persistdb is not None:
             from jitsu_tw.sync.change_requests import ChangeRequests  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
-            self._branches = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
+            self._requests = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
             if settings.remote is not None:
-                self.shared = self._share(settings.remote, store, self._branches)
+                self._sync = self._share(settings.remote, store, self._requests)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -163,7 +166,7 @@ class JitsuService(Service):
         )
         self._server = Server(
             Chain(resolvers),
-            WarmAnswers(clocks.now, settings.summon_from),
+            warm,
             self.fleet,
             zones,
             limiter=limiter if settings.rate_limit else None,
@@ -177,16 +180,14 @@ class JitsuService(Service):
         self._addresses = Addresses(reactor)
         self._site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
 
-    def _share(self, url: str, store: GitStore, branches: ChangeRequests) -> ConfigSync:
+    def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
         from jitsu_tw.sync.config_sync import ConfigSync  # noqa: PLC0415
 
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
-        shared = ConfigSync(store, branches, self._running, self.fleet, remote, node, self._reactor)
-        shared.tell, self.fleet.on_news = self.fleet.cluster.publish, shared.news
-        self.fleet.trouble = lambda: shared.trouble
-        return shared
+        self.fleet.peers.follow(self._trigger)
+        return ConfigSync(store, requests, self._running, self.fleet, remote, node, self._trigger)
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
@@ -259,7 +260,12 @@ class JitsuService(Service):
             self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
 
     def _problems(self) -> list[str]:
-        return [*self._addresses.problems(), *(self._branches.problems() if self._branches is not None else ())]
+        problems = self._addresses.problems()
+        if self._requests is not None:
+            problems += self._requests.problems()
+        if self._sync is not None and self._sync.trouble:
+            problems.append(f"the configuration is not shared: {self._sync.trouble}")
+        return problems
 
     def _listen_tls(self, place: str) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
@@ -282,8 +288,8 @@ class JitsuService(Service):
         super().startService()
         try:
             remembered = self._store.open()
-            if self._branches is not None:
-                self._branches.restore(remembered)
+            if self._requests is not None:
+                self._requests.restore(remembered)
         except JitsuError as error:
             give_up(error)
         for zone in self._zones:
@@ -294,10 +300,10 @@ class JitsuService(Service):
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
         begun = self.fleet.start(remembered)
-        if self._branches is not None:
-            self._branches.start()
-        if self.shared is not None:
-            self.shared.start()
+        if self._requests is not None:
+            self._requests.start()
+        if self._sync is not None:
+            self._sync.start()
         self._notifier.tell(self._zones)
         gc.freeze()
         gc.enable()
@@ -358,10 +364,10 @@ class JitsuService(Service):
         return Deferred.fromCoroutine(self._stop(ports, self._tcp.end()))
 
     async def _stop(self, *closed: Deferred[Any]) -> None:
-        if self.shared is not None:
-            await self.shared.stop()
-        if self._branches is not None:
-            await self._branches.stop()
+        if self._sync is not None:
+            await self._sync.stop()
+        if self._requests is not None:
+            await self._requests.stop()
         await self.fleet.stop()
         for one in closed:
             await one

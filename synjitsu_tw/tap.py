@@ -21,6 +21,7 @@ from jitsu_tw.errors import JitsuError
 from jitsu_tw.sockets import make_way, umask
 from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, stop_once
+from jitsu_tw.xenstore import Xenstore
 
 try:
     from synjitsu_tw.handover import XenstoreHandover
@@ -105,7 +106,7 @@ class SynjitsuService(Service):
         self.synjitsu = Synjitsu(
             options.interfaces, reactor, options.listed, Refusal(options["refuse"]), secret=secret
         )
-        self._xenstore: Any = xenstore(reactor) if options["xenstore"] else None
+        self._xenstore = Xenstore(reactor) if options["xenstore"] else None
         if self._xenstore is not None:
             self.synjitsu.xenstore = XenstoreHandover(
                 self._xenstore, self.synjitsu.managed, self.synjitsu.announce_in_xenstore
@@ -160,18 +161,8 @@ class SynjitsuService(Service):
         if self._port is not None:
             self._port.stopListening()
         if self._xenstore is not None:
-            closed: Deferred[None] = self._xenstore.close()
-            return closed
+            return self._xenstore.close()
         return None
-
-
-def xenstore(reactor: Any) -> Any:
-    """Return this host's Xenstore; it is loaded only where it is wanted."""
-    try:
-        from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
-    except ImportError as error:
-        give_up(f"--xenstore: needs what is not installed: pip install 'jitsu-tw[xen]' ({error})")
-    return Xenstore(reactor)
 
 
 def read_secret(path: Path) -> str:

@@ -62,7 +62,7 @@ BACKENDS: Final[dict[str, Declaration]] = {
         path="jitsu_tw.backends.libvirt:LibvirtBackend", connect="qemu:///system", check_definition=check_definition
     ),
     "libxl": Declaration(
-        path="jitsu_tw.backends.libxl:LibxlBackend", extra="xen", uris=False, host=False, settings=XenGuest
+        path="jitsu_tw.backends.libxl:LibxlBackend", uris=False, host=False, settings=XenGuest
     ),
     "memory": Declaration(
         # A configuration that was tried with this backend keeps its keys.

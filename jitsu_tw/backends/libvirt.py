@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import libvirt
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.backends import domain, domain_xml, image
-from jitsu_tw.backends.reconnect import Reconnector
-from jitsu_tw.backends.threaded import Workers
+from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
-from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
@@ -99,33 +98,23 @@ class _Events:
 
 
 @implementer(IBackend)
-class LibvirtBackend:
+class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     """The hypervisor at one libvirt URI."""
 
-    log = Logger()
-    reachable = True
     has_uuids = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
         self._uri = connect
         parts = urlsplit(connect)
         self._far = parts.hostname is not None
         # A driver in this process has no daemon that may hang, and libvirt opens it some twenty times, not more often.
         self._shares = parts.path == "/embed" or parts.scheme == "test"
-        self._reactor = reactor
-        self._watcher: IWatcher | None = None
-        self._events: libvirt.virConnect | None = None
-        self._broken: libvirt.virConnect | None = None
-        self._calls, self._saves = (
-            Workers(str(self), most, self._open_another, self._close_another, reactor) for most in (CALLS, SAVES)
+        super().__init__(reactor)
+        self._pools = self._calls, self._saves = tuple(
+            Workers(str(self), most, self._open_another, self._close_another, self._reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
-        self._reconnector = Reconnector(
-            str(self), self._open_events, self._opened, self._lose, self._leave, reactor
-        )
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -154,16 +143,15 @@ class LibvirtBackend:
         """Return a connection for calls. Blocks."""
         if not self._shares:
             return self._open()
-        if self._events is None:
+        if self._connection is None:
             raise BackendLost(f"{self} cannot be reached")
-        return self._events
+        return self._connection
 
     def _close_another(self, connection: libvirt.virConnect) -> None:
         if not self._shares:
             _close(connection)
 
     def _open_events(self) -> libvirt.virConnect:
-        """Connect, and ask for events. Blocks."""
         connection = self._open()
         try:
             connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None)
@@ -174,57 +162,19 @@ class LibvirtBackend:
             raise BackendLost(str(error)) from error
         return connection
 
-    def connect(self, watcher: IWatcher) -> None:
-        """Connect, now and whenever the connection breaks."""
-        self._watcher = watcher
-        self._reconnector.begin()
-
-    def _opened(self, connection: libvirt.virConnect) -> None:
-        if connection is self._broken:
-            self._leave(connection)
-            self._reconnector.again("the connection broke while it was made")
-            return
-        self._events = connection
-        for workers in (self._calls, self._saves):
-            workers.begin()
-        self.log.info("{backend}: connected", backend=self)
-        if self._watcher is not None:
-            self._watcher.connected(self)
-
-    def _lose(self, reason: str) -> None:
-        if self._watcher is not None:
-            self._watcher.lost(self, reason)
-
     def _hung_up(self, connection: libvirt.virConnect, reason: int, _opaque: object) -> None:
         """Handle the end of the connection for events, in libvirt's thread."""
-        words = {
+        reasons = {
             libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "the hypervisor's daemon closed the connection",
             libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "the hypervisor's daemon gives no sign of life",
         }
-        self._reactor.callFromThread(self._lost, connection, words.get(reason, "the connection broke"))
+        self._reactor.callFromThread(self._lost, connection, reasons.get(reason, "the connection broke"))
 
-    def _lost(self, connection: libvirt.virConnect, reason: str) -> None:
-        if connection is not self._events:
-            self._broken = connection  # one that `_opened` may be about to take
-        else:
-            self._events = None
-            self._leave(connection)
-            self._reconnector.again(reason)
-            for workers in (self._calls, self._saves):
-                workers.end(reason)
+    def _discard(self, connection: libvirt.virConnect, reason: str = "closed") -> Deferred[None]:  # noqa: ARG002
+        return in_thread(self._reactor, f"{self}, closing", _close, connection)
 
-    def _leave(self, connection: libvirt.virConnect) -> None:
-        """Close the connection for events, in a thread that nothing waits for."""
-        threading.Thread(target=_close, args=(connection,), name=f"{self}, closing", daemon=True).start()
-
-    def close(self) -> Deferred[None]:
-        """Close the connections. A call that is under way goes on to its end."""
-        self._reconnector.end()
-        connection, self._events, self._watcher = self._events, None, None
-        if connection is not None:
-            self._leave(connection)
-        ended = DeferredList([workers.end(f"{self} is closed") for workers in (self._calls, self._saves)])
-        return ended.addCallback(lambda _: None)
+    def _close_events(self, connection: libvirt.virConnect) -> Deferred[Any]:
+        return self._discard(connection).addTimeout(CLOSES_WITHIN, self._reactor, onTimeoutCancel=lambda *_: None)
 
     # Calls.
 
@@ -243,13 +193,11 @@ class LibvirtBackend:
         reason = _EVENTS.get((event, detail), f"libvirt's lifecycle event {event}, detail {detail}")
         if (event, detail) == _ENDED:
             # Whose fault that was is known by what the guest has.
-            self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(self._tell, uuid)
+            self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(
+                lambda known: self._changed(uuid, known)
+            )
         else:
-            self._tell(reason, uuid)
-
-    def _tell(self, reason: str, uuid: str) -> None:
-        if self._watcher is not None:
-            self._watcher.changed(uuid, reason)
+            self._changed(uuid, reason)
 
     def _reboot(self, _connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
         """Handle a reboot event, in libvirt's thread."""

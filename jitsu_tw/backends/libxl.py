@@ -7,8 +7,9 @@ A VM is a domain with a uuid that we give it; what it is made of comes from the 
 from __future__ import annotations
 
 import contextlib
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -21,7 +22,24 @@ from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from jitsu_tw.backends.xl import Domain
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _by_host(
+    method: Callable[Concatenate[LibxlBackend, P], Coroutine[Deferred[Any], Any, T]],
+) -> Callable[Concatenate[LibxlBackend, P], Deferred[T]]:
+    """Make a method return a Deferred; what it fails by may be the end of the connection, see `Host.call`."""
+
+    @wraps(method)
+    def call(self: LibxlBackend, /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return self._host.call(method(self, *args, **kwargs))
+
+    return call
 
 
 @implementer(IBackend)
@@ -73,11 +91,9 @@ class LibxlBackend:
         """Return the uuid: the configuration's, or one made of the name."""
         return self._host.call(self._host.look_up(vm))
 
-    def state(self, uuid: str) -> Deferred[Power]:
+    @_by_host
+    async def state(self, uuid: str) -> Power:
         """Return what xl says; a VM that is off and has an image is saved."""
-        return self._host.call(self._state(uuid))
-
-    async def _state(self, uuid: str) -> Power:
         domain = await self._host.find(uuid)
         if domain is None or domain.down:
             return Power.SAVED if self._saved(uuid).exists() else Power.OFF
@@ -87,11 +103,9 @@ class LibxlBackend:
         """Fire at once: Xen does not know what a guest is doing."""
         return succeed(None)
 
-    def guest(self, uuid: str) -> Deferred[Guest]:
+    @_by_host
+    async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
-        return self._host.call(self._guest(uuid))
-
-    async def _guest(self, uuid: str) -> Guest:
         domain, vm = await self._host.find(uuid), self._host.vms[uuid]
         made_of = xen.guest_of(vm)
         given = xen.macs(made_of, uuid) if made_of is not None else ()
@@ -105,11 +119,9 @@ class LibxlBackend:
         # While xl makes the domain, they are not there yet.
         return Guest(tuple(mac.lower() for mac in found if mac) or given, domain.domid)
 
-    def traffic(self, uuid: str) -> Deferred[int | None]:
+    @_by_host
+    async def traffic(self, uuid: str) -> int | None:
         """Return what dom0 has received of the guest; None if an interface of it is another domain's, or a device."""
-        return self._host.call(self._traffic(uuid))
-
-    async def _traffic(self, uuid: str) -> int | None:
         domain = await self._host.running(uuid)
         devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device"
         numbers = [name for name in await self._host.xenstore.list(f"{devices}/vif") if name.isdigit()]
@@ -123,22 +135,18 @@ class LibxlBackend:
         except OSError:  # it went down at this moment, or its network is not dom0's business
             return None
 
-    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+    @_by_host
+    async def cpu_time(self, uuid: str) -> float | None:
         """Return the time of the domain's virtual CPUs, which is what Xen counts."""
-        return self._host.call(self._cpu_time(uuid))
-
-    async def _cpu_time(self, uuid: str) -> float:
         return (await self._host.running(uuid)).cpu_time
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:  # noqa: ARG002
         """Return None: Xen's tools tell only by failing what they cannot save."""
         return succeed(None)
 
-    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+    @_by_host
+    async def advice(self, uuid: str) -> tuple[str, ...]:
         """Return what keeps the VM from being started: a file that is missing, a configuration that xl refuses."""
-        return self._host.call(self._advice(uuid))
-
-    async def _advice(self, uuid: str) -> tuple[str, ...]:
         vm = self._host.vms[uuid]
         try:
             xlvm.check_files(vm)
@@ -151,11 +159,9 @@ class LibxlBackend:
             return (f"it cannot be started: {error}",)
         return ()
 
-    def memory(self, uuid: str) -> Deferred[Memory | None]:
+    @_by_host
+    async def memory(self, uuid: str) -> Memory | None:
         """Return what the VM would take, and what Xen has; None where dom0 has it, see `parse_free`."""
-        return self._host.call(self._memory(uuid))
-
-    async def _memory(self, uuid: str) -> Memory | None:
         domain = await self._host.find(uuid)
         needed = xlvm.memory_of(self._host.vms[uuid]) if domain is None or domain.down else 0
         free = await self._host.xl.free()
@@ -163,11 +169,9 @@ class LibxlBackend:
 
     # What is done.
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @_by_host
+    async def start(self, uuid: str) -> Start:
         """Create the domain, unpause it, or restore it."""
-        return self._host.call(self._started(uuid))
-
-    async def _started(self, uuid: str) -> Start:
         did = await self._start(uuid)
         if did is not Start.RAN:
             self._host.started(uuid)
@@ -213,7 +217,7 @@ class LibxlBackend:
 
     async def _room(self, uuid: str) -> None:
         """See to it that there is memory to restore a VM: for the want of it no image is thrown away."""
-        memory = await self._memory(uuid)
+        memory = await self.memory(uuid)
         if memory is not None and memory.needed > memory.free:
             needed, free = memory.needed // 2**20, memory.free // 2**20
             raise BackendError(f"not enough memory to restore it: it needs {needed} MiB, and {free} MiB are free")
@@ -260,11 +264,9 @@ class LibxlBackend:
             with contextlib.suppress(BackendError):
                 await self._host.xl.run("destroy", str(domain.domid))
 
-    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+    @_by_host
+    async def stop(self, uuid: str, mode: Mode) -> None:
         """Stop the domain."""
-        return self._host.call(self._stop(uuid, mode))
-
-    async def _stop(self, uuid: str, mode: Mode) -> None:
         domain = await self._host.find(uuid)
         if domain is None or (domain.down and mode is not Mode.DESTROY):
             return
@@ -311,11 +313,9 @@ class LibxlBackend:
     def _image(self, uuid: str) -> Path | None:
         return xlvm.image_of(self._host.vms[uuid])
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    @_by_host
+    async def keep_image(self, uuid: str) -> None:
         """Save the guest's memory and let it go on. What nobody could see change, a block device, rules it out."""
-        return self._host.call(self._keep_image(uuid))
-
-    async def _keep_image(self, uuid: str) -> None:
         if self._image(uuid) is None:
             message = "its image cannot be kept: its disks are no files, or only its xl configuration knows them"
             raise BackendError(message)

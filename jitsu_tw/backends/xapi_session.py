@@ -268,7 +268,10 @@ class Login:
     Attributes:
         number: how often it has logged in; refs and tokens of an earlier session may mean nothing any more.
         broken: why it can be used no more; empty while it can.
+        snapshot: how all VMs were at its beginning: the answer of the first `event.from`.
     """
+
+    snapshot: dict[str, Any]
 
     def __init__(self, target: Target) -> None:
         """Take the pool; nothing is connected yet."""

@@ -7,15 +7,16 @@ what it was. Xen knows nothing of a VM that does not run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from jitsu_tw.backends.xl import Domain, Xl
 from jitsu_tw.backends.xlvm import uuid_of
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.xenstore import Xenstore
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IBackend, IWatcher
     from jitsu_tw.settings import VM
     from jitsu_tw.xenstore import Watch
+
+T = TypeVar("T")
 
 #: Seconds that what is left of a domain that is down may take to go by itself. xl clears it away within one.
 REMAINS: Final = 10.0
@@ -66,10 +69,9 @@ class Host:
         self._building: dict[int, float] = {}  # others, and since when
         self._again: Any = None
         self._connected = False
-        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
-        self._failures = 0
-        self._retry: Any = None
-        self._closed = False
+        self._reconnector = Reconnector(
+            "Xen (xl)", self._open, self._opened, self._disconnected, lambda _: None, reactor
+        )
 
     # The connection.
 
@@ -78,51 +80,43 @@ class Host:
         self._backend, self._watcher = backend, watcher
         self.xenstore.start()
         self._watches = [self.xenstore.watch(path, self._hint) for path in ("@introduceDomain", "@releaseDomain")]
-        self._try()
+        self._reconnector.begin()
 
-    def _try(self) -> None:
-        if not self._closed:
-            Deferred.fromCoroutine(self._open()).addErrback(self._unexpected)
+    @deferred
+    async def _open(self) -> tuple[Domain, ...]:
+        """Return all domains, once Xenstore and xl answer."""
+        await self.xenstore.list("/local/domain")
+        return await self.xl.domains()
 
-    async def _open(self) -> None:
-        try:
-            await self.xenstore.list("/local/domain")
-            domains = await self.xl.domains()
-        except BackendError as error:
-            self._lost(str(error))
+    def _opened(self, domains: tuple[Domain, ...]) -> None:
+        if self._watcher is None or self._backend is None:
             return
-        if self._connected or self._watcher is None or self._backend is None:
-            return
-        self._connected, self._failures = True, 0
+        self._connected = True
         self._built = {domain.domid for domain in domains}
         self._known = self._ours(domains)
         self.log.info("{backend}: connected", backend=self._backend)
         self._watcher.connected(self._backend)
 
     def _lost(self, reason: str) -> None:
-        """Hear that there is no connection; try again after a while that grows with each failure."""
-        if self._watcher is None or self._backend is None or (self._retry is not None and self._retry.active()):
-            return
+        """Connect again, because xl or Xenstore does not answer for *reason*."""
         self._connected = False
-        self._failures += 1
-        self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
-        self._watcher.lost(self._backend, reason)
+        self._reconnector.again(reason)
 
-    def _unexpected(self, failure: Any) -> None:
-        """Take note of what can only be a fault of ours."""
-        self.log.failure("{backend}: unexpected, please report", failure, backend=self._backend)
+    def _disconnected(self, reason: str) -> None:
+        if self._watcher is not None and self._backend is not None:
+            self._watcher.lost(self._backend, reason)
 
     def close(self) -> Deferred[None]:
-        """End the connection to Xenstore. An xl that does something goes on to its end; one that lists ends first."""
-        self._closed, self._connected, self._watcher = True, False, None
-        for timer in (self._retry, self._again):
-            if timer is not None and timer.active():
-                timer.cancel()
+        """End the connection to Xenstore. An xl that changes a VM goes on to its end; one that lists ends first."""
+        self._reconnector.end()
+        self._connected, self._watcher = False, None
+        if self._again is not None and self._again.active():
+            self._again.cancel()
         for watch in self._watches:
             watch.stop()
         return self.xl.listed().addCallback(lambda _: self.xenstore.close())
 
-    def call(self, call: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+    def call(self, call: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
         """Carry out *call*; a connection that turns out to be lost is tried again."""
         return Deferred.fromCoroutine(call).addErrback(self._failed)
 
@@ -140,7 +134,7 @@ class Host:
         """Hear that some domain has come or gone."""
         self._wake()
         if self._connected:
-            Deferred.fromCoroutine(self._look()).addErrback(self._unexpected)
+            spawn(self.log, self._look(), self._backend)
 
     def _wake(self) -> None:
         """Have those who wait for something to happen look again."""

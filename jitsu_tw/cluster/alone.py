@@ -69,10 +69,11 @@ class Alone:
         """Return a Deferred that has fired: there is no other node to ask."""
         return succeed(machine.state)
 
-    def moved(self, machine: IMachine) -> None:
+    def moved(self, machine: IMachine, old: State) -> None:
         """Return: nothing is told."""
 
-    forget = moved
+    def forget(self, machine: IMachine) -> None:
+        """Return: nothing is told."""
 
     # What the rest of `cluster` needs.
 

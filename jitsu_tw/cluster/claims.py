@@ -221,7 +221,7 @@ class Claims:
 
     # What the machines do.
 
-    def moved(self, machine: IMachine) -> None:
+    def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
         """Handle that *machine* has entered another state."""
         name, state = machine.vm.name, machine.state
         if state in DOWN:

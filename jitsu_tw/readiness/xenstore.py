@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from jitsu_tw import parsers
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.keys import Key, Limits
 from jitsu_tw.readiness.strategy import EVERY, Strategy
+from jitsu_tw.xenstore import Xenstore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM
-    from jitsu_tw.xenstore import Xenstore
 
 #: The octets that a path below a domain's own may have (xenstore.txt: XENSTORE_REL_PATH_MAX).
 LONGEST_KEY: Final = 2048
@@ -42,11 +41,10 @@ def parse_key(text: str) -> str:
     Return a key below the VM's own path.
 
     Raises:
-        ValueError: it is none, or pyxs is not installed.
+        ValueError: it is none.
     """
     if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
         raise ValueError(f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready")
-    parsers.require("jitsu_tw.xenstore", "xen")
     return text
 
 
@@ -59,8 +57,6 @@ class XenstoreKey(Strategy):
 
     def __init__(self, reactor: Any, xenstore: Xenstore | None = None) -> None:
         """Wait on *reactor*'s clock; look into *xenstore*, or into this host's."""
-        from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415 -- pyxs is loaded where a VM has the key
-
         super().__init__(reactor)
         self._xenstore = xenstore or Xenstore(reactor)
 

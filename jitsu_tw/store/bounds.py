@@ -77,21 +77,24 @@ class TooLargeError(RefusedError):
 
 
 @attrs.frozen
-class Measured:
+class Sides:
     """
-    A request within the bounds.
+    The folders of VMs in three commits, by uuid.
 
     Attributes:
-        base: the folders of VMs, by uuid, in the commit that the request was made on.
-        ours: the same in `main`.
-        theirs: the same in the request.
-        changed: the uuids of the folders that differ.
+        base: the commit that the other two come from.
+        ours: of `main`.
+        theirs: of a request, or of the branch that is shared.
     """
 
     base: Mapping[str, Entry]
     ours: Mapping[str, Entry]
     theirs: Mapping[str, Entry]
-    changed: Sequence[str]
+
+    def values(self, reader: Reader, uuid: str) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Return the values of a VM on each side; raises as `Reader.values` does."""
+        was, ours, theirs = (reader.values(uuid, side.get(uuid)) for side in (self.base, self.ours, self.theirs))
+        return was, ours, theirs
 
 
 class Reader:
@@ -318,7 +321,9 @@ class Reader:
                 mark(parent, flags[oid])
         return [oid for oid in new if flags[oid] == _THEIRS]
 
-    def measure(self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()) -> Measured:
+    def measure(
+        self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()
+    ) -> tuple[Sides, list[str]]:
         """
         Return what the request *commit* changes. No value is read.
 
@@ -326,6 +331,10 @@ class Reader:
             commit: the request's last.
             head: of `main`.
             shared: the last commit that several Jitsus share, if there is one: a clone of theirs may ask, too.
+
+        Returns:
+            the folders of VMs in the commit that the request was made on, in `main` and in the request; and the uuids
+            of those that it changes.
 
         Raises:
             RefusedError: it cannot be merged.
@@ -350,7 +359,7 @@ class Reader:
             raise TooLargeError(message)
         for uuid in changed:
             self.check(uuid, theirs.get(uuid))
-        return Measured(was, ours, theirs, changed)
+        return Sides(was, ours, theirs), changed
 
     def _only_vms(self, commit: pygit2.Commit) -> None:
         """Refuse a commit that changes anything but VMs; statistics that were cloned are no change."""

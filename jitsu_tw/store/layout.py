@@ -131,24 +131,39 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
     return found
 
 
-def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
-    """Return what the configuration says of *vm*, as paths and values."""
-    base = f"{VMS}/{uuid}"
-    paths = {f"{base}/ip": " ".join(map(str, vm.ip)), f"{base}/stop_mode": vm.mode.value}
+def vm_files(vm: VM) -> dict[str, str]:
+    """Return what the configuration says of *vm*: values by their paths below the VM's folder."""
+    files = {"ip": " ".join(map(str, vm.ip)), "stop_mode": vm.mode.value}
     for name in vm.dns:
-        paths[f"{base}/dns/{label(name)}/ttl"] = str(vm.ttl)
+        files[f"dns/{label(name)}/ttl"] = str(vm.ttl)
     for key, values in vm.raw.items():
         if key in FILES:
-            paths.setdefault(f"{base}/{FILES[key]}", values[0])
+            files.setdefault(FILES[key], values[0])
         elif key not in _DNS:
             for number, value in enumerate(values):
-                paths[f"{base}/config/{key}/{number}"] = value
-    return paths
+                files[f"config/{key}/{number}"] = value
+    return files
+
+
+def in_folder(uuid: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return the *files* of a VM's folder by their paths in the state."""
+    return {f"{VMS}/{uuid}/{path}": value for path, value in files.items()}
+
+
+def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
+    """Return what the configuration says of *vm*, by the paths in the state."""
+    return in_folder(uuid, vm_files(vm))
+
+
+def vm_changes(uuid: str, was: Mapping[str, str], files: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the changes of the state that make *files* of a VM's folder that *was*."""
+    changed = {path: files.get(path) for path in {**was, **files} if was.get(path) != files.get(path)}
+    return {f"{VMS}/{uuid}/{path}": value for path, value in changed.items()}
 
 
 def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """
-    Yield each key, value and path of what the *files* of one VM say; `vm_paths` backwards.
+    Yield each key, value and path of what the *files* of one VM say; `vm_files` backwards.
 
     A VM has one TTL, which is at each of its names: what has changed holds.
 
@@ -191,13 +206,11 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
 
 def differs_by_names_only(files: Mapping[str, str], vm: VM) -> bool:
     """Return whether *files*, by the path below a VM's folder, say of it what *vm* says, but for its name and names."""
-    base = f"{VMS}/"
-    said = {path.removeprefix(base): value for path, value in vm_paths("", vm).items()}
 
     def rest(known: Mapping[str, str]) -> dict[str, str]:
         return {path: value for path, value in known.items() if not path.startswith(("dns/", "config/name/"))}
 
-    return rest({path.removeprefix("/"): value for path, value in said.items()}) == rest(files)
+    return rest(vm_files(vm)) == rest(files)
 
 
 def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:

@@ -97,6 +97,11 @@ class Machine(Life):
         return not self.joinable and self._context.now() < self.failures.retry_at
 
     @property
+    def rests(self) -> float:
+        """For how many seconds a query does not start the VM, because it has failed before."""
+        return max(0.0, self.failures.retry_at - self._context.now()) if self.is_resting else 0.0
+
+    @property
     def asker(self) -> str:
         """The first that asked for the activation that is under way; "nobody" if Jitsu itself began it."""
         return "nobody" if self.waiters is None else str(self.waiters.first)
@@ -290,7 +295,7 @@ class Machine(Life):
             kind: of the problem; each kind is noted on its own.
             sentences: those of that kind, without the VM's name and a full stop; none if there are none any more.
         """
-        self._context.problem(self, kind, sentences)
+        self._context.problems.note(self.vm.name, kind, sentences)
 
     # The table, carried out.
 
@@ -320,7 +325,8 @@ class Machine(Life):
         in_vain = self.wants_retry(old, promised=False)
         retry = in_vain or (self.wants_retry(old, promised=promised) and self._context.may_try_again())
         self.plan(old, retry=retry)
-        self._context.moved(self, old)
+        for observer in self._context.observers:
+            observer.moved(self, old)
         if self.state is state:
             self._take_step(old, in_vain=in_vain)
             self._entered(state)
@@ -329,7 +335,7 @@ class Machine(Life):
         """Take the step that belongs to entering the state."""
         state, order = self.state, self.order
         if state is State.QUEUED:
-            self._context.ask_turn(self)
+            self._context.queue.request(self)
         elif state is State.STARTING:
             self.mark("start")
             self._begin(steps.start(self, self._context))
@@ -477,7 +483,7 @@ class Machine(Life):
         if self.activation is None or "query" not in self.marks:
             return
         clients, asker = 0 if self.waiters is None else self.waiters.clients, self.asker
-        self._context.booted(self, how, clients)
+        self._context.journal.booted(self, how, clients)
         self.log.info(
             "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",
             name=self.vm.name,

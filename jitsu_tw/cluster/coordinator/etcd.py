@@ -15,8 +15,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.application.internet import backoffPolicy
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.defer import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -24,8 +23,10 @@ from zope.interface import implementer
 from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway, Refused, Stream
 from jitsu_tw.cluster.coordinator.kv import Keys, Mirror, revision
 from jitsu_tw.cluster.coordinator.session import Session, boottime
+from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import ICoordinator
+from jitsu_tw.reconnect import Reconnector, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import Cluster
 
 #: Seconds until etcd's members are tried again, when all have failed: at first and at most.
-BACK_OFF: Final = (0.1, 2.0)
-
+_PAUSE: Final = steady(0.1, 2.0)
 
 #: Seconds of etcd's history that are kept. A watch that is begun anew needs none: everything is read before.
 HISTORY: Final = 3600.0
@@ -80,13 +80,14 @@ class EtcdCoordinator:
         self._mirror = Mirror()
         self._released: set[str] = set()  # claims of ours that we remove, or have tried to
         self._releasing: dict[str, list[Deferred[None]]] = {}  # of those, what is being removed: who waits for it
-        self._backoff = backoffPolicy(*BACK_OFF, jitter=lambda: 0.0)
+        self._reconnector: Reconnector[Stream] = Reconnector(
+            "etcd", self._connect, self._connected, self._disconnected, Stream.stop, reactor, self._next_member
+        )
         self._peer: IPeer | None = None
         self._joined = False
         self._complained = False  # in the log, of the present loss
         self._why = "etcd has not been asked yet"
         self._rounds = 0  # in which all members failed, one after the other
-        self._broken: ClusterUnavailable | None = None
         self._stream: Stream | None = None
         self._pausing: Deferred[None] | None = None
         self._turns = DeferredSemaphore(AT_ONCE)
@@ -95,36 +96,50 @@ class EtcdCoordinator:
         self._past = 0  # the revision that was known when history was last compacted
         self._compact_at = 0.0
         self._has_alarm = False
-        self._running: Deferred[None] = succeed(None)
 
     @property
     def facts(self) -> Mapping[str, str]:
         """What is known now."""
         return self._mirror.facts
 
-    # The door.
+    # The interface.
 
     def start(self, peer: IPeer) -> None:
         """Begin to connect."""
         self._peer = peer
-        self._running = Deferred.fromCoroutine(self._run())
-        self._running.addErrback(lambda failure: failure.trap(CancelledError))
+        self._reconnector.begin()
 
-    def stop(self) -> Deferred[None]:
+    @deferred
+    async def stop(self) -> None:
         """Give the lease back, if etcd can be asked, and disconnect."""
         self._peer, self._joined, self._why = None, False, "this node has stopped"
-        self._running.cancel()
+        self._reconnector.end()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.stop()
+        self._wake()
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._fire(lambda _: True, ClusterUnavailable(self._why))
-        return Deferred.fromCoroutine(self._end())
+        try:
+            await self._session.end()
+        except ClusterUnavailable as error:
+            self.log.warn("what was claimed is free only in a while: {reason}", reason=str(error))
+        await self._gateway.close()
 
-    def claim(self, key: str, value: str) -> Deferred[bool]:
+    @deferred
+    async def claim(self, key: str, value: str) -> bool:
         """Make a fact that is ours alone."""
-        return Deferred.fromCoroutine(self._claim(key, value))
+        if key in self._releasing:
+            waiting: Deferred[None] = Deferred()
+            self._releasing[key].append(waiting)
+            await waiting
+        await self._commit(self._keys.claim(key, value, self._lease()))
+        self._released.discard(key)
+        return self._is_ours(key)
 
     def holds(self, key: str) -> bool:
-        """Say whether *key* is a claim of ours, now."""
+        """Return whether *key* is a claim of ours, now."""
         return self._joined and key not in self._released and self._is_ours(key) and self._session.left() > 0
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
@@ -134,11 +149,10 @@ class EtcdCoordinator:
         self._released |= released
         for key in released:
             self._releasing.setdefault(key, [])
-        putting = Deferred.fromCoroutine(self._put(dict(facts), holding, released))
-        return putting.addBoth(self._put_is_done, released)
+        return self._put(dict(facts), holding, released).addBoth(self._put_is_done, released)
 
     def _put_is_done(self, result: Any, released: Iterable[str]) -> Any:
-        """Let those go on who want to claim what was removed."""
+        """Continue the claims that wait for what was removed."""
         for key in released:
             for waiting in self._releasing.pop(key, ()):
                 waiting.callback(None)
@@ -146,15 +160,7 @@ class EtcdCoordinator:
 
     # Transactions.
 
-    async def _claim(self, key: str, value: str) -> bool:
-        if key in self._releasing:
-            waiting: Deferred[None] = Deferred()
-            self._releasing[key].append(waiting)
-            await waiting
-        await self._commit(self._keys.claim(key, value, self._lease()))
-        self._released.discard(key)
-        return self._is_ours(key)
-
+    @deferred
     async def _put(self, facts: Mapping[str, str | None], holding: str, released: set[str]) -> bool:
         lease = self._lease()
         ours = {key for key in facts if self._is_ours(key)}
@@ -234,9 +240,9 @@ class EtcdCoordinator:
             await waiting.addTimeout(self._gateway.patience, self._reactor)
         except NoAnswer as error:
             self._waiting = [(wanted, other) for wanted, other in self._waiting if other is not waiting]
-            reason = ClusterUnavailable(f"{self._gateway.url} does not tell what has changed")
-            self._break(reason)
-            raise reason from error
+            reason = f"{self._gateway.url} does not tell what has changed"
+            self._lost(reason)
+            raise ClusterUnavailable(reason) from error
 
     def _fire(self, which: Callable[[int], bool], error: ClusterUnavailable | None = None) -> None:
         """Tell those who wait for such revisions."""
@@ -250,56 +256,61 @@ class EtcdCoordinator:
 
     # The connection.
 
-    async def _run(self) -> None:
-        """Agree by one member of etcd after the other."""
-        try:
-            while True:
-                try:
-                    await self._stay()
-                except ClusterUnavailable as error:
-                    self._failed(str(error))
-                except CancelledError:
-                    raise
-                except Exception as error:  # noqa: BLE001
-                    # A fault of ours or of etcd's; but a node that has given up would stay apart for ever.
-                    self.log.failure("agreeing by etcd failed")
-                    self._failed(repr(error))
-                if self._peer is None:
-                    return
-                if self._stream is not None:
-                    self._stream.stop()
-                if self._gateway.next():
-                    self._rounds += 1
-                    await self._pause(self._backoff(self._rounds - 1))
-        except CancelledError:
-            return
+    @deferred
+    async def _connect(self) -> Stream:
+        """Have a lease, and know all facts, by the present member of etcd; return its watch."""
+        if not await self._renew():
+            self._released.clear()
+            await self._session.begin()
+        known = await self._learn()
+        return await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
 
-    def _failed(self, reason: str) -> None:
+    def _connected(self, stream: Stream) -> None:
+        self._stream = stream
+        spawn(self.log, self._stay(stream), "etcd")
+
+    async def _stay(self, stream: Stream) -> None:
+        """Join, and renew the lease while there is *stream*."""
+        try:
+            self._join()
+            while await self._lasts(stream):
+                if not await self._renew():
+                    raise ClusterUnavailable(ENDED)  # noqa: TRY301
+                self._join()  # again, if the lease's time was over for us though not for etcd
+                self._rounds = 0
+                await self._check_alarm()
+                await self._compact()
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, a node that has given up would stay apart for ever.
+            if self._stream is stream:
+                if not isinstance(error, ClusterUnavailable):
+                    report(self.log, "etcd")
+                self._lost(str(error) or repr(error))
+
+    def _break(self, reason: ClusterUnavailable) -> None:
+        """Handle the end of the watch."""
+        self._lost(str(reason))
+
+    def _lost(self, reason: str) -> None:
+        """Leave the present member of etcd, because of *reason*."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.stop()
+            self._reconnector.again(reason)
+            self._wake()
+
+    def _next_member(self, _failures: int) -> float:
+        """Leave the present member of etcd for the next; return the seconds until that is asked."""
+        if not self._gateway.next():
+            return 0.0
+        self._rounds += 1
+        return _PAUSE(self._rounds)
+
+    def _disconnected(self, reason: str) -> None:
         self._why = reason
         if self._peer is not None and not self._joined and not self._complained:
             self._complained = True
             self.log.warn("etcd cannot be asked yet: {reason}; trying again", reason=reason)
-
-    async def _stay(self) -> None:
-        """Agree by the present member, until that fails."""
-        if not await self._renew():
-            self._released.clear()
-            await self._session.begin()
-        self._broken = None
-        known = await self._learn()
-        self._stream = await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
-        self._join()
-        while self._peer is not None:  # who may stop us when it is told
-            if self._broken is None:
-                await self._pause(self._session.every)
-            if self._broken is not None:
-                raise self._broken
-            if not await self._renew():
-                raise ClusterUnavailable(ENDED)
-            self._join()  # again, if the lease's time was over for us though not for etcd
-            self._rounds = 0
-            await self._check_alarm()
-            await self._compact()
 
     async def _renew(self) -> bool:
         """Renew the lease; say whether there still is one."""
@@ -322,7 +333,7 @@ class EtcdCoordinator:
         return known
 
     def _told(self, result: Mapping[str, Any]) -> None:
-        """Hear from the watch."""
+        """Learn what the watch tells."""
         self._tell(self._mirror.learn(self._keys.events(result)))
 
     def _tell(self, changes: Iterable[Change]) -> None:
@@ -367,26 +378,13 @@ class EtcdCoordinator:
             # What we know, and whether we are connected, is the same however the peer takes it.
             self.log.failure("telling of {arguments} failed", arguments=arguments)
 
-    def _break(self, reason: ClusterUnavailable) -> None:
-        """Hear that the watch has ended."""
-        self._broken = reason
-        self._wake()
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until woken."""
-        self._pausing = pausing = Deferred[None]()
-        await pausing.addTimeout(seconds, self._reactor, onTimeoutCancel=lambda *_: None)
+    async def _lasts(self, stream: Stream) -> bool:
+        """Wait until the lease is to be renewed, or until woken; return whether *stream* is there still."""
+        if self._stream is stream:
+            self._pausing = pausing = Deferred[None]()
+            await pausing.addTimeout(self._session.every, self._reactor, onTimeoutCancel=lambda *_: None)
+        return self._stream is stream
 
     def _wake(self) -> None:
         if self._pausing is not None and not self._pausing.called:
             self._pausing.callback(None)
-
-    async def _end(self) -> None:
-        """Give the lease back, and end the connections."""
-        if self._stream is not None:
-            self._stream.stop()
-        try:
-            await self._session.end()
-        except ClusterUnavailable as error:
-            self.log.warn("what was claimed is free only in a while: {reason}", reason=str(error))
-        await self._gateway.close()

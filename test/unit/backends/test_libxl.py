@@ -336,12 +336,12 @@ class LibxlBackendTests(contract_backends.BackendContract):
         """A file that is missing or wrong is an error of the configuration, and advice while Jitsu runs."""
         bad = self.folder / "bad"
         bad.write_text("[]")
-        missing = self.folder / "missing"
+        kernel, missing = self.folder / "kernel", self.folder / "missing"
         cases: list[tuple[dict[str, Any], str]] = [
             ({"backend_settings": xen.XenGuest(missing)}, str(missing)),
             ({"backend_settings": xen.XenGuest()}, "a pv guest needs a kernel"),
-            ({"backend_settings": xen.XenGuest(self.folder / "kernel", disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
-            ({"backend_settings": xen.XenGuest(self.folder / "kernel", rumprun_config=bad)}, f"{bad} is no configuration"),
+            ({"backend_settings": xen.XenGuest(kernel, disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
+            ({"backend_settings": xen.XenGuest(kernel, rumprun_config=bad)}, f"{bad} is no configuration"),
             ({"define": missing}, str(missing)),
         ]
         for changes, words in cases:

@@ -112,7 +112,7 @@ class Chaos:
         node, name = node or self.random.choice(self.place.nodes), name or self.random.choice(NAMES)
         if node.reactor.alive:
             host = f"192.0.{self.random.randrange(256)}.{self.random.randrange(256)}"
-            node.fleet.summon(name, question(name, host)).addBoth(self._answered, node, name)
+            node.fleet.summons.summon(name, question(name, host)).addBoth(self._answered, node, name)
 
     def _answered(self, result: Any, node: Node, name: str) -> None:
         is_up = result is True and node.state(name) is State.UP
@@ -208,7 +208,7 @@ class Chaos:
         node, name = self.random.choice(self.place.nodes), self.random.choice(NAMES)
         if node.reactor.alive:
             self.by_hand[name] = self.now
-            node.fleet.stop_vm(name).addErrback(lambda _: None)
+            node.fleet.operator.stop(name).addErrback(lambda _: None)
 
     def move(self) -> None:
         """Move a VM, as a person does."""

@@ -36,6 +36,7 @@ from jitsu_tw.cluster.coordinator.session import Session, boottime
 from jitsu_tw.errors import ClusterUnavailable, ConfigError
 from jitsu_tw.settings import Cluster
 from test.contract import coordinators as contract_coordinators
+from test.support import BoundedClock
 from test.support.etcds import Etcds, free_port
 
 if TYPE_CHECKING:
@@ -751,7 +752,7 @@ class SessionTests(SynchronousTestCase):
 
     def session(self, *answers: tuple[float, dict[str, Any]]) -> tuple[Session, Clock]:
         """Return a session that has a lease of ten seconds, granted at 0."""
-        clock = Clock()
+        clock = BoundedClock()
         gateway: Any = Answers(clock, (0.0, {"ID": "7", "TTL": "10"}), *answers)
         session = Session(gateway, Keys("/p"), 9.5, clock.seconds)
         self.successResultOf(Deferred.fromCoroutine(session.begin()))

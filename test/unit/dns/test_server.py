@@ -32,7 +32,6 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import Unanswerable
@@ -106,7 +105,7 @@ class ServerTestCase(SynchronousTestCase):
         for one in vms:
             self.zones.add_vm(one.dns[0], one.name, one.ip, one.ttl)
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds)
+        self.warm = self.world.warm
         self.server = Server(self.chain, self.warm, self.world.fleet, self.zones)
 
     def send(self, octets: bytes, source: Source | None = None) -> list[bytes]:
@@ -130,7 +129,8 @@ class ServerTestCase(SynchronousTestCase):
 
     def starts(self) -> int:
         """Return how many starts there have been of any VM."""
-        return sum(self.world.fleet.stats(machine).total_starts for machine in self.world.fleet.machines.values())
+        fleet = self.world.fleet
+        return sum(fleet.stats.current(machine).total_starts for machine in fleet.machines.values())
 
 
 class TableTests(ServerTestCase):
@@ -280,7 +280,7 @@ class SummonsTests(ServerTestCase):
         replies = [self.send(query), self.send(query)]
         self.world.pump(1.3)
         self.assertEqual([1, 1], [len(each) for each in replies])
-        self.assertEqual(1, self.world.fleet.stats(self.world.machine("never")).total_requests)
+        self.assertEqual(1, self.world.fleet.stats.current(self.world.machine("never")).total_requests)
 
 
 class WarmTests(ServerTestCase):
@@ -348,7 +348,7 @@ class WarmTests(ServerTestCase):
         query = self.wire()
         self.long_way(query)
         self.assertIsNotNone(self.hit(query))
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertIsNone(self.hit(query))
         self.assertEqual({}, self.warm.answers)
 
@@ -360,8 +360,8 @@ class WarmTests(ServerTestCase):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(number.to_bytes(2) + query[2:]))
         machine = self.world.machine()
-        self.assertEqual(7, self.world.fleet.stats(machine).total_requests)
-        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats(machine).last_request_ts - EPOCH)
+        self.assertEqual(7, self.world.fleet.stats.current(machine).total_requests)
+        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats.current(machine).last_request_ts - EPOCH)
         self.world.pump(6)
         self.assertEqual("7", self.world.remembered()["dns/www.jitsu.test/total_requests"])
         self.world.pump(115, step=1)
@@ -375,18 +375,18 @@ class WarmTests(ServerTestCase):
         for sender in (("192.0.2.1", 1), ("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(query, sender))
-        self.assertEqual(3, self.world.fleet.stats(self.world.machine()).total_requests)
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(3, self.world.fleet.stats.current(self.world.machine()).total_requests)
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_time_for_a_check(self) -> None:
         """A use at the time of a check asks for it, and is answered all the same."""
         query = self.wire()
         self.long_way(query)
         checked: list[str] = []
-        self.patch(self.world.fleet, "check", checked.append)
+        self.patch(self.world.fleet.leases.health, "check", lambda machine: checked.append(machine.vm.name))
         self.assertIsNotNone(self.hit(query))
         self.assertEqual([], checked)
-        lease = self.world.fleet.lease("www")
+        lease = self.world.fleet.summons.lease("www")
         assert lease is not None
         lease.check_at = self.world.clock.seconds()
         self.assertIsNotNone(self.hit(query))
@@ -418,7 +418,7 @@ class WarmTests(ServerTestCase):
         self.assertEqual(8 + 2 * 4, len(self.warm.answers))
         self.assertIsNotNone(self.hit(query))
         self.assertIsNotNone(self.hit(other), "the VM with fewer answers gave one up")
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual([other[2:]], list(self.warm.answers))
 
     def test_odd_at_first(self) -> None:
@@ -461,10 +461,10 @@ class WarmTests(ServerTestCase):
         for number in range(100):
             self.long_way(self.wire(f"n{number}.wild.jitsu.test"))
         self.assertIsNotNone(self.hit(self.wire("n99.wild.jitsu.test")))
-        stats = self.world.fleet.stats(self.world.machine("wild"))
+        stats = self.world.fleet.stats.current(self.world.machine("wild"))
         self.assertEqual({"*.wild.jitsu.test": 101}, {name: use.total_requests for name, use in stats.dns.items()})
         self.long_way(self.wire("alias.jitsu.test"))
-        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats(self.world.machine()).dns))
+        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats.current(self.world.machine()).dns))
 
     def test_tcp(self) -> None:
         """What was said over TCP is not said over UDP: it may be longer than UDP takes."""
@@ -480,7 +480,7 @@ class PolicyTests(ServerTestCase):
         self.world.settings = attrs.evolve(self.world.settings, **settings)
         self.world.begin()
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds, self.world.settings.summon_from)
+        self.warm = self.world.warm
         self.cookies = Cookies(b"0123456789abcdef")
         self.server = Server(
             self.chain, self.warm, self.world.fleet, self.zones, cookies=self.cookies, nsid=b"ns1", wall=lambda: EPOCH
@@ -504,16 +504,16 @@ class PolicyTests(ServerTestCase):
         self.world.pump(60, step=1)
         self.assertIsNotNone(self.hit(query, ("198.51.100.1", 1)))
         self.ask_from("198.51.100.1")
-        self.assertLess(self.world.fleet.lease_left(self.world.machine()) or 0, 61)
+        self.assertLess(self.world.fleet.leases.left(self.world.machine()) or 0, 61)
         self.assertIsNotNone(self.hit(query, ("192.0.2.9", 1)))
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_summon_from(self) -> None:
         """A source outside `summon_from` is REFUSED with EDE 18, until somebody who may has started the VM."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(0, self.starts())
-        self.assertEqual(0, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(0, self.world.fleet.stats.current(self.world.machine()).total_requests)
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("192.0.2.9")))
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(1, self.starts())
@@ -565,7 +565,7 @@ class PolicyTests(ServerTestCase):
         for tcp in (False, True):
             self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(self.ask_from("192.0.2.1", "six", tcp=tcp)))
         self.assertEqual(2, self.starts())
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six", tcp=True).rcode())
 
     def test_verify_source(self) -> None:
@@ -616,8 +616,8 @@ class PolicyTests(ServerTestCase):
         self.ask_from("198.51.100.1")
         self.assertEqual(0, self.starts())
         self.assertEqual({("www", "192.0.2.0/24", "A"): 1, ("www", "198.51.100.0/24", "A"): 1},
-                         dict(self.world.fleet.would_start))
-        self.assertEqual(4, self.world.fleet.stats(self.world.machine()).total_requests)
+                         dict(self.world.fleet.summons.would_start))
+        self.assertEqual(4, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_first_summons_is_told(self) -> None:
         """The line that tells an activation says who asked for what; a refusal is logged with them too."""

@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.logger import Logger, LogLevel, LogPublisher, formatEvent, globalLogPublisher
 from twisted.protocols import amp
@@ -36,6 +35,7 @@ from synjitsu_tw.packets import ACK, SYN
 from synjitsu_tw.service import ORPHANED, STRANGERS, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
+from test.support import BoundedClock
 from test.support.control import Wire
 from test.support.fakepcap import FakePcap
 from test.unit.synjitsu.test_packets import CLIENT, GUEST, PEER, VM, arp_frame, tcp_frame
@@ -54,7 +54,7 @@ COMMANDS: Final = (
 )  # fmt: skip
 
 
-class ReadingClock(Clock):
+class ReadingClock(BoundedClock):
     """A clock that takes readers, and never finds that they have something to read."""
 
     def addReader(self, reader: Any) -> None:  # noqa: N802
@@ -339,7 +339,7 @@ class OlderTests(SynchronousTestCase):
     def test_hello(self) -> None:
         """One that knows of no secret is told that it is too old."""
         kernel: Any = FakeKernel()
-        synjitsu = Synjitsu(["br0"], Clock(), kernel=kernel, opens=FakePcap)
+        synjitsu = Synjitsu(["br0"], BoundedClock(), kernel=kernel, opens=FakePcap)
         older, transport = synjitsu.factory.buildProtocol(None), StringTransport()
         assert older is not None
         older.makeConnection(transport)
@@ -353,7 +353,7 @@ class StrangeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin with a Synjitsu, and with what both sides log."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         kernel: Any = FakeKernel()
         self.synjitsu = Synjitsu(["br0"], self.clock, kernel=kernel, opens=FakePcap, secret=SECRET)
         self.logged: list[Any] = []
@@ -537,23 +537,26 @@ class StrangeTests(SynchronousTestCase):
             side.connectionLost(Failure(ConnectionDone()))
             self.assertFalse(ours.connected)
             self.assertIn("is cut off: it has said nothing for 10 s", "".join(self.lines()))
-            self.assertEqual([standin.AFTER_REFUSAL, standin.BACK_OFF[0]], [ours._pause(0), ours._pause(0)])
+            (again,) = self.clock.getDelayedCalls()
+            self.assertEqual(standin.AFTER_REFUSAL, again.getTime() - self.clock.seconds())
+            again.cancel()
+            self.assertLess(ours._pause(1), 1.0)
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_ends(self) -> None:
         """Jitsu ends though Synjitsu does not take what was to be said; it waits for that only for a while."""
         for takes in (False, True):
             ours, side, wire = self.ours()
-            closed: Deferred[None] = Deferred()
-            self.patch(ours, "_service", SimpleNamespace(stopService=lambda closed=closed: closed))
             stopped = ours.stop()
             self.clock.advance(standin.ENDING / 2)
             if takes:
-                closed.callback(None)
+                side.connectionLost(Failure(ConnectionDone()))
             self.clock.advance(standin.ENDING / 2)
             self.assertEqual((not takes, takes), (wire.aborted, stopped.called))
-            side.connectionLost(Failure(ConnectionDone()))
-            self.assertTrue(ours.stop() is closed)
+            if not takes:
+                side.connectionLost(Failure(ConnectionDone()))
+            self.successResultOf(stopped)
+            self.successResultOf(ours.stop())
 
     def test_flood(self) -> None:
         """A peer that says very much in one go is read for a while, and then others have their turn."""
@@ -643,7 +646,7 @@ class ServiceTests(SynchronousTestCase):
         def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
             """Remember a call; it is never answered."""
             self.calls.append((command, arguments))
-            return deferLater(Clock(), 1)
+            return deferLater(BoundedClock(), 1)
 
         def summoned(self, result: Any) -> None:
             """Do nothing."""

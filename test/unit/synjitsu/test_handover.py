@@ -8,10 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BackendLost
 from synjitsu_tw import records
-from synjitsu_tw.handover import FakeXenstore, XenstoreHandover
+from synjitsu_tw.handover import XenstoreHandover
 from synjitsu_tw.packets import Packet
 from synjitsu_tw.syns import Held
 from synjitsu_tw.table import Handover, Standin
+from test.support.fakexenstore import FakeXenstore
 from test.unit.synjitsu.test_packets import CLIENT, VM, read, tcp_frame, understood
 
 #: MSS 1460, SACK, timestamp 1 0, no-op, window scale 7: Linux's.
