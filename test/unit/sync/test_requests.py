@@ -373,6 +373,8 @@ class RejectedTests(RequestsTestCase):
             (below(NEW, {**VM, "dns/db.jitsu.test/ttl": "5"}), "db.jitsu.test is that of VM db already"),
             (below(NEW, {**VM, "ip": None}), f"{new}config/name/0: vms: new: ip: is missing"),
             (below("mine", VM), "named by its uuid"),
+            (below("0000000A-0000-4000-8000-000000000003", VM), "in lower case"),
+            (below(WWW, {"config/a/b/c/0": "5"}), "too deep"),
             ({"jitsu/vm/README": "x"}, "named by its uuid"),
             ({f"jitsu/vm/{NEW}": "x"}, "is no plain file"),
             (below(WWW, {"ip": "x" * 70000}), "is no value"),
