@@ -234,7 +234,7 @@ class Host:
 class Inherited:
     """What holds for each VM that does not say otherwise, as the top of a configuration says it."""
 
-    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor: libvirt, libxl, xapi, memory", option="x")
+    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor", option="x")
     connect: str | None = setting(None, parsers.text, "the URI of the hypervisor", option="c", shown="qemu:///system")
     mode: Mode = setting(
         Mode.DESTROY, parsers.one_of(Mode), "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m"

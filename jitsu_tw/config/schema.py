@@ -38,9 +38,10 @@ def _backend(names: Iterable[str]) -> Callable[[str], str]:
 
 def _keys_of(kind: type[attrs.AttrsInstance], backends: Iterable[str] = BACKENDS) -> dict[str, Key]:
     """Return the keys of *kind*; its key for a backend, if it has one, takes one of *backends*."""
-    keys = keys_of(kind)
+    keys, names = keys_of(kind), sorted(backends)
     if "backend" in keys:
-        keys["backend"] = attrs.evolve(keys["backend"], parse=_backend(backends))
+        doc = f"{keys['backend'].doc}: {', '.join(names)}"
+        keys["backend"] = attrs.evolve(keys["backend"], parse=_backend(names), doc=doc)
     return keys
 
 

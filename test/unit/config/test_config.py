@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
@@ -90,6 +92,11 @@ class MeaningTests(ConfigTestCase):
         self.assertEqual("", settings.vms[0].connect)
         expected = MemorySettings(boot_time=2.0, faults=frozenset({Fault.STOP, Fault.START}))
         self.assertEqual(expected, settings.vms[0].backend_settings)
+
+    def test_no_library(self) -> None:
+        """A configuration is read without the library of any backend."""
+        program = "import sys; sys.modules.update(dict.fromkeys(('libvirt', 'XenAPI'))); import jitsu_tw.config.build"
+        subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=True)
 
     def test_tried_before(self) -> None:
         """The keys of the memory backend may stay where another one is used then, and have no meaning."""
