@@ -70,9 +70,8 @@ class WrittenTests(SynchronousTestCase):
         self.machine: Any = FakeMachine()
         machines: dict[str, Any] = {"www": self.machine}
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        events: Any = None
         self.record = StatsStore(
-            self.store, machines, clocks, COMMIT_EVERY, NoAnswers(), Journal(clocks), Alone("ns1", machines, events)
+            self.store, machines, clocks, COMMIT_EVERY, NoAnswers(), Journal(clocks), Alone()
         )
         self.record.start({}, {"www"})
         self.clock.advance(COMMIT_EVERY / 2)
