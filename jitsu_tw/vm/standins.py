@@ -8,7 +8,6 @@ Synjitsu, because this host's own packets for the address go to the stand-in as 
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -144,13 +143,11 @@ class StandInControl(StandIns):
             make: makes the connection to Synjitsu.
         """
         self._machines, self._reactor, self._port, self._observer = machines, reactor, port, observer
-        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
+        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret, self._turn
         self.clients = {endpoint: make(endpoint, *told) for endpoint in endpoints}
         self._at: dict[str, SynjitsuClient] = {}
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
-        for standin in self.clients.values():
-            standin.on_change = partial(self._turn, standin)
         self._waits: dict[str, Deferred[None]] = {}
         self._turned: set[str] = set()
         self._heard: dict[str, set[str]] = {}
@@ -290,7 +287,7 @@ class StandInControl(StandIns):
         standin = self._at.pop(machine.vm.name, None)
         if standin is not None:
             for ip in self._addresses(machine):
-                standin.hush(str(ip))
+                standin.stop_announcing(str(ip))
 
     def _refused_enough(self, machine: Machine) -> None:
         standin = self._standin(machine)
