@@ -38,6 +38,8 @@ class Adoption:
     under way that nobody has heard the end of.
     """
 
+    follows: Final = DISOWNED | {State.UP}
+
     log = Logger()
 
     def __init__(
@@ -87,7 +89,7 @@ class Adoption:
         """Give *machine* a lease if it is up; forget that Jitsu manages it if it is down."""
         if machine.state is State.UP:
             self.came_up(machine, old)
-        elif machine.state in DISOWNED:
+        else:
             self._went_down(machine, old)
             for need in self._dependencies.needs(machine):
                 if need.managed:

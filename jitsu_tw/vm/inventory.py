@@ -83,6 +83,8 @@ class Inventory:
     found, and the looks to come.
     """
 
+    follows: Final = frozenset({State.UNKNOWN})
+
     log = Logger()
 
     def __init__(

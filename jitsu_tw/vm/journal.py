@@ -184,6 +184,8 @@ class Journal:
         totals: numbers of all that has happened.
     """
 
+    follows: Final = frozenset(State)
+
     def __init__(self, clocks: Clocks, failed: Callable[[], object]) -> None:
         """Begin without events; *failed* reports the exception of a follower in `on_event`, while it is handled."""
         self._now, self._wall, self._failed = clocks.now, clocks.wall, failed

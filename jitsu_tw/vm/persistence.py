@@ -50,6 +50,8 @@ class StatsStore:
         config: their configuration as the state has it.
     """
 
+    follows: Final = frozenset({State.STARTING})
+
     log = Logger()
 
     def __init__(
@@ -107,9 +109,8 @@ class StatsStore:
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
         """Write at once that Jitsu starts *machine*, before the backend is called: a crash must not lose that."""
-        if machine.state is State.STARTING:
-            self.stats.started(machine)
-            self._save_at_once(machine)
+        self.stats.started(machine)
+        self._save_at_once(machine)
 
     def stopped(self, machine: Machine) -> None:
         """Write at once, if that is not known yet, that *machine* is down, or was started by hand."""

@@ -72,8 +72,7 @@ class WrittenTests(SynchronousTestCase):
         self.machine: Any = FakeMachine()
         machines: dict[str, Any] = {"www": self.machine}
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        events: Any = None
-        ownership, journal = Alone("ns1", machines, events), Journal(clocks, lambda: None)
+        ownership, journal = Alone(), Journal(clocks, lambda: None)
         self.stats = Statistics(machines, clocks, NoAnswers(), journal, ownership)
         self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats)
         self.record.start({}, {"www"})
