@@ -268,8 +268,8 @@ class ChangeRequests:
         for uuid, change in request.changes.items():
             changes |= vm_changes(uuid, change.was, files.get(uuid, {}))
             name = _name(change)
-            known = self._known(name, uuid) is not None and bool(change.was)
-            is_file = known and not came(self._fleet.store.config.origin(self._fleet.machines[name]))
+            known = self._known(name, uuid)
+            is_file = known is not None and not came(self._fleet.store.config.origin(known)) and bool(change.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if change.files else None
         return changes
