@@ -68,20 +68,6 @@ FIXED: Final = ("name", "backend", "connect", "uuid")
 
 
 @attrs.frozen
-class ParsedRequest:
-    """
-    What a request means.
-
-    Attributes:
-        change: of the configuration.
-        uuids: of the VMs in it, by name.
-    """
-
-    change: ConfigChange
-    uuids: Mapping[str, str]
-
-
-@attrs.frozen
 class _Waits:
     """
     Requests for which the state could not be used.
@@ -234,16 +220,16 @@ class ChangeRequests:
 
     async def _handle(self, name: str) -> None:
         request = await self._store.run(self._store.requests.read, name)
-        if request is None or self._running.leaving & {_name(change) for change in request.changes.values()}:
+        if request is None or self._running.leaving & {_old_name(change) for change in request.changes.values()}:
             return
         try:
-            parsed = self._parse(request)
-            wrong: ConfigError | None = next(iter((await self.missing(parsed)).values()), None)
-            changes = self._changes(request, parsed)
+            change = self._parse(request)
+            wrong: ConfigError | None = next(iter((await self.missing(change)).values()), None)
+            changes = self._changes(request, change)
             if self._ended:
                 return
             if wrong is None:
-                await self._store.accept(request, changes, _message(request, parsed.change))
+                await self._store.accept(request, changes, _message(request, change))
         except ConfigError as error:
             wrong = error
         except StoreError:
@@ -257,26 +243,25 @@ class ChangeRequests:
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
         self._fleet.stats.merged(changes)
-        self._running.apply(parsed.change)
+        self._running.apply(change)
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
-                      words="; ".join(parsed.change.lines.splitlines()) or "nothing new")
+                      words="; ".join(change.lines.splitlines()) or "nothing new")
 
-    def _changes(self, request: Request, parsed: ParsedRequest) -> dict[str, str | None]:
-        """Return the changes of the state that *request* makes."""
-        files = {parsed.uuids[vm.name]: vm_files(vm) for vm in (*parsed.change.added, *parsed.change.changed)}
+    def _changes(self, request: Request, change: ConfigChange) -> dict[str, str | None]:
+        """Return the changes of the state that *request*, which means *change*, makes."""
+        vms = {vm.name: vm for vm in (*change.added, *change.changed)}
         changes: dict[str, str | None] = {}
-        for uuid, change in request.changes.items():
-            changes |= vm_changes(uuid, change.was, files.get(uuid, {}))
-            name = _name(change)
-            known = self._known(name, uuid)
-            is_file = known is not None and not came(self._fleet.stats.origin(known)) and bool(change.was)
+        for uuid, one in request.changes.items():
+            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
+            known = self._known(_old_name(one), uuid)
+            is_file = known is not None and not came(self._fleet.stats.origin(known)) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
-            changes[origin_path(uuid)] = origin if change.files else None
+            changes[origin_path(uuid)] = origin if one.files else None
         return changes
 
     # What it means.
 
-    def _parse(self, request: Request) -> ParsedRequest:
+    def _parse(self, request: Request) -> ConfigChange:
         """
         Return what *request* means.
 
@@ -285,24 +270,23 @@ class ChangeRequests:
         """
         if request.refused:
             raise ConfigError(request.refused)
-        parsed = self.parse(request.changes, request.guest)
+        change = self.parse(request.changes, request.guest)
         if request.guest and request.guest not in self._fleet.machines:
             message = f"there is no VM {request.guest}, whose own branch this would be; use one without a slash"
             raise ConfigError(message)
-        return parsed
+        return change
 
-    def parse(self, changes: Mapping[str, Change], guest: str = "") -> ParsedRequest:
+    def parse(self, changes: Mapping[str, Change], guest: str = "") -> ConfigChange:
         """
         Return what *changes* of the state mean; if *guest* is given, they come from that VM's own branch.
 
         Raises:
             ConfigError: they make no configuration that can be used; the message says why.
         """
-        added, changed, removed, uuids = [], [], [], {}
+        added, changed, removed = [], [], []
         raw: dict[str, RawConfig] = {}
         for uuid, change in changes.items():
-            name = _name(change)
-            uuids[name] = uuid
+            name = _old_name(change)
             known = self._known(name, uuid) if change.was else None
             if guest:
                 check_change(guest, name, change)
@@ -310,12 +294,12 @@ class ChangeRequests:
                 if known is not None:
                     removed.append(name)
                 continue
-            vm, raw[name] = self._vm(uuid, change.files, change.was)
+            vm, values = self._vm(uuid, change.files, change.was)
+            raw[vm.name] = values
             if known is None:
                 added.append(vm)
             else:
                 changed.append(_still(known.vm, vm))
-            uuids[vm.name] = uuid
             if guest and known is not None:
                 check_result(known.vm, vm, self._zones, is_here)
         for vm in added:
@@ -324,7 +308,7 @@ class ChangeRequests:
         together = ConfigChange(tuple(added), tuple(changed), tuple(removed))
         self._check_together(together, raw)
         self._running.check(together)
-        return ParsedRequest(together, uuids)
+        return together
 
     def _known(self, name: str, uuid: str) -> Machine | None:
         """Return the machine of that name and uuid; a VM that was left out may have the name of another."""
@@ -362,12 +346,11 @@ class ChangeRequests:
             unique.add(vm, raw[vm.name])
         check_needs(everybody, {vm.name: RawValue("", f"{vm.place[0]}") for vm in everybody if vm.needs})
 
-    async def missing(self, parsed: ParsedRequest) -> dict[str, ConfigError]:
+    async def missing(self, change: ConfigChange) -> dict[str, ConfigError]:
         """Return the uuids of new VMs that their backend does not know, or by another uuid, with what is wrong."""
         found = {}
         end = self._reactor.seconds() + FOUND_WITHIN
-        for vm in parsed.change.added:
-            wanted = parsed.uuids[vm.name]
+        for vm in change.added:
             backend = self._fleet.inventory.backend_of(vm)
             left = end - self._reactor.seconds()
             if backend is None or left <= 0 or self._ended:
@@ -376,20 +359,25 @@ class ChangeRequests:
                 self._looking_up = backend.look_up(vm).addTimeout(left, self._reactor)
                 uuid = await self._looking_up
             except NoSuchVM as error:
-                found[wanted] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
+                found[str(vm.uuid)] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
                 continue
             except (BackendError, DeferredTimeout, CancelledError):
                 continue
             finally:
                 self._looking_up = None
             if uuid != vm.uuid:
-                found[wanted] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
+                found[str(vm.uuid)] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
         return found
 
 
-def _name(change: Change) -> str:
-    """Return the name of the VM that a change is of: the old name, or that of a new VM."""
-    return (change.was or change.files).get("config/name/0", "").strip()
+def _name(files: Mapping[str, str]) -> str:
+    """Return the name of the VM that has these *files*; "" if they do not say it."""
+    return files.get("config/name/0", "").strip()
+
+
+def _old_name(change: Change) -> str:
+    """Return the name of the VM that a change is of: the one that it has had, if it is not new."""
+    return _name(change.was or change.files)
 
 
 def _still(old: VM, new: VM) -> VM:
