@@ -33,7 +33,7 @@ test: setup
 
 check: setup
 	$(BIN)/ruff check .
-	$(BIN)/ruff check --select C901 --config 'lint.mccabe.max-complexity = 16' jitsu_tw/vm jitsu_tw/cluster jitsu_tw/rules
+	$(BIN)/ruff check --select C901 --config 'lint.mccabe.max-complexity = 12' jitsu_tw/vm jitsu_tw/cluster jitsu_tw/rules
 	$(BIN)/mypy
 	$(BIN)/python -m twisted.trial --temp-directory=.venv/trial-check test.structure
 

@@ -2,10 +2,9 @@
 Three Jitsus that share an etcd of three members and two hosts, with everything going wrong that can, and an audit.
 
 The Jitsus and the etcds are real processes with real sockets. The hosts, the clients and what goes wrong are in this
-one (`bench.simulation.twohosts`), which sees every start and stop (`bench.simulation.audit`). Then, what sharing costs:
-the warm rate and the cold start with `cluster` and without (`bench.speed.agreement`). Run it as::
+one (`bench.simulation.twohosts`), which sees every start and stop (`bench.simulation.audit`). Run it as::
 
-    python -m bench.simulation.cluster [--minutes 10] [--seed N] [--only soak|warm|cold] [--json FILE]
+    python -m bench.simulation.cluster [--minutes 10] [--seed N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from twisted.internet.threads import deferToThread
 from bench.simulation.audit import LATE, Audit, Kind
 from bench.simulation.nodes import ANSWER_BY, HOSTS, TTL, Node
 from bench.simulation.twohosts import Hosts
-from bench.speed import agreement
 from bench.speed.client import Client, reason
 from bench.speed.server import HOST
 from test.support.etcds import LOOPBACK, Etcds
@@ -468,31 +466,22 @@ def show(outcome: Outcome) -> None:
 @click.command()
 @click.option("--minutes", default=10.0, show_default=True, help="Of the soak.")
 @click.option("--seed", type=int, help="Of what goes wrong; by itself, a new one.")
-@click.option("--only", type=click.Choice(["soak", "warm", "cold"]), help="Only this part.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
-def main(minutes: float, seed: int | None, only: str | None, path: Path | None) -> None:
-    """Soak Jitsus that share VMs, and measure what that costs."""
-    figures: dict[str, Any] = {}
+def main(minutes: float, seed: int | None, path: Path | None) -> None:
+    """Soak Jitsus that share VMs."""
     folder = Path(tempfile.mkdtemp(prefix="jitsu-cluster-"))
-    seed = secrets.randbelow(10**6) if seed is None else seed
+    outcomes: list[Outcome] = []
 
     async def run(reactor: Any) -> None:
-        if only in {None, "soak"}:
-            outcome = await soak(reactor, seed, minutes, folder)
-            figures["soak"] = attrs.asdict(outcome)
-            show(outcome)
-        if only in {None, "cold"}:
-            figures["cold"] = await agreement.cold(reactor, folder, Client(reactor))
-            agreement.show_cold(figures["cold"])
+        outcomes.append(await soak(reactor, secrets.randbelow(10**6) if seed is None else seed, minutes, folder))
 
     with contextlib.suppress(SystemExit, CancelledError):
         react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
-    if only in {None, "warm"}:
-        figures["warm"] = agreement.warm(folder)
-        agreement.show_warm(figures["warm"])
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
-    if figures.get("soak", {}).get("wrong"):
+    for outcome in outcomes:
+        show(outcome)
+        if path is not None:
+            path.write_text(json.dumps(attrs.asdict(outcome), indent=2))
+    if not outcomes or outcomes[0].wrong:
         print(f"the logs are in {folder}")
         sys.exit(1)
     shutil.rmtree(folder, ignore_errors=True)

@@ -5,19 +5,27 @@ Warm: Jitsus with VMs of the memory backend that are up, asked in turn by dnsper
 their own; half of them are each the only node of a cluster. What these share, they share with etcd, whose work is on
 the other cores. There are several of each kind, for two processes that do the same differ by a few percent. Cold: two
 Jitsus with VMs that start at once (`bench.simulation.twohosts`), asked in turn for one that is down. Etcd has three
-members, which do not wait for their disks: what these take comes on top.
+members, which do not wait for their disks: what these take comes on top. Run it as::
+
+    python -m bench.speed.agreement [--only warm|cold] [--json FILE]
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import click
 from rich.console import Console
 from rich.table import Table
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThread
 
 from bench.debian import environment, unpacked
@@ -25,6 +33,7 @@ from bench.simulation.audit import Audit, Kind
 from bench.simulation.nodes import ANSWER_BY, HOSTS, Node
 from bench.simulation.twohosts import Hosts
 from bench.speed import load
+from bench.speed.client import Client
 from bench.speed.dns import noise, questions, require_dnsperf, summary
 from bench.speed.peers import names, serve_jitsu
 from bench.speed.server import LOAD_CORES, Place, Server
@@ -33,9 +42,6 @@ from test.support.etcds import LOOPBACK, Etcds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from bench.speed.client import Client
 
 MEMBERS: Final = 3
 
@@ -157,3 +163,32 @@ def show_cold(figures: Mapping[str, Any]) -> None:
         console.print(f"cold start, cluster {key}: {figures['medians'][key]:.1f} ms (median of "
                       f"{len(figures['all'][key])}; one in ten takes over {figures['p90'][key]:.1f} ms)")
     console.print(f"a cold start pays [bold]{figures['price ms']:.1f} ms[/] for agreement")
+
+
+@click.command()
+@click.option("--only", type=click.Choice(["warm", "cold"]), help="Only this part.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+def main(only: str | None, path: Path | None) -> None:
+    """Measure what `cluster` costs."""
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+
+        async def run(reactor: Any) -> None:
+            figures["cold"] = await cold(reactor, folder, Client(reactor))
+            show_cold(figures["cold"])
+
+        if only != "cold":
+            figures["warm"] = warm(folder)
+            show_warm(figures["warm"])
+        if only != "warm":
+            with contextlib.suppress(SystemExit):
+                react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2))
+    if only != "warm" and "cold" not in figures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

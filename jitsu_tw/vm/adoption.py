@@ -33,6 +33,8 @@ LET_GO: Final = DOWN | {State.UNKNOWN}
 class Adoption:
     """Which VMs are ours."""
 
+    follows: Final = LET_GO | {State.UP}
+
     log = Logger()
 
     def __init__(
@@ -72,7 +74,7 @@ class Adoption:
         """Give *machine* a lease if it is up; forget that Jitsu manages it if it is down."""
         if machine.state is State.UP:
             self.came_up(machine, old)
-        elif machine.state in LET_GO:
+        else:
             self._went_down(machine, old)
             for need in self._dependencies.needs(machine):
                 if need.managed:

@@ -8,10 +8,11 @@ import attrs
 from twisted.internet.defer import DeferredList
 from zope.interface import implementer
 
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.interfaces import IMachineContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
@@ -33,8 +34,9 @@ class Context:
     The context of all machines of a fleet.
 
     Attributes:
+        ordered: those that are told when a VM enters one of the states they want, in this order.
         is_running: the process is not about to end.
-        observers: are told of each change of a state, in this order.
+        observers: the same, by the state.
     """
 
     reactor: IReactorTime
@@ -47,8 +49,13 @@ class Context:
     strategies: Strategies
     stats: StatsStore
     standins: StandIns
-    observers: Sequence[IObserver]
+    ordered: Sequence[IObserver]
     is_running: bool = False
+    observers: Mapping[State, Sequence[IObserver]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Sort the observers by the states that they want to know of."""
+        self.observers = {state: tuple(one for one in self.ordered if state in one.follows) for state in State}
 
     def readiness(self, machine: Machine) -> Sequence[IReadiness]:
         """Return the strategies that tell when the guest of *machine* is ready."""

@@ -74,6 +74,8 @@ class Fleet(Parts):
         peers: what the other nodes do.
     """
 
+    follows: Final = DOWN | {State.UP, State.UNKNOWN}
+
     log = Logger()
 
     def __init__(

@@ -47,6 +47,8 @@ LOOK_AGAIN: Final = 5.0
 class Inventory:
     """The hypervisors, and the VMs that they have."""
 
+    follows: Final = frozenset({State.UNKNOWN})
+
     log = Logger()
 
     def __init__(

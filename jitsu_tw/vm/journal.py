@@ -168,6 +168,8 @@ class Journal:
         warm, cold: how many questions there were for VMs that were up, and for others.
     """
 
+    follows: Final = frozenset(State)
+
     log = Logger()
 
     def __init__(self, clocks: Clocks) -> None:

@@ -61,6 +61,8 @@ _LATER: Final = 0.001
 class StatsStore:
     """The memory of a fleet, and its state on disk."""
 
+    follows: Final = frozenset({State.STARTING})
+
     log = Logger()
 
     def __init__(
@@ -235,8 +237,7 @@ class StatsStore:
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
         """Remember that *machine* is being started, before the backend is called."""
-        if machine.state is State.STARTING:
-            self.started(machine)
+        self.started(machine)
 
     def count(self, vm: str, use: NameUse, times: int, last: float) -> None:
         """Count questions for a name of the VM *vm* (`use_of`), the last at *last*, in seconds since 1970."""

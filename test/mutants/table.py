@@ -104,12 +104,6 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
-    ("lease, policy, admission", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
-        ("        (lease.started + lease.min_up, Why.MIN_UP),\n", "", "stops a VM before its `min_up`"),
-        ("        (lease.seen_from, Why.UNSEEN),\n", "", "stops a VM whose use cannot be seen"),
-        ("    if not is_own:\n        return Kept(inf, Why.OWNER)\n", "", "stops a VM that another node owns"),
-        ("if lease.stop_again_at > max(now, until):", "if False:", "tries at once again to stop what it cannot stop"),
-    ),
     ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases"): (
         ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
@@ -120,6 +114,16 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("or lease.planned != when", "", "looks at a lease twice that was given again"),
         ("self.level = -GREETING if self.per_minute else 0.0", "self.level = 0.0",
          "takes the packets of a guest that boots for use"),
+    ),
+    ("lease, policy, admission", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
+        ("(lease.started + lease.min_up, Why.MIN_UP),", "", "stops a VM before its `min_up`"),
+        ("(lease.seen_from, Why.UNSEEN),", "", "stops a VM whose use cannot be seen"),
+        ("if is_held:", "if False:", "stops a VM that an operator holds up"),
+        ("if not is_own:", "if False:", "stops a VM that another node owns"),
+        ("if is_needed and now + idle >= until:", "if False:", "stops a VM that another one needs"),
+        ("if last <= now:", "if False:", "gives the wrong reason for a stop by `max_up`"),
+        ("    until = min(until, last)\n", "", "keeps a VM that is used beyond its `max_up`"),
+        ("lease.stop_again_at > max(now, until)", "False", "tries a stop that failed again at once"),
     ),
     ("lease, policy, admission", "jitsu_tw/rules/policy.py", "test.unit.rules.test_policy"): (
         ("if self.verify_source and not source.proven:", "if False:", "starts VMs for forgers with `verify_source`"),
@@ -146,10 +150,17 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("VM life", "jitsu_tw/rules/lifecycle.py", "test.unit.rules.test_lifecycle"): (
         ("_S.UNKNOWN: _row(_S.UNKNOWN, _SEEN)", "_S.UNKNOWN: _row(_S.UNKNOWN, {**_SEEN, _E.SUMMON: _S.QUEUED})",
          "starts a VM that may run already"),
-        ("promised and not is_second", "promised", "tries a broken VM again without end"),
         ("{_E.STARTED: _S.STOPPING, _E.READY: _S.STOPPING, _E.FAIL: _S.FAILED}",
          "{_E.STARTED: _S.WAITING, _E.READY: _S.STOPPING, _E.FAIL: _S.FAILED}", "forgets that a VM is to be stopped"),
         ("_E.STOP_FAILED: _S.UP,", "_E.STOP_FAILED: _S.OFF,", "takes a VM that could not be stopped for off"),
+    ),
+    ("VM life", "jitsu_tw/rules/life.py", "test.unit.vm.test_fleet"): (
+        ("2.0 ** (failures - 2)) if failures > 1", "2.0 ** (failures - 2)) if failures > 2",
+         "does not rest after a second failure"),
+        ("and not is_second else", "else", "tries a broken VM again without end"),
+        ("and self.reason not in IN_ORDER", "", "takes a guest that has done its work for a failure"),
+        ("if self.fault not in BLAMELESS:", "if True:", "lets a VM rest because its host is full"),
+        ("then = Start(cold=self.next.cold)\n", "then = Start()\n", "forgets that the next start must boot"),
     ),
     ("VM life", "jitsu_tw/rules/vitals.py", "test.unit.rules.test_vitals"): (
         ("min(ANSWERS * one.tries, MOST_ANSWERS)", "ANSWERS * one.tries", "hides any traffic behind many tries"),

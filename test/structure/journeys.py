@@ -1,5 +1,5 @@
 """
-Who calls whom at run time; `python -m test.structure.journeys` prints it.
+Who calls whom at run time; `python -m test.structure.journeys` prints it, and with `--calls` each journey's calls.
 
 A journey is what happens between two moments: which files of the product are entered, how many calls there are, and how
 many of these cross from one file to another. Twisted and all other libraries are looked through: a call that one file
@@ -216,6 +216,8 @@ def main() -> None:
     for journey in journeys():
         trace = journey.trace
         print(f"{journey.name:18} {trace.calls.total():5} {len(trace.files()):6} {trace.crossing():15}")
+        for (caller, called), times in trace.calls.most_common() if "--calls" in sys.argv else ():
+            print(f"  {times:4} {caller or '-'} -> {called}")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         trace = scenarios()
     for title, calls in (("all calls", trace.calls.keys()), ("but those through interfaces", trace.direct())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -30,11 +31,36 @@ if TYPE_CHECKING:
 #: Seconds that a thread may take; nothing is measured.
 PATIENCE: Final = 10.0
 
+#: No advance of a clock makes this many calls; the most that one made was 50.
+MOST_CALLS: Final = 1000
+
 #: What the fleets of the tests take for seconds since 1970 when they begin.
 EPOCH = 1_700_000_000.0
 
 
-class HandClock(Clock):
+class BoundedClock(Clock):
+    """A clock on which no moment lasts for ever: calls that plan each other for one moment make the test fail."""
+
+    def advance(self, amount: float) -> None:
+        """
+        Let *amount* seconds pass, and make the calls that are due.
+
+        Raises:
+            AssertionError: `MOST_CALLS` calls were due.
+        """
+        self.rightNow += amount
+        for _ in range(MOST_CALLS):
+            self._sortCalls()
+            if not self.calls or self.calls[0].getTime() > self.seconds():
+                return
+            call = self.calls.pop(0)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+        message = f"{MOST_CALLS} calls were due within one advance, and more are: {self.calls[:3]}"
+        raise AssertionError(message)
+
+
+class HandClock(BoundedClock):
     """A clock, and a reactor that a test turns until its threads have told something."""
 
     def __init__(self) -> None:
@@ -56,6 +82,13 @@ class HandClock(Clock):
             told, self.told = self.told, []
         for function, arguments in told:
             function(*arguments)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Carry out what threads tell until *condition* holds, for at most `PATIENCE` seconds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, "threads tell much, but not what the test waits for"
+            self.turn()
 
 
 def vm(name: str = "www", **changes: Any) -> VM:
@@ -127,7 +160,7 @@ class World:
 
     def __init__(self, *vms: VM, **settings: Any) -> None:
         """Begin with *vms* and what else *settings* say."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.wall_set = 0.0
         self.backend = MemoryBackend(reactor=self.clock)

@@ -25,7 +25,7 @@ from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Fault, Mode
 from test.contract import backends as contract_backends
-from test.support import vm
+from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +72,7 @@ class MemoryFaultsTests(SynchronousTestCase):
 
     def begin(self, *faults: str) -> tuple[Any, MemoryBackend, str]:
         """Return a clock, a backend and the uuid of a VM with *faults*."""
-        from twisted.internet.task import Clock
-
-        clock = Clock()
+        clock = BoundedClock()
         backend = MemoryBackend(reactor=clock)
         return clock, backend, self.successResultOf(backend.look_up(vm(faults=faults)))
 

@@ -397,7 +397,8 @@ class LossTests(XenstoreTestCase):
     """The daemon dies, hangs, or is not there."""
 
     async def test_killed(self) -> None:
-        """Who waits hears within a second that the daemon has died; the next one is found, and watched again."""
+        """Who waits hears that the daemon has died, not that it is late; the next one is found, and watched again."""
+        self.patch(xenstore, "ANSWERS_WITHIN", 86400.0)
         seen = Seen(self.store, "/a")
         self.assertEqual("/a", await seen.next())
         with self.daemon.frozen():
@@ -405,12 +406,10 @@ class LossTests(XenstoreTestCase):
             waiting.append(Deferred.fromCoroutine(self.store.transaction(writing({"/a": "1"}))))
             await deferLater(reactor, 0.05)
             self.assertEqual([False] * 4, [one.called for one in waiting])
-            begin = time.monotonic()
             self.daemon.kill()
         for one in waiting:
             await self.assertFailure(one, BackendLost)
         await until(lambda: not self.store.connected)
-        self.assertLess(time.monotonic() - begin, 1.0)
         await self.fails(BackendLost, self.store.read("/a"))
         await deferLater(reactor, 0.3)
         await self.fails(BackendLost, self.store.read("/a"), self.daemon.path, "XENSTORED_PATH")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.task import Clock
+from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -24,9 +24,11 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, question, vm
+from test.support import EPOCH, BoundedClock, question, vm
 
 if TYPE_CHECKING:
+    from twisted.internet.task import Clock
+
     from jitsu_tw.ijitsu import IWatcher
     from jitsu_tw.settings import VM
 
@@ -102,7 +104,7 @@ class Place:
     """Three Jitsus and a hypervisor."""
 
     def __init__(self, *vms: VM, nodes: int = 3, **settings: Any) -> None:
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.host = Host(self.clock)
@@ -229,6 +231,17 @@ class SharingTests(SynchronousTestCase):
         place.run(20.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual({}, place.facts())
+
+    def test_traffic_is_told(self) -> None:
+        """That a guest is in use without being asked for is told the other nodes: one of them may be its next owner."""
+        place = Place(vm(idle=40.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        for _ in range(60):
+            place.guest.sent += 1000
+            place.run(1.0, 0.05)
+        ago = EPOCH + place.clock.seconds() - float(place.facts()["used/www"])
+        self.assertTrue(0.0 <= ago < 10.0, ago)
 
     def test_sends_after_notice(self) -> None:
         """A guest that sends after it was said that it is to be stopped goes on."""
@@ -501,8 +514,8 @@ class SharingTests(SynchronousTestCase):
         place.run(20.0, 0.05)
         self.assertEqual((Power.OFF, 1), (place.guest.power, place.guest.starts))
 
-    def test_slow_proof(self) -> None:
-        """A start whose turn comes when the claim can be proven no more is none."""
+    def test_cut_off_in_the_queue(self) -> None:
+        """A start that waits its turn when the node is cut off is none."""
         place = Place(vm(), vm("db", boot_time=20.0), max_booting=1)
         place.nodes[0].ask("db")
         place.run(0.1)
@@ -511,6 +524,45 @@ class SharingTests(SynchronousTestCase):
         place.nodes[0].coordinator.cut()
         place.run(25.0, 0.05)
         self.assertEqual(0, place.guest.starts)
+
+    def test_slow_proof(self) -> None:
+        """A start that is prepared for longer than its claim can be proven is none, and another node may start it."""
+        for is_cut in (False, True):
+            place = Place(vm(), answer_by=30.0)
+            first, second = place.nodes[:2]
+            takes, clock = iter((6.0, 0.0)), place.clock
+            self.patch(place.host, "memory", lambda _, takes=takes, clock=clock: deferLater(clock, next(takes)))
+            first.ask()
+            place.run(0.1)
+            self.assertEqual(State.STARTING, first.state())
+            if is_cut:
+                first.coordinator.cut()
+            place.run(5.5)
+            self.assertEqual((0, State.STARTING), (place.guest.starts, first.state()))
+            if is_cut:
+                second.ask()
+                place.run(0.2)
+                self.assertEqual(([True], 1), (second.answers, place.guest.starts))
+            place.run(1.0)
+            if is_cut:
+                first.answers.pop().trap(ClusterUnavailable)
+                self.assertEqual("ns2", second.fleet.cluster.ownership.owner(second.fleet.machines["www"]))
+            self.assertEqual(1, place.guest.starts)
+
+    def test_slow_image(self) -> None:
+        """The claim is proven when all else is done: a dead guest's image, too, may take long to drop."""
+        place = Place(vm(), answer_by=30.0)
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        drop = place.host.drop_image
+        self.patch(place.host, "drop_image", lambda uuid: deferLater(place.clock, 6.0, drop, uuid))
+        first.fleet.machines["www"].restart("dead")
+        place.run(0.1)
+        self.assertEqual(State.STARTING, first.state())
+        first.coordinator.cut()
+        place.run(8.0)
+        self.assertEqual(1, place.guest.starts)
 
     def test_all_restart(self) -> None:
         """When all of them have died and come back, one adopts what ran, with its lease."""
@@ -789,7 +841,7 @@ class HostsTests(SynchronousTestCase):
         moved = node.fleet.cluster.move(machine, "right")
         place.run(1.0)
         self.assertIn("its disk is busy", str(self.failureResultOf(moved, JitsuError).value))
-        self.assertEqual({}, node.pool._wanted)
+        self.assertIsNone(node.pool._placement.take_wanted(machine.vm))
 
     def test_drain_host(self) -> None:
         """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""

@@ -116,7 +116,9 @@ class Chaos:
 
     def _answered(self, result: Any, node: Node, name: str) -> None:
         is_up = result is True and node.state(name) is State.UP
-        if is_up and node.reactor.alive and node.name not in self.cut_off:
+        # A node that is not connected yet answers like one that is cut off: it cannot tell the owner in time.
+        can_tell = node.fleet.cluster.ownership.connected and node.name not in self.cut_off
+        if is_up and node.reactor.alive and can_tell:
             self.uses.append((self.now, node.name, name))
 
     def ask_all(self) -> None:

@@ -143,6 +143,7 @@ class ParseTests(SynchronousTestCase):
         """What is malformed is FORMERR; the question is echoed and EDNS known if they can be read."""
         echo, silent, plain, edns = QUESTION, b"", None, Edns(1232)
         ecs = "client subnet: "
+        sig = partial(record, type=SIG, data=SIGNATURE)  # nothing is wrong with it but its owner
         cases = {
             "header only": (packet()[:12], silent, plain),
             "name cut": (packet()[:20], silent, plain),
@@ -160,7 +161,7 @@ class ParseTests(SynchronousTestCase):
             "label type 0x40": (packet(b"\x41" + QUESTION), silent, plain),
             "label of 64 octets": (packet(b"\x40" + b"a" * 64 + ROOT + pack("!HH", 1, 1)), silent, plain),
             "owner with a label of 64 octets": (
-                packet(QUESTION, record(b"\x40" + b"a" * 64 + ROOT), ar=1),
+                packet(QUESTION, sig(b"\x40" + b"a" * 64 + ROOT), ar=1),
                 echo,
                 plain,
             ),
@@ -224,14 +225,14 @@ class ParseTests(SynchronousTestCase):
             ecs + "prefix too long": (packet(QUESTION, opt(subnet(1, 33, bytes(5))), ar=1), echo, edns),
             ecs + "unknown family": (packet(QUESTION, opt(subnet(3, 8, b"\1")), ar=1), echo, edns),
             "owner with a pointer to itself": (
-                packet(QUESTION, record(pack("!H", 0xC000 + 12 + 21)), ar=1),
+                packet(QUESTION, sig(pack("!H", 0xC000 + 12 + len(QUESTION))), ar=1),
                 echo,
                 plain,
             ),
-            "owner with a pointer ahead": (packet(QUESTION, record(b"\xc1\0"), ar=1), echo, plain),
-            "owner with a pointer into the header": (packet(QUESTION, record(b"\xc0\0"), ar=1), echo, plain),
-            "owner with label type 0x40": (packet(QUESTION, record(b"\x41a\0"), ar=1), echo, plain),
-            "owner too long": (packet(QUESTION, record(TOO_LONG), ar=1), echo, plain),
+            "owner with a pointer ahead": (packet(QUESTION, sig(b"\xc1\0"), ar=1), echo, plain),
+            "owner with a pointer into the header": (packet(QUESTION, sig(b"\xc0\0"), ar=1), echo, plain),
+            "owner with label type 0x40": (packet(QUESTION, sig(b"\x41a\0"), ar=1), echo, plain),
+            "owner too long": (packet(QUESTION, sig(TOO_LONG), ar=1), echo, plain),
             "TSIG before OPT": (packet(QUESTION, record(type=250, cls=255), opt(), ar=2), echo, plain),
             "two TSIG": (packet(QUESTION, *[record(type=250, cls=255)] * 2, ar=2), echo, plain),
             "malformed before BADVERS": (packet(QUESTION, opt(version=1), b"\0", ar=1), echo, Edns(1232, version=1)),

@@ -15,7 +15,6 @@ from twisted.internet import reactor as default_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
-from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -25,6 +24,7 @@ from jitsu_tw.dns.tsig import Key, Keyring
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.settings import Secondary
+from test.support import BoundedClock
 
 reactor: Any = default_reactor
 
@@ -100,7 +100,7 @@ class Port:
         self.open = False
 
 
-class Reactor(Clock):
+class Reactor(BoundedClock):
     """A clock with UDP ports, and faults to order: listen, connect, write, refuse."""
 
     def __init__(self) -> None:

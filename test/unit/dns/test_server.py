@@ -29,6 +29,7 @@ from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import MOST_OF_ONE, Forwarder
 from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
@@ -333,6 +334,19 @@ class WarmTests(ServerTestCase):
             found = self.hit(self.wire(use_edns=0, payload=other))
             if found is not None:
                 self.assertEqual(self.long_way(self.wire(use_edns=0, payload=other))[2:], found[2:])
+
+    def test_signed(self) -> None:
+        """The answer to a signed question is signed for that question alone, and not kept."""
+        octets = self.wire()
+        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.summons.lease("www")
+        assert isinstance(query, Query)
+        assert lease is not None
+        self.warm.clear()
+        key = query.question.key
+        use = self.world.fleet.stats.use_of(self.world.machine(), key)
+        for tsig, kept in ((len(octets), 0), (None, 1)):
+            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, use, key)
+            self.assertEqual(kept, len(self.warm.answers))
 
     def test_options(self) -> None:
         """A question with options is not kept: they may differ from client to client."""

@@ -19,6 +19,7 @@ from jitsu_tw.dns import tcp
 from jitsu_tw.dns.connections import MOST_CONNECTIONS, MOST_FROM_ONE, Connections
 from jitsu_tw.dns.tcp import BATCH, ENDING, IDLE, MOST_TRANSFERS_TO_ONE, MOST_WAITING, TCPFactory, TCPPort
 from jitsu_tw.slices import SLICE
+from test.support import BoundedClock
 
 
 class Slow:
@@ -62,7 +63,7 @@ class TCPTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Make a server and a clock."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.server = Slow(self.clock)
         self.factory = TCPFactory(self.server, self.clock)  # type: ignore[arg-type]
 
@@ -407,7 +408,7 @@ class PortTests(SynchronousTestCase):
 
     def test_burst(self) -> None:
         """Clients that connect while the server does something else get in; it takes some of them in each turn."""
-        factory = TCPFactory(Slow(Clock()), Clock())  # type: ignore[arg-type]
+        factory = TCPFactory(Slow(BoundedClock()), BoundedClock())  # type: ignore[arg-type]
         port: Any = TCPPort(0, factory, "127.0.0.1", reactor)
         port.startListening()
         with contextlib.ExitStack() as clients:

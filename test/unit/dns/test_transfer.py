@@ -26,7 +26,7 @@ from twisted.internet import reactor as default_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.names.dns import SOA, TXT, A
 from twisted.protocols.basic import Int16StringReceiver
@@ -43,6 +43,7 @@ from jitsu_tw.dns.wire import RR, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ZoneError
 from jitsu_tw.settings import Rule, split_key
+from test.support import BoundedClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -501,7 +502,7 @@ class StreamsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Have a connection, and something to send."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.sent: list[bytes] = []
         self.aborted = 0
         self.streams = Streams(self.sent.append, self.abort, self.clock)

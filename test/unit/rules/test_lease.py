@@ -64,6 +64,7 @@ class MeterTests(SynchronousTestCase):
         meter = Meter(30, 1000, 0)
         self.assertFalse(meter.used(1, 1))
         self.assertTrue(meter.used(40, 2))
+        self.assertTrue(Meter(30, 1000, 0).used(40, 1))
 
 
 class LeasesTests(SynchronousTestCase):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +26,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, alone, question
+from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
 from test.unit.store.test_history import QUICK
 
@@ -71,7 +70,7 @@ class RequestsTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.path = self.folder / "state.git"
         (self.folder / "jitsu.zone").write_text(ZONE)
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000)
         self.backend = MemoryBackend(reactor=self.clock)
         self.begin()
@@ -374,6 +373,8 @@ class RejectedTests(RequestsTestCase):
             (below(NEW, {**VM, "dns/db.jitsu.test/ttl": "5"}), "db.jitsu.test is that of VM db already"),
             (below(NEW, {**VM, "ip": None}), f"{new}config/name/0: vms: new: ip: is missing"),
             (below("mine", VM), "named by its uuid"),
+            (below("0000000A-0000-4000-8000-000000000003", VM), "in lower case"),
+            (below(WWW, {"config/a/b/c/0": "5"}), "too deep"),
             ({"jitsu/vm/README": "x"}, "named by its uuid"),
             ({f"jitsu/vm/{NEW}": "x"}, "is no plain file"),
             (below(WWW, {"ip": "x" * 70000}), "is no value"),

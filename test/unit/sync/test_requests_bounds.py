@@ -100,6 +100,11 @@ class CommitTests(HostileTestCase):
         self.assertEqual("", self.reason(self.repository.create_commit(None, ANN, ANN, "both", both, [one, two])))
         self.assertEqual("Found db.jitsu.test A 10.0.0.8 vm=db", self.answer("db"))
 
+    def test_each(self) -> None:
+        """Each commit of a request changes nothing but VMs, not only the last."""
+        undone = self.commit({"README": None}, self.commit({"README": "x"}))
+        self.assertIn("README is not for requests", self.reason(self.commit(GOOD, undone)))
+
     def test_many_parents(self) -> None:
         """So is one with the same parent many times, as far as the size goes."""
         good = self.repository[self.commit(GOOD)].peel(pygit2.Commit)
@@ -241,6 +246,16 @@ class FailureTests(HostileTestCase):
         self.assertEqual(["a"], self.rejected())
         self.assertEqual("Found db.jitsu.test A 10.0.0.8 vm=db", self.answer("db"))
         self.assertEqual(1, len(self.flushLoggedErrors(RecursionError)))
+
+    def test_pushed_again(self) -> None:
+        """A branch that has become another request while it was read stays, and is read anew."""
+        self.push(self.commit(GOOD), "a")
+        reading = Requests(self.store.history)
+        request, other = reading.read("a"), self.commit(OTHER)
+        assert request is not None
+        self.push(other, "a")
+        reading.reject(request, "no")
+        self.assertEqual(other, self.repository.references[f"{ASKED}a"].target)
 
     def test_while_understood(self) -> None:
         """So is one that fails when its meaning is looked at, or when it is merged."""

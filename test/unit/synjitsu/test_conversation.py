@@ -17,7 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.logger import Logger, LogLevel, LogPublisher, formatEvent, globalLogPublisher
 from twisted.protocols import amp
@@ -34,6 +34,7 @@ from synjitsu_tw.packets import ACK, SYN
 from synjitsu_tw.service import ORPHANED, STRANGERS, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
+from test.support import BoundedClock
 from test.support.control import Wire
 from test.support.fakepcap import FakePcap
 from test.unit.synjitsu.test_packets import CLIENT, GUEST, PEER, VM, arp_frame, tcp_frame
@@ -52,7 +53,7 @@ COMMANDS: Final = (
 )  # fmt: skip
 
 
-class ReadingClock(Clock):
+class ReadingClock(BoundedClock):
     """A clock that takes readers, and never finds that they have something to read."""
 
     def addReader(self, reader: Any) -> None:  # noqa: N802
@@ -337,7 +338,7 @@ class OlderTests(SynchronousTestCase):
     def test_hello(self) -> None:
         """One that knows of no secret is told that it is too old."""
         kernel: Any = FakeKernel()
-        synjitsu = Synjitsu(["br0"], Clock(), kernel=kernel, opens=FakePcap)
+        synjitsu = Synjitsu(["br0"], BoundedClock(), kernel=kernel, opens=FakePcap)
         older, transport = synjitsu.factory.buildProtocol(None), StringTransport()
         assert older is not None
         older.makeConnection(transport)
@@ -351,7 +352,7 @@ class StrangeTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Begin with a Synjitsu, and with what both sides log."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         kernel: Any = FakeKernel()
         self.synjitsu = Synjitsu(["br0"], self.clock, kernel=kernel, opens=FakePcap, secret=SECRET)
         self.logged: list[Any] = []
@@ -644,7 +645,7 @@ class ServiceTests(SynchronousTestCase):
         def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
             """Remember a call; it is never answered."""
             self.calls.append((command, arguments))
-            return deferLater(Clock(), 1)
+            return deferLater(BoundedClock(), 1)
 
         def summoned(self, result: Any) -> None:
             """Do nothing."""

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from jitsu_tw.errors import BootFailed, NoCapacity
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import RUNNING, State
-from jitsu_tw.settings import Mode, WhenFull
+from jitsu_tw.settings import Evidence, Mode, WhenFull
 from test.support import World, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
@@ -140,6 +140,17 @@ class RoomTests(FleetTestCase):
         self.ask("dddd")
         self.world.pump(0.5)
         self.assertEqual([State.UP, State.UP, State.OFF, State.UP], self.states())
+
+    def test_by_queries(self) -> None:
+        """A VM of which only questions are evidence makes room when nobody has asked for it lately."""
+        self.world = World(*(vm(name, idle=600, evidence=Evidence.QUERIES) for name in ("a", "bb")), max_running=1,
+                           when_full=WhenFull.STOP_IDLE)
+        self.ask("a")
+        self.world.pump(10)
+        answers = self.ask("bb")
+        self.world.pump(0.5)
+        self.assertEqual([True], answers)
+        self.assertEqual([State.OFF, State.UP], self.states())
 
     def test_no_room_to_make(self) -> None:
         """Where nobody may be stopped, the start is refused, and says why; the VM has not failed."""

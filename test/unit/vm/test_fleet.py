@@ -17,7 +17,7 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
-from jitsu_tw.rules.life import Failures
+from jitsu_tw.rules.life import Failures, rest
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
@@ -1168,6 +1168,30 @@ class FailureTests(FleetTestCase):
         self.world.fleet.operator.start("www").addBoth(started.append)
         self.assertEqual([True], started)
 
+    def test_rest(self) -> None:
+        """After a first failure there is no rest; after each further one, twice the last, up to a minute."""
+        table = {0: 0.0, 1: 0.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0, 7: 32.0, 8: 60.0, 9: 60.0, 500: 60.0}
+        self.assertEqual(table, {failures: rest(failures) for failures in table})
+
+    def test_rests_after_the_second(self) -> None:
+        """A VM that has failed once is started by the next question; one that has failed twice rests for a second."""
+        self.world = World(vm(faults=["start"]))
+        machine = self.world.machine()
+
+        def fails() -> tuple[int, bool, float]:
+            self.ask()
+            self.world.pump(0.01, step=0.01)
+            return self.world.fleet.stats.current(machine).total_starts, machine.is_resting, machine.rests
+
+        self.assertEqual((1, False, 0.0), fails())
+        starts, is_resting, left = fails()
+        self.assertEqual((2, True), (starts, is_resting))
+        self.assertAlmostEqual(1.0, left, places=1)
+        self.world.pump(0.9)
+        self.assertEqual((2, True), fails()[:2])
+        self.world.pump(0.2)
+        self.assertEqual((3, True), fails()[:2])
+
     def test_fails_after_a_while(self) -> None:
         """A VM that comes up and goes down again at once has failed too."""
         self.world = World(vm(faults=["vanish"]))
@@ -1504,6 +1528,16 @@ class GroupTests(FleetTestCase):
         self.assertEqual("off off up", self.states())
         self.world.pump(5.2)
         self.assertEqual("off off off", self.states())
+
+    def test_whole_lease(self) -> None:
+        """The lease of what a VM needs begins anew when that VM goes down."""
+        self.world = World(vm("db", idle=30.0), vm("web", needs=("db",)))
+        self.ask("web")
+        self.world.pump(7)
+        self.world.fleet.operator.stop("web")
+        self.world.pump(0.1)
+        self.assertIs(State.OFF, self.world.machine("web").state)
+        self.assertTrue(29.0 < (self.world.fleet.leases.left(self.world.machine("db")) or 0.0) <= 30.0)
 
     def test_by_hand(self) -> None:
         """A VM that somebody else has started is not stopped because another one, which needs it, is off."""

@@ -103,7 +103,7 @@ class CoverTests(FleetTestCase):
     def begin(self, **changes: Any) -> None:
         """Begin with a VM that is stood in for, and has a port."""
         values = {"idle": 10.0, "boot_time": 1.0, "wait_for_port": 80, "use_synjitsu": True, **changes}
-        self.world = World(vm("off"), synjitsu="unix:socket")
+        self.world = World(vm("off"))
         self.world.settings = type(self.world.settings)(vms=(vm(**values), vm("other")), synjitsu="unix:socket")
         self.world.backend.reachable = True
         self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC,))))
@@ -469,6 +469,19 @@ class CoverTests(FleetTestCase):
         """All MACs that are known are announced: the configuration's first, then the hypervisor's."""
         self.begin(mac=("52:54:00:00:00:09", MAC))
         self.assertEqual(f"asleep 52:54:00:00:00:09 {MAC}", self.said)
+
+    def test_two_interfaces(self) -> None:
+        """The MACs of a guest with several interfaces are told in their order, in each state: the first one counts."""
+        self.begin(mac=("52:54:00:00:00:09",))
+        self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC, "52:54:00:00:00:02"))))
+        macs = f"52:54:00:00:00:09 {MAC} 52:54:00:00:00:02"
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual(f"booting {macs}", self.said)
+        self.standin.listens(self.ip)
+        self.assertEqual(f"ready {macs}", self.said)
+        self.world.pump(11)
+        self.assertEqual(f"asleep {macs}", self.said)
 
     def test_refused(self) -> None:
         """Where Synjitsu does not stand in for a VM's address, the port is tried without it."""
