@@ -225,9 +225,9 @@ class ConfigSync:
 def _changes(divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> dict[str, Change]:
     """Return the changes that make VMs of these files of those that we have."""
     return {
-        uuid: Change(divergence.vms[uuid].ours, said)
-        for uuid, said in run.items()
-        if divergence.vms[uuid].new or said != divergence.vms[uuid].ours
+        uuid: Change(divergence.vms[uuid].ours, files)
+        for uuid, files in run.items()
+        if divergence.vms[uuid].new or files != divergence.vms[uuid].ours
     }
 
 
