@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import CancelledError, DeferredLock
+from twisted.internet.defer import CancelledError, DeferredLock, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -107,7 +107,7 @@ class ChangeRequests:
         self._reactor = reactor
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
-        self._busy: Deferred[None] | None = None
+        self._done: Deferred[Any] = succeed(None)
         self._looking_up: Deferred[str] | None = None
         self._ended = False
         self._not_before = 0.0
@@ -144,7 +144,7 @@ class ChangeRequests:
 
     def start(self) -> None:
         """Begin to look for requests."""
-        self._looking.start(LOOK_EVERY)
+        self._done = self._looking.start(LOOK_EVERY)
 
     async def stop(self) -> None:
         """End it. A request that is being merged is merged; one that is being read waits for the next start."""
@@ -153,8 +153,7 @@ class ChangeRequests:
         self._store.requests.end()
         if self._looking_up is not None:
             self._looking_up.cancel()
-        if self._busy is not None:
-            await self._busy
+        await self._done
 
     def problems(self) -> list[str]:
         """Return why requests wait, for `healthz`."""
@@ -166,18 +165,15 @@ class ChangeRequests:
 
     # One request.
 
-    def _look(self) -> None:
-        if self._busy is None and self._reactor.seconds() >= self._not_before:
-            names = self._store.requests.waiting()
-            if names:
-                busy = self._handle_all(names).addErrback(self._failed)
-                if not busy.called:
-                    self._busy = busy.addBoth(self._handled)
-            else:
-                self._waits = _Waits()
-
-    def _handled(self, _: object) -> None:
-        self._busy = None
+    def _look(self) -> Deferred[None] | None:
+        """Handle the requests that are there; the next look is when that is done."""
+        if self._reactor.seconds() < self._not_before:
+            return None
+        names = self._store.requests.waiting()
+        if names:
+            return self._handle_all(names).addErrback(self._failed)
+        self._waits = _Waits()
+        return None
 
     def _failed(self, failure: Any) -> None:
         """Look again after a while. Wide: a fault of Jitsu must not end the looking."""
