@@ -238,7 +238,7 @@ class ChangeRequests:
                           error=shortened(str(wrong)))
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
-        self._fleet.stats.merged(changes)
+        self._fleet.store.config.merged(changes)
         self._running.apply(change)
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
                       words="; ".join(change.lines.splitlines()) or "nothing new")
@@ -250,7 +250,7 @@ class ChangeRequests:
         for uuid, one in request.changes.items():
             changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
             known = self._known(_old_name(one), uuid)
-            is_file = known is not None and not came(self._fleet.stats.origin(known)) and bool(one.was)
+            is_file = known is not None and not came(self._fleet.store.config.origin(known)) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if one.files else None
         return changes
