@@ -35,7 +35,7 @@ from jitsu_tw.store.layout import (
     vms,
 )
 from jitsu_tw.store.requests import fairly, guest_of, shortened
-from jitsu_tw.sync.permissions import Shares, check_change, check_result
+from jitsu_tw.sync.permissions import Budgets, check_change, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class ChangeRequests:
         self._ended = False
         self._not_before = 0.0
         self._waits = _Waits()
-        self._shares = Shares()
+        self._budgets = Budgets()
         self.lock = DeferredLock()
 
     # Beginning and end.
@@ -192,7 +192,7 @@ class ChangeRequests:
                     return
                 tried.add(name)
                 guest = guest_of(name)
-                if guest and not self._shares.take(guest, self._reactor.seconds()):
+                if guest and not self._budgets.take(guest, self._reactor.seconds()):
                     continue
                 try:
                     await self.lock.run(self._handle, name)
