@@ -74,8 +74,8 @@ def check_result(old: VM, new: VM, zones: Zones, is_here: Callable[[str], bool])
         ConfigError: says which.
     """
     for key, row in VM_KEYS.items():
-        if row.own is not None and getattr(old, key) != (value := getattr(new, key)):
-            _check_limits(key, getattr(old, key), value, new)
+        if row.own is not None and old.value(key) != (value := new.value(key)):
+            _check_limits(key, old.value(key), value, new)
     for address in set(new.ip) - set(old.ip):
         _check_address(address, old, new, is_here)
     for name in set(new.dns) - set(old.dns):

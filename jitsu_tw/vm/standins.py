@@ -19,7 +19,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
-from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.synjitsu_client import SynjitsuClient
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.networks import Address
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IStandInObserver
@@ -118,14 +119,14 @@ class StandInControl(StandIns):
     follows = frozenset(State)
 
     log = Logger()
-    anew = True
+    anew = tries_port = True
 
     def __init__(
         self,
         endpoints: Iterable[str],
         machines: Mapping[str, Machine],
         reactor: Any,
-        port: IReadiness,
+        port: Strategies,
         observer: IStandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
@@ -172,7 +173,7 @@ class StandInControl(StandIns):
 
     def signs(self, vm: VM, signs: tuple[IReadiness, ...]) -> tuple[IReadiness, ...]:
         """Return the *signs* of readiness of *vm*, where Synjitsu probes the port in place of this host."""
-        return tuple(self if sign is self._port else sign for sign in signs) if vm.use_synjitsu else signs
+        return tuple(self if sign.tries_port else sign for sign in signs) if vm.use_synjitsu else signs
 
     def _standin(self, machine: Machine) -> SynjitsuClient | None:
         """Return the Synjitsu of the host that *machine* is, was or will be on."""
@@ -344,7 +345,7 @@ class StandInControl(StandIns):
                 wake_udp=vm.wake_udp,
                 handover=vm.handover.value,
                 domid=self._guests.get(vm.name, Guest()).domid,
-                knock=vm.wait_for_port if knocks and has_port(vm, machine.backend) else None,
+                knock=port_of(vm) if knocks and has_port(vm, machine.backend) else None,
                 # No client's connection shall be in the image that is kept first.
                 keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
             )

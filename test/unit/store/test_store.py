@@ -163,7 +163,7 @@ class LayoutTests(SynchronousTestCase):
     def test_vm(self) -> None:
         """A VM lies where the original's does."""
         said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
-        paths = vm_paths("u", vm(response_delay=0.1, said=said))
+        paths = vm_paths("u", vm(response_delay=0.1, raw=said))
         self.assertEqual(
             {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
             {path.removeprefix("jitsu/vm/u/") for path in paths},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pygit2
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.config.schema import SHARED, VM_KEYS, XEN_KEYS
+from jitsu_tw.config.schema import BACKEND_KEYS, INHERITED, VM_KEYS
 from jitsu_tw.store.requests import ASKED
 from jitsu_tw.sync import change_requests as branches
 from jitsu_tw.sync import permissions
@@ -105,7 +105,7 @@ class GuestTests(RequestsTestCase):
                 before = self.fleet.machines["www"].vm
                 base, head = self.tree("jitsu/vm/"), self.head().id
                 self.assertEqual("", self.ask(below(WWW, values), "www/x"))
-                self.assertNotEqual(getattr(before, key), getattr(self.fleet.machines["www"].vm, key))
+                self.assertNotEqual(before.value(key), self.fleet.machines["www"].vm.value(key))
                 back = {f"jitsu/vm/{path}": base.get(path) for path in self.tree("jitsu/vm/").keys() | base.keys()}
                 self.assertEqual("", self.ask(back), f"back to {head}")
                 self.clock.advance(60)
@@ -184,9 +184,9 @@ class KeysTests(SynchronousTestCase):
         allowed = {key for key, row in VM_KEYS.items() if row.own is not None}
         self.assertEqual({"ip", "dns", "ttl", "idle", "idle_packets", "evidence", "response_delay", "wait_for_port",
                           "wait_for_http", "wait_for_key", "ports"}, allowed)
-        self.assertFalse(allowed & XEN_KEYS.keys())
+        self.assertFalse(allowed & BACKEND_KEYS["libxl"].keys())
         self.assertFalse({key for key in allowed if VM_KEYS[key].path})
-        self.assertEqual({"ttl", "idle", "idle_packets", "evidence"}, allowed & SHARED.keys())
+        self.assertEqual({"ttl", "idle", "idle_packets", "evidence"}, allowed & INHERITED.keys())
         readme = (Path(__file__).parents[3] / "README.md").read_text()
         for key in allowed:
             self.assertIn(f"`{key}`", readme)

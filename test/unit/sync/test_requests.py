@@ -176,7 +176,7 @@ class ChangeTests(RequestsTestCase):
         vm = self.fleet.machines["www"].vm
         self.assertEqual(["10.0.0.9", "2001:db8::9"], [str(one) for one in vm.ip])
         self.assertEqual(("pause", 7.0, 3.0, "data/ready", ("db",)),
-                         (vm.mode.value, vm.idle, vm.min_up, vm.wait_for_key, vm.needs))
+                         (vm.mode.value, vm.idle, vm.min_up, vm.readiness["wait_for_key"], vm.needs))
         self.assertEqual("Found w.jitsu.test. AAAA 2001:db8::9 vm=www".replace("test. ", "test "), self.answer("w", 28))
         self.assertEqual(vm, self.backend.guests[WWW].vm)
 

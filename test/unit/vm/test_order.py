@@ -20,7 +20,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
@@ -31,7 +31,7 @@ from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import Fault, Settings
+from jitsu_tw.settings import Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.standins import StandInControl

@@ -536,7 +536,7 @@ class HostsTests(SynchronousTestCase):
         for host in hosts.values():
             host.reachable = True
             self.patch(host, "guest", lambda _: succeed(Guest((MAC,))))
-        both = tuple(Host(name, "memory", name, f"unix:{name}") for name in hosts)
+        both = tuple(Host(name=name, backend="memory", connect=name, synjitsu=f"unix:{name}") for name in hosts)
         www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
                  use_synjitsu=True)  # fmt: skip
         clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())
