@@ -11,18 +11,19 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.application.internet import ClientService, backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed  # noqa: A004 -- it is no builtin one
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import cooperate, deferLater
-from twisted.logger import Logger, LogPublisher
+from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.protocols.policies import TimeoutMixin
 
 from jitsu_tw import messages
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import NoStandIn
+from jitsu_tw.reconnect import Reconnector, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 #: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
-BACK_OFF: Final = (0.05, 2.0, 1.5)
+_PAUSE: Final = steady(0.05, 2.0, 1.5)
 
 #: Seconds until a Synjitsu of another version or secret, or one that is not understood, is tried again: one of the two
 #: may be updated.
@@ -102,22 +103,24 @@ class SynjitsuClient:
         self._latest: Deferred[None] = succeed(None)
         self._missed = self._was_cut = False
         self._open: _Conversation | None = None
+        self._endpoint = clientFromString(reactor, description(endpoint))
+        self._connecting: Deferred[Any] = succeed(None)
+        self._ended: Deferred[None] = succeed(None)
+        self._reconnector: Reconnector[_Conversation] = Reconnector(
+            "Synjitsu", self._connect, lambda _: None, self._lost, lambda _: None, reactor, self._pause
+        )
+
+    def _connect(self) -> Deferred[_Conversation]:
         factory = Factory.forProtocol(_Conversation)
         factory.standin = self  # type: ignore[attr-defined]
         factory.noisy = False
-        first, longest, grows = BACK_OFF
-        self._back_off = backoffPolicy(first, longest, grows, jitter=lambda: 0.0)
-        self._service = _Connection(
-            clientFromString(reactor, description(endpoint)),
-            factory,
-            retryPolicy=self._pause,
-            clock=reactor,
-        )
+        self._connecting = self._endpoint.connect(factory)
+        return self._connecting
 
     def _pause(self, failures: int) -> float:
         """Return how many seconds to wait before Synjitsu is tried again, after *failures* to connect."""
         was_cut, self._was_cut = self._was_cut, False
-        return AFTER_REFUSAL if was_cut else self._back_off(failures)
+        return AFTER_REFUSAL if was_cut else _PAUSE(failures)
 
     @property
     def reactor(self) -> Any:
@@ -131,18 +134,19 @@ class SynjitsuClient:
 
     def start(self) -> None:
         """Connect, now and whenever the connection is lost."""
-        self._service.startService()
-        tried = self._service.whenConnected(failAfterFailures=1)
-        tried.addErrback(lambda failure: self._lost(failure.getErrorMessage()))
+        self._reconnector.begin()
 
     def stop(self) -> Deferred[None]:
         """Disconnect, and stay so. What was announced is stood in for a few seconds more."""
         self._missed = True
-        stopped: Deferred[None] = self._service.stopService()
+        self._reconnector.end()
+        self._connecting.cancel()
         if self._open is None:
-            return stopped
+            return succeed(None)
+        self._ended = Deferred()
+        self._open.transport.loseConnection()
         late = self._reactor.callLater(ENDING, self._open.transport.abortConnection)
-        return stopped.addCallback(lambda _: late.cancel() if late.active() else None)
+        return self._ended.addCallback(lambda _: late.cancel() if late.active() else None)
 
     def announce(
         self,
@@ -205,7 +209,8 @@ class SynjitsuClient:
         """Do not say again what was said of *ip*: somebody else speaks for it."""
         self._said.pop(_normal(ip), None)
 
-    def status(self) -> Deferred[dict[str, Any]]:
+    @deferred
+    async def status(self) -> dict[str, Any]:
         """
         Return who is stood in for, and the counters.
 
@@ -215,9 +220,6 @@ class SynjitsuClient:
         Raises:
             NoStandIn: (through the Deferred) there is no Synjitsu, or it went away meanwhile.
         """
-        return Deferred.fromCoroutine(self._status())
-
-    async def _status(self) -> dict[str, Any]:
         if self._protocol is None:
             raise NoStandIn(f"no Synjitsu answers at {self._place}")
         try:
@@ -299,7 +301,7 @@ class SynjitsuClient:
     def begin(self, protocol: _Conversation) -> None:
         """Say everything on a new connection."""
         self._open = protocol
-        self._saying = Deferred.fromCoroutine(self._say_all(protocol))
+        self._saying = self._say_all(protocol)
         self._saying.addErrback(self._not_said, protocol)
 
     def _not_said(self, failure: Failure, protocol: _Conversation) -> None:
@@ -307,6 +309,7 @@ class SynjitsuClient:
             failure.trap(*messages.NO_ANSWER)
             protocol.cut(failure.getErrorMessage())
 
+    @deferred
     async def _say_all(self, protocol: _Conversation) -> None:
         try:
             await protocol.callRemote(messages.Hello, version=messages.VERSION, secret=self._secret)
@@ -341,9 +344,11 @@ class SynjitsuClient:
         self._open = None
         was_there, self._protocol = self.connected, None
         self._saying.cancel()
-        self._lost("the connection was lost")
+        self._reconnector.again("the connection was lost")
         if was_there:
             self.on_change()
+        if not self._ended.called:
+            self._ended.callback(None)
 
     def cut(self) -> None:
         """Take note that the connection is cut off, because Synjitsu is not understood or says nothing."""
@@ -357,12 +362,6 @@ class SynjitsuClient:
                 place=self._place,
                 reason=reason,
             )
-
-
-class _Connection(ClientService):
-    """Connects again and again, and does not tell the log each time."""
-
-    _log = Logger(observer=LogPublisher())
 
 
 class _Conversation(messages.Peer, TimeoutMixin):

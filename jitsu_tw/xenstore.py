@@ -1,31 +1,35 @@
 """
-Xenstore, the tree that Xen's toolstack, its daemon and the guests share: pyxs behind Deferreds.
+Xenstore, the tree that Xen's toolstack, its daemon and the guests share.
 
-One connection to the daemon's UNIX socket, made again with back-off whenever it breaks, and two threads: one reads what
-the daemon says, one does what is asked, in the order in which it was asked. The reactor's thread waits for neither.
-Paths and values are `str` here and octets (UTF-8) there; what a guest writes that is no UTF-8 survives a reading and a
-writing, but for NULs at the end.
+One connection to the daemon's UNIX socket, made again with back-off whenever it breaks. Paths and values are `str`
+here and octets (UTF-8) there; what a guest writes that is no UTF-8 survives a reading and a writing, but for NULs at
+the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections import deque
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.xsclient import UNWATCH, Client, Reader, Transaction, apply, domain_path, octets_of, set_watch, transact
+from jitsu_tw.reconnect import Reconnector, steady
+from jitsu_tw.xswire import Command, ConflictError, MissingError, TooLongError, Wire, octets_of, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -41,12 +45,12 @@ BACK_OFF: Final = (0.05, 0.5)
 #: Seconds after which an operation is given up.
 ANSWERS_WITHIN: Final = 30.0
 
-#: Seconds for which `Xenstore.close` waits for a daemon that does not read.
-PATIENCE: Final = 1.0
+#: How often a transaction that conflicts with others is tried, and a list of children that change meanwhile.
+TRIES: Final = 50
 
 
 class Watch:
-    """Somebody who is told when a path changes."""
+    """A callback that is called when a path changes."""
 
     def __init__(self, path: str, callback: Callable[[str], object], stop: Callable[[], None]) -> None:
         """Made by `Xenstore.watch`."""
@@ -57,206 +61,269 @@ class Watch:
         self._stop()
 
 
-class Xenstore:
+class Tree(ABC):
+    """
+    What can be done to the tree.
+
+    Every operation may raise BackendError in the daemon's words, or BackendLost.
+    """
+
+    @abstractmethod
+    def ask(self, what: str, command: Command, *parts: bytes) -> Deferred[bytes]:
+        """Return the daemon's answer to one request, as `Wire.ask` does."""
+
+    async def read(self, path: str) -> str | None:
+        """Return a node's value; None where there is no such node."""
+        try:
+            return _text(await self.ask(f"read {path}", Command.READ, octets_of(path)))
+        except MissingError:
+            return None
+
+    async def write(self, path: str, value: str) -> None:
+        """Give a node its value, making it and those above it if need be."""
+        octets = value.encode(errors="surrogateescape")
+        await self.ask(f"write {path}", Command.WRITE, octets_of(path), octets)
+
+    async def remove(self, path: str) -> None:
+        """Remove a node and all below it. A missing one is no error."""
+        with contextlib.suppress(MissingError):
+            await self.ask(f"remove {path}", Command.RM, octets_of(path))
+
+    async def get_permissions(self, path: str) -> list[str] | None:
+        """
+        Return who may do what with a node; None where there is no such node.
+
+        Each is a letter (``n``: nothing, ``r``: read, ``w``: write, ``b``: both) and a domain's number. The first is
+        the owner, who may do everything, and its letter is what everybody else may.
+        """
+        try:
+            return _split(await self.ask(f"get the permissions of {path}", Command.GET_PERMS, octets_of(path)))
+        except MissingError:
+            return None
+
+    async def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
+        """Set who may do what with a node, as `get_permissions` returns it. What is below stays as it is."""
+        what = f"set the permissions of {path} to {' '.join(permissions)}"
+        await self.ask(what, Command.SET_PERMS, octets_of(path), *(one.encode() + b"\0" for one in permissions))
+
+    async def domain_path(self, domid: int) -> str:
+        """Return the path that a domain's relative paths begin from."""
+        return _text(await self.ask(f"path of domain {domid}", Command.GET_DOMAIN_PATH, b"%d\0" % domid))
+
+    async def _list_in_parts(self, what: str, path: bytes) -> list[str] | None:
+        """Return the children, where they do not fit in a message; None if they have changed meanwhile."""
+        names, generations = b"", set()
+        # Asks for what is behind so many octets of names. An answer is the node's generation, then names, each with a
+        # NUL, and one more NUL after the last of all.
+        while not (b"\0" + names).endswith(b"\0\0"):
+            part = await self.ask(what, Command.DIRECTORY_PART, path, b"%d\0" % len(names))
+            generation, _, more = part.partition(b"\0")
+            generations.add(generation)
+            if len(generations) > 1 or not more:
+                return None
+            names += more
+        return _split(names)
+
+    async def list(self, path: str) -> list[str]:
+        """Return the names of a node's children; a node that is missing has none."""
+        what, octets = f"list {path}", octets_of(path)
+        try:
+            return _split(await self.ask(what, Command.DIRECTORY, octets))
+        except MissingError:
+            return []
+        except TooLongError:
+            for _ in range(TRIES):
+                names = await self._list_in_parts(what, octets)
+                if names is not None:
+                    return names
+        raise BackendError(f"Xenstore: {what}: its children change again and again")
+
+
+class Transaction(Tree):
+    """The tree within a transaction: all that is done to it is done at its end, or nothing."""
+
+    def __init__(self, wire: Wire, begun: bytes) -> None:
+        """Take the connection, and the daemon's answer to the transaction's beginning."""
+        self._wire, self._number = wire, int(_text(begun))
+
+    def ask(self, what: str, command: Command, *parts: bytes) -> Deferred[bytes]:
+        """Return the daemon's answer to one request."""
+        return self._wire.ask(what, command, *parts, transaction=self._number)
+
+
+async def _transact(wire: Wire, change: Callable[[Transaction], Awaitable[T]]) -> T:
+    """Do *change* in a transaction, and again if it conflicts; return what it returns."""
+    for _ in range(TRIES):
+        begun = await wire.ask("begin a transaction", Command.TRANSACTION_START, b"\0")
+        tree = Transaction(wire, begun)
+        try:
+            result = await change(tree)
+        except Exception:
+            with contextlib.suppress(BackendError):
+                await tree.ask("end a transaction", Command.TRANSACTION_END, b"F\0")
+            raise
+        with contextlib.suppress(ConflictError):
+            await tree.ask("end a transaction", Command.TRANSACTION_END, b"T\0")
+            return result
+    raise BackendError(f"Xenstore: others were quicker than a transaction, {TRIES} times")
+
+
+def _text(octets: bytes) -> str:
+    """Return an answer, or a value, without NULs at its end."""
+    return text_of(octets.rstrip(b"\0"))
+
+
+def _split(octets: bytes) -> list[str]:
+    """Return the strings that the daemon has put one behind the other, each with a NUL."""
+    return [text_of(one) for one in octets.split(b"\0") if one]
+
+
+class Xenstore(Tree):
     """
     The Xenstore of this host.
 
     Operations are coroutines. They are done in the order in which they are begun, and fail with BackendError in the
     daemon's words, or, if there is no connection or it breaks meanwhile, with BackendLost; they do not wait for the
     next connection. One that is cancelled may have been done all the same. Watches outlive connections.
-
-    Attributes:
-        connected: whether there is a connection, as far as is known.
     """
 
     log = Logger()
 
     def __init__(self, reactor: Any, path: str | None = None) -> None:
         """Take the socket's *path*; without one, XENSTORED_PATH or the usual ones. Nothing is connected yet."""
-        self._reactor = reactor
-        self._path = path
-        self.connected = False
-        self._reader: Reader | None = None  # the worker's; dead if the connection has broken
-        self._why = "Xenstore has not been started"
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._worker: threading.Thread | None = None
+        self._reactor, self._path = reactor, path
+        self._wire: Wire | None = None
+        self._why: str | None = "Xenstore has not been started"  # there is no connection; None during the first try
+        self._jobs: deque[tuple[Callable[[Wire], Awaitable[Any]], Deferred[Any]]] = deque()
+        self._busy = False
         self._watches: dict[str, Watch] = {}
         self._tokens = 0
-        self._lock = threading.Lock()
-        self._changed: dict[tuple[str, str], None] = {}  # (token, path): what the reactor has not been told of
-        self._backoff = backoffPolicy(*BACK_OFF, jitter=lambda: 0.0)
-        self._failures = 0
-        self._retry: Any = None
-        self._closed = False
+        self._opening: Deferred[Wire] | None = None
+        self._reconnector: Reconnector[Wire] = Reconnector(
+            "Xenstore", self._open, self._opened, self._disconnected, Wire.abort, reactor, steady(*BACK_OFF)
+        )
 
     # The connection.
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._wire is not None
+
     def start(self) -> None:
         """Begin to connect, and to connect again whenever it must. What is asked next waits for the first try."""
-        self._worker = threading.Thread(target=self._work, name="Xenstore", daemon=True)
-        self._worker.start()
-        self._jobs.put(self._open)
+        self._why = None
+        self._reconnector.begin()
 
     def close(self) -> Deferred[None]:
-        """End the connection, the watches and the threads. What still waits fails."""
-        self._closed, self.connected, self._why = True, False, "Xenstore has been closed"
+        """End the connection and the watches. What still waits fails."""
+        self._why = "Xenstore has been closed"
         self._watches.clear()
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
-        if self._worker is None or not self._worker.is_alive():
+        self._reconnector.end()
+        if self._opening is not None:
+            self._opening.cancel()
+        wire, self._wire = self._wire, None
+        self._work()
+        if wire is None:
             return succeed(None)
-        ended: Deferred[None] = Deferred()
-        self._jobs.put(partial(self._end, ended))
-        self._jobs.put(None)
-        if self._reader is not None:
-            self._reader.stop()
-        return ended.addTimeout(PATIENCE, self._reactor, onTimeoutCancel=lambda *_: None)
+        closed: Deferred[None] = Deferred()
+        wire.ended.addCallback(closed.callback)
+        wire.abort()
+        return closed
 
-    def _end(self, ended: Deferred[None]) -> None:
-        """End the reader, in the worker's thread."""
-        if self._reader is not None:
-            self._reader.stop()
-            self._reader.thread.join()
-        self._reactor.callFromThread(ended.callback, None)
+    def _open(self) -> Deferred[Wire]:
+        self._opening = self._try_sockets()
+        return self._opening
 
-    def _work(self) -> None:
-        """Do what is asked: the worker's thread."""
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def _open(self) -> None:
-        """Connect, in the worker's thread."""
-        tried = []
-        for path in self._sockets():
-            try:
-                reader = Reader(path, self._heard, self._ended)
-            except OSError as error:
-                tried.append(f"{path}: {error.strerror or error}")
-            else:
-                self._reader = reader
-                # In this order, the reactor hears of the beginning before it hears of the end.
-                self._reactor.callFromThread(self._opened, path)
-                reader.thread.start()
-                return
-        self._reader, self._why = None, f"no connection to Xenstore ({'; '.join(tried)}): {REMEDY}"
-        self._reactor.callFromThread(self._not_opened, self._why)
-
-    def _sockets(self) -> tuple[str, ...]:
+    @deferred
+    async def _try_sockets(self) -> Wire:
         path = self._path or os.environ.get("XENSTORED_PATH")
-        return (path,) if path else SOCKETS
+        factory = Factory.forProtocol(partial(Wire, self._changed, self._lost))
+        factory.noisy, tried = False, []
+        for socket in (path,) if path else SOCKETS:
+            try:
+                wire: Wire = await UNIXClientEndpoint(self._reactor, socket).connect(factory)
+            except ConnectError as error:
+                tried.append(f"{socket}: {os.strerror(error.osError) if error.osError else 'it accepts nobody'}")
+            else:
+                self.log.info("Xenstore: connected to {path}", path=socket)
+                return wire
+        raise BackendLost(f"no connection to Xenstore ({'; '.join(tried)}): {REMEDY}")
 
-    def _opened(self, path: str) -> None:
-        if self._closed:
-            return
-        self.connected, self._failures = True, 0
-        self.log.info("Xenstore: connected to {path}", path=path)
+    def _opened(self, wire: Wire) -> None:
+        self._wire, self._why = wire, ""
         for token, watch in self._watches.items():
             self._set(token, watch)
+        self._work()
 
-    def _not_opened(self, reason: str) -> None:
-        if not self._failures:
+    def _lost(self, wire: Wire, reason: str) -> None:
+        if wire is self._wire:
+            self._wire = None
+            self._reconnector.again(reason)
+
+    def _disconnected(self, reason: str) -> None:
+        self._why = reason
+        if self._reconnector.failures == 1:
             self.log.error("{reason}", reason=reason)
-        self._again()
-
-    def _ended(self, reason: str) -> None:
-        """Hear from the reader's thread that its connection has ended. The next one is made after this."""
-        self._reactor.callFromThread(self._lost, reason)
-
-    def _lost(self, reason: str) -> None:
-        if not self._closed:
-            self.connected = False
-            self.log.error("Xenstore: {reason}; trying to connect again", reason=reason)
-            self._again()
-
-    def _again(self) -> None:
-        """Try to connect after a while that grows with each failure."""
-        if not self._closed:
-            self._retry = self._reactor.callLater(self._backoff(self._failures), self._jobs.put, self._open)
-            self._failures += 1
+        self._work()
 
     # Operations.
 
-    async def read(self, path: str) -> str | None:
-        """Return a node's value; None where there is no such node."""
-        return await self._ask(Transaction.read, path)
+    def ask(self, what: str, command: Command, *parts: bytes) -> Deferred[bytes]:
+        """Return the daemon's answer to one request, which is given up after `ANSWERS_WITHIN` seconds."""
+        return self._put(lambda wire: wire.ask(what, command, *parts), ANSWERS_WITHIN)
 
-    async def write(self, path: str, value: str) -> None:
-        """Give a node its value, making it and those above it if need be."""
-        await self._ask(Transaction.write, path, value)
-
-    async def remove(self, path: str) -> None:
-        """Remove a node and all below it. A missing one is no error."""
-        await self._ask(Transaction.remove, path)
-
-    async def get_permissions(self, path: str) -> list[str] | None:
-        """Return who may do what with a node, as `Transaction.get_permissions` says."""
-        return await self._ask(Transaction.get_permissions, path)
-
-    async def set_permissions(self, path: str, permissions: Sequence[str]) -> None:
-        """Say who may do what with a node. What is below stays as it is."""
-        await self._ask(Transaction.set_permissions, path, permissions)
-
-    async def domain_path(self, domid: int) -> str:
-        """Return the path that a domain's relative paths begin from."""
-        return await self._ask(domain_path, domid)
-
-    @overload
-    async def transaction(self, change: Mapping[str, str | None]) -> None: ...
-
-    @overload
-    async def transaction(self, change: Callable[[Transaction], T]) -> T: ...
-
-    async def transaction(self, change: Callable[[Transaction], T] | Mapping[str, str | None]) -> T | None:
+    async def transaction(self, change: Callable[[Transaction], Awaitable[T]]) -> T:
         """
         Do *change* as one step, seen by others as a whole or not at all, and return what it returns.
 
         Args:
-            change: values by path, None to remove one; or a function, which is called in a thread, and again when
-                others have changed what it has seen. Whatever it raises ends the transaction and changes nothing.
+            change: a coroutine function, which is called again when others have changed what it has seen. Whatever it
+                raises ends the transaction and changes nothing. Other operations wait for its end.
 
         Raises:
             BackendError: others were quicker `TRIES` times.
         """
-        if isinstance(change, Mapping):
-            return await self._ask(transact, lambda tree: apply(tree, change))
-        return await self._ask(transact, change)
+        return await self._put(lambda wire: _transact(wire, change), ANSWERS_WITHIN)
 
-    async def list(self, path: str) -> list[str]:
-        """Return the names of a node's children; a node that is missing has none."""
-        return await self._ask(Transaction.list, path)
-
-    def _ask(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
-        """Have the worker call *function* with the tree and *arguments*."""
-        if self._worker is None or self._closed:
-            raise BackendLost(self._why)
+    def _put(self, job: Callable[[Wire], Awaitable[T]], within: float | None = None) -> Deferred[T]:
+        """Do *job* when all that was asked before is done; its result is not waited for *within* seconds."""
         result: Deferred[T] = Deferred()
-        self._jobs.put(partial(self._do, result, function, arguments))
-        # What comes too late is dropped.
-        return result.addTimeout(ANSWERS_WITHIN, self._reactor, self._late)
+        self._jobs.append((job, result))
+        self._work()
+        return result if within is None else result.addTimeout(within, self._reactor, self._late)
 
-    def _late(self, _: object, within: float) -> NoReturn:
+    @staticmethod
+    def _late(_: object, within: float) -> NoReturn:
         raise BackendLost(f"xenstored has not answered within {within:g} s")
 
-    def _do(self, result: Deferred[T], function: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-        """Call *function*, in the worker's thread."""
-        try:
-            value = function(self._tree(), *arguments)
-        except Exception:  # noqa: BLE001
-            # Whatever it is, it belongs to who asked: a transaction's function may raise anything.
-            self._reactor.callFromThread(result.errback, Failure())
-        else:
-            self._reactor.callFromThread(result.callback, value)
+    def _work(self) -> None:
+        """Do what is asked, unless that is under way, or the first try to connect is."""
+        if not self._busy and self._why is not None:
+            self._busy = True
+            spawn(self.log, self._do_all(), "Xenstore")
 
-    def _tree(self) -> Transaction:
-        if self._reader is None:
-            raise BackendLost(self._why)
-        return Transaction(Client(router=self._reader))
+    async def _do_all(self) -> None:
+        while self._jobs:
+            job, result = self._jobs.popleft()
+            if result.called:  # given up before its turn
+                continue
+            try:
+                if self._wire is None:
+                    raise BackendLost(self._why or "")  # noqa: TRY301
+                value = await job(self._wire)
+            except Exception:  # noqa: BLE001
+                # Whatever it is, it belongs to who asked: a transaction's function may raise anything.
+                result.errback()
+            else:
+                result.callback(value)
+        self._busy = False
 
     # Watches.
 
     def watch(self, path: str, callback: Callable[[str], object]) -> Watch:
         """
-        Have *callback* called, in the reactor's thread, with each path that changes: *path* or one below it.
+        Call *callback* with each path that changes: *path* or one below it.
 
         A call means: look again. The first comes once the watch is set, with *path* itself, whether or not there is
         such a node, and another one after each reconnect. Several changes of one path may be told by one call. Events
@@ -276,7 +343,11 @@ class Xenstore:
 
     def _set(self, token: str, watch: Watch) -> None:
         """Tell the daemon of a watch."""
-        self._ask(set_watch, watch.path, token).addErrback(self._not_set, watch)
+        self._tell(Command.WATCH, token, watch).addErrback(self._not_set, watch)
+
+    def _tell(self, command: Command, token: str, watch: Watch) -> Deferred[bytes]:
+        parts = octets_of(watch.path), token.encode() + b"\0"
+        return self._put(lambda wire: wire.ask(f"watch {watch.path}", command, *parts))
 
     def _not_set(self, failure: Failure, watch: Watch) -> None:
         if not failure.check(BackendLost):
@@ -287,21 +358,11 @@ class Xenstore:
         watch = self._watches.pop(token, None)
         if watch is not None and self.connected:
             # Without the connection, or without the watch, there is nothing to end.
-            self._ask(set_watch, watch.path, token, UNWATCH).addErrback(lambda failure: failure.trap(BackendError))
+            self._tell(Command.UNWATCH, token, watch).addErrback(lambda failure: failure.trap(BackendError))
 
-    def _heard(self, token: str, path: str) -> None:
-        """Hear of a change, in the reader's thread. Who writes without end cannot fill the reactor's queue."""
-        with self._lock:
-            wake = not self._changed
-            self._changed[token, path] = None
-        if wake:
-            self._reactor.callFromThread(self._tell)
-
-    def _tell(self) -> None:
-        """Tell what has changed."""
-        with self._lock:
-            changed, self._changed = self._changed, {}
-        for token, path in changed:
+    def _changed(self, events: Iterable[tuple[str, str]]) -> None:
+        """Call the callbacks of watches, by token, with what has changed."""
+        for token, path in events:
             watch = self._watches.get(token)
             if watch is not None:
                 try:
@@ -309,5 +370,3 @@ class Xenstore:
                 except Exception:  # noqa: BLE001
                     # Others are waiting to be told, whatever this one does.
                     self.log.failure("Xenstore: telling of {path} failed", path=path)
-
-

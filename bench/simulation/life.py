@@ -84,7 +84,7 @@ class FileStore(GitStore):
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit at once."""
-        return maybeDeferred(self._history.commit, dict(changes), message)
+        return maybeDeferred(self.history.commit, dict(changes), message)
 
 
 @attrs.define(eq=False)
@@ -119,10 +119,9 @@ class Jitsu:
         store = LateStore(world.store, self.process, random)
         clocks = Clocks(self.process, clock.seconds, world.wall)
         zones = build.zones(settings)
-        self.fleet = Fleet(
-            settings, self.connections, store, clocks, partial(Membership, settings, None, LocalCoordinator(), clocks)
-        )
         self.warm = WarmAnswers(clock.seconds, settings.summon_from)
+        make_cluster = partial(Membership, settings, None, LocalCoordinator(), clocks)
+        self.fleet = Fleet(settings, self.connections, store, clocks, make_cluster, self.warm)
         resolver = Chain([JitsuResolver(zones, self.fleet), ZoneAuthority(zones)])
         self.server = Server(resolver, self.warm, self.fleet, zones, wall=world.wall)
         self.ledger.begins(settings)

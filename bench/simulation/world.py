@@ -296,7 +296,7 @@ class World:
             self.ledger.wants(facts)
             self.ledger.waits(facts, 1)
             self.ledger.note(facts, "control: start")
-            started = jitsu.fleet.start_vm(name)
+            started = jitsu.fleet.operator.start(name)
             if jitsu.process.alive:
                 self.ledger.uses(facts, up=up, person=True)
             started.addBoth(self._controlled, jitsu, lambda: self.ledger.waits(facts, -1))
@@ -304,7 +304,7 @@ class World:
             self.ledger.counts["control: stop"] += 1
             self.ledger.note(facts, "control: stop")
             facts.by_hand, facts.rested = facts.by_hand + 1, self.now()
-            stopped = jitsu.fleet.stop_vm(name)
+            stopped = jitsu.fleet.operator.stop(name)
             stopped.addBoth(self._controlled, jitsu, lambda: setattr(facts, "by_hand", facts.by_hand - 1))
 
     @staticmethod

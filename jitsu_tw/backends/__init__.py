@@ -23,7 +23,7 @@ BACKENDS: Final[Mapping[str, str]] = {
 }
 
 #: The extra in setup.cfg that installs what a backend imports, for those that need one.
-EXTRAS: Final[Mapping[str, str]] = {"libxl": "xen", "xapi": "xapi"}
+EXTRAS: Final[Mapping[str, str]] = {"xapi": "xapi"}
 
 
 def backend_class(kind: str) -> type[IBackend]:

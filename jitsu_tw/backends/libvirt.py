@@ -2,8 +2,8 @@
 Hypervisors behind libvirt: QEMU, Xen, VirtualBox, libvirt's own test driver; here or far away.
 
 Every call into the library blocks, so each is made in a thread of `threaded`; what it does is in `backends.domain`.
-Events come on a connection of their own, which makes no calls and tells when the hypervisor is lost; they come from
-libvirt's event loop, which has a thread of its own, once in a process.
+Events come on a connection of their own, which makes no calls and tells when the hypervisor is lost. libvirt's event
+loop, which calls the handlers, has a thread of its own, one in a process.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import libvirt
-from twisted.internet.defer import Deferred, DeferredList, fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.backends import domain, domain_xml, image
-from jitsu_tw.backends.reconnect import Reconnector
-from jitsu_tw.backends.threaded import Workers
+from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
-from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How many calls to one hypervisor may be under way at once; and of those that write a guest's memory, each for
-#: minutes: other calls shall not wait for a thread meanwhile.
+#: How many calls to one hypervisor may be under way at once; and, in other threads, how many that write a guest's
+#: memory to a disk, each for minutes.
 CALLS: Final = 16
 SAVES: Final = 8
 
@@ -42,7 +41,7 @@ SAVES_WITHIN: Final = 300.0
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
 
-#: What libvirt's lifecycle events mean, by type and detail; the rest is said in numbers.
+#: What libvirt's lifecycle events mean, by type and detail; other events are told by their numbers.
 _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN): SHUT_DOWN,
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED): "destroyed",
@@ -65,12 +64,12 @@ _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED): "resumed",
 }
 
-#: The event of a hypervisor's process that ended without a word: by the guest, by a fault of its own, or killed.
+#: The event of a hypervisor's process that ended without a reason: by the guest, by a fault of its own, or killed.
 _ENDED: Final = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
 
 
 class _Events:
-    """libvirt's event loop: registered before the first connection, turned by a thread for the process's life."""
+    """libvirt's event loop: registered before the first connection, run by a thread until the process ends."""
 
     _log = Logger()
     _lock = threading.Lock()
@@ -78,18 +77,18 @@ class _Events:
 
     @classmethod
     def run(cls) -> None:
-        """See to it that the loop turns."""
+        """Start the loop, if it does not run."""
         with cls._lock:
             if cls._running:
                 return
-            # Otherwise libvirt prints every error itself; they all come to us as exceptions.
+            # Otherwise libvirt prints every error itself; they all come as exceptions, too.
             libvirt.registerErrorHandler(lambda _context, _error: None, None)
             libvirt.virEventRegisterDefaultImpl()
-            threading.Thread(target=cls._turn, name="libvirt events", daemon=True).start()
+            threading.Thread(target=cls._loop, name="libvirt events", daemon=True).start()
             cls._running = True
 
     @classmethod
-    def _turn(cls) -> None:
+    def _loop(cls) -> None:
         while True:
             try:
                 libvirt.virEventRunDefaultImpl()
@@ -99,34 +98,24 @@ class _Events:
 
 
 @implementer(IBackend)
-class LibvirtBackend:
+class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     """The hypervisor at one libvirt URI."""
 
-    log = Logger()
-    reachable = True
     has_uuids = True
     images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
         self._uri = connect
         parts = urlsplit(connect)
         self._far = parts.hostname is not None
         # A driver in this process has no daemon that may hang, and libvirt opens it some twenty times, not more often.
         self._shares = parts.path == "/embed" or parts.scheme == "test"
-        self._reactor = reactor
-        self._watcher: IWatcher | None = None
-        self._events: libvirt.virConnect | None = None
-        self._broken: libvirt.virConnect | None = None
-        self._calls, self._saves = (
-            Workers(str(self), most, self._open_another, self._close_another, reactor) for most in (CALLS, SAVES)
+        super().__init__(reactor)
+        self._pools = self._calls, self._saves = tuple(
+            Workers(str(self), most, self._open_another, self._close_another, self._reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
-        self._reconnector = Reconnector(
-            str(self), self._open_events, self._opened, self._lose, self._leave, reactor
-        )
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -155,16 +144,15 @@ class LibvirtBackend:
         """Return a connection for calls. Blocks."""
         if not self._shares:
             return self._open()
-        if self._events is None:
+        if self._connection is None:
             raise BackendLost(f"{self} cannot be reached")
-        return self._events
+        return self._connection
 
     def _close_another(self, connection: libvirt.virConnect) -> None:
         if not self._shares:
             _close(connection)
 
     def _open_events(self) -> libvirt.virConnect:
-        """Connect, and ask for events. Blocks."""
         connection = self._open()
         try:
             connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None)
@@ -175,57 +163,19 @@ class LibvirtBackend:
             raise BackendLost(str(error)) from error
         return connection
 
-    def connect(self, watcher: IWatcher) -> None:
-        """Connect, now and whenever the connection breaks."""
-        self._watcher = watcher
-        self._reconnector.begin()
-
-    def _opened(self, connection: libvirt.virConnect) -> None:
-        if connection is self._broken:
-            self._leave(connection)
-            self._reconnector.again("the connection broke while it was made")
-            return
-        self._events = connection
-        for workers in (self._calls, self._saves):
-            workers.begin()
-        self.log.info("{backend}: connected", backend=self)
-        if self._watcher is not None:
-            self._watcher.connected(self)
-
-    def _lose(self, reason: str) -> None:
-        if self._watcher is not None:
-            self._watcher.lost(self, reason)
-
     def _hung_up(self, connection: libvirt.virConnect, reason: int, _opaque: object) -> None:
         """Handle the end of the connection for events, in libvirt's thread."""
-        words = {
+        reasons = {
             libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "the hypervisor's daemon closed the connection",
             libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE: "the hypervisor's daemon gives no sign of life",
         }
-        self._reactor.callFromThread(self._lost, connection, words.get(reason, "the connection broke"))
+        self._reactor.callFromThread(self._lost, connection, reasons.get(reason, "the connection broke"))
 
-    def _lost(self, connection: libvirt.virConnect, reason: str) -> None:
-        if connection is not self._events:
-            self._broken = connection  # one that `_opened` may be about to take
-        else:
-            self._events = None
-            self._leave(connection)
-            self._reconnector.again(reason)
-            for workers in (self._calls, self._saves):
-                workers.end(reason)
+    def _discard(self, connection: libvirt.virConnect, reason: str = "closed") -> Deferred[None]:  # noqa: ARG002
+        return in_thread(self._reactor, f"{self}, closing", _close, connection)
 
-    def _leave(self, connection: libvirt.virConnect) -> None:
-        """Close the connection for events, in a thread that nothing waits for."""
-        threading.Thread(target=_close, args=(connection,), name=f"{self}, closing", daemon=True).start()
-
-    def close(self) -> Deferred[None]:
-        """Close the connections. A call that is under way goes on to its end."""
-        self._reconnector.end()
-        connection, self._events, self._watcher = self._events, None, None
-        if connection is not None:
-            self._leave(connection)
-        ended = DeferredList([workers.end(f"{self} is closed") for workers in (self._calls, self._saves)])
-        return ended.addCallback(lambda _: None)
+    def _close_events(self, connection: libvirt.virConnect) -> Deferred[Any]:
+        return self._discard(connection).addTimeout(CLOSES_WITHIN, self._reactor, onTimeoutCancel=lambda *_: None)
 
     # Calls.
 
@@ -243,14 +193,12 @@ class LibvirtBackend:
     def _happened(self, uuid: str, event: int, detail: int) -> None:
         reason = _EVENTS.get((event, detail), f"libvirt's lifecycle event {event}, detail {detail}")
         if (event, detail) == _ENDED:
-            # Whose fault that was is known by what the guest has.
-            self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(self._tell, uuid)
+            # The domain's devices tell whether the guest can have ended it.
+            self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(
+                lambda known: self._changed(uuid, known)
+            )
         else:
-            self._tell(reason, uuid)
-
-    def _tell(self, reason: str, uuid: str) -> None:
-        if self._watcher is not None:
-            self._watcher.changed(uuid, reason)
+            self._changed(uuid, reason)
 
     def _reboot(self, _connection: object, domain: libvirt.virDomain, _opaque: object) -> None:
         """Handle a reboot event, in libvirt's thread."""
@@ -260,7 +208,7 @@ class LibvirtBackend:
         if self._watcher is not None:
             self._watcher.rebooted(uuid)
 
-    # What is asked and done.
+    # Observing and changing.
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Find a domain by uuid or name, or define it."""
@@ -271,7 +219,7 @@ class LibvirtBackend:
         return uuid
 
     def state(self, uuid: str) -> Deferred[Power]:
-        """Return what libvirt says; a domain with a managed image is saved."""
+        """Return the domain's power state; a domain with a managed image is saved."""
         return self._call(domain.state, uuid)
 
     def start(self, uuid: str) -> Deferred[Start]:
@@ -299,11 +247,11 @@ class LibvirtBackend:
         return self._call(domain.cpu_time, uuid)
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
-        """Return what in the domain's XML is against *mode*."""
+        """Return what in the domain's XML prevents *mode*."""
         return self._call(domain.obstacle, uuid, mode)
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return what the domain's XML, and its file, give reason to say."""
+        """Return advice about the domain's XML, and its file."""
         return self._call(domain.advice, uuid, self._vms.get(uuid), self._far)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
@@ -332,7 +280,7 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
 
     Raises:
         BackendLost: the connection is broken.
-        BackendError: in libvirt's words; `NoSuchVM` if it knows no such domain.
+        BackendError: with libvirt's message; `NoSuchVM` if it knows no such domain.
     """
     try:
         return function(connection, *arguments)
@@ -347,7 +295,7 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
 
 def _close(connection: libvirt.virConnect) -> None:
     """Close a connection, which may be broken. Blocks."""
-    # What is registered holds the connection open.
+    # Handlers that are registered keep the connection open.
     for number in list(getattr(connection, "domainEventCallbackID", ())):
         with contextlib.suppress(libvirt.libvirtError):
             connection.domainEventDeregisterAny(number)

@@ -1,14 +1,15 @@
 """
-Xen by its own tools: `xl` for what is done to VMs, Xenstore for what is heard of them.
+Xen by its own tools: `xl` to change VMs, Xenstore to learn of their changes.
 
-A VM is a domain with a uuid that we give it; what it is made of comes from the configuration, each time.
+A VM is a domain with a uuid of Jitsu's; what it is made of comes from the configuration, each time.
 """
 
 from __future__ import annotations
 
 import contextlib
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -22,7 +23,24 @@ from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from jitsu_tw.backends.xl import Domain
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _by_host(
+    method: Callable[Concatenate[LibxlBackend, P], Coroutine[Deferred[Any], Any, T]],
+) -> Callable[Concatenate[LibxlBackend, P], Deferred[T]]:
+    """Make a method return a Deferred; what it fails by may be the end of the connection, see `Host.call`."""
+
+    @wraps(method)
+    def call(self: LibxlBackend, /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        return self._host.call(method(self, *args, **kwargs))
+
+    return call
 
 
 @implementer(IBackend)
@@ -48,13 +66,13 @@ class LibxlBackend:
         self._host = Host(reactor)
 
     def __str__(self) -> str:
-        """Say which it is, in messages."""
+        """Return its name for messages."""
         return "Xen (xl)"
 
     # Connecting.
 
     def examine(self, vm: VM) -> tuple[str, ...]:
-        """See to it that what the VM is made of is there."""
+        """Check that the VM's files are there."""
         try:
             xlvm.check_files(vm)
         except (OSError, ValueError) as error:
@@ -69,17 +87,15 @@ class LibxlBackend:
         """End the connection to Xenstore. An xl that does something goes on to its end."""
         return self._host.close()
 
-    # What is asked.
+    # Observing.
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Return the uuid: the configuration's, or one made of the name."""
         return self._host.call(self._host.look_up(vm))
 
-    def state(self, uuid: str) -> Deferred[Power]:
+    @_by_host
+    async def state(self, uuid: str) -> Power:
         """Return what xl says; a VM that is off and has an image is saved."""
-        return self._host.call(self._state(uuid))
-
-    async def _state(self, uuid: str) -> Power:
         domain = await self._host.find(uuid)
         if domain is None or domain.down:
             return Power.SAVED if self._saved(uuid).exists() else Power.OFF
@@ -89,11 +105,9 @@ class LibxlBackend:
         """Fire at once: Xen does not know what a guest is doing."""
         return succeed(None)
 
-    def guest(self, uuid: str) -> Deferred[Guest]:
+    @_by_host
+    async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
-        return self._host.call(self._guest(uuid))
-
-    async def _guest(self, uuid: str) -> Guest:
         domain, vm = await self._host.find(uuid), self._host.vms[uuid]
         given = xen.macs(vm.xen, uuid) if vm.xen is not None else ()
         if domain is None or domain.down:
@@ -103,14 +117,12 @@ class LibxlBackend:
         devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device/vif"
         numbers = sorted((name for name in await self._host.xenstore.list(devices) if name.isdigit()), key=int)
         found = [await self._host.xenstore.read(f"{devices}/{number}/mac") for number in numbers]
-        # While xl makes the domain, they are not there yet.
+        # While xl makes the domain, they are not in Xenstore yet.
         return Guest(tuple(mac.lower() for mac in found if mac) or given, domain.domid)
 
-    def traffic(self, uuid: str) -> Deferred[int | None]:
+    @_by_host
+    async def traffic(self, uuid: str) -> int | None:
         """Return what dom0 has received of the guest; None if an interface of it is another domain's, or a device."""
-        return self._host.call(self._traffic(uuid))
-
-    async def _traffic(self, uuid: str) -> int | None:
         domain = await self._host.running(uuid)
         devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device"
         numbers = [name for name in await self._host.xenstore.list(f"{devices}/vif") if name.isdigit()]
@@ -124,22 +136,18 @@ class LibxlBackend:
         except OSError:  # it went down at this moment, or its network is not dom0's business
             return None
 
-    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+    @_by_host
+    async def cpu_time(self, uuid: str) -> float | None:
         """Return the time of the domain's virtual CPUs, which is what Xen counts."""
-        return self._host.call(self._cpu_time(uuid))
-
-    async def _cpu_time(self, uuid: str) -> float:
         return (await self._host.running(uuid)).cpu_time
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:  # noqa: ARG002
         """Return None: Xen's tools tell only by failing what they cannot save."""
         return succeed(None)
 
-    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
+    @_by_host
+    async def advice(self, uuid: str) -> tuple[str, ...]:
         """Return what keeps the VM from being started: a file that is missing, a configuration that xl refuses."""
-        return self._host.call(self._advice(uuid))
-
-    async def _advice(self, uuid: str) -> tuple[str, ...]:
         vm = self._host.vms[uuid]
         try:
             xlvm.check_files(vm)
@@ -152,23 +160,19 @@ class LibxlBackend:
             return (f"it cannot be started: {error}",)
         return ()
 
-    def memory(self, uuid: str) -> Deferred[Memory | None]:
+    @_by_host
+    async def memory(self, uuid: str) -> Memory | None:
         """Return what the VM would take, and what Xen has; None where dom0 has it, see `parse_free`."""
-        return self._host.call(self._memory(uuid))
-
-    async def _memory(self, uuid: str) -> Memory | None:
         domain = await self._host.find(uuid)
         needed = xlvm.memory_of(self._host.vms[uuid]) if domain is None or domain.down else 0
         free = await self._host.xl.free()
         return None if needed is None or free is None else Memory(needed, free)
 
-    # What is done.
+    # Changing.
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @_by_host
+    async def start(self, uuid: str) -> Start:
         """Create the domain, unpause it, or restore it."""
-        return self._host.call(self._started(uuid))
-
-    async def _started(self, uuid: str) -> Start:
         did = await self._start(uuid)
         if did is not Start.RAN:
             self._host.started(uuid)
@@ -183,7 +187,7 @@ class LibxlBackend:
             return await self._resume(uuid, domain)
         saved = self._saved(uuid)
         if saved.exists():
-            await self._room(uuid)
+            await self._check_memory(uuid)
             # What has been restored must never be restored again, not even if we end at this moment.
             image = saved.rename(saved.with_suffix(".restoring"))
             if await self._restored(uuid, image):
@@ -194,7 +198,7 @@ class LibxlBackend:
             if old != kept:
                 old.unlink()
         if kept is not None and kept.exists():
-            await self._room(uuid)
+            await self._check_memory(uuid)
             if await self._restored(uuid, kept):
                 return Start.RESTORED
         await self._boot(uuid)
@@ -206,21 +210,26 @@ class LibxlBackend:
         try:
             await self._host.xl.run("unpause", str(domain.domid))
         except BackendError:
-            # Somebody else may have been quicker.
+            # Another program may have unpaused it meanwhile.
             again = await self._host.find(uuid)
             if again is None or again.down or again.paused:
                 raise
         return Start.RESUMED
 
-    async def _room(self, uuid: str) -> None:
-        """See to it that there is memory to restore a VM: for the want of it no image is thrown away."""
-        memory = await self._memory(uuid)
+    async def _check_memory(self, uuid: str) -> None:
+        """
+        Check that there is memory to restore a VM: an image is not thrown away because of a lack of memory.
+
+        Raises:
+            BackendError: there is not enough.
+        """
+        memory = await self.memory(uuid)
         if memory is not None and memory.needed > memory.free:
             needed, free = memory.needed // 2**20, memory.free // 2**20
             raise BackendError(f"not enough memory to restore it: it needs {needed} MiB, and {free} MiB are free")
 
     async def _restored(self, uuid: str, image: Path) -> bool:
-        """Restore a VM and say whether that worked; an image that does not work is thrown away."""
+        """Restore a VM and return whether that worked; an image that does not work is thrown away."""
         try:
             await self._host.xl.run("restore", str(image))
         except BackendLost:
@@ -243,29 +252,27 @@ class LibxlBackend:
                     await self._configure(uuid, cfg)
             except BackendError:
                 domain = await self._host.find(uuid)
-                # Somebody else may have been quicker.
+                # Another program may have started it meanwhile.
                 if domain is None or domain.down or domain.paused:
                     await self._clear(uuid)
                     raise
 
     async def _configure(self, uuid: str, cfg: str) -> None:
-        """Write a new domain's rumprun configuration, where the guest may read it, and let it run."""
+        """Write a new domain's rumprun configuration where the guest reads it, and unpause the domain."""
         domain = await self._host.running(uuid)
         await self._host.xenstore.write(f"{await self._host.xenstore.domain_path(domain.domid)}/rumprun/cfg", cfg)
         await self._host.xl.run("unpause", str(domain.domid))
 
     async def _clear(self, uuid: str) -> None:
-        """Destroy what an xl of ours that failed has left; a domain with another uuid is somebody else's."""
+        """Destroy the domain that a failed xl of Jitsu's has left; one with another uuid is another program's."""
         domain = await self._host.find(uuid)
         if domain is not None and domain.uuid == uuid:
             with contextlib.suppress(BackendError):
                 await self._host.xl.run("destroy", str(domain.domid))
 
-    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+    @_by_host
+    async def stop(self, uuid: str, mode: Mode) -> None:
         """Stop the domain."""
-        return self._host.call(self._stop(uuid, mode))
-
-    async def _stop(self, uuid: str, mode: Mode) -> None:
         domain = await self._host.find(uuid)
         if domain is None or (domain.down and mode is not Mode.DESTROY):
             return
@@ -277,7 +284,7 @@ class LibxlBackend:
                 if not domain.paused:
                     await self._host.xl.run("pause", number)
             else:
-                # A guest that stands still can do neither by itself.
+                # A guest that is paused can do neither by itself.
                 if domain.paused:
                     await self._host.xl.run("unpause", number)
                 if mode is Mode.SHUTDOWN:
@@ -299,7 +306,7 @@ class LibxlBackend:
         return self._folder(uuid) / f"{uuid}.saved"
 
     async def _save(self, number: str, image: Path, *options: str) -> None:
-        """Have xl write an image, which is there as a whole or not at all."""
+        """Write an image, which is there as a whole or not at all."""
         image.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = image.with_suffix(".part")
         try:
@@ -312,11 +319,9 @@ class LibxlBackend:
     def _image(self, uuid: str) -> Path | None:
         return xlvm.image_of(self._host.vms[uuid])
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
-        """Save the guest's memory and let it go on. What nobody could see change, a block device, rules it out."""
-        return self._host.call(self._keep_image(uuid))
-
-    async def _keep_image(self, uuid: str) -> None:
+    @_by_host
+    async def keep_image(self, uuid: str) -> None:
+        """Save the guest's memory and unpause it. A disk whose changes cannot be seen, a block device, rules it out."""
         if self._image(uuid) is None:
             message = "its image cannot be kept: its disks are no files, or only its xl configuration knows them"
             raise BackendError(message)
@@ -327,14 +332,14 @@ class LibxlBackend:
         except BackendError:
             await self._go_on(uuid)
             raise
-        # It stands still until its disks have been looked at: the image goes with what they are now.
+        # It is paused until its disks have been looked at: the image belongs to their present state.
         image = self._image(uuid)
         if image is not None:
             written.rename(image)
         await self._go_on(uuid)
 
     async def _go_on(self, uuid: str) -> None:
-        """Let a guest go on that stands still."""
+        """Unpause a guest that is paused."""
         domain = await self._host.find(uuid)
         if domain is not None and domain.paused:
             await self._host.xl.run("unpause", str(domain.domid))

@@ -1,32 +1,40 @@
 """
-Blocking calls, each made in a thread that has a connection of its own.
+What backends with a blocking library have in common: threads for connecting and for calls.
 
-A connection carries one call at a time: libvirt's client crashes the process when a daemon that has hung goes on while
-several threads have calls on one connection (seen with libvirt 9.0: 8 of 9 times; with one call at a time, never). A
-call that is overdue is given up, with its thread and its connection; both end when the library returns at last.
+Each call is made in a thread that has a connection of its own. A connection carries one call at a time: libvirt's
+client crashes the process when a daemon that has hung goes on while several threads have calls on one connection (seen
+with libvirt 9.0: 8 of 9 times; with one call at a time, never). A call that is overdue is given up, with its thread and
+its connection; both end when the library returns at last.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import attrs
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from jitsu_tw.errors import BackendLost
+from jitsu_tw.reconnect import Reconnector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jitsu_tw.ijitsu import IBackend, IWatcher
+
+C = TypeVar("C")
+T = TypeVar("T")
+
 #: How many connections are being opened at once: sshd turns away who opens more than ten (MaxStartups).
 OPENING: Final = 4
 
-#: Seconds after which opening a connection is given up.
+#: Seconds after which opening a connection is not waited for any more.
 OPENS_WITHIN: Final = 30.0
 
 #: Seconds after which a connection that is not used is closed, if it is not the last one.
@@ -34,6 +42,23 @@ IDLE: Final = 60.0
 
 #: Seconds that `Workers.end` waits for connections to be closed.
 CLOSES_WITHIN: Final = 2.0
+
+
+def in_thread(reactor: Any, name: str, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
+    """Call *function* in a thread of its own, called *name*; the end of the process does not wait for it."""
+    result: Deferred[T] = Deferred()
+
+    def work() -> None:
+        try:
+            value = function(*arguments)
+        except Exception:  # noqa: BLE001
+            # Whatever it is, it belongs to the caller.
+            reactor.callFromThread(result.errback, _bare(Failure()))
+        else:
+            reactor.callFromThread(result.callback, value)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return result
 
 
 @attrs.define(eq=False)
@@ -316,3 +341,94 @@ def _bare(failure: Failure) -> Failure:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
     return failure
+
+
+class ThreadedBackend(ABC, Generic[C]):
+    """
+    A hypervisor whose library blocks: how its connection is made, lost, made again and closed.
+
+    There is one connection for events, of the kind *C*; calls are made by `Workers`.
+    """
+
+    log = Logger()
+    reachable = True
+
+    def __init__(self, reactor: Any = None) -> None:
+        """Connect to nothing yet; a subclass sets `_pools`."""
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._reactor = reactor
+        self._watcher: IWatcher | None = None
+        self._connection: C | None = None
+        self._broken: C | None = None
+        self._pools: tuple[Workers, ...] = ()
+        self._reconnector: Reconnector[C] = Reconnector(
+            str(self), self._open_in_thread, self._connected, self._disconnected, self._discard, reactor,
+            within=OPENS_WITHIN,
+        )  # fmt: skip
+
+    @abstractmethod
+    def _open_events(self) -> C:
+        """
+        Return a new connection that tells events. Blocks.
+
+        Raises:
+            JitsuError: it cannot be made.
+        """
+
+    @abstractmethod
+    def _discard(self, connection: C, reason: str = "closed") -> object:
+        """Give *connection* up because of *reason*, without waiting."""
+
+    @abstractmethod
+    def _close_events(self, connection: C) -> Deferred[Any]:
+        """Close *connection* in an orderly way, within some seconds."""
+
+    def connect(self, watcher: IWatcher) -> None:
+        """Connect, now and whenever the connection breaks."""
+        self._watcher = watcher
+        self._reconnector.begin()
+
+    def _open_in_thread(self) -> Deferred[C]:
+        return in_thread(self._reactor, f"{self}, connecting", self._open_events)
+
+    def _connected(self, connection: C) -> None:
+        if connection is self._broken:
+            self._discard(connection)
+            self._reconnector.again("the connection broke while it was made")
+            return
+        self._connection = connection
+        for workers in self._pools:
+            workers.begin()
+        self.log.info("{backend}: connected", backend=self)
+        if self._watcher is not None:
+            self._watcher.connected(cast("IBackend", self))
+
+    def _disconnected(self, reason: str) -> None:
+        if self._watcher is not None:
+            self._watcher.lost(cast("IBackend", self), reason)
+
+    def _lost(self, connection: C, reason: str) -> None:
+        """Handle the end of *connection*, which `_connected` may be about to take."""
+        if connection is not self._connection:
+            self._broken = connection
+            return
+        self._connection = None
+        self._discard(connection, reason)
+        self._reconnector.again(reason)
+        for workers in self._pools:
+            workers.end(reason)
+
+    def _changed(self, uuid: str, reason: str) -> None:
+        """Tell the watcher that a VM's state has changed."""
+        if self._watcher is not None:
+            self._watcher.changed(uuid, reason)
+
+    def close(self) -> Deferred[None]:
+        """Close the connections. A call that is under way goes on to its end."""
+        self._reconnector.end()
+        connection, self._connection, self._watcher = self._connection, None, None
+        closed = [workers.end(f"{self} is closed") for workers in self._pools]
+        if connection is not None:
+            closed.append(self._close_events(connection))
+        return DeferredList(closed).addCallback(lambda _: None)

@@ -1,9 +1,9 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of `threaded`, and none takes longer than its answer: what changes a VM
-is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
-`event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
+Every call blocks, so each is made in a thread of `threaded`, and none waits for a VM: a change of a VM is started as a
+task (the API's ``Async``), whose end is an event. The events come through one call after the other of `event.from`, in
+a thread of its own. A VM is known by its uuid; XAPI's refs are kept only as long as XAPI knows them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.backends import xapi_vms
-from jitsu_tw.backends.reconnect import Reconnector
-from jitsu_tw.backends.threaded import Workers
+from jitsu_tw.backends.threaded import ThreadedBackend, Workers, in_thread
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, JitsuError, NoSuchVM
-from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import Guest, IBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Evidence, Mode
 
 if TYPE_CHECKING:
@@ -31,11 +30,11 @@ if TYPE_CHECKING:
 #: How many calls to one pool may be under way at once.
 THREADS: Final = 16
 
-#: Seconds after which a call is given up, whatever keeps it, and after which nobody waits for a logout.
+#: Seconds after which a call is given up, and a logout.
 CALLS_WITHIN: Final = 60.0
 CLOSES_WITHIN: Final = 10.0
 
-#: What events are wanted of: VMs, and the tasks that change them.
+#: The classes whose events are wanted: VMs, and the tasks that change them.
 CLASSES: Final = ["vm", "task"]
 
 #: Seconds until `event.from` answers that nothing has happened; well under the deadline of an answer.
@@ -44,7 +43,7 @@ EVENTS_WITHIN: Final = 10.0
 #: Seconds that a task may take: a suspend writes the guest's whole memory to a disk, which may be a slow one.
 TASK_WITHIN: Final = 600.0
 
-#: How often a start looks again when somebody else was quicker.
+#: How often a start is tried while other programs change the VM's state.
 TRIES: Final = 3
 
 #: The call that stops a VM in each mode, and what it leaves. In XAPI "suspend" is a save to disk.
@@ -56,7 +55,7 @@ _STOPS: Final = {
     Mode.SAVE: ("suspend", Power.SAVED),
 }
 
-#: Errors that are not the fault of a saved image: with more memory, another host or the disks back, it may be resumed.
+#: Errors that a saved image has not caused: with more memory, another host or the disks back, it may be resumed.
 _PASSING: Final = frozenset({
     "HANDLE_INVALID", "LICENCE_RESTRICTION", "NO_HOSTS_AVAILABLE", "OPERATION_BLOCKED", "OPERATION_NOT_ALLOWED",
     "OTHER_OPERATION_IN_PROGRESS", "RBAC_PERMISSION_DENIED", "TASK_CANCELLED", "TOO_MANY_PENDING_TASKS",
@@ -80,25 +79,19 @@ def _passes(refused: XapiError) -> bool:
 
 
 @implementer(IBackend)
-class XapiBackend:
+class XapiBackend(ThreadedBackend[Login]):
     """The pool at one URI; see `xapi_session.SYNTAX`."""
 
-    log = Logger()
-    reachable = True
     has_uuids = True
     images = False
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
         self._uri = connect
-        self._reactor = reactor
-        self._watcher: IWatcher | None = None
+        super().__init__(reactor)
         self._opening: Login | None = None
-        self._login: Login | None = None
-        self._calls = Workers(str(self), THREADS, self._logged_in, lambda _: None, reactor)
-        self._reconnector = Reconnector(str(self), self._open, self._opened, self._lose, self._leave, reactor)
+        self._calls = Workers(str(self), THREADS, self._logged_in, lambda _: None, self._reactor)
+        self._pools = (self._calls,)
         self._stream: threading.Thread | None = None
         self._seen = xapi_vms.Seen()
         self._refs: dict[str, str] = {}
@@ -106,13 +99,13 @@ class XapiBackend:
         self._tasks: dict[str, Deferred[dict[str, Any] | None]] = {}
 
     def __str__(self) -> str:
-        """Say which it is, in messages."""
+        """Return its name for messages."""
         return f"XAPI at {self._uri.partition('?')[0]}"
 
     # Connecting.
 
     def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
-        """See to it that the URI is right, and that the files that it names can be read."""
+        """Check that the URI is right, and that the files that it names can be read; return what is doubtful."""
         target = Target.from_uri(self._uri)
         target.trust()
         return self._warnings(target)
@@ -129,12 +122,7 @@ class XapiBackend:
         exposed = f"{target.password_file} can be read by everybody; mend it with: chmod 600"
         return (exposed,) if target.exposed() else ()
 
-    def connect(self, watcher: IWatcher) -> None:
-        """Log in, now and whenever the session breaks."""
-        self._watcher = watcher
-        self._reconnector.begin()
-
-    def _open(self) -> tuple[Login, dict[str, Any]]:
+    def _open_events(self) -> Login:
         """Log in, and learn how all VMs are, with the token from which on events are wanted. Blocks."""
         for sentence in self._warnings(target := Target.from_uri(self._uri)):
             self.log.warn("{sentence}", sentence=sentence)
@@ -142,50 +130,41 @@ class XapiBackend:
         try:
             if self._watcher is None:
                 login.abort("closed")
-            return login, login.call("event.from", CLASSES, "", 0.0)
+            login.snapshot = login.call("event.from", CLASSES, "", 0.0)
         except JitsuError as error:
             login.close()
             remedy = _remedy(error, target)
             if remedy is not None:
                 raise ConfigError(f"{error}; {remedy}", key="connect") from error
             raise
+        return login
 
-    def _opened(self, opened: tuple[Login, dict[str, Any]]) -> None:
-        login, batch = opened
-        self._login = login
-        self._calls.begin()
+    def _connected(self, login: Login) -> None:
         self._seen = xapi_vms.Seen()
-        self._seen.take(xapi_vms.of("vm", batch["events"]), whole=True)
+        self._seen.take(xapi_vms.of("vm", login.snapshot["events"]), whole=True)
         self._refs.clear()
-        self._stream = threading.Thread(target=self._listen, args=(login, batch["token"]), name="xapi events")
-        self._stream.daemon = True
+        self._stream = threading.Thread(
+            target=self._listen, args=(login, login.snapshot["token"]), name="xapi events", daemon=True
+        )
         self._stream.start()
-        self.log.info("{backend}: connected", backend=self)
-        if self._watcher is not None:
-            self._watcher.connected(self)
+        super()._connected(login)
 
-    @staticmethod
-    def _leave(opened: tuple[Login, dict[str, Any]]) -> None:
-        """Give up a login that is not needed any more."""
-        opened[0].abort("closed")
+    def _discard(self, login: Login, reason: str = "closed") -> None:
+        login.abort(reason)
 
     def _logged_in(self) -> Login:
         """Return the login that calls are made with, in a thread."""
-        if self._login is None:
+        if self._connection is None:
             raise BackendLost(f"{self} cannot be reached")
-        return self._login
-
-    def _lose(self, reason: str) -> None:
-        if self._watcher is not None:
-            self._watcher.lost(self, reason)
+        return self._connection
 
     def _listen(self, login: Login, token: str) -> None:
-        """Hand on events until the session cannot be had any more; in a thread of its own."""
+        """Read events until the login is broken; in a thread of its own."""
         number = login.number
         try:
             while True:
                 if login.number != number:
-                    # Another session may be one of another master, whose tokens count otherwise: all of it once more.
+                    # Another session may be one of another master, whose tokens are others: all VMs once more.
                     number, token = login.number, ""
                 try:
                     batch = login.once("event.from", CLASSES, token, EVENTS_WITHIN)
@@ -197,45 +176,42 @@ class XapiBackend:
                 self._reactor.callFromThread(self._heard, login, batch["events"], whole=not token)
                 token = batch["token"]
         except Exception as error:  # noqa: BLE001
-            # Wide: whatever ends the stream, without it nobody would hear of anything.
+            # Wide: whatever ends the stream, no event comes without it.
             self._reactor.callFromThread(self._lost, login, str(error) or repr(error))
 
     def _heard(self, login: Login, events: Sequence[dict[str, Any]], *, whole: bool) -> None:
-        for uuid, reason in self._seen.take(xapi_vms.of("vm", events), whole=whole) if login is self._login else ():
-            if self._watcher is not None:
-                self._watcher.changed(uuid, reason)
+        if login is self._connection:
+            for uuid, reason in self._seen.take(xapi_vms.of("vm", events), whole=whole):
+                self._changed(uuid, reason)
         for event in xapi_vms.of("task", events):
             task = event.get("snapshot") or {"status": "failure", "error_info": ["HANDLE_INVALID", "task"]}
             if event["ref"] in self._tasks and task["status"] not in {"pending", "cancelling"}:
                 self._tasks.pop(event["ref"]).callback(task)
 
     def _lost(self, login: Login, reason: str) -> None:
-        if login is not self._login:
-            return
-        self._login = None
-        login.abort(reason)
-        self._let_go()
-        self._reconnector.again(reason)
-        self._calls.end(reason)
+        super()._lost(login, reason)
+        if self._connection is None:
+            self._forget_tasks()
 
-    def _let_go(self) -> None:
-        """Tell those who wait for tasks that nobody will hear of them."""
+    def _forget_tasks(self) -> None:
+        """Fail all that waits for tasks: no event will tell their end."""
         tasks, self._tasks = self._tasks, {}
         for waiting in tasks.values():
             waiting.callback(None)
 
     def close(self) -> Deferred[None]:
         """Log out and end the threads."""
-        self._reconnector.end()
-        login, self._login, self._watcher = self._login, None, None
-        if self._opening is not None and self._opening is not login:
+        if self._opening is not None and self._opening is not self._connection:
             self._opening.abort("closed")
-        self._let_go()
-        shut = self._calls.call(CLOSES_WITHIN, self._shut, self._stream).addErrback(lambda _: None)
-        return shut.addCallback(lambda _: self._calls.end("closed"))
+        self._forget_tasks()
+        return super().close()
+
+    def _close_events(self, login: Login) -> Deferred[Any]:
+        closing = in_thread(self._reactor, f"{self}, closing", self._log_out, login, self._stream)
+        return closing.addTimeout(CLOSES_WITHIN, self._reactor, onTimeoutCancel=lambda *_: None)
 
     @staticmethod
-    def _shut(login: Login, stream: threading.Thread | None) -> None:
+    def _log_out(login: Login, stream: threading.Thread | None) -> None:
         login.close()
         if stream is not None:
             stream.join(CONNECT_WITHIN)
@@ -244,9 +220,9 @@ class XapiBackend:
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Call *function* with the login, in a thread."""
-        return self._calls.call(CALLS_WITHIN, function, *arguments).addErrback(self._broken, self._login)
+        return self._calls.call(CALLS_WITHIN, function, *arguments).addErrback(self._call_failed, self._connection)
 
-    def _broken(self, failure: Any, login: Login | None) -> Any:
+    def _call_failed(self, failure: Any, login: Login | None) -> Any:
         if failure.check(BackendLost, ConfigError) and login is not None:
             self._lost(login, failure.getErrorMessage())
         return failure
@@ -254,8 +230,9 @@ class XapiBackend:
     def _ask(self, method: str, *arguments: Any) -> Deferred[Any]:
         return self._run(Login.call, method, *arguments)
 
+    @deferred
     async def _vm(self, uuid: str, ask: Callable[[str], Deferred[Any]]) -> Any:
-        """Ask something about the VM's ref, which is looked up again where XAPI does not know it any more."""
+        """Make the call *ask* with the VM's ref, which is looked up again where XAPI does not know it any more."""
         known = self._refs.get(uuid)
         try:
             ref = self._refs[uuid] = known or await self._ask("VM.get_by_uuid", uuid)
@@ -268,23 +245,22 @@ class XapiBackend:
                 raise NoSuchVM(str(refused)) from refused
         return await self._vm(uuid, ask)
 
-    async def _power(self, uuid: str) -> Power:
-        return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
-
     async def _change(self, uuid: str, method: str, *arguments: Any) -> None:
-        """Do something to the VM, and wait for its end."""
-        await self._vm(uuid, lambda ref: Deferred.fromCoroutine(self._task(f"Async.VM.{method}", ref, *arguments)))
+        """Change the VM by a task, and wait for its end."""
+        await self._vm(uuid, lambda ref: self._task(f"Async.VM.{method}", ref, *arguments))
 
+    @deferred
     async def _task(self, method: str, *arguments: Any) -> None:
-        """Have XAPI do something, and wait for its end."""
+        """Start a task, and wait for its end."""
         await self._ended(method, await self._ask(method, *arguments))
 
+    @deferred
     async def _ended(self, method: str, task: str) -> None:
         """Wait for the end of *task*; fail with the error that it ended with."""
         waiting: Deferred[dict[str, Any] | None] = Deferred()
         self._tasks[task] = waiting
         try:
-            # It may have ended before anybody listened.
+            # It may have ended before its events were waited for.
             record = await self._ask("task.get_record", task)
             if record["status"] in {"pending", "cancelling"}:
                 record = await waiting.addTimeout(TASK_WITHIN, self._reactor)
@@ -296,7 +272,7 @@ class XapiBackend:
         if record is None:
             message = f"{method}: the connection broke while it was under way"
             raise BackendLost(message)
-        # XAPI keeps what has ended for a day, and not without limit. Whether this succeeds is all the same to us.
+        # XAPI keeps a limited number of ended tasks, for a day. Nothing depends on the success of this.
         self._ask("task.destroy", task).addErrback(lambda _: None)
         if record["status"] != "success":
             raise XapiError(record["error_info"] or [f"task {record['status']}"])
@@ -309,17 +285,16 @@ class XapiBackend:
         self._evidence[uuid] = vm.evidence
         return uuid
 
-    def state(self, uuid: str) -> Deferred[Power]:
-        """Return the power state; one that is suspended in XAPI's words is saved in ours."""
-        return Deferred.fromCoroutine(self._power(uuid))
+    @deferred
+    async def state(self, uuid: str) -> Power:
+        """Return the power state; one that XAPI calls suspended is saved."""
+        return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @deferred
+    async def start(self, uuid: str) -> Start:
         """Start, resume or unpause the VM. XAPI chooses the host."""
-        return Deferred.fromCoroutine(self._start(uuid))
-
-    async def _start(self, uuid: str) -> Start:
         for last in (*[False] * (TRIES - 1), True):
-            power = await self._power(uuid)
+            power = await self.state(uuid)
             try:
                 if power is Power.RUNNING:
                     return Start.RAN
@@ -328,13 +303,13 @@ class XapiBackend:
                     return Start.BOOTED
                 return await self._wake(uuid, power)
             except XapiError as refused:
-                # Somebody else may have been quicker.
+                # Another program may have changed it meanwhile.
                 if refused.code != "VM_BAD_POWER_STATE" or last:
                     raise
         raise AssertionError
 
     async def _wake(self, uuid: str, power: Power) -> Start:
-        """Unpause or resume the VM; where that cannot be, throw away what there is, and boot."""
+        """Unpause or resume the VM; where that fails, throw its memory away, and boot."""
         try:
             if power is Power.PAUSED:
                 await self._change(uuid, "unpause")
@@ -353,29 +328,27 @@ class XapiBackend:
         await self._change(uuid, "start", False, False)  # noqa: FBT003
         return Start.BOOTED
 
-    def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
+    @deferred
+    async def stop(self, uuid: str, mode: Mode) -> None:
         """Stop the VM. What is saved already stays so."""
-        return Deferred.fromCoroutine(self._stop(uuid, mode))
-
-    async def _stop(self, uuid: str, mode: Mode) -> None:
         method, leaves = _STOPS[mode]
         done = {Power.OFF, Power.SAVED, leaves}
-        if await self._power(uuid) in done:
+        if await self.state(uuid) in done:
             return
         if mode is Mode.SHUTDOWN:
             asked = f"Async.VM.{method}"
             task = await self._vm(uuid, lambda ref: self._ask(asked, ref))
-            Deferred.fromCoroutine(self._ended(asked, task)).addErrback(self._not_followed, uuid)
+            self._ended(asked, task).addErrback(self._not_followed, uuid)
             return
         try:
             await self._change(uuid, method)
         except XapiError:
             # It may have gone down by itself meanwhile, which is what was wanted.
-            if await self._power(uuid) not in done:
+            if await self.state(uuid) not in done:
                 raise
 
     def _not_followed(self, failure: Any, uuid: str) -> None:
-        """Hear why a guest does not shut down. Who asked for it waits for the VM itself, and not for ever."""
+        """Log why a guest does not shut down. The caller waits for the VM's end, with a deadline of its own."""
         failure.trap(BackendError)
         self.log.warn(
             "{backend}: VM {uuid} does not shut down: {error}",
@@ -383,12 +356,12 @@ class XapiBackend:
         )  # fmt: skip
 
     def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
-        """Fire at once: XAPI knows of a guest only what an agent in it says, some seconds late."""
+        """Fire at once: XAPI knows of a guest only what an agent in it reports, some seconds late."""
         return succeed(None)
 
     def guest(self, uuid: str) -> Deferred[Guest]:
         """Read the VIFs and the domain, which is one of the host that the VM is on."""
-        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.guest, ref)))
+        return self._vm(uuid, lambda ref: self._run(xapi_vms.guest, ref))
 
     def traffic(self, uuid: str) -> Deferred[int | None]:  # noqa: ARG002
         """Return None: XAPI has rates in octets a second, no counts of packets (VIF_metrics, RRDs)."""
@@ -398,13 +371,11 @@ class XapiBackend:
         """Return None: XAPI has how much of its virtual CPUs a VM uses now, no sum (VM_metrics, RRDs)."""
         return succeed(None)
 
-    def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
-        """Return why XAPI would refuse to stop the VM by *mode*, in its words."""
-        return Deferred.fromCoroutine(self._obstacle(uuid, mode))
-
-    async def _obstacle(self, uuid: str, mode: Mode) -> str | None:
+    @deferred
+    async def obstacle(self, uuid: str, mode: Mode) -> str | None:
+        """Return why XAPI would refuse to stop the VM by *mode*: its own message."""
         method, leaves = _STOPS[mode]
-        if await self._power(uuid) in {Power.OFF, Power.SAVED, leaves}:
+        if await self.state(uuid) in {Power.OFF, Power.SAVED, leaves}:
             return None
         try:
             await self._vm(uuid, lambda ref: self._ask("VM.assert_operation_valid", ref, method))
@@ -413,13 +384,13 @@ class XapiBackend:
         return None
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return that nobody counts packets, if these are to show whether the VM is used."""
+        """Return that packets are not counted, if these are to show whether the VM is used."""
         uncounted = "XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used"
         return succeed((uncounted,) if self._evidence.get(uuid) is Evidence.TRAFFIC else ())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""
-        return Deferred.fromCoroutine(self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref)))
+        return self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
         """Refuse: `images` is False."""

@@ -1,21 +1,22 @@
 """
-The domains of a Xen host, as far as they are VMs of ours: what xl lists, and what Xenstore tells.
+The domains of a Xen host that are VMs of the configuration: what xl lists, and what Xenstore tells.
 
-Xenstore tells when any domain comes or goes, not which, and nothing of a pause; one ``xl list`` for all who ask says
-what it was. Xen knows nothing of a VM that does not run.
+Xenstore tells when any domain comes or goes, not which, and nothing of a pause; one ``xl list`` for all callers shows
+what has changed. Xen knows nothing of a VM that does not run.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from jitsu_tw.backends.xl import Domain, Xl
 from jitsu_tw.backends.xlvm import uuid_of
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.xenstore import Xenstore
 
 if TYPE_CHECKING:
@@ -25,17 +26,19 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
     from jitsu_tw.xenstore import Watch
 
-#: Seconds that what is left of a domain that is down may take to go by itself. xl clears it away within one.
+T = TypeVar("T")
+
+#: Seconds after which the rest of a domain that is down is destroyed. xl removes it within one.
 REMAINS: Final = 10.0
 
-#: Seconds for which a domain that is paused from its beginning is taken for one that somebody is still building, and
-#: after how many it is looked at again meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
+#: Seconds for which a domain that is paused from its beginning is taken for one that another program is still building,
+#: and between two looks at it meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
 BUILDING: Final = 30.0
 LOOK_AGAIN: Final = 1.0
 
 
 def is_of(vm: VM, domain: Domain) -> bool:
-    """Say whether *domain* is *vm*. One that somebody else has started may have another uuid than ours."""
+    """Return whether *domain* is *vm*. One that another program has started may have another uuid than Jitsu's."""
     return domain.uuid == uuid_of(vm) or (vm.uuid is None and domain.name == vm.name)
 
 
@@ -46,13 +49,13 @@ class Host:
     Attributes:
         xl: its program.
         xenstore: its Xenstore.
-        vms: ours, by uuid.
+        vms: those of the configuration, by uuid.
     """
 
     log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """Begin with nothing known."""
+        """Begin without VMs."""
         self._reactor = reactor
         self.xl, self.xenstore = Xl(reactor), Xenstore(reactor)
         self.vms: dict[str, VM] = {}
@@ -62,14 +65,13 @@ class Host:
         self._watcher: IWatcher | None = None
         self._watches: list[Watch] = []
         self._hints: list[Deferred[None]] = []
-        self._built: set[int] = set()  # domains that have been seen running, or that we have made
+        self._built: set[int] = set()  # domains that have been seen running, or that Jitsu has made
         self._building: dict[int, float] = {}  # others, and since when
         self._again: Any = None
         self._connected = False
-        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0)
-        self._failures = 0
-        self._retry: Any = None
-        self._closed = False
+        self._reconnector = Reconnector(
+            "Xen (xl)", self._open, self._opened, self._disconnected, lambda _: None, reactor
+        )
 
     # The connection.
 
@@ -78,51 +80,43 @@ class Host:
         self._backend, self._watcher = backend, watcher
         self.xenstore.start()
         self._watches = [self.xenstore.watch(path, self._hint) for path in ("@introduceDomain", "@releaseDomain")]
-        self._try()
+        self._reconnector.begin()
 
-    def _try(self) -> None:
-        if not self._closed:
-            Deferred.fromCoroutine(self._open()).addErrback(self._unexpected)
+    @deferred
+    async def _open(self) -> tuple[Domain, ...]:
+        """Return all domains, once Xenstore and xl answer."""
+        await self.xenstore.list("/local/domain")
+        return await self.xl.domains()
 
-    async def _open(self) -> None:
-        try:
-            await self.xenstore.list("/local/domain")
-            domains = await self.xl.domains()
-        except BackendError as error:
-            self._lost(str(error))
+    def _opened(self, domains: tuple[Domain, ...]) -> None:
+        if self._watcher is None or self._backend is None:
             return
-        if self._connected or self._watcher is None or self._backend is None:
-            return
-        self._connected, self._failures = True, 0
+        self._connected = True
         self._built = {domain.domid for domain in domains}
         self._known = self._ours(domains)
         self.log.info("{backend}: connected", backend=self._backend)
         self._watcher.connected(self._backend)
 
     def _lost(self, reason: str) -> None:
-        """Hear that there is no connection; try again after a while that grows with each failure."""
-        if self._watcher is None or self._backend is None or (self._retry is not None and self._retry.active()):
-            return
+        """Connect again, because xl or Xenstore does not answer for *reason*."""
         self._connected = False
-        self._failures += 1
-        self._retry = self._reactor.callLater(self._backoff(self._failures), self._try)
-        self._watcher.lost(self._backend, reason)
+        self._reconnector.again(reason)
 
-    def _unexpected(self, failure: Any) -> None:
-        """Take note of what can only be a fault of ours."""
-        self.log.failure("{backend}: unexpected, please report", failure, backend=self._backend)
+    def _disconnected(self, reason: str) -> None:
+        if self._watcher is not None and self._backend is not None:
+            self._watcher.lost(self._backend, reason)
 
     def close(self) -> Deferred[None]:
-        """End the connection to Xenstore. An xl that does something goes on to its end; one that lists ends first."""
-        self._closed, self._connected, self._watcher = True, False, None
-        for timer in (self._retry, self._again):
-            if timer is not None and timer.active():
-                timer.cancel()
+        """End the connection to Xenstore. An xl that changes a VM goes on to its end; one that lists ends first."""
+        self._reconnector.end()
+        self._connected, self._watcher = False, None
+        if self._again is not None and self._again.active():
+            self._again.cancel()
         for watch in self._watches:
             watch.stop()
         return self.xl.listed().addCallback(lambda _: self.xenstore.close())
 
-    def call(self, call: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+    def call(self, call: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
         """Carry out *call*; a connection that turns out to be lost is tried again."""
         return Deferred.fromCoroutine(call).addErrback(self._failed)
 
@@ -130,27 +124,27 @@ class Host:
         if failure.check(BackendLost):
             self._lost(failure.getErrorMessage())
         elif failure.check(OSError, ValueError):
-            # A full disk, a file that is not what it was: nothing of ours, and it concerns one VM.
+            # A full disk, a file that is not what it was: no fault of Jitsu's, and it concerns one VM.
             raise BackendError(failure.getErrorMessage()) from failure.value
         return failure
 
     # What happens.
 
     def _hint(self, _path: str) -> None:
-        """Hear that some domain has come or gone."""
+        """Handle that some domain has come or gone."""
         self._wake()
         if self._connected:
-            Deferred.fromCoroutine(self._look()).addErrback(self._unexpected)
+            spawn(self.log, self._look(), self._backend)
 
     def _wake(self) -> None:
-        """Have those who wait for something to happen look again."""
+        """Continue what waits for a change of a domain."""
         hints, self._hints = self._hints, []
         for hint in hints:
             if not hint.called:
                 hint.callback(None)
 
     async def _look(self) -> None:
-        """Find out which of our VMs it was, and tell."""
+        """Find out which VM it was, and tell the watcher."""
         try:
             domains = await self.xl.domains()
         except BackendError as error:
@@ -159,7 +153,7 @@ class Host:
         self._take(domains)
 
     def _take(self, domains: Iterable[Domain]) -> dict[str, Domain]:
-        """Take what xl has listed for the truth, and tell what is new in it, before anybody acts on it."""
+        """Take *domains*, which xl has listed, and tell the watcher what has changed, before any caller acts on it."""
         domains = tuple(domains)
         now, before = self._ours(domains), self._known
         if not self._connected:
@@ -178,11 +172,11 @@ class Host:
         return now
 
     def _ours(self, domains: Iterable[Domain]) -> dict[str, Domain]:
-        """Return those of *domains* that are VMs of ours, by our uuid."""
+        """Return those of *domains* that are VMs of the configuration, by Jitsu's uuid."""
         found: dict[str, Domain] = {}
         for domain in domains:
             uuid = domain.uuid if domain.uuid in self.vms else self._names.get(domain.name)
-            # What is left of one that is down may still be there when the next one runs.
+            # The rest of one that is down may still be there when the next one runs.
             if uuid is not None and (uuid not in found or not domain.down):
                 found[uuid] = domain
         for domain in found.values():
@@ -192,14 +186,14 @@ class Host:
                 del self._building[domain.domid]
         return found
 
-    # What is asked.
+    # Looking up.
 
     async def look_up(self, vm: VM) -> str:
         """
-        Return the uuid of *vm*, which is one of ours from now on.
+        Return the uuid of *vm*, and add it to `vms`.
 
         Raises:
-            NoSuchVM: it does not run, and nothing says how to make it.
+            NoSuchVM: it does not run, and the configuration does not tell how to make it.
         """
         uuid = uuid_of(vm)
         if vm.xen is None and vm.define is None:
@@ -218,7 +212,7 @@ class Host:
         Return a VM's domain, as it is now; None if it has none.
 
         Raises:
-            NoSuchVM: it is none of ours.
+            NoSuchVM: it was not looked up.
         """
         if uuid not in self.vms:
             raise NoSuchVM(f"no VM {uuid}")
@@ -237,11 +231,11 @@ class Host:
         return domain
 
     def started(self, uuid: str) -> None:
-        """Hear that a VM runs, so that its end is told however soon it comes."""
+        """Note that a VM runs, so that its end is told however soon it comes."""
         self._known[uuid] = Domain(self.vms[uuid].name, 0, uuid)
 
     async def built(self, uuid: str) -> Domain | None:
-        """Return a VM's domain once nobody is building it any more: what is unpaused before has no devices yet."""
+        """Return a VM's domain when it is built: one that is unpaused before has no devices yet."""
         while (domain := await self.find(uuid)) is not None and domain.domid in self._building:
             late = self._reactor.callLater(LOOK_AGAIN, self._wake)
             hint: Deferred[None] = Deferred()
@@ -252,7 +246,7 @@ class Host:
         return domain
 
     async def gone(self, uuid: str, domain: Domain) -> None:
-        """Wait until nothing is left of a domain that is down, and help if it takes long: its name is free then."""
+        """Wait until a domain that is down is removed, and destroy it if that takes long: its name is free then."""
         late = self._reactor.callLater(REMAINS, self._wake)
         while (left := await self.find(uuid)) is not None and left.domid == domain.domid:
             if not late.active():

@@ -297,7 +297,6 @@ def _xenstore_key(text: str) -> str:
     if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
         message = f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready"
         raise ValueError(message)
-    require("jitsu_tw.xenstore", "xen")
     return text
 
 

@@ -129,11 +129,9 @@ class Endpoint(Guarded):
         problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if fleet.cluster.problem:
             problems.append(f"nothing new is started here: {fleet.cluster.problem}")
-        if not fleet.is_written:
+        if not fleet.stats.is_written:
             problems.append("the state is not written, only remembered")
-        if trouble := fleet.trouble():
-            problems.append(f"the configuration is not shared: {trouble}")
-        problems += islice(fleet.problems.degrading(), MOST_PROBLEMS)
+        problems += islice(fleet.context.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}
 
     def _vms(self, request: Request) -> Any:
@@ -152,26 +150,26 @@ class Endpoint(Guarded):
         return [one.as_json() for one in reversed(self._fleet.journal.refusals.values())]
 
     def _dry_run(self, _: Request) -> list[Any]:
-        starts = self._fleet.would_start.items()
+        starts = self._fleet.summons.would_start.items()
         return [{"name": name, "network": net, "type": type_, "starts": n} for (name, net, type_), n in starts]
 
     # What is done. Each answers when it is done.
 
     async def _start(self, _: Request, machine: Machine) -> dict[str, Any]:
-        await self._fleet.start_vm(machine.vm.name)
+        await self._fleet.operator.start(machine.vm.name)
         return describe(self._fleet, machine)
 
     async def _stop(self, _: Request, machine: Machine) -> dict[str, Any]:
-        if await self._fleet.stop_vm(machine.vm.name) is State.UP:
+        if await self._fleet.operator.stop(machine.vm.name) is State.UP:
             raise JitsuError(machine.reason)
         return describe(self._fleet, machine)
 
     async def _hold(self, _: Request, machine: Machine) -> dict[str, Any]:
-        await self._fleet.hold_vm(machine.vm.name)
+        await self._fleet.operator.hold(machine.vm.name)
         return describe(self._fleet, machine)
 
     def _release(self, _: Request, machine: Machine) -> dict[str, Any]:
-        self._fleet.release_vm(machine.vm.name)
+        self._fleet.operator.release(machine.vm.name)
         return describe(self._fleet, machine)
 
     async def _move(self, request: Request, machine: Machine) -> dict[str, Any]:

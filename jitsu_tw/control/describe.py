@@ -32,7 +32,7 @@ _WAITS: Final = {
 
 def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     """Return a VM as the endpoint shows it; times are in seconds, `last_request_ts` since 1970."""
-    stats, vm, left = fleet.stats(machine), machine.vm, fleet.lease_left(machine)
+    stats, vm, left = fleet.stats.current(machine), machine.vm, fleet.leases.left(machine)
     return {
         "name": vm.name,
         "uuid": machine.uuid,
@@ -44,14 +44,14 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "last_request_ts": stats.last_request_ts or None,
         "lease_left": left if left is not None and isfinite(left) else None,
         "idle": vm.idle,
-        "held": fleet.is_held(vm.name),
-        "needed": machine.state is State.UP and fleet.is_needed(machine),
-        "origin": fleet.origin(vm.name),
+        "held": fleet.leases.wakeups.is_held(vm.name),
+        "needed": machine.state is State.UP and fleet.dependencies.is_needed(machine),
+        "origin": fleet.stats.origin(fleet.machines[vm.name]),
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
         "host": fleet.cluster.host(machine),
-        "node": fleet.ownership.owner(machine),
+        "node": fleet.cluster.ownership.owner(machine),
         "activation_ms": milliseconds(machine.marks),
     }
 
@@ -81,7 +81,7 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
         yield "A question for its name starts it."
     elif machine.state is State.FAILED:
         yield f"It did not start: {machine.reason}."
-        yield f"That was the {ordinal(machine.failures.count)} failure in a row; {_again(fleet, machine)}"
+        yield f"That was the {ordinal(machine.failures.count)} failure in a row; {_again(machine)}"
     elif machine.state is State.UNKNOWN:
         yield f"Nobody knows what it is doing: {machine.reason or 'the hypervisor has not answered yet'}."
     else:
@@ -103,7 +103,7 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
 def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> Iterator[str]:
     if asked is not None:
         yield f"{_asked(asked)}, {duration(now - asked.at)} ago."
-    lease = fleet.lease_status(machine)
+    lease = fleet.leases.status(machine)
     if lease is None:
         yield "Nobody asked for it through Jitsu, so it is not stopped."
     elif lease.why is Why.HELD:
@@ -121,8 +121,8 @@ def _asked(asked: Event) -> str:
     return f"Started {who}" + ("" if why == "asked for" else f" ({why})")
 
 
-def _again(fleet: Fleet, machine: Machine) -> str:
-    rest = fleet.rests(machine)
+def _again(machine: Machine) -> str:
+    rest = machine.rests
     if not rest:
         return "the next question tries again."
     return f"questions start it again in {duration(rest)}, a person at once."

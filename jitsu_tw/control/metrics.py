@@ -65,9 +65,9 @@ class FleetCollector(Collector):
         for state, count in journal.states.items():
             states[state.shown] += count
         yield gauge("jitsu_vms", "VMs by state.", states, "state")
-        yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases})
-        yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.held})
-        counts = fleet.problems.counts
+        yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases.leases})
+        yield gauge("jitsu_held", "VMs that a person keeps up.", {"": fleet.leases.wakeups.held})
+        counts = fleet.context.problems.counts
         problems = {kind.value: counts[kind] for kind in Problem}
         yield gauge("jitsu_vm_problems", "VMs that have a problem, by kind.", problems, "kind")
         reachable = {name: int(reason is None) for name, reason in fleet.inventory.hypervisors.items()}
@@ -77,7 +77,7 @@ class FleetCollector(Collector):
             yield gauge(f"jitsu_{what}_up", f"Whether a {what} is known to be well.", well, what)
             running = {one["name"]: one["vms"] for one in members}
             yield gauge(f"jitsu_{what}_vms", f"VMs that a {what} has.", running, what)
-        yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.is_written)})
+        yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.stats.is_written)})
         queries = {"warm": journal.warm, "cold": journal.cold}
         yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")
         refused = {one.name.lower(): journal.refused[one] for one in Verdict if one is not Verdict.ADMITTED}
@@ -90,10 +90,10 @@ class FleetCollector(Collector):
 
     def _by_vm(self) -> Iterator[Metric]:
         fleet, some = self._fleet, list(islice(self._fleet.machines.values(), MOST_LABELLED))
-        stats = {machine.vm.name: fleet.stats(machine) for machine in some}
+        stats = {machine.vm.name: fleet.stats.current(machine) for machine in some}
         up = {machine.vm.name: int(machine.state is State.UP) for machine in some}
         yield gauge("jitsu_vm_up", "Whether the VM is up.", up, "vm")
-        left = {one.vm.name: lease for one in some if (lease := fleet.lease_left(one)) is not None}
+        left = {one.vm.name: lease for one in some if (lease := fleet.leases.left(one)) is not None}
         yield gauge("jitsu_vm_lease_seconds", "Seconds until the VM is stopped if nobody uses it.", left, "vm")
         starts = {name: one.total_starts for name, one in stats.items()}
         yield counter("jitsu_vm_starts", "Starts of the VM, those that the state remembers among them.", starts, "vm")

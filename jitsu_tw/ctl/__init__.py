@@ -23,42 +23,36 @@ from rich.live import Live
 
 from jitsu_tw import __version__
 from jitsu_tw.ctl import gitshell, history, show
-from jitsu_tw.ctl.client import Control, NoAnswerError, RefusedError
+from jitsu_tw.ctl.client import Control
+from jitsu_tw.ctl.show import FailedError, as_json_option
 from jitsu_tw.sockets import find_control
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Seconds between two looks: of `status --watch`, and of a start for its steps.
+#: Seconds between two requests: of `status --watch`, and of `start --wait` for the steps.
 WATCH_EVERY: Final = 1.0
 STEP_EVERY: Final = 0.1
 
-#: Seconds that a shell waits for the names of VMs.
+#: Seconds that a shell waits for the names of VMs that it may complete.
 COMPLETE_IN: Final = 0.5
 
-#: What is raised where an answer has not the shape that it should have.
+#: What is raised for an answer that has not the shape that the endpoint describes.
 STRANGE: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 EPILOG: Final = "Exit status: 0 done, 1 refused (the reason is on standard error), 2 wrong usage, 3 no Jitsu answers."
 
 
 class Commands(click.Group):
-    """Commands whose failures are a line and an exit status."""
+    """Commands that Ctrl-C ends without a word."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(context)
-        except NoAnswerError as error:
-            status, reason = 3, str(error)
-        except RefusedError as error:
-            status, reason = 1, str(error)
         except KeyboardInterrupt:
             raise SystemExit(130) from None  # as shells have it: 128 and SIGINT
-        for line in f"jitsuctl: {reason}".splitlines():
-            show.say(line, err=True)
-        raise SystemExit(status)
 
 
 def _control(parameters: dict[str, Any], **more: Any) -> Control:
@@ -94,7 +88,7 @@ def main(context: click.Context, /, **parameters: Any) -> None:
 
 
 def asks(command: Callable[..., None]) -> Callable[..., None]:
-    """Give *command* the endpoint to ask; if it can make nothing of what that says, it is refused in one line."""
+    """Give *command* the control endpoint; an answer that it cannot read is FailedError."""
 
     @click.pass_obj
     @functools.wraps(command)
@@ -107,16 +101,31 @@ def asks(command: Callable[..., None]) -> Callable[..., None]:
     return asking
 
 
+def prints(text: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """Give a command the control endpoint, and print what it returns: as JSON if ``--json`` is given, or by *text*."""
+
+    def printing(command: Callable[..., Any]) -> Callable[..., None]:
+        @as_json_option
+        @asks
+        @functools.wraps(command)
+        def run(control: Control, *, as_json: bool, **parameters: Any) -> None:
+            answer = command(control, **parameters)
+            show.dump(answer) if as_json else text(answer)
+
+        return run
+
+    return printing
+
+
 def _names(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
     """Return the names of VMs that a shell may complete."""
-    with contextlib.suppress(NoAnswerError, RefusedError, click.UsageError, *STRANGE):
+    with contextlib.suppress(click.ClickException, *STRANGE):
         control = _control(context.find_root().params, patience=COMPLETE_IN)
         names = [vm["name"] for vm in control.ask("GET", "/v1/vms")]
         return [name for name in names if name.startswith(begin) and printable(name) == name]
     return []
 
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _name = click.argument("name", shell_complete=_names)
 
 
@@ -125,7 +134,7 @@ _name = click.argument("name", shell_complete=_names)
 
 @main.command()
 @click.option("--watch", is_flag=True, help="Keep the table live; end it with Ctrl-C. With --json, a line each time.")
-@_as_json
+@as_json_option
 @asks
 def status(control: Control, *, watch: bool, as_json: bool) -> None:
     """Show all VMs: state, lease, counts; and who is stood in for, if Synjitsu is used."""
@@ -159,24 +168,16 @@ def _again(control: Control, vms: Any) -> Iterator[Any]:
 
 @main.command()
 @_name
-@_as_json
-@asks
-def why(control: Control, name: str, *, as_json: bool) -> None:
+@prints(show.why)
+def why(control: Control, name: str) -> Any:
     """Say why the VM NAME is up, or down: the last decisions."""
-    vm = control.vm(name)
-    if as_json:
-        show.dump(vm)
-        return
-    for sentence in vm["why"]:
-        show.say(sentence)
-    for one in vm["decisions"]:
-        show.say(f"  {show.event(one)}")
+    return control.vm(name)
 
 
 @main.command()
 @click.option("-n", "--last", default=20, show_default=True, type=click.IntRange(0, 1000), help="How many past events.")
 @click.option("-f", "--follow", is_flag=True, help="Then show what happens; end it with Ctrl-C.")
-@_as_json
+@as_json_option
 @asks
 def events(control: Control, last: int, *, follow: bool, as_json: bool) -> None:
     """Tell what has happened: states, activations, refusals. With --json, one object a line."""
@@ -185,55 +186,31 @@ def events(control: Control, last: int, *, follow: bool, as_json: bool) -> None:
 
 
 @main.command()
-@_as_json
-@asks
-def dry_run(control: Control, *, as_json: bool) -> None:
+@prints(show.starts)
+def dry_run(control: Control) -> Any:
     """Show what a dry run would have started, most first."""
-    starts = sorted(control.ask("GET", "/v1/dry-run"), key=lambda one: -one["starts"])
-    if as_json:
-        show.dump(starts)
-        return
-    show.table(show.starts(starts))
+    return sorted(control.ask("GET", "/v1/dry-run"), key=lambda one: -one["starts"])
 
 
 @main.command()
-@_as_json
-@asks
-def standins(control: Control, *, as_json: bool) -> None:
+@prints(show.synjitsu)
+def standins(control: Control) -> Any:
     """Show whose addresses Synjitsu stands in for, what it holds, and what it has done."""
-    said = control.ask("GET", "/v1/standins")
-    if as_json:
-        show.dump(said)
-    elif said["configured"]:
-        show.standins(said)
-    else:
-        show.say("no Synjitsu is used")
+    return control.ask("GET", "/v1/standins")
 
 
 @main.command()
-@_as_json
-@asks
-def nodes(control: Control, *, as_json: bool) -> None:
+@prints(functools.partial(show.members, "node"))
+def nodes(control: Control) -> Any:
     """Show the Jitsus that serve the zones together."""
-    _show_members(control, "nodes", as_json=as_json)
+    return control.ask("GET", "/v1/nodes")
 
 
 @main.command()
-@_as_json
-@asks
-def hosts(control: Control, *, as_json: bool) -> None:
+@prints(functools.partial(show.members, "host"))
+def hosts(control: Control) -> Any:
     """Show the hosts that VMs may run on."""
-    _show_members(control, "hosts", as_json=as_json)
-
-
-def _show_members(control: Control, what: str, *, as_json: bool) -> None:
-    said = control.ask("GET", f"/v1/{what}")
-    if as_json:
-        show.dump(said)
-    elif said:
-        show.table(show.members(what.removesuffix("s"), said))
-    else:
-        show.say(f"no {what} are configured")
+    return control.ask("GET", "/v1/hosts")
 
 
 # What is done.
@@ -242,13 +219,16 @@ def _show_members(control: Control, what: str, *, as_json: bool) -> None:
 @main.command()
 @_name
 @click.option("--wait", is_flag=True, help="Tell each step on the way, on standard error if there is --json.")
-@_as_json
+@as_json_option
 @asks
 def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
     """Start the VM NAME and wait until it is up. Its lease begins as if it had been asked for by name."""
-    if not wait:
-        _show_one(control.vm(name, "start"), as_json=as_json)
-        return
+    vm = _start_and_tell(control, name, err=as_json) if wait else control.vm(name, "start")
+    show.dump(vm) if as_json else show.vm(vm)
+
+
+def _start_and_tell(control: Control, name: str, *, err: bool) -> Any:
+    """Start a VM, print the steps meanwhile, on standard error if *err*, and return the VM."""
     past = _last_activation(control, name).get("id", 0)
     told: set[str] = set()
     with ThreadPoolExecutor(1) as pool:
@@ -260,11 +240,11 @@ def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
                 for step, when in running["steps"].items():
                     if step in show.STEPS and step not in told:
                         told.add(step)
-                        show.say(show.step(step, when), err=as_json)
+                        show.say(show.step(step, when), err=err)
             if done:
                 break
             time.sleep(STEP_EVERY)
-    _show_one(answer.result(), as_json=as_json)
+    return answer.result()
 
 
 def _last_activation(control: Control, name: str) -> dict[str, Any]:
@@ -276,47 +256,42 @@ def _last_activation(control: Control, name: str) -> dict[str, Any]:
 
 @main.command()
 @_name
-@_as_json
-@asks
-def stop(control: Control, name: str, *, as_json: bool) -> None:
+@prints(show.vm)
+def stop(control: Control, name: str) -> Any:
     """Stop the VM NAME, by its mode, also if held. The next query starts it again."""
-    _show_one(control.vm(name, "stop"), as_json=as_json)
+    return control.vm(name, "stop")
 
 
 @main.command()
 @_name
-@_as_json
-@asks
-def hold(control: Control, name: str, *, as_json: bool) -> None:
+@prints(show.vm)
+def hold(control: Control, name: str) -> Any:
     """Start the VM NAME and keep it up, used or not. A release or a stop ends that, and so does the end of Jitsu."""
-    _show_one(control.vm(name, "hold"), as_json=as_json)
+    return control.vm(name, "hold")
 
 
 @main.command()
 @_name
-@_as_json
-@asks
-def release(control: Control, name: str, *, as_json: bool) -> None:
+@prints(show.vm)
+def release(control: Control, name: str) -> Any:
     """Let the held VM NAME be stopped when idle."""
-    _show_one(control.vm(name, "release"), as_json=as_json)
+    return control.vm(name, "release")
 
 
 @main.command()
 @_name
 @click.argument("host")
-@_as_json
-@asks
-def move(control: Control, name: str, host: str, *, as_json: bool) -> None:
+@prints(show.vm)
+def move(control: Control, name: str, host: str) -> Any:
     """Let the VM NAME, which is up, go to HOST: while it runs, or by a stop and a start."""
-    _show_one(control.vm(name, f"move?{urlencode({'host': host})}"), as_json=as_json)
+    return control.vm(name, f"move?{urlencode({'host': host})}")
 
 
 @main.command()
 @click.argument("name")
 @click.option("--undo", is_flag=True, help="Take it back into service.")
-@_as_json
-@asks
-def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
+@prints(show.drained)
+def drain(control: Control, name: str, *, undo: bool) -> Any:
     """
     Take the host or the node NAME out of service.
 
@@ -328,33 +303,15 @@ def drain(control: Control, name: str, *, undo: bool, as_json: bool) -> None:
     if len(found) != 1:
         hosts, nodes = (", ".join(known[what]) or "none" for what in ("hosts", "nodes"))
         what = "both a host and a node" if found else "no host and no node"
-        raise RefusedError(f"{name} is {what}; the hosts: {hosts}; the nodes: {nodes}")
-    (what,) = found
-    said = control.ask("POST", f"/v1/{what}/{quote(name, safe='')}/{'undrain' if undo else 'drain'}")
-    if as_json:
-        show.dump(said)
-    else:
-        show.table(show.members(what.removesuffix("s"), said))
-
-
-def _show_one(vm: dict[str, Any], *, as_json: bool) -> None:
-    """Print one VM: as JSON an object, else a line of words."""
-    if as_json:
-        show.dump(vm)
-    else:
-        show.say(f"{vm['name']}: {vm['state']}{', held' if vm['held'] else ''}")
+        raise FailedError(f"{name} is {what}; the hosts: {hosts}; the nodes: {nodes}")
+    return control.ask("POST", f"/v1/{found[0]}/{quote(name, safe='')}/{'undrain' if undo else 'drain'}")
 
 
 @main.command()
-@_as_json
-@asks
-def reload(control: Control, *, as_json: bool) -> None:
+@prints(lambda _: show.say("reloaded"))
+def reload(control: Control) -> Any:
     """Read the zones anew. A bad one is refused with the reason, and the old ones go on."""
-    said = control.ask("POST", "/v1/reload")
-    if as_json:
-        show.dump(said)
-    else:
-        show.say("reloaded")
+    return control.ask("POST", "/v1/reload")
 
 
 # What needs no Jitsu that runs.
@@ -365,7 +322,7 @@ for _command in (*history.COMMANDS, gitshell.command):
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@_as_json
+@as_json_option
 def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
     """
     See whether the configuration and the zones are right.
@@ -383,7 +340,7 @@ def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
             show.say(f"warning: {warning}")
         show.say(f"OK: {said['vms']} VMs, {said['names']} names, zones {', '.join(said['zones'])}")
     else:
-        raise RefusedError(said["error"])
+        raise FailedError(said["error"])
     raise SystemExit(0 if said["ok"] else 1)
 
 

@@ -1,4 +1,4 @@
-"""What jitsuctl asks a running Jitsu by: its control endpoint, over HTTP."""
+"""The control endpoint of a running Jitsu, over HTTP."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from urllib.parse import quote, urlsplit
 
 import attrs
 
+from jitsu_tw.ctl.show import FailedError, NoAnswerError
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Seconds to wait for an answer: a stop may take as long as a guest's shutdown. A stream is never silent for as long.
+#: Seconds to wait for an answer: a stop may take as long as a guest's shutdown. A stream is never silent that long.
 PATIENCE: Final = 120.0
 
-#: Octets of an answer, at most: that about 100,000 VMs has 60 million. Of a refusal, of an event, and of what is read
-#: in one go.
+#: The most octets of an answer (that about 100,000 VMs has 60 million), of a refusal, of an event, and of one read.
 LONGEST: Final = 100_000_000
 LONGEST_REFUSAL: Final = 65536
 LONGEST_EVENT: Final = 1_000_000
 PIECE: Final = 65536
 
 
-#: What helps when an answer is not to be had, by what goes wrong.
+#: What helps when there is no answer, by the error.
 REMEDIES: Final = {
     ssl.SSLCertVerificationError: "see --ca",
     FileNotFoundError: "is it running? see --control",
@@ -53,14 +53,6 @@ class UnixConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
-class NoAnswerError(ConnectionError):
-    """There is no Jitsu at the place that was named."""
-
-
-class RefusedError(Exception):
-    """Jitsu said no, and the message is its own; or what it said makes no sense."""
-
-
 @attrs.frozen
 class Control:
     """
@@ -68,8 +60,8 @@ class Control:
 
     Attributes:
         place: ``host:port``, ``https://host:port`` or ``unix:PATH``.
-        token: what is shown there; None for nothing.
-        authorities: a file with the certificates of those who may vouch for it; None for those of the system.
+        token: the control_token; None for none.
+        authorities: a file with the certificates of the authorities for https; None for those of the system.
         patience: seconds to wait for an answer.
     """
 
@@ -83,8 +75,8 @@ class Control:
         Return what the endpoint answers.
 
         Raises:
-            NoAnswerError: no process answers there, not whole and in time, or not by HTTP.
-            RefusedError: it will not; or what it says is no answer of Jitsu's, or too long.
+            NoAnswerError: no process answers there, or not whole and in time, or not by HTTP.
+            FailedError: Jitsu refuses, and the message is its own; or the answer is none of Jitsu's, or too long.
         """
         with self._asked(method, path, self.patience) as answer:
             return self._json(answer, LONGEST)
@@ -99,7 +91,7 @@ class Control:
         Yield the last events, and then, if *follow*, what happens.
 
         Raises:
-            NoAnswerError, RefusedError: as `ask`; also when the stream breaks off.
+            NoAnswerError, FailedError: as `ask`; also when the stream breaks off.
         """
         path = f"/v1/events?last={last}&follow={int(follow)}"
         with self._asked("GET", path, None if follow else self.patience) as answer:
@@ -111,14 +103,14 @@ class Control:
         if follow:
             raise NoAnswerError(f"Jitsu at {self.place} has ended")
 
-    def strange(self, reason: object) -> RefusedError:
-        """Return what is raised when the endpoint's words make no sense."""
+    def strange(self, reason: object) -> FailedError:
+        """Return the error for an answer that is none of Jitsu's."""
         message = f"what answers at {self.place} is no Jitsu that this jitsuctl understands: {reason}"
-        return RefusedError(printable(message))
+        return FailedError(printable(message))
 
     @contextlib.contextmanager
     def _asked(self, method: str, path: str, seconds: float | None) -> Iterator[HTTPResponse]:
-        """Ask; the whole conversation may take *seconds*, or, if they are None, as long as something comes."""
+        """Send a request; the whole exchange may take *seconds*, or, if they are None, as long as octets come."""
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         late = Deadline(seconds)
         try:
@@ -129,8 +121,8 @@ class Control:
                 self._look_at_status(answer)
                 yield answer
                 late.check()
-        except (OSError, HTTPException, ValueError, RefusedError) as error:
-            if isinstance(error, RefusedError) and not late.passed:
+        except (OSError, HTTPException, ValueError, FailedError) as error:
+            if isinstance(error, FailedError) and not late.passed:
                 raise
             reason = f"no whole answer within {seconds:g} s" if late.passed else error
             remedy = next((words for kind, words in REMEDIES.items() if isinstance(error, kind)), "see --control")
@@ -140,7 +132,7 @@ class Control:
     def _look_at_status(self, answer: HTTPResponse) -> None:
         if answer.status >= 400:
             said = self._json(answer, LONGEST_REFUSAL)
-            raise RefusedError(printable(str(said["error"] if isinstance(said, dict) and "error" in said else said)))
+            raise FailedError(printable(str(said["error"] if isinstance(said, dict) and "error" in said else said)))
         if answer.status != 200:
             raise self.strange(f"status {answer.status}")
 
@@ -172,11 +164,11 @@ class Control:
 
 class Deadline:
     """
-    Ends a conversation that takes too long, whatever it does meanwhile.
+    Ends an exchange that takes too long.
 
     Attributes:
-        sockets: what is shut down then, besides that of the connection.
-        passed: whether it was.
+        sockets: shut down then, besides that of the connection.
+        passed: whether the time has passed.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -200,7 +192,7 @@ class Deadline:
             timer.cancel()
 
     def check(self) -> None:
-        """Raise TimeoutError if it has passed: what looks like the end of an answer is none then."""
+        """Raise TimeoutError if the time has passed: what looks like the end of an answer is none then."""
         if self.passed:
             raise TimeoutError
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import pygit2
 
-from jitsu_tw.ctl.history import FailedError
+from jitsu_tw.ctl.show import FailedError
 from jitsu_tw.store.history import MAIN, PUSH_TAKES
 from jitsu_tw.store.lock import lock_within
 from jitsu_tw.store.requests import ASKED, REJECTED
@@ -28,7 +28,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Where git and what its hooks call are looked for, whatever the client or its user's profile has set.
+#: The search path for git and its hooks, whatever the client or its user's profile has set.
 PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 #: What git's clients ask a server for (git(1): upload-pack is for clone and fetch, receive-pack for push).
@@ -41,7 +41,7 @@ LIMITS: Final = ((resource.RLIMIT_DATA, 1 << 29), (resource.RLIMIT_CPU, 30), (re
 #: One push with a VM's key runs at a time; seconds that another one waits.
 PATIENCE: Final = 60.0
 
-#: The file in the state with a record lock for each push under way, at a place made of the VM's name.
+#: The file in the state with a record lock for each push under way, at an offset made of the VM's name.
 PUSHES: Final = "jitsu.pushes"
 
 
@@ -61,12 +61,12 @@ def command(state: Path, vm: str | None) -> None:
     if git is None:
         raise FailedError(f"there is no git in {PATH}; install it")
     if vm and "receive-pack" in arguments:
-        take_turn(state, vm)
+        lock_pushes(state, vm)
         _limit()
     os.execve(git, arguments, environment(os.environ, vm or ""))  # noqa: S606
 
 
-def take_turn(state: Path, vm: str, patience: float = PATIENCE) -> None:
+def lock_pushes(state: Path, vm: str, patience: float = PATIENCE) -> None:
     """
     Lock the pushes of *vm* to *state*, within *patience* seconds, for as long as this process and what it becomes runs.
 
@@ -83,12 +83,12 @@ def take_turn(state: Path, vm: str, patience: float = PATIENCE) -> None:
 
 
 def _limit() -> None:
-    """Let this process and those that it starts use no more than `LIMITS`; it ends after `PUSH_TAKES`, also as git."""
+    """Limit this process and those that it starts to `LIMITS`; it ends after `PUSH_TAKES` seconds, also as git."""
     for what, most in LIMITS:
         hard = resource.getrlimit(what)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (limit, limit))
-    signal.setitimer(signal.ITIMER_REAL, PUSH_TAKES)  # a client that is not there any more must not keep its turn
+    signal.setitimer(signal.ITIMER_REAL, PUSH_TAKES)  # a client that is not there any more must not keep the lock
 
 
 def to_run(asked: str, state: Path, vm: str = "") -> list[str]:

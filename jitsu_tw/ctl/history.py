@@ -1,7 +1,7 @@
 """
-jitsuctl's commands on the state itself: what it says, what it said, and how it shall be.
+jitsuctl's commands on the state itself: its values, its past, and requests to change it.
 
-They read the repository, and ask for changes by branches in it, as anybody with git can; so they work without the
+They read the repository, and push requests as branches of it, as anybody with git can; so they work without the
 control endpoint, and all but `merge` and `revert` without a running Jitsu.
 """
 
@@ -14,44 +14,30 @@ import shutil
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import pygit2
 
 from jitsu_tw.ctl import show
+from jitsu_tw.ctl.show import FailedError, NoAnswerError, as_json_option
 from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
-from jitsu_tw.store.layout import VMS
+from jitsu_tw.store.layout import VMS, in_folder
 from jitsu_tw.store.merge import three_way
 from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: Seconds that a running Jitsu may take to look at a request.
+#: Seconds that a running Jitsu may take to handle a request.
 PATIENCE: Final = 10.0
 
 _NEWEST_FIRST: Final = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode.TIME
 
-#: Between two looks at what became of it.
+#: Seconds between two looks at the request.
 _PAUSE: Final = 0.05
-
-
-class FailedError(click.ClickException):
-    """What was asked for cannot be done."""
-
-    def show(self, file: Any = None) -> None:  # noqa: ARG002
-        """Print a line."""
-        for line in f"jitsuctl: {self.message}".splitlines():
-            show.say(line, err=True)
-
-
-class NobodyError(FailedError):
-    """No Jitsu does what was asked for."""
-
-    exit_code = 3
 
 
 _state = click.option(
@@ -63,12 +49,11 @@ _state = click.option(
     metavar="PATH",
     help="The state: Jitsu's persistdb.",
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[pygit2.Repository]:
-    """Open the state at *path*, if we are root as the one whose it is; what is wrong with it is one line."""
+    """Open the state at *path*; root becomes its owner first. A state that cannot be read is FailedError."""
     try:
         if os.geteuid() == 0:
             owner = path.stat()
@@ -91,7 +76,7 @@ def _commit(repository: pygit2.Repository, name: str) -> pygit2.Commit:
 
 
 def _vms(repository: pygit2.Repository, *commits: pygit2.Commit | None) -> list[dict[str, str]]:
-    """Return, of each of *commits*, the values of the VMs in which the first two differ; they may be anybody's."""
+    """Return, for each of *commits*, which may be anybody's, the values of the VMs in which the first two differ."""
     reader = Reader(repository)
     try:
         sides = [reader.folders(commit) for commit in commits]
@@ -102,7 +87,7 @@ def _vms(repository: pygit2.Repository, *commits: pygit2.Commit | None) -> list[
             for uuid in differ:
                 Reader(repository).check(uuid, side.get(uuid))
                 values = reader.values(uuid, side.get(uuid))
-                found[-1] |= {f"{VMS}/{uuid}/{path}": value for path, value in values.items()}
+                found[-1] |= in_folder(uuid, values)
     except RefusedError as error:
         raise FailedError(str(error)) from error
     return found
@@ -123,7 +108,7 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[dict[str, s
 @click.command()
 @click.argument("path", default="")
 @_state
-@_as_json
+@as_json_option
 def tree(path: str, state: Path, *, as_json: bool) -> None:
     """Print what the state says, all of it or below PATH: each value at the end of a dotted line."""
     with opened(state) as repository:
@@ -145,7 +130,7 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
 @click.argument("vm", default="")
 @click.option("-n", "number", default=20, show_default=True, help="The most commits to show; 0: all.")
 @_state
-@_as_json
+@as_json_option
 def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
     """Show what has changed the configuration, of all VMs or of the one with the name or uuid VM; the last first."""
     with opened(state) as repository:
@@ -197,7 +182,7 @@ def _uuid(repository: pygit2.Repository, vm: str) -> str:
 @click.argument("commit", default="")
 @click.argument("other", default="")
 @_state
-@_as_json
+@as_json_option
 def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
     """
     Show how configurations differ, value by value.
@@ -286,14 +271,14 @@ def _with_vms(
 
 
 def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
-    """Let *commit* be a request, and say what became of it."""
+    """Make *commit* a request, wait until it is handled, and print the result."""
     branch, references = ASKED + name, repository.references
     references.create(branch, commit, force=True)
     end = time.monotonic() + PATIENCE
     while branch in references:
         if time.monotonic() > end:
             message = f"nobody has looked at request/{name} within {PATIENCE:g} s: does a Jitsu run with this state?"
-            raise NobodyError(f"{message} The request waits for it")
+            raise NoAnswerError(f"{message} The request waits for it")
         time.sleep(_PAUSE)
     if REJECTED + name in references:
         raise FailedError(references[REJECTED + name].peel(pygit2.Commit).message.strip())
@@ -313,5 +298,5 @@ def init(path: Path) -> None:
     show.say(f"{path} is ready; begin Jitsu with --persistdb {path}")
 
 
-#: What `jitsu_tw.ctl` has, too.
+#: The commands, for `jitsu_tw.ctl`.
 COMMANDS: Final = (tree, log, diff, merge, revert, init)

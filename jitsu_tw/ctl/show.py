@@ -1,8 +1,8 @@
 """
-How jitsuctl shows what Jitsu says: tables and lines for people, JSON for programs.
+The output of jitsuctl: tables and lines for people, JSON for programs, and errors.
 
-Most of it comes from outside, from a server that may be hostile and from people who have named things. All that
-jitsuctl prints, it prints here, as `printable` has it.
+Most of it comes from outside, from a server that may be hostile and from people who have named things. So all that
+jitsuctl prints is printed here, as `printable` has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _COLOURS: Final = {"up": "green", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red"}
 
-#: What is told of an activation's steps, in the order in which they come.
+#: The steps of an activation in words, in their order.
 STEPS: Final = {
     "admitted": "its turn to boot has come",
     "start": "the hypervisor is called",
@@ -33,6 +33,25 @@ STEPS: Final = {
     "imaged": "its image is kept",
     "answered": "who waited is answered",
 }
+
+
+#: The option of each command that can print JSON.
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class FailedError(click.ClickException):
+    """A command that cannot be carried out: the reason is printed, and the exit status is 1."""
+
+    def show(self, file: Any = None) -> None:  # noqa: ARG002
+        """Print the reason."""
+        for line in f"jitsuctl: {self.message}".splitlines():
+            say(line, err=True)
+
+
+class NoAnswerError(FailedError):
+    """No Jitsu answers, or carries out what was asked for; the exit status is 3."""
+
+    exit_code = 3
 
 
 def say(line: str, *, err: bool = False) -> None:
@@ -49,7 +68,7 @@ class Rows(Table):
     """A table whose cells are text and nothing else: no markup of rich's, no control characters."""
 
     def __init__(self, *titles: str, right: tuple[str, ...] = ()) -> None:
-        """Begin with no row; the columns in *right* are numbers."""
+        """Make the columns *titles*; those in *right* are numbers."""
         super().__init__(box=None, pad_edge=False, header_style="bold")
         for title in titles:
             self.add_column(title, justify="right" if title in right else "left", no_wrap=True)
@@ -74,7 +93,7 @@ def vms(listed: list[dict[str, Any]]) -> Rows:
     made = Rows("VM", "state", *numbers, right=numbers)
     asked = any(vm["origin"] for vm in listed)
     if asked:
-        made.add_column("from")  # the one that gives way on a narrow terminal
+        made.add_column("from")  # the last column is cut on a narrow terminal
     for vm in listed:
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add(
@@ -96,27 +115,56 @@ def problems(listed: list[dict[str, Any]]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def members(what: str, listed: list[dict[str, Any]]) -> Rows:
-    """Return nodes or hosts as a table."""
+def vm(said: dict[str, Any]) -> None:
+    """Print a VM in a line."""
+    say(f"{said['name']}: {said['state']}{', held' if said['held'] else ''}")
+
+
+def why(said: dict[str, Any]) -> None:
+    """Print why a VM is up or down, and the last decisions."""
+    for sentence in said["why"]:
+        say(sentence)
+    for one in said["decisions"]:
+        say(f"  {event(one)}")
+
+
+def members(what: str, listed: list[dict[str, Any]]) -> None:
+    """Print nodes or hosts as a table."""
+    if not listed:
+        say(f"no {what}s are configured")
+        return
     made = Rows(what, "VMs", "state", right=("VMs",))
     for one in listed:
         state, colour = ("drained", "yellow") if one["drained"] else ("well", "green")
         if one["problem"] is not None:
             state, colour = one["problem"], "red"
         made.add(f"{one['name']}{' (here)' if one.get('here') else ''}", one["vms"], state, state=colour)
-    return made
+    table(made)
 
 
-def starts(listed: list[dict[str, Any]]) -> Rows:
-    """Return what a dry run would have started as a table."""
+def drained(listed: list[dict[str, Any]]) -> None:
+    """Print the nodes or the hosts, one of which was drained; only nodes say which one answers."""
+    members("node" if listed and "here" in listed[0] else "host", listed)
+
+
+def starts(listed: list[dict[str, Any]]) -> None:
+    """Print what a dry run would have started as a table."""
     made = Rows("VM", "client network", "type", "starts", right=("starts",))
     for one in listed:
         made.add(one["name"], one["network"], one["type"], one["starts"])
-    return made
+    table(made)
+
+
+def synjitsu(said: dict[str, Any]) -> None:
+    """Print what `standins` prints, or that no Synjitsu is configured."""
+    if said["configured"]:
+        standins(said)
+    else:
+        say("no Synjitsu is used")
 
 
 def standins(said: dict[str, Any]) -> None:
-    """Print whom Synjitsu stands in for, and its counters; nothing where there is to be none."""
+    """Print the addresses that Synjitsu stands in for, and its counters; nothing where none is configured."""
     if said["error"] is not None:
         say("")
         say(said["error"])
@@ -132,7 +180,7 @@ def standins(said: dict[str, Any]) -> None:
 
 
 def active_first(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the VMs with those first that somebody looks for: not at rest."""
+    """Return the VMs, those that are not at rest first."""
     return sorted(listed, key=lambda vm: vm["state"] in {"off", "paused", "saved"})
 
 
@@ -155,7 +203,7 @@ def event(said: dict[str, Any]) -> str:
         "lost": lambda: f"{said['backend']} is lost: {said['reason']}",
         "connected": lambda: f"{said['backend']} can be asked",
     }
-    words = known.get(kind, lambda: str(kind))()  # one that a newer Jitsu has
+    words = known.get(kind, lambda: str(kind))()  # a newer Jitsu has other kinds
     if kind == "state":
         words += f", {for_whom(said['asker'])}" if "asker" in said else f": {said['reason']}" if said["reason"] else ""
     return f"{clock(said['at'])}  {said['vm'] or '-'}: {words}"
@@ -169,7 +217,7 @@ def activation(said: dict[str, Any]) -> str:
 
 
 def for_whom(asker: str) -> str:
-    """Return who has asked, as the end of a sentence."""
+    """Return the client that a VM was started for, as the end of a sentence."""
     return asker if asker.startswith("needed by ") else f"for {asker}"
 
 

@@ -53,7 +53,7 @@ class JitsuResolver(Authority):
         if not isinstance(outcome, Found) or outcome.vm is None:
             return None
         name = outcome.vm
-        return self._patiently(self._fleet.summon(name, question), question.source).addCallback(
+        return self._patiently(self._fleet.summons.summon(name, question), question.source).addCallback(
             lambda ready: Answer(outcome.answer, vm=name)
             if ready
             else Answer(outcome.answer, ede=((EDE_NOT_READY, f"{name} is still starting"),))

@@ -134,8 +134,6 @@ class Server:
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
         self._waiting: set[Deferred[Answer]] = set()
         self._is_ending = False
-        fleet.uses = warm.taken
-        fleet.on_move.append(lambda machine: warm.moved(machine, machine.state))
 
     def receive(
         self,
@@ -213,10 +211,10 @@ class Server:
         records, authority, additional = answer
         reply = Reply(NOERROR, answer.aa, records, authority, additional, answer.ede, (), answer.ra, answer.glue)
         packet = self._reply(pending, reply)
-        lease = self._fleet.lease(answer.vm) if answer.vm is not None else None
+        lease = self._fleet.summons.lease(answer.vm) if answer.vm is not None else None
         if answer.vm is not None and lease is not None and packet is not None and not pending.source.tcp:
             assert isinstance(pending.query, Query)
-            use = self._fleet.use_of(answer.vm, pending.query.question.key)
+            use = self._fleet.stats.use_of(self._fleet.machines[answer.vm], pending.query.question.key)
             _, limit_key = self._limited_by(pending.query, reply)
             self.warm.put(pending.octets, pending.query, packet, answer.vm, lease, use, limit_key)
 
@@ -249,7 +247,7 @@ class Server:
 
     def check(self, vm: str) -> None:
         """See whether *vm*, which is up and in use, is alive: the time for that has come (`Lease.check_at`)."""
-        self._fleet.check(vm)
+        self._fleet.leases.health.check(self._fleet.machines[vm])
 
     def may_send(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
         """Return whether *answer* may go out by UDP; if not, a truncated reply is sent in its place, or nothing."""

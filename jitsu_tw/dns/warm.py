@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from zope.interface import implementer
 
-from jitsu_tw.ijitsu import IUsage
+from jitsu_tw.ijitsu import IAnswers
 from jitsu_tw.networks import EVERYBODY, Networks, packed
 from jitsu_tw.shares import Heaviest
 
@@ -127,7 +127,7 @@ class _Share:
         return gone
 
 
-@implementer(IUsage)
+@implementer(IAnswers)
 class WarmAnswers:
     """
     The answers of all VMs that are up.
@@ -217,7 +217,7 @@ class WarmAnswers:
         self._exact, self._wild = _Share(), _Share()
 
     def taken(self) -> Iterator[tuple[str, Any, int, float]]:
-        """Yield the uses of names since the last call (`IUsage.taken`)."""
+        """Yield the uses of names since the last call (`IAnswers.taken`)."""
         used, self.used = self.used, []
         for answer in used:
             count, answer.count = answer.count, 0

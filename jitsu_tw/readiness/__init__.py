@@ -48,7 +48,7 @@ class Strategies:
         return self._sets[wanted]
 
     def _key_sign(self) -> IReadiness:
-        """Return the sign of `wait_for_key`; pyxs is loaded, and Xenstore asked, only where somebody wants it."""
+        """Return the sign of `wait_for_key`; Xenstore is asked only where a VM wants it."""
         from jitsu_tw.readiness.xenstore import Key  # noqa: PLC0415
         from jitsu_tw.xenstore import Xenstore  # noqa: PLC0415
 

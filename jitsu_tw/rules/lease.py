@@ -143,9 +143,9 @@ class Leases:
         if when < inf:
             heapq.heappush(self._looks, (when, next(self._order), name, lease))
 
-    def drop(self, name: str) -> None:
-        """Forget the lease of *name*, if it has one."""
-        self._leases.pop(name, None)
+    def drop(self, name: str) -> Lease | None:
+        """Forget the lease of *name*, and return it; None if it has none."""
+        return self._leases.pop(name, None)
 
     def due(self, now: float) -> list[str]:
         """

@@ -1,8 +1,8 @@
 """
-Requests: branches below ``request/`` that somebody has pushed, to have their changes merged into `main`.
+Requests: branches below ``request/`` whose changes a client wants merged into `main`.
 
-This room reads what a request would change, merges it or puts it aside with the reason; every call may block. What the
-values mean, and whether they can be had, others say (`change_requests`).
+This module reads what a request would change, merges it, or puts it aside with the reason; every call may block. What
+the values mean, and whether the configuration can be had, `sync.change_requests` decides.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 ASKED: Final = "refs/heads/request/"
 REJECTED: Final = "refs/heads/rejected/"
 
-#: The last commit of the branch that several Jitsus share which is in our `main`, too (`sync_branch`).
+#: The last commit of the branch that several Jitsus share which is in `main`, too (`sync_branch`).
 SHARED: Final = "refs/jitsu/shared"
 
-#: The most rejected requests that are kept. The oldest one of the sender that has the most gives way.
+#: The most rejected requests that are kept. Then the oldest of the sender that has the most is removed.
 MOST_REJECTED: Final = 100
 
 #: In octets: the longest name of a request. Longer ones, and names that cannot be printed, are passed over.
@@ -63,14 +63,14 @@ class Change:
 @attrs.frozen
 class Request:
     """
-    A branch that asks to be merged.
+    A branch that is to be merged.
 
     Attributes:
-        name: of the branch, behind ``request/``.
-        commit: its last.
-        author: of that.
+        name: of the branch, without ``request/``.
+        commit: the last of the branch.
+        author: of that commit.
         subject: the first line of its message.
-        changes: what it would change, by uuid.
+        changes: the VMs that it changes, by uuid.
         refused: why it cannot be merged; empty if it can, as far as git knows.
         kept: whether the commit stays when the request is put aside; not if it is beyond the bounds.
     """
@@ -95,12 +95,7 @@ def guest_of(branch: str) -> str:
 
 
 class Requests:
-    """
-    The requests in a state.
-
-    Attributes:
-        ended: set when the process ends: a request that is being read is given up.
-    """
+    """The requests in a state."""
 
     log = Logger()
 
@@ -109,10 +104,14 @@ class Requests:
         self._history = history
         self._packed: tuple[int, tuple[str, ...]] = (0, ())
         self._passed_over: set[str] = set()
-        self.ended = False
+        self._ended = False
+
+    def end(self) -> None:
+        """Give up the request that is being read, if there is one: the process ends."""
+        self._ended = True
 
     def waiting(self) -> list[str]:
-        """Return the names of the branches that ask; quick, and may be called while others work on the repository."""
+        """Return the names of the requests; quick, and may be called while threads work on the repository."""
         base = self._history.path / ASKED
         found = set(self._among_packed())
         for folder, _, names in os.walk(base):
@@ -132,7 +131,7 @@ class Requests:
         return True
 
     def _among_packed(self) -> tuple[str, ...]:
-        """Return those that git has put into its file of packed branches, which is read when it has changed."""
+        """Return the requests in git's file of packed branches, which is read when it has changed."""
         path = self._history.path / "packed-refs"
         try:
             changed = path.stat().st_mtime_ns
@@ -146,7 +145,7 @@ class Requests:
 
     def read(self, name: str) -> Request | None:
         """
-        Return what the branch *name* asks for; None if it is there no more.
+        Return the request of that *name*; None if its branch is gone.
 
         Raises:
             StoreError: the state itself cannot be read.
@@ -158,7 +157,7 @@ class Requests:
             target = _target(repository.references[ASKED + name])
             head = self._history.head
         request = Request(name, target)
-        reader = Reader(repository, lambda: self.ended)
+        reader = Reader(repository, lambda: self._ended)
         try:
             commit = reader.commit(target)
             request = attrs.evolve(request, author=_author(commit), subject=words(first_line(commit.raw_message)))
@@ -175,18 +174,16 @@ class Requests:
             self.log.failure("request/{name}: unexpected, please report", name=name)
             return attrs.evolve(request, refused=f"it cannot be read: unexpected {type(error).__name__}", kept=False)
         finally:
-            self._history.loose += reader.seen  # as far as it is new, it has come as a file for each object
+            self._history.loose += reader.seen  # each new object has come as a file
 
     def _changes(self, reader: Reader, commit: pygit2.Commit, head: pygit2.Commit | None) -> dict[str, Change]:
-        measured = reader.measure(commit.id, None if head is None else head.id, self.shared())
+        sides, changed = reader.measure(commit.id, None if head is None else head.id, self.shared())
         changes: dict[str, Change] = {}
         conflicts: list[str] = []
-        for uuid in measured.changed:
-            sides = (measured.base, measured.ours, measured.theirs)
-            was, ours, theirs = (reader.values(uuid, side.get(uuid)) for side in sides)
-            mine = ours
-            if not theirs:  # the removal of a VM removes what we, or others, have added to it
-                mine = {path: value for path, value in mine.items() if path in was}
+        for uuid in changed:
+            was, ours, theirs = sides.values(reader, uuid)
+            # The removal of a VM removes, too, what was added to it meanwhile.
+            mine = ours if theirs else {path: value for path, value in ours.items() if path in was}
             merged, clashes = three_way(was, mine, theirs)
             conflicts += [f"{VMS}/{uuid}/{clash}" for clash in clashes]
             if merged != ours:
@@ -196,13 +193,13 @@ class Requests:
         return changes
 
     def shared(self) -> list[pygit2.Oid]:
-        """Return the last commit that we share with others, if there is one: a clone of theirs may ask, too."""
+        """Return the last commit that nodes share, if there is one: a request may be made on a clone of that, too."""
         references = self._history.repository.references
         return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> None:
         """
-        Merge *request* into `main`, as *changes*, and remove it, and what was put aside under its name before.
+        Merge *request* into `main`, as *changes*, and remove its branch, and the rejected one of the same name.
 
         Raises:
             StoreError: that cannot be written; nothing has changed.
@@ -216,7 +213,7 @@ class Requests:
 
     def reject(self, request: Request, reason: str) -> None:
         """
-        Put *request* aside as a branch below ``rejected/`` whose last commit says why.
+        Move *request* to a branch below ``rejected/`` whose last commit says why.
 
         Raises:
             StoreError: that cannot be written; the request stays.
@@ -232,11 +229,11 @@ class Requests:
         self._remove(request)
 
     def put_aside(self, name: str, commit: pygit2.Oid) -> None:
-        """Let the branch *name* below ``rejected/`` be *commit*."""
-        self._make_room(REJECTED + name)
+        """Move the branch *name* below ``rejected/`` to *commit*."""
+        self._remove_rejected(REJECTED + name)
         self._history.move(REJECTED + name, commit)
 
-    def _make_room(self, branch: str) -> None:
+    def _remove_rejected(self, branch: str) -> None:
         """Remove the rejected branches that a new one cannot stand beside, and those that are too many."""
         references = self._history.repository.references
         others = [name for name in references if name.startswith(REJECTED)]
@@ -251,7 +248,7 @@ class Requests:
             references.delete(oldest)
 
     def _remove(self, request: Request) -> None:
-        """Remove the branch, unless it asks for something else by now."""
+        """Remove the branch of *request*, unless it has moved meanwhile."""
         references = self._history.repository.references
         branch = ASKED + request.name
         with self._history.refused(), contextlib.suppress(KeyError):
@@ -278,7 +275,7 @@ def first_line(message: bytes) -> bytes:
 
 
 def words(raw: bytes) -> str:
-    """Return what a sender has written, as far as it is kept."""
+    """Return text that a sender wrote: printable, and at most `LONGEST_WORDS` characters."""
     return printable(raw.decode(errors="replace"))[:LONGEST_WORDS]
 
 
@@ -291,9 +288,9 @@ def can_be_named(name: str) -> bool:
     return name.isprintable() and len(name.encode(errors="replace")) <= LONGEST_REQUEST
 
 
-def in_turn(names: Iterable[str]) -> list[str]:
-    """Return *names* of requests in the order in which they are taken: one of each sender, then one more of each."""
+def fairly(names: Iterable[str]) -> list[str]:
+    """Return *names* of requests in the order in which they are handled: one of each sender, then one more of each."""
     of_each: dict[str, list[str]] = {}
     for name in names:
         of_each.setdefault(guest_of(name), []).append(name)
-    return [name for turn in zip_longest(*of_each.values()) for name in turn if name is not None]
+    return [name for round_ in zip_longest(*of_each.values()) for name in round_ if name is not None]

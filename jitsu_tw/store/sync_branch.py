@@ -1,25 +1,26 @@
 """
-The branch that several Jitsus share, as our own repository knows it.
+The branch that several Jitsus share, in the repository of this node.
 
-Its commits hold the configuration only: `main` has our statistics, too, and is ours alone. ``refs/jitsu/shared`` is the
-last shared commit that is in `main` as well; from there on the two have gone apart. It moves last, and all that is done
-before may be done again: who is killed in between begins where he was. Every call may block; who talks to the others
-is `remote`, and what the values mean others say (`sync.config_sync`).
+Its commits hold the configuration only: `main` has statistics, too, and is this node's alone. ``refs/jitsu/shared`` is
+the last shared commit that is in `main` as well; from there on the two have diverged. It moves last, and each step
+before may be repeated: a process that is killed in between begins again where it was. Every call may block; `remote`
+talks to the repository elsewhere, and `sync.config_sync` decides what the values mean.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import pygit2
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store.bounds import Reader, RefusedError
+from jitsu_tw.store.bounds import Reader, RefusedError, Sides
 from jitsu_tw.store.history import FAULTS, subtree
-from jitsu_tw.store.layout import MOST_NAMED, OVER_FILE, VMS, difference, in_words, origin_path
+from jitsu_tw.store.layout import MOST_NAMED, OVER_FILE, VMS, in_words, origin_path, vm_changes
 from jitsu_tw.store.merge import Meeting, meet
 from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
 from jitsu_tw.text import printable
@@ -33,39 +34,39 @@ if TYPE_CHECKING:
     from jitsu_tw.store.requests import Requests
 
     #: What VMs were and are, by uuid.
-    Sides = Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]
+    Changed = Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]
 
 #: What was fetched last.
 FETCHED: Final = "refs/jitsu/fetched"
 
-#: What is to be the shared branch.
+#: The commit that is to be the shared branch's next.
 OFFER: Final = "refs/jitsu/offer"
 
-#: What was put aside, and is to be known to the others.
+#: Branches that were put aside, and are to be pushed.
 ASIDE: Final = "refs/jitsu/aside/"
 
-#: The shared branch, and what was put aside, where they are shared.
+#: The shared branch, in the repository elsewhere.
 THERE: Final = "refs/heads/main"
 
-#: So many commits are looked at for the one that has removed a VM.
-MOST_LOOKED_AT: Final = 100
+#: The most commits that are searched for the one that has removed a VM.
+MOST_SEARCHED: Final = 100
 
-#: A message says so many subjects of what came.
+#: The most subjects of commits in a message.
 MOST_SUBJECTS: Final = 10
 
 
 @attrs.frozen
-class News:
+class Divergence:
     """
     How the shared branch and `main` differ.
 
     Attributes:
         commit: the shared branch's; None if there is none yet.
-        tree: of our VMs.
-        vms: those that differ, by uuid.
+        tree: of this node's VMs.
+        vms: the VMs that differ, by uuid.
         origins: where they are from, as the shared branch has it.
-        unread: what is no VM there, by its folder, with the reason; it is left alone.
-        words: what came, a line for each commit.
+        unread: the folders of the shared branch that are no VMs, with the reason; they are left alone.
+        subjects: of the commits that came, the oldest first.
     """
 
     commit: pygit2.Oid | None
@@ -73,24 +74,24 @@ class News:
     vms: Mapping[str, Meeting]
     origins: Mapping[str, str]
     unread: Mapping[str, str]
-    words: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
 
 
-class Shared:
+class SyncBranch:
     """The shared branch, seen from *node*."""
 
     def __init__(self, history: History, requests: Requests, node: str) -> None:
-        """Merge it into *history*, beside *requests*; *node* is what the others know us by."""
+        """Merge it into *history*, beside *requests*; *node* is the name that other nodes read."""
         self._history, self._requests = history, requests
         self._node = re.sub("[^A-Za-z0-9]+", "-", node).strip("-") or "jitsu"
 
-    def ready(self) -> None:
-        """Prepare for a fetch into `FETCHED`: what a killed one left is removed, so that no other is in the way."""
+    def prepare_fetch(self) -> None:
+        """Remove what a killed process has left of a fetch into `FETCHED`."""
         with self._history.refused():
             self._history.unlock(FETCHED)
 
-    def none(self) -> None:
-        """Hear that there is no shared branch: everything is to be shared anew."""
+    def forget(self) -> None:
+        """Forget the shared branch, which is not there any more: everything is shared anew."""
         references = self._history.repository.references
         with self._history.refused():
             for name in (FETCHED, SHARED):
@@ -101,42 +102,38 @@ class Shared:
         references = self._history.repository.references
         return references[name].peel(pygit2.Commit) if name in references else None
 
-    def news(self, again: Iterable[str] = ()) -> News:
+    def compare(self, again: Iterable[str] = ()) -> Divergence:
         """
-        Return how what was fetched and `main` differ; and the VMs *again*, though they may not.
+        Return how what was fetched and `main` differ; the VMs *again*, too, though they may not.
 
         Raises:
             StoreError: the state, or what was fetched, cannot be read.
         """
         with self._history.refused():
             theirs = self._commit(FETCHED)
-            self._arrived(theirs)
-            base = self._commit(SHARED)
-            head = self._history.head
-            trees = [self._folders(commit) for commit in (base, head, theirs)]
-            again = set(again)
+            self._note_arrival(theirs)
+            base, head, again = self._commit(SHARED), self._history.head, set(again)
+            sides = Sides(*(self._folders(commit) for commit in (base, head, theirs)))
             vms: dict[str, Meeting] = {}
             unread: dict[str, str] = {}
-            for uuid in sorted(trees[0].keys() | trees[1].keys() | trees[2].keys()):
-                was, ours, other = (side.get(uuid) for side in trees)
-                if ours == other and uuid not in again:
+            for uuid in sorted(sides.base.keys() | sides.ours.keys() | sides.theirs.keys()):
+                if sides.ours.get(uuid) == sides.theirs.get(uuid) and uuid not in again:
                     continue
                 reader = Reader(self._history.repository)
                 try:
-                    reader.check(uuid, other)
-                    was = was if _is_read(reader, uuid, was) else None
-                    sides = [reader.values(uuid, side) for side in (was, ours, other)]
+                    reader.check(uuid, sides.theirs.get(uuid))
+                    was = sides if self._is_vm(uuid, sides.base) else attrs.evolve(sides, base={})
+                    one = meet(*was.values(reader, uuid))
                 except (RefusedError, *FAULTS) as error:
                     unread[uuid] = str(error)
                     continue
-                one = meet(*sides)
                 if uuid in again:
                     one = attrs.evolve(one, new=True)
                 if one.new or one.is_offered:
                     vms[uuid] = one
             origins = self._origins(theirs, vms) if theirs is not None else {}
-            return News(theirs.id if theirs is not None else None, _vms(head), vms, origins, unread,
-                        self._words(base, theirs))
+            commit = theirs.id if theirs is not None else None
+            return Divergence(commit, _vms(head), vms, origins, unread, self._subjects(base, theirs))
 
     def _folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
         """Return the folders of VMs in *commit*, by name."""
@@ -146,89 +143,87 @@ class Shared:
             message = f"what is shared cannot be read: {error}"
             raise StoreError(message) from error
 
-    def _arrived(self, theirs: pygit2.Commit | None) -> None:
-        """Note that our last offer is shared, if it is: we may have been killed, or cut off, before we heard."""
+    def _is_vm(self, uuid: str, folders: Mapping[str, Entry]) -> bool:
+        """Return whether a folder of the shared branch, if it is among *folders*, is a VM's that can be read."""
+        reader = Reader(self._history.repository)
+        try:
+            reader.check(uuid, folders.get(uuid))
+            reader.values(uuid, folders.get(uuid))
+        except (RefusedError, *FAULTS):
+            return False
+        return True
+
+    def _note_arrival(self, theirs: pygit2.Commit | None) -> None:
+        """Note that the last offer is shared, if it is: its push may have gone well though git's answer was lost."""
         offer = self._commit(OFFER)
         if offer is None or theirs is None:
             return
         if offer.id == theirs.id or self._history.repository.descendant_of(theirs.id, offer.id):
-            self.shared([OFFER])
+            self.pushed([OFFER])
 
-    def _words(self, base: pygit2.Commit | None, theirs: pygit2.Commit | None) -> tuple[str, ...]:
-        """Return what the commits say that came, the oldest first."""
+    def _subjects(self, base: pygit2.Commit | None, theirs: pygit2.Commit | None) -> tuple[str, ...]:
+        """Return author and subject of the commits that came, the oldest first."""
         if theirs is None or base is None or base.id == theirs.id:
             return ()
         walk = self._history.repository.walk(theirs.id)
         walk.hide(base.id)
-        found = []
-        for commit in walk:
-            found.append(f"{words(commit.author.raw_name)}: {words(first_line(commit.raw_message))}")
-            if len(found) == MOST_SUBJECTS:
-                break
+        found = [
+            f"{words(commit.author.raw_name)}: {words(first_line(commit.raw_message))}"
+            for commit in islice(walk, MOST_SUBJECTS)
+        ]
         return tuple(found[::-1])
 
-    def take(self, news: News, settled: Settled, message: str) -> dict[str, str | None] | None:
+    def merge(self, divergence: Divergence, settled: Settled, message: str) -> dict[str, str | None] | None:
         """
-        Let `main` say what was *settled*; what goes aside is a branch.
+        Write to `main` what was *settled*; make a branch of what goes aside.
 
         Returns:
-            what has changed, by path; None if `main` is another by now than it was for *news*: then nothing is done.
+            the changes, by path; None if `main` has moved since *divergence* was found: then nothing is done.
 
         Raises:
             StoreError: it cannot be written.
         """
         history = self._history
         with history.refused():
-            if _vms(history.head) != news.tree:
+            if _vms(history.head) != divergence.tree:
                 return None
             if settled.aside:
-                self._put_aside(news, settled.aside)
-            tree: dict[str, str] = {}
-            wanted: dict[str, str] = {}
-            changed = []
-            for uuid, one in news.vms.items():
-                said = one.theirs if uuid in settled.aside else one.merged
-                if said == one.ours:
-                    continue
-                changed.append(uuid)
-                tree |= {f"{VMS}/{uuid}/{path}": value for path, value in one.ours.items()}
-                wanted |= {f"{VMS}/{uuid}/{path}": value for path, value in said.items()}
-                tree[origin_path(uuid)] = ""
-                if said:
-                    wanted[origin_path(uuid)] = news.origins.get(uuid, "what is shared")
-            changes = difference(tree, wanted, changed) | dict.fromkeys(tree.keys() - wanted.keys())
+                self._put_aside(divergence, settled.aside)
+            changes: dict[str, str | None] = {}
+            for uuid, one in divergence.vms.items():
+                files = one.theirs if uuid in settled.aside else one.merged
+                if files != one.ours:
+                    changes |= vm_changes(uuid, one.ours, files)
+                    changes[origin_path(uuid)] = divergence.origins.get(uuid, "what is shared") if files else None
             if changes:
                 history.commit(changes, message)
-            if news.commit is not None and self._at(SHARED) != news.commit:
-                history.move(SHARED, news.commit)
+            if divergence.commit is not None and self._at(SHARED) != divergence.commit:
+                history.move(SHARED, divergence.commit)
             return changes
 
     def _at(self, name: str) -> pygit2.Oid | None:
         commit = self._commit(name)
         return commit.id if commit is not None else None
 
-    def _put_aside(self, news: News, aside: Mapping[str, str]) -> None:
-        """Make a branch of what we have changed in the VMs *aside*, on top of what is shared."""
+    def _put_aside(self, divergence: Divergence, aside: Mapping[str, str]) -> None:
+        """Make a branch of what this node has changed in the VMs *aside*, on top of what is shared."""
         history, repository = self._history, self._history.repository
-        assert news.commit is not None
-        theirs = repository[news.commit].peel(pygit2.Commit)
+        assert divergence.commit is not None
+        theirs = repository[divergence.commit].peel(pygit2.Commit)
         changes: dict[str, str | None] = {}
         for uuid in aside:
-            one = news.vms[uuid]
-            wanted = {f"{VMS}/{uuid}/{path}": value for path, value in one.ours.items()}
-            have = {f"{VMS}/{uuid}/{path}": value for path, value in one.theirs.items()}
-            changes |= difference(have, wanted, (uuid,))
-        from_ = self._from(aside, self._asked(history.head, aside))
+            changes |= vm_changes(uuid, divergence.vms[uuid].theirs, divergence.vms[uuid].ours)
+        from_ = self._from(aside, self._requested(history.head, aside))
         lines = [f"{VMS}/{uuid}: {reason}" for uuid, reason in sorted(aside.items())]
         message = f"Rejected: {from_} came second\n\n" + "\n".join([*lines, "What others had shared before holds.", ""])
         commit = history.make(history.tree(theirs.tree, changes), [theirs.id], message, self._signature())
-        asked = from_.split()[0].removeprefix("request/") if from_.startswith("request/") else "file"
-        name = f"{asked.replace('/', '-')}-{self._node}-{str(commit)[:7]}"
+        request = from_.split()[0].removeprefix("request/") if from_.startswith("request/") else "file"
+        name = f"{request.replace('/', '-')}-{self._node}-{str(commit)[:7]}"
         history.move(ASIDE + name, commit)
         self._requests.put_aside(name, commit)
 
-    def _asked(self, head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
-        """Return where VMs are from as they are in *head*, or are no more; "" where nobody has asked for that."""
+    def _requested(self, head: pygit2.Commit | None, uuids: Iterable[str]) -> dict[str, str]:
+        """Return the requests that made VMs what they are in *head*, or removed them; "" where none did."""
         if head is None:
             return {}
         uuids = tuple(uuids)
@@ -246,12 +241,12 @@ class Shared:
             if folder is not None and uuid in folder:
                 with contextlib.suppress(RefusedError):
                     origin = printable(reader.value(folder[uuid].id, origin_path(uuid)))
-                    found[uuid] = origin.removesuffix(OVER_FILE)  # it is our file; others may have another
+                    found[uuid] = origin.removesuffix(OVER_FILE)  # other nodes have other files
         return found
 
-    def _from(self, uuids: Iterable[str], asked: Mapping[str, str]) -> str:
-        """Return where these VMs are from as they are now: the one request, or our own configuration."""
-        found = {asked.get(uuid, "") for uuid in uuids}
+    def _from(self, uuids: Iterable[str], requested: Mapping[str, str]) -> str:
+        """Return where these VMs are from as they are now: the one request, or this node's own configuration."""
+        found = {requested.get(uuid, "") for uuid in uuids}
         one = found.pop() if len(found) == 1 else ""
         return one if one.startswith("request/") else f"the configuration of {self._node}"
 
@@ -260,10 +255,11 @@ class Shared:
 
     def offer(self) -> dict[str, str]:
         """
-        Put what `main` has, and the shared branch has not, on top of that.
+        Commit what `main` has, and the shared branch has not, on top of that.
 
         Returns:
-            what is to be pushed: our branches and theirs. `OFFER` is among them if there is something to share.
+            the branches that are to be pushed, and their names there; `OFFER` is among them if there is something to
+            share.
 
         Raises:
             StoreError: that cannot be written.
@@ -273,41 +269,37 @@ class Shared:
             asides = {name: REJECTED + name.removeprefix(ASIDE) for name in history.repository.references
                       if name.startswith(ASIDE)}
             base, head = self._commit(SHARED), history.head
-            reader = Reader(self._history.repository)
+            reader = Reader(history.repository)
             old, new = (self._folders(commit) for commit in (base, head))
-            differ = [uuid for uuid in old.keys() | new.keys() if old.get(uuid) != new.get(uuid)]
-            sides = {uuid: (reader.values(uuid, old.get(uuid)), reader.values(uuid, new.get(uuid)))
-                     for uuid in differ if _is_read(Reader(self._history.repository), uuid, old.get(uuid))}
-            sides = {uuid: (was, now) for uuid, (was, now) in sides.items() if was != now}
-            if not sides:
+            changed = {
+                uuid: (reader.values(uuid, old.get(uuid)), reader.values(uuid, new.get(uuid)))
+                for uuid in old.keys() | new.keys()
+                if old.get(uuid) != new.get(uuid) and self._is_vm(uuid, old)
+            }
+            changed = {uuid: (was, now) for uuid, (was, now) in changed.items() if was != now}
+            if not changed:
                 return asides
-            asked = self._asked(head, sides)
-            commit = history.make(
-                history.tree(base.tree if base is not None else None, self._offered(sides, asked)),
-                [base.id] if base is not None else [], self._message(sides, asked), self._signature(),
-            )  # fmt: skip
-            history.move(OFFER, commit)
+            requested = self._requested(head, changed)
+            changes: dict[str, str | None] = {}
+            for uuid, (was, now) in changed.items():
+                changes |= vm_changes(uuid, was, now)
+                changes[origin_path(uuid)] = self._from((uuid,), requested) if now else None
+            tree = history.tree(base.tree if base is not None else None, changes)
+            parents = [base.id] if base is not None else []
+            history.move(OFFER, history.make(tree, parents, self._message(changed, requested), self._signature()))
             return {OFFER: THERE, **asides}
 
-    def _offered(self, sides: Sides, asked: Mapping[str, str]) -> dict[str, str | None]:
-        changes: dict[str, str | None] = {}
-        for uuid, (was, now) in sides.items():
-            have = {f"{VMS}/{uuid}/{path}": value for path, value in was.items()}
-            wanted = {f"{VMS}/{uuid}/{path}": value for path, value in now.items()}
-            changes |= difference(have, wanted, (uuid,))
-            changes[origin_path(uuid)] = self._from((uuid,), asked) if now else None
-        return changes
-
-    def _message(self, sides: Sides, asked: Mapping[str, str]) -> str:
+    def _message(self, changed: Changed, requested: Mapping[str, str]) -> str:
         names: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
-        for uuid, (was, now) in sides.items():
+        for uuid, (was, now) in changed.items():
             how = "added" if not was else "removed" if not now else "changed"
             names[how].append((was or now).get("config/name/0", uuid))
-        return f"From {self._from(sides, asked)}\n\n" + "".join(in_words(how, listed) for how, listed in names.items())
+        lines = "".join(in_words(how, listed) for how, listed in names.items())
+        return f"From {self._from(changed, requested)}\n\n{lines}"
 
-    def shared(self, pushed: Iterable[str]) -> str:
+    def pushed(self, branches: Iterable[str]) -> str:
         """
-        Hear that the branches *pushed* are with the others.
+        Note that *branches* were pushed.
 
         Returns:
             the shared branch's commit, in hexadecimal; empty if it was not among them.
@@ -315,7 +307,7 @@ class Shared:
         references = self._history.repository.references
         commit = ""
         with self._history.refused():
-            for name in pushed:
+            for name in branches:
                 if name == OFFER:
                     self._history.move(SHARED, references[OFFER].peel(pygit2.Commit).id)
                     commit = str(self._at(SHARED))
@@ -331,19 +323,9 @@ def _vms(commit: pygit2.Commit | None) -> pygit2.Oid | None:
 
 def _removed_by(head: pygit2.Commit, uuid: str) -> str:
     """Return the request that has removed a VM; "" if it was none, or long ago."""
-    for _ in range(MOST_LOOKED_AT):
+    for _ in range(MOST_SEARCHED):
         if not head.parent_ids or uuid in (subtree(head.parents[0].tree, VMS) or ()):
             break
         head = head.parents[0]
     found = re.match(r"Merge (request/[^:]*):.*\nasked for by ([^\n]*)\n$", head.message, re.DOTALL)
     return f"{found[1]} of {found[2]}" if found else ""
-
-
-def _is_read(reader: Reader, uuid: str, entry: Entry | None) -> bool:
-    """Return whether what is shared there is a VM; if not, it is left alone."""
-    try:
-        reader.check(uuid, entry)
-        reader.values(uuid, entry)
-    except (RefusedError, *FAULTS):
-        return False
-    return True

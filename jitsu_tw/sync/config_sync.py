@@ -1,64 +1,66 @@
 """
-One configuration for several Jitsus: what is changed with one of us is with the others soon.
+One configuration for several Jitsus: what is changed at one node is soon at all nodes.
 
 It is shared by the branch `main` of a repository elsewhere, a plain bare one, that holds the configuration only. What
-we have changed is pushed there, on top of what is there; what others have changed is merged and applied by the rules of
-a request (`change_requests`). Where both have changed one value, or cannot be beside each other, what was pushed first
-holds: ours is put aside as ``rejected/…``, here and there. What we alone cannot run, for our zones or hypervisors are
-others, is in our state all the same, and tried again: what is one node's trouble shall not be taken from the others.
+this node has changed is pushed there, on top of what is there; what other nodes have changed is merged and applied by
+the rules of a request (`change_requests`). Where both have changed one value, or cannot be beside each other, what was
+pushed first holds: the other is put aside as ``rejected/…``, here and there. What only this node cannot run, for its
+zones or hypervisors differ, is in its state all the same, and tried again: the other nodes keep it.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import succeed
 from twisted.logger import Logger
 
+from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import ConfigError, StoreError
-from jitsu_tw.store.layout import in_words
 from jitsu_tw.store.merge import settle
 from jitsu_tw.store.requests import Change
-from jitsu_tw.store.sync_branch import FETCHED, THERE
+from jitsu_tw.store.sync_branch import FETCHED, THERE, SyncBranch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from twisted.internet.defer import Deferred
 
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.store.merge import Settled
     from jitsu_tw.store.remote import Remote
-    from jitsu_tw.store.sync_branch import News
+    from jitsu_tw.store.sync_branch import Divergence
     from jitsu_tw.sync.change_requests import ChangeRequests, ParsedRequest
     from jitsu_tw.sync.reconfigure import LiveConfig
+    from jitsu_tw.sync.trigger import SyncTrigger
     from jitsu_tw.vm.fleet import Fleet
 
 #: Where the state has a VM's name.
 NAME: Final = "config/name/0"
 
-#: Without news, it is fetched after so many seconds.
+#: Seconds after which the shared branch is fetched though no node has told of a change.
 EVERY: Final = 60.0
 
-#: After a failure, it is tried again after so many seconds, then twice as many, up to `EVERY`.
+#: Seconds after a failure until the next try; then twice as many, up to `EVERY`.
 AT_FIRST: Final = 2.0
 
-#: Before the first time, the VMs have so many seconds to be found: then what the file says of them is in the state.
+#: Seconds for which the VMs may be looked for before the first time: then what the file says of them is in the state.
 FOUND_WITHIN: Final = 10.0
 
-#: Between two looks at that, and before one more try where others were quicker, in seconds.
+#: Seconds between two looks at that, and the most before one more try where other nodes were quicker.
 PAUSE: Final = 0.2
 
-#: So often others may be quicker; then it is a failure.
+#: How often other nodes may be quicker; then it is a failure.
 TRIES: Final = 30
 
 
 class ConfigSync:
     """
-    Takes what others have changed, and gives them what we have.
+    Merges what other nodes have changed, and pushes what this node has changed.
 
     Attributes:
-        trouble: why that does not go on; empty if it does.
-        tell: is told the shared branch's commit, in hexadecimal, when there is something new for the others.
+        trouble: why the configuration is not shared; empty if it is.
     """
 
     log = Logger()
@@ -66,99 +68,60 @@ class ConfigSync:
     def __init__(
         self,
         store: GitStore,
-        branches: ChangeRequests,
+        requests: ChangeRequests,
         running: LiveConfig,
         fleet: Fleet,
         remote: Remote,
         node: str,
-        reactor: Any,
+        trigger: SyncTrigger,
     ) -> None:
-        """Share by *remote* what *store* has and *running* runs; the others know us as *node*."""
-        self._shared, self._branches, self._running, self._fleet = store.share(node), branches, running, fleet
-        self._remote, self._reactor = remote, reactor
+        """Share by *remote* what *store* has and *running* runs, when *trigger* says so; *node* is this node's name."""
+        self._store, self._requests, self._running, self._fleet = store, requests, running, fleet
+        self._branch = SyncBranch(store.history, store.requests, node)
+        self._remote, self._trigger = remote, trigger
         self.trouble = ""
-        self.tell: Callable[[str], None] = lambda _: None
-        self._known = ""
         self._left: Mapping[str, str] = {}
         self._unread: Mapping[str, str] = {}
-        self._behind = True
-        self._wanted = self._ended = self._deaf = False
-        self._alarm: Deferred[None] | None = None
         self._done: Deferred[None] = succeed(None)
-        store.changed = self._soon
 
     # When.
 
     def start(self) -> None:
-        """Begin; the VMs are being found."""
-        self._done = Deferred.fromCoroutine(self._go_on())
+        """Begin; the VMs are being looked for."""
+        self._done = self._run()
 
     def stop(self) -> Deferred[None]:
         """End it; what is being applied is applied before."""
-        self._ended = True
         self._remote.stop()
-        self._wake()
+        self._trigger.end()
         return self._done
 
-    def news(self, commit: str = "") -> None:
-        """Hear that there is something new; *commit*, in hexadecimal, is the shared branch's last, if that is known."""
-        if not commit or commit != self._known:
-            self._behind = True
-            self._soon()
-
-    def _soon(self) -> None:
-        """Share now, or once what is under way is done; after a failure, a while later."""
-        self._wanted = True
-        if not self._deaf:
-            self._wake()
-
-    def _wake(self) -> None:
-        alarm, self._alarm = self._alarm, None
-        if alarm is not None:
-            alarm.callback(None)
-
-    async def _rest(self, seconds: float, *, deaf: bool = False) -> None:
-        """Wait so many seconds, or until there is something to do, unless we are *deaf*."""
-        if self._ended or (self._wanted and not deaf):
-            return
-        self._alarm, self._deaf = Deferred(), deaf
-        timer = self._reactor.callLater(seconds, self._wake)
-        await self._alarm
-        self._deaf = False
-        if timer.active():
-            timer.cancel()
-
-    async def _go_on(self) -> None:
-        until = self._reactor.seconds() + FOUND_WITHIN
-        while not self._ended and self._reactor.seconds() < until:
-            await self._rest(PAUSE, deaf=True)
-            if all(machine.uuid for machine in self._fleet.machines.values()):
+    @deferred
+    async def _run(self) -> None:
+        trigger, wait = self._trigger, AT_FIRST
+        for _ in range(round(FOUND_WITHIN / PAUSE)):
+            if not await trigger.pause(PAUSE) or all(machine.uuid for machine in self._fleet.machines.values()):
                 break
-        wait = AT_FIRST
-        while not self._ended:
-            self._wanted = False
-            behind, self._behind = self._behind, False
+        while not trigger.ended:
             try:
-                await self._share(behind=behind)
-            except Exception as error:  # noqa: BLE001 -- wide: a fault of ours must not end the sharing
-                self._behind = True
+                await self._share(behind=trigger.begin())
+            except Exception as error:  # noqa: BLE001 -- wide: a fault of Jitsu must not end the sharing
+                trigger.failed()
                 self._failed(error)
-                await self._rest(AT_FIRST, deaf=True)
-                await self._rest(wait - AT_FIRST)
+                await trigger.pause(AT_FIRST)
+                await trigger.wait(wait - AT_FIRST)
                 wait = min(2 * wait, EVERY)
             else:
                 self._went_well()
                 wait = AT_FIRST
-                before = self._reactor.seconds()
-                await self._rest(EVERY)
-                self._behind |= self._reactor.seconds() >= before + EVERY
+                await trigger.wait(EVERY)
 
     def _failed(self, error: Exception) -> None:
         """Log the beginning of trouble."""
-        if self._ended:
+        if self._trigger.ended:
             return
         if not isinstance(error, StoreError):
-            self.log.failure("unexpected, please report")
+            report(self.log)
         elif not self.trouble:
             self.log.error("the configuration is not shared, but served: {error}", error=str(error))
         self.trouble = str(error) or repr(error)
@@ -172,107 +135,102 @@ class ConfigSync:
 
     async def _share(self, *, behind: bool) -> None:
         """
-        Take what is new, if we are *behind*, and push what we have; again, if others were quicker.
+        Merge what is shared, if this node is *behind*, and push what it has; again, if other nodes were quicker.
 
         Raises:
-            StoreError: the repository elsewhere, or our own, cannot be had.
+            StoreError: the repository elsewhere, or the state, cannot be used.
         """
-        for turn in range(TRIES):
-            if self._ended:
+        for tried in range(TRIES):
+            if self._trigger.ended:
                 return
             if behind:
                 await self._fetch()
-                while not await self._branches.turn.run(self._take):
-                    await self._rest(PAUSE, deaf=True)
-                    if self._ended:
+                while not await self._requests.lock.run(self._merge):
+                    if not await self._trigger.pause(PAUSE):
                         return
-            branches = await self._shared.offer()
+            branches = await self._store.run(self._branch.offer)
             if not branches:
                 return
             if await self._remote.push(branches):
-                commit = await self._shared.shared(branches)
+                commit = await self._store.run(self._branch.pushed, branches)
                 if commit:
-                    self._known = commit
+                    self._trigger.merged(commit)
                     self.log.info("what we have changed is shared, as {commit}", commit=commit[:10])
-                    self.tell(commit)
+                    self._fleet.cluster.publish(commit)
                 return
             behind = True
-            await self._rest(random.uniform(0, PAUSE * min(turn, 5)), deaf=True)  # noqa: S311
+            await self._trigger.pause(random.uniform(0, PAUSE * min(tried, 5)))  # noqa: S311
         message = f"{self._remote.url}: others were quicker {TRIES} times"
         raise StoreError(message)
 
     async def _fetch(self) -> None:
-        await self._shared.ready()
+        await self._store.run(self._branch.prepare_fetch)
         if not await self._remote.fetch(THERE, FETCHED):
-            await self._shared.none()
+            await self._store.run(self._branch.forget)
 
-    async def _take(self) -> bool:
-        """Merge and apply what was fetched; say whether that could be done now: a VM may have to leave first."""
-        news = await self._shared.news(self._left)
-        if self._running.leaving & {files.get(NAME) for one in news.vms.values() for files in (one.ours, one.theirs)}:
+    async def _merge(self) -> bool:
+        """Merge and apply what was fetched; return whether that could be done: a VM may have to leave first."""
+        divergence = await self._store.run(self._branch.compare, tuple(self._left))
+        sides = (files for one in divergence.vms.values() for files in (one.ours, one.theirs))
+        if self._running.leaving & {files.get(NAME) for files in sides}:
             return False
-        settled, understood = await self._settle(news)
-        step = understood.step
-        message = (
-            "\n".join((f"Shared: {news.words[-1] if news.words else 'what there is'}", "", *news.words[:-1], ""))
-            + in_words("added", [vm.name for vm in step.come])
-            + in_words("changed", [vm.name for vm in step.become])
-            + in_words("removed", step.go)
-        )
-        changed = await self._shared.take(news, settled, message)
+        settled, parsed = await self._settle(divergence)
+        *others, last = divergence.subjects or ("what there is",)
+        message = "\n".join((f"Shared: {last}", "", *others, "")) + parsed.change.lines
+        changed = await self._store.run(self._branch.merge, divergence, settled, message)
         if changed is None:
             return False
-        self._fleet.merged(changed)
+        self._fleet.stats.merged(changed)
         if settled.run:
-            self._running.apply(step)
+            self._running.apply(parsed.change)
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))
-        self._report(news, settled)
-        self._known = str(news.commit or "")
+        self._report(divergence, settled)
+        self._trigger.merged(str(divergence.commit or ""))
         return True
 
-    async def _settle(self, news: News) -> tuple[Settled, ParsedRequest]:
+    async def _settle(self, divergence: Divergence) -> tuple[Settled, ParsedRequest]:
         """Return what becomes of the VMs, and what that means for those that run."""
         unknown: dict[str, str] = {}
         while True:
-            settled = settle(news.vms, lambda run: self._refused(news, run), unknown)
-            understood = self._branches.understand(_changes(news, settled.run))
-            strangers = await self._branches.strangers(understood)
-            if strangers.keys() <= unknown.keys():
-                return settled, understood
-            unknown |= {uuid: str(error) for uuid, error in strangers.items()}
+            settled = settle(divergence.vms, lambda run: self._refused(divergence, run), unknown)
+            parsed = self._requests.parse(_changes(divergence, settled.run))
+            missing = await self._requests.missing(parsed)
+            if missing.keys() <= unknown.keys():
+                return settled, parsed
+            unknown |= {uuid: str(error) for uuid, error in missing.items()}
 
-    def _refused(self, news: News, run: Mapping[str, Mapping[str, str]]) -> str:
+    def _refused(self, divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> str:
         """Return why VMs of these files cannot be run beside the others; "" if they can."""
         try:
-            self._branches.understand(_changes(news, run))
+            self._requests.parse(_changes(divergence, run))
         except ConfigError as error:
             return str(error)
         return ""
 
-    def _report(self, news: News, settled: Settled) -> None:
-        """Log what could not be had, once each."""
+    def _report(self, divergence: Divergence, settled: Settled) -> None:
+        """Log each VM and folder that could not be taken, once."""
         for uuid, reason in settled.left.items():
             if self._left.get(uuid) != reason:
                 self.log.error("{vm}: what others share of it is not run here, but will be when it can be: {reason}",
-                               vm=_name(news, uuid), reason=reason)
+                               vm=_name(divergence, uuid), reason=reason)
         for uuid, reason in settled.aside.items():
             self.log.warn("{vm}: others had changed it before, so ours is below rejected/ now: {reason}",
-                          vm=_name(news, uuid), reason=reason)
-        for uuid, reason in news.unread.items():
+                          vm=_name(divergence, uuid), reason=reason)
+        for uuid, reason in divergence.unread.items():
             if self._unread.get(uuid) != reason:
                 self.log.error("what is shared has something that is no VM, left alone: {reason}", reason=reason)
-        self._left, self._unread = settled.left, news.unread
+        self._left, self._unread = settled.left, divergence.unread
 
 
-def _changes(news: News, run: Mapping[str, Mapping[str, str]]) -> dict[str, Change]:
+def _changes(divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> dict[str, Change]:
     """Return the changes that make VMs of these files of those that we have."""
     return {
-        uuid: Change(news.vms[uuid].ours, said)
+        uuid: Change(divergence.vms[uuid].ours, said)
         for uuid, said in run.items()
-        if news.vms[uuid].new or said != news.vms[uuid].ours
+        if divergence.vms[uuid].new or said != divergence.vms[uuid].ours
     }
 
 
-def _name(news: News, uuid: str) -> str:
-    one = news.vms[uuid]
+def _name(divergence: Divergence, uuid: str) -> str:
+    one = divergence.vms[uuid]
     return (one.theirs or one.ours).get(NAME, uuid)

@@ -1,8 +1,7 @@
 """
-A configuration that changes while everything runs: VMs come, become others, and go.
+A configuration that changes while Jitsu runs: VMs are added, changed and removed.
 
-What is wrong is found out before anything has changed. Whether the changes are allowed, and where they come from,
-others say (`change_requests`).
+A change is checked as a whole before it is applied. `change_requests` decides whether it is allowed.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import ConfigError, ZoneError
+from jitsu_tw.store.layout import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,17 +26,23 @@ if TYPE_CHECKING:
 @attrs.frozen
 class ConfigChange:
     """
-    One change.
+    A change of the configuration.
 
     Attributes:
-        come: VMs that are new.
-        become: VMs as they shall be, which are known by that name already.
-        go: the names of VMs that are no more.
+        added: VMs that are new.
+        changed: VMs that are known by that name, with their new settings.
+        removed: the names of VMs that are no more.
     """
 
-    come: tuple[VM, ...] = ()
-    become: tuple[VM, ...] = ()
-    go: tuple[str, ...] = ()
+    added: tuple[VM, ...] = ()
+    changed: tuple[VM, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> str:
+        """The lines of a commit's message that name the VMs."""
+        added, changed = ([vm.name for vm in some] for some in (self.added, self.changed))
+        return in_words("added", added) + in_words("changed", changed) + in_words("removed", self.removed)
 
 
 class LiveConfig:
@@ -50,7 +56,7 @@ class LiveConfig:
     log = Logger()
 
     def __init__(self, fleet: Fleet, zones: Zones, changed: Callable[[Iterable[str]], None]) -> None:
-        """Change *fleet* and *zones*, and call *changed* with the names of the VMs whose answers are not right now."""
+        """Change *fleet* and *zones*, and call *changed* with the names of the VMs whose answers are stale now."""
         self._fleet, self._zones, self._changed = fleet, zones, changed
         self.leaving: set[str] = set()
 
@@ -60,41 +66,40 @@ class LiveConfig:
         machines = self._fleet.machines.items()
         return tuple(one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
 
-    def check(self, step: ConfigChange) -> None:
+    def check(self, change: ConfigChange) -> None:
         """
-        See whether the zones can have the names that *step* wants; they are as they were afterwards.
+        Check that the zones can have the names of *change*; the zones stay as they are.
 
         Raises:
             ConfigError: they cannot.
         """
-        old, new = self._names(step)
+        old, new = self._names(change)
         self._exchange(old, new)
         self._exchange(new, old)
 
-    def apply(self, step: ConfigChange) -> None:
+    def apply(self, change: ConfigChange) -> None:
         """
-        Carry *step* out. What must be stopped is gone a while later.
+        Apply *change*. A VM that must be stopped first is gone some time later.
 
         Raises:
             ConfigError: the zones cannot have the names; nothing has changed.
         """
-        old, new = self._names(step)
+        old, new = self._names(change)
         stale = {vm.name for vm in old} | self._wildcards(new)
         self._exchange(old, new)
         for zone in {zone for vm in (*old, *new) for name in vm.dns if (zone := self._zones.find(name)) is not None}:
             zone.bump()
         self._changed(stale)
-        for vm in (*step.come, *step.become):
+        for vm in (*change.added, *change.changed):
             self._fleet.inventory.find(self._fleet.enlist(vm))
-        for name in step.go:
+        for name in change.removed:
             self.leaving.add(name)
-            left = Deferred.fromCoroutine(self._fleet.dismiss(self._fleet.machines[name], "it is no more"))
-            left.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
-            left.addBoth(lambda _, name: self.leaving.discard(name), name)
+            left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
+            left.addCallback(lambda _, name: self.leaving.discard(name), name)
 
     def restore(self, vm: VM) -> None:
         """
-        Have *vm*, too, before anything runs.
+        Add *vm* before anything runs.
 
         Raises:
             ConfigError: the zones cannot have its names.
@@ -112,11 +117,11 @@ class LiveConfig:
                 found.add(node.vm)
         return found
 
-    def _names(self, step: ConfigChange) -> tuple[list[VM], list[VM]]:
+    def _names(self, change: ConfigChange) -> tuple[list[VM], list[VM]]:
         """Return the VMs whose names go, and those whose names come."""
         machines = self._fleet.machines
-        old = [machines[name].vm for name in (*(vm.name for vm in step.become), *step.go)]
-        return old, [*step.come, *step.become]
+        old = [machines[name].vm for name in (*(vm.name for vm in change.changed), *change.removed)]
+        return old, [*change.added, *change.changed]
 
     def _exchange(self, old: Iterable[VM], new: Iterable[VM]) -> None:
         """Take the names of *old* out of the zones and put those of *new* in; or raise, and nothing has changed."""

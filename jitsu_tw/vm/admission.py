@@ -1,86 +1,148 @@
 """
-Who may boot, and when: the host's room, and turns.
+Which VM boots next: after the VMs that it needs, when this node owns it, and when the host has room.
 
-A VM that is asked for gets its turn when fewer than `max_booting` boot. Where `max_running` VMs run already, the start
-was refused before (`policy`), or the VM that is idle the longest makes room for it.
+A VM boots when fewer than `max_booting` VMs boot. Where `max_running` VMs run already, the start was refused before
+(`rules.policy`), or the VM that is idle the longest makes room for it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from jitsu_tw.coroutines import report, spawn
+from jitsu_tw.errors import ClusterUnavailable
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.fair_queue import FairQueue
 from jitsu_tw.rules.lifecycle import BOOTING, RUNNING, STOPS, State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.settings import WhenFull
+from jitsu_tw.vm.interfaces import IQueue
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from typing import Any
 
     from jitsu_tw.clocks import Clocks
+    from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.settings import Settings
+    from jitsu_tw.vm.dependencies import Dependencies
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
 
 
+@implementer(IObserver, IQueue)
 class Admission:
-    """The places of a fleet."""
+    """
+    The queue of VMs that are to boot.
+
+    It owns, and nobody else writes: the queue, for which client network each VM is in it, and which VMs run, boot and
+    stop.
+    """
+
+    follows: Final = frozenset(State)
 
     log = Logger()
 
-    def __init__(self, settings: Settings, clocks: Clocks, sweep: LeaseKeeper) -> None:
-        """Give the places that *settings* allow; *sweep* knows who is idle."""
-        self._reactor, self._sweep = clocks.reactor, sweep
+    def __init__(
+        self,
+        settings: Settings,
+        clocks: Clocks,
+        leases: LeaseKeeper,
+        dependencies: Dependencies,
+        ownership: IOwnership,
+    ) -> None:
+        """
+        Begin with an empty queue.
+
+        Args:
+            settings: limit how many VMs boot and run.
+            clocks: tell the time.
+            leases: stops the VM that is idle the longest.
+            dependencies: starts what a VM needs.
+            ownership: claims a VM before it boots.
+        """
+        self._reactor, self._leases = clocks.reactor, leases
+        self._dependencies, self._ownership = dependencies, ownership
         self._max_booting, self._max_running = settings.max_booting, settings.max_running
         self._makes_room = settings.when_full is WhenFull.STOP_IDLE
-        self._turns: FairQueue[Machine] = FairQueue()
+        self._queue: FairQueue[Machine] = FairQueue()
+        self._clients: dict[str, tuple[Hashable, Hashable]] = {}
         self._booting: set[str] = set()
-        self._places: set[str] = set()
-        self._leaving: set[str] = set()
-        self._making_room = False
+        self._on_host: set[str] = set()
+        self._stopping: set[str] = set()
         self._running: set[str] = set()
+        self._making_room = False
 
     @property
-    def crowd(self) -> int:
+    def running(self) -> int:
         """How many VMs run, or are about to."""
         return len(self._running)
 
-    def ask(self, machine: Machine, whose: Hashable = None, group: Hashable = None) -> None:
-        """Let *machine*, queued for the client network *whose* of *group*, boot in its turn (`FairQueue.add`)."""
-        self._turns.add(machine, whose, group)
-        self._give_turns()
+    def note_client(self, name: str, network: Hashable, *, proven: bool) -> None:
+        """Note for which client network the VM *name* is about to be queued, and whether its address is proven."""
+        self._clients[name] = network, proven
 
-    def _give_turns(self) -> None:
-        while self._turns and len(self._booting) < self._max_booting:
-            if self._max_running and len(self._places) >= self._max_running:
-                if len(self._leaving) < min(len(self._turns), self._max_booting - len(self._booting)):
+    def forget(self, machine: Machine) -> None:
+        """Forget *machine*, which is not in the configuration any more."""
+        self._clients.pop(machine.vm.name, None)
+
+    def request(self, machine: Machine) -> None:
+        """Boot *machine*, which is queued, after the VMs that it needs, when it may."""
+        if machine.vm.needs:
+            spawn(self.log, self._after_needs(machine), machine.vm.name)
+        else:
+            self.claim(machine)
+
+    async def _after_needs(self, machine: Machine) -> None:
+        if await self._dependencies.summon(machine) and machine.state is State.QUEUED:
+            self.claim(machine)
+
+    def claim(self, machine: Machine) -> None:
+        """Claim *machine*, which is queued; boot it when it may, if this node owns it then."""
+        claimed = self._ownership.claim(machine)
+        claimed.addCallbacks(self._claimed, self._not_claimed, (machine,), errbackArgs=(machine,))
+
+    def _claimed(self, own: bool, machine: Machine) -> None:  # noqa: FBT001
+        if own and machine.state is State.QUEUED:
+            self._queue.add(machine, *self._clients.pop(machine.vm.name, (None, None)))
+            self._admit()
+
+    def _not_claimed(self, failure: Failure, machine: Machine) -> None:
+        failure.trap(ClusterUnavailable)
+        if machine.state is State.QUEUED:
+            machine.refuse(failure.getErrorMessage(), ClusterUnavailable)
+
+    def _admit(self) -> None:
+        """Boot as many VMs of the queue as may boot."""
+        while self._queue and len(self._booting) < self._max_booting:
+            if self._max_running and len(self._on_host) >= self._max_running:
+                if len(self._stopping) < min(len(self._queue), self._max_booting - len(self._booting)):
                     self._make_room()
                 return
-            machine = self._turns.take()
-            machine.admit()
+            self._queue.take().admit()
 
-    def moved(self, machine: Machine) -> None:
-        """Hear that *machine* is in another state: it takes a place, or one became free."""
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Count *machine* where its state belongs; boot the next VM if there is room now."""
         name, state = machine.vm.name, machine.state
         if state is not State.QUEUED:
-            self._turns.drop(machine)
+            self._queue.drop(machine)
         for names, has in (
             (self._running, state in RUNNING or state is State.QUEUED),
-            (self._places, state in RUNNING),
+            (self._on_host, state in RUNNING),
             (self._booting, state in BOOTING),
-            (self._leaving, state in STOPS),
+            (self._stopping, state in STOPS),
         ):
             if has:
                 names.add(name)
             else:
                 names.discard(name)
-        if self._turns:
-            self._reactor.callLater(0, self._give_turns)
+        if self._queue:
+            self._reactor.callLater(0, self._admit)
 
     def _make_room(self) -> None:
         if not self._making_room:
@@ -89,18 +151,18 @@ class Admission:
 
     async def _stop_idlest(self) -> bool:
         """Stop the VM that is idle the longest, if that is allowed; return whether its stop has begun."""
-        return self._makes_room and await self._sweep.stop_idlest("idle the longest, makes room")
+        return self._makes_room and await self._leases.stop_idlest("idle the longest, makes room")
 
     def _made_room(self, result: Any) -> None:
-        """Go on; where there is no room to be made, and none is being made, whoever is next is refused."""
+        """Boot the next VM, or refuse it where no room can be made, and none is being made."""
         self._making_room = False
         if isinstance(result, Failure):
-            self.log.failure("unexpected, please report", result)
-        if result is not True and self._leaving:
-            return  # when it has left, turns are given
-        if result is not True and self._turns:
-            machine = self._turns.take()
+            report(self.log, failure=result)
+        if result is not True and self._stopping:
+            return  # when it has stopped, the next VM boots
+        if result is not True and self._queue:
+            machine = self._queue.take()
             if machine.state is State.QUEUED:
                 machine.refuse(Verdict.FULL.value)
-        if self._turns:
-            self._reactor.callLater(0, self._give_turns)
+        if self._queue:
+            self._reactor.callLater(0, self._admit)

@@ -11,13 +11,16 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
+from zope.interface import implementer
 
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import CALLING, DOWN, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
+    from jitsu_tw.vm.dependencies import Dependencies
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import StatsStore
@@ -26,16 +29,27 @@ if TYPE_CHECKING:
 LET_GO: Final = DOWN | {State.UNKNOWN}
 
 
+@implementer(IObserver)
 class Adoption:
     """Which VMs are ours."""
+
+    follows: Final = LET_GO | {State.UP}
 
     log = Logger()
 
     def __init__(
-        self, record: StatsStore, sweep: LeaseKeeper, ownership: IOwnership, clocks: Clocks, *, dry_run: bool
+        self,
+        stats: StatsStore,
+        leases: LeaseKeeper,
+        dependencies: Dependencies,
+        ownership: IOwnership,
+        clocks: Clocks,
+        *,
+        dry_run: bool,
     ) -> None:
-        """Remember it in *record*, ask *ownership*, and give leases by *sweep*; in a *dry_run* nothing is ours."""
-        self._record, self._sweep, self._ownership, self._dry_run = record, sweep, ownership, dry_run
+        """Remember it in *stats*, ask *ownership*, and give leases by *leases*; in a *dry_run* nothing is ours."""
+        self._stats, self._leases, self._dependencies = stats, leases, dependencies
+        self._ownership, self._dry_run = ownership, dry_run
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
@@ -54,7 +68,17 @@ class Adoption:
         machine.note(managed=False)
         self._unseen.add(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
-        self._record.part(machine)
+        self._stats.part(machine)
+
+    def moved(self, machine: Machine, old: State) -> None:
+        """Give *machine* a lease if it is up; forget that Jitsu manages it if it is down."""
+        if machine.state is State.UP:
+            self.came_up(machine, old)
+        else:
+            self._went_down(machine, old)
+            for need in self._dependencies.needs(machine):
+                if need.managed:
+                    self._leases.renew(need)
 
     def came_up(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
@@ -65,23 +89,23 @@ class Adoption:
         is_new = self._ownership.is_own(machine) and old is not State.UP
         if self._ownership.is_known(machine) and not (is_new or self._dry_run):
             machine.note(managed=True)
-            self._sweep.grant(machine, *self._ownership.times(machine), is_new=False)
+            self._leases.grant(machine, *self._ownership.times(machine), is_new=False)
         elif machine.managed:
-            if not self._sweep.resume(machine, is_new=old is State.WAITING):
-                self._sweep.grant(machine, now, now, is_new=name not in self._unseen)
-        elif name in self._unseen and self._record.is_ours(machine) and not self._dry_run:
+            if not self._leases.resume(machine, is_new=old is State.WAITING):
+                self._leases.grant(machine, now, now, is_new=name not in self._unseen)
+        elif name in self._unseen and self._stats.is_ours(machine) and not self._dry_run:
             machine.note(managed=True)
-            used, started = (now - max(0.0, self._wall() - when) for when in self._record.since(machine))
-            self._sweep.grant(machine, used, started, is_new=False)
+            used, started = (now - max(0.0, self._wall() - when) for when in self._stats.since(machine))
+            self._leases.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
             if not self._dry_run:
-                self._record.stopped(machine)
+                self._stats.stopped(machine)
             self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
         self._unseen.discard(name)
 
-    def went_down(self, machine: Machine, old: State) -> None:
+    def _went_down(self, machine: Machine, old: State) -> None:
         """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
         if old in {State.UP, State.WAITING}:
             name, how = machine.vm.name, machine.state.shown
@@ -104,4 +128,4 @@ class Adoption:
     def _let_go(self, machine: Machine) -> None:
         machine.note(managed=False)
         self._unseen.discard(machine.vm.name)
-        self._record.stopped(machine)
+        self._stats.stopped(machine)

@@ -6,60 +6,70 @@ from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import DeferredList
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from jitsu_tw.rules.lifecycle import STOPS, WANTED, Event, State
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, Event, State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from jitsu_tw.ijitsu import IAnswers
     from jitsu_tw.vm.machine import Machine
 
 #: States in which a VM needs others: also while it is being shut down, which may be when it writes to them.
 NEEDING: Final = WANTED | STOPS
 
 
+@implementer(IObserver)
 class Dependencies:
-    """Who needs whom."""
+    """
+    Which VM needs which others.
 
-    def __init__(self, machines: Mapping[str, Machine]) -> None:
-        """Know nobody yet; *machines* are by the VM's name."""
-        self._machines = machines
+    It owns, and nobody else writes: which VMs need each.
+    """
+
+    follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
+
+    def __init__(self, machines: Mapping[str, Machine], answers: IAnswers) -> None:
+        """Begin with no needs of *machines*, which are by the VM's name; *answers* depend on the VMs and needs."""
+        self._machines, self._answers = machines, answers
         self._needers: dict[str, list[Machine]] = {}
 
     def enlist(self, machine: Machine) -> None:
-        """Know what *machine* needs."""
+        """Add what *machine* needs."""
         for need in machine.vm.needs:
             self._needers.setdefault(need, []).append(machine)
 
     def forget(self, machine: Machine) -> None:
-        """Let *machine* need nothing any more."""
+        """Remove what *machine* needs."""
         for need in machine.vm.needs:
             self._needers[need].remove(machine)
+
+    def moved(self, machine: Machine, old: State) -> None:
+        """Have the answers forgotten of *machine*, and of the VMs that need it."""
+        self._answers.moved(machine, old)
+        for needer in self._needers.get(machine.vm.name, ()):
+            self._answers.moved(needer, needer.state)
 
     def needs(self, machine: Machine) -> list[Machine]:
         """Return what *machine* needs."""
         return [self._machines[name] for name in machine.vm.needs]
 
-    def needers(self, machine: Machine) -> Sequence[Machine]:
-        """Return who needs *machine*."""
-        return self._needers.get(machine.vm.name, ())
-
     def down(self, machine: Machine) -> list[Machine]:
-        """Return what a question for *machine* starts or waits for: itself, or, if it is up, those that it needs."""
-        if machine.state is not State.UP:
-            return [machine]
+        """Return the VMs that *machine* needs, and that are not up."""
         return [need for need in self.needs(machine) if need.state is not State.UP]
 
     def is_needed(self, machine: Machine) -> bool:
-        """Say whether a VM that is not down needs *machine*."""
-        return any(needer.state in NEEDING for needer in self.needers(machine))
+        """Return whether a VM that is not down needs *machine*."""
+        return any(needer.state in NEEDING for needer in self._needers.get(machine.vm.name, ()))
 
     async def summon(self, machine: Machine) -> bool:
         """
-        Summon what *machine*, which is queued, needs, in the same order for however many; fail it if one of them does.
+        Summon the VMs that *machine*, which is queued, needs; fail it if one of them fails.
 
         Returns:
-            Whether all of it is up.
+            Whether all of them are up.
         """
         name = machine.vm.name
         waits = [need.summon(f"needed by {name}", insist=True, is_client=False) for need in self.needs(machine)]

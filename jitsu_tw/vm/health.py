@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.readiness.port import Port
-    from jitsu_tw.rules.lease import Lease
+    from jitsu_tw.rules.lease import Lease, Leases
     from jitsu_tw.vm.machine import Machine
 
 #: A guest's port is tried this often for so long, in seconds; if it is silent, the guest is observed without being
@@ -40,11 +40,18 @@ class HealthChecks:
 
     log = Logger()
 
-    def __init__(self, clocks: Clocks, port: Port, ownership: IOwnership) -> None:
-        """Check nothing yet; *port* tries ports, and VMs of other nodes, as *ownership* knows them, are not checked."""
-        self._port, self._ownership = port, ownership
+    def __init__(self, leases: Leases, clocks: Clocks, port: Port, ownership: IOwnership) -> None:
+        """
+        Check nothing yet.
+
+        Args:
+            leases: those of the VMs that are up; a check ends with the lease with which it began.
+            clocks: tell the time.
+            port: tries ports.
+            ownership: knows which node owns a VM; those of other nodes are not checked.
+        """
+        self._leases, self._port, self._ownership = leases, port, ownership
         self._reactor, self._now = clocks.reactor, clocks.now
-        self._watched: dict[str, Lease] = {}
         self._checks: dict[str, Deferred[Any]] = {}
 
     def stop(self) -> None:
@@ -53,22 +60,13 @@ class HealthChecks:
             check.cancel()
 
     def watch(self, machine: Machine, lease: Lease) -> None:
-        """Make the uses of *machine*, which has *lease* now, a reason to check its guest, if its settings say so."""
-        vm = machine.vm
-        if vm.check_every and has_port(vm, machine.backend) and self._ownership.is_own(machine):
-            self._watched[vm.name] = lease
-            lease.check_at = self._now() + vm.check_every
-        else:
-            self._watched.pop(vm.name, None)
-            lease.check_at = inf
-
-    def unwatch(self, machine: Machine) -> None:
-        """End the check of *machine*, which has no lease any more."""
-        self._watched.pop(machine.vm.name, None)
+        """Make the uses of *machine*, which has `check_every` and *lease*, a reason to check it, if it has a port."""
+        is_checked = has_port(machine.vm, machine.backend) and self._ownership.is_own(machine)
+        lease.check_at = self._now() + machine.vm.check_every if is_checked else inf
 
     def check(self, machine: Machine) -> None:
         """Check whether the guest of *machine* is alive, and restart it if not; its answers go on meanwhile."""
-        lease, name = self._watched.get(machine.vm.name), machine.vm.name
+        lease, name = self._leases.get(machine.vm.name), machine.vm.name
         if lease is None or not machine.ready or name in self._checks or not self._ownership.is_own(machine):
             return
         lease.check_at = self._now() + machine.vm.check_every
@@ -86,7 +84,7 @@ class HealthChecks:
             if not tries:
                 await deferLater(self._reactor, CHECK_QUIET)
             after = await counts(machine)
-            if self._watched.get(vm.name) is not lease:
+            if self._leases.get(vm.name) is not lease:
                 return
             number = (int(CHECK_PATIENCE / CHECK_RETRY) + 1) * len(vm.ip) if tries else 0
             windows.append(Window(before, after, number))

@@ -7,7 +7,7 @@ on each of its events, and, where nobody could say, a while later. A VM that is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList
@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.errors import BackendError, NoSuchVM
-from jitsu_tw.ijitsu import IWatcher
+from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
 from jitsu_tw.vm.problems import Problem
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IInventoryObserver
     from jitsu_tw.vm.stats import StatsStore
 
 #: How many VMs of a backend are looked at, at once.
@@ -42,28 +43,11 @@ NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits fo
 LOOK_AGAIN: Final = 5.0
 
 
-class InventoryObserver(Protocol):
-    """What `Inventory` reports to the fleet."""
-
-    def enlist_removed(self, vm: VM) -> Machine:
-        """Return a machine for *vm*, which is not in the configuration any more and may still run."""
-
-    def removed_moved(self, machine: Machine) -> None:
-        """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
-
-    def hinted(self, machine: Machine) -> None:
-        """Handle a hypervisor's event for *machine*."""
-
-    async def found(self, machine: Machine) -> None:
-        """Handle *machine*, which was found at its hypervisor."""
-
-    def replaced(self, machine: Machine) -> None:
-        """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
-
-
-@implementer(IWatcher)
+@implementer(IObserver, IWatcher)
 class Inventory:
     """The hypervisors, and the VMs that they have."""
+
+    follows: Final = frozenset({State.UNKNOWN})
 
     log = Logger()
 
@@ -74,7 +58,7 @@ class Inventory:
         record: StatsStore,
         journal: Journal,
         reactor: IReactorTime,
-        observer: InventoryObserver,
+        observer: IInventoryObserver,
     ) -> None:
         """
         Look for *machines*, which are by the VM's name.
@@ -178,8 +162,8 @@ class Inventory:
 
     # What the machines do.
 
-    def moved(self, machine: Machine) -> None:
-        """Hear that *machine* has entered another state."""
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Look for *machine* again if the backend does not know what it does."""
         if machine.state is State.UNKNOWN:
             self._look_later(machine)
         if machine.is_gone and machine.vm.name not in self._missing:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.logger import Logger
+from zope.interface import implementer
 
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.networks import network, packed, to_text
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.rules.policy import Verdict
+from jitsu_tw.vm.interfaces import IJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -148,6 +151,7 @@ def milliseconds(marks: Mapping[str, float]) -> dict[str, float]:
     return {step: round((when - begin) * 1000, 1) for step, when in marks.items()}
 
 
+@implementer(IJournal, IObserver)
 class Journal:
     """
     The memory of what happened.
@@ -163,6 +167,8 @@ class Journal:
         retries: how many starts were tried once more by themselves.
         warm, cold: how many questions there were for VMs that were up, and for others.
     """
+
+    follows: Final = frozenset(State)
 
     log = Logger()
 
@@ -199,9 +205,9 @@ class Journal:
 
     # What it is told.
 
-    def moved(self, machine: Machine, old: State, state: State) -> None:
+    def moved(self, machine: Machine, old: State) -> None:
         """Note that *machine* has gone from one state to another, and why."""
-        name = machine.vm.name
+        name, state = machine.vm.name, machine.state
         self.states[old] -= 1
         self.states[state] += 1
         running = self._running.get(name)

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.coroutines import report
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.keep import Kept, Why, keep
 from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import Evidence
+from jitsu_tw.vm.health import HealthChecks
+from jitsu_tw.vm.observers import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.wakeups import Wakeups
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
-    from jitsu_tw.vm.health import HealthChecks
+    from jitsu_tw.readiness.port import Port
     from jitsu_tw.vm.machine import Machine
 
 #: A VM that was used less than this many seconds ago does not make room: the client may be about to connect.
@@ -66,6 +70,7 @@ class LeaseStatus(NamedTuple):
     words: str
 
 
+@implementer(IObserver, IWakeupObserver)
 class LeaseKeeper:
     """
     The leases of a fleet.
@@ -75,8 +80,11 @@ class LeaseKeeper:
     how often the stop of a VM has failed.
 
     Attributes:
-        wakeups: which VMs are kept up in weekly windows, or by an operator.
+        wakeups: the VMs that are kept up in weekly windows, or by an operator.
+        health: the checks of guests that are in use.
     """
+
+    follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
 
     log = Logger()
 
@@ -86,7 +94,7 @@ class LeaseKeeper:
         clocks: Clocks,
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
-        health: HealthChecks,
+        port: Port,
     ) -> None:
         """
         Begin with no lease.
@@ -96,12 +104,13 @@ class LeaseKeeper:
             clocks: tell the time.
             is_needed: tells whether a VM that is up, or about to be, needs this one.
             ownership: knows which node owns a VM; those of other nodes are kept by these.
-            health: checks guests that are in use.
+            port: tries the ports of guests.
         """
-        self._machines, self._is_needed, self._ownership, self._health = machines, is_needed, ownership, health
+        self._machines, self._is_needed, self._ownership = machines, is_needed, ownership
         self._reactor, self._now = clocks.reactor, clocks.now
-        self.wakeups = Wakeups(machines, clocks, self)
         self._leases = Leases()
+        self.wakeups = Wakeups(machines, clocks, self)
+        self.health = HealthChecks(self._leases, clocks, port, ownership)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -110,7 +119,7 @@ class LeaseKeeper:
     def stop(self) -> None:
         """Look at no lease any more."""
         self.wakeups.stop()
-        self._health.stop()
+        self.health.stop()
         if self._next is not None and self._next.active():
             self._next.cancel()
 
@@ -124,6 +133,11 @@ class LeaseKeeper:
     def lease(self, name: str) -> Lease | None:
         """Return the lease of the VM *name*; None if it has none."""
         return self._leases.get(name)
+
+    def left(self, machine: Machine) -> float | None:
+        """Return the seconds until *machine* is stopped if it is not used; None if it has no lease."""
+        status = self.status(machine)
+        return None if status is None else status.left
 
     def status(self, machine: Machine) -> LeaseStatus | None:
         """Return until when *machine* is kept, and why; None if it has no lease."""
@@ -140,7 +154,7 @@ class LeaseKeeper:
             lease,
             self._now(),
             idle=idle,
-            window=self.wakeups.window(machine),
+            window=self.wakeups.window(machine) if machine.vm.keep_up else -inf,
             is_own=self._ownership.is_own(machine),
             is_held=self.wakeups.is_held(machine.vm.name),
             is_needed=self._is_needed(machine),
@@ -183,14 +197,15 @@ class LeaseKeeper:
         """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
-        self.wakeups.find_window(machine)
-        self._health.watch(machine, lease)
-        if is_new or not counts:
-            self._look_later(machine, lease)
+        if machine.vm.check_every:
+            self.health.watch(machine, lease)
+        if machine.vm.keep_up:
+            self.wakeups.find_window(machine)
         if counts:
             self._run(self._begin_to_count(machine, lease, is_new=is_new), machine)
         else:
             machine.problem(Problem.EVIDENCE)
+            self._look_later(machine, lease)
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
         total = await self._traffic(machine, lease)
@@ -201,15 +216,16 @@ class LeaseKeeper:
         if not is_new:
             meter.level = 0.0
             lease.seen_from = max(lease.seen_from, meter.next_look(lease.idle))
-        if lease.planned is not None or not is_new:
-            self._look_later(machine, lease)
+        self._look_later(machine, lease)
 
-    def drop(self, machine: Machine) -> None:
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Suspend the lease of *machine*, which is not up any more."""
+        self._drop(machine)
+
+    def _drop(self, machine: Machine) -> None:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
-        lease = self._leases.get(name)
-        self._leases.drop(name)
-        self._health.unwatch(machine)
+        lease = self._leases.drop(name)
         if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
@@ -237,12 +253,17 @@ class LeaseKeeper:
     def forget(self, machine: Machine) -> None:
         """Forget *machine*, which is not in the configuration any more."""
         name = machine.vm.name
-        self.drop(machine)
+        self._drop(machine)
         self.wakeups.forget(machine)
         self._suspended.pop(name, None)
         self._stop_failures.pop(name, None)
 
     # Uses.
+
+    def use(self, machine: Machine) -> None:
+        """Note that Jitsu is asked for *machine*, which it manages from now on; renew its lease."""
+        machine.note(managed=True)
+        self.renew(machine)
 
     def renew(self, machine: Machine) -> None:
         """Note that *machine*, if it is up, is used now."""
@@ -252,7 +273,7 @@ class LeaseKeeper:
         if lease is not None:
             lease.use(now)
             if now >= lease.check_at:
-                self._health.check(machine)
+                self.health.check(machine)
         elif machine.state is State.UP and self._ownership.connected:
             self.grant(machine, now, now, is_new=False)
         elif name in self._suspended:

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoCapacity, NoSuchVM
-from jitsu_tw.rules.life import BLAMELESS, Life
+from jitsu_tw.rules.life import BLAMELESS, Again, Life
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, Start, State, Stop, after
 from jitsu_tw.settings import Mode
 from jitsu_tw.vm import steps
@@ -95,6 +95,11 @@ class Machine(Life):
     def is_resting(self) -> bool:
         """Whether a query would not start the VM, because it has failed before."""
         return not self.joinable and self._context.now() < self.failures.retry_at
+
+    @property
+    def rests(self) -> float:
+        """For how many seconds a query does not start the VM, because it has failed before."""
+        return max(0.0, self.failures.retry_at - self._context.now()) if self.is_resting else 0.0
 
     @property
     def asker(self) -> str:
@@ -290,7 +295,7 @@ class Machine(Life):
             kind: of the problem; each kind is noted on its own.
             sentences: those of that kind, without the VM's name and a full stop; none if there are none any more.
         """
-        self._context.problem(self, kind, sentences)
+        self._context.problems.note(self.vm.name, kind, sentences)
 
     # The table, carried out.
 
@@ -304,8 +309,11 @@ class Machine(Life):
 
     def _enter(self, state: State, reason: str) -> None:
         """Enter *state*: end what the old one was busy with, tell the observers, and take the new state's step."""
-        now = self._context.now()
-        old = self.enter(state, reason, now, self.waiters.since if self.waiters else now)
+        context, waiters, now = self._context, self.waiters, self._context.now()
+        promised = waiters is not None and waiters.promised
+        old, again = self.enter(state, reason, now, waiters.since if waiters else now, promised=promised)
+        if again is Again.PROMISED and not context.may_try_again():
+            self.give_up()
         if self._look is not None and self._look.busy:
             self._look.again = True
         if old is State.WAITING and self._waiting is not None:
@@ -316,20 +324,17 @@ class Machine(Life):
         if state in DOWN:
             self.problem(Problem.STOP)
             self.problem(Problem.PORT)
-        promised = self.waiters is not None and self.waiters.promised
-        in_vain = self.wants_retry(old, promised=False)
-        retry = in_vain or (self.wants_retry(old, promised=promised) and self._context.may_try_again())
-        self.plan(old, retry=retry)
-        self._context.moved(self, old)
+        for observer in context.observers[state]:
+            observer.moved(self, old)
         if self.state is state:
-            self._take_step(old, in_vain=in_vain)
+            self._take_step(old, in_vain=again is Again.IN_VAIN)
             self._entered(state)
 
     def _take_step(self, old: State, *, in_vain: bool) -> None:
         """Take the step that belongs to entering the state."""
         state, order = self.state, self.order
         if state is State.QUEUED:
-            self._context.ask_turn(self)
+            self._context.queue.request(self)
         elif state is State.STARTING:
             self.mark("start")
             self._begin(steps.start(self, self._context))
@@ -351,7 +356,7 @@ class Machine(Life):
         elif state is State.FAILED:
             self._start_failed(in_vain=in_vain)
         elif state not in STOPS and self.waiters is not None and self.waiters.are_owed:
-            self._again("asked for while it was being stopped")
+            self._summon_again("asked for while it was being stopped")
         elif old is State.RESTARTING and state in DOWN:
             left = max(0.0, self.failures.retry_at - self._context.now())
             self._context.reactor.callLater(left, self._come_again, order)
@@ -400,18 +405,18 @@ class Machine(Life):
         if in_vain:
             how = self.how.value
             self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=why)
-            self._again(f"booted, because it was {how} in vain")
+            self._summon_again(f"booted, because it was {how} in vain")
         elif self.boots_again:
             words = "{name}: its start failed: {why}; it is tried once more, as clients have its address"
             self.log.warn(words, name=name, why=why)
             self._tell_boot("failed")
-            self._again(f"tried once more, as clients have its address: {why}")
+            self._summon_again(f"tried once more, as clients have its address: {why}")
         else:
             waiters = self._end_boot("failed")
             if waiters:  # one that is told may ask anew at once, for a VM that is needed
                 waiters.fail_all(self.fault, f"{name}: {why}")
 
-    def _again(self, reason: str) -> None:
+    def _summon_again(self, reason: str) -> None:
         """Start the VM, which is down, once more."""
         self.managed = True
         self.feed(Event.SUMMON, reason)
@@ -420,7 +425,7 @@ class Machine(Life):
         """Boot after a restart, unless the VM was started or stopped meanwhile."""
         if self.order is order and not self.joinable:
             self.waiters = None
-            self._again("restarted")
+            self._summon_again("restarted")
 
     def _cannot_stop(self, why: str) -> None:
         """Note that the VM cannot be stopped by its mode."""
@@ -477,7 +482,7 @@ class Machine(Life):
         if self.activation is None or "query" not in self.marks:
             return
         clients, asker = 0 if self.waiters is None else self.waiters.clients, self.asker
-        self._context.booted(self, how, clients)
+        self._context.journal.booted(self, how, clients)
         self.log.info(
             "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",
             name=self.vm.name,

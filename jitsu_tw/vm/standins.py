@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, succeed
@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
-from jitsu_tw.ijitsu import Guest, IReadiness
+from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
@@ -26,7 +26,7 @@ from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IStandInObserver
 
 #: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
 REFUSES_FOR: Final = 10.0
@@ -52,22 +53,7 @@ LATE_BY: Final = 5.0
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 
-class StandInObserver(Protocol):
-    """What `StandInControl` asks of the fleet and reports to it."""
-
-    def wake(self, machine: Machine, host: str) -> None:
-        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
-
-    def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
-        """Note what an operator should know of *machine* (`Problems.note`)."""
-
-    def synjitsu_of(self, machine: Machine) -> str | None:
-        """Return the endpoint of the Synjitsu that stands in for *machine*; None if there is none."""
-
-    def is_others(self, machine: Machine) -> bool:
-        """Return whether another node owns *machine*; then that node makes the announcements."""
-
-
+@implementer(IObserver)
 class StandIns:
     """
     What the fleet asks of Synjitsu; in this class, for a configuration without Synjitsu, nothing stands in.
@@ -75,6 +61,8 @@ class StandIns:
     Attributes:
         clients: the connections to Synjitsu, by endpoint.
     """
+
+    follows: Collection[State] = frozenset()
 
     clients: Mapping[str, SynjitsuClient] = MappingProxyType({})
 
@@ -127,6 +115,8 @@ class StandIns:
 class StandInControl(StandIns):
     """The VMs with `use_synjitsu`, announced to the Synjitsu of their host."""
 
+    follows = frozenset(State)
+
     log = Logger()
     anew = True
 
@@ -136,7 +126,7 @@ class StandInControl(StandIns):
         machines: Mapping[str, Machine],
         reactor: Any,
         port: IReadiness,
-        observer: StandInObserver,
+        observer: IStandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
     ) -> None:

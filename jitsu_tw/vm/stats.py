@@ -14,9 +14,12 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.dns.wire import ancestors
 from jitsu_tw.errors import StoreError
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import (
     STATISTICS,
     NameUse,
@@ -36,11 +39,12 @@ from jitsu_tw.store.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Container, Mapping
 
     from jitsu_tw.clocks import Clocks
-    from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.ijitsu import IAnswers, IOwnership, IStore
     from jitsu_tw.settings import VM
+    from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
 
 #: After a commit of theirs, statistics rest for so many times as long as it took: it takes time from the answers.
@@ -53,8 +57,11 @@ SLICE: Final = 500
 _LATER: Final = 0.001
 
 
+@implementer(IObserver)
 class StatsStore:
     """The memory of a fleet, and its state on disk."""
+
+    follows: Final = frozenset({State.STARTING})
 
     log = Logger()
 
@@ -64,7 +71,9 @@ class StatsStore:
         machines: Mapping[str, Machine],
         clocks: Clocks,
         commit_every: float,
-        gather: Callable[[], None],
+        answers: IAnswers,
+        journal: Journal,
+        ownership: IOwnership,
     ) -> None:
         """
         Keep statistics and configuration of *machines* in *store*.
@@ -74,9 +83,12 @@ class StatsStore:
             machines: by the VM's name.
             clocks: tell the time.
             commit_every: seconds between two commits of statistics.
-            gather: called before statistics are committed; it calls `count` for the queries answered from the cache.
+            answers: answer queries, too, and count them.
+            journal: counts all queries.
+            ownership: is told of the uses.
         """
-        self._store, self._machines, self._gather = store, machines, gather
+        self._store, self._machines = store, machines
+        self._answers, self._journal, self._ownership = answers, journal, ownership
         self._now, self._wall = clocks.now, clocks.wall
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
@@ -107,7 +119,7 @@ class StatsStore:
     async def stop(self) -> None:
         """Write down everything and close the state."""
         self._saving.stop()
-        self._gather()
+        self.gather()
         self._urgent |= self._unsaved
         self._save()
         if self._writing is not None:
@@ -206,6 +218,27 @@ class StatsStore:
                     if file == "ip" and value is not None:
                         self._by_ip[value] = uuid
 
+    def gather(self) -> None:
+        """Count the queries that were answered without the fleet; leases have been renewed where that happened."""
+        zero = self._wall() - self._now()
+        for name, use, times, last in self._answers.taken():
+            self._ownership.note_use(self._machines[name], last)
+            self.count(name, use, times, zero + last)
+            self._journal.warm += times
+
+    def current(self, machine: Machine) -> Stats:
+        """Return what is remembered of *machine*, with the queries that were answered without the fleet."""
+        self.gather()
+        return self.of(machine)
+
+    def count_query(self, machine: Machine, key: bytes) -> None:
+        """Count a query for the name *key* of *machine*, now."""
+        self.count(machine.vm.name, self.use_of(machine, key), 1, self._wall())
+
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Remember that *machine* is being started, before the backend is called."""
+        self.started(machine)
+
     def count(self, vm: str, use: NameUse, times: int, last: float) -> None:
         """Count questions for a name of the VM *vm* (`use_of`), the last at *last*, in seconds since 1970."""
         use.last_request_ts = max(use.last_request_ts, last)
@@ -244,7 +277,7 @@ class StatsStore:
 
     def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self._gather()
+        self.gather()
         if self._unsaid:
             Deferred.fromCoroutine(self.save_configuration())
         if self._unsaved and self._now() >= self._next_save:

@@ -80,7 +80,7 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
         raise NoCapacity(message)
     if cold:
         await machine.backend.drop_image(machine.uuid)
-    context.prove(machine)
+    context.ownership.prove(machine)
     how = await machine.backend.start(machine.uuid)
     assert machine.activation is not None
     machine.activation.how = how
@@ -150,7 +150,7 @@ async def _ready(machine: IRunning, context: IMachineContext) -> Outcome:
 
 async def _owner_tells(machine: IRunning, context: IMachineContext) -> bool:
     """Wait until the owner node tells that the VM is ready; return False where this node is to find out itself."""
-    while (told := context.owner_ready(machine)) is not None:
+    while (told := context.ownership.owner_ready(machine)) is not None:
         if await told:
             return True
     return False

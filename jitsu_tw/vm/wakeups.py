@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from twisted.logger import Logger
+from zope.interface import implementer
 
-from jitsu_tw.rules.lifecycle import WANTED
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.observers import IWakeupObserver
 
 #: Seconds before the begin of a weekly window at which its VM is started: most guests are up by then.
 EARLY: Final = 60.0
@@ -30,16 +33,7 @@ WALL_EVERY: Final = 30.0
 WALL_SET: Final = 1.0
 
 
-class WakeupObserver(Protocol):
-    """What `Wakeups` reports to the keeper of leases."""
-
-    def released(self, machine: Machine) -> None:
-        """Begin the lease of *machine* anew: no operator holds it any more."""
-
-    def window_changed(self, machine: Machine) -> None:
-        """Look at the lease of *machine* when that is due now: its weekly windows begin and end at other times."""
-
-
+@implementer(IObserver)
 class Wakeups:
     """
     Starts VMs in their weekly windows, and those that an operator holds when they go down.
@@ -48,9 +42,11 @@ class Wakeups:
     last, and the timers of starts to come.
     """
 
+    follows: Final = DOWN | {State.UNKNOWN}
+
     log = Logger()
 
-    def __init__(self, machines: Mapping[str, Machine], clocks: Clocks, observer: WakeupObserver) -> None:
+    def __init__(self, machines: Mapping[str, Machine], clocks: Clocks, observer: IWakeupObserver) -> None:
         """Start none of *machines*, which are by the VM's name, before it is watched."""
         self._machines, self._observer = machines, observer
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
@@ -105,9 +101,9 @@ class Wakeups:
         """Note that *machine* is asked for, or up, since an operator has stopped it."""
         self._stopped.discard(machine.vm.name)
 
-    def went_down(self, machine: Machine) -> None:
-        """Start *machine* again if it is held or in a weekly window: at once, or after its rest if its start failed."""
-        if machine.vm.keep_up or self.is_held(machine.vm.name):
+    def moved(self, machine: Machine, old: State) -> None:
+        """Start *machine*, which is down, again if it is held or has windows: at once, or after its rest."""
+        if old in STOPS | {State.UP, State.UNKNOWN} and (machine.vm.keep_up or self.is_held(machine.vm.name)):
             self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
 
     # Weekly windows.
@@ -120,7 +116,7 @@ class Wakeups:
     def find_window(self, machine: Machine) -> float:
         """Return the same after a look at the wall clock, which may have run apart from `now`, and the settings."""
         spans, wall = machine.vm.keep_up, self._wall()
-        end = (kept_until(spans, wall) or kept_until(spans, wall + EARLY)) if spans else None
+        end = kept_until(spans, wall) or kept_until(spans, wall + EARLY)
         if end is None:
             self._windows.pop(machine.vm.name, None)
             return -inf
@@ -169,7 +165,7 @@ class Wakeups:
     def _wake(self, machine: Machine) -> None:
         """Start *machine* if it is held or in a weekly window, unless an operator has stopped it."""
         name = machine.vm.name
-        is_due = self.is_held(name) or self.window(machine) > self._now()
+        is_due = self.is_held(name) or (machine.vm.keep_up and self.window(machine) > self._now())
         if is_due and machine.state not in WANTED and name not in self._stopped:
             why = "held by hand" if self.is_held(name) else "its time of the week"
             machine.summon(why, insist=True, is_client=False).addErrback(lambda _: self._wake_in(TRY_AGAIN, machine))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
-from jitsu_tw.ctl.client import NoAnswerError
-from test.support.cluster import ANSWER_BY, HOSTS, IDLE, IPS, NODES, PATIENCE, TTL, VMS, Cluster, qemus
+from jitsu_tw.ctl.show import NoAnswerError
+from test.support.cluster import HOSTS, IDLE, IPS, NODES, PATIENCE, TTL, VMS, Cluster, qemus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -203,7 +203,6 @@ class NodesTests(ClusterTestCase):
                 self.cluster.until(lambda: len(refused) > 1)
             self.assertEqual({"SERVFAIL"}, {answer.rcode for answer in refused})
             self.assertEqual({23}, {answer.edes[0][0] for answer in refused})
-            self.assertLess(max(answer.took for answer in refused), ANSWER_BY)
             self.cluster.until(lambda: self.owner() not in {None, NODES[apart]}, FREE_AFTER)
             with self.cluster.asking("db", servers=sorted(ALL - {apart})) as started:
                 self.all_up("db", ALL - {apart})

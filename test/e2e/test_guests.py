@@ -156,9 +156,8 @@ class ColdTests(LabTestCase):
         """
         jitsu = self.begin("ttl: 3", habits=None)
         self.assertEqual([], self.qemus())
-        begin = time.monotonic()
         said = self.dig()
-        self.assertLess(time.monotonic() - begin, 1.2 + 3)
+        self.assertIn("still starting", said)
         self.assertIn(f"{NAME}.\t\t3\tIN\tA\t{IP}", said)
         self.assertIn("status: NOERROR", said)
         self.assertRegex(self.curl(), r"^up for [0-9.]+ s")
@@ -166,9 +165,7 @@ class ColdTests(LabTestCase):
         vm = jitsu.wait("off")
         self.assertEqual([], self.qemus())
         self.assertEqual((1, 1), (vm["total_starts"], vm["total_requests"]))
-        kept = (vm["activation_ms"]["stop"] - vm["activation_ms"]["ready"]) / 1000
-        # That the page was fetched is a use as well; curl tries again after up to four seconds, and emulation is slow.
-        self.assertTrue(6 <= kept < 6 + 4 + 6, kept)
+        self.assertGreaterEqual(vm["activation_ms"]["stop"] - vm["activation_ms"]["ready"], 6000)
 
     def test_port_readiness(self) -> None:
         """With time enough, the answer leaves when the guest's port answers: the client's first connection succeeds."""

@@ -34,30 +34,29 @@ class UseTests(LabTestCase):
         """A download, if only of a line ten times a second, is not cut by the end of a lease; after it, the VM is."""
         jitsu = self.begin("ttl: 1\nidle: 3\nanswer_by: 60", habits="stream=50")
         self.dig()
-        begin = time.monotonic()
         download = ["curl", "--silent", "--max-time", "8", f"http://{IP}/"]
         lines = self.network.run("client", download, check=False).stdout.split()
         self.assertGreaterEqual(len(lines), 50)
-        self.assertGreater(time.monotonic() - begin, 7)
         self.assertEqual("up", jitsu.vm()["state"])
-        ended = time.monotonic()
         jitsu.wait("off")
-        self.assertLess(time.monotonic() - ended, 3 + 1 + 4)
         self.assertIn("idle for 3 s, stopped", jitsu.log())
 
     def test_junk(self) -> None:
         """Questions for other things than the VM's address renew nothing: it is stopped when its lease ends."""
         jitsu = self.begin("ttl: 1\nidle: 5\nanswer_by: 60")
         self.dig()
-        vm = jitsu.wait("up")
-        while jitsu.vm()["state"] == "up":
+        jitsu.wait("up")
+
+        def is_down() -> bool:
             for more in (["AAAA"], ["TXT"], ["A", "CH"]):
                 self.dig(NAME, *more)
             self.dig("nobody.jitsu.test")
-            time.sleep(0.2)
+            return bool(jitsu.vm()["state"] != "up")
+
+        self.until(is_down)
         vm = jitsu.wait("off")
-        kept = (vm["activation_ms"]["stop"] - vm["activation_ms"]["ready"]) / 1000
-        self.assertTrue(5 <= kept < 6.5, kept)
+        self.assertGreaterEqual(vm["activation_ms"]["stop"] - vm["activation_ms"]["ready"], 5000)
+        self.assertIn("idle for 5 s, stopped", jitsu.log())
 
     def test_halted_guest(self) -> None:
         """A guest that has halted in a VM that goes on running is noticed when it is asked for, and restarted."""
@@ -67,9 +66,8 @@ class UseTests(LabTestCase):
         self.curl()
         time.sleep(1)
         self.assertEqual(([pid], "up"), (self.qemus(), jitsu.vm()["state"]))
-        begin = time.monotonic()
         self.assertIn(IP, self.dig())
-        self.assertLess(time.monotonic() - begin, 1)
+        self.assertNotIn("restarted", jitsu.log())  # the answer has not waited for that
         self.until(lambda: "restarted" in jitsu.log())
         self.assertIn("dead: its port 80 is silent, and it gives no sign of life", jitsu.log())
         jitsu.wait("up")
@@ -241,9 +239,7 @@ class OthersTests(SystemTestCase):
         jitsu.wait("off")
         self.daemon.send_signal(signal.SIGSTOP)
         self.addCleanup(self.daemon.send_signal, signal.SIGCONT)
-        begin = time.monotonic()
-        said = self.dig()
-        self.assertLess(time.monotonic() - begin, 1.2 + 1)
+        said = self.dig()  # libvirtd stands still until after the answer
         self.assertIn("status: NOERROR", said)
         self.assertIn("still starting", said)
         self.daemon.send_signal(signal.SIGCONT)

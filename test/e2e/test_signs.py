@@ -47,10 +47,9 @@ class EndTests(LabTestCase):
     def test_crash(self) -> None:
         """A guest that exits before it listens has failed, which is seen at once; it rests before it is tried again."""
         jitsu = self.begin("answer_by: 60", habits="exit=3")
-        begin = time.monotonic()
         for _ in range(3):
             self.assertIn("SERVFAIL", self.dig())
-        self.assertLess(time.monotonic() - begin, 30)
+        self.assertNotIn("did not listen within", jitsu.log())  # what is found out when all its time is over
         self.assertEqual("failed", jitsu.vm()["state"])
         self.assertIn("tried again in", self.dig())
         self.assertEqual([], self.qemus())

@@ -80,7 +80,7 @@ class ExamplesTests(SynchronousTestCase):
     def test_numbers(self) -> None:
         """The dashboard and the alerts for Prometheus ask for numbers that there are, or that Synjitsu adds."""
         desk = Desk(vm())
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         there = set(re.findall(r"^(jitsu_\w+)", desk.ask("/metrics").body.decode(), flags=re.MULTILINE))
         there |= {"jitsu_synjitsu_up", "jitsu_synjitsu_held", "jitsu_synjitsu_standins"}
         grafana = json.loads((CONF / "grafana.json").read_text())

@@ -21,7 +21,6 @@ MODULES: Final = {
     "synjitsu": ("dpkt", "pcap", "cypcap"),
     "tls": ("OpenSSL", "service_identity"),
     "xapi": ("XenAPI",),
-    "xen": ("pyxs",),
 }
 
 #: Runs a program of Twisted's where some modules are not installed.
@@ -61,10 +60,8 @@ class ExtrasTests(SynchronousTestCase):
         """Who asks for what an extra brings is told in one line how to install it."""
         www, hosts = VM % "", "hosts: [{name: a, backend: xapi, connect: 'https://a'}]\n"
         for extra, key, configuration in (
-            ("xen", "backend", f"backend: libxl\n{www}"),
-            ("xen", "vms: www: backend", VM % ", backend: libxl"),
-            ("xen", "vms: www: wait_for_key", VM % ", wait_for_key: data/ready"),
             ("xapi", "backend", f"backend: xapi\n{www}"),
+            ("xapi", "vms: www: backend", VM % ", backend: xapi"),
             ("xapi", "hosts[0].backend", f"{hosts}{www}"),
             ("cluster", "cluster", f"cluster: {{etcd: 'http://127.0.0.1:1', node: a}}\n{www}"),
         ):
@@ -73,11 +70,10 @@ class ExtrasTests(SynchronousTestCase):
             self.assertEqual(1, said.count("\n"), said)
 
     def test_synjitsu(self) -> None:
-        """The same for Synjitsu, and for what it needs to serve guests of Xen's."""
-        for extra, arguments in (("synjitsu", ()), ("xen", ("--xenstore",))):
-            said = self.twistd(extra, "synjitsu", "-i", "lo", *arguments)
-            self.assertIn(f"needs what is not installed: pip install 'jitsu-tw[{extra}]' (", said)
-            self.assertEqual(1, said.count("\n"), said)
+        """The same for Synjitsu."""
+        said = self.twistd("synjitsu", "synjitsu", "-i", "lo")
+        self.assertIn("needs what is not installed: pip install 'jitsu-tw[synjitsu]' (", said)
+        self.assertEqual(1, said.count("\n"), said)
 
     def test_declared(self) -> None:
         """Every extra is told of here, but for the developers' own, which brings them all."""
@@ -87,4 +83,4 @@ class ExtrasTests(SynchronousTestCase):
         self.assertIn(f"jitsu-tw[{','.join(sorted(MODULES))}]", extras.pop("dev"))
         self.assertEqual(set(MODULES), set(extras))
         required = re.findall(r"^[a-zA-Z_-]+", declared["options"]["install_requires"], re.MULTILINE)
-        self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "pyxs", "XenAPI", "treq"} & set(required))
+        self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "XenAPI", "treq"} & set(required))

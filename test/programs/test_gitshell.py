@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from twisted.trial.unittest import SynchronousTestCase
 
 from demo.lab import free_port
-from jitsu_tw.ctl.gitshell import environment, take_turn, to_run
-from jitsu_tw.ctl.history import FailedError
+from jitsu_tw.ctl.gitshell import environment, lock_pushes, to_run
+from jitsu_tw.ctl.show import FailedError
 from test.programs.test_push import PushTestCase
 from test.programs.test_requests_e2e import VMS, WWW
 from test.programs.test_tap import BIN, HOST, PATIENCE, ProcessTestCase
@@ -141,12 +141,12 @@ class LimitsTests(PushTestCase):
             assert first.stdin is not None
             assert first.stdout is not None
             self.assertIn(b"refs/heads/main", first.stdout.readline())
-            take_turn(self.path, "db", 0.0)
-            error = self.assertRaises(FailedError, take_turn, self.path, "www", 0.0)
+            lock_pushes(self.path, "db", 0.0)
+            error = self.assertRaises(FailedError, lock_pushes, self.path, "www", 0.0)
             self.assertIn("another push of www is under way", str(error))
             first.stdin.close()
             first.wait(PATIENCE)
-        take_turn(self.path, "www", 0.0)
+        lock_pushes(self.path, "www", 0.0)
 
     def test_long(self) -> None:
         """A push that its client has left alone ends, so that another one can begin."""

@@ -26,7 +26,6 @@ from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.rules.lifecycle import State
@@ -162,7 +161,7 @@ class Served:
             zones = Zones([Zone.read(file.name)])
         zones.add_vm(www.dns[0], www.name, www.ip, www.ttl)
         chain = Chain([JitsuResolver(zones, self.world.fleet), ZoneAuthority(zones)])
-        self.server = Server(chain, WarmAnswers(self.world.clock.seconds), self.world.fleet, zones)
+        self.server = Server(chain, self.world.warm, self.world.fleet, zones)
 
     def ask(self, name: str) -> None:
         """Ask for an address, which must be answered at once."""

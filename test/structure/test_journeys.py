@@ -12,13 +12,13 @@ from test.structure.journeys import circles, journeys, scenarios
 #: Targets of the cold query: 16 and 80.
 MOST: Final = {
     "static name": (8, 15),
-    "cold query": (38, 247),
+    "cold query": (42, 178),
     "warm query": (1, 0),
-    "idle stop, 130 s": (27, 310),
+    "idle stop, 130 s": (25, 240),
 }
 
 #: The most files of `vm/`, `cluster/` and `rules/` that call each other in a circle. Target: 0.
-IN_CIRCLES: Final = 17
+IN_CIRCLES: Final = 14
 
 
 class JourneysTests(SynchronousTestCase):

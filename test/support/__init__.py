@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.cluster.membership import Membership
+from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Question, Source, from_text
 from jitsu_tw.settings import VM, Fault, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
@@ -29,11 +31,36 @@ if TYPE_CHECKING:
 #: Seconds that a thread may take; nothing is measured.
 PATIENCE: Final = 10.0
 
+#: No advance of a clock makes this many calls; the most that one made was 50.
+MOST_CALLS: Final = 1000
+
 #: What the fleets of the tests take for seconds since 1970 when they begin.
 EPOCH = 1_700_000_000.0
 
 
-class HandClock(Clock):
+class BoundedClock(Clock):
+    """A clock on which no moment lasts for ever: calls that plan each other for one moment make the test fail."""
+
+    def advance(self, amount: float) -> None:
+        """
+        Let *amount* seconds pass, and make the calls that are due.
+
+        Raises:
+            AssertionError: `MOST_CALLS` calls were due.
+        """
+        self.rightNow += amount
+        for _ in range(MOST_CALLS):
+            self._sortCalls()
+            if not self.calls or self.calls[0].getTime() > self.seconds():
+                return
+            call = self.calls.pop(0)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+        message = f"{MOST_CALLS} calls were due within one advance, and more are: {self.calls[:3]}"
+        raise AssertionError(message)
+
+
+class HandClock(BoundedClock):
     """A clock, and a reactor that a test turns until its threads have told something."""
 
     def __init__(self) -> None:
@@ -55,6 +82,13 @@ class HandClock(Clock):
             told, self.told = self.told, []
         for function, arguments in told:
             function(*arguments)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Carry out what threads tell until *condition* holds, for at most `PATIENCE` seconds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, "threads tell much, but not what the test waits for"
+            self.turn()
 
 
 def vm(name: str = "www", **changes: Any) -> VM:
@@ -120,12 +154,13 @@ class World:
         wall_set: seconds by which the wall clock was set, forward or, below 0, back.
         backend: where the VMs are; it outlives the fleet, as a hypervisor does.
         store: the state; so does it.
+        warm: the answers that the fleet knows of.
         fleet: has been started.
     """
 
     def __init__(self, *vms: VM, **settings: Any) -> None:
         """Begin with *vms* and what else *settings* say."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.wall_set = 0.0
         self.backend = MemoryBackend(reactor=self.clock)
@@ -137,7 +172,8 @@ class World:
         """Start a fleet, as a process that starts."""
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds() + self.wall_set)
         backends = {("memory", ""): self.backend}
-        self.fleet = Fleet(self.settings, backends, self.store, clocks, alone(self.settings, clocks))
+        self.warm = WarmAnswers(self.clock.seconds, self.settings.summon_from)
+        self.fleet = Fleet(self.settings, backends, self.store, clocks, alone(self.settings, clocks), self.warm)
         self.fleet.start(self.store.open())
 
     def kill(self) -> None:

@@ -21,10 +21,9 @@ import struct
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
-
-import pyxs
 
 from bench.debian import CACHE, environment, unpacked
 
@@ -54,8 +53,10 @@ HEAD: Final = struct.Struct("=IIII")  # type, request, transaction, length
 #: Types of messages (xsd_sockmsg_type).
 DIRECTORY: Final = 1
 READ: Final = 2
+INTRODUCE: Final = 8
 WRITE: Final = 11
 RM: Final = 13
+SET_PERMS: Final = 14
 WATCH_EVENT: Final = 15
 ERROR: Final = 16
 
@@ -162,60 +163,15 @@ class Xenstored:
         return FakeGuest(self, domid, name)
 
 
-class FakeGuest:
+class Caller(ABC):
     """
-    A domain that the daemon takes for one, with the nodes that xl makes for it.
+    A peer of the daemon.
 
-    Its calls block until the daemon answers, which takes about a millisecond. Paths are relative to its own,
-    ``/local/domain/<domid>``, or absolute. What it may not do is an OSError with the daemon's number.
+    Its calls block until the daemon answers, which takes about a millisecond. Paths are absolute, or relative to the
+    peer's own. What it may not do is an OSError with the daemon's number.
     """
 
-    def __init__(self, daemon: Xenstored, domid: int, name: str = "") -> None:
-        """Take its number; it is made by `create`, or within `with`."""
-        self._daemon, self.domid, self.name = daemon, domid, name
-        self._ring = daemon.folder / f"dom{domid}.ring"
-        self._page: mmap.mmap | None = None
-        # The daemon sees each index change at once, as a whole: `struct` would write zeros first.
-        self._words: memoryview[int] | None = None
-        self._number = 0
-
-    def __enter__(self) -> Self:
-        """Make it."""
-        self.create()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Destroy it, if it is there still."""
-        self.destroy()
-
-    def create(self) -> None:
-        """Make the domain, introduce it, and give it its nodes, as xl does."""
-        self._ring.write_bytes(bytes(PAGE))
-        with self._ring.open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), PAGE)
-        self._words = memoryview(self._page).cast("I")
-        home, me = f"/local/domain/{self.domid}".encode(), str(self.domid).encode()
-        with pyxs.Client(unix_socket_path=self._daemon.path) as tools:
-            tools.introduce_domain(self.domid, 1, 1)
-            for path, permissions in ((home, [b"n0", b"r" + me]), (home + b"/data", [b"n" + me])):
-                tools.mkdir(path)
-                tools.set_perms(path, permissions)
-            if self.name:
-                tools.write(home + b"/name", self.name.encode())
-
-    def destroy(self) -> None:
-        """End the domain as a hypervisor does: it is gone, and the daemon hears so. Then xl removes its nodes."""
-        if self._page is not None and self._words is not None:
-            self._words.release()
-            self._page.close()
-            self._page = self._words = None
-            self._ring.unlink()
-            self._daemon.event(VIRQ_PORT)
-            if self._daemon.running:
-                with pyxs.Client(unix_socket_path=self._daemon.path) as tools:
-                    tools.delete(f"/local/domain/{self.domid}".encode())
+    _number = 0
 
     def read(self, path: str) -> bytes:
         """Return a node's value."""
@@ -245,6 +201,98 @@ class FakeGuest:
                 raise OSError(number, os.strerror(number))
             if kind != WATCH_EVENT:
                 return answer
+
+    @abstractmethod
+    def _put(self, octets: bytes) -> None:
+        """Send octets."""
+
+    @abstractmethod
+    def _get(self, length: int) -> bytes:
+        """Return the next *length* octets that the daemon sends."""
+
+
+class Tools(Caller):
+    """Xen's tools in dom0, by the daemon's socket; to be used with `with`."""
+
+    def __init__(self, path: str) -> None:
+        """Connect to the socket at *path*."""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE)
+        self._socket.connect(path)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+    def introduce(self, domid: int) -> None:
+        """Tell the daemon of a domain, with the page and the event port of the shim."""
+        self.call(INTRODUCE, "\0".join([str(domid), "1", "1", ""]).encode())
+
+    def give(self, path: str, *permissions: str) -> None:
+        """Make a node for others, as `Transaction.set_permissions` has it."""
+        self.write(path, "")
+        self.call(SET_PERMS, "\0".join([path, *permissions, ""]).encode())
+
+    def _put(self, octets: bytes) -> None:
+        self._socket.sendall(octets)
+
+    def _get(self, length: int) -> bytes:
+        return self._socket.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+class FakeGuest(Caller):
+    """A domain that the daemon takes for one, with the nodes that xl makes for it below ``/local/domain/<domid>``."""
+
+    def __init__(self, daemon: Xenstored, domid: int, name: str = "") -> None:
+        """Take its number; it is made by `create`, or within `with`."""
+        self._daemon, self.domid, self.name = daemon, domid, name
+        self._ring = daemon.folder / f"dom{domid}.ring"
+        self._page: mmap.mmap | None = None
+        # The daemon sees each index change at once, as a whole: `struct` would write zeros first.
+        self._words: memoryview[int] | None = None
+
+    def __enter__(self) -> Self:
+        """Make it."""
+        self.create()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Destroy it, if it is there still."""
+        self.destroy()
+
+    def create(self) -> None:
+        """Make the domain, introduce it, and give it its nodes, as xl does."""
+        self._ring.write_bytes(bytes(PAGE))
+        with self._ring.open("r+b") as file:
+            self._page = mmap.mmap(file.fileno(), PAGE)
+        self._words = memoryview(self._page).cast("I")
+        home = f"/local/domain/{self.domid}"
+        with Tools(self._daemon.path) as tools:
+            tools.introduce(self.domid)
+            tools.give(home, "n0", f"r{self.domid}")
+            tools.give(f"{home}/data", f"n{self.domid}")
+            if self.name:
+                tools.write(f"{home}/name", self.name)
+
+    def destroy(self) -> None:
+        """End the domain as a hypervisor does: it is gone, and the daemon hears so. Then xl removes its nodes."""
+        if self._page is not None and self._words is not None:
+            self._words.release()
+            self._page.close()
+            self._page = self._words = None
+            self._ring.unlink()
+            self._daemon.event(VIRQ_PORT)
+            if self._daemon.running:
+                with Tools(self._daemon.path) as tools:
+                    tools.remove(f"/local/domain/{self.domid}")
 
     def _put(self, octets: bytes) -> None:
         """Put octets into the ring of requests, as there is room."""

@@ -67,9 +67,7 @@ class _Host:
 
     def create(self, text: str, *, paused: bool) -> str:
         """Make a domain, with its nodes."""
-        import pyxs
-
-        from test.xenlab.xenstored import FakeGuest
+        from test.xenlab.xenstored import FakeGuest, Tools
 
         def said(key: str, default: str = "") -> str:
             found = re.findall(rf'^{key} = "?([^"\n]*)', text, re.MULTILINE)
@@ -86,9 +84,9 @@ class _Host:
             number = int((self.folder / "last").read_text()) + 1 if (self.folder / "last").exists() else 1
             (self.folder / "last").write_text(str(number))
             FakeGuest(self.daemon(), number, said("name")).create()
-            with pyxs.Client(unix_socket_path=self.path) as tools:
+            with Tools(self.path) as tools:
                 for index, mac in enumerate(re.findall(r"mac=([0-9a-f:]+)", text)):
-                    tools.write(f"/local/domain/{number}/device/vif/{index}/mac".encode(), mac.encode())
+                    tools.write(f"/local/domain/{number}/device/vif/{index}/mac", mac)
             domains[str(number)] = {
                 "name": said("name"), "uuid": said("uuid"), "memory": said("memory", "128"), "text": text,
                 "flags": "--p---" if paused else "-b----", "reason": "-",
@@ -97,9 +95,8 @@ class _Host:
 
     def destroy(self, number: str) -> None:
         """End a domain."""
-        import pyxs
+        from test.xenlab.xenstored import VIRQ_PORT, Tools
 
-        from test.xenlab.xenstored import VIRQ_PORT
         with self.domains() as domains:
             if domains.pop(number, None) is None:
                 _end(
@@ -109,8 +106,8 @@ class _Host:
         daemon = self.daemon()
         (daemon.folder / f"dom{number}.ring").unlink()
         daemon.event(VIRQ_PORT)
-        with pyxs.Client(unix_socket_path=self.path) as tools:
-            tools.delete(f"/local/domain/{number}".encode())
+        with Tools(self.path) as tools:
+            tools.remove(f"/local/domain/{number}")
 
     def flag(self, number: str, old: str, new: str) -> bool:
         """Change a domain's flags, if it has them; say whether it had."""

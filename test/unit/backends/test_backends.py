@@ -25,7 +25,7 @@ from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Fault, Mode
 from test.contract import backends as contract_backends
-from test.support import vm
+from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,9 +72,7 @@ class MemoryFaultsTests(SynchronousTestCase):
 
     def begin(self, *faults: str) -> tuple[Any, MemoryBackend, str]:
         """Return a clock, a backend and the uuid of a VM with *faults*."""
-        from twisted.internet.task import Clock
-
-        clock = Clock()
+        clock = BoundedClock()
         backend = MemoryBackend(reactor=clock)
         return clock, backend, self.successResultOf(backend.look_up(vm(faults=faults)))
 
@@ -509,7 +507,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         held = Deferred[None]()
         self.patch(libvirt.virDomain, "create", lambda _: self.wait_for(held))
         starting = self.backend.start(uuid)
-        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE, None)
+        self.backend._hung_up(self.backend._connection, libvirt.VIR_CONNECT_CLOSE_REASON_KEEPALIVE, None)
         error = await self.assertFailure(starting, BackendLost)
         self.assertIn("no sign of life", str(error))
         self.assertEqual(1, len(self.watcher.lost_reasons))
@@ -544,12 +542,12 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
 
         def breaks() -> Any:
             connection = opened()
-            self.patch(self.backend._reconnector, "_opens", opened)
+            self.patch(self.backend, "_open_events", opened)
             self.backend._hung_up(connection, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
             return connection
 
-        self.patch(self.backend._reconnector, "_opens", breaks)
-        self.backend._hung_up(self.backend._events, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
+        self.patch(self.backend, "_open_events", breaks)
+        self.backend._hung_up(self.backend._connection, libvirt.VIR_CONNECT_CLOSE_REASON_EOF, None)
         await self.watcher.until(lambda: self.watcher.connections == 2)
         self.assertEqual("the connection broke while it was made", self.watcher.lost_reasons[-1])
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import defer
 from twisted.internet.defer import succeed
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.domain_xml import definition
@@ -18,7 +17,7 @@ from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCap
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.settings import HOSTS, Fault, Mode
 from test.contract import backends as contract_backends
-from test.support import vm
+from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -99,7 +98,7 @@ class HostsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Have three hosts."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.each = {name: Lossy(name, self.clock) for name in NAMES}
         self.hosts = Pool(self.each, self.clock.seconds)
         self.watcher = contract_backends.Watcher()
@@ -288,7 +287,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
         self.each["left"].guests[uuid].power = Power.OFF
         self.assertIn(self.start(uuid), {"middle", "right"})
-        self.hosts.unfence("left")
+        self.hosts.fence("left", undo=True)
         self.find("left")
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
 

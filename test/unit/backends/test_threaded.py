@@ -78,20 +78,17 @@ class WorkersTests(SynchronousTestCase):
         results: list[Any] = []
         for call in calls:
             call.addBoth(results.append)
-        while len(results) < len(calls):
-            self.clock.turn()
+        self.clock.until(lambda: len(results) == len(calls))
         return results
 
     def until_hung(self, number: int) -> None:
         """Wait until *number* threads hang."""
-        while self.workers.hung != number:
-            self.clock.turn()
+        self.clock.until(lambda: self.workers.hung == number)
 
     def test_one_at_a_time(self) -> None:
         """Calls at the same time have a connection each, no more than there may be; the others wait."""
         calls = [self.workers.call(5, self.library.slow) for _ in range(7)]
-        while len(self.workers._busy) < 3:
-            self.clock.turn()
+        self.clock.until(lambda: len(self.workers._busy) == 3)
         self.library.go.set()
         self.assertEqual(["slow"] * 7, self.until(*calls))
         self.assertEqual((3, 1), (self.library.opened, self.library.at_once))
@@ -128,8 +125,7 @@ class WorkersTests(SynchronousTestCase):
     def test_overdue(self) -> None:
         """A call that is overdue fails and counts as hung; its connection is closed when it returns, not before."""
         call = self.workers.call(5, self.library.slow)
-        while not self.workers._busy:
-            self.clock.turn()
+        self.clock.until(lambda: self.workers._busy)
         self.clock.advance(5)
         self.failureResultOf(call, BackendLost)
         self.assertEqual(1, self.workers.hung)
@@ -156,8 +152,7 @@ class WorkersTests(SynchronousTestCase):
         """When as many threads hang as there may be, no further call is made until one returns."""
         for number in range(1, 4):
             call = self.workers.call(5, self.library.slow)
-            while not self.workers._busy:
-                self.clock.turn()
+            self.clock.until(lambda: self.workers._busy)
             self.clock.advance(5)
             self.failureResultOf(call, BackendLost)
             self.assertEqual(number, self.workers.hung)
@@ -174,13 +169,17 @@ class WorkersTests(SynchronousTestCase):
             call.addErrback(lambda failure: failure.trap(BackendLost))
         last = self.workers.call(1000, self.library.quick, "last")
         for _ in range(60):
-            while self.workers._opening or (self.workers._busy and not any(w.job for w in self.workers._busy)):
-                self.clock.turn()
+            self.clock.until(self._is_settled)
             self.clock.advance(1)
         self.assertLess(self.workers.hung, 2 * 3)
         self.assertNoResult(last)
         self.library.go.set()
         self.assertEqual(["last"], self.until(last))
+
+    def _is_settled(self) -> bool:
+        """Return whether no thread opens a connection, and those that are busy, if any, have calls to make."""
+        busy = self.workers._busy
+        return not self.workers._opening and (not busy or any(worker.job for worker in busy))
 
     def test_opening_hangs(self) -> None:
         """A connection that does not open is given up; one that opens too late is closed."""
@@ -201,8 +200,7 @@ class WorkersTests(SynchronousTestCase):
         self.assertIn("no more", failure.getErrorMessage())
         self.library.refuses = ""
         slow = self.workers.call(50, self.library.slow)
-        while not self.workers._busy:
-            self.clock.turn()
+        self.clock.until(lambda: self.workers._busy)
         self.library.refuses = "no more"
         quick = self.workers.call(50, self.library.quick, 1)
         self.clock.turn()
@@ -213,8 +211,7 @@ class WorkersTests(SynchronousTestCase):
     def test_end(self) -> None:
         """At the end all calls fail, and none is taken, until there is another beginning."""
         slow = self.workers.call(50, self.library.slow)
-        while not self.workers._busy:
-            self.clock.turn()
+        self.clock.until(lambda: self.workers._busy)
         waiting = [self.workers.call(50, self.library.quick) for _ in range(5)]
         self.successResultOf(self.workers.end("the daemon is gone"))
         for call in (slow, *waiting, self.workers.call(50, self.library.quick)):
@@ -227,8 +224,7 @@ class WorkersTests(SynchronousTestCase):
     def test_ends_while_it_ends(self) -> None:
         """A call that fails at the end may end it again: each thread hangs once all the same."""
         calls = [self.workers.call(50, self.library.slow) for _ in range(3)]
-        while len(self.workers._busy) < 3:
-            self.clock.turn()
+        self.clock.until(lambda: len(self.workers._busy) == 3)
         for call in calls:
             call.addErrback(lambda _: self.workers.end("again"))
         self.workers.end("the daemon is gone")
@@ -251,12 +247,10 @@ class WorkersTests(SynchronousTestCase):
         """Of connections that nobody uses, one stays."""
         self.patch(workers, "IDLE", 0.01)
         calls = [self.workers.call(5, self.library.slow) for _ in range(3)]
-        while len(self.workers._busy) < 3:
-            self.clock.turn()
+        self.clock.until(lambda: len(self.workers._busy) == 3)
         self.library.go.set()
         self.until(*calls)
-        while len(self.library.closed) < 2:
-            self.clock.turn()
+        self.clock.until(lambda: len(self.library.closed) == 2)
         for _ in range(5):
             self.clock.turn()
         self.assertEqual((2, 1), (len(self.library.closed), len(self.workers._idle)))

@@ -554,14 +554,14 @@ class XapiSessionTests(ConnectedTestCase):
 
     async def test_close_while_connecting(self) -> None:
         """A host that takes a connection and says nothing does not hold up the end."""
+        for module, deadline in ((xapi, "CLOSES_WITHIN"), (xapi_session, "ANSWER_WITHIN")):
+            self.patch(module, deadline, 86400.0)
         self.server.hang.add("session.login_with_password")
         backend = self.make_at(self.uri())
         backend.connect(contract_backends.Watcher())
         while self.server.calls.count("session.login_with_password") < 2:
             await deferLater(reactor, 0.01)
-        begun = reactor.seconds()
         await backend.close()
-        self.assertLess(reactor.seconds() - begun, 3.0)
 
     async def test_password_changes(self) -> None:
         """The password is read anew for each login; while it is wrong, that is said and tried again."""
@@ -583,7 +583,7 @@ class XapiSessionTests(ConnectedTestCase):
         self.pool.forget_sessions()
         await self.watcher.until(lambda: len(self.watcher.lost_reasons) > 2)
         self.assertIn("login", self.watcher.lost_reasons[-1])
-        for line in [*self.logged, *self.watcher.lost_reasons, repr(self.backend._login), str(self.backend)]:
+        for line in [*self.logged, *self.watcher.lost_reasons, repr(self.backend._connection), str(self.backend)]:
             self.assertNotIn(PASSWORD, line)
 
 

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import BEAT, CALM, CATCH_UP, STALL, Clocks, SteadyClock, install
+from test.support import BoundedClock
 
 
 class SteadyClockTests(SynchronousTestCase):
@@ -152,3 +153,32 @@ class InstallTests(SynchronousTestCase):
         install(self.reactor, self.real.seconds)
         clocks = Clocks(self.reactor)
         self.assertEqual(self.reactor.seconds(), clocks.now())
+
+
+class BoundedClockTests(SynchronousTestCase):
+    """The clock of the other tests."""
+
+    def test_endless(self) -> None:
+        """A call that plans itself for the same moment makes the test fail, and does not hang it."""
+        clock = BoundedClock()
+
+        def again() -> None:
+            clock.callLater(0, again)
+
+        again()
+        error = self.assertRaises(AssertionError, clock.advance, 1.0)
+        self.assertIn("again", str(error))
+
+    def test_as_twisted(self) -> None:
+        """Calls are made when they are due, in the order of their times, and those that they plan as well."""
+        made: list[tuple[str, list[str]]] = []
+        for kind in (Clock, BoundedClock):
+            clock, calls = kind(), list[str]()
+            clock.callLater(2.0, calls.append, "late")
+            clock.callLater(1.0, calls.append, "early")
+            clock.callLater(1.0, clock.callLater, 0.0, calls.append, "planned")
+            clock.callLater(9.0, calls.append, "not due")
+            clock.advance(3.0)
+            made.append((str(clock.seconds()), calls))
+        self.assertEqual(("3.0", ["early", "late", "planned"]), made[0])
+        self.assertEqual(made[0], made[1])

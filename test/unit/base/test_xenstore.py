@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import resource
 import socket
@@ -12,26 +11,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyxs
-from pyxs.helpers import error as refusal
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, fail, gatherResults, succeed
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw import xenstore as room
+from jitsu_tw import xenstore
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.xenstore import Watch, Xenstore
-from jitsu_tw.xsclient import TRIES, Client, set_watch
-from test.xenlab.xenstored import Xenstored
+from jitsu_tw.xenstore import TRIES, Tree, Watch, Xenstore
+from jitsu_tw.xswire import Command, TooLongError
+from test.xenlab.xenstored import Tools, Xenstored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from jitsu_tw.xsclient import Transaction
+    from jitsu_tw.xenstore import Transaction
 
 
 class Seen:
@@ -53,9 +50,14 @@ def said(logged: Sequence[Any]) -> list[str]:
     return [formatEvent(event) for event in logged]
 
 
-def threads() -> list[str]:
-    """Return the names of all threads of Xenstores."""
-    return sorted(one.name for one in threading.enumerate() if one.name.startswith("Xenstore"))
+def writing(values: Mapping[str, str]) -> Callable[[Transaction], Awaitable[None]]:
+    """Return a change that writes *values* by path."""
+
+    async def write(tree: Transaction) -> None:
+        for path, value in values.items():
+            await tree.write(path, value)
+
+    return write
 
 
 async def until(done: Callable[[], object], seconds: float = 10.0) -> None:
@@ -125,7 +127,7 @@ class OperationTests(XenstoreTestCase):
         """More children than fit in one message, or in two, are listed all the same."""
         for number in (340, 341, 342, 1000):
             names = {f"{one:011}" for one in range(number)}
-            await self.store.transaction({f"/a/{name}": "" for name in names})
+            await self.store.transaction(writing({f"/a/{name}": "" for name in names}))
             listed = await self.store.list("/a")
             self.assertEqual((names, number), (set(listed), len(listed)))
             self.assertEqual(listed, await self.store.transaction(lambda tree: tree.list("/a")))
@@ -163,37 +165,37 @@ class OperationTests(XenstoreTestCase):
 class PartsTests(SynchronousTestCase):
     """A list of children in parts, of a daemon that is played."""
 
-    def listed(self, *answers: bytes) -> list[bytes]:
-        """Return what is listed where the daemon gives *answers*."""
-        client, left = Client(router=object()), list(answers)
-        asked: list[bytes] = []
+    def listed(self, *answers: bytes) -> list[str] | Exception:
+        """Return what is listed where the daemon gives *answers*, or the error."""
+        left = list(answers)
 
-        def answer(op: int, payload: bytes) -> bytes:
-            asked.append(payload)
-            if op == 1:
-                raise refusal(errno.E2BIG)
-            return left.pop(0)
+        class Played(Tree):
+            def ask(self, what: str, command: Command, *_: bytes) -> Deferred[bytes]:
+                if command is Command.DIRECTORY:
+                    return fail(TooLongError(what))
+                return succeed(left.pop(0))
 
-        self.patch(client, "_answer", answer)
-        names = client.list(b"/a")
+        listing: Deferred[Any] = Deferred.fromCoroutine(Played().list("/a"))
+        listing.addErrback(lambda failure: failure.value)
+        names: list[str] | Exception = self.successResultOf(listing)
         self.assertEqual([], left)
         return names
 
     def test_parts(self) -> None:
         """Parts of one generation are put together; children that have changed meanwhile are listed anew."""
         for answers, expected in (
-            ((b"7\0one\0", b"7\0two\0\0"), [b"one", b"two"]),
-            ((b"7\0one\0", b"7\0\0"), [b"one"]),
+            ((b"7\0one\0", b"7\0two\0\0"), ["one", "two"]),
+            ((b"7\0one\0", b"7\0\0"), ["one"]),
             ((b"7\0\0",), []),
-            ((b"7\0one\0", b"8\0two\0\0", b"8\0new\0", b"8\0two\0\0"), [b"new", b"two"]),
-            ((b"7\0one\0", b"7\0", b"7\0one\0\0"), [b"one"]),
+            ((b"7\0one\0", b"8\0two\0\0", b"8\0new\0", b"8\0two\0\0"), ["new", "two"]),
+            ((b"7\0one\0", b"7\0", b"7\0one\0\0"), ["one"]),
         ):
             self.assertEqual(expected, self.listed(*answers))
 
     def test_never_still(self) -> None:
         """Children that change without end are given up."""
         answers = [part for number in range(TRIES) for part in (b"%d\0a\0" % number, b"x\0b\0\0")]
-        self.assertRaises(pyxs.PyXSError, self.listed, *answers)
+        self.assertIsInstance(self.listed(*answers), BackendError)
 
 
 class GuestTests(XenstoreTestCase):
@@ -255,22 +257,29 @@ class TransactionTests(XenstoreTestCase):
     """Changes that are one."""
 
     async def test_changes(self) -> None:
-        """Values by path are written and removed as one."""
+        """Values are written and removed as one."""
+
+        async def change(tree: Transaction) -> None:
+            await tree.remove("/a/old")
+            await tree.write("/a/new", "2")
+            await tree.write("/a/empty", "")
+            await tree.remove("/b/missing")
+
         await self.store.write("/a/old", "1")
-        await self.store.transaction({"/a/old": None, "/a/new": "2", "/a/empty": "", "/b/missing": None})
+        await self.store.transaction(change)
         self.assertEqual(["empty", "new"], sorted(await self.store.list("/a")))
 
     async def test_function(self) -> None:
         """A function sees its own changes, and what it returns comes back."""
 
-        def change(tree: Transaction) -> list[str]:
-            tree.write("/a/x", "1")
-            tree.set_permissions("/a/x", ["r0"])
-            self.assertEqual("1", tree.read("/a/x"))
-            self.assertEqual(["r0"], tree.get_permissions("/a/x"))
-            tree.write("/a/y", "1")
-            tree.remove("/a/y")
-            return tree.list("/a")
+        async def change(tree: Transaction) -> list[str]:
+            await tree.write("/a/x", "1")
+            await tree.set_permissions("/a/x", ["r0"])
+            self.assertEqual("1", await tree.read("/a/x"))
+            self.assertEqual(["r0"], await tree.get_permissions("/a/x"))
+            await tree.write("/a/y", "1")
+            await tree.remove("/a/y")
+            return await tree.list("/a")
 
         self.assertEqual(["x"], await self.store.transaction(change))
         self.assertEqual(["x"], await self.store.list("/a"))
@@ -278,8 +287,8 @@ class TransactionTests(XenstoreTestCase):
     async def test_raises(self) -> None:
         """What a function raises comes out, and nothing has been changed."""
 
-        def change(tree: Transaction) -> None:
-            tree.write("/a", "1")
+        async def change(tree: Transaction) -> None:
+            await tree.write("/a", "1")
             raise KeyError("a")
 
         await self.assertFailure(Deferred.fromCoroutine(self.store.transaction(change)), KeyError)
@@ -292,11 +301,11 @@ class TransactionTests(XenstoreTestCase):
         with self.daemon.guest(5) as guest:
             await self.store.set_permissions("/count", ["n0", "b5"])
 
-            def change(tree: Transaction) -> None:
-                calls.append(tree.read("/count"))
+            async def change(tree: Transaction) -> None:
+                calls.append(await tree.read("/count"))
                 if len(calls) <= conflicts:
                     guest.write("/count", str(len(calls)))
-                tree.write("/count", f"{tree.read('/count')} and ours")
+                await tree.write("/count", f"{await tree.read('/count')} and ours")
 
             conflicts = 2
             await self.store.transaction(change)
@@ -341,7 +350,7 @@ class WatchTests(XenstoreTestCase):
         self.assertEqual("/a", await other.next())
         self.assertEqual([], one.paths)
         # A watch that the daemon knew still could not be set once more.
-        await self.store._ask(set_watch, "/a", "1")
+        await self.store.ask("watch /a", Command.WATCH, b"/a\0", b"1\0")
 
     async def test_callback_fails(self) -> None:
         """One callback that fails is logged, and keeps nobody else from hearing."""
@@ -359,7 +368,7 @@ class WatchTests(XenstoreTestCase):
         seen = [Seen(self.store, f"/a/{number}") for number in range(1000)]
         for number, one in enumerate(seen):
             self.assertEqual(f"/a/{number}", await one.next())
-        await self.store.transaction({f"/a/{number}": "" for number in range(0, 1000, 100)})
+        await self.store.transaction(writing({f"/a/{number}": "" for number in range(0, 1000, 100)}))
         for number in range(0, 1000, 100):
             self.assertEqual(f"/a/{number}", await seen[number].next())
         self.assertEqual([], [path for one in seen for path in one.paths])
@@ -368,9 +377,9 @@ class WatchTests(XenstoreTestCase):
         """Who changes a node without end does not fill the reactor's queue: many changes may be told by one call."""
         seen = Seen(self.store, "/a")
         self.assertEqual("/a", await seen.next())
-        with pyxs.Client(unix_socket_path=self.daemon.path) as client:
+        with Tools(self.daemon.path) as tools:
             for _ in range(500):
-                client.write(b"/a", b"1")
+                tools.write("/a", "1")
         self.assertEqual("/a", await seen.next())
         await self.store.read("/a")
         self.assertLess(len(seen.paths), 10)
@@ -388,20 +397,19 @@ class LossTests(XenstoreTestCase):
     """The daemon dies, hangs, or is not there."""
 
     async def test_killed(self) -> None:
-        """Who waits hears within a second that the daemon has died; the next one is found, and watched again."""
+        """Who waits hears that the daemon has died, not that it is late; the next one is found, and watched again."""
+        self.patch(xenstore, "ANSWERS_WITHIN", 86400.0)
         seen = Seen(self.store, "/a")
         self.assertEqual("/a", await seen.next())
         with self.daemon.frozen():
             waiting = [Deferred.fromCoroutine(self.store.read("/a")) for _ in range(3)]
-            waiting.append(Deferred.fromCoroutine(self.store.transaction({"/a": "1"})))
+            waiting.append(Deferred.fromCoroutine(self.store.transaction(writing({"/a": "1"}))))
             await deferLater(reactor, 0.05)
             self.assertEqual([False] * 4, [one.called for one in waiting])
-            begin = time.monotonic()
             self.daemon.kill()
         for one in waiting:
             await self.assertFailure(one, BackendLost)
         await until(lambda: not self.store.connected)
-        self.assertLess(time.monotonic() - begin, 1.0)
         await self.fails(BackendLost, self.store.read("/a"))
         await deferLater(reactor, 0.3)
         await self.fails(BackendLost, self.store.read("/a"), self.daemon.path, "XENSTORED_PATH")
@@ -463,7 +471,7 @@ class LossTests(XenstoreTestCase):
                 os.close(file)
 
     async def test_hangs(self) -> None:
-        """A daemon that hangs keeps nobody from closing, and no thread; what waits fails."""
+        """A daemon that hangs keeps nobody from closing; what waits fails."""
         self.assertIsNone(await self.store.read("/a"))
         with self.daemon.frozen():
             waiting = [Deferred.fromCoroutine(self.store.write("/a", "x" * 4000)) for _ in range(200)]
@@ -471,15 +479,14 @@ class LossTests(XenstoreTestCase):
             await self.store.close()
             for one in waiting:
                 await self.assertFailure(one, BackendLost)
-        await until(lambda: not threads())
 
     async def test_hangs_for_a_while(self) -> None:
         """An operation that is not answered is given up; when the daemon goes on, the next one is answered."""
-        self.patch(room, "ANSWERS_WITHIN", 0.1)
+        self.patch(xenstore, "ANSWERS_WITHIN", 0.1)
         self.assertIsNone(await self.store.read("/a"))
         with self.daemon.frozen():
             await self.fails(BackendLost, self.store.read("/a"), "has not answered within 0.1 s")
-        self.patch(room, "ANSWERS_WITHIN", 10.0)
+        self.patch(xenstore, "ANSWERS_WITHIN", 10.0)
         self.assertIsNone(await self.store.read("/a"))
 
     async def test_rubbish(self) -> None:
@@ -506,14 +513,12 @@ class LossTests(XenstoreTestCase):
         self.assertIn("cannot read what the daemon says", "".join(said(logged)))
 
     async def test_close(self) -> None:
-        """Who closes it hears when its threads have ended; what waits fails, and what comes later too."""
+        """What waits when it is closed fails, and what comes later too."""
         await self.store.read("/a")
-        self.assertEqual(["Xenstore", "Xenstore reader"], threads())
         waiting = Deferred.fromCoroutine(self.store.read("/a"))
         closing = gatherResults([self.store.close(), self.store.close()])
         await waiting.addErrback(lambda failure: failure.trap(BackendLost))
         await closing
-        await until(lambda: not threads())
         await self.fails(BackendLost, self.store.read("/a"), "closed")
 
 
@@ -569,8 +574,7 @@ class NowhereTests(TestCase):
             await store.close()
 
     async def test_nobody_accepts(self) -> None:
-        """One that cannot even connect can be closed."""
-        self.patch(room, "PATIENCE", 0.1)
+        """A daemon that accepts nobody is tried again, and keeps nobody from closing."""
         path = self.mktemp()
         with contextlib.ExitStack() as sockets:
             listening = sockets.enter_context(socket.socket(socket.AF_UNIX))
@@ -581,18 +585,16 @@ class NowhereTests(TestCase):
                 other.settimeout(0)
                 other.connect_ex(path)
             store = self.store(path)
-            waiting = Deferred.fromCoroutine(store.read("/a"))
-            await deferLater(reactor, 0.05)
-            self.assertFalse(waiting.called)
+            for _ in range(3):
+                self.assertIn("it accepts nobody", await self.reason(store))
+                await deferLater(reactor, 0.05)
             await store.close()
-        await self.assertFailure(waiting, BackendLost)
 
     async def test_closed_at_once(self) -> None:
         """One that is closed while it connects leaves nothing behind."""
         with Xenstored() as daemon:
             for _ in range(5):
                 await self.store(daemon.path).close()
-        await until(lambda: not threads())
 
     async def test_not_started(self) -> None:
         """One that has not been started says so, and can be closed."""

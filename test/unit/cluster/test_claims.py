@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.task import Clock
+from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -24,9 +24,11 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, question, vm
+from test.support import EPOCH, BoundedClock, question, vm
 
 if TYPE_CHECKING:
+    from twisted.internet.task import Clock
+
     from jitsu_tw.ijitsu import IWatcher
     from jitsu_tw.settings import VM
 
@@ -85,7 +87,7 @@ class Node:
 
     def ask(self, name: str = "www") -> None:
         """Ask for a VM."""
-        self.fleet.summon(name, question(name)).addBoth(self.answers.append)
+        self.fleet.summons.summon(name, question(name)).addBoth(self.answers.append)
 
     def state(self, name: str = "www") -> State:
         """Return what it believes of a VM."""
@@ -102,7 +104,7 @@ class Place:
     """Three Jitsus and a hypervisor."""
 
     def __init__(self, *vms: VM, nodes: int = 3, **settings: Any) -> None:
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
         self.host = Host(self.clock)
@@ -130,7 +132,8 @@ class Place:
 
     def owner(self) -> str | None:
         """Return who has the first VM, as all of them believe."""
-        owners = {node.fleet.ownership.owner(node.fleet.machines["www"]) for node in self.nodes if node.reactor.alive}
+        fleets = [node.fleet for node in self.nodes if node.reactor.alive]
+        owners = {fleet.cluster.ownership.owner(fleet.machines["www"]) for fleet in fleets}
         assert len(owners) == 1, owners
         return owners.pop()
 
@@ -229,6 +232,17 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual({}, place.facts())
 
+    def test_traffic_is_told(self) -> None:
+        """That a guest is in use without being asked for is told the other nodes: one of them may be its next owner."""
+        place = Place(vm(idle=40.0))
+        place.guest.sent = 0
+        place.nodes[0].ask()
+        for _ in range(60):
+            place.guest.sent += 1000
+            place.run(1.0, 0.05)
+        ago = EPOCH + place.clock.seconds() - float(place.facts()["used/www"])
+        self.assertTrue(0.0 <= ago < 10.0, ago)
+
     def test_sends_after_notice(self) -> None:
         """A guest that sends after it was said that it is to be stopped goes on."""
         place = Place(vm(idle=10.0))
@@ -282,7 +296,7 @@ class SharingTests(SynchronousTestCase):
         """Where all leases are long, what was used is not counted each second to tell it."""
         place = Place(vm(idle=320.0))
         looks: list[float] = []
-        usage = place.nodes[1].fleet.ownership._usage  # type: ignore[attr-defined]
+        usage = place.nodes[1].fleet.cluster.ownership._usage  # type: ignore[attr-defined]
         self.patch(usage, "_gather", lambda: looks.append(place.clock.seconds()))
         place.run(40.0, 0.5)
         self.assertIn(len(looks), range(3, 6))
@@ -382,7 +396,7 @@ class SharingTests(SynchronousTestCase):
         place.nodes = [Node("ns1", place)]
         place.run(8.0, 0.05)
         self.assertIn("nodes/ns1", place.table.facts)
-        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.cluster.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         place.run(60.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         self.assertEqual(1, place.guest.starts)
@@ -392,7 +406,7 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(mode=Mode.PAUSE, idle=60.0, response_delay=1.0))
         place.nodes[0].ask()
         place.run(2.0)
-        place.nodes[0].fleet.stop_vm("www")
+        place.nodes[0].fleet.operator.stop("www")
         place.run(1.0)
         place.nodes[0].ask()
         place.run(0.3)
@@ -400,7 +414,7 @@ class SharingTests(SynchronousTestCase):
         place.run(3.0)
         self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
         self.assertEqual("ns1", place.owner())
-        self.assertTrue(place.nodes[0].fleet.ownership.is_own(place.nodes[0].fleet.machines["www"]))
+        self.assertTrue(place.nodes[0].fleet.cluster.ownership.is_own(place.nodes[0].fleet.machines["www"]))
         self.flushLoggedErrors()
 
     def test_asked_for_before_its_owner_dies(self) -> None:
@@ -440,13 +454,14 @@ class SharingTests(SynchronousTestCase):
         place.run(0.1)
         first.answers.pop().trap(ClusterUnavailable)
         place.run(0.5, 0.05)
-        self.assertTrue(first.fleet.ownership.refusal)
+        self.assertTrue(first.fleet.cluster.ownership.refusal)
         first.ask("db")
         first.answers.pop().trap(ClusterUnavailable)
         first.ask()
         self.assertEqual(True, first.answers.pop())
         place.run(1.0, 0.05)
-        self.assertIn(place.nodes[1].fleet.ownership.owner(place.nodes[1].fleet.machines["www"]), {"ns2", "ns3"})
+        fleet = place.nodes[1].fleet
+        self.assertIn(fleet.cluster.ownership.owner(fleet.machines["www"]), {"ns2", "ns3"})
         place.nodes[1].ask("db")
         place.run(3.0, 0.05)
         self.assertEqual([True], place.nodes[1].answers)
@@ -491,7 +506,7 @@ class SharingTests(SynchronousTestCase):
     def test_stopped_after_an_early_answer(self) -> None:
         """A node that answered early, and did not hear that the VM came up, leaves it down when its owner stops it."""
         place = Place(vm(boot_time=1.0, idle=5.0))
-        self.patch(place.nodes[1].fleet.ownership, "_end_wait", lambda *_, **__: None)
+        self.patch(place.nodes[1].fleet.cluster.ownership, "_end_wait", lambda *_, **__: None)
         for node in place.nodes[:2]:
             node.ask()
         place.run(2.0)
@@ -499,8 +514,8 @@ class SharingTests(SynchronousTestCase):
         place.run(20.0, 0.05)
         self.assertEqual((Power.OFF, 1), (place.guest.power, place.guest.starts))
 
-    def test_slow_proof(self) -> None:
-        """A start whose turn comes when the claim can be proven no more is none."""
+    def test_cut_off_in_the_queue(self) -> None:
+        """A start that waits its turn when the node is cut off is none."""
         place = Place(vm(), vm("db", boot_time=20.0), max_booting=1)
         place.nodes[0].ask("db")
         place.run(0.1)
@@ -509,6 +524,45 @@ class SharingTests(SynchronousTestCase):
         place.nodes[0].coordinator.cut()
         place.run(25.0, 0.05)
         self.assertEqual(0, place.guest.starts)
+
+    def test_slow_proof(self) -> None:
+        """A start that is prepared for longer than its claim can be proven is none, and another node may start it."""
+        for is_cut in (False, True):
+            place = Place(vm(), answer_by=30.0)
+            first, second = place.nodes[:2]
+            takes, clock = iter((6.0, 0.0)), place.clock
+            self.patch(place.host, "memory", lambda _, takes=takes, clock=clock: deferLater(clock, next(takes)))
+            first.ask()
+            place.run(0.1)
+            self.assertEqual(State.STARTING, first.state())
+            if is_cut:
+                first.coordinator.cut()
+            place.run(5.5)
+            self.assertEqual((0, State.STARTING), (place.guest.starts, first.state()))
+            if is_cut:
+                second.ask()
+                place.run(0.2)
+                self.assertEqual(([True], 1), (second.answers, place.guest.starts))
+            place.run(1.0)
+            if is_cut:
+                first.answers.pop().trap(ClusterUnavailable)
+                self.assertEqual("ns2", second.fleet.cluster.ownership.owner(second.fleet.machines["www"]))
+            self.assertEqual(1, place.guest.starts)
+
+    def test_slow_image(self) -> None:
+        """The claim is proven when all else is done: a dead guest's image, too, may take long to drop."""
+        place = Place(vm(), answer_by=30.0)
+        first = place.nodes[0]
+        first.ask()
+        place.run(1.0)
+        drop = place.host.drop_image
+        self.patch(place.host, "drop_image", lambda uuid: deferLater(place.clock, 6.0, drop, uuid))
+        first.fleet.machines["www"].restart("dead")
+        place.run(0.1)
+        self.assertEqual(State.STARTING, first.state())
+        first.coordinator.cut()
+        place.run(8.0)
+        self.assertEqual(1, place.guest.starts)
 
     def test_all_restart(self) -> None:
         """When all of them have died and come back, one adopts what ran, with its lease."""
@@ -539,16 +593,16 @@ class SharingTests(SynchronousTestCase):
         place = Place(vm(idle=5.0))
         place.nodes[0].ask()
         place.run(1.0)
-        place.nodes[1].fleet.hold_vm("www")
+        place.nodes[1].fleet.operator.hold("www")
         place.run(20.0, 0.05)
         self.assertEqual(Power.RUNNING, place.guest.power)
-        self.assertTrue(place.nodes[0].fleet.is_held("www"))
-        place.nodes[1].fleet.release_vm("www")
+        self.assertTrue(place.nodes[0].fleet.leases.wakeups.is_held("www"))
+        place.nodes[1].fleet.operator.release("www")
         place.run(10.0, 0.05)
         self.assertEqual(Power.OFF, place.guest.power)
         place.nodes[0].ask()
         place.run(1.0)
-        stopped = place.nodes[2].fleet.stop_vm("www")
+        stopped = place.nodes[2].fleet.operator.stop("www")
         place.run(0.1)
         self.assertEqual(State.OFF, self.successResultOf(stopped))
         self.assertEqual(Power.OFF, place.guest.power)
@@ -787,7 +841,7 @@ class HostsTests(SynchronousTestCase):
         moved = node.fleet.cluster.move(machine, "right")
         place.run(1.0)
         self.assertIn("its disk is busy", str(self.failureResultOf(moved, JitsuError).value))
-        self.assertEqual({}, node.pool._wanted)
+        self.assertIsNone(node.pool._placement.take_wanted(machine.vm))
 
     def test_drain_host(self) -> None:
         """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""
@@ -797,12 +851,12 @@ class HostsTests(SynchronousTestCase):
         place.nodes[2].fleet.cluster.drain("hosts", "left")
         place.run(2.0)
         self.assertEqual(["right"], place.running())
-        place.nodes[0].fleet.stop_vm("www")
+        place.nodes[0].fleet.operator.stop("www")
         place.run(1.0)
         place.nodes[1].ask()
         place.run(1.0)
         self.assertEqual(["right"], place.running())
-        place.nodes[1].fleet.stop_vm("www")
+        place.nodes[1].fleet.operator.stop("www")
         place.nodes[1].fleet.cluster.drain("hosts", "left", undo=True)
         place.run(1.0)
         place.nodes[1].ask()
@@ -819,7 +873,7 @@ class HostsTests(SynchronousTestCase):
         place.run(1.0)
         self.assertIn(place.owner(), {"ns2", "ns3"})
         self.assertEqual(1, sum(guest.starts for host in place.hosts.values() for guest in host.guests.values()))
-        place.nodes[1].fleet.stop_vm("www")
+        place.nodes[1].fleet.operator.stop("www")
         place.run(1.0)
         first.answers.clear()
         first.ask()

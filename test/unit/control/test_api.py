@@ -31,7 +31,7 @@ class PagesTests(SynchronousTestCase):
     def test_vm(self) -> None:
         """A VM is shown with what the configuration and the fleet say of it."""
         desk = Desk(vm(), vm("db"))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         (www, db) = desk.ask("/v1/vms").value
         self.assertEqual(
             {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "problems": [], "total_starts": 1,
@@ -98,20 +98,20 @@ class PagesTests(SynchronousTestCase):
     def test_our_fault(self) -> None:
         """A fault of ours is 500 and logged; nobody waits for ever."""
         desk = Desk(vm())
-        desk.fleet.stop_vm = lambda _: fail(ZeroDivisionError())  # type: ignore[method-assign,assignment]
+        desk.fleet.operator.stop = lambda _: fail(ZeroDivisionError())  # type: ignore[method-assign,assignment]
         answer = desk.post("/v1/vms/www/stop")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
-        desk.fleet.trouble = lambda: str(1 / 0)
+        desk.problems = None  # type: ignore[assignment]
         answer = desk.ask("/healthz")
         self.assertEqual((500, {"error": "a fault of Jitsu's; its log has more"}), (answer.status, answer.value))
-        self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
+        self.assertNotEqual([], self.flushLoggedErrors(TypeError))
 
     def test_activations(self) -> None:
         """The last activations come newest first, of all VMs or one, as many as are wanted."""
         desk = Desk(vm("a"), vm("b"), vm("slow", boot_time=5.0))
         for name in ("a", "b", "slow"):
-            desk.fleet.summon(name, question(name))
+            desk.fleet.summons.summon(name, question(name))
         all_ = desk.ask("/v1/activations").value
         self.assertEqual([("slow", "running"), ("b", "up"), ("a", "up")], [(one["vm"], one["outcome"]) for one in all_])
         self.assertEqual((None, ["query", "admitted", "start"]), (all_[0]["took"], list(all_[0]["steps"])))
@@ -125,7 +125,7 @@ class PagesTests(SynchronousTestCase):
         """Refusals come newest first."""
         desk = Desk(vm("a"), vm("b"), summon_from=())
         for name in "ab":
-            desk.fleet.summon(name, question(name)).addErrback(lambda _: None)
+            desk.fleet.summons.summon(name, question(name)).addErrback(lambda _: None)
         self.assertEqual(["b", "a"], [one["vm"] for one in desk.ask("/v1/refusals").value])
 
     def test_reload(self) -> None:
@@ -157,15 +157,15 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
         self.patch(LocalCoordinator, "trouble", "")
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
-        desk.fleet._record._failing = True
+        desk.fleet.stats._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
-        desk.fleet.trouble = lambda: "the hub is away"
-        self.assertIn("the configuration is not shared: the hub is away", desk.ask("/healthz").value["problems"])
+        desk.problems.append("the hub is away")
+        self.assertIn("the hub is away", desk.ask("/healthz").value["problems"])
 
     def test_needed(self) -> None:
         """A VM that another one needs is shown so, and no time is told at which it would be stopped."""
         desk = Desk(vm(needs=("db",)), vm("db"))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         db = desk.ask("/v1/vms/db").value
         self.assertTrue(db["needed"])
         self.assertIn("What keeps it: it is needed by a VM that is up.", db["why"])
@@ -267,7 +267,7 @@ class WhyTests(SynchronousTestCase):
     def test_up(self) -> None:
         """Who wanted it, what keeps it, and how long."""
         desk = Desk(vm(idle=60.0))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         desk.pump(20)
         self.assertEqual("It has been up for 20 s. Started for 192.0.2.1, A www.jitsu.test, 20 s ago. What keeps it: "
                          "used 20 s ago. It is stopped in 40 s if nobody uses it.", self.why(desk))
@@ -286,7 +286,7 @@ class WhyTests(SynchronousTestCase):
         """Why it was stopped, or that nobody asked for it."""
         desk = Desk(vm(idle=60.0))
         self.assertEqual("It is off; nobody asked for it. A question for its name starts it.", self.why(desk))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         desk.pump(70)
         self.assertEqual("It is off for 10 s: idle for 60 s. A question for its name starts it.", self.why(desk))
         desk.post("/v1/vms/www/start")
@@ -298,7 +298,7 @@ class WhyTests(SynchronousTestCase):
         desk = Desk(vm(faults=["start"]))
         for seconds in (0, 0, 1, 3):
             desk.clock.advance(seconds)
-            desk.fleet.summon("www", question()).addErrback(lambda _: None)
+            desk.fleet.summons.summon("www", question()).addErrback(lambda _: None)
         self.assertEqual("It did not start: the start fails, as it was told to. That was the 4th failure in a row; "
                          "questions start it again in 4 s, a person at once.", self.why(desk))
         desk.pump(5)
@@ -307,11 +307,11 @@ class WhyTests(SynchronousTestCase):
     def test_on_the_way(self) -> None:
         """What it waits for, and for whom."""
         desk = Desk(vm(boot_time=5.0))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         desk.pump(2)
         words = "It is starting for 2 s: the hypervisor is starting it. Started for 192.0.2.1, A www.jitsu.test."
         self.assertEqual(words, self.why(desk))
-        desk.fleet.stop_vm("www")
+        desk.fleet.operator.stop("www")
         self.assertIn("it will be stopped when that is done", self.why(desk))
 
     def test_unknown(self) -> None:
@@ -324,7 +324,7 @@ class WhyTests(SynchronousTestCase):
         """Who was refused it."""
         desk = Desk(vm(), vm("db"), summon_from=())
         for host in ("192.0.2.1", "192.0.2.2", "198.51.100.1"):
-            desk.fleet.summon("www", question(host=host)).addErrback(lambda _: None)
+            desk.fleet.summons.summon("www", question(host=host)).addErrback(lambda _: None)
         desk.pump(5)
         self.assertIn("A start was refused to 198.51.100.0/24 once, last 5 s ago: this network may not start virtual "
                       "machines. A start was refused to 192.0.2.0/24 2 times", self.why(desk))
@@ -509,11 +509,12 @@ class SharesTests(SynchronousTestCase):
         desk = Desk(vm())
         asked: list[float] = []
 
-        def trouble() -> None:
+        def problems() -> list[str]:
             asked.append(desk.clock.seconds())
             desk.clock.rightNow += slices.SLICE / 4
+            return []
 
-        self.patch(desk.fleet, "trouble", trouble)
+        self.patch(desk.endpoint, "_problems", problems)
         hog, other, gone = desk.talk("192.0.2.1"), desk.talk("198.51.100.1"), desk.talk("203.0.113.1")
         hog.protocol.dataReceived(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100)
         self.assertEqual(4, len(asked))

@@ -36,7 +36,7 @@ class EventsTests(SynchronousTestCase):
         first = talk.heard()
         self.assertEqual((200, "text/event-stream; charset=utf-8", b"retry: 1000\n\n"),
                          (first.status, first.headers["content-type"], first.body))
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         queued, starting = events(talk.heard())
         self.assertEqual(("state", "www", "off", "queued", "192.0.2.1, A www.jitsu.test"),
                          tuple(queued[key] for key in ("kind", "vm", "old", "state", "asker")))
@@ -52,7 +52,7 @@ class EventsTests(SynchronousTestCase):
     def test_past(self) -> None:
         """The last events come first, as many as are wanted, or what has happened since the one that was seen last."""
         desk = Desk(vm())
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         every = events(desk.ask("/v1/events?last=1000&follow=0"))
         kinds = ["connected", "state", "state", "state", "state", "activation"]
         self.assertEqual(kinds, [one["kind"] for one in every])
@@ -122,7 +122,7 @@ class EventsTests(SynchronousTestCase):
             talk.say("GET", "/v1/events")
         for talk in talks:
             talk.hang_up()
-        desk.fleet.summon("www", question())
+        desk.fleet.summons.summon("www", question())
         desk.pump(1)
         self.assertLessEqual(len(desk.clock.getDelayedCalls()), before + 1, "only the lease")
         self.assertEqual([], self.flushLoggedErrors())

@@ -28,13 +28,13 @@ class MetricsTests(SynchronousTestCase):
         """What has happened is counted."""
         desk = Desk(vm("www", boot_time=0.4), vm("bad", faults=["start"]), vm("db"), starts_per_minute=2)
         for name in ("www", "bad"):
-            desk.fleet.summon(name, question(name)).addErrback(lambda _: None)
-        desk.fleet.summon("db", question("db")).addErrback(lambda _: None)
+            desk.fleet.summons.summon(name, question(name)).addErrback(lambda _: None)
+        desk.fleet.summons.summon("db", question("db")).addErrback(lambda _: None)
         desk.pump(1)
-        desk.fleet.summon("www", question(host="192.0.2.2"))
-        uses = [("www", desk.fleet.use_of("www", question().key), 5, desk.clock.seconds())]
-        desk.fleet.uses = lambda: [uses.pop()] if uses else []
-        desk.fleet.hold_vm("db")
+        desk.fleet.summons.summon("www", question(host="192.0.2.2"))
+        uses = [("www", desk.fleet.stats.use_of(desk.fleet.machines["www"], question().key), 5, desk.clock.seconds())]
+        self.patch(desk.warm, "taken", lambda: [uses.pop()] if uses else [])
+        desk.fleet.operator.hold("db")
         found = samples(desk)
         for key, value in {
             ("jitsu_build_info", "0.1.0"): 1, ("jitsu_vms", "up"): 2, ("jitsu_vms", "failed"): 1,

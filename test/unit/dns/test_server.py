@@ -33,7 +33,6 @@ from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.resolver import JitsuResolver
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import Unanswerable
@@ -107,7 +106,7 @@ class ServerTestCase(SynchronousTestCase):
         for one in vms:
             self.zones.add_vm(one.dns[0], one.name, one.ip, one.ttl)
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds)
+        self.warm = self.world.warm
         self.server = Server(self.chain, self.warm, self.world.fleet, self.zones)
 
     def send(self, octets: bytes, source: Source | None = None) -> list[bytes]:
@@ -131,14 +130,15 @@ class ServerTestCase(SynchronousTestCase):
 
     def starts(self) -> int:
         """Return how many starts there have been of any VM."""
-        return sum(self.world.fleet.stats(machine).total_starts for machine in self.world.fleet.machines.values())
+        fleet = self.world.fleet
+        return sum(fleet.stats.current(machine).total_starts for machine in fleet.machines.values())
 
 
 class TableTests(ServerTestCase):
-    """DESIGN, section 4."""
+    """Which questions start a VM, and their answers."""
 
     def test_rows(self) -> None:
-        """Each question is answered as the table says, and starts one VM or none."""
+        """Each question gets the table's answer, and starts one VM or none."""
         for name, type_, of, (rcode, addresses), boots in ROWS:
             self.setUp()
             reply = self.ask(name, type_, **of)
@@ -186,14 +186,14 @@ class TableTests(ServerTestCase):
         self.assertEqual(0, self.starts())
 
     def test_edns_version(self) -> None:
-        """An EDNS version that is not ours is BADVERS and starts nothing."""
+        """An EDNS version above 0 is BADVERS and starts nothing."""
         query = dns.message.make_query("www.jitsu.test", "A", use_edns=1)
         reply = dns.message.from_wire(self.send(query.to_wire())[0])
         self.assertEqual((dns.rcode.BADVERS, 0), (reply.rcode(), reply.edns))
         self.assertEqual(0, self.starts())
 
     def test_case_is_kept(self) -> None:
-        """The question comes back in the case it was asked in, for resolvers that check (0x20)."""
+        """The reply has the question in its original case, for resolvers that check it (0x20)."""
         self.assertIn("wWw.JITSU.tEsT.", self.ask("wWw.JITSU.tEsT").question[0].to_text())
 
 
@@ -201,7 +201,7 @@ class SummonsTests(ServerTestCase):
     """Answers that wait, and answers that do not."""
 
     def test_not_ready(self) -> None:
-        """An answer that leaves before its VM is ready has the address, and says so by EDE."""
+        """An answer that is sent before its VM is ready has the address, and an EDE with that reason."""
         query = dns.message.make_query("never.jitsu.test", "A", use_edns=0)
         replies = self.send(query.to_wire())
         self.world.pump(1.1)
@@ -226,9 +226,9 @@ class SummonsTests(ServerTestCase):
 
     def test_flood_of_names(self) -> None:
         """
-        Of a flood of names below a wildcard, for a VM that boots, as many wait as may; others are answered at once.
+        Of a flood of names below a wildcard, for a VM that boots, `MOST_OF_ONE` wait; others are answered at once.
 
-        The answer says that the VM is still starting. Clients of other networks wait as if there were no flood.
+        Their answer has the EDE that the VM is still starting. Clients of other networks wait as without the flood.
         """
         self.patch(resolver, "MOST_WAITING", 8)
         self.patch(resolver, "MOST_OF_ONE", 3)
@@ -255,12 +255,12 @@ class SummonsTests(ServerTestCase):
         self.assertEqual([], again)
 
     def never_ready(self) -> None:
-        """Have a VM with a wildcard that is never ready."""
+        """Make a VM with a wildcard that is never ready."""
         self.zones.add_vm(from_text("*.never.jitsu.test"), "never", [ip_address("10.0.0.5")], 60)
         self.chain.resolvers[0] = JitsuResolver(self.zones, self.world.fleet)
 
     def test_end(self) -> None:
-        """At the end, clients that wait, and those that would have to, are told so; others are answered."""
+        """At the end, clients that wait, and those that would have to, get an EDE; others are answered."""
         query = dns.message.make_query("never.jitsu.test", "A", use_edns=0).to_wire()
         waiting = [self.send(query, source) for source in (None, Source("192.0.2.2", 1, tcp=True, proven=True))]
         self.assertEqual([[], []], waiting)
@@ -281,14 +281,14 @@ class SummonsTests(ServerTestCase):
         replies = [self.send(query), self.send(query)]
         self.world.pump(1.3)
         self.assertEqual([1, 1], [len(each) for each in replies])
-        self.assertEqual(1, self.world.fleet.stats(self.world.machine("never")).total_requests)
+        self.assertEqual(1, self.world.fleet.stats.current(self.world.machine("never")).total_requests)
 
 
 class WarmTests(ServerTestCase):
     """Answers for VMs that are up, found by the question's octets."""
 
     def setUp(self) -> None:
-        """Have odd sizes of EDNS."""
+        """Make a server whose answers have odd EDNS sizes."""
         super().setUp()
         self.sizes = iter(range(1300, 9999))
 
@@ -302,7 +302,7 @@ class WarmTests(ServerTestCase):
         return reply
 
     def test_same_as_the_long_way(self) -> None:
-        """What is found is, to the letter, what the long way says, in whatever case and with whatever id."""
+        """A warm answer equals, to the octet, the answer of the resolvers, in whatever case and with whatever id."""
         for of in ({}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}, {"use_edns": 0, "payload": 512},
                    {"flags": 0}, {"flags": dns.flags.RD | dns.flags.CD}):
             first = self.wire("www.jitsu.test", **of)
@@ -327,7 +327,7 @@ class WarmTests(ServerTestCase):
             self.assertIsNone(self.hit(octets))
 
     def test_letters_that_are_none(self) -> None:
-        """A size of EDNS that looks like letters is not taken for another."""
+        """An EDNS size that looks like letters is not taken for another."""
         for size, other in ((0x4141, 0x6161), (0x6161, 0x4141)):
             self.setUp()
             self.long_way(self.wire(use_edns=0, payload=size))
@@ -338,12 +338,14 @@ class WarmTests(ServerTestCase):
     def test_signed(self) -> None:
         """The answer to a signed question is signed for that question alone, and not kept."""
         octets = self.wire()
-        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.lease("www")
+        reply, query, lease = self.long_way(octets), parse(octets), self.world.fleet.summons.lease("www")
         assert isinstance(query, Query)
         assert lease is not None
         self.warm.clear()
+        key = query.question.key
+        use = self.world.fleet.stats.use_of(self.world.machine(), key)
         for tsig, kept in ((len(octets), 0), (None, 1)):
-            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, query.question.key)
+            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, use, key)
             self.assertEqual(kept, len(self.warm.answers))
 
     def test_options(self) -> None:
@@ -360,7 +362,7 @@ class WarmTests(ServerTestCase):
         query = self.wire()
         self.long_way(query)
         self.assertIsNotNone(self.hit(query))
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertIsNone(self.hit(query))
         self.assertEqual({}, self.warm.answers)
 
@@ -372,8 +374,8 @@ class WarmTests(ServerTestCase):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(number.to_bytes(2) + query[2:]))
         machine = self.world.machine()
-        self.assertEqual(7, self.world.fleet.stats(machine).total_requests)
-        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats(machine).last_request_ts - EPOCH)
+        self.assertEqual(7, self.world.fleet.stats.current(machine).total_requests)
+        self.assertEqual(self.world.clock.seconds(), self.world.fleet.stats.current(machine).last_request_ts - EPOCH)
         self.world.pump(6)
         self.assertEqual("7", self.world.remembered()["dns/www.jitsu.test/total_requests"])
         self.world.pump(115, step=1)
@@ -381,36 +383,36 @@ class WarmTests(ServerTestCase):
         self.assertEqual("off", machine.state.value)
 
     def test_retransmission(self) -> None:
-        """The same question again from the same place is answered, renews the lease, and is not counted."""
+        """The same question again from the same source is answered, renews the lease, and is not counted."""
         query = self.wire()
         self.long_way(query)
         for sender in (("192.0.2.1", 1), ("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)):
             self.world.pump(100, step=1)
             self.assertIsNotNone(self.hit(query, sender))
-        self.assertEqual(3, self.world.fleet.stats(self.world.machine()).total_requests)
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(3, self.world.fleet.stats.current(self.world.machine()).total_requests)
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_time_for_a_check(self) -> None:
-        """A use at the time of a check asks for it, and is answered all the same."""
+        """A use when a check is due asks for the check, and is answered all the same."""
         query = self.wire()
         self.long_way(query)
         checked: list[str] = []
-        self.patch(self.world.fleet, "check", checked.append)
+        self.patch(self.world.fleet.leases.health, "check", lambda machine: checked.append(machine.vm.name))
         self.assertIsNotNone(self.hit(query))
         self.assertEqual([], checked)
-        lease = self.world.fleet.lease("www")
+        lease = self.world.fleet.summons.lease("www")
         assert lease is not None
         lease.check_at = self.world.clock.seconds()
         self.assertIsNotNone(self.hit(query))
         self.assertEqual(["www"], checked)
 
     def shares(self, least: int = 8, kinds: int = 4, exact: int = 1000, wild: int = 8) -> None:
-        """Keep at most so many answers (`warm.LEAST_EXACT` and so on)."""
+        """Set the limits of stored answers: `warm.LEAST_EXACT`, `MOST_KINDS`, `MOST_EXACT` and `MOST_WILD`."""
         for name, most in (("LEAST_EXACT", least), ("MOST_KINDS", kinds), ("MOST_EXACT", exact), ("MOST_WILD", wild)):
             self.patch(warm, name, most)
 
     def odd(self, count: int, name: str = "www.jitsu.test") -> None:
-        """Ask for *name* in *count* ways that no other client asks in, each time in others."""
+        """Ask for *name* in *count* ways, no two of which are alike."""
         for _ in range(count):
             size = next(size for size in self.sizes if not chr(size & 255).isupper())
             query = self.wire(name, use_edns=0, payload=size)
@@ -418,7 +420,7 @@ class WarmTests(ServerTestCase):
             self.hit(query)
 
     def test_odd_questions(self) -> None:
-        """A client that asks in every way there is gets a bounded memory, and takes it from what is not used."""
+        """A client that asks in every possible way gets a bounded memory, and takes it from unused answers."""
         self.shares()
         query, other = self.wire(), self.wire("six.jitsu.test")
         for octets in (other, query):
@@ -430,7 +432,7 @@ class WarmTests(ServerTestCase):
         self.assertEqual(8 + 2 * 4, len(self.warm.answers))
         self.assertIsNotNone(self.hit(query))
         self.assertIsNotNone(self.hit(other), "the VM with fewer answers gave one up")
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual([other[2:]], list(self.warm.answers))
 
     def test_odd_at_first(self) -> None:
@@ -441,7 +443,7 @@ class WarmTests(ServerTestCase):
         self.assertIsNotNone(self.hit(self.wire()))
 
     def test_all_in_use(self) -> None:
-        """Where all answers are used, one gives way all the same, and there are no more looks for it than may be."""
+        """Where all answers are used, one is dropped all the same, after a bounded number of comparisons."""
         self.shares(least=200, kinds=0)
         for number in range(300):
             query = self.wire(use_edns=0, payload=600 + number)
@@ -473,26 +475,26 @@ class WarmTests(ServerTestCase):
         for number in range(100):
             self.long_way(self.wire(f"n{number}.wild.jitsu.test"))
         self.assertIsNotNone(self.hit(self.wire("n99.wild.jitsu.test")))
-        stats = self.world.fleet.stats(self.world.machine("wild"))
+        stats = self.world.fleet.stats.current(self.world.machine("wild"))
         self.assertEqual({"*.wild.jitsu.test": 101}, {name: use.total_requests for name, use in stats.dns.items()})
         self.long_way(self.wire("alias.jitsu.test"))
-        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats(self.world.machine()).dns))
+        self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats.current(self.world.machine()).dns))
 
     def test_tcp(self) -> None:
-        """What was said over TCP is not said over UDP: it may be longer than UDP takes."""
+        """An answer by TCP is not repeated by UDP: it may be longer than UDP allows."""
         self.send(self.wire(), Source("192.0.2.1", 1, tcp=True))
         self.assertEqual({}, self.warm.answers)
 
 
 class PolicyTests(ServerTestCase):
-    """Who may start a VM. Each refusal starts nothing; what is up is answered to all."""
+    """Which clients may start a VM. Each refusal starts nothing; a VM that is up is answered to all."""
 
     def restart(self, **settings: Any) -> None:
-        """Begin anew with *settings*."""
+        """Make a new server with *settings*."""
         self.world.settings = attrs.evolve(self.world.settings, **settings)
         self.world.begin()
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
-        self.warm = WarmAnswers(self.world.clock.seconds, self.world.settings.summon_from)
+        self.warm = self.world.warm
         self.cookies = Cookies(b"0123456789abcdef")
         self.server = Server(
             self.chain, self.warm, self.world.fleet, self.zones, cookies=self.cookies, nsid=b"ns1", wall=lambda: EPOCH
@@ -509,23 +511,23 @@ class PolicyTests(ServerTestCase):
         return reply.rcode(), [int(option.code) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
 
     def test_strangers_keep_nothing_up(self) -> None:
-        """Who may not start a VM is answered while it is up, and does not keep it up."""
+        """A client that may not start a VM gets its address while it is up, and does not keep it up."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         query = dns.message.make_query("www.jitsu.test", "A").to_wire()
         self.send(query, Source("192.0.2.1", 4711))
         self.world.pump(60, step=1)
         self.assertIsNotNone(self.hit(query, ("198.51.100.1", 1)))
         self.ask_from("198.51.100.1")
-        self.assertLess(self.world.fleet.lease_left(self.world.machine()) or 0, 61)
+        self.assertLess(self.world.fleet.leases.left(self.world.machine()) or 0, 61)
         self.assertIsNotNone(self.hit(query, ("192.0.2.9", 1)))
-        self.assertEqual(120.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_summon_from(self) -> None:
-        """A source outside `summon_from` is REFUSED with EDE 18, until somebody who may has started the VM."""
+        """A source outside `summon_from` is REFUSED with EDE 18, until a permitted client has started the VM."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(0, self.starts())
-        self.assertEqual(0, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(0, self.world.fleet.stats.current(self.world.machine()).total_requests)
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("192.0.2.9")))
         self.assertEqual((dns.rcode.NOERROR, []), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(1, self.starts())
@@ -544,9 +546,10 @@ class PolicyTests(ServerTestCase):
 
     def test_forged(self) -> None:
         """
-        Whatever a forger sends by UDP in the name of a network, clients of that network start VMs.
+        Whatever an attacker sends by UDP from forged addresses of a network, clients of that network start VMs.
 
-        They are asked for proof, by TC or by a cookie, as by `verify_source`, but only from half of the budget on.
+        They have to prove their addresses by TCP or a cookie, as with `verify_source`, but only from half of the budget
+        on.
         """
         self.restart(starts_per_minute=2)
         self.assertFalse(self.ask_from("192.0.2.66").flags & dns.flags.TC)
@@ -561,7 +564,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(2, self.starts())
 
     def test_joining_costs_nothing(self) -> None:
-        """Who asks for a VM that is booting joins, with no budget."""
+        """A query for a VM that is booting joins, with no budget."""
         self.restart(starts_per_minute=2)
         query = dns.message.make_query("never.jitsu.test", "A").to_wire()
         replies = [self.send(query, Source("192.0.2.1", port)) for port in range(5)]
@@ -577,7 +580,7 @@ class PolicyTests(ServerTestCase):
         for tcp in (False, True):
             self.assertEqual((dns.rcode.SERVFAIL, [0]), self.refusals(self.ask_from("192.0.2.1", "six", tcp=tcp)))
         self.assertEqual(2, self.starts())
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual(dns.rcode.NOERROR, self.ask_from("192.0.2.1", "six", tcp=True).rcode())
 
     def test_verify_source(self) -> None:
@@ -605,7 +608,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(2, self.starts())
 
     def test_nsid(self) -> None:
-        """Who asks for our identity gets it (RFC 5001)."""
+        """A client that asks for the server's identity gets it (RFC 5001)."""
         self.restart()
         reply = self.ask_from("192.0.2.1", options=[dns.edns.NSIDOption(b"")])
         self.assertEqual([b"ns1"], [option.nsid for option in reply.options if isinstance(option, dns.edns.NSIDOption)])
@@ -628,11 +631,11 @@ class PolicyTests(ServerTestCase):
         self.ask_from("198.51.100.1")
         self.assertEqual(0, self.starts())
         self.assertEqual({("www", "192.0.2.0/24", "A"): 1, ("www", "198.51.100.0/24", "A"): 1},
-                         dict(self.world.fleet.would_start))
-        self.assertEqual(4, self.world.fleet.stats(self.world.machine()).total_requests)
+                         dict(self.world.fleet.summons.would_start))
+        self.assertEqual(4, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_first_summons_is_told(self) -> None:
-        """The line that tells an activation says who asked for what; a refusal is logged with them too."""
+        """The log line of an activation names the client and the question; so does that of a refusal."""
         events: list[Any] = []
         observer: Any = events.append
         globalLogPublisher.addObserver(observer)
@@ -672,7 +675,7 @@ class LimitTests(ServerTestCase):
         self.assertEqual("-t", "".join(self.outcomes(f"no{n}.jitsu.test", 1, source) for n in range(2)))
 
     def test_exempt(self) -> None:
-        """TCP, who has proven its address, and loopback are not limited."""
+        """TCP, whose client has proven its address, and loopback are not limited."""
         for source in (Source("192.0.2.1", 1, tcp=True, proven=True), Source("192.0.2.1", 1, proven=True),
                        Source("127.0.0.1", 1), Source("::1", 1)):
             self.assertEqual("wwwwww", self.outcomes("static.jitsu.test", 6, source))
@@ -691,7 +694,7 @@ class LimitTests(ServerTestCase):
 
 
 class ResolverInterfaceTests(ServerTestCase):
-    """Our resolvers, asked as twisted.names asks any."""
+    """The resolvers, queried as twisted.names queries any."""
 
     def test_lookups(self) -> None:
         """`IResolver`'s methods give records that twisted.names can use."""
@@ -727,10 +730,10 @@ class ResolverInterfaceTests(ServerTestCase):
 
 
 class ForwarderTests(ServerTestCase):
-    """Names that are not ours."""
+    """Names outside the zones."""
 
     def setUp(self) -> None:
-        """Put a forwarder into the chain whose server is ours to answer for."""
+        """Put a forwarder into the chain; the test answers for its server."""
         super().setUp()
         self.forwarder = Forwarder(("192.0.2.99", 53), LOOPBACK)
         self.chain.resolvers.append(self.forwarder)
@@ -754,18 +757,18 @@ class ForwarderTests(ServerTestCase):
             self.assertEqual((0, dns.flags.RA), (answer.flags & dns.flags.AA, answer.flags & dns.flags.RA))
 
     def test_strangers(self) -> None:
-        """Nobody else's questions are forwarded."""
+        """Questions of other clients are not forwarded."""
         self.assertEqual(dns.rcode.REFUSED, self.ask("www.example.com").rcode())
         self.assertEqual([], self.asked)
 
     def test_ours(self) -> None:
-        """What our zones deny is not asked elsewhere."""
+        """A name that the zones deny is not forwarded."""
         (reply,) = self.send(dns.message.make_query("nobody.jitsu.test", "A").to_wire(), Source("127.0.0.1", 1))
         self.assertEqual(dns.rcode.NXDOMAIN, dns.message.from_wire(reply).rcode())
         self.assertEqual([], self.asked)
 
     def test_bounded(self) -> None:
-        """So many questions are forwarded at once; more are SERVFAIL, until there are answers."""
+        """`AT_ONCE` questions are forwarded at once; more are SERVFAIL, until there are answers."""
         query = dns.message.make_query("www.example.com", "MX").to_wire()
         source, replies, waiting = Source("127.0.0.1", 1), [], []
         for _ in range(MOST_OF_ONE + 1):
@@ -788,7 +791,7 @@ class ForwarderTests(ServerTestCase):
 
 
 class FaultTests(ServerTestCase):
-    """Faults of ours."""
+    """Internal errors."""
 
     def test_servfail(self) -> None:
         """An unexpected error is SERVFAIL and a traceback in the log, not silence."""

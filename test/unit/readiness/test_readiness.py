@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
@@ -21,7 +21,7 @@ from jitsu_tw.readiness import port as room
 from jitsu_tw.readiness.delay import Delay
 from jitsu_tw.readiness.port import Port, pin
 from jitsu_tw.readiness.xenstore import Key
-from test.support import vm
+from test.support import BoundedClock, vm
 
 
 class ChoiceTests(SynchronousTestCase):
@@ -29,7 +29,7 @@ class ChoiceTests(SynchronousTestCase):
 
     def test_signs(self) -> None:
         """A VM has the signs whose keys it has; a port only where its guest can be reached."""
-        backend: Any = MemoryBackend(reactor=Clock())
+        backend: Any = MemoryBackend(reactor=BoundedClock())
         for reachable, keys, expected in (
             (True, {}, []),
             (True, {"response_delay": 1.0}, [Delay]),
@@ -40,7 +40,7 @@ class ChoiceTests(SynchronousTestCase):
             (True, {"response_delay": 1.0, "wait_for_key": "data/ready", "wait_for_port": 80}, [Port, Key]),
         ):
             backend.reachable = reachable
-            signs = Strategies(Clock()).of(vm(**keys), backend)
+            signs = Strategies(BoundedClock()).of(vm(**keys), backend)
             self.assertEqual(expected, [type(sign) for sign in signs])
             for sign in signs:
                 self.assertTrue(verifyObject(IReadiness, sign))
@@ -51,7 +51,7 @@ class DelayTests(SynchronousTestCase):
 
     def test_delay(self) -> None:
         """It is ready so many seconds later; a wait that is cancelled leaves nothing behind."""
-        clock = Clock()
+        clock = BoundedClock()
         ready = Delay(clock).wait(vm(response_delay=0.5), Guest())
         clock.advance(0.4)
         self.assertNoResult(ready)

@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -14,7 +14,7 @@ from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IReadiness
 from jitsu_tw.readiness.xenstore import Key
 from jitsu_tw.xenstore import Xenstore
-from test.support import vm
+from test.support import BoundedClock, vm
 from test.xenlab.xenstored import Xenstored
 
 
@@ -93,7 +93,7 @@ class KeyTests(TestCase):
 
     async def test_then_delay(self) -> None:
         """`response_delay` begins when the key is there."""
-        clock = Clock()
+        clock = BoundedClock()
         with self.daemon.guest(5) as guest:
             ready = self.wait(clock=clock, response_delay=2.0)
             await self.settled()
@@ -109,7 +109,7 @@ class KeyTests(TestCase):
 
     async def test_cancelled(self) -> None:
         """Who cancels ends the watch, or the delay after it."""
-        clock = Clock()
+        clock = BoundedClock()
         with self.daemon.guest(5) as guest:
             ready = self.wait(clock=clock, response_delay=2.0)
             self.assertEqual(1, len(self.store._watches))

@@ -415,7 +415,7 @@ class BesideTests(TestCase):
         self.patch(tidy, "MOST_LOOSE", 1)
         self.patch(git, "Tidy", lambda _: None)
         store = GitStore(self.path)
-        store._tidy = Tidy(store._history)
+        store._tidy = Tidy(store.history)
         self.patch(shutil, "which", lambda _: None)
         store.open()
         await store.write({"a": "1"}, "one")

@@ -105,7 +105,7 @@ class GitStoreTests(contract_store.StoreContract):
 
         def commits(number: int) -> int:
             for one in range(number):
-                self.store._history.commit({f"jitsu/stats/{uuid}/start_ts": str(one) for uuid in "ab"}, STATISTICS)
+                self.store.history.commit({f"jitsu/stats/{uuid}/start_ts": str(one) for uuid in "ab"}, STATISTICS)
             gc.collect()
             return sys.getallocatedblocks()
 

@@ -147,11 +147,11 @@ class GuestTests(RequestsTestCase):
             self.push(self.commit(below(WWW, {"config/idle/0": f"{number + 10}"}), base), f"www/{number}")
         self.push(self.commit(below(DB, {"config/idle/0": "9"}), base), "zoe")
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual(2, len(self.store.waiting()))
+        self.assertEqual(2, len(self.store.requests.waiting()))
         self.assertEqual(9.0, self.fleet.machines["db"].vm.idle)
         self.assertNotIn(f"{ASKED}zoe", pygit2.Repository(str(self.path)).references)
         self.clock.pump([LOOK_EVERY] * round(60 / REQUESTS_PER_MINUTE / LOOK_EVERY + 1))
-        self.assertEqual(1, len(self.store.waiting()))
+        self.assertEqual(1, len(self.store.requests.waiting()))
 
 
 class SharesTests(SynchronousTestCase):

@@ -34,6 +34,7 @@ from jitsu_tw.sync import config_sync as shared
 from jitsu_tw.sync.change_requests import ChangeRequests
 from jitsu_tw.sync.config_sync import ConfigSync
 from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.sync.trigger import SyncTrigger
 from jitsu_tw.vm.fleet import Fleet
 from test.programs.test_tap import ProcessTestCase
 from test.support import alone
@@ -103,7 +104,8 @@ class Node:
         """Start, as a process with a file that says *pairs*."""
         options = {"zones": [str(self.zone)], "backend": "memory", "persistdb": str(self.path), "delay": "0"}
         settings, self.zones = build.load(options, pairs)
-        store = GitStore(self.path)
+        self.trigger = SyncTrigger(reactor)
+        store = GitStore(self.path, changed=self.trigger.changed)
         remembered = store.open()
         clocks = Clocks(reactor)
         self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, clocks, alone(settings, clocks))
@@ -111,8 +113,8 @@ class Node:
         self.branches = ChangeRequests(settings, store, self.fleet, self.zones, self.running, reactor)
         self.branches.restore(remembered)
         self.shared = ConfigSync(store, self.branches, self.running, self.fleet,
-                               Remote(self.url, self.path, reactor), self.name, reactor)  # fmt: skip
-        self.shared.tell = lambda commit: self.tells(self, commit)
+                                 Remote(self.url, self.path, reactor), self.name, self.trigger)  # fmt: skip
+        self.fleet.cluster.publish = lambda commit: self.tells(self, commit)  # type: ignore[method-assign]
         self.fleet.start(remembered)
         self.branches.start()
         self.shared.start()
@@ -191,7 +193,7 @@ class NodesTestCase(TestCase):
         """Tell the others, as etcd does."""
         for node in self.nodes:
             if node is not by and not self.quiet:
-                reactor.callLater(0.01, node.shared.news, commit)
+                reactor.callLater(0.01, node.trigger.published, commit)
 
     async def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> float:
         """Wait until *condition* holds; return how long that took, in seconds."""
@@ -218,7 +220,7 @@ class NodesTestCase(TestCase):
         await self.until(lambda: not any(node.asks() for node in self.nodes) and is_shared())
         for node in self.nodes:
             # What has just been written is applied a moment later.
-            await node.branches.turn.run(lambda: None)
+            await node.branches.lock.run(lambda: None)
 
     def hub_head(self) -> str:
         """Return the shared branch's commit."""
@@ -255,7 +257,7 @@ class SharedTests(NodesTestCase):
         one, two = await self.pair()
         one.ask(new(NEW, "new", "10.0.0.3"), "wish")
         await self.until(lambda: "new" in two.runs())
-        self.assertEqual("request/wish of Ann <ann@example.org>", two.fleet.origin("new"))
+        self.assertEqual("request/wish of Ann <ann@example.org>", two.fleet.stats.origin(two.fleet.machines["new"]))
         head = pygit2.Repository(str(self.hub)).references[MAIN].peel(pygit2.Commit)
         self.assertEqual(("ns1", "From request/wish of Ann <ann@example.org>\n\nadded: new\n"),
                          (head.author.name, head.message))
@@ -265,7 +267,8 @@ class SharedTests(NodesTestCase):
         one.ask({TTL: "5"}, "more")
         await self.until(lambda: two.runs()["www"][1] == 5)
         more = "request/more of Ann <ann@example.org>"
-        self.assertEqual((f"{more}, over the file", more), (one.fleet.origin("www"), two.fleet.origin("www")))
+        origins = (node.fleet.stats.origin(node.fleet.machines["www"]) for node in (one, two))
+        self.assertEqual((f"{more}, over the file", more), tuple(origins))
 
     async def test_at_once(self) -> None:
         """Three nodes that merge at the same moment push until all have everything."""
@@ -295,7 +298,7 @@ class SharedTests(NodesTestCase):
         await self.agreed()
         self.assertEqual({"www": ("10.0.0.1", 60), "db": ("10.0.0.2", 60), "new": ("10.0.0.3", 60)}, two.runs())
         self.assertEqual(two.runs(), one.runs())
-        self.assertEqual("the configuration of ns2", one.fleet.origin("new"))
+        self.assertEqual("the configuration of ns2", one.fleet.stats.origin(one.fleet.machines["new"]))
         ((name, reason),) = two.rejected().items()
         self.assertRegex(name, "^file-ns2-[0-9a-f]{7}$")
         self.assertIn("another was there first", reason)
@@ -345,8 +348,8 @@ class ApartTests(NodesTestCase):
         one.ask(first, "first")
         await self.until(lambda: vms(self.hub, MAIN) == one.said() != two.said())
         two.ask(second, "second")
-        await self.until(lambda: vms(self.hub, MAIN) == two.said() and not two.shared._wanted)
-        one.shared.news()
+        await self.until(lambda: vms(self.hub, MAIN) == two.said() and not two.trigger.is_wanted)
+        one.trigger.published()
         await self.agreed()
         await self.until(lambda: rejected(self.hub) == one.rejected() | two.rejected())
         return one, two
@@ -409,7 +412,7 @@ class ApartTests(NodesTestCase):
         said = [formatEvent(event) or "" for event in log]
         self.assertEqual(1, sum("new: what others share of it is not run here" in line for line in said), said)
         two.running.check.able = True  # type: ignore[attr-defined]
-        two.shared.news()
+        two.trigger.published()
         await self.until(lambda: "new" in two.runs())
 
     @staticmethod
@@ -417,7 +420,7 @@ class ApartTests(NodesTestCase):
         """Return what refuses the VM *new* until it is `able`."""
 
         def picky(step: Any) -> None:
-            if any(vm.name == "new" for vm in step.come) and not picky.able:  # type: ignore[attr-defined]
+            if any(vm.name == "new" for vm in step.added) and not picky.able:  # type: ignore[attr-defined]
                 message = "not in our zones"
                 raise ConfigError(message)
             check(step)
@@ -458,7 +461,7 @@ class ApartTests(NodesTestCase):
                 await deferLater(reactor, chance.uniform(0, 0.3))
             self.quiet = False
             for node in nodes:
-                node.shared.news()
+                node.trigger.published()
             await self.agreed()
         self.assertEqual([nodes[0].runs()] * 3, [node.runs() for node in nodes])
         self.assertEqual([{}, {}, {}], [node.shared._left for node in nodes])
@@ -477,7 +480,7 @@ class ApartTests(NodesTestCase):
         made = commit(self.hub, {TTL: "7", "jitsu/vm/README": "hello", "jitsu/vm/hello/ip": "1"}, MAIN)
         repository.references.create(MAIN, made, force=True)
         for node in (one, two):
-            node.shared.news()
+            node.trigger.published()
         await self.until(lambda: one.runs()["www"][1] == 7 == two.runs()["www"][1])
         one.ask({TTL: "8"})
         await self.until(lambda: two.runs()["www"][1] == 8)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +26,7 @@ from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.vm.fleet import Fleet
-from test.support import EPOCH, alone, question
+from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
 from test.unit.store.test_history import QUICK
 
@@ -52,8 +51,9 @@ ANN: Final = pygit2.Signature("Ann", "ann@example.org")
 class NowStore(GitStore):
     """A store whose threads take no time."""
 
-    def _run(self, function: Any, *arguments: Any) -> Deferred[Any]:
-        return maybeDeferred(function, *arguments)
+    def run(self, function: Any, *arguments: Any, **more: Any) -> Deferred[Any]:
+        """Call *function* at once."""
+        return maybeDeferred(function, *arguments, **more)
 
 
 def below(uuid: str, values: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -70,7 +70,7 @@ class RequestsTestCase(SynchronousTestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.path = self.folder / "state.git"
         (self.folder / "jitsu.zone").write_text(ZONE)
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.clock.advance(1000)
         self.backend = MemoryBackend(reactor=self.clock)
         self.begin()
@@ -142,7 +142,7 @@ class RequestsTestCase(SynchronousTestCase):
 
     def summon(self, name: str = "www") -> None:
         """Ask for a VM by name."""
-        self.fleet.summon(name, question(name)).addErrback(lambda _: None)
+        self.fleet.summons.summon(name, question(name)).addErrback(lambda _: None)
         self.clock.advance(0)
 
 
@@ -191,9 +191,9 @@ class ChangeTests(RequestsTestCase):
     def test_lease(self) -> None:
         """A VM that is up is kept as long as it says now."""
         self.summon()
-        self.assertEqual(100.0, self.fleet.lease_left(self.fleet.machines["www"]))
+        self.assertEqual(100.0, self.fleet.leases.left(self.fleet.machines["www"]))
         self.ask(below(WWW, {"config/idle/0": "50"}))
-        self.assertEqual(50, round(self.fleet.lease_left(self.fleet.machines["www"]) or 0))
+        self.assertEqual(50, round(self.fleet.leases.left(self.fleet.machines["www"]) or 0))
         self.clock.advance(51)
         self.assertIs(State.OFF, self.fleet.machines["www"].state)
 
@@ -204,8 +204,8 @@ class ChangeTests(RequestsTestCase):
         self.summon("new")
         self.assertIs(State.UP, self.fleet.machines["new"].state)
         self.assertEqual({**VM, "stop_mode": "destroy"}, self.tree(f"jitsu/vm/{NEW}/"))
-        self.assertEqual("request/a of Ann <ann@example.org>", self.fleet.origin("new"))
-        self.assertIsNone(self.fleet.origin("www"))
+        self.assertEqual("request/a of Ann <ann@example.org>", self.fleet.stats.origin(self.fleet.machines["new"]))
+        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["www"]))
 
     def test_new_elsewhere(self) -> None:
         """A new VM may be at a backend that nobody else is at."""
@@ -239,7 +239,7 @@ class ChangeTests(RequestsTestCase):
         self.ask({f"jitsu/vm/{NEW}": None})
         self.push(self.commit(below(NEW, {**VM, "ip": "10.0.0.4"})), "again")
         self.clock.advance(1)
-        self.assertEqual(["again"], self.store.waiting())
+        self.assertEqual(["again"], self.store.requests.waiting())
         self.clock.advance(4)
         self.assertIs(Power.OFF, self.backend.guests[NEW].power)
         self.clock.advance(LOOK_EVERY)
@@ -284,7 +284,7 @@ class ChangeTests(RequestsTestCase):
                                                "config/name/0": f"n{number}"}), base), f"n{number}")
         self.clock.advance(LOOK_EVERY)
         self.assertEqual(7, len(self.fleet.machines))
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
 
     def test_revert(self) -> None:
         """What undoes a request, pushed the same way, undoes it: a value, a new VM, one that was removed."""
@@ -334,14 +334,14 @@ class ChangeTests(RequestsTestCase):
         head = self.head().id
         self.push(head)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual(([], head), (self.store.waiting(), self.head().id))
+        self.assertEqual(([], head), (self.store.requests.waiting(), self.head().id))
 
     def test_packed(self) -> None:
         """A request is found among packed branches, too."""
         self.push(self.commit(below(WWW, {"ip": "10.0.0.9"})))
         subprocess.run(["git", "-C", self.path, "pack-refs", "--all"], check=True)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertEqual("Found www.jitsu.test A 10.0.0.9 vm=www", self.answer())
 
 
@@ -461,7 +461,8 @@ class RestartTests(RequestsTestCase):
         """A VM that only a request has brought is there after a restart, marked; what the file has is as it says."""
         self.ask(below(NEW, VM))
         self.ask(below(WWW, {"ip": "10.0.0.9"}), "b")
-        self.assertEqual("request/b of Ann <ann@example.org>, over the file", self.fleet.origin("www"))
+        origin = self.fleet.stats.origin(self.fleet.machines["www"])
+        self.assertEqual("request/b of Ann <ann@example.org>, over the file", origin)
         self.summon("new")
         with capturedLogs() as log:
             self.restart(*FILE)
@@ -470,7 +471,7 @@ class RestartTests(RequestsTestCase):
         self.assertEqual("Found www.jitsu.test A 10.0.0.1 vm=www", self.answer())
         self.assertEqual("10.0.0.1", self.tree(f"jitsu/vm/{WWW}/")["ip"])
         self.assertEqual((None, "request/a of Ann <ann@example.org>"),
-                         (self.fleet.origin("www"), self.fleet.origin("new")))
+                         tuple(self.fleet.stats.origin(self.fleet.machines[name]) for name in ("www", "new")))
         self.assertEqual("From command line\n\nchanged: www\n", self.head().parents[0].message
                          if self.head().message == "Statistics" else self.head().message)
         self.clock.advance(0)
@@ -482,7 +483,7 @@ class RestartTests(RequestsTestCase):
         self.ask(below(NEW, VM))
         self.restart(*FILE, f"dns=n.jitsu.test,ip=10.0.0.7,name=new,uuid={NEW}")
         self.assertEqual("Found n.jitsu.test A 10.0.0.7 vm=new", self.answer("n"))
-        self.assertIsNone(self.fleet.origin("new"))
+        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["new"]))
         self.restart(*FILE)
         self.assertEqual({"www", "db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{NEW}/"))
@@ -495,7 +496,7 @@ class RestartTests(RequestsTestCase):
         self.assertEqual({"db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{WWW}/") | self.tree(f"jitsu/origin/{WWW}"))
         self.restart(*FILE)
-        self.assertIsNone(self.fleet.origin("www"))
+        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["www"]))
 
     def test_left_out(self) -> None:
         """What cannot be beside the file is left out, with the reason, and there again when it can be."""
@@ -521,7 +522,7 @@ class RestartTests(RequestsTestCase):
         self.push(commit)
         self.restart(*FILE)
         self.clock.advance(LOOK_EVERY)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertIn("new", self.fleet.machines)
 
 

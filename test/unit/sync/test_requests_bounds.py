@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import bounds, requests
 from jitsu_tw.store.bounds import Reader
-from jitsu_tw.store.requests import ASKED, REJECTED, Requests, can_be_named, in_turn, shortened
+from jitsu_tw.store.requests import ASKED, REJECTED, Requests, can_be_named, fairly, shortened
 from jitsu_tw.sync.change_requests import FOUND_WITHIN, LOOK_EVERY, TRY_AGAIN
 from test.unit.sync.test_requests import ANN, DB, NEW, VM, WWW, RequestsTestCase, below
 
@@ -121,9 +121,9 @@ class CommitTests(HostileTestCase):
     def test_large_in_main(self) -> None:
         """A large commit that `main` has, of an earlier version, does not matter."""
         base = self.head().id
-        self.store._history.commit({"jitsu/stats/x/y": "1"}, "x" * 50000)
+        self.store.history.commit({"jitsu/stats/x/y": "1"}, "x" * 50000)
         self.assertEqual("", self.reason(self.commit(GOOD, base)))
-        self.store._history.commit({"jitsu/stats/x/y": "2"}, "x" * 50000)
+        self.store.history.commit({"jitsu/stats/x/y": "2"}, "x" * 50000)
         self.assertEqual("", self.reason(self.commit(OTHER)))
 
     def test_author(self) -> None:
@@ -191,9 +191,9 @@ class TreeTests(HostileTestCase):
 
     def test_tidied(self) -> None:
         """What a request brings counts as something to tidy."""
-        before = self.store._history.loose
+        before = self.store.history.loose
         self.assertEqual("", self.reason(self.commit({**GOOD, **OTHER})))
-        self.assertGreater(self.store._history.loose - before, 15)
+        self.assertGreater(self.store.history.loose - before, 15)
 
     def test_conflict(self) -> None:
         """Long values that conflict are shown in part."""
@@ -214,11 +214,11 @@ class TreeTests(HostileTestCase):
     def test_ends(self) -> None:
         """When Jitsu ends, a request that is being read is given up, and waits for the next start."""
         self.push(self.commit(GOOD))
-        self.store.end_requests()
+        self.store.requests.end()
         with capturedLogs() as log:
             self.end()
             self.look()
-        self.assertEqual(["a"], self.store.waiting())
+        self.assertEqual(["a"], self.store.requests.waiting())
         self.assertEqual([], [event for event in log if event.get("log_failure")])
         calls = iter([False] * 3 + [True] * 1000)
         reader = Reader(self.repository, lambda: next(calls))
@@ -250,7 +250,7 @@ class FailureTests(HostileTestCase):
     def test_pushed_again(self) -> None:
         """A branch that has become another request while it was read stays, and is read anew."""
         self.push(self.commit(GOOD), "a")
-        reading = Requests(self.store._history)
+        reading = Requests(self.store.history)
         request, other = reading.read("a"), self.commit(OTHER)
         assert request is not None
         self.push(other, "a")
@@ -259,17 +259,17 @@ class FailureTests(HostileTestCase):
 
     def test_while_understood(self) -> None:
         """So is one that fails when its meaning is looked at, or when it is merged."""
-        understand, accept = self.branches.understand, self.store.accept
+        parse, accept = self.branches.parse, self.store.accept
 
-        def understood(changes: Any, guest: str = "") -> Any:
+        def parsed(changes: Any, guest: str = "") -> Any:
             if DB in changes:
                 raise TypeError
-            return understand(changes, guest)
+            return parse(changes, guest)
 
         def accepted(request: Any, *more: Any) -> Any:
             return maybeDeferred(lambda: 1 // 0) if request.name == "b" else accept(request, *more)
 
-        self.patch(self.branches, "understand", understood)
+        self.patch(self.branches, "parse", parsed)
         self.patch(self.store, "accept", accepted)
         for name, changes in (("a", OTHER), ("b", below(NEW, VM)), ("c", GOOD)):
             self.push(self.commit(changes), name)
@@ -294,7 +294,7 @@ class FailureTests(HostileTestCase):
         with capturedLogs() as log:
             self.clock.pump([LOOK_EVERY] * 40)
         self.assertEqual("Found db.jitsu.test A 10.0.0.8 vm=db", self.answer("db"))
-        self.assertEqual(["a"], self.store.waiting())
+        self.assertEqual(["a"], self.store.requests.waiting())
         self.assertEqual(2, len(tries))
         self.assertGreaterEqual(tries[1] - tries[0], TRY_AGAIN)
         self.assertEqual(["requests wait (1, for 8 s), because the state cannot be used: no space"],
@@ -325,16 +325,16 @@ class FailureTests(HostileTestCase):
         self.look()
         self.clock.advance(FOUND_WITHIN - 1)
         asked[0].callback(NEW)
-        self.assertEqual(["a"], self.store.waiting())
+        self.assertEqual(["a"], self.store.requests.waiting())
         self.clock.advance(1)
-        self.assertEqual([], self.store.waiting())
+        self.assertEqual([], self.store.requests.waiting())
         self.assertEqual(2 + 3, len(asked))  # each new VM is looked for once more when it is there
         self.assertIn("n6", self.fleet.machines)
         last = {"ip": "10.0.0.5", "dns/m.jitsu.test/ttl": "5", "config/name/0": "m"}
         self.push(self.commit(below(f"{NEW[:-1]}5", last)), "b")
         self.look()
         self.end()
-        self.assertEqual(["b"], self.store.waiting())
+        self.assertEqual(["b"], self.store.requests.waiting())
 
 
 class SenderTests(HostileTestCase):
@@ -343,12 +343,12 @@ class SenderTests(HostileTestCase):
     def test_turns(self) -> None:
         """Requests are taken one of each sender, then one more of each."""
         self.assertEqual(["a", "db/1", "www/1", "b", "www/2", "www/3"],
-                         in_turn(["a", "b", "db/1", "www/1", "www/2", "www/3"]))
+                         fairly(["a", "b", "db/1", "www/1", "www/2", "www/3"]))
 
     def test_order(self) -> None:
         """An operator's request is taken after at most one of each VM's own, however many wait."""
         taken: list[str] = []
-        self.patch(self.branches, "_take", lambda name: maybeDeferred(taken.append, name))
+        self.patch(self.branches, "_handle", lambda name: maybeDeferred(taken.append, name))
         commit = self.commit(GOOD)
         for name in (*(f"a/{number}" for number in range(20)), "zz"):
             self.push(commit, name)

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from jitsu_tw.errors import BootFailed, NoCapacity
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import RUNNING, State
-from jitsu_tw.settings import Mode, WhenFull
+from jitsu_tw.settings import Evidence, Mode, WhenFull
 from test.support import World, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
@@ -73,7 +73,7 @@ class RoomTests(FleetTestCase):
         self.assertIsInstance(self.ask("ccc")[0].value, NoCapacity)
         self.assertEqual([State.UP, State.UP, State.OFF], self.states())
         started: list[Any] = []
-        self.world.fleet.start_vm("ccc").addBoth(started.append)
+        self.world.fleet.operator.start("ccc").addBoth(started.append)
         self.world.pump(1)
         self.assertIsInstance(started[0].value, NoCapacity)
 
@@ -101,7 +101,7 @@ class RoomTests(FleetTestCase):
         self.ask("bb")
         guest = self.world.backend.guests[self.world.machine("bb").uuid]
         guest.sent = 0
-        self.world.fleet._sweep.grant(self.world.machine("bb"), self.world.clock.seconds(), 0.0, is_new=True)
+        self.world.fleet.leases.grant(self.world.machine("bb"), self.world.clock.seconds(), 0.0, is_new=True)
         self.world.pump(0.5)
         self.ask("a")
         self.world.pump(11)
@@ -120,7 +120,7 @@ class RoomTests(FleetTestCase):
         traffic = self.world.backend.traffic
         self.patch(self.world.backend, "traffic", lambda _: Deferred())
         long_ago = self.world.clock.seconds() - 100
-        self.world.fleet._sweep.grant(self.world.machine("bb"), long_ago, long_ago, is_new=False)
+        self.world.fleet.leases.grant(self.world.machine("bb"), long_ago, long_ago, is_new=False)
         self.ask("ccc")
         self.world.pump(0.5)
         self.assertIs(State.UP, self.world.machine("bb").state)
@@ -140,6 +140,17 @@ class RoomTests(FleetTestCase):
         self.ask("dddd")
         self.world.pump(0.5)
         self.assertEqual([State.UP, State.UP, State.OFF, State.UP], self.states())
+
+    def test_by_queries(self) -> None:
+        """A VM of which only questions are evidence makes room when nobody has asked for it lately."""
+        self.world = World(*(vm(name, idle=600, evidence=Evidence.QUERIES) for name in ("a", "bb")), max_running=1,
+                           when_full=WhenFull.STOP_IDLE)
+        self.ask("a")
+        self.world.pump(10)
+        answers = self.ask("bb")
+        self.world.pump(0.5)
+        self.assertEqual([True], answers)
+        self.assertEqual([State.OFF, State.UP], self.states())
 
     def test_no_room_to_make(self) -> None:
         """Where nobody may be stopped, the start is refused, and says why; the VM has not failed."""
@@ -177,7 +188,7 @@ class RoomTests(FleetTestCase):
         self.patch(
             self.world.backend, "traffic", lambda uuid: deferLater(self.world.clock, 0.1, traffic, uuid)
         )
-        self.world.fleet._sweep.grant(self.world.machine(name), self.world.clock.seconds(), 0.0, is_new=True)
+        self.world.fleet.leases.grant(self.world.machine(name), self.world.clock.seconds(), 0.0, is_new=True)
 
     def test_asked_for_meanwhile(self) -> None:
         """A VM that is asked for while it is seen whether its guest transmits does not make room."""
@@ -237,7 +248,7 @@ class RoomTests(FleetTestCase):
         self.ask("a")
         self.ask("bb")
         self.count_slowly("a")
-        self.world.fleet._sweep.lease("a").min_up = 0  # type: ignore[union-attr]
+        self.world.fleet.leases.lease("a").min_up = 0  # type: ignore[union-attr]
         self.world.pump(6)
         self.ask("ccc")
         self.world.pump(0.05, step=0.05)
@@ -264,7 +275,7 @@ class RoomTests(FleetTestCase):
         self.world = World(*vms, max_booting=1, max_running=2, when_full=WhenFull.STOP_IDLE, answer_by=99)
         self.ask("a")
         self.ask("bb")
-        self.world.fleet.stop_vm("bb")
+        self.world.fleet.operator.stop("bb")
         answers = self.ask("bb")
         self.world.pump(10)
         self.assertEqual([True], answers)

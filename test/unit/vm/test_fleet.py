@@ -17,7 +17,7 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
-from jitsu_tw.rules.life import Failures
+from jitsu_tw.rules.life import Failures, rest
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
@@ -42,7 +42,7 @@ class FleetTestCase(SynchronousTestCase):
     def ask(self, name: str = "www", **of: Any) -> list[Any]:
         """Ask for a VM; return a list in which the answer (ready or not) or the failure will be."""
         answers: list[Any] = []
-        self.world.fleet.summon(name, question(name, **of)).addBoth(answers.append)
+        self.world.fleet.summons.summon(name, question(name, **of)).addBoth(answers.append)
         return answers
 
 
@@ -73,7 +73,7 @@ class ActivationTests(FleetTestCase):
         self.world.pump(0.6)
         self.assertEqual([[True]] * 100, answers)
         self.assertEqual(1, self.world.starts())
-        self.assertEqual(100, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(100, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_retransmissions_count_once(self) -> None:
         """The same client asking the same again while the VM boots joins, is answered, and counts once."""
@@ -81,7 +81,7 @@ class ActivationTests(FleetTestCase):
         answers = [self.ask(port=port) for port in (1000, 1001, 1001)]
         self.world.pump(0.6)
         self.assertEqual([[True]] * 3, answers)
-        self.assertEqual(1, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(1, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_response_delay(self) -> None:
         """With a delay, the VM is ready so long after the start call has returned."""
@@ -133,21 +133,21 @@ class ActivationTests(FleetTestCase):
         self.assertEqual([], anew)
         self.world.pump(0.3)
         self.assertEqual([True], anew)
-        self.assertEqual((1, 2), (self.world.fleet.stats(self.world.machine()).total_starts,
-                                  self.world.fleet.stats(self.world.machine()).total_requests))
+        self.assertEqual((1, 2), (self.world.fleet.stats.current(self.world.machine()).total_starts,
+                                  self.world.fleet.stats.current(self.world.machine()).total_requests))
 
     def test_asks_again_later(self) -> None:
         """A question for a new activation waits, and counts, whoever had asked for the one before."""
         self.world = World(vm("a", boot_time=3.0), vm("bb", boot_time=1.0), max_booting=1)
         self.ask("a")
         self.ask("bb")
-        self.world.fleet.stop_vm("bb")
+        self.world.fleet.operator.stop("bb")
         self.world.pump(3.1)
         answers = self.ask("bb")
         self.assertEqual([], answers)
         self.world.pump(1.1)
         self.assertEqual([True], answers)
-        self.assertEqual(2, self.world.fleet.stats(self.world.machine("bb")).total_requests)
+        self.assertEqual(2, self.world.fleet.stats.current(self.world.machine("bb")).total_requests)
 
     def test_start_fails(self) -> None:
         """A start that fails fails all who wait, with the backend's words; the next query tries again."""
@@ -156,7 +156,7 @@ class ActivationTests(FleetTestCase):
             (failure,) = self.ask()
             self.assertIn("the start fails", str(failure.trap(BootFailed) and failure.value))
             self.assertIs(State.FAILED, self.world.machine().state)
-        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_starts)
+        self.assertEqual(2, self.world.fleet.stats.current(self.world.machine()).total_starts)
 
     def test_never_ready(self) -> None:
         """A guest that is never heard of is not an error; at last it is taken for up, so that its lease can end."""
@@ -191,7 +191,7 @@ class ActivationTests(FleetTestCase):
     def test_cancelled(self) -> None:
         """A client that goes away takes only its own answer with it."""
         self.world = World(vm(boot_time=0.5))
-        gone = self.world.fleet.summon("www", question())
+        gone = self.world.fleet.summons.summon("www", question())
         gone.addErrback(lambda _: None)
         answers = self.ask(host="192.0.2.2")
         gone.cancel()
@@ -341,13 +341,13 @@ class LeaseTests(FleetTestCase):
             self.world.pump(600, step=1)
         for expected, tried in zip((10, 70, 190, 430), tries, strict=True):
             self.assertAlmostEqual(expected, tried, delta=4)
-        (problem,) = self.world.fleet.problems.of("www")
+        (problem,) = self.world.fleet.context.problems.of("www")
         self.assertIn("cannot be stopped (destroy), so it stays up: the stop fails", problem)
         self.assertEqual(1, sum("it stays up" in str(event.get("sentence")) for event in logs))
         self.assertNotIn("{name}: {reason}, stopped ({mode})", [event["log_format"] for event in logs])
         self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10)
         self.world.pump(600, step=1)
-        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
         self.world.backend.guests[self.world.machine().uuid].vm = vm(idle=10, faults=["stop"])
         del tries[:]
         self.ask()
@@ -362,11 +362,11 @@ class LeaseTests(FleetTestCase):
         self.patch(self.world.backend, "stop", lambda *_: stopped)
         self.world.pump(101, step=1)
         self.assertIs(State.STOPPING, self.world.machine().state)
-        asked = self.world.fleet.summon("www", question())
+        asked = self.world.fleet.summons.summon("www", question())
         self.world.pump(0.5)
         stopped.errback(BackendError("no disk"))
         self.assertTrue(self.successResultOf(asked))
-        left = self.world.fleet.lease_left(self.world.machine())
+        left = self.world.fleet.leases.left(self.world.machine())
         assert left is not None
         self.assertAlmostEqual(100, left, delta=1)
 
@@ -377,17 +377,17 @@ class LeaseTests(FleetTestCase):
         guest = self.world.backend.guests[self.world.machine().uuid]
         guest.obstacles[Mode.SAVE] = "its nvme disk cannot be saved"
         moves: list[State] = []
-        self.world.fleet.on_move.append(lambda machine: moves.append(machine.state))
+        self.patch(self.world.warm, "moved", lambda machine, _: moves.append(machine.state))
         self.world.pump(300, step=1)
         self.assertEqual([], moves)
-        self.assertIn("nvme", self.world.fleet.problems.of("www")[0])
-        self.world.fleet.stop_vm("www")
+        self.assertIn("nvme", self.world.fleet.context.problems.of("www")[0])
+        self.world.fleet.operator.stop("www")
         self.assertEqual([], moves)
         guest.obstacles.clear()
         self.world.pump(10)
         self.assertEqual([], moves)
         self.world.pump(300, step=1)
-        self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_asked_while_the_obstacle_is_asked(self) -> None:
         """A question that comes just before the stop keeps the VM up."""
@@ -438,13 +438,14 @@ class LeaseTests(FleetTestCase):
                 self.patch(self.world.backend, "obstacle", lambda *_: succeed(None))
             self.world.pump(11)
             self.assertEqual((State.PAUSED, modes), (self.world.machine().state, stops))
-            (problem,) = self.world.fleet.problems.of("www")
+            (problem,) = self.world.fleet.context.problems.of("www")
             self.assertEqual("it cannot be saved, so it is stopped by pause: its nvme disk cannot be saved", problem)
-            self.assertEqual([], list(self.world.fleet.problems.degrading()))
+            self.assertEqual([], list(self.world.fleet.context.problems.degrading()))
             guest.obstacles.clear()
             self.ask()
             self.world.pump(11)
-            self.assertEqual((State.SAVED, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+            problems = self.world.fleet.context.problems.of("www")
+            self.assertEqual((State.SAVED, []), (self.world.machine().state, problems))
 
     def test_modes(self) -> None:
         """Each mode leaves the VM as it says, and the next query brings it back."""
@@ -464,7 +465,7 @@ class StopTests(FleetTestCase):
     def stop(self, name: str = "www") -> list[State]:
         """Stop a VM by hand; return a list in which its state will be."""
         states: list[State] = []
-        self.world.fleet.stop_vm(name).addCallback(states.append)
+        self.world.fleet.operator.stop(name).addCallback(states.append)
         return states
 
     def test_by_hand(self) -> None:
@@ -472,7 +473,7 @@ class StopTests(FleetTestCase):
         self.world = World(vm())
         self.ask()
         self.assertEqual([State.OFF], self.stop())
-        self.assertIsNone(self.world.fleet.lease_left(self.world.machine()))
+        self.assertIsNone(self.world.fleet.leases.left(self.world.machine()))
 
     def test_while_starting(self) -> None:
         """A stop during the start call fails those who wait and stops the VM when the call has ended."""
@@ -666,8 +667,8 @@ class RestartTests(FleetTestCase):
         """A VM that was started in the moment of its stop is ours after a restart, also if the clock was set back."""
         self.world = World(vm(idle=20, mode=Mode.SHUTDOWN, stop_timeout=1.0))
         self.ask()
-        self.world.fleet.stop_vm("www")
-        self.world.fleet.start_vm("www")
+        self.world.fleet.operator.stop("www")
+        self.world.fleet.operator.start("www")
         self.assertIs(State.UP, self.world.machine().state)
         self.world.kill()
         self.world.pump(21)
@@ -827,7 +828,7 @@ class BackendTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertIsNotNone(self.world.fleet.lease_left(self.world.machine()))
+        self.assertIsNotNone(self.world.fleet.leases.left(self.world.machine()))
         self.world.pump(21)
         self.assertIs(State.OFF, self.world.machine().state)
         self.ask()
@@ -939,7 +940,7 @@ class SavingTests(FleetTestCase):
         self.ask(host="192.0.2.2")
         self.world.pump(6)
         self.assertEqual(before, self.world.store.tree)
-        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(2, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
 
 class LateStore(MemoryStore):
@@ -967,9 +968,9 @@ class BusySavingTests(FleetTestCase):
         self.world.pump(2)
         self.ask("a", host="192.0.2.2")
         for _ in range(8):
-            self.world.fleet.start_vm("bb")
+            self.world.fleet.operator.start("bb")
             self.world.pump(0.7)
-            self.world.fleet.stop_vm("bb")
+            self.world.fleet.operator.stop("bb")
             self.world.pump(0.7)
         self.assertEqual("2", self.world.remembered("a")["dns/a.jitsu.test/total_requests"])
 
@@ -986,7 +987,7 @@ class BusySavingTests(FleetTestCase):
         self.world.pump(1)
         look_up(self.world.machine().vm).addCallback(found.callback)
         self.world.pump(6)
-        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_requests)
+        self.assertEqual(2, self.world.fleet.stats.current(self.world.machine()).total_requests)
         self.assertEqual("2", self.world.remembered()["dns/www.jitsu.test/total_requests"])
         self.assertEqual(f"{EPOCH + 1006:.3f}", self.world.remembered()["dns/www.jitsu.test/last_request_ts"])
 
@@ -1029,7 +1030,7 @@ class RetryTests(FleetTestCase):
         self.assertEqual((State.UP, 2, 1), self.end())
         outcomes = [one.outcome for one in self.world.fleet.journal.last_activations("www", 5)]
         self.assertEqual(["up", "failed"], outcomes)
-        self.assertEqual(2, self.world.fleet.stats(self.world.machine()).total_starts)
+        self.assertEqual(2, self.world.fleet.stats.current(self.world.machine()).total_starts)
 
     def test_then_rests(self) -> None:
         """Once, and then it rests as after any second failure in a row; a client that asks later has its own try."""
@@ -1046,7 +1047,7 @@ class RetryTests(FleetTestCase):
         answers = self.ask()
         self.assertEqual((State.FAILED, 1, 0), self.end())
         self.assertIsInstance(answers[0].value, BootFailed)
-        self.world.fleet.start_vm("www").addErrback(lambda _: None)
+        self.world.fleet.operator.start("www").addErrback(lambda _: None)
         self.assertEqual((State.UP, 2, 0), self.end())
 
     def test_who_waits(self) -> None:
@@ -1073,7 +1074,7 @@ class RetryTests(FleetTestCase):
         self.begin(max_booting=1, starts_per_minute=1)
         self.ask()
         self.world.pump(1)
-        self.world.fleet.start_vm("other")
+        self.world.fleet.operator.start("other")
         self.assertEqual((State.QUEUED, 2, 1), self.end(1.05))
         self.assertIs(State.STARTING, self.world.machine("other").state)
         self.assertEqual((State.UP, 3, 1), self.end(5))
@@ -1083,7 +1084,7 @@ class RetryTests(FleetTestCase):
         self.begin()
         self.ask()
         self.world.pump(1.5)
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertEqual((State.FAILED, 1, 0), self.end(9))
 
     def test_not_if_removed(self) -> None:
@@ -1091,7 +1092,7 @@ class RetryTests(FleetTestCase):
         self.begin()
         self.ask()
         self.world.pump(1.5)
-        Deferred.fromCoroutine(self.world.fleet.dismiss(self.world.machine(), "it is no more"))
+        self.world.fleet.dismiss(self.world.machine(), "it is no more")
         self.world.pump(9)
         self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.retries))
 
@@ -1158,14 +1159,38 @@ class FailureTests(FleetTestCase):
         for _ in range(300):
             failures += self.ask()
             self.world.pump(0.5, step=0.5)
-        self.assertEqual(9, self.world.fleet.stats(self.world.machine()).total_starts)
+        self.assertEqual(9, self.world.fleet.stats.current(self.world.machine()).total_starts)
         told = str(failures[-1].value)
         self.assertIn("the start fails", told)
         self.assertIn("tried again in", told)
         self.world.backend.guests[self.world.machine().uuid].vm = vm()
         started: list[Any] = []
-        self.world.fleet.start_vm("www").addBoth(started.append)
+        self.world.fleet.operator.start("www").addBoth(started.append)
         self.assertEqual([True], started)
+
+    def test_rest(self) -> None:
+        """After a first failure there is no rest; after each further one, twice the last, up to a minute."""
+        table = {0: 0.0, 1: 0.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 8.0, 6: 16.0, 7: 32.0, 8: 60.0, 9: 60.0, 500: 60.0}
+        self.assertEqual(table, {failures: rest(failures) for failures in table})
+
+    def test_rests_after_the_second(self) -> None:
+        """A VM that has failed once is started by the next question; one that has failed twice rests for a second."""
+        self.world = World(vm(faults=["start"]))
+        machine = self.world.machine()
+
+        def fails() -> tuple[int, bool, float]:
+            self.ask()
+            self.world.pump(0.01, step=0.01)
+            return self.world.fleet.stats.current(machine).total_starts, machine.is_resting, machine.rests
+
+        self.assertEqual((1, False, 0.0), fails())
+        starts, is_resting, left = fails()
+        self.assertEqual((2, True), (starts, is_resting))
+        self.assertAlmostEqual(1.0, left, places=1)
+        self.world.pump(0.9)
+        self.assertEqual((2, True), fails()[:2])
+        self.world.pump(0.2)
+        self.assertEqual((3, True), fails()[:2])
 
     def test_fails_after_a_while(self) -> None:
         """A VM that comes up and goes down again at once has failed too."""
@@ -1269,7 +1294,7 @@ class FailureTests(FleetTestCase):
         self.begin_silent(faults=["stop"])
         self.world.pump(READY_WITHIN + 1, step=1)
         self.assertEqual((State.UP, False), (self.world.machine().state, self.world.machine().ready))
-        self.assertIn("cannot be stopped", self.world.fleet.problems.of("www")[0])
+        self.assertIn("cannot be stopped", self.world.fleet.context.problems.of("www")[0])
 
     def test_steady(self) -> None:
         """A VM that stayed up for a while has not failed, and is booted as soon as it is asked for."""
@@ -1372,7 +1397,7 @@ class FailureTests(FleetTestCase):
         machine.activation.up_at = self.world.clock.seconds()
         machine.restart("dead")
         self.assertIs(State.OFF, machine.state)
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.world.pump(30)
         self.assertIs(State.OFF, machine.state)
 
@@ -1456,7 +1481,7 @@ class ImageTests(FleetTestCase):
         self.world = World(vm(boot_from=Boot.SNAPSHOT))
         self.ask()
         states: list[State] = []
-        self.world.fleet.stop_vm("www").addCallback(states.append)
+        self.world.fleet.operator.stop("www").addCallback(states.append)
         self.assertIs(State.CANCELLING, self.world.machine().state)
         self.world.pump(0.2)
         self.assertEqual([State.OFF], states)
@@ -1504,6 +1529,16 @@ class GroupTests(FleetTestCase):
         self.world.pump(5.2)
         self.assertEqual("off off off", self.states())
 
+    def test_whole_lease(self) -> None:
+        """The lease of what a VM needs begins anew when that VM goes down."""
+        self.world = World(vm("db", idle=30.0), vm("web", needs=("db",)))
+        self.ask("web")
+        self.world.pump(7)
+        self.world.fleet.operator.stop("web")
+        self.world.pump(0.1)
+        self.assertIs(State.OFF, self.world.machine("web").state)
+        self.assertTrue(29.0 < (self.world.fleet.leases.left(self.world.machine("db")) or 0.0) <= 30.0)
+
     def test_by_hand(self) -> None:
         """A VM that somebody else has started is not stopped because another one, which needs it, is off."""
         self.world = World(vm("db", idle=5), vm("web", needs=("db",)))
@@ -1517,7 +1552,7 @@ class GroupTests(FleetTestCase):
         self.world = World(vm("db", boot_time=1.0), vm("web", needs=("db",), response_delay=3.0))
         self.ask("web")
         self.world.backend.happen(self.world.machine("web").uuid, Power.RUNNING, "booted")
-        self.world.fleet.stop_vm("db")
+        self.world.fleet.operator.stop("db")
         self.world.pump(5)
         self.assertEqual("off up", self.states())
 
@@ -1535,12 +1570,12 @@ class GroupTests(FleetTestCase):
         self.begin()
         self.ask("web")
         self.world.pump(3.5)
-        self.assertIsNotNone(self.world.fleet.lease("web"))
+        self.assertIsNotNone(self.world.fleet.summons.lease("web"))
         moved: list[str] = []
-        self.world.fleet.on_move.append(lambda machine: moved.append(machine.vm.name))
+        self.patch(self.world.warm, "moved", lambda machine, _: moved.append(machine.vm.name))
         self.world.pump(10)
         self.world.backend.happen(self.world.machine("db").uuid, Power.OFF, "the guest crashed")
-        self.assertIsNone(self.world.fleet.lease("web"))
+        self.assertIsNone(self.world.fleet.summons.lease("web"))
         self.assertEqual(["db", "web"], moved)
         answers = self.ask("web")
         self.assertEqual([], answers)
@@ -1561,7 +1596,7 @@ class GroupTests(FleetTestCase):
         """A VM that was stopped while it waited for what it needs does not start."""
         self.begin()
         self.ask("web")
-        self.world.fleet.stop_vm("web")
+        self.world.fleet.operator.stop("web")
         self.world.pump(5)
         self.assertEqual(0, self.world.starts("web"))
 
@@ -1572,7 +1607,7 @@ class GroupTests(FleetTestCase):
         self.ask("web")
         self.world.pump(3.5)
         self.patch(self.world.backend, "stop", lambda *_: Deferred())
-        self.world.fleet.stop_vm("web")
+        self.world.fleet.operator.stop("web")
         self.assertIs(State.STOPPING, self.world.machine("web").state)
         self.world.pump(200, step=1)
         self.assertIs(State.UP, self.world.machine("db").state)
@@ -1665,7 +1700,7 @@ class ReconcilingTests(FleetTestCase):
         del self.world.backend.guests[uuid]
         self.patch(self.world.backend, "look_up", lambda _: fail(NoSuchVM("no VM www")))
         self.world.fleet.inventory.changed(uuid, "undefined")
-        self.assertIsNone(self.world.fleet.lease("www"))
+        self.assertIsNone(self.world.fleet.summons.lease("www"))
         self.assertIsInstance(self.ask()[0].value, NoSuchVM)
 
     def test_gone_while_stopping(self) -> None:
@@ -1717,11 +1752,11 @@ class ReconcilingTests(FleetTestCase):
         self.world.backend.guests[machine.uuid].advice = ("it is transient",)
         for _ in range(2):
             self.world.fleet.inventory.connected(self.world.backend)
-        self.assertEqual(["it is transient"], self.world.fleet.problems.of("www"))
+        self.assertEqual(["it is transient"], self.world.fleet.context.problems.of("www"))
         self.assertEqual(1, logged.count("www: it is transient"))
         self.world.backend.guests[machine.uuid].advice = ()
         self.world.fleet.inventory.connected(self.world.backend)
-        self.assertEqual([], self.world.fleet.problems.of("www"))
+        self.assertEqual([], self.world.fleet.context.problems.of("www"))
 
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
@@ -1732,7 +1767,7 @@ class ReconcilingTests(FleetTestCase):
         other = "11111111-2222-3333-4444-555555555555"
         self.world.backend.guests[other] = known
         self.patch(self.world.backend, "look_up", lambda _: succeed(other))
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.world.pump(1)
         self.assertEqual((other, State.OFF), (self.world.machine().uuid, self.world.machine().state))
 
@@ -1755,7 +1790,7 @@ class ReconcilingTests(FleetTestCase):
         self.world.pump(11)
         self.world.backend.happen(self.world.machine().uuid, Power.PAUSED, "paused")
         self.assertIs(State.PAUSED, self.world.machine().state)
-        self.assertIsNone(self.world.fleet.lease("www"))
+        self.assertIsNone(self.world.fleet.summons.lease("www"))
         self.assertEqual([True], self.ask())
         self.assertEqual(1, self.world.backend.guests[self.world.machine().uuid].boots)
 
@@ -1781,12 +1816,12 @@ class RemovedTests(FleetTestCase):
         """What Jitsu had started is shown, and stopped by its last mode when it is idle; then it is forgotten."""
         guest = self.begin(mode=Mode.SAVE)
         self.assertIs(State.UP, self.world.machine("a").state)
-        self.assertEqual([IS_REMOVED], self.world.fleet.problems.of("a"))
-        self.assertEqual(1, self.world.fleet.problems.counts[Problem.REMOVED])
+        self.assertEqual([IS_REMOVED], self.world.fleet.context.problems.of("a"))
+        self.assertEqual(1, self.world.fleet.context.problems.counts[Problem.REMOVED])
         self.assertTrue(self.paths("vm"))
         self.world.pump(21)
         self.assertIs(Power.SAVED, guest.power)
-        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.problems.of("a")))
+        self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.context.problems.of("a")))
         self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
         self.assertEqual([], self.paths("vm"))
         self.assertTrue(self.paths("stats"))
@@ -1895,9 +1930,9 @@ class RemovedTests(FleetTestCase):
         other = "11111111-2222-3333-4444-555555555555"
         new = vm("a", idle=20, uuid=other, dns=())
         self.world.backend.guests[other] = by_hand = MemoryGuest(new, Power.RUNNING)
-        LiveConfig(self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(come=(new,)))
+        LiveConfig(self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(added=(new,)))
         machine = self.world.machine("a")
-        self.assertEqual((other, State.UP, None), (machine.uuid, machine.state, self.world.fleet.lease("a")))
+        self.assertEqual((other, State.UP, None), (machine.uuid, machine.state, self.world.fleet.summons.lease("a")))
         self.world.pump(60, step=1)
         self.assertEqual((Power.RUNNING, Power.OFF), (by_hand.power, before.power))
         self.assertEqual(["bb", "a"], list(self.world.fleet.machines))
@@ -1911,17 +1946,17 @@ class RemovedTests(FleetTestCase):
         guest.vm = vm("a", faults=["stop"])
         self.patch(self.world.backend, "look_up", lambda _: succeed(self.world.machine("a").uuid))
         self.world.pump(25)
-        self.assertEqual((State.UP, 2), (self.world.machine("a").state, len(self.world.fleet.problems.of("a"))))
+        self.assertEqual((State.UP, 2), (self.world.machine("a").state, len(self.world.fleet.context.problems.of("a"))))
 
     def test_taken_out_while_jitsu_runs(self) -> None:
         """One that is taken out by a request and cannot be stopped stays in sight until it can."""
         self.world = World(vm("a", idle=20, faults=["stop"]), vm("bb"))
         self.ask("a")
         guest = self.world.backend.guests[self.world.machine("a").uuid]
-        Deferred.fromCoroutine(self.world.fleet.dismiss(self.world.machine("a"), "it is no more"))
+        self.world.fleet.dismiss(self.world.machine("a"), "it is no more")
         self.world.pump(1)
         self.assertEqual((State.UP, ()), (self.world.machine("a").state, self.world.machine("a").vm.dns))
-        self.assertIn(IS_REMOVED, self.world.fleet.problems.of("a"))
+        self.assertIn(IS_REMOVED, self.world.fleet.context.problems.of("a"))
         guest.vm = vm("a")
         self.world.pump(200, step=1)
         self.assertEqual((Power.OFF, ["bb"]), (guest.power, list(self.world.fleet.machines)))
@@ -1954,8 +1989,9 @@ class ManyTests(SynchronousTestCase):
         self.patch(record, "SLICE", 10)
         names = [f"vm{number}" for number in range(1, 46)]
         world = World(*(vm(name, ip=f"10.1.0.{number}") for number, name in enumerate(names, 1)))
-        uses = [(name, world.fleet.use_of(name, question(name).key), 2, 1001.0) for name in names]
-        world.fleet.uses = lambda: [uses.pop() for _ in list(uses)]
+        stats = world.fleet.stats
+        uses = [(name, stats.use_of(world.machine(name), question(name).key), 2, 1001.0) for name in names]
+        self.patch(world.warm, "taken", lambda: [uses.pop() for _ in list(uses)])
         meanwhile: list[int] = []
 
         def written() -> list[str]:

@@ -29,7 +29,7 @@ class HealthTests(FleetTestCase):
         self.alive = True
         self.tries: list[float] = []
         self.world.kill()
-        port = self.world.fleet._signs.port
+        port = self.world.fleet.context.strategies.port
         self.patch(port, "wait", self.wait)
         self.ask()
         self.world.pump(1.2)
@@ -89,7 +89,7 @@ class HealthTests(FleetTestCase):
             with capturedLogs() as logs:
                 self.check(**does)
             self.assertEqual((State.UP, 1), (self.world.machine().state, self.guest.starts), does)
-            (problem,) = self.world.fleet.problems.of("www")
+            (problem,) = self.world.fleet.context.problems.of("www")
             self.assertIn(f"its port 80 does not answer Jitsu's host, but it is left alone: {sign.value}", problem)
             self.assertEqual(1, sum(problem == event.get("sentence") for event in logs))
             self.alive = True
@@ -97,7 +97,7 @@ class HealthTests(FleetTestCase):
             self.world.pump(31)
             self.ask()
             self.world.pump(12)
-            self.assertEqual([], self.world.fleet.problems.of("www"))
+            self.assertEqual([], self.world.fleet.context.problems.of("www"))
 
     def test_uncounted(self) -> None:
         """Where nobody counts packets, or CPU time, nobody is declared dead; nor while they cannot be read."""
@@ -114,9 +114,9 @@ class HealthTests(FleetTestCase):
         """That the port of a guest was silent is no problem any more when the VM is off."""
         self.begin()
         self.check(cpu=1.0)
-        self.assertEqual(1, len(self.world.fleet.problems.of("www")))
-        self.world.fleet.stop_vm("www")
-        self.assertEqual([], self.world.fleet.problems.of("www"))
+        self.assertEqual(1, len(self.world.fleet.context.problems.of("www")))
+        self.world.fleet.operator.stop("www")
+        self.assertEqual([], self.world.fleet.context.problems.of("www"))
 
     def test_answers_late(self) -> None:
         """A guest whose service restarts, and answers while it is observed, is alive."""
@@ -133,9 +133,9 @@ class HealthTests(FleetTestCase):
         self.world.pump(11)
         self.ask()
         self.world.pump(DEAD_AFTER - 1)
-        before = self.world.fleet.lease_left(self.world.machine())
+        before = self.world.fleet.leases.left(self.world.machine())
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet.context.strategies.port, "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.assertIs(State.WAITING, self.world.machine().state)
         self.assertIn("rebooted itself", self.world.machine().reason)
@@ -143,8 +143,8 @@ class HealthTests(FleetTestCase):
         self.assertEqual((State.WAITING, 1), (self.world.machine().state, self.guest.starts))
         answered.callback(None)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertAlmostEqual(before, self.world.fleet.lease_left(self.world.machine()), delta=1)
-        self.assertAlmostEqual(1000 + 40, self.world.fleet.lease("www").started, delta=1)  # type: ignore[union-attr]
+        self.assertAlmostEqual(before, self.world.fleet.leases.left(self.world.machine()), delta=1)
+        self.assertAlmostEqual(1000 + 40, self.world.fleet.summons.lease("www").started, delta=1)  # type: ignore[union-attr]
 
     def test_asked_during_a_reboot(self) -> None:
         """A question for a VM whose guest reboots is a use like any other."""
@@ -152,12 +152,12 @@ class HealthTests(FleetTestCase):
         idle = self.world.machine().vm.idle
         self.world.pump(idle - 5, step=1)
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet._signs.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet.context.strategies.port, "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.ask()
         answered.callback(None)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertAlmostEqual(idle, self.world.fleet.lease_left(self.world.machine()), delta=1)
+        self.assertAlmostEqual(idle, self.world.fleet.leases.left(self.world.machine()), delta=1)
 
     def test_boot_loop(self) -> None:
         """A guest that reboots again and again is stopped when the time in which it was up is its lease's."""
@@ -177,8 +177,8 @@ class HealthTests(FleetTestCase):
         self.world.pump(11)
         self.ask()
         self.world.pump(CHECK_PATIENCE + 1)
-        self.world.fleet._sweep.stop()
-        self.assertEqual({}, self.world.fleet._health._checks)
+        self.world.fleet.leases.stop()
+        self.assertEqual({}, self.world.fleet.leases.health._checks)
 
     def test_again_and_again(self) -> None:
         """A guest that dies each time is restarted after longer and longer rests."""
@@ -207,6 +207,6 @@ class HealthTests(FleetTestCase):
         self.ask()
         self.world.pump(61, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.world.fleet.check("www")
+        self.world.fleet.leases.health.check(self.world.machine())
         self.world.pump(20, step=1)
         self.assertEqual(1, self.world.starts())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import BootFailed, Prohibited
@@ -33,7 +32,7 @@ class JournalTests(SynchronousTestCase):
         """An activation is there while it runs, with its steps so far, and when it has ended, with all of them."""
         world = World(vm(boot_time=2.0, response_delay=1.0), answer_by=1.2)
         book = world.fleet.journal
-        asked = world.fleet.summon("www", question())
+        asked = world.fleet.summons.summon("www", question())
         running = book.running("www")
         assert running is not None
         self.assertEqual(("running", "192.0.2.1, A www.jitsu.test"), (running.outcome, running.asker))
@@ -55,9 +54,9 @@ class JournalTests(SynchronousTestCase):
         """Activations end failed, stopped or lost too, with the reason, and keep their own steps."""
         world = World(vm("bad", faults=["start"]), vm("slow", boot_time=5.0), vm("lost", response_delay=9.0))
         book = world.fleet.journal
-        self.failureResultOf(world.fleet.summon("bad", question("bad")), BootFailed)
-        slow, lost = (world.fleet.summon(name, question(name)) for name in ("slow", "lost"))
-        world.fleet.stop_vm("slow")
+        self.failureResultOf(world.fleet.summons.summon("bad", question("bad")), BootFailed)
+        slow, lost = (world.fleet.summons.summon(name, question(name)) for name in ("slow", "lost"))
+        world.fleet.operator.stop("slow")
         self.failureResultOf(slow, BootFailed)
         world.pump(6)
         world.fleet.inventory.lost(world.backend, "the wire is cut")
@@ -74,7 +73,7 @@ class JournalTests(SynchronousTestCase):
         world = World(vm(response_delay=1.0))
         machine = world.machine()
         world.backend.happen(machine.uuid, Power.PAUSED, "by hand")
-        asked = world.fleet.summon("www", question())
+        asked = world.fleet.summons.summon("www", question())
         world.backend.happen(machine.uuid, Power.OFF, "it died")
         world.pump(3)
         self.assertEqual(True, self.successResultOf(asked))
@@ -86,7 +85,7 @@ class JournalTests(SynchronousTestCase):
         """The decisions on a VM tell its life: who wanted it, what it was, and why it ended."""
         world = World(vm(idle=5.0))
         self.assertEqual((), world.fleet.journal.decisions("www"), "that it was found off is no news")
-        world.fleet.summon("www", question())
+        world.fleet.summons.summon("www", question())
         world.pump(6)
         told = [(one.facts["state"], one.facts["reason"]) for one in world.fleet.journal.decisions("www")]
         self.assertEqual(
@@ -101,7 +100,7 @@ class JournalTests(SynchronousTestCase):
         """So many VMs are in each state."""
         world = World(vm("a"), vm("b"), vm("c", boot_time=9.0))
         for name in "abc":
-            world.fleet.summon(name, question(name))
+            world.fleet.summons.summon(name, question(name))
         counts = {state: number for state, number in world.fleet.journal.states.items() if number}
         self.assertEqual({State.UP: 2, State.STARTING: 1}, counts)
 
@@ -109,12 +108,12 @@ class JournalTests(SynchronousTestCase):
         """Questions are counted by whether the VM was up; those that were answered without the fleet among them."""
         world = World(vm(boot_time=1.0))
         for host in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
-            world.fleet.summon("www", question(host=host))
+            world.fleet.summons.summon("www", question(host=host))
         world.pump(2)
-        world.fleet.summon("www", question(host="192.0.2.3"))
-        use = world.fleet.use_of("www", question().key)
-        world.fleet.uses = lambda: [("www", use, 5, world.clock.seconds())]
-        world.fleet.stats(world.machine())
+        world.fleet.summons.summon("www", question(host="192.0.2.3"))
+        use = world.fleet.stats.use_of(world.fleet.machines["www"], question().key)
+        self.patch(world.warm, "taken", lambda: [("www", use, 5, world.clock.seconds())])
+        world.fleet.stats.current(world.machine())
         self.assertEqual((2, 6), (world.fleet.journal.cold, world.fleet.journal.warm), "a repetition is none")
 
     def test_refusals(self) -> None:
@@ -122,26 +121,26 @@ class JournalTests(SynchronousTestCase):
         world = World(vm(), summon_from=())
         events = self.told(world)
         for host in ("192.0.2.1", "192.0.2.9", "192.0.2.1", "2001:db8::1"):
-            self.failureResultOf(world.fleet.summon("www", question(host=host)), Prohibited)
+            self.failureResultOf(world.fleet.summons.summon("www", question(host=host)), Prohibited)
         self.assertEqual({Verdict.OUTSIDE: 4}, dict(world.fleet.journal.refused))
         four, six = (one.as_json() for one in world.fleet.journal.refusals.values())
         self.assertEqual(("192.0.2.0/24", 3, Verdict.OUTSIDE.value), (four["network"], four["times"], four["reason"]))
         self.assertEqual("2001:db8::/56", six["network"])
         self.assertEqual(["refused"] * 2, [one.kind for one in events])
         world.pump(1.5)
-        self.failureResultOf(world.fleet.summon("www", question(host="192.0.2.77")), Prohibited)
+        self.failureResultOf(world.fleet.summons.summon("www", question(host="192.0.2.77")), Prohibited)
         self.assertEqual((3, 4), (len(events), events[-1].facts["times"]))
         self.assertEqual(["2001:db8::/56", "192.0.2.0/24"],
                          [one.network for one in world.fleet.journal.refusals.values()], "the last one is last")
         world.wall_set = -3600.0  # the wall clock is set back
-        self.failureResultOf(world.fleet.summon("www", question(host="192.0.2.77")), Prohibited)
+        self.failureResultOf(world.fleet.summons.summon("www", question(host="192.0.2.77")), Prohibited)
         self.assertEqual((4, 5), (len(events), events[-1].facts["times"]))
 
     def test_no_room(self) -> None:
         """Who waited for room in vain was refused too."""
         world = World(vm("a", min_up=60.0), vm("b"), max_running=1, when_full=WhenFull.STOP_IDLE)
-        world.fleet.summon("a", question("a"))
-        refused = world.fleet.summon("b", question("b"))
+        world.fleet.summons.summon("a", question("a"))
+        refused = world.fleet.summons.summon("b", question("b"))
         world.pump(1)
         self.failureResultOf(refused)
         self.assertEqual({Verdict.FULL: 1}, dict(world.fleet.journal.refused))
@@ -191,7 +190,7 @@ class JournalTests(SynchronousTestCase):
             raise ZeroDivisionError
 
         world.fleet.journal.on_event.append(fail)
-        self.assertEqual(True, self.successResultOf(world.fleet.summon("www", question())))
+        self.assertEqual(True, self.successResultOf(world.fleet.summons.summon("www", question())))
         self.assertNotEqual([], self.flushLoggedErrors(ZeroDivisionError))
 
 
@@ -201,12 +200,12 @@ class HoldTests(SynchronousTestCase):
     def test_kept(self) -> None:
         """A held VM stays up without a use, past `max_up`; released, it has a lease as any other."""
         world = World(vm(idle=5.0, max_up=20.0))
-        self.assertEqual(True, self.successResultOf(world.fleet.hold_vm("www")))
+        self.assertEqual(True, self.successResultOf(world.fleet.operator.hold("www")))
         world.pump(60, 1)
-        self.assertEqual((State.UP, inf), (world.machine().state, world.fleet.lease_left(world.machine())))
-        status = world.fleet.lease_status(world.machine())
+        self.assertEqual((State.UP, inf), (world.machine().state, world.fleet.leases.left(world.machine())))
+        status = world.fleet.leases.status(world.machine())
         self.assertEqual("held by hand", status and status.words)
-        world.fleet.release_vm("www")
+        world.fleet.operator.release("www")
         self.assertEqual(State.UP, world.machine().state)
         world.pump(6)
         self.assertEqual(State.OFF, world.machine().state)
@@ -216,54 +215,54 @@ class HoldTests(SynchronousTestCase):
     def test_max_up_holds_again(self) -> None:
         """What was released has its `max_up` again."""
         world = World(vm(idle=50.0, max_up=20.0))
-        world.fleet.hold_vm("www")
+        world.fleet.operator.hold("www")
         world.pump(10, 1)
-        world.fleet.release_vm("www")
+        world.fleet.operator.release("www")
         world.pump(11, 1)
         self.assertEqual(State.OFF, world.machine().state)
 
     def test_goes_down(self) -> None:
         """A held VM that goes down by itself is started again."""
         world = World(vm())
-        world.fleet.hold_vm("www")
+        world.fleet.operator.hold("www")
         world.pump(20, 1)
         world.backend.happen(world.machine().uuid, Power.OFF, "it crashed")
         world.pump(2)
         self.assertEqual((State.UP, 2, True),
-                         (world.machine().state, world.starts(), world.fleet.is_held("www")))
+                         (world.machine().state, world.starts(), world.fleet.leases.wakeups.is_held("www")))
 
     def test_running_by_itself(self) -> None:
         """A VM that ran by itself can be held too."""
         world = World(vm(idle=5.0))
         world.backend.happen(world.machine().uuid, Power.RUNNING, "by hand")
         world.pump(1)
-        self.assertIsNone(world.fleet.lease_left(world.machine()))
-        world.fleet.hold_vm("www")
+        self.assertIsNone(world.fleet.leases.left(world.machine()))
+        world.fleet.operator.hold("www")
         world.pump(10, 1)
-        self.assertEqual(inf, world.fleet.lease_left(world.machine()))
+        self.assertEqual(inf, world.fleet.leases.left(world.machine()))
 
     def test_stopped(self) -> None:
         """A stop by hand ends a hold too: it is not started again."""
         world = World(vm())
-        world.fleet.hold_vm("www")
-        world.fleet.stop_vm("www")
+        world.fleet.operator.hold("www")
+        world.fleet.operator.stop("www")
         world.pump(20, 1)
-        self.assertEqual((State.OFF, False), (world.machine().state, world.fleet.is_held("www")))
+        self.assertEqual((State.OFF, False), (world.machine().state, world.fleet.leases.wakeups.is_held("www")))
 
     def test_cannot_start(self) -> None:
         """What cannot be started is not held."""
         world = World(vm(faults=["start"]))
-        self.failureResultOf(world.fleet.hold_vm("www"), BootFailed)
-        self.assertFalse(world.fleet.is_held("www"))
-        world.fleet.release_vm("www")
+        self.failureResultOf(world.fleet.operator.hold("www"), BootFailed)
+        self.assertFalse(world.fleet.leases.wakeups.is_held("www"))
+        world.fleet.operator.release("www")
         self.assertEqual("release", world.fleet.journal.events[-1].kind)
 
     def test_room(self) -> None:
         """A held VM does not make room."""
         world = World(vm("a"), vm("b"), max_running=1, when_full=WhenFull.STOP_IDLE)
-        world.fleet.hold_vm("a")
+        world.fleet.operator.hold("a")
         world.pump(20, 1)
-        asked = world.fleet.summon("b", question("b"))
+        asked = world.fleet.summons.summon("b", question("b"))
         world.pump(1)
         self.failureResultOf(asked)
         self.assertEqual(State.UP, world.machine("a").state)
@@ -272,7 +271,7 @@ class HoldTests(SynchronousTestCase):
         """A held VM whose packets are counted is looked at, and kept all the same."""
         world = World(vm(idle=5.0))
         world.backend.guests[world.machine().uuid].sent = 0
-        world.fleet.hold_vm("www")
+        world.fleet.operator.hold("www")
         world.pump(30, 1)
         self.assertEqual(State.UP, world.machine().state)
 
@@ -280,22 +279,22 @@ class HoldTests(SynchronousTestCase):
         """A VM that is held is held no more when it is gone."""
         world = World(vm())
         fleet, machine = world.fleet, world.machine()
-        fleet.hold_vm("www")
+        fleet.operator.hold("www")
         world.pump(1)
-        gone = Deferred.fromCoroutine(fleet.dismiss(machine, "it is no more"))
+        gone = fleet.dismiss(machine, "it is no more")
         world.pump(100)
         self.successResultOf(gone)
-        self.assertEqual(0, fleet.held)
+        self.assertEqual(0, fleet.leases.wakeups.held)
 
     def test_keeps(self) -> None:
         """What keeps a VM up is said in words."""
         world = World(vm("db"), vm("web", needs=("db",)), vm("young", min_up=500.0), vm("off"))
         for name in ("web", "young"):
-            world.fleet.summon(name, question(name))
+            world.fleet.summons.summon(name, question(name))
         world.pump(3, 1)
         for name, words in (
             ("db", "it is needed by a VM that is up"), ("web", "used 3 s ago"), ("young", "its min_up of 500 s"),
             ("off", None),
         ):
-            status = world.fleet.lease_status(world.machine(name))
+            status = world.fleet.leases.status(world.machine(name))
             self.assertEqual(words, status and status.words)

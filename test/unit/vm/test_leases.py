@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.ijitsu import Power
+from jitsu_tw.ijitsu import ENDED, Power
 from jitsu_tw.rules.keep import Why
 from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.settings import Evidence
+from jitsu_tw.settings import Evidence, Mode
 from jitsu_tw.vm.leases import UNCOUNTED
 from test.support import World, vm
 from test.unit.vm.test_fleet import FleetTestCase
@@ -101,6 +102,96 @@ class EvidenceTests(FleetTestCase):
         self.world.pump(0.1)
         self.assertIs(State.UP, self.world.machine().state)
 
+    def test_fault_of_ours(self) -> None:
+        """A fault in counting keeps the VM for another lease, without its packets, and is told; then it is stopped."""
+        for takes in (0.0, 0.1):
+            self.begin()
+            self.patch(self.world.backend, "traffic", lambda _, takes=takes: self.fail_after(takes))
+            self.world.pump(15)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+            left = self.world.fleet.leases.left(self.world.machine())
+            assert left is not None
+            self.assertTrue(0 < left <= 16, left)
+            self.world.pump(left - 0.3)
+            self.assertIs(State.UP, self.world.machine().state)
+            self.world.pump(0.5)
+            self.assertIs(State.OFF, self.world.machine().state)
+            self.assertEqual([], self.flushLoggedErrors())
+
+    def fail_after(self, seconds: float) -> Any:
+        """Fail in a way that no backend may, at once or later."""
+        return deferLater(self.world.clock, seconds, lambda: 1 / 0) if seconds else 1 / 0
+
+    def test_slow_count(self) -> None:
+        """A hypervisor that takes its time to count packets keeps no VM up."""
+        self.begin()
+        traffic = self.world.backend.traffic
+        self.patch(self.world.backend, "traffic", lambda uuid: deferLater(self.world.clock, 0.1, traffic, uuid))
+        self.world.pump(18)
+        self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_fault_of_ours_at_the_end(self) -> None:
+        """A fault in ending a lease does not leave a VM that nobody looks at: its lease is renewed, and ends again."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        self.patch(self.world.backend, "obstacle", lambda *_: 1 / 0)
+        self.world.pump(16.2)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertTrue(15.5 < (self.world.fleet.leases.left(self.world.machine()) or 0.0) <= 16.0)
+        self.world.pump(16)
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+    def restart(self) -> None:
+        """Let the VM go down by itself and be asked for again: it is up with another lease."""
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, ENDED)
+        self.assertEqual([True], self.ask(host="192.0.2.2"))
+
+    def test_counted_for_another_lease(self) -> None:
+        """What was counted of a guest's packets ends no lease but the one that it was counted for."""
+        self.begin()
+        counts: list[Deferred[int]] = []
+
+        def traffic(_: str) -> Deferred[int]:
+            counts.append(Deferred())
+            return counts[-1]
+
+        self.world.pump(13)
+        self.patch(self.world.backend, "traffic", traffic)
+        self.world.pump(1.5)
+        self.assertEqual(1, len(counts))
+        self.restart()
+        self.world.pump(10)
+        counts[0].callback(0)
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+
+    def test_end_of_another_lease(self) -> None:
+        """A VM that goes down, and is up again, while it is asked whether it can be stopped is not stopped."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        obstacle: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: obstacle)
+        self.world.pump(16.5)
+        self.restart()
+        obstacle.callback(None)
+        self.world.pump(1)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.assertEqual(2, self.world.starts())
+
+    def test_gone_down_before_its_end(self) -> None:
+        """A VM that goes down while it is asked whether it can be stopped is not stopped either."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        obstacle: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: obstacle)
+        stops: list[Any] = []
+        self.patch(self.world.backend, "stop", lambda *of: stops.append(of))
+        self.world.pump(16.5)
+        self.world.backend.happen(self.world.machine().uuid, Power.OFF, ENDED)
+        obstacle.callback(None)
+        self.world.pump(1)
+        self.assertIs(State.OFF, self.world.machine().state)
+        self.assertEqual([], stops)
+
     def test_nobody_knows(self) -> None:
         """A VM whose packets cannot be counted any more is not stopped for that; afterwards it is stopped as ever."""
         self.begin()
@@ -119,9 +210,9 @@ class EvidenceTests(FleetTestCase):
             self.guest.sent = None
             self.world.pump(800, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertEqual([UNCOUNTED], self.world.fleet.problems.of("www"))
+        self.assertEqual([UNCOUNTED], self.world.fleet.context.problems.of("www"))
         self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED for event in logs))
-        status = self.world.fleet.lease_status(self.world.machine())
+        status = self.world.fleet.leases.status(self.world.machine())
         self.assertIs(Why.UNSEEN, status and status.why)
         self.world.pump(110, step=1)
         self.assertIs(State.OFF, self.world.machine().state)
@@ -136,7 +227,7 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.UP, self.world.machine().state)
         self.guest.sent = 0
         self.world.pump(20)
-        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_uncountable(self) -> None:
         """The same, if counting them fails; that the hypervisor is lost is told elsewhere."""
@@ -146,10 +237,10 @@ class EvidenceTests(FleetTestCase):
             self.patch(self.world.backend, "traffic", lambda _, error=error: fail(error))
             self.world.pump(100, step=1)
             self.assertIs(State.UP, self.world.machine().state)
-            self.assertEqual(problems, len(self.world.fleet.problems.of("www")))
+            self.assertEqual(problems, len(self.world.fleet.context.problems.of("www")))
             self.patch(self.world.backend, "traffic", traffic)
             self.world.pump(20)
-            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+            self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_queries_alone(self) -> None:
         """With `evidence: queries` nobody counts packets, and the last question decides."""
@@ -157,7 +248,7 @@ class EvidenceTests(FleetTestCase):
         self.send(14, per_second=100)
         self.assertIs(State.UP, self.world.machine().state)
         self.send(4, per_second=100)
-        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.problems.of("www")))
+        self.assertEqual((State.OFF, []), (self.world.machine().state, self.world.fleet.context.problems.of("www")))
 
     def test_slow_first_count(self) -> None:
         """A VM whose packets are being counted for the first time is not stopped before that is done."""

@@ -103,7 +103,7 @@ class CoverTests(FleetTestCase):
     def begin(self, **changes: Any) -> None:
         """Begin with a VM that is stood in for, and has a port."""
         values = {"idle": 10.0, "boot_time": 1.0, "wait_for_port": 80, "use_synjitsu": True, **changes}
-        self.world = World(vm("off"), synjitsu="unix:socket")
+        self.world = World(vm("off"))
         self.world.settings = type(self.world.settings)(vms=(vm(**values), vm("other")), synjitsu="unix:socket")
         self.world.backend.reachable = True
         self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC,))))
@@ -111,7 +111,7 @@ class CoverTests(FleetTestCase):
         clocks = Clocks(self.world.clock, self.world.clock.seconds, lambda: EPOCH + self.world.clock.seconds())
         self.world.fleet = Fleet(
             self.world.settings, {("memory", ""): self.world.backend}, self.world.store, clocks,
-            alone(self.world.settings, clocks), self.make_standins,
+            alone(self.world.settings, clocks), make_standins=self.make_standins,
         )
         self.world.fleet.start(self.world.store.open())
         self.ip = str(self.world.machine().vm.ip[0])
@@ -203,9 +203,9 @@ class CoverTests(FleetTestCase):
         self.standin.listens(self.ip)
         self.world.pump(5)
         self.standin.summon(self.ip, "192.0.2.1")
-        self.assertEqual(10.0, self.world.fleet.lease_left(self.world.machine()))
+        self.assertEqual(10.0, self.world.fleet.leases.left(self.world.machine()))
         self.begin()
-        self.world.fleet._policy.verify_source = True
+        self.world.fleet.summons._policy.verify_source = True
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, sum(self.world.fleet.journal.refused.values()))
@@ -275,14 +275,14 @@ class CoverTests(FleetTestCase):
         self.standin.listens(self.ip)
         running = LiveConfig(self.world.fleet, Zones(()), lambda _: None)
         new = attrs.evolve(self.world.machine().vm, name="new")
-        running.apply(ConfigChange(come=(new,), go=("www",)))
+        running.apply(ConfigChange(added=(new,), removed=("www",)))
         self.standin.ever.clear()
         self.world.pump(10)
         self.assertEqual(["other", "new"], list(self.world.fleet.machines))
         self.assertEqual([], self.standin.ever)
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.STARTING, self.world.machine("new").state)
-        running.apply(ConfigChange(go=("new",)))
+        running.apply(ConfigChange(removed=("new",)))
         self.world.pump(10)
         self.assertEqual("withdrawn", self.said)
 
@@ -304,7 +304,7 @@ class CoverTests(FleetTestCase):
         self.world.pump(1.2)
         self.standin.listens(other)
         self.standin.listens(self.ip)
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.world.pump(LATE_BY)
         self.assertEqual({f"asleep {MAC}"}, set(self.standin.said.values()))
 
@@ -342,8 +342,8 @@ class CoverTests(FleetTestCase):
     def test_no_room(self) -> None:
         """A packet for a VM for which there is no room starts nothing, and is not tried again."""
         self.begin()
-        self.world.fleet.start_vm("other")
-        self.patch(self.world.fleet._admission, "_max_running", 1)
+        self.world.fleet.operator.start("other")
+        self.patch(self.world.fleet.admission, "_max_running", 1)
         self.standin.summon(self.ip, "192.0.2.1")
         self.world.pump(3)
         self.assertEqual((State.OFF, 0), (self.world.machine().state, self.world.starts()))
@@ -376,7 +376,7 @@ class CoverTests(FleetTestCase):
             self.assertEqual((State.STARTING, 5 if made else None), (self.world.machine().state, numbers[-1]))
             self.world.pump(1.05)
             self.assertEqual((State.WAITING, 5), (self.world.machine().state, numbers[-1]))
-            self.world.fleet.stop_vm("www")
+            self.world.fleet.operator.stop("www")
             self.assertEqual((State.OFF, None), (self.world.machine().state, numbers[-1]))
 
     def test_while_stopping(self) -> None:
@@ -423,7 +423,7 @@ class CoverTests(FleetTestCase):
         self.begin()
         self.ask()
         self.world.pump(1.2)
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.assertIs(State.OFF, self.world.machine().state)
         self.standin.listens(self.ip)
         self.assertIs(State.OFF, self.world.machine().state)
@@ -440,7 +440,7 @@ class CoverTests(FleetTestCase):
         self.world.pump(2)
         self.standin.listens("10.9.9.9")
         self.assertIs(State.UP, machine.state)
-        gone = Deferred.fromCoroutine(fleet.dismiss(machine, "it is no more"))
+        gone = fleet.dismiss(machine, "it is no more")
         self.world.pump(1)
         self.successResultOf(gone)
         self.assertEqual("withdrawn", self.standin.said["10.9.9.9"])
@@ -470,6 +470,19 @@ class CoverTests(FleetTestCase):
         self.begin(mac=("52:54:00:00:00:09", MAC))
         self.assertEqual(f"asleep 52:54:00:00:00:09 {MAC}", self.said)
 
+    def test_two_interfaces(self) -> None:
+        """The MACs of a guest with several interfaces are told in their order, in each state: the first one counts."""
+        self.begin(mac=("52:54:00:00:00:09",))
+        self.patch(self.world.backend, "guest", lambda _: succeed(Guest((MAC, "52:54:00:00:00:02"))))
+        macs = f"52:54:00:00:00:09 {MAC} 52:54:00:00:00:02"
+        self.ask()
+        self.world.pump(1.2)
+        self.assertEqual(f"booting {macs}", self.said)
+        self.standin.listens(self.ip)
+        self.assertEqual(f"ready {macs}", self.said)
+        self.world.pump(11)
+        self.assertEqual(f"asleep {macs}", self.said)
+
     def test_refused(self) -> None:
         """Where Synjitsu does not stand in for a VM's address, the port is tried without it."""
         self.begin()
@@ -491,16 +504,16 @@ class CoverTests(FleetTestCase):
         sentence = "its guest uses 192.0.2.9, and not 192.0.2.80: correct the address in the guest, or the VM's ip"
         sentence = sentence.replace("192.0.2.80", self.ip)
         self.standin.elsewhere(self.ip, "192.0.2.9")  # it is off
-        self.assertEqual([], self.world.fleet.problems.of("www"))
+        self.assertEqual([], self.world.fleet.context.problems.of("www"))
         self.ask()
         self.world.pump(1.2)
         for found, expected in (("192.0.2.9", [sentence]), ("", []), ("192.0.2.9", [sentence])):
             self.standin.elsewhere(self.ip, found)
-            self.assertEqual(expected, self.world.fleet.problems.of("www"))
+            self.assertEqual(expected, self.world.fleet.context.problems.of("www"))
         self.standin.listens(self.ip)
         self.world.pump(11)
         self.assertIs(State.OFF, self.world.machine().state)
-        self.assertEqual([], self.world.fleet.problems.of("www"))
+        self.assertEqual([], self.world.fleet.context.problems.of("www"))
 
     def result(self, asked: Any) -> Any:
         """Return what a coroutine returns at once."""
@@ -531,7 +544,7 @@ class HostsTests(SynchronousTestCase):
         backends: Any = {(HOSTS, ""): pool}
         settings = Settings(vms=(www,), hosts=both)
         made = partial(StandInControl, make=FakeStandIn)  # type: ignore[arg-type]
-        fleet = Fleet(settings, backends, MemoryStore(), clocks, alone(settings, clocks, pool), made)
+        fleet = Fleet(settings, backends, MemoryStore(), clocks, alone(settings, clocks, pool), make_standins=made)
         fleet.start({})
         left, right = cast("Any", fleet.standins.clients.values())
         ip = str(www.ip[0])
@@ -539,7 +552,7 @@ class HostsTests(SynchronousTestCase):
         def said() -> tuple[str | None, str | None]:
             return left.said.get(ip), right.said.get(ip)
 
-        fleet.summon("www", question("www"))
+        fleet.summons.summon("www", question("www"))
         world.pump(1.2)
         self.assertEqual(("withdrawn", f"booting {MAC}"), said())
         right.listens(ip)

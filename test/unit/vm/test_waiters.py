@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.vm import waiters
 from jitsu_tw.vm.waiters import Waiters
+from test.support import BoundedClock
 
 
 class WaitersTests(SynchronousTestCase):
@@ -14,7 +14,7 @@ class WaitersTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """Let each wait for a second."""
-        self.clock = Clock()
+        self.clock = BoundedClock()
         self.waiters = Waiters(self.clock, 1.0, "first", 0.0)
 
     def ask(self, asker: str) -> None:

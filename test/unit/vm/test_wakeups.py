@@ -59,7 +59,7 @@ class WindowTests(FleetTestCase):
         self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest crashed")
         self.world.pump(0.2)
         self.assertEqual((State.UP, 2), (self.world.machine().state, self.world.starts()))
-        self.world.fleet.stop_vm("www")
+        self.world.fleet.operator.stop("www")
         self.world.pump(100, step=1)
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual([True], self.ask())
@@ -73,7 +73,7 @@ class WindowTests(FleetTestCase):
         """A VM that cannot be started is tried again, and not in haste."""
         self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),), faults=["start"]))
         self.world.pump(100, step=1)
-        self.assertTrue(3 <= self.world.fleet.stats(self.world.machine()).total_starts <= 5)
+        self.assertTrue(3 <= self.world.fleet.stats.current(self.world.machine()).total_starts <= 5)
 
     def test_set_forward(self) -> None:
         """A wall clock that is set into a time of the week starts its VM within a minute, and out of it stops it."""

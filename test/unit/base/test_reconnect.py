@@ -6,10 +6,14 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends import reconnect
-from jitsu_tw.backends.reconnect import Reconnector
+from jitsu_tw import reconnect
+from jitsu_tw.backends.threaded import in_thread
 from jitsu_tw.errors import BackendLost
+from jitsu_tw.reconnect import Reconnector
 from test.support import PATIENCE, HandClock
+
+#: Seconds that a try is waited for.
+WITHIN = 30.0
 
 
 class ReconnectorTests(SynchronousTestCase):
@@ -24,7 +28,13 @@ class ReconnectorTests(SynchronousTestCase):
         self.made = 0
         self.addCleanup(self.opens.release, 2 * reconnect.MOST)
         self.reconnector = Reconnector(
-            "here", self.open, self.opened.append, self.lost.append, self.left.append, self.clock
+            "here",
+            lambda: in_thread(self.clock, "here", self.open),
+            self.opened.append,
+            self.lost.append,
+            self.left.append,
+            self.clock,
+            within=WITHIN,
         )
         self.reconnector.begin()
 
@@ -43,14 +53,14 @@ class ReconnectorTests(SynchronousTestCase):
 
     def test_silent(self) -> None:
         """A try that does not return is left alone; the next one is made, after pauses that grow, but not for ever."""
-        self.clock.advance(reconnect.WITHIN)
+        self.clock.advance(WITHIN)
         self.assertEqual(["here has not answered within 30 s"], self.lost)
         self.assertEqual(1, self.reconnector.hung)
         pauses = []
         for _ in range(reconnect.MOST - 1):
             pauses.append(self.pause())
             self.clock.advance(pauses[-1])
-            self.clock.advance(reconnect.WITHIN)
+            self.clock.advance(WITHIN)
         self.assertEqual(reconnect.MOST, self.reconnector.hung)
         self.assertGreater(min(pauses), 1.0)
         self.assertLessEqual(max(pauses), reconnect.SILENT + 1)
@@ -64,7 +74,7 @@ class ReconnectorTests(SynchronousTestCase):
 
     def test_late(self) -> None:
         """A try that returns late is as good as another; of two that return, one connection is left."""
-        self.clock.advance(reconnect.WITHIN)
+        self.clock.advance(WITHIN)
         self.clock.advance(self.pause())
         for left in (0, 1):
             self.opens.release()
@@ -112,7 +122,7 @@ class ReconnectorTests(SynchronousTestCase):
     def test_end_of_what_hangs(self) -> None:
         """After the end nothing is told of a try that does not return."""
         self.reconnector.end()
-        self.clock.advance(reconnect.WITHIN)
+        self.clock.advance(WITHIN)
         self.assertEqual(([], []), (self.lost, self.clock.getDelayedCalls()))
 
     def test_fault_of_ours(self) -> None:
