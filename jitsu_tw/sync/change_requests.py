@@ -256,7 +256,7 @@ class ChangeRequests:
                           error=shortened(str(wrong)))
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
-        self._fleet.stats.merged(changes)
+        self._fleet.store.config.merged(changes)
         self._running.apply(parsed.change)
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
                       words="; ".join(parsed.change.lines.splitlines()) or "nothing new")
@@ -268,8 +268,8 @@ class ChangeRequests:
         for uuid, change in request.changes.items():
             changes |= vm_changes(uuid, change.was, files.get(uuid, {}))
             name = _name(change)
-            known = self._known(name, uuid)
-            is_file = known is not None and not came(self._fleet.stats.origin(known)) and bool(change.was)
+            known = self._known(name, uuid) is not None and bool(change.was)
+            is_file = known and not came(self._fleet.store.config.origin(self._fleet.machines[name]))
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if change.files else None
         return changes
