@@ -292,10 +292,10 @@ def description(raw: str) -> str:
 
 def endpoint(raw: str) -> str:
     """Return what `description` makes a client endpoint of."""
-    from twisted.internet import endpoints, reactor  # noqa: PLC0415 -- a reactor may be installed until it is needed
+    from twisted.internet.endpoints import clientFromString  # noqa: PLC0415 -- a reactor may be installed until then
 
     try:
-        endpoints.clientFromString(reactor, description(raw))
+        clientFromString(None, description(raw))
     except (ValueError, TypeError, LookupError, RuntimeError, OSError):  # all of Twisted's reader
         message = f"{raw!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
         raise ValueError(message) from None

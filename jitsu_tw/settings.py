@@ -23,7 +23,6 @@ from jitsu_tw.dns.wire import from_text
 from jitsu_tw.keys import DAY, Limits, setting
 from jitsu_tw.networks import EVERYBODY, LOOPBACK
 from jitsu_tw.rules.schedule import WeeklyWindow
-from jitsu_tw.sockets import control_socket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +44,9 @@ READY_WITHIN: Final = 60.0
 #: After how many seconds a guest that was resumed or restored, and is not ready, is booted instead.
 RESUMED_WITHIN: Final = 20.0
 
+#: The control endpoint if the configuration names none: a UNIX socket whose path depends on who runs Jitsu
+#: (`sockets.control_socket`).
+DEFAULT_CONTROL: Final = "unix:"
 
 
 class Mode(enum.Enum):
@@ -368,7 +370,7 @@ class Settings(Inherited):
         None, parsers.text, "where the state is kept, a bare git repository", path=True, option="", shown="in memory"
     )
     control: tuple[str, ...] = setting(
-        attrs.Factory(lambda: (f"unix:{control_socket()}",)), parsers.control,
+        (DEFAULT_CONTROL,), parsers.control,
         "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", many=True, option="", shown="a UNIX socket",
     )
     control_token: str | None = setting(
