@@ -287,7 +287,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
         self.each["left"].guests[uuid].power = Power.OFF
         self.assertIn(self.start(uuid), {"middle", "right"})
-        self.hosts.unfence("left")
+        self.hosts.fence("left", undo=True)
         self.find("left")
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
 

@@ -841,7 +841,7 @@ class HostsTests(SynchronousTestCase):
         moved = node.fleet.cluster.move(machine, "right")
         place.run(1.0)
         self.assertIn("its disk is busy", str(self.failureResultOf(moved, JitsuError).value))
-        self.assertEqual({}, node.pool._wanted)
+        self.assertIsNone(node.pool._placement.take_wanted(machine.vm))
 
     def test_drain_host(self) -> None:
         """What runs on a host that is drained goes to the other; nothing new is started there until that is undone."""
