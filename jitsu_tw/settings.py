@@ -1,5 +1,5 @@
 """
-What a configuration says, once it has been parsed. Immutable; times are in seconds unless a name says otherwise.
+The values of a configuration. Immutable; times are in seconds unless a name says otherwise.
 
 `config.build` makes these from files and command lines; everything else only reads them. A field made by
 `keys.setting` is the declaration of a key: `Settings` has those of the top, `VM` those of a VM, `Inherited` those of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
 
-#: A call to start a VM may go on at its hypervisor for so many seconds, though whoever made it is gone.
+#: Seconds for which a call to start a VM may go on at its hypervisor though the process that made it is gone.
 STARTS_WITHIN: Final = 60.0
 
 #: The kind of hypervisor of VMs with `host`: that of all hosts together (`backends.hosts`).
@@ -60,7 +60,7 @@ class Mode(enum.Enum):
 class Evidence(enum.Enum):
     """What shows that a VM is in use."""
 
-    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets nobody counts is kept
+    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets are not counted is kept
     QUERIES = "queries"  # questions alone
 
 
@@ -88,8 +88,8 @@ class WhenFull(enum.Enum):
 class OnHostLoss(enum.Enum):
     """What becomes of the VMs of a host that cannot be reached any more."""
 
-    WAIT = "wait"  # nobody knows whether they still run there
-    RESTART = "restart"  # they are started elsewhere, once `fence` has said that the host is dead
+    WAIT = "wait"  # it is not known whether they still run there
+    RESTART = "restart"  # they are started elsewhere, once `fence` has ended well
 
 
 @attrs.frozen
@@ -98,8 +98,8 @@ class Retention:
     How much of the statistics' past the state keeps; without both, only the present.
 
     Attributes:
-        number: so many commits.
-        seconds: those of so many seconds.
+        number: the latest commits.
+        seconds: the age of the oldest commit.
     """
 
     number: int = 0
@@ -108,7 +108,7 @@ class Retention:
     @classmethod
     def parse(cls, text: str) -> Retention:
         """
-        Return what *text* says: ``30d``, ``12h``, ``5m``, or a number of commits.
+        Return the retention of ``30d``, ``12h``, ``5m``, or of a number of commits.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -130,11 +130,11 @@ class Retention:
 @attrs.frozen
 class Rule:
     """
-    Some that may have our zones.
+    Name servers that may transfer the zones.
 
     Attributes:
-        network: where they are; None for anywhere.
-        key: the name, in lower case, of the TSIG key they sign with; None if they need none.
+        network: their addresses; None for any.
+        key: the name, in lower case, of the TSIG key that they sign with; None if they need none.
     """
 
     network: Network | None
@@ -143,7 +143,7 @@ class Rule:
     @classmethod
     def parse(cls, text: str) -> Rule:
         """
-        Return the rule that *text* says: ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
+        Return the rule of ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -174,7 +174,7 @@ def split_key(text: str) -> tuple[str, bytes | None]:
 @attrs.frozen
 class Secondary:
     """
-    Another name server that has our zones.
+    Another name server of the zones.
 
     Attributes:
         host: its address.
@@ -189,7 +189,7 @@ class Secondary:
     @classmethod
     def parse(cls, text: str) -> Secondary:
         """
-        Return what *text* says: ``ADDRESS[:PORT]``, or that and ``key NAME``.
+        Return the secondary of ``ADDRESS[:PORT]``, or of that and ``key NAME``.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -232,7 +232,7 @@ class Host:
 
 @attrs.frozen(kw_only=True)
 class Inherited:
-    """What holds for each VM that does not say otherwise, as the top of a configuration says it."""
+    """The keys of the top of a configuration whose values hold for each VM that does not have them itself."""
 
     backend: str = setting("libvirt", parsers.text, "the kind of hypervisor", option="x")
     connect: str | None = setting(None, parsers.text, "the URI of the hypervisor", option="c", shown="qemu:///system")
@@ -341,19 +341,15 @@ class Settings(Inherited):
     A whole configuration.
 
     Attributes:
-        cluster: where those who serve the same zones agree; None if nobody else does.
+        cluster: where those who serve the same zones agree; None for this node alone.
         hosts: the hypervisors that VMs with `host` may run on.
     """
 
     vms: tuple[VM, ...] = ()
     cluster: Cluster | None = None
     hosts: tuple[Host, ...] = ()
-    zones: tuple[Path, ...] = setting(
-        (), parsers.text, "RFC 1035 master files", many=True, path=True, shown="made up"
-    )
-    bind: tuple[str, ...] = setting(
-        ("127.0.0.1",), parsers.bind, "the address to serve DNS on", many=True, option="b"
-    )
+    zones: tuple[Path, ...] = setting((), parsers.text, "RFC 1035 master files", many=True, path=True, shown="made up")
+    bind: tuple[str, ...] = setting(("127.0.0.1",), parsers.bind, "the address to serve DNS on", many=True, option="b")
     listen: int = setting(53, parsers.port, "the port to serve DNS on", option="l")
     delay: float = setting(
         0.1, parsers.seconds, "seconds from a VM's start to the answer, where nothing tells when it is ready",

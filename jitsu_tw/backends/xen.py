@@ -34,8 +34,6 @@ OUI: Final = "00:16:3e"
 
 _UNITS: Final = {"": 1, "kib": 1, "mib": 2**10, "gib": 2**20}
 _DEVICE: Final = re.compile(r"(xvd|sd|hd)[a-z]{1,2}[0-9]{0,3}|d[0-9]{1,4}p[0-9]{1,2}")
-_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
-_SCRIPT: Final = re.compile(r"[A-Za-z0-9_./+-]+")
 _STRING: Final = re.compile(r'("(?:[^"\\]|\\.)*")')
 
 
@@ -75,22 +73,15 @@ def parse_cmdline(text: str) -> str:
     return text
 
 
-def parse_nic(text: str) -> str:
-    """Return a bridge's name."""
-    if not _INTERFACE.fullmatch(text):
-        raise ValueError(f"{text!r} is no bridge's name; write one like xenbr0")
-    return text
+parse_nic: Final = parsers.matching(r"[A-Za-z0-9_.:-]{1,15}", "is no bridge's name; write one like xenbr0")
 
-
-def parse_script(text: str) -> str:
-    """Return a script's name or path."""
-    if not _SCRIPT.fullmatch(text):
-        raise ValueError(f"{text!r} is no script that xl could be given; write a name like vif-bridge, or a path")
-    return text
+parse_script: Final = parsers.matching(
+    r"[A-Za-z0-9_./+-]+", "is no script that xl could be given; write a name like vif-bridge, or a path"
+)
 
 
 def parse_disk(text: str) -> Disk:
-    """Return the disk that ``PATH@DEVICE`` says."""
+    """Return the disk of ``PATH@DEVICE``."""
     path, _, device = text.rpartition("@")
     if not path.startswith("/") or not _DEVICE.fullmatch(device):
         raise ValueError(f"{text!r} is no disk; write a block device or a file, like /srv/www.img@xvda")
@@ -108,7 +99,7 @@ def parse_type(text: str) -> Type:
 
 @attrs.frozen
 class XenGuest:
-    """What libxl has to know of a VM, unless `define` says it all."""
+    """What libxl has to know of a VM without `define`."""
 
     kernel: Path | None = setting(
         None, parsers.text, "a file; an HVM guest can do without one, and boots from its disk", path=True
@@ -193,7 +184,7 @@ def quoted(text: str) -> str:
 
 
 def macs(guest: XenGuest, uuid: str) -> tuple[str, ...]:
-    """Return the MACs of a guest's interfaces: the same at each start, so that nobody's ARP table goes stale."""
+    """Return the MACs of a guest's interfaces: the same at each start, so that no ARP table goes stale."""
     number = max(len(guest.nic), len(guest.mac))
     return guest.mac + tuple(_mac(uuid, index) for index in range(len(guest.mac), number))
 
@@ -205,7 +196,7 @@ def _mac(uuid: str, index: int) -> str:
 
 
 def configuration(name: str, uuid: str, guest: XenGuest) -> str:
-    """Return the xl configuration of a guest that is gone for good once it is down, whoever brought it down."""
+    """Return the xl configuration of a guest that is gone for good once it is down."""
     vifs = []
     for index, mac in enumerate(macs(guest, uuid)):
         words = [f"mac={mac}"]
