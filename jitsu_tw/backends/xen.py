@@ -102,24 +102,20 @@ class XenGuest:
     """What libxl has to know of a VM without `define`."""
 
     kernel: Path | None = setting(
-        None, parsers.text, "a file; an HVM guest can do without one, and boots from its disk", path=True
+        None, "a file; an HVM guest can do without one, and boots from its disk", parsers.text, path=True
     )
-    memory: int = setting(128 * 2**10, parse_memory, "in KiB", shown="128MiB")
-    cmdline: str = setting("", parse_cmdline, "the kernel's")
-    nic: tuple[str, ...] = setting((), parse_nic, "the bridges of its interfaces, one for each", many=True)
-    script: tuple[str, ...] = setting(
-        (), parse_script, "what sets the interfaces up, taken in turn", many=True, shown="xl's own"
-    )
-    disk: tuple[Disk, ...] = setting((), parse_disk, "its disks", many=True)
+    memory: int = setting(128 * 2**10, "in KiB", parse_memory, shown="128MiB")
+    cmdline: str = setting("", "the kernel's", parse_cmdline)
+    nic: tuple[str, ...] = setting((), "the bridges of its interfaces, one for each", parse_nic)
+    script: tuple[str, ...] = setting((), "what sets the interfaces up, taken in turn", parse_script, shown="xl's own")
+    disk: tuple[Disk, ...] = setting((), "its disks", parse_disk)
     rumprun_config: Path | None = setting(
-        None, parsers.text, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", path=True
+        None, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", parsers.text, path=True
     )
-    type: Type = setting(Type.PV, parse_type, "how it runs: pv, pvh or hvm")
-    ramdisk: Path | None = setting(None, parsers.text, "a file", path=True)
-    vcpus: int = setting(1, parsers.whole(1, 512, "number of processors"), "how many processors it sees")
-    mac: tuple[str, ...] = setting(
-        (), parsers.mac, "its interfaces' MACs, in their order", many=True, shown="made of the uuid"
-    )
+    type: Type = setting(Type.PV, "how it runs: pv, pvh or hvm", parse_type)
+    ramdisk: Path | None = setting(None, "a file", parsers.text, path=True)
+    vcpus: int = setting(1, "how many processors it sees", parsers.whole(1, 512, "number of processors"))
+    mac: tuple[str, ...] = setting((), "its interfaces' MACs, in their order", parsers.mac, shown="made of the uuid")
 
     @property
     def needs(self) -> int:
