@@ -27,14 +27,13 @@ from jitsu_tw.config import build
 from jitsu_tw.config.schema import FLAGS, OPTIONS
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coroutines import deferred, spawn
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
-from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.warm import WarmAnswers

@@ -456,9 +456,8 @@ class LeaseKeeper:
 
     def _may_go(self, machine: Machine, lease: Lease) -> bool:
         """Return whether *machine* may be stopped to make room."""
-        is_decided_on = lease.planned is None
         return (
-            not is_decided_on
+            lease.planned is not None  # else it is being looked at
             and machine.state is State.UP
             and self._keep(machine, lease, JUST_USED).until <= self._now()
         )

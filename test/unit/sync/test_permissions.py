@@ -13,7 +13,7 @@ from jitsu_tw.store.requests import ASKED
 from jitsu_tw.sync import change_requests as branches
 from jitsu_tw.sync import permissions
 from jitsu_tw.sync.change_requests import LOOK_EVERY
-from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE, Shares
+from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE, Budgets
 from test.unit.sync.test_requests import DB, FILE, NEW, VM, WWW, RequestsTestCase, below
 
 if TYPE_CHECKING:
@@ -155,25 +155,25 @@ class GuestTests(RequestsTestCase):
 
 
 class SharesTests(SynchronousTestCase):
-    """`Shares`, on a clock of its own."""
+    """`Budgets`, on a clock of its own."""
 
     def test_evenly(self) -> None:
         """A share is refilled evenly; what is refused is not counted; another VM's share is another one."""
-        shares = Shares()
+        budgets = Budgets()
         self.assertEqual([True] * REQUESTS_PER_MINUTE + [False] * 5,
-                         [shares.take("www", 100.0) for _ in range(REQUESTS_PER_MINUTE + 5)])
-        self.assertTrue(shares.take("db", 100.0))
+                         [budgets.take("www", 100.0) for _ in range(REQUESTS_PER_MINUTE + 5)])
+        self.assertTrue(budgets.take("db", 100.0))
         every = 60 / REQUESTS_PER_MINUTE
         self.assertEqual([False, True, False, True],
-                         [shares.take("www", 100 + when) for when in (every / 2, every, 1.5 * every, 2 * every)])
+                         [budgets.take("www", 100 + when) for when in (every / 2, every, 1.5 * every, 2 * every)])
 
     def test_bounded(self) -> None:
-        """Shares that are full again are forgotten."""
-        shares = Shares()
-        for number in range(permissions._MOST_SHARES + 1):
-            shares.take(f"vm{number}", 0.0)
-        shares.take("www", 100.0)
-        self.assertEqual(["www"], list(shares._full_at))
+        """Budgets that are full again are forgotten."""
+        budgets = Budgets()
+        for number in range(permissions._MOST_BUDGETS + 1):
+            budgets.take(f"vm{number}", 0.0)
+        budgets.take("www", 100.0)
+        self.assertEqual(["www"], list(budgets._full_at))
 
 
 class KeysTests(SynchronousTestCase):

@@ -509,6 +509,14 @@ class RestartTests(RequestsTestCase):
         self.restart(*FILE)
         self.assertIn("new", self.fleet.machines)
 
+    def test_left_out_and_renamed(self) -> None:
+        """A VM that was left out comes back by a request that mends it, also under another name."""
+        self.ask(below(NEW, {**VM, "config/idle/0": "50"}))
+        self.restart(*FILE, "dns=other.jitsu.test,ip=10.0.0.3,name=other")
+        self.assertNotIn("new", self.fleet.machines)
+        self.assertEqual("", self.ask(below(NEW, {"config/name/0": "newer", "ip": "10.0.0.4"})))
+        self.assertEqual("Found new.jitsu.test A 10.0.0.4 vm=newer", self.answer("new"))
+
     def test_uuid(self) -> None:
         """A name keeps the uuid that the state has for it, where the backend has none."""
         self.ask(below(NEW, VM))

@@ -24,10 +24,9 @@ from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
