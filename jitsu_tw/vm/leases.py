@@ -197,7 +197,7 @@ class LeaseKeeper:
         """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
-        if machine.vm.check_every:
+        if machine.vm.check_every and machine.vm.wait_for_port is not None:
             self.health.watch(machine, lease)
         if machine.vm.keep_up:
             self.wakeups.find_window(machine)
@@ -456,9 +456,8 @@ class LeaseKeeper:
 
     def _may_go(self, machine: Machine, lease: Lease) -> bool:
         """Return whether *machine* may be stopped to make room."""
-        is_decided_on = lease.planned is None
         return (
-            not is_decided_on
+            lease.planned is not None  # else it is being looked at
             and machine.state is State.UP
             and self._keep(machine, lease, JUST_USED).until <= self._now()
         )

@@ -193,7 +193,7 @@ class ConversationTests(TestCase):
         self.standin.announce("10.0.0.12", [MAC], asleep=False)
         self.standin.ready("10.0.0.12")
         changes: list[bool] = []
-        self.standin.on_change = lambda: changes.append(self.standin.connected)
+        self.standin._on_change = lambda _: changes.append(self.standin.connected)
         self.standin.start()
         await self.until(lambda: self.said)
         for _ in range(2):
@@ -240,7 +240,7 @@ class ConversationTests(TestCase):
     async def test_refused_addresses(self) -> None:
         """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
         changes: list[int] = []
-        self.standin.on_change = lambda: changes.append(len(self.standin.refused))
+        self.standin._on_change = lambda _: changes.append(len(self.standin.refused))
         self.standin.start()
         synjitsu = await self.synjitsu()
         self.patch(synjitsu, "_obstacle", lambda _: "it is the host's")
