@@ -197,7 +197,7 @@ class LeaseKeeper:
         """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
-        if machine.vm.check_every and machine.vm.wait_for_port is not None:
+        if machine.vm.check_every:
             self.health.watch(machine, lease)
         if machine.vm.keep_up:
             self.wakeups.find_window(machine)
