@@ -40,6 +40,8 @@ class Mutant:
 _REQUESTS: Final = "test.unit.sync.test_requests"
 _BOUNDS: Final = "test.unit.sync.test_requests_bounds"
 
+_CLAIMS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_claims"
+
 #: The kind of those that must all be caught.
 CLUSTER: Final = "cluster guards"
 
@@ -165,6 +167,110 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("VM life", "jitsu_tw/rules/vitals.py", "test.unit.rules.test_vitals"): (
         ("min(ANSWERS * one.tries, MOST_ANSWERS)", "ANSWERS * one.tries", "hides any traffic behind many tries"),
         ("a.packets <= b.packets", "True", "takes a counter that began anew for silence"),
+    ),
+    (CLUSTER, "jitsu_tw/vm/steps.py", "test.unit.cluster.test_claims"): (
+        ("    context.ownership.prove(machine)\n", "", "starts a VM that another node may have started by now"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/claims.py", _CLAIMS): (
+        ("if not self.is_own(machine):\n            raise", "if False:\n            raise",
+         "proves a claim that is lost"),
+        ("if not self.is_own(machine):\n            return inf", "if False:\n            return inf",
+         "stops a VM that another node owns"),
+        ("and self._clocks.now() >= self._state.connected_at + REUNION", "",
+         "stops a VM before a node that was cut off, too, could tell that it is used"),
+        ("if self.refusal:\n                raise", "if False:\n                raise",
+         "claims VMs while it is drained"),
+        ("if own and machine.state not in WANTED:", "if False:", "keeps a claim that nobody needs any more"),
+        ("if machine.state is State.UP and await self.claim(machine):", "if await self.claim(machine):",
+         "adopts a VM that is down"),
+        ("and not self._hosts.is_blind(machine)", "", "adopts a VM that it cannot see"),
+        ("DeferredSemaphore(ADOPTS_AT_ONCE)", "DeferredSemaphore(1000)", "looks at all VMs of a dead node at once"),
+        ("and machine.state not in ACTIVATING | CALLING", "", "hands a VM over while it starts or stops it"),
+        ("                self._notices.drop(machine)\n                begin", "                begin",
+         "takes a notice of before for one of the next stop"),
+        ("        self._notices.clear()\n", "", "takes a notice for given that no node may have heard"),
+        ("            if machine.state not in DOWN:\n", "            if False:\n",
+         "releases the claim of a VM that starts again"),
+        ("and value is None and self.connected:", "and False:", "is unknown to the others after a restart"),
+        ("            call.cancel()\n        self._tidying", "            pass\n        self._tidying",
+         "goes on after its end"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/cluster_state.py", _CLAIMS): (
+        ("{claim: self._claim(phase, why)}, claim)", "{claim: self._claim(phase, why)})",
+         "overwrites the claim of another node"),
+        ('for kind in kinds}, key("claims", machine))', "for kind in kinds})", "removes the claim of another node"),
+        ('json.dumps(fact)}, key("claims", machine))', "json.dumps(fact)})", "overwrites another node's start"),
+        ('not self.lost and self.is_drained("nodes", self.node)', "False", "starts VMs while it is drained"),
+        ('return self.coordinator.holds(key("claims", machine))',
+         "return self.owner(machine) == self.node", "takes a claim for its own that may have run out"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/starts.py", _CLAIMS): (
+        ("machine.vm.name in self._own or", "True or", "forgets a start of a dead node that may succeed yet"),
+        ("        self._own.discard(machine.vm.name)\n", "", "takes another node's start for its own of before"),
+        ("and self._state.holds(machine) and", "and", "records another host of a VM that another node owns"),
+        ("+ STARTS_WITHIN <=", "<=", "removes what is recorded of a start that may succeed yet"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/requests.py", _CLAIMS): (
+        ("if machine.state not in STOPS | {State.UP, State.WAITING}:", "if True:",
+         "takes a VM for stopped that is not"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/membership.py", _CLAIMS): (
+        ("if machine is None or not self.ownership.is_own(machine):", "if machine is None:",
+         "does what the owner of a VM is asked for"),
+        ("            self.ownership.release(is_up, self.ownership.refusal)", "            pass",
+         "keeps its VMs when drained"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/stop_notice.py", "test.unit.cluster.test_stop_notice"): (
+        ("if self._now() < begin + SWIFT:", "if True:", "counts a notice though etcd was away"),
+        ("self._given.get(machine.vm.name) is not notice or", "", "counts a notice that was taken back"),
+        ("            await deferLater(self._reactor, NOTICE)\n", "", "gives the other nodes no time"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/usage_reports.py", "test.unit.cluster.test_usage_reports"): (
+        ("if self._is_news(machine, stamp):", "if True:", "reports a use over a later one of another node"),
+        ("stamp <= known <= self._wall()", "stamp <= known", "reports no use while another node's clock is ahead"),
+        ("if machine.state in STOPS:\n                self.report()", "if False:\n                self.report()",
+         "reports a use only when the VM is stopped"),
+        ("                    self._used[name] = max(used[name], self._used.get(name, 0.0))\n",
+         "                    pass\n",
+         "forgets a use that could not be reported"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/fencing.py", "test.unit.cluster.test_claims"): (
+        ("if self._state.is_reached(host):", "if False:", "fences a host that another node reaches"),
+        ("if code == 0 and host in self._pool.unreachable:", "if host in self._pool.unreachable:",
+         "takes a host for dead whose fencing has failed"),
+        ('if not await self._coordinator.claim(f"fences/{host}", self._state.node):', "if False:",
+         "fences a host by several nodes at once"),
+    ),
+    (CLUSTER, "jitsu_tw/rules/claims.py", "test.unit.rules.test_claims"): (
+        ("elif view.state in DOWN and not view.unsure:", "elif view.state in DOWN:", "releases a VM that may run"),
+        ("if view.owner is Owner.NOBODY and view.known:", "if view.owner is Owner.NOBODY:", "adopts a stranger's VM"),
+        ("if view.holds:\n            action", "if True:\n            action", "releases what another node owns"),
+        ("elif view.state is State.UP and view.holds:", "elif view.state is State.UP:", "speaks for another node's VM"),
+        ("        yield Action.OWNER_SILENT\n        yield Action.OWNER_KEEPS\n", "        yield Action.OWNER_KEEPS\n",
+         "waits for ever for a node that is gone"),
+        ("        yield Action.REPORT_USE\n", "", "does not tell of a use before a stop"),
+        ("        yield Action.REFUSE\n", "        pass\n", "starts a VM while it is cut off"),
+    ),
+    (CLUSTER, "jitsu_tw/rules/pool.py", "test.unit.rules.test_pool"): (
+        ("return unknown or last_host == sighting.host or sighting.power is Power.RUNNING",
+         "return unknown or last_host == sighting.host", "starts a VM a second time that ran on a lost host"),
+        ("return unknown or last_host == sighting.host or", "return unknown or",
+         "starts a VM a second time that was started on a lost host"),
+        ("return unknown or last_host", "return last_host", "starts a VM a second time that may run on a lost host"),
+        ("return Unsure(IN_DOUBT) if in_doubt else Located(*found)", "return Located(*found)",
+         "starts a VM while a call of before may start it elsewhere"),
+        ("return at or next((host for host in usable if host == last_host), None)", "return at",
+         "starts a VM elsewhere than where a start was begun"),
+    ),
+    (CLUSTER, "jitsu_tw/backends/pool.py", "test.unit.backends.test_pool"): (
+        ("if not await self._placement.claim_host(vm, name):", "if await self._placement.claim_host(vm, name) is None:",
+         "starts a VM that another node owns by now"),
+        ("        seen.pop(name, None)  # until", "        # until", "takes a VM for off whose start was begun"),
+        ("            self._doubts[uuid] = self._now() + STARTS_WITHIN  # the call may go on\n", "",
+         "starts a VM elsewhere while its start call may go on"),
+        ("                if self._now() < doubt:\n", "                if False:\n",
+         "starts a VM elsewhere while another node's call may go on"),
+        ("not in unusable and not", "not in unusable or not", "starts VMs on drained hosts"),
     ),
     ("Synjitsu", "synjitsu_tw/standins.py", "test.unit.synjitsu.test_standins"): (
         ("standin.proven = standin.macs[0], False", "standin.proven = standin.macs[-1], False",

@@ -15,7 +15,7 @@ from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.backends.pool import Pool, Unplaced
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
-from jitsu_tw.settings import HOSTS, Fault, Mode
+from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Fault, Mode
 from test.contract import backends as contract_backends
 from test.support import BoundedClock, vm
 
@@ -219,6 +219,12 @@ class HostsTests(SynchronousTestCase):
         self.clock.advance(1)
         self.failureResultOf(started, BackendLost)
         return uuid
+
+    def test_lost_for_long(self) -> None:
+        """A VM whose start call was lost with its host may run there, for as long as the host is away."""
+        uuid = self.lost_while_starting()
+        self.clock.advance(STARTS_WITHIN + 1)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
 
     def test_never_seen(self) -> None:
         """On a host that was never reached a VM may run, unless we know that it was started on none, or another."""

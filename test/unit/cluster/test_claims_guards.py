@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -231,6 +232,7 @@ class ConditionTests(ClaimsTestCase):
             self.other.starts.seen_on(self.other.machine, "middle")
             self.run_for(0.1)
             self.assertEqual(since, self.table.facts[RUNS])
+        self.assertFalse(self.other.starts.forget(self.other.machine))  # it was not that node's start
         self.node.starts.seen_on(machine, "right")
         self.run_for(0.1)
         self.assertEqual("right", json.loads(self.table.facts[RUNS])["host"])
@@ -445,6 +447,7 @@ class EndTests(ClaimsTestCase):
         self.assertFalse(self.end())
         self.claim(State.UP, self.other)
         self.assertFalse(self.end())
+        self.assertEqual(inf, self.node.claims.announce_stop(self.node.machine))
         self.assertNotEqual("ending", self.says())
         self.setUp()
         self.claim(State.UP)
@@ -755,6 +758,9 @@ class SharedTests(ClaimsTestCase):
         for machine in machines:
             machine.look = lambda _, machine=machine: Deferred.fromCoroutine(looks(machine))
             machine.told.clear()
+        claimed: list[str] = []
+        claim = self.node.coordinator.claim
+        self.patch(self.node.coordinator, "claim", lambda key, value: claimed.append(key) or claim(key, value))  # type: ignore[func-returns-value]
         self.table.change({f"claims/{machine.vm.name}": None for machine in machines})
         self.run_for(0.2)
         for machine in machines:
@@ -766,7 +772,7 @@ class SharedTests(ClaimsTestCase):
             runs = not machine.vm.name.endswith("7")
             self.assertIs(runs, self.node.claims.is_own(machine), machine.vm.name)
             self.assertIs(runs, f"runs/{machine.vm.name}" in self.table.facts, machine.vm.name)
-
+            self.assertIs(runs, f"claims/{machine.vm.name}" in claimed, machine.vm.name)
 
     def test_not_up(self) -> None:
         """A VM that is on its way up or down is not adopted: what it comes to is seen first."""
