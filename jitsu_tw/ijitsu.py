@@ -7,7 +7,7 @@ A newcomer writes one class that has a door's shape and one row in that room's t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
+from collections.abc import Collection, Mapping  # noqa: TC003 -- zope.interface wants it at run time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -194,12 +194,17 @@ class IReadiness(Interface):
 class IObserver(Interface):
     """What follows the VMs."""
 
+    follows: Collection[State] = Attribute("It is told when a VM enters one of these.")
+
     def moved(machine: Any, old: State) -> None:
         """Handle that *machine*, an `IMachine`, has left the state *old* for another."""
 
 
-class IAnswers(IObserver):
+class IAnswers(Interface):
     """Answers that are kept, and given to clients without the fleet, while a VM is up."""
+
+    def moved(machine: Any, old: State) -> None:
+        """Forget the answers of *machine*, an `IMachine`: it, or a VM that it needs, is not up any more."""
 
     def taken() -> Iterable[tuple[str, Any, int, float]]:
         """
@@ -231,16 +236,16 @@ class IStore(Interface):
 
 
 class IPeer(Interface):
-    """Who is told what those who agree tell each other. Every call is made in the reactor's thread."""
+    """The observer of a coordinator. Every call is made in the reactor's thread."""
 
     def told(key: str, value: str | None, before: str | None) -> None:
-        """A fact is another now, ours or another's; None for one that is not there."""
+        """Handle a fact that has changed, whichever node changed it; None for one that is not there."""
 
-    def joined() -> None:
-        """There is agreement, for the first time or again: `ICoordinator.facts` are whole, as of now."""
+    def connected() -> None:
+        """Handle that the nodes can agree, for the first time or again: `ICoordinator.facts` are whole, as of now."""
 
-    def parted(reason: str) -> None:
-        """Nothing can be agreed on any more, and nothing that was ours be proven; it is being tried again."""
+    def lost(reason: str) -> None:
+        """Handle that no claim can be made or proven any more, because of *reason*; the coordinator tries again."""
 
 
 class ICoordinator(Interface):

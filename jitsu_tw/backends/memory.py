@@ -1,9 +1,9 @@
 """
 VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network.
 
-Each has a boot time and faults to order: ``start`` (the start call fails), ``stop`` (so does the stop call), ``vanish``
-(the VM is gone a moment after it was ready), ``never_ready`` (it starts and is never heard of), ``resume`` (what was
-paused or saved cannot go on, and is booted), ``hang`` (the start call never ends).
+Each has a boot time and faults of choice: ``start`` (the start call fails), ``stop`` (the stop call fails), ``vanish``
+(the VM is off a moment after it was ready), ``never_ready`` (it starts and never becomes ready), ``resume`` (what was
+paused or saved cannot be resumed, and is booted), ``hang`` (the start call never ends).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import VM, Boot, Fault, Mode
@@ -42,15 +43,15 @@ class MemoryGuest:
     A VM of this process.
 
     Attributes:
-        vm: what the configuration says of it.
-        power: what it is.
+        vm: its settings.
+        power: its power state.
         starts: how often it was started, resumed or restored.
         boots: how often it was booted.
-        sent: how many packets it has transmitted; None if nobody counts them.
-        cpu: how many seconds its virtual CPUs have run; None if nobody counts them.
+        sent: how many packets it has transmitted; None if they are not counted.
+        cpu: how many seconds its virtual CPUs have run; None if that is not counted.
         obstacles: why it cannot be stopped in a mode.
-        advice: what an operator should read about it.
-        memory: what its start would take; None where nobody can tell.
+        advice: for the operator.
+        memory: what its start takes and its host has free; None where that is not known.
         image: an image of it is kept.
         busy: a call is changing it.
     """
@@ -74,7 +75,7 @@ class MemoryBackend:
     A hypervisor without a machine.
 
     Attributes:
-        guests: its VMs, by uuid: those that it was ever asked for.
+        guests: the VMs that were looked up, by uuid.
     """
 
     reachable = False
@@ -94,7 +95,7 @@ class MemoryBackend:
         return ()
 
     def connect(self, watcher: IWatcher) -> None:
-        """Be connected at once."""
+        """Tell *watcher* of the connection at once."""
         self._watcher = watcher
         watcher.connected(self)
 
@@ -116,14 +117,12 @@ class MemoryBackend:
         return self.guests[uuid]
 
     def state(self, uuid: str) -> Deferred[Power]:
-        """Return what the VM is."""
+        """Return the VM's power state."""
         return maybeDeferred(lambda: self._guest(uuid).power)
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @deferred
+    async def start(self, uuid: str) -> Start:
         """Run the VM after its boot time, or what a restored one takes; a paused one at once."""
-        return Deferred.fromCoroutine(self._start(uuid))
-
-    async def _start(self, uuid: str) -> Start:
         guest = self._guest(uuid)
         if guest.power is Power.RUNNING:
             return Start.RAN
@@ -176,34 +175,32 @@ class MemoryBackend:
         return self.state(uuid).addCallback(lambda _: Guest())
 
     def traffic(self, uuid: str) -> Deferred[int | None]:
-        """Return what the VM is to have transmitted."""
+        """Return the number of packets that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).sent)
 
     def cpu_time(self, uuid: str) -> Deferred[float | None]:
-        """Return how long its virtual CPUs are to have run."""
+        """Return the seconds of its virtual CPUs that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).cpu)
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
-        """Return why it is not to be stopped in *mode*."""
+        """Return the obstacle to *mode* that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).obstacles.get(mode))
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return the advice that it is to have."""
+        """Return the advice that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).advice)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
-        """Return what somebody said that it takes."""
+        """Return the memory that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).memory)
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError("a VM of memory does not move while it runs"))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    @deferred
+    async def keep_image(self, uuid: str) -> None:
         """Keep an image of the VM, which takes as long as to restore it."""
-        return Deferred.fromCoroutine(self._keep_image(uuid))
-
-    async def _keep_image(self, uuid: str) -> None:
         assert self._guest(uuid).vm.boot_from is Boot.SNAPSHOT
         await deferLater(self._reactor, RESTORES_IN)
         self._guest(uuid).image = True
@@ -214,17 +211,17 @@ class MemoryBackend:
         return succeed(None)
 
     def _set(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM and tell the watcher. Also for tests: that is how somebody else changes it."""
+        """Change a VM and tell the watcher."""
         self.guests[uuid].power = power
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
 
     def happen(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM as somebody else would, by hand."""
+        """Change a VM as another program would."""
         self._set(uuid, power, reason)
 
     def reboot(self, uuid: str) -> None:
-        """Reboot a VM as its guest would, by itself."""
+        """Reboot a VM as its guest would."""
         self._guest(uuid).boots += 1
         if self._watcher is not None:
             self._watcher.rebooted(uuid)

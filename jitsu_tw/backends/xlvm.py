@@ -1,7 +1,7 @@
 """
 What a VM of the libxl backend is made of: its uuid, its files, its configuration for xl, what its image depends on.
 
-Nothing here talks to Xen. Files are looked at, and that is quick.
+Xen is not asked here. Files are read, which is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import VM
 
-#: Of the uuids that we make of names, for VMs that have none.
+#: Of the uuids that are made of names, for VMs that have none.
 NAMESPACE: Final = uuids.UUID("6d1e9f0a-3c55-5c0e-9d43-0e6a0f3b7c21")
 
 #: What a whole configuration says of memory, in MiB (xl.cfg(5)).
@@ -42,11 +42,11 @@ def made_of(guest: xen.XenGuest) -> tuple[Path, ...]:
 
 def check_files(vm: VM) -> None:
     """
-    See to it that a VM's files are there and say what they should.
+    Check that a VM's files are there and right.
 
     Raises:
         OSError: one is not there, or may not be read.
-        ValueError: what is wrong, and what would be right.
+        ValueError: one is wrong; the message has the remedy.
     """
     xen.check_name(vm.name)
     if vm.define is not None:
@@ -61,7 +61,7 @@ def check_files(vm: VM) -> None:
 
 def rumprun(vm: VM) -> str | None:
     """
-    Return what a VM's guest is to find in Xenstore; None for nothing.
+    Return the rumprun configuration that a VM's guest reads in Xenstore; None for none.
 
     Raises:
         BackendError: the file is not what it was at the start.
@@ -102,7 +102,7 @@ def configuration(vm: VM) -> str:
 
 @contextlib.contextmanager
 def configured(vm: VM) -> Iterator[str]:
-    """Have a file with a VM's configuration, which xl can read, for as long as the context lasts."""
+    """Return a context with the path of a file with a VM's configuration, which xl can read."""
     with tempfile.NamedTemporaryFile("w", prefix="jitsu-", suffix=".cfg", encoding="utf-8") as file:
         file.write(configuration(vm))
         file.flush()
@@ -110,7 +110,7 @@ def configured(vm: VM) -> Iterator[str]:
 
 
 def memory_of(vm: VM) -> int | None:
-    """Return the octets that a VM takes; None if nobody says."""
+    """Return the octets that a VM takes; None if its configuration does not tell."""
     if vm.define is not None:
         found = [int(mib) for mib in _MEMORY.findall(configuration(vm))]
         return (max(found) * 2**10 + xen.SLACK) * 2**10 if found else None
@@ -121,7 +121,7 @@ def image_of(vm: VM) -> Path | None:
     """
     Return where the image of the ready guest is, or would be, with the VM and its files as they are at this moment.
 
-    None if it can have none: that a block device has changed, or a disk that only xl knows of, nobody can see.
+    None if it can have none: changes of a block device, or of a disk that only xl knows, cannot be seen.
     """
     if vm.xen is None or vm.define is not None:
         return None

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IOwnership
+from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.ijitsu import IMachine
-    from jitsu_tw.rules.lifecycle import State
 
 
 @implementer(IOwnership)
 class Alone:
     """All VMs are this node's."""
+
+    follows: Final = frozenset[State]()
 
     refusal = ""
     connected = True

@@ -61,6 +61,8 @@ def is_up(machine: IMachine) -> bool:
 class Claims:
     """What this node owns, and what it knows of the VMs of others."""
 
+    follows: Final = frozenset(State)
+
     log = Logger()
 
     def __init__(

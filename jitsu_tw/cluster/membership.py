@@ -201,12 +201,12 @@ class Membership:
         else:
             self._events.requested(name, request)
 
-    def joined(self) -> None:
+    def connected(self) -> None:
         """Handle that the facts are known, for the first time or again."""
         self._state.connect(self._now())
         self.ownership.connect()
 
-    def parted(self, reason: str) -> None:
+    def lost(self, reason: str) -> None:
         """Handle that the facts are not known any more, because of *reason*."""
         self._state.lose(reason)
         self.ownership.lose(reason)

@@ -256,7 +256,7 @@ class ChangeRequests:
                           error=shortened(str(wrong)))
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
-        self._fleet.stats.merged(changes)
+        self._fleet.store.config.merged(changes)
         self._running.apply(parsed.change)
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
                       words="; ".join(parsed.change.lines.splitlines()) or "nothing new")
@@ -269,7 +269,7 @@ class ChangeRequests:
             changes |= vm_changes(uuid, change.was, files.get(uuid, {}))
             name = _name(change)
             known = self._known(name, uuid) is not None and bool(change.was)
-            is_file = known and not came(self._fleet.stats.origin(self._fleet.machines[name]))
+            is_file = known and not came(self._fleet.store.config.origin(self._fleet.machines[name]))
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if change.files else None
         return changes

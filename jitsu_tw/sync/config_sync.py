@@ -180,7 +180,7 @@ class ConfigSync:
         changed = await self._store.run(self._branch.merge, divergence, settled, message)
         if changed is None:
             return False
-        self._fleet.stats.merged(changed)
+        self._fleet.store.config.merged(changed)
         if settled.run:
             self._running.apply(parsed.change)
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))

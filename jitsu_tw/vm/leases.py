@@ -84,6 +84,8 @@ class LeaseKeeper:
         health: the checks of guests that are in use.
     """
 
+    follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
+
     log = Logger()
 
     def __init__(
@@ -217,9 +219,8 @@ class LeaseKeeper:
         self._look_later(machine, lease)
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
-        """Suspend the lease of *machine* unless it is up."""
-        if machine.state is not State.UP:
-            self._drop(machine)
+        """Suspend the lease of *machine*, which is not up any more."""
+        self._drop(machine)
 
     def _drop(self, machine: Machine) -> None:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""

@@ -26,7 +26,7 @@ from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -61,6 +61,8 @@ class StandIns:
     Attributes:
         clients: the connections to Synjitsu, by endpoint.
     """
+
+    follows: Collection[State] = frozenset()
 
     clients: Mapping[str, SynjitsuClient] = MappingProxyType({})
 
@@ -112,6 +114,8 @@ class StandIns:
 @implementer(IReadiness)
 class StandInControl(StandIns):
     """The VMs with `use_synjitsu`, announced to the Synjitsu of their host."""
+
+    follows = frozenset(State)
 
     log = Logger()
     anew = True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import xen
-from jitsu_tw.backends.xl import Domain, parse_free, parse_list, words
+from jitsu_tw.backends.xl import Domain, parse_free, parse_list, reason
 
 UUID: Final = "5e0bb3bc-6a4a-4d56-8f5b-3a7b1b6a9999"
 
@@ -96,7 +96,7 @@ class RumprunTests(SynchronousTestCase):
 
     def test_bad(self) -> None:
         """What is no JSON, no table, or too much for Xenstore is refused with the reason."""
-        for text, reason in (
+        for text, why in (
             ("", "is no JSON"),
             ("{", "is no JSON"),
             ('{"a" "b"}', "is no JSON"),
@@ -104,7 +104,7 @@ class RumprunTests(SynchronousTestCase):
             ("[]", "begins with {"),
             ('{"a": "%s"}' % ("x" * 4000), "octets"),
         ):
-            self.assertIn(reason, str(self.assertRaises(ValueError, xen.check_rumprun, text)), text[:20])
+            self.assertIn(why, str(self.assertRaises(ValueError, xen.check_rumprun, text)), text[:20])
 
 
 class ConfigurationTests(SynchronousTestCase):
@@ -210,6 +210,6 @@ class XlTests(SynchronousTestCase):
             "libxl: error: libxl_domain.c:1064:domain_destroy_cb: Domain 2:Destruction of domain failed\n"
         )
         expected = 'xl create: Domain 2:Domain with name "g1" already exists.; Domain 2:cannot make domain: -6'
-        self.assertEqual(expected, words("create", 3, "", said))
-        self.assertEqual("xl save: no", words("save", 1, "\nno\n", ""))
-        self.assertEqual("xl save: it ended with 7 and no word", words("save", 7, "", ""))
+        self.assertEqual(expected, reason("create", 3, "", said))
+        self.assertEqual("xl save: no", reason("save", 1, "\nno\n", ""))
+        self.assertEqual("xl save: it ended with code 7 and no message", reason("save", 7, "", ""))

@@ -22,7 +22,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
-from jitsu_tw.vm import stats as record
+from jitsu_tw.vm import persistence
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.problems import Problem
@@ -1015,7 +1015,7 @@ class RetryTests(FleetTestCase):
     def end(self, seconds: float = 2.2) -> tuple[State, int, int]:
         """Let time pass; return the VM's state, how often its start was tried, and how often that was by itself."""
         self.world.pump(seconds)
-        return self.world.machine().state, self.calls, self.world.fleet.journal.retries
+        return self.world.machine().state, self.calls, self.world.fleet.journal.totals.retries
 
     def test_once_more(self) -> None:
         """It is started once more at once, in public, and is up."""
@@ -1094,7 +1094,7 @@ class RetryTests(FleetTestCase):
         self.world.pump(1.5)
         self.world.fleet.dismiss(self.world.machine(), "it is no more")
         self.world.pump(9)
-        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.retries))
+        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.totals.retries))
 
     def test_not_if_unknown(self) -> None:
         """Not if the hypervisor has no such VM, or is lost."""
@@ -1822,7 +1822,7 @@ class RemovedTests(FleetTestCase):
         self.world.pump(21)
         self.assertIs(Power.SAVED, guest.power)
         self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.context.problems.of("a")))
-        self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.totals.states.values()))
         self.assertEqual([], self.paths("vm"))
         self.assertTrue(self.paths("stats"))
         self.world.kill()
@@ -1986,7 +1986,7 @@ class ManyTests(SynchronousTestCase):
 
     def test_in_slices(self) -> None:
         """They are not put into words in one go: others have their turn meanwhile."""
-        self.patch(record, "SLICE", 10)
+        self.patch(persistence, "SLICE", 10)
         names = [f"vm{number}" for number in range(1, 46)]
         world = World(*(vm(name, ip=f"10.1.0.{number}") for number, name in enumerate(names, 1)))
         stats = world.fleet.stats

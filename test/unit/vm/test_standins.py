@@ -208,7 +208,7 @@ class CoverTests(FleetTestCase):
         self.world.fleet.summons._policy.verify_source = True
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
-        self.assertEqual(1, sum(self.world.fleet.journal.refused.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.totals.refused.values()))
 
     def test_nobody_asked(self) -> None:
         """A packet gets no answer, so none is counted, whenever the guest listens; a question meanwhile does."""
