@@ -217,12 +217,12 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     (CLUSTER, "jitsu_tw/cluster/membership.py", _CLAIMS): (
         ("if machine is None or not self.ownership.is_own(machine):", "if machine is None:",
          "does what the owner of a VM is asked for"),
-        ("            self.ownership.release(is_up, self.ownership.refusal)", "            pass",
+        ("            self.ownership.release(up(self._machines), self.ownership.refusal)", "            pass",
          "keeps its VMs when drained"),
     ),
     (CLUSTER, "jitsu_tw/cluster/stop_notice.py", "test.unit.cluster.test_stop_notice"): (
         ("if self._now() < begin + SWIFT:", "if True:", "counts a notice though etcd was away"),
-        ("self._given.get(machine.vm.name) is not notice or", "", "counts a notice that was taken back"),
+        ("if is_dropped or not await", "if not await", "counts a notice that was taken back"),
         ("            await deferLater(self._reactor, NOTICE)\n", "", "gives the other nodes no time"),
     ),
     (CLUSTER, "jitsu_tw/cluster/usage_reports.py", "test.unit.cluster.test_usage_reports"): (

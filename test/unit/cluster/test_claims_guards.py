@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
-from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Claims, is_up
+from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Claims, up
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.cluster.starts import Starts
@@ -178,7 +178,7 @@ class ConditionTests(ClaimsTestCase):
             "it is placed": (State.STARTING, lambda node, machine: node.starts.record(machine, "left")),
             "it runs elsewhere": (State.UP, lambda node, machine: node.starts.seen_on(machine, "left")),
             "its end is near": (State.UP, lambda node, machine: node.claims.announce_stop(machine)),
-            "the node is drained": (State.UP, lambda node, _: node.claims.release(is_up, "drained")),
+            "the node is drained": (State.UP, lambda node, _: node.claims.release(up(node.machines), "drained")),
             "it was asked for": (State.UP, lambda node, _: node.membership.told("asks/www", ask, None)),
         }
         for what, (state, step) in steps.items():
@@ -402,10 +402,10 @@ class ReleaseTests(ClaimsTestCase):
         """Of the VMs that a node has, those are handed over that it does not see any more, and no others."""
         self.claim(State.UP)
         self.node.hosts.is_blind = lambda _: True
-        self.node.claims.release(lambda machine: machine is not self.node.machine, "why")
+        self.node.claims.release([], "why")
         self.run_for(0.1)
         self.assertIn(CLAIM, self.table.facts)
-        self.node.claims.release(lambda machine: machine is self.node.machine, "why")
+        self.node.claims.release([self.node.machine], "why")
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
 
@@ -414,8 +414,8 @@ class ReleaseTests(ClaimsTestCase):
         for state in (State.QUEUED, State.STARTING, State.WAITING, State.STOPPING):
             self.setUp()
             self.claim(state)
-            self.node.claims.release(lambda _: True, "why")
-            self.node.claims.release(is_up, "why")
+            self.node.claims.release(self.node.machines.values(), "why")
+            self.node.claims.release(up(self.node.machines), "why")
             self.run_for(1.0)
             self.assertTrue(self.node.claims.is_own(self.node.machine), state)
 
@@ -474,7 +474,7 @@ class EndTests(ClaimsTestCase):
             self.assertEqual("", self.says().replace("up", ""))
 
         def is_handed_over() -> None:
-            self.node.claims.release(lambda _: True, "why")
+            self.node.claims.release(self.node.machines.values(), "why")
             self.run_for(0.1)
             self.claim(State.UP)
 

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.stop_notice import NOTICE, SWIFT, StopNotices
 from jitsu_tw.errors import ClusterUnavailable
+from jitsu_tw.rules.claims import Phase
 from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class NoticeTests(SynchronousTestCase):
         self.takes: list[float] = []
         self.said: list[float] = []
         self.is_ours, self.is_cut_off = True, False
-        self.notices = StopNotices(self.say, Clocks(self.clock, self.clock.seconds))
+        state: Any = self
+        self.notices = StopNotices(state, Clocks(self.clock, self.clock.seconds))
         self.machine: Any = FakeMachine()
 
-    def say(self, _: Any) -> Deferred[bool]:
-        """Tell the other nodes that the VM is to be stopped."""
+    def tell(self, _: Any, phase: Phase) -> Deferred[bool]:
+        """Tell the other nodes that the VM is to be stopped (`ClusterState.tell`)."""
+        self.assertIs(Phase.ENDING, phase)
         self.said.append(self.clock.seconds())
         return deferLater(self.clock, self.takes.pop(0) if self.takes else 0.0, self.heard)
 
