@@ -34,8 +34,8 @@ class Adoption:
     """
     Decides which VMs Jitsu manages.
 
-    It owns, and nobody else writes: which VMs have not been seen in any state yet, and until when a start may still be
-    under way that nobody has heard the end of.
+    It owns, and nobody else writes: which VMs have not been seen in any state yet, and until when a start whose end is
+    not known may still be under way.
     """
 
     follows: Final = DISOWNED | {State.UP}

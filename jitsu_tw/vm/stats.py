@@ -107,10 +107,11 @@ class Statistics:
         A name that a wildcard made counts as the wildcard, an alias as the VM's first name: clients can make up any
         number of both, and each name that is counted takes memory, and a file in the state.
         """
-        uses, names = self._of(machine).dns, machine.vm.dns
-        if label(key) not in uses and key not in names:
-            key = next((wild for name in ancestors(key) if (wild := b"\1*" + name) in names), next(iter(names), key))
-        return uses.setdefault(label(key), NameUse())
+        uses, names, counted = self._of(machine).dns, machine.vm.dns, label(key)
+        if counted not in uses and key not in names:
+            wild = (wild for name in ancestors(key) if (wild := b"\1*" + name) in names)
+            counted = label(next(wild, next(iter(names), key)))
+        return uses.setdefault(counted, NameUse())
 
     def gather(self) -> None:
         """Count the queries that were answered without the fleet; leases have been renewed where that happened."""
