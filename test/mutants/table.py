@@ -40,10 +40,10 @@ class Mutant:
 _REQUESTS: Final = "test.unit.sync.test_requests"
 _BOUNDS: Final = "test.unit.sync.test_requests_bounds"
 
-_CLAIMS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_claims"
-
 #: The kind of those that must all be caught.
 CLUSTER: Final = "cluster guards"
+
+_GUARDS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_stop_notice test.unit.cluster.test_claims"
 
 #: By kind, file and tests: the old text, the new text, the fault.
 _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = {
@@ -156,7 +156,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "{_E.STARTED: _S.WAITING, _E.READY: _S.STOPPING, _E.FAIL: _S.FAILED}", "forgets that a VM is to be stopped"),
         ("_E.STOP_FAILED: _S.UP,", "_E.STOP_FAILED: _S.OFF,", "takes a VM that could not be stopped for off"),
     ),
-    ("VM life", "jitsu_tw/rules/life.py", "test.unit.vm.test_fleet"): (
+    ("VM life", "jitsu_tw/rules/life.py", "test.unit.vm.test_order test.unit.vm.test_fleet"): (
         ("2.0 ** (failures - 2)) if failures > 1", "2.0 ** (failures - 2)) if failures > 2",
          "does not rest after a second failure"),
         ("and not is_second else", "else", "tries a broken VM again without end"),
@@ -168,10 +168,72 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("min(ANSWERS * one.tries, MOST_ANSWERS)", "ANSWERS * one.tries", "hides any traffic behind many tries"),
         ("a.packets <= b.packets", "True", "takes a counter that began anew for silence"),
     ),
-    (CLUSTER, "jitsu_tw/vm/steps.py", "test.unit.cluster.test_claims"): (
+    ("VM life", "jitsu_tw/vm/steps.py", "test.unit.vm.test_fleet"): (
+        ("    await remembered\n", "", "starts a VM before that is in the state"),
+        ("if memory is not None and memory.needed > memory.free:", "if False:", "starts a VM without room for it"),
+        ("        await machine.backend.drop_image(machine.uuid)\n", "        pass\n", "restores where it is to boot"),
+        ("if power is Power.RUNNING:", "if False:", "takes a VM that goes on running for stopped"),
+        ('signs.insert(0, fail(BackendError("it went down while it was starting")))', "pass",
+         "takes a VM that went down while it started for up"),
+    ),
+    ("VM life", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_fleet"): (
+        ("if can and lease.used == used:", "if can:", "stops a VM that was used while the hypervisor was asked"),
+        ("lease.seen_from = inf if total is None else -inf", "lease.seen_from = -inf",
+         "stops a VM whose packets cannot be counted"),
+        ("            meter.at, used = self._now(), True", "            meter.at, used = self._now(), False",
+         "takes a VM whose packets cannot be counted for idle"),
+        ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
+         "stops the VM that was used last to make room"),
+    ),
+    ("VM life", "jitsu_tw/vm/adoption.py", "test.unit.vm.test_adoption test.unit.vm.test_fleet"): (
+        ("elif name in self._unseen and self._store.stats.was_started(machine) and", "elif name in self._unseen and",
+         "adopts a VM that Jitsu had not started"),
+        ("if machine.state in DISOWNED and not machine.is_unsure:", "if machine.state in DISOWNED:",
+         "gives up a VM that may run"),
+    ),
+    ("lease, policy, admission", "jitsu_tw/vm/admission.py", "test.unit.vm.test_admission test.unit.vm.test_fleet"): (
+        ("while self._queue and len(self._booting) < self._max_booting:", "while self._queue:",
+         "boots all VMs at once"),
+        ("if self._max_running and len(self._on_host) >= self._max_running:", "if False:",
+         "runs more VMs than `max_running`"),
+        ("if own and machine.state is State.QUEUED:", "if machine.state is State.QUEUED:",
+         "boots a VM that another node has claimed"),
+        ("return self._makes_room and await", "return await", "stops a VM to make room though that is not allowed"),
+    ),
+    ("lease, policy, admission", "jitsu_tw/rules/admit.py", "test.unit.vm.test_fleet"): (
+        ("return Answer() if is_up else refuse(verdict)", "return refuse(verdict)",
+         "refuses a client of a VM that is up because of what that VM needs"),
+        ("if not is_up and lost is not None:", "if lost is not None:",
+         "refuses clients of a VM that is up while its hypervisor cannot be asked"),
+    ),
+    ("stand-ins", "jitsu_tw/vm/standins.py", "test.unit.vm.test_standins"): (
+        ("tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))",
+         "tuple(dict.fromkeys((*vm.mac, *self._guests.get(vm.name, Guest()).macs)))[::-1]",
+         "hands over to the last of several interfaces"),
+        ("if self._observer.is_others(machine):\n            self._stop", "if False:\n            self._stop",
+         "announces a VM that another node owns"),
+        ("self._guests[machine.vm.name] = attrs.evolve(known, domid=None)", "pass",
+         "hands over by the number of an earlier boot"),
+        ("if machine.boots_again:", "if False:", "drops the packets of a VM that is started once more"),
+        ("if self._by_ip.get(str(ip)) == machine.vm.name]", "]", "withdraws an address that another VM has now"),
+    ),
+    ("statistics", "jitsu_tw/vm/persistence.py", "test.unit.vm.test_persistence test.unit.vm.test_fleet"): (
+        ("        if self.stats.stopped(machine):\n            self._save_at_once(machine)",
+         "        self.stats.stopped(machine)", "writes a stop some seconds late"),
+        ("self.stats.started(machine)\n        self._save_at_once(machine)", "self.stats.started(machine)",
+         "writes a start some seconds late"),
+        ("                self.stats.changed |= names | self._urgent\n", "", "forgets what could not be written"),
+    ),
+    ("statistics", "jitsu_tw/vm/stats.py", "test.unit.vm.test_persistence test.unit.vm.test_fleet"): (
+        ("max(self._wall(), stats.stop_ts + _LATER)", "self._wall()",
+         "takes a VM for stopped that was started while the clock was set back"),
+        ("max(self._wall(), stats.start_ts, stats.last_request_ts)", "self._wall()",
+         "takes a VM for started that was stopped while the clock was set back"),
+    ),
+    (CLUSTER, "jitsu_tw/vm/steps.py", _GUARDS): (
         ("    context.ownership.prove(machine)\n", "", "starts a VM that another node may have started by now"),
     ),
-    (CLUSTER, "jitsu_tw/cluster/claims.py", _CLAIMS): (
+    (CLUSTER, "jitsu_tw/cluster/claims.py", _GUARDS): (
         ("if not self.is_own(machine):\n            raise", "if False:\n            raise",
          "proves a claim that is lost"),
         ("if not self.is_own(machine):\n            return inf", "if False:\n            return inf",
@@ -195,7 +257,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            call.cancel()\n        self._tidying", "            pass\n        self._tidying",
          "goes on after its end"),
     ),
-    (CLUSTER, "jitsu_tw/cluster/cluster_state.py", _CLAIMS): (
+    (CLUSTER, "jitsu_tw/cluster/cluster_state.py", _GUARDS): (
         ("{claim: self._claim(phase, why)}, claim)", "{claim: self._claim(phase, why)})",
          "overwrites the claim of another node"),
         ('for kind in kinds}, key("claims", machine))', "for kind in kinds})", "removes the claim of another node"),
@@ -204,17 +266,17 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ('return self.coordinator.holds(key("claims", machine))',
          "return self.owner(machine) == self.node", "takes a claim for its own that may have run out"),
     ),
-    (CLUSTER, "jitsu_tw/cluster/starts.py", _CLAIMS): (
+    (CLUSTER, "jitsu_tw/cluster/starts.py", _GUARDS): (
         ("machine.vm.name in self._own or", "True or", "forgets a start of a dead node that may succeed yet"),
         ("        self._own.discard(machine.vm.name)\n", "", "takes another node's start for its own of before"),
         ("and self._state.holds(machine) and", "and", "records another host of a VM that another node owns"),
         ("+ STARTS_WITHIN <=", "<=", "removes what is recorded of a start that may succeed yet"),
     ),
-    (CLUSTER, "jitsu_tw/cluster/requests.py", _CLAIMS): (
+    (CLUSTER, "jitsu_tw/cluster/requests.py", _GUARDS): (
         ("if machine.state not in STOPS | {State.UP, State.WAITING}:", "if True:",
          "takes a VM for stopped that is not"),
     ),
-    (CLUSTER, "jitsu_tw/cluster/membership.py", _CLAIMS): (
+    (CLUSTER, "jitsu_tw/cluster/membership.py", _GUARDS): (
         ("if machine is None or not self.ownership.is_own(machine):", "if machine is None:",
          "does what the owner of a VM is asked for"),
         ("            self.ownership.release(up(self._machines), self.ownership.refusal)", "            pass",
@@ -224,6 +286,10 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if self._now() < begin + SWIFT:", "if True:", "counts a notice though etcd was away"),
         ("if is_dropped or not await", "if not await", "counts a notice that was taken back"),
         ("            await deferLater(self._reactor, NOTICE)\n", "", "gives the other nodes no time"),
+        ("if is_dropped or not await self._state.tell(machine, Phase.ENDING):", "if is_dropped:",
+         "stops a VM that it does not own any more"),
+        ("while await self._state.tell(machine, Phase.ENDING):", "while True:",
+         "gives notice of a VM that it does not own"),
     ),
     (CLUSTER, "jitsu_tw/cluster/usage_reports.py", "test.unit.cluster.test_usage_reports"): (
         ("if self._is_news(machine, stamp):", "if True:", "reports a use over a later one of another node"),
@@ -238,6 +304,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if self._state.is_reached(host):", "if False:", "fences a host that another node reaches"),
         ("if code == 0 and host in self._pool.unreachable:", "if host in self._pool.unreachable:",
          "takes a host for dead whose fencing has failed"),
+        ("if code == 0 and host in self._pool.unreachable:", "if code == 0:",
+         "takes a host for dead that is connected again"),
         ('if not await self._coordinator.claim(f"fences/{host}", self._state.node):', "if False:",
          "fences a host by several nodes at once"),
     ),
@@ -245,6 +313,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("elif view.state in DOWN and not view.unsure:", "elif view.state in DOWN:", "releases a VM that may run"),
         ("if view.owner is Owner.NOBODY and view.known:", "if view.owner is Owner.NOBODY:", "adopts a stranger's VM"),
         ("if view.holds:\n            action", "if True:\n            action", "releases what another node owns"),
+        ("if view.refuses:\n            yield Action.REL", "if False:\n            yield Action.REL",
+         "keeps a VM at a node that is drained"),
         ("elif view.state is State.UP and view.holds:", "elif view.state is State.UP:", "speaks for another node's VM"),
         ("        yield Action.OWNER_SILENT\n        yield Action.OWNER_KEEPS\n", "        yield Action.OWNER_KEEPS\n",
          "waits for ever for a node that is gone"),
@@ -261,6 +331,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "starts a VM while a call of before may start it elsewhere"),
         ("return at or next((host for host in usable if host == last_host), None)", "return at",
          "starts a VM elsewhere than where a start was begun"),
+        ("if one.lost and _may_run(one, last_host):", "if False:", "starts a VM that may run on a lost host"),
     ),
     (CLUSTER, "jitsu_tw/backends/pool.py", "test.unit.backends.test_pool"): (
         ("if not await self._placement.claim_host(vm, name):", "if await self._placement.claim_host(vm, name) is None:",
@@ -271,6 +342,13 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("                if self._now() < doubt:\n", "                if False:\n",
          "starts a VM elsewhere while another node's call may go on"),
         ("not in unusable and not", "not in unusable or not", "starts VMs on drained hosts"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/coordinator/session.py", "test.unit.cluster.test_coordinators.SessionTests"): (
+        ("ttl * (1 - MARGIN)", "ttl", "believes a lease that may have ended"),
+        ('if read["header"]["raft_term"] == renewed["header"]["raft_term"]:', "if True:",
+         "believes a leader that was deposed"),
+        ("            sent = self._now()\n            try:", "            try:\n                sent = self._now() + 1",
+         "counts a lease from the answer, not from the question"),
     ),
     ("Synjitsu", "synjitsu_tw/standins.py", "test.unit.synjitsu.test_standins"): (
         ("standin.proven = standin.macs[0], False", "standin.proven = standin.macs[-1], False",

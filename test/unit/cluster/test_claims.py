@@ -751,6 +751,24 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(["right"], cluster.running())
         self.assertEqual([set()] * 3, [node.pool.fenced for node in cluster.nodes])
 
+    def test_back_while_fenced(self) -> None:
+        """A host that is connected again when `fence` ends does not count as dead, although that has succeeded."""
+        cluster = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
+        (node,) = cluster.nodes
+
+        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
+            node.pool.connected(cluster.hosts["left"])
+            cluster.clock.callLater(1.0, protocol.processEnded, Failure(ProcessDone(0)))
+            return self
+
+        node.reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        node.ask()
+        cluster.run(1.0)
+        cluster.lose("left")
+        cluster.run(15.0, 0.05)
+        self.assertNotIn("dead/left", cluster.table.facts)
+        self.assertEqual(["left"], cluster.running())
+
     def test_blind(self) -> None:
         """A node that cannot reach a host answers for a VM there while it is up, and then may start it elsewhere."""
         cluster = self.begin(idle=20.0)
