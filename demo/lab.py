@@ -310,7 +310,7 @@ def free_port() -> int:
 
 
 class NetworkUnavailableError(Exception):
-    """The machine does not let us make network namespaces; the argument says why."""
+    """The machine does not allow network namespaces; the argument has the reason."""
 
 
 class Network:

@@ -1,4 +1,4 @@
-"""The extras of setup.cfg: what an installation without them does, and what it answers to whoever asks for more."""
+"""The extras of setup.cfg: what works without them, and the error for a missing one."""
 
 from __future__ import annotations
 

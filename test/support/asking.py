@@ -34,7 +34,7 @@ def tell(asked: float, server: int, name: str, reply: dns.message.Message | None
 
 
 def main(every: float, servers: list[str], names: list[str]) -> None:
-    """Ask until somebody ends us."""
+    """Ask until a signal ends the program."""
     sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in servers]
     for one, server in zip(sockets, servers, strict=True):
         one.setblocking(False)  # noqa: FBT003

@@ -1,5 +1,5 @@
 """
-A laboratory for several who act as one: three Jitsus, three etcds, two hosts with a libvirtd each, and who asks them.
+A laboratory for a cluster: three Jitsus, three etcds, two hosts with a libvirtd each, and a client.
 
 Each host and each Jitsu has a network namespace of its own, plugged into the bridge of `demo.lab.Network`; the Jitsus
 reach the etcds by a cable of their own, which can be cut.
@@ -224,7 +224,7 @@ class Node(Jitsu):
         self.process.send_signal(what)
 
     def problems(self) -> list[str]:
-        """Return what it says of its health."""
+        """Return the problems in its health."""
         health: dict[str, list[str]] = self.control.ask("GET", "/healthz")
         return health["problems"]
 

@@ -66,7 +66,7 @@ _SSH: Final = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/
 
 
 class XenLabError(Exception):
-    """The lab does not come up, or a command in it failed; the argument says how."""
+    """The lab does not come up, or a command in it failed; the argument has the reason."""
 
 
 def missing_commands() -> list[str]:
@@ -154,7 +154,7 @@ class XenLab:
             time.sleep(0.1)
 
     def said(self) -> str:
-        """Return what Xen and dom0 have said on the console."""
+        """Return the output of Xen and dom0 on the console."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     # In dom0.
@@ -203,7 +203,7 @@ class XenLab:
         return self.network.run("client", argv, **options)
 
     def query(self, name: str, *more: str, server: str = DOM0_IP, timeout: float = COMMAND_WITHIN) -> str:
-        """Ask *server* once for *name* with dig, as a client; return all that it says."""
+        """Ask *server* once for *name* with dig, as a client; return its output."""
         program = ["dig", f"@{server}", "+tries=1", f"+timeout={timeout:.0f}", name, *more]
         return self.client(program, check=False).stdout
 
