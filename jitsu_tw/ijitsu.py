@@ -7,7 +7,7 @@ A newcomer writes one class that has a door's shape and one row in that room's t
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping  # noqa: TC003 -- zope.interface wants it at run time
+from collections.abc import Collection, Mapping  # noqa: TC003 -- zope.interface wants it at run time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -101,7 +101,6 @@ class IBackend(Interface):
 
     reachable: bool = Attribute("Whether packets can reach its guests (those of the memory backend have no network).")
     has_uuids: bool = Attribute("Whether its VMs have uuids; if not, a name keeps the one that the state has for it.")
-    images: bool = Attribute("Whether it can keep the image of a ready guest (`settings.Boot.SNAPSHOT`).")
 
     def examine(vm: VM) -> tuple[str, ...]:
         """
@@ -175,7 +174,7 @@ class IBackend(Interface):
         Keep the image of the guest, which has booted and is ready: later starts restore it.
 
         The guest stands still meanwhile. The image is not used any more once the VM's definition, its kernel or a disk
-        has changed. Only where `images` is True.
+        has changed. Only where `backends.Declaration.images` is True.
         """
 
     def drop_image(uuid: str) -> Deferred[None]:
@@ -183,9 +182,10 @@ class IBackend(Interface):
 
 
 class IReadiness(Interface):
-    """A sign that a guest will answer its first packet."""
+    """A way to find out that a guest will answer its first packet."""
 
-    anew: bool = Attribute("Whether a guest that was restored gives it anew; if not, nobody waits for it then.")
+    tries_port: bool = Attribute("Whether it tries the port `wait_for_port`, which Synjitsu does while it stands in.")
+    anew: bool = Attribute("Whether a restored guest shows it anew; if not, a restored guest is ready without it.")
 
     def wait(vm: VM, guest: Guest) -> Deferred[None]:
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""
@@ -194,12 +194,17 @@ class IReadiness(Interface):
 class IObserver(Interface):
     """What follows the VMs."""
 
+    follows: Collection[State] = Attribute("It is told when a VM enters one of these.")
+
     def moved(machine: Any, old: State) -> None:
         """Handle that *machine*, an `IMachine`, has left the state *old* for another."""
 
 
-class IAnswers(IObserver):
+class IAnswers(Interface):
     """Answers that are kept, and given to clients without the fleet, while a VM is up."""
+
+    def moved(machine: Any, old: State) -> None:
+        """Forget the answers of *machine*, an `IMachine`: it, or a VM that it needs, is not up any more."""
 
     def taken() -> Iterable[tuple[str, Any, int, float]]:
         """
@@ -231,16 +236,16 @@ class IStore(Interface):
 
 
 class IPeer(Interface):
-    """Who is told what those who agree tell each other. Every call is made in the reactor's thread."""
+    """The observer of a coordinator. Every call is made in the reactor's thread."""
 
     def told(key: str, value: str | None, before: str | None) -> None:
-        """A fact is another now, ours or another's; None for one that is not there."""
+        """Handle a fact that has changed, whichever node changed it; None for one that is not there."""
 
-    def joined() -> None:
-        """There is agreement, for the first time or again: `ICoordinator.facts` are whole, as of now."""
+    def connected() -> None:
+        """Handle that the nodes can agree, for the first time or again: `ICoordinator.facts` are whole, as of now."""
 
-    def parted(reason: str) -> None:
-        """Nothing can be agreed on any more, and nothing that was ours be proven; it is being tried again."""
+    def lost(reason: str) -> None:
+        """Handle that no claim can be made or proven any more, because of *reason*; the coordinator tries again."""
 
 
 class ICoordinator(Interface):
@@ -408,14 +413,6 @@ class IOwnership(IObserver):
     def withdraw_stop(machine: IMachine) -> None:
         """Tell the other nodes that *machine* is kept, if its stop was announced."""
 
-    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
-        """
-        Ask the owner node of *machine*, another one, for something.
-
-        Returns:
-            (through the Deferred) the state of the machine; after a stop, when it has stopped.
-        """
-
     def forget(machine: IMachine) -> None:
         """Handle that *machine* is not in the configuration any more."""
 
@@ -475,6 +472,14 @@ class ICluster(Interface):
 
     def stop() -> Deferred[None]:
         """Tell the others the last uses, and give up all claims: the others adopt the VMs at once."""
+
+    def request(machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
+        """
+        Ask the owner node of *machine*, another one, for something.
+
+        Returns:
+            (through the Deferred) the state of the machine; after a stop, when it has stopped.
+        """
 
     def publish(commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
@@ -562,6 +567,9 @@ class IPlacement(Interface):
 
     def is_drained(host: str) -> bool:
         """Return whether nothing new is to be started on *host*."""
+
+    def take_wanted(vm: VM) -> str | None:
+        """Return the host to be preferred to all others at the next start of *vm*, and prefer none after that."""
 
     def reach_changed(host: str) -> None:
         """Handle that *host* was lost, or is connected."""

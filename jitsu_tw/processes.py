@@ -1,8 +1,8 @@
 """
 Programs that run to their end, or until their time is up.
 
-What they have begun in their turn, an ssh that others share perhaps, may outlive them and keep their pipes: nobody
-waits for these.
+A process that such a program has begun, an ssh that others share perhaps, may outlive it and keep its pipes open: that
+is not waited for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-#: So many seconds after its end, what a program said is read no more.
-LAST_WORDS: Final = 0.5
+#: Seconds after a program's end in which its output is still read.
+OUTPUT_WITHIN: Final = 0.5
 
 
 @attrs.frozen
@@ -31,8 +31,8 @@ class Ended:
 
     Attributes:
         code: its exit status; None if a signal has ended it.
-        out, err: what it said on standard output and on standard error.
-        said: all that, in the order in which it came.
+        out, err: its standard output and standard error.
+        said: both, in the order in which they came.
         late: whether it was made to end.
     """
 
@@ -54,7 +54,7 @@ class Process(ProcessProtocol):
     transport: Any
 
     def __init__(self, reactor: Any, within: float, grace: float) -> None:
-        """Let it have so many seconds, and *grace* more to end when it was asked to; with none it is killed at once."""
+        """Take the seconds until it is to end, and from SIGTERM to SIGKILL; without *grace* it is killed at once."""
         self._reactor, self._within, self._grace = reactor, within, grace
         self._said: list[tuple[int, bytes]] = []
         self._code: int | None = None
@@ -73,7 +73,7 @@ class Process(ProcessProtocol):
 
     def _kill(self) -> None:
         self._signal("KILL")
-        self._then(LAST_WORDS, self._give_up)
+        self._then(OUTPUT_WITHIN, self._give_up)
 
     def _signal(self, name: str) -> None:
         with contextlib.suppress(ProcessExitedAlready):
@@ -84,7 +84,7 @@ class Process(ProcessProtocol):
         self._is_over()
 
     def _then(self, seconds: float, what: Callable[[], None]) -> None:
-        """Do this next, unless something else comes before."""
+        """Do *what* after *seconds*, in place of what was to be done before."""
         self._stop_waiting()
         if not self.ended.called:
             self._timer = self._reactor.callLater(seconds, what)
@@ -93,24 +93,24 @@ class Process(ProcessProtocol):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
-    # What the reactor tells.
+    # What the reactor calls.
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Say nothing to it; its time begins. It may have ended before `run` has it."""
+        """Close its standard input; its time begins. It may end before `run` returns."""
         self.transport.closeStdin()
         self._then(self._within, self.end)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
-        """Hear what it says."""
+        """Keep a piece of its output."""
         self._said.append((childFD, data))
 
     def processExited(self, reason: Failure) -> None:  # noqa: N802
-        """Hear that it is gone; what it has said may still be on its way."""
+        """Handle its end; the rest of its output may still be on its way."""
         self._code = getattr(reason.value, "exitCode", None)
-        self._then(LAST_WORDS, self._give_up)
+        self._then(OUTPUT_WITHIN, self._give_up)
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802
-        """Hear that it is gone, and has said everything."""
+        """Handle its end, after which no output comes."""
         self._code = getattr(reason.value, "exitCode", None)
         self._is_over()
 
@@ -141,15 +141,15 @@ def run(
 
     Args:
         reactor: spawns it.
-        argv: its words, of which the first is its name.
+        argv: its arguments, of which the first is its name.
         within: seconds after which it is made to end.
         env: its environment.
-        program: where it is; else it is looked for by its name.
-        path: the directory that it runs in; else ours.
-        grace: seconds from the request to end to the end.
+        program: its path; without one it is looked for by its name.
+        path: the directory that it runs in; without one Jitsu's.
+        grace: seconds between SIGTERM and SIGKILL.
 
     Raises:
-        OSError: there is no such program, or there can be no process more.
+        OSError: there is no such program, or there can be no further process.
     """
     process = Process(reactor, within, grace)
     reactor.spawnProcess(process, program or argv[0], argv, env=dict(env), path=path)

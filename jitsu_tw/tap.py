@@ -1,13 +1,11 @@
-"""What `twistd jitsu` runs: the command line, and all wiring, nothing else."""
+"""What `twistd jitsu` runs: the command line, and how all parts are connected."""
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import platform
 import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,37 +13,33 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
+from twisted.internet.defer import DeferredLock
 from twisted.internet.task import coiterate
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.python.systemd import ListenFDs
 
-from jitsu_tw import __version__, logs, sockets
+from jitsu_tw import __version__, logs
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.cluster.coordinator import coordinator_for
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.config import build
+from jitsu_tw.config.schema import FLAGS, OPTIONS
 from jitsu_tw.control.api import Endpoint
-from jitsu_tw.dns.authority import ZoneAuthority
-from jitsu_tw.dns.binding import Addresses, to_bind
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
-from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Chain, Server
-from jitsu_tw.dns.tcp import TCPFactory, TCPPort
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
-from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
+from jitsu_tw.listeners import Listeners
 from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
@@ -57,7 +51,7 @@ from jitsu_tw.vm.fleet import Fleet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from twisted.python.failure import Failure
+    from twisted.internet.defer import Deferred
 
     from jitsu_tw.backends.pool import Pool
     from jitsu_tw.dns.lookup import Zones
@@ -73,33 +67,23 @@ FILES: Final = 1000
 
 
 class Options(usage.Options):
-    """The original's options, and ours; positional arguments are VMs, as there."""
+    """The original's options, and Jitsu's own; positional arguments are VMs, as there."""
 
     synopsis = "[options] [dns=NAME,ip=ADDRESS,name=VM[,key=value...]]..."
     longdesc = "An authoritative DNS server that boots virtual machines on demand. Options beat the configuration file."
-    optFlags = (  # noqa: N815
-        ("dry-run", None, "Start nothing; count what would have been started, and answer as if it were up."),
-        ("log-json", None, "Write the log as one JSON object a line."),
+    optFlags = tuple(  # noqa: N815
+        (name.replace("_", "-"), None, f"{key.doc[0].upper()}{key.doc[1:]}.") for name, key in FLAGS.items()
     )
     optParameters = (  # noqa: N815
         ("config", None, None, "The configuration, a YAML file; else jitsu.yaml beside the first zone."),
-        ("bind", "b", None, "The address to serve DNS on. [127.0.0.1]"),
-        ("listen", "l", None, "The port to serve DNS on. [53]"),
-        ("connect", "c", None, "The URI of the hypervisor. [qemu:///system]"),
-        ("delay", "d", None, "Seconds from a VM's start to the answer, where nothing tells when it is ready. [0.1]"),
-        ("forwarder", "f", None, "The server to ask for names outside of the zones. [none]"),
-        ("port", "p", None, "The port of that server. [53]"),
-        ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
-        ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),
-        ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
-        ("synjitsu", None, None, "Where Synjitsu listens."),
-        ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
-        ("control", None, None, "Where jitsuctl connects: unix:PATH, host:port, ssl:..., or off. [a UNIX socket]"),
-        ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
+        *(
+            (name.replace("_", "-"), key.option or None, None, f"{key.doc[0].upper()}{key.doc[1:]}. [{key.shown}]")
+            for name, key in OPTIONS.items()
+        ),
     )
 
     def __init__(self) -> None:
-        """Begin with nothing said."""
+        """Begin with no zone and no VM."""
         super().__init__()
         self["zones"] = []
         self.vms: tuple[str, ...] = ()
@@ -111,7 +95,7 @@ class Options(usage.Options):
     opt_z = opt_zone
 
     def opt_version(self) -> NoReturn:
-        """Say the version and exit."""
+        """Print the version and exit."""
         sys.stdout.write(f"Jitsu {__version__}\n")
         sys.exit(0)
 
@@ -120,10 +104,10 @@ class Options(usage.Options):
         self.vms = vms
 
     def load(self) -> tuple[Settings, Zones]:
-        """Return what all this and the files say; see `config.build.load`."""
-        said = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
-        said |= {flag: "true" for flag in ("dry_run", "log_json") if said.get(flag)}
-        return build.load(said, self.vms, Path(self["config"]) if self["config"] else None)
+        """Return the settings and zones of the options and the files (`config.build.load`)."""
+        given = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
+        given |= {flag: "true" for flag in FLAGS if given.get(flag)}
+        return build.load(given, self.vms, Path(self["config"]) if self["config"] else None)
 
 
 class JitsuService(Service):
@@ -138,7 +122,7 @@ class JitsuService(Service):
         reactor: Any = default_reactor,
         twistd: Mapping[str, Any] | None = None,
     ) -> None:
-        """Wire the rooms; nothing is opened yet. *twistd* is what its own options say."""
+        """Connect the parts to each other; nothing is opened yet. *twistd* has its own options."""
         self._twistd = twistd
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms, settings.hosts)
@@ -184,10 +168,8 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
-        self._tcp = TCPFactory(self._server, reactor)
-        self._ports: list[Any] = []
-        self._addresses = Addresses(reactor)
-        self._site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
+        site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
+        self._listeners = Listeners(settings, self._server, site, reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
@@ -204,96 +186,25 @@ class JitsuService(Service):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:  # noqa: N802
-        """Take the ports, while twistd has not given up its privileges; or end with a line that says what cannot be."""
+        """Open the ports, while twistd has its privileges; or end with a line that says why that cannot be."""
         super().privilegedStartService()
         if problem := open_files(FILES + MOST_CONNECTIONS):
             self.log.warn("{problem}", problem=problem)
         try:
-            self._listen()
+            self._listeners.open()
         except JitsuError as error:
             give_up(error)
 
-    def _listen(self) -> None:
-        inherited = [socket.socket(fileno=number) for number in from_systemd()]
-        for one in inherited:
-            self._adopt(one)
-        if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
-            hosts = to_bind(self._settings.bind)
-            for host in hosts:
-                self._take("bind", f"{host} port {self._settings.listen}", self._listen_dns, host)
-            self._addresses.start(hosts)
-        if not any(one.family == socket.AF_UNIX for one in inherited):
-            for place in filter(None, self._settings.control):
-                self._take("control", place, self._listen_control, place)
-
-    def _adopt(self, bound: socket.socket) -> None:
-        """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
-        bound.setblocking(False)  # noqa: FBT003
-        if bound.family == socket.AF_UNIX:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site)
-        elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
-        else:
-            host, number = bound.getsockname()[:2]
-            port = UDPPort(number, self._server, host, self._reactor, bound)
-            port.startListening()
-        self._ports.append(port)
-
-    def _take(self, key: str, what: str, listen: Any, argument: str) -> None:
-        try:
-            listen(argument)
-        except (CannotListenError, OSError) as error:
-            cause = getattr(error, "socketError", error)
-            reason = getattr(cause, "strerror", None) or str(cause)
-            or_end = ", or end the process that has it" if reason == os.strerror(errno.EADDRINUSE) else ""
-            remedy = "" if "; " in reason else f"; choose another{or_end}"
-            raise ConfigError(f"cannot listen on {what}: {reason}{remedy}", key=key) from error
-
-    def _listen_dns(self, host: str) -> None:
-        port = self._settings.listen
-        udp = UDPPort(port, self._server, host, self._reactor)
-        udp.startListening()
-        self._ports.append(udp)
-        tcp = TCPPort(port, self._tcp, host, self._reactor)
-        tcp.startListening()
-        self._ports.append(tcp)
-
-    def _listen_control(self, place: str) -> None:
-        if place.startswith("ssl:"):
-            self._listen_tls(place)
-        elif place.startswith("unix:"):
-            path = Path(place.removeprefix("unix:")).absolute()
-            self._ports.append(sockets.listen(path, self._site, self._reactor))
-        else:
-            host, _, port = place.rpartition(":")
-            self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
-
     def _problems(self) -> list[str]:
-        problems = self._addresses.problems()
+        problems = self._listeners.problems()
         if self._requests is not None:
             problems += self._requests.problems()
         if self._sync is not None and self._sync.trouble:
             problems.append(f"the configuration is not shared: {self._sync.trouble}")
         return problems
 
-    def _listen_tls(self, place: str) -> None:
-        """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""
-        try:
-            from OpenSSL import SSL, crypto  # noqa: PLC0415 -- who needs no TLS needs no OpenSSL
-        except ImportError as error:
-            message = f"TLS needs pyOpenSSL and service-identity: pip install 'jitsu-tw[tls]' ({error})"
-            raise ConfigError(message, key="control") from error
-        try:
-            endpoint = serverFromString(self._reactor, place)
-        except (OSError, LookupError, RuntimeError, TypeError, ValueError, SSL.Error, crypto.Error) as error:
-            raise ConfigError(f"{place} is no endpoint that can be had: {error}", key="control") from error
-        failures: list[Failure] = []
-        endpoint.listen(self._site).addCallbacks(self._ports.append, failures.append)
-        for failure in failures:
-            failure.raiseException()
-
     def startService(self) -> None:  # noqa: N802
-        """Open the state and the hypervisors and begin to serve; or end with a line that says what cannot be had."""
+        """Open the state, connect to the hypervisors and begin to serve; or end with a line that says what is wrong."""
         super().startService()
         try:
             remembered = self._store.open()
@@ -352,57 +263,43 @@ class JitsuService(Service):
         self._notifier.tell(self._zones)
 
     def _changed(self, names: Iterable[str]) -> None:
-        """Hear that the answers of the VMs *names* are not right any more."""
+        """Drop the warm answers of the VMs *names*, which are stale, and notify the secondary servers."""
         for name in names:
             self._server.warm.drop(name)
         self._notifier.tell(self._zones)
 
     def _hang_up(self) -> None:
-        """Reload because of SIGHUP: what is wrong has been logged."""
-        Deferred.fromCoroutine(self.reload()).addErrback(lambda failure: failure.trap(ConfigError))
+        """Reload because of SIGHUP; `reload` logs what is wrong."""
+        spawn(self.log, self.reload(), ignore=(ConfigError,))
 
     def stopService(self) -> Deferred[None]:  # noqa: N802
-        """Take no more queries, answer those that wait, write down what is remembered, leave the VMs as they are."""
+        """Take no more queries, answer those that wait, write the state down, and leave the VMs as they are."""
         super().stopService()
         stop_once()
         self._server.end()
         self._notifier.stop()
-        self._addresses.stop()
-        # The file of a socket may be gone, or stay where twistd has given root up: the next Jitsu replaces it.
-        ports = DeferredList([maybeDeferred(port.stopListening) for port in self._ports], consumeErrors=True)
-        return Deferred.fromCoroutine(self._stop(ports, self._tcp.end()))
+        return self._stop(self._listeners.close())
 
-    async def _stop(self, *closed: Deferred[Any]) -> None:
+    @deferred
+    async def _stop(self, closed: Deferred[Any]) -> None:
         if self._sync is not None:
             await self._sync.stop()
         if self._requests is not None:
             await self._requests.stop()
         await self.fleet.stop()
-        for one in closed:
-            await one
-
-
-def from_systemd() -> list[int]:
-    """
-    Return the numbers of the sockets that systemd has handed us.
-
-    They are looked for in the environment that the process began with: twisted's endpoints take the news out of the
-    current one when they are imported, for themselves.
-    """
-    lines = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
-    return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
+        await closed
 
 
 def give_up(error: object) -> NoReturn:
-    """End with one line. twistd has its log on standard error by now; people look at the terminal."""
+    """End with one line, on the terminal: the log of twistd is on standard error by now."""
     print("jitsu: " + "\n".join(map(printable, str(error).splitlines())), file=sys.__stderr__)
     raise SystemExit(1)
 
 
 def makeService(options: Options) -> JitsuService:  # noqa: N802
     """Return the service that twistd runs."""
-    # What is made from here to the start lives as long as the process: looking through it for garbage, again and again
-    # while it grows, would take a third of the time that it takes to make.
+    # What is made from here to the start lives as long as the process: to collect garbage while it grows would take a
+    # third of the time.
     gc.disable()
     install(default_reactor)
     twistd = getattr(options, "parent", None)

@@ -1,5 +1,5 @@
 """
-What is done to one of libvirt's domains. Every function here blocks, and is called in a thread of `backends.libvirt`.
+The operations on one of libvirt's domains. Every function here blocks, and is called in a thread of `threaded`.
 
 A domain is looked up by its uuid each time: libvirt's objects outlive what they name.
 """
@@ -34,7 +34,7 @@ _POWER: Final = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: Power.PAUSED,
 }
 
-#: Somebody is at it: it will go on, or be off, by itself.
+#: Another operation is under way: the domain will run on, or be off, by itself.
 _BUSY: Final = frozenset(
     {
         libvirt.VIR_DOMAIN_PAUSED_DUMP,
@@ -45,10 +45,10 @@ _BUSY: Final = frozenset(
     }
 )
 
-#: Of these, who goes on by itself, here or elsewhere: it is not taken for paused, which would end its lease.
+#: Of these, those after which it runs on, here or elsewhere: it is not taken for paused, which would end its lease.
 _GOES_ON: Final = _BUSY - {libvirt.VIR_DOMAIN_PAUSED_SAVE}
 
-#: Errors that say something of the host, not of the image that was to be restored.
+#: Errors about the host, not about the image that was to be restored.
 _HOST: Final = frozenset(
     {
         libvirt.VIR_ERR_NO_MEMORY,
@@ -60,22 +60,22 @@ _HOST: Final = frozenset(
     }
 )
 
-#: Errors that may: a network that is not active is an invalid operation, a disk that is not there (yet) a system error.
-#: A guest's own memory is not thrown away for them; an image that can be made anew is.
+#: Errors that may be: a network that is not active is an invalid operation, a disk that is not there (yet) a system
+#: error. A guest's saved memory is not thrown away for them; an image that can be made anew is.
 _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR})
 
 _KIB: Final = 1024
 
-#: What the classes of PCI devices begin with that are network cards (PCI code and ID assignment, class 02h).
+#: The prefix of the classes of PCI devices that are network cards (PCI code and ID assignment, class 02h).
 NETWORK_CARD: Final = "0x02"
 
-#: Why a domain is off whose process ended, and nobody knows why: libvirt has heard nothing from it.
+#: Why a domain is off whose process ended without telling libvirt a reason.
 PROCESS_ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
 
 
 def look_up(connection: libvirt.virConnect, vm: VM) -> str:
     """
-    Return the uuid of the domain that *vm* is; define it, if libvirt does not know it and there is a file.
+    Return the uuid of *vm*'s domain; define it, if libvirt does not know it and there is a file.
 
     Raises:
         NoSuchVM: libvirt does not know it, and nothing defines it.
@@ -99,8 +99,8 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
     """
     Define a domain that is off anew, if the file that it was defined by has changed since.
 
-    A domain that another program has defined is left as it is; if the file says the same, it is followed from now on.
-    Where that fails, the error is logged, and what libvirt has is used.
+    A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
+    on. Where that fails, the error is logged, and libvirt's definition is used.
     """
     if vm.define is None or not domain.isPersistent():
         return
@@ -125,7 +125,7 @@ def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
 
 
 def state(connection: libvirt.virConnect, uuid: str) -> Power:
-    """Return what libvirt says; a domain with a managed image is saved."""
+    """Return the domain's power state; a domain with a managed image is saved."""
     domain = connection.lookupByUUIDString(uuid)
     state, reason = domain.state()
     power = _POWER.get(state, Power.OFF)
@@ -144,7 +144,7 @@ def _is_saved(domain: libvirt.virDomain) -> bool:
 
 
 def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
-    """Resume the domain, restore it, if *vm* wants that from a good image too, or, where that fails, boot it."""
+    """Resume the domain, restore it from saved memory or *vm*'s image, or, where that fails, boot it."""
     domain = connection.lookupByUUIDString(uuid)
     power, reason = domain.state()
     if power == libvirt.VIR_DOMAIN_PMSUSPENDED:
@@ -164,7 +164,7 @@ def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
     try:
         return _from_off(connection, domain, vm)
     except libvirt.libvirtError:
-        # Somebody else may have been quicker.
+        # Another program may have started it meanwhile.
         if not domain.isActive():
             raise
         return Start.RAN
@@ -193,7 +193,7 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
 
 
 def _attempt(domain: libvirt.virDomain, what: str, call: Callable[[], object], *, fatal: frozenset[int]) -> bool:
-    """Make *call*; say whether it went well. An error that is *fatal* says nothing of what the domain was left with."""
+    """Make *call* and return whether it succeeded; raise an error that is *fatal*: the saved state may be good."""
     try:
         call()
     except libvirt.libvirtError as error:
@@ -231,7 +231,7 @@ def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
 
 
 def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:
-    """Return how many packets all interfaces of the domain have transmitted; None if one is counted by nobody."""
+    """Return how many packets all interfaces of the domain have transmitted; None if one is not counted."""
     domain = connection.lookupByUUIDString(uuid)
     counts = _stats(connection, domain, libvirt.VIR_DOMAIN_STATS_INTERFACE)
     number = counts.get("net.count", 0)
@@ -263,7 +263,7 @@ def _stats(connection: libvirt.virConnect, domain: libvirt.virDomain, kind: int)
 
 
 def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | None:
-    """Return why the domain cannot be stopped by *mode*, as far as its XML tells."""
+    """Return why the domain cannot be stopped by *mode*, as far as its XML shows."""
     domain = connection.lookupByUUIDString(uuid)
     if mode is not Mode.SAVE:
         return None
@@ -273,7 +273,7 @@ def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | Non
 
 
 def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) -> tuple[str, ...]:  # noqa: FBT001
-    """Return what an operator should read about the domain, which is *vm*, on a host whose files are *far* or here."""
+    """Return advice for the operator about *vm*'s domain, on a host whose files are *far* or here."""
     domain = connection.lookupByUUIDString(uuid)
     root = _defined(domain)
     found = [*advice_on(vm, root, far=far)]
@@ -288,7 +288,7 @@ def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) 
 
 
 def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
-    """Return that a domain is not what the file says that should define it."""
+    """Return how a domain differs from the file that should define it."""
     text = file.read_text()
     same = domain_xml.is_defined_by(text, root)
     if same is False:
@@ -301,7 +301,7 @@ def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
 
 
 def advice_on(vm: VM | None, root: ElementTree.Element, *, far: bool) -> tuple[str, ...]:
-    """Return what an operator should read about *root*, which defines *vm*; no hypervisor is asked."""
+    """Return advice for the operator about *root*, which defines *vm*; no hypervisor is asked."""
     found = domain_xml.advice(root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += tuple(domain_xml.NOT_COUNTED.format(one) for one in domain_xml.uncounted(root))
@@ -324,13 +324,13 @@ def _network_cards(connection: libvirt.virConnect, root: ElementTree.Element) ->
 
 
 def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
-    """Return why the domain is off, whose process has ended without a word."""
+    """Return why a domain is off whose process has ended without a reason."""
     root = _defined(connection.lookupByUUIDString(uuid))
     return ENDED if domain_xml.can_exit(root) else PROCESS_ENDED
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
-    """Return what the domain may take, unless it has it, and what the host could give, its caches included."""
+    """Return the octets that a start of the domain takes, and those free on the host, its caches included."""
     domain = connection.lookupByUUIDString(uuid)
     needed = 0 if domain.isActive() else domain.maxMemory() * _KIB
     try:
@@ -342,10 +342,10 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     return None
 
 
-def migrate(connection: libvirt.virConnect, uuid: str, opens: Callable[[], libvirt.virConnect]) -> None:
-    """Move a domain that runs to the hypervisor that *opens* connects to; it stays defined where it was."""
+def migrate(connection: libvirt.virConnect, uuid: str, connect: Callable[[], libvirt.virConnect]) -> None:
+    """Move a domain that runs to the hypervisor that *connect* connects to; it stays defined where it was."""
     try:
-        there = opens()
+        there = connect()
     except BackendLost as error:
         raise BackendError(f"the other hypervisor cannot be reached: {error}") from error
     try:

@@ -1,5 +1,5 @@
 """
-What a libvirt domain's XML tells of it. Everything here is pure: no hypervisor is asked.
+The XML that defines a libvirt domain. Everything here is pure: no hypervisor is asked.
 
 The same functions serve a `define` file and the XML that libvirt gives.
 """
@@ -32,13 +32,13 @@ _QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
 #: Kinds of `<interface>` whose packets pass nothing that libvirt counts.
 _UNCOUNTED: Final = {"user": "user network", "hostdev": "SR-IOV", "vdpa": "vDPA"}
 
-#: What is said of a guest whose end nobody notices.
+#: Advice about a guest whose end is not noticed.
 NO_END: Final = (
     "nothing ends QEMU when its guest exits or crashes, so that the VM stays up; give it isa-debug-exit, as the"
     " examples in conf/ do, or, for Linux, <panic model='isa'/>"
 )
 
-#: What is said of an interface whose packets nobody counts.
+#: Advice about an interface whose packets are not counted.
 NOT_COUNTED: Final = "nobody counts the packets of its interface {}; Jitsu cannot tell by them whether it is used"
 
 #: What in a domain keeps its guest's memory from being saved, and why.
@@ -67,11 +67,27 @@ def parse(xml: str) -> ElementTree.Element:
     return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
 
 
+def check_definition(octets: bytes, name: str) -> None:
+    """
+    Check that the *octets* of a `define` file are the XML of a domain of that *name*.
+
+    Raises:
+        ValueError: they are not; the message goes behind the file's path.
+    """
+    try:
+        root = ElementTree.fromstring(octets)  # noqa: S314 -- the operator's
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: of its encoding
+        raise ValueError(f"is not XML: {error}") from error
+    found = (root.findtext("name") or "").strip()
+    if root.tag != "domain" or found != name:
+        raise ValueError(f"should define a domain with the name {name!r}, not {found or root.tag!r}")
+
+
 def definition(text: str, uuid: str | None) -> str:
     """
-    Return what to define for a file that says *text*: with *uuid*, if it says none itself, and with its `digest`.
+    Return the XML to define for a file with *text*: with *uuid*, if it has none itself, and with its `digest`.
 
-    Another uuid than the file's is libvirt's to refuse.
+    libvirt refuses another uuid than the file's.
     """
     root = parse(text)
     if uuid is not None and root.find("uuid") is None:
@@ -84,19 +100,19 @@ def definition(text: str, uuid: str | None) -> str:
 
 
 def digest(text: str) -> str:
-    """Return what a domain has in its metadata, as sha256, when it was defined by a file that says *text*."""
+    """Return the sha256 that a domain has in its metadata when it was defined by a file with *text*."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_defined_by(text: str, root: ElementTree.Element) -> bool | None:
-    """Return whether the domain *root* was defined by a file that says *text*; None if by no file of Jitsu's."""
+    """Return whether the domain *root* was defined by a file with *text*; None if by no file of Jitsu's."""
     found = root.find(f"./metadata/{{{NAMESPACE}}}file")
     return None if found is None else found.get("sha256") == digest(text)
 
 
 def difference(wanted: ElementTree.Element, found: ElementTree.Element, where: str = "") -> str | None:
     """
-    Return where *found*, a domain of libvirt's, has not what *wanted*, a definition, says; None if it has all.
+    Return where *found*, a domain of libvirt's, lacks what *wanted*, a definition, has; None if it lacks nothing.
 
     What libvirt adds by itself (addresses, defaults) is no difference.
     """
@@ -126,7 +142,7 @@ def _text(element: ElementTree.Element) -> str:
 
 
 def _same(found: str | None, wanted: str) -> bool:
-    """Return whether libvirt means *wanted* by *found*: it writes words small, and a machine type in full."""
+    """Return whether libvirt means *wanted* by *found*: it writes keywords small, and a machine type in full."""
     return found is not None and (
         found.lower() == wanted.lower()
         or re.fullmatch(rf"pc-(i440fx-|{re.escape(wanted)}-)[0-9.]+", found) is not None
@@ -134,7 +150,7 @@ def _same(found: str | None, wanted: str) -> bool:
 
 
 def qemu_arguments(root: ElementTree.Element) -> tuple[str, ...]:
-    """Return the arguments that the domain gives to QEMU beside what libvirt makes of it."""
+    """Return the arguments that the domain gives to QEMU itself."""
     return tuple(one.get("value", "") for one in root.findall(f"./{QEMU}commandline/{QEMU}arg"))
 
 
@@ -144,7 +160,7 @@ def can_exit(root: ElementTree.Element) -> bool:
 
 
 def uncounted(root: ElementTree.Element) -> Iterator[str]:
-    """Yield the interfaces of a domain whose packets nobody counts, as an operator would call them."""
+    """Yield the interfaces of a domain whose packets are not counted, as an operator would name them."""
     for interface in root.findall("./devices/interface"):
         kind = interface.get("type", "")
         if kind in _UNCOUNTED:
@@ -170,7 +186,7 @@ def pci_devices(root: ElementTree.Element) -> Iterator[str]:
 
 def unsavable(root: ElementTree.Element) -> str | None:
     """
-    Return why the memory of a domain's guest cannot be saved to a file; None if its XML tells nothing against it.
+    Return why the memory of a domain's guest cannot be saved to a file; None if its XML shows no reason.
 
     These are libvirt's own reasons (qemuMigrationSrcIsAllowed in its source), and QEMU's as far as they are certain.
     """
@@ -200,7 +216,7 @@ def _leaves(device: ElementTree.Element) -> bool:
 
 
 def advice(root: ElementTree.Element) -> tuple[str, ...]:
-    """Return what an operator should read about a domain that is defined so."""
+    """Return advice for the operator about a domain."""
     return (NO_END,) if root.get("type") in _QEMUS and _cannot_tell_end(root) else ()
 
 

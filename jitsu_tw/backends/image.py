@@ -2,8 +2,8 @@
 Images of ready guests, kept as libvirt's save files: what `boot_from: snapshot` starts from. Every function blocks.
 
 An image is good as long as nothing has changed that it depends on: the domain's definition, its kernel, its disks with
-all files behind them. What these were is written down beside it before the guest boots: what it has read, it has read
-since. A disk that the guest may write to changes as soon as it goes on, so a domain with one can have no image, nor one
+all files behind them. A sum of these is written beside it before the guest boots, so that it covers all that the guest
+reads. A disk that the guest may write to changes as soon as it runs on, so a domain with one can have no image, nor one
 with any other state that is neither in its memory nor in such a file; for those there is mode save.
 """
 
@@ -110,7 +110,7 @@ def _disk_obstacle(disk: ElementTree.Element) -> str | None:
 
 
 def prepare(kept: Path, domain: libvirt.virDomain) -> None:
-    """Write down what the image of *domain*, which is about to boot, will depend on; where that fails, none is kept."""
+    """Write the sum of what the image of *domain*, which is about to boot, depends on; if that fails, none is kept."""
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         drop(kept)
@@ -119,10 +119,10 @@ def prepare(kept: Path, domain: libvirt.virDomain) -> None:
 
 def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) -> None:
     """
-    Save *domain*, which has booted since `prepare`, to *kept* and restore it from there; it stands still meanwhile.
+    Save *domain*, which has booted since `prepare`, to *kept* and restore it from there; it is paused meanwhile.
 
     Raises:
-        BackendError: its image cannot be kept; unless the message says otherwise it runs on.
+        BackendError: its image cannot be kept; it runs on, unless the message tells otherwise.
     """
     new = kept.with_suffix(".new")
     try:
@@ -144,7 +144,7 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
 
 
 def is_good(kept: Path, domain: libvirt.virDomain) -> bool:
-    """Say whether there is an image at *kept*, and nothing has changed that it depends on."""
+    """Return whether there is an image at *kept*, and nothing has changed that it depends on."""
     try:
         return kept.exists() and _sum(kept).read_text() == _depends_on(domain)
     except OSError:

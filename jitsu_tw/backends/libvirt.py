@@ -2,8 +2,8 @@
 Hypervisors behind libvirt: QEMU, Xen, VirtualBox, libvirt's own test driver; here or far away.
 
 Every call into the library blocks, so each is made in a thread of `threaded`; what it does is in `backends.domain`.
-Events come on a connection of their own, which makes no calls and tells when the hypervisor is lost; they come from
-libvirt's event loop, which has a thread of its own, once in a process.
+Events come on a connection of their own, which makes no calls and tells when the hypervisor is lost. libvirt's event
+loop, which calls the handlers, has a thread of its own, one in a process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jitsu_tw.settings import VM, Mode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How many calls to one hypervisor may be under way at once; and of those that write a guest's memory, each for
-#: minutes: other calls shall not wait for a thread meanwhile.
+#: How many calls to one hypervisor may be under way at once; and, in other threads, how many that write a guest's
+#: memory to a disk, each for minutes.
 CALLS: Final = 16
 SAVES: Final = 8
 
@@ -41,7 +41,7 @@ SAVES_WITHIN: Final = 300.0
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
 
-#: What libvirt's lifecycle events mean, by type and detail; the rest is said in numbers.
+#: What libvirt's lifecycle events mean, by type and detail; other events are told by their numbers.
 _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN): SHUT_DOWN,
     (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED): "destroyed",
@@ -64,12 +64,12 @@ _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED): "resumed",
 }
 
-#: The event of a hypervisor's process that ended without a word: by the guest, by a fault of its own, or killed.
+#: The event of a hypervisor's process that ended without a reason: by the guest, by a fault of its own, or killed.
 _ENDED: Final = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
 
 
 class _Events:
-    """libvirt's event loop: registered before the first connection, turned by a thread for the process's life."""
+    """libvirt's event loop: registered before the first connection, run by a thread until the process ends."""
 
     _log = Logger()
     _lock = threading.Lock()
@@ -77,18 +77,18 @@ class _Events:
 
     @classmethod
     def run(cls) -> None:
-        """See to it that the loop turns."""
+        """Start the loop, if it does not run."""
         with cls._lock:
             if cls._running:
                 return
-            # Otherwise libvirt prints every error itself; they all come to us as exceptions.
+            # Otherwise libvirt prints every error itself; they all come as exceptions, too.
             libvirt.registerErrorHandler(lambda _context, _error: None, None)
             libvirt.virEventRegisterDefaultImpl()
-            threading.Thread(target=cls._turn, name="libvirt events", daemon=True).start()
+            threading.Thread(target=cls._loop, name="libvirt events", daemon=True).start()
             cls._running = True
 
     @classmethod
-    def _turn(cls) -> None:
+    def _loop(cls) -> None:
         while True:
             try:
                 libvirt.virEventRunDefaultImpl()
@@ -102,7 +102,6 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     """The hypervisor at one libvirt URI."""
 
     has_uuids = True
-    images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
@@ -193,7 +192,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     def _happened(self, uuid: str, event: int, detail: int) -> None:
         reason = _EVENTS.get((event, detail), f"libvirt's lifecycle event {event}, detail {detail}")
         if (event, detail) == _ENDED:
-            # Whose fault that was is known by what the guest has.
+            # The domain's devices tell whether the guest can have ended it.
             self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(
                 lambda known: self._changed(uuid, known)
             )
@@ -208,7 +207,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         if self._watcher is not None:
             self._watcher.rebooted(uuid)
 
-    # What is asked and done.
+    # Observing and changing.
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Find a domain by uuid or name, or define it."""
@@ -219,7 +218,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         return uuid
 
     def state(self, uuid: str) -> Deferred[Power]:
-        """Return what libvirt says; a domain with a managed image is saved."""
+        """Return the domain's power state; a domain with a managed image is saved."""
         return self._call(domain.state, uuid)
 
     def start(self, uuid: str) -> Deferred[Start]:
@@ -247,11 +246,11 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         return self._call(domain.cpu_time, uuid)
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
-        """Return what in the domain's XML is against *mode*."""
+        """Return what in the domain's XML prevents *mode*."""
         return self._call(domain.obstacle, uuid, mode)
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return what the domain's XML, and its file, give reason to say."""
+        """Return advice about the domain's XML, and its file."""
         return self._call(domain.advice, uuid, self._vms.get(uuid), self._far)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
@@ -280,7 +279,7 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
 
     Raises:
         BackendLost: the connection is broken.
-        BackendError: in libvirt's words; `NoSuchVM` if it knows no such domain.
+        BackendError: with libvirt's message; `NoSuchVM` if it knows no such domain.
     """
     try:
         return function(connection, *arguments)
@@ -295,7 +294,7 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
 
 def _close(connection: libvirt.virConnect) -> None:
     """Close a connection, which may be broken. Blocks."""
-    # What is registered holds the connection open.
+    # Handlers that are registered keep the connection open.
     for number in list(getattr(connection, "domainEventCallbackID", ())):
         with contextlib.suppress(libvirt.libvirtError):
             connection.domainEventDeregisterAny(number)

@@ -1,7 +1,7 @@
 """
-Xen by its own tools: `xl` for what is done to VMs, Xenstore for what is heard of them.
+Xen by its own tools: `xl` to change VMs, Xenstore to learn of their changes.
 
-A VM is a domain with a uuid that we give it; what it is made of comes from the configuration, each time.
+A VM is a domain with a uuid of Jitsu's; what it is made of comes from the configuration, each time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw import xen
-from jitsu_tw.backends import xlvm
+from jitsu_tw.backends import xen, xlvm
 from jitsu_tw.backends.xlhost import Host
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -55,7 +54,6 @@ class LibxlBackend:
     log = Logger()
     reachable = True
     has_uuids = False
-    images = True
     interfaces = Path("/sys/class/net")
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
@@ -66,13 +64,13 @@ class LibxlBackend:
         self._host = Host(reactor)
 
     def __str__(self) -> str:
-        """Say which it is, in messages."""
+        """Return its name for messages."""
         return "Xen (xl)"
 
     # Connecting.
 
     def examine(self, vm: VM) -> tuple[str, ...]:
-        """See to it that what the VM is made of is there."""
+        """Check that the VM's files are there."""
         try:
             xlvm.check_files(vm)
         except (OSError, ValueError) as error:
@@ -87,7 +85,7 @@ class LibxlBackend:
         """End the connection to Xenstore. An xl that does something goes on to its end."""
         return self._host.close()
 
-    # What is asked.
+    # Observing.
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Return the uuid: the configuration's, or one made of the name."""
@@ -109,7 +107,8 @@ class LibxlBackend:
     async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
         domain, vm = await self._host.find(uuid), self._host.vms[uuid]
-        given = xen.macs(vm.xen, uuid) if vm.xen is not None else ()
+        made_of = xen.guest_of(vm)
+        given = xen.macs(made_of, uuid) if made_of is not None else ()
         if domain is None or domain.down:
             if not given:
                 raise BackendError(f"{vm.name} does not run")
@@ -117,7 +116,7 @@ class LibxlBackend:
         devices = f"{await self._host.xenstore.domain_path(domain.domid)}/device/vif"
         numbers = sorted((name for name in await self._host.xenstore.list(devices) if name.isdigit()), key=int)
         found = [await self._host.xenstore.read(f"{devices}/{number}/mac") for number in numbers]
-        # While xl makes the domain, they are not there yet.
+        # While xl makes the domain, they are not in Xenstore yet.
         return Guest(tuple(mac.lower() for mac in found if mac) or given, domain.domid)
 
     @_by_host
@@ -168,7 +167,7 @@ class LibxlBackend:
         free = await self._host.xl.free()
         return None if needed is None or free is None else Memory(needed, free)
 
-    # What is done.
+    # Changing.
 
     @_by_host
     async def start(self, uuid: str) -> Start:
@@ -187,7 +186,7 @@ class LibxlBackend:
             return await self._resume(uuid, domain)
         saved = self._saved(uuid)
         if saved.exists():
-            await self._room(uuid)
+            await self._check_memory(uuid)
             # What has been restored must never be restored again, not even if we end at this moment.
             image = saved.rename(saved.with_suffix(".restoring"))
             if await self._restored(uuid, image):
@@ -198,7 +197,7 @@ class LibxlBackend:
             if old != kept:
                 old.unlink()
         if kept is not None and kept.exists():
-            await self._room(uuid)
+            await self._check_memory(uuid)
             if await self._restored(uuid, kept):
                 return Start.RESTORED
         await self._boot(uuid)
@@ -210,21 +209,26 @@ class LibxlBackend:
         try:
             await self._host.xl.run("unpause", str(domain.domid))
         except BackendError:
-            # Somebody else may have been quicker.
+            # Another program may have unpaused it meanwhile.
             again = await self._host.find(uuid)
             if again is None or again.down or again.paused:
                 raise
         return Start.RESUMED
 
-    async def _room(self, uuid: str) -> None:
-        """See to it that there is memory to restore a VM: for the want of it no image is thrown away."""
+    async def _check_memory(self, uuid: str) -> None:
+        """
+        Check that there is memory to restore a VM: an image is not thrown away because of a lack of memory.
+
+        Raises:
+            BackendError: there is not enough.
+        """
         memory = await self.memory(uuid)
         if memory is not None and memory.needed > memory.free:
             needed, free = memory.needed // 2**20, memory.free // 2**20
             raise BackendError(f"not enough memory to restore it: it needs {needed} MiB, and {free} MiB are free")
 
     async def _restored(self, uuid: str, image: Path) -> bool:
-        """Restore a VM and say whether that worked; an image that does not work is thrown away."""
+        """Restore a VM and return whether that worked; an image that does not work is thrown away."""
         try:
             await self._host.xl.run("restore", str(image))
         except BackendLost:
@@ -247,19 +251,19 @@ class LibxlBackend:
                     await self._configure(uuid, cfg)
             except BackendError:
                 domain = await self._host.find(uuid)
-                # Somebody else may have been quicker.
+                # Another program may have started it meanwhile.
                 if domain is None or domain.down or domain.paused:
                     await self._clear(uuid)
                     raise
 
     async def _configure(self, uuid: str, cfg: str) -> None:
-        """Write a new domain's rumprun configuration, where the guest may read it, and let it run."""
+        """Write a new domain's rumprun configuration where the guest reads it, and unpause the domain."""
         domain = await self._host.running(uuid)
         await self._host.xenstore.write(f"{await self._host.xenstore.domain_path(domain.domid)}/rumprun/cfg", cfg)
         await self._host.xl.run("unpause", str(domain.domid))
 
     async def _clear(self, uuid: str) -> None:
-        """Destroy what an xl of ours that failed has left; a domain with another uuid is somebody else's."""
+        """Destroy the domain that a failed xl of Jitsu's has left; one with another uuid is another program's."""
         domain = await self._host.find(uuid)
         if domain is not None and domain.uuid == uuid:
             with contextlib.suppress(BackendError):
@@ -279,7 +283,7 @@ class LibxlBackend:
                 if not domain.paused:
                     await self._host.xl.run("pause", number)
             else:
-                # A guest that stands still can do neither by itself.
+                # A guest that is paused can do neither by itself.
                 if domain.paused:
                     await self._host.xl.run("unpause", number)
                 if mode is Mode.SHUTDOWN:
@@ -301,7 +305,7 @@ class LibxlBackend:
         return self._folder(uuid) / f"{uuid}.saved"
 
     async def _save(self, number: str, image: Path, *options: str) -> None:
-        """Have xl write an image, which is there as a whole or not at all."""
+        """Write an image, which is there as a whole or not at all."""
         image.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = image.with_suffix(".part")
         try:
@@ -316,7 +320,7 @@ class LibxlBackend:
 
     @_by_host
     async def keep_image(self, uuid: str) -> None:
-        """Save the guest's memory and let it go on. What nobody could see change, a block device, rules it out."""
+        """Save the guest's memory and unpause it. A disk whose changes cannot be seen, a block device, rules it out."""
         if self._image(uuid) is None:
             message = "its image cannot be kept: its disks are no files, or only its xl configuration knows them"
             raise BackendError(message)
@@ -327,14 +331,14 @@ class LibxlBackend:
         except BackendError:
             await self._go_on(uuid)
             raise
-        # It stands still until its disks have been looked at: the image goes with what they are now.
+        # It is paused until its disks have been looked at: the image belongs to their present state.
         image = self._image(uuid)
         if image is not None:
             written.rename(image)
         await self._go_on(uuid)
 
     async def _go_on(self, uuid: str) -> None:
-        """Let a guest go on that stands still."""
+        """Unpause a guest that is paused."""
         domain = await self._host.find(uuid)
         if domain is not None and domain.paused:
             await self._host.xl.run("unpause", str(domain.domid))

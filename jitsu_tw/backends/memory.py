@@ -1,13 +1,8 @@
-"""
-VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network.
-
-Each has a boot time and faults to order: ``start`` (the start call fails), ``stop`` (so does the stop call), ``vanish``
-(the VM is gone a moment after it was ready), ``never_ready`` (it starts and is never heard of), ``resume`` (what was
-paused or saved cannot go on, and is booted), ``hang`` (the start call never ends).
-"""
+"""VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network."""
 
 from __future__ import annotations
 
+import enum
 import uuid as uuids
 from typing import Any, Final
 
@@ -16,9 +11,12 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from jitsu_tw import parsers
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
-from jitsu_tw.settings import VM, Boot, Fault, Mode
+from jitsu_tw.keys import setting
+from jitsu_tw.settings import VM, Boot, Mode
 
 #: A VM that vanishes does so this many seconds after its start.
 VANISHES_AFTER: Final = 0.5
@@ -36,21 +34,42 @@ _LEAVES: Final = {
 }
 
 
+class Fault(enum.Enum):
+    """What a VM can be told to do wrong."""
+
+    START = "start"  # the start call fails
+    STOP = "stop"  # the stop call fails
+    VANISH = "vanish"  # the VM is gone a moment after it was ready
+    NEVER_READY = "never_ready"  # it starts, and is never ready
+    RESUME = "resume"  # what was paused or saved cannot go on, and is booted
+    HANG = "hang"  # the start call never ends
+
+
+@attrs.frozen(kw_only=True)
+class MemorySettings:
+    """The keys that only VMs of this backend have."""
+
+    boot_time: float = setting(0.0, parsers.seconds, "seconds that its start call takes")
+    faults: frozenset[Fault] = setting(
+        frozenset(), parsers.one_of(Fault), "what goes wrong", many=True, converter=frozenset, shown="none"
+    )
+
+
 @attrs.define
 class MemoryGuest:
     """
     A VM of this process.
 
     Attributes:
-        vm: what the configuration says of it.
-        power: what it is.
+        vm: its settings.
+        power: its power state.
         starts: how often it was started, resumed or restored.
         boots: how often it was booted.
-        sent: how many packets it has transmitted; None if nobody counts them.
-        cpu: how many seconds its virtual CPUs have run; None if nobody counts them.
+        sent: how many packets it has transmitted; None if they are not counted.
+        cpu: how many seconds its virtual CPUs have run; None if that is not counted.
         obstacles: why it cannot be stopped in a mode.
-        advice: what an operator should read about it.
-        memory: what its start would take; None where nobody can tell.
+        advice: for the operator.
+        memory: what its start takes and its host has free; None where that is not known.
         image: an image of it is kept.
         busy: a call is changing it.
     """
@@ -67,6 +86,11 @@ class MemoryGuest:
     image: bool = False
     busy: bool = False
 
+    @property
+    def settings(self) -> MemorySettings:
+        """What the configuration says of it."""
+        return self.vm.backend_settings or MemorySettings()
+
 
 @implementer(IBackend)
 class MemoryBackend:
@@ -74,12 +98,11 @@ class MemoryBackend:
     A hypervisor without a machine.
 
     Attributes:
-        guests: its VMs, by uuid: those that it was ever asked for.
+        guests: the VMs that were looked up, by uuid.
     """
 
     reachable = False
     has_uuids = False
-    images = True
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
         """Take a hypervisor's URI, as all backends do; it has no meaning here."""
@@ -94,7 +117,7 @@ class MemoryBackend:
         return ()
 
     def connect(self, watcher: IWatcher) -> None:
-        """Be connected at once."""
+        """Tell *watcher* of the connection at once."""
         self._watcher = watcher
         watcher.connected(self)
 
@@ -116,31 +139,30 @@ class MemoryBackend:
         return self.guests[uuid]
 
     def state(self, uuid: str) -> Deferred[Power]:
-        """Return what the VM is."""
+        """Return the VM's power state."""
         return maybeDeferred(lambda: self._guest(uuid).power)
 
-    def start(self, uuid: str) -> Deferred[Start]:
+    @deferred
+    async def start(self, uuid: str) -> Start:
         """Run the VM after its boot time, or what a restored one takes; a paused one at once."""
-        return Deferred.fromCoroutine(self._start(uuid))
-
-    async def _start(self, uuid: str) -> Start:
         guest = self._guest(uuid)
         if guest.power is Power.RUNNING:
             return Start.RAN
         if guest.busy:
             message = "another call is changing it"
             raise BackendError(message)
-        if Fault.START in guest.vm.faults:
+        if Fault.START in guest.settings.faults:
             message = "the start fails, as it was told to"
             raise BackendError(message)
-        if Fault.HANG in guest.vm.faults:
+        if Fault.HANG in guest.settings.faults:
             await Deferred()
         how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
             guest.power, Start.RESTORED if guest.image else Start.BOOTED
         )
-        if Fault.RESUME in guest.vm.faults:
+        if Fault.RESUME in guest.settings.faults:
             how, guest.image = Start.BOOTED, False
-        takes = {Start.BOOTED: guest.vm.boot_time, Start.RESTORED: min(RESTORES_IN, guest.vm.boot_time)}.get(how, 0.0)
+        boot_time = guest.settings.boot_time
+        takes = {Start.BOOTED: boot_time, Start.RESTORED: min(RESTORES_IN, boot_time)}.get(how, 0.0)
         if takes:
             guest.busy = True
             await deferLater(self._reactor, takes)
@@ -151,7 +173,7 @@ class MemoryBackend:
             guest.sent = None if guest.sent is None else 0
             guest.cpu = None if guest.cpu is None else 0.0
         self._set(uuid, Power.RUNNING, how.value)
-        if Fault.VANISH in guest.vm.faults:
+        if Fault.VANISH in guest.settings.faults:
             self._reactor.callLater(VANISHES_AFTER, self._set, uuid, Power.OFF, "it vanished, as it was told to")
         return how
 
@@ -161,7 +183,7 @@ class MemoryBackend:
 
     def _stop(self, uuid: str, mode: Mode) -> None:
         guest = self._guest(uuid)
-        if Fault.STOP in guest.vm.faults or mode in guest.obstacles:
+        if Fault.STOP in guest.settings.faults or mode in guest.obstacles:
             message = guest.obstacles.get(mode, "the stop fails, as it was told to")
             raise BackendError(message)
         if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
@@ -169,41 +191,39 @@ class MemoryBackend:
 
     def ready(self, uuid: str) -> Deferred[None]:
         """Fire at once; never for a VM that is never ready."""
-        return Deferred() if Fault.NEVER_READY in self.guests[uuid].vm.faults else succeed(None)
+        return Deferred() if Fault.NEVER_READY in self.guests[uuid].settings.faults else succeed(None)
 
     def guest(self, uuid: str) -> Deferred[Guest]:
         """Return one without MACs: there is no network."""
         return self.state(uuid).addCallback(lambda _: Guest())
 
     def traffic(self, uuid: str) -> Deferred[int | None]:
-        """Return what the VM is to have transmitted."""
+        """Return the number of packets that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).sent)
 
     def cpu_time(self, uuid: str) -> Deferred[float | None]:
-        """Return how long its virtual CPUs are to have run."""
+        """Return the seconds of its virtual CPUs that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).cpu)
 
     def obstacle(self, uuid: str, mode: Mode) -> Deferred[str | None]:
-        """Return why it is not to be stopped in *mode*."""
+        """Return the obstacle to *mode* that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).obstacles.get(mode))
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return the advice that it is to have."""
+        """Return the advice that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).advice)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
-        """Return what somebody said that it takes."""
+        """Return the memory that the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).memory)
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError("a VM of memory does not move while it runs"))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    @deferred
+    async def keep_image(self, uuid: str) -> None:
         """Keep an image of the VM, which takes as long as to restore it."""
-        return Deferred.fromCoroutine(self._keep_image(uuid))
-
-    async def _keep_image(self, uuid: str) -> None:
         assert self._guest(uuid).vm.boot_from is Boot.SNAPSHOT
         await deferLater(self._reactor, RESTORES_IN)
         self._guest(uuid).image = True
@@ -214,17 +234,17 @@ class MemoryBackend:
         return succeed(None)
 
     def _set(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM and tell the watcher. Also for tests: that is how somebody else changes it."""
+        """Change a VM and tell the watcher."""
         self.guests[uuid].power = power
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
 
     def happen(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM as somebody else would, by hand."""
+        """Change a VM as another program would."""
         self._set(uuid, power, reason)
 
     def reboot(self, uuid: str) -> None:
-        """Reboot a VM as its guest would, by itself."""
+        """Reboot a VM as its guest would."""
         self._guest(uuid).boots += 1
         if self._watcher is not None:
             self._watcher.rebooted(uuid)

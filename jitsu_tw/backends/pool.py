@@ -1,10 +1,10 @@
 """
-Several hypervisors as one: a VM runs on the one that is chosen for it when it starts, and never on two.
+Several hypervisors as one: a VM runs on the host that is chosen for it when it starts, and never on two.
 
-A VM stays where it runs, and where its saved image is. Otherwise it goes to the host that it prefers, or the one with
-the most memory to give; one whose start fails is tried on the next. What a host that cannot be reached does with a VM
-is what was last seen of it there; where nothing was seen, what we know of the VM's whereabouts. If it may run there, it
-is started nowhere else.
+A VM stays where it runs, and where its saved image is. Otherwise it goes to the host that it prefers, or to the one
+with the most free memory; if its start fails, it is tried on the next one. Of a host that cannot be reached, what was
+last seen there counts; if nothing was, what is known of the last start of the VM (`IPlacement.last_host`). If the VM
+may run there, it is started nowhere else. These rules are in `rules.pool`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IPlacement, IWatcher, Memory, Power, Start
+from jitsu_tw.rules.pool import Located, Sighting, Unsure, locate, pinned, rank, shortage
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -31,23 +33,20 @@ if TYPE_CHECKING:
 
     Named = list[tuple[str, Exception]]
 
-#: Which of several answers of hosts holds for a VM.
-RANK: Final = (Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF)
-
 #: Uuids of VMs that a file defines on each host, and that have none of their own, are made of their names in this.
 NAMESPACE: Final = uuids.uuid5(uuids.NAMESPACE_DNS, "hosts.jitsu")
 
 
 @implementer(IPlacement)
 class Unplaced:
-    """Nothing is known of where VMs are but what the hosts say."""
+    """Of where VMs are nothing is known but what the hosts tell."""
 
     def claim_host(self, vm: VM, host: str) -> Deferred[bool]:  # noqa: ARG002
-        """Agree."""
+        """Return a Deferred that has fired with True."""
         return succeed(True)  # noqa: FBT003
 
     def seen_on(self, vm: VM, host: str, *, moved: bool) -> None:
-        """Do nothing."""
+        """Return."""
 
     def last_host(self, vm: VM) -> str | None:
         """Return None: not known."""
@@ -60,8 +59,11 @@ class Unplaced:
         """Return False."""
         return False
 
+    def take_wanted(self, vm: VM) -> None:
+        """Return None: no host is wanted."""
+
     def reach_changed(self, host: str) -> None:
-        """Do nothing."""
+        """Return."""
 
 
 @implementer(IBackend, IWatcher)
@@ -77,7 +79,7 @@ class Pool:
     log = Logger()
 
     def __init__(self, hosts: Mapping[str, IBackend], now: Callable[[], float] = time.monotonic) -> None:
-        """Have these hosts, by name, in their order; *now* is a clock that never goes back."""
+        """Take *hosts*, by name, in the order of the configuration; *now* is a clock that never goes back."""
         self._hosts, self._now = dict(hosts), now
         self._doubts: dict[str, float] = {}
         self._names = {id(backend): name for name, backend in hosts.items()}
@@ -87,19 +89,17 @@ class Pool:
         self._at: dict[str, str] = {}
         self.unreachable: dict[str, str] = {}
         self.fenced: set[str] = set()
-        self._wanted: dict[str, str] = {}
         self._moving: set[str] = set()
         self._placement: IPlacement = Unplaced()
         self.reachable = all(backend.reachable for backend in hosts.values())
         self.has_uuids = all(backend.has_uuids for backend in hosts.values())
-        self.images = all(backend.images for backend in hosts.values())
 
     def follow(self, placement: IPlacement) -> None:
         """Ask and tell *placement* from now on where VMs are."""
         self._placement = placement
 
     def __str__(self) -> str:
-        """Say which they are, in messages."""
+        """Return the names of all, for messages."""
         return " or ".join(self._hosts)
 
     def __iter__(self) -> Any:
@@ -142,17 +142,17 @@ class Pool:
     # What the hosts tell (`IWatcher`).
 
     def changed(self, uuid: str, reason: str) -> None:
-        """Pass it on."""
+        """Pass a host's event on."""
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
 
     def rebooted(self, uuid: str) -> None:
-        """Pass it on."""
+        """Pass a host's event on."""
         if self._watcher is not None:
             self._watcher.rebooted(uuid)
 
     def connected(self, backend: IBackend) -> None:
-        """Have a host, for the first time or again."""
+        """Handle that a host is connected, for the first time or again."""
         name = self._names[id(backend)]
         self.unreachable.pop(name, None)
         self._placement.reach_changed(name)
@@ -160,7 +160,7 @@ class Pool:
             self._watcher.connected(self)
 
     def lost(self, backend: IBackend, reason: str) -> None:
-        """Have a host no more, for a while."""
+        """Handle that a host cannot be reached, for a while."""
         name = self._names[id(backend)]
         if reason != self.unreachable.get(name):
             self.log.error("host {name}: {reason}", name=name, reason=reason)
@@ -171,21 +171,19 @@ class Pool:
         self._look_at(name, f"{name}: {reason}")
 
     def _look_at(self, name: str, reason: str) -> None:
-        """Have everybody look at the VMs that are, or were, on the host *name*."""
+        """Have the VMs looked at that are, or were, on the host *name*."""
         for uuid, seen in list(self._seen.items()):
             if seen.get(name, Power.OFF) is not Power.OFF:
                 self.changed(uuid, reason)
 
     # Finding.
 
-    def look_up(self, vm: VM) -> Deferred[str]:
+    @deferred
+    async def look_up(self, vm: VM) -> str:
         """Return the uuid of *vm*, which is the same on all hosts; define it where it is not known."""
-        return Deferred.fromCoroutine(self._look_up(vm))
-
-    async def _look_up(self, vm: VM) -> str:
         hosts, uuid = self._of(vm), vm.uuid
         bare = attrs.evolve(vm, define=None)
-        # All at once: one that hangs must not keep the others waiting.
+        # All at once: the others must not wait for a host that hangs.
         answers = await DeferredList([backend.look_up(bare) for backend in hosts.values()], consumeErrors=True)
         missing: Named = []
         errors: Named = []
@@ -210,7 +208,7 @@ class Pool:
         return uuid
 
     async def _define(self, vm: VM, uuid: str | None, missing: Named, errors: Named) -> str:
-        """Define *vm* where it is missing, and let the other hosts look whether its file has changed."""
+        """Define *vm* where it is missing, and make the other hosts compare its file with their definition."""
         hosts = self._of(vm)
         for name, _ in missing:
             uuid = await hosts[name].look_up(_as_defined(vm) if uuid is None else attrs.evolve(vm, uuid=uuid))
@@ -221,150 +219,133 @@ class Pool:
         await DeferredList([hosts[name].look_up(known) for name in there], consumeErrors=True)
         return uuid
 
-    def state(self, uuid: str) -> Deferred[Power]:
-        """Return what the VM is, wherever it is."""
-        return Deferred.fromCoroutine(self._state(uuid))
-
-    async def _state(self, uuid: str) -> Power:
-        hosts, at = self._of(self._known(uuid)), self._at.get(uuid)
+    @deferred
+    async def state(self, uuid: str) -> Power:
+        """Return what the VM is, on whichever host it is."""
+        vm, at = self._known(uuid), self._at.get(uuid)
         if uuid in self._moving:
             return Power.RUNNING
-        unsure: dict[str, str] = {}
-        if at is not None and await self._ask(uuid, at, unsure) is Power.RUNNING and not unsure:
-            self._runs_on(uuid, at)
-            return Power.RUNNING
-        powers = {name: await self._ask(uuid, name, unsure) for name in hosts}
-        running = [name for name, power in powers.items() if power is Power.RUNNING]
-        if len(running) > 1:
-            self.log.error("{name}: runs on {hosts} at once", name=self._vms[uuid].name, hosts=" and ".join(running))
-        for power in RANK:
-            found = next((name for name in hosts if powers[name] is power), None)
-            if found is not None:
-                break
-        else:
-            raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {self._vms[uuid].name}")
-        if power is not Power.RUNNING or found in unsure:
-            for name, reason in unsure.items():
-                if self._may_run(uuid, name):
-                    raise BackendLost(f"it may run on {name}: {reason}")
-        if power is not Power.RUNNING and self._now() < self._doubts.get(uuid, -inf):
-            raise BackendLost("what another one of us has begun may yet go on")
+        hosts, sightings = self._of(vm), list[Sighting]()
+        for name in dict.fromkeys([at, *hosts] if at is not None else hosts):
+            sighting = await self._look(uuid, name)
+            if name in hosts or sighting.power is Power.RUNNING or sighting.lost:  # else it may not be there any more
+                sightings.append(sighting)
+            if name == at and sighting == Sighting(name, Power.RUNNING):
+                break  # where it was before, it is still
+        in_doubt = self._now() < self._doubts.get(uuid, -inf)
+        located = locate(sightings, self._placement.last_host(vm), in_doubt=in_doubt)
+        if located is None:
+            raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}")
+        if isinstance(located, Unsure):
+            raise BackendLost(located.reason)
+        self._is_located(uuid, located)
+        return located.power
+
+    def _is_located(self, uuid: str, located: Located) -> None:
+        """Note where the VM is."""
         self._doubts.pop(uuid, None)
-        if power is Power.OFF:
+        if len(located.running) > 1:
+            self.log.error("{name}: runs on {hosts} at once", name=self._vms[uuid].name,
+                           hosts=" and ".join(located.running))
+        if located.power is Power.OFF:
             self._at.pop(uuid, None)
-        elif power is Power.RUNNING:
-            self._runs_on(uuid, found)
+        elif located.power is Power.RUNNING:
+            self._runs_on(uuid, located.host)
         else:
-            self._at[uuid] = found
-        return power
+            self._at[uuid] = located.host
 
     def _runs_on(self, uuid: str, name: str) -> None:
         moved = self._at.get(uuid) not in {None, name}
         self._at[uuid] = name
         self._placement.seen_on(self._vms[uuid], name, moved=moved)
 
-    async def _ask(self, uuid: str, name: str, unsure: dict[str, str]) -> Power | None:
-        """
-        Return what a VM is on one host; None where it is not known.
-
-        Of a host that cannot be asked, what was last seen is returned, and why that is so put into *unsure*.
-        """
-        seen = self._seen[uuid]
+    async def _look(self, uuid: str, name: str) -> Sighting:
+        """Return what the VM is on one host, or what was last seen of it there if the host cannot be asked."""
+        seen, lost = self._seen[uuid], ""
         if name in self.fenced:
             seen[name] = Power.OFF
         elif name in self.unreachable:
-            unsure[name] = self.unreachable[name]
+            lost = self.unreachable[name]
         else:
             try:
                 seen[name] = await self._hosts[name].state(uuid)
             except NoSuchVM:
                 seen.pop(name, None)
-                return None
             except BackendLost as error:
-                unsure[name] = str(error)
-        return seen.get(name, Power.OFF)
-
-    def _may_run(self, uuid: str, name: str) -> bool:
-        """Say whether a VM may run on a host that cannot be reached."""
-        if name in self.fenced:
-            return False
-        seen, where = self._seen[uuid].get(name), self._placement.last_host(self._vms[uuid])
-        return where == name or (where is None and seen is not Power.OFF) or seen is Power.RUNNING
+                lost = str(error)
+        return Sighting(name, seen.get(name), lost)
 
     def seen_down(self, uuid: str) -> None:
-        """Hear from somebody who can reach them that the VM runs on none of the hosts that we cannot reach."""
+        """Handle that another node has seen that the VM runs on none of the hosts that this one cannot reach."""
         seen = self._seen.get(uuid, {})
         for name in [name for name, power in seen.items() if name in self.unreachable and power is not Power.OFF]:
             seen[name] = Power.OFF
-            self.changed(uuid, f"{name}: {self.unreachable[name]}; another one of us has seen it down")
+            self.changed(uuid, f"{name}: {self.unreachable[name]}; another node has seen it down")
 
     # Starting.
 
-    def start(self, uuid: str) -> Deferred[Start]:
-        """Start the VM on a host of its own."""
-        return Deferred.fromCoroutine(self._start(uuid))
-
-    async def _start(self, uuid: str) -> Start:
-        power = await self._state(uuid)
+    @deferred
+    async def start(self, uuid: str) -> Start:
+        """Start the VM, on the host that it is pinned to, or on the best one where its start succeeds."""
+        power = await self.state(uuid)
         if power is Power.RUNNING:
             return Start.RAN
-        where = self._placement.last_host(self._vms[uuid])
-        at = self._at.get(uuid) or (where if where in self._hosts and where not in self.fenced else None)
-        failed: list[str] = []
-        # A call that somebody had begun on this host before us may be under way there, and in our way.
-        ago = self._placement.started_ago(self._vms[uuid]) if at is not None and at == where else inf
+        vm, failed = self._vms[uuid], list[str]()
+        last = self._placement.last_host(vm)
+        at = pinned(self._at.get(uuid), last, self._hosts.keys() - self.fenced)
+        # A call that another node had begun on this host may be under way there, and in the way of this one.
+        ago = self._placement.started_ago(vm) if at is not None and at == last else inf
         doubt = self._now() + STARTS_WITHIN - ago
         for name in [at] if at is not None else await self._choose(uuid, failed):
             self._at[uuid] = name
-            if not await self._placement.claim_host(self._vms[uuid], name):
-                raise ClusterUnavailable("another one of us has it by now")
-            self._seen[uuid].pop(name, None)  # until it is seen again, it may run there
+            if not await self._placement.claim_host(vm, name):
+                raise ClusterUnavailable("another node owns it by now")
             try:
-                how = await self._hosts[name].start(uuid)
+                return await self._start_on(uuid, name, power)
             except BackendLost:
-                self._doubts[uuid] = self._now() + STARTS_WITHIN  # our own call may go on as well
                 raise
             except BackendError as error:
-                self._seen[uuid][name] = power
                 if self._now() < doubt:
                     self._doubts[uuid] = doubt
-                    raise BackendLost(f"{name}: {error}; what another one of us has begun there may go on") from error
+                    raise BackendLost(f"{name}: {error}; a start that another node had begun may go on") from error
                 if power is Power.OFF:
                     del self._at[uuid]
                 failed.append(f"{name}: {error}")
-                self.log.error("{name}: cannot be started on {host}: {error}", name=self._vms[uuid].name, host=name,
+                self.log.error("{name}: cannot be started on {host}: {error}", name=vm.name, host=name,
                                error=str(error))
-                continue
-            self._at[uuid], self._seen[uuid][name] = name, Power.RUNNING
-            return how
         raise BackendError("; ".join(failed))
+
+    async def _start_on(self, uuid: str, name: str, power: Power) -> Start:
+        """Start the VM, which is *power*, on the host *name*."""
+        seen = self._seen[uuid]
+        seen.pop(name, None)  # until it is seen again, it may run there
+        try:
+            how = await self._hosts[name].start(uuid)
+        except BackendLost:
+            self._doubts[uuid] = self._now() + STARTS_WITHIN  # the call may go on
+            raise
+        except BackendError:
+            seen[name] = power
+            raise
+        self._at[uuid], seen[name] = name, Power.RUNNING
+        return how
 
     async def _choose(self, uuid: str, failed: list[str]) -> list[str]:
         """Return the hosts that a VM may start on, the best first; put into *failed* why others cannot be."""
-        vm = self._vms[uuid]
-        names = [name for name in self._of(vm) if name not in self.unreachable and name not in self.fenced]
-        names = [name for name in names if not self._placement.is_drained(name)]
+        vm, unusable = self._vms[uuid], self.unreachable.keys() | self.fenced
+        names = [name for name in self._of(vm) if name not in unusable and not self._placement.is_drained(name)]
         if not names:
             raise NoCapacity(f"none of its hosts ({', '.join(self._of(vm))}) is there, or they are drained")
         answers = await DeferredList([self._hosts[name].memory(uuid) for name in names], consumeErrors=True)
         free: dict[str, int] = {}
         for name, (_, memory) in zip(names, answers, strict=True):
-            if isinstance(memory, Failure):
-                failed.append(f"{name}: {memory.getErrorMessage()}")
-            elif memory is not None and memory.needed > memory.free:
-                failed.append(f"{name}: it needs {memory.needed >> 20} MiB of memory, {memory.free >> 20} are free")
+            if reason := memory.getErrorMessage() if isinstance(memory, Failure) else shortage(memory):
+                failed.append(f"{name}: {reason}")
             else:
                 free[name] = 0 if memory is None else memory.free
         if not free:
             raise NoCapacity("; ".join(failed))
-
-        wanted = self._wanted.pop(uuid, None)
-
-        def rank(name: str) -> tuple[bool, int, bool, int]:
-            preferred = vm.prefer.index(name) if name in vm.prefer else len(vm.prefer)
-            return name != wanted, preferred, name in vm.avoid, -free[name]
-
-        return sorted(free, key=rank)
+        return rank(vm, free, self._placement.take_wanted(vm))
 
     # Moving.
 
@@ -379,13 +360,6 @@ class Pool:
         if not others:
             raise NoCapacity(f"none of its other hosts ({', '.join(self._of(self._vms[uuid]))}) can have it")
         return others[0]
-
-    def start_next_on(self, uuid: str, host: str | None) -> None:
-        """Prefer *host* to all others at the next start of the VM, once; None: prefer none."""
-        if host is None:
-            self._wanted.pop(uuid, None)
-        else:
-            self._wanted[uuid] = host
 
     async def migrate_to(self, uuid: str, to: str) -> None:
         """
@@ -414,11 +388,10 @@ class Pool:
             raise BackendLost(f"{name}: {self.unreachable[name]}")
         return name, self._hosts[name]
 
-    def _there(self, uuid: str, what: str, *arguments: Any) -> Deferred[Any]:
-        async def ask() -> Any:
-            return await getattr(self._where(uuid)[1], what)(uuid, *arguments)
-
-        return Deferred.fromCoroutine(ask())
+    @deferred
+    async def _there(self, uuid: str, what: str, *arguments: Any) -> Any:
+        """Call the method *what* of the host that has the VM."""
+        return await getattr(self._where(uuid)[1], what)(uuid, *arguments)
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
         """Stop the VM where it is; one that is nowhere is off already."""
@@ -430,10 +403,9 @@ class Pool:
 
     def guest(self, uuid: str) -> Deferred[Guest]:
         """Return what its host knows of the VM; of one that is off, what any knows."""
-        if uuid in self._at:
-            return self._there(uuid, "guest")
-        return Deferred.fromCoroutine(self._any_guest(uuid))
+        return self._there(uuid, "guest") if uuid in self._at else self._any_guest(uuid)
 
+    @deferred
     async def _any_guest(self, uuid: str) -> Guest:
         for name, backend in self._of(self._known(uuid)).items():
             if name not in self.unreachable:
@@ -452,25 +424,23 @@ class Pool:
         """Return what its host knows against stopping it by *mode*; a VM that is nowhere is off already."""
         return self._there(uuid, "obstacle", mode) if uuid in self._at else succeed(None)
 
-    def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return what the hosts that can be reached give reason to say; each sentence names the hosts it is of."""
-        return Deferred.fromCoroutine(self._advice(uuid))
-
-    async def _advice(self, uuid: str) -> tuple[str, ...]:
+    @deferred
+    async def advice(self, uuid: str) -> tuple[str, ...]:
+        """Return the advice of the hosts that can be reached; each sentence names the hosts that give it."""
         names = [name for name in self._of(self._known(uuid)) if name not in self.unreachable]
         answers = await DeferredList([self._hosts[name].advice(uuid) for name in names], consumeErrors=True)
-        said: dict[str, list[str]] = {}
+        advice: dict[str, list[str]] = {}
         for name, (good, sentences) in zip(names, answers, strict=True):
             for sentence in sentences if good else ():
-                said.setdefault(sentence, []).append(name)
-        return tuple(f"{', '.join(hosts)}: {sentence}" for sentence, hosts in said.items())
+                advice.setdefault(sentence, []).append(name)
+        return tuple(f"{', '.join(hosts)}: {sentence}" for sentence, hosts in advice.items())
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:  # noqa: ARG002
-        """Return None: `start` looks at the memory of each host."""
+        """Return None: `start` compares the memory of all hosts."""
         return succeed(None)
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:
-        """Let the VM go on on another hypervisor."""
+        """Move the VM to another hypervisor, where it goes on running."""
         return self._there(uuid, "migrate", to)
 
     def keep_image(self, uuid: str) -> Deferred[None]:
@@ -478,21 +448,19 @@ class Pool:
         return self._there(uuid, "keep_image")
 
     def drop_image(self, uuid: str) -> Deferred[None]:
-        """Forget it, on all hosts."""
+        """Drop the image of the guest, on all hosts."""
         dropped = [backend.drop_image(uuid) for backend in self._of(self._known(uuid)).values()]
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
     # Hosts that are lost for good.
 
-    def fence(self, name: str) -> None:
-        """Note that nothing runs on the host *name* any more."""
-        if name not in self.fenced and name in self._hosts:
+    def fence(self, name: str, *, undo: bool = False) -> None:
+        """Note that nothing runs on the host *name* any more, because it is dead; *undo*: what it tells holds again."""
+        if undo:
+            self.fenced.discard(name)
+        elif name not in self.fenced and name in self._hosts:
             self.fenced.add(name)
             self._look_at(name, f"its host {name} is dead")
-
-    def unfence(self, name: str) -> None:
-        """Note that the host *name* is alive again: what it says holds."""
-        self.fenced.discard(name)
 
 
 def _as_defined(vm: VM) -> VM:

@@ -1,9 +1,9 @@
 """
 VMs of a XAPI pool: XCP-ng, XenServer, or XAPI by itself.
 
-Every call blocks, so each is made in a thread of `threaded`, and none takes longer than its answer: what changes a VM
-is started as a task (the API's ``Async``), whose end is an event. The events come through one call after the other of
-`event.from`, in a thread of its own. XAPI's refs are kept only as long as it knows them: a VM is its uuid.
+Every call blocks, so each is made in a thread of `threaded`, and none waits for a VM: a change of a VM is started as a
+task (the API's ``Async``), whose end is an event. The events come through one call after the other of `event.from`, in
+a thread of its own. A VM is known by its uuid; XAPI's refs are kept only as long as XAPI knows them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 #: How many calls to one pool may be under way at once.
 THREADS: Final = 16
 
-#: Seconds after which a call is given up, whatever keeps it, and after which nobody waits for a logout.
+#: Seconds after which a call is given up, and a logout.
 CALLS_WITHIN: Final = 60.0
 CLOSES_WITHIN: Final = 10.0
 
-#: What events are wanted of: VMs, and the tasks that change them.
+#: The classes whose events are wanted: VMs, and the tasks that change them.
 CLASSES: Final = ["vm", "task"]
 
 #: Seconds until `event.from` answers that nothing has happened; well under the deadline of an answer.
@@ -43,7 +43,7 @@ EVENTS_WITHIN: Final = 10.0
 #: Seconds that a task may take: a suspend writes the guest's whole memory to a disk, which may be a slow one.
 TASK_WITHIN: Final = 600.0
 
-#: How often a start looks again when somebody else was quicker.
+#: How often a start is tried while other programs change the VM's state.
 TRIES: Final = 3
 
 #: The call that stops a VM in each mode, and what it leaves. In XAPI "suspend" is a save to disk.
@@ -55,7 +55,7 @@ _STOPS: Final = {
     Mode.SAVE: ("suspend", Power.SAVED),
 }
 
-#: Errors that are not the fault of a saved image: with more memory, another host or the disks back, it may be resumed.
+#: Errors that a saved image has not caused: with more memory, another host or the disks back, it may be resumed.
 _PASSING: Final = frozenset({
     "HANDLE_INVALID", "LICENCE_RESTRICTION", "NO_HOSTS_AVAILABLE", "OPERATION_BLOCKED", "OPERATION_NOT_ALLOWED",
     "OTHER_OPERATION_IN_PROGRESS", "RBAC_PERMISSION_DENIED", "TASK_CANCELLED", "TOO_MANY_PENDING_TASKS",
@@ -83,7 +83,6 @@ class XapiBackend(ThreadedBackend[Login]):
     """The pool at one URI; see `xapi_session.SYNTAX`."""
 
     has_uuids = True
-    images = False
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
@@ -159,12 +158,12 @@ class XapiBackend(ThreadedBackend[Login]):
         return self._connection
 
     def _listen(self, login: Login, token: str) -> None:
-        """Hand on events until the session cannot be had any more; in a thread of its own."""
+        """Read events until the login is broken; in a thread of its own."""
         number = login.number
         try:
             while True:
                 if login.number != number:
-                    # Another session may be one of another master, whose tokens count otherwise: all of it once more.
+                    # Another session may be one of another master, whose tokens are others: all VMs once more.
                     number, token = login.number, ""
                 try:
                     batch = login.once("event.from", CLASSES, token, EVENTS_WITHIN)
@@ -176,7 +175,7 @@ class XapiBackend(ThreadedBackend[Login]):
                 self._reactor.callFromThread(self._heard, login, batch["events"], whole=not token)
                 token = batch["token"]
         except Exception as error:  # noqa: BLE001
-            # Wide: whatever ends the stream, without it nobody would hear of anything.
+            # Wide: whatever ends the stream, no event comes without it.
             self._reactor.callFromThread(self._lost, login, str(error) or repr(error))
 
     def _heard(self, login: Login, events: Sequence[dict[str, Any]], *, whole: bool) -> None:
@@ -194,7 +193,7 @@ class XapiBackend(ThreadedBackend[Login]):
             self._forget_tasks()
 
     def _forget_tasks(self) -> None:
-        """Tell those who wait for tasks that no event will tell their end."""
+        """Fail all that waits for tasks: no event will tell their end."""
         tasks, self._tasks = self._tasks, {}
         for waiting in tasks.values():
             waiting.callback(None)
@@ -232,7 +231,7 @@ class XapiBackend(ThreadedBackend[Login]):
 
     @deferred
     async def _vm(self, uuid: str, ask: Callable[[str], Deferred[Any]]) -> Any:
-        """Ask something about the VM's ref, which is looked up again where XAPI does not know it any more."""
+        """Make the call *ask* with the VM's ref, which is looked up again where XAPI does not know it any more."""
         known = self._refs.get(uuid)
         try:
             ref = self._refs[uuid] = known or await self._ask("VM.get_by_uuid", uuid)
@@ -246,12 +245,12 @@ class XapiBackend(ThreadedBackend[Login]):
         return await self._vm(uuid, ask)
 
     async def _change(self, uuid: str, method: str, *arguments: Any) -> None:
-        """Do something to the VM, and wait for its end."""
+        """Change the VM by a task, and wait for its end."""
         await self._vm(uuid, lambda ref: self._task(f"Async.VM.{method}", ref, *arguments))
 
     @deferred
     async def _task(self, method: str, *arguments: Any) -> None:
-        """Have XAPI do something, and wait for its end."""
+        """Start a task, and wait for its end."""
         await self._ended(method, await self._ask(method, *arguments))
 
     @deferred
@@ -260,7 +259,7 @@ class XapiBackend(ThreadedBackend[Login]):
         waiting: Deferred[dict[str, Any] | None] = Deferred()
         self._tasks[task] = waiting
         try:
-            # It may have ended before anybody listened.
+            # It may have ended before its events were waited for.
             record = await self._ask("task.get_record", task)
             if record["status"] in {"pending", "cancelling"}:
                 record = await waiting.addTimeout(TASK_WITHIN, self._reactor)
@@ -272,7 +271,7 @@ class XapiBackend(ThreadedBackend[Login]):
         if record is None:
             message = f"{method}: the connection broke while it was under way"
             raise BackendLost(message)
-        # XAPI keeps what has ended for a day, and not without limit. Whether this succeeds is all the same to us.
+        # XAPI keeps a limited number of ended tasks, for a day. Nothing depends on the success of this.
         self._ask("task.destroy", task).addErrback(lambda _: None)
         if record["status"] != "success":
             raise XapiError(record["error_info"] or [f"task {record['status']}"])
@@ -287,7 +286,7 @@ class XapiBackend(ThreadedBackend[Login]):
 
     @deferred
     async def state(self, uuid: str) -> Power:
-        """Return the power state; one that is suspended in XAPI's words is saved in ours."""
+        """Return the power state; one that XAPI calls suspended is saved."""
         return xapi_vms.POWER[await self._vm(uuid, lambda ref: self._ask("VM.get_power_state", ref))]
 
     @deferred
@@ -303,13 +302,13 @@ class XapiBackend(ThreadedBackend[Login]):
                     return Start.BOOTED
                 return await self._wake(uuid, power)
             except XapiError as refused:
-                # Somebody else may have been quicker.
+                # Another program may have changed it meanwhile.
                 if refused.code != "VM_BAD_POWER_STATE" or last:
                     raise
         raise AssertionError
 
     async def _wake(self, uuid: str, power: Power) -> Start:
-        """Unpause or resume the VM; where that cannot be, throw away what there is, and boot."""
+        """Unpause or resume the VM; where that fails, throw its memory away, and boot."""
         try:
             if power is Power.PAUSED:
                 await self._change(uuid, "unpause")
@@ -348,7 +347,7 @@ class XapiBackend(ThreadedBackend[Login]):
                 raise
 
     def _not_followed(self, failure: Any, uuid: str) -> None:
-        """Hear why a guest does not shut down. Who asked for it waits for the VM itself, and not for ever."""
+        """Log why a guest does not shut down. The caller waits for the VM's end, with a deadline of its own."""
         failure.trap(BackendError)
         self.log.warn(
             "{backend}: VM {uuid} does not shut down: {error}",
@@ -356,7 +355,7 @@ class XapiBackend(ThreadedBackend[Login]):
         )  # fmt: skip
 
     def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
-        """Fire at once: XAPI knows of a guest only what an agent in it says, some seconds late."""
+        """Fire at once: XAPI knows of a guest only what an agent in it reports, some seconds late."""
         return succeed(None)
 
     def guest(self, uuid: str) -> Deferred[Guest]:
@@ -373,7 +372,7 @@ class XapiBackend(ThreadedBackend[Login]):
 
     @deferred
     async def obstacle(self, uuid: str, mode: Mode) -> str | None:
-        """Return why XAPI would refuse to stop the VM by *mode*, in its words."""
+        """Return why XAPI would refuse to stop the VM by *mode*: its own message."""
         method, leaves = _STOPS[mode]
         if await self.state(uuid) in {Power.OFF, Power.SAVED, leaves}:
             return None
@@ -384,7 +383,7 @@ class XapiBackend(ThreadedBackend[Login]):
         return None
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
-        """Return that nobody counts packets, if these are to show whether the VM is used."""
+        """Return that packets are not counted, if these are to show whether the VM is used."""
         uncounted = "XAPI does not count the packets of its VMs; Jitsu cannot tell by them whether it is used"
         return succeed((uncounted,) if self._evidence.get(uuid) is Evidence.TRAFFIC else ())
 
@@ -393,7 +392,7 @@ class XapiBackend(ThreadedBackend[Login]):
         return self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
-        """Refuse: `images` is False."""
+        """Refuse: a pool keeps no images."""
         return fail(BackendError(f"{self} keeps no images of VM {uuid}"))
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002

@@ -1,9 +1,9 @@
 """
-A login at a XAPI pool, for blocking calls from many threads. It knows sessions, masters and connections, and no VMs.
+A login at a XAPI pool, for blocking calls from many threads: sessions, masters and connections.
 
-The SDK (PyPI's XenAPI) says what goes over a connection. What is added here: many connections for one login (a session
-of XAPI's is good for calls at the same time, and a pool has few), verified TLS, a deadline for each call, a new session
-where XAPI has forgotten the old one, and the way to the master. A connection that breaks ends the login for good.
+The SDK (PyPI's XenAPI) makes the messages of a connection. Added here are many connections for one login (a session of
+XAPI's serves several calls at a time, and a pool has few sessions), verified TLS, a deadline for each call, a new
+session where XAPI has forgotten the old one, and the search for the master. A connection that breaks ends the login.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 #: Seconds to reach a host and to agree on TLS, each.
 CONNECT_WITHIN: Final = 5.0
 
-#: Seconds that the pool may be silent before an answer. No call of ours waits for a VM: that takes a task.
+#: Seconds that the pool may be silent before an answer. No call waits for a VM: tasks do.
 ANSWER_WITHIN: Final = 20.0
 
-#: How often one call may meet a session that is none, or a master that is none, until it is given up.
+#: How often a call is tried with sessions that have ended, or at hosts that are not the master.
 TRIES: Final = 4
 
-#: What the SDK says, as the code of an XML-RPC fault, where a session is invalid and it may not log in by itself.
+#: The SDK's code of an XML-RPC fault where a session is invalid and it may not log in by itself.
 MUST_LOG_IN: Final = 401
 
-#: Errors that say nothing of the call: it may be made again, in another session.
+#: Errors that are not the call's: it may be made again, in another session.
 PASSED: Final = frozenset({"SESSION_INVALID", "HOST_IS_SLAVE"})
 
 SYNTAX: Final = "https://HOST/?user=root&password_file=FILE&ca=FILE"
@@ -65,11 +65,11 @@ class XapiError(BackendError):
 @attrs.frozen
 class Target:
     """
-    What a URI says of a pool.
+    A pool, as a URI names it.
 
     Attributes:
         host: any of its hosts, ``HOST`` or ``HOST:PORT``.
-        user: whose VMs they are.
+        user: who logs in.
         password_file: has the password and nothing else but an end of line. It is read anew for each login.
         ca: certificates in PEM, those of authorities or of the hosts themselves; None for those that the system trusts.
     """
@@ -82,7 +82,7 @@ class Target:
     @classmethod
     def from_uri(cls, uri: str) -> Target:
         """
-        Understand a URI. What it says is not repeated in errors: it may be a password, by mistake.
+        Parse a URI. Its parts are not repeated in errors: one may be a password, by mistake.
 
         Raises:
             ConfigError: it is not of the form `SYNTAX`.
@@ -125,12 +125,12 @@ class Target:
         return password
 
     def exposed(self) -> bool:
-        """Say whether others may read or write the password."""
+        """Return whether others may read or write the password."""
         return bool(self.password_file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
 
     def trust(self) -> ssl.SSLContext:
         """
-        Return what says whom to believe.
+        Return the TLS context with the authorities to trust.
 
         Raises:
             ConfigError: the certificates cannot be read.
@@ -140,7 +140,7 @@ class Target:
         except OSError as error:  # ssl.SSLError is one
             raise _wrong(f"ca {self.ca} has no certificates in PEM that can be read: {error}") from error
         if self.ca is not None:
-            # The certificate that a host has made for itself may stand there, and is no authority's.
+            # The file may have a certificate that a host has made for itself, which is no authority's.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         return context
 
@@ -150,7 +150,7 @@ def _wrong(message: str) -> ConfigError:
 
 
 class _Connection(http.client.HTTPSConnection):
-    """A connection with one deadline until it stands, and another for answers. It can be cut by another thread."""
+    """A connection with one deadline until it is made, and another for answers. Another thread can cut it."""
 
     cut = False
 
@@ -165,7 +165,7 @@ class _Connection(http.client.HTTPSConnection):
         """End the call that is under way."""
         self.cut = True
         if self.sock is not None:
-            # The thread that reads hears of it from the kernel; SSLSocket's own method would take its state away.
+            # The kernel wakes the thread that reads; SSLSocket's own method would take the state away from it.
             with suppress(OSError):
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
@@ -185,7 +185,7 @@ class _Line(xmlrpc.client.SafeTransport):
         return connection
 
     def closed(self) -> bool:
-        """Say whether the other side has closed it while it lay idle: there is something to read, its end."""
+        """Return whether the pool has closed it while it was idle: then there is something to read, its end."""
         connection = self._connection[1]
         if connection is None or connection.sock is None:
             return True
@@ -204,7 +204,7 @@ class _Lines(xmlrpc.client.Transport):
     """
     As many connections as there are calls at one time; the SDK takes it for one.
 
-    A call whose connection breaks is not made again, as XML-RPC's own transport does it: it may have been heard.
+    A call whose connection breaks is not made again, as XML-RPC's own transport does: it may have been carried out.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -250,7 +250,7 @@ class _Lines(xmlrpc.client.Transport):
         line.close()
 
     def end(self) -> None:
-        """Cut all connections, whoever waits at them, and have no more."""
+        """Cut all connections, also those in use, and make no more."""
         with self._lock:
             self._ended = True
             idle, self._idle = self._idle, []
@@ -263,7 +263,7 @@ class _Lines(xmlrpc.client.Transport):
 
 class Login:
     """
-    A session at a pool's master, which is looked for from any host of the pool.
+    A session at a pool's master, which is found from any host of the pool.
 
     Attributes:
         number: how often it has logged in; refs and tokens of an earlier session may mean nothing any more.
@@ -288,7 +288,7 @@ class Login:
         Call *method*, ``VM.start``, in a session.
 
         Raises:
-            XapiError: XAPI says no.
+            XapiError: XAPI refuses.
             BackendLost: there is no answer, and there will be none from this login.
             ConfigError: the password cannot be read.
         """
@@ -302,7 +302,7 @@ class Login:
         raise BackendError(message)
 
     def once(self, method: str, *arguments: Any) -> Any:
-        """As `call`, but raise where the session or the master is none any more (`PASSED`); the next has others."""
+        """Call as `call` does, but raise where the session or the master has changed (`PASSED`)."""
         session = self._logged_in()
         try:
             return self._ask(method, session.xenapi_request, method, arguments)
@@ -327,7 +327,7 @@ class Login:
             return self._session
 
     def _log_in(self) -> None:
-        """Log in at the host that we take for the master, or learn who that is."""
+        """Log in at the host that is taken for the master, or learn which host is."""
         session = XenAPI.Session(f"https://{self._host}/", transport=self._lines)
         words = self._target.user, self._target.password(), XenAPI.API_VERSION_1_2, "jitsu"
         try:
@@ -338,13 +338,13 @@ class Login:
                 raise
             self._move(refused)
             return
-        # So the SDK keeps no password, and leaves it to us to log in again, once for all threads.
+        # So the SDK keeps no password, and does not log in again by itself, in each thread.
         session.last_login_method = session.last_login_params = None
         self._session = session
         self.number += 1
 
     def _leave(self, session: Any, refused: XapiError) -> None:
-        """Do not use *session* any more, unless another thread has seen to it."""
+        """Use *session* no more, unless another thread has replaced it already."""
         with self._lock:
             if session is self._session:
                 self._session = None
@@ -352,14 +352,14 @@ class Login:
                     self._move(refused)
 
     def _move(self, refused: XapiError) -> None:
-        """Go to the master that XAPI names, by its address; it has the same port."""
+        """Take the host that XAPI names for the master, by its address; it has the same port."""
         _, _, port = self._target.host.rpartition("]")[2].partition(":")
         address = refused.parameters[0] if refused.parameters else self._target.host
         bare = f"[{address}]" if ":" in address and not address.startswith("[") else address
         self._host = f"{bare}:{port}" if port else bare
 
     def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the SDK; turn its errors into ours, with XAPI's words."""
+        """Call the SDK; turn its errors into Jitsu's, with XAPI's messages."""
         if self.broken:
             raise BackendLost(self.broken)
         try:
@@ -371,7 +371,7 @@ class Login:
                 raise XapiError(["SESSION_INVALID"]) from fault
             raise BackendError(f"{what}: {fault.faultString}") from fault
         except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as error:
-            self.abort(f"{what}: {_words(error)}")
+            self.abort(f"{what}: {_message(error)}")
             raise BackendLost(self.broken) from error
 
     def abort(self, reason: str) -> None:
@@ -382,7 +382,7 @@ class Login:
     def close(self) -> None:
         """Log out, so that the pool need not remember the session, and disconnect."""
         session, broken = self._session, self.broken
-        # First: or who waits for events, whose session ends, would log in again.
+        # First: or the thread that reads events, whose session ends, would log in again.
         self.broken = broken or "closed"
         if session is not None and not broken:
             with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError):
@@ -390,8 +390,8 @@ class Login:
         self._lines.end()
 
 
-def _words(error: Exception) -> str:
-    """Return what an error of the connection says, without the headers that XML-RPC's own puts in."""
+def _message(error: Exception) -> str:
+    """Return the message of a connection's error, without the headers that XML-RPC's own has in it."""
     if isinstance(error, xmlrpc.client.ProtocolError):
         return f"HTTP {error.errcode} {error.errmsg}"
     return str(error) or type(error).__name__

@@ -1,7 +1,7 @@
 """
-What a XAPI pool says of its VMs, in our words: which is meant, how it is, what it has, what has happened to it.
+The VMs of a XAPI pool: which one a VM of the configuration is, its devices and memory, and what events tell of it.
 
-Whoever asks is in a thread that may wait (`Login.call` blocks); what events tell needs no pool at all.
+The functions with a `Login` block, and are called in threads; events are read without asking the pool.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ POWER: Final = {
 
 
 def of(kind: str, events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return those of *events* that are of a class, which the stream writes in small letters."""
+    """Return the *events* of the class *kind*, which the stream writes in small letters."""
     return [event for event in events if event["class"] == kind]
 
 
 class Seen:
-    """What the events have told of the VMs: for each ref its uuid, power state and domain."""
+    """The VMs as events have told them: for each ref its uuid, power state and domain."""
 
     def __init__(self) -> None:
-        """Begin with nothing told."""
+        """Begin without VMs."""
         self._vms: dict[str, tuple[str, str, str]] = {}
 
     def take(self, events: Iterable[dict[str, Any]], *, whole: bool) -> list[tuple[str, str]]:
@@ -45,9 +45,9 @@ class Seen:
 
         Args:
             events: of the VM class.
-            whole: these name all VMs that there are.
+            whole: whether they name all VMs that there are.
         """
-        news = []
+        changes = []
         before, now = self._vms, {} if whole else dict(self._vms)
         for event in events:
             if event["operation"] == "del":
@@ -59,14 +59,20 @@ class Seen:
             _, old_power, old_domid = before.get(ref, ("", "", ""))
             if (power, domid) != (old_power, old_domid):
                 was = f", was {old_power}" if old_power else ""
-                news.append((uuid, f"{power}{was}" if power != old_power else f"{power} in a new domain, {domid}"))
-        news.extend((uuid, "the VM was removed") for ref, (uuid, _, _) in before.items() if ref not in now)
+                changes.append((uuid, f"{power}{was}" if power != old_power else f"{power} in a new domain, {domid}"))
+        changes.extend((uuid, "the VM was removed") for ref, (uuid, _, _) in before.items() if ref not in now)
         self._vms = now
-        return news
+        return changes
 
 
 def find(login: Login, vm: VM) -> str:
-    """Return the uuid of the one VM that *vm* means. Templates and snapshots have name labels too, and are none."""
+    """
+    Return the uuid of the pool's VM that *vm* is. Templates and snapshots have name labels too, and are none.
+
+    Raises:
+        NoSuchVM: there is none.
+        BackendError: several have its name label.
+    """
     if vm.uuid:
         try:
             refs = [login.call("VM.get_by_uuid", vm.uuid.lower())]
@@ -100,9 +106,9 @@ def guest(login: Login, ref: str) -> Guest:
 
 def memory(login: Login, ref: str) -> Memory:
     """
-    Return what a start of the VM takes, and what is free on the host that has the most.
+    Return the octets that a start of the VM takes, and those free on the host that has the most.
 
-    Of all hosts, where none can run the VM: XAPI leaves those out that have not enough memory.
+    If XAPI names no host that can run the VM, all hosts count: XAPI leaves out those with too little memory.
     """
     record = login.call("VM.get_record", ref)
     has_it = POWER[record["power_state"]] in {Power.RUNNING, Power.PAUSED}
@@ -112,6 +118,6 @@ def memory(login: Login, ref: str) -> Memory:
         try:
             free = max(free, int(login.call("host.compute_free_memory", host)))
         except XapiError:
-            # A host that is down has none.
+            # A host that is down has no memory.
             continue
     return Memory(needed, free)

@@ -1,4 +1,4 @@
-"""Xen's program `xl`, as calls: each a process with a deadline, its errors in its own words, its tables as values."""
+"""Xen's program `xl`, as calls: each is a process with a deadline; errors are xl's own, its tables become values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.logger import Logger
 
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import SHUT_DOWN
 from jitsu_tw.processes import run
@@ -28,18 +29,18 @@ DEADLINES: Final = {"create": 180.0, "restore": 600.0, "save": 600.0}
 #: Where xl may be when it is not on the path (cron's and some users' have no sbin).
 SBIN: Final = "/usr/sbin:/sbin:/usr/local/sbin"
 
-#: What xl and libxl say on standard error when nothing is wrong.
+#: What xl and libxl write to standard error when nothing is wrong.
 _CHATTER: Final = re.compile(
     r"Parsing config|xc: (info|progress|detail)|Saving to|Loading new|\s*Savefile|Shutting down"
 )
 
-#: Where in its source libxl found an error; the words come after it.
+#: Where in its source libxl found an error; the message comes after it.
 _SOURCE: Final = re.compile(r"^(libxl|libxlu|xc): error: (\S+:\d+:\w+: )?")
 
-#: What xl says where there is no Xen, or where we may not use it.
+#: What xl writes where there is no Xen, or where Jitsu may not use it.
 _LOST: Final = re.compile(r"privileged command interface|hypervisor information|xenstore connection|cannot open.*libxl")
 
-#: These end with 0 whatever has happened (Xen 4.17); only what they say tells.
+#: These end with 0 whatever has happened (Xen 4.17); only their output shows it.
 _QUIET: Final = frozenset({"pause", "unpause"})
 
 _LINE: Final = re.compile(
@@ -76,21 +77,21 @@ class Domain:
     cpu_time: float = attrs.field(default=0.0, eq=False)
 
     def __str__(self) -> str:
-        """Say what it is doing."""
+        """Return what the domain is doing."""
         if self.down:
             return "it is being destroyed" if self.reason is None else REASONS.get(self.reason, "the guest went down")
         return "paused" if self.paused else "it runs"
 
 
 def parse_list(text: str) -> Iterator[Domain]:
-    """Yield what ``xl list -v`` says of the domains that have a name, except dom0."""
+    """Yield the domains that have a name, except dom0, of ``xl list -v``."""
     for line in text.splitlines()[1:]:
         match = _LINE.fullmatch(line)
         if match is None or match["name"] == "(null)" or match["domid"] == "0":
             continue
         flags = match["flags"]
         reason = None if match["reason"] == "-" else int(match["reason"], 16)
-        # One that is being saved is down in Xen's eyes; it may yet go on.
+        # Xen counts a domain that is being saved as down; it may yet run on.
         down = "d" in flags or "c" in flags or ("s" in flags and reason != SUSPENDED)
         paused = not down and "p" in flags and "s" not in flags
         reason = reason if down else None
@@ -99,9 +100,9 @@ def parse_list(text: str) -> Iterator[Domain]:
 
 def parse_free(text: str) -> int | None:
     """
-    Return the octets that Xen has to give, from ``xl info``.
+    Return the octets that are free for guests, from ``xl info``.
 
-    None where dom0 has them: if Xen's command line does not limit dom0's memory, xl takes from that what a guest needs
+    None where dom0 has them: if Xen's command line does not limit dom0's memory, xl takes a guest's memory from dom0
     (``autoballoon`` in xl.conf(5)).
     """
     found = dict(re.findall(r"^(\w+)\s*: (.*)$", text, re.MULTILINE))
@@ -110,11 +111,11 @@ def parse_free(text: str) -> int | None:
     return int(found["free_memory"]) * 2**20
 
 
-def words(verb: str, code: int | None, out: str, err: str) -> str:
-    """Return why a call failed, in xl's words: the first things that it said, which are the cause of the others."""
-    said = [_SOURCE.sub("", line.strip()) for line in err.splitlines() if line.strip() and not _CHATTER.match(line)]
-    said = said or [line.strip() for line in out.splitlines() if line.strip()][-1:]
-    return f"xl {verb}: {'; '.join(dict.fromkeys(said[:2])) or f'it ended with {code} and no word'}"
+def reason(verb: str, code: int | None, out: str, err: str) -> str:
+    """Return why a call failed: xl's first messages, which are the cause of the others."""
+    lines = [_SOURCE.sub("", line.strip()) for line in err.splitlines() if line.strip() and not _CHATTER.match(line)]
+    lines = lines or [line.strip() for line in out.splitlines() if line.strip()][-1:]
+    return f"xl {verb}: {'; '.join(dict.fromkeys(lines[:2])) or f'it ended with code {code} and no message'}"
 
 
 class Xl:
@@ -125,7 +126,7 @@ class Xl:
     def __init__(self, reactor: Any) -> None:
         """Begin with nothing running."""
         self._reactor = reactor
-        self._turns = DeferredSemaphore(PROCESSES)
+        self._slots = DeferredSemaphore(PROCESSES)
         self._listing = False
         self._askers: list[Deferred[tuple[Domain, ...]]] = []
         self._enders: list[Deferred[None]] = []
@@ -145,17 +146,18 @@ class Xl:
 
     async def run(self, verb: str, *arguments: str) -> str:
         """
-        Run ``xl VERB ARGUMENTS`` to its end, when it is its turn, and return what it printed.
+        Run ``xl VERB ARGUMENTS`` to its end, when a slot is free, and return its output.
 
         Raises:
-            BackendError: it failed, in its own words; or it did not end, and was killed.
+            BackendError: it failed, with its own message; or it did not end, and was killed.
             BackendLost: there is no Xen here, or no xl.
         """
-        return await self._turns.run(lambda: Deferred.fromCoroutine(self._run(verb, *arguments)))
+        return await self._slots.run(self._run, verb, *arguments)
 
+    @deferred
     async def _run(self, verb: str, *arguments: str) -> str:
         deadline = DEADLINES.get(verb, DEADLINE)
-        # In the C locale its words are the ones that we know; the rest of the environment may matter to its scripts.
+        # The messages that are known are those of the C locale; xl's scripts may need the rest of the environment.
         environment = {**os.environ, "LC_ALL": "C"}
         process = run(self._reactor, ["xl", verb, *arguments], program=self.program(), within=deadline, env=environment)
         ended = await process.ended
@@ -165,14 +167,14 @@ class Xl:
             raise BackendError(message)
         if ended.code != 0 or (verb in _QUIET and "error:" in ended.err):
             lost = _LOST.search(ended.err)
-            raise (BackendLost if lost else BackendError)(words(verb, ended.code, ended.out, ended.err))
+            raise (BackendLost if lost else BackendError)(reason(verb, ended.code, ended.out, ended.err))
         return ended.out
 
     def domains(self) -> Deferred[tuple[Domain, ...]]:
         """
         Return the domains that have a name, as they are at some time after this call.
 
-        However many ask, one xl runs: whoever asks while it does waits for the next one.
+        One xl runs at a time, however many callers there are: a call that comes while it runs waits for the next one.
         """
         asker: Deferred[tuple[Domain, ...]] = Deferred()
         self._askers.append(asker)
@@ -183,7 +185,7 @@ class Xl:
     def _list(self) -> None:
         askers, self._askers = self._askers, []
         self._listing = True
-        listed = Deferred.fromCoroutine(self._run("list", "-v")).addCallback(lambda text: tuple(parse_list(text)))
+        listed = self._run("list", "-v").addCallback(lambda text: tuple(parse_list(text)))
         listed.addBoth(self._listed, askers)
 
     def _listed(self, result: Any, askers: list[Deferred[tuple[Domain, ...]]]) -> None:
@@ -208,5 +210,5 @@ class Xl:
         return ender
 
     async def free(self) -> int | None:
-        """Return the octets that Xen has to give; see `parse_free`."""
+        """Return the octets that are free for guests; see `parse_free`."""
         return parse_free(await self.run("info"))

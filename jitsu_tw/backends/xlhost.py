@@ -1,8 +1,8 @@
 """
-The domains of a Xen host, as far as they are VMs of ours: what xl lists, and what Xenstore tells.
+The domains of a Xen host that are VMs of the configuration: what xl lists, and what Xenstore tells.
 
-Xenstore tells when any domain comes or goes, not which, and nothing of a pause; one ``xl list`` for all who ask says
-what it was. Xen knows nothing of a VM that does not run.
+Xenstore tells when any domain comes or goes, not which, and nothing of a pause; one ``xl list`` for all callers shows
+what has changed. Xen knows nothing of a VM that does not run.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that what is left of a domain that is down may take to go by itself. xl clears it away within one.
+#: Seconds after which the rest of a domain that is down is destroyed. xl removes it within one.
 REMAINS: Final = 10.0
 
-#: Seconds for which a domain that is paused from its beginning is taken for one that somebody is still building, and
-#: after how many it is looked at again meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
+#: Seconds for which a domain that is paused from its beginning is taken for one that another program is still building,
+#: and between two looks at it meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
 BUILDING: Final = 30.0
 LOOK_AGAIN: Final = 1.0
 
 
 def is_of(vm: VM, domain: Domain) -> bool:
-    """Say whether *domain* is *vm*. One that somebody else has started may have another uuid than ours."""
+    """Return whether *domain* is *vm*. One that another program has started may have another uuid than Jitsu's."""
     return domain.uuid == uuid_of(vm) or (vm.uuid is None and domain.name == vm.name)
 
 
@@ -49,13 +49,13 @@ class Host:
     Attributes:
         xl: its program.
         xenstore: its Xenstore.
-        vms: ours, by uuid.
+        vms: those of the configuration, by uuid.
     """
 
     log = Logger()
 
     def __init__(self, reactor: Any) -> None:
-        """Begin with nothing known."""
+        """Begin without VMs."""
         self._reactor = reactor
         self.xl, self.xenstore = Xl(reactor), Xenstore(reactor)
         self.vms: dict[str, VM] = {}
@@ -65,7 +65,7 @@ class Host:
         self._watcher: IWatcher | None = None
         self._watches: list[Watch] = []
         self._hints: list[Deferred[None]] = []
-        self._built: set[int] = set()  # domains that have been seen running, or that we have made
+        self._built: set[int] = set()  # domains that have been seen running, or that Jitsu has made
         self._building: dict[int, float] = {}  # others, and since when
         self._again: Any = None
         self._connected = False
@@ -124,27 +124,27 @@ class Host:
         if failure.check(BackendLost):
             self._lost(failure.getErrorMessage())
         elif failure.check(OSError, ValueError):
-            # A full disk, a file that is not what it was: nothing of ours, and it concerns one VM.
+            # A full disk, a file that is not what it was: no fault of Jitsu's, and it concerns one VM.
             raise BackendError(failure.getErrorMessage()) from failure.value
         return failure
 
     # What happens.
 
     def _hint(self, _path: str) -> None:
-        """Hear that some domain has come or gone."""
+        """Handle that some domain has come or gone."""
         self._wake()
         if self._connected:
             spawn(self.log, self._look(), self._backend)
 
     def _wake(self) -> None:
-        """Have those who wait for something to happen look again."""
+        """Continue what waits for a change of a domain."""
         hints, self._hints = self._hints, []
         for hint in hints:
             if not hint.called:
                 hint.callback(None)
 
     async def _look(self) -> None:
-        """Find out which of our VMs it was, and tell."""
+        """Find out which VM it was, and tell the watcher."""
         try:
             domains = await self.xl.domains()
         except BackendError as error:
@@ -153,7 +153,7 @@ class Host:
         self._take(domains)
 
     def _take(self, domains: Iterable[Domain]) -> dict[str, Domain]:
-        """Take what xl has listed for the truth, and tell what is new in it, before anybody acts on it."""
+        """Take *domains*, which xl has listed, and tell the watcher what has changed, before any caller acts on it."""
         domains = tuple(domains)
         now, before = self._ours(domains), self._known
         if not self._connected:
@@ -172,11 +172,11 @@ class Host:
         return now
 
     def _ours(self, domains: Iterable[Domain]) -> dict[str, Domain]:
-        """Return those of *domains* that are VMs of ours, by our uuid."""
+        """Return those of *domains* that are VMs of the configuration, by Jitsu's uuid."""
         found: dict[str, Domain] = {}
         for domain in domains:
             uuid = domain.uuid if domain.uuid in self.vms else self._names.get(domain.name)
-            # What is left of one that is down may still be there when the next one runs.
+            # The rest of one that is down may still be there when the next one runs.
             if uuid is not None and (uuid not in found or not domain.down):
                 found[uuid] = domain
         for domain in found.values():
@@ -186,17 +186,17 @@ class Host:
                 del self._building[domain.domid]
         return found
 
-    # What is asked.
+    # Looking up.
 
     async def look_up(self, vm: VM) -> str:
         """
-        Return the uuid of *vm*, which is one of ours from now on.
+        Return the uuid of *vm*, and add it to `vms`.
 
         Raises:
-            NoSuchVM: it does not run, and nothing says how to make it.
+            NoSuchVM: it does not run, and the configuration does not tell how to make it.
         """
         uuid = uuid_of(vm)
-        if vm.xen is None and vm.define is None:
+        if vm.backend_settings is None and vm.define is None:
             if uuid in self.vms:
                 return uuid
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):
@@ -212,7 +212,7 @@ class Host:
         Return a VM's domain, as it is now; None if it has none.
 
         Raises:
-            NoSuchVM: it is none of ours.
+            NoSuchVM: it was not looked up.
         """
         if uuid not in self.vms:
             raise NoSuchVM(f"no VM {uuid}")
@@ -231,11 +231,11 @@ class Host:
         return domain
 
     def started(self, uuid: str) -> None:
-        """Hear that a VM runs, so that its end is told however soon it comes."""
+        """Note that a VM runs, so that its end is told however soon it comes."""
         self._known[uuid] = Domain(self.vms[uuid].name, 0, uuid)
 
     async def built(self, uuid: str) -> Domain | None:
-        """Return a VM's domain once nobody is building it any more: what is unpaused before has no devices yet."""
+        """Return a VM's domain when it is built: one that is unpaused before has no devices yet."""
         while (domain := await self.find(uuid)) is not None and domain.domid in self._building:
             late = self._reactor.callLater(LOOK_AGAIN, self._wake)
             hint: Deferred[None] = Deferred()
@@ -246,7 +246,7 @@ class Host:
         return domain
 
     async def gone(self, uuid: str, domain: Domain) -> None:
-        """Wait until nothing is left of a domain that is down, and help if it takes long: its name is free then."""
+        """Wait until a domain that is down is removed, and destroy it if that takes long: its name is free then."""
         late = self._reactor.callLater(REMAINS, self._wake)
         while (left := await self.find(uuid)) is not None and left.domid == domain.domid:
             if not late.active():

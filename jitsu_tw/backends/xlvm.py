@@ -1,7 +1,7 @@
 """
 What a VM of the libxl backend is made of: its uuid, its files, its configuration for xl, what its image depends on.
 
-Nothing here talks to Xen. Files are looked at, and that is quick.
+Xen is not asked here. Files are read, which is quick.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import uuid as uuids
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jitsu_tw import xen
+from jitsu_tw.backends import xen
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import VM
 
-#: Of the uuids that we make of names, for VMs that have none.
+#: Of the uuids that are made of names, for VMs that have none.
 NAMESPACE: Final = uuids.UUID("6d1e9f0a-3c55-5c0e-9d43-0e6a0f3b7c21")
 
 #: What a whole configuration says of memory, in MiB (xl.cfg(5)).
@@ -42,26 +42,26 @@ def made_of(guest: xen.XenGuest) -> tuple[Path, ...]:
 
 def check_files(vm: VM) -> None:
     """
-    See to it that a VM's files are there and say what they should.
+    Check that a VM's files are there and right.
 
     Raises:
         OSError: one is not there, or may not be read.
-        ValueError: what is wrong, and what would be right.
+        ValueError: one is wrong; the message has the remedy.
     """
     xen.check_name(vm.name)
     if vm.define is not None:
         vm.define.read_text()
-    elif vm.xen is not None:
-        if vm.xen.kernel is None and vm.xen.type is not xen.Type.HVM:
-            raise ValueError(f"a {vm.xen.type.value} guest needs a kernel")
-        for path in made_of(vm.xen):
+    elif (guest := xen.guest_of(vm)) is not None:
+        if guest.kernel is None and guest.type is not xen.Type.HVM:
+            raise ValueError(f"a {guest.type.value} guest needs a kernel")
+        for path in made_of(guest):
             path.stat()
         _rumprun(vm)
 
 
 def rumprun(vm: VM) -> str | None:
     """
-    Return what a VM's guest is to find in Xenstore; None for nothing.
+    Return the rumprun configuration that a VM's guest reads in Xenstore; None for none.
 
     Raises:
         BackendError: the file is not what it was at the start.
@@ -73,13 +73,14 @@ def rumprun(vm: VM) -> str | None:
 
 
 def _rumprun(vm: VM) -> str | None:
-    if vm.define is not None or vm.xen is None or vm.xen.rumprun_config is None:
+    guest = xen.guest_of(vm)
+    if vm.define is not None or guest is None or guest.rumprun_config is None:
         return None
-    text = vm.xen.rumprun_config.read_text()
+    text = guest.rumprun_config.read_text()
     try:
         xen.check_rumprun(text)
     except ValueError as error:
-        raise ValueError(f"{vm.xen.rumprun_config} {error}") from None
+        raise ValueError(f"{guest.rumprun_config} {error}") from None
     return text
 
 
@@ -95,14 +96,15 @@ def configuration(vm: VM) -> str:
             return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
         except (OSError, UnicodeDecodeError) as error:
             raise BackendError(str(error)) from error
-    if vm.xen is None:
+    guest = xen.guest_of(vm)
+    if guest is None:
         raise BackendError(f"{vm.name} is off, and nothing says how to make it")
-    return xen.configuration(vm.name, uuid_of(vm), vm.xen)
+    return xen.configuration(vm.name, uuid_of(vm), guest)
 
 
 @contextlib.contextmanager
 def configured(vm: VM) -> Iterator[str]:
-    """Have a file with a VM's configuration, which xl can read, for as long as the context lasts."""
+    """Return a context with the path of a file with a VM's configuration, which xl can read."""
     with tempfile.NamedTemporaryFile("w", prefix="jitsu-", suffix=".cfg", encoding="utf-8") as file:
         file.write(configuration(vm))
         file.flush()
@@ -110,23 +112,25 @@ def configured(vm: VM) -> Iterator[str]:
 
 
 def memory_of(vm: VM) -> int | None:
-    """Return the octets that a VM takes; None if nobody says."""
+    """Return the octets that a VM takes; None if its configuration does not tell."""
     if vm.define is not None:
         found = [int(mib) for mib in _MEMORY.findall(configuration(vm))]
         return (max(found) * 2**10 + xen.SLACK) * 2**10 if found else None
-    return vm.xen.needs * 2**10 if vm.xen is not None else None
+    guest = xen.guest_of(vm)
+    return guest.needs * 2**10 if guest is not None else None
 
 
 def image_of(vm: VM) -> Path | None:
     """
     Return where the image of the ready guest is, or would be, with the VM and its files as they are at this moment.
 
-    None if it can have none: that a block device has changed, or a disk that only xl knows of, nobody can see.
+    None if it can have none: changes of a block device, or of a disk that only xl knows, cannot be seen.
     """
-    if vm.xen is None or vm.define is not None:
+    guest = xen.guest_of(vm)
+    if guest is None or vm.define is not None:
         return None
     made = hashlib.sha256(configuration(vm).encode())
-    for path in made_of(vm.xen):
+    for path in made_of(guest):
         if not path.is_file():
             return None
         about = path.stat()

@@ -6,38 +6,42 @@ nodes see it run, wait until the owner tells that it is ready, and tell the owne
 stops it, they are told, so that none of them answers for it at that moment: a node that is asked then tells that the VM
 is used, and it is kept. When the owner is gone, so is the claim, and the node that claims it next adopts the VM.
 
-The facts are in `cluster_state`, the uses in `usage_reports`, the announcement of a stop in `stop_notice`.
+What a change leads to is decided in `rules.claims`. The facts are in `cluster_state`, recorded starts in `starts`, the
+uses in `usage_reports`, the announcement of a stop in `stop_notice`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
-from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw import __version__
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.cluster.cluster_state import VM_FACTS, key, read
+from jitsu_tw.cluster.cluster_state import VM_FACTS, read
 from jitsu_tw.cluster.stop_notice import ASK_AGAIN, StopNotices
 from jitsu_tw.cluster.usage_reports import UsageReporter
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
-from jitsu_tw.ijitsu import IOwnership, Request
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, State
+from jitsu_tw.ijitsu import IOwnership
+from jitsu_tw.rules import claims as rules
+from jitsu_tw.rules.claims import Action, Owner, Phase, View
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.cluster.cluster_state import ClusterState
     from jitsu_tw.cluster.hosts import Hosts
+    from jitsu_tw.cluster.requests import Requests
+    from jitsu_tw.cluster.starts import Starts
     from jitsu_tw.ijitsu import IClusterEvents, IMachine
 
 #: Nodes that were cut off together are together again after so many seconds: the longest pause between two of their
@@ -48,16 +52,25 @@ REUNION: Final = 4.0
 ADOPTS_AT_ONCE: Final = 16
 
 
+def is_up(machine: IMachine) -> bool:
+    """Return whether *machine* is up."""
+    return machine.state is State.UP
+
+
 @implementer(IOwnership)
 class Claims:
     """What this node owns, and what it knows of the VMs of others."""
+
+    follows: Final = frozenset(State)
 
     log = Logger()
 
     def __init__(
         self,
         state: ClusterState,
+        starts: Starts,
         hosts: Hosts,
+        requests: Requests,
         clocks: Clocks,
         machines: Mapping[str, IMachine],
         events: IClusterEvents,
@@ -67,37 +80,50 @@ class Claims:
 
         Args:
             state: the facts.
+            starts: those about when and where a VM was started.
             hosts: knows on which host a VM is seen.
+            requests: what this node asks of others.
             clocks: tell the time.
             machines: all VMs, by name.
             events: is told.
         """
-        self._state, self._hosts, self._clocks = state, hosts, clocks
-        self._coordinator, self._machines, self._events = state.coordinator, machines, events
+        self._state, self._starts, self._hosts, self._requests = state, starts, hosts, requests
+        self._clocks, self._machines, self._events = clocks, machines, events
         self._usage = UsageReporter(state, machines, clocks, events)
-        self._notices = StopNotices(self._say, clocks.reactor, clocks.now)
+        self._notices = StopNotices(lambda machine: state.tell(machine, Phase.ENDING), clocks)
         self._seen: set[str] = set()
         self._waiting: dict[str, Deferred[bool]] = {}
-        self._stopping: dict[str, list[Deferred[State]]] = {}
         self._adopting: set[str] = set()
-        self._recorded: set[str] = set()
+        self._adoptions = DeferredSemaphore(ADOPTS_AT_ONCE)
         self._tidying: dict[str, IDelayedCall] = {}
-        self._saying: dict[str, DeferredLock] = {}
-
-    # Beginning and end.
-
-    def start(self) -> None:
-        """Begin to tell what is used."""
-        self._usage.start()
+        self._steps: Final[Mapping[Action, Callable[[IMachine, str], object]]] = {
+            Action.CLAIM: lambda machine, _: events.claim_free(machine.vm.name),
+            Action.RELEASE: lambda machine, _: begin(self._release(machine)),
+            Action.RELEASE_ALL: lambda _machine, _: self.release(is_up, self.refusal),
+            Action.ADOPT: lambda machine, _: self._adopt(machine),
+            Action.TIDY: lambda machine, _: self._tidy(machine),
+            Action.SETTLE: self._settle,
+            Action.FORGET: lambda machine, _: self._forget_run(machine),
+            Action.TELL_UP: lambda machine, _: begin(state.tell(machine, Phase.UP)),
+            Action.TELL_ENDING: lambda machine, _: begin(state.tell(machine, Phase.ENDING)),
+            Action.REPORT_USE: lambda _machine, _: self._usage.report(),
+            Action.CHANGE_OWNER: lambda machine, _: self._owner_changed(machine),
+            Action.OWNER_READY: lambda machine, _: self._end_wait(machine, ready=True),
+            Action.OWNER_SILENT: lambda machine, _: self._end_wait(machine, ready=False),
+            Action.OWNER_FAILED: lambda machine, why: machine.feed(Event.FAIL, why),
+            Action.OWNER_STOPS: lambda machine, _: machine.feed(Event.OWNER_STOPS, "to be stopped"),
+            Action.OWNER_KEEPS: lambda machine, _: machine.owner_keeps(),
+            Action.REFUSE: lambda machine, why: machine.refuse(why, ClusterUnavailable),
+        }
 
     async def stop(self) -> None:
-        """Tell what was used, for the last time."""
+        """Tell the other nodes what was used, for the last time."""
         for call in self._tidying.values():
             call.cancel()
         self._tidying.clear()
         await self._usage.stop()
 
-    # Who owns a VM.
+    # Who owns a VM (`ijitsu.IOwnership`).
 
     @property
     def refusal(self) -> str:
@@ -110,8 +136,8 @@ class Claims:
         return not self._state.lost
 
     def is_own(self, machine: IMachine) -> bool:
-        """Return whether this node has the claim of *machine* at this moment; this looks at the clock."""
-        return self._coordinator.holds(key("claims", machine))
+        """Return whether this node has the claim of *machine*, and no other can have it; this looks at the clock."""
+        return self._state.holds(machine)
 
     def owner(self, machine: IMachine) -> str | None:
         """Return the node that has the claim of *machine*; None if none has."""
@@ -126,52 +152,46 @@ class Claims:
         claimed = self._state.get("claims", machine) is not None or self._state.run(machine) is not None
         return claimed or machine.vm.name in self._seen
 
-    @property
-    def owned(self) -> Counter[str]:
-        """How many VMs each node owns."""
-        # Of a hundred thousand claims, there are a few kinds.
-        facts = self._coordinator.facts
-        claims = Counter(value for key, value in facts.items() if key.startswith("claims/"))
-        owned: Counter[str] = Counter()
-        for value, number in claims.items():
-            owned[read(value).get("node", "")] += number
-        return owned
-
     def times(self, machine: IMachine) -> tuple[float, float]:
         """Return when *machine* was last used, through any node, and started, on the clock `now`."""
-        started = float((self._state.run(machine) or {}).get("since", self._clocks.wall()))
+        started = self._starts.started(machine)
         used = max(float(self._state.get("used", machine) or 0.0), started)
-        return self._usage.last(machine, self._here(used)), self._here(started)
+        return self._usage.last(machine, self._clocked(used)), self._clocked(started)
 
-    def _here(self, when: float) -> float:
-        """Return *when*, in seconds since 1970, on the clock `now`; other machines' clocks may be ahead."""
+    def _clocked(self, when: float) -> float:
+        """Return *when*, in seconds since 1970, on the clock `now`; the clocks of other nodes may be ahead."""
         return self._clocks.now() - max(0.0, self._clocks.wall() - when)
 
-    def last_host(self, machine: IMachine) -> str | None:
-        """Return the host that *machine* was started on; empty if it was on none, None if that is not known."""
-        run = self._state.run(machine)
-        return None if self._state.lost else "" if run is None else run.get("host")
+    def _view(self, machine: IMachine, claim: Mapping[str, Any] | None = None) -> View:
+        """Return what is known of *machine*; its claim is *claim* if that is given, else as it is now."""
+        owner, phase = self._state.parse(read(self._state.get("claims", machine)) if claim is None else claim)
+        return View(
+            connected=self.connected,
+            refuses=bool(self.refusal),
+            state=machine.state,
+            unsure=machine.is_unsure,
+            holds=self.is_own(machine),
+            owner=owner,
+            phase=phase,
+            started=self._state.run(machine) is not None,
+            known=self.is_known(machine),
+        )
 
-    # Claims.
+    # Starts.
 
-    def claim(self, machine: IMachine) -> Deferred[bool]:
+    @deferred
+    async def claim(self, machine: IMachine) -> bool:
         """Claim *machine*, which is queued, for a start (`IOwnership.claim`)."""
-        return Deferred.fromCoroutine(self._claim(machine))
-
-    async def _claim(self, machine: IMachine) -> bool:
         while True:
             if self.refusal:
                 raise ClusterUnavailable(self.refusal)
-            own = await self._coordinator.claim(key("claims", machine), self._claimed("starting"))
+            own = await self._state.claim(machine)
             if own or self._state.get("claims", machine) is not None:
                 break
             # It was free again before this node was told that it was not.
         if own and machine.state not in WANTED:
             await self._release(machine)
         return own
-
-    def _claimed(self, phase: str, why: str = "") -> str:
-        return json.dumps({"node": self._state.node, "is": phase} | ({"why": why} if why else {}))
 
     def prove(self, machine: IMachine) -> None:
         """
@@ -181,149 +201,14 @@ class Claims:
             ClusterUnavailable: another node may.
         """
         if not self.is_own(machine):
-            reason = self._state.lost or "another node may own it by now"
-            raise ClusterUnavailable(reason)
-
-    def record_start(self, machine: IMachine, host: str = "") -> Deferred[bool]:
-        """Agree that *machine* is started now, on *host*, and on no other; fires with False if it is not owned."""
-        self._recorded.add(machine.vm.name)
-        run = json.dumps({"since": round(self._clocks.wall(), 3), "host": host})
-        return self._coordinator.put({key("runs", machine): run}, key("claims", machine))
-
-    def seen_on(self, machine: IMachine, host: str) -> None:
-        """Handle that *machine* runs on *host*: if this node owns it, and another host is recorded, record that one."""
-        if host and self.is_own(machine) and self.last_host(machine) not in {host, None, ""}:
-            begin(self.record_start(machine, host))
-
-    async def _release(self, machine: IMachine) -> None:
-        """Give up the claim of *machine*, which does not run."""
-        self._notices.drop(machine)
-        if machine.state is State.FAILED:
-            await self._say(machine, "failed", machine.reason)
-            if machine.state not in DOWN:
-                return  # it is to be started again
-        self._saying.pop(machine.vm.name, None)
-        # What another node had begun to start, and this one has never seen, may come up yet.
-        is_over = machine.vm.name in self._recorded or self._is_stale(machine)
-        self._recorded.discard(machine.vm.name)
-        kinds = VM_FACTS if is_over else ("claims", "asks")
-        await self._coordinator.put({key(kind, machine): None for kind in kinds}, key("claims", machine))
-
-    def _is_stale(self, machine: IMachine) -> bool:
-        """Return whether the recorded start of *machine*, which does not run, is over by now."""
-        return float((self._state.run(machine) or {}).get("since", 0.0)) + STARTS_WITHIN <= self._clocks.wall()
-
-    def _say(self, machine: IMachine, phase: str, why: str = "") -> Deferred[bool]:
-        """Tell the other nodes the *phase* of *machine*, which this one owns, in the order of the calls."""
-        claim = key("claims", machine)
-        lock = self._saying.setdefault(machine.vm.name, DeferredLock())
-        return lock.run(self._coordinator.put, {claim: self._claimed(phase, why)}, claim)
-
-    # What the machines do.
-
-    def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
-        """Handle that *machine* has entered another state."""
-        name, state = machine.vm.name, machine.state
-        if state in DOWN:
-            self._seen.discard(name)
-            self._usage.forget(machine)
-        elif state is State.STARTING and not self._hosts.has(machine):  # else its hosts choose one, and record that
-            begin(self.record_start(machine))
-        elif state is State.UP and self.is_own(machine):
-            begin(self._say(machine, "up"))
-            if self.refusal:
-                self.release_all()
-        elif state in STOPS and self.is_own(machine):
-            begin(self._say(machine, "ending"))
-        if state not in STOPS | {State.UP, State.WAITING}:
-            for stopping in self._stopping.pop(name, ()):
-                stopping.callback(state)
-        self._settle(machine)
-
-    def forget(self, machine: IMachine) -> None:
-        """Give up the claim of *machine*, which is not in the configuration any more."""
-        if self.is_own(machine):
-            begin(self._release(machine))
-
-    def _settle(self, machine: IMachine) -> None:
-        """Claim *machine* if it runs and no node owns it; give up its claim if it does not run."""
-        if self._state.lost:
-            return
-        state, own = machine.state, self.is_own(machine)
-        if state in DOWN and not machine.is_unsure:
-            if own:
-                begin(self._release(machine))
-            elif self.owner(machine) is None and self._state.run(machine) is not None:
-                self._tidy(machine)
-        elif state is State.UP and self.owner(machine) is None and self.is_known(machine):
-            self._adopt(machine)
-        elif state is State.UP and self.is_others(machine) and self._state.phase(machine) == "ending":
-            machine.feed(Event.OWNER_STOPS, "to be stopped")
-
-    def _tidy(self, machine: IMachine) -> None:
-        """Remove the facts of *machine*, which does not run, and has no owner, when its start is over."""
-        name = machine.vm.name
-        if self._is_stale(machine):
-            begin(self._claim(machine))  # the node that gets the claim gives it up, with all facts
-        elif name not in self._tidying:
-            self._tidying[name] = self._clocks.reactor.callLater(STARTS_WITHIN, self._tidy_now, machine)
-
-    def _tidy_now(self, machine: IMachine) -> None:
-        del self._tidying[machine.vm.name]
-        self._settle(machine)
-
-    def _adopt(self, machine: IMachine) -> None:
-        if machine.vm.name not in self._adopting and not self.refusal and not self._hosts.is_blind(machine):
-            self._adopting.add(machine.vm.name)
-            if len(self._adopting) <= ADOPTS_AT_ONCE:
-                begin(self._adopt_all(machine))
-
-    async def _adopt_all(self, machine: IMachine) -> None:
-        """Adopt *machine*, and then those that wait for that, one after the other."""
-        done: set[str] = set()
-        try:
-            while True:
-                done.add(machine.vm.name)
-                await machine.look("its owner is gone")
-                if machine.state is State.UP and await self._claim(machine):
-                    self._recorded.add(machine.vm.name)
-                    host = self._hosts.host_of(machine)
-                    if self._state.run(machine) is None:
-                        await self.record_start(machine, host)
-                    self.seen_on(machine, self._hosts.host_of(machine))
-                    self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
-                    self._events.owner_changed(machine.vm.name)
-                    await self._say(machine, "up")
-                self._adopting.discard(machine.vm.name)
-                waiting = self._adopting - done
-                if len(self._adopting) < ADOPTS_AT_ONCE or not waiting:
-                    return
-                machine = self._machines[waiting.pop()]
-        finally:
-            self._adopting -= done
-
-    def release_all(self) -> None:
-        """Give up the claims of all VMs that are up: other nodes adopt them."""
-        for machine in self._machines.values():
-            if machine.state is State.UP and self.is_own(machine):
-                begin(self._coordinator.put({key("claims", machine): None}, key("claims", machine)))
-
-    def release_where(self, which: Callable[[IMachine], bool]) -> None:
-        """Give up the claims of those VMs of *which* other nodes can see what they do, and this one cannot."""
-        for machine in list(self._machines.values()):
-            if which(machine) and self.is_own(machine) and machine.state not in ACTIVATING | CALLING:
-                name = machine.vm.name
-                self.log.warn("{name}: others can see what it does, and this node cannot; handed over", name=name)
-                self._notices.drop(machine)
-                self._saying.pop(machine.vm.name, None)
-                claim = key("claims", machine)
-                begin(self._coordinator.put({claim: None}, claim))
+            raise ClusterUnavailable(self._state.lost or "another node may own it by now")
 
     def owner_ready(self, machine: IMachine) -> Deferred[bool] | None:
         """Return a Deferred that fires when the owner node tells that *machine* is ready (`IOwnership.owner_ready`)."""
-        if self._state.lost or not self.is_others(machine):
+        view = self._view(machine)
+        if not view.connected or view.owner is not Owner.OTHER:
             return None
-        if self._state.phase(machine) in {"up", "ending"}:
+        if view.phase in {Phase.UP, Phase.ENDING}:
             return succeed(True)  # noqa: FBT003
         name = machine.vm.name
         waiting: Deferred[bool] = Deferred(lambda _: self._forget_wait(name))
@@ -333,18 +218,16 @@ class Claims:
     def _forget_wait(self, name: str) -> None:
         self._waiting.pop(name, None)
 
-    def _end_wait(self, name: str, *, ready: bool) -> None:
-        waiting = self._waiting.pop(name, None)
+    def _end_wait(self, machine: IMachine, *, ready: bool) -> None:
+        waiting = self._waiting.pop(machine.vm.name, None)
         if waiting is not None:
             waiting.callback(ready)
 
-    # Use.
+    # Use, and the end.
 
     def note_use(self, machine: IMachine, when: float) -> None:
         """Note that *machine* was used here, at *when*, on the clock `now`; the others are told soon."""
         self._usage.note(machine, when)
-
-    # The end.
 
     def announce_stop(self, machine: IMachine) -> float:
         """Announce the stop of *machine*, whose lease has ended (`IOwnership.announce_stop`)."""
@@ -357,96 +240,135 @@ class Claims:
     def withdraw_stop(self, machine: IMachine) -> None:
         """Tell the other nodes that *machine* is kept, if its stop was announced."""
         if self._notices.drop(machine):
-            begin(self._say(machine, "up"))
+            begin(self._state.tell(machine, Phase.UP))
 
-    def request(self, machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
-        """Ask the owner node of *machine*, another one, for something; after a stop, fire when it has stopped."""
-        fact = {"do": request.value, "word": argument, "by": self._state.node}
-        asked = self._coordinator.put({key("asks", machine): json.dumps(fact)})
-        if request is not Request.STOP:
-            return asked.addCallback(lambda _: machine.state)
-        stopped: Deferred[State] = Deferred()
-        self._stopping.setdefault(machine.vm.name, []).append(stopped)
-        return asked.addCallback(lambda _: stopped)
+    def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
+        """Handle that *machine* has entered another state."""
+        if machine.state is State.STARTING and not self._hosts.has(machine):  # else its hosts choose one, and record it
+            begin(self._starts.record(machine))
+        self._requests.moved(machine)
+        self._follow(machine, rules.entered(self._view(machine)))
+
+    def forget(self, machine: IMachine) -> None:
+        """Release the claim of *machine*, which is not in the configuration any more."""
+        if self.is_own(machine):
+            begin(self._release(machine))
+
+    def release(self, which: Callable[[IMachine], bool], why: str) -> None:
+        """Release the claims of those VMs of *which* this node does not start or stop now: other nodes adopt them."""
+        for machine in list(self._machines.values()):
+            if which(machine) and self.is_own(machine) and machine.state not in ACTIVATING | CALLING:
+                self.log.info("{name}: handed over to the other nodes: {why}", name=machine.vm.name, why=why)
+                self._notices.drop(machine)
+                begin(self._state.remove(machine, "claims"))
 
     # What the other nodes tell.
 
-    def told(self, kind: str, machine: IMachine, value: str | None) -> None:
-        """Handle a fact of *machine* that has changed."""
+    def told(self, path: str, value: str | None, before: str | None) -> None:  # noqa: ARG002
+        """Handle a fact that has changed."""
+        kind, _, name = path.partition("/")
+        if kind == "nodes" and name == self._state.node and value is None and self.connected:
+            self._enlist()  # what a process of this node before this one had told has ended with its claims
+        machine = self._machines.get(unquote(name))
+        if machine is None or kind not in VM_FACTS:
+            return
+        if kind in {"claims", "runs"}:
+            self._events.speaker_changed(machine.vm.name)
         if kind == "claims":
-            self._events.speaker_changed(machine.vm.name)
-            self._claim_is(machine, value)
-        elif kind == "runs":
-            self._events.speaker_changed(machine.vm.name)
-            if value is None:
-                self._hosts.seen_down(machine)
+            self._claim_changed(machine, value)
+        elif kind == "runs" and value is None:
+            self._hosts.seen_down(machine)
         elif kind == "used" and value is not None:
-            self._events.used(machine.vm.name, self._here(float(value)))
+            self._events.used(machine.vm.name, self._clocked(float(value)))
 
-    def _claim_is(self, machine: IMachine, value: str | None) -> None:
-        name, claim = machine.vm.name, read(value)
-        if self._state.lost:
-            return  # all VMs are looked at when this node is connected again
-        if value is None:
-            self._end_wait(name, ready=False)
-            machine.owner_keeps()
-            if machine.state is State.QUEUED:
-                self._events.claim_free(name)
-            else:
-                self._settle(machine)
-            return
-        self._seen.add(name)
-        if claim["node"] == self._state.node:
-            return
-        if claim["is"] == "failed" and machine.state is State.QUEUED:
-            machine.feed(Event.FAIL, claim.get("why", "it did not start"))
-        elif claim["is"] == "ending":
-            machine.feed(Event.OWNER_STOPS, "to be stopped")
-            self._usage.tell()
-        elif claim["is"] == "up":
-            self._end_wait(name, ready=True)
-            machine.owner_keeps()
-        if machine.state is State.UP:
-            self._events.owner_changed(name)
+    def _claim_changed(self, machine: IMachine, value: str | None) -> None:
+        if value is not None and self.connected:
+            self._seen.add(machine.vm.name)
+        claim = read(value)
+        actions = rules.claim_changed(self._view(machine, claim))
+        self._follow(machine, actions, claim.get("why", "it did not start"))
 
     def connect(self) -> None:
-        """Handle that the facts are known now: look at all VMs anew."""
+        """Handle that the facts are known, for the first time or again: look at all VMs anew."""
         self._enlist()
-        self._usage.tell()
+        self._usage.start()
+        self._usage.report()
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
-                self._events.owner_changed(machine.vm.name)
-                if self.is_own(machine) and self._state.phase(machine) != "up":  # what was told meanwhile was lost
-                    begin(self._say(machine, "up"))
-            elif machine.state is State.QUEUED:
-                self._events.claim_free(machine.vm.name)
-            self._settle(machine)
+            self._follow(machine, rules.connected(self._view(machine)))
 
-    def node_left(self, name: str) -> None:
-        """Handle that a node is gone; if it was a process of this node before this one, tell that this one lives."""
-        if name == self._state.node and self.connected:
-            self._enlist()
+    def lose(self, reason: str) -> None:
+        """Handle that the facts are not known any more: another node may own what this one did."""
+        self._notices.clear()
+        for machine in list(self._machines.values()):
+            self._follow(machine, rules.lost(self._view(machine)), reason)
 
     def _enlist(self) -> None:
         """Tell that this node lives."""
-        facts = {"since": round(self._clocks.wall(), 3), "version": __version__}
-        enlisted = self._coordinator.claim(f"nodes/{self._state.node}", json.dumps(facts))
-        begin(enlisted.addCallback(self._enlisted))
+        begin(self._state.enlist(self._clocks.wall()).addCallback(self._enlisted))
 
     def _enlisted(self, own: bool) -> None:  # noqa: FBT001
         if not own:
             message = "another node is called {node}, or was so until a moment ago; each needs a name of its own"
             self.log.warn(message, node=self._state.node)
 
-    def lose(self) -> None:
-        """Handle that the facts are not known any more: another node may own what this one did."""
-        self._notices.clear()
-        for name in list(self._waiting):
-            self._end_wait(name, ready=False)
-        for machine in list(self._machines.values()):
-            if machine.state is State.QUEUED:
-                machine.refuse(self._state.lost, ClusterUnavailable)
-            elif machine.state is State.UP:
+    # Carrying out what follows (`rules.claims`).
+
+    def _follow(self, machine: IMachine, actions: Iterable[Action], why: str = "") -> None:
+        """Carry *actions* out, in their order; *why* goes with those that tell clients."""
+        for action in actions:
+            self._steps[action](machine, why)
+
+    def _settle(self, machine: IMachine, why: str = "") -> None:
+        action = rules.settle(self._view(machine))
+        if action is not None:
+            self._steps[action](machine, why)
+
+    async def _release(self, machine: IMachine) -> None:
+        """Release the claim of *machine*, which does not run."""
+        self._notices.drop(machine)
+        if machine.state is State.FAILED:
+            await self._state.tell(machine, Phase.FAILED, machine.reason)
+            if machine.state not in DOWN:
+                return  # it is to be started again
+        await self._state.remove(machine, *(VM_FACTS if self._starts.forget(machine) else ("claims", "asks")))
+
+    def _tidy(self, machine: IMachine) -> None:
+        """Remove what is recorded of *machine*, which does not run, and has no owner, when its start is over."""
+        name = machine.vm.name
+        if self._starts.is_over(machine):
+            begin(self.claim(machine))  # the node that gets the claim releases it, with all facts
+        elif name not in self._tidying:
+            self._tidying[name] = self._clocks.reactor.callLater(STARTS_WITHIN, self._tidy_later, machine)
+
+    def _tidy_later(self, machine: IMachine) -> None:
+        del self._tidying[machine.vm.name]
+        self._settle(machine)
+
+    def _adopt(self, machine: IMachine) -> None:
+        """Adopt *machine*, which runs without an owner, when fewer than `ADOPTS_AT_ONCE` are being adopted."""
+        if machine.vm.name not in self._adopting and not self.refusal and not self._hosts.is_blind(machine):
+            self._adopting.add(machine.vm.name)
+            begin(self._adoptions.run(self._adopt_now, machine))
+
+    @deferred
+    async def _adopt_now(self, machine: IMachine) -> None:
+        """Claim *machine* if it is found running."""
+        try:
+            await machine.look("its owner is gone")
+            if machine.state is State.UP and await self.claim(machine):
+                await self._starts.adopt(machine, self._hosts.host_of(machine))
+                self.log.info("{name}: its owner is gone; adopted", name=machine.vm.name)
                 self._events.owner_changed(machine.vm.name)
-            machine.owner_keeps()
+                await self._state.tell(machine, Phase.UP)
+        finally:
+            self._adopting.discard(machine.vm.name)
+
+    def _forget_run(self, machine: IMachine) -> None:
+        self._seen.discard(machine.vm.name)
+        self._usage.forget(machine)
+
+    def _owner_changed(self, machine: IMachine) -> None:
+        if machine.state is State.UP:
+            self._events.owner_changed(machine.vm.name)

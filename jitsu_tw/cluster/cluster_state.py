@@ -13,14 +13,24 @@ And of nodes and hosts: ``nodes/NODE``, a claim of each node that lives, ``drain
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from twisted.internet.defer import Deferred, DeferredLock
+
+from jitsu_tw import __version__
+from jitsu_tw.rules.claims import Owner, Phase
+
 if TYPE_CHECKING:
-    from jitsu_tw.ijitsu import ICoordinator, IMachine
+    from collections.abc import Mapping
+
+    from jitsu_tw.ijitsu import ICoordinator, IMachine, Request
 
 #: The kinds of facts that there are of a VM.
 VM_FACTS: Final = ("claims", "runs", "used", "asks")
+
+PHASES: Final[Mapping[str, Phase]] = {phase.value: phase for phase in Phase}
 
 
 def key(kind: str, machine: IMachine) -> str:
@@ -30,8 +40,10 @@ def key(kind: str, machine: IMachine) -> str:
 
 def read(value: str | None) -> dict[str, Any]:
     """Return the mapping that *value* is in JSON; an empty one if it is none."""
+    if not value:
+        return {}
     try:
-        parsed = json.loads(value or "{}")
+        parsed = json.loads(value)
     except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
@@ -40,6 +52,9 @@ def read(value: str | None) -> dict[str, Any]:
 class ClusterState:
     """
     The facts, as they are known here.
+
+    Every Deferred may fail with `errors.ClusterUnavailable`. Those of `tell`, `remove` and `record_start` fire with
+    False, and nothing is written, if this node does not have the claim of the VM when that is done.
 
     Attributes:
         coordinator: reads and writes them.
@@ -52,6 +67,7 @@ class ClusterState:
         self.coordinator = coordinator
         self.lost = "the other nodes have not answered yet"
         self.connected_at = 0.0
+        self._telling: dict[str, DeferredLock] = {}
 
     def connect(self, now: float) -> None:
         """Note that the facts are known from *now* on."""
@@ -60,6 +76,8 @@ class ClusterState:
     def lose(self, reason: str) -> None:
         """Note that the facts are not known any more, because of *reason*."""
         self.lost = reason
+
+    # Nodes and hosts.
 
     @property
     def node(self) -> str:
@@ -72,34 +90,86 @@ class ClusterState:
         is_drained = not self.lost and self.is_drained("nodes", self.node)
         return f"{self.node} is drained" if is_drained else self.lost
 
-    def get(self, kind: str, machine: IMachine) -> str | None:
-        """Return the fact *kind* of *machine*; None if there is none."""
-        return self.coordinator.facts.get(key(kind, machine))
-
-    def owner(self, machine: IMachine) -> str | None:
-        """Return the node that owns *machine*; None if none does."""
-        return read(self.get("claims", machine)).get("node")
-
-    def phase(self, machine: IMachine) -> str:
-        """Return what the owner node tells of *machine*, as ``up``; empty if it has no owner."""
-        return str(read(self.get("claims", machine)).get("is", ""))
-
-    def run(self, machine: IMachine) -> dict[str, Any] | None:
-        """Return when and where a node has started *machine*, which has not been seen down since; None if none has."""
-        value = self.get("runs", machine)
-        return None if value is None else read(value)
-
-    def is_drained(self, kind: str, name: str) -> bool:
-        """Return whether a node or a host is drained; *kind* is ``nodes`` or ``hosts``."""
-        return f"drained/{kind}/{name}" in self.coordinator.facts
-
     @property
     def nodes(self) -> dict[str, dict[str, Any]]:
         """What each node that lives tells of itself, by its name."""
         facts = self.coordinator.facts
         return {key.partition("/")[2]: read(value) for key, value in facts.items() if key.startswith("nodes/")}
 
+    @property
+    def owned(self) -> Counter[str]:
+        """How many VMs each node has claimed."""
+        # Of a hundred thousand claims, there are a few kinds.
+        claims = Counter(value for key, value in self.coordinator.facts.items() if key.startswith("claims/"))
+        owned: Counter[str] = Counter()
+        for value, number in claims.items():
+            owned[read(value).get("node", "")] += number
+        return owned
+
+    def is_drained(self, kind: str, name: str) -> bool:
+        """Return whether a node or a host is drained; *kind* is ``nodes`` or ``hosts``."""
+        return f"drained/{kind}/{name}" in self.coordinator.facts
+
     def is_reached(self, host: str) -> bool:
         """Return whether another node, as far as it tells, reaches *host*."""
         others = self.nodes.keys() - {self.node}
         return any(f"lost/{host}/{node}" not in self.coordinator.facts for node in others)
+
+    def enlist(self, wall: float) -> Deferred[bool]:
+        """Tell that this node lives since *wall*; the Deferred fires with False if another node has its name."""
+        fact = {"since": round(wall, 3), "version": __version__}
+        return self.coordinator.claim(f"nodes/{self.node}", json.dumps(fact))
+
+    # VMs.
+
+    def get(self, kind: str, machine: IMachine) -> str | None:
+        """Return the fact *kind* of *machine*; None if there is none."""
+        return self.coordinator.facts.get(key(kind, machine))
+
+    def owner(self, machine: IMachine) -> str | None:
+        """Return the node that has the claim of *machine*; None if none has."""
+        return read(self.get("claims", machine)).get("node")
+
+    def parse(self, claim: Mapping[str, Any]) -> tuple[Owner, Phase | None]:
+        """Return what *claim*, as `read` from a fact, says of a VM."""
+        node = claim.get("node")
+        owner = Owner.NOBODY if node is None else Owner.THIS if node == self.node else Owner.OTHER
+        return owner, PHASES.get(claim.get("is", ""))
+
+    def run(self, machine: IMachine) -> dict[str, Any] | None:
+        """Return when and where a node has started *machine*, which has not been seen down since; None if none has."""
+        value = self.get("runs", machine)
+        return None if value is None else read(value)
+
+    def holds(self, machine: IMachine) -> bool:
+        """Return whether this node has the claim of *machine*, and no other can have it; this looks at the clock."""
+        return self.coordinator.holds(key("claims", machine))
+
+    def claim(self, machine: IMachine) -> Deferred[bool]:
+        """Claim *machine* for a start; the Deferred fires with whether this node has the claim now."""
+        return self.coordinator.claim(key("claims", machine), self._claim(Phase.STARTING))
+
+    def tell(self, machine: IMachine, phase: Phase, why: str = "") -> Deferred[bool]:
+        """Tell the other nodes the *phase* of *machine*, and for a failure *why*; they hear it in this order."""
+        claim = key("claims", machine)
+        lock = self._telling.setdefault(machine.vm.name, DeferredLock())
+        return lock.run(self.coordinator.put, {claim: self._claim(phase, why)}, claim)
+
+    def _claim(self, phase: Phase, why: str = "") -> str:
+        return json.dumps({"node": self.node, "is": phase.value} | ({"why": why} if why else {}))
+
+    def remove(self, machine: IMachine, *kinds: str) -> Deferred[bool]:
+        """Remove facts of *machine*, such as its claim."""
+        if "claims" in kinds:
+            self._telling.pop(machine.vm.name, None)
+        return self.coordinator.put({key(kind, machine): None for kind in kinds}, key("claims", machine))
+
+    def record_start(self, machine: IMachine, host: str, wall: float) -> Deferred[bool]:
+        """Record that *machine* is started on *host* at *wall*."""
+        fact = {"since": round(wall, 3), "host": host}
+        return self.coordinator.put({key("runs", machine): json.dumps(fact)}, key("claims", machine))
+
+    def request(self, machine: IMachine, request: Request, argument: str) -> Deferred[bool]:
+        """Ask the owner node of *machine* for something."""
+        fact = {"do": request.value, "word": argument, "by": self.node}
+        return self.coordinator.put({key("asks", machine): json.dumps(fact)})

@@ -80,7 +80,7 @@ class Fencing:
         elif is_lost and host not in self._due:
             self._due[host] = self._reactor.callLater(LOST_AFTER, self._is_due, host)
         if not is_lost:
-            self._pool.unfence(host)
+            self._pool.fence(host, undo=True)
         begin(self._tell(host, is_lost=is_lost))
 
     async def _tell(self, host: str, *, is_lost: bool) -> None:
@@ -101,7 +101,8 @@ class Fencing:
         """Give up the VMs on *host*, which has been lost for a while, or fence it."""
         await self._tell(host, is_lost=True)
         if self._state.is_reached(host):
-            self._ownership.release_where(lambda machine: self._pool.at(machine.uuid) == host)
+            why = f"{host} cannot be reached from here, and by others"
+            self._ownership.release(lambda machine: self._pool.at(machine.uuid) == host, why)
         elif self._acts:
             await self._fence(host)
 
@@ -132,7 +133,7 @@ class Fencing:
     def told(self, host: str, *, fenced: bool) -> None:
         """Handle that *host* is fenced, or is not any more; the VMs of this node that ran there start elsewhere."""
         if not fenced:
-            self._pool.unfence(host)
+            self._pool.fence(host, undo=True)
             return
         used = [
             machine

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Hosts:
-    """What the hosts see of VMs; there may be none."""
+    """What the hosts of this node see of VMs."""
 
-    def __init__(self, pool: Pool | None, state: ClusterState) -> None:
-        """Ask *pool*, if there are hosts; *state* knows which of them other nodes reach."""
+    def __init__(self, pool: Pool, state: ClusterState) -> None:
+        """Ask *pool*; *state* knows which of its hosts other nodes reach."""
         self._pool, self._state = pool, state
 
     def has(self, machine: IMachine) -> bool:
@@ -23,14 +23,14 @@ class Hosts:
 
     def host_of(self, machine: IMachine) -> str:
         """Return the host that *machine* is seen on; empty if it is on none."""
-        return (self._pool and self._pool.at(machine.uuid)) or ""
+        return self._pool.at(machine.uuid) or ""
 
     def is_blind(self, machine: IMachine) -> bool:
         """Return whether another node can see what *machine* does, and this one cannot."""
         host = self.host_of(machine)
-        return self._pool is not None and host in self._pool.unreachable and self._state.is_reached(host)
+        return host in self._pool.unreachable and self._state.is_reached(host)
 
     def seen_down(self, machine: IMachine) -> None:
         """Handle that a node has seen that *machine* runs nowhere; this one may be unable to see it."""
-        if self._pool is not None and self.has(machine) and machine.uuid:
+        if self.has(machine) and machine.uuid:
             self._pool.seen_down(machine.uuid)

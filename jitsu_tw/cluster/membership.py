@@ -10,21 +10,23 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from jitsu_tw.backends.pool import Pool
 from jitsu_tw.cluster.alone import Alone
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.cluster.claims import Claims
-from jitsu_tw.cluster.cluster_state import VM_FACTS, ClusterState, key, read
+from jitsu_tw.cluster.claims import Claims, is_up
+from jitsu_tw.cluster.cluster_state import ClusterState, read
 from jitsu_tw.cluster.fencing import Fencing
 from jitsu_tw.cluster.hosts import Hosts
 from jitsu_tw.cluster.migration import Migration
 from jitsu_tw.cluster.placement import Placement
+from jitsu_tw.cluster.requests import Requests
+from jitsu_tw.cluster.starts import LocalStarts, Starts
 from jitsu_tw.ijitsu import HostStatus, ICluster, IPeer, NodeStatus, Request
 from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from jitsu_tw.backends.pool import Pool
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
     from jitsu_tw.settings import Settings
@@ -61,35 +63,37 @@ class Membership:
             machines: all VMs, by name.
             events: is told what concerns the VMs.
         """
-        self._settings, self._pool, self._now = settings, pool, clocks.now
+        self._settings, self._pool, self._now = settings, Pool({}) if pool is None else pool, clocks.now
         self._machines, self._events = machines, events
         self._state = ClusterState(coordinator)
-        self._hosts = Hosts(pool, self._state)
-        self.ownership: Alone | Claims = (
-            Alone(coordinator.node, machines, events)
-            if coordinator.alone
-            else Claims(self._state, self._hosts, clocks, machines, events)
-        )
-        self._migration = Migration(pool, machines, self.ownership)
-        self._fencing: Fencing | None = None
-        if pool is not None:
-            self._fencing = Fencing(pool, self._state, self.ownership, machines, settings, clocks.reactor)
-            pool.follow(Placement(self._state, self.ownership, self._fencing, machines, events, clocks.now))
+        self._hosts = Hosts(self._pool, self._state)
+        self._requests = Requests(self._state)
+        self.ownership: Alone | Claims
+        self._starts: LocalStarts | Starts
+        if coordinator.alone:
+            self.ownership, self._starts = Alone(), LocalStarts(events)
+        else:
+            self._starts = Starts(self._state, clocks)
+            self.ownership = Claims(
+                self._state, self._starts, self._hosts, self._requests, clocks, machines, events
+            )
+        self._fencing = Fencing(self._pool, self._state, self.ownership, machines, settings, clocks.reactor)
+        placement = Placement(self._state, self._starts, self._fencing, machines, events, clocks.wall)
+        self._pool.follow(placement)
+        self._migration = Migration(self._pool, placement, machines, self.ownership, self._requests)
 
     # `ijitsu.ICluster`.
 
     def start(self) -> None:
         """Begin to connect to the other nodes."""
         self._state.coordinator.start(self)
-        self.ownership.start()
 
     def stop(self) -> Deferred[None]:
         """Tell the others the last uses, and give up all claims."""
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        if self._fencing is not None:
-            self._fencing.stop()
+        self._fencing.stop()
         await self.ownership.stop()
         await self._state.coordinator.stop()
 
@@ -101,14 +105,16 @@ class Membership:
     @property
     def nodes(self) -> list[NodeStatus]:
         """All nodes, by name."""
-        state, owned = self._state, self.ownership.owned
+        state, owned = self._state, self._state.owned
+        # Where this node is alone, nothing is claimed.
+        own = owned[state.node] or sum(is_up(one) and self.ownership.is_own(one) for one in self._machines.values())
         return [
             NodeStatus(
                 name,
                 name == state.node,
                 (self.problem or None) if name == state.node else None,
                 state.is_drained("nodes", name),
-                owned[name],
+                own if name == state.node else owned[name],
                 told.get("since"),
                 told.get("version"),
             )
@@ -119,8 +125,6 @@ class Membership:
     def hosts(self) -> list[HostStatus]:
         """All hosts, in the order of the configuration."""
         pool = self._pool
-        if pool is None:
-            return []
         up = Counter(pool.at(machine.uuid) for machine in self._machines.values() if machine.state is State.UP)
         return [
             HostStatus(
@@ -131,6 +135,10 @@ class Membership:
             )
             for name in pool
         ]
+
+    def request(self, machine: IMachine, request: Request, argument: str = "") -> Deferred[State]:
+        """Ask the owner node of *machine*, another one, for something (`ICluster.request`)."""
+        return self._requests.send(machine, request, argument)
 
     def publish(self, commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
@@ -145,7 +153,7 @@ class Membership:
         settings = self._settings
         if not self._hosts.has(machine):
             return settings.synjitsu
-        at = self._hosts.host_of(machine) or self.ownership.last_host(machine) or machine.vm.hosts[0]
+        at = self._hosts.host_of(machine) or self._starts.last_host(machine) or machine.vm.hosts[0]
         return next((host.synjitsu for host in settings.hosts if host.name == at), None) or settings.synjitsu
 
     def drain(self, kind: str, name: str, *, undo: bool = False) -> Deferred[bool]:
@@ -158,40 +166,34 @@ class Membership:
 
     # What the coordinator tells (`ijitsu.IPeer`).
 
-    def told(self, path: str, value: str | None, before: str | None) -> None:  # noqa: ARG002
+    def told(self, path: str, value: str | None, before: str | None) -> None:
         """Handle a fact that has changed."""
         kind, _, name = path.partition("/")
-        if kind not in VM_FACTS:
-            self._told(kind, name, value)
-            return
-        machine = self._machines.get(unquote(name))
-        if machine is None:
-            return
-        if kind == "asks" and value is not None and self.ownership.is_own(machine):
-            self._requested(machine, value)
-        else:
-            self.ownership.told(kind, machine, value)
-
-    def _told(self, kind: str, name: str, value: str | None) -> None:
-        """Handle a fact that is not about a VM."""
-        if kind == "nodes" and value is None:
-            self.ownership.node_left(name)
+        self.ownership.told(path, value, before)
+        if kind == "asks" and value is not None:
+            self._requested(unquote(name), value)
+        elif kind == "nodes" and value is None:
             self._events.node_left()
-        elif kind == "drained":
-            what, _, name = name.partition("/")
-            if value is not None and what == "nodes" and name == self._state.node:
-                self.ownership.release_all()
-            elif value is not None and what == "hosts":
-                self._migration.empty(name)
+        elif kind == "drained" and value is not None:
+            self._drained(*name.partition("/")[::2])
         elif kind == "news":
             self._events.configuration_published(value or "")
-        elif kind == "dead" and self._fencing is not None:
+        elif kind == "dead":
             self._fencing.told(name, fenced=value is not None)
 
-    def _requested(self, machine: IMachine, value: str) -> None:
-        """Do for another node what it asks of this one, which owns *machine*."""
-        name, fact = machine.vm.name, read(value)
-        begin(self._state.coordinator.put({key("asks", machine): None}, key("claims", machine)))
+    def _drained(self, kind: str, name: str) -> None:
+        """Give up what this node owns, if it is drained, or what it owns on a host that is."""
+        if kind == "hosts":
+            self._migration.empty(name)
+        elif name == self._state.node:
+            self.ownership.release(is_up, self.ownership.refusal)
+
+    def _requested(self, name: str, value: str) -> None:
+        """Do for another node what it asks of the owner node of the VM *name*, if that is this one."""
+        machine, fact = self._machines.get(name), read(value)
+        if machine is None or not self.ownership.is_own(machine):
+            return
+        begin(self._state.remove(machine, "asks"))
         self.log.info("{name}: {by} asks to {what} it", name=name, by=fact.get("by"), what=fact.get("do"))
         request = Request(fact["do"])
         if request is Request.MOVE:
@@ -199,12 +201,12 @@ class Membership:
         else:
             self._events.requested(name, request)
 
-    def joined(self) -> None:
+    def connected(self) -> None:
         """Handle that the facts are known, for the first time or again."""
         self._state.connect(self._now())
         self.ownership.connect()
 
-    def parted(self, reason: str) -> None:
+    def lost(self, reason: str) -> None:
         """Handle that the facts are not known any more, because of *reason*."""
         self._state.lose(reason)
-        self.ownership.lose()
+        self.ownership.lose(reason)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError, ClusterUnavailable, JitsuError
 from jitsu_tw.ijitsu import Request
 from jitsu_tw.rules.lifecycle import State
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.cluster.placement import Placement
+    from jitsu_tw.cluster.requests import Requests
     from jitsu_tw.ijitsu import IMachine, IOwnership
 
 
@@ -23,23 +26,38 @@ class Migration:
 
     log = Logger()
 
-    def __init__(self, pool: Pool | None, machines: Mapping[str, IMachine], ownership: IOwnership) -> None:
-        """Move *machines* between the hosts of *pool*; None: there are none."""
-        self._pool, self._machines, self._ownership = pool, machines, ownership
+    def __init__(
+        self,
+        pool: Pool,
+        placement: Placement,
+        machines: Mapping[str, IMachine],
+        ownership: IOwnership,
+        requests: Requests,
+    ) -> None:
+        """
+        Move nothing yet.
+
+        Args:
+            pool: the hosts.
+            placement: is told on which host a VM is to be started next.
+            machines: all VMs, by name.
+            ownership: knows which of them this node owns.
+            requests: asks other nodes to move theirs.
+        """
+        self._pool, self._placement, self._machines = pool, placement, machines
+        self._ownership, self._requests = ownership, requests
         self._emptying: set[str] = set()
 
     def empty(self, host: str) -> None:
         """Move the VMs of this node on *host*, which is drained, to other hosts."""
-        if self._pool is not None and host not in self._emptying:
+        if host not in self._emptying:
             self._emptying.add(host)
-            emptying = Deferred.fromCoroutine(self._empty(self._pool, host))
-            emptying.addErrback(lambda failure: self.log.failure("unexpected, please report", failure))
-            emptying.addBoth(lambda _: self._emptying.discard(host))
+            spawn(self.log, self._empty(host), host).addCallback(lambda _: self._emptying.discard(host))
 
-    async def _empty(self, pool: Pool, host: str) -> None:
+    async def _empty(self, host: str) -> None:
         """Move them, one after the other."""
         for machine in list(self._machines.values()):
-            if machine.backend is pool and pool.at(machine.uuid) == host:
+            if machine.backend is self._pool and self._pool.at(machine.uuid) == host:
                 try:
                     if machine.state is State.UP and self._ownership.is_own(machine):
                         await self.move(machine, "")
@@ -57,12 +75,12 @@ class Migration:
             JitsuError: it cannot move there, or is not up.
         """
         vm, pool = machine.vm, self._pool
-        if pool is None or machine.backend is not pool:
+        if machine.backend is not pool:
             raise JitsuError(f"{vm.name} is on no host that it could leave; give it host: any")
         if host and host not in vm.hosts:
             raise JitsuError(f"{vm.name} may run on {', '.join(vm.hosts)}, not on {host}")
         if self._ownership.is_others(machine):
-            await self._ownership.request(machine, Request.MOVE, host)
+            await self._requests.send(machine, Request.MOVE, host)
             return
         if machine.state is not State.UP:
             raise JitsuError(f"{vm.name} is {machine.state.shown}; only a VM that is up moves")
@@ -77,14 +95,13 @@ class Migration:
         except BackendError as error:
             self.log.info("{name}: is stopped, and started on {host}: {error}", name=vm.name, host=target,
                           error=str(error))
-            await self._restart(pool, machine, target, error)
+            await self._restart(machine, target, error)
 
-    @staticmethod
-    async def _restart(pool: Pool, machine: IMachine, host: str, why: BackendError) -> None:
+    async def _restart(self, machine: IMachine, host: str, why: BackendError) -> None:
         """Stop *machine*, which cannot go on on *host* because of *why*, and start it there."""
-        pool.start_next_on(machine.uuid, host)
+        self._placement.want(machine.vm, host)
         if await machine.stop(f"moves to {host}", off=True) is State.UP:
-            pool.start_next_on(machine.uuid, None)
+            self._placement.want(machine.vm, None)
             raise JitsuError(f"{machine.vm.name} cannot be stopped, so it does not move: {machine.reason}") from why
         await machine.summon(f"moves to {host}", insist=True, is_client=False)
 

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.defer import Deferred
 
-    from jitsu_tw.cluster.alone import Alone
-    from jitsu_tw.cluster.claims import Claims
     from jitsu_tw.cluster.cluster_state import ClusterState
     from jitsu_tw.cluster.fencing import Fencing
+    from jitsu_tw.cluster.starts import LocalStarts, Starts
     from jitsu_tw.ijitsu import IClusterEvents, IMachine
     from jitsu_tw.settings import VM
 
@@ -30,25 +29,26 @@ class Placement:
     def __init__(
         self,
         state: ClusterState,
-        ownership: Alone | Claims,
+        starts: LocalStarts | Starts,
         fencing: Fencing,
         machines: Mapping[str, IMachine],
         events: IClusterEvents,
-        now: Callable[[], float],
+        wall: Callable[[], float],
     ) -> None:
         """
         Answer for *machines*.
 
         Args:
             state: knows which hosts are drained.
-            ownership: knows where a VM was started, and when.
+            starts: knows where a VM was started, and when.
             fencing: is told of hosts that are lost, or connected again.
             machines: all VMs, by name.
             events: is told where a VM is started, and that it has moved.
-            now: the clock of *ownership*.
+            wall: tells the seconds since 1970.
         """
-        self._state, self._ownership, self._fencing = state, ownership, fencing
-        self._machines, self._events, self._now = machines, events, now
+        self._state, self._starts, self._fencing = state, starts, fencing
+        self._machines, self._events, self._wall = machines, events, wall
+        self._wanted: dict[str, str] = {}
 
     def _machine(self, vm: VM) -> IMachine | None:
         """Return the machine of *vm*, if its uuid is known."""
@@ -61,29 +61,40 @@ class Placement:
         if machine is None:
             return succeed(False)  # noqa: FBT003
         self._events.speaker_changed(vm.name)
-        return self._ownership.record_start(machine, host)
+        return self._starts.record(machine, host)
 
     def seen_on(self, vm: VM, host: str, *, moved: bool) -> None:
         """Handle that *vm* runs on *host*; *moved*: it was on another one before."""
         machine = self._machine(vm)
         if machine is not None:
-            self._ownership.seen_on(machine, host)
+            self._starts.seen_on(machine, host)
             if moved:
                 self._events.speaker_changed(vm.name)
 
     def last_host(self, vm: VM) -> str | None:
         """Return the host that *vm* was started on; empty if it runs on none, None if that is not known."""
         machine = self._machine(vm)
-        return None if machine is None else self._ownership.last_host(machine)
+        return None if machine is None else self._starts.last_host(machine)
 
     def started_ago(self, vm: VM) -> float:
         """Return how many seconds ago a node has begun to start *vm*."""
         machine = self._machine(vm)
-        return inf if machine is None else self._now() - self._ownership.times(machine)[1]
+        return inf if machine is None else max(0.0, self._wall() - self._starts.started(machine))
 
     def is_drained(self, host: str) -> bool:
         """Return whether nothing new is to be started on *host*."""
         return self._state.is_drained("hosts", host)
+
+    def want(self, vm: VM, host: str | None) -> None:
+        """Prefer *host* to all others at the next start of *vm*, once; None: prefer none."""
+        if host is None:
+            self._wanted.pop(vm.name, None)
+        else:
+            self._wanted[vm.name] = host
+
+    def take_wanted(self, vm: VM) -> str | None:
+        """Return the host to be preferred at the next start of *vm*, and prefer none after that."""
+        return self._wanted.pop(vm.name, None)
 
     def reach_changed(self, host: str) -> None:
         """Handle that *host* was lost, or is connected."""

@@ -1,17 +1,18 @@
 """
-The notice that the others have before a VM is stopped: time to say that it has been asked for.
+The notice that the other nodes have before a VM is stopped: time to tell its owner that it is used.
 
-From the moment when they have it, they do not answer for the VM, but say that it is used. It counts only if etcd was
-there all the while: who could not be told could not have told us.
+A node that has notice does not answer for the VM, but tells that it is used. A notice counts only if etcd could be
+reached all the while: a node that could not be told could not have told anything either.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from twisted.internet.task import deferLater
 
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
@@ -19,25 +20,26 @@ if TYPE_CHECKING:
 
     from twisted.internet.defer import Deferred
 
+    from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IMachine
 
-#: The others hear so many seconds before it that a VM is to be stopped.
+#: Seconds from a notice to the stop.
 NOTICE: Final = 1.5
 
-#: Whether that is over is asked again after so many seconds.
+#: Seconds after which to ask again whether a notice is over.
 ASK_AGAIN: Final = NOTICE / 3
 
-#: Where the others cannot be told something within so many seconds, they cannot have told us all either.
+#: If it takes longer than this, in seconds, to tell the other nodes something, they may have been unable to answer.
 SWIFT: Final = 0.3
 
 
 @attrs.define(eq=False)
 class StopNotice:
     """
-    That the others have of a VM's end.
+    A notice of the stop of one VM.
 
     Attributes:
-        is_over: they had the time to say that it is used.
+        is_over: the other nodes had the time to tell that the VM is used.
         is_void: they had not, or could not.
     """
 
@@ -46,27 +48,32 @@ class StopNotice:
 
 
 class StopNotices:
-    """The notices that were given."""
+    """The notices that this node has given."""
 
-    def __init__(
-        self, say: Callable[[IMachine, str], Deferred[bool]], reactor: Any, now: Callable[[], float]
-    ) -> None:
-        """*say* tells the others how a machine of ours is, and fires with False if it is not ours."""
-        self._say, self._reactor, self._now = say, reactor, now
+    def __init__(self, tell: Callable[[IMachine], Deferred[bool]], clocks: Clocks) -> None:
+        """
+        Begin with none.
+
+        Args:
+            tell: tells the other nodes that a VM is to be stopped, and fires with False if this node does not own it.
+            clocks: tell the time.
+        """
+        self._tell, self._reactor, self._now = tell, clocks.reactor, clocks.now
         self._given: dict[str, StopNotice] = {}
 
     def is_over(self, machine: IMachine) -> bool:
-        """Say whether the others have had notice of the end of *machine*."""
+        """Return whether the other nodes have had notice of the stop of *machine*."""
         notice = self._given.get(machine.vm.name)
         return notice is not None and notice.is_over
 
     def is_given(self, machine: IMachine) -> bool:
-        """Say whether they are having it."""
+        """Return whether the other nodes are having, or have had, notice of the stop of *machine*."""
         notice = self._given.get(machine.vm.name)
         return notice is not None and not notice.is_void
 
+    @deferred
     async def give(self, machine: IMachine) -> None:
-        """Give them notice of the end of *machine*."""
+        """Give notice of the stop of *machine*."""
         notice = self._given[machine.vm.name] = StopNotice()
         try:
             notice.is_over = await self._is_heard(machine, notice)
@@ -75,20 +82,20 @@ class StopNotices:
         notice.is_void = not notice.is_over
 
     async def _is_heard(self, machine: IMachine, notice: StopNotice) -> bool:
-        """Tell the others that *machine* is to be stopped, until all had the time to say that it is used."""
-        while await self._say(machine, "ending"):
+        """Tell the other nodes that *machine* is to be stopped; return whether all had the time to tell of a use."""
+        while await self._tell(machine):
             await deferLater(self._reactor, NOTICE)
             begin = self._now()
-            if self._given.get(machine.vm.name) is not notice or not await self._say(machine, "ending"):
+            if self._given.get(machine.vm.name) is not notice or not await self._tell(machine):
                 return False
             if self._now() < begin + SWIFT:
                 return True
         return False
 
     def drop(self, machine: IMachine) -> bool:
-        """Let there be no notice of the end of *machine*; say whether there was one."""
+        """Take back the notice of the stop of *machine*; return whether there was one."""
         return self._given.pop(machine.vm.name, None) is not None
 
     def clear(self) -> None:
-        """Let there be none at all."""
+        """Take back all notices."""
         self._given.clear()

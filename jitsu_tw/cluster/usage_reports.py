@@ -1,8 +1,8 @@
 """
-What was used here, told to the others, and what they have used.
+The use of VMs through this node, reported to the other nodes, and what they have reported.
 
-Each of us answers for VMs that another one has, and that one must know. Use is told often enough for a lease to be
-right, and at once when a VM is to be stopped.
+Each node answers for VMs that another one owns, and the owner must know. Uses are reported often enough for a lease to
+be right, and at once when a VM is to be stopped.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from jitsu_tw.cluster.cluster_state import ClusterState
     from jitsu_tw.ijitsu import IClusterEvents, IMachine
 
-#: What was used is told this often, in seconds, where leases are short.
-TELL_EVERY: Final = 1.0
+#: Seconds from one report to the next where leases are short.
+REPORT_EVERY: Final = 1.0
 
-#: What was used is not looked for more often than after this share of the shortest lease.
-LOOK_SHARE: Final = 1 / 32
+#: Uses are gathered for a report at most once in this share of the shortest lease.
+GATHER_SHARE: Final = 1 / 32
 
-#: That a VM is up and used is not told more often than after this share of its lease: before it is stopped, all are
+#: The use of a VM that is up is reported at most once in this share of its lease: before it is stopped, all nodes are
 #: asked for more.
-TELL_SHARE: Final = 1 / 8
+REPORT_SHARE: Final = 1 / 8
 
 
 class UsageReporter:
-    """What was used."""
+    """The uses that this node has noted, and when the other nodes were told of them."""
 
     def __init__(
         self, state: ClusterState, machines: Mapping[str, IMachine], clocks: Clocks, events: IClusterEvents
@@ -46,87 +46,97 @@ class UsageReporter:
         self._state, self._machines, self._gather = state, machines, events.gather
         self._now, self._wall = clocks.now, clocks.wall
         self._used: dict[str, float] = {}
-        self._told: dict[str, float] = {}
-        self._look_at = 0.0
-        self._telling = LoopingCall(self._look)
-        self._telling.clock = clocks.reactor
+        self._reported: dict[str, float] = {}
+        self._gather_at = 0.0
+        self._reporting = LoopingCall(self._look)
+        self._reporting.clock = clocks.reactor
         self._busy = False
 
     def start(self) -> None:
-        """Begin to tell."""
-        self._telling.start(TELL_EVERY, now=False)
+        """Begin to report from time to time, if that has not begun."""
+        if not self._reporting.running:
+            self._reporting.start(REPORT_EVERY, now=False)
 
     async def stop(self) -> None:
-        """Tell everything, and nothing more."""
-        if self._telling.running:
-            self._telling.stop()
-            await self._tell_all()
+        """Report everything that is noted, and nothing more."""
+        if self._reporting.running:
+            self._reporting.stop()
+            await self._report()
 
     def note(self, machine: IMachine, when: float) -> None:
-        """Note that *machine* was used here, at *when*, on the clock `now`; the others are told soon."""
-        if when > self._told.get(machine.vm.name, 0.0):
+        """Note that *machine* was used through this node at *when*, on the clock `now`."""
+        if when > self._reported.get(machine.vm.name, 0.0):
             self._used[machine.vm.name] = max(when, self._used.get(machine.vm.name, 0.0))
             if machine.state in STOPS:
-                self.tell()
+                self.report()
 
     def forget(self, machine: IMachine) -> None:
         """Forget the use of *machine*, which is down."""
         self._used.pop(machine.vm.name, None)
-        self._told.pop(machine.vm.name, None)
+        self._reported.pop(machine.vm.name, None)
 
-    def last(self, machine: IMachine, told: float) -> float:
-        """Return when *machine* may have been used last, on the clock `now`; the others have *told* of that time."""
-        own = self._used.get(machine.vm.name, self._told.get(machine.vm.name, 0.0))
-        # Who is gone may have known of a use that it had not told yet.
-        return min(max(told, own) + machine.vm.idle * (TELL_SHARE + LOOK_SHARE), self._now())
+    def last(self, machine: IMachine, reported: float) -> float:
+        """Return when *machine* may have been used last, on the clock `now`; the other nodes have *reported* a use."""
+        own = self._used.get(machine.vm.name, self._reported.get(machine.vm.name, 0.0))
+        # A node that is gone may have known of a use that it had not reported yet.
+        return min(max(reported, own) + machine.vm.idle * (REPORT_SHARE + GATHER_SHARE), self._now())
 
     def _look(self) -> None:
-        """Tell what is due, if it is time to look for that."""
+        """Report what is due, if it is time to gather that."""
         now = self._now()
-        if now >= self._look_at and not self._busy:
-            self._look_at = now + min((one.vm.idle for one in self._machines.values()), default=0.0) * LOOK_SHARE
-            self.tell()
+        if now >= self._gather_at and not self._busy:
+            idles = (one.vm.idle for one in self._machines.values())
+            self._gather_at = now + min(idles, default=0.0) * GATHER_SHARE
+            self.report()
 
-    def tell(self) -> None:
-        """Tell what is due, unless that is under way."""
+    def report(self) -> None:
+        """Report what is due, unless that is under way."""
         self._gather()
         if self._used and not self._state.lost and not self._busy:
             self._busy = True
-            telling = Deferred.fromCoroutine(self._tell_all())
-            begin(telling.addBoth(self._has_told))
+            begin(Deferred.fromCoroutine(self._report()).addBoth(self._has_reported))
 
-    def _has_told(self, result: Any) -> Any:
+    def _has_reported(self, result: Any) -> Any:
         self._busy = False
         return result
 
     def _due(self) -> dict[str, float]:
-        """Return when what is to be told now was used."""
+        """Return when the VMs whose use is to be reported now were used."""
         due = {}
         for name, when in self._used.items():
             machine = self._machines.get(name)
-            every = 0.0 if machine is None or machine.state is not State.UP else machine.vm.idle * TELL_SHARE
-            if when >= self._told.get(name, -inf) + every:
+            every = 0.0 if machine is None or machine.state is not State.UP else machine.vm.idle * REPORT_SHARE
+            if when >= self._reported.get(name, -inf) + every:
                 due[name] = when
         return due
 
-    async def _tell_all(self) -> None:
+    async def _report(self) -> None:
         if self._state.lost:
             return
-        used = self._due() if self._telling.running else self._used
+        used = self._due() if self._reporting.running else self._used
         self._used = {name: when for name, when in self._used.items() if name not in used}
+        running = {
+            name: machine
+            for name in used
+            if (machine := self._machines.get(name)) is not None and machine.state not in DOWN
+        }
         facts: dict[str, str | None] = {}
-        for name, when in used.items():
-            machine = self._machines.get(name)
-            if machine is not None and machine.state not in DOWN:
-                facts[key("used", machine)] = f"{self._wall() - (self._now() - when):.3f}"
-        if not facts:
-            return
+        for name, machine in running.items():
+            stamp = self._wall() - (self._now() - used[name])
+            if self._is_news(machine, stamp):
+                facts[key("used", machine)] = f"{stamp:.3f}"
         try:
-            await self._state.coordinator.put(facts)
+            if facts:
+                await self._state.coordinator.put(facts)
         except ClusterUnavailable:
-            for name, when in used.items():
-                machine = self._machines.get(name)
-                if machine is not None and machine.state not in DOWN:
-                    self._used[name] = max(when, self._used.get(name, 0.0))
+            for name, machine in running.items():
+                if machine.state not in DOWN:
+                    self._used[name] = max(used[name], self._used.get(name, 0.0))
             raise
-        self._told |= used
+        self._reported |= {name: used[name] for name in running}
+
+    def _is_news(self, machine: IMachine, stamp: float) -> bool:
+        """Return whether no later use of *machine* than one at *stamp*, in seconds since 1970, is reported already."""
+        known = float(self._state.get("used", machine) or 0.0)
+        # The clock of another node may be ahead; then what it reports says nothing of a use that was later.
+        return not stamp <= known <= self._wall()

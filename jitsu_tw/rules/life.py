@@ -6,6 +6,7 @@ Times are in seconds of one clock that never goes back. `vm.machine` carries out
 
 from __future__ import annotations
 
+import enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -90,6 +91,14 @@ class Activation:
         return ", ".join(f"{step} {(when - begin) * 1000:.0f}" for step, when in self.marks.items())
 
 
+class Again(enum.Enum):
+    """Whether Jitsu itself starts a VM once more whose start has failed."""
+
+    NO = enum.auto()
+    IN_VAIN = enum.auto()  # its guest was to go on where it was, and could not: it is booted
+    PROMISED = enum.auto()  # a client has its address already
+
+
 class Life:
     """
     What is known of one VM, and decided for it.
@@ -165,15 +174,19 @@ class Life:
 
     # What follows from an input.
 
-    def enter(self, state: State, reason: str, now: float, since: float) -> State:
+    def enter(self, state: State, reason: str, now: float, since: float, *, promised: bool) -> tuple[State, Again]:
         """
-        Enter *state*, because of *reason*; return the state before.
+        Enter *state*, because of *reason*.
 
         Args:
             state: the new one, which is another.
             reason: in words.
             now: the time.
             since: when the first of those who wait asked.
+            promised: a client has the address already, or its packet is held. It does not ask again.
+
+        Returns:
+            The state before, and whether Jitsu itself is to start the VM once more.
         """
         old, self.state = self.state, state
         if state is not State.STOPPING or old is not State.CANCELLING:
@@ -186,39 +199,42 @@ class Life:
             self.activation.mark("stopped", now)
         if state in ACTIVATING:
             self.fault = BootFailed
-        steady = self._is_steady(now)
-        fell = old is State.UP and state is State.OFF and not steady and reason not in IN_ORDER
-        if state is State.FAILED or (fell and self.how is not How.RAN):  # else another program had started it
+        self._count_failures(old, now)
+        again = self._again(old, promised=promised)
+        self._plan(again)
+        return old, again
+
+    def _count_failures(self, old: State, now: float) -> None:
+        """Count the failure that the new state is, or forget earlier ones."""
+        fell = old is State.UP and self.state is State.OFF and self.reason not in IN_ORDER
+        started = self.how is not How.RAN  # else another program had started it
+        if self.state is State.FAILED or (fell and started and not self._is_steady(now)):
             self.fail(now)
-        elif old is State.UP and state is not State.RESTARTING:
+        elif old is State.UP and self.state is not State.RESTARTING:
             self.failures = NO_FAILURES
-        return old
 
-    def wants_retry(self, old: State, *, promised: bool) -> bool:
-        """
-        Return whether the VM, which may have failed to start, is to be started once more by Jitsu itself.
+    def _again(self, old: State, *, promised: bool) -> Again:
+        """Return whether the VM is to be started once more, because it could not go on, or its start has failed."""
+        if self.state is not State.FAILED:
+            return Again.NO
+        if old is State.WAITING and self.how in RESUMED:
+            return Again.IN_VAIN
+        is_second = self.next.retry
+        return Again.PROMISED if promised and self.fault is BootFailed and not is_second else Again.NO
 
-        Args:
-            old: the state before.
-            promised: a client has the address already, or its packet is held. It does not ask again.
-        """
-        return self._is_in_vain(old) or (
-            self.state is State.FAILED and self.fault is BootFailed and promised and not self.next.retry
-        )
-
-    def plan(self, old: State, *, retry: bool) -> None:
-        """Decide how the VM, which has left the state *old*, is started next."""
+    def _plan(self, again: Again) -> None:
+        """Decide how the VM is started next."""
         plan = self.order
         if self.state is State.UP:
             plan = Start()
         elif self.state in DOWN:
-            plan = Start(cold=self.next.cold or (retry and self._is_in_vain(old)), retry=retry)
+            plan = Start(cold=self.next.cold or again is Again.IN_VAIN, retry=again is not Again.NO)
         if plan != self.order:  # what waits for an order knows it by its identity
             self.order = plan
 
-    def _is_in_vain(self, old: State) -> bool:
-        """Return whether a guest was to go on where it was, and could not."""
-        return self.state is State.FAILED and old is State.WAITING and self.how in RESUMED
+    def give_up(self) -> None:
+        """Do not start the VM once more after all."""
+        self.order = Start(cold=self.next.cold)
 
     def order_stop(self, mode: Mode) -> Event:
         """Order a stop by *mode*, or that a VM which is down stays so; return the input for the table."""

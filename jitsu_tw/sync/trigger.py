@@ -38,7 +38,7 @@ class SyncTrigger:
         if self._is_heard:
             self._wake()
 
-    def published(self, commit: str) -> None:
+    def published(self, commit: str = "") -> None:
         """Note that the shared branch is at *commit*, in hexadecimal; "" if that is not known."""
         if not commit or commit != self._known:
             self._is_behind = True

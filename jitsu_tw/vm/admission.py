@@ -7,7 +7,7 @@ A VM boots when fewer than `max_booting` VMs boot. Where `max_running` VMs run a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -43,6 +43,8 @@ class Admission:
     It owns, and nobody else writes: the queue, for which client network each VM is in it, and which VMs run, boot and
     stop.
     """
+
+    follows: Final = frozenset(State)
 
     log = Logger()
 

@@ -8,10 +8,11 @@ import attrs
 from twisted.internet.defer import DeferredList
 from zope.interface import implementer
 
+from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.interfaces import IMachineContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.interfaces import IQueue
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.persistence import StatsStore
     from jitsu_tw.vm.problems import Problems
     from jitsu_tw.vm.standins import StandIns
-    from jitsu_tw.vm.stats import StatsStore
 
 
 @implementer(IMachineContext)
@@ -33,8 +34,9 @@ class Context:
     The context of all machines of a fleet.
 
     Attributes:
+        ordered: those that are told when a VM enters one of the states they want, in this order.
         is_running: the process is not about to end.
-        observers: are told of each change of a state, in this order.
+        observers: the same, by the state.
     """
 
     reactor: IReactorTime
@@ -45,10 +47,15 @@ class Context:
     journal: Journal
     problems: Problems
     strategies: Strategies
-    stats: StatsStore
+    store: StatsStore
     standins: StandIns
-    observers: Sequence[IObserver]
+    ordered: Sequence[IObserver]
     is_running: bool = False
+    observers: Mapping[State, Sequence[IObserver]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Sort the observers by the states that they want to know of."""
+        self.observers = {state: tuple(one for one in self.ordered if state in one.follows) for state in State}
 
     def readiness(self, machine: Machine) -> Sequence[IReadiness]:
         """Return the strategies that tell when the guest of *machine* is ready."""
@@ -60,10 +67,10 @@ class Context:
 
         What Synjitsu broadcasts must have left before the guest has a port in the bridge.
         """
-        both = DeferredList([self.stats.written(), self.standins.heard()], consumeErrors=True)
+        both = DeferredList([self.store.written(), self.standins.heard()], consumeErrors=True)
         return both.addCallback(lambda _: None)
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""
-        self.journal.retries += self.is_running
+        self.journal.totals.retries += self.is_running
         return self.is_running

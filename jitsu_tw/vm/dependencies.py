@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
-from jitsu_tw.rules.lifecycle import STOPS, WANTED, Event, State
+from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +28,8 @@ class Dependencies:
 
     It owns, and nobody else writes: which VMs need each.
     """
+
+    follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
 
     def __init__(self, machines: Mapping[str, Machine], answers: IAnswers) -> None:
         """Begin with no needs of *machines*, which are by the VM's name; *answers* depend on the VMs and needs."""

@@ -9,7 +9,7 @@ from zope.interface import Attribute, Interface
 from jitsu_tw.ijitsu import IMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
@@ -84,7 +84,7 @@ class IMachineContext(Interface):
     queue: IQueue = Attribute("Where machines wait until they may boot.")
     journal: IJournal = Attribute("What has happened.")
     problems: Problems = Attribute("What an operator should know of the VMs.")
-    observers: Sequence[IObserver] = Attribute("Are told of each change of a state, in this order.")
+    observers: Mapping[State, Sequence[IObserver]] = Attribute("Those that want to know when a VM enters a state.")
 
     def readiness(machine: Any) -> Sequence[IReadiness]:
         """Return the strategies that tell when the guest of *machine* is ready."""

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoCapacity, NoSuchVM
-from jitsu_tw.rules.life import BLAMELESS, Life
+from jitsu_tw.rules.life import BLAMELESS, Again, Life
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, Start, State, Stop, after
 from jitsu_tw.settings import Mode
 from jitsu_tw.vm import steps
@@ -309,8 +309,11 @@ class Machine(Life):
 
     def _enter(self, state: State, reason: str) -> None:
         """Enter *state*: end what the old one was busy with, tell the observers, and take the new state's step."""
-        now = self._context.now()
-        old = self.enter(state, reason, now, self.waiters.since if self.waiters else now)
+        context, waiters, now = self._context, self.waiters, self._context.now()
+        promised = waiters is not None and waiters.promised
+        old, again = self.enter(state, reason, now, waiters.since if waiters else now, promised=promised)
+        if again is Again.PROMISED and not context.may_try_again():
+            self.give_up()
         if self._look is not None and self._look.busy:
             self._look.again = True
         if old is State.WAITING and self._waiting is not None:
@@ -321,14 +324,10 @@ class Machine(Life):
         if state in DOWN:
             self.problem(Problem.STOP)
             self.problem(Problem.PORT)
-        promised = self.waiters is not None and self.waiters.promised
-        in_vain = self.wants_retry(old, promised=False)
-        retry = in_vain or (self.wants_retry(old, promised=promised) and self._context.may_try_again())
-        self.plan(old, retry=retry)
-        for observer in self._context.observers:
+        for observer in context.observers[state]:
             observer.moved(self, old)
         if self.state is state:
-            self._take_step(old, in_vain=in_vain)
+            self._take_step(old, in_vain=again is Again.IN_VAIN)
             self._entered(state)
 
     def _take_step(self, old: State, *, in_vain: bool) -> None:
@@ -357,7 +356,7 @@ class Machine(Life):
         elif state is State.FAILED:
             self._start_failed(in_vain=in_vain)
         elif state not in STOPS and self.waiters is not None and self.waiters.are_owed:
-            self._again("asked for while it was being stopped")
+            self._summon_again("asked for while it was being stopped")
         elif old is State.RESTARTING and state in DOWN:
             left = max(0.0, self.failures.retry_at - self._context.now())
             self._context.reactor.callLater(left, self._come_again, order)
@@ -406,18 +405,18 @@ class Machine(Life):
         if in_vain:
             how = self.how.value
             self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=why)
-            self._again(f"booted, because it was {how} in vain")
+            self._summon_again(f"booted, because it was {how} in vain")
         elif self.boots_again:
             words = "{name}: its start failed: {why}; it is tried once more, as clients have its address"
             self.log.warn(words, name=name, why=why)
             self._tell_boot("failed")
-            self._again(f"tried once more, as clients have its address: {why}")
+            self._summon_again(f"tried once more, as clients have its address: {why}")
         else:
             waiters = self._end_boot("failed")
             if waiters:  # one that is told may ask anew at once, for a VM that is needed
                 waiters.fail_all(self.fault, f"{name}: {why}")
 
-    def _again(self, reason: str) -> None:
+    def _summon_again(self, reason: str) -> None:
         """Start the VM, which is down, once more."""
         self.managed = True
         self.feed(Event.SUMMON, reason)
@@ -426,7 +425,7 @@ class Machine(Life):
         """Boot after a restart, unless the VM was started or stopped meanwhile."""
         if self.order is order and not self.joinable:
             self.waiters = None
-            self._again("restarted")
+            self._summon_again("restarted")
 
     def _cannot_stop(self, why: str) -> None:
         """Note that the VM cannot be stopped by its mode."""

@@ -36,7 +36,7 @@ class Operator:
         """Stop the VM *name*, also one that is held; fires with the state in which that ended."""
         machine = self._fleet.machines[name]
         if self._fleet.cluster.ownership.is_others(machine):
-            return self._fleet.cluster.ownership.request(machine, Request.STOP)
+            return self._fleet.cluster.request(machine, Request.STOP)
         self.release(name)
         self._fleet.leases.wakeups.stopped(machine)
         return self.stop_if_possible(machine, "stopped by hand")
@@ -55,7 +55,7 @@ class Operator:
         """
         machine = self._fleet.machines[name]
         if self._fleet.cluster.ownership.is_others(machine):
-            self._fleet.cluster.ownership.request(machine, Request.HOLD)
+            self._fleet.cluster.request(machine, Request.HOLD)
             return self.start(name)
         self._fleet.leases.wakeups.hold(machine)
         self._fleet.journal.hold(name, held=True)
@@ -69,7 +69,7 @@ class Operator:
         """Give the VM *name*, if it is held, the lease of any other; it begins now."""
         machine = self._fleet.machines[name]
         if self._fleet.cluster.ownership.is_others(machine):
-            self._fleet.cluster.ownership.request(machine, Request.RELEASE)
+            self._fleet.cluster.request(machine, Request.RELEASE)
         if self._fleet.leases.wakeups.is_held(name):
             self._fleet.leases.wakeups.release(machine)
             self._fleet.journal.hold(name, held=False)

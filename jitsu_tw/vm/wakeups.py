@@ -42,6 +42,8 @@ class Wakeups:
     last, and the timers of starts to come.
     """
 
+    follows: Final = DOWN | {State.UNKNOWN}
+
     log = Logger()
 
     def __init__(self, machines: Mapping[str, Machine], clocks: Clocks, observer: IWakeupObserver) -> None:
@@ -101,8 +103,7 @@ class Wakeups:
 
     def moved(self, machine: Machine, old: State) -> None:
         """Start *machine*, which is down, again if it is held or has windows: at once, or after its rest."""
-        went_down = machine.state in DOWN | {State.UNKNOWN} and old in STOPS | {State.UP, State.UNKNOWN}
-        if went_down and (machine.vm.keep_up or self.is_held(machine.vm.name)):
+        if old in STOPS | {State.UP, State.UNKNOWN} and (machine.vm.keep_up or self.is_held(machine.vm.name)):
             self._wake_in(max(0.0, machine.failures.retry_at - self._now()), machine)
 
     # Weekly windows.

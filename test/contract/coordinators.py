@@ -22,7 +22,7 @@ class Peer(Hearer):
 
     Attributes:
         changes: facts that changed: key, value, and value before.
-        story: "joined", or why it was parted, in their order.
+        story: "connected", or why it was lost, in their order.
     """
 
     def __init__(self) -> None:
@@ -32,26 +32,26 @@ class Peer(Hearer):
         self.story: list[str] = []
 
     @property
-    def joins(self) -> int:
-        """How often it has joined."""
-        return self.story.count("joined")
+    def connections(self) -> int:
+        """How often it was connected."""
+        return self.story.count("connected")
 
     @property
-    def partings(self) -> list[str]:
-        """Why it was parted, each time."""
-        return [word for word in self.story if word != "joined"]
+    def losses(self) -> list[str]:
+        """Why it was lost, each time."""
+        return [word for word in self.story if word != "connected"]
 
     def told(self, key: str, value: str | None, before: str | None) -> None:
         """Remember a change."""
         self.changes.append((key, value, before))
         self.look()
 
-    def joined(self) -> None:
+    def connected(self) -> None:
         """Remember an agreement."""
-        self.story.append("joined")
+        self.story.append("connected")
         self.look()
 
-    def parted(self, reason: str) -> None:
+    def lost(self, reason: str) -> None:
         """Remember a loss."""
         self.story.append(reason)
         self.look()
@@ -74,7 +74,7 @@ class CoordinatorContract(TestCase):
         self.peer = Peer()
         self.coordinator.start(self.peer)
         self.addCleanup(self.coordinator.stop)
-        await self.peer.until(lambda: self.peer.joins)
+        await self.peer.until(lambda: self.peer.connections)
 
     def test_interface(self) -> None:
         """It implements `ICoordinator`, and begins with no facts."""
@@ -92,7 +92,7 @@ class CoordinatorContract(TestCase):
         self.assertTrue(await self.coordinator.put({"a/b": "ü"}))
         expected = [("a/b", "1", None), ("c", "", None), ("a/b", "ü", "1"), ("c", None, "")]
         self.assertEqual(expected, self.peer.changes)
-        self.assertEqual(["joined"], self.peer.story)
+        self.assertEqual(["connected"], self.peer.story)
 
     async def test_one_step(self) -> None:
         """When the first of several facts is told, the others are known."""
@@ -168,4 +168,4 @@ class CoordinatorContract(TestCase):
         await self.coordinator.stop()
         self.assertFalse(self.coordinator.holds("a"))
         self.assertEqual(told, len(self.peer.changes))
-        self.assertEqual(["joined"], self.peer.story)
+        self.assertEqual(["connected"], self.peer.story)

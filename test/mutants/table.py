@@ -157,8 +157,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("VM life", "jitsu_tw/rules/life.py", "test.unit.vm.test_fleet"): (
         ("2.0 ** (failures - 2)) if failures > 1", "2.0 ** (failures - 2)) if failures > 2",
          "does not rest after a second failure"),
-        ("promised and not self.next.retry", "promised", "tries a broken VM again without end"),
-        ("and reason not in IN_ORDER", "", "takes a guest that has done its work for a failure"),
+        ("and not is_second else", "else", "tries a broken VM again without end"),
+        ("and self.reason not in IN_ORDER", "", "takes a guest that has done its work for a failure"),
         ("if self.fault not in BLAMELESS:", "if True:", "lets a VM rest because its host is full"),
         ("then = Start(cold=self.next.cold)\n", "then = Start()\n", "forgets that the next start must boot"),
     ),

@@ -22,10 +22,9 @@ import attrs
 import dns.message
 from zope.interface import implementedBy
 
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.rules.lifecycle import State

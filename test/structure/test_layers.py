@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: The layers of Jitsu, the highest first. A name stands for a package or a module and all below it; the longest one
 #: that fits a module counts.
 LAYERS: Final = (
-    ("jitsu_tw.tap", "jitsu_tw.ctl"),
+    ("jitsu_tw.tap", "jitsu_tw.ctl", "jitsu_tw.listeners"),
     ("jitsu_tw.control", "jitsu_tw.sync"),
     ("jitsu_tw.config",),
     ("jitsu_tw.dns",),

@@ -97,7 +97,7 @@ class Desk(World):
 
     Attributes:
         endpoint: of its fleet.
-        elsewhere: returns what is wrong that the fleet does not know of.
+        problems: what is wrong that the fleet does not know of.
     """
 
     def __init__(
@@ -105,10 +105,9 @@ class Desk(World):
     ) -> None:
         """Begin with *vms* and what else *settings* say."""
         super().__init__(*vms, **settings)
-        self.elsewhere: Callable[[], list[str]] = list
-        self.endpoint = Endpoint(
-            self.fleet, reload, token, self.clock, lambda: EPOCH + self.clock.seconds(), lambda: [*self.elsewhere()]
-        )
+        self.problems: list[str] = []
+        wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
+        self.endpoint = Endpoint(self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems))
 
     def talk(self, host: str = "") -> Talk:
         """Return a new connection from *host*, or by a UNIX socket."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def coordinator_for(cluster: Cluster | None, reactor: Any) -> ICoordinator:
     """
-    Return what agrees with the others of *cluster*, or with nobody if there is none. Nothing is connected yet.
+    Return the coordinator of *cluster*, or one for a single node if there is none. Nothing is connected yet.
 
     Raises:
         ConfigError: a certificate or a key of *cluster*'s cannot be read.
@@ -23,6 +23,6 @@ def coordinator_for(cluster: Cluster | None, reactor: Any) -> ICoordinator:
     if cluster is None:
         alone: ICoordinator = LocalCoordinator()
         return alone
-    room = import_module("jitsu_tw.cluster.coordinator.etcd")
-    found: ICoordinator = room.EtcdCoordinator(cluster, reactor)
+    module = import_module("jitsu_tw.cluster.coordinator.etcd")
+    found: ICoordinator = module.EtcdCoordinator(cluster, reactor)
     return found

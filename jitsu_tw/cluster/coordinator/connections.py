@@ -1,7 +1,7 @@
 """
-The connections to etcd's members: made with our certificates, kept in mind while they last, ended together.
+The connections to etcd's members: made with this node's certificates, registered while they last, ended together.
 
-An Agent of twisted.web's makes its connections here; what is said over them is its own matter.
+An Agent of twisted.web's makes its connections here, and alone reads and writes them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import Cluster
 
-#: So often, a second apart, the kernel asks a silent connection's other end whether it is there.
+#: How many probes of the kernel's, a second apart, the other end of a silent connection may leave unanswered.
 KEEPALIVES: Final = 3
 
 #: A certificate in a PEM file (RFC 7468).
@@ -49,7 +49,17 @@ class Connections:
     """Makes connections, and can end them all."""
 
     def __init__(self, cluster: Cluster, reactor: Any, patience: float) -> None:
-        """Read the certificates. Seconds of *patience* are for the making of a connection."""
+        """
+        Read the certificates.
+
+        Args:
+            cluster: the settings that name the certificates.
+            reactor: connects.
+            patience: seconds that a connection may take to be made.
+
+        Raises:
+            ConfigError: a certificate or a key cannot be read.
+        """
         self._reactor, self.patience = reactor, patience
         self._trust = _trust(cluster.ca) if cluster.ca else platformTrust()
         self._identity = _identity(cluster.cert, cluster.key) if cluster.cert and cluster.key else None
@@ -58,7 +68,7 @@ class Connections:
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
         """Return what connects to *uri*."""
-        endpoint: IStreamClientEndpoint = _Kept(
+        endpoint: IStreamClientEndpoint = _Registering(
             HostnameEndpoint(self._reactor, uri.host, uri.port, self.patience), self
         )
         if uri.scheme != b"https":
@@ -68,7 +78,7 @@ class Connections:
         return wrapped
 
     def ended(self, connection: ProtocolWrapper) -> None:
-        """Hear that one has ended."""
+        """Remove *connection*, which has ended."""
         self.open.discard(connection)
         if not self.open:
             waiting, self._waiting = self._waiting, []
@@ -76,7 +86,7 @@ class Connections:
                 deferred.callback(None)
 
     def abort(self) -> Deferred[None]:
-        """End them all; fire when there is none."""
+        """End all connections; fire when there is none."""
         if not self.open:
             return succeed(None)
         none: Deferred[None] = Deferred()
@@ -87,20 +97,20 @@ class Connections:
 
 
 @implementer(IStreamClientEndpoint)
-class _Kept:
-    """An endpoint whose connections are kept in mind."""
+class _Registering:
+    """An endpoint whose connections are registered in `Connections`."""
 
     def __init__(self, endpoint: IStreamClientEndpoint, connections: Connections) -> None:
         self._endpoint, self._connections = endpoint, connections
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect."""
-        connecting: Deferred[Any] = self._endpoint.connect(_Keeping(factory, self._connections))
+        connecting: Deferred[Any] = self._endpoint.connect(_Factory(factory, self._connections))
         return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
 
 
-class _Keeping(WrappingFactory):
-    """Keeps a connection in mind while it lasts."""
+class _Factory(WrappingFactory):
+    """Registers a connection while it lasts."""
 
     noisy = False
 
@@ -113,7 +123,7 @@ class _Keeping(WrappingFactory):
             inner = getattr(inner, "wrappedFactory", None)
 
     def registerProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has begun. A watch may be silent for long: the kernel looks whether the other end is there."""
+        """Register *p*. A watch may be silent for long: the kernel probes whether the other end is there."""
         super().registerProtocol(p)
         self._connections.open.add(p)
         handle = p.getHandle()
@@ -123,13 +133,13 @@ class _Keeping(WrappingFactory):
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVES)
 
     def unregisterProtocol(self, p: ProtocolWrapper) -> None:  # noqa: N802
-        """Hear that it has ended."""
+        """Remove *p*, which has ended."""
         super().unregisterProtocol(p)
         self._connections.ended(p)
 
 
 def words(error: Any) -> str:
-    """Return why a connection failed, for people."""
+    """Return why a connection failed, for the log."""
     if isinstance(error, Failure):
         error = error.value
     if isinstance(error, CancelledError):

@@ -2,17 +2,16 @@
 Many Jitsus that agree by etcd: its transactions, its leases, and a watch of everything below one prefix.
 
 What is known is what the watch tells, in etcd's order, and nothing else: a claim or a put of ours has been done, as far
-as anybody here is concerned, when the watch has told it. So every change is told once, whoever made it; and whether a
-claim is ours is asked of what is known, and of a clock (`session.Session`).
+as this node is concerned, when the watch has told it. So every change is told once, whichever node made it; and whether
+a claim is ours is asked of what is known, and of a clock (`session.Session`).
 
-All that is asked, and the watch, is asked of one member of etcd. When that one fails, the next is tried, with the same
-lease; whatever has changed meanwhile is found by comparing. Only if the lease's time is over by then, has contact been
-lost: `IPeer.parted`.
+All requests, and the watch, go to one member of etcd. When that one fails, the next is tried, with the same lease;
+whatever has changed meanwhile is found by comparing. Only if the lease's time is over by then, has contact been lost:
+`IPeer.lost`.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -20,13 +19,14 @@ from twisted.internet.defer import TimeoutError as NoAnswer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway, Refused, Stream
+from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway, Stream
 from jitsu_tw.cluster.coordinator.kv import Keys, Mirror, revision
+from jitsu_tw.cluster.coordinator.link import Link
 from jitsu_tw.cluster.coordinator.session import Session, boottime
-from jitsu_tw.coroutines import deferred, report, spawn
+from jitsu_tw.cluster.coordinator.space import Space
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import ICoordinator
-from jitsu_tw.reconnect import Reconnector, steady
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,30 +35,52 @@ if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IPeer
     from jitsu_tw.settings import Cluster
 
-#: Seconds until etcd's members are tried again, when all have failed: at first and at most.
-_PAUSE: Final = steady(0.1, 2.0)
-
-#: Seconds of etcd's history that are kept. A watch that is begun anew needs none: everything is read before.
-HISTORY: Final = 3600.0
-
-#: Codes of gRPC by which etcd refuses writes until the operator acts: this user may not write, or the space quota is
-#: used up (the alarm NOSPACE); and the operator's remedy for that.
-FORBIDDEN: Final = 7
-EXHAUSTED: Final = 8
-MAKE_SPACE: Final = "compact and defragment etcd, then: etcdctl alarm disarm"
-
 #: Why contact is lost, if etcd can be asked.
 ENDED: Final = "etcd has ended our lease"
+
+
+class _Releases:
+    """Claims of this node that it removes: others may have them before the watch tells that they are gone."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()  # those that are removed, or may have been
+        self._under_way: dict[str, list[Deferred[None]]] = {}  # those that are being removed: waiting claims
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def begin(self, keys: Iterable[str]) -> None:
+        """Count *keys* as lost."""
+        for key in keys:
+            self._keys.add(key)
+            self._under_way.setdefault(key, [])
+
+    def end(self, keys: Iterable[str]) -> None:
+        """Continue the claims that wait for *keys*."""
+        for key in keys:
+            for waiting in self._under_way.pop(key, ()):
+                waiting.callback(None)
+
+    def forget(self, keys: Iterable[str] | None = None) -> None:
+        """Count *keys*, or all, as they are known again."""
+        self._keys.difference_update(list(self._keys) if keys is None else keys)
+
+    async def ended(self, key: str) -> None:
+        """Wait until *key* is not being removed."""
+        if key in self._under_way:
+            waiting: Deferred[None] = Deferred()
+            self._under_way[key].append(waiting)
+            await waiting
 
 
 @implementer(ICoordinator)
 class EtcdCoordinator:
     """
-    One of several that share an etcd.
+    One of several nodes that share an etcd.
 
-    A claim that was ours before keeps its value. A put of more than `kv.OPERATIONS` facts is done in as many steps as
-    it takes, and if a claim is lost meanwhile, some are done. One that fails with ClusterUnavailable may have been done
-    all the same; a claim of ours that it was to remove counts as lost from then on, until it is claimed again.
+    A claim of this node that it claims again keeps its value. A put of more than `kv.OPERATIONS` facts is done in
+    several steps, and if a claim is lost meanwhile, some are done. A put that fails with ClusterUnavailable may have
+    been done all the same; a claim of this node that it was to remove counts as lost until it is claimed again.
     """
 
     log = Logger()
@@ -66,40 +88,37 @@ class EtcdCoordinator:
 
     def __init__(self, cluster: Cluster, reactor: Any, now: Callable[[], float] = boottime) -> None:
         """
-        Connect to nobody yet.
+        Begin without a connection.
 
         Raises:
             ConfigError: a certificate or a key cannot be read.
         """
         self.node = cluster.node
-        self.trouble = ""
         self._reactor = reactor
         self._keys = Keys(cluster.prefix)
         self._gateway = Gateway(cluster, reactor)
         self._session = Session(self._gateway, self._keys, cluster.ttl, now)
         self._mirror = Mirror()
-        self._released: set[str] = set()  # claims of ours that we remove, or have tried to
-        self._releasing: dict[str, list[Deferred[None]]] = {}  # of those, what is being removed: who waits for it
-        self._reconnector: Reconnector[Stream] = Reconnector(
-            "etcd", self._connect, self._connected, self._disconnected, Stream.stop, reactor, self._next_member
+        self._releases = _Releases()
+        self._space = Space(self._gateway, reactor)
+        self._link = Link(
+            self._gateway, self._session.every, reactor, self._connect, self._join, self._keep, self._disconnected
         )
         self._peer: IPeer | None = None
         self._joined = False
-        self._complained = False  # in the log, of the present loss
         self._why = "etcd has not been asked yet"
-        self._rounds = 0  # in which all members failed, one after the other
-        self._stream: Stream | None = None
-        self._pausing: Deferred[None] | None = None
         self._turns = DeferredSemaphore(AT_ONCE)
         self._waiting: list[tuple[int, Deferred[None]]] = []  # for revisions
         self._deadline: Any = None
-        self._past = 0  # the revision that was known when history was last compacted
-        self._compact_at = 0.0
-        self._has_alarm = False
+
+    @property
+    def trouble(self) -> str:
+        """Why etcd refuses all writes; empty while it does not."""
+        return self._space.trouble
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What is known now."""
+        """The facts that are known now, by key."""
         return self._mirror.facts
 
     # The interface.
@@ -107,17 +126,13 @@ class EtcdCoordinator:
     def start(self, peer: IPeer) -> None:
         """Begin to connect."""
         self._peer = peer
-        self._reconnector.begin()
+        self._link.begin()
 
     @deferred
     async def stop(self) -> None:
         """Give the lease back, if etcd can be asked, and disconnect."""
         self._peer, self._joined, self._why = None, False, "this node has stopped"
-        self._reconnector.end()
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.stop()
-        self._wake()
+        self._link.end()
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._fire(lambda _: True, ClusterUnavailable(self._why))
@@ -129,34 +144,26 @@ class EtcdCoordinator:
 
     @deferred
     async def claim(self, key: str, value: str) -> bool:
-        """Make a fact that is ours alone."""
-        if key in self._releasing:
-            waiting: Deferred[None] = Deferred()
-            self._releasing[key].append(waiting)
-            await waiting
+        """Claim *key*."""
+        await self._releases.ended(key)
         await self._commit(self._keys.claim(key, value, self._lease()))
-        self._released.discard(key)
+        self._releases.forget([key])
         return self._is_ours(key)
 
     def holds(self, key: str) -> bool:
-        """Return whether *key* is a claim of ours, now."""
-        return self._joined and key not in self._released and self._is_ours(key) and self._session.left() > 0
+        """Return whether *key* is a claim of this node, now."""
+        return self._joined and key not in self._releases and self._is_ours(key) and self._session.left() > 0
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
         """Change facts."""
         released = {key for key, value in facts.items() if value is None and self._is_ours(key)}
-        # Somebody else may have these before the watch tells us that they are gone.
-        self._released |= released
-        for key in released:
-            self._releasing.setdefault(key, [])
-        return self._put(dict(facts), holding, released).addBoth(self._put_is_done, released)
+        self._releases.begin(released)
 
-    def _put_is_done(self, result: Any, released: Iterable[str]) -> Any:
-        """Continue the claims that wait for what was removed."""
-        for key in released:
-            for waiting in self._releasing.pop(key, ()):
-                waiting.callback(None)
-        return result
+        def ended(result: Any) -> Any:
+            self._releases.end(released)
+            return result
+
+        return self._put(dict(facts), holding, released).addBoth(ended)
 
     # Transactions.
 
@@ -166,64 +173,29 @@ class EtcdCoordinator:
         ours = {key for key in facts if self._is_ours(key)}
         for transaction in self._keys.puts(facts, ours, lease, holding):
             if not await self._commit(transaction):
-                self._released -= released
+                self._releases.forget(released)
                 return False
-        self._released -= released
+        self._releases.forget(released)
         return True
 
     async def _commit(self, transaction: Mapping[str, Any]) -> bool:
-        """Do it, and wait until the watch has told what it did; say whether its conditions held."""
+        """Do it, and wait until the watch has told what it did; return whether its conditions held."""
         try:
-            answer = await self._turns.run(lambda: Deferred.fromCoroutine(self._gateway.ask("kv/txn", transaction)))
+            answer = await self._turns.run(self._gateway.ask, "kv/txn", transaction)
         except ClusterUnavailable as error:
-            if isinstance(error, Refused) and error.code in {FORBIDDEN, EXHAUSTED}:
-                self._refuses(error)
-            self._wake()  # to see whether etcd can be asked at all, and knows our lease
+            self._space.refused(error)
+            self._link.wake()
             raise
-        self._takes_writes()
+        self._space.accepted()
         await self._reached(revision(answer))
         return bool(answer.get("succeeded"))
 
-    def _refuses(self, refused: Refused) -> None:
-        """Note that etcd refuses writes, and log that when it begins."""
-        self._has_alarm = refused.code == EXHAUSTED
-        reason = f"{refused}; {MAKE_SPACE}" if self._has_alarm else str(refused)
-        if not self.trouble:
-            self.log.error("etcd refuses writes, so no VM can be claimed or started: {reason}", reason=reason)
-        self.trouble = reason
-
-    def _takes_writes(self) -> None:
-        """Note that etcd accepts writes."""
-        if self.trouble:
-            self.log.info("etcd accepts writes again")
-        self.trouble, self._has_alarm = "", False
-
-    async def _check_alarm(self) -> None:
-        """Ask whether etcd still has the alarm by which it refuses writes."""
-        if self._has_alarm and not (await self._gateway.ask("maintenance/alarm", {"action": "GET"})).get("alarms"):
-            self._takes_writes()
-
-    async def _compact(self) -> None:
-        """
-        Remove etcd's history of more than `HISTORY` seconds ago; without that it grows up to etcd's quota.
-
-        Only what is older than the last change of a fact is removed. Another node, or etcd by itself, may have done it.
-        """
-        now = self._reactor.seconds()
-        if now < self._compact_at:
-            return
-        revision, self._past = self._past, self._mirror.revision
-        self._compact_at = now + HISTORY
-        if revision:
-            with suppress(ClusterUnavailable):
-                await self._gateway.ask("kv/compaction", {"revision": str(revision)})
-
     def _lease(self) -> int:
-        """Return the lease, if there is agreement."""
+        """Return the number of the lease, while claims can be proven."""
         if not self._joined or self._session.left() <= 0:
             if self._joined:  # this process was stopped: it joins anew now, not when the next renewal is due
                 self._deadline.reset(0.0)
-                self._wake()
+                self._link.wake()
             raise ClusterUnavailable(self._why)
         return self._session.lease
 
@@ -241,11 +213,11 @@ class EtcdCoordinator:
         except NoAnswer as error:
             self._waiting = [(wanted, other) for wanted, other in self._waiting if other is not waiting]
             reason = f"{self._gateway.url} does not tell what has changed"
-            self._lost(reason)
+            self._link.lose(reason)
             raise ClusterUnavailable(reason) from error
 
     def _fire(self, which: Callable[[int], bool], error: ClusterUnavailable | None = None) -> None:
-        """Tell those who wait for such revisions."""
+        """Fire, or fail by *error*, the Deferreds that wait for these revisions."""
         due = [waiting for wanted, waiting in self._waiting if which(wanted)]
         self._waiting = [(wanted, waiting) for wanted, waiting in self._waiting if not which(wanted)]
         for waiting in due:
@@ -258,62 +230,29 @@ class EtcdCoordinator:
 
     @deferred
     async def _connect(self) -> Stream:
-        """Have a lease, and know all facts, by the present member of etcd; return its watch."""
+        """Get or renew a lease, learn all facts, by the present member of etcd, and return its watch."""
         if not await self._renew():
-            self._released.clear()
+            self._releases.forget()
             await self._session.begin()
         known = await self._learn()
-        return await self._gateway.watch(self._keys.watch(known + 1), self._told, self._break)
+        return await self._gateway.watch(
+            self._keys.watch(known + 1), self._told, lambda reason: self._link.lose(str(reason))
+        )
 
-    def _connected(self, stream: Stream) -> None:
-        self._stream = stream
-        spawn(self.log, self._stay(stream), "etcd")
-
-    async def _stay(self, stream: Stream) -> None:
-        """Join, and renew the lease while there is *stream*."""
-        try:
-            self._join()
-            while await self._lasts(stream):
-                if not await self._renew():
-                    raise ClusterUnavailable(ENDED)  # noqa: TRY301
-                self._join()  # again, if the lease's time was over for us though not for etcd
-                self._rounds = 0
-                await self._check_alarm()
-                await self._compact()
-        except Exception as error:  # noqa: BLE001
-            # Whatever it is, a node that has given up would stay apart for ever.
-            if self._stream is stream:
-                if not isinstance(error, ClusterUnavailable):
-                    report(self.log, "etcd")
-                self._lost(str(error) or repr(error))
-
-    def _break(self, reason: ClusterUnavailable) -> None:
-        """Handle the end of the watch."""
-        self._lost(str(reason))
-
-    def _lost(self, reason: str) -> None:
-        """Leave the present member of etcd, because of *reason*."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.stop()
-            self._reconnector.again(reason)
-            self._wake()
-
-    def _next_member(self, _failures: int) -> float:
-        """Leave the present member of etcd for the next; return the seconds until that is asked."""
-        if not self._gateway.next():
-            return 0.0
-        self._rounds += 1
-        return _PAUSE(self._rounds)
+    async def _keep(self) -> None:
+        """Renew the lease, and look after etcd's space."""
+        if not await self._renew():
+            raise ClusterUnavailable(ENDED)
+        self._join()  # again, if the lease's time was over for us though not for etcd
+        await self._space.keep(self._mirror.revision)
 
     def _disconnected(self, reason: str) -> None:
         self._why = reason
-        if self._peer is not None and not self._joined and not self._complained:
-            self._complained = True
+        if self._peer is not None and self._deadline is None and self._link.failures == 1:
             self.log.warn("etcd cannot be asked yet: {reason}; trying again", reason=reason)
 
     async def _renew(self) -> bool:
-        """Renew the lease; say whether there still is one."""
+        """Renew the lease; return whether there still is one."""
         renewed = await self._session.renew()
         if not renewed:
             self._part(ENDED)
@@ -333,11 +272,11 @@ class EtcdCoordinator:
         return known
 
     def _told(self, result: Mapping[str, Any]) -> None:
-        """Learn what the watch tells."""
+        """Handle a result of the watch."""
         self._tell(self._mirror.learn(self._keys.events(result)))
 
     def _tell(self, changes: Iterable[Change]) -> None:
-        """Tell what has changed, then those who have waited for it."""
+        """Tell the peer what has changed, then continue what has waited for it."""
         for key, value, before in changes:
             if self._peer is not None:
                 self._call(self._peer.told, key, value, before)
@@ -348,13 +287,13 @@ class EtcdCoordinator:
             return
         if self._session.left() <= 0:
             raise ClusterUnavailable("etcd was too slow for the time of a lease")
-        self._joined = self._complained = True
+        self._joined = True
         self.log.info("agreeing with the others by etcd at {url}", url=self._gateway.url)
         self._deadline = self._reactor.callLater(max(0.0, self._session.left()), self._look)
-        self._call(self._peer.joined)
+        self._call(self._peer.connected)
 
     def _look(self) -> None:
-        """See whether the lease's time is over."""
+        """Lose contact, if the lease's time is over."""
         left = self._session.left()
         if left > 0:
             self._deadline = self._reactor.callLater(left, self._look)
@@ -364,27 +303,16 @@ class EtcdCoordinator:
     def _part(self, reason: str) -> None:
         if not self._joined or self._peer is None:
             return
-        self._joined, self._why, self._complained = False, reason, True
+        self._joined, self._why = False, reason
         if self._deadline.active():
             self._deadline.cancel()
         self.log.error("cut off from the others: {reason}", reason=reason)
-        self._call(self._peer.parted, reason)
+        self._call(self._peer.lost, reason)
 
     def _call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Tell the peer. Whatever it fails by is its own matter."""
+        """Call the peer, and log its exception."""
         try:
             function(*arguments)
         except Exception:  # noqa: BLE001
-            # What we know, and whether we are connected, is the same however the peer takes it.
+            # The facts, and the connection, do not depend on the peer.
             self.log.failure("telling of {arguments} failed", arguments=arguments)
-
-    async def _lasts(self, stream: Stream) -> bool:
-        """Wait until the lease is to be renewed, or until woken; return whether *stream* is there still."""
-        if self._stream is stream:
-            self._pausing = pausing = Deferred[None]()
-            await pausing.addTimeout(self._session.every, self._reactor, onTimeoutCancel=lambda *_: None)
-        return self._stream is stream
-
-    def _wake(self) -> None:
-        if self._pausing is not None and not self._pausing.called:
-            self._pausing.callback(None)

@@ -1,5 +1,5 @@
 """
-Etcd's JSON gateway, by treq: calls and streams, at one of its members at a time. It knows nothing of leases or facts.
+Etcd's JSON gateway, by treq: calls and streams, at one of its members at a time. Leases and facts are not its matter.
 
 A call is a POST to ``/v3/…`` with a JSON object (etcd's documentation, "gRPC gateway"). A stream's answer is one JSON
 object a line for as long as the connection lasts.
@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.client import Agent, HTTPConnectionPool
 
 from jitsu_tw.cluster.coordinator.connections import Connections, words
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
 
 if TYPE_CHECKING:
@@ -43,28 +44,28 @@ NO_HEADERS: Final[Headers] = {}
 #: Has etcd end a watch whose member has lost its leader (etcd's clientv3.WithRequireLeader).
 REQUIRE_LEADER: Final[Headers] = {"Grpc-Metadata-hasleader": "true"}
 
-#: So many connections to a member are kept for what comes next.
+#: How many connections to a member are kept for the next calls.
 AT_ONCE: Final = 16
 
 
 class Refused(ClusterUnavailable):
     """
-    Etcd has answered, and says no.
+    Etcd has answered with an error.
 
     Attributes:
         code: gRPC's number of the error.
-        said: etcd's words.
+        text: etcd's message.
     """
 
-    def __init__(self, url: str, code: int, said: str) -> None:
-        """Say who refuses."""
-        super().__init__(f"{url}: {said}")
-        self.code, self.said = code, said
+    def __init__(self, url: str, code: int, text: str) -> None:
+        """Put the member's *url* before etcd's message."""
+        super().__init__(f"{url}: {text}")
+        self.code, self.text = code, text
 
 
 class Stream:
     """
-    What an answer without an end says, line by line.
+    An answer without an end, which is read line by line.
 
     Attributes:
         begun: fires when there is a first line; fails with ClusterUnavailable if there is none.
@@ -73,14 +74,14 @@ class Stream:
     def __init__(
         self, url: str, told: Callable[[Mapping[str, Any]], None], ended: Callable[[ClusterUnavailable], None]
     ) -> None:
-        """Call *told* with each result after the first, *ended* when no more will come."""
+        """Call *told* with each result after the first, and *ended* when no more will come."""
         self._url, self._told, self._ended = url, told, ended
         self._rest = b""
         self._over = False
         self.begun: Deferred[None] = Deferred()
 
     def data(self, octets: bytes) -> None:
-        """Take what has come."""
+        """Read *octets*, the next of the answer."""
         *lines, self._rest = (self._rest + octets).split(b"\n")
         for line in lines:
             if self._over:
@@ -90,10 +91,10 @@ class Stream:
 
     def _line(self, line: bytes) -> None:
         try:
-            said = json.loads(line)
-            result = said.get("result")
+            message = json.loads(line)
+            result = message.get("result")
             if result is None:
-                self.end(_refused(self._url, said))
+                self.end(_refused(self._url, message))
             elif result.get("canceled"):
                 compacted = f"compacted up to revision {result.get('compact_revision')}"
                 self.end(ClusterUnavailable(f"{self._url}: {result.get('cancel_reason') or compacted}"))
@@ -105,13 +106,13 @@ class Stream:
             self.end(ClusterUnavailable(f"{self._url} does not talk as etcd does: {error!r}"))
 
     def over(self, reason: ClusterUnavailable) -> None:
-        """Hear that the connection has ended; etcd's last line has no end."""
+        """Handle the end of the connection; etcd's last line has no line feed."""
         if self._rest.strip() and not self._over:
             self._line(self._rest)
         self.end(reason)
 
     def end(self, reason: ClusterUnavailable) -> None:
-        """Take no more, because of *reason*."""
+        """Read no more, because of *reason*."""
         if self._over:
             return
         self._over = True
@@ -121,7 +122,7 @@ class Stream:
             self.begun.errback(reason)
 
     def stop(self) -> None:
-        """Take no more, and tell nobody."""
+        """Read no more, and call nothing."""
         self._over = True
 
 
@@ -137,8 +138,8 @@ class Gateway:
     """
     The members of etcd, of which one is the present one.
 
-    Everything that fails for want of an answer fails with ClusterUnavailable, in the words of who knows; what etcd
-    refuses, with Refused.
+    A call that is not answered fails with ClusterUnavailable, and the message of the layer that knows why; one that
+    etcd refuses, with Refused.
 
     Attributes:
         url: of the present member.
@@ -146,7 +147,7 @@ class Gateway:
 
     def __init__(self, cluster: Cluster, reactor: Any) -> None:
         """
-        Connect to nobody yet.
+        Begin without a connection.
 
         Raises:
             ConfigError: a certificate or a key cannot be read.
@@ -171,14 +172,14 @@ class Gateway:
         return self._urls[self._at].rstrip("/")
 
     def next(self) -> bool:
-        """Leave this member for the next; say whether that one begins a new round."""
+        """Leave this member for the next; return whether that one begins a new round."""
         self._leave()
         self._token = None
         self._at = (self._at + 1) % len(self._urls)
         return self._at == 0
 
     def _leave(self) -> Deferred[None]:
-        """End all connections and what is asked by them."""
+        """End all connections and the calls on them."""
         for asking in list(self._asking):
             asking.cancel()
         self._pool.closeCachedConnections()
@@ -189,6 +190,7 @@ class Gateway:
         self._closed = True
         return self._leave()
 
+    @deferred
     async def ask(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to a call, such as ``kv/range``."""
         answer: dict[str, Any] = await self._signed(lambda: self._ask(call, body))
@@ -200,19 +202,29 @@ class Gateway:
         told: Callable[[Mapping[str, Any]], None],
         ended: Callable[[ClusterUnavailable], None],
     ) -> Stream:
-        """Have *told* called with what a watch tells, and *ended* when it has ended, once etcd watches."""
+        """
+        Begin a watch, and return its stream once etcd watches.
+
+        Args:
+            request: etcd's WatchCreateRequest.
+            told: is called with each result of the watch.
+            ended: is called with the reason when the watch ends by itself.
+
+        Raises:
+            ClusterUnavailable: etcd does not watch.
+        """
         stream: Stream = await self._signed(lambda: self._watch(request, told, ended))
         return stream
 
     async def _signed(self, asking: Callable[[], Any]) -> Any:
-        """Do it as the user whom the configuration names, if it does; a token that is too old is renewed."""
+        """Make a call as the user in the configuration, if there is one; a token that is too old is renewed."""
         if self._user is None:
             return await asking()
         if self._token is not None:
             try:
                 return await asking()
             except Refused as refused:
-                if refused.said not in STALE:
+                if refused.text not in STALE:
                     raise
         self._token = None
         signed = await self._ask("auth/authenticate", {"name": self._user, "password": self._password or ""})
@@ -223,15 +235,15 @@ class Gateway:
         url = self.url
         code, content = await self._patiently(self._post(url, call, body))
         try:
-            said = json.loads(content)
+            parsed = json.loads(content)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
+            parsed = None
+        if not isinstance(parsed, dict):
             answer = f"it answers with status {code} and {content[:40]!r}"
             raise ClusterUnavailable(f"{url} does not talk as etcd does: {answer}")
-        if code != HTTPStatus.OK or "error" in said:
-            raise _refused(url, said)
-        return said
+        if code != HTTPStatus.OK or "error" in parsed:
+            raise _refused(url, parsed)
+        return parsed
 
     async def _watch(
         self,
@@ -260,11 +272,11 @@ class Gateway:
         headers: dict[bytes | str, bytes | str] = {"Content-Type": "application/json", **more}
         if self._token is not None and call != "auth/authenticate":
             headers["Authorization"] = self._token
-        place = _AsItIs.from_text(f"{url}/v3/{call}")
-        return self._client.post(place, data=json.dumps(body).encode(), headers=headers, unbuffered=True)
+        target = _AsItIs.from_text(f"{url}/v3/{call}")
+        return self._client.post(target, data=json.dumps(body).encode(), headers=headers, unbuffered=True)
 
     async def _patiently(self, asking: Coroutine[Any, Any, Any]) -> Any:
-        """Await it, but not too long; whatever goes wrong is ClusterUnavailable."""
+        """Await *asking* for `patience` seconds at most; any exception of it becomes ClusterUnavailable."""
         url = self.url
         if self._closed:
             asking.close()
@@ -289,9 +301,9 @@ class Gateway:
         return result
 
 
-def _refused(url: str, said: Mapping[str, Any]) -> Refused:
+def _refused(url: str, answer: Mapping[str, Any]) -> Refused:
     """Return etcd's error: of a call, or, one level deeper, of a stream."""
-    error = said.get("error")
-    inner = error if isinstance(error, dict) else said
-    words = inner.get("message") or inner.get("error") or "it says no, and not why"
-    return Refused(url, int(inner.get("code") or inner.get("grpc_code") or 0), str(words))
+    error = answer.get("error")
+    inner = error if isinstance(error, dict) else answer
+    text = inner.get("message") or inner.get("error") or "it says no, and not why"
+    return Refused(url, int(inner.get("code") or inner.get("grpc_code") or 0), str(text))

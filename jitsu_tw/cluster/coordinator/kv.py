@@ -1,5 +1,5 @@
 """
-What is said to etcd of keys, what it says of them, and what is known by that. Pure: no I/O and no clock.
+Requests to etcd about keys, its answers, and the facts that are known by these. Pure: no I/O and no clock.
 
 The shapes are those of etcd's JSON gateway (etcd's api/etcdserverpb/rpc.proto): keys and values in base64, 64-bit
 numbers as text, and whatever is 0 or empty left out. A fact's key there is the prefix, a slash, and its key here.
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 #: A fact that changed: its key, its value now and its value before; None where there is none.
 Change = tuple[str, str | None, str | None]
 
-#: At most so many operations, and so many conditions, in one transaction: etcd's default (--max-txn-ops) is 128, and
-#: one condition more is for the claim that is to be held.
+#: The most operations, and conditions, in one transaction: etcd's default (--max-txn-ops) is 128, and one more
+#: condition is for the claim that is to be held.
 OPERATIONS: Final = 127
 
-#: At most so many facts in one answer.
+#: The most facts in one answer.
 PAGE: Final = 10_000
 
 
@@ -32,7 +32,7 @@ def encoded(text: str) -> str:
 
 
 def decoded(octets: str) -> str:
-    """Return what the gateway says as text; what others wrote that is no UTF-8 survives."""
+    """Return the text of a value of the gateway's; what others wrote that is no UTF-8 survives."""
     return b64decode(octets).decode("utf-8", "surrogateescape")
 
 
@@ -42,9 +42,10 @@ class Fact:
     A fact as etcd has it.
 
     Attributes:
-        key, value: ours; the value is None where it has been removed.
-        lease: by which it goes; 0 for none.
-        revision: of etcd's, that it has been so since.
+        key: without the prefix.
+        value: None where the fact has been removed.
+        lease: with which it ends; 0 for none.
+        revision: of etcd's, since which it has been so.
     """
 
     key: str
@@ -54,7 +55,7 @@ class Fact:
 
 
 class Keys:
-    """Words about the keys below a prefix."""
+    """The requests and answers about the keys below a prefix."""
 
     def __init__(self, prefix: str) -> None:
         """Take the *prefix*, with or without a slash at its end."""
@@ -66,35 +67,35 @@ class Keys:
         return encoded(self._start + key)
 
     def page(self, after: str | None = None, revision: int = 0) -> dict[str, Any]:
-        """Ask for a page of all facts: the first, or the one after a key, as they were at a revision; 0 for now."""
+        """Return the request for a page of all facts: the first, or the one after a key, at a revision; 0 for now."""
         start = self._start if after is None else f"{self._start}{after}\0"
         asked = {"key": encoded(start), "range_end": encoded(self._end), "limit": str(PAGE)}
         return {**asked, "revision": str(revision)} if revision else asked
 
     def nothing(self) -> dict[str, Any]:
-        """Ask for something that is not there: the answer is that a majority still listens to etcd's leader."""
+        """Return a request for no key: the answer proves that a majority still follows etcd's leader."""
         return {"key": encoded(self._start), "keys_only": True}
 
     def watch(self, revision: int) -> dict[str, Any]:
-        """Ask for what changes from a revision on."""
+        """Return the request for what changes from a revision on."""
         return {"key": encoded(self._start), "range_end": encoded(self._end), "start_revision": str(revision)}
 
-    def fact(self, said: Mapping[str, str], *, gone: bool = False) -> Fact:
-        """Return what etcd says of a key."""
-        key = decoded(said["key"]).removeprefix(self._start)
-        value = None if gone else decoded(said.get("value", ""))
-        return Fact(key, value, int(said.get("lease", 0)), int(said["mod_revision"]))
+    def fact(self, pair: Mapping[str, str], *, gone: bool = False) -> Fact:
+        """Return the fact in one of etcd's key-value pairs."""
+        key = decoded(pair["key"]).removeprefix(self._start)
+        value = None if gone else decoded(pair.get("value", ""))
+        return Fact(key, value, int(pair.get("lease", 0)), int(pair["mod_revision"]))
 
     def facts(self, answer: Mapping[str, Any]) -> list[Fact]:
-        """Return what an answer to `page` says."""
-        return [self.fact(said) for said in answer.get("kvs", ())]
+        """Return the facts in the answer to a request of `page`."""
+        return [self.fact(pair) for pair in answer.get("kvs", ())]
 
     def events(self, result: Mapping[str, Any]) -> list[Fact]:
-        """Return what a watch tells."""
+        """Return the facts in a result of a watch."""
         return [self.fact(event["kv"], gone=event.get("type") == "DELETE") for event in result.get("events", ())]
 
     def claim(self, key: str, value: str, lease: int) -> dict[str, Any]:
-        """Make a fact that goes with *lease*, unless it is there; then ask for it."""
+        """Return the transaction that makes a fact which ends with *lease*, or reads it if it is there."""
         absent = {"key": self._key(key), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
         return {
             "compare": [absent],
@@ -106,9 +107,9 @@ class Keys:
         self, facts: Mapping[str, str | None], ours: Iterable[str], lease: int, holding: str
     ) -> Iterator[dict[str, Any]]:
         """
-        Change *facts*, as one transaction or, where there are too many, as several.
+        Yield the transactions that change *facts*: one or, where there are too many, several.
 
-        Each is done only if *holding*, if it is given, and those of *ours* that it changes go with *lease*; these
+        Each is done only if *holding*, if it is given, and those of *ours* that it changes end with *lease*; these
         still do afterwards.
         """
         ours = set(ours)
@@ -139,8 +140,8 @@ def revision(answer: Mapping[str, Any]) -> int:
     for response in answer.get("responses", ()):
         if "response_put" in response or int(response.get("response_delete_range", {}).get("deleted", 0)):
             found = int(answer["header"]["revision"])
-        for said in response.get("response_range", {}).get("kvs", ()):
-            found = max(found, int(said["mod_revision"]))
+        for pair in response.get("response_range", {}).get("kvs", ()):
+            found = max(found, int(pair["mod_revision"]))
     return found
 
 
@@ -150,18 +151,18 @@ class Mirror:
 
     Attributes:
         facts: values by key.
-        leases: of those that go with one.
+        leases: by key, of the facts that end with one.
         revision: of etcd's, up to which everything is known.
     """
 
     def __init__(self) -> None:
-        """Know nothing."""
+        """Begin without facts."""
         self.facts: dict[str, str] = {}
         self.leases: dict[str, int] = {}
         self.revision = 0
 
     def replace(self, facts: Iterable[Fact], revision: int) -> list[Change]:
-        """Learn everything there is at *revision*; return what is another now."""
+        """Replace all facts by those at *revision*; return what has changed."""
         facts = list(facts)
         gone = self.facts.keys() - {fact.key for fact in facts}
         self.revision = 0  # of a younger etcd, it would be less than what was known of the older
@@ -170,7 +171,7 @@ class Mirror:
         return changes
 
     def learn(self, facts: Iterable[Fact]) -> list[Change]:
-        """Learn what has changed, in etcd's order; return what is another now."""
+        """Take *facts* that were written, in etcd's order; return what has changed."""
         changes: list[Change] = []
         for fact in facts:
             before = self.facts.get(fact.key)

@@ -24,19 +24,19 @@ class LocalCoordinator:
     trouble = ""
 
     def __init__(self) -> None:
-        """Know nothing yet; the host's name is ours."""
+        """Begin without facts; the node has the host's name."""
         self.node = socket.gethostname()
         self.facts: dict[str, str] = {}
         self._claims: set[str] = set()
         self._peer: IPeer | None = None
 
     def start(self, peer: IPeer) -> None:
-        """Tell *peer* what changes, from now on."""
+        """Begin to tell *peer* what changes."""
         self._peer = peer
-        peer.joined()
+        peer.connected()
 
     def stop(self) -> Deferred[None]:
-        """Free what was claimed, telling nobody."""
+        """Remove all claims, without telling the peer."""
         self._peer = None
         for key in self._claims:
             del self.facts[key]
@@ -44,14 +44,14 @@ class LocalCoordinator:
         return succeed(None)
 
     def claim(self, key: str, value: str) -> Deferred[bool]:
-        """Make *key* ours, if it is not a fact yet."""
+        """Claim *key*, if it is no fact yet."""
         if key not in self.facts:
             self._claims.add(key)
             self._change({key: value})
         return succeed(key in self._claims)
 
     def holds(self, key: str) -> bool:
-        """Say whether *key* was claimed."""
+        """Return whether *key* was claimed."""
         return key in self._claims
 
     def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
@@ -62,7 +62,7 @@ class LocalCoordinator:
         return succeed(True)  # noqa: FBT003 -- the Deferred's result
 
     def _change(self, facts: Mapping[str, str | None]) -> None:
-        """Change them all, then tell of each that is another now."""
+        """Change *facts*, then tell the peer of each that has another value now."""
         changes = [(key, value, self.facts.get(key)) for key, value in facts.items()]
         for key, value, _ in changes:
             if value is None:

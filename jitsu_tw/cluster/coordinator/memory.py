@@ -1,8 +1,8 @@
 """
-Several Jitsus in one process that agree: for tests and benches. It imitates `etcd`, with a clock to order.
+Several Jitsus in one process that agree: for tests and benches. It imitates `etcd`, on a clock that the test advances.
 
-What one of them does reaches the table after `latency` seconds, and the others as long after that. One that is cut off
-cannot do anything, hears nothing, and loses what it has claimed when its time is over; it knows that a little sooner.
+What one node does reaches the table after `latency` seconds, and the others as long after that. A node that is cut off
+can do nothing, is told nothing, and loses its claims after `ttl` seconds; it counts them as lost a little sooner.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
     from jitsu_tw.ijitsu import IPeer
 
-#: One that is cut off knows when this share of its time is over.
+#: The share of `ttl` after which a node that is cut off counts its claims as lost.
 SURE: Final = 0.9
 
 
 class Table:
     """
-    What they agree on.
+    What the nodes agree on.
 
     Attributes:
         facts: by key.
-        owners: of those that are claims.
-        members: who is there.
+        owners: of the facts that are claims.
+        members: the nodes that are there.
     """
 
     def __init__(self, reactor: Any, ttl: float = 5.0, latency: float = 0.001) -> None:
-        """Let claims last *ttl* seconds without a word of who has them; a message takes *latency* seconds."""
+        """Begin empty; a claim lasts *ttl* seconds after its owner was cut off, a message takes *latency* seconds."""
         self.reactor, self.ttl, self.latency = reactor, ttl, latency
         self.facts: dict[str, str] = {}
         self.owners: dict[str, MemoryCoordinator] = {}
         self.members: list[MemoryCoordinator] = []
 
     def change(self, facts: Mapping[str, str | None], owner: MemoryCoordinator | None = None) -> None:
-        """Change facts, and send word of it."""
+        """Change facts, and tell all members."""
         for key, value in facts.items():
             if value is None:
                 self.facts.pop(key, None)
@@ -53,22 +53,22 @@ class Table:
                 if owner is not None:
                     self.owners[key] = owner
         for member in self.members:
-            self.reactor.callLater(self.latency, member.hear, dict(facts))
+            self.reactor.callLater(self.latency, member.change, dict(facts))
 
     def end(self, member: MemoryCoordinator) -> None:
-        """Let all that *member* has claimed be free."""
+        """Remove all claims of *member*."""
         self.change({key: None for key, owner in list(self.owners.items()) if owner is member})
 
 
 @implementer(ICoordinator)
 class MemoryCoordinator:
-    """One of those that share a table."""
+    """A node of those that share a table."""
 
     alone = False
     trouble = ""
 
     def __init__(self, node: str, table: Table) -> None:
-        """Be called *node*."""
+        """Take the name of the node."""
         self.node, self._table = node, table
         self.facts: dict[str, str] = {}
         self._peer: IPeer | None = None
@@ -91,10 +91,10 @@ class MemoryCoordinator:
         for key in before.keys() | self.facts.keys():
             if before.get(key) != self.facts.get(key):
                 self._peer.told(key, self.facts.get(key), before.get(key))
-        self._peer.joined()
+        self._peer.connected()
 
-    def hear(self, facts: Mapping[str, str | None]) -> None:
-        """Hear of a change."""
+    def change(self, facts: Mapping[str, str | None]) -> None:
+        """Take facts that have changed in the table, and tell the peer."""
         if self._peer is None or not self._reached or self._sure_until == 0:
             return
         before = {key: self.facts.get(key) for key in facts}
@@ -108,7 +108,7 @@ class MemoryCoordinator:
                 self._peer.told(key, value, before[key])
 
     def stop(self) -> Deferred[None]:
-        """Leave; what is on its way to us arrives before that is over."""
+        """Leave; messages that are under way arrive before that is over."""
         self._leave()
         self._table.end(self)
         for waiting in list(self._waiting):
@@ -121,13 +121,13 @@ class MemoryCoordinator:
             self._table.members.remove(self)
 
     def die(self) -> None:
-        """End as `kill -9` does: what was claimed is free when its time is over."""
+        """End as `kill -9` does: the claims are free after `ttl` seconds."""
         self._leave()
         self._waiting.clear()
         self._table.reactor.callLater(self._table.ttl, self._table.end, self)
 
     def cut(self) -> None:
-        """Lose the others."""
+        """Lose the connection to the table."""
         now = self._table.reactor.seconds()
         self._reached, self._sure_until = False, now + SURE * self._table.ttl
         self._ends = [
@@ -137,10 +137,10 @@ class MemoryCoordinator:
 
     def _part(self) -> None:
         if self._peer is not None:
-            self._peer.parted("etcd does not answer")
+            self._peer.lost("etcd does not answer")
 
     def heal(self) -> None:
-        """Find the others again."""
+        """Connect to the table again."""
         self._reached = True
         for end in self._ends:
             if end.active():
@@ -148,12 +148,12 @@ class MemoryCoordinator:
         self._table.reactor.callLater(self._table.latency, self._join)
 
     def holds(self, key: str) -> bool:
-        """Say whether *key* is a claim of ours."""
+        """Return whether *key* is a claim of this node."""
         sure = self._peer is not None and self._table.reactor.seconds() < self._sure_until
         return sure and self._table.owners.get(key) is self
 
     def claim(self, key: str, value: str) -> Deferred[bool]:
-        """Make *key* ours, if it is nobody's."""
+        """Claim *key*, if it is no fact yet."""
         def do() -> bool:
             if key not in self._table.facts:
                 self._table.change({key: value}, self)
@@ -172,7 +172,7 @@ class MemoryCoordinator:
         return self._do(do)
 
     def _do(self, step: Callable[[], bool]) -> Deferred[bool]:
-        """Do something at the table; who is cut off cannot."""
+        """Do *step* at the table, unless this node is cut off."""
         if not self._reached or self._peer is None:
             return fail(ClusterUnavailable("etcd does not answer"))
         done: Deferred[bool] = Deferred()
@@ -182,7 +182,7 @@ class MemoryCoordinator:
             if not self._reached or self._peer is None:
                 self._answer(done, ClusterUnavailable("etcd does not answer"))
                 return
-            # What it did has been heard of before that is answered.
+            # The peer is told of the change before this Deferred fires.
             self._table.reactor.callLater(2 * self._table.latency, self._answer, done, step())
 
         self._table.reactor.callLater(self._table.latency, reach)

@@ -1,9 +1,9 @@
 """
-The lease by which we own what we have claimed, and until when that can be proven.
+The lease by which this node owns what it has claimed, and until when that can be proven.
 
-Etcd frees what goes with a lease when nobody has renewed it for its time. Here it counts as lost a little earlier, and
-the time counts from the moment at which a request that succeeded was sent: so nobody else can have a claim of ours
-while we believe that we have it, however slow the network is, and however long this process was stopped.
+Etcd removes the claims of a lease that was not renewed for its time. Here it counts as lost a little earlier, and the
+time counts from the moment at which a request that succeeded was sent: so no other node can have a claim of this one
+while this one believes that it has it, however slow the network is, and however long this process was stopped.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from jitsu_tw.cluster.coordinator.gateway import Gateway
     from jitsu_tw.cluster.coordinator.kv import Keys
 
-#: That share of a lease's time is not used: clocks differ in their speed.
+#: The share of a lease's time that is not used: clocks differ in their speed.
 MARGIN: Final = 0.1
 
-#: A lease is renewed so many times in its time.
+#: How often a lease is renewed in its time.
 RENEWALS: Final = 3
 
-#: So often a renewal is tried again because etcd's leader changed meanwhile.
+#: How often a renewal is tried while etcd's leader changes.
 TRIES: Final = 3
 
-#: The code of gRPC's that says: there is no such lease.
+#: gRPC's code of the error that there is no such lease.
 NOT_FOUND: Final = 5
 
 
@@ -45,11 +45,11 @@ class Session:
 
     Attributes:
         lease: etcd's number of the present one; 0 for none.
-        every: after so many seconds it is to be renewed.
+        every: seconds after which it is to be renewed.
     """
 
     def __init__(self, gateway: Gateway, keys: Keys, ttl: float, now: Callable[[], float] = boottime) -> None:
-        """Have no lease yet. One lasts *ttl* seconds, in whole ones, or more if etcd says so."""
+        """Begin without a lease. One lasts *ttl* seconds, rounded up, or longer if etcd grants that."""
         self._gateway, self._keys, self._now = gateway, keys, now
         self._ttl = max(1, math.ceil(ttl))
         self.every = ttl / RENEWALS
@@ -57,12 +57,12 @@ class Session:
         self._deadline = -math.inf
 
     def left(self) -> float:
-        """Return for how many seconds more the lease certainly lives; nothing or less where it may have ended."""
+        """Return the seconds for which the lease certainly lives; zero or less where it may have ended."""
         return self._deadline - self._now()
 
     async def begin(self) -> None:
         """
-        Get a new lease; what went with another is not ours any more.
+        Get a new lease; what was claimed with another one is not this node's any more.
 
         Raises:
             ClusterUnavailable: etcd does not give one, or was too slow.
@@ -75,13 +75,13 @@ class Session:
 
     async def renew(self) -> bool:
         """
-        Renew the lease; say whether there still is one.
+        Renew the lease; return whether there still is one.
 
         A leader that was deposed without knowing it still renews leases, though they count no more. So a renewal is
         believed only once a read, which needs a majority, has followed it in the same term.
 
         Raises:
-            ClusterUnavailable: nobody knows.
+            ClusterUnavailable: etcd does not tell.
         """
         if not self.lease:
             return False
@@ -109,7 +109,7 @@ class Session:
             raise ClusterUnavailable(f"etcd took more than the {ttl} s of a lease to answer")
 
     async def end(self) -> None:
-        """Give the lease back: what goes with it is free at once."""
+        """Give the lease back: the claims end with it at once."""
         lease, self.lease, self._deadline = self.lease, 0, -math.inf
         if lease:
             await self._gateway.ask("lease/revoke", {"ID": str(lease)})

@@ -56,7 +56,7 @@ class ProcessTests(TestCase):
 
     async def test_pipes_kept(self) -> None:
         """Nobody waits for what it leaves behind, whether it ends by itself or is killed."""
-        self.patch(processes, "LAST_WORDS", 0.1)
+        self.patch(processes, "OUTPUT_WITHIN", 0.1)
         for script, late in (("sleep 60 & echo $!; exit 5", False), ("sleep 60 & echo $!; wait", True)):
             ended = await self.run_it(script, within=0.3 if late else PATIENCE).ended
             os.kill(int(ended.out), signal.SIGKILL)

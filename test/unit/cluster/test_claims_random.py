@@ -64,7 +64,7 @@ class Chaos:
 
     def _listen(self, name: str, host: Any) -> None:
         """Look at each start and stop call."""
-        start, stop = host._start, host._stop
+        start, stop = host.start, host._stop
 
         def starts(uuid: str) -> Any:
             one = host.guests[uuid].vm.name
@@ -81,7 +81,7 @@ class Chaos:
                 self.wrong.append(f"{self.now}: {one} is stopped {since:.2f} s after its last use")
             return stop(uuid, mode)
 
-        host._start, host._stop = starts, stops
+        host.start, host._stop = starts, stops
 
     def guests(self, name: str) -> list[tuple[str, MemoryGuest]]:
         """Return a VM as each host has it."""
@@ -116,7 +116,9 @@ class Chaos:
 
     def _answered(self, result: Any, node: Node, name: str) -> None:
         is_up = result is True and node.state(name) is State.UP
-        if is_up and node.reactor.alive and node.name not in self.cut_off:
+        # A node that is not connected yet answers like one that is cut off: it cannot tell the owner in time.
+        can_tell = node.fleet.cluster.ownership.connected and node.name not in self.cut_off
+        if is_up and node.reactor.alive and can_tell:
             self.uses.append((self.now, node.name, name))
 
     def ask_all(self) -> None:

@@ -26,7 +26,7 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from jitsu_tw.cluster.coordinator import coordinator_for, etcd, kv
+from jitsu_tw.cluster.coordinator import coordinator_for, kv, space
 from jitsu_tw.cluster.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway
 from jitsu_tw.cluster.coordinator.kv import Fact, Keys, Mirror, encoded
@@ -194,7 +194,7 @@ class EtcdCase(TestCase):
         coordinator.start(coordinator.peer)
         self.addCleanup(coordinator.stop)
         if join:
-            await coordinator.peer.until(lambda: coordinator.peer.joins)
+            await coordinator.peer.until(lambda: coordinator.peer.connections)
         return coordinator
 
     def forwarder(self, port: int | None = None, **options: Any) -> Forwarder:
@@ -353,7 +353,7 @@ class SharingTests(EtcdCase):
         self.assertTrue(all(got))
         self.assert_silent(logged)
         self.assertLessEqual(len(way.open), AT_ONCE + 2)
-        self.assertEqual(["joined"], node.peer.story)
+        self.assertEqual(["connected"], node.peer.story)
 
     async def test_stopped_when_told(self) -> None:
         """A peer may stop the node when it is told that it has joined, or of a fact, and hears no more."""
@@ -364,7 +364,7 @@ class SharingTests(EtcdCase):
         await self.until(lambda: second.facts)
         await second.stop()
         third = await self.node(join=False)
-        third.peer.joined = third.stop
+        third.peer.connected = third.stop
         await self.until(lambda: third.facts)
         await third.stop()
         self.assertEqual(([], []), (second.peer.story, third.peer.story))
@@ -376,7 +376,7 @@ class SpaceTests(EtcdCase):
 
     async def test_compacts(self) -> None:
         """History that is older than `HISTORY` is removed, and agreement goes on; a node that comes later joins."""
-        self.patch(etcd, "HISTORY", 0.0)
+        self.patch(space, "HISTORY", 0.0)
         etcds = self.etcds()
         node = await self.node(*etcds.urls)
         await node.put({"a": "1"})
@@ -394,7 +394,7 @@ class SpaceTests(EtcdCase):
         await self.until(compacted)
         await node.put({"a": "3"})
         self.assertEqual({"a": "3"}, dict((await self.node(*etcds.urls)).facts))
-        self.assertEqual(["joined"], node.peer.story)
+        self.assertEqual(["connected"], node.peer.story)
 
     async def test_compacted_by_others(self) -> None:
         """A watch that etcd ends because its revision has been compacted is begun anew, and what was missed is told."""
@@ -413,7 +413,7 @@ class SpaceTests(EtcdCase):
             return await watch(request, *more)
 
         self.patch(node._gateway, "watch", late)
-        node._break(ClusterUnavailable("the wire is cut"))
+        node._link.lose("the wire is cut")
         await self.until(lambda: node.facts.get("a") == "3")
         self.assertEqual("", node.trouble)
 
@@ -429,7 +429,7 @@ class SpaceTests(EtcdCase):
             await self.assertFailure(node.claim("a", "1"), ClusterUnavailable)
         self.assertIn("etcdctl alarm disarm", node.trouble)
         self.assertEqual(1, sum("refuses writes" in line for line in lines), lines)
-        self.assertEqual(["joined"], node.peer.story)
+        self.assertEqual(["connected"], node.peer.story)
         last = etcds.ask(0, "kv/deleterange", key=encoded("fill"), range_end=encoded("film"))["header"]["revision"]
         etcds.ask(0, "kv/compaction", revision=last, physical=True)
         etcds.ask(0, "maintenance/defragment")
@@ -462,18 +462,18 @@ class LossTests(EtcdCase):
             await sleep(0.01)
         self.assertFalse(node.holds("a"))
         self.assertGreater(boottime() - began, TTL / 2)
-        self.assertEqual(1, len(node.peer.partings))
+        self.assertEqual(1, len(node.peer.losses))
         await self.assertFailure(node.claim("b", ""), ClusterUnavailable)
         await self.assertFailure(node.put({"b": ""}), ClusterUnavailable)
         await other.put({"new": "1", "old": None})
         del node.peer.changes[:]
         way.mend()
-        await node.peer.until(lambda: node.peer.joins == 2)
+        await node.peer.until(lambda: node.peer.connections == 2)
         self.assertEqual({"a": other.node, "new": "1"}, node.facts)
         expected = [("a", other.node, node.node), ("new", "1", None), ("old", None, "1")]
         self.assertEqual(expected, sorted(node.peer.changes))
         self.assertFalse(node.holds("a"))
-        self.assertEqual(["joined", node.peer.partings[0], "joined"], node.peer.story)
+        self.assertEqual(["connected", node.peer.losses[0], "connected"], node.peer.story)
         self.assertEqual(2, len(logged), logged)
         self.assertIn("no answer within", logged[0])
 
@@ -493,7 +493,7 @@ class LossTests(EtcdCase):
         self.assertEqual({"a": "1", "b": "1"}, node.facts)
         self.assertEqual([("a", "1", None), ("b", "1", None)], node.peer.changes)
         self.assertTrue(await node.put({"a": "2"}, holding="a"))
-        self.assertEqual(["joined"], node.peer.story)
+        self.assertEqual(["connected"], node.peer.story)
 
     async def test_stopped_process(self) -> None:
         """A process that was stopped for longer than its lease lasts believes nothing when it goes on."""
@@ -504,8 +504,8 @@ class LossTests(EtcdCase):
         shift = 300
         self.assertFalse(node.holds("a"))
         await self.assertFailure(node.claim("b", "1"), ClusterUnavailable)
-        await node.peer.until(lambda: node.peer.joins == 2)  # though it was to renew its lease in 100 s
-        self.assertEqual(1, len(node.peer.partings))
+        await node.peer.until(lambda: node.peer.connections == 2)  # though it was to renew its lease in 100 s
+        self.assertEqual(1, len(node.peer.losses))
 
     async def test_stopped_for_a_moment(self) -> None:
         """One that was stopped until it could not be sure of its lease, which etcd still has, joins again."""
@@ -514,8 +514,8 @@ class LossTests(EtcdCase):
         await node.claim("a", "1")
         shift = TTL
         node._look()  # as the reactor calls it, when the process goes on
-        self.assertEqual(1, len(node.peer.partings))
-        await node.peer.until(lambda: node.peer.joins == 2)
+        self.assertEqual(1, len(node.peer.losses))
+        await node.peer.until(lambda: node.peer.connections == 2)
         self.assertTrue(node.holds("a"))
         self.assertTrue(await node.put({"a": "2"}, holding="a"))
 
@@ -524,8 +524,8 @@ class LossTests(EtcdCase):
         node = await self.node(ttl=3)
         await node.claim("a", "1")
         shared().ask(0, "lease/revoke", ID=str(node._session.lease))
-        await node.peer.until(lambda: node.peer.joins == 2)
-        self.assertEqual(["joined", "etcd has ended our lease", "joined"], node.peer.story)
+        await node.peer.until(lambda: node.peer.connections == 2)
+        self.assertEqual(["connected", "etcd has ended our lease", "connected"], node.peer.story)
         self.assertFalse(node.holds("a"))
         self.assertEqual({}, node.facts)
         self.assertTrue(await node.claim("a", "1"))
@@ -533,8 +533,8 @@ class LossTests(EtcdCase):
     async def test_slow_watch(self) -> None:
         """What was done is known when the Deferred fires, however late the watch tells it."""
         node = await self.node(ttl=3)
-        told = node._stream._told
-        node._stream._told = lambda result: reactor.callLater(0.1, told, result)
+        told = node._link._stream._told
+        node._link._stream._told = lambda result: reactor.callLater(0.1, told, result)
         self.assertTrue(await node.put({"a": "1"}))
         self.assertEqual({"a": "1"}, node.facts)
         self.assertTrue(await node.claim("b", "1"))
@@ -543,14 +543,14 @@ class LossTests(EtcdCase):
     async def test_deaf_watch(self) -> None:
         """A watch that tells nothing more is found out, and replaced; claims are ours still."""
         node = await self.node()
-        node._stream._told = lambda _: None
+        node._link._stream._told = lambda _: None
         await self.assertFailure(node.claim("a", "1"), ClusterUnavailable)
         self.assertFalse(node.holds("a"))
         await self.until(lambda: node.facts)
         self.assertTrue(node.holds("a"))
         self.assertTrue(await node.put({"b": "1"}, holding="a"))
         self.assertEqual([("a", "1", None), ("b", "1", None)], node.peer.changes)
-        self.assertEqual(["joined"], node.peer.story)
+        self.assertEqual(["connected"], node.peer.story)
 
     async def test_release_unheard(self) -> None:
         """A claim whose release nobody confirmed is not held, and can be claimed again."""
@@ -563,7 +563,7 @@ class LossTests(EtcdCase):
         way.mend()
         with contextlib.suppress(ClusterUnavailable):
             await node.claim("a", "2")
-        await self.until(lambda: node.peer.joins == 1 and node._pausing and not node._pausing.called)
+        await self.until(lambda: node.peer.connections == 1 and node._link._pausing and not node._link._pausing.called)
         self.assertTrue(await node.claim("a", "2"))
         self.assertTrue(node.holds("a"))
 
@@ -574,10 +574,10 @@ class LossTests(EtcdCase):
         await node.claim("a", "1")
         await node.put({"b": "1"})
         etcds.kill(0)
-        await node.peer.until(lambda: node.peer.partings)
+        await node.peer.until(lambda: node.peer.losses)
         self.assertFalse(node.holds("a"))
         await deferToThread(etcds.start, 0)
-        await node.peer.until(lambda: node.peer.joins == 2)
+        await node.peer.until(lambda: node.peer.connections == 2)
         self.assertEqual({"a": "1", "b": "1"}, node.facts)
         self.assertTrue(node.holds("a"))
         self.assertEqual(2, len(node.peer.changes))
@@ -618,12 +618,12 @@ class LossTests(EtcdCase):
         etcds.thaw((leader + asked) % 3)
         await other.peer.until(lambda: other.facts == {"a": "1", "b": "3"})
         self.assertTrue(node.holds("a"))
-        self.assertEqual((["joined"], ["joined"]), (node.peer.story, other.peer.story))
+        self.assertEqual((["connected"], ["connected"]), (node.peer.story, other.peer.story))
         alone = urls.index(node._gateway.url)
         for number in range(3):
             if number != (leader + alone) % 3:
                 etcds.kill(number)
-        await node.peer.until(lambda: node.peer.partings)
+        await node.peer.until(lambda: node.peer.losses)
         self.assertFalse(node.holds("a"))
 
     async def eventually(self, asking: Callable[[], Deferred[bool]]) -> None:
@@ -697,7 +697,7 @@ class IdentityTests(EtcdCase):
         way = self.forwarder(etcds.members[0].port)
         node = await self.node(way.url.replace("http", "https"), ca=ca, cert=cert, key=key)
         way.silence()
-        await node.peer.until(lambda: node.peer.partings)
+        await node.peer.until(lambda: node.peer.losses)
 
     def test_no_certificates(self) -> None:
         """Files that are not there, or are none, are said before anything is connected."""

@@ -45,7 +45,7 @@ class DescriptionTests(SynchronousTestCase):
         files = {"/", "/v1/openapi.json", *(f"/{name}" for name in PAGE)}
         pages = {re.sub("{.*}", "{name}", path) for _, path, _ in desk.endpoint.routes if path not in files}
         self.assertEqual(pages, set(said["paths"]))
-        self.assertEqual({state.value for state in State}, set(said["components"]["schemas"]["State"]["enum"]))
+        self.assertEqual({state.shown for state in State}, set(said["components"]["schemas"]["State"]["enum"]))
         self.assertEqual("0.1.0", said["info"]["version"])
         self.assertEqual(said, desk.ask("/v1/openapi.json").value)
 
