@@ -1,8 +1,8 @@
 """
 Jitsu among programs that others wrote: resolvers in front of it, and clients that ask it themselves.
 
-Each test has a Jitsu of its own, and the resolver tests a resolver: all processes on ports of loopback, as whoever runs
-the tests. Programs that are not installed are unpacked from Debian (`bench.debian`).
+Each test has a Jitsu of its own, and the resolver tests a resolver: all processes on ports of loopback, run by the
+user of the tests. Programs that are not installed are unpacked from Debian (`bench.debian`).
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def flood(port: int, count: int) -> None:
             for number in range(sent, due):
                 try:
                     client.send(chance.randbytes(2) + packets[number % KINDS])
-                except OSError:  # no room, or news of an earlier packet
+                except OSError:  # the buffer is full, or an ICMP error for an earlier packet
                     continue
             sent = due
             time.sleep(0.001)

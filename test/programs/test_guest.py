@@ -80,7 +80,7 @@ class Wire:
         Return the next frame that meets the *condition*; answer questions for our MAC meanwhile.
 
         Raises:
-            TimeoutError: *within* so many seconds the guest sends nothing.
+            TimeoutError: the guest sends nothing for *within* seconds.
         """
         self._end.settimeout(within)
         while True:

@@ -1,7 +1,7 @@
 """
-Somebody who asks name servers for addresses all the time: a program of its own, as it runs in a network namespace.
+A client that asks name servers for addresses all the time: a program of its own, as it runs in a network namespace.
 
-``asking.py EVERY SERVER,SERVER NAME,NAME`` asks each server for each name every so many seconds, without waiting for
+``asking.py EVERY SERVER,SERVER NAME,NAME`` asks each server for each name every ``EVERY`` seconds, without waiting for
 answers, and prints what becomes of each question as a line of JSON, as the fields of `test.support.cluster.Answer`.
 """
 

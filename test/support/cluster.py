@@ -189,7 +189,7 @@ class Node(Jitsu):
     def __init__(
         self, name: str, server: str, directory: Path, network: ClusterNetwork, linux: Collection[str]
     ) -> None:
-        """Have a directory of its own, with the definitions of the VMs; those in *linux* boot the Linux guest."""
+        """Make a directory with the definitions of the VMs; those in *linux* boot the Linux guest."""
         self.name, self.where = name, name
         directory.mkdir()
         super().__init__(directory, "", server, network)

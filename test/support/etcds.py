@@ -2,7 +2,7 @@
 Etcd's own members, one or several, for the time of a test: Debian's program, installed or unpacked (`bench.debian`).
 
 They keep their data in memory where they can, do not wait for disks, and hold elections quickly. They are used with
-`with`, or by `start` and `close`; whoever starts them ends them all.
+`with`, or by `start` and `close`; the caller of `start` calls `close`.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Etcds:
             time.sleep(0.02)
 
     def _serves(self, number: int) -> bool:
-        """Say whether a member knows a leader; of one with certificates, which cannot be asked, whether it accepts."""
+        """Return whether a member knows a leader; of one with certificates, whether it accepts connections."""
         member = self.members[number]
         if not member.url.startswith("http:"):
             with socket.socket() as probed:

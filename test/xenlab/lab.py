@@ -182,7 +182,7 @@ class XenLab:
         return subprocess.Popen(self.command(argv), **options)
 
     def forward(self, path: Path, port: int) -> subprocess.Popen[Any]:
-        """Let a UNIX socket at *path* lead to a port on dom0's loopback, for as long as what is returned runs."""
+        """Forward a UNIX socket at *path* to a port on dom0's loopback, as long as the returned process runs."""
         words: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "ssh", "-i", self._key, *_SSH]
         words += ["-N", "-o", "StreamLocalBindUnlink=yes", "-L", f"{path}:127.0.0.1:{port}", f"root@{DOM0_IP}"]
         return self.network.popen("host", words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -4,7 +4,7 @@ Xen's own xenstored without Xen, and guests that are none but speak to it as gue
 The daemon is Debian's, unpacked into a cache; `xsshim.c`, built into the same cache, stands in for the hypervisor. It
 listens in a temporary directory, serves within milliseconds and ends with the test. A guest is a page that it and
 the daemon share: requests and answers go through the page's two rings (xen/include/public/io/xs_wire.h), so that
-the daemon knows who asks, and what that one may do.
+the daemon knows which domain asks, and its permissions.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class FaultTests(HistoryTestCase):
         self.assertEqual({"a": "2", "b": "2"}, self.values())
 
     def test_work_tree(self) -> None:
-        """Somebody's own project is not taken for a state."""
+        """A repository of another project is not taken for a state."""
         subprocess.run(["git", "init", "-q", self.path.with_name("project")], check=True)
         error = self.assertRaises(StoreError, History(self.path.with_name("project")).open)
         self.assertIn("work tree", str(error))
