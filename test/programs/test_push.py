@@ -296,7 +296,7 @@ class RenewTests(PushTestCase):
         with capturedLogs() as log:
             GitStore(self.path).open()
         self.assertEqual("#!/bin/sh\n", hook.read_text())
-        self.assertIn("is not Jitsu's, so pushes are not checked", "".join(formatEvent(event) or "" for event in log))
+        self.assertIn("Jitsu does not check pushes", "".join(formatEvent(event) or "" for event in log))
         self.assertRaises(OSError, hooks.make, self.path)
 
     def test_no_interpreter(self) -> None:
