@@ -1,16 +1,16 @@
 """
-The two clocks of Jitsu and Synjitsu: a steady one for intervals and timers, and the wall clock for stamps.
+The two clocks of Jitsu and Synjitsu: a steady one for intervals and timers, and the wall clock for timestamps.
 
-Twisted's reactor reads `time.time`: set back by an hour, it stands still for an hour. It gets the steady clock instead
-(`install`), which is CLOCK_MONOTONIC without the time in which this process did not run:
+Twisted's reactor reads `time.time`: if the operator sets that back by an hour, timers are late by an hour. So `install`
+gives the reactor the steady clock, which is CLOCK_MONOTONIC without the time in which this process did not run:
 
 - While the machine is suspended, CLOCK_MONOTONIC stands still (clock_gettime(2)). So do the guests, and no client can
-  use them: that time ends no lease.
-- While the process alone is stopped or swapped out, CLOCK_MONOTONIC goes on, but nothing is read: a question in a
-  socket, an answer of a guest or of a hypervisor. Twisted runs all timers that are due then before it reads anything.
-  With the steady clock none is due because of that.
+  use them: that time must not end a lease.
+- While the process alone is stopped or swapped out, CLOCK_MONOTONIC goes on, but nothing is read: no query from a
+  socket, no answer of a guest or a hypervisor. Afterwards, Twisted runs all timers that are due before it reads
+  anything. With the steady clock none is due because of the stop.
 
-What must count real time asks CLOCK_BOOTTIME: what is claimed in etcd (`cluster.coordinator.session`).
+Claims in etcd must count real time: they use CLOCK_BOOTTIME (`cluster.coordinator.session`).
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ BEAT: Final = 0.5
 #: A gap longer than this between two readings is a stall, and counts as at most this long, in seconds.
 STALL: Final = 2.0
 
-#: After a stall the clock stands still for this long, in seconds: the sockets, with all that has come, are read in it.
+#: After a stall the clock stands still for this long, in seconds: meanwhile, the reactor reads what has arrived.
 CATCH_UP: Final = 1.0
 
-#: It does so only if the last stall was longer ago than this, in seconds: on a machine that is busy to the limit each
-#: turn of the reactor may be a stall, and yet the timers go on.
+#: It does so only if the last stall was longer ago than this, in seconds: on an overloaded machine each iteration of
+#: the reactor may be a stall, and the timers must go on.
 CALM: Final = 10.0
 
 
 @attrs.frozen
 class Clocks:
     """
-    The times that a fleet needs.
+    The clocks that a fleet needs.
 
     Attributes:
-        reactor: calls later.
-        now: seconds of the reactor's clock, which nobody sets; for intervals, such as leases.
-        wall: seconds since 1970, for what is remembered, and for times of the week.
+        reactor: schedules calls.
+        now: returns the seconds of the reactor's clock, which is never set; for intervals, such as leases.
+        wall: returns the seconds since 1970; for persistent data, and for times of the week.
     """
 
     reactor: IReactorTime
@@ -64,13 +64,13 @@ class SteadyClock:
     A clock that goes on only while this process runs.
 
     Attributes:
-        lost: seconds in which the process did not run, and the clock stood still.
+        lost: seconds in which the process did not run, so that the clock stood still.
     """
 
     log = Logger()
 
     def __init__(self, begin: float, real: Callable[[], float] = time.monotonic) -> None:
-        """Begin at *begin* seconds; *real* goes on while the process does not run. No stall is seen before `beat`."""
+        """Begin at *begin* seconds; *real* goes on while the process does not run. Detect stalls from `beat` on."""
         self._real = real
         self._read = real()
         self._zero = begin - self._read
@@ -80,7 +80,7 @@ class SteadyClock:
         self.lost = self._logged = 0.0
 
     def seconds(self) -> float:
-        """Return the seconds of this clock; for the reactor's thread only."""
+        """Return the seconds of this clock. Only the reactor's thread may call it."""
         read = self._real()
         gap, self._read = read - self._read, read
         if gap > STALL and self._beats:
@@ -92,7 +92,7 @@ class SteadyClock:
         return self._last
 
     def beat(self) -> None:
-        """Read the clock, which is due every `BEAT` seconds; log what was lost since the last call."""
+        """Read the clock, and log the seconds lost since the last call; to be called every `BEAT` seconds."""
         self.seconds()
         self._beats = True
         lost, self._logged = self.lost - self._logged, self.lost
@@ -114,4 +114,4 @@ def install(reactor: Any, real: Callable[[], float] = time.monotonic) -> None:
     reactor.seconds = clock.seconds
     beats = LoopingCall(clock.beat)
     beats.clock = reactor
-    reactor.callLater(0, beats.start, BEAT)  # when the reactor runs: to start may take long, and is no stall
+    reactor.callLater(0, beats.start, BEAT)  # when the reactor runs: its start may take long, and is no stall

@@ -1,5 +1,5 @@
 """
-Everything that can go wrong, as one tree, split by whose fault it is.
+The errors of Jitsu, as one tree, divided by whose fault they are: the operator's, the client's, a backend's.
 
 ::
 
@@ -7,18 +7,18 @@ Everything that can go wrong, as one tree, split by whose fault it is.
      +- ConfigError           -          the operator's: a file, a line, a key, and the remedy
      |   +- ConfigErrors      -          several of these
      |   +- ZoneError         -          the same, of a zone file
-     +- QueryError            by kind    the client's, or nobody's: the answer is a response code
+     +- QueryError            by kind    the client's, or no fault: the answer is a response code
      |   +- Prohibited        REFUSED    18 Prohibited: this client may not start that VM
      |   +- Unproven          NOERROR    -  the same, until it proves its address: the answer is truncated
-     |   +- Unanswerable      as said    NXDOMAIN and the like, with the records that go with it
-     +- BootFailed            SERVFAIL    0 Other: the backend says that the VM did not start
-     +- NoCapacity            SERVFAIL    0 Other: as many VMs run as may
-     +- BackendError          SERVFAIL    0 Other: the backend's own words
+     |   +- Unanswerable      its rcode  NXDOMAIN and the like, with the records that go with it
+     +- BootFailed            SERVFAIL    0 Other: the VM did not start
+     +- NoCapacity            SERVFAIL    0 Other: as many VMs run as allowed
+     +- BackendError          SERVFAIL    0 Other: the backend's own message
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
-     +- ClusterUnavailable    SERVFAIL   23 Network Error: the other nodes cannot be asked
+     +- ClusterUnavailable    SERVFAIL   23 Network Error: there is no connection to the cluster
      +- StoreError            -          the state cannot be read or written
-     +- NoStandIn             -          there is no Synjitsu to ask
+     +- NoStandIn             -          there is no connection to Synjitsu
 
 The numbers are Extended DNS Errors (RFC 8914, section 4).
 """
@@ -49,7 +49,7 @@ class JitsuError(Exception):
     The root of the tree.
 
     Attributes:
-        rcode: what a client is told (RFC 1035, 4.1.1), where a client is told.
+        rcode: the response code for a client (RFC 1035, 4.1.1), if a client gets a reply.
         ede: the Extended DNS Error that goes with it.
     """
 
@@ -58,13 +58,13 @@ class JitsuError(Exception):
 
 
 class ConfigError(JitsuError):
-    """A configuration that cannot be used: one line that names the place and the remedy."""
+    """A configuration that cannot be used: one line with the file, the line, the key and the remedy."""
 
     def __init__(self, message: str, path: str | Path | None = None, line: int | None = None, key: str = "") -> None:
-        """Put *message* behind the place: ``file:line: key: message``."""
+        """Compose the text: ``file:line: key: message``."""
         self.path, self.line, self.key, self.message = path, line, key, message
-        place = "" if path is None else f"{path}:" if line is None else f"{path}:{line}:"
-        text = " ".join(part for part in (place, f"{key}:" if key else "", message) if part)
+        location = "" if path is None else f"{path}:" if line is None else f"{path}:{line}:"
+        text = " ".join(part for part in (location, f"{key}:" if key else "", message) if part)
         super().__init__("\n".join(map(printable, text.split("\n"))))
 
 
@@ -77,54 +77,54 @@ class ConfigErrors(ConfigError):
     """
 
     def __init__(self, errors: Sequence[ConfigError]) -> None:
-        """Keep *errors*; the place is that of the first."""
+        """Store *errors*; path, line and key are those of the first."""
         first = errors[0]
         super().__init__(first.message, first.path, first.line, first.key)
         self.errors = tuple(errors)
 
     def __str__(self) -> str:
-        """Return the lines."""
+        """Return the lines of all errors."""
         return "\n".join(map(str, self.errors))
 
 
 class Mistakes:
-    """Gathers the errors of blocks ``with mistakes:``, each of which ends at its first; then `end` raises them all."""
+    """Collects the errors of blocks ``with mistakes:``, each of which ends at its first; `end` raises all of them."""
 
     __slots__ = ("_found",)
 
-    #: With so many, it ends at once: a file of another kind has one in each line.
+    #: After this many, the errors are raised at once: a file of another kind has one in each line.
     MOST: Final = 20
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin with no errors."""
         self._found: list[ConfigError] = []
 
     def __bool__(self) -> bool:
-        """Return whether there are any."""
+        """Return whether there are errors."""
         return bool(self._found)
 
     def __enter__(self) -> None:
         """Begin a block."""
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> bool:
-        """Keep the error of a block, if it is a mistake."""
+        """Store the error of a block if it is a ConfigError; let others pass."""
         if not isinstance(error, ConfigError):
             return False
         self.add(error)
         return True
 
     def add(self, error: ConfigError) -> None:
-        """Keep *error*: where a block of its own would cost too much, as for each of a file's values."""
+        """Add *error*: for callers to which a block would cost too much, as for each of a file's values."""
         self._found += error.errors if isinstance(error, ConfigErrors) else [error]
         if len(self._found) >= self.MOST:
             self.end()
 
     def end(self) -> None:
         """
-        Raise what was found.
+        Raise the collected errors; return if there are none.
 
         Raises:
-            ConfigError: the mistake, if there is one; a ConfigErrors if there are several.
+            ConfigError: the error, if there is one; a ConfigErrors if there are several.
         """
         if len(self._found) > 1:
             raise ConfigErrors(self._found[: self.MOST])
@@ -138,15 +138,15 @@ class ZoneError(ConfigError):
 
 class QueryError(JitsuError, error.AuthoritativeDomainError):
     """
-    A query that has no answer for this client, and that nobody else shall answer.
+    A query that has no answer for this client, and that no other resolver shall answer.
 
-    It ends a `twisted.names` resolver chain, as `error.AuthoritativeDomainError` does: a `DomainError` would hand the
-    question on, to be answered after all.
+    It ends a `twisted.names` resolver chain, as `error.AuthoritativeDomainError` does: after a `DomainError` the next
+    resolver would be asked.
     """
 
 
 class Prohibited(QueryError):
-    """The client may not start this VM (DESIGN: `summon_from`, budgets of starts)."""
+    """The client may not start this VM (`summon_from`, budgets of starts)."""
 
     rcode = dns.EREFUSED
     ede = EDE_PROHIBITED
@@ -158,7 +158,7 @@ class Unproven(QueryError):
 
 class Unanswerable(QueryError):
     """
-    The authority's last word: no such name, or a name that cannot be made.
+    A final answer of the authority: the name does not exist, or a DNAME makes too long a name.
 
     Attributes:
         answer: the CNAMEs that led there (RFC 6604).
@@ -166,32 +166,32 @@ class Unanswerable(QueryError):
     """
 
     def __init__(self, rcode: int, answer: Sequence[RR] = (), authority: Sequence[RR] = ()) -> None:
-        """Keep what the reply needs."""
+        """Store the response code and the records of the reply."""
         super().__init__(f"rcode {rcode}")
         self.rcode, self.answer, self.authority = rcode, answer, authority
 
 
 class BootFailed(JitsuError):
-    """A VM that was asked for did not start; the message says why."""
+    """A requested VM did not start; the message has the reason."""
 
 
 class NoCapacity(JitsuError):
-    """As many VMs run as may (`max_running`)."""
+    """As many VMs run as allowed (`max_running`)."""
 
 
 class BackendError(JitsuError):
-    """A hypervisor refused; the message is its own, or its beginning and its end."""
+    """A hypervisor refused a call; the message is its own, or the beginning and the end of it."""
 
-    #: Characters of a message: it stays in the VM's reason and in many events.
+    #: The most characters of a message: it stays in the VM's reason and in many events.
     LONGEST: Final = 2000
 
     def __init__(self, message: str = "") -> None:
-        """Keep *message*, of which a program of others, or a guest's, may have made very much."""
+        """Store *message*, abridged: other programs and guests can make it very long."""
         super().__init__(abridged(message, self.LONGEST))
 
 
 class BackendLost(BackendError):
-    """There is no connection to the hypervisor. It is being tried again."""
+    """There is no connection to the hypervisor. Jitsu tries to connect again."""
 
     ede = EDE_NOT_READY
 
@@ -201,7 +201,7 @@ class NoSuchVM(BackendError):
 
 
 class ClusterUnavailable(JitsuError):
-    """Those who share the zone with us cannot be asked; so nobody knows whose a VM is."""
+    """There is no connection to the cluster, so this node cannot know which node owns a VM."""
 
     ede = EDE_NETWORK_ERROR
 

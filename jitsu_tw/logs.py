@@ -1,9 +1,9 @@
 """
-What writes the log: as text, where twistd would write it, or as one JSON object a line (``--log-json``), for what
-collects logs: journald, Loki, Elasticsearch.
+Write the log: as text, where twistd would write it, or as one JSON object a line (``--log-json``), for collectors of
+logs: journald, Loki, Elasticsearch.
 
-Much of what is logged comes from outside: names, authors of requests, messages of hypervisors and of other programs. It
-is made safe here, in one place, for all lines: an event is one line of bounded length, without control characters.
+Many logged values come from outside: names, authors of requests, messages of hypervisors and of other programs. They
+are made safe here, for all lines: an event is one line of bounded length, without control characters.
 """
 
 from __future__ import annotations
@@ -26,44 +26,42 @@ if TYPE_CHECKING:
 
     from twisted.logger import LogEvent
 
-#: The room of what Twisted's older log says: its values are not of the message.
+#: The namespace of messages from Twisted's older log: their values do not belong to the message.
 _OLD: Final = "log_legacy"
 
-#: Characters of a message, of a value in it and of a traceback that are logged, at most.
+#: The most characters of a message, of a value in it and of a traceback that are logged.
 LONGEST: Final = 10_000
 LONGEST_TRACEBACK: Final = 100_000
 
-#: How Twisted's messages begin that peers cause as often as they like, and how many of these are logged in a minute.
+#: The beginnings of Twisted's messages that peers can cause at will, and how many of these are logged in a minute.
 _REPEATED: Final = ("EMFILE ", "Re-reserving EMFILE", "{cls} connection ")
 MOST_REPEATED: Final = 30
 
-#: syslog(3): what it is told of a failure, as by Twisted's own observer.
+#: syslog(3): the priority of a failure, as in Twisted's own observer.
 _ALERT: Final = 1
 
 
 def line(event: LogEvent) -> str | None:
     """
-    Return an event as a line: ``time``, ``level``, ``room`` (whose words they are), ``message``, and the
-    ``values`` in it.
-
-    A fault of ours has its ``traceback`` too. What is no event for people (it has no words) is None.
+    Return an event as a line of JSON: ``time``, ``level``, ``room`` (its namespace), ``message``, and the ``values`` in
+    it; an internal error has its ``traceback``, too. Return None for an event without a message.
     """
     message = formatEvent(event)[:LONGEST]
     failure = event.get("log_failure")
     if not message and failure is None:
         return None
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "time": datetime.fromtimestamp(event["log_time"], UTC).isoformat(timespec="milliseconds"),
         "level": event["log_level"].name,
         "room": event.get("log_namespace", ""),
         "message": message,
     }
     if failure is not None:
-        said["traceback"] = failure.getTraceback()[:LONGEST_TRACEBACK]
-    values = {} if said["room"] == _OLD else {
+        fields["traceback"] = failure.getTraceback()[:LONGEST_TRACEBACK]
+    values = {} if fields["room"] == _OLD else {
         key: _bounded(value) for key, value in event.items() if not key.startswith("log_") and _is_plain(value)
     }  # fmt: skip
-    return json.dumps({**said, "values": values}) + "\n"
+    return json.dumps({**fields, "values": values}) + "\n"
 
 
 def _is_plain(value: object) -> bool:
@@ -71,14 +69,14 @@ def _is_plain(value: object) -> bool:
 
 
 def _bounded(value: Any) -> Any:
-    """Return a value for JSON, which has no infinities; a long one is cut."""
+    """Return a value for JSON: infinities, which JSON does not have, as text; long texts cut."""
     if isinstance(value, str) or (isinstance(value, float) and not isfinite(value)):
         return str(value)[:LONGEST]
     return value
 
 
 def escaped(event: LogEvent) -> LogEvent:
-    """Return an event whose words are one printable line; each line of its traceback, if it has one, is one as well."""
+    """Return an event whose message is one printable line; so is each line of its traceback, if it has one."""
     words, failure = printable(formatEvent(event)[:LONGEST]), event.get("log_failure")
     safe = {key: value for key, value in event.items() if key != "log_failure"}
     if failure is not None:
@@ -88,7 +86,7 @@ def escaped(event: LogEvent) -> LogEvent:
 
 
 def bounded(write: ILogObserver) -> ILogObserver:
-    """Return what writes by *write*, but of the messages that peers can repeat only `MOST_REPEATED` in a minute."""
+    """Return an observer that calls *write*; of messages that peers can cause at will, `MOST_REPEATED` in a minute."""
     since, number = 0.0, 0
 
     @provider(ILogObserver)
@@ -101,14 +99,15 @@ def bounded(write: ILogObserver) -> ILogObserver:
             if number > MOST_REPEATED:
                 return
             if number == MOST_REPEATED:
-                event = {**event, "log_format": event["log_format"] + " (more like that is not logged for a minute)"}
+                more = " (further such lines are not logged for a minute)"
+                event = {**event, "log_format": event["log_format"] + more}
         write(event)
 
     return cast("ILogObserver", rarely)
 
 
 def observer(options: Mapping[str, Any], *, as_json: bool) -> ILogObserver:
-    """Return what writes the log to where twistd, with these *options*, would write it; see twistd(1)."""
+    """Return the observer that writes the log to where twistd, with these *options*, would write it (twistd(1))."""
     if as_json:
         name = options.get("logfile")
         if name == "-" or (options.get("nodaemon", True) and not name):
@@ -128,6 +127,6 @@ def observer(options: Mapping[str, Any], *, as_json: bool) -> ILogObserver:
 
 
 def set_up(application: Any, options: Mapping[str, Any] | None, *, as_json: bool = False) -> None:
-    """Let *application* log so, unless twistd, with these *options*, runs another logger, or does not run it."""
+    """Set the log observer of *application*, unless twistd's *options* name another logger; None: no twistd runs it."""
     if options is not None and not options.get("logger"):
         application.setComponent(ILogObserver, observer(options, as_json=as_json))

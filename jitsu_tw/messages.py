@@ -1,20 +1,20 @@
 """
-What Jitsu and Synjitsu say to each other: AMP commands, over a UNIX socket or TLS.
+The AMP commands between Jitsu and Synjitsu, over a UNIX socket or TLS.
 
 The conversation, begun by Jitsu::
 
     Jitsu                                    Synjitsu
     Hello(version, secret)           ->      WrongVersion or Refused ends it
-    Announce | Ready, for each VM    ->      all that Jitsu has announced before: either side may have started anew
-    AnnouncedAll                     ->      what Jitsu announced before and has not now is forgotten
+    Announce | Ready, for each VM    ->      on each connection: either side may have been restarted
+    AnnouncedAll                     ->      forgets addresses of earlier connections that were not announced again
     Announce, Ready, Withdraw        ->      as VMs come and go
                                      <-      Summon, Seen, Listens, Elsewhere
     Status, Counters                 ->
 
 Every command may be sent again without harm. Addresses and MACs are text, as people write them.
 
-Neither side trusts the other. What a message may say is declared here, for both: a value out of range is refused in one
-line, before any of it is used, and a `Peer` that goes on like that is cut off.
+Neither side trusts the other. The values that a message may have are declared here, for both sides: a value out of
+range is refused with one log line, before any value is used, and a `Peer` that keeps sending such messages is cut off.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 #: Changed when an older side would misunderstand a newer one.
 VERSION: Final = 2
 
-#: How many stand-ins one answer to `Status` tells of: a value in AMP has at most 65,535 octets.
+#: How many stand-ins one answer to `Status` has: a value in AMP has at most 65,535 octets.
 PAGE: Final = 250
 
-#: Keys in one message, with AMP's own; with 65,535 octets in a value, this bounds a message's size.
+#: The most keys of one message, with AMP's own; with 65,535 octets in a value, this bounds a message's size.
 MOST_KEYS: Final = 20
 
-#: How many messages of one connection may make no sense until it is cut off.
-MOST_STRANGE: Final = 8
+#: How many malformed messages one connection may send until it is cut off.
+MOST_MALFORMED: Final = 8
 
-#: How many lines about peers that make no sense are logged in a minute.
+#: How many lines about peers with malformed messages are logged in a minute.
 MOST_LINES: Final = 10
 
-#: How long one connection is read in one turn of the reactor, in seconds: a peer that says very much waits for itself.
+#: Seconds for which one connection is read in one iteration of the reactor: a peer that sends very much delays itself.
 SLICE: Final = 0.002
 
-#: Entries of a list, and characters of a text, of a message.
+#: The most entries of a list, and characters of a text, in a message.
 MOST_ENTRIES: Final = 1024
 LONGEST: Final = 1024
 
@@ -59,29 +59,29 @@ _MAC: Final = re.compile("[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 
 class WrongVersion(Exception):  # noqa: N818
-    """The two are of different versions; the message names both."""
+    """Jitsu and Synjitsu have different versions; the message names both."""
 
 
 class Refused(Exception):  # noqa: N818
-    """What was asked for cannot be done; the message says why."""
+    """A command cannot be carried out; the message has the reason."""
 
 
-#: What comes of a question that the other side does not answer as it should.
+#: The exceptions from a command that the other side refuses, or answers in a malformed way.
 NO_ANSWER: Final = (amp.AmpError, Refused, WrongVersion)
 
 _ERRORS: Final = {WrongVersion: b"WRONG_VERSION", Refused: b"REFUSED"}
 
 
 class Address(amp.Unicode):
-    """An IP address, or, if *none* is a choice, nothing."""
+    """An IP address."""
 
     def __init__(self, *, none: bool = False) -> None:
-        """Declare one."""
+        """Declare an address; with *none*, it may be empty."""
         super().__init__()
         self._none = none
 
     def fromString(self, inString: bytes) -> str:  # noqa: N802, N803 -- AMP's
-        """Return it as it was written."""
+        """Return the text. Raises ValueError if it is malformed."""
         text: str = super().fromString(inString)
         if text or not self._none:
             try:
@@ -92,15 +92,15 @@ class Address(amp.Unicode):
 
 
 class Mac(amp.Unicode):
-    """A MAC, or, if *none* is a choice, nothing."""
+    """A MAC."""
 
     def __init__(self, *, none: bool = False) -> None:
-        """Declare one."""
+        """Declare a MAC; with *none*, it may be empty."""
         super().__init__()
         self._none = none
 
     def fromString(self, inString: bytes) -> str:  # noqa: N802, N803 -- AMP's
-        """Return it as it was written."""
+        """Return the text. Raises ValueError if it is malformed."""
         text: str = super().fromString(inString)
         if _MAC.fullmatch(text) is None and (text or not self._none):
             raise ValueError(f"{text[:50]!r} is no MAC address")
@@ -108,10 +108,10 @@ class Mac(amp.Unicode):
 
 
 class Word(amp.Unicode):
-    """Text that is not long."""
+    """A text of `LONGEST` characters at most."""
 
     def fromString(self, inString: bytes) -> str:  # noqa: N802, N803 -- AMP's
-        """Return it."""
+        """Return the text. Raises ValueError if it is too long."""
         text: str = super().fromString(inString)
         if len(text) > LONGEST:
             raise ValueError(f"a text has {LONGEST} characters at most")
@@ -122,22 +122,22 @@ class Number(amp.Integer):
     """A whole number from *least* to *most*."""
 
     def __init__(self, least: int, most: int, *, optional: bool = False) -> None:
-        """Declare one."""
+        """Declare a number."""
         super().__init__(optional=optional)
         self._least, self._most = least, most
 
     def fromString(self, inString: bytes) -> int:  # type: ignore[override] # noqa: N802, N803 -- AMP's
-        """Return it."""
+        """Return the number. Raises ValueError if it is none, or out of range."""
         if not (inString.isdigit() and len(inString) < 20 and self._least <= int(inString) <= self._most):
             raise ValueError(f"{inString[:50]!r} is no number from {self._least} to {self._most}")
         return int(inString)
 
 
 class Many(amp.ListOf):
-    """A list that is not long."""
+    """A list of `MOST_ENTRIES` entries at most."""
 
     def fromString(self, inString: bytes) -> list[Any]:  # noqa: N802, N803 -- AMP's
-        """Return it."""
+        """Return the list. Raises ValueError if it is too long, or an entry is malformed."""
         values: list[Any] = super().fromString(inString)
         if len(values) > MOST_ENTRIES:
             raise ValueError(f"{len(values)} entries are more than {MOST_ENTRIES}")
@@ -148,20 +148,20 @@ class Many(amp.ListOf):
 PORT: Final = Number(1, 65535)
 LAST_DOMID: Final = 0x7FEF
 
-#: What is counted.
+#: The greatest value of a counter.
 LAST_COUNT: Final = 2**63
 
 
 class Complaints:
-    """Logs what peers do wrong, but not more than `MOST_LINES` in a minute: they may go on for ever."""
+    """Logs mistakes of peers, at most `MOST_LINES` lines in a minute: a peer may make mistakes for ever."""
 
     def __init__(self, log: Logger, seconds: Callable[[], float] = time.monotonic) -> None:
-        """Log by *log*; *seconds* tells the time."""
+        """Log with *log*; *seconds* returns the time."""
         self._log, self._seconds = log, seconds
         self._since, self._lines = seconds(), 0
 
-    def tell(self, words: str, **values: Any) -> None:
-        """Log a line, unless there were enough."""
+    def warn(self, words: str, **values: Any) -> None:
+        """Log a warning, unless there were `MOST_LINES` in this minute."""
         now = self._seconds()
         if now >= self._since + 60:
             self._since, self._lines = now, 0
@@ -169,35 +169,35 @@ class Complaints:
         if self._lines <= MOST_LINES:
             self._log.warn(words, **values)
         elif self._lines == MOST_LINES + 1:
-            self._log.warn("more like that is not logged for a minute")
+            self._log.warn("further such lines are not logged for a minute")
 
 
 class Peer(amp.AMP):
     """
-    One end of a conversation, which does not trust the other.
+    One end of a connection, which does not trust the other.
 
     Attributes:
-        complaints: where it is told what is wrong with others.
+        complaints: logs the other end's mistakes.
     """
 
     complaints: ClassVar[Complaints]
     transport: Any
     paused: bool
-    _strange = _keys = 0
+    _malformed = _keys = 0
     _is_cut = False
     _until = 0.0
 
     @property
     def reactor(self) -> Any:
-        """Return what tells the time, and calls later."""
+        """Return the reactor."""
         raise NotImplementedError
 
     def callLater(self, *what: Any) -> Any:  # noqa: N802 -- TimeoutMixin's
-        """Call something later."""
+        """Schedule a call on the reactor."""
         return self.reactor.callLater(*what)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        """Read for a while."""
+        """Handle octets, for `SLICE` seconds in this iteration of the reactor."""
         self._until = self.reactor.seconds() + SLICE
         super().dataReceived(data)
 
@@ -206,19 +206,19 @@ class Peer(amp.AMP):
             self.resumeProducing()
 
     def strange(self, reason: str) -> None:
-        """Take note of a message that makes no sense; cut the connection off if there are many of them."""
-        self._strange += 1
-        if self._strange == 1:
-            self.complaints.tell("{peer} is not understood: {reason}", peer=self._peer(), reason=reason)
-        elif self._strange >= MOST_STRANGE:
+        """Count a malformed message; log the first one, and cut the connection off after `MOST_MALFORMED`."""
+        self._malformed += 1
+        if self._malformed == 1:
+            self.complaints.warn("{peer} sent a malformed message: {reason}", peer=self._peer(), reason=reason)
+        elif self._malformed >= MOST_MALFORMED:
             self.cut(reason)
 
     def cut(self, reason: str = "") -> None:
-        """Cut the connection off, for a *reason* that is logged."""
+        """Abort the connection; log the *reason*, if there is one."""
         if not self._is_cut:
             self._is_cut = True
             if reason:
-                self.complaints.tell("{peer} is cut off: {reason}", peer=self._peer(), reason=reason)
+                self.complaints.warn("{peer} is cut off: {reason}", peer=self._peer(), reason=reason)
             self.transport.abortConnection()
 
     def _peer(self) -> str:
@@ -226,7 +226,7 @@ class Peer(amp.AMP):
         return getattr(peer, "host", "") or "the peer on the UNIX socket"
 
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
-        """Take a key or a value, unless the connection is cut off; others have their turn in between."""
+        """Handle a key or a value; pause when the time of this iteration of the reactor is used up."""
         if not self._is_cut:
             super().stringReceived(string)
             if self.reactor.seconds() >= self._until and not self.paused:
@@ -238,12 +238,12 @@ class Peer(amp.AMP):
         self.cut(f"a key of {length} octets")
 
     def proto_init(self, string: bytes) -> str:
-        """Take the first key of a message."""
+        """Handle the first key of a message."""
         self._keys = 0
         return str(super().proto_init(string))
 
     def proto_key(self, string: bytes) -> str:
-        """Take a key, or the end of a message."""
+        """Handle a key, or the end of a message."""
         self._keys += 1
         if self._keys > MOST_KEYS:
             self.cut(f"a message has {MOST_KEYS} keys at most")
@@ -251,16 +251,16 @@ class Peer(amp.AMP):
         return str(super().proto_key(string))
 
     def ampBoxReceived(self, box: Any) -> None:  # noqa: N802
-        """Take a message; one that is neither a question nor an answer to one of ours ends the conversation."""
+        """Handle a message; cut the connection off if it is neither a command nor an answer to one."""
         try:
             if amp.COMMAND in box and amp.ASK not in box:
-                raise amp.NoEmptyBoxes  # noqa: TRY301 -- it is as useless: all our questions want an answer
+                raise amp.NoEmptyBoxes  # noqa: TRY301 -- as useless as an empty one: all commands want an answer
             super().ampBoxReceived(box)
         except (LookupError, amp.NoEmptyBoxes):
-            self.cut("an answer to no question, or none of AMP's messages")
+            self.cut("a message that is neither a command of AMP nor an answer to one")
 
     def dispatchCommand(self, box: Any) -> Deferred[Any]:  # noqa: N802
-        """Carry a command out, if there is one of that name."""
+        """Carry out a command; refuse one with an unknown name."""
         name: bytes = box[amp.COMMAND]
         if not name.isascii() or self.locateResponder(name) is None:
             reason = f"{name[:50]!r} is no command"
@@ -271,16 +271,21 @@ class Peer(amp.AMP):
 
 
 def refusal(reason: str) -> amp.RemoteAmpError:
-    """Return what is raised, while a message is read, for the other side to get `Refused` with *reason*."""
+    """Return the error to raise while a message is parsed, for which the other side gets `Refused` with *reason*."""
     return amp.RemoteAmpError(_ERRORS[Refused], reason)
 
 
 class Command(amp.Command):
-    """A command whose values are looked at before it is carried out."""
+    """A command whose values are checked before it is carried out."""
 
     @classmethod
     def parseArguments(cls, box: Any, protocol: Any) -> dict[str, Any]:  # noqa: N802
-        """Return the values; refuse those that are not as declared."""
+        """
+        Return the values of a command.
+
+        Raises:
+            RemoteAmpError: they are not as declared; the other side gets `Refused`.
+        """
         try:
             values: dict[str, Any] = super().parseArguments(box, protocol)
         except (LookupError, TypeError, ValueError) as error:
@@ -300,7 +305,7 @@ class Command(amp.Command):
         try:
             values: dict[str, Any] = super().parseResponse(box, protocol)
         except (LookupError, TypeError, ValueError) as error:
-            reason = f"the answer makes no sense: {cls._why(error)}"
+            reason = f"the answer is malformed: {cls._why(error)}"
             protocol.strange(reason)
             raise Refused(reason) from error
         return values
@@ -312,9 +317,9 @@ class Command(amp.Command):
 
 class Hello(Command):
     """
-    The first message; nothing else is understood before. *secret* is empty where Synjitsu has none.
+    The first message; before it, no other is accepted. *secret* is empty where Synjitsu has none.
 
-    What came after version 1 is optional, so that an older side is told that it is, and not of an error.
+    Values that version 1 did not have are optional, so that an older side gets `WrongVersion`, and no other error.
     """
 
     arguments = [(b"version", Number(0, 1000)), (b"secret", Word(optional=True))]  # noqa: RUF012
@@ -325,12 +330,12 @@ class Announce(Command):
     """
     Stand in for an address.
 
-    Attributes of the message: *macs* are the guest's, none while they are not known; *asleep* says that a SYN
-    summons the VM (else it boots already); *runs*, that its guest may run, and read what is broadcast; *handover*
-    is ``wire`` or ``xenstore``; *ports*, the TCP ports that are worth a start (all, if absent); *wake_udp*, the UDP
-    ports whose first datagrams are held; *domid*, Xen's number of the guest; *knock*, a TCP port that tells when it
-    is ready: while it boots, Synjitsu sends SYNs of its host's own to it, and hands over as soon as one is
-    answered; with *keeps* it only tells, and keeps what it holds until `Ready`.
+    The values: *macs* are the guest's, empty while they are not known; *asleep*: a SYN summons the VM (else it boots
+    already); *runs*: its guest may run, and read broadcasts; *handover*: ``wire`` or ``xenstore``; *ports*: the TCP
+    ports whose SYNs start the VM (all, if absent); *wake_udp*: the UDP ports whose first datagrams are held and start
+    the VM; *domid*: Xen's number of the guest; *knock*: a TCP port to probe: while the guest boots, Synjitsu sends SYNs
+    of its host to it, and hands over as soon as one is answered; *keeps*: then it only sends `Listens`, and holds the
+    packets until `Ready`.
     """
 
     arguments = [  # noqa: RUF012
@@ -349,58 +354,58 @@ class Announce(Command):
 
 
 class AnnouncedAll(Command):
-    """That was everything that Jitsu has to announce at its beginning."""
+    """Jitsu has announced all its addresses on this connection."""
 
     errors = _ERRORS
 
 
 class Ready(Command):
-    """The VM, whose MACs these are (none: those announced), takes its packets now. The held ones are handed over."""
+    """Hand over an address to its guest, with the held packets. *macs* are the guest's; empty: those announced."""
 
     arguments = [(b"ip", Address()), (b"macs", Many(Mac()))]  # noqa: RUF012
     errors = _ERRORS
 
 
 class Withdraw(Command):
-    """Stand in for an address no longer; what is held is dropped. *failed*: because the VM's start failed."""
+    """Stop standing in for an address, and drop the held packets. *failed*: because the VM's start failed."""
 
     arguments = [(b"ip", Address()), (b"failed", amp.Boolean())]  # noqa: RUF012
     errors = _ERRORS
 
 
 class Summon(Command):
-    """To Jitsu: *source* sends to a VM that is asleep."""
+    """To Jitsu: *source* has sent a SYN or a datagram to a VM that is asleep."""
 
     arguments = [(b"ip", Address()), (b"source", Address())]  # noqa: RUF012
 
 
 class Seen(Command):
-    """To Jitsu: the guest itself has announced its address. It is no sign that it is ready."""
+    """To Jitsu: the guest itself has announced its address. It may not be ready yet."""
 
     arguments = [(b"ip", Address())]  # noqa: RUF012
 
 
 class Listens(Command):
-    """To Jitsu: the guest has answered at the port that is knocked at. What was held has been handed over, or kept."""
+    """To Jitsu: the guest has answered a probe. Its packets have been handed over, or with *keeps* are still held."""
 
     arguments = [(b"ip", Address())]  # noqa: RUF012
 
 
 class Elsewhere(Command):
-    """To Jitsu: the guest uses the address *found* in place of *ip*; where *found* is empty, it uses *ip* by now."""
+    """To Jitsu: the guest uses the address *found* instead of *ip*; if *found* is empty, it uses *ip* now."""
 
     arguments = [(b"ip", Address()), (b"found", Address(none=True))]  # noqa: RUF012
 
 
 class Counters(Command):
-    """How many packets there have been of each kind, since Synjitsu began; and how many are held now."""
+    """Return how many packets of each kind there have been since Synjitsu's start, and how many are held now."""
 
     response = [(b"counters", amp.AmpList([(b"name", Word()), (b"count", Number(0, LAST_COUNT))]))]  # noqa: RUF012
     errors = _ERRORS
 
 
 class Status(Command):
-    """Who is stood in for, at most `PAGE` of them; *after* is the last of the page before, or empty."""
+    """Return the stand-ins, at most `PAGE` of them; *after* is the last address of the page before, or empty."""
 
     arguments = [(b"after", Address(none=True))]  # noqa: RUF012
     response = [  # noqa: RUF012

@@ -1,9 +1,9 @@
 """
-Addresses: which network a client's belongs to, whether a list of networks has it, and which can be no VM's.
+IP addresses: the network of a client, lists of networks, and the addresses that no VM can have.
 
-Budgets and rates are kept by network, not by address, because whoever has one address usually has its neighbours too:
-a /24 of IPv4, a /56 of IPv6. An IPv4 client that comes through an IPv6 socket (``::ffff:192.0.2.1``, RFC 4291,
-2.5.5.2) counts as what it is. Nothing here does I/O.
+Budgets and rates are kept by network, not by address, because a client with one address usually has its neighbours,
+too: a /24 of IPv4, a /56 of IPv6. An IPv4 client on an IPv6 socket (``::ffff:192.0.2.1``, RFC 4291, 2.5.5.2) counts as
+an IPv4 client. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Network = IPv4Network | IPv6Network
 EVERYBODY: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 LOOPBACK: Final[tuple[Network, ...]] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
-#: How many octets of an address are its network: 24 bits (what NSD, Knot and BIND count by), and 56, of which a
-#: household gets at least one (RFC 6177).
+#: How many octets of an address are its network: 24 bits (as in NSD, Knot and BIND), and 56, the least that a home
+#: gets (RFC 6177).
 IPV4_OCTETS: Final = 3
 IPV6_OCTETS: Final = 7
 
@@ -32,7 +32,7 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 def packed(host: str) -> bytes:
     """
-    Return the address *host* in 4 or 16 octets; its zone (``%eth0``), if it has one, is left out.
+    Return the address *host* in 4 or 16 octets, without its zone (``%eth0``).
 
     Raises:
         ValueError: *host* is no address.
@@ -47,32 +47,32 @@ def packed(host: str) -> bytes:
 
 
 def network(address: bytes) -> bytes:
-    """Return the network of *address*, as `packed` makes it: the 3 or 7 octets that all its addresses begin with."""
+    """Return the network of *address*, a result of `packed`: the 3 or 7 octets that all its addresses begin with."""
     return address[:IPV4_OCTETS] if len(address) == 4 else address[:IPV6_OCTETS]
 
 
 def of_peer(peer: object) -> bytes:
-    """Return the network of *peer*, an address of Twisted's; those on UNIX sockets, which have none, are one."""
+    """Return the network of *peer*, an address of Twisted's; empty for all peers on UNIX sockets."""
     host = getattr(peer, "host", "")
     return network(packed(host)) if host else b""
 
 
 def to_text(network: bytes) -> str:
-    """Return what `network` made, for people: ``192.0.2.0/24``."""
+    """Return the text of *network*, a result of `network`: ``192.0.2.0/24``."""
     family, size = (AF_INET, 4) if len(network) == IPV4_OCTETS else (AF_INET6, 16)
     return f"{inet_ntop(family, network.ljust(size, bytes(1)))}/{8 * len(network)}"
 
 
 class Networks:
     """
-    A list of networks that is asked whether an address, as `packed` makes it, is in one of them.
+    A list of networks. ``address in networks`` is whether an address, a result of `packed`, is in one of them.
 
-    The cost is that of the different prefix lengths in it, not that of its networks. ``::/0`` has no IPv4 addresses.
+    The cost grows with the number of different prefix lengths, not of networks. ``::/0`` has no IPv4 addresses.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        """Keep *networks*; one within ``::ffff:0:0/96`` becomes the IPv4 network that it means."""
-        self._known: dict[int, dict[int, set[int]]] = {4: {}, 16: {}}  # octets -> bits to drop -> what is left
+        """Store *networks*; one within ``::ffff:0:0/96`` becomes the IPv4 network that it stands for."""
+        self._known: dict[int, dict[int, set[int]]] = {4: {}, 16: {}}  # octets -> bits to drop -> prefixes
         for each in networks:
             prefix, bits = each.network_address.packed, each.prefixlen
             if isinstance(each, IPv6Network) and bits >= 96 and prefix.startswith(_MAPPED):
@@ -81,7 +81,7 @@ class Networks:
             self._known[len(prefix)].setdefault(drop, set()).add(int.from_bytes(prefix) >> drop)
 
     def __contains__(self, address: bytes) -> bool:
-        """Say whether *address* is in one of them."""
+        """Return whether *address* is in one of the networks."""
         number = int.from_bytes(address)
         for drop, known in self._known[len(address)].items():  # noqa: SIM110 - any() takes twice as long here
             if number >> drop in known:
@@ -89,7 +89,7 @@ class Networks:
         return False
 
 
-#: What no machine can be reached at, with the reason (RFC 6890 and IANA's registries of special addresses).
+#: The networks whose addresses reach no machine, with the reason (RFC 6890 and IANA's registries of special addresses).
 _NO_GUESTS: Final[tuple[tuple[Network, str], ...]] = tuple(
     (ip_network(text), reason)
     for text, reason in (
@@ -112,10 +112,10 @@ _UNREACHABLE: Final = Networks(network for network, _ in _NO_GUESTS)
 
 def why_no_guest(address: Address, interfaces: Iterable[IPv4Interface | IPv6Interface] = ()) -> str | None:
     """
-    Return why *address* can be no VM's, as a sentence that begins with the address; None if it can be.
+    Return why no VM can have *address*, as a sentence that begins with the address; None if one can.
 
     A guest may have any unicast address: private, link-local, shared (RFC 6598), and those of documentation, which
-    laboratories use. A 6to4 address (RFC 3056) is what the IPv4 address in it is.
+    laboratories use. For a 6to4 address (RFC 3056), the IPv4 address in it decides.
 
     Args:
         address: in any form that `ipaddress` takes.

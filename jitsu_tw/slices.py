@@ -1,4 +1,4 @@
-"""Work for many clients in slices: a kind of client has `SLICE` seconds in each turn of the reactor."""
+"""Serve many clients in slices of time: one kind of clients has `SLICE` seconds of each iteration of the reactor."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="Hashable")
 
-#: How long all clients of one kind together are worked for in one turn of the reactor, in seconds.
+#: Seconds for which all clients of one kind together are served in one iteration of the reactor.
 SLICE: Final = 0.002
 
 
 class Slices(Generic[T]):
-    """The time of one kind of clients. What exceeds it waits; client networks take turns."""
+    """The time of one kind of clients. Work beyond it waits in a queue, one client network after the other."""
 
     def __init__(self, reactor: Any, go_on: Callable[[T], None]) -> None:
-        """Measure by *reactor*, an `IReactorTime`; *go_on* is called with a client whose turn has come."""
+        """Measure by *reactor*, an `IReactorTime`; *go_on* is called to serve a client that has waited."""
         self._reactor, self._go_on = reactor, go_on
-        self._line: FairQueue[T] = FairQueue()
-        self._turn: IDelayedCall | None = None
+        self._queue: FairQueue[T] = FairQueue()
+        self._next: IDelayedCall | None = None
         self._until = 0.0
 
     def has_time(self, one: T, whose: Hashable, group: Hashable = None, *, share: bool = True) -> bool:
         """
-        Return whether *one* may be worked for now; if not, *go_on* is called with it later.
+        Return whether *one* may be served now; if not, *go_on* is called with it later.
 
         Args:
             one: the client.
-            whose: its network, which takes turns with the others of *group*, and the groups with each other.
+            whose: its network; the networks of a group are served one after the other, and so are the groups.
             group: see `FairQueue.add`.
-            share: whether there is a rest of its share of the time; without, it goes on only while no other waits.
+            share: whether *one* has not used up its share; if it has, it is served only while no other client waits.
         """
-        if self._turn is None or ((share or not self._line) and self._reactor.seconds() < self._until):
+        if self._next is None or ((share or not self._queue) and self._reactor.seconds() < self._until):
             return True
-        self._line.add(one, whose, group)
+        self._queue.add(one, whose, group)
         return False
 
     def begin(self) -> None:
-        """Measure the time from now on, unless this turn of the reactor has begun."""
-        if self._turn is None:
+        """Measure the time from now on, unless that has begun in this iteration of the reactor."""
+        if self._next is None:
             self._until = self._reactor.seconds() + SLICE
-            self._turn = self._reactor.callLater(0, self._next_turn)
+            self._next = self._reactor.callLater(0, self._iterate)
 
-    def _next_turn(self) -> None:
-        """Go on with those whose turn it is."""
-        self._turn = None
-        if self._line:
+    def _iterate(self) -> None:
+        """Serve the clients that wait, in a new iteration of the reactor."""
+        self._next = None
+        if self._queue:
             self.begin()
-        while self._line and self._reactor.seconds() < self._until:
-            self._go_on(self._line.take())
+        while self._queue and self._reactor.seconds() < self._until:
+            self._go_on(self._queue.take())
 
     def drop(self, one: T) -> None:
-        """Forget *one*, if it waits."""
-        self._line.drop(one)
+        """Remove *one* from the queue, if it waits."""
+        self._queue.drop(one)

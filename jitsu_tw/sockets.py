@@ -1,4 +1,4 @@
-"""UNIX sockets: where Jitsu's control endpoint is by default, and who may connect."""
+"""UNIX sockets: the default path of Jitsu's control endpoint, and the users that may connect."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Where a Jitsu that is a service of this machine listens.
+#: The control socket of a Jitsu that runs as a service of this machine.
 SYSTEM: Final = "/run/jitsu/control.sock"
 
-#: Its members may control Jitsu.
+#: The group whose members may control Jitsu.
 GROUP: Final = "jitsu"
 
 
 def control_socket() -> str:
     """
-    Return the path of the control socket of a Jitsu that is started here.
+    Return the path of the control socket of a Jitsu that this user starts.
 
-    It is in the folder that systemd makes for a service (systemd.exec(5), RuntimeDirectory), in that of root, or in the
-    user's own: of the session (XDG Base Directory Specification), else of the home.
+    It is in the folder that systemd makes for a service (systemd.exec(5), RuntimeDirectory); else, for root, it is
+    `SYSTEM`; else it is in the user's folder of the session (XDG Base Directory Specification), or in the home.
     """
     folders = os.environ.get("RUNTIME_DIRECTORY")
     if folders:
@@ -38,20 +38,20 @@ def control_socket() -> str:
 
 
 def find_control() -> str:
-    """Return where jitsuctl asks by default: the user's own Jitsu, if there is one, else that of the machine."""
+    """Return jitsuctl's default endpoint: that of the user's own Jitsu, if there is one, else that of the machine."""
     own = control_socket()
     return f"unix:{own if os.path.exists(own) or not Path(SYSTEM).parent.is_dir() else SYSTEM}"  # noqa: PTH110
 
 
 def make_way(path: Path) -> None:
     """
-    Make the folder of a UNIX socket, and remove a socket on which no process listens any more.
+    Make the folder of a UNIX socket, and remove an old socket on which no process listens any more.
 
     Raises:
-        OSError: a process listens there, something else is there, or it is not allowed; or other users could replace
-            the socket by one of theirs.
+        OSError: a process listens there, there is another file, it is not allowed, or other users could replace the
+            socket by their own.
     """
-    with umask(0o022):  # the group gets through the folder, no other user writes to it, whatever umask Jitsu has
+    with umask(0o022):  # whatever umask Jitsu has: the group can reach the socket, no other user can replace it
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
         raise OSError(errno.EPERM, f"any user may replace a socket in {path.parent}: chmod o-w {path.parent}")
@@ -62,7 +62,7 @@ def make_way(path: Path) -> None:
     if not stat.S_ISSOCK(mode):
         kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link"}
         kind = kinds.get(stat.S_IFMT(mode), "something")
-        raise OSError(errno.EEXIST, f"there is {kind} that is no socket; remove it, or choose another place")
+        raise OSError(errno.EEXIST, f"there is {kind} that is no socket; remove it, or choose another path")
     with socket.socket(socket.AF_UNIX) as tries:
         tries.settimeout(0)  # a process that hangs listens as well
         try:
@@ -72,12 +72,12 @@ def make_way(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-        raise OSError(errno.EADDRINUSE, "another process listens there; end it, or choose another place")
+        raise OSError(errno.EADDRINUSE, "another process listens there; end it, or choose another path")
 
 
 @contextlib.contextmanager
 def umask(mask: int) -> Iterator[None]:
-    """While this is entered, what is made has not the permissions of *mask*."""
+    """Set the umask of this process to *mask* within a ``with`` block."""
     before = os.umask(mask)
     try:
         yield
@@ -87,13 +87,16 @@ def umask(mask: int) -> Iterator[None]:
 
 def listen(path: Path, factory: Any, reactor: Any) -> Any:
     """
-    Return a port that takes connections to *factory* at *path*, of its owner and, if we may, the members of `GROUP`.
+    Listen at *path* for *factory*, for the owner and, if Jitsu may set that, for the members of `GROUP`.
+
+    Returns:
+        the port.
 
     Raises:
-        OSError, CannotListenError: that cannot be; see `make_way`.
+        OSError, CannotListenError: it is not possible; see `make_way`.
     """
     make_way(path)
-    with umask(0o177):  # it has no mode of its own yet
+    with umask(0o177):  # until its mode is set
         port = reactor.listenUNIX(str(path), factory, mode=0o600)
     with contextlib.suppress(KeyError, PermissionError):
         group = grp.getgrnam(GROUP).gr_gid

@@ -5,18 +5,18 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
-#: Categories of Unicode that a terminal or a log acts on: controls, invisible formats (bidi), surrogates, line ends.
+#: Categories of Unicode that a terminal or a log interprets: controls, invisible formats (bidi), surrogates, line ends.
 _ACTS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
-#: The formats that names need: Persian and Indic ones, and emoji, have joiners.
+#: Formats that are kept: Persian and Indic names, and emoji, have joiners.
 _JOINERS: Final = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
     r"""
-    Return *text*, which comes from outside, safe for a terminal or a log: ``\x1b``, ``\n``, ``\u202e`` are spelt out.
+    Return *text*, which comes from outside, made safe for a terminal or a log: ``\x1b``, ``\n``, ``\u202e`` as escapes.
 
-    Letters of all languages, combining marks and emoji stay as they are.
+    Letters of all languages, combining marks and emoji are kept.
     """
     if text.isprintable():
         return text

@@ -1,6 +1,6 @@
 """
-What twistd leaves to its plugins: files that it could not write, how many it may open, and signals that come while a
-service stops.
+What twistd does not do for its plugins: check the files that it writes, raise the limit of open files, and ignore
+signals while a service stops.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def cannot_write(twistd: Mapping[str, Any] | None) -> str:
     """
-    Return why twistd, with its own options *twistd*, cannot write its pid file or its log; nothing if it can.
+    Return why twistd, with its own options *twistd*, cannot write its pid file or its log; empty if it can.
 
-    twistd itself would end with a traceback, and, as a daemon, after it has left the terminal.
+    twistd itself would end with a traceback, and, as a daemon, only after it has left the terminal.
     """
     options = dict(twistd or {})
     log = options.get("logfile") or ("" if options.get("nodaemon") else "twistd.log")
     if options.get("syslog") or options.get("logger") or log == "-":
         log = ""
-    pid = options.get("pidfile") if not options.get("chroot") else ""  # it is written there, where nobody can look yet
+    pid = options.get("pidfile") if not options.get("chroot") else ""  # with chroot, its folder is not there yet
     for name, words, value in (("pidfile", "the pid file", pid), ("logfile", "the log", log)):
         path = Path(os.fsdecode(value or "")).absolute()
         if value and not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -35,7 +35,7 @@ def cannot_write(twistd: Mapping[str, Any] | None) -> str:
 
 
 def open_files(needed: int) -> str:
-    """Let this process have *needed* open files, if the system does; return what is wrong otherwise, or nothing."""
+    """Raise this process's limit of open files to *needed*; return a warning if the system does not allow it, or ""."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

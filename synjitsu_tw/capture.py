@@ -1,8 +1,8 @@
 """
-Frames from and to an interface: libpcap as a reader of the reactor's, without a thread and without polling.
+Capture and send frames on an interface: libpcap as a reader of the reactor, without a thread and without polling.
 
-Two bindings of libpcap serve behind one `Pcap`: pypcap, which compiles up to Python 3.11, and cypcap beyond. An
-interface that vanishes, or goes down, is opened again when it is back.
+`Pcap` is one interface to two bindings of libpcap: pypcap, which compiles up to Python 3.11, and cypcap for later
+versions. An interface that vanishes, or goes down, is opened again when it is back.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import JitsuError
 from synjitsu_tw.packets import RST, SYN
-from synjitsu_tw.standins import KNOCK_PORT
+from synjitsu_tw.standins import PROBE_SOURCE_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-#: Frames in one turn of the reactor: a millisecond or two of work.
+#: Frames in one iteration of the reactor: a millisecond or two of work.
 BATCH: Final = 64
 
-#: How much the kernel may keep for us while we are busy, in octets: with a place of 64 KiB for each frame, as a
-#: captured TCP segment may be as long as that before a card has cut it, a burst of 250 frames.
+#: The kernel's capture buffer, in octets. It takes a burst of 250 frames: a slot has 64 KiB, as a captured TCP segment
+#: may be as long as that before a network card has cut it.
 BUFFER: Final = 16 * 1024 * 1024
 
 #: libpcap's DLT_EN10MB.
 ETHERNET: Final = 1
 
-#: Seconds from one try to open an interface that has gone to the next.
+#: Seconds between two attempts to open an interface that has vanished.
 RETRY: Final = 0.5
 
-#: What opens a connection, accepts it or gives it up, in IPv4 and, its header without extensions, in IPv6.
+#: Segments with SYN or RST: in IPv4, and in IPv6 without extension headers.
 _TCP: Final = (f"tcp[13] & {SYN | RST} != 0", f"ip6[6] = 6 and ip6[53] & {SYN | RST} != 0")
 
 #: Neighbour solicitations and advertisements.
 _DISCOVERY: Final = "ip6[6] = 58 and (ip6[40] = 135 or ip6[40] = 136)"
 
 
-#: What only says that somebody is there: multicast listener reports (RFC 3810, 5: they have a hop-by-hop header), which
-#: most systems send in the moment that their interface is up.
+#: Multicast listener reports (RFC 3810, 5: they have a hop-by-hop header). Most systems send one as soon as their
+#: interface is up, so that the guest's MAC is seen early.
 _LISTENERS: Final = "ip6[6] = 0"
 
 
@@ -51,33 +51,33 @@ class CaptureError(JitsuError):
 
 
 class Pcap(Protocol):
-    """What `Capture` uses of libpcap. Each call may raise OSError with libpcap's words."""
+    """What `Capture` uses of libpcap. Each call may raise OSError with libpcap's message."""
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable when there are frames."""
+        """Return the file descriptor that becomes readable when there are frames."""
 
     def datalink(self) -> int:
         """Return the kind of frames: `ETHERNET`, or another DLT_ number."""
 
     def setfilter(self, value: str) -> None:
-        """Let the kernel drop what *value* does not describe (pcap-filter(7))."""
+        """Make the kernel drop the frames that the filter *value* does not match (pcap-filter(7))."""
 
     def dispatch(self, cnt: int, callback: Callable[[Any, bytes], Any]) -> None:
-        """Call *callback* with a header and the octets of each of at most *cnt* frames that are there."""
+        """Call *callback* with the header and the octets of each captured frame, of at most *cnt* frames."""
 
     def sendpacket(self, buf: bytes) -> Any:
         """Send a frame."""
 
     def close(self) -> None:
-        """End."""
+        """Close the capture."""
 
 
 def open_pcap(interface: str) -> Pcap:
     """
-    Return a pcap of an interface, which never blocks and drops everything yet.
+    Return a pcap of an interface, which never blocks.
 
     Raises:
-        OSError: there is no such interface, or we may not (CAP_NET_RAW); with libpcap's words.
+        OSError: there is no such interface, or capturing is not allowed (CAP_NET_RAW); with libpcap's message.
         CaptureError: no binding of libpcap is installed.
     """
     for opens in BINDINGS.values():
@@ -105,12 +105,12 @@ def _pypcap(interface: str) -> Pcap:
 
 
 class _Cypcap:
-    """cypcap as a `Pcap`: its errors are no OSErrors."""
+    """cypcap as a `Pcap`: its own errors become OSErrors."""
 
     def __init__(self, interface: str) -> None:
         import cypcap  # noqa: PLC0415 -- not for every Python
 
-        # Without a netmask given, cypcap looks for the interface's, and fails where a bridge has no address.
+        # Without a given netmask, cypcap reads the interface's, and fails where a bridge has no address.
         self._error, self._no_netmask = cypcap.Error, cypcap.NETMASK_UNKNOWN
         with self._os_errors():
             self._pcap = cypcap.create(interface)
@@ -148,20 +148,20 @@ class _Cypcap:
         self._pcap.close()
 
 
-#: What opens an interface, by the module that it needs; the first that is installed is used.
+#: The bindings, each by the name of its module; the first that is installed is used.
 BINDINGS: Final[Mapping[str, Callable[[str], Pcap]]] = {"pcap": _pypcap, "cypcap": _Cypcap}
 
 
-def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], knocks: bool) -> str:
+def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], probes: bool) -> str:
     """
     Return the kernel filter for an interface.
 
     Args:
-        own: the stand-in's MAC: what is sent to it is always wanted.
-        ipv4: whether any IPv4 address is stood in for.
-        ipv6: the same of IPv6.
-        udp: ports whose datagrams may be held.
-        knocks: whether any guest is knocked at.
+        own: the stand-in's MAC: frames to it always pass.
+        ipv4: whether there is a stand-in for any IPv4 address.
+        ipv6: whether there is a stand-in for any IPv6 address.
+        udp: the UDP ports whose datagrams may be held.
+        probes: whether any guest is probed.
     """
     wanted = [f"ether dst {own.hex(':')}"]
     if ipv4:
@@ -169,22 +169,22 @@ def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], knoc
     if ipv6:
         wanted += [_DISCOVERY, _TCP[1]]
     wanted += [f"udp dst port {port}" for port in sorted(udp)]
-    if knocks:
-        wanted += [f"tcp dst port {KNOCK_PORT}", _LISTENERS]
-    words = " or ".join(f"({one})" for one in wanted)
-    # After the word vlan, all offsets are those of a tagged frame. Most frames have lost their tag to the kernel when
-    # they come here, and pass as untagged ones; libpcap puts it back.
-    return f"{words} or (vlan and ({words}))"
+    if probes:
+        wanted += [f"tcp dst port {PROBE_SOURCE_PORT}", _LISTENERS]
+    untagged = " or ".join(f"({one})" for one in wanted)
+    # After `vlan`, all offsets are those of a tagged frame. The kernel has taken the tag off most frames before the
+    # filter sees them, and they pass as untagged ones; libpcap puts the tag back.
+    return f"{untagged} or (vlan and ({untagged}))"
 
 
 class Capture(FileDescriptor):
     """
-    One interface.
+    Captures and sends frames on one interface.
 
     Args:
         interface: its name.
-        received: called with all frames that are there, at most `BATCH`.
-        reactor: tells when there are some.
+        received: called with the captured frames, at most `BATCH` of them.
+        reactor: Twisted's.
         opens: makes the pcap.
     """
 
@@ -197,7 +197,7 @@ class Capture(FileDescriptor):
         reactor: Any,
         opens: Callable[[str], Pcap] = open_pcap,
     ) -> None:
-        """Open nothing yet."""
+        """Store the arguments; `open` opens the interface."""
         super().__init__(reactor)
         self._clock = reactor
         self.interface = interface
@@ -206,17 +206,17 @@ class Capture(FileDescriptor):
         self._filter = ""
         self._retry: Any = None
 
-    def open(self, words: str) -> None:
+    def open(self, kernel_filter: str) -> None:
         """
-        Begin, with a filter.
+        Open the interface and capture the frames that pass *kernel_filter*.
 
         Raises:
             CaptureError: the interface cannot be opened.
         """
-        self._filter = words
+        self._filter = kernel_filter
         try:
             self._pcap = self._opens(self.interface)
-            self._pcap.setfilter(words)
+            self._pcap.setfilter(kernel_filter)
         except OSError as error:
             self._pcap = None
             reason = str(error).removeprefix(f"{self.interface}: ").splitlines()[0]
@@ -224,15 +224,15 @@ class Capture(FileDescriptor):
             raise CaptureError(f"cannot capture from {self.interface}: {reason}{remedy}") from error
         self.startReading()
 
-    def narrow(self, words: str) -> None:
-        """Have another filter from now on."""
-        if words != self._filter:
-            self._filter = words
+    def set_filter(self, kernel_filter: str) -> None:
+        """Replace the kernel filter."""
+        if kernel_filter != self._filter:
+            self._filter = kernel_filter
             if self._pcap is not None:
-                self._pcap.setfilter(words)
+                self._pcap.setfilter(kernel_filter)
 
     def send(self, octets: bytes) -> None:
-        """Send a frame; one that cannot be sent is lost, as on any wire."""
+        """Send a frame; a frame that cannot be sent is lost, as on any network."""
         if self._pcap is None:
             return
         try:
@@ -241,7 +241,7 @@ class Capture(FileDescriptor):
             self.log.debug("{interface}: a frame is lost: {error}", interface=self.interface, error=error)
 
     def close(self) -> None:
-        """End for good."""
+        """Close the interface and do not open it again."""
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
         self.stopReading()
@@ -250,39 +250,39 @@ class Capture(FileDescriptor):
             self._pcap = None
 
     def fileno(self) -> int:
-        """Return what becomes readable when there are frames."""
+        """Return the file descriptor that becomes readable when there are frames; -1 while the interface is closed."""
         return -1 if self._pcap is None else self._pcap.fileno()
 
     def logPrefix(self) -> str:  # noqa: N802
-        """Return what the log calls this."""
+        """Return the name of this reader in the log."""
         return f"capture on {self.interface}"
 
     def doRead(self) -> None:  # noqa: N802
-        """Take at most `BATCH` frames of those that are there."""
+        """Read at most `BATCH` of the captured frames."""
         if self._pcap is None:
             return
         frames: deque[bytes] = deque()
         try:
             self._pcap.dispatch(BATCH, lambda _, octets: frames.append(bytes(octets)))
         except OSError as error:
-            self._gone(str(error))
+            self._vanished(str(error))
         if frames:
             self._received(list(frames))
 
     def connectionLost(self, reason: Any) -> None:  # noqa: N802
-        """The reactor has given up this reader, because of an error of its file descriptor or its own end."""
+        """Handle that the reactor has dropped this reader: its file descriptor has an error, or the reactor stops."""
         if self._pcap is not None:
-            self._gone(reason.getErrorMessage())
+            self._vanished(reason.getErrorMessage())
 
-    def _gone(self, reason: str) -> None:
-        self.log.warn("{interface} has gone: {reason}", interface=self.interface, reason=reason)
+    def _vanished(self, reason: str) -> None:
+        self.log.warn("{interface} has vanished: {reason}", interface=self.interface, reason=reason)
         self.close()
-        self._retry = self._clock.callLater(RETRY, self._again)
+        self._retry = self._clock.callLater(RETRY, self._reopen)
 
-    def _again(self) -> None:
+    def _reopen(self) -> None:
         try:
             self.open(self._filter)
         except CaptureError:
-            self._retry = self._clock.callLater(RETRY, self._again)
+            self._retry = self._clock.callLater(RETRY, self._reopen)
         else:
             self.log.info("{interface} is back", interface=self.interface)

@@ -1,8 +1,8 @@
 """
-What Synjitsu understands of what Jitsu says over AMP; `jitsu_tw.messages` has the commands.
+Synjitsu's side of the AMP connection to Jitsu; `jitsu_tw.messages` has the commands.
 
-It turns text into values, refuses what makes no sense, and hands the rest to the service. Before `Hello` with the right
-secret nothing is understood, and nothing is read.
+It turns text into values, refuses malformed ones, and calls the service with the rest. Before `Hello` with the right
+secret no command is accepted, and no value is read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from synjitsu_tw.standins import Standins
 
 
-#: Seconds within which a Jitsu has to say `Hello`.
-MEET_WITHIN: Final = 10.0
+#: Seconds within which a Jitsu has to send `Hello`.
+HELLO_WITHIN: Final = 10.0
 
 _HELLO: Final = messages.Hello.commandName
 
@@ -43,7 +43,7 @@ class Service(Protocol):
 
     Attributes:
         standins: the addresses that Synjitsu stands in for.
-        xenstore: carries SYNs to guests of Xen; None without ``--xenstore``.
+        xenstore: writes SYNs to Xenstore for guests of Xen; None without ``--xenstore``.
     """
 
     standins: Standins
@@ -53,7 +53,7 @@ class Service(Protocol):
         """Stand in for an address."""
 
     def announced_all(self) -> None:
-        """Forget the addresses that the Jitsu before has announced, and this one has not."""
+        """Forget the addresses that an earlier Jitsu has announced and this one has not."""
 
     def ready(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...]) -> None:
         """Hand an address over to its guest."""
@@ -65,15 +65,15 @@ class Service(Protocol):
         """Return the counters, by their names."""
 
     def lost(self, owner: Conversation) -> None:
-        """Handle the end of the connection to *owner*."""
+        """Handle the loss of the connection to *owner*."""
 
 
 class Conversation(messages.Peer, TimeoutMixin):
     """
-    One Jitsu.
+    One connection to a Jitsu.
 
     Attributes:
-        summons: how many it has not taken yet.
+        summons: how many summons Jitsu has not acknowledged yet.
     """
 
     log = Logger()
@@ -81,9 +81,9 @@ class Conversation(messages.Peer, TimeoutMixin):
     factory: Any
 
     def __init__(self) -> None:
-        """Begin with nothing said."""
+        """Expect `Hello` first."""
         super().__init__()
-        self._met = False
+        self._greeted = False
         self.summons = 0
 
     @property
@@ -92,38 +92,38 @@ class Conversation(messages.Peer, TimeoutMixin):
         return synjitsu
 
     def summoned(self, result: Any) -> None:
-        """Take note that a summons has been taken, or never will be."""
+        """Handle Jitsu's answer to a summons, or the Failure to get one."""
         self.summons -= 1
         if result is not None and not isinstance(result, dict):
-            self._not_taken(result)
+            self._not_summoned(result)
 
-    def _not_taken(self, failure: Failure) -> None:
+    def _not_summoned(self, failure: Failure) -> None:
         if failure.check(ConnectionClosed) is None:
-            self.log.warn("Jitsu did not take a summons: {reason}", reason=failure.getErrorMessage())
+            self.log.warn("Jitsu did not accept a summons: {reason}", reason=failure.getErrorMessage())
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Begin; if there are too many that have not said `Hello`, another one gives way."""
+        """Wait for `Hello`; if too many connections wait for theirs, abort one of them."""
         super().connectionMade()
-        self._add_to(self.factory.strangers)
-        self.setTimeout(MEET_WITHIN)
+        self._add_to(self.factory.before_hello)
+        self.setTimeout(HELLO_WITHIN)
 
     def _add_to(self, connections: Connections[Conversation]) -> None:
-        gone = connections.add(self, of_peer(self.transport.getPeer()))
-        if gone is not None:
-            gone.cut()
+        displaced = connections.add(self, of_peer(self.transport.getPeer()))
+        if displaced is not None:
+            displaced.cut()
 
     @property
     def reactor(self) -> Any:
-        """Return that of the service."""
+        """Return the service's reactor."""
         return self.factory.reactor
 
     def timeoutConnection(self) -> None:  # noqa: N802
-        """Cut off a peer that has not said `Hello`."""
+        """Abort the connection of a peer that has not sent `Hello` in time."""
         self.cut()
 
     def dispatchCommand(self, box: Any) -> Deferred[Any]:  # noqa: N802
-        """Carry a command out; until the peer has shown the secret, look at nothing else."""
-        if not self._met:
+        """Carry out a command; refuse all but `Hello` until the peer has shown the secret."""
+        if not self._greeted:
             reason = ""
             if box[amp.COMMAND] != _HELLO:
                 reason = "Hello must come first"
@@ -135,10 +135,10 @@ class Conversation(messages.Peer, TimeoutMixin):
         return super().dispatchCommand(box)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
-        """Tell the service."""
+        """Handle the end of the connection: the service keeps its addresses for a while."""
         super().connectionLost(reason)
         self.setTimeout(None)
-        self.factory.strangers.remove(self)
+        self.factory.before_hello.remove(self)
         self.factory.jitsus.remove(self)
         self.factory.synjitsu.lost(self)
 
@@ -146,10 +146,10 @@ class Conversation(messages.Peer, TimeoutMixin):
     def _hello(self, version: int, secret: str | None = None) -> dict[str, Any]:  # noqa: ARG002 -- it was compared
         if version != messages.VERSION:
             raise WrongVersion(f"Jitsu speaks version {version}, Synjitsu {messages.VERSION}: update the older one")
-        if not self._met:
-            self._met = True
+        if not self._greeted:
+            self._greeted = True
             self.setTimeout(None)
-            self.factory.strangers.remove(self)
+            self.factory.before_hello.remove(self)
             self._add_to(self.factory.jitsus)
         return {}
 
@@ -183,8 +183,8 @@ class Conversation(messages.Peer, TimeoutMixin):
             ports=None if ports is None else frozenset(ports),
             wake_udp=frozenset(wake_udp),
             domid=domid,
-            knock=knock,
-            keeps=keeps,
+            probe_port=knock,
+            hold_until_ready=keeps,
         )
         return {}
 
@@ -231,9 +231,10 @@ class Conversation(messages.Peer, TimeoutMixin):
 
 
 def _order(ip: bytes) -> tuple[int, bytes]:
+    """Return the key by which `Status` sorts addresses: IPv4 before IPv6."""
     return len(ip), ip
 
 
 def _macs(texts: list[str]) -> tuple[bytes, ...]:
-    """Return MACs in octets."""
+    """Return MACs as packed octets."""
     return tuple(bytes.fromhex(text.replace(":", "")) for text in texts)

@@ -1,9 +1,9 @@
 """
-How held SYNs reach their guest: by the wire, or through Xenstore.
+How held SYNs reach their guest: as frames on the network, or through Xenstore.
 
-`wire` is for any guest: what was held is sent to it. `XenstoreHandover` is for a guest with the first Synjitsu's TCP
-stack, which finds its SYNs in Xenstore when it is up; `records` has their form. It works with anything that has the
-shape of `Xenstore`.
+`wire` is for any guest: Synjitsu sends the held packets to it. `XenstoreHandover` is for a guest with the original
+Synjitsu's TCP stack, which reads its SYNs in Xenstore when it is up; `records` has their format. It works with any
+implementation of `Xenstore`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 def wire(standins: Standins, standin: Standin, held: Sequence[Held]) -> Iterator[Action]:
     """
-    Yield what hands a guest its address and its packets.
+    Yield the actions that hand over an address and its held packets to the guest.
 
-    First its peers are told its MAC. Then it is told theirs, as far as they wait, and each packet is sent.
-    Where the guest takes its SYNs from Xenstore, only other packets are sent: there are none.
+    First the peers get the guest's MAC. Then the guest gets the MACs of the peers that wait, and each held packet.
+    Nothing is sent to a guest that takes its SYNs from Xenstore.
     """
     if standin.handover is Handover.XENSTORE:
         return
@@ -50,24 +50,28 @@ class Xenstore(Protocol):
         """Return a node's value; None where there is no such node."""
 
     async def transaction(self, change: Callable[[Tree], Awaitable[Any]]) -> Any:
-        """Call *change* with a `Tree`, perhaps again after a conflict; all of it or nothing."""
+        """
+        Run *change* with a `Tree` in one transaction, and return its result.
+
+        *change* may run again after a conflict; all of its writes take effect, or none.
+        """
 
     def watch(self, path: str, callback: Callable[[str], object]) -> Any:
-        """Call *callback* with each path at or below *path* that changes, and once it is watched, also again."""
+        """Call *callback* with each path at or below *path* that changes, and with *path* whenever the watch is set."""
 
 
 class XenstoreHandover:
     """
-    SYNs in Xenstore, each written in one transaction, and read and removed by their guest.
+    Writes SYNs to Xenstore, each in one transaction; their guest reads and removes them.
 
     Only the guest of an address may read and write below the address's node.
 
     Args:
         xenstore: the client.
         managed: called with the address whose guest takes its SYNs itself from now on.
-        again: called when a connection to Xenstore has come about, and all has been cleaned: what there is must be
-            announced and recorded again.
-        random: returns 16 bits.
+        reconnected: called when there is a new connection to Xenstore and all old nodes have been removed: every
+            address must be announced again.
+        random: returns 16 random bits.
     """
 
     log = Logger()
@@ -76,44 +80,44 @@ class XenstoreHandover:
         self,
         xenstore: Xenstore,
         managed: Callable[[bytes], object],
-        again: Callable[[], object],
+        reconnected: Callable[[], object],
         random: Callable[[], int] = lambda: secrets.randbits(16),
     ) -> None:
-        """Do nothing yet."""
-        self._xenstore, self._managed, self._again, self._random = xenstore, managed, again, random
+        """Store the arguments; `start` begins."""
+        self._xenstore, self._managed, self._reconnected, self._random = xenstore, managed, reconnected, random
 
     def start(self) -> None:
-        """Watch for guests, and remove what was left over, now and after each new connection."""
+        """Watch for guests, and remove leftover nodes, now and after each new connection."""
         self._xenstore.watch(records.ROOT, self._changed)
 
     def _changed(self, path: str) -> None:
-        """Look at what has changed below `/ip`; the root itself is told when the watch is set."""
+        """Handle a change at or below `/ip`; the watch reports `/ip` itself when it is set."""
         if path == records.ROOT:
             self._do(self._clean())
             return
         ip = records.address(path)
         if ip is not None and path == records.node(ip):
-            self._do(self._look(ip))
+            self._do(self._check_managed(ip))
 
     async def _clean(self) -> None:
         async def clean(tree: Tree) -> None:
             for name in await tree.list(records.ROOT):
                 await tree.remove(f"{records.ROOT}/{name}")
-            # A write is told even if it changes nothing, and being told of the root brings us here again.
+            # The watch reports a write even if it changes nothing, and a report of the root leads here again.
             if await tree.read(records.ROOT) is None:
                 await tree.write(records.ROOT, "")
             if list(await tree.get_permissions(records.ROOT) or ()) != ["n0"]:
                 await tree.set_permissions(records.ROOT, ["n0"])
 
         await self._xenstore.transaction(clean)
-        self._again()
+        self._reconnected()
 
-    async def _look(self, ip: bytes) -> None:
+    async def _check_managed(self, ip: bytes) -> None:
         if await self._xenstore.read(records.node(ip)) == records.MANAGED:
             self._managed(ip)
 
     def announce(self, standin: Standin, held: Iterable[Held]) -> None:
-        """Make an address's node anew, for its guest alone, with what is held."""
+        """Replace an address's node by one that only its guest may access, with the held SYNs."""
         written: dict[str, str] = {}
         for one in held:
             written |= records.record(one.packet, self._random())
@@ -122,7 +126,7 @@ class XenstoreHandover:
         async def begin(tree: Tree) -> None:
             await tree.remove(node)
             await tree.write(node, "")
-            # Owned by dom0, so that it outlives the guest, and no other guest may look.
+            # dom0 owns it, so that it outlives the guest; no other guest may read it.
             await tree.set_permissions(node, ["n0"] if domid is None else ["n0", f"b{domid}"])
             for path, value in written.items():
                 await tree.write(path, value)
@@ -130,7 +134,7 @@ class XenstoreHandover:
         self._do(self._xenstore.transaction(begin))
 
     def record(self, held: Held) -> None:
-        """Write a SYN, unless its guest takes it from the wire already."""
+        """Write a SYN, unless its guest takes its SYNs from the network already."""
         node, written = records.node(held.packet.dst), records.record(held.packet, self._random())
 
         async def write(tree: Tree) -> None:
@@ -141,7 +145,7 @@ class XenstoreHandover:
         self._do(self._xenstore.transaction(write))
 
     def erase(self, held: Held) -> None:
-        """Take a SYN back, with the nodes above it that are empty then."""
+        """Remove a SYN, with the nodes above it that are empty then."""
         node, path = records.node(held.packet.dst), records.connection(held.packet)
 
         async def remove(tree: Tree) -> None:
@@ -161,5 +165,5 @@ class XenstoreHandover:
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        failure.trap(BackendError)  # without a connection as well: all is said again when there is one
+        failure.trap(BackendError)  # also without a connection: `reconnected` has everything written again
         self.log.warn("Xenstore: {reason}", reason=failure.getErrorMessage())

@@ -1,21 +1,21 @@
 """
-What this host's kernel knows of interfaces, bridges and neighbours, and what it can be told, by rtnetlink (pyroute2).
+Read and change interfaces, bridges and neighbour entries of this host's kernel by rtnetlink (pyroute2).
 
-A frame that is sent on a bridge goes out of its ports and never comes back to the host itself. So where the host is a
-peer (its own clients, or those that it routes for), its neighbour table is written instead.
+A frame that is sent on a bridge leaves by its ports and never reaches the host itself. So where the host is a peer (for
+its own clients, or those that it routes for), Synjitsu changes the host's neighbour table instead.
 
 Synjitsu has a port of its own in each bridge: one end of a veth pair, the other end of which is up and silent. With
 this port the bridge has carrier while no VM runs; without carrier the kernel drops what the host sends before any
 capture sees it. And the stand-in's MAC has a permanent entry in the bridge's forwarding table: without one, the bridge
-floods frames for the stand-in to all ports, and a guest whose stack does not look at the destination answers them.
-Nothing is sent by the port, and nothing is flooded to it but what this host itself sends to all. It stays when Synjitsu
-ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
+floods frames for the stand-in to all ports, and a guest whose stack does not check the destination MAC answers them.
+Synjitsu sends nothing by this port, and the bridge floods to it only what this host itself sends to all. The port stays
+when Synjitsu ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
 
-A bridge whose MAC no operator has chosen takes the lowest of its ports', which changes as taps come and go; then
-this host's packets are lost until their peers have asked again. So a bridge that has no ports but guests' keeps the MAC
-that it has when Synjitsu's port is plugged in, as libvirt's own bridges do.
+A bridge whose MAC no operator has chosen takes the lowest MAC of its ports, which changes as taps come and go; then
+this host's packets are lost until their peers have resolved its address again. So a bridge that has no ports but
+guests' keeps the MAC that it has when Synjitsu's port is plugged in, as libvirt's own bridges do.
 
-Changing anything takes CAP_NET_ADMIN; asking takes no privilege. A call takes less than a millisecond.
+Changing anything takes CAP_NET_ADMIN; reading takes no privilege. A call takes less than a millisecond.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from ipaddress import IPv4Interface, IPv6Interface
 
-#: Of <linux/rtnetlink.h>: the multicast groups that tell of links; and of addresses and routes, of IPv4 and IPv6.
+#: Of <linux/rtnetlink.h>: the multicast groups for links, and for addresses and routes of IPv4 and IPv6.
 _LINKS: Final = 0x1
 _ADDRESSES: Final = 0x10 | 0x40 | 0x100 | 0x400
 
@@ -61,29 +61,30 @@ _UP: Final = 0x1
 _NOARP: Final = 0x80
 _LOWER_UP: Final = 0x10000
 
-#: The kinds of interfaces that lead to a guest alone; Xen's have none, but a name of their own. Behind others is a LAN.
+#: The kinds of interfaces that lead to one guest; Xen's have no kind, but a name of their own. Others lead to a LAN.
 _GUESTS: Final = frozenset({"tun", "veth"})
 
-#: Of <linux/if_link.h>: the kernel gives an interface no IPv6 address of its own accord.
+#: Of <linux/if_link.h>: the kernel generates no IPv6 address for the interface (IN6_ADDR_GEN_MODE_NONE).
 _NO_IPV6_ADDRESS: Final = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
 
-#: How the MACs of Synjitsu's ports begin: a bridge without a MAC that an operator chose takes the lowest of its ports.
+#: The first octets of the MACs of Synjitsu's ports: high, as a bridge may take the lowest MAC of its ports.
 _HIGHEST: Final = b"\xfe\xff\xff"
 
-#: The first octet of the MAC that a bridge gets which has none, as it has lost its last port; locally administered.
+#: The first octet of the MAC for a bridge that has none because it lost its last port; locally administered.
 _OWN: Final = b"\x06"
 
 #: The first octet of the MAC of a tap that libvirt made; the others are the guest's (virNetDevTapCreateInBridgePort).
 _TAP: Final = b"\xfe"
 
-#: The longest name of an interface (IFNAMSIZ, without the zero octet), and what the far end's has after the port's.
+#: The longest name of an interface (IFNAMSIZ, without the zero octet); and the suffix of the name of the veth pair's
+#: other end.
 _LONGEST: Final = 15
 _FAR: Final = "-i"
 
 #: Addresses that no host has (RFC 5737; RFC 3849): the route to them is the default route.
 _NOWHERE: Final = ("192.0.2.1", "2001:db8::1")
 
-#: Each machine's own, whatever it is called.
+#: Distinguishes machines that have the same name (machine-id(5)).
 _MACHINE_ID: Final = Path("/etc/machine-id")
 
 
@@ -102,22 +103,22 @@ def port_name(bridge: str) -> str:
 
 
 class NotABridgeError(OSError):
-    """An interface is no bridge of Linux's."""
+    """An interface is no Linux bridge."""
 
 
 @attrs.frozen
 class Interface:
     """
-    What the kernel says of an interface.
+    An interface, as the kernel describes it.
 
     Attributes:
         index: its number.
         kind: ``bridge``, ``veth``, ``tun`` …; empty for hardware.
         mtu: in octets.
         master: the number of the bridge that it is a port of; 0 for none.
-        up: it is up, and has carrier: of a veth pair, both ends are up.
-        forwards: its bridge forwards to it.
-        stp: it is a bridge with the spanning tree protocol, which forwards nothing to a new port for a while.
+        up: whether it is up and has carrier: of a veth pair, both ends are up.
+        forwards: whether its bridge forwards to it.
+        stp: whether it is a bridge with the spanning tree protocol, which forwards nothing to a new port for a while.
     """
 
     index: int
@@ -132,7 +133,7 @@ class Interface:
 
     @classmethod
     def read(cls, message: Any) -> Interface:
-        """Return what an RTM_NEWLINK message says."""
+        """Return the interface that an RTM_NEWLINK message describes."""
         mac, info = message.get_attr("IFLA_ADDRESS"), message.get_attr("IFLA_LINKINFO")
         kind, data, port = (
             info.get_attr(f"IFLA_INFO_{part}") if info else None for part in ("KIND", "DATA", "SLAVE_DATA")
@@ -151,7 +152,7 @@ class Interface:
 
 
 class Kernel:
-    """Asks and tells the kernel of the network namespace that Synjitsu runs in."""
+    """Reads and changes the network namespace that Synjitsu runs in."""
 
     def __init__(self) -> None:
         """Open the sockets."""
@@ -159,7 +160,7 @@ class Kernel:
         self._links, self._addresses = _listen(_LINKS), _listen(_ADDRESSES)
 
     def close(self) -> None:
-        """Close them."""
+        """Close the sockets."""
         self._netlink.close()
         self._links.close()
         self._addresses.close()
@@ -186,7 +187,12 @@ class Kernel:
             raise OSError(error.code, os.strerror(error.code)) from error
 
     def interface(self, name: str) -> Interface:
-        """Return an interface. Raises OSError if it is not there."""
+        """
+        Return the interface called *name*.
+
+        Raises:
+            OSError: there is none.
+        """
         return Interface.read(self._do(self._netlink.link, "get", ifname=name)[0])
 
     def addresses(self) -> dict[str, list[IPv4Interface | IPv6Interface]]:
@@ -194,7 +200,7 @@ class Kernel:
         found: dict[str, list[IPv4Interface | IPv6Interface]] = {}
         for message in self._do(self._netlink.get_addr):
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            with suppress(OSError):  # the interface has gone meanwhile
+            with suppress(OSError):  # the interface has vanished meanwhile
                 name = socket.if_indextoname(message["index"])
                 found.setdefault(name, []).append(ip_interface(f"{address}/{message['prefixlen']}"))
         return found
@@ -217,9 +223,9 @@ class Kernel:
             return None
         return message["type"], message.get_attr("RTA_GATEWAY"), message.get_attr("RTA_OIF")
 
-    def tell(self, interface: str, ip: bytes, mac: bytes, *, create: bool) -> None:
+    def set_neighbour(self, interface: str, ip: bytes, mac: bytes, *, create: bool) -> None:
         """
-        Tell the kernel that a neighbour is at a MAC; unless *create*, only if it knows another one.
+        Set the MAC of a neighbour; unless *create*, only if the kernel has an entry for it.
 
         Raises:
             OSError: the kernel does not allow it.
@@ -241,23 +247,23 @@ class Kernel:
 
     def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:
         """
-        Return whether *mac* is behind the port of the guest that has the *known* MACs.
+        Return whether *mac* is behind the same port as the guest that has the *known* MACs.
 
-        The guest's port is that behind which the bridge has learnt one of these, or whose own MAC libvirt has made from
-        one, or which Xen has named after the guest's number *domid*.
+        The guest's port is the one behind which the bridge has learnt a known MAC, or whose own MAC libvirt has derived
+        from one, or which Xen has named after the guest's number *domid*.
         """
         try:
             bridge = self.interface(interface)
             at = self._learnt_at(bridge, mac)
             if at is None:
                 return False
-            # Not among all ports of the bridge: reading a hundred takes 60 ms, and strangers can have many looked up.
+            # This reads one port, not all: reading a hundred takes 60 ms, and any neighbour can cause many look-ups.
             port = Interface.read(self._do(self._netlink.link, "get", index=at)[0])
             if domid is not None and port.name.startswith(f"vif{domid}."):
                 return True
             taps = {_TAP + one[1:] for one in known}
             return port.kind in _GUESTS and (port.mac in taps or at in {self._learnt_at(bridge, one) for one in known})
-        except OSError:  # it is no bridge, or has changed meanwhile
+        except OSError:  # the interface is no bridge, or has changed meanwhile
             return False
 
     def _learnt_at(self, bridge: Interface, mac: bytes) -> int | None:
@@ -268,26 +274,27 @@ class Kernel:
             return None
         return None if entry["state"] & _PERMANENT else entry["ifindex"]
 
-    def have_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:
+    def ensure_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:
         """
-        See to it that Synjitsu has its port in a bridge, and that the bridge floods no frame for *mac*.
+        Create Synjitsu's port in the bridge *name* where it is missing, and stop flooding of frames for *mac*.
 
         Returns:
             The bridge and its other ports.
 
         Raises:
-            NotABridgeError: the interface is no bridge of Linux's.
+            NotABridgeError: the interface is no Linux bridge.
             OSError: there is no such interface, the kernel does not allow it, or another interface has the port's name.
         """
         bridge, port = self.interface(name), port_name(name)
         if bridge.kind != "bridge":
-            raise NotABridgeError(errno.EOPNOTSUPP, "it is no bridge of Linux's")
+            raise NotABridgeError(errno.EOPNOTSUPP, "it is no Linux bridge")
         ports = list(self.ports(bridge))
         others = [one for one in ports if one.name != port]
-        # A bridge whose MTU nobody has chosen takes the least of its ports: this one has no say in it.
+        # A bridge whose MTU no operator has chosen takes the least of its ports: this port must not lower it.
         mtu = min((one.mtu for one in others), default=bridge.mtu)
         address = _HIGHEST + mac[-3:]
-        link = next((one for one in ports if one.name == port), None) or self._found_or_made(port, address, mtu, name)
+        found = next((one for one in ports if one.name == port), None)
+        link = found or self._find_or_make_port(port, address, mtu, name)
         if (link.kind, link.mac) != ("veth", address):
             raise OSError(errno.EEXIST, f"there is an interface {port} that is not Synjitsu's")
         if (link.master, link.up) != (bridge.index, True):
@@ -299,7 +306,7 @@ class Kernel:
             self._do(self._netlink.link, "set", index=link.index, mtu=mtu)
         return bridge, others
 
-    def _found_or_made(self, port: str, address: bytes, mtu: int, bridge: str) -> Interface:
+    def _find_or_make_port(self, port: str, address: bytes, mtu: int, bridge: str) -> Interface:
         with suppress(OSError):
             return self.interface(port)
         self._make_port(port, address, mtu, bridge)
@@ -313,7 +320,7 @@ class Kernel:
             self._do(self._netlink.link, "set", index=index, IFLA_AF_SPEC=_NO_IPV6_ADDRESS, ifalias=alias)
 
     def _plug(self, port: Interface, bridge: Interface, mac: bytes) -> None:
-        """Make *port* a port of *bridge*, to which nothing is flooded; have frames for *mac* flooded to none."""
+        """Make *port* a port of *bridge* to which nothing is flooded, and the only one that gets frames for *mac*."""
         far = socket.if_nametoindex(port.name + _FAR)
         self._do(self._netlink.link, "set", index=far, flags=_UP | _NOARP, change=_UP | _NOARP)
         self._do(self._netlink.link, "set", index=port.index, master=bridge.index)
@@ -325,21 +332,21 @@ class Kernel:
 
 
 def _listen(groups: int) -> socket.socket:
-    """Return a socket that becomes readable when something of rtnetlink's multicast *groups* has changed."""
-    listens = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    listens.bind((0, groups))
-    return listens
+    """Return a socket that becomes readable when rtnetlink reports a change to one of its multicast *groups*."""
+    reports = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+    reports.bind((0, groups))
+    return reports
 
 
-def _drain(listens: socket.socket) -> bool:
-    """Read everything from a socket of `_listen`; return whether there was something."""
+def _drain(reports: socket.socket) -> bool:
+    """Read all reports from a socket of `_listen`; return whether there were any."""
     changed = False
     while True:
         try:
-            listens.recv(65536)
+            reports.recv(65536)
         except BlockingIOError:
             return changed
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # there was more than it could keep
+            if error.errno != errno.ENOBUFS:  # its buffer has overflowed: there were reports, and some are lost
                 raise
         changed = True

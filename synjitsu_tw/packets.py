@@ -1,8 +1,8 @@
 """
-Octets on a wire, and what they mean: Ethernet with VLAN tags, ARP, IPv4, IPv6, neighbour discovery, TCP and UDP.
+Read and build frames: Ethernet with VLAN tags, ARP, IPv4, IPv6, neighbour discovery, TCP and UDP.
 
-Pure: octets come in, octets or small values go out. MACs and addresses are packed octets here (6, and 4 or 16). What is
-no use to a stand-in, or malformed, is None; nothing raises.
+Pure: octets come in, octets or small values go out. MACs and addresses are packed octets here (6, and 4 or 16). A frame
+that is malformed, or of no use to a stand-in, is read as None; nothing raises.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dpkt import arp, icmp, icmp6, ip, ip6, tcp
 BROADCAST: Final = b"\xff" * 6
 NOBODY: Final = b"\0" * 6
 
-#: To every node of the link: the address, and the MAC it is sent to (RFC 4291, 2.7.1; RFC 2464, 7).
+#: All nodes of the link: the multicast address and its MAC (RFC 4291, 2.7.1; RFC 2464, 7).
 ALL_NODES: Final = bytes.fromhex("ff020000000000000000000000000001")
 ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 
-#: To every node that may have an address, before its last three octets (RFC 4291, 2.7.1; RFC 2464, 7).
+#: Solicited-node multicast address and MAC, without the address's last three octets (RFC 4291, 2.7.1; RFC 2464, 7).
 _SOLICITED_NODE: Final = bytes.fromhex("ff0200000000000000000001ff")
 _SOLICITED_NODE_MAC: Final = bytes.fromhex("3333ff")
 
@@ -30,7 +30,7 @@ _ARP: Final = 0x0806
 IPV4: Final = 0x0800
 IPV6: Final = 0x86DD
 
-#: EtherTypes of VLAN tags, each four octets with what follows it: 802.1Q and 802.1ad.
+#: EtherTypes of VLAN tags: 802.1Q and 802.1ad. A tag has four octets with its EtherType.
 _TAGS: Final = (b"\x81\x00", b"\x88\xa8")
 
 #: Protocols above IP.
@@ -41,18 +41,18 @@ SYN: Final = tcp.TH_SYN
 ACK: Final = tcp.TH_ACK
 RST: Final = tcp.TH_RST
 
-#: Neighbour discovery's messages are believed only with this hop limit (RFC 4861, 7.1).
+#: The hop limit of valid messages of neighbour discovery (RFC 4861, 7.1).
 _HOPS: Final = 255
 
 #: The flags of an advertisement: solicited, override (RFC 4861, 4.4).
 _SOLICITED: Final = 0x40000000
 _OVERRIDE: Final = 0x20000000
 
-#: Type and code of "this address cannot be reached" (RFC 792; RFC 4443, 3.1).
+#: Type and code of "host unreachable" and "address unreachable" (RFC 792; RFC 4443, 3.1).
 _UNREACHABLE: Final = (icmp.ICMP_UNREACH, icmp.ICMP_UNREACH_HOST)
 _UNREACHABLE6: Final = (icmp6.ICMP6_DST_UNREACH, 3)
 
-#: How much of a packet goes back with the ICMP message that it cannot be delivered, in octets: all SYNs fit.
+#: Octets of the undeliverable packet that an ICMP message quotes: all SYNs fit.
 _QUOTED: Final = 512
 
 
@@ -66,7 +66,7 @@ class Frame:
     An Ethernet frame.
 
     Attributes:
-        tags: its VLAN tags as they stand in the frame, from the outer one on.
+        tags: its VLAN tags as octets of the frame, the outer one first.
         type: the EtherType of the payload.
     """
 
@@ -83,13 +83,13 @@ class Frame:
 @attrs.frozen
 class Neighbour:
     """
-    What ARP or neighbour discovery says: who asks for whom, or who is where.
+    A message of ARP or neighbour discovery: a request for the MAC of an address, or a reply or announcement with one.
 
     Attributes:
-        mac: the MAC at which *ip* is said to be; the frame's sender's where the message names none.
-        ip: the address that the sender says it has; all zeros in a probe.
-        target: the address that is asked for, or who is told.
-        asks: it wants an answer, and is no announcement.
+        mac: the MAC of *ip* according to the message; the frame's source where the message has none.
+        ip: the sender's address according to the message; all zeros in a duplicate check.
+        target: the address that is asked for; in a reply or announcement, its destination.
+        asks: whether it is a request, and no announcement.
     """
 
     mac: bytes
@@ -98,8 +98,8 @@ class Neighbour:
     asks: bool
 
     @property
-    def probes(self) -> bool:
-        """Whether the sender has no address yet: it looks whether *target* is free (RFC 5227; RFC 4862, 5.4)."""
+    def checks_duplicate(self) -> bool:
+        """Whether the sender has no address yet and checks that *target* is free (RFC 5227, 2.1.1; RFC 4862, 5.4)."""
         return not any(self.ip)
 
 
@@ -109,8 +109,8 @@ class Packet:
     An IP packet; ports and the rest are 0 where it is neither TCP nor UDP, or a fragment.
 
     Attributes:
-        flags: TCP's.
-        length: of the TCP segment's data, in octets.
+        flags: the TCP flags.
+        length: the length of the TCP or UDP data, in octets.
     """
 
     src: bytes
@@ -126,22 +126,22 @@ class Packet:
 
     @property
     def opens(self) -> bool:
-        """Whether it opens a connection (RFC 9293, 3.5)."""
+        """Whether it is a SYN that opens a connection (RFC 9293, 3.5)."""
         return self.protocol == TCP and self.flags & (SYN | ACK | RST) == SYN
 
     @property
     def flow(self) -> Flow:
-        """Protocol, source and ports: with the address it is for, what names a connection."""
+        """Protocol, source and ports: these and the destination address identify a connection."""
         return self.protocol, self.src, self.sport, self.dport
 
     @property
     def answers(self) -> Flow:
-        """The flow of what this would be the answer to."""
+        """The flow of the packets to which this one may be an answer."""
         return self.protocol, self.dst, self.dport, self.sport
 
     def takes_back(self, syn: Packet) -> bool:
         """
-        Return whether this, a RST of the same flow, takes *syn* back.
+        Return whether this packet, a RST of the same flow, aborts the connection that *syn* opens.
 
         Its sender knows the sequence number after the SYN, or after the SYN's data (RFC 9293, 3.10.7.4; RFC 7413).
         """
@@ -149,7 +149,7 @@ class Packet:
 
 
 def parse(octets: bytes) -> Frame | None:
-    """Return the frame, or None if it is too short to be one."""
+    """Return the frame in *octets*; None if they are too short to be one."""
     end = 12
     while octets[end : end + 2] in _TAGS:
         end += 4
@@ -159,7 +159,7 @@ def parse(octets: bytes) -> Frame | None:
 
 
 def understand(frame: Frame) -> Neighbour | Packet | None:
-    """Return what is in a frame, or None if that is of no use here, or malformed."""
+    """Return the message or packet in a frame; None if it is malformed or of no use here."""
     try:
         if frame.type == _ARP:
             return _arp(frame.payload)
@@ -168,15 +168,18 @@ def understand(frame: Frame) -> Neighbour | Packet | None:
         if frame.type == IPV6:
             return _ipv6(frame)
     except (dpkt.Error, struct.error, IndexError, ValueError, AttributeError):
-        return None  # dpkt's own errors, and those that octets from strangers cause in it
+        return None  # dpkt's own errors, and those that malformed octets cause in it
     return None
 
 
 def _arp(octets: bytes) -> Neighbour | None:
-    said = arp.ARP(octets)
-    if (said.hrd, said.pro, said.hln, said.pln) != (arp.ARP_HRD_ETH, IPV4, 6, 4) or said.op not in {1, 2}:
+    message = arp.ARP(octets)
+    if (message.hrd, message.pro, message.hln, message.pln) != (arp.ARP_HRD_ETH, IPV4, 6, 4):
         return None
-    return Neighbour(said.sha, said.spa, said.tpa, said.op == arp.ARP_OP_REQUEST and said.spa != said.tpa)
+    if message.op not in {arp.ARP_OP_REQUEST, arp.ARP_OP_REPLY}:
+        return None
+    asks = message.op == arp.ARP_OP_REQUEST and message.spa != message.tpa
+    return Neighbour(message.sha, message.spa, message.tpa, asks)
 
 
 def _ipv4(octets: bytes) -> Packet | None:
@@ -207,7 +210,7 @@ def _discovery(src: bytes, dst: bytes, octets: bytes, hops: int, mac: bytes) -> 
     asks, target = octets[0] == icmp6.ND_NEIGHBOR_SOLICIT, octets[8:24]
     options = octets[24:]
     while options:
-        if not 0 < 8 * options[1] <= len(options):  # such a message is not believed at all (7.1.1, 7.1.2)
+        if not 0 < 8 * options[1] <= len(options):  # such a message is discarded (7.1.1, 7.1.2)
             return None
         if options[0] == (1 if asks else 2) and options[1] == 1:
             mac = options[2:8]
@@ -217,7 +220,7 @@ def _discovery(src: bytes, dst: bytes, octets: bytes, hops: int, mac: bytes) -> 
 
 def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet | None:
     if protocol == TCP and len(octets) >= 20:
-        if not 20 <= (octets[12] >> 4) * 4 <= len(octets):  # no stack takes it, so it must start nothing
+        if not 20 <= (octets[12] >> 4) * 4 <= len(octets):  # no TCP stack accepts it, so it must start no VM
             return None
         segment = tcp.TCP(octets)
         return Packet(src, dst, TCP, segment.sport, segment.dport, segment.flags, segment.seq, segment.win,
@@ -227,58 +230,58 @@ def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet |
     return Packet(src, dst, protocol)
 
 
-# What a stand-in says
+# Frames that a stand-in sends
 
 
-def answer(frame: Frame, asked: Neighbour, mac: bytes) -> bytes:
-    """Return the answer to *frame*, which asks: the address is at *mac*."""
-    if len(asked.target) == 4:
-        return _arp_frame(frame.src, mac, frame.tags, arp.ARP_OP_REPLY, asked.target, asked.mac, asked.ip)
-    to = ALL_NODES if asked.probes else asked.ip
-    return _advertisement(frame.src, mac, frame.tags, asked.target, to, 0 if asked.probes else _SOLICITED)
+def answer(frame: Frame, request: Neighbour, mac: bytes) -> bytes:
+    """Return the reply to *request*, which came in *frame*: its target is at *mac*."""
+    if len(request.target) == 4:
+        return _arp_frame(frame.src, mac, frame.tags, arp.ARP_OP_REPLY, request.target, request.mac, request.ip)
+    to = ALL_NODES if request.checks_duplicate else request.ip
+    flags = 0 if request.checks_duplicate else _SOLICITED
+    return _advertisement(frame.src, mac, frame.tags, request.target, to, flags)
 
 
-def told(address: bytes, mac: bytes, to: bytes, tags: bytes, peer: bytes | None = None) -> bytes:
+def unsolicited(address: bytes, mac: bytes, to: bytes, tags: bytes, peer: bytes | None = None) -> bytes:
     """
-    Return a frame that says unasked: *address* is at *mac*.
+    Return an unsolicited frame which advertises that *address* is at *mac*, sent to the MAC *to*.
 
-    With *peer*, one's address, it has the form of an answer to that peer; without, that of gratuitous ARP, which
-    Linux believes at any time, where it passes over other news of an entry that is less than a second old. Either is
-    sent to the MAC *to* alone, if that is not everybody's.
+    With *peer*, the address of a peer, it has the form of a reply to that peer. Without, it has that of gratuitous ARP:
+    Linux accepts this at any time, while it ignores replies for an entry that is less than a second old.
     """
     if len(address) == 4:
         if peer is not None:
             return _arp_frame(to, mac, tags, arp.ARP_OP_REPLY, address, to, peer)
-        # A request for one's own address: the form that most systems understand (RFC 5227, 3).
+        # A request for the sender's own address: the form that most systems understand (RFC 5227, 3).
         return _arp_frame(to, mac, tags, arp.ARP_OP_REQUEST, address, NOBODY, address)
     return _advertisement(ALL_NODES_MAC if to == BROADCAST else to, mac, tags, address, peer or ALL_NODES, 0)
 
 
-def asked(address: bytes, mac: bytes, to: bytes, tags: bytes, target: bytes) -> bytes:
+def solicitation(address: bytes, mac: bytes, to: bytes, tags: bytes, target: bytes) -> bytes:
     """
-    Return a question in the name of *address*, which is at *mac*, for *target*, sent to the MAC *to*, or to everybody.
+    Return a request for *target* in the name of *address*, which is at *mac*, sent to the MAC *to*.
 
-    Who has that address learns from it where the asker is (RFC 826; RFC 4861, 7.2.3), and need not ask itself.
+    The owner of *target* learns from it the MAC of *address*, and need not request it (RFC 826; RFC 4861, 7.2.3).
     """
     if len(address) == 4:
         return _arp_frame(to, mac, tags, arp.ARP_OP_REQUEST, address, NOBODY, target)
     body = struct.pack(">I16sBB6s", 0, target, 1, 1, mac)
-    said = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_SOLICIT, code=0, data=body)
+    message = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_SOLICIT, code=0, data=body)
     dst = target
     if to == BROADCAST:
         dst, to = _SOLICITED_NODE + target[-3:], _SOLICITED_NODE_MAC + target[-3:]
-    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(address, dst, ip.IP_PROTO_ICMP6, said)))
+    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(address, dst, ip.IP_PROTO_ICMP6, message)))
 
 
 def _arp_frame(to: bytes, mac: bytes, tags: bytes, op: int, spa: bytes, tha: bytes, tpa: bytes) -> bytes:
-    said = arp.ARP(op=op, sha=mac, spa=spa, tha=tha, tpa=tpa)
-    return bytes(Frame(to, mac, tags, _ARP, bytes(said)))
+    message = arp.ARP(op=op, sha=mac, spa=spa, tha=tha, tpa=tpa)
+    return bytes(Frame(to, mac, tags, _ARP, bytes(message)))
 
 
 def _advertisement(to: bytes, mac: bytes, tags: bytes, target: bytes, peer: bytes, flags: int) -> bytes:
     body = struct.pack(">I16sBB6s", flags | _OVERRIDE, target, 2, 1, mac)
-    said = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_ADVERT, code=0, data=body)
-    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(target, peer, ip.IP_PROTO_ICMP6, said)))
+    message = icmp6.ICMP6(type=icmp6.ND_NEIGHBOR_ADVERT, code=0, data=body)
+    return bytes(Frame(to, mac, tags, IPV6, _ipv6_packet(target, peer, ip.IP_PROTO_ICMP6, message)))
 
 
 def _ipv6_packet(src: bytes, dst: bytes, protocol: int, above: dpkt.Packet, hops: int = _HOPS) -> bytes:
@@ -288,8 +291,8 @@ def _ipv6_packet(src: bytes, dst: bytes, protocol: int, above: dpkt.Packet, hops
     return bytes(packet)
 
 
-def knock(link_mac: bytes, mac: bytes, src: bytes, dst: bytes, sport: int, dport: int) -> bytes:
-    """Return a SYN of our own, from *src* at *link_mac* to *dst* at *mac*."""
+def probe(link_mac: bytes, mac: bytes, src: bytes, dst: bytes, sport: int, dport: int) -> bytes:
+    """Return a SYN of this host, from *src* at *link_mac* to *dst* at *mac*, which a guest that listens answers."""
     above = tcp.TCP(sport=sport, dport=dport, seq=1, flags=SYN, win=1024)
     if len(dst) == 4:
         return bytes(Frame(mac, link_mac, b"", IPV4, bytes(ip.IP(src=src, dst=dst, p=TCP, ttl=64, data=above))))
@@ -304,7 +307,7 @@ def reset(frame: Frame, packet: Packet, mac: bytes) -> bytes:
 
 
 def unreachable(frame: Frame, packet: Packet, mac: bytes) -> bytes:
-    """Return the ICMP message that the packet in *frame* cannot be delivered, with its beginning."""
+    """Return the ICMP message that the packet in *frame* cannot be delivered; it quotes the packet's beginning."""
     quoted = frame.payload[:_QUOTED]
     if len(packet.dst) == 4:
         type_, code = _UNREACHABLE
@@ -322,22 +325,22 @@ def _back(frame: Frame, packet: Packet, mac: bytes, protocol: int, above: dpkt.P
     return bytes(Frame(frame.src, mac, frame.tags, frame.type, payload))
 
 
-# Frames that are sent on
+# Frames that are passed on
 
 
-def sent_on(frame: Frame, mac: bytes, mtu: int) -> list[bytes]:
+def passed_on(frame: Frame, mac: bytes, mtu: int) -> list[bytes]:
     """
-    Return *frame* as it is sent to *mac*: without padding, with checksums anew.
+    Return the frames that carry *frame* to *mac*: without padding, with new checksums.
 
-    A frame captured on a virtual interface may have a checksum that the card was to complete, and may be a TCP segment
-    of up to 64 KiB that the card was to cut: so it is cut here, into packets of at most *mtu* octets.
+    A frame captured on a virtual interface may have a checksum that the network card was to complete, and may be a TCP
+    segment of up to 64 KiB that the card was to cut: so it is cut here, into packets of at most *mtu* octets.
     """
     pieces = [frame.payload] if len(frame.payload) <= mtu else _cut(frame, mtu)
     return [bytes(attrs.evolve(frame, dst=mac, payload=_summed(frame.type, piece))) for piece in pieces]
 
 
 def _headers(type_: int, payload: bytes) -> tuple[int, int, int]:
-    """Return the length of the IP header, that of the whole packet, and the protocol; 0 if there is none to touch."""
+    """Return the lengths of the IP header and the packet, and the protocol: 0 if there is no checksum to compute."""
     if type_ == IPV4 and len(payload) >= 20:
         fragment = int.from_bytes(payload[6:8]) & 0x3FFF
         total = int.from_bytes(payload[2:4]) or len(payload)
@@ -348,28 +351,28 @@ def _headers(type_: int, payload: bytes) -> tuple[int, int, int]:
 
 
 def _summed(type_: int, payload: bytes) -> bytes:
-    """Return an IP packet with its checksums computed anew, and without what stands after it."""
+    """Return an IP packet with its checksums computed anew, and without padding."""
     start, total, protocol = _headers(type_, payload)
     packet = bytearray(payload[:total])
     if type_ == IPV4 and 20 <= start <= len(packet):
         packet[10:12] = bytes(2)
         packet[10:12] = dpkt.in_cksum(bytes(packet[:start])).to_bytes(2)
-    place = {TCP: start + 16, UDP: start + 6}.get(protocol, 0)
-    if not start or not place or len(packet) < place + 2:
+    offset = {TCP: start + 16, UDP: start + 6}.get(protocol, 0)
+    if not start or not offset or len(packet) < offset + 2:
         return bytes(packet)
-    if protocol == UDP and type_ == IPV4 and packet[place : place + 2] == bytes(2):
-        return bytes(packet)  # sent without one (RFC 768)
-    packet[place : place + 2] = bytes(2)
+    if protocol == UDP and type_ == IPV4 and packet[offset : offset + 2] == bytes(2):
+        return bytes(packet)  # sent without a checksum (RFC 768)
+    packet[offset : offset + 2] = bytes(2)
     addresses = packet[12:20] if type_ == IPV4 else packet[8:40]
     above = bytes(packet[start:])
     total_sum = dpkt.dpkt.in_cksum_add(0, bytes(addresses) + struct.pack(">HH", protocol, len(above)))
     checksum = dpkt.dpkt.in_cksum_done(dpkt.dpkt.in_cksum_add(total_sum, above))
-    packet[place : place + 2] = (checksum or (0xFFFF if protocol == UDP else 0)).to_bytes(2)
+    packet[offset : offset + 2] = (checksum or (0xFFFF if protocol == UDP else 0)).to_bytes(2)
     return bytes(packet)
 
 
 def _cut(frame: Frame, mtu: int) -> list[bytes]:
-    """Cut a TCP packet into some that fit; leave others alone."""
+    """Return the packets of at most *mtu* octets into which a TCP packet is cut; another packet is returned whole."""
     start, total, protocol = _headers(frame.type, frame.payload)
     if protocol != TCP or len(frame.payload) < start + 20:
         return [frame.payload]

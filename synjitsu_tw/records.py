@@ -1,5 +1,5 @@
 """
-A SYN as the first Synjitsu wrote it to Xenstore, for a guest whose TCP stack reads it there (DESIGN, section 9).
+A SYN as the original Synjitsu wrote it to Xenstore, for a guest whose TCP stack reads it there.
 
 Pure: a packet comes in, paths and values come out.
 """
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
     from synjitsu_tw.packets import Packet
 
-#: Where everything is.
+#: The node above all others.
 ROOT: Final = "/ip"
 
-#: What the guest writes to its own node when it takes its SYNs itself.
+#: The value that a guest writes to its own node when it takes its SYNs itself.
 MANAGED: Final = "managed"
 
-#: The upper half of the sequence number that the guest begins with, for us; the lower half is random.
+#: The upper half of the guest's initial sequence number, which Synjitsu chooses; the lower half is random.
 TX_ISN: Final = 0x1AFE0000
 
-#: The window that the guest offers, in octets, and its scale.
+#: The window that the guest offers, in octets, and its window scale (RFC 7323, 2).
 RX_WND: Final = 65535
 RX_WND_SCALEOFFER: Final = 2
 
-#: Characters because of which an atom stands in quotes, and those that are written another way there.
+#: Characters that make an atom need quotes, and the escapes of some characters in quotes.
 _QUOTE: Final = frozenset(b' "();\\|#')
 _ESCAPES: Final = {0x22: '\\"', 0x5C: "\\\\", 0x0A: "\\n", 0x09: "\\t", 0x0D: "\\r", 0x08: "\\b"}
 
@@ -37,12 +37,12 @@ Expression = str | bytes | list["Expression"]
 
 
 def node(ip: bytes) -> str:
-    """Return the path of all that belongs to an address."""
+    """Return the path of an address's node."""
     return f"{ROOT}/{_dashed(ip)}"
 
 
 def address(path: str) -> bytes | None:
-    """Return the address whose `node` *path* is, or is in; None if it is not one."""
+    """Return the address at whose `node`, or below it, *path* is; None if that is no address's."""
     parts = path.removeprefix(f"{ROOT}/").split("/")
     try:
         return IPv4Address(parts[0].replace("-", ".")).packed
@@ -51,13 +51,13 @@ def address(path: str) -> bytes | None:
 
 
 def connection(packet: Packet) -> str:
-    """Return the path of all that belongs to the connection which *packet* opens."""
+    """Return the path of the node of the connection which *packet* opens."""
     return f"{node(packet.dst)}/{packet.dport}/{_dashed(packet.src)}/{packet.sport}"
 
 
 def record(packet: Packet, random: int) -> dict[str, str]:
     """
-    Return what is written for a SYN, by path.
+    Return the values that are written for a SYN, by path.
 
     Args:
         packet: the SYN, over IPv4.
@@ -80,7 +80,7 @@ def options(octets: bytes) -> str:
 
 
 def _options(octets: bytes) -> Iterator[Expression]:
-    """Yield each option as the first Synjitsu's TCP stack names it; what is cut off ends it."""
+    """Yield each option as the original Synjitsu's TCP stack names it, up to the first truncated one."""
     while octets and octets[0]:
         if octets[0] == 1:
             yield "Noop"
@@ -128,7 +128,7 @@ def _quoted(atom: bytes) -> bool:
 
 
 def _signed(number: int) -> int:
-    """Return 32 bits as OCaml prints an int32."""
+    """Return an unsigned 32-bit number as OCaml prints an int32."""
     return number - 2**32 if number >= 2**31 else number
 
 

@@ -1,8 +1,7 @@
 """
-Synjitsu at work: carries out what `standins` says, and speaks with Jitsu over AMP.
+Run Synjitsu: carry out the actions of `standins`, and serve Jitsu over AMP.
 
-Everything that is decided is decided in `standins`; here are the reactor, the interfaces, the kernel, the log and
-the clock.
+All decisions are in `standins`; here are the reactor, the interfaces, the kernel, the log and the clock.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SetNeighbour,
     State,
     Summon,
-    Tell,
 )
 
 if TYPE_CHECKING:
@@ -56,41 +55,41 @@ if TYPE_CHECKING:
     from synjitsu_tw.kernel import Interface
     from synjitsu_tw.table import Standin
 
-#: Seconds between two looks at what has waited too long.
+#: Seconds between two checks for expired packets, orphaned addresses and changes of this host.
 TICK: Final = 1.0
 
-#: Seconds between two looks at guests that boot or have just booted: whether they listen, and answer what was held.
-LOOK: Final = 0.002
+#: Seconds between two probes of guests that boot, and between two checks whether guests have answered held SYNs.
+PROBE_EVERY: Final = 0.002
 
-#: Seconds between two looks at this host's interfaces while guests boot: making a tap changes many things at once.
-LOOK_AT_LINKS: Final = 0.02
+#: Seconds between two readings of this host's interfaces while guests boot: making a tap changes many things at once.
+READ_LINKS_EVERY: Final = 0.02
 
-#: After such a look, the next one is due after so many times as long as it took: with a hundred taps it takes 60 ms, in
+#: After a reading, the pause until the next, as a multiple of its duration: with a hundred taps it takes 60 ms, in
 #: which no packet is handed over, and making one more tap changes something ten times.
-LINKS_REST: Final = 4.0
+LINKS_PAUSE: Final = 4.0
 
-#: Seconds for which the VMs of a Jitsu that has gone are stood in for: it may come back.
+#: Seconds for which Synjitsu stands in for the VMs of a Jitsu whose connection is lost: it may connect again.
 ORPHANED: Final = 15.0
 
-#: How many summons one Jitsu may have before it has taken the first; the second half is for clients that have sent more
-#: than once. A flood from forged sources does not go on for long if it starts the VM, and cannot fill these if not.
+#: How many summons may be sent to one Jitsu before it acknowledges the first; the second half is for clients that have
+#: sent more than once. A flood from forged sources ends soon if it starts the VM, and cannot use that half if not.
 SUMMONS: Final = 128
 
 
-#: Connections that have not said `Hello`, and Jitsus: how many there may be, and how many of one network.
-STRANGERS: Final = (32, 16)
+#: Connections before their `Hello`, and those of Jitsus: how many there may be, and how many from one network.
+BEFORE_HELLO: Final = (32, 16)
 JITSUS: Final = (64, 32)
 
 #: How many addresses may be announced: more than 100,000 VMs have.
 MOST_STANDINS: Final = 250_000
 
-#: How many UDP ports may be worth a start, of all VMs: each makes the kernel's filter longer.
+#: How many UDP ports may start VMs, of all VMs together: each makes the kernel's filter longer.
 MOST_UDP: Final = 256
 
 
-#: What is logged of an interface, once.
+#: Warnings about an interface, each logged once.
 NO_BRIDGE: Final = (
-    "it is no bridge of Linux's, in which Synjitsu could have a port of its own: frames for VMs that are off or boot "
+    "it is no Linux bridge, so that Synjitsu cannot have a port of its own in it: frames for VMs that are off or boot "
     "may be flooded to others, and may be lost while nothing is plugged in"
 )
 NO_PORT: Final = (
@@ -105,16 +104,16 @@ STP: Final = (
 
 class Synjitsu(Service):
     """
-    Stands in on some interfaces.
+    Stands in for addresses on some interfaces.
 
     Args:
         interfaces: their names.
         reactor: Twisted's.
         listed: pairs of address and MAC to stand in for without Jitsu, until the guest shows itself.
-        refusal: what SYNs get that come for a VM whose start has just failed.
-        kernel: asked and told about this host.
+        refusal: the answer to SYNs for a VM whose start has just failed.
+        kernel: reads and changes this host's network.
         opens: makes an interface's pcap.
-        secret: what Jitsu has to show; empty for nothing.
+        secret: the secret that Jitsu has to show; empty for none.
     """
 
     log = Logger()
@@ -129,31 +128,31 @@ class Synjitsu(Service):
         opens: Callable[[str], Pcap] = open_pcap,
         secret: str = "",
     ) -> None:
-        """Open nothing yet."""
+        """Store the arguments; `open` opens the interfaces, and `startService` begins."""
         self._reactor, self._listed = reactor, listed or {}
         self._kernel = kernel or Kernel()
         links = {name: Link(own_mac(name)) for name in interfaces}
         self.standins = Standins(links, refusal=refusal)
         self._captures = {name: Capture(name, self._receives(name), reactor, opens) for name in interfaces}
-        self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "knocks": False}
+        self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "probes": False}
         self._owners: dict[bytes, Conversation] = {}
         self._orphans: dict[bytes, float] = {}
         self._refused: dict[bytes, Conversation] = {}
         self._gateways: frozenset[bytes] = frozenset()
         self._forwarding: frozenset[int] = frozenset()
-        self._looked_at_links = self._links_rest_until = 0.0
+        self._links_read_at = self._links_pause_until = 0.0
         self._reported: dict[str, str] = {}
-        self._may_tell = True
+        self._may_set_neighbours = True
         self._tick = LoopingCall(self.tick)
         self._tick.clock = reactor
-        self._look = LoopingCall(self.look)
-        self._look.clock = reactor
+        self._probing = LoopingCall(self.probe)
+        self._probing.clock = reactor
         self.xenstore: XenstoreHandover | None = None
         self.factory = Factory.forProtocol(Conversation)
         self.factory.synjitsu = self  # type: ignore[attr-defined]
         self.factory.secret = secret  # type: ignore[attr-defined]
         self.factory.reactor = reactor  # type: ignore[attr-defined]
-        self.factory.strangers = Connections(*STRANGERS)  # type: ignore[attr-defined]
+        self.factory.before_hello = Connections(*BEFORE_HELLO)  # type: ignore[attr-defined]
         self.factory.jitsus = Connections(*JITSUS)  # type: ignore[attr-defined]
         self.factory.noisy = False
 
@@ -166,11 +165,11 @@ class Synjitsu(Service):
         """
         for name, capture in self._captures.items():
             capture.open(filter_for(self.standins.links[name].mac, **self._wanted))
-        self._look_at_links()
-        self._look_at_addresses()
+        self._read_links()
+        self._read_addresses()
 
     def startService(self) -> None:  # noqa: N802
-        """Begin."""
+        """Stand in for the listed addresses, and begin to check for expired packets."""
         super().startService()
         for ip, mac in self._listed.items():
             try:
@@ -185,44 +184,45 @@ class Synjitsu(Service):
         )
 
     def stopService(self) -> None:  # noqa: N802
-        """End. Nobody is told: who starts us again shall find peers as they were."""
+        """Close the interfaces. Peers keep the stand-in's MAC, as Synjitsu's next start expects."""
         super().stopService()
-        for call in (self._tick, self._look):
+        for call in (self._tick, self._probing):
             if call.running:
                 call.stop()
         for capture in self._captures.values():
             capture.close()
         self._kernel.close()
 
-    # What Jitsu says
+    # Calls from Jitsu
 
     def announce(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...], **more: Any) -> None:
         """
-        Stand in for an address.
+        Stand in for an address; `Standins.announce` describes the arguments.
 
         Raises:
-            Refused: it may not be.
+            Refused: Synjitsu may not stand in for it, or there are too many addresses or UDP ports.
         """
         if len(self.standins.table) >= MOST_STANDINS and ip not in self.standins.table:
-            raise Refused(f"{MOST_STANDINS} addresses are stood in for, and no more can be")
+            raise Refused(f"Synjitsu stands in for {MOST_STANDINS} addresses, and cannot for more")
         udp = self._wanted["udp"] | more.get("wake_udp", frozenset())
         if len(udp) > MOST_UDP:
             raise Refused(f"wake_udp: there may be {MOST_UDP} different ports, of all VMs together")
-        if not more["asleep"]:  # there may be a hundred thousand that are
-            self._look_at_host()
+        if not more["asleep"]:  # of those that are, there may be a hundred thousand
+            self._read_host_changes()
         self._own(owner, ip)
         version = "ipv4" if len(ip) == 4 else "ipv6"
-        self._want(**{version: True, "udp": udp, "knocks": self._wanted["knocks"] or more.get("knock") is not None})
+        probes = self._wanted["probes"] or more.get("probe_port") is not None
+        self._widen_filters(**{version: True, "udp": udp, "probes": probes})
         before = self.standins.table.get(ip)
         known = before is not None and (before.stands, before.domid)
         self._do(self.standins.announce(ip, macs, **more))
         standin = self.standins.table[ip]
         if standin.handover is Handover.XENSTORE and known != (True, standin.domid):
             self._announce_in_xenstore(standin)
-        self._look_soon()
+        self._start_probing()
 
     def _obstacle(self, ip: bytes) -> str | None:
-        """Return why an address may not be stood in for; None if it may."""
+        """Return why Synjitsu may not stand in for an address; None if it may."""
         links, address = self.standins.links, ip_address(ip)
         text = str(address)
         if why := why_no_guest(address, (one for link in links.values() for one in link.networks)):
@@ -236,7 +236,12 @@ class Synjitsu(Service):
         return f"{text} is in no network of {', '.join(links)}: correct the VM's ip, or give the bridge its network"
 
     def ready(self, owner: Conversation | None, ip: bytes, macs: tuple[bytes, ...]) -> None:
-        """Hand an address over to its guest. Raises Refused if it may not be stood in for."""
+        """
+        Hand an address over to its guest.
+
+        Raises:
+            Refused: Synjitsu may not stand in for it.
+        """
         self._own(owner, ip)
         self._hand_over(ip, macs)
 
@@ -244,9 +249,9 @@ class Synjitsu(Service):
         before = self.standins.table.get(ip)
         stood = before is not None and before.stands
         standin, held = self.standins.ready(ip, macs)
-        if stood:  # else peers know where the guest is
+        if stood:  # else peers have the guest's MAC
             self._do(handover.wire(self.standins, standin, held))
-        self._look_soon()
+        self._start_probing()
         if held:
             self.log.info(
                 "{ip}: handed over to {mac}: {count} packets, the first of them held for {seconds:.3f} s",
@@ -267,12 +272,12 @@ class Synjitsu(Service):
             self.xenstore.forget(ip)
 
     def announced_all(self) -> None:
-        """A Jitsu has said everything: what an earlier one had announced, and this one has not, is let go."""
+        """Release the addresses that an earlier Jitsu had announced and this one has not."""
         for ip in list(self._orphans):
-            self._let_go(ip)
+            self._release(ip)
 
     def lost(self, owner: Conversation) -> None:
-        """A Jitsu has gone; it may come back."""
+        """Handle the loss of the connection to a Jitsu: keep its addresses for `ORPHANED` seconds."""
         until = self._reactor.seconds() + ORPHANED
         self._refused = {ip: other for ip, other in self._refused.items() if other is not owner}
         for ip in [ip for ip, other in self._owners.items() if other is owner]:
@@ -280,6 +285,7 @@ class Synjitsu(Service):
             self._orphans[ip] = until
 
     def _own(self, owner: Conversation | None, ip: bytes) -> None:
+        """Store that *owner* has announced *ip*; withdraw the address and raise Refused if there is an obstacle."""
         obstacle = self._obstacle(ip)
         if obstacle is not None:
             self.withdraw(ip, failed=False)
@@ -291,8 +297,8 @@ class Synjitsu(Service):
         if owner is not None:
             self._owners[ip] = owner
 
-    def _let_go(self, ip: bytes) -> None:
-        """Forget an address; if its VM boots, as far as is known, give it what is held, as nobody else will."""
+    def _release(self, ip: bytes) -> None:
+        """Forget an orphaned address; if its VM boots, first hand over the held packets, as no Jitsu will do it."""
         del self._orphans[ip]
         standin = self.standins.table.get(ip)
         if standin is not None and standin.state is State.BOOTING and standin.mac:
@@ -303,7 +309,7 @@ class Synjitsu(Service):
         self.withdraw(ip, failed=False)
 
     def counters(self) -> dict[str, int]:
-        """Return how much there has been, and how much is held."""
+        """Return how many packets of each kind there have been, and how many packets and octets are held now."""
         kinds = ("held", "handed_over", "expired", "given_up", "refused", "dropped", "turned_away", "passed_on")
         counted = {kind: self.standins.counters[kind] for kind in kinds}
         syns = self.standins.syns
@@ -312,7 +318,7 @@ class Synjitsu(Service):
     # Frames and time
 
     def _receives(self, port: str) -> Callable[[list[bytes]], None]:
-        """Return what takes the frames of one interface."""
+        """Return the function that handles the frames captured on *port*."""
 
         def receive(frames: list[bytes]) -> None:
             now = self._reactor.seconds()
@@ -322,71 +328,71 @@ class Synjitsu(Service):
         return receive
 
     def tick(self) -> None:
-        """Look at what has waited too long, and at what has changed on this host."""
+        """Drop expired packets, release orphaned addresses, and read the changes of this host."""
         now = self._reactor.seconds()
-        self._look_at_host()
+        self._read_host_changes()
         self._do(self.standins.expire(now))
         for ip in [ip for ip, until in self._orphans.items() if now >= until]:
-            self._let_go(ip)
+            self._release(ip)
 
-    def _look_soon(self) -> None:
-        if (self.standins.knocked or self.standins.handed) and not self._look.running:
-            self._look.start(LOOK)
+    def _start_probing(self) -> None:
+        if (self.standins.probed or self.standins.handed) and not self._probing.running:
+            self._probing.start(PROBE_EVERY)
 
-    def look(self) -> None:
+    def probe(self) -> None:
         """
-        Look whether guests that boot listen, and whether those that do have answered.
+        Probe the guests that boot, and send held SYNs again that guests have not answered.
 
-        The answers are read first: the reactor runs timers that are late before it reads what has come meanwhile, and a
+        Captured answers are read first: the reactor runs late timers before it reads what has arrived meanwhile, and a
         SYN that is sent again to a guest which has answered it looks like a new connection.
         """
         for capture in self._captures.values():
             capture.doRead()
         now = self._reactor.seconds()
-        if now - self._looked_at_links >= LOOK_AT_LINKS:
-            self._look_at_changed_links(now)
-        self._do(self.standins.knock(now))
-        self._do(self.standins.again(now))
-        if not self.standins.knocked and not self.standins.handed:
-            self._look.stop()
+        if now - self._links_read_at >= READ_LINKS_EVERY:
+            self._read_changed_links(now)
+        self._do(self.standins.probe(now))
+        self._do(self.standins.resend(now))
+        if not self.standins.probed and not self.standins.handed:
+            self._probing.stop()
 
-    def _look_at_host(self) -> None:
-        """Look at what has changed on this host."""
-        self._look_at_changed_links(self._reactor.seconds())
+    def _read_host_changes(self) -> None:
+        """Read this host's interfaces, addresses and gateways if they have changed."""
+        self._read_changed_links(self._reactor.seconds())
         if self._kernel.addresses_changed():
-            self._look_at_addresses()
+            self._read_addresses()
 
-    def _look_at_changed_links(self, now: float) -> None:
-        """Look at this host's interfaces if they have changed; a little later, if the last look took long."""
-        if now >= self._links_rest_until and self._kernel.links_changed():
-            self._look_at_links()
+    def _read_changed_links(self, now: float) -> None:
+        """Read this host's interfaces if they have changed, unless the last reading took long and was just now."""
+        if now >= self._links_pause_until and self._kernel.links_changed():
+            self._read_links()
             ended = self._reactor.seconds()
-            self._links_rest_until = ended + LINKS_REST * (ended - now)
+            self._links_pause_until = ended + LINKS_PAUSE * (ended - now)
 
-    def _look_at_links(self) -> None:
-        """Read MACs and MTUs, and have a port in each bridge."""
-        self._looked_at_links = self._reactor.seconds()
+    def _read_links(self) -> None:
+        """Read the interfaces' MACs and MTUs, and ensure Synjitsu's port in each bridge."""
+        self._links_read_at = self._reactor.seconds()
         forwarding: set[int] = set()
         for name, link in self.standins.links.items():
-            forwarding |= {port.index for port in self._have_port(name, link) if port.forwards}
-            with suppress(OSError):  # it has gone for now
+            forwarding |= {port.index for port in self._ensure_port(name, link) if port.forwards}
+            with suppress(OSError):  # the interface does not exist for now
                 found = self._kernel.interface(name)
                 link.host, link.mtu = found.mac, found.mtu
         if self._forwarding - forwarding:
-            self.standins.look_anew()
+            self.standins.await_guests_again()
         elif forwarding - self._forwarding:
             self.standins.ask_now()
         self._forwarding = frozenset(forwarding)
 
-    def _have_port(self, name: str, link: Link) -> list[Interface]:
-        """Have a port in a bridge, or report why not; return the bridge's other ports."""
+    def _ensure_port(self, name: str, link: Link) -> list[Interface]:
+        """Ensure Synjitsu's port in a bridge, or report why there is none; return the bridge's other ports."""
         try:
-            bridge, ports = self._kernel.have_port(name, link.mac)
+            bridge, ports = self._kernel.ensure_port(name, link.mac)
         except NotABridgeError:
             self._report(name, NO_BRIDGE)
         except OSError as error:
             remedy = "; it takes CAP_NET_ADMIN" if error.errno in {errno.EPERM, errno.EACCES} else ""
-            if error.errno != errno.ENODEV:  # it has gone for now
+            if error.errno != errno.ENODEV:  # the interface does not exist for now
                 self._report(name, NO_PORT.format(f"{error.strerror}{remedy}"))
         else:
             if bridge.stp:
@@ -395,13 +401,13 @@ class Synjitsu(Service):
         return []
 
     def _report(self, name: str, report: str) -> None:
-        """Log what is to be known of an interface, once."""
+        """Log a warning about an interface, once."""
         if self._reported.get(name) != report:
             self._reported[name] = report
             self.log.warn("{interface}: {report}", interface=name, report=report)
 
-    def _look_at_addresses(self) -> None:
-        """Read this host's addresses and gateways; stand in no longer for what has become one of them."""
+    def _read_addresses(self) -> None:
+        """Read this host's addresses and gateways; stand in no longer for an address that has become one of them."""
         found = self._kernel.addresses()
         own = frozenset(one.ip.packed for addresses in found.values() for one in addresses)
         gateways = self._kernel.gateways()
@@ -412,37 +418,37 @@ class Synjitsu(Service):
         self._gateways = gateways
         for name, link in links.items():
             link.addresses, link.networks = own, found.get(name, [])
-        # Where only an address elsewhere has changed, as with each tap, nothing is new for a hundred thousand others.
-        found_again = [ip for ip in own if ip in table] if same else list(table)
-        lost = {ip: obstacle for ip in found_again if (obstacle := self._obstacle(ip)) is not None}
+        # Where only an address on another interface has changed, as with each tap, it alone is checked, not 100,000.
+        affected = [ip for ip in own if ip in table] if same else list(table)
+        lost = {ip: obstacle for ip in affected if (obstacle := self._obstacle(ip)) is not None}
         for ip, obstacle in lost.items():
             owner = self._owners.get(ip)
             self.withdraw(ip, failed=False)
             if owner is not None:
                 self._refused[ip] = owner
-            self.log.warn("{ip} is stood in for no longer: {obstacle}", ip=str(ip_address(ip)), obstacle=obstacle)
-        # What was refused before may be right now: Jitsu announces everything on a new connection.
+            self.log.warn("no longer standing in for {ip}: {obstacle}", ip=str(ip_address(ip)), obstacle=obstacle)
+        # An address that was refused may be allowed now: Jitsu announces all of them on a new connection.
         for owner in {owner for ip, owner in self._refused.items() if self._obstacle(ip) is None}:
             assert owner.transport is not None
             owner.transport.loseConnection()
 
-    def _want(self, **changes: Any) -> None:
-        """See to it that all that is needed passes the filters. They only grow: changing one may lose a frame."""
+    def _widen_filters(self, **changes: Any) -> None:
+        """Add *changes* to the kernel filters. Filters only grow, as changing one may lose a frame."""
         wanted = self._wanted | changes
         if wanted != self._wanted:
             self._wanted = wanted
             for name, capture in self._captures.items():
-                capture.narrow(filter_for(self.standins.links[name].mac, **wanted))
+                capture.set_filter(filter_for(self.standins.links[name].mac, **wanted))
 
     # Actions
 
     def _do(self, actions: Iterable[Action]) -> None:
-        """Carry out what `standins` says, in its order."""
+        """Carry out the actions of `standins`, in their order."""
         for action in actions:
             if isinstance(action, Send):
                 self._captures[action.port].send(action.octets)
-            elif isinstance(action, Tell):
-                self._tell(action)
+            elif isinstance(action, SetNeighbour):
+                self._set_neighbour(action)
             elif isinstance(action, Summon):
                 self._summon(action)
             elif isinstance(action, Seen):
@@ -455,7 +461,7 @@ class Synjitsu(Service):
                 self._elsewhere(action)
             elif isinstance(action, Claimed):
                 self.log.warn(
-                    "{mac} on {port} says that it is {ip}, which is another VM's: not served",
+                    "{mac} on {port} claims {ip}, the address of a VM that does not have this MAC: it is ignored",
                     mac=action.mac.hex(":"),
                     port=action.port,
                     ip=str(ip_address(action.ip)),
@@ -465,14 +471,14 @@ class Synjitsu(Service):
             elif self.xenstore is not None and isinstance(action, Erase):
                 self.xenstore.erase(action.held)
 
-    def _tell(self, action: Tell) -> None:
+    def _set_neighbour(self, action: SetNeighbour) -> None:
         try:
-            self._kernel.tell(action.port, action.ip, action.mac, create=action.create)
+            self._kernel.set_neighbour(action.port, action.ip, action.mac, create=action.create)
         except OSError as error:
-            if self._may_tell:
-                self._may_tell = False
+            if self._may_set_neighbours:
+                self._may_set_neighbours = False
                 self.log.warn(
-                    "cannot tell this host's kernel where VMs are ({error}): its own connections, and those that it "
+                    "cannot change this host's neighbour table ({error}): connections of this host, and those that it "
                     "routes, may lose their first packets; it takes CAP_NET_ADMIN",
                     error=error,
                 )
@@ -482,14 +488,14 @@ class Synjitsu(Service):
         known = frozenset((*standin.macs, *standin.learnt))
         if self._kernel.is_same_port(action.port, action.mac, known, standin.domid):
             self.standins.learn(action.ip, action.mac)
-            self.log.info("{ip}: {mac} is its guest's as well", ip=str(ip_address(action.ip)), mac=action.mac.hex(":"))
+            self.log.info("{ip}: {mac} is its guest's, too", ip=str(ip_address(action.ip)), mac=action.mac.hex(":"))
 
     def _elsewhere(self, action: Elsewhere) -> None:
         owner = self._owners.get(action.ip)
         if owner is not None:
             found = str(ip_address(action.found)) if action.found else ""
             sent = owner.callRemote(messages.Elsewhere, ip=str(ip_address(action.ip)), found=found)
-            sent.addErrback(_went_away)
+            sent.addErrback(_ignore_loss)
 
     def _summon(self, action: Summon) -> None:
         owner = self._owners.get(action.ip)
@@ -503,29 +509,29 @@ class Synjitsu(Service):
     def _listens(self, ip: bytes) -> None:
         standin = self.standins.table[ip]
         if standin.state is State.BOOTING:
-            if not standin.keeps:
+            if not standin.hold_until_ready:
                 self._hand_over(ip)
             owner = self._owners.get(ip)
             if owner is not None:
-                owner.callRemote(messages.Listens, ip=str(ip_address(ip))).addErrback(_went_away)
+                owner.callRemote(messages.Listens, ip=str(ip_address(ip))).addErrback(_ignore_loss)
 
     def _seen(self, ip: bytes) -> None:
         owner = self._owners.get(ip)
         if owner is not None:
-            owner.callRemote(messages.Seen, ip=str(ip_address(ip))).addErrback(_went_away)
+            owner.callRemote(messages.Seen, ip=str(ip_address(ip))).addErrback(_ignore_loss)
         elif ip in self._listed and self.standins.table[ip].stands:
             self._hand_over(ip)
 
     # Xenstore
 
     def managed(self, ip: bytes) -> None:
-        """A guest takes its SYNs itself from now on."""
+        """Handle that a guest takes its SYNs itself from now on."""
         standin = self.standins.table.get(ip)
         if standin is not None and standin.handover is Handover.XENSTORE and standin.stands:
             self._hand_over(ip)
 
     def announce_in_xenstore(self) -> None:
-        """Write down all that Xenstore is to have, as it has nothing."""
+        """Announce all addresses with handover by Xenstore there, as it has none of them."""
         for standin in self.standins.table.values():
             if standin.handover is Handover.XENSTORE and standin.stands:
                 self._announce_in_xenstore(standin)
@@ -535,5 +541,6 @@ class Synjitsu(Service):
             self.xenstore.announce(standin, self.standins.syns.of(standin.ip))
 
 
-def _went_away(failure: Failure) -> None:
+def _ignore_loss(failure: Failure) -> None:
+    """Ignore that the connection to Jitsu was lost, or that Jitsu did not accept a message."""
     failure.trap(ConnectionClosed, *messages.NO_ANSWER)

@@ -1,27 +1,29 @@
 """
-Whom we stand in for, and what that means for each frame: what to send, what to hold, whom to summon.
+Decide for which addresses Synjitsu stands in, and for each frame what to send, what to hold and which VM to summon.
 
 Pure: calls from Jitsu, frames and the time come in; actions come out, to be carried out in their order. Nothing here
 does I/O, reads a clock or logs.
 
 The laws, all of them here:
 
-- Only an address that was announced is stood in for. Its guest is known by the MACs that were announced, and by what
-  else is behind the guest's port of the bridge. What the guest uses for the address is where hand-over goes.
-- No MAC of the guest is ever answered about the guest's address: it would find it taken (RFC 5227; RFC 4862, 5.4).
-- While a VM is asleep or boots, every peer is to think that its address is at the stand-in's MAC, so that no SYN meets
-  a guest whose port is not open yet: whoever asks is answered, whoever has learnt the guest's MAC is told again.
-- A SYN for the address counts whatever MAC it is sent to. What else comes for a guest that shows signs of life is
-  passed on to it: it may be using the network already.
-- When it is ready, peers are told the guest's MAC; what still comes to the stand-in's is passed on to the guest, and
-  its sender told again.
-- If Jitsu has named a port to knock at, the guest is ready when it answers a SYN of this host's, which is sent past
-  the kernel's neighbour table; else when Jitsu says so.
-- Nothing is sent to a guest's MAC until a frame from it has been seen, as a bridge floods what is for a MAC that it has
-  not learnt. Until then this host asks for the address, as any neighbour does, and not often: what a guest cannot take
-  yet waits in the queue of its tap device, and a small guest chokes on too much at once.
-- This host is a peer as well, but frames sent on a bridge never reach the host's own stack: its kernel is told by
-  other means (`Tell`).
+- Synjitsu stands in only for an address that was announced. Its guest is known by the announced MACs, and by other MACs
+  behind the guest's port of the bridge. Hand-over goes to the MAC that the guest uses for the address.
+- Synjitsu never answers a MAC of the guest about the guest's address: the guest would find its address taken
+  (RFC 5227; RFC 4862, 5.4).
+- While a VM is asleep or boots, every peer shall have the stand-in's MAC for its address, so that no SYN reaches a
+  guest whose port is not open yet: a peer that asks gets this MAC, and a peer that has learnt the guest's MAC gets it
+  again.
+- A SYN for the address counts whatever MAC it is sent to. Other packets for a guest that has sent frames are passed on
+  to it: it may be using the network already.
+- When the VM is ready, peers get the guest's MAC; a packet that still comes to the stand-in's MAC is passed on to the
+  guest, and its sender gets the guest's MAC again.
+- If Jitsu has named a port to probe, the guest is ready when it answers a SYN of this host, which is sent past the
+  kernel's neighbour table; else when Jitsu sends `Ready`.
+- Nothing is sent to a guest's MAC until a frame from it has been seen, as a bridge floods frames for a MAC that it has
+  not learnt. Until then this host asks for the address, as any neighbour does, and not often: frames that a guest
+  cannot read yet wait in the queue of its tap device, and a small guest may fail at too many at once.
+- This host is a peer as well, but frames sent on a bridge never reach the host's own stack: its neighbour table is
+  changed instead (`SetNeighbour`).
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SetNeighbour,
     Standin,
     State,
     Summon,
-    Tell,
 )
 
 if TYPE_CHECKING:
@@ -61,43 +63,44 @@ if TYPE_CHECKING:
 #: takes to send its third one (Linux).
 LINGER: Final = 10.0
 
-#: Seconds between two times that one peer is told where an address is: Linux believes news from one source once a
-#: second only (neigh/*/locktime).
-TELL_EVERY: Final = 1.0
+#: Seconds between two advertisements of an address to one peer: Linux accepts a change of an entry once a second only
+#: (neigh/*/locktime).
+ADVERTISE_EVERY: Final = 1.0
 
-#: How often in a second a guest's showing itself is taken note of: more than any does that means well; and for all
-#: addresses together, as one guest can forge what shows any number of others.
+#: How many messages of a guest about its own address are handled in a second: more than any well-behaved guest sends;
+#: and for all addresses together, as one guest can forge messages of any number of others.
 SEEN_PER_SECOND: Final = 8
 SEEN_IN_ALL: Final = 256
 
-#: Seconds after which the network is asked again for an address whose guest has not shown itself: at first, after
-#: twice the time each time, and at most.
+#: Seconds between two requests to the network for an address whose guest has not shown itself: at first, and at most;
+#: the time doubles with each request.
 ASK_AFTER: Final = 0.05
 ASK_WITHIN: Final = 1.0
 
-#: A guest that has shown itself is knocked at again after this part of the time for which nothing has come from it, but
-#: within so many seconds: at once after each of its answers, and ever less often while it does not read its queue.
-KNOCK_AFTER: Final = 1 / 4
-KNOCK_WITHIN: Final = 0.25
+#: A guest that has shown itself is probed again after this part of the time for which it has been silent, but after
+#: `PROBE_WITHIN` seconds at most: at once after each of its answers, and ever less often while it does not read its
+#: queue.
+PROBE_AFTER: Final = 1 / 4
+PROBE_WITHIN: Final = 0.25
 
-#: Seconds after which a guest that has not answered a SYN is sent it again, and for which that goes on, after twice the
-#: time each time: then its client sends it again itself. A guest may lose what comes while it sets up its interface: a
-#: new netmask takes its address away for a moment (Linux).
-AGAIN_AFTER: Final = 0.01
-AGAIN_WITHIN: Final = 5.0
+#: Seconds after which a SYN that the guest has not answered is sent again, doubled each time; and for which that is
+#: repeated: then its client sends it again itself. A guest may lose packets while it sets up its interface: a new
+#: netmask removes its address for a moment (Linux).
+RESEND_AFTER: Final = 0.01
+RESEND_WITHIN: Final = 5.0
 
-#: How often in a second it is looked up whose a MAC is, for all addresses together.
+#: How many look-ups of an unknown MAC are allowed in a second, for all addresses together.
 LOOK_UPS_PER_SECOND: Final = 32
 
-#: Seconds for which a guest that uses another address may begin to use its own before Jitsu is told.
+#: Seconds from a guest's first use of another address until Jitsu is told, unless the guest uses its own meanwhile.
 ASTRAY: Final = 5.0
 
-#: The port that this host's own SYNs come from: outside the range that Linux takes ports from (32768 to 60999).
-KNOCK_PORT: Final = 61999
+#: The source port of probes: outside the range of ports that Linux assigns (32768 to 60999).
+PROBE_SOURCE_PORT: Final = 61999
 
 
 class _Rate:
-    """How often something may be done in a second: for each address, and for all together."""
+    """Limits how often something may be done in a second: for each address, and for all together."""
 
     def __init__(self, each: int, in_all: int) -> None:
         """Begin with nothing done."""
@@ -105,7 +108,7 @@ class _Rate:
         self._second, self._done, self._count = 0, Counter[bytes](), 0
 
     def allows(self, ip: bytes, now: float) -> bool:
-        """Return whether it may be done once more in this second; it counts as done then."""
+        """Return whether it may be done once more for *ip* in this second; if so, count it as done."""
         if int(now) != self._second:
             self._second, self._count = int(now), 0
             self._done.clear()
@@ -118,25 +121,25 @@ class _Rate:
 
 class Standins:
     """
-    All addresses, and what is held for them.
+    All announced addresses, and the packets held for them.
 
     Attributes:
-        links: the ports, by their names; the shell keeps them up to date.
-        table: by address.
-        knocked: those whose guests boot and are knocked at, by address.
-        handed: those whose guests have not shown themselves, or not answered all SYNs, since these were handed over to
-            them, by address.
+        links: the ports, by name; the service keeps them up to date.
+        table: the stand-ins, by address.
+        probed: the stand-ins whose guests boot and are probed, by address.
+        handed: the stand-ins whose guests have not shown themselves, or not answered all SYNs, since the SYNs were
+            handed over, by address.
         counters: how many packets were ever held, handed over, expired, given up by their client, refused, and turned
-            away for want of room; and how many frames were passed on.
+            away because all slots were used; and how many frames were passed on.
     """
 
     def __init__(
         self, links: Mapping[str, Link], limits: Limits | None = None, refusal: Refusal = Refusal.SILENCE
     ) -> None:
-        """Stand in for nobody yet."""
+        """Stand in for no address yet."""
         self.links = links
         self.table: dict[bytes, Standin] = {}
-        self.knocked: dict[bytes, Standin] = {}
+        self.probed: dict[bytes, Standin] = {}
         self.handed: dict[bytes, Standin] = {}
         self.syns = Syns(limits)
         self.counters: Counter[str] = Counter()
@@ -147,7 +150,7 @@ class Standins:
         self._look_ups = _Rate(LOOK_UPS_PER_SECOND, LOOK_UPS_PER_SECOND)
         self._seen = _Rate(SEEN_PER_SECOND, SEEN_IN_ALL)
 
-    # What Jitsu says
+    # Calls from Jitsu
 
     def announce(
         self,
@@ -160,14 +163,14 @@ class Standins:
         ports: frozenset[int] | None = None,
         wake_udp: frozenset[int] = frozenset(),
         domid: int | None = None,
-        knock: int | None = None,
-        keeps: bool = False,
+        probe_port: int | None = None,
+        hold_until_ready: bool = False,
     ) -> Iterator[Action]:
         """
-        Stand in for *ip* from now on, or go on with what is new.
+        Stand in for *ip* from now on, or change how; `Standin` describes the arguments.
 
-        Its guest, if it *runs* already, would read what is broadcast when it probes its address, and give that up
-        (RFC 5227, 2.1.1). Then only this host is told where the address is now.
+        A guest that *runs* already would read a broadcast advertisement while it checks that its address is free, and
+        give the address up (RFC 5227, 2.1.1). So only this host's neighbour table is changed then.
         """
         standin = self.table.setdefault(ip, Standin(ip, state=State.UP))
         was, standin.state = standin.state, State.ASLEEP if asleep else State.BOOTING
@@ -178,14 +181,16 @@ class Standins:
         self._settle(standin)
         self._identify(standin, macs)
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
-        standin.knock, standin.keeps = knock, keeps
-        if asleep or knock is None:
-            self.knocked.pop(ip, None)
+        standin.probe_port, standin.hold_until_ready = probe_port, hold_until_ready
+        if asleep or probe_port is None:
+            self.probed.pop(ip, None)
         else:
-            self.knocked[ip] = standin
-        # Nothing to say for those that sleep, and are many: whoever knows the guest's MAC finds no guest there.
+            self.probed[ip] = standin
+        # VMs that are asleep are many, and need no advertisement: no guest answers at the MAC that a peer may have.
         if not asleep and was is not State.BOOTING:
-            yield from (action for action in self._say(standin, None) if not runs or isinstance(action, Tell))
+            for action in self._advertise_to_all(standin, None):
+                if not runs or isinstance(action, SetNeighbour):
+                    yield action
 
     def _new_boot(self, standin: Standin) -> None:
         """Forget what was found out about the guest of an earlier boot."""
@@ -194,12 +199,12 @@ class Standins:
         standin.learnt.clear()
         standin.seen_on.clear()
         standin.proven = standin.introduced = standin.booted = False
-        standin.asked_at, standin.ask_after = None, ASK_AFTER
+        standin.asked_at, standin.ask_interval = None, ASK_AFTER
         standin.elsewhere, standin.elsewhere_since = b"", None
         self._astray.pop(standin.ip, None)
 
     def _identify(self, standin: Standin, macs: tuple[bytes, ...]) -> None:
-        """Note the MACs of a guest, as Jitsu knows them now."""
+        """Store the guest's MACs that Jitsu has sent."""
         if macs and macs != standin.macs:
             for mac in standin.macs:
                 self._disown(standin, mac)
@@ -216,7 +221,7 @@ class Standins:
             self._guests.pop(mac, None)
 
     def learn(self, ip: bytes, mac: bytes) -> None:
-        """Note that *mac* is the guest's too, as it is behind the guest's port: in answer to `LookUp`."""
+        """Store that *mac* is the guest's too: the service has found it behind the guest's port after a `LookUp`."""
         standin = self.table[ip]
         if len(standin.learnt) < LEARNT:
             standin.learnt[mac] = None
@@ -227,25 +232,25 @@ class Standins:
         Stand in for *ip* no longer; its guest, which has *macs*, takes its packets now.
 
         Returns:
-            The stand-in, which knows the peers, and what was held: for `handover`.
+            The stand-in, which has the peers, and the packets that were held: for `handover`.
         """
         standin = self.table.setdefault(ip, Standin(ip))
         standin.state = State.UP
         self._identify(standin, macs)
         standin.refused = frozenset()
         self._failed.pop(ip, None)
-        self.knocked.pop(ip, None)
-        standin.told.clear()
+        self.probed.pop(ip, None)
+        standin.advertised_at.clear()
         held = self.syns.release(ip)
         self.counters["handed_over"] += len(held)
         return standin, held
 
     def withdraw(self, ip: bytes, now: float, *, failed: bool = False) -> Iterator[Action]:
-        """Drop what is held for *ip* and forget it; if its start *failed*, refuse its SYNs for a while first."""
+        """Drop the packets held for *ip* and forget it; if its start *failed*, first refuse its SYNs for `LINGER` s."""
         standin = self.table.get(ip)
         if standin is None:
             return
-        self.knocked.pop(ip, None)
+        self.probed.pop(ip, None)
         self._astray.pop(ip, None)
         self._settle(standin)
         dropped = self.syns.release(ip)
@@ -266,7 +271,7 @@ class Standins:
             self._disown(standin, mac)
 
     def expire(self, now: float) -> Iterator[Action]:
-        """Drop what has waited too long, and forget the failed; to be called every second or so."""
+        """Drop expired packets, forget failed stand-ins, report guests at other addresses; to be called each second."""
         for held in self.syns.expire(now):
             self.counters["expired"] += 1
             yield from self._erase(held)
@@ -279,67 +284,67 @@ class Standins:
 
     # Guests that boot
 
-    def knock(self, now: float) -> Iterator[Action]:
-        """Look whether guests that boot listen; to be called every few milliseconds while any is `knocked` at."""
-        for standin in self.knocked.values():
+    def probe(self, now: float) -> Iterator[Action]:
+        """Probe the guests that boot; to be called every few milliseconds while `probed` is not empty."""
+        for standin in self.probed.values():
             if standin.seen_on:
-                yield from self._knock(standin, now)
+                yield from self._probe(standin, now)
             else:
                 yield from self._ask(standin, now)
 
-    def _knock(self, standin: Standin, now: float) -> Iterator[Action]:
-        """Knock at a guest that has shown itself, wherever it has."""
-        if now - standin.knocked_at < min(KNOCK_WITHIN, (now - standin.heard_at) * KNOCK_AFTER):
+    def _probe(self, standin: Standin, now: float) -> Iterator[Action]:
+        """Probe a guest that has shown itself, at each of its MACs, on the port where that was seen."""
+        if now - standin.probed_at < min(PROBE_WITHIN, (now - standin.heard_at) * PROBE_AFTER):
             return
-        standin.knocked_at = now
-        assert standin.knock is not None
+        standin.probed_at = now
+        assert standin.probe_port is not None
         for mac, port in standin.seen_on.items():
             link = self.links[port]
-            src = link.knocks_from(standin.ip)
+            src = link.address_towards(standin.ip)
             if src is None:
                 continue
-            if not standin.introduced:  # from a question the guest learns where this host is, and can answer at once
-                yield Send(port, packets.asked(src, link.host, mac, b"", standin.ip))
-            yield Send(port, packets.knock(link.host, mac, src, standin.ip, KNOCK_PORT, standin.knock))
+            if not standin.introduced:  # from a request the guest learns this host's MAC, and can answer at once
+                yield Send(port, packets.solicitation(src, link.host, mac, b"", standin.ip))
+            yield Send(port, packets.probe(link.host, mac, src, standin.ip, PROBE_SOURCE_PORT, standin.probe_port))
         standin.introduced = True
 
     def _ask(self, standin: Standin, now: float) -> Iterator[Action]:
-        """Ask the network for the address of a guest that has not shown itself: it does when it answers."""
-        if standin.asked_at is not None and now - standin.asked_at < standin.ask_after:
+        """Ask the network for the address of a guest that has not shown itself; its answer shows it."""
+        if standin.asked_at is not None and now - standin.asked_at < standin.ask_interval:
             return
-        standin.ask_after = ASK_AFTER if standin.asked_at is None else min(ASK_WITHIN, 2 * standin.ask_after)
+        standin.ask_interval = ASK_AFTER if standin.asked_at is None else min(ASK_WITHIN, 2 * standin.ask_interval)
         standin.asked_at = now
         asked: dict[tuple[str, bytes], bytes] = {}
-        for one, ip in standin.waiting:  # in a client's name, where this host has no address, or is in another VLAN
+        for one, ip in standin.waiting:  # in a client's name: this host may have no address there, or in its VLAN
             if ip is not None:
                 frame = one.frame
-                asked[one.port, frame.tags] = packets.asked(ip, frame.src, BROADCAST, frame.tags, standin.ip)
+                asked[one.port, frame.tags] = packets.solicitation(ip, frame.src, BROADCAST, frame.tags, standin.ip)
         for port, link in self.links.items():
-            src = link.knocks_from(standin.ip)
+            src = link.address_towards(standin.ip)
             if src is not None:
-                asked[port, b""] = packets.asked(src, link.host, BROADCAST, b"", standin.ip)
+                asked[port, b""] = packets.solicitation(src, link.host, BROADCAST, b"", standin.ip)
         yield from (Send(port, octets) for (port, _), octets in asked.items())
 
     def ask_now(self) -> None:
         """Ask at once for all guests that have not shown themselves: a bridge has begun to forward to a port."""
-        for standin in (*self.knocked.values(), *self.handed.values()):
+        for standin in (*self.probed.values(), *self.handed.values()):
             standin.asked_at = None
 
-    def look_anew(self) -> None:
-        """Wait again for guests that boot to show themselves: a bridge has lost a port, with what it had learnt."""
-        for standin in self.knocked.values():
+    def await_guests_again(self) -> None:
+        """Wait again for guests that boot to show themselves: a bridge has lost a port, with the MACs behind it."""
+        for standin in self.probed.values():
             standin.seen_on.clear()
             standin.introduced = False
         self.ask_now()
 
-    # What is handed over
+    # Delivery
 
     def deliver(self, standin: Standin, handed: Iterable[tuple[Held, bytes | None]]) -> Iterator[Action]:
         """
-        Yield what sends a guest its packets, each of which has its sender's address with it, if that is known.
+        Yield the actions that send a guest its packets, each of which comes with its sender's address if known.
 
-        It is told first where the senders are, as if they asked for it: it would have to ask before it answers. Until
-        the guest has shown itself, its packets wait.
+        The guest first gets the senders' MACs, from requests in their names: else it would have to ask for them before
+        it answers. Until the guest has shown itself, its packets wait.
         """
         handed = list(handed)
         if standin.mac not in standin.seen_on:
@@ -349,32 +354,32 @@ class Standins:
             return
         for peer, ip in {Peer(one.port, one.frame.tags, one.frame.src): ip for one, ip in handed}.items():
             if ip is not None:
-                yield Send(peer.port, packets.asked(ip, peer.mac, standin.mac, peer.tags, standin.ip))
+                yield Send(peer.port, packets.solicitation(ip, peer.mac, standin.mac, peer.tags, standin.ip))
         for one, ip in handed:
             mtu = self.links[one.port].mtu
-            yield from (Send(one.port, octets) for octets in packets.sent_on(one.frame, standin.mac, mtu))
+            yield from (Send(one.port, octets) for octets in packets.passed_on(one.frame, standin.mac, mtu))
             if one.packet.opens:
                 standin.handed[one.packet.flow] = one, ip
                 self.handed[standin.ip] = standin
 
-    def again(self, now: float) -> Iterator[Action]:
-        """Send again what was not answered; to be called every few milliseconds while there is any `handed`."""
+    def resend(self, now: float) -> Iterator[Action]:
+        """Send unanswered SYNs again; to be called every few milliseconds while `handed` is not empty."""
         for standin in list(self.handed.values()):
             if standin.waiting:
                 standin.waiting = [(one, ip) for one, ip in standin.waiting if now - one.at < EXPIRY]
                 yield from self._ask(standin, now)
                 continue
             if standin.handed_since is None:
-                standin.handed_since, standin.again_after = now, AGAIN_AFTER
+                standin.handed_since, standin.resend_interval = now, RESEND_AFTER
             waited = now - standin.handed_since
-            if not standin.handed or waited >= AGAIN_WITHIN:
+            if not standin.handed or waited >= RESEND_WITHIN:
                 self._settle(standin)
-            elif waited >= standin.again_after:
-                standin.again_after *= 2
+            elif waited >= standin.resend_interval:
+                standin.resend_interval *= 2
                 yield from self.deliver(standin, standin.handed.values())
 
     def _settle(self, standin: Standin) -> None:
-        """Look no more whether the guest answers."""
+        """Stop waiting for the guest's answers."""
         standin.handed.clear()
         standin.waiting = []
         standin.handed_since = None
@@ -383,99 +388,99 @@ class Standins:
     # Frames
 
     def frame(self, port: str, octets: bytes, now: float) -> Iterator[Action]:
-        """Yield what a frame that was seen on *port* leads to."""
+        """Yield the actions that follow from a frame that was captured on *port*."""
         frame, link = packets.parse(octets), self.links[port]
         if frame is None or frame.src == link.mac:
             return
         for standin in list(self._guests.get(frame.src, {}).values()):
             yield from self._shown(standin, frame.src, port, now)
-        said = packets.understand(frame)
-        if isinstance(said, Packet) and said.src in self.handed and self.table[said.src].is_guest(frame.src):
-            self.handed[said.src].handed.pop(said.answers, None)
-        if isinstance(said, Neighbour):
-            yield from self._neighbour(port, frame, said, now)
-        elif said is not None and said.dport == KNOCK_PORT and said.src in self.knocked:
-            standin = self.knocked[said.src]
+        content = packets.understand(frame)
+        if isinstance(content, Packet) and content.src in self.handed and self.table[content.src].is_guest(frame.src):
+            self.handed[content.src].handed.pop(content.answers, None)
+        if isinstance(content, Neighbour):
+            yield from self._neighbour(port, frame, content, now)
+        elif content is not None and content.dport == PROBE_SOURCE_PORT and content.src in self.probed:
+            standin = self.probed[content.src]
             yield from self._look_up(standin, frame.src, port, now)
-            answered = said.flags & (packets.SYN | packets.ACK) == packets.SYN | packets.ACK
-            if answered and said.sport == standin.knock and standin.is_guest(frame.src):
+            answered = content.flags & (packets.SYN | packets.ACK) == packets.SYN | packets.ACK
+            if answered and content.sport == standin.probe_port and standin.is_guest(frame.src):
                 standin.mac, standin.proven = frame.src, True
-                yield Listens(said.src)
-        elif said is not None and said.dst in self.table:
-            standin = self.table[said.dst]
+                yield Listens(content.src)
+        elif content is not None and content.dst in self.table:
+            standin = self.table[content.dst]
             if standin.is_guest(frame.src):
                 return
-            yield from self._packet(port, frame, said, standin, now)
+            yield from self._packet(port, frame, content, standin, now)
 
     def _shown(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
-        """Handle a frame from a guest: the bridge has learnt where *mac* is, and floods no more what is for it."""
+        """Handle a frame from a guest: the bridge has learnt *mac*, and no longer floods frames for it."""
         standin.heard_at = now
         if standin.seen_on.get(mac) == port:
             return
         standin.seen_on[mac] = port
-        if standin.ip in self.knocked:
-            yield from self._knock(standin, now)
+        if standin.ip in self.probed:
+            yield from self._probe(standin, now)
         yield from self._no_longer_waiting(standin)
 
     def _no_longer_waiting(self, standin: Standin) -> Iterator[Action]:
-        """Deliver what waits for a guest to show itself, if it has."""
+        """Deliver the waiting packets if the guest has shown itself."""
         if standin.waiting and standin.mac in standin.seen_on:
             waiting, standin.waiting = standin.waiting, []
             yield from self.deliver(standin, waiting)
 
     def _look_up(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
-        """Look up whether a MAC that is not known as the guest's is the guest's all the same."""
+        """Look up whether an unknown MAC is the guest's, within the rate of look-ups."""
         if not standin.is_guest(mac) and self._look_ups.allows(standin.ip, now):
             yield LookUp(standin.ip, mac, port)
 
-    def _neighbour(self, port: str, frame: Frame, said: Neighbour, now: float) -> Iterator[Action]:
-        """Handle a message that asks where an address is, or says where it is."""
+    def _neighbour(self, port: str, frame: Frame, message: Neighbour, now: float) -> Iterator[Action]:
+        """Handle a message of ARP or neighbour discovery: a claim of its sender's address, a request, or a reply."""
         link = self.links[port]
-        claimed = None if said.probes else self.table.get(said.ip)
-        if claimed is not None and said.mac != link.mac:
-            yield from self._look_up(claimed, said.mac, port, now)
-            if claimed.macs and not claimed.is_guest(said.mac):
+        claimed = None if message.checks_duplicate else self.table.get(message.ip)
+        if claimed is not None and message.mac != link.mac:
+            yield from self._look_up(claimed, message.mac, port, now)
+            if claimed.macs and not claimed.is_guest(message.mac):
                 if now - claimed.claimed_at >= CLAIM_EVERY:
                     claimed.claimed_at = now
-                    yield Claimed(said.ip, said.mac, port)
-                self._note_elsewhere(said, now)
+                    yield Claimed(message.ip, message.mac, port)
+                self._note_elsewhere(message, now)
                 return
-            yield from self._guest(claimed, said.mac, port, now, announces=not said.asks)
-        elif not said.probes:
-            self._note_elsewhere(said, now)
-        standin = self.table.get(said.target)
+            yield from self._guest(claimed, message.mac, port, now, announces=not message.asks)
+        elif not message.checks_duplicate:
+            self._note_elsewhere(message, now)
+        standin = self.table.get(message.target)
         if standin is None or standin is claimed or not standin.stands:
             return
-        if said.probes and not standin.is_guest(said.mac):
+        if message.checks_duplicate and not standin.is_guest(message.mac):
             if not self._look_ups.allows(standin.ip, now):
-                return  # it may be the guest's, which would find its address taken
-            yield LookUp(standin.ip, said.mac, port)
-        if standin.is_guest(frame.src) or standin.is_guest(said.mac):
-            if said.probes:  # it looks whether its address is free
-                yield from self._guest(standin, said.mac, port, now, announces=True)
-        elif said.asks:
+                return  # the MAC may be the guest's, which would find its address taken
+            yield LookUp(standin.ip, message.mac, port)
+        if standin.is_guest(frame.src) or standin.is_guest(message.mac):
+            if message.checks_duplicate:
+                yield from self._guest(standin, message.mac, port, now, announces=True)
+        elif message.asks:
             peer = Peer(port, frame.tags, frame.src)
-            standin.remember(peer, None if said.probes else said.ip)
+            standin.remember(peer, None if message.checks_duplicate else message.ip)
             if frame.src == link.host:
-                yield Tell(port, standin.ip, standin.seat(link), create=True)
+                yield SetNeighbour(port, standin.ip, standin.answering_mac(link), create=True)
             else:
-                yield Send(port, packets.answer(frame, said, standin.seat(link)))
-        elif standin.is_guest(frame.dst):  # it has answered the guest, and learnt its MAC from the question
+                yield Send(port, packets.answer(frame, message, standin.answering_mac(link)))
+        elif standin.is_guest(frame.dst):  # a reply to the guest, whose sender has learnt the guest's MAC
             peer = Peer(port, frame.tags, frame.src)
-            standin.remember(peer, said.ip)
-            yield from self._tell(standin, peer, standin.seat(link))
+            standin.remember(peer, message.ip)
+            yield from self._advertise(standin, peer, standin.answering_mac(link))
 
-    def _note_elsewhere(self, said: Neighbour, now: float) -> None:
-        """Note that a guest which has booted uses an address, if it is not known to use its own."""
-        own = self._guests.get(said.mac, {})
+    def _note_elsewhere(self, message: Neighbour, now: float) -> None:
+        """Store that a guest which has booted uses an address, unless it is known to use its own."""
+        own = self._guests.get(message.mac, {})
         for standin in own.values():
-            fits = len(standin.ip) == len(said.ip) == 4 and standin.booted and not standin.proven
-            if fits and said.ip not in own and standin.elsewhere != said.ip:
-                standin.elsewhere, standin.elsewhere_since = said.ip, now
+            fits = len(standin.ip) == len(message.ip) == 4 and standin.booted and not standin.proven
+            if fits and message.ip not in own and standin.elsewhere != message.ip:
+                standin.elsewhere, standin.elsewhere_since = message.ip, now
                 self._astray[standin.ip] = standin
 
     def _guest(self, standin: Standin, mac: bytes, port: str, now: float, *, announces: bool) -> Iterator[Action]:
-        """Handle the guest's own use of its address, by which peers learn its MAC: they are told the stand-in's."""
+        """Handle the guest's own use of its address: peers learn its MAC by that, so they get the stand-in's again."""
         if self._astray.pop(standin.ip, None) is not None and standin.elsewhere_since is None:
             yield Elsewhere(standin.ip, b"")
         standin.elsewhere, standin.elsewhere_since = b"", None
@@ -484,8 +489,8 @@ class Standins:
             standin.seen_on.setdefault(mac, port)
             if standin.stands or not standin.proven:
                 standin.mac, standin.proven = mac, True
-        if moved and standin.handover is Handover.WIRE:  # peers were told another MAC of the guest's
-            yield from self._say(standin, mac)
+        if moved and standin.handover is Handover.WIRE:  # peers have another MAC of the guest
+            yield from self._advertise_to_all(standin, mac)
         yield from self._no_longer_waiting(standin)
         if not self._seen.allows(standin.ip, now):
             return
@@ -493,21 +498,21 @@ class Standins:
             yield Seen(standin.ip)
         if standin.stands and standin.handover is Handover.WIRE:
             for peer in list(standin.peers):
-                standin.told[peer] = now
-                yield from self._tell(standin, peer, standin.seat(self.links[peer.port]))
+                standin.advertised_at[peer] = now
+                yield from self._advertise(standin, peer, standin.answering_mac(self.links[peer.port]))
 
     def _packet(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
-        """Somebody sends an IP packet to an address of ours."""
+        """Handle an IP packet that a peer sends to an announced address."""
         link = self.links[port]
-        ours = frame.dst == link.mac and standin.mac
+        to_pass_on = frame.dst == link.mac and standin.mac
         if not standin.stands:
             if packet.flags & packets.RST and packet.flow in standin.handed:
                 one, _ = standin.handed[packet.flow]
                 if packet.takes_back(one.packet):
                     del standin.handed[packet.flow]
-            if ours:
+            if to_pass_on:
                 yield from self._pass_on(port, frame, standin)
-                yield from self._retell(Peer(port, frame.tags, frame.src), standin, standin.mac, now)
+                yield from self._advertise_again(Peer(port, frame.tags, frame.src), standin, standin.mac, now)
             return
         if packet.flags & packets.RST:
             held = self.syns.drop(packet)
@@ -515,23 +520,24 @@ class Standins:
                 self.counters["given_up"] += 1
                 yield from self._erase(held)
         if packet.opens or (packet.protocol == UDP and packet.dport in standin.wake_udp):
-            if not self._is_knock(frame, packet, standin, link):
-                yield from self._first(port, frame, packet, standin, now)
-        elif ours and standin.mac in standin.seen_on:
+            if not self._is_host_probe(frame, packet, standin, link):
+                yield from self._hold_first(port, frame, packet, standin, now)
+        elif to_pass_on and standin.mac in standin.seen_on:
             yield from self._pass_on(port, frame, standin)
 
     @staticmethod
-    def _is_knock(frame: Frame, packet: Packet, standin: Standin, link: Link) -> bool:
+    def _is_host_probe(frame: Frame, packet: Packet, standin: Standin, link: Link) -> bool:
         """
-        Return whether this host itself sends to the MAC of a guest that boots.
+        Return whether the packet is this host's own, sent to the MAC of a guest that boots.
 
-        It was told it, to find out whether the guest is ready. While the guest is asleep, nobody needs to.
+        Jitsu sends such packets to find out whether the guest is ready, and has set the MAC in this host's neighbour
+        table. While the guest is asleep, it does not.
         """
         boots = standin.state is State.BOOTING
         return boots and frame.src == link.host and standin.is_guest(frame.dst) and packet.src in link.addresses
 
-    def _first(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
-        """A SYN or a datagram that may open a conversation."""
+    def _hold_first(self, port: str, frame: Frame, packet: Packet, standin: Standin, now: float) -> Iterator[Action]:
+        """Hold a SYN, or a datagram to a port of `wake_udp`; summon its VM if that is asleep."""
         if standin.state is State.FAILED or packet.flow in standin.refused:
             if standin.state is State.FAILED or now < standin.until:
                 yield from self._refuse(port, frame, packet, standin)
@@ -540,7 +546,7 @@ class Standins:
         if standin.is_guest(frame.dst) and standin.handover is Handover.WIRE:
             peer = Peer(port, frame.tags, frame.src)
             standin.remember(peer, None)
-            yield from self._retell(peer, standin, self.links[port].mac, now)
+            yield from self._advertise_again(peer, standin, self.links[port].mac, now)
         wakes = packet.protocol == UDP or standin.ports is None or packet.dport in standin.ports
         if standin.state is State.ASLEEP and not wakes:
             return
@@ -563,9 +569,9 @@ class Standins:
         if self._refusal is Refusal.SILENCE or frame.src == link.host:
             return
         if self._refusal is Refusal.RST and packet.opens:
-            yield Send(port, packets.reset(frame, packet, standin.seat(link)))
+            yield Send(port, packets.reset(frame, packet, standin.answering_mac(link)))
         else:
-            yield Send(port, packets.unreachable(frame, packet, standin.seat(link)))
+            yield Send(port, packets.unreachable(frame, packet, standin.answering_mac(link)))
 
     def _erase(self, held: Held) -> Iterator[Action]:
         standin = self.table.get(held.packet.dst)
@@ -574,40 +580,40 @@ class Standins:
 
     def _pass_on(self, port: str, frame: Frame, standin: Standin) -> Iterator[Action]:
         self.counters["passed_on"] += 1
-        yield from (Send(port, octets) for octets in packets.sent_on(frame, standin.mac, self.links[port].mtu))
+        yield from (Send(port, octets) for octets in packets.passed_on(frame, standin.mac, self.links[port].mtu))
 
-    # Telling peers
+    # Advertising MACs
 
-    def _say(self, standin: Standin, mac: bytes | None) -> Iterator[Action]:
-        """Tell all, on all ports, that the address is at *mac*, or at the stand-in's."""
+    def _advertise_to_all(self, standin: Standin, mac: bytes | None) -> Iterator[Action]:
+        """Advertise to all, on all ports, that the address is at *mac*; None stands for the stand-in's MAC."""
         for port, link in self.links.items():
-            at = mac or standin.seat(link)
-            yield Send(port, packets.told(standin.ip, at, BROADCAST, b""))
-            yield Tell(port, standin.ip, at, create=False)
+            at = mac or standin.answering_mac(link)
+            yield Send(port, packets.unsolicited(standin.ip, at, BROADCAST, b""))
+            yield SetNeighbour(port, standin.ip, at, create=False)
 
-    def _retell(self, peer: Peer, standin: Standin, mac: bytes, now: float) -> Iterator[Action]:
-        """Tell one peer, but not too often."""
-        if now - standin.told.get(peer, -TELL_EVERY) >= TELL_EVERY:
+    def _advertise_again(self, peer: Peer, standin: Standin, mac: bytes, now: float) -> Iterator[Action]:
+        """Advertise an address's MAC to one peer, but at most every `ADVERTISE_EVERY` seconds."""
+        if now - standin.advertised_at.get(peer, -ADVERTISE_EVERY) >= ADVERTISE_EVERY:
             standin.remember(peer, None)
-            standin.told[peer] = now
-            yield from self._tell(standin, peer, mac)
+            standin.advertised_at[peer] = now
+            yield from self._advertise(standin, peer, mac)
 
-    def _tell(self, standin: Standin, peer: Peer, mac: bytes) -> Iterator[Action]:
-        """Tell one peer, in both forms that systems believe; not one that has turned out to be the guest itself."""
+    def _advertise(self, standin: Standin, peer: Peer, mac: bytes) -> Iterator[Action]:
+        """Advertise an address's MAC to one peer, in both forms that systems accept; never to the guest itself."""
         if standin.is_guest(peer.mac):
             return
         if peer.mac == self.links[peer.port].host:
-            yield Tell(peer.port, standin.ip, mac, create=False)
+            yield SetNeighbour(peer.port, standin.ip, mac, create=False)
             return
-        yield Send(peer.port, packets.told(standin.ip, mac, peer.mac, peer.tags))
+        yield Send(peer.port, packets.unsolicited(standin.ip, mac, peer.mac, peer.tags))
         ip = standin.peers.get(peer)
         if ip is not None:
-            yield Send(peer.port, packets.told(standin.ip, mac, peer.mac, peer.tags, ip))
+            yield Send(peer.port, packets.unsolicited(standin.ip, mac, peer.mac, peer.tags, ip))
 
     def guest_takes_over(self, standin: Standin) -> Iterator[Action]:
-        """Yield what tells all, and each peer by itself, that the address is at the guest's MAC now."""
-        yield from self._say(standin, standin.mac)
+        """Advertise the guest's MAC to all, and to each peer by itself."""
+        yield from self._advertise_to_all(standin, standin.mac)
         for peer in list(standin.peers):
-            if peer.mac != self.links[peer.port].host:  # this host has been told
-                yield from self._tell(standin, peer, standin.mac)
+            if peer.mac != self.links[peer.port].host:  # this host has its entry from `_advertise_to_all`
+                yield from self._advertise(standin, peer, standin.mac)
         standin.peers.clear()

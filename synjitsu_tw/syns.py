@@ -1,14 +1,14 @@
 """
 Packets that are held until their VM is up: bounded per VM and in all, by number and octets, and expiring.
 
-Pure. A packet is held once per flow (source and ports), however often it is sent; the latest copy is kept, in the place
+Pure. A packet is held once per flow (source and ports), however often it is sent; the latest copy is kept, in the slot
 of the first.
 
-Where everything is taken, source networks (a /24 of IPv4, a /56 of IPv6) have equal shares: a packet of a network that
-holds less takes the place of one of a network that holds more. A client that waits sends again after a second or more,
-which a flood from forged sources does not. So a packet whose flow has not been sent again in time gives way first; one
-that has been sent again takes the place of any equal one, picked at random; and the flow of a packet that finds no
-place, or loses it, is remembered by a number alone.
+When all slots are used, source networks (a /24 of IPv4, a /56 of IPv6) have equal shares: a packet of a network with
+fewer slots displaces one of a network with more. A client that waits sends again after a second or more, which a flood
+from forged sources does not. So a packet whose flow has not been sent again in time is displaced first; a packet that
+has been sent again displaces any equal one, picked at random. Of a flow whose packet gets no slot, or loses it, only a
+hash is remembered.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 #: sends again after 1, 2, 3, 4, 8, 16 and 32 s).
 EXPIRY: Final = 35.0
 
-#: Seconds before which no client sends a SYN again (RFC 6298, 2.1, and something for clocks).
+#: Seconds before which no client sends a SYN again (RFC 6298, 2.1: one second, with a margin for clocks).
 AGAIN: Final = 0.8
 
-#: Seconds after which a client that waits has sent again: twice what it waited before, and something.
+#: Seconds that a client may be late to send again: it waits twice as long as before, and at most this much longer.
 OVERDUE: Final = 1.5
 
-#: How many flows are remembered by number that found no place.
+#: How many flows without a slot are remembered by their hash.
 TURNED_AWAY: Final = 16384
 
-#: How many packets are looked at to find one that gives way.
+#: How many packets are compared to find one to displace.
 PICKED: Final = 8
 
 
-#: What tells a packet from the others of its VM: the flow, and what tells datagrams of one flow apart.
+#: Identifies a packet among those of its VM: the flow, and a number that distinguishes datagrams of one flow.
 Key = tuple["Flow", int]
 
 
 @attrs.frozen
 class Limits:
-    """How many packets may be held, and how many octets of them; each network's count is one VM's."""
+    """How many packets may be held, and how many octets in all; *per_network* is for each source network and VM."""
 
     per_network: int = 64
     per_vm: int = 256
@@ -61,15 +61,15 @@ class Limits:
 @attrs.define(eq=False)
 class Held:
     """
-    A packet that is held.
+    A held packet.
 
     Attributes:
         port: the interface that it came in on.
-        at: when it was last sent.
-        proven: it was sent again after the time that a client waits.
-        since: when it was sent first.
-        gap: seconds between the last two times that it was sent.
-        distinct: tells apart packets of one flow that are all held; 0 for SYNs.
+        at: when it was last received.
+        proven: whether it was received again after the time that a client waits.
+        since: when it was first received.
+        gap: seconds between the last two times that it was received.
+        distinct: distinguishes packets of one flow that are all held; 0 for SYNs.
     """
 
     port: str
@@ -83,7 +83,7 @@ class Held:
 
     @property
     def key(self) -> Key:
-        """What tells the packet from the others of its VM."""
+        """Identifies the packet among those of its VM."""
         return self.packet.flow, self.distinct
 
     @property
@@ -100,53 +100,53 @@ T = TypeVar("T")
 
 
 class Bag(Generic[T]):
-    """Things in no order, each once, any of which is picked at random in the same time."""
+    """A set from which a random item is picked in constant time."""
 
     def __init__(self) -> None:
         """Begin empty."""
         self._all: list[T] = []
-        self._places: dict[T, int] = {}
+        self._indices: dict[T, int] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, thing: T) -> None:
-        """Put a new thing in."""
-        self._places[thing] = len(self._all)
-        self._all.append(thing)
+    def add(self, item: T) -> None:
+        """Add an item that is not in the bag."""
+        self._indices[item] = len(self._all)
+        self._all.append(item)
 
-    def remove(self, thing: T) -> None:
-        """Take a thing out."""
-        place, last = self._places.pop(thing), self._all.pop()
-        if last is not thing:
-            self._all[place] = last
-            self._places[last] = place
+    def remove(self, item: T) -> None:
+        """Remove an item; the last one moves to its index."""
+        index, last = self._indices.pop(item), self._all.pop()
+        if last is not item:
+            self._all[index] = last
+            self._indices[last] = index
 
     def pick(self, below: Callable[[int], int]) -> T:
-        """Return one of them; *below* returns a number from 0 to less than its argument."""
+        """Return a random item; *below* returns a random number from 0 to less than its argument."""
         return self._all[below(len(self._all))]
 
 
 @attrs.define
 class _VM:
-    """What is held for one VM, in the order in which it came; and by source network."""
+    """The packets held for one VM, in the order of arrival; and by source network."""
 
     held: OrderedDict[Key, Held] = attrs.Factory(OrderedDict)
     bag: Bag[Held] = attrs.Factory(Bag)
     networks: dict[bytes, Bag[Held]] = attrs.Factory(dict)
 
     def share(self, source: bytes) -> int:
-        """Return how many packets are held of the network of *source*."""
+        """Return how many packets from the network of *source* are held."""
         bag = self.networks.get(network(source))
         return 0 if bag is None else len(bag)
 
 
 class Syns:
     """
-    All that is held, by VM (its address) and flow.
+    All held packets, by VM (its address) and flow.
 
     Args:
-        limits: how much.
+        limits: how many packets and octets may be held.
         below: returns a random number from 0 to less than its argument.
     """
 
@@ -155,7 +155,7 @@ class Syns:
         self._limits, self._below = limits or Limits(), below
         self._vms: dict[bytes, _VM] = {}
         self._bag: Bag[Held] = Bag()
-        self._turned_away: OrderedDict[int, float] = OrderedDict()
+        self._without_slot: OrderedDict[int, float] = OrderedDict()
         self.octets = 0
 
     @property
@@ -164,19 +164,19 @@ class Syns:
         return len(self._bag)
 
     def count(self, ip: bytes) -> int:
-        """Return how many are held for a VM."""
+        """Return how many packets are held for a VM."""
         return len(self._vms[ip].held) if ip in self._vms else 0
 
     def of(self, ip: bytes) -> list[Held]:
-        """Return what is held for a VM, in the order in which it came."""
+        """Return the packets held for a VM, in the order of arrival."""
         return list(self._vms[ip].held.values()) if ip in self._vms else []
 
     def hold(self, held: Held) -> tuple[bool, bool]:
         """
-        Hold a packet that has just come, if there is a place for it.
+        Hold a packet that has just been received, if there is a slot for it.
 
         Returns:
-            Whether it is held now, and whether it was sent before, as long ago as a client waits.
+            Whether it is held now, and whether it was received before, as long ago as a client waits.
         """
         ip, key, now = held.packet.dst, held.key, held.at
         vm = self._vms.get(ip, _VM())
@@ -187,13 +187,13 @@ class Syns:
             old.proven = old.proven or now - old.since >= AGAIN
             old.gap, old.at = now - old.at, now
             return True, old.proven
-        number = hash((ip, key))
-        before = self._turned_away.get(number)
+        flow_hash = hash((ip, key))
+        before = self._without_slot.get(flow_hash)
         held.proven = before is not None and now - before >= AGAIN
-        if not self._has_room(vm, held):
-            self._remember(number, now if before is None else before)
+        if not self._make_slot(vm, held):
+            self._remember(flow_hash, now if before is None else before)
             return False, held.proven
-        self._turned_away.pop(number, None)
+        self._without_slot.pop(flow_hash, None)
         self._vms[ip] = vm
         vm.held[key] = held
         for bag in (self._bag, vm.bag, vm.networks.setdefault(network(held.packet.src), Bag())):
@@ -201,26 +201,31 @@ class Syns:
         self.octets += held.octets
         return True, held.proven
 
-    def _remember(self, number: int, since: float) -> None:
-        """Remember a flow that has no place, and since when it wants one."""
-        self._turned_away[number] = since
-        if len(self._turned_away) > TURNED_AWAY:
-            self._turned_away.popitem(last=False)
+    def _remember(self, flow_hash: int, since: float) -> None:
+        """Remember the hash of a flow that has no slot, and since when it wants one."""
+        self._without_slot[flow_hash] = since
+        if len(self._without_slot) > TURNED_AWAY:
+            self._without_slot.popitem(last=False)
 
-    def _has_room(self, vm: _VM, held: Held) -> bool:
-        """Return whether there is a place for a packet, having made one if another has to give way."""
+    def _make_slot(self, vm: _VM, held: Held) -> bool:
+        """Make a slot for a packet, displacing others if need be; return whether there is one."""
         limits, source = self._limits, held.packet.src
         if vm.share(source) >= limits.per_network:
-            return self._gives_way(vm.networks[network(source)], vm, held)
+            return self._displace(vm.networks[network(source)], vm, held)
         if len(vm.held) >= limits.per_vm:
-            return self._gives_way(vm.bag, vm, held)
+            return self._displace(vm.bag, vm, held)
         while self.total >= limits.total or self.octets + held.octets > limits.octets:
-            if not self._gives_way(self._bag, vm, held):
+            if not self._displace(self._bag, vm, held):
                 return False
         return True
 
-    def _gives_way(self, bag: Bag[Held], vm: _VM, held: Held) -> bool:
-        """Drop a packet of *bag* that has less right to its place than *held*, which has just come for *vm*."""
+    def _displace(self, bag: Bag[Held], vm: _VM, held: Held) -> bool:
+        """
+        Drop a packet of *bag* in favour of *held*, which has just been received for *vm*.
+
+        Returns:
+            Whether there was a packet that ranks below *held*.
+        """
         if not bag:
             return False
         now = held.at
@@ -237,7 +242,7 @@ class Syns:
         return True
 
     def _burden(self, held: Held, now: float) -> tuple[bool, int, bool]:
-        """Return what speaks against a packet that is held, the weightiest first."""
+        """Return the reasons to displace a held packet, the most important first; the greatest is displaced first."""
         share = self._vms[held.packet.dst].share(held.packet.src)
         return held.is_overdue(now), share, not held.proven
 
@@ -255,7 +260,7 @@ class Syns:
         return held
 
     def drop(self, packet: Packet) -> Held | None:
-        """Drop the SYN that *packet*, a RST, takes back, and return it, if it is held."""
+        """Drop and return the held SYN whose connection *packet*, a RST, aborts; return None if there is none."""
         key = (packet.flow, 0)
         held = self._vms[packet.dst].held.get(key) if packet.dst in self._vms else None
         if held is None or not packet.takes_back(held.packet):
@@ -263,11 +268,11 @@ class Syns:
         return self._drop(packet.dst, key)
 
     def release(self, ip: bytes) -> list[Held]:
-        """Take out and return all that is held for a VM, in the order in which it came."""
+        """Remove and return the packets held for a VM, in the order of arrival."""
         return [self._drop(ip, key) for key in list(self._vms[ip].held)] if ip in self._vms else []
 
     def expire(self, now: float) -> Iterator[Held]:
-        """Drop and yield what has waited too long."""
+        """Drop and yield the packets that were last received `EXPIRY` seconds ago or earlier."""
         for ip, vm in list(self._vms.items()):
             for key in [key for key, held in vm.held.items() if now - held.at >= EXPIRY]:
                 yield self._drop(ip, key)

@@ -1,5 +1,5 @@
 """
-What is known of the addresses that are stood in for, and what can be done about them: the words of `standins`.
+The data and the actions of `standins`: what is known of each address, and what the service is to do.
 
 Pure, and without a decision in it.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from synjitsu_tw.packets import Flow
     from synjitsu_tw.syns import Held
 
-#: Seconds between two notices that somebody claims an address.
+#: Seconds between two reports that an unknown MAC claims an address.
 CLAIM_EVERY: Final = 60.0
 
 #: How many peers are remembered for an address.
@@ -30,7 +30,7 @@ LEARNT: Final = 8
 
 
 class State(enum.Enum):
-    """Where the VM of an address is, as far as Jitsu has told."""
+    """The state of the VM of an address, according to Jitsu."""
 
     ASLEEP = "asleep"  # a SYN summons it
     BOOTING = "booting"
@@ -41,12 +41,12 @@ class State(enum.Enum):
 class Handover(enum.Enum):
     """How held SYNs reach the guest."""
 
-    WIRE = "wire"  # we send them again
+    WIRE = "wire"  # Synjitsu sends them again
     XENSTORE = "xenstore"  # its own TCP stack reads them in Xenstore
 
 
 class Refusal(enum.Enum):
-    """What a SYN gets that comes for a VM whose start has just failed."""
+    """The answer to a SYN for a VM whose start has just failed."""
 
     SILENCE = "silence"
     RST = "rst"
@@ -59,9 +59,9 @@ class Link:
     An interface that frames come from and go to.
 
     Attributes:
-        mac: the stand-in's own.
-        host: the interface's, which this host sends from.
-        addresses: this host's, on any interface.
+        mac: the stand-in's MAC.
+        host: the MAC of the interface, which this host sends from.
+        addresses: this host's addresses, on any interface.
         mtu: in octets.
         networks: this host's addresses on the interface, with their networks.
     """
@@ -72,7 +72,7 @@ class Link:
     mtu: int = 1500
     networks: Sequence[IPv4Interface | IPv6Interface] = ()
 
-    def knocks_from(self, ip: bytes) -> bytes | None:
+    def address_towards(self, ip: bytes) -> bytes | None:
         """Return the address of this host from which a neighbour at *ip* can be reached; None if there is none."""
         target = ip_address(ip)
         # Every IPv6 neighbour is on the link-local network too.
@@ -89,7 +89,7 @@ class Link:
 
 @attrs.frozen
 class Peer:
-    """A neighbour that thinks it knows where an address is: its port, VLAN tags and MAC."""
+    """A neighbour that has a MAC for an address in its cache: its port, VLAN tags and MAC."""
 
     port: str
     tags: bytes
@@ -99,37 +99,39 @@ class Peer:
 @attrs.define(eq=False)
 class Standin:
     """
-    An address that is stood in for.
+    An address that was announced.
+
+    Times are seconds of the reactor's clock.
 
     Attributes:
-        macs: the guest's, as announced, those of its first interface first; none while nobody knows any.
+        macs: the guest's MACs as announced, those of its first interface first; empty while they are not known.
         learnt: MACs that turned out to be the guest's since it was announced.
         mac: the guest's MAC that hand-over goes to: the one that the guest was seen using for this address, else the
-            first; empty while nobody knows one.
-        proven: the guest has been seen using *mac* for this address since it began to boot.
-        ports: the TCP ports that are worth a start; None means all.
-        wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
+            first; empty while none is known.
+        proven: whether the guest has been seen using *mac* for this address since it began to boot.
+        ports: the TCP ports whose SYNs start the VM; None means all.
+        wake_udp: the UDP ports whose first datagrams are held, and start the VM.
         domid: Xen's number of the guest.
-        knock: the TCP port at which it is looked whether it listens, while it boots.
-        keeps: what is held is not handed over because of that, but when Jitsu says so.
+        probe_port: the TCP port to which Synjitsu sends SYNs while the guest boots; None for no probing.
+        hold_until_ready: whether held packets are handed over at Jitsu's `Ready` only, not when a probe is answered.
         seen_on: the port on which each of the guest's MACs has been seen since it was announced.
         heard_at: when the guest was last seen.
-        knocked_at: when it was last knocked at.
-        introduced: this host has asked the guest for its address, so that the guest knows where this host is.
-        asked_at: when the network was last asked for the address; None if it has not been since the announcement.
-        ask_after: so many seconds after that it is asked again.
-        booted: it was announced as booting, and not as asleep since.
-        elsewhere: the address that the guest uses in place of this one, as far as has been seen.
-        elsewhere_since: when it was first seen using it; None once Jitsu has been told.
-        peers: who thinks to know where it is, each with its own address, if it has told us.
-        told: when each was told last.
-        waiting: what was handed over and is delivered when the guest shows itself, with the same.
+        probed_at: when it was last probed.
+        introduced: whether this host has asked the guest for its address, from which it learns this host's MAC.
+        asked_at: when Synjitsu last asked the network for the address; None if not since the announcement.
+        ask_interval: seconds from then until it asks again.
+        booted: whether it was announced as booting, and not as asleep since.
+        elsewhere: the other address that the guest was seen using in place of this one; empty for none.
+        elsewhere_since: when the guest was first seen using it; None once Jitsu has been told.
+        peers: the neighbours with a MAC of this address in their caches, each with its own address if known.
+        advertised_at: when the address's MAC was last advertised to each peer.
+        waiting: the packets to deliver when the guest shows itself, each with its sender's address if known.
         handed: by flow, the SYNs that were handed over and not answered yet, each with its sender's address if known.
         handed_since: when they were first sent; None while the guest has not shown itself.
-        again_after: so many seconds after that they are sent again.
+        resend_interval: seconds from then until they are sent again.
         refused: the flows that were held when the start failed.
         until: when a failed one is forgotten.
-        claimed_at: when it was last said that another claims the address.
+        claimed_at: when it was last reported that an unknown MAC claims the address.
     """
 
     ip: bytes
@@ -142,47 +144,47 @@ class Standin:
     ports: frozenset[int] | None = None
     wake_udp: frozenset[int] = frozenset()
     domid: int | None = None
-    knock: int | None = None
-    keeps: bool = False
+    probe_port: int | None = None
+    hold_until_ready: bool = False
     seen_on: dict[bytes, str] = attrs.Factory(dict)
     heard_at: float = 0.0
-    knocked_at: float = 0.0
+    probed_at: float = 0.0
     introduced: bool = False
     asked_at: float | None = None
-    ask_after: float = 0.0
+    ask_interval: float = 0.0
     booted: bool = False
     elsewhere: bytes = b""
     elsewhere_since: float | None = None
     peers: dict[Peer, bytes | None] = attrs.Factory(dict)
-    told: dict[Peer, float] = attrs.Factory(dict)
+    advertised_at: dict[Peer, float] = attrs.Factory(dict)
     waiting: list[tuple[Held, bytes | None]] = attrs.Factory(list)
     handed: dict[Flow, tuple[Held, bytes | None]] = attrs.Factory(dict)
     handed_since: float | None = None
-    again_after: float = 0.0
+    resend_interval: float = 0.0
     refused: frozenset[Flow] = frozenset()
     until: float = 0.0
     claimed_at: float = -CLAIM_EVERY
 
     @property
     def stands(self) -> bool:
-        """Whether we answer for it."""
+        """Whether Synjitsu answers for the address."""
         return self.state is not State.UP
 
     def is_guest(self, mac: bytes) -> bool:
-        """Return whether *mac* is the guest's, as far as is known."""
+        """Return whether *mac* is known to be the guest's."""
         return mac in self.macs or mac in self.learnt
 
-    def seat(self, link: Link) -> bytes:
-        """Return the MAC that its address is at, on *link*, as long as we answer for it."""
+    def answering_mac(self, link: Link) -> bytes:
+        """Return the MAC that is advertised for the address on *link* as long as Synjitsu answers for it."""
         return self.mac if self.handover is Handover.XENSTORE and self.mac else link.mac
 
     def remember(self, peer: Peer, ip: bytes | None) -> None:
-        """Remember that *peer*, which has the address *ip*, thinks to know where this one is."""
+        """Remember that *peer*, whose own address is *ip*, has a MAC for this address in its cache."""
         known = self.peers.pop(peer, None)
         if len(self.peers) >= PEERS:
             oldest = next(iter(self.peers))
             del self.peers[oldest]
-            self.told.pop(oldest, None)
+            self.advertised_at.pop(oldest, None)
         self.peers[peer] = ip or known
 
 
@@ -198,8 +200,8 @@ class Send:
 
 
 @attrs.frozen
-class Tell:
-    """Tell this host's kernel that, on a port, an address is at a MAC; unless *create*, only if it knows another."""
+class SetNeighbour:
+    """Set an address's MAC in this host's neighbour table on a port; unless *create*, only if there is an entry."""
 
     port: str
     ip: bytes
@@ -209,7 +211,7 @@ class Tell:
 
 @attrs.frozen
 class Summon:
-    """Tell Jitsu that *source* wants a VM that is asleep; *proven* if it has sent more than once."""
+    """Tell Jitsu that *source* sends to a VM that is asleep; *proven* if it has sent more than once."""
 
     ip: bytes
     source: bytes
@@ -225,7 +227,7 @@ class Seen:
 
 @attrs.frozen
 class Listens:
-    """The guest has answered a knock: hand over, unless it is to be kept, and tell Jitsu."""
+    """The guest has answered a probe: hand over, unless packets are held until `Ready`, and tell Jitsu."""
 
     ip: bytes
 
@@ -233,9 +235,9 @@ class Listens:
 @attrs.frozen
 class LookUp:
     """
-    Look up whether an unknown MAC is the guest's: it is behind the guest's port of the bridge.
+    Look up whether an unknown MAC is the guest's: whether it is behind the guest's port of the bridge.
 
-    If so, `Standins.learn` is called before the next action is taken: that depends on it.
+    If so, the service calls `Standins.learn` before it takes the next action, which depends on it.
     """
 
     ip: bytes
@@ -245,7 +247,7 @@ class LookUp:
 
 @attrs.frozen
 class Claimed:
-    """A stranger says that an address which is stood in for is at its own MAC."""
+    """Report that an unknown MAC claims an address that was announced."""
 
     ip: bytes
     mac: bytes
@@ -254,7 +256,7 @@ class Claimed:
 
 @attrs.frozen
 class Elsewhere:
-    """Tell Jitsu that the guest of *ip* uses the address *found* in its place; empty: it uses *ip* after all."""
+    """Tell Jitsu that the guest of *ip* uses the address *found* instead; empty when it uses *ip* after all."""
 
     ip: bytes
     found: bytes
@@ -262,7 +264,7 @@ class Elsewhere:
 
 @attrs.frozen
 class Record:
-    """Write a SYN to where the guest's own TCP stack will look for it."""
+    """Write a SYN to Xenstore, where the guest's own TCP stack will read it."""
 
     standin: Standin
     held: Held
@@ -270,10 +272,10 @@ class Record:
 
 @attrs.frozen
 class Erase:
-    """Take that back."""
+    """Remove a SYN from Xenstore."""
 
     standin: Standin
     held: Held
 
 
-Action = Send | Tell | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase
+Action = Send | SetNeighbour | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase

@@ -1,4 +1,4 @@
-"""What `twistd synjitsu` runs: the command line and all wiring."""
+"""The plugin that `twistd synjitsu` runs: its command line and the wiring of its parts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-#: Where Jitsu connects, if nothing else is said.
+#: The endpoint for Jitsu without ``--listen``.
 LISTEN: Final = "unix:/run/jitsu/synjitsu.sock"
 
-#: In characters; as Jitsu has it for `synjitsu_secret`.
+#: In characters; the same as Jitsu's for `synjitsu_secret`.
 SHORTEST_SECRET: Final = 16
 
 
@@ -59,7 +59,7 @@ class Options(usage.Options):
         self.listed: dict[bytes, bytes] = {}
 
     def opt_version(self) -> NoReturn:
-        """Say the version and exit."""
+        """Print the version and exit."""
         sys.stdout.write(f"Synjitsu {__version__}\n")
         sys.exit(0)
 
@@ -83,7 +83,7 @@ class Options(usage.Options):
         self.listed[address] = octets
 
     def postOptions(self) -> None:  # noqa: N802
-        """Look at what was said."""
+        """Check the options. Raises UsageError if one is wrong."""
         kinds = [kind.value for kind in Refusal]
         if self["refuse"] not in kinds:
             message = f"--refuse {self['refuse']}: write one of {', '.join(kinds)}"
@@ -91,18 +91,18 @@ class Options(usage.Options):
 
 
 class SynjitsuService(Service):
-    """Everything that runs, begun and ended in order."""
+    """All services of Synjitsu, started and stopped in order."""
 
     def __init__(self, options: Options, reactor: Any = default_reactor) -> None:
-        """Wire the rooms; nothing is opened yet."""
+        """Make all parts; `privilegedStartService` opens interfaces and sockets."""
         self._twistd = getattr(options, "parent", None)
-        self._place: str = options["listen"]
+        self._listen: str = options["listen"]
         try:
-            self._endpoint = serverFromString(reactor, description(self._place))
+            self._endpoint = serverFromString(reactor, description(self._listen))
         except (ValueError, TypeError, LookupError, RuntimeError, OSError) as error:
-            give_up(f"--listen {self._place}: {error}")
+            give_up(f"--listen {self._listen}: {error}")
         secret = "" if options["secret"] is None else read_secret(Path(options["secret"]))
-        self._is_safe = bool(secret) and self._place.startswith("ssl:")
+        self._is_safe = bool(secret) and self._listen.startswith("ssl:")
         self.synjitsu = Synjitsu(
             options.interfaces, reactor, options.listed, Refusal(options["refuse"]), secret=secret
         )
@@ -114,38 +114,38 @@ class SynjitsuService(Service):
         self._port: Any = None
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
-        """Become *parent*'s service; the log is the application's."""
+        """Become a service of *parent*, the application, and set up its log."""
         logs.set_up(parent, self._twistd)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:  # noqa: N802
-        """Open interfaces and sockets, while twistd has not given up its privileges; or end with one line."""
+        """Open interfaces and sockets while twistd still has its privileges; exit with one line if that fails."""
         super().privilegedStartService()
         try:
             self.synjitsu.open()
         except JitsuError as error:
             give_up(str(error))
-        if self._place.startswith("unix:"):
+        if self._listen.startswith("unix:"):
             try:
-                make_way(Path(self._place.removeprefix("unix:").split(":")[0]))
+                make_way(Path(self._listen.removeprefix("unix:").split(":")[0]))
             except OSError as error:
-                give_up(f"cannot listen on {self._place}: {error.strerror}")
+                give_up(f"cannot listen on {self._listen}: {error.strerror}")
         outcome: list[Any] = []
         with umask(0o177):
             self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
-        (self._port,) = outcome  # all endpoints of servers listen at once, or never
+        (self._port,) = outcome  # every server endpoint listens, or fails, at once
         if isinstance(self._port, Failure):
             reason = getattr(self._port.value, "socketError", self._port.value)
-            give_up(f"cannot listen on {self._place}: {getattr(reason, 'strerror', None) or reason}")
+            give_up(f"cannot listen on {self._listen}: {getattr(reason, 'strerror', None) or reason}")
         host = getattr(self._port.getHost(), "host", None)  # a UNIX socket has none
         if host is not None and not ip_address(host).is_loopback and not self._is_safe:
             give_up(
-                f"--listen {self._place}: other hosts can connect there and take over any address of the bridge; use a "
-                "UNIX socket, or an endpoint that begins with ssl: together with --secret"
+                f"--listen {self._listen}: other hosts can connect there and take over any address of the bridge; use "
+                "a UNIX socket, or an endpoint that begins with ssl: together with --secret"
             )
 
     def startService(self) -> None:  # noqa: N802
-        """Begin."""
+        """Start Synjitsu, and the connection to Xenstore if it is used."""
         super().startService()
         self.synjitsu.startService()
         if self._xenstore is not None:
@@ -154,7 +154,7 @@ class SynjitsuService(Service):
             self.synjitsu.xenstore.start()
 
     def stopService(self) -> Deferred[None] | None:  # noqa: N802
-        """End."""
+        """Stop everything; the result fires when the connection to Xenstore is closed."""
         super().stopService()
         stop_once()
         self.synjitsu.stopService()
@@ -166,7 +166,7 @@ class SynjitsuService(Service):
 
 
 def read_secret(path: Path) -> str:
-    """Return the secret in a file; end with one line if it cannot be read, is short, or everybody may read it."""
+    """Return the secret in a file; exit with one line if it is unreadable, short, or readable for every user."""
     try:
         secret = path.read_text(encoding="utf-8").strip()
         mode = path.stat().st_mode
@@ -179,25 +179,30 @@ def read_secret(path: Path) -> str:
     return secret
 
 
-def description(place: str) -> str:
-    """Return *place* as Twisted's description of a server endpoint, a UNIX socket for its owner only."""
-    if place.startswith("unix:") and "mode=" not in place:
-        return f"{place}:mode=600:lockfile=0"
-    host, _, port = place.rpartition(":")
+def description(endpoint: str) -> str:
+    """
+    Return Twisted's description of a server endpoint.
+
+    Args:
+        endpoint: such a description, or ``host:port``. A UNIX socket without a mode is for its owner only.
+    """
+    if endpoint.startswith("unix:") and "mode=" not in endpoint:
+        return f"{endpoint}:mode=600:lockfile=0"
+    host, _, port = endpoint.rpartition(":")
     if host not in {"", "tcp", "tcp6"} and port.isdigit() and (host.startswith("[") or ":" not in host):
         host = host.strip("[]")
         return "tcp{}:{}:interface={}".format("6" if ":" in host else "", port, host.replace(":", r"\:"))
-    return place
+    return endpoint
 
 
 def give_up(message: str) -> NoReturn:
-    """End with one line, wherever twistd has put its log."""
+    """Exit with one line on the standard error, wherever twistd has put its log."""
     print(f"synjitsu: {printable(message)}", file=sys.__stderr__)
     raise SystemExit(1)
 
 
 def makeService(options: Options) -> SynjitsuService:  # noqa: N802
-    """Return the service that twistd runs; end with one line where an interface does not exist."""
+    """Return the service that twistd runs; exit with one line if an interface does not exist."""
     known = [name for _, name in socket.if_nameindex()]
     if not options.interfaces:
         give_up(f"name the bridge to stand in on, with -i; here are: {', '.join(known)}")

@@ -1,1 +1,1 @@
-"""The DNS server: packets, zones, the resolvers that are asked in turn, and the sockets."""
+"""The DNS server: packets, zones, the chain of resolvers, and the sockets."""

@@ -1,9 +1,10 @@
 """
-DNS cookies, the server's half (RFC 7873), made as RFC 9018 says, so that servers with one secret know each other's.
+DNS cookies, the server's half (RFC 7873), made as in RFC 9018, so that servers with one secret accept each other's.
 
-A cookie proves that its sender gets what is sent to the address it sends from, so that a forger of addresses has none.
-Nothing is remembered: the cookie is the proof. Nothing here does I/O or reads a clock; times are seconds since 1970,
-because cookies outlive processes and are shared by servers. `message.parse` has refused options of impossible length.
+A cookie proves that its sender receives packets at the address that it sends from: a client with a forged address has
+none. Nothing is remembered: the cookie is the proof. Nothing here does I/O or reads a clock; times are seconds since
+1970, because cookies outlive processes and are shared by servers. `message.parse` has refused options of impossible
+length.
 
 ::
 
@@ -23,18 +24,20 @@ from jitsu_tw.networks import packed
 #: The response code for a query that would have needed a valid cookie (RFC 7873, 8).
 BADCOOKIE: Final = 23
 
-#: Octets of a secret, a client cookie, a whole option of ours; the least and the most that one may have (RFC 7873, 4).
+#: Octets of a secret, a client cookie, and a whole option made here; and of any option with a server cookie (RFC 7873,
+#: 4).
 SECRET: Final = 16
 CLIENT: Final = 8
 WHOLE: Final = 24
 _WITH_SERVER: Final = range(16, 41)
 
-#: Of a cookie's timestamp, in seconds (RFC 9018, 4.3): valid so long, so far ahead, and renewed from this age on.
+#: Of a cookie's timestamp, in seconds (RFC 9018, 4.3): the greatest age, the furthest future, and the age at which the
+#: cookie is renewed.
 LIFETIME: Final = 3600
 AHEAD: Final = 300
 RENEWED: Final = 1800
 
-#: Version 1 and the reserved octets, as we write them.
+#: Version 1 and the reserved octets of a cookie made here.
 _VERSION: Final = b"\x01\0\0\0"
 
 #: Timestamps are numbers modulo this (RFC 9018, 4.3; RFC 1982).
@@ -42,24 +45,24 @@ _SERIAL: Final = 1 << 32
 
 
 class CookieResult(enum.Enum):
-    """What a query's cookie is worth. All but `VALID` prove nothing (RFC 7873, 5.2); they differ for people."""
+    """The result of checking a query's cookie. Only `VALID` proves anything (RFC 7873, 5.2); the rest is for logs."""
 
     NONE = "no cookie"
     CLIENT_ONLY = "a client cookie only"
     STALE = "a cookie out of its time"
-    BAD = "a cookie that we did not make for this client"
+    BAD = "a cookie that was not made here for this client"
     VALID = "a valid cookie"
 
 
 class Cookies:
-    """The cookies of a server, or of all that have the same secret."""
+    """The cookies of a server, or of all servers with the same secret."""
 
     def __init__(self, secret: bytes, previous: bytes | None = None) -> None:
         """
         Make cookies with *secret* and accept also those made with *previous*.
 
-        Either stage of a change of secrets is said so (RFC 9018, 5): first the new one as *previous*, everywhere; then
-        the two exchanged; then, after `LIFETIME`, the old one left out.
+        To change the secret (RFC 9018, 5): first give the new one as *previous*, to all servers; then exchange the two;
+        then, after `LIFETIME`, leave the old one out.
 
         Raises:
             ValueError: a secret has not 16 octets.
@@ -70,11 +73,11 @@ class Cookies:
 
     def check(self, option: bytes | None, host: str, now: float) -> CookieResult:
         """
-        Return what a cookie is worth.
+        Return whether a cookie is valid, or why not.
 
         Args:
             option: the data of the query's COOKIE option; None if there is none.
-            host: the address that it came from.
+            host: the client's address.
             now: in seconds since 1970.
         """
         return self._check(option, host, now)[0]
@@ -84,7 +87,7 @@ class Cookies:
         Return the whole option, 24 octets, that gives *host* a server cookie.
 
         Args:
-            client_cookie: the first 8 octets of what the client sent; further ones are ignored.
+            client_cookie: the data of the client's option; only its first 8 octets are used.
             host: the client's address.
             now: in seconds since 1970.
         """
@@ -93,9 +96,9 @@ class Cookies:
 
     def answer(self, option: bytes | None, host: str, now: float) -> tuple[CookieResult, bytes]:
         """
-        Return what a cookie is worth and the option for the reply; empty if the query had none.
+        Return the result of `check` and the option for the reply; empty if the query had none.
 
-        A valid cookie goes back as it came, unless it is older than half an hour or not as we would make it now.
+        A valid cookie is returned unchanged, unless it is older than `RENEWED` or was made with the previous secret.
         """
         result, keep = self._check(option, host, now)
         if option is None or result is CookieResult.NONE:
@@ -123,5 +126,5 @@ class Cookies:
 
 
 def _hash(secret: bytes, signed: bytes, address: bytes) -> bytes:
-    """Return the last 8 octets of a cookie (RFC 9018, 4.4); *signed* is what stands before them."""
+    """Return the last 8 octets of a cookie (RFC 9018, 4.4); *signed* is the cookie before them."""
     return siphash(secret, signed + address).to_bytes(8, "little")

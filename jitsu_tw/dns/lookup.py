@@ -1,9 +1,9 @@
 """
-Lookup: what the answer to a question is.
+Find the answer to a question in the zones.
 
-`Zones` are all our zones; its `lookup` is the algorithm of RFC 1034, 4.3.2, with wildcards (RFC 4592) and DNAME (RFC
-6672), and always ends in one of the six classes of `Outcome`. Nothing here does I/O, and nothing starts a VM: an
-outcome only says whose VM the name is. What is in a zone, `zone` knows.
+`Zones` are all served zones; its `lookup` is the algorithm of RFC 1034, 4.3.2, with wildcards (RFC 4592) and DNAME
+(RFC 6672), and always returns one of the six classes of `Outcome`. Nothing here does I/O, and nothing starts a VM: an
+outcome only names the VM that the name belongs to. `zone` has the content of one zone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.zone import Node, RRset, Zone
 
-#: Where, in the data of these types, the host's name begins whose addresses are additional (RFC 1035, 3.3; RFC 2782).
+#: The offset, in the data of these types, of the host's name whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}
 
 #: How many CNAMEs are followed for one question.
 MAX_CHAIN: Final = 16
-#: Of how many hosts the addresses go with an HTTPS or SVCB answer, aliases included.
+#: How many hosts' addresses go with an HTTPS or SVCB answer, aliases included.
 MAX_SERVICES: Final = 16
 #: The data of the HINFO record that answers ANY (RFC 8482, 4.2).
 MINIMAL_ANY: Final = b"\x07RFC8482\x00"
@@ -38,12 +38,12 @@ MINIMAL_ANY: Final = b"\x07RFC8482\x00"
 @attrs.frozen
 class Found:
     """
-    There is an answer, or a chain of CNAMEs that leaves our zones or never ends.
+    There is an answer, or a chain of CNAMEs that leaves the served zones or never ends.
 
     Attributes:
-        answer: the CNAMEs that were followed, then the records; the first owner is as it was asked.
+        answer: the CNAMEs that were followed, then the records; the first owner is written as in the question.
         additional: addresses of the hosts that the answer names.
-        vm: whose VM the last name of the chain is; through a wildcard, whose VM the wildcard is.
+        vm: the VM that the last name of the chain, or the wildcard that it matches, belongs to; None for no VM.
     """
 
     answer: list[RR]
@@ -80,10 +80,10 @@ class Referral:
     The name belongs to a zone that is delegated to others.
 
     Attributes:
-        answer: the CNAMEs that lead there, from our zones. If there are any, they are authoritative (RFC 1034, 6.2.7).
+        answer: the CNAMEs that lead there. If there are any, they are authoritative (RFC 1034, 6.2.7).
         authority: the NS records of the delegation.
         glue: addresses of name servers inside the delegated zone: the reply needs all of them, or TC (RFC 9471).
-        additional: addresses of its other name servers, as far as our zones have them.
+        additional: addresses of its other name servers that are in the served zones.
     """
 
     answer: list[RR]
@@ -109,7 +109,7 @@ class TooLong:
 
 @attrs.frozen
 class Refused:
-    """The name is in none of our zones."""
+    """The name is in none of the served zones."""
 
     rcode: ClassVar[int] = 5
     aa: ClassVar[bool] = False
@@ -119,11 +119,11 @@ Outcome = Found | NoData | NxDomain | Referral | TooLong | Refused
 
 
 class Zones:
-    """All our zones. Of nested ones the closest answers."""
+    """All served zones. Of nested zones the closest one answers."""
 
     def __init__(self, zones: Iterable[Zone]) -> None:
         """
-        Take *zones*, none of which may be in another `Zones`.
+        Serve *zones*, none of which may be in another `Zones`.
 
         Raises:
             ZoneError: two have the same apex.
@@ -139,11 +139,11 @@ class Zones:
                 outer.enclose(key)
 
     def replace(self, others: Zones) -> None:
-        """Answer from the zones of *others* from now on; nobody else may use *others* any more."""
+        """Answer from the zones of *others* from now on; *others* must not be used any more."""
         self.__dict__.update(others.__dict__)
 
     def __iter__(self) -> Iterator[Zone]:
-        """Iterate over the zones as they were given."""
+        """Iterate over the zones in the order in which they were given."""
         return iter(self._zones.values())
 
     def find(self, key: bytes) -> Zone | None:
@@ -157,10 +157,10 @@ class Zones:
 
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
-        Make *name* the VM's in the zone that it is in (`Zone.add_vm`).
+        Give *name* to the VM *vm* in the zone that the name is in (`Zone.add_vm`).
 
         Raises:
-            ZoneError: it is in none, or its zone cannot have it.
+            ZoneError: the name is in no zone, or its zone cannot have it.
         """
         zone = self.find(name.lower())
         if zone is None:
@@ -169,10 +169,10 @@ class Zones:
 
     def remove_vm(self, name: bytes) -> None:
         """
-        Make *name* what its zone's file says it is (`Zone.remove_vm`).
+        Take *name* from its VM: its records are those of the zone's file again (`Zone.remove_vm`).
 
         Raises:
-            ZoneError: the name is no VM's.
+            ZoneError: the name belongs to no VM.
         """
         zone = self.find(name.lower())
         if zone is None:
@@ -181,11 +181,11 @@ class Zones:
 
     def lookup(self, asked: bytes, qtype: int) -> Outcome:
         """
-        Return what RFC 1034, 4.3.2 says is the answer.
+        Return the answer by the algorithm of RFC 1034, 4.3.2.
 
         Args:
-            asked: the name, as it was written in the question; the answer's first owner is written so, too.
-            qtype: the type. ANY gets one made-up HINFO record (RFC 8482, 4.2). AXFR and the like are not for here.
+            asked: the name, in the case of the question; the answer's first owner has the same case.
+            qtype: the type. ANY gets one synthesized HINFO record (RFC 8482, 4.2). AXFR and IXFR are for `transfer`.
         """
         key = asked.lower()
         answer: list[RR] = []
@@ -228,7 +228,7 @@ class Zones:
                 return Found(answer)
 
     def _authority(self, key: bytes, qtype: int) -> Zone | None:
-        """Return the zone that answers: where both are ours, a child's DS is its parent's (RFC 4035, 3.1.4.1)."""
+        """Return the zone that answers; for a child's DS, the parent if both are served (RFC 4035, 3.1.4.1)."""
         zone = self.find(key)
         if qtype == DS and zone is not None and zone.key == key != ROOT:
             return self.find(parent(key)) or zone
@@ -256,8 +256,8 @@ class Zones:
         """
         Return the addresses of the targets of *rrset*, HTTPS or SVCB records of *key* (RFC 9460, 4.1).
 
-        Where one is an alias (priority 0), the records of its type at its target come, too, and what they name. The
-        target "." is *key* itself; of an alias it is none (2.5).
+        Where one is an alias (priority 0), the records of its type at its target are added, and their targets'
+        addresses. The target "." is *key* itself; an alias with it has no target (2.5).
         """
         found: list[RR] = []
         todo, known = [(rrset, key)], {key}
@@ -280,7 +280,7 @@ class Zones:
         return found + [record for target in targets for record in self._addresses(target, rrset.type)]
 
     def _addresses(self, key: bytes, wanted_by: int) -> list[RR]:
-        """Return the addresses of the host *key*, as far as its zone has them; for NS they may be glue or a VM's."""
+        """Return the addresses of the host *key* that are in its zone; for NS they may be glue or a VM's."""
         if wanted_by == NS:
             zone = self.find(key)
             node = zone.get(key) if zone is not None else None
@@ -294,8 +294,8 @@ class Zones:
         """
         Return the node that answers for the host *key*, unless that is glue or a VM's.
 
-        A client that finds a VM's address in an additional section may use it without a question for it, and then the
-        VM would not be started.
+        A client that finds a VM's address in an additional section may use it without asking for it, and then the VM
+        would not be started.
         """
         zone = self.find(key)
         if zone is None or zone.cut_over(key, A) is not None:
@@ -305,5 +305,5 @@ class Zones:
 
 
 def _written(rrset: RRset, key: bytes) -> list[RR]:
-    """Return the records of *rrset* at *key*: written so if they are a wildcard's, else as in the file."""
+    """Return the records of *rrset* at *key*: with *key* as owner if they are a wildcard's, else as in the file."""
     return rrset.records(key if rrset.owner[:2] == b"\1*" else None)

@@ -1,9 +1,9 @@
 """
-Master files (RFC 1035, 5; RFC 2308, 4) as a stream of records, each with the line that it begins on.
+Read master files (RFC 1035, 5; RFC 2308, 4) as a stream of records, each with the line that it begins on.
 
-The text is split into records here, so that a mistake has its line, ends its own record only, and costs no more than
-the limits below allow. dnspython reads the data of each record and knows the types. Whether the records make a zone is
-not known here: that is `zone`'s.
+The text is split into records here, so that a mistake has a line number, ends its own record only, and costs no more
+than the limits below allow. dnspython parses the data of each record by its type. `zone` checks whether the records
+make a zone.
 """
 
 from __future__ import annotations
@@ -33,27 +33,26 @@ from jitsu_tw.text import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: How much a zone may be before anything is made of it: octets in all its files, lines in them, and files. What
-#: $GENERATE makes counts, too.
+#: The most octets in all files of a zone, lines in them, and files. The records of $GENERATE count, too.
 MAX_OCTETS: Final = 128 * 2**20
 MAX_LINES: Final = 1_000_000
 MAX_FILES: Final = 1000
-#: How many characters one record may have in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
+#: The most characters of one record in the file; 60,000 octets, each written as \DDD in quotes, need fewer.
 MAX_RECORD: Final = 2**18
 #: The longest TTL, in seconds (RFC 2181, 8).
 MAX_TTL: Final = 2**31 - 1
 #: How deep files may include each other.
 MAX_DEPTH: Final = 10
-#: How many mistakes, and how many warnings, are told in full; after how many mistakes nothing more is read.
-MOST_TOLD: Final = 20
+#: How many mistakes, and how many warnings, are listed; after how many mistakes reading stops.
+MOST_LISTED: Final = 20
 MOST_MISTAKES: Final = 1000
 
 IDENTIFIER, QUOTED, EOL = dns.tokenizer.IDENTIFIER, dns.tokenizer.QUOTED_STRING, dns.tokenizer.EOL
 
-#: Characters that make a line more than words with blanks between.
+#: Characters of lines that are more than words separated by blanks.
 _SPECIAL: Final = re.compile(r'["();\\]')
 _WORD: Final = re.compile(r"[^ \t]+")
-#: What a line consists of: blanks, a comment, a quoted string and its end, a parenthesis, a word, or nothing of these.
+#: The parts of a line: blanks, a comment, a quoted string and its end, a parenthesis, a word, or another character.
 _PARTS: Final = re.compile(
     r"""([ \t]+) | (;.*) | "([^"\\]*(?:\\.[^"\\]*)*)("?) | ([()])
         | ([^ \t"();\\]*(?:\\.[^ \t"();\\]*)+ | [^ \t"();\\]+) | .""",
@@ -69,7 +68,7 @@ _FORMAT: Final = re.compile(r"\{([+-]?\d{1,10})(?:,(\d{1,3})(?:,([doxXnN]))?)?\}
 _WIDEST: Final = 127
 
 _A, _MX, _TXT, _AAAA, _SRV, _SPF = 1, 15, 16, 28, 33, 99
-#: How the data of the commonest types are written.
+#: Examples of the data of the commonest types.
 _EXAMPLES: Final = {
     _A: "A 192.0.2.1", _AAAA: "AAAA 2001:db8::1", 2: "NS ns", 5: "CNAME www", 12: "PTR www", _MX: "MX 10 mail",
     6: "SOA ns hostmaster 1 1h 15m 2w 1m", _TXT: 'TXT "text"', _SRV: "SRV 0 5 5060 sip", 64: "SVCB 1 .",
@@ -78,10 +77,10 @@ _EXAMPLES: Final = {
 #: NID and L64: their data end with four groups of hexadecimal digits (RFC 6742, 2.1.2 and 2.3.2). BIND writes these
 #: without leading zeros, which dnspython needs.
 _GROUPS: Final = frozenset({104, 106})
-#: Types with one host's name at the end, where an address is a slip.
+#: Types with a host's name at the end, where an address is a mistake.
 _HOSTS: Final = frozenset({2, 5, _MX, _SRV})
 
-#: Types of RFC 1035, 3.3 that dnspython has no class for, and the class whose data are written alike.
+#: Types of RFC 1035, 3.3 that dnspython has no class for; each is registered with a class of the same format.
 _LIKE: Final = {3: "MD", 4: "MF", 7: "MB", 8: "MG", 9: "MR", 14: "MINFO"}
 for _type, _text in _LIKE.items():
     if dns.rdata.get_rdata_class(dns.rdataclass.IN, _type) is dns.rdata.GenericRdata:
@@ -90,7 +89,7 @@ for _type, _text in _LIKE.items():
 
 
 class Entry(NamedTuple):
-    """One record and where it stands; names are wire octets in the case of the file."""
+    """One record, with its file and line; names are wire octets in the case of the file."""
 
     owner: bytes
     type: int
@@ -102,15 +101,15 @@ class Entry(NamedTuple):
 
 class Report:
     """
-    What is wrong or odd in a zone: the first lines of each kind in full, of the others the number.
+    The mistakes and the warnings of a zone: the first ones in full, and the number of the others.
 
     Attributes:
         mistakes: why the zone cannot be served.
-        wants_soa: a record with a mistake, or in a file that is not read, may be the SOA record.
+        wants_soa: whether a record with a mistake, or in an unread file, may be the SOA record.
     """
 
     def __init__(self) -> None:
-        """Know of nothing yet."""
+        """Begin with no mistake and no warning."""
         self.mistakes: list[ZoneError] = []
         self.wants_soa = False
         self._warnings: list[str] = []
@@ -122,52 +121,52 @@ class Report:
 
     @property
     def full(self) -> bool:
-        """Whether there are so many mistakes that nothing more should be read."""
+        """Whether there are so many mistakes that reading should stop."""
         return len(self.mistakes) >= MOST_MISTAKES
 
     def warn(self, text: str, path: str | Path | None = None, line: int | None = None) -> None:
         """Add the warning *text*."""
         self._count += 1
-        if self._count <= MOST_TOLD:
+        if self._count <= MOST_LISTED:
             self._warnings.append(str(ZoneError(text, path, line)))
 
     @property
     def warnings(self) -> list[str]:
         """The warnings, one line each."""
-        return told(self._warnings, self._count, "warnings")
+        return listed(self._warnings, self._count, "warnings")
 
     def check(self) -> None:
         """
         Return if there is no mistake.
 
         Raises:
-            ZoneError: all mistakes, one line each, by file and line; its place is that of the first.
+            ZoneError: all mistakes, one line each, by file and line; it has the file and the line of the first.
         """
         if not self.mistakes:
             return
         paths = list(dict.fromkeys(str(error.path) for error in self.mistakes))
         first, *others = sorted(self.mistakes, key=lambda error: (paths.index(str(error.path)), error.line or 0))
-        lines = told([first.message, *map(str, others)], len(self.mistakes), "mistakes")
+        lines = listed([first.message, *map(str, others)], len(self.mistakes), "mistakes")
         if self.full:
-            lines.append("the rest was not looked at")
+            lines.append("the rest was not read")
         raise ZoneError("\n".join(lines), first.path, first.line)
 
 
-def told(lines: list[str], count: int, what: str) -> list[str]:
-    """Return the first of *lines*, and how many more there are of *count*."""
-    return lines[:MOST_TOLD] + [f"and {count - MOST_TOLD:,} more {what}"] * (count > MOST_TOLD)
+def listed(lines: list[str], count: int, what: str) -> list[str]:
+    """Return the first of *lines*, and a line with how many of *count* are left out."""
+    return lines[:MOST_LISTED] + [f"and {count - MOST_LISTED:,} more {what}"] * (count > MOST_LISTED)
 
 
 class _TooMuchError(ZoneError):
-    """A mistake after which nothing more is read."""
+    """A mistake after which reading stops."""
 
 
-class _Slip(dns.exception.SyntaxError):
-    """A mistake in one record, in our words; dnspython hands it through."""
+class _RecordError(dns.exception.SyntaxError):
+    """A mistake in one record, with a message of this module; dnspython lets it pass."""
 
 
 class _Token(dns.tokenizer.Token):
-    """A word or a quoted string, and whether a blank stands before it."""
+    """A word or a quoted string, and whether there is a blank before it."""
 
     def __init__(self, ttype: int, value: str, spaced: bool = True) -> None:  # noqa: FBT001, FBT002 - as a tuple's field
         self.ttype, self.value, self.spaced = ttype, value, spaced
@@ -180,19 +179,19 @@ _SPACE: Final = _Token(dns.tokenizer.WHITESPACE, " ")
 
 class _Record(dns.tokenizer.Tokenizer):
     """
-    The words of one record (or directive), as dnspython's readers of data take them.
+    The tokens of one record (or directive), for dnspython's parsers of data.
 
     Attributes:
-        line: where it begins.
-        tokens: its words, without parentheses and comments.
-        leading: it begins with a blank, so its owner is the last one's.
-        cut: a comment begins in the middle of a word.
+        line: the line that it begins on.
+        tokens: its words and quoted strings, without parentheses and comments.
+        leading: whether it begins with a blank: then its owner is the one of the record before.
+        cut: whether a comment begins in the middle of a word.
         fault: what is wrong with its parentheses and quotes, and the line of that.
-        odd: what can be served and cannot be meant.
+        odd: warnings: what can be served but is probably a mistake.
     """
 
     def __init__(self, line: int, *, leading: bool, tokens: list[_Token]) -> None:
-        """Stand before the first of *tokens*. dnspython's own initialiser is for reading a file."""
+        """Begin before the first of *tokens*. dnspython's own initialiser is for reading a file."""
         self.line, self.leading, self.tokens = line, leading, tokens
         self.at = 0
         self.cut = False
@@ -209,23 +208,23 @@ class _Record(dns.tokenizer.Tokenizer):
         return token
 
     def unget(self, token: dns.tokenizer.Token) -> None:
-        """Go back before *token*, the one that `get` returned last."""
+        """Return *token*, the last one that `get` returned, to the tokens to read."""
         self.at -= token is not _SPACE
 
     @property
     def last(self) -> str:
-        """The token that was read last, for people; "" at the end of the line."""
+        """The token that was read last, for a message; "" at the end of the line."""
         return shown(self.tokens[self.at - 1].value) if 0 < self.at <= len(self.tokens) else ""
 
     def get_ttl(self) -> int:
-        """Return the next token, one of the times in the data of SOA (RFC 1035, 3.3.13), in seconds."""
+        """Return the next token, a time in the data of SOA (RFC 1035, 3.3.13), in seconds."""
         return _seconds(self.get_identifier(), 2**32 - 1)
 
     def get_eol_as_token(self) -> dns.tokenizer.Token:
         """Return the end of the line, which must be next."""
         token = self.get()
         if not token.is_eol():
-            raise _Slip(f"{self.last} is one word too many")
+            raise _RecordError(f"{self.last} is one word too many")
         return token
 
     def as_identifier(self, token: dns.tokenizer.Token) -> str:
@@ -239,7 +238,7 @@ class _Record(dns.tokenizer.Tokenizer):
         try:
             return super().as_int(token, base)
         except (dns.exception.DNSException, ValueError):
-            raise _Slip(f"{self.last} is no number") from None
+            raise _RecordError(f"{self.last} is no number") from None
 
     def as_name(
         self,
@@ -248,7 +247,7 @@ class _Record(dns.tokenizer.Tokenizer):
         relativize: bool = False,  # noqa: ARG002, FBT001, FBT002
         relativize_to: dns.name.Name | None = None,  # noqa: ARG002
     ) -> dns.name.Name:
-        """Return *token* as an absolute name; if it is relative, *origin* is put behind it."""
+        """Return *token* as an absolute name; a relative one is completed with *origin*."""
         self._check_word(token)
         value = token.value
         plain = PLAIN.fullmatch(value) is not None
@@ -264,8 +263,8 @@ class _Record(dns.tokenizer.Tokenizer):
             if name is not None and name.is_absolute():
                 return name
             if origin is None:
-                raise _Slip(
-                    "a relative name, and nothing says relative to what: put '$ORIGIN example.org.' at the top "
+                raise _RecordError(
+                    "a relative name, and there is no origin to complete it: put '$ORIGIN example.org.' at the top "
                     "(your zone's name, with the final dot)"
                 )
             if f".{value.lower()}".endswith(self.tails):
@@ -275,21 +274,21 @@ class _Record(dns.tokenizer.Tokenizer):
             assert name is not None
             return name.concatenate(origin)
         except dns.name.NameTooLong:
-            raise _Slip(f"{shown(value)} makes a name of more than 255 octets") from None
+            raise _RecordError(f"{shown(value)} makes a name of more than 255 octets") from None
         except ValueError as error:
-            raise _Slip(str(error)) from error
+            raise _RecordError(str(error)) from error
 
     def get_word(self) -> str:
-        """Return the next token, a word, with its escapes as they are."""
+        """Return the next token, a word, with its escapes."""
         token = self.get()
         self._check_word(token)
         return str(token.value)
 
     def _check_word(self, token: dns.tokenizer.Token) -> None:
         if token.is_quoted_string():
-            raise _Slip(f'"{self.last[1:-1]}" must stand without quotes')
+            raise _RecordError(f'"{self.last[1:-1]}" must stand without quotes')
         if not token.is_identifier():
-            raise _Slip("the line is not complete")
+            raise _RecordError("the line is not complete")
 
 
 def read(path: str | Path, origin: str | None = None, report: Report | None = None) -> Iterator[Entry]:
@@ -298,13 +297,13 @@ def read(path: str | Path, origin: str | None = None, report: Report | None = No
 
     Args:
         path: the file, UTF-8.
-        origin: completes relative names until the first ``$ORIGIN``. Where neither is, the owner of the SOA record
-            does from then on; it has to be absolute.
-        report: takes the mistakes: the file cannot be read, is not text, is too long, or breaks the syntax; and the
+        origin: completes relative names until the first ``$ORIGIN``. Without either, the owner of the SOA record
+            completes them from there on; it has to be absolute.
+        report: gets the mistakes (the file cannot be read, is not text, is too long, or breaks the syntax) and the
             warnings.
 
     Raises:
-        ZoneError: without *report*, what would be in it, when all has been read.
+        ZoneError: without *report*: the mistakes, when all has been read.
     """
     found = Report() if report is None else report
     try:
@@ -328,14 +327,14 @@ class _Reader:
     Reads one file, and those that it includes.
 
     Attributes:
-        left: the octets, lines and files that the zone may still have; one list for all files.
-        within: the files that include this one, and it.
+        left: how many octets, lines and files the zone may still have; one list for all files.
+        within: the files that include this one, and this one.
         path, text: of the file.
-        line: where the record that is being read begins; None before the first.
+        line: the line that the present record begins on; None before the first.
     """
 
     def __init__(self, report: Report, origin: dns.name.Name | None) -> None:
-        """Have no file yet."""
+        """Begin without a file."""
         self.report = report
         self.left = [MAX_OCTETS, MAX_LINES, MAX_FILES]
         self.within: tuple[tuple[int, int], ...] = ()
@@ -347,18 +346,18 @@ class _Reader:
         self.set_origin(origin)
 
     def set_origin(self, origin: dns.name.Name | None) -> None:
-        """Complete relative names by *origin* from now on."""
+        """Complete relative names with *origin* from now on."""
         self.origin = origin
         labels = [] if origin in {None, dns.name.root} else str(origin).lower().split(".")[:-1]
-        # how a relative name ends that was meant to be absolute: by the origin or a name above it that is not top-level
+        # A relative name that ends with the origin, or with a name above it (but a top-level domain), is odd.
         self.tails = tuple(f".{'.'.join(labels[at:])}" for at in range(len(labels)) if at == 0 or at < len(labels) - 1)
 
     def open(self, path: str) -> None:
         """
-        Take the file *path*, after the limits.
+        Read the file *path*, within the limits.
 
         Raises:
-            ZoneError: it cannot be read, is not text, or is too much.
+            ZoneError: it cannot be read, is not text, or is too large.
         """
         self.path, self.line = path, None
         self._take("files", 1)
@@ -387,10 +386,10 @@ class _Reader:
 
     def _take(self, what: str, count: int) -> None:
         """
-        Take *count* "octets", "lines" or "files" of those that are left to the zone.
+        Count *count* "octets", "lines" or "files" against the limits of the zone.
 
         Raises:
-            _TooMuchError: there are not so many.
+            _TooMuchError: the zone has too many.
         """
         kind, most = {"octets": (0, MAX_OCTETS), "lines": (1, MAX_LINES), "files": (2, MAX_FILES)}[what]
         self.left[kind] -= count
@@ -399,7 +398,7 @@ class _Reader:
             raise _TooMuchError(message, self.path, self.line)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the records of this file, and of those that it includes; report mistakes and go on behind them."""
+        """Yield the records of this file, and of those that it includes; report mistakes and go on after them."""
         for record in _records(self.text):
             if self.report.full:
                 return
@@ -415,10 +414,10 @@ class _Reader:
                     yield self._entry(record)
             except _TooMuchError:
                 raise
-            except ZoneError as error:  # of a file that is not read
+            except ZoneError as error:  # an included file that cannot be read
                 self.report.mistake(error)
                 self.report.wants_soa = True
-            except Exception as error:  # noqa: BLE001 - whatever dnspython makes of data, other records are read
+            except Exception as error:  # noqa: BLE001 - whatever dnspython raises, the other records are read
                 self._mistake(record, _words(error), record.line)
             self._warn(record)
 
@@ -431,35 +430,36 @@ class _Reader:
         self.report.mistake(ZoneError(text, self.path, line))
 
     def _entry(self, record: _Record) -> Entry:
-        """Return the record that *record* says."""
+        """Return the entry that the tokens of *record* make."""
         record.tails = self.tails
         if not record.leading:
-            self.owner = None  # should it be no name, the next record's is not an earlier one's
+            self.owner = None  # if this is no name, the next record must not have an earlier owner
             self.owner = record.get_name(self.origin)
         if self.owner is None:
-            raise _Slip("no owner: a line that begins with a blank continues the owner of the one before")
+            raise _RecordError("no owner: a line that begins with a blank continues the owner of the one before")
         ttl, rtype = self._head(record)
         rdata = self._data(record, rtype)
         if ttl is None:
             ttl = self.default_ttl if self.default_ttl is not None else self.last_ttl
         if rtype == dns.rdatatype.SOA:
             if self.last_ttl is None and self.default_ttl is None:
-                minimum = int.from_bytes(rdata[-4:])  # of old, this was the TTL (RFC 2308, 4)
+                minimum = int.from_bytes(rdata[-4:])  # formerly the default TTL (RFC 2308, 4)
                 self.last_ttl = minimum if minimum <= MAX_TTL else 0  # RFC 2181, 8
                 ttl = self.last_ttl if ttl is None else ttl
             if self.origin is None:
                 self.set_origin(self.owner)
         if ttl is None:
-            raise _Slip("no TTL: put '$TTL 1h' at the top")
+            raise _RecordError("no TTL: put '$TTL 1h' at the top")
         return Entry(self.owner.to_wire() or b"", rtype, ttl, rdata, self.path, record.line)
 
     def _head(self, record: _Record) -> tuple[int | None, int]:
-        """Return the TTL, if there is one, and the type; the class may stand before or behind the TTL."""
+        """Return the TTL, if there is one, and the type; the class may come before or after the TTL."""
         ttl, has_class = None, False
         while True:
             token = record.get()
             if not token.is_identifier():
-                raise _Slip(f"a type is missing{' before ' + record.last if record.last else ''}: 'www A 192.0.2.1'")
+                before = f" before {record.last}" if record.last else ""
+                raise _RecordError(f"a type is missing{before}: 'www A 192.0.2.1'")
             word = token.value.upper()
             rtype = _type_of(word)
             if rtype is not None:
@@ -469,9 +469,9 @@ class _Reader:
             elif not has_class and _is_class(word):
                 has_class = True
             else:
-                raise _Slip(_no_type(record, word))
+                raise _RecordError(_no_type(record, word))
         if dns.rdatatype.is_metatype(rtype) or not rtype:
-            raise _Slip(f"{dns.rdatatype.to_text(rtype)} is a type for questions: no record can have it")
+            raise _RecordError(f"{dns.rdatatype.to_text(rtype)} is a type for questions: no record can have it")
         return ttl, rtype
 
     def _data(self, record: _Record, rtype: int) -> bytes:
@@ -485,7 +485,7 @@ class _Reader:
             rdata = dns.rdata.from_text(dns.rdataclass.IN, kind, record, self.origin, relativize=False).to_wire()
         except Exception as error:
             words = [token.value for token in record.tokens[start:]]
-            raise _Slip(_why(record, rtype, words, error)) from error
+            raise _RecordError(_why(record, rtype, words, error)) from error
         if record.cut and rtype in {_TXT, _SPF}:
             record.odd.append("the text ends at the ';', which begins a comment: put it in quotes if it belongs to it")
         if rtype in _HOSTS and _is_address(word := record.tokens[-1].value.removesuffix(".")):
@@ -493,7 +493,7 @@ class _Reader:
         return rdata or b""
 
     def _directive(self, record: _Record) -> Iterator[Entry]:
-        """Do as a directive says (RFC 1035, 5.1; $TTL: RFC 2308, 4; $GENERATE: BIND)."""
+        """Carry out a directive (RFC 1035, 5.1; $TTL: RFC 2308, 4; $GENERATE: BIND)."""
         word = record.get_identifier().upper()
         if word == "$ORIGIN":
             self.set_origin(record.get_name(self.origin))
@@ -506,19 +506,19 @@ class _Reader:
         elif word == "$GENERATE":
             yield from self._generate(record)
         else:
-            raise _Slip(f"no such directive: {shown(word)}; there are $ORIGIN, $TTL, $INCLUDE and $GENERATE")
+            raise _RecordError(f"no such directive: {shown(word)}; there are $ORIGIN, $TTL, $INCLUDE and $GENERATE")
 
     def _include(self, record: _Record) -> Iterator[Entry]:
-        """Yield the records of the file named next; its TTLs come back out of it, its origin and last owner do not."""
+        """Yield the records of the included file; its TTLs stay in force after it, its origin and last owner do not."""
         if len(record.tokens) < 2:
-            raise _Slip("$INCLUDE needs a file: '$INCLUDE hosts.zone'")
+            raise _RecordError("$INCLUDE needs a file: '$INCLUDE hosts.zone'")
         path = str(Path(self.path).parent / record.get_string())
         inner = copy.copy(self)
         if not (token := record.get()).is_eol():
             inner.set_origin(record.as_name(token, self.origin))
             record.get_eol()
         if len(self.within) > MAX_DEPTH:
-            raise _Slip(f"$INCLUDE is nested more than {MAX_DEPTH} deep")
+            raise _RecordError(f"$INCLUDE is nested more than {MAX_DEPTH} deep")
         try:
             inner.open(path)
         except ZoneError as error:
@@ -533,17 +533,17 @@ class _Reader:
         match = _RANGE.fullmatch(record.get_word())
         start, stop, step = (int(number or 1) for number in match.groups()) if match else (1, 0, 0)
         if start > stop or not step:
-            raise _Slip("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
+            raise _RecordError("$GENERATE begins with a range, as 1-10 or 0-100/5, then come owner, type and data")
         count = (stop - start) // step + 1
         if count > self.left[1]:
-            raise _Slip(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} lines and such records")
+            raise _RecordError(f"$GENERATE makes {count:,} records; a zone may have {MAX_LINES:,} lines with these")
         self._take("lines", count)
         owner = record.get_word()
         head = [record.get_word()]
         while _type_of(head[-1].upper()) is None and len(head) < 3:
             head.append(record.get_word())
         rest = record.tokens[record.at :]
-        if len(rest) == 1 and rest[0].ttype == QUOTED:  # as BIND has data with blanks
+        if len(rest) == 1 and rest[0].ttype == QUOTED:  # BIND's form for data with blanks
             data = rest[0].value.replace('\\"', '"')
         else:
             data = "".join(" " * token.spaced + _written(token) for token in rest)
@@ -553,7 +553,7 @@ class _Reader:
             self._take("octets", len(line))
             one = next(_records(line), None)
             if one is None or one.fault:
-                raise _Slip(f"{shown(line)}: {one.fault[0] if one is not None and one.fault else 'nothing'}")
+                raise _RecordError(f"{shown(line)}: {one.fault[0] if one is not None and one.fault else 'nothing'}")
             one.line = record.line
             yield self._entry(one)
             self._warn(one)
@@ -561,7 +561,7 @@ class _Reader:
 
 
 def _records(text: str) -> Iterator[_Record]:
-    """Yield what *text* says between one end of line that counts and the next, without what is empty."""
+    """Yield the records of *text*, each of which may have several lines; empty lines are skipped."""
     at, line, size = 0, 0, len(text)
     while at < size:
         start, at = at, _line_end(text, at)
@@ -583,7 +583,7 @@ def _records(text: str) -> Iterator[_Record]:
                 before, at = at + 1, _line_end(text, at + 1)
                 _split(record, text, before, at, opened, line)
             if opened:
-                what = "the parenthesis that opens here is not closed; what follows was not looked at"
+                what = "the parenthesis that opens here is not closed; what follows was not read"
                 what += "; perhaps a ';' hides its end" * record.cut
                 record.fault, at = (what, opened[0]), size
         at += 1
@@ -598,15 +598,15 @@ def _line_end(text: str, at: int) -> int:
 
 def _split(record: _Record, text: str, start: int, end: int, opened: list[int], line: int) -> None:
     """
-    Put the words of one line into *record*.
+    Append the tokens of one line to *record*.
 
     Args:
-        record: takes them, and what is wrong with them.
+        record: gets the tokens, and what is wrong with them.
         text: the file.
-        start: where in it the line begins.
-        end: where it ends.
-        opened: the lines of the parentheses that are open before it; then, behind it.
-        line: its number.
+        start: the offset of the line in it.
+        end: the offset of its end.
+        opened: the line numbers of the open parentheses; the function updates them.
+        line: the line's number.
     """
     spaced = True
     for match in _PARTS.finditer(text, start, end):
@@ -635,7 +635,7 @@ def _written(token: _Token) -> str:
 
 
 def _numbered(template: str, number: int) -> str:
-    """Return *template* with *number* in the places that $GENERATE has for it, as BIND does."""
+    """Return *template* of $GENERATE with *number* filled in, as BIND does it."""
 
     def put(match: re.Match[str]) -> str:
         if match[1] or match[2]:
@@ -644,12 +644,12 @@ def _numbered(template: str, number: int) -> str:
             return str(number)
         form = _FORMAT.fullmatch(match[3])
         if form is None or int(form[2] or 0) > _WIDEST:
-            raise _Slip(f"{shown(match[3])} is no format: ${{offset,width,base}}, the base one of d o x X n N")
+            raise _RecordError(f"{shown(match[3])} is no format: ${{offset,width,base}}, the base one of d o x X n N")
         value, width, base = number + int(form[1]), int(form[2] or 0), form[3] or "d"
         if base not in "nN":
             return format(value, base).zfill(width)
         if value < 0:
-            raise _Slip(f"{value} has no nibbles: the offset makes it negative")
+            raise _RecordError(f"{value} has no nibbles: the offset makes it negative")
         # BIND counts the dots, too, and ends with one if the width is even
         digits = format(value, "x" if base == "n" else "X").zfill((width + 1) // 2)
         return ".".join(reversed(digits)) + "." * (len(digits) * 2 == width)
@@ -668,15 +668,15 @@ def _seconds(text: str, most: int) -> int:
         seconds = int(text[:11]) if text.isascii() and text.isdigit() else dns.ttl.from_text(text[:32])
     except dns.exception.DNSException:
         what = "is no TTL: seconds, or numbers with w, d, h, m and s behind them, as 1h30m"
-        raise _Slip(f"{shown(text)} {what}") from None
+        raise _RecordError(f"{shown(text)} {what}") from None
     if seconds > most:
-        raise _Slip(f"{shown(text)} is too long a TTL: {most} seconds at most (RFC 2181, 8)")
+        raise _RecordError(f"{shown(text)} is too long a TTL: {most} seconds at most (RFC 2181, 8)")
     return seconds
 
 
 @lru_cache(maxsize=256)
 def _type_of(word: str) -> dns.rdatatype.RdataType | None:
-    """Return the type that *word* names, if it names one."""
+    """Return the type called *word*; None if there is none."""
     try:
         return dns.rdatatype.from_text(word)
     except (dns.exception.DNSException, ValueError):
@@ -690,17 +690,17 @@ def _is_class(word: str) -> bool:
     except (dns.exception.DNSException, ValueError):
         return False
     if number != dns.rdataclass.IN:
-        raise _Slip(f"class {shown(word)[1:-1]}: only records of class IN are served; remove it")
+        raise _RecordError(f"class {shown(word)[1:-1]}: only records of class IN are served; remove it")
     return True
 
 
 def _is_address(word: str) -> bool:
-    """Return whether *word* looks like an IPv4 address, be it a right one or not, or like an IPv6 one."""
+    """Return whether *word* looks like an IPv4 address, valid or not, or like an IPv6 one."""
     return ":" in word or (word.count(".") == 3 and word.replace(".", "").isdigit())
 
 
 def _no_type(record: _Record, word: str) -> str:
-    """Return what is wrong where *word* stands in place of a type."""
+    """Return what is wrong with *word*, which should be a type."""
     if _is_address(word):
         return f"a type is missing before {record.last}: 'www A 192.0.2.1'"
     common = [each.split()[0] for each in _EXAMPLES.values()]
@@ -713,13 +713,13 @@ def _no_type(record: _Record, word: str) -> str:
 
 
 def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str:
-    """Return what is wrong with the data *words*, which dnspython does not take as *rtype*, and what would be right."""
+    """Return what is wrong with the data *words*, which dnspython refuses for *rtype*, and the remedy."""
     name = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rtype))
     example = _EXAMPLES.get(rtype)
     reason = _words(error)
     if record.at > len(record.tokens):
         reason = "the data are not complete"
-    elif isinstance(error.__cause__ or error, _Slip):
+    elif isinstance(error.__cause__ or error, _RecordError):
         pass
     elif rtype == _A and words:
         reason = f"{shown(words[0])[1:-1]} is no IPv4 address: four numbers from 0 to 255 with dots between"
@@ -738,7 +738,7 @@ def _why(record: _Record, rtype: int, words: list[str], error: Exception) -> str
 
 
 def _words(error: BaseException) -> str:
-    """Return dnspython's words for *error*, in one line."""
+    """Return dnspython's message for *error*, in one line."""
     return shown(" ".join(str(error).split()).rstrip("."), 300)[1:-1] or type(error).__name__
 
 

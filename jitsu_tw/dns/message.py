@@ -1,9 +1,10 @@
 """
-What a packet asks: octets to a `Query`, a `Reject` or a `Drop`. The way back is in `reply`.
+Parse a packet: octets become a `Query`, a `Reject` or a `Drop`. `reply` writes the answers.
 
-Nothing here does I/O, reads a clock, logs or knows what a zone is. `parse` never raises, whatever it is given; its cost
-is linear in the packet's length, and what no client sends is refused by the count before it is read. Each refusal says
-why: `Reject.reason` and `Drop.reason` are for the log. The numbers are those of RFC 1035, 4 and RFC 6891, 6.
+Nothing here does I/O, reads a clock, logs or knows what a zone is. `parse` never raises, whatever the octets are; its
+cost is linear in the packet's length, and packets with more questions or records than any client sends are refused by
+these counts before they are read. Each refusal has its reason for the log: `Reject.reason` and `Drop.reason`. The
+numbers are those of RFC 1035, 4 and RFC 6891, 6.
 """
 
 from __future__ import annotations
@@ -42,25 +43,25 @@ IXFR: Final = 251
 CLIENT_SUBNET: Final = 8
 COOKIE: Final = 10
 
-#: Where a name that is pointed at may begin, at the most: a pointer has 14 bits (RFC 1035, 4.1.4).
+#: The last offset that a compression pointer can point to: it has 14 bits (RFC 1035, 4.1.4).
 LAST_TARGET: Final = 0x3FFF
 
 #: The most EDNS options that are read. IANA has assigned some twenty codes, of which a client sends three or four. More
-#: are FORMERR, not ignored: of those that were not read nobody would know whether they are well-formed, or that one of
-#: them is the cookie. 64 KiB of them would cost 7 ms.
+#: options are FORMERR, not ignored: an unread option might be malformed, or be the cookie. 64 KiB of them would cost
+#: 7 ms.
 MOST_OPTIONS: Final = 32
-#: The most questions and records that are read, each. A query has one and three (an SOA, OPT, TSIG); more are FORMERR,
-#: without a look at them. Only an UPDATE may mean it, and that is NOTIMP anyway.
+#: The most questions and the most records that are read. A query has one question and three records (an SOA, OPT,
+#: TSIG); a packet with more is FORMERR, and they are not read. Only an UPDATE may have more, and that is NOTIMP anyway.
 MOST_RECORDS: Final = 64
 
 #: The longest packet that is read, in octets: a query with a cookie, padding (RFC 8467: multiples of 128 octets) and a
-#: signature has less than a fourth. A longer one is FORMERR, without a look at what is in it, and is kept by nobody.
+#: signature has less than a fourth. A longer one is FORMERR, and neither read nor kept.
 LONGEST: Final = 4096
 
 #: The most bits in an address of a family (RFC 7871, 6); 0 is what `dig +subnet=0` sends.
 _ADDRESS_BITS: Final = {0: 0, 1: 32, 2: 128}
 
-#: What has a fixed length in a packet.
+#: The parts of a packet with a fixed length.
 HEADER: Final = Struct("!HHHHHH")  # id, flags, four counts
 PAIR: Final = Struct("!HH")  # type and class of a question; code and length of an option
 FIXED: Final = Struct("!HHIH")  # of a record behind its owner: type, class, TTL, length of the data
@@ -70,13 +71,13 @@ _SUBNET: Final = Struct("!HBB")  # family, source prefix length, scope prefix le
 @attrs.frozen
 class Edns:
     """
-    What the OPT record of a query says (RFC 6891, 6.1).
+    The OPT record of a query (RFC 6891, 6.1).
 
     Attributes:
-        size: the UDP payload that the client takes, in octets, as it came.
-        do: the client wants DNSSEC records (RFC 3225).
-        version: of EDNS; ours is 0.
-        options: (code, data) in their order; none if the version is not ours, or they cannot be read.
+        size: the UDP payload that the client accepts, in octets, unchecked.
+        do: whether the client wants DNSSEC records (RFC 3225).
+        version: of EDNS; this server has version 0.
+        options: (code, data) in their order; none if the version is another, or they cannot be read.
     """
 
     size: int
@@ -85,7 +86,7 @@ class Edns:
     options: tuple[tuple[int, bytes], ...] = ()
 
     def option(self, code: int) -> bytes | None:
-        """Return the data of the first option with *code*: where it may stand once, the first one counts."""
+        """Return the data of the first option with *code*; None if there is none."""
         for known, data in self.options:
             if known == code:
                 return data
@@ -94,7 +95,7 @@ class Edns:
 
 @attrs.frozen
 class Drop:
-    """A packet that must not be answered: no reply to it could be right, or it is one itself."""
+    """A packet that must not be answered: it is shorter than a header, or is a response itself."""
 
     reason: str
 
@@ -102,16 +103,16 @@ class Drop:
 @attrs.frozen
 class Reject:
     """
-    A packet that is answered with an error, or (rcode 0) with nothing but our cookie.
+    A packet that is answered with an error, or (rcode 0) with nothing but a server cookie.
 
     Attributes:
         id: the query's.
         opcode: the query's, to be echoed.
-        flags: RD and CD, as they came.
-        question: the question section to echo, in its octets; empty if there is not exactly one readable question.
-        edns: the query's, if its OPT record could be read: then the reply has one too (RFC 6891, 7).
+        flags: RD and CD of the query.
+        question: the octets of the question section to echo; empty if there is not exactly one readable question.
+        edns: the query's OPT record, if it could be read: then the reply has one too (RFC 6891, 7).
         rcode: FORMERR, NOTIMP or BADVERS; NOERROR for a cookie without a question (RFC 7873, 5.4).
-        reason: what is wrong, for people.
+        reason: what is wrong, for the log.
     """
 
     id: int
@@ -130,10 +131,10 @@ class Query:
 
     Attributes:
         id: to be echoed.
-        flags: RD and CD, as they came.
-        question: what is asked, and by whom.
-        edns: what the OPT record says, if there was one; its version is 0.
-        tsig: where the TSIG record begins in the packet (RFC 8945), if there is one: nothing has been verified.
+        flags: RD and CD of the query.
+        question: the question and its source.
+        edns: the OPT record, if there was one; its version is 0.
+        tsig: the offset of the TSIG record in the packet (RFC 8945), if there is one; it has not been verified.
     """
 
     id: int
@@ -145,13 +146,13 @@ class Query:
 
 def parse(octets: bytes, source: Source | None = None) -> Query | Reject | Drop:
     """
-    Return what *octets* ask.
+    Return the query in a packet, or how to refuse it.
 
-    If a packet has several faults, the opcode comes first, then its form, then the version of EDNS.
+    If a packet has several faults, the opcode is refused first, then its form, then the version of EDNS.
 
     Args:
         octets: a whole packet; from TCP without its length.
-        source: who sent it, for `Question.source`.
+        source: the client, for `Question.source`.
     """
     if len(octets) < HEADER.size:
         return Drop("shorter than a header")
@@ -191,9 +192,9 @@ def parse(octets: bytes, source: Source | None = None) -> Query | Reject | Drop:
 
 def name_end(octets: bytes, start: int) -> int:
     """
-    Return where the uncompressed name at *start* ends, or 0 if there is none.
+    Return the offset of the end of the uncompressed name at *start*, or 0 if there is no such name.
 
-    Pointers are no part of such a name: in a first question they could lead only to itself or into the header.
+    Such a name has no pointers: in a first question they could lead only to itself or into the header.
     """
     octets = octets[start : start + 255]  # RFC 1035, 2.3.4
     at = 0
@@ -209,7 +210,7 @@ def name_end(octets: bytes, start: int) -> int:
 
 def _skip_name(octets: bytes, start: int) -> int:
     """
-    Return where the name at *start*, which may be compressed, ends in the packet; 0 if it is none.
+    Return the offset of the end of the name at *start*, which may be compressed; 0 if it is malformed.
 
     A pointer must lead back before *start* (RFC 1035, 4.1.4: "a prior occurrence"). It is not followed.
 
@@ -228,7 +229,7 @@ def _skip_name(octets: bytes, start: int) -> int:
 
 
 def _skip_questions(octets: bytes, count: int) -> int:
-    """Return where *count* questions end, or 0: we answer none of them, but the OPT record stands behind them."""
+    """Return the offset of the end of *count* questions, or 0. They are not answered, but OPT comes after them."""
     if count > MOST_RECORDS:
         return 0
     at = HEADER.size
@@ -249,12 +250,13 @@ def _records(octets: bytes, at: int, before: int, count: int) -> tuple[Edns | No
 
     Args:
         octets: the packet.
-        at: where the records begin.
-        before: how many there are in the sections before the additional one.
-        count: how many there are in the additional one.
+        at: the offset of the first record.
+        before: how many records there are in the sections before the additional one.
+        count: how many records there are in the additional one.
 
     Returns:
-        the OPT record (even if there is a fault elsewhere), where TSIG is, and what is wrong with the packet, or "".
+        the OPT record (even if there is a fault elsewhere), the offset of TSIG, and what is wrong with the packet, or
+        "".
     """
     edns: Edns | None = None
     tsig: int | None = None

@@ -1,9 +1,10 @@
 """
-NOTIFY (RFC 1996): tells secondaries that a zone has changed, until they say that they know.
+NOTIFY (RFC 1996): send secondaries a notification that a zone has changed, until they acknowledge it.
 
-Each secondary has a UDP port of its own, chosen by the kernel, while it has something to be told; it is connected, so
-that only the secondary is heard there. Whoever does not answer is asked again, ever more slowly, and is in the log
-once, until he has answered again. A later change replaces an earlier one that was not answered yet.
+For each secondary with notifications, a UDP port is open that the kernel has chosen; it is connected, so that it
+receives from this secondary alone. A notification without an answer is sent again, ever more slowly; that the secondary
+is silent is logged once, until it has answered again. A later change replaces an earlier one that was not acknowledged
+yet.
 """
 
 from __future__ import annotations
@@ -42,62 +43,63 @@ if TYPE_CHECKING:
 #: allows exponential back-off; its 60 s are the mean, but a datagram that was merely lost costs five.
 PAUSES: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 
-#: How many zones a secondary is told of at the same time; the others wait for its answers.
+#: How many notifications to one secondary may be unanswered; further zones wait.
 AT_ONCE: Final = 16
 
 
 class Notifier:
-    """Tells all secondaries of all zones."""
+    """Notifies all secondaries of changes of all zones."""
 
     def __init__(
         self, secondaries: Iterable[Secondary], keys: Keyring, bind: Iterable[str], reactor: Any
     ) -> None:
         """
-        Tell nobody yet.
+        Send nothing yet.
 
         Args:
-            secondaries: who is to be told.
+            secondaries: the secondaries to notify.
             keys: has all their keys.
-            bind: the addresses that we serve on. NOTIFY comes from the first of the secondary's family, since that is
-                the one by which a secondary knows us.
+            bind: the addresses that the server is bound to. NOTIFY is sent from the first one of the secondary's
+                family, since that is the primary's address for the secondary.
             reactor: `IReactorUDP` and `IReactorTime`.
         """
-        ours = tuple(bind)
+        own = tuple(bind)
         self._listeners = [
-            Listener(each, keys.get(each.key) if each.key else None, _source(each.host, ours), reactor)
+            Listener(each, keys.get(each.key) if each.key else None, _source(each.host, own), reactor)
             for each in secondaries
         ]
-        self._told: dict[bytes, int] = {}
+        self._sent_serials: dict[bytes, int] = {}
 
     def tell(self, zones: Iterable[Zone]) -> None:
         """
-        Tell the secondaries of each of *zones* whose serial is not what they were last told.
+        Notify the secondaries of each of *zones* whose serial differs from the last one sent.
 
-        To be called at the start, and whenever zones have changed: those that have not cost nothing.
+        To be called at the start, and whenever zones may have changed: unchanged zones cost nothing.
         """
         for zone in zones:
-            if self._told.get(zone.key) != zone.serial:
-                self._told[zone.key] = zone.serial
+            if self._sent_serials.get(zone.key) != zone.serial:
+                self._sent_serials[zone.key] = zone.serial
                 for listener in self._listeners:
-                    listener.tell(zone)
+                    listener.notify(zone)
 
     def stop(self) -> None:
-        """Tell nobody any more."""
+        """Stop all notifications."""
         for listener in self._listeners:
             listener.stop()
 
 
 @attrs.define(eq=False)
-class _News:
+class _Notification:
     """
-    A zone that a secondary has not yet said it knows about.
+    A NOTIFY query that a secondary has not acknowledged.
 
     Attributes:
-        zone, serial: what has changed, and to what.
-        query: what is sent.
-        octets: the same.
+        zone: the name of the zone that has changed.
+        serial: its new serial.
+        query: the query.
+        octets: the same as a packet.
         tries: how often it was sent.
-        call: what happens next.
+        call: sends it again, or gives up.
     """
 
     zone: bytes
@@ -109,84 +111,84 @@ class _News:
 
 
 class Listener(DatagramProtocol):
-    """One secondary, as far as it has to be told something."""
+    """Sends notifications to one secondary, and receives its answers."""
 
     log = Logger()
     noisy = False
 
     def __init__(self, secondary: Secondary, key: Key | None, source: str, reactor: Any) -> None:
-        """Have nothing to tell yet; send from *source*, an address."""
+        """Send nothing yet; *source* is the address to send from."""
         self.secondary = secondary
         self._key, self._source, self._reactor = key, source, reactor
         self._waiting: dict[bytes, Zone] = {}
-        self._sent: dict[int, _News] = {}
+        self._sent: dict[int, _Notification] = {}
         self._port: Any = None
-        self._silent = False
-        self._heard = ""
+        self._complained = False
+        self._last_error = ""
 
-    def tell(self, zone: Zone) -> None:
-        """Tell it of *zone*, as soon as it does not have to answer too much else."""
-        for news in [news for news in self._sent.values() if news.zone == zone.key]:
-            self._drop(news)
+    def notify(self, zone: Zone) -> None:
+        """Notify the secondary of *zone*, as soon as fewer than `AT_ONCE` notifications are unanswered."""
+        for sent in [sent for sent in self._sent.values() if sent.zone == zone.key]:
+            self._drop(sent)
         self._waiting[zone.key] = zone
         self._next()
 
     def stop(self) -> None:
-        """Tell it nothing more."""
+        """Stop all notifications to the secondary."""
         self._waiting.clear()
-        for news in list(self._sent.values()):
-            self._drop(news)
+        for sent in list(self._sent.values()):
+            self._drop(sent)
         self._next()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:  # noqa: ARG002, N802
-        """Take an answer. What is none, or not signed as it should be, is as if it had not come."""
-        news = self._sent.get(int.from_bytes(datagram[:2])) if len(datagram) >= 2 else None
-        if news is None:
+        """Handle an answer; ignore a malformed one, and one without the right signature."""
+        sent = self._sent.get(int.from_bytes(datagram[:2])) if len(datagram) >= 2 else None
+        if sent is None:
             return
         try:
-            reply = dns.message.from_wire(datagram, keyring=self._key, request_mac=news.query.mac)
+            reply = dns.message.from_wire(datagram, keyring=self._key, request_mac=sent.query.mac)
         except dns.exception.DNSException as error:
-            self._heard = f"; what came was not an answer: {error or type(error).__name__}"
+            self._last_error = f"; it sent no answer, but: {error or type(error).__name__}"
             return
-        # that a signature is missing, older dnspythons do not say
-        if not news.query.is_response(reply) or (self._key is not None and not reply.had_tsig):
-            self._heard = "; what came was not an answer, or not signed"
+        # Older versions of dnspython do not report a missing signature.
+        if not sent.query.is_response(reply) or (self._key is not None and not reply.had_tsig):
+            self._last_error = "; it sent no answer, or an unsigned one"
             return
         if reply.rcode() == dns.rcode.NOERROR:
-            self.log.info("{who} knows of {zone}, serial {serial}", who=str(self.secondary), zone=to_text(news.zone),
-                          serial=news.serial)  # fmt: skip
-            self._silent = False
+            self.log.info("{who} has been notified of {zone}, serial {serial}", who=str(self.secondary),
+                          zone=to_text(sent.zone), serial=sent.serial)  # fmt: skip
+            self._complained = False
         else:
-            self._complain(news, f"says {dns.rcode.to_text(reply.rcode())}")
-        self._drop(news)
+            self._complain(sent, f"answers {dns.rcode.to_text(reply.rcode())}")
+        self._drop(sent)
         self._next()
 
     def connectionRefused(self) -> None:  # noqa: N802
-        """Take "port unreachable", after which RFC 1996, 3.6 ends: who starts later asks for the zones anyway."""
-        for news in list(self._sent.values()):
-            self._complain(news, "has nobody listening")
-            self._drop(news)
+        """Handle "port unreachable": drop all (RFC 1996, 3.6); a secondary asks for its zones when it starts."""
+        for sent in list(self._sent.values()):
+            self._complain(sent, "does not listen on that port")
+            self._drop(sent)
         self._reactor.callLater(0, self._next)  # it may be the port's own `write` that calls this
 
     def stopProtocol(self) -> None:  # noqa: N802
-        """Take a port that closes though nobody said so for "port unreachable": epoll's way of saying it in Twisted."""
+        """Handle a port that Twisted has closed by itself as "port unreachable": so it reports that with epoll."""
         if self._port is not None:
             self._port = None
             self.connectionRefused()
 
     def _next(self) -> None:
-        """Send what waits, as far as may be; have a port as long as it is needed."""
+        """Send waiting notifications, up to `AT_ONCE` unanswered ones; close the port when there are none."""
         while self._waiting and len(self._sent) < AT_ONCE:
             zone = self._waiting.pop(next(iter(self._waiting)))
-            news = self._news(zone)
-            self._sent[news.query.id] = news
-            self._send(news)
+            notification = self._notification(zone)
+            self._sent[notification.query.id] = notification
+            self._send(notification)
         if not self._sent and self._port is not None:
             port, self._port = self._port, None
             port.stopListening()
 
-    def _news(self, zone: Zone) -> _News:
-        """Return what *zone* is told by: its SOA record as question, and as the answer that we have (RFC 1996, 3.7)."""
+    def _notification(self, zone: Zone) -> _Notification:
+        """Return the notification of *zone*: a question for its SOA record, with the record itself (RFC 1996, 3.7)."""
         apex = dns.name.from_wire(zone.soa.owner, 0)[0]
         query = dns.message.make_query(apex, SOA, flags=dns.flags.AA)
         query.set_opcode(dns.opcode.NOTIFY)
@@ -195,23 +197,23 @@ class Listener(DatagramProtocol):
             query.id = secrets.randbelow(2**16)
         if self._key is not None:
             query.use_tsig(self._key)
-        return _News(zone.key, zone.serial, query, query.to_wire())
+        return _Notification(zone.key, zone.serial, query, query.to_wire())
 
-    def _send(self, news: _News) -> None:
-        """Send *news* once more, or give up."""
-        if news.tries == len(PAUSES):
-            self._complain(news, f"does not answer{self._heard}")
-            self._drop(news)
+    def _send(self, notification: _Notification) -> None:
+        """Send *notification* once more, or give up."""
+        if notification.tries == len(PAUSES):
+            self._complain(notification, f"does not answer{self._last_error}")
+            self._drop(notification)
             self._next()
             return
-        news.call = self._reactor.callLater(PAUSES[news.tries], partial(self._send, news))
-        news.tries += 1
+        notification.call = self._reactor.callLater(PAUSES[notification.tries], partial(self._send, notification))
+        notification.tries += 1
         try:
             if self._port is None:
                 self._listen()
-            self._port.write(news.octets)
-        except (OSError, CannotListenError) as error:  # no way there, now
-            self._heard = f"; {error}"
+            self._port.write(notification.octets)
+        except (OSError, CannotListenError) as error:  # there is no route to the secondary now
+            self._last_error = f"; {error}"
 
     def _listen(self) -> None:
         port = self._reactor.listenUDP(0, self, interface=self._source)
@@ -222,24 +224,24 @@ class Listener(DatagramProtocol):
             raise
         self._port = port
 
-    def _drop(self, news: _News) -> None:
-        self._sent.pop(news.query.id, None)
-        if news.call is not None and news.call.active():
-            news.call.cancel()
+    def _drop(self, notification: _Notification) -> None:
+        self._sent.pop(notification.query.id, None)
+        if notification.call is not None and notification.call.active():
+            notification.call.cancel()
 
-    def _complain(self, news: _News, what: str) -> None:
-        """Say what is wrong with the secondary, unless that has been said."""
-        if not self._silent:
-            self._silent = True
-            self.log.warn("{who}, told of {zone}, serial {serial}, {what}", who=str(self.secondary),
-                          zone=to_text(news.zone), serial=news.serial, what=what)  # fmt: skip
+    def _complain(self, notification: _Notification, what: str) -> None:
+        """Log what is wrong with the secondary, once until it answers again."""
+        if not self._complained:
+            self._complained = True
+            self.log.warn("{who}, notified of {zone}, serial {serial}, {what}", who=str(self.secondary),
+                          zone=to_text(notification.zone), serial=notification.serial, what=what)  # fmt: skip
 
 
 def _rdata(octets: bytes) -> dns.rdata.Rdata:
     return dns.rdata.from_wire(IN, SOA, octets, 0, len(octets))
 
 
-def _source(host: str, ours: tuple[str, ...]) -> str:
-    """Return the first of *ours* that is of *host*'s family; if there is none, what lets the kernel choose."""
+def _source(host: str, own: tuple[str, ...]) -> str:
+    """Return the first of *own* that is of *host*'s family; if there is none, the wildcard: the kernel chooses."""
     six = ":" in host
-    return next((each for each in ours if (":" in each) is six), "::" if six else "0.0.0.0")  # noqa: S104
+    return next((each for each in own if (":" in each) is six), "::" if six else "0.0.0.0")  # noqa: S104

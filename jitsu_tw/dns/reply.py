@@ -1,9 +1,9 @@
 """
-What a packet says: a `Reply` to octets that fit. The way in is in `message`.
+Write a packet: a `Reply` becomes octets within the client's limit. `message` parses the queries.
 
-Nothing here does I/O, reads a clock, logs or knows what a zone is. Writing goes in three steps, as in Knot: the OPT
-record's room is *reserved*, the sections are put in RRset by RRset, the OPT record is put behind them. Names are
-compressed. The numbers are those of RFC 1035, 4 and RFC 6891, 6.
+Nothing here does I/O, reads a clock, logs or knows what a zone is. Writing has three steps, as in Knot: space for the
+OPT record is reserved, the sections are appended RRset by RRset, the OPT record is appended. Names are compressed. The
+numbers are those of RFC 1035, 4 and RFC 6891, 6.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.message import Edns
     from jitsu_tw.dns.wire import RR
 
-#: The response code for what has none (RFC 1035, 4.1.1).
+#: The response code for errors that have no other (RFC 1035, 4.1.1).
 SERVFAIL: Final = 2
 
 #: Flags of the header that only replies have (RFC 1035, 4.1.1).
@@ -45,25 +45,26 @@ RA: Final = 0x0080
 #: The EDNS option of an extended error (RFC 8914, 2).
 EDE: Final = 15
 
-#: What we take, and the most that we send, by UDP, in octets: no fragments (RFC 9715, 3; DNS flag day 2020).
+#: The UDP payload that the server accepts, and the most that it sends, in octets, so that there are no fragments
+#: (RFC 9715, 3; DNS flag day 2020).
 UDP_SIZE: Final = 1232
-#: What everybody takes, in octets (RFC 1035, 4.2.1).
+#: The UDP payload that every client accepts, in octets (RFC 1035, 4.2.1).
 UDP_SIZE_PLAIN: Final = 512
-#: The length field of TCP, in octets (RFC 1035, 4.2.2).
+#: The longest packet by TCP, in octets: its length field has 16 bits (RFC 1035, 4.2.2).
 TCP_SIZE: Final = 65535
-#: The most that a packet of several has, in octets: names further behind could not be pointed at (RFC 1035, 4.1.4).
+#: The longest packet of a stream, in octets: pointers cannot point to names beyond (RFC 1035, 4.1.4).
 STREAM_SIZE: Final = 16384
-#: After so many records a stream can pause: less than a millisecond of work.
+#: The number of records after which a stream can pause: less than a millisecond of work.
 STREAM_STEP: Final = 64
 
-#: The most pointers in a row that a reader of a name has to follow: Go's, as one example, gives up after ten.
+#: The most pointers in a row that a client has to follow for one name: Go's resolver, for example, gives up after ten.
 MOST_HOPS: Final = 10
-#: In the values of `_Packet.names`: one pointer.
+#: One pointer in the values of `_Packet.names`.
 _HOP: Final = LAST_TARGET + 1
 
 _NS, _CNAME, _SOA, _PTR, _MX = 2, 5, 6, 12, 15
-#: Where the names in the data of a type begin, and how many there are. Only these types are old enough for every
-#: client to expand pointers in their data (RFC 3597, 4).
+#: The offset of the first name in the data of a type, and the number of names. Only these types are old enough for
+#: every client to expand pointers in their data (RFC 3597, 4).
 _NAMES_IN: Final = {_NS: (0, 1), _CNAME: (0, 1), _PTR: (0, 1), _SOA: (0, 2), _MX: (2, 1)}
 
 _SHORT: Final = Struct("!H")
@@ -73,16 +74,16 @@ _OPT: Final = Struct("!BHHBBHH")  # root, type, size, extended rcode, version, f
 @attrs.frozen
 class Reply:
     """
-    What is to be said.
+    The content of a reply.
 
     Attributes:
         rcode: 0 to 4095; the upper 8 bits go into the OPT record (RFC 6891, 6.1.3).
-        aa: we are an authority for the first owner of the answer.
+        aa: whether the server is an authority for the first owner of the answer.
         answer, authority, additional: records; neighbours of one owner, type and class are an RRset.
-        ede: (code, text) of extended errors (RFC 8914), the text being a hint that may be left out.
+        ede: (code, text) of extended errors (RFC 8914); the text is a hint that may be left out.
         options: further EDNS options (code, data), such as a cookie or NSID.
-        ra: recursion is available.
-        glue: so many records at the head of `additional` are glue without which a referral is not whole (RFC 9471).
+        ra: whether recursion is available.
+        glue: how many records, from the first of `additional`, are glue that a referral must have (RFC 9471).
     """
 
     rcode: int = NOERROR
@@ -105,17 +106,18 @@ def udp_limit(query: Query | Reject) -> int:
 
 def write(query: Query | Reject, reply: Reply, limit: int | None) -> bytes:
     """
-    Return the packet that says *reply* to *query*.
+    Return the packet with *reply* to *query*.
 
-    Whole RRsets are left out where there is no room. If one of the answer, the authority section or the glue is, TC=1
-    and nothing follows; other additional ones go silently (RFC 2181, 9). The texts of extended errors go before that,
-    then the extended errors, these with TC=1 (RFC 8914, 3). A record that stands twice in a section is written once.
+    Whole RRsets that do not fit are left out. If one of the answer, the authority section or the glue does not fit, TC
+    is set and nothing follows; other additional RRsets are left out silently (RFC 2181, 9). The texts of extended
+    errors are left out before any RRset, then the extended errors themselves, with TC set (RFC 8914, 3). A record that
+    comes twice in a section is written once.
 
     Args:
-        query: what is answered. If it is a `Reject`, its rcode holds unless *reply* has one.
-        reply: what to say.
-        limit: octets, at most: `udp_limit` or 65535, which None stands for. Under 282 (a header, the longest question,
-            an OPT record) the OPT record and the question may have to go too.
+        query: the query, or the packet to refuse. The rcode of a `Reject` is used unless *reply* has one.
+        reply: the content.
+        limit: octets, at most: `udp_limit`; None stands for 65535. Under 282 (a header, the longest question, an OPT
+            record) the OPT record and the question may have to be left out, too.
     """
     limit = TCP_SIZE if limit is None else min(limit, TCP_SIZE)
     edns = query.edns
@@ -125,7 +127,7 @@ def write(query: Query | Reject, reply: Reply, limit: int | None) -> bytes:
     else:
         flags = QR | query.flags
         rcode = reply.rcode
-    if edns is None and rcode > 15:  # cut to 4 bits it would say something else
+    if edns is None and rcode > 15:  # cut to 4 bits it would be another response code
         rcode = SERVFAIL
     if reply.aa:
         flags |= AA
@@ -136,7 +138,7 @@ def write(query: Query | Reject, reply: Reply, limit: int | None) -> bytes:
     packet: _Packet | None = None
     opt, lost = b"", False
     for options, bare in _reserves(edns, reply):
-        if bare and packet is not None:  # options and OPT do not give way to records
+        if bare and packet is not None:  # options and OPT are not left out for records
             break
         size = sum(4 + len(data) for _, data in options or ())
         room = limit - (0 if options is None else _OPT.size + size)
@@ -161,11 +163,11 @@ def write(query: Query | Reject, reply: Reply, limit: int | None) -> bytes:
 
 def truncated(query: Query | Reject, options: tuple[tuple[int, bytes], ...] = ()) -> bytes:
     """
-    Return a packet that says nothing but "ask by TCP": TC=1, empty sections.
+    Return a reply with TC set and empty sections, so that the client asks by TCP.
 
     Args:
-        query: what is answered.
-        options: EDNS options to go with it, such as a fresh cookie; they count only if the query had EDNS.
+        query: the query.
+        options: EDNS options of the reply, such as a fresh cookie; they are used only if the query had EDNS.
     """
     out = bytearray(write(query, Reply(options=options), udp_limit(query)))
     out[2] |= TC >> 8
@@ -179,19 +181,19 @@ def write_stream(
     Yield packets that together answer *query*, with authority, by *records* in their order (RFC 5936, 2.2).
 
     They have up to `STREAM_SIZE` octets each, or one record. Each has the question, and an OPT record if the query had
-    one. No record is left out or put elsewhere, and one that comes twice is written twice.
+    one. No record is left out or moved, and one that comes twice is written twice.
 
     Args:
-        query: what is answered.
+        query: the query.
         records: are taken one at a time, as packets are asked for.
         options: EDNS options for each packet.
-        reserved: octets that somebody wants to append to each packet.
+        reserved: octets that the caller will append to each packet, for its signature.
 
     Yields:
-        packets; and in between, at least every `STREAM_STEP` records, b"", so that one can do something else.
+        packets; and between them, at least every `STREAM_STEP` records, b"": a pause for other work.
 
     Raises:
-        ValueError: a record is so long that no packet can have it.
+        ValueError: a record is too long for any packet.
     """
     edns = query.edns
     opt = _opt(edns, NOERROR, next(_reserves(edns, Reply(options=options)))[0] or []) if edns is not None else b""
@@ -220,9 +222,9 @@ def _opt(edns: Edns, rcode: int, options: Sequence[tuple[int, bytes]]) -> bytes:
 
 def _reserves(edns: Edns | None, reply: Reply) -> Iterator[tuple[list[tuple[int, bytes]] | None, bool]]:
     """
-    Yield the options of the reply's OPT record (None: no such record), from the most to the least.
+    Yield the options of the reply's OPT record (None: no such record), the most complete first.
 
-    With each goes whether it is so bare that it serves only a packet that is too small for anything better.
+    The second value is whether they are for a packet that is too small for any options.
     """
     if edns is None:
         yield None, False
@@ -230,8 +232,8 @@ def _reserves(edns: Edns | None, reply: Reply) -> Iterator[tuple[list[tuple[int,
     options = list(reply.options)
     if edns.options:
         subnet = edns.option(CLIENT_SUBNET)
-        # With scope 0, as a query's must be (RFC 7871, 7.2.1). Family 0 has no address that an answer could be for, and
-        # not every client can read it in a reply.
+        # With scope 0, as a query's must be (RFC 7871, 7.2.1). Family 0 has no address, and not every client can read
+        # it in a reply.
         if subnet is not None and subnet[:2] != bytes(2) and all(code != CLIENT_SUBNET for code, _ in options):
             options.insert(0, (CLIENT_SUBNET, subnet))
     if reply.ede:
@@ -245,14 +247,14 @@ def _reserves(edns: Edns | None, reply: Reply) -> Iterator[tuple[list[tuple[int,
 
 class _Packet:
     """
-    A packet that is being written: its octets, and where in them names stand.
+    A packet that is being written: its octets, and the offsets of names in them.
 
     Attributes:
         out: the octets; the header is blank.
-        questions: how many there are, 0 or 1.
-        counts: the records in answer and authority.
-        additional: the records in the additional section.
-        truncated: a record that matters was left out.
+        questions: the number of questions, 0 or 1.
+        counts: the numbers of records in answer and authority.
+        additional: the number of records in the additional section.
+        truncated: whether a record was left out that must not be left out silently.
     """
 
     __slots__ = ("additional", "counts", "names", "out", "questions", "truncated")
@@ -260,8 +262,7 @@ class _Packet:
     def __init__(self, query: Query | Reject) -> None:
         """Begin with the question of *query*."""
         self.out = bytearray(HEADER.size)
-        #: a name in lower case -> where it stands, and above `_HOP` how many pointers lead on from there; in order of
-        #: their places
+        #: A name in lower case -> its offset, plus `_HOP` for each pointer that leads on from there; by offset.
         self.names: dict[bytes, int] = {}
         self.questions = 1
         if isinstance(query, Query):
@@ -278,7 +279,7 @@ class _Packet:
         self.truncated = False
 
     def fill(self, reply: Reply, room: int) -> bool:
-        """Put the sections of *reply* in, up to *room* octets in all; return whether all that matters fitted."""
+        """Append the sections of *reply*, up to *room* octets in all; return whether the packet is not `truncated`."""
         answer, authority = reply.answer, reply.authority
         count = self.put_section(answer, room, len(answer)) if answer else 0
         self.counts = (count, 0)
@@ -332,7 +333,7 @@ class _Packet:
         out += rdata[:at]
         for _ in range(names):
             end = name_end(rdata, at)
-            if not end:  # not what its type says: it goes as it is
+            if not end:  # malformed for its type: it is copied unchanged
                 break
             self.put_name(rdata[at:end])
             at = end
@@ -341,9 +342,9 @@ class _Packet:
 
     def put_name(self, name: bytes) -> None:
         """
-        Append *name*, with a pointer to the longest suffix that stands there in whatever case (RFC 1035, 4.1.4).
+        Append *name*, with a pointer to its longest suffix in the packet, in whatever case (RFC 1035, 4.1.4).
 
-        A suffix from which `MOST_HOPS` pointers lead on is passed over for a shorter one.
+        A suffix from which `MOST_HOPS` pointers lead on is not used; a shorter one is.
         """
         out, names = self.out, self.names
         key = name.lower()
@@ -363,17 +364,17 @@ class _Packet:
             at += size + 1
         else:
             out += name
-        for suffix, place in new:
-            if place <= LAST_TARGET:
-                names[suffix] = hops | place
+        for suffix, offset in new:
+            if offset <= LAST_TARGET:
+                names[suffix] = hops | offset
 
     def answered(self, query: Query, count: int, opt: bytes) -> bytes:
-        """Return the packet whole: its *count* records are all answers, and *opt* is its OPT record or nothing."""
+        """Return the whole packet: its *count* records are all answers; *opt* is its OPT record, or empty."""
         HEADER.pack_into(self.out, 0, query.id, QR | AA | query.flags, self.questions, count, 0, bool(opt))
         return bytes(self.out + opt)
 
     def back_to(self, mark: int) -> None:
-        """Undo what was appended from *mark* on."""
+        """Remove the octets from the offset *mark* on, and the names in them."""
         del self.out[mark:]
         names = self.names
         while names and next(reversed(names.values())) & LAST_TARGET >= mark:

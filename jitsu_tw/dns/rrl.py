@@ -1,14 +1,14 @@
 """
-Response rate limiting: we shall not be the ones whose answers flood somebody whose address a forger uses.
+Response rate limiting: an attacker who forges a victim's address shall not be able to flood it with answers.
 
-As in NSD and Knot, what is limited is not how much a network asks but how often it is told the same thing. A network
-(/24 or /56), a kind of response and a name have a bucket of answers together, which is refilled evenly. What finds it
-empty is suppressed; every so many-th of these is sent all the same, but as a truncated answer, no longer than the
-question: an honest client then comes by TCP, which is never limited.
+As in NSD and Knot, the limit is not on how much a network asks, but on how often it gets the same response. A network
+(/24 or /56), a kind of response and a name have one bucket of answers together, which is refilled evenly. A response is
+suppressed if the bucket is empty; every `slip`-th suppressed one is sent all the same, but as a truncated answer, no
+longer than the question: an honest client then asks by TCP, which is never limited.
 
-The buckets stand in a table of fixed size. Two that fall on one place take it from each other, and each begins anew
-with a full bucket (as in NSD): the mistake is then always to answer. Nobody can aim at a place who does not know the
-seed; whoever makes as many buckets as the table has places can displace most of the others. Nothing here does I/O,
+The buckets are in a hash table of fixed size. Two that fall on one entry displace each other, and each begins again
+with a full bucket (as in NSD): the error is then always to answer. Nobody can aim at an entry without the seed; an
+attacker who makes as many buckets as the table has entries can displace most of the others. Nothing here does I/O,
 reads a clock or is random: the time and the seed are arguments.
 """
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.networks import Network
 
-#: Responses per second, and every how many-th that is suppressed goes out truncated: NSD's defaults.
+#: Responses per second; and of the suppressed ones, every `SLIP`-th is sent truncated: NSD's defaults.
 RATE: Final = 200
 SLIP: Final = 2
 
-#: Places in the table, a power of two. A place takes 20 octets.
-PLACES: Final = 1 << 16
+#: Entries of the table, a power of two. An entry takes 20 octets.
+ENTRIES: Final = 1 << 16
 
-#: What sums of floats may be wrong by, in seconds.
+#: The error that sums of floats may have, in seconds.
 _SLACK: Final = 1e-6
 
 
@@ -43,18 +43,18 @@ class Kind(bytes, enum.Enum):
     """
     Kinds of responses: each has buckets of its own, so that a flood of errors does not stop answers.
 
-    What `Limiter.decide` gets as *key* must be something that the asker cannot vary at will.
+    The *key* for `Limiter.decide` must be something that the client cannot vary at will.
     """
 
     POSITIVE = b"p"  # key: the owner of the answer: the question's name, or the wildcard that it came from
     NODATA = b"n"  # key: the zone's apex
     NXDOMAIN = b"x"  # key: the zone's apex
     REFERRAL = b"r"  # key: the name of the cut
-    ERROR = b"e"  # key: the zone's apex, or the root where no zone of ours is meant
+    ERROR = b"e"  # key: the zone's apex, or the root where the name is in no served zone
 
 
 class Decision(enum.Enum):
-    """What becomes of a response."""
+    """What to do with a response."""
 
     SEND = "send"
     SLIP = "send truncated"
@@ -62,7 +62,7 @@ class Decision(enum.Enum):
 
 
 class Limiter:
-    """The rates of all clients."""
+    """The buckets of all client networks."""
 
     def __init__(
         self,
@@ -72,43 +72,43 @@ class Limiter:
         burst: int = 0,
         slip: int = SLIP,
         exempt: Iterable[Network] = (),
-        places: int = PLACES,
+        entries: int = ENTRIES,
     ) -> None:
         """
         Begin with every bucket full.
 
         Args:
-            seed: 16 random octets, not told to anybody.
+            seed: 16 random octets, kept secret.
             rate: responses per second of one kind and key to one network; 0 for no limit.
-            burst: how many may follow each other at once; 0 for as many as `rate`, that is one second's.
-            slip: every how many-th suppressed response is sent truncated: 1 for all, 0 for none.
+            burst: responses that may follow each other at once; 0 for one second's at `rate`.
+            slip: every *slip*-th suppressed response is sent truncated: 1 for all, 0 for none.
             exempt: networks that are not limited; loopback never is.
-            places: in the table; a power of two.
+            entries: of the table; a power of two.
 
         Raises:
-            ValueError: the seed has not 16 octets, or the number of places is no power of two.
+            ValueError: the seed has not 16 octets, or the number of entries is no power of two.
         """
         if len(seed) != 16:
             raise ValueError("the seed must have 16 octets")
-        if places < 1 or places & (places - 1):
-            raise ValueError(f"{places} places are no power of two")
-        self._seed, self._slip, self._mask = seed, slip, places - 1
+        if entries < 1 or entries & (entries - 1):
+            raise ValueError(f"{entries} entries are no power of two")
+        self._seed, self._slip, self._mask = seed, slip, entries - 1
         self._one = 1 / rate if rate else 0.0  # seconds in which one answer is refilled
         self._whole = (burst or rate) * self._one + _SLACK  # the same, for a whole bucket
         self._exempt = Networks((*LOOPBACK, *exempt))
-        #: For each place: whose it is, when its bucket will be full again, how many it suppressed since the last slip.
-        self._hash = array("Q", bytes(8 * places))
-        self._full_at = array("d", bytes(8 * places))
-        self._suppressed = array("I", bytes(4 * places))
+        #: For each entry: its bucket's hash, when the bucket will be full again, the suppressed since the last slip.
+        self._hash = array("Q", bytes(8 * entries))
+        self._full_at = array("d", bytes(8 * entries))
+        self._suppressed = array("I", bytes(4 * entries))
 
     def decide(self, source: Source, kind: Kind, key: bytes, now: float) -> Decision:
         """
-        Say what becomes of a response, and count it.
+        Return whether to send a response, and count it.
 
         Args:
-            source: who gets it.
-            kind: what it says.
-            key: a name, in lower case; which one, `Kind` says.
+            source: the client.
+            kind: the kind of the response.
+            key: a name, in lower case; `Kind` describes which one.
             now: in seconds of a clock that never goes back.
 
         Raises:
@@ -117,20 +117,20 @@ class Limiter:
         if source.proven or not self._one:
             return Decision.SEND
         address = packed(source.host)
-        # The name ends itself and the network's length tells its family: no two buckets read the same.
-        whose = siphash(self._seed, kind + key + network(address))
-        place = whose & self._mask
-        if self._hash[place] != whose:
-            self._hash[place] = whose
-            self._full_at[place] = now
-            self._suppressed[place] = 0
-        full_at = max(self._full_at[place], now) + self._one
+        # A name has its end in it, and the network's length determines its family: no two buckets have the same octets.
+        bucket = siphash(self._seed, kind + key + network(address))
+        entry = bucket & self._mask
+        if self._hash[entry] != bucket:
+            self._hash[entry] = bucket
+            self._full_at[entry] = now
+            self._suppressed[entry] = 0
+        full_at = max(self._full_at[entry], now) + self._one
         if full_at - now <= self._whole:
-            self._full_at[place] = full_at
+            self._full_at[entry] = full_at
             return Decision.SEND
-        if address in self._exempt:  # asked last: few need it
+        if address in self._exempt:  # checked last: it matters to few
             return Decision.SEND
         if not self._slip:
             return Decision.DROP
-        self._suppressed[place] = suppressed = (self._suppressed[place] + 1) % self._slip
+        self._suppressed[entry] = suppressed = (self._suppressed[entry] + 1) % self._slip
         return Decision.DROP if suppressed else Decision.SLIP

@@ -1,8 +1,8 @@
 """
-Sends what is long over TCP at the client's pace, and a little of it in each turn of the reactor.
+Send zone transfers over TCP at the client's pace, a little in each iteration of the reactor.
 
-The connection's protocol is the transport's push producer, and hands on what it hears: the buffer is full, the buffer
-has drained, the connection is gone. Cutting off a client that takes nothing is the protocol's business, too.
+The connection's protocol is the transport's push producer, and calls `Streams` when the send buffer is full or has
+drained, and when the connection is lost. The protocol also cuts off a client that reads nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall
 
-#: How long this works in one turn of the reactor, in seconds; then the others have theirs.
+#: Seconds for which one connection sends in one iteration of the reactor.
 SLICE: Final = 0.001
 
 
 class Streams:
-    """What one connection has to send that is long: one thing after the other."""
+    """The transfers of one connection, sent one after the other."""
 
     log = Logger()
 
@@ -32,22 +32,22 @@ class Streams:
         Send nothing yet.
 
         Args:
-            send: sends one packet, with what TCP puts before it.
+            send: sends one packet, preceded by its length.
             abort: cuts the connection off.
             reactor: `IReactorTime`.
         """
         self._send, self._abort, self._reactor = send, abort, reactor
         self._waiting: deque[tuple[Iterator[bytes], Deferred[bool]]] = deque()
-        self._turn: IDelayedCall | None = None
+        self._scheduled: IDelayedCall | None = None
         self._paused = self._lost = False
 
     def begin(self, packets: Iterator[bytes]) -> Deferred[bool]:
         """
-        Send *packets*, after those that are being sent.
+        Send *packets* after those of earlier calls.
 
         Args:
-            packets: b"" among them is none, but a place to pause. If this raises, the connection is cut off, since what
-                was sent must not be taken for the whole.
+            packets: b"" among them is no packet, but a pause. If the iterator raises, the connection is cut off, since
+                a client must not take a part for the whole.
 
         Returns:
             a Deferred of whether all were sent before the connection ended; it has no failures.
@@ -57,39 +57,39 @@ class Streams:
         if self._lost:
             self.stop()
         else:
-            self._look()
+            self._schedule()
         return done
 
     def pause(self) -> None:
-        """Wait: the client is slower than we are."""
+        """Stop sending until `resume`: the client reads more slowly."""
         self._paused = True
-        self._look()
+        self._schedule()
 
     def resume(self) -> None:
-        """Go on."""
+        """Continue sending."""
         self._paused = False
-        self._look()
+        self._schedule()
 
     def stop(self) -> None:
         """Stop for good: the connection is lost. May be called again."""
         self._lost = True
         waiting, self._waiting = self._waiting, deque()
-        self._look()
+        self._schedule()
         for _, done in waiting:
             done.callback(False)  # noqa: FBT003 - Deferreds are called so
 
-    def _look(self) -> None:
-        """Have a turn of the reactor coming if there is something to do in it."""
+    def _schedule(self) -> None:
+        """Schedule `_work` if there are packets to send; cancel it if there are none."""
         wanted = bool(self._waiting) and not self._paused
-        if wanted and self._turn is None:
-            self._turn = self._reactor.callLater(0, self._work)
-        elif self._turn is not None and not wanted:
-            self._turn.cancel()
-            self._turn = None
+        if wanted and self._scheduled is None:
+            self._scheduled = self._reactor.callLater(0, self._work)
+        elif self._scheduled is not None and not wanted:
+            self._scheduled.cancel()
+            self._scheduled = None
 
     def _work(self) -> None:
-        """Send for a while. Wide: whatever is wrong with a stream, nobody may take the half of it for the whole."""
-        self._turn = None
+        """Send for `SLICE` seconds. On any exception, abort: a client must not take a part for the whole."""
+        self._scheduled = None
         until = self._reactor.seconds() + SLICE
         try:
             while self._waiting and not self._paused:
@@ -106,4 +106,4 @@ class Streams:
             self.log.failure("a zone transfer breaks off: unexpected, please report")
             self.stop()
             self._abort()
-        self._look()
+        self._schedule()

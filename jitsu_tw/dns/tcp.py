@@ -1,10 +1,11 @@
 """
-DNS over TCP (RFC 7766): any number of queries in a connection, each answered when it can be, none holding up others.
+DNS over TCP (RFC 7766): any number of queries in a connection, each answered as soon as possible, in any order.
 
 A connection that does nothing, sends a query octet by octet, or does not read its answers is cut off. When there are as
-many as there may be, one gives way (`connections`). All connections together are read for `SLICE` seconds in each turn
-of the reactor, and client networks take turns in it: a client that sends thousands of queries at once waits for its own
-answers, others do not. Connections that have had no answer yet are a group of their own, and wait only for each other.
+many as allowed, one is closed for a new one (`connections`). All connections together are read for `SLICE` seconds in
+each iteration of the reactor, one client network after another: a client that sends thousands of queries at once waits
+for its own answers, others do not. Connections without an answer yet are a group of their own, and wait only for each
+other.
 """
 
 from __future__ import annotations
@@ -35,32 +36,32 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.server import Server
 
-#: Seconds within which something whole must happen: a query come, or an answer be taken (RFC 7766, 6.2.3).
+#: Seconds within which a whole query must arrive, or the client must read an answer (RFC 7766, 6.2.3).
 IDLE: Final = 20.0
 
-#: Seconds that a connection has to take what is left for it when the server ends.
+#: Seconds that a client has to read its last answers when the server ends.
 ENDING: Final = 2.0
 
-#: How many connections wait in the kernel to be accepted. Of more, it drops the SYNs, those of good clients too,
-#: which then try again a second later.
+#: How many connections wait in the kernel to be accepted. It drops further SYNs, those of good clients too, which then
+#: try again a second later.
 BACKLOG: Final = 1024
 
-#: How many of them are accepted in one turn of the reactor: 5 ms or so of work.
+#: How many connections are accepted in one iteration of the reactor: about 5 ms of work.
 BATCH: Final = 64
 
 #: How much is read from a connection at a time, and how much may wait to be sent, in octets. With 400 connections,
-#: the 64 KiB of Twisted cost more time and memory than all else.
+#: Twisted's 64 KiB cost more time and memory than everything else.
 BUFFER: Final = 8192
 
-#: How many queries of one connection are read before it is another's turn; of a new connection it is one.
+#: How many queries of one connection are read before another connection is read; of a new connection it is one.
 SHARE: Final = 8
 
-#: How many connections send zones at once, and how many of them to one client network. Each works for a millisecond in
-#: a turn of the reactor, and keeps eight octets for each RRset of its zone.
+#: How many connections send zones at once, and how many of them to one client network. Each takes a millisecond of an
+#: iteration of the reactor, and eight octets for each RRset of its zone.
 MOST_TRANSFERS: Final = 8
 MOST_TRANSFERS_TO_ONE: Final = 2
 
-#: How many queries of one connection may wait for their answers; further ones are not read meanwhile.
+#: How many queries of one connection may wait for their answers; meanwhile, no more are read.
 MOST_WAITING: Final = 100
 
 
@@ -71,8 +72,8 @@ class TCP(Int16StringReceiver, TimeoutMixin):
 
     Attributes:
         waiting: how many queries have no answer yet.
-        share: how many queries may be read before it is another connection's turn.
-        is_new: no query has been read yet.
+        share: how many queries may be read before another connection is read.
+        is_new: whether no query has been read yet.
     """
 
     factory: TCPFactory
@@ -87,7 +88,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
     _may_transfer = False
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Begin to count idle time."""
+        """Count the connection, and start its timeout."""
         peer = self.transport.getPeer()
         self.transport.bufferSize = BUFFER
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
@@ -99,12 +100,12 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self.setTimeout(IDLE)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        """Take octets; where the time of this turn is over, they wait for a later one."""
-        self.look()
+        """Handle octets; they wait if the time of this iteration of the reactor is used up."""
+        self.update_reading()
         super().dataReceived(data)
 
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
-        """Take one query."""
+        """Handle one query."""
         self.resetTimeout()
         self.factory.slices.begin()
         self.waiting += 1
@@ -113,7 +114,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         if not self.factory.server.receive(string, self.source, self._answered, self._stream):
             self.waiting -= 1
         self.factory.connections.touch(self, waits=bool(self.waiting))
-        self.look()
+        self.update_reading()
 
     def _answered(self, reply: bytes) -> None:
         if self.connected:
@@ -127,7 +128,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             self.factory.transfers.ask(self, self.network)
 
     def transfer(self) -> None:
-        """Send the zones that are asked for: there is a place among those that do."""
+        """Send the requested zones: fewer than `MOST_TRANSFERS` connections are sending."""
         self._may_transfer = True
         if not self._stuck:
             self.streams.resume()
@@ -141,16 +142,16 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self._done()
 
     def _done(self) -> None:
-        """Wait for one answer less."""
+        """Handle that a query has got its answer, or will get none."""
         self.waiting -= 1
         if self.connected:
-            if not self._stuck:  # else it is the client that is waited for
+            if not self._stuck:  # else the timeout is for the client to read
                 self.resetTimeout()
             self.factory.connections.touch(self, waits=bool(self.waiting))
-            self.look()
+            self.update_reading()
 
-    def look(self) -> None:
-        """Read on, or not; close a connection that has nothing more to ask and nothing to wait for."""
+    def update_reading(self) -> None:
+        """Pause or resume reading; close the connection if the client has ended it and has all its answers."""
         if self._closing:
             return
         if self._ended:
@@ -164,12 +165,12 @@ class TCP(Int16StringReceiver, TimeoutMixin):
             super().resumeProducing()
 
     def go_on(self) -> None:
-        """Read on: it is the connection's turn."""
+        """Read on, up to a new share: the other connections that waited have been read."""
         self.share = 1 if self.is_new else SHARE
-        self.look()
+        self.update_reading()
 
     def close(self) -> None:
-        """Read no more, send what there is to send, and close the connection."""
+        """Stop reading, send the remaining answers, and close the connection."""
         self._closing = True
         self.streams.stop()
         super().pauseProducing()
@@ -177,40 +178,40 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         self.transport.loseConnection()
 
     def timeoutConnection(self) -> None:  # noqa: N802
-        """Cut the connection off, unless it is we who keep it waiting."""
+        """Abort the connection, unless the client waits for an answer of the server."""
         if self.waiting and not self._stuck:
             self.setTimeout(IDLE)
         else:
             self.transport.abortConnection()
 
     def pauseProducing(self) -> None:  # noqa: N802
-        """Hear that the client does not take its answers: it has `IDLE` seconds to begin, and is not read meanwhile."""
+        """Handle a client that does not read its answers: give it `IDLE` seconds to begin, and read no more queries."""
         self._stuck = True
         self.setTimeout(IDLE)
         self.streams.pause()
-        self.look()
+        self.update_reading()
 
     def resumeProducing(self) -> None:  # noqa: N802
-        """Hear that the client takes them."""
+        """Handle a client that reads its answers again: read its queries again."""
         self._stuck = False
         self.setTimeout(IDLE)
         if self._may_transfer:
             self.streams.resume()
-        self.look()
+        self.update_reading()
 
     def stopProducing(self) -> None:  # noqa: N802
-        """Hear that the connection is gone; `connectionLost` will say so too."""
+        """Do nothing: Twisted calls `connectionLost`, too."""
 
     def readConnectionLost(self) -> None:  # noqa: N802
-        """Hear that the client will ask no more; it still gets what it asked for."""
+        """Handle a client that has closed its half of the connection: it still gets its answers."""
         self._ended = True
-        self.look()
+        self.update_reading()
 
     def writeConnectionLost(self) -> None:  # noqa: N802
-        """Hear that nothing more can be sent."""
+        """Do nothing: Twisted calls `connectionLost`, too."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
-        """Stop counting."""
+        """Handle the end of the connection: stop its timeout and its transfers, and forget it."""
         self.connected = 0
         self.setTimeout(None)
         self.streams.stop()
@@ -223,9 +224,9 @@ class TCPFactory(Factory):
 
     Attributes:
         server: answers the queries.
-        connections: those that are open.
-        transfers: the places of connections that send zones.
-        slices: the time in which connections are read.
+        connections: the open connections.
+        transfers: the connections that send zones, and those that wait to.
+        slices: the time for reading connections.
     """
 
     noisy = False
@@ -236,7 +237,7 @@ class TCPFactory(Factory):
         self.connections: Connections[TCP] = Connections()
         self.transfers: Line[TCP] = Line(MOST_TRANSFERS, MOST_TRANSFERS_TO_ONE, TCP.transfer)
         self.slices: Slices[TCP] = Slices(reactor, TCP.go_on)
-        self._gone: Deferred[None] | None = None
+        self._all_closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002, N802
         """Return the protocol of one connection."""
@@ -245,13 +246,13 @@ class TCPFactory(Factory):
         return protocol
 
     def admit(self, connection: TCP) -> None:
-        """Count *connection* too, and cut off the one that gives way to it."""
-        gone = self.connections.add(connection, connection.network)
-        if gone is not None:
-            gone.transport.abortConnection()
+        """Add *connection*; abort another one if there are too many."""
+        displaced = self.connections.add(connection, connection.network)
+        if displaced is not None:
+            displaced.transport.abortConnection()
 
     def has_time(self, connection: TCP) -> bool:
-        """Return whether *connection* may be read in this turn of the reactor; if not, it is in a later one."""
+        """Return whether *connection* may be read in this iteration of the reactor; if not, it is in a later one."""
         has_time = self.slices.has_time(
             connection, connection.network, connection.is_new, share=connection.share > 0
         )
@@ -260,12 +261,12 @@ class TCPFactory(Factory):
         return has_time
 
     def forget(self, connection: TCP) -> None:
-        """Hear that *connection* is gone."""
+        """Forget *connection*, which has ended."""
         self.connections.remove(connection)
         self.slices.drop(connection)
-        if self._gone is not None and not self.connections:
-            gone, self._gone = self._gone, None
-            gone.callback(None)
+        if self._all_closed is not None and not self.connections:
+            all_closed, self._all_closed = self._all_closed, None
+            all_closed.callback(None)
 
     def end(self) -> Deferred[None]:
         """Close all connections; the Deferred fires when they are closed, after `ENDING` seconds at the latest."""
@@ -273,9 +274,9 @@ class TCPFactory(Factory):
             connection.close()
         if not self.connections:
             return succeed(None)
-        self._gone = Deferred()
+        self._all_closed = Deferred()
         late = self.reactor.callLater(ENDING, self._cut_off)
-        return self._gone.addCallback(lambda _: late.active() and late.cancel())
+        return self._all_closed.addCallback(lambda _: late.active() and late.cancel())
 
     def _cut_off(self) -> None:
         for connection in self.connections:
@@ -290,12 +291,12 @@ class TCPPort(tcp.Port):
         super().__init__(port, factory, BACKLOG, interface, reactor)
 
     def doRead(self) -> None:  # noqa: N802
-        """Accept connections, `BATCH` at most; Twisted would accept more and more in each turn of the reactor."""
+        """Accept connections, `BATCH` at most; Twisted would accept ever more in each iteration of the reactor."""
         self.numberAccepts = BATCH
         super().doRead()
 
     def createInternetSocket(self) -> socket.socket:  # noqa: N802
-        """Return a socket that is bound as the UDP one is."""
+        """Return a socket with the same options for binding as the UDP one."""
         made: socket.socket = super().createInternetSocket()
         set_up(made)
         return made

@@ -1,12 +1,12 @@
 """
-Zone transfers: who may have a zone, and the packets that it goes in (AXFR: RFC 5936; IXFR: RFC 1995).
+Zone transfers: which clients may transfer a zone, and the packets with it (AXFR: RFC 5936; IXFR: RFC 1995).
 
-Nothing here does I/O or reads a clock. `answer` says what a query of the types AXFR and IXFR gets: a `Reply`, or a
-`Transfer` whose packets the caller sends at the client's pace (`stream`). An IXFR is answered by the whole zone, or by
-the SOA record alone if the client has that version already, or asks by UDP: we keep no differences.
+Nothing here does I/O or reads a clock. `answer` returns the answer to a query of the types AXFR and IXFR: a `Reply`, or
+a `Transfer` whose packets the caller sends at the client's pace (`stream`). An IXFR is answered with the whole zone, or
+with the SOA record alone if the client has that version already, or asks by UDP: the server keeps no differences.
 
-What is transferred is the zone as it was at one time, though it may change meanwhile. A change that has a new serial
-(`Zone.bump`, in the same turn of the reactor) is seen; one without is one that secondaries cannot see either.
+A transfer has the zone as it was at one time, though the zone may change meanwhile. A change with a new serial
+(`Zone.bump`, in the same iteration of the reactor) is detected; a change without one is invisible to secondaries, too.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.zone import RRset, Zone
     from jitsu_tw.settings import Rule
 
-#: The types of the questions that are for here.
+#: The types of questions that this module answers.
 TYPES: Final = frozenset({AXFR, IXFR})
 
 REFUSED: Final = 5
 
-#: The least that an SOA record's data can have, in octets: two roots and five numbers (RFC 1035, 3.3.13).
+#: The shortest data of an SOA record, in octets: two root names and five numbers (RFC 1035, 3.3.13).
 _LEAST_SOA: Final = 22
-#: How often a zone that changes while it is read is read anew in pieces; then it is read at once.
+#: How often a zone that changes while it is read in pieces is read again; then it is read at once.
 _READINGS: Final = 3
 
 
 class Permissions:
-    """Who may have our zones: those whom one of some rules names."""
+    """The clients that may transfer zones: those that match a rule."""
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        """Keep *rules*; without any nobody may."""
+        """Store *rules*; without a rule, no client may."""
         self._rules = [(rule.network and Networks([rule.network]), rule.key) for rule in rules]
 
     def permit(self, source: Source, signed: Signed | None) -> bool:
-        """Say whether *source*, whose query was signed so, may."""
+        """Return whether *source* may transfer zones; *signed* is its query's signature, None without one."""
         address = packed(source.host)
-        has = None if signed is None else signed.key.wire
+        used = None if signed is None else signed.key.wire
         return any(
-            (networks is None or address in networks) and key in {None, has} for networks, key in self._rules
+            (networks is None or address in networks) and key in {None, used} for networks, key in self._rules
         )
 
 
@@ -73,18 +73,17 @@ class Transfer:
         self, options: tuple[tuple[int, bytes], ...], signed: Signed | None, now: Callable[[], float]
     ) -> Iterator[bytes]:
         """
-        Yield the packets that the zone goes in (RFC 5936, 2.2), and b"" where one may pause; see `write_stream`.
+        Yield the packets with the zone (RFC 5936, 2.2), and b"" for pauses; see `write_stream`.
 
-        The first steps read the zone. What it has then is what is sent; memory is needed for a list of its RRsets,
-        eight octets each, and for one packet.
+        The first steps read the zone as it is sent; that takes eight octets of memory for each of its RRsets.
 
         Args:
             options: EDNS options for each packet.
-            signed: who signed the query; then the packets are signed.
-            now: seconds since 1970, for that.
+            signed: the query's signature: then the packets are signed; None without one.
+            now: returns the seconds since 1970, for signatures.
 
         Raises:
-            ValueError: there is a record that no packet can have. What was sent is no zone: the connection must end.
+            ValueError: a record is too long for any packet. The packets sent are no zone: the connection must end.
         """
         rrsets = yield from _read(self.zone)
         packets = write_stream(self.query, _records(rrsets), options, 0 if signed is None else signed.room)
@@ -93,14 +92,14 @@ class Transfer:
 
 def answer(octets: bytes, query: Query, zones: Zones, allowed: Permissions, signed: Signed | None) -> Reply | Transfer:
     """
-    Return what a query of one of `TYPES`, and class IN, is answered with.
+    Return the answer to a query of one of `TYPES`, and class IN.
 
     Args:
         octets: the packet, for the SOA record of an IXFR query.
-        query: what it says; its question has a source.
-        zones: ours.
-        allowed: who may have them.
-        signed: who signed the query; None if nobody did.
+        query: the query in it; its question has a source.
+        zones: the served zones.
+        allowed: the clients that may transfer them.
+        signed: the query's signature; None without one.
     """
     question, source = query.question, query.question.source
     assert source is not None
@@ -116,19 +115,19 @@ def answer(octets: bytes, query: Query, zones: Zones, allowed: Permissions, sign
         if not source.tcp or _is_current(serial, zone.serial):  # RFC 1995, 2
             return Reply(aa=True, answer=[zone.soa])
     elif not source.tcp:
-        return Reply(FORMERR)  # RFC 5936, 4.2 knows no AXFR by UDP; so does BIND
+        return Reply(FORMERR)  # RFC 5936, 4.2 has no AXFR by UDP; BIND answers the same
     return Transfer(query, zone)
 
 
 def describe(transfer: Transfer) -> str:
-    """Return, for a log, what is transferred to whom."""
+    """Return, for the log, the zone, its serial and the client."""
     source = transfer.query.question.source
     host = source.host if source is not None else "?"
     return f"{to_text(transfer.zone.key)}, serial {transfer.zone.serial}, to {host}"
 
 
 def _serial(octets: bytes, query: Query) -> int | None:
-    """Return the serial in an IXFR query (RFC 1995, 3); None if it says none."""
+    """Return the serial in an IXFR query (RFC 1995, 3); None if it has none."""
     (_, _, _, _, nscount, _) = HEADER.unpack_from(octets)
     at = HEADER.size + len(query.question.asked) + 4
     if not nscount:
@@ -145,13 +144,13 @@ def _serial(octets: bytes, query: Query) -> int | None:
 
 
 def _is_current(theirs: int, ours: int) -> bool:
-    """Say whether *theirs* is our serial or a later one (RFC 1982, 3.2); not if neither is later than the other."""
+    """Return whether *theirs* equals *ours* or is later (RFC 1982, 3.2); False if neither is later than the other."""
     return (theirs - ours) % 2**32 < 2**31
 
 
 def _read(zone: Zone) -> Generator[bytes, None, list[RRset]]:
-    """Return the RRsets that *zone* has at one time; yield b"" where one may pause."""
-    nodes = zone._nodes  # noqa: SLF001 - a zone lists its records, and RRsets take a tenth of their room
+    """Return the RRsets that *zone* has at one time; yield b"" for pauses."""
+    nodes = zone._nodes  # noqa: SLF001 - a zone lists its records, and RRsets take a tenth of their memory
     for _ in range(_READINGS):
         soa = zone.soa
         rrsets: list[RRset] = []
@@ -164,7 +163,7 @@ def _read(zone: Zone) -> Generator[bytes, None, list[RRset]]:
                         break
             else:
                 return rrsets
-        except RuntimeError:  # a name has come or gone
+        except RuntimeError:  # a name was added or removed
             continue
     return [rrset for node in nodes.values() for rrset in node.rrsets.values()]
 

@@ -1,12 +1,12 @@
 """
-TSIG: who signed a query, and the signing of what is answered (RFC 8945). dnspython does the sums.
+TSIG: verify the signatures of queries, and sign the answers (RFC 8945). dnspython computes the MACs.
 
-Nothing here does I/O or reads a clock: times are seconds since 1970. What is signed is octets; what they say is not
-looked at. `Keyring.verify` ends in `Signed` or `BadSignature`; both take the reply and return it as RFC 8945 wants it
-to leave: signed, with an unsigned TSIG record, or as it is.
+Nothing here does I/O or reads a clock: times are seconds since 1970. Packets are signed as octets, and not parsed.
+`Keyring.verify` returns `Signed` or `BadSignature`; both turn a reply into the form that RFC 8945 demands: signed, with
+an unsigned TSIG record, or unchanged.
 
-Only whole MACs are taken. RFC 8945, 5.2.3 would also have a server remember each key's last time and refuse an earlier
-one; we do not: queries by UDP overtake each other, and nothing that we answer changes anything.
+Only whole MACs are accepted. RFC 8945, 5.2.3 would also have a server remember each key's last time and refuse an
+earlier one; this server does not: queries by UDP overtake each other, and no query changes anything.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.message import Query
 
-#: The response code of a query whose signature is not good (RFC 8945, 5.2).
+#: The response code for a bad signature (RFC 8945, 5.2).
 NOTAUTH: Final = 9
-#: What its TSIG record says (RFC 8945, 3).
+#: The errors in TSIG records of replies (RFC 8945, 3).
 BADSIG: Final = 16
 BADKEY: Final = 17
 BADTIME: Final = 18
 BADTRUNC: Final = 22
 
-#: How far the clocks of client and server may be apart, in seconds: what RFC 8945, 10 recommends.
+#: The greatest difference of the clocks of client and server, in seconds, as RFC 8945, 10 recommends.
 FUDGE: Final = 300
 
 #: The algorithms of RFC 8945, 6 (without HMAC-MD5, which it forbids): the fewest and the most octets of a MAC. Fewer
@@ -58,8 +58,8 @@ ALGORITHMS: Final = {
     "hmac-sha512-256": (32, 32),
 }
 
-#: The most octets of a TSIG record that only says what is wrong. Names of 255 octets, for a key or an algorithm that
-#: nobody has, are not echoed: such a reply might not fit where every reply must.
+#: The most octets of a TSIG record that reports an error. Longer ones, with names of 255 octets for an unknown key or
+#: algorithm, are not echoed: such a reply might not fit into a plain UDP packet.
 _MOST_ECHO: Final = 400
 
 #: A TSIG record's data but for the algorithm's name and the MAC, in octets (RFC 8945, 4.2); the server's time in it.
@@ -67,17 +67,17 @@ _BARE: Final = 16
 _TIME: Final = 6
 
 _COUNT: Final = struct.Struct("!H")
-#: Where the number of additional records is in a packet (RFC 1035, 4.1.1).
+#: The offset of the number of additional records in a packet (RFC 1035, 4.1.1).
 _ARCOUNT: Final = 10
 
 
 class Key(dns.tsig.Key):
-    """A name, an algorithm and a secret. Does not show the secret."""
+    """A name, an algorithm and a secret. Its representation does not show the secret."""
 
     @classmethod
     def parse(cls, text: str) -> Key:
         """
-        Return the key that *text* says as dig's ``-y`` takes it: ``[algorithm:]name:secret``, the secret in base64.
+        Return the key in *text*, in the format of dig's ``-y``: ``[algorithm:]name:secret``, the secret in base64.
 
         Raises:
             ValueError: what is wrong with it, and what would be right. The secret is not in the message.
@@ -96,7 +96,7 @@ class Key(dns.tsig.Key):
 
     @property
     def wire(self) -> bytes:
-        """The name in octets, in lower case: what rules know a key by."""
+        """The name as octets, in lower case: the key's name in rules."""
         return self.name.to_digestable()
 
     def __repr__(self) -> str:
@@ -109,8 +109,8 @@ class Signed:
     A query whose signature is good.
 
     Attributes:
-        key: the client has it.
-        mac: the query's, in octets.
+        key: the key that the client signed with.
+        mac: the MAC of the query.
     """
 
     key: Key
@@ -118,12 +118,12 @@ class Signed:
 
     @property
     def room(self) -> int:
-        """How many octets a signature adds to a reply: so much less may be in it."""
+        """The octets that a signature adds to a reply: the reply must be shorter by these."""
         _, most = ALGORITHMS[_algorithm(self.key)]
         return len(_owned(self.key.name)) + len(self.key.algorithm.to_digestable()) + _BARE + most + _TIME
 
     def sign(self, reply: bytes, now: float) -> bytes:
-        """Return *reply*, a whole packet, with our signature (RFC 8945, 5.3)."""
+        """Return *reply*, a whole packet, with its signature (RFC 8945, 5.3)."""
         return _signed(reply, self.key, _record(self.key.algorithm, reply, now), self.mac)[0]
 
     def sign_stream(self, packets: Iterable[bytes], now: Callable[[], float]) -> Iterator[bytes]:
@@ -131,8 +131,8 @@ class Signed:
         Yield *packets*, which together are the answer, each with its signature (RFC 8945, 5.3.1).
 
         Args:
-            packets: b"" among them is no packet and comes through as it is.
-            now: is called for each.
+            packets: b"" among them is no packet and is yielded unchanged.
+            now: returns the seconds since 1970; it is called for each packet.
         """
         context = None
         for packet in packets:
@@ -150,12 +150,12 @@ class BadSignature:
     A query that must not be answered, because of its signature.
 
     Attributes:
-        rcode: of the reply: NOTAUTH, or FORMERR if the TSIG record is none.
-        error: what the reply's TSIG record says: BADSIG, BADKEY, BADTIME or BADTRUNC; 0 if it has no such record.
-        reason: what is wrong, for people.
-        record: the query's.
-        owner: whose it is.
-        signed: makes the reply a signed one (RFC 8945, 5.3.2), where the key has been proven all the same.
+        rcode: of the reply: NOTAUTH, or FORMERR if the TSIG record is malformed.
+        error: the error in the reply's TSIG record: BADSIG, BADKEY, BADTIME or BADTRUNC; 0 for no such record.
+        reason: what is wrong, for the log.
+        record: the query's TSIG record.
+        owner: the owner of that record: the name of the key.
+        signed: signs the reply (RFC 8945, 5.3.2), if the query proves that the client has the key.
     """
 
     rcode: int
@@ -167,7 +167,7 @@ class BadSignature:
 
     @property
     def room(self) -> int:
-        """How many octets `sign` adds."""
+        """The octets that `sign` adds."""
         if self.signed is not None:
             return self.signed.room
         if self.record is None:
@@ -176,27 +176,27 @@ class BadSignature:
         return room if room <= _MOST_ECHO else 0
 
     def sign(self, reply: bytes, now: float) -> bytes:
-        """Return *reply*, a whole packet, with the TSIG record that says what is wrong."""
+        """Return *reply*, a whole packet, with the TSIG record that reports the error."""
         if not self.room or self.record is None:
             return reply
         record = _record(self.record.algorithm, reply, now, self.error)
         if self.signed is None:
             return _with(reply, self.owner, record)
-        if self.error == BADTIME:  # RFC 8945, 5.2.3: the client's time, so that it can check, and ours
-            ours = int(now).to_bytes(_TIME)
-            record = cast("Record", record.replace(time_signed=self.record.time_signed, other=ours))
+        if self.error == BADTIME:  # RFC 8945, 5.2.3: the client's time, so that it can check the MAC, and the server's
+            own = int(now).to_bytes(_TIME)
+            record = cast("Record", record.replace(time_signed=self.record.time_signed, other=own))
         return _signed(reply, self.signed.key, record, self.signed.mac)[0]
 
 
 class Keyring:
-    """The keys that we have in common with others."""
+    """The keys that the server shares with clients and secondaries."""
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
         """
-        Keep *keys*.
+        Store *keys*.
 
         Raises:
-            ValueError: two have one name.
+            ValueError: two have the same name.
         """
         self._keys: dict[dns.name.Name, Key] = {}
         for key in keys:
@@ -205,16 +205,16 @@ class Keyring:
             self._keys[key.name] = key
 
     def get(self, name: bytes) -> Key | None:
-        """Return the key of that name, which is octets in whatever case."""
+        """Return the key called *name*, octets in any case; None if there is none."""
         return self._keys.get(dns.name.from_wire(name, 0)[0])
 
     def verify(self, octets: bytes, query: Query, now: float) -> Signed | BadSignature:
         """
-        Return whose signature a query has, or what is wrong with it: the first of RFC 8945, 5.2.1 to 5.2.4.
+        Return the verified signature of a query, or what is wrong with it: the first of RFC 8945, 5.2.1 to 5.2.4.
 
         Args:
             octets: the packet.
-            query: what it says; its `tsig` is not None.
+            query: the query in it; its `tsig` is not None.
             now: in seconds since 1970.
         """
         start = query.tsig
@@ -259,7 +259,7 @@ def _arcount(packet: bytes) -> int:
 
 
 def _owned(owner: dns.name.Name) -> bytes:
-    """Return what stands before a TSIG record's data, as far as its length matters."""
+    """Return octets as long as those of a TSIG record before its data."""
     return owner.to_digestable() + bytes(FIXED.size)
 
 
@@ -272,13 +272,13 @@ def _record(algorithm: dns.name.Name, reply: bytes, now: float, error: int = 0) 
 def _signed(
     packet: bytes, key: Key, record: Record, request: bytes, context: object = None, *, multi: bool = False
 ) -> tuple[bytes, object]:
-    """Return *packet* with *record*, that has its MAC then, and dnspython's context for the next packet."""
+    """Return *packet* with *record*, completed with its MAC, and dnspython's context for the next packet."""
     made, context = dns.tsig.sign(packet, key, record, record.time_signed, request, context, multi)
     return _with(packet, key.name, made), context
 
 
 def _with(packet: bytes, owner: dns.name.Name, record: Record) -> bytes:
-    """Return *packet* with one additional record more."""
+    """Return *packet* with *record* as its last additional record."""
     data = record.to_digestable()
     count = _COUNT.pack(_arcount(packet) + 1)
     fixed = FIXED.pack(TSIG, ANY, 0, len(data))

@@ -1,10 +1,10 @@
 """
-DNS over UDP: a port that answers what is warm in its own loop, and hands on the rest.
+DNS over UDP: a port that sends warm answers in its own loop, and passes other queries to the server.
 
-twisted's own port would do, at half the speed: for each datagram it makes a call for the protocol, looks three times
-at what kind of address it has, and takes up to 256 KiB before anything else gets a turn. This one reads at most `BATCH`
-datagrams in a turn, so that boots go on under load. And it sends from the address that was asked, also where it is
-bound to all of them (RFC 2181, 4.1).
+Twisted's own port would work at half the speed: for each datagram it calls the protocol, checks three times which kind
+of address it has, and it reads up to 256 KiB before anything else runs. This one reads at most `BATCH` datagrams in an
+iteration of the reactor, so that boots go on under load. And it replies from the address that the query was sent to,
+also where it is bound to all of them (RFC 2181, 4.1).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.server import Server
     from jitsu_tw.dns.warm import WarmAnswer
 
-#: Datagrams in one turn of the reactor: a millisecond or so of work.
+#: Datagrams in one iteration of the reactor: about a millisecond of work.
 BATCH: Final = 64
 
-#: In octets: no query is longer; a longer datagram is cut, and then it is malformed.
+#: The size of the buffer for a datagram, in octets: no query is longer.
 _LONGEST: Final = 65535
 
-#: How much the kernel may keep for us while we are busy, in octets: a boot storm's worth of questions.
+#: The kernel's receive buffer, in octets: it takes the queries that arrive while many VMs are started at once.
 _RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 
-#: Of <netinet/in.h>: the interface's number, the address to send from, and one that only matters on receipt.
+#: Of <netinet/in.h>: the interface's number, the address to send from, and one that is only for received datagrams.
 _PKTINFO: Final = Struct("@I4s4s")
 _PKTINFO6: Final = Struct("@16sI")
 _IP_PKTINFO: Final = 8
@@ -47,7 +47,7 @@ class UDPPort(udp.Port):
     def __init__(
         self, port: int, server: Server, interface: str, reactor: Any, bound: socket.socket | None = None
     ) -> None:
-        """Listen on *port* of *interface*, an address; or on *bound*, a socket that somebody else has bound there."""
+        """Listen on *port* of *interface*, an address; or on *bound*, a socket that systemd has bound there."""
         protocol = DatagramProtocol()
         protocol.noisy = False
         super().__init__(port, protocol, interface, _LONGEST, reactor)
@@ -59,7 +59,7 @@ class UDPPort(udp.Port):
             self.doRead = self._read_any  # type: ignore[method-assign]
 
     def createInternetSocket(self) -> socket.socket:  # noqa: N802
-        """Return a socket with room for a burst, that tells where datagrams were sent to."""
+        """Return a socket with a buffer for a burst, that reports the address to which a datagram was sent."""
         made: socket.socket = super().createInternetSocket()
         set_up(made)
         self._set_up(made)
@@ -74,9 +74,9 @@ class UDPPort(udp.Port):
 
     def doRead(self) -> None:  # noqa: N802
         """
-        Take what has come.
+        Answer the datagrams that have arrived, `BATCH` at most.
 
-        Written out for speed: `WarmAnswers.take` is here once more, in place; the names are local.
+        For speed, the code of `WarmAnswers.take` is repeated here, and names are local.
         """
         receive, send, warm = self.socket.recvfrom, self.socket.sendto, self._server.warm
         limiter = self._server.limiter
@@ -84,7 +84,7 @@ class UDPPort(udp.Port):
         for _ in range(BATCH):
             try:
                 octets, address = receive(_LONGEST)
-            except OSError:  # nothing more, or news of an earlier reply that nobody wanted
+            except OSError:  # no more datagrams, or an ICMP error for an earlier reply
                 return
             answer = find(octets[2:].lower())
             if answer is None:
@@ -93,24 +93,24 @@ class UDPPort(udp.Port):
                 continue
             if limiter is not None and not self._may_send(answer, octets, address):
                 continue
-            lease, asked = answer.lease, (octets[:2], address)
+            lease, query = answer.lease, (octets[:2], address)
             if keepers is None or keepers(address[0]):
                 lease.used = at
-            if asked != answer.last:
-                answer.last = asked
+            if query != answer.last:
+                answer.last = query
                 if not answer.count:
                     used.append(answer)
                 answer.count += 1
             if at >= lease.check_at:
                 self._server.check(answer.vm)
             try:
-                send(asked[0] + answer.head + octets[12 : answer.end] + answer.tail, address)
-            except OSError:  # no way there, or port 0
+                send(query[0] + answer.head + octets[12 : answer.end] + answer.tail, address)
+            except OSError:  # there is no route to the client, or its port is 0
                 continue
 
     def _may_send(self, answer: WarmAnswer, octets: bytes, address: Any) -> bool:
-        """Say whether a warm answer may go out; if not, a truncated one may go in its place."""
-        if address[0].startswith("127."):  # as the limiter itself would say, at a tenth of the cost
+        """Return whether a warm answer may be sent; if not, a truncated one may have been sent instead."""
+        if address[0].startswith("127."):  # the limiter itself exempts loopback, at ten times the cost
             return True
         return self._server.may_send(answer, octets, Source(address[0], address[1]), partial(self._send, address))
 
@@ -122,13 +122,13 @@ class UDPPort(udp.Port):
                 return
 
     def _read_any(self) -> None:
-        """Take what has come to any of our addresses; the reply leaves from the one that was asked."""
+        """Answer the datagrams to any address of this host; each reply is sent from its query's destination."""
         for _ in range(BATCH):
             try:
                 octets, ancillary, _flags, address = self.socket.recvmsg(_LONGEST, _ANCILLARY)
             except OSError:
                 return
-            send = partial(self._send_from, address, [_asked(level, kind, data) for level, kind, data in ancillary])
+            send = partial(self._send_from, address, [_from_query(*item) for item in ancillary])
             source = Source(address[0], address[1])
             if not self._server.receive_warm(octets, source, send):
                 self._server.receive(octets, source, send)
@@ -141,10 +141,14 @@ class UDPPort(udp.Port):
                 return
 
 
-def _asked(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
-    """Return what makes a reply leave from the address that a query was sent to, by whatever way leads there."""
+def _from_query(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+    """
+    Return the ancillary data of a reply, which is sent from the address that its query was sent to.
+
+    The interface is left to the routes, but for a link-local address.
+    """
     if level == socket.IPPROTO_IP:
-        _, _, asked = _PKTINFO.unpack(data)
-        return level, kind, _PKTINFO.pack(0, asked, asked)
-    asked, index = _PKTINFO6.unpack(data)
-    return level, kind, _PKTINFO6.pack(asked, index if ip_address(asked).is_link_local else 0)
+        _, _, address = _PKTINFO.unpack(data)
+        return level, kind, _PKTINFO.pack(0, address, address)
+    address, index = _PKTINFO6.unpack(data)
+    return level, kind, _PKTINFO6.pack(address, index if ip_address(address).is_link_local else 0)

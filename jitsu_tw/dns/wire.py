@@ -1,12 +1,12 @@
 """
-Names and resource records as octets, in the shapes that the other rooms pass to each other.
+Names and resource records as octets: the types that the modules of the DNS server pass to each other.
 
-A name is ``bytes``: its labels as they stand in a packet, uncompressed, with the root's zero at the end. Its *key* is
-the same in lower case. Length octets are under 64 and letters above it, so ``wire.lower()`` is right on whole names.
-Dots and any other octet inside a label come through, which text would not let them do.
+A name is ``bytes``: its labels as in a packet, uncompressed, with the root's zero at the end. Its *key* is the same in
+lower case. Length octets are under 64 and letters above it, so ``wire.lower()`` is right on whole names. Dots and any
+other octets inside a label are kept, which text would not allow.
 
-Records are also ``twisted.names`` records (`dns.RRHeader`), so that any `IResolver` can be asked for them, but they
-keep their data as octets: an authority copies, it does not interpret. Nothing here parses packets or knows about zones.
+Records are also ``twisted.names`` records (`dns.RRHeader`), so that any `IResolver` can return them, but they keep
+their data as octets: an authority copies, it does not interpret. Nothing here parses packets or knows about zones.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ ROOT: Final = b"\0"
 PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_*-]{1,63}\.)*[A-Za-z0-9_*-]{1,63}\.?")
 _PLAIN_LABEL: Final = re.compile(rb"[A-Za-z0-9_*-]+")
 
-#: The octet in front of a label, by its length.
+#: The length octet in front of a label, by the length.
 _SIZES: Final = [bytes([size]) for size in range(64)]
 
 #: The most octets of a name (RFC 1035, 3.1). In text, one takes four characters at most: \DDD.
 MAX_NAME: Final = 255
-#: Those that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): each reading is another name.
+#: Characters that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): the two make different names of them.
 _DEVIANT: Final = re.compile("[\u00df\u03c2\u200c\u200d]")
 
 #: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
@@ -46,7 +46,7 @@ HTTPS: Final = 65
 
 def from_text(text: str) -> bytes:
     """
-    Return the name that *text* is the presentation form of; a missing final dot is added.
+    Return the name with the presentation form *text*; a missing final dot is added.
 
     Raises:
         ValueError: a label is longer than 63 octets, the name longer than 255, or an escape is broken.
@@ -58,12 +58,12 @@ def from_text(text: str) -> bytes:
 
 def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
     """
-    Return the name that *text* is the presentation form of, with *origin* behind it if it has no final dot.
+    Return the name with the presentation form *text*, completed with *origin* if it has no final dot.
 
-    What is not ASCII is encoded by IDNA 2003, where IDNA 2008 would make the same of it.
+    Characters outside ASCII are encoded by IDNA 2003, where IDNA 2008 has the same result.
 
     Raises:
-        ValueError: what is wrong with it, and what would be right.
+        ValueError: *text* is no name; the message has the reason and the remedy.
     """
     reason = ""
     if len(text) > (4 * MAX_NAME if text.isascii() else MAX_NAME):
@@ -83,7 +83,7 @@ def parse_name(text: str, origin: dns.name.Name | None) -> dns.name.Name:
 
 
 def shown(text: str, most: int = 60) -> str:
-    """Return *text* in quotes, for a message: what cannot be printed is spelt out, and *most* characters are enough."""
+    """Return the first *most* characters of *text* in quotes, for a message; unprintable ones are escaped."""
     return f"'{printable(text if len(text) <= most else f'{text[:most]}…')}'"
 
 
@@ -108,7 +108,7 @@ def ancestors(name: bytes) -> Iterator[bytes]:
 
 
 def parent(name: bytes) -> bytes:
-    """Return *name* without its first label. The root has no parent and must not be asked for it."""
+    """Return *name* without its first label. It must not be the root."""
     return name[name[0] + 1 :]
 
 
@@ -117,7 +117,7 @@ class RR(tdns.RRHeader):
     One resource record whose data are octets.
 
     Attributes:
-        owner: the name, as it shall be written (its case is kept).
+        owner: the name, in the case in which it is written.
         type, cls: as in RFC 1035, 3.2.2 and 3.2.4.
         ttl: seconds.
         rdata: uncompressed.
@@ -126,7 +126,7 @@ class RR(tdns.RRHeader):
     auth = False
 
     def __init__(self, owner: bytes, type: int, ttl: int, rdata: bytes, cls: int = tdns.IN) -> None:
-        """Skip `tdns.RRHeader`'s own initialiser: it decodes what nobody may ask for."""
+        """Store octets; `tdns.RRHeader`'s own initialiser would decode names that are seldom needed."""
         self.owner = owner
         self.type = type
         self.cls = cls
@@ -145,7 +145,7 @@ class RR(tdns.RRHeader):
 
     @classmethod
     def of(cls, header: Any) -> RR:
-        """Return *header* (any `dns.RRHeader`) with its data as octets."""
+        """Return *header* (any `tdns.RRHeader`) with its data as octets."""
         if isinstance(header, RR):
             return header
         data = BytesIO()
@@ -156,13 +156,13 @@ class RR(tdns.RRHeader):
 
 class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python gives a tuple no slots but none
     """
-    What an `IResolver` answers: answers, authority, additional; and what that triple cannot say.
+    The answer of an `IResolver`: answers, authority, additional; with attributes that the triple has no fields for.
 
     Attributes:
-        aa: the answer is authoritative.
-        glue: how many of the additional records, from the first, a referral cannot do without (RFC 9471).
+        aa: whether the answer is authoritative.
+        glue: how many of the additional records, from the first, a referral must have (RFC 9471).
         ede: Extended DNS Errors: code and text.
-        ra: another server was asked for it.
+        ra: whether it comes from another server.
         vm: the VM that is up and whose address it is; None if there is none, or if it is not ready.
     """
 
@@ -193,13 +193,13 @@ class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python giv
 @attrs.frozen
 class Source:
     """
-    Who asks, and how sure we may be of it.
+    The client of a query, and whether its address is proven.
 
     Attributes:
-        host: an IPv4 or IPv6 address in text.
+        host: an IPv4 or IPv6 address as text.
         port: the source port.
-        tcp: the question came by TCP.
-        proven: the address is not forged: TCP, or a valid DNS cookie (RFC 7873).
+        tcp: whether the query came by TCP.
+        proven: whether the address is certainly not forged: TCP, or a valid DNS cookie (RFC 7873).
     """
 
     host: str
@@ -210,18 +210,18 @@ class Source:
 
 class Question(tdns.Query):
     """
-    One question, as `IResolver.query` takes it, and who asks it.
+    One question, as the argument of `IResolver.query`, with its source.
 
     Attributes:
-        asked: the name in the case it was asked in (it is echoed, for resolvers that check it).
-        key: the same in lower case: what zones look up.
-        outcome: what the zones say (`lookup.Outcome`), once a resolver of the chain has looked it up.
+        asked: the name in the case of the question (it is echoed, for resolvers that check it).
+        key: the same in lower case, for look-ups in zones.
+        outcome: the result of the look-up in the zones (`lookup.Outcome`), once a resolver of the chain has done it.
     """
 
     outcome: Any = None
 
     def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:
-        """Keep octets; `name` makes text of them when twisted.names asks."""
+        """Store octets; `name` turns them into text for twisted.names."""
         self.asked = asked
         self.key = asked.lower()
         self.type = type
@@ -235,7 +235,7 @@ class Question(tdns.Query):
 
     @classmethod
     def of(cls, query: Any) -> Question:
-        """Return *query* (any `dns.Query`) as one of ours."""
+        """Return *query* (any `tdns.Query`) as a `Question`."""
         if isinstance(query, Question):
             return query
         return cls(from_text(query.name.name.decode("latin-1")), query.type, query.cls)

@@ -1,9 +1,9 @@
 """
-Zones: what is in them.
+The content of zones.
 
-`Zone` is one zone, from a master file or made up; VMs' addresses are laid over it. It says what is at a name and which
-cut is over it; what the answer to a question is, `lookup` says. Apart from `Zone.read`, which reads the file it is told
-to, nothing here does I/O.
+`Zone` is one zone, from a master file or made up; the addresses of VMs replace those of the file. It has the records of
+a name, and the zone cut above it; `lookup` finds the answer to a question. Apart from `Zone.read`, which reads a file,
+nothing here does I/O.
 
 A name is wire octets (`wire`). A zone is a dict from lower-case names to nodes; a name that has no records but names
 below it (an empty non-terminal) is in it too, so "exists" (RFC 4592, 2.2.3; RFC 8020) is "is in the dict".
@@ -35,9 +35,9 @@ DS: Final = 43
 RRSIG: Final = 46
 NSEC: Final = 47
 
-#: What may stand beside a CNAME (RFC 4035, 2.5; RFC 3007, 3.1.1).
+#: The types that a name may have beside a CNAME (RFC 4035, 2.5; RFC 3007, 3.1.1).
 BESIDE_CNAME: Final = frozenset({KEY, RRSIG, NSEC})
-#: What is served, or is glue, at a delegation's own name; below it there is only glue.
+#: The types that are served, or are glue, at a delegation's own name; below it there is only glue.
 AT_CUT: Final = frozenset({NS, DS, RRSIG, NSEC, A, AAAA})
 #: Types whose data are one name: two that differ in case are one record (RFC 4343).
 ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
@@ -45,18 +45,18 @@ ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
 #: The most octets of one RRset in a packet, names compressed. The rest of the 65,535 of a TCP message (RFC 1035, 4.2.2)
 #: is for the header, the longest question, OPT, TSIG, and as many aliases as are followed for one question.
 MAX_RRSET: Final = 60_000
-#: What each record takes there beside its data, in octets: a pointer, type, class, TTL and length (RFC 1035, 4.1.3).
+#: The octets of a record besides its data: a pointer, type, class, TTL and length (RFC 1035, 4.1.3).
 _FIXED: Final = 12
 
 
 @attrs.frozen(weakref_slot=False)
 class RRset:
     """
-    The records of one type at one name, none twice, the owner in the file's case.
+    The records of one type at one name, none twice; the owner has the file's case.
 
     Attributes:
-        ttl: of all of them (RFC 2181, 5.2), but for RRSIG records.
-        ttls: of each of the RRSIG records: that of the RRset it signs (RFC 4034, 3); empty for other types.
+        ttl: of all records (RFC 2181, 5.2), except RRSIG records.
+        ttls: of each RRSIG record: that of the RRset it signs (RFC 4034, 3); empty for other types.
     """
 
     owner: bytes
@@ -66,14 +66,14 @@ class RRset:
     ttls: tuple[int, ...] = ()
 
     def records(self, owner: bytes | None = None) -> list[RR]:
-        """Return the records, written with *owner* if it is given."""
+        """Return the records; *owner*, if given, is their owner."""
         owner = owner or self.owner
         if self.ttls:
             return [RR(owner, self.type, ttl, rdata) for ttl, rdata in zip(self.ttls, self.rdatas, strict=True)]
         return [RR(owner, self.type, self.ttl, rdata) for rdata in self.rdatas]
 
     def added(self, ttl: int, rdata: bytes) -> RRset:
-        """Return this with one more record, or this one's TTL lowered."""
+        """Return this RRset with one more record and the smaller TTL; a record that it has already is not added."""
         known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in map(bytes.lower, self.rdatas))
         rdatas = self.rdatas if known else (*self.rdatas, rdata)
         ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
@@ -88,7 +88,7 @@ class Node:
     Attributes:
         rrsets: by type; a VM's addresses are among them.
         vm: the VM whose name this is.
-        below: how many names exist one label below; without rrsets, vm and those, the name does not exist.
+        below: how many names exist one label below. A name without rrsets, vm and such names does not exist.
     """
 
     rrsets: dict[int, RRset] = attrs.Factory(dict)
@@ -113,8 +113,8 @@ class Zone:
         self.path = path
         self._report = masterfile.Report()
         self._nodes: dict[bytes, Node] = {self.key: Node()}
-        self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: what is below is not ours to say
-        self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses where a VM's are in their place
+        self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: they decide on names below
+        self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses that a VM's replace
         self.add(soa.owner, SOA, soa.ttl, soa.rdata)
 
     @classmethod
@@ -123,18 +123,18 @@ class Zone:
         Return the zone of the master file *path*.
 
         Args:
-            path: an RFC 1035 master file in UTF-8; files it includes are looked for beside it.
-            origin: the zone's name. If it is None, the owner of the SOA record is.
+            path: an RFC 1035 master file in UTF-8; the paths of files it includes are relative to its folder.
+            origin: the zone's name; None for the owner of the SOA record.
 
         Raises:
-            ZoneError: the file cannot be read, or what is in it is not one zone. It says all that is wrong
+            ZoneError: the file cannot be read, or its content is not one zone. The message has all mistakes
                 (`masterfile.Report`).
         """
         return finish(cls.reading(path, origin))
 
     @classmethod
     def reading(cls, path: str | Path, origin: str | None = None) -> Generator[None, None, Zone]:
-        """Do as `read` does, with a pause behind each record, in which one can do something else."""
+        """Read like `read`, but yield after each record, for other work."""
         report = masterfile.Report()
         entries = []
         for entry in masterfile.read(path, origin, report):
@@ -160,7 +160,7 @@ class Zone:
             if entry.type == SOA and (entry.owner.lower(), entry.rdata) != (soa.owner.lower(), soa.rdata):
                 message = f"a second SOA record, after line {soa.line}: remove one"
                 report.mistake(ZoneError(message, entry.path, entry.line))
-            elif entry.type != SOA:  # the same once more is how a transfer ends
+            elif entry.type != SOA:  # a transfer ends with the same SOA record again
                 try:
                     zone.add(*entry[:4], path=entry.path, line=entry.line)
                 except ZoneError as error:
@@ -173,11 +173,11 @@ class Zone:
     @classmethod
     def made_up(cls, apex: bytes, ttl: int, addresses: Iterable[IPv4Address | IPv6Address] = ()) -> Zone:
         """
-        Return a zone for VMs' names that no file covers, with the times of the original's SOA (its jitsu.ml).
+        Return a zone for VMs' names that are in no file, with the times of the original's SOA (its jitsu.ml).
 
         Args:
             apex: the zone's name.
-            ttl: in seconds: of its records, and the SOA's refresh; expire and minimum are twice that, retry is 3.
+            ttl: of its records, in seconds, and the SOA's refresh; expire and minimum are twice that, retry is 3.
             addresses: of this server, for the ``ns`` below the apex that is the zone's only name server.
 
         Raises:
@@ -195,13 +195,13 @@ class Zone:
 
     @property
     def warnings(self) -> list[str]:
-        """What can be served but cannot be meant, with the VMs' addresses as they are now: one line each."""
+        """The lines that can be served but are probably mistakes, with the VMs' present addresses."""
         doubts = self._doubts()
-        lines = [f"{self.path}: {line}" if self.path else line for line in islice(doubts, masterfile.MOST_TOLD)]
-        return self._report.warnings + masterfile.told(lines, len(lines) + sum(1 for _ in doubts), "warnings")
+        lines = [f"{self.path}: {line}" if self.path else line for line in islice(doubts, masterfile.MOST_LISTED)]
+        return self._report.warnings + masterfile.listed(lines, len(lines) + sum(1 for _ in doubts), "warnings")
 
     def _doubts(self) -> Iterator[str]:
-        """Yield the warnings that are of the zone, not of a line."""
+        """Yield the warnings about the whole zone."""
         if NS not in self._nodes[self.key].rrsets:
             yield f"no NS record for {to_text(self.key)} (RFC 1035, 5.2): add '@ NS ns'"
         for key, node in self._nodes.items():
@@ -216,16 +216,16 @@ class Zone:
 
     @property
     def negative_ttl(self) -> int:
-        """How long, in seconds, "no" may be remembered (RFC 2308, 3 and 5)."""
+        """How long, in seconds, a negative answer may be cached (RFC 2308, 3 and 5)."""
         return min(int(self.soa.ttl), int.from_bytes(self.soa.rdata[-4:], "big"))
 
     @property
     def negative_soa(self) -> RR:
-        """The SOA record as it stands in the authority section of a "no"."""
+        """The SOA record for the authority section of a negative answer."""
         return RR(self.soa.owner, SOA, self.negative_ttl, self.soa.rdata)
 
     def records(self) -> Iterator[RR]:
-        """Yield every record once, the SOA first: what AXFR sends (RFC 5936, 2.2) but for the SOA that ends it."""
+        """Yield every record once, the SOA first: an AXFR (RFC 5936, 2.2) without the SOA at its end."""
         yield self.soa
         for node in tuple(self._nodes.values()):
             for rrset in tuple(node.rrsets.values()):
@@ -236,11 +236,11 @@ class Zone:
         self, owner: bytes, type: int, ttl: int, rdata: bytes, *, path: str | None = None, line: int | None = None
     ) -> None:
         """
-        Add one record. Of several TTLs in an RRset the smallest counts (RFC 2181, 5.2); a record twice is one.
+        Add one record. Of several TTLs in an RRset the smallest is used (RFC 2181, 5.2); a duplicate is ignored.
 
         Raises:
-            ZoneError: the record cannot be in this zone, or not beside the records that are, or there would be more
-                than a packet has room for. It says *path* and *line*, and the zone is as it was.
+            ZoneError: the record cannot be in this zone, or not beside its other records, or the RRset would be too
+                long for a packet. The error has *path* and *line*; the zone is unchanged.
         """
         key = owner.lower()
         if self.key not in ancestors(key):
@@ -266,17 +266,17 @@ class Zone:
 
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
-        Make *name* the VM's: *addresses* take the place of the A and AAAA records there. Again: they are replaced.
+        Give *name* to a VM: *addresses* replace the A and AAAA records there. A second call replaces them again.
 
         Args:
             name: the owner; a first label ``*`` makes it a wildcard.
-            vm: what outcomes shall say.
-            addresses: in the order they are answered in.
+            vm: the VM's name, for outcomes.
+            addresses: in the order of the answer.
             ttl: of the addresses, in seconds.
 
         Raises:
-            ZoneError: the name is another VM's, is outside the zone, is delegated, or is an alias; or the addresses are
-                more than a packet has room for.
+            ZoneError: the name is another VM's, is outside the zone, is delegated, or is an alias; or the addresses do
+                not fit into a packet.
         """
         key = name.lower()
         rrsets = list(_address_rrsets(key if name == key else name, addresses, ttl))
@@ -309,10 +309,10 @@ class Zone:
 
     def remove_vm(self, name: bytes) -> None:
         """
-        Make *name* what the file says it is.
+        Take *name* from its VM: its records are those of the file again.
 
         Raises:
-            ZoneError: the name is no VM's.
+            ZoneError: the name belongs to no VM.
         """
         key = name.lower()
         node = self._nodes.get(key)
@@ -337,19 +337,19 @@ class Zone:
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
 
     def enclose(self, apex: bytes) -> None:
-        """Let the apex of a zone of ours that is inside this one exist here: names above it are no NXDOMAIN."""
+        """Make *apex*, of a served zone inside this one, exist here, so that names above it are not NXDOMAIN."""
         self._node(apex).below += 1
 
     def get(self, key: bytes) -> Node | None:
-        """Return the node of exactly this name."""
+        """Return the node of exactly this name; None if it does not exist."""
         return self._nodes.get(key)
 
     def match(self, key: bytes) -> Node | None:
         """
         Return the node that answers for *key*, which must be in the zone and under no cut; None if there is none.
 
-        That is its own, or the wildcard's that is a child of its closest encloser (RFC 4592, 3.3.1). A name that
-        exists, with or without records, is in the way of wildcards further up.
+        It is the name's own, or that of the wildcard below its closest encloser (RFC 4592, 3.3.1). A name that exists,
+        with or without records, hides wildcards further up.
         """
         nodes = self._nodes
         node = nodes.get(key)
@@ -361,10 +361,10 @@ class Zone:
 
     def cut_over(self, key: bytes, qtype: int) -> RRset | None:
         """
-        Return the NS or DNAME records that decide about *key* (which must be in the zone) in the place of its own.
+        Return the NS or DNAME records that answer for *key* (which must be in the zone) instead of its own.
 
-        Those next to the apex win (RFC 1034, 4.3.2, 3b). A DNAME is only for names below it (RFC 6672, 2.2). The DS
-        records of a delegation are on our side of it (RFC 4035, 3.1.4.1).
+        Those closest to the apex count (RFC 1034, 4.3.2, 3b). A DNAME is only for names below it (RFC 6672, 2.2). The
+        DS records of a delegation belong to this zone (RFC 4035, 3.1.4.1).
         """
         cuts = self._cuts
         if not cuts:
@@ -378,7 +378,7 @@ class Zone:
         return found
 
     def _node(self, key: bytes) -> Node:
-        """Return the node of *key*; it exists from now on, and so do the names above it."""
+        """Return the node of *key*; create it and those of the names above it where they are missing."""
         node = self._nodes.get(key)
         if node is None:
             node = self._nodes[key] = Node()
@@ -396,7 +396,7 @@ class Zone:
             yield f"{to_text(key)} {_types(*hidden)}: {what}"
 
     def _lame(self, rrset: RRset) -> Iterator[str]:
-        """Yield a line for each name server in *rrset* whose address the zone should say, and does not."""
+        """Yield a line for each name server in *rrset* whose address should be in the zone, and is not."""
         for target in {rdata.lower() for rdata in rrset.rdatas}:
             if self.key not in ancestors(target):
                 continue
@@ -407,7 +407,7 @@ class Zone:
 
 
 def finish(steps: Generator[None, None, T]) -> T:
-    """Return what *steps* come to, without pauses."""
+    """Run the generator *steps* to its end, and return its result."""
     try:
         while True:
             next(steps)
@@ -421,7 +421,7 @@ def _types(*types: int) -> str:
 
 
 def _clash(rrsets: dict[int, RRset], *, apex: bool) -> str:
-    """Return what is wrong with the types that stand together at one name, or ""."""
+    """Return what is wrong with the types that one name has, or ""."""
     types = rrsets.keys()
     for single in (CNAME, DNAME):
         if single in types and len(rrsets[single].rdatas) > 1:
@@ -442,7 +442,7 @@ def _too_long(rrset: RRset) -> str:
 
 
 def _address_rrsets(owner: bytes, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> Iterator[RRset]:
-    """Yield an A and an AAAA RRset of those *addresses* that are such."""
+    """Yield an A RRset of the IPv4 *addresses* and an AAAA RRset of the IPv6 ones."""
     by_type: dict[int, dict[bytes, None]] = {}
     for address in addresses:
         by_type.setdefault(A if address.version == 4 else AAAA, {})[address.packed] = None

@@ -1,4 +1,4 @@
-"""Where the state is kept: in memory, or in a git repository, by the interface `ijitsu.IStore`."""
+"""Stores of the state, implementations of `ijitsu.IStore`: in memory, or in a git repository."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """
-The bounds of what others push: no object of theirs is read before its header says that it is small.
+Bounds for pushed objects: an object is read only if its header shows that it is small.
 
-A tree of a thousand octets can have 10**7 paths below it, and a value of 1.5 GB travels as 2 MB. So sizes come from the
-headers of objects, paths are counted while they are walked, and what is only compared is compared by its id. The hook
-`push` and the running Jitsu both read by this module, and by nothing else.
+A tree of a thousand octets can have 10**7 paths below it, and a value of 1.5 GB is sent as 2 MB. So sizes are taken
+from the headers of objects, paths are counted while they are walked, and objects that are only compared are compared by
+their ids. The hook `push` and the running Jitsu both read pushed objects with this module only.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     #: An entry of a tree: the object and its mode.
     Entry = tuple[pygit2.Oid, int]
 
-#: In octets: the longest value, and the largest commit with its message, authors and parents.
+#: The longest value, and the largest commit with its message, authors and parents, in octets.
 LONGEST_VALUE: Final = 1 << 16
 LARGEST_COMMIT: Final = 1 << 14
 
-#: In octets: the largest tree of a VM's (some 40 for an entry with a short name), of all VMs' folders, and above them,
-#: where each commit is looked at.
+#: The largest tree of a VM (some 40 octets for an entry with a short name), of all VMs' folders, and above them, where
+#: each commit is read; in octets.
 LARGEST_TREE: Final = 1 << 20
 LARGEST_FOLDER: Final = 1 << 24
 LARGEST_TOP: Final = 1 << 12
 
-#: In octets, what an entry of the tree of all VMs takes: mode, uuid, id.
+#: The size of an entry of the tree of all VMs, in octets: mode, uuid, id.
 _VM_ENTRY: Final = 64
 
-#: In octets: the longest name of a file or folder; a DNS name has at most 253.
+#: The longest name of a file or folder, in octets; a DNS name has at most 253.
 LONGEST_NAME: Final = 255
 
 #: A VM's folder has at most this many levels below it: ``dns/NAME/ttl`` and ``config/KEY/0``.
@@ -58,22 +58,22 @@ MOST_OCTETS_TOGETHER: Final = 1 << 24
 MOST_COMMITS: Final = 1_000
 MOST_BEHIND: Final = 50_000
 
-#: Commits of one second are in no order: so many are looked at to find out which of them `main` has.
+#: How many commits are read after the request's last, to find those of the same second, whose order is unknown.
 MOST_AT_ONCE: Final = 1_000
 
 _PLAIN: Final = frozenset({FileMode.BLOB, FileMode.BLOB_EXECUTABLE})
 
-#: Of which branch a commit is an ancestor.
+#: Flags: the commit is an ancestor of the request's, of `main`.
 _THEIRS: Final = 1
 _OURS: Final = 2
 
 
 class RefusedError(Exception):
-    """A request that cannot be merged; the message says why."""
+    """A request that cannot be merged; the message has the reason."""
 
 
 class TooLargeError(RefusedError):
-    """A request beyond the bounds of this module; nothing of it is kept."""
+    """A request beyond the bounds of this module; its objects are not kept."""
 
 
 @attrs.frozen
@@ -99,10 +99,10 @@ class Sides:
 
 class Reader:
     """
-    Reads of one repository what others have pushed, for one request, as far as the bounds go.
+    Reads the pushed objects of one request, within the bounds.
 
     Attributes:
-        seen: how many objects were looked at.
+        seen: how many objects were examined.
     """
 
     def __init__(self, repository: pygit2.Repository, ended: Callable[[], bool] = lambda: False) -> None:
@@ -121,9 +121,9 @@ class Reader:
 
         Args:
             oid: of the object.
-            kind: that it must have.
-            largest: size that it may have, in octets.
-            what: it is, for the refusal.
+            kind: the kind that it must have.
+            largest: the largest size that it may have, in octets.
+            what: its name in the error.
 
         Raises:
             RefusedError: the object is of another kind.
@@ -141,7 +141,7 @@ class Reader:
         return self._repository[oid]
 
     def commit(self, oid: pygit2.Oid, *, ours: bool = False) -> pygit2.Commit:
-        """Return the commit *oid*, of any size if it is one of *ours*; raises as `_sized` does."""
+        """Return the commit *oid*, of any size if it is one of *ours*, Jitsu's; raises as `_sized` does."""
         largest = sys.maxsize if ours else LARGEST_COMMIT
         commit = self._sized(oid, ObjectType.COMMIT, largest, f"the commit {str(oid)[:10]}")
         assert isinstance(commit, pygit2.Commit)
@@ -162,9 +162,9 @@ class Reader:
 
     def top(self, commit: pygit2.Commit) -> tuple[dict[str, pygit2.Oid], pygit2.Oid | None]:
         """
-        Return what *commit* has beside the VMs, by path, and the tree of all VMs, if there is one.
+        Return the objects of *commit* besides the VMs, by path, and the tree of all VMs, if there is one.
 
-        ``jitsu/origin`` is not beside the VMs: a revert of Jitsu's own merge removes where a VM is from, too.
+        ``jitsu/origin`` is not among them: a revert of Jitsu's own merge changes it, too.
         """
         others: dict[str, pygit2.Oid] = {}
         folder = None
@@ -185,16 +185,16 @@ class Reader:
         return {} if folder is None else dict(self._entries(folder, VMS, largest))
 
     def width(self, head: pygit2.Oid | None) -> int:
-        """Return how many octets the tree of all VMs has in our commit *head*."""
+        """Return how many octets the tree of all VMs has in *head*, a commit of `main`."""
         folder = self.top(self.commit(head, ours=True))[1] if head is not None else None
         return self._odb.read_header(folder)[1] if folder is not None else 0
 
     def check(self, uuid: str, entry: Entry | None) -> None:
         """
-        Refuse a folder whose name is no uuid, and what cannot be a value in it. No value is read.
+        Check that a folder's name is a uuid, and that the sizes of its files are within the bounds. No value is read.
 
         Raises:
-            RefusedError: the reason.
+            RefusedError: it is not; with the reason.
         """
         try:
             canonical = str(UUID(uuid))
@@ -269,20 +269,20 @@ class Reader:
 
     def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> list[pygit2.Oid]:
         """
-        Return the commits that *commit* has and *known* have not; libgit2's walk would end with the last of them only.
+        Return the ancestors of *commit* that are no ancestors of *known*; libgit2's walk would read all of these.
 
-        It goes from the newest to the oldest, as git's own does.
+        The walk goes from the newest to the oldest, as git's own does.
 
         Raises:
             TooLargeError: there are too many.
-            StoreError: the process ends.
+            StoreError: Jitsu ends.
         """
         flags: dict[pygit2.Oid, int] = {}
         times: dict[pygit2.Oid, int] = {}
         heap: list[tuple[int, pygit2.Oid]] = []
         queued: set[pygit2.Oid] = set()
         new: list[pygit2.Oid] = []
-        left = 0  # how many in the heap only the request has
+        left = 0  # how many commits in the heap are the request's only
         more = MOST_AT_ONCE
         oldest = inf
 
@@ -325,12 +325,12 @@ class Reader:
         self, commit: pygit2.Oid, head: pygit2.Oid | None, shared: Sequence[pygit2.Oid] = ()
     ) -> tuple[Sides, list[str]]:
         """
-        Return what the request *commit* changes. No value is read.
+        Return the VMs that the request *commit* changes. No value is read.
 
         Args:
-            commit: the request's last.
-            head: of `main`.
-            shared: the last commit that several Jitsus share, if there is one: a clone of theirs may ask, too.
+            commit: the request's last commit.
+            head: the last commit of `main`.
+            shared: the last commit of the shared branch, if there is one: a request may come from a clone of it.
 
         Returns:
             the folders of VMs in the commit that the request was made on, in `main` and in the request; and the uuids
@@ -339,7 +339,7 @@ class Reader:
         Raises:
             RefusedError: it cannot be merged.
             TooLargeError: it is beyond the bounds.
-            StoreError: the process ends.
+            StoreError: Jitsu ends.
         """
         known = [head, *shared] if head is not None else []
         new = self.arrivals(commit, known)
@@ -362,7 +362,7 @@ class Reader:
         return Sides(was, ours, theirs), changed
 
     def _only_vms(self, commit: pygit2.Commit) -> None:
-        """Refuse a commit that changes anything but VMs; statistics that were cloned are no change."""
+        """Raise RefusedError for a commit that changes anything but VMs; cloned commits of statistics are allowed."""
         others, _ = self.top(commit)
         if commit.raw_message == STATISTICS.encode() and commit.committer.raw_email == AUTHOR[1].encode():
             return

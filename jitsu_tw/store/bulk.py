@@ -1,4 +1,4 @@
-"""Many changes at once: git's own importer writes them as one pack, in a process of its own, twenty times as fast."""
+"""Write many changes at once: git's own importer writes them as one pack, in its own process, twenty times as fast."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from jitsu_tw.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: A branch for as long as that takes.
+#: A temporary branch for the import.
 _BRANCH: Final = "refs/jitsu/import"
 
 
 def possible() -> bool:
-    """Say whether git is installed."""
+    """Return whether git is installed."""
     return shutil.which("git") is not None
 
 
 def environment(repository: str) -> dict[str, str]:
-    """Return the environment for a git that works on *repository* and knows nothing of anybody's own settings."""
+    """Return the environment for a git that works on *repository* and ignores the settings of users and the system."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "GIT_DIR": repository,
@@ -39,10 +39,13 @@ def write(
     repository: pygit2.Repository, tree: pygit2.Oid | None, changes: Mapping[str, str | None]
 ) -> pygit2.Oid:
     """
-    Write *tree* with *changes* and return it; None removes a path and all below it. Nothing refers to it yet.
+    Write *tree* with *changes*; None removes a path and all below it.
+
+    Returns:
+        the new tree. No commit refers to it yet.
 
     Raises:
-        StoreError: git's own words.
+        StoreError: git failed; with git's message.
     """
     if _BRANCH in repository.references:
         repository.references.delete(_BRANCH)
@@ -51,11 +54,11 @@ def write(
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(repository.path),
     ) as run:  # fmt: skip
         assert run.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it says why
+        with contextlib.suppress(BrokenPipeError):  # its standard error has the reason
             run.stdin.writelines(_commands(tree, changes))
-        _, said = run.communicate()
+        _, errors = run.communicate()
     if run.returncode:
-        message = f"{repository.path}: git fast-import: {said.decode(errors='replace').strip()}"
+        message = f"{repository.path}: git fast-import: {errors.decode(errors='replace').strip()}"
         raise StoreError(message)
     commit = repository.references[_BRANCH].peel(pygit2.Commit)
     repository.references.delete(_BRANCH)
@@ -63,7 +66,7 @@ def write(
 
 
 def _commands(tree: pygit2.Oid | None, changes: Mapping[str, str | None]) -> Iterator[bytes]:
-    """Yield what git-fast-import(1) reads."""
+    """Yield the input of git-fast-import(1)."""
     yield f"commit {_BRANCH}\ncommitter Jitsu <jitsu@localhost> 0 +0000\ndata 0\n".encode()
     if tree is not None:
         yield f'M 040000 {tree} ""\n'.encode()

@@ -1,7 +1,7 @@
 """
-The state in a git repository (`history`), off the reactor's thread: one call after the other.
+Keep the state in a git repository (`history`), in threads of the reactor's pool: one call after the other.
 
-It is tidied now and then (`tidy`), beside what is written.
+The repository is tidied now and then (`tidy`), while the store is in use.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class GitStore:
         return self.history.open(self._running.take)
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        """Commit *changes*, which the caller leaves as they are."""
+        """Commit *changes*, which the caller must not modify any more."""
         done = self.run(self.history.commit, changes, message)
         return done if message == STATISTICS else done.addCallback(self._tell)
 
@@ -120,7 +120,7 @@ class GitStore:
 
     @deferred
     async def close(self) -> None:
-        """Wait until what is being written is written."""
+        """Wait until all writing has ended, and release the lock."""
         self._tidy.stop()
         await self._lock.run(lambda: None)
         if self._tidying is not None:

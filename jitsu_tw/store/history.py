@@ -1,10 +1,10 @@
 """
 A tree of text in the branch `main` of a bare git repository: one file for each path, one commit for each step.
 
-Every call here may block; `git` puts them into threads. libgit2 (through pygit2) writes objects first and moves the
-branch last, by a rename: a step is whole or not there. What was written is on the disk before the branch moves, so that
-this holds for a loss of power, too. Commits of statistics that follow each other are squashed, but for as much of the
-past as is to be kept; what changes a configuration stays for ever.
+Every call here may block; `git` runs them in threads. libgit2 (through pygit2) writes objects first and moves the
+branch last, by a rename: a step is complete or not there. Objects are on the disk before the branch moves, so that this
+holds for a loss of power, too. Successive commits of statistics are squashed, except those that `Retention` keeps;
+commits that change a configuration are kept for ever.
 """
 
 from __future__ import annotations
@@ -31,63 +31,62 @@ if TYPE_CHECKING:
 
 MAIN: Final = "refs/heads/main"
 
-#: Where a branch main that somebody else has moved is put.
+#: The branch to which a main that another program has moved is renamed.
 ASIDE: Final = "refs/heads/rejected/main"
 
-#: A lock on a branch that is older than this, in seconds, was left by a process that has been killed: git holds one for
-#: the time of a rename.
+#: Seconds after which a lock on a branch was left by a killed process: git has such a lock for the time of a rename.
 STALE: Final = 10.0
 
-#: A push that began when a commit was the head of `main` may go on for so many seconds, and rest on it.
+#: Seconds that a push may take: it may refer to a commit that was the head of `main` at its beginning.
 PUSH_TAKES: Final = 600.0
 
-#: From so many objects on, one sync(2) costs less than one fdatasync(2) for each.
+#: From this many objects on, one sync(2) costs less than one fdatasync(2) for each.
 MANY: Final = 500
 
-#: From so many changes on, git's own importer writes them: one pack instead of a file for each object.
+#: From this many changes on, git's own importer writes them: one pack instead of a file for each object.
 BULK: Final = 2000
 
-#: What a damaged or missing object, a full disk and the like raise.
+#: The exceptions for a damaged or missing object, a full disk and the like.
 FAULTS: Final = (pygit2.GitError, KeyError, ValueError, OSError)
 
-#: An object that cannot be written is tried so many times.
+#: The most attempts to write one object.
 TRIES: Final = 5
 
-#: The tree without files, as git names it.
+#: git's id of the tree without files.
 _EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
 
-#: In octets, about what an entry of a tree takes: mode, a uuid, an id (gitformat-pack(5)).
+#: About the size of an entry of a tree, in octets: mode, a uuid, an id (gitformat-pack(5)).
 _ENTRY: Final = 64
 
 AUTHOR: Final = ("Jitsu", "jitsu@localhost")
 
-# The state is ours alone: what git is told for somebody's own work, in places that we may not even read, is not for it.
-# The operator names it, so it may belong to whomever the operator likes.
+# Settings of git for users and the system are not for the state: Jitsu may not even be allowed to read their files. The
+# operator names the repository, so any user may own it.
 for _level in (pygit2.enums.ConfigLevel.SYSTEM, pygit2.enums.ConfigLevel.XDG, pygit2.enums.ConfigLevel.GLOBAL):
     pygit2.settings.search_path[_level] = ""
 pygit2.settings.owner_validation = False
 
-# libgit2 would keep each object that was ever read: 5 MB for a thousand commits, 256 MB of contents at most.
+# libgit2 would keep each object that was ever read in memory: 5 MB for a thousand commits, 256 MB of contents at most.
 pygit2.settings.enable_caching(False)  # noqa: FBT003
 
 
 class History:
     """
-    The state's past and present.
+    The branch `main` of the state's repository.
 
     Attributes:
         path: of the repository.
-        repository: that, once it is open.
+        repository: the repository, once it is open.
         loose: about how many loose objects there are.
-        octets: about how large those are that were written since `loose` was 0.
-        recent: when each of the last heads of `main` was replaced, by CLOCK_MONOTONIC, and which: a client may be
-            pushing what rests on it.
+        octets: about how many octets were written since `loose` was 0.
+        recent: the last heads of `main`, each with the time of CLOCK_MONOTONIC when it was replaced: a client may be
+            pushing commits on top of it.
     """
 
     log = Logger()
 
     def __init__(self, path: Path, past: Retention | None = None, now: Callable[[], float] = time.time) -> None:
-        """Keep the state at *path*, and *past* of its statistics; `open` looks at it."""
+        """Store the arguments; `open` opens the repository at *path*. *past* is how much of the statistics is kept."""
         self.path = path
         self.loose = self.octets = 0
         self.recent: list[tuple[float, str]] = []
@@ -105,20 +104,20 @@ class History:
 
     @property
     def remedy(self) -> str:
-        """What to do about a repository that cannot be read."""
-        return f"see what `git -C {self.path} fsck` says and restore it from a copy, or move it away to begin anew"
+        """The remedy for a repository that cannot be read, for an error's text."""
+        return f"run `git -C {self.path} fsck` and restore it from a copy, or move it away to begin with an empty state"
 
     # Opening.
 
     def open(self, take: Callable[[], None] | None = None) -> dict[str, str]:
         """
-        Open the repository, or make one where nothing is, and return the tree.
+        Open the repository, or create it if there is nothing, and return the tree.
 
         Args:
-            take: makes it ours alone; without that, it is only read.
+            take: locks it for this process; without it, the repository is only read.
 
         Raises:
-            StoreError: it is damaged, foreign, cannot be read, or is another's.
+            StoreError: it is damaged, no state, cannot be read, or another process has locked it.
         """
         try:
             if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
@@ -126,7 +125,7 @@ class History:
                 if take is not None:
                     take()
                 return {}
-            self.look()
+            self.attach()
             if take is not None:
                 take()
                 self._renew_hooks()
@@ -140,20 +139,20 @@ class History:
             message = f"{self.path} is not a state that can be read ({error}): {self.remedy}"
             raise StoreError(message) from error
 
-    def look(self) -> None:
+    def attach(self) -> None:
         """
-        Open the repository for what needs no tree.
+        Open the repository without reading its tree.
 
         Raises:
-            ValueError, GitError: it is none of ours, or none at all.
+            ValueError, GitError: it has a work tree, or is no repository.
         """
         self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         if not self._repository.is_bare:
-            message = "it has a work tree, and Jitsu's state is a bare repository: name another place"
+            message = "it has a work tree, and Jitsu's state is a bare repository: name another path"
             raise ValueError(message)
 
     def _renew_hooks(self) -> None:
-        """Let the hooks be those of this Jitsu."""
+        """Write the hooks of this version of Jitsu."""
         try:
             for foreign in hooks.renew(self.repository):
                 self.log.warn("{hook} is not Jitsu's, so pushes are not checked by Jitsu's own: move it away, and run "
@@ -162,16 +161,16 @@ class History:
             self.log.warn("{path}: the hooks are not renewed: {error}", path=self.path, error=str(error))
 
     def _unborn(self) -> dict[str, str]:
-        """Return the empty tree of a repository without `main`, if it is one that nobody has written to."""
+        """Return the empty tree of a repository without `main`, if it has no objects."""
         if any(True for _ in self.repository):
             message = f"{self.path} has objects but no branch main: {self.remedy}"
             raise StoreError(message)
         return {}
 
     def _clean(self) -> None:
-        """Remove what a killed process has left half written, and count loose objects."""
+        """Remove half-written objects of killed processes, and count loose objects."""
         for folder in self.path.glob("objects/??"):
-            with contextlib.suppress(OSError):  # a git that was left alone may be tidying up
+            with contextlib.suppress(OSError):  # a git of a killed Jitsu may still be tidying
                 for file in folder.iterdir():
                     if file.name.startswith("tmp_object_git2_"):
                         file.unlink()
@@ -182,22 +181,22 @@ class History:
 
     def _put_away(self, file: Path) -> None:
         """
-        Move a loose object that is cut off out of the way: libgit2 1.9 reads such a one for ever.
+        Move a truncated loose object to the folder ``damaged``: libgit2 1.9 would read it for ever.
 
-        If nothing refers to it, a loss of power has left it, and nothing is lost; if something does, it is missing.
+        If nothing refers to it, a loss of power has left it, and nothing is lost; else reading the state fails.
         """
         name = f"{file.parent.name}{file.name}"
-        place = self.path / "damaged" / name
+        target = self.path / "damaged" / name
         try:
-            place.parent.mkdir(exist_ok=True)
-            file.rename(place)
+            target.parent.mkdir(exist_ok=True)
+            file.rename(target)
         except OSError as error:
-            message = f"the object {name} is cut off"
+            message = f"the object {name} is truncated"
             raise ValueError(message) from error
-        self.log.error("{path}: the object {name} is cut off; it is in damaged/ now", path=self.path, name=name)
+        self.log.error("{path}: the object {name} is truncated; it was moved to damaged/", path=self.path, name=name)
 
     def _statistics(self, head: pygit2.Commit) -> list[tuple[float, pygit2.Oid]]:
-        """Return the commits of statistics that end in *head*, the oldest first."""
+        """Return the successive commits of statistics up to *head*, the oldest first."""
         found: list[tuple[float, pygit2.Oid]] = []
         while head.message == STATISTICS and len(head.parent_ids) < 2:
             found.append((head.commit_time, head.id))
@@ -217,18 +216,18 @@ class History:
 
     def commit(self, changes: Mapping[str, str | None], message: str, merged: pygit2.Oid | None = None) -> None:
         """
-        Make one step of *changes* (None removes a path and all below it); one that changes nothing is not made.
+        Commit *changes* (None removes a path and all below it); do nothing if the tree does not change.
 
         Args:
             changes: new values by their paths.
-            message: who and what.
-            merged: the commit of a request that these are the changes of; it becomes a parent.
+            message: of the commit.
+            merged: the commit of the request that the changes are from; it becomes a parent.
 
         Raises:
-            StoreError: it cannot be written; everything is as it was.
+            StoreError: it cannot be written; the branch is unchanged.
         """
         with self.refused():
-            self._take_back()
+            self._restore_main()
             head = self.head
             self._written.clear()
             tree = self.tree(head.tree if head is not None else None, changes)
@@ -247,7 +246,7 @@ class History:
 
     @contextlib.contextmanager
     def refused(self) -> Iterator[None]:
-        """Make of what the repository says one of our errors."""
+        """Raise a StoreError for each of `FAULTS`."""
         try:
             yield
         except FAULTS as error:
@@ -266,8 +265,8 @@ class History:
                         f"`chown -R {me} {self.path}`; and push as {me} only")
         return ""
 
-    def _take_back(self) -> None:
-        """Put a `main` that somebody else has moved aside; nobody but us writes there."""
+    def _restore_main(self) -> None:
+        """Undo a move of `main` by another program, whose commit becomes `ASIDE`: only Jitsu writes `main`."""
         references = self.repository.references
         now = references[MAIN].peel(pygit2.Commit).id if MAIN in references else None
         if now == self._head:
@@ -285,7 +284,7 @@ class History:
         """
         Return the parents of a commit that follows *head*.
 
-        Statistics follow what is kept of the *chain* of statistics before; that is cut, a half of it or more at a time.
+        The *chain* of statistics before is cut to what `Retention` keeps, when half of it or more can be removed.
         """
         if head is None:
             return []
@@ -296,14 +295,14 @@ class History:
             return [head.id]
         parents = list(self.repository[chain[0][1]].peel(pygit2.Commit).parent_ids)
         chain[: len(chain) - kept] = []
-        for place, (when, old) in enumerate(chain):
+        for index, (when, old) in enumerate(chain):
             commit = self.repository[old].peel(pygit2.Commit)
             parents = [self.make(commit.tree_id, parents, STATISTICS, commit.committer)]
-            chain[place] = when, parents[0]
+            chain[index] = when, parents[0]
         return parents
 
     def tree(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
-        """Write *tree* with *changes* and return it; nothing refers to it yet."""
+        """Write *tree* with *changes* and return the new tree; no commit refers to it yet."""
         if len(changes) >= BULK and bulk.possible():
             return bulk.write(self.repository, tree.id if tree is not None else None, changes)
         return self._changed(tree, changes)
@@ -311,19 +310,19 @@ class History:
     def make(
         self, tree: pygit2.Oid, parents: Sequence[pygit2.Oid], message: str, who: pygit2.Signature | None = None
     ) -> pygit2.Oid:
-        """Make a commit, of *who* or ours, that nothing refers to yet."""
+        """Write a commit by *who*, or by Jitsu, and return it; no branch refers to it yet."""
         author = who or pygit2.Signature(*AUTHOR, int(self._now()), 0)
         return self._write(self.repository.create_commit, None, author, author, message, tree, list(parents))
 
     def move(self, branch: str, commit: pygit2.Oid) -> None:
-        """Let *branch* be *commit*, once everything that was written is on the disk."""
+        """Set *branch* to *commit*, after all written objects are on the disk."""
         self._sync()
         self.unlock(branch)
         self.repository.references.create(branch, commit, force=True)
         _sync(Path(self.repository.path, branch))
 
     def unlock(self, branch: str) -> None:
-        """Remove the locks that a process which was killed has left on *branch*."""
+        """Remove the locks that a killed process has left on *branch*."""
         for name in (branch, "packed-refs"):
             lock = Path(self.repository.path, f"{name}.lock")
             with contextlib.suppress(FileNotFoundError):
@@ -331,31 +330,31 @@ class History:
                     lock.unlink()
 
     def _sync(self) -> None:
-        """Wait until what was written is on the disk."""
+        """Wait until all written objects are on the disk."""
         self.loose += len(self._written)
         if len(self._written) > MANY:
             os.sync()
         else:
             for oid in self._written:
                 name = str(oid)
-                # No Path: Python 3.12 keeps every part of one for ever.
+                # A text instead of a Path: Python 3.12 keeps every part of a Path for ever.
                 _sync(f"{self.repository.path}/objects/{name[:2]}/{name[2:]}")
         self._written.clear()
 
     def _replaced(self, head: pygit2.Oid) -> None:
-        """Note that *head* is not the head any more."""
+        """Store that *head* is not the head any more."""
         now = time.monotonic()
         self.recent = [one for one in self.recent if one[0] > now - PUSH_TAKES]
         self.recent.append((now, str(head)))
 
     def _changed(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
-        """Write *tree* with *changes*; only the folders that they touch are made anew."""
+        """Write *tree* with *changes*; only the folders with changes are written."""
         repository = self.repository
         builder = repository.TreeBuilder(tree) if tree is not None else repository.TreeBuilder()
         below: dict[str, dict[str, str | None]] = {}
         for path, value in changes.items():
             step, _, rest = path.partition("/")
-            name = intern(step)  # pygit2 1.21 keeps the string of each name that a tree is asked for: one and the same
+            name = intern(step)  # pygit2 1.21 keeps each string that is looked up in a tree: so it is always the same
             if rest:
                 below.setdefault(name, {})[rest] = value
             elif value is None:
@@ -377,8 +376,8 @@ class History:
         """
         Return the object that *write* makes of *arguments*.
 
-        libgit2 makes the folder of an object and then moves the object there. A git that tidies removes folders that
-        are empty, and now and then just this one, at just this moment.
+        libgit2 makes the folder of an object and then moves the object there. A git that tidies removes empty folders,
+        and may remove this one between the two steps: then the object is written again.
         """
         try:
             written = write(*arguments)
@@ -398,7 +397,7 @@ def files(tree: pygit2.Tree | None) -> dict[str, str]:
         ValueError: a file is no text in UTF-8.
         KeyError, GitError: an object is missing or damaged.
     """
-    known: dict[pygit2.Oid, str] = {}  # many VMs say the same
+    known: dict[pygit2.Oid, str] = {}  # many VMs have the same values
     return {} if tree is None else dict(_read(tree, "", known))
 
 
@@ -414,7 +413,7 @@ def _read(tree: pygit2.Tree, base: str, known: dict[pygit2.Oid, str]) -> Iterato
 
 
 def _is_whole(octets: bytes) -> bool:
-    """Say whether a loose object's zlib stream comes to its end."""
+    """Return whether a loose object's zlib stream is complete."""
     stream = zlib.decompressobj()
     try:
         stream.decompress(octets)
@@ -430,7 +429,7 @@ def subtree(tree: pygit2.Tree, path: str) -> pygit2.Tree | None:
 
 
 def _sync(path: Path | str) -> None:
-    """Wait until the file at *path*, if there is one, is on the disk."""
+    """Wait until the file at *path* is on the disk; do nothing if there is none."""
     with contextlib.suppress(FileNotFoundError):
         file = os.open(path, os.O_RDONLY)
         try:

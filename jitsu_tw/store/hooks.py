@@ -1,8 +1,8 @@
 """
-A repository for the state: its settings, and the hooks by which git asks Jitsu about each push (`push`).
+Make a repository for the state: its settings, and the hooks by which git asks Jitsu about each push (`push`).
 
-A hook is a line of shell that runs the Python which Jitsu itself runs with: git runs it as the user who pushes, with a
-`PATH` of its own.
+A hook is a shell script that runs the same Python as Jitsu: git runs it as the user who pushes, with that user's
+`PATH`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pygit2
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: In each hook of Jitsu's; a file without it is the operator's.
+#: A line of each hook of Jitsu's; a hook without it is the operator's.
 MARK: Final = "# Jitsu's: "
 
 HOOK: Final = """#!/bin/sh
@@ -36,32 +36,37 @@ from jitsu_tw.store import push
 push.main()' {root} {name}
 """
 
-#: What each is for.
+#: The hooks and their purposes.
 PURPOSES: Final = {
     "pre-receive": "says who may push what, and how large it may be",
     "proc-receive": "waits until the running Jitsu has merged or rejected a request, and tells the sender",
 }
 
-#: What earlier versions had.
+#: The hooks of earlier versions.
 FORMER: Final = ("update", "post-receive")
 
-#: Settings of git that a state needs; those that are there already are the operator's.
+#: Settings of git that a state needs; a setting that the repository has already is the operator's, and kept.
 CONFIGURATION: Final = {
-    # While Jitsu writes, only Jitsu knows what is in use.
+    # While Jitsu writes, only Jitsu knows which objects are in use.
     "gc.auto": "0",
     "receive.autogc": "false",
-    # What is pushed is looked at; fewer objects than these are unpacked, so that they are no deltas on each other.
+    # Pushed objects are checked; fewer objects than the limit are unpacked, so that none is a delta of another.
     "receive.fsckObjects": "true",
     "receive.maxInputSize": "64m",
     "receive.unpackLimit": "10000",
-    "core.bigFileThreshold": "1m",  # larger ones are not read into memory
+    "core.bigFileThreshold": "1m",  # larger files are not read into memory
     "receive.procReceiveRefs": "refs/heads/request",
     "core.logAllRefUpdates": "false",
 }
 
 
 def make(path: Path) -> pygit2.Repository:
-    """Return a new bare repository at *path*, or the one that is there, with our hooks."""
+    """
+    Return the bare repository at *path* with Jitsu's hooks; create it if there is none.
+
+    Raises:
+        OSError: it has hooks that are not Jitsu's.
+    """
     repository = pygit2.init_repository(str(path), bare=True, initial_head="main")
     for foreign in renew(repository):
         message = f"{foreign} is not Jitsu's: move it away"
@@ -70,7 +75,7 @@ def make(path: Path) -> pygit2.Repository:
 
 
 def renew(repository: pygit2.Repository) -> list[Path]:
-    """Write the settings and hooks of this Jitsu where they are not there; return the hooks that are an operator's."""
+    """Write the missing settings, and the hooks of this version; return the hooks that are the operator's."""
     for key, value in CONFIGURATION.items():
         if key not in repository.config:
             repository.config[key] = value
@@ -102,7 +107,7 @@ def _is_ours(hook: Path) -> bool:
 
 
 def user(uid: int) -> str:
-    """Return the name of the user *uid*, or the number if there is no name."""
+    """Return the name of the user *uid*, or the number if there is none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

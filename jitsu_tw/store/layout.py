@@ -1,5 +1,5 @@
 """
-Where things lie in the state: the tree of the original's Irmin database (DESIGN, section 10). Pure.
+The paths of the state: the tree of the original's Irmin database. Pure.
 
 ::
 
@@ -10,9 +10,9 @@ Where things lie in the state: the tree of the original's Irmin database (DESIGN
     jitsu/stats/<uuid>/{start_ts, stop_ts, total_starts, backend, connect}
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
 
-Each value has one place: what has none of its own is below ``config``, as the configuration said it. `stop_ts` is
-ours: a VM that was seen to stop after we had started it is not ours any more if somebody else starts it. So is
-``origin``: the request that a VM is from, if the file is not the last that had a word on it. Times are seconds since
+Each value has one path: a key without a file of its own is below ``config``, as in the configuration. The original has
+no `stop_ts`: when Jitsu last saw the VM stop, so that a VM started later by another program is not taken for Jitsu's.
+Nor has it ``origin``: the request that a VM is from, if a request was the last to change it. Times are seconds since
 1970. ``backend`` and ``connect`` are the VM's hypervisor.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: The message of a commit that changes nothing but statistics.
 STATISTICS: Final = "Statistics"
 
-#: Below this is what requests may change: one folder for each VM.
+#: The folder that requests may change: it has one folder for each VM.
 VMS: Final = "jitsu/vm"
 
 #: The keys of a VM's configuration that have a file of their own.
@@ -44,22 +44,22 @@ FILES: Final = {
     "use_synjitsu": "use_synjitsu",
 }
 
-#: The keys that the folder ``dns`` says.
+#: The keys whose values are in the folder ``dns``.
 _DNS: Final = frozenset({"dns", "ttl"})
 
-#: Seconds for which a VM that the configuration has no more is kept after its last use, if it had no `idle` of its own.
+#: Seconds for which a VM that was removed from the configuration is kept after its last use, if it had no `idle`.
 REMOVED_IDLE: Final = 120.0
 
-#: How ``origin`` ends where the VM was the file's before; so that it goes when the file has it no more.
+#: The end of ``origin`` for a VM that is in the configuration file, too: it is removed when the file no longer has it.
 OVER_FILE: Final = ", over the file"
 
-#: A commit's message names at most so many VMs.
+#: The most VMs that a commit's message names.
 MOST_NAMED: Final = 20
 
 
 @attrs.define
 class NameUse:
-    """How often and when a name was asked for."""
+    """How often, and when last, a name was asked for."""
 
     last_request_ts: float = 0.0
     total_requests: int = 0
@@ -67,7 +67,7 @@ class NameUse:
 
 @attrs.define
 class Stats:
-    """What is remembered of a VM's past."""
+    """The persistent statistics of a VM."""
 
     start_ts: float = 0.0
     stop_ts: float = 0.0
@@ -88,7 +88,7 @@ class Stats:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it was started or asked for through us since it was last seen down."""
+        """Whether Jitsu has started it, or a client has asked Jitsu for it, since it was last seen down."""
         return max(self.start_ts, self.last_request_ts) > self.stop_ts
 
 
@@ -111,7 +111,7 @@ def stats_paths(uuid: str, stats: Stats) -> dict[str, str]:
 
 
 def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
-    """Return the statistics in *tree*, by uuid. A value that is no number is passed over."""
+    """Return the statistics in *tree*, by uuid. A value that is no number is ignored."""
     found: dict[str, Stats] = {}
     for path, value in tree.items():
         match path.split("/"):
@@ -132,7 +132,7 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
 
 
 def vm_files(vm: VM) -> dict[str, str]:
-    """Return what the configuration says of *vm*: values by their paths below the VM's folder."""
+    """Return the configuration of *vm*: values by their paths below the VM's folder."""
     files = {"ip": " ".join(map(str, vm.ip)), "stop_mode": vm.mode.value}
     for name in vm.dns:
         files[f"dns/{label(name)}/ttl"] = str(vm.ttl)
@@ -151,28 +151,28 @@ def in_folder(uuid: str, files: Mapping[str, str]) -> dict[str, str]:
 
 
 def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
-    """Return what the configuration says of *vm*, by the paths in the state."""
+    """Return the configuration of *vm*: values by their paths in the state."""
     return in_folder(uuid, vm_files(vm))
 
 
 def vm_changes(uuid: str, was: Mapping[str, str], files: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the changes of the state that make *files* of a VM's folder that *was*."""
+    """Return the changes of the state that turn a VM's folder from *was* into *files*."""
     changed = {path: files.get(path) for path in {**was, **files} if was.get(path) != files.get(path)}
     return {f"{VMS}/{uuid}/{path}": value for path, value in changed.items()}
 
 
 def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """
-    Yield each key, value and path of what the *files* of one VM say; `vm_files` backwards.
+    Yield each key, value and path of the *files* of one VM: the inverse of `vm_files`.
 
-    A VM has one TTL, which is at each of its names: what has changed holds.
+    A VM has one TTL, which is a file of each of its names: a changed file counts.
 
     Args:
         files: values by their paths below the VM's folder.
         was: the same before; *files* themselves if nothing has changed.
 
     Raises:
-        ValueError: a path is none of a VM's, or its names have several new TTLs; the message says so.
+        ValueError: a path is none of a VM's, or its names have several new TTLs; with the remedy.
     """
     keys = {file: key for key, file in FILES.items()}
     ttls: dict[str, str] = {}
@@ -205,7 +205,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
 
 
 def differs_by_names_only(files: Mapping[str, str], vm: VM) -> bool:
-    """Return whether *files*, by the path below a VM's folder, say of it what *vm* says, but for its name and names."""
+    """Return whether *files* of a VM's folder are those of *vm*, except for its name and its DNS names."""
 
     def rest(known: Mapping[str, str]) -> dict[str, str]:
         return {path: value for path, value in known.items() if not path.startswith(("dns/", "config/name/"))}
@@ -215,12 +215,12 @@ def differs_by_names_only(files: Mapping[str, str], vm: VM) -> bool:
 
 def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:
     """
-    Return a VM that the configuration has no more, as far as it takes to find it and to stop it when it is idle.
+    Return a VM that was removed from the configuration, with what is needed to find it, and to stop it when it is idle.
 
     Args:
         uuid: at its hypervisor.
-        files: what the configuration last said of it, by the path below its folder.
-        stats: tell at which hypervisor it was started.
+        files: its last configuration, by the path below its folder.
+        stats: its statistics, with the hypervisor that it was started on.
     """
     try:
         mode = Mode(files.get("stop_mode", ""))
@@ -236,18 +236,18 @@ def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:
 
 
 def _in_order(path: str) -> tuple[str, int]:
-    """Sort numbers as such: 10 comes after 9."""
+    """Return the key by which paths are sorted, with numbers by value: 10 comes after 9."""
     folder, _, number = path.rpartition("/")
     return (folder, int(number)) if number.isdecimal() else (path, 0)
 
 
 def origin_path(uuid: str) -> str:
-    """Return where the state says which request a VM is from."""
+    """Return the path of the request that a VM is from."""
     return f"jitsu/origin/{uuid}"
 
 
 def came(origin: str | None) -> bool:
-    """Return whether a VM with this *origin* came by a request; the file's did not, though requests change them."""
+    """Return whether a request has added the VM with this *origin*; requests may change those of the file, too."""
     return origin is not None and not origin.endswith(OVER_FILE)
 
 
@@ -262,19 +262,19 @@ def vms(tree: Mapping[str, str], uuids: Container[str] | None = None) -> dict[st
 
 
 def in_words(what: str, names: Iterable[str]) -> str:
-    """Return a line of a commit's message that names VMs, or nothing if there are none."""
+    """Return a line of a commit's message that names VMs; empty if there are none."""
     listed = sorted(names)
     more = f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else ""
     return f"{what}: {', '.join(listed[:MOST_NAMED])}{more}\n" if listed else ""
 
 
 def label(name: bytes) -> str:
-    """Return *name* as a step of a path: its text, which holds no slash."""
+    """Return *name* as a part of a path: its text, with slashes escaped."""
     return to_text(name).replace("/", "\\047")
 
 
 def difference(tree: Mapping[str, str], wanted: Mapping[str, str], uuids: Container[str]) -> dict[str, str | None]:
-    """Return the changes that make of *tree* what is *wanted* of the VMs *uuids*, and leave the rest alone."""
+    """Return the changes that make the VMs *uuids* in *tree* equal to *wanted*, and leave the rest alone."""
     changes: dict[str, str | None] = {path: value for path, value in wanted.items() if tree.get(path) != value}
     for path in tree:
         match path.split("/", 3):
@@ -284,7 +284,7 @@ def difference(tree: Mapping[str, str], wanted: Mapping[str, str], uuids: Contai
 
 
 def forgotten(tree: Mapping[str, str], kept: Container[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return the changes that remove from *tree* the configuration of all VMs but *kept*, and their names by uuid."""
+    """Return the changes that remove all VMs but *kept* from *tree*, and the names of the removed VMs by uuid."""
     changes: dict[str, str | None] = {}
     names: dict[str, str] = {}
     for uuid, files in vms(tree).items():

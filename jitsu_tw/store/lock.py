@@ -1,7 +1,7 @@
 """
-The lock of the one Jitsu that runs with a state: a record lock (fcntl(2)), which ends with the process that has it.
+The lock that only one Jitsu can have on a state: a record lock (fcntl(2)), which ends with its process.
 
-Whoever only reads the state, or pushes to it, needs no lock.
+A process that only reads the state, or pushes to it, needs no lock.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 #: The file, in the repository.
 FILE: Final = "jitsu.running"
 
-#: In seconds: a Jitsu that was told to end writes the state down before it does.
+#: Seconds to wait for the lock: a Jitsu that stops writes the state before it ends.
 PATIENCE: Final = 5.0
 
-#: In seconds, between two tries.
+#: Seconds between two attempts.
 _PAUSE: Final = 0.05
 
 #: `struct flock` of Linux on 64 bits: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("hhqqi4x")
 
-#: Where nothing can be written, there is nothing to lock.
+#: Errors of a repository that cannot be written to: it needs no lock.
 _NO_LOCK: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC})
 
 
@@ -36,13 +36,13 @@ class Lock:
     """The lock of the state at *path*."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is locked yet."""
+        """Lock nothing yet."""
         self._path = path
         self._file = -1
 
     def take(self) -> None:
         """
-        Take the lock, within `PATIENCE` if another process has it.
+        Take the lock; wait up to `PATIENCE` seconds while another process has it.
 
         Raises:
             StoreError: another Jitsu runs with this state.
@@ -51,7 +51,7 @@ class Lock:
             self._file = os.open(self._path / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             if error.errno in _NO_LOCK:
-                return  # the first write says what is wrong
+                return  # the first write fails with the reason
             raise
         if not lock_within(PATIENCE, self._file):
             from jitsu_tw.errors import StoreError  # noqa: PLC0415 -- the hooks load this module, and not that
@@ -61,7 +61,7 @@ class Lock:
             raise StoreError(message)
 
     def release(self) -> None:
-        """Let another process have it."""
+        """Release the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -69,7 +69,10 @@ class Lock:
 
 def lock_within(patience: float, file: int, *region: int) -> bool:
     """
-    Return whether *file*, or its *region* (length and start, in octets), could be locked within *patience* seconds.
+    Lock *file*, or its *region* (length and start, in octets), within *patience* seconds.
+
+    Returns:
+        whether it is locked.
 
     Raises:
         OSError: it cannot be locked at all.
@@ -90,17 +93,20 @@ def lock_within(patience: float, file: int, *region: int) -> bool:
 
 def holder(path: Path) -> int | None:
     """
-    Return the process id of the Jitsu that runs with the state at *path*; None if none does, 0 if it is not to be seen.
+    Return the process id of the Jitsu that runs with the state at *path*.
 
-    A process that has the lock must not ask: it would lose the lock by closing the file (fcntl(2)).
+    A process that has the lock must not call this: it would lose the lock by closing the file (fcntl(2)).
+
+    Returns:
+        the process id; 0 if it is in another namespace; None if no Jitsu runs.
     """
     try:
         file = os.open(path / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, query))
     finally:
         os.close(file)
     return pid if kind != fcntl.F_UNLCK else None

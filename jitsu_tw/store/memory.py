@@ -1,4 +1,4 @@
-"""The state in memory: it ends with the process."""
+"""Keep the state in memory, until the process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MemoryStore:
     """
 
     def __init__(self, *, lasting: bool = False) -> None:
-        """Begin with an empty tree; it is *lasting* for who keeps this object longer than those who write to it."""
+        """Begin with an empty tree; *lasting* if the object outlives the Jitsu that writes to it, as in tests."""
         self.lasting = lasting
         self.tree: dict[str, str] = {}
 
@@ -35,8 +35,8 @@ class MemoryStore:
         """Change the tree."""
         for path, value in changes.items():
             if value is None:
-                for gone in [known for known in self.tree if known == path or known.startswith(f"{path}/")]:
-                    del self.tree[gone]
+                for removed in [known for known in self.tree if known == path or known.startswith(f"{path}/")]:
+                    del self.tree[removed]
             else:
                 self.tree[path] = value
         return succeed(None)

@@ -1,8 +1,8 @@
 """
-Three-way merges of a VM's files, and of all VMs where two histories meet. Pure: it knows nothing of git.
+Three-way merges of a VM's files, and of all VMs of two histories. Pure: it knows nothing of git.
 
 A file is one value, so there is nothing to merge inside one: a path that two sides have changed differently is a
-conflict. Where histories meet, one of them was first, and holds.
+conflict. Of two histories, the one that was pushed first has precedence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-#: In characters: as much of a value that conflicts is shown.
+#: The most characters of a conflicting value that are shown.
 MOST_SHOWN: Final = 80
 
 
@@ -22,9 +22,10 @@ def three_way(
     base: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """
-    Return what *ours* becomes with the changes that made *theirs* of *base*, and the conflicts, each as a line.
+    Apply the changes from *base* to *theirs* to *ours*.
 
-    Where there is a conflict, the value is that of *ours*.
+    Returns:
+        the merged files, with the values of *ours* where there is a conflict; and the conflicts, each as a line.
     """
     merged = dict(ours)
     conflicts: list[str] = []
@@ -33,7 +34,7 @@ def three_way(
         if other in {was, mine}:
             continue
         if mine != was:
-            conflicts.append(f"{path}: was {_said(was)}, is {_said(mine)} by now, should become {_said(other)}")
+            conflicts.append(f"{path}: was {_shown(was)}, is {_shown(mine)} by now, should become {_shown(other)}")
         elif other is None:
             del merged[path]
         else:
@@ -41,7 +42,7 @@ def three_way(
     return merged, conflicts
 
 
-def _said(value: str | None) -> str:
+def _shown(value: str | None) -> str:
     if value is None:
         return "not there"
     return repr(value if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]}...")
@@ -50,14 +51,14 @@ def _said(value: str | None) -> str:
 @attrs.frozen
 class Meeting:
     """
-    One VM where two histories meet, theirs being first.
+    One VM in two histories, of which *theirs* has precedence.
 
     Attributes:
-        ours: its files with us; {} if it is not there.
-        theirs: its files with them.
-        merged: its files with both changes.
-        new: whether they have changed it.
-        conflicts: why there cannot be both, each as a line; then *merged* is *theirs*.
+        ours: its files in this node's history; {} if it is not there.
+        theirs: its files in the shared history.
+        merged: its files with the changes of both.
+        new: whether the shared history has changed it.
+        conflicts: why the changes cannot be merged, each as a line; then *merged* is *theirs*.
     """
 
     ours: Mapping[str, str]
@@ -68,15 +69,15 @@ class Meeting:
 
     @property
     def is_offered(self) -> bool:
-        """Whether we have something that they have not."""
+        """Whether this node has changes that the shared history does not have."""
         return self.merged != self.theirs
 
 
 def meet(base: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> Meeting:
     """
-    Return what becomes of a VM that was *base*, and is *ours* and *theirs* by now.
+    Merge a VM that was *base*, and is *ours* and *theirs* by now.
 
-    A VM that both have made, or that one has removed and the other changed, is a conflict as a whole.
+    A VM that both have added, or that one has removed and the other changed, is a conflict as a whole.
     """
     new = theirs != base
     if theirs in (ours, base):
@@ -98,12 +99,12 @@ def _as_a_whole(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
 @attrs.frozen
 class Settled:
     """
-    What becomes of all VMs.
+    The outcome of a merge of all VMs.
 
     Attributes:
-        run: the files of those that change here; {} for one that goes.
-        left: why those that the state has cannot be run here, by uuid.
-        aside: why what we have changed goes aside, by uuid.
+        run: the files of the VMs that change on this node, by uuid; {} for one that is removed.
+        left: why VMs of the state cannot be run on this node, by uuid.
+        aside: why this node's changes are rejected, by uuid.
     """
 
     run: Mapping[str, Mapping[str, str]]
@@ -117,14 +118,14 @@ def settle(
     unknown: Mapping[str, str],
 ) -> Settled:
     """
-    Return what becomes of the VMs of *meetings*, by uuid, so that it is a configuration that can be had.
+    Merge the VMs of *meetings* so that the result is a valid configuration.
 
-    What they have holds; what we have is kept as far as it can be beside that.
+    The shared history has precedence; of this node's changes, as many are kept as are valid beside it.
 
     Args:
-        meetings: all VMs that differ.
-        refused: says why VMs of these files cannot be had beside all others; "" if they can.
-        unknown: why some VMs cannot be had in any case, by uuid.
+        meetings: all VMs that differ, by uuid.
+        refused: returns why VMs with these files are not valid beside all others; "" if they are.
+        unknown: why some VMs are not valid in any case, by uuid.
     """
     aside = {uuid: "; ".join(one.conflicts) for uuid, one in meetings.items() if one.conflicts}
     run = {uuid: one.merged for uuid, one in meetings.items() if one.new and uuid not in unknown}
@@ -132,7 +133,7 @@ def settle(
         return Settled(run, {}, aside)
     run = {uuid: one.theirs for uuid, one in meetings.items() if one.is_offered and not one.new}
     if run and refused(run):
-        run = {}  # what we have changed was needed here: it cannot be put aside
+        run = {}  # the configuration needs a change of this node's, so that it cannot be rejected
     theirs = {uuid: one.theirs for uuid, one in meetings.items() if one.new and uuid not in unknown}
     left = _take(theirs, run, refused) | {uuid: why for uuid, why in unknown.items() if meetings[uuid].new}
     ours = {uuid: one.merged for uuid, one in meetings.items() if one.is_offered and uuid not in left}
@@ -142,7 +143,7 @@ def settle(
 
 
 def _changes(meeting: Meeting, files: Mapping[str, str]) -> bool:
-    """Say whether these files change what runs; they may if they are new, though the state has them already."""
+    """Return whether *files* change the running configuration: new ones may, though the state has them already."""
     return meeting.new or files != meeting.ours
 
 
@@ -151,9 +152,9 @@ def _take(
     run: dict[str, Mapping[str, str]],
     refused: Callable[[Mapping[str, Mapping[str, str]]], str],
 ) -> dict[str, str]:
-    """Put into *run* as many of *wanted* as can be had, and return why not the others."""
+    """Add to *run* as many VMs of *wanted* as are valid; return why the others are not, by uuid."""
     left = _halve(wanted, run, refused)
-    while left:  # one may need another that came after it
+    while left:  # a VM may need another that was added after it
         again = _halve(_only(wanted, left), run, refused)
         if len(again) == len(left):
             break

@@ -1,9 +1,10 @@
 """
-What git runs when a push arrives at the state (`hooks`): as the user who pushes, in a process of its own.
+The hooks that git runs when a push arrives at the state (`hooks`): as the user who pushes, in a process of their own.
 
-``pre-receive`` refuses, before anything is kept, what needs no running Jitsu to be refused: the wrong user, a branch
-that is not for the sender, what is beyond the bounds. ``proc-receive`` (git 2.29 or newer, githooks(5)) makes the
-branch of a request, waits until Jitsu has merged or rejected it, and lets the push end with status 1 if it is rejected.
+``pre-receive`` refuses, before anything is stored, pushes by the wrong user, to branches that are not for the sender,
+and beyond the bounds; it needs no running Jitsu for that. ``proc-receive`` (git 2.29 or newer, githooks(5)) creates the
+branch of a request, waits until Jitsu has merged or rejected it, and makes the push end with status 1 if it is
+rejected.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ if TYPE_CHECKING:
 REQUEST: Final = "refs/heads/request/"
 REJECTED: Final = "refs/heads/rejected/"
 
-#: The most requests of one sender that wait at a time.
+#: The most requests of one sender that wait at the same time.
 MOST_WAITING: Final = 100
 
 #: The most branches of one push.
 MOST_UPDATES: Final = 1000
 
-#: The most objects of one push by a VM's own sender (fewer than what git leaves in a pack, `hooks`), and their octets:
-#: what is merged stays for ever, and the rest for minutes.
+#: The most objects of one push by a sender for one VM (fewer than those that git leaves in a pack, `hooks`), and their
+#: octets: merged objects stay for ever, others for minutes.
 MOST_OBJECTS: Final = 1000
 MOST_OCTETS: Final = 1 << 18
 
-#: A commit has the tree of all VMs anew, which is large where there are many VMs: so often it may come on top.
+#: How many trees of all VMs such a push may have besides: each commit has one, which is large where there are many VMs.
 MOST_TREES: Final = 4
 
-#: In octets: the longest name of a branch.
+#: The longest name of a branch, in octets.
 LONGEST_BRANCH: Final = 220
 
-#: In seconds: how long a push waits until the running Jitsu has looked at its requests.
+#: Seconds for which a push waits until the running Jitsu has handled its requests.
 PATIENCE: Final = 30.0
 
-#: In seconds, between two looks.
+#: Seconds between two checks of that.
 PAUSE: Final = 0.05
 
 
@@ -57,9 +58,9 @@ class Update:
     One branch of a push.
 
     Attributes:
-        old: its commit, in hexadecimal; zeros if there is none.
-        new: the commit that it shall be; zeros if it shall be none.
-        branch: its whole name.
+        old: its commit before, in hexadecimal; zeros if there is none.
+        new: its commit after; zeros to delete it.
+        branch: its full name.
     """
 
     old: str
@@ -68,12 +69,12 @@ class Update:
 
     @property
     def removes(self) -> bool:
-        """Whether the branch shall be no more."""
+        """Whether the push deletes the branch."""
         return not self.new.strip("0")
 
     @property
     def request(self) -> str:
-        """The name of the request; "" if it is none, or is taken back."""
+        """The name of the request; "" if the branch is none, or the push deletes it."""
         return self.branch.removeprefix(REQUEST) if self.branch.startswith(REQUEST) and not self.removes else ""
 
 
@@ -91,11 +92,11 @@ def wrong_user(path: Path, uid: int) -> str:
 
 def refusal(update: Update, vm: str) -> str:
     """
-    Return why the sender may not do *update*; "" if it may.
+    Return why the sender may not push *update*; "" if it may.
 
     Args:
         update: one branch of the push.
-        vm: the only VM that the sender may steer; "" if it may steer all.
+        vm: the only VM that the sender may change; "" for all.
     """
     branch = update.branch
     if not branch.isprintable() or len(branch.encode()) > LONGEST_BRANCH:
@@ -128,13 +129,13 @@ def pre_receive(path: Path, lines: Iterable[bytes], environment: Mapping[str, st
     if count > MOST_OBJECTS:
         reasons.append(f"a push has at most {MOST_OBJECTS} objects")
     yield from reasons[:1]
-    asked = [update for update in updates if update.request]
-    if not reasons and asked:
-        yield from _beyond(path, asked, quarantine, octets)
+    requests = [update for update in updates if update.request]
+    if not reasons and requests:
+        yield from _beyond(path, requests, quarantine, octets)
 
 
 def _brought(quarantine: Path) -> tuple[int, int]:
-    """Return how many objects a push has brought, and their octets; a pack counts as more objects than may be."""
+    """Return how many objects a push has brought, and their octets; a pack counts as more objects than allowed."""
     count = octets = 0
     for folder, _, names in os.walk(quarantine):
         count += len(names) if not any(name.endswith(".pack") for name in names) else MOST_OBJECTS + 1
@@ -144,13 +145,13 @@ def _brought(quarantine: Path) -> tuple[int, int]:
 
 def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octets: int) -> Iterator[str]:
     """
-    Yield why requests are beyond the bounds, or too many; they are put aside with the reason, and not kept.
+    Yield why requests are beyond the bounds, or too many; they are rejected with the reason, and not stored.
 
     Args:
         path: of the state.
         updates: the requests.
-        quarantine: where git keeps the objects of the push until it is accepted.
-        octets: that a VM's own sender has brought there.
+        quarantine: the folder of the push's objects until git accepts it.
+        octets: how many a sender for one VM has brought there.
     """
     import pygit2  # noqa: PLC0415 -- these take longer to load than the rest takes to run
 
@@ -159,7 +160,7 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octet
     from jitsu_tw.store.requests import Request, Requests, can_be_named, guest_of, shortened  # noqa: PLC0415
 
     history = History(path)
-    history.look()
+    history.attach()
     repository, requests = history.repository, Requests(history)
     waiting = {*requests.waiting(), *(update.request for update in updates)}
     for one in sorted({guest_of(update.request) for update in updates}):
@@ -183,14 +184,14 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octet
         except TooLargeError as error:
             reason = str(error)
         except (RefusedError, *FAULTS):
-            continue  # the running Jitsu says why, and keeps it
+            continue  # the running Jitsu rejects it with the reason, and keeps it
         if reason:
             requests.reject(Request(name, commit, kept=False), reason)
             yield shortened(f"{name}: {reason}")
 
 
 def _packet(stream: BinaryIO) -> bytes | None:
-    """Return the next line of git's (gitprotocol-common(5), pkt-line); None for a flush packet."""
+    """Return git's next line (gitprotocol-common(5), pkt-line); None for a flush packet."""
     size = int(stream.read(4) or b"0000", 16)
     return stream.read(size - 4).rstrip(b"\n") if size else None
 
@@ -208,7 +209,7 @@ def _answer(stream: BinaryIO, *lines: str) -> None:
 
 
 def proc_receive(path: Path, read: BinaryIO, write: BinaryIO) -> Iterator[str]:
-    """Carry out the updates that git tells on *read*, answer on *write*; yield what the sender is told."""
+    """Carry out the updates that git sends on *read*, answer on *write*; yield lines for the sender."""
     _packets(read)
     _answer(write, "version=1")
     updates = [Update(*line.decode(errors="replace").split(" ", 2)) for line in _packets(read)]
@@ -225,19 +226,19 @@ def proc_receive(path: Path, read: BinaryIO, write: BinaryIO) -> Iterator[str]:
 
 
 def _move(path: Path, update: Update) -> str:
-    """Let the branch be what it shall be; return why it cannot."""
+    """Carry out *update*; return git's error, or "" if there is none."""
     what = ("-d", update.branch) if update.removes else (update.branch, update.new)
     return _git(path, "update-ref", *what, update.old)[1]
 
 
 def _outcome(path: Path, update: Update, end: float) -> tuple[str, str]:
-    """Return what became of a request until *end*, for the sender; and, if it was rejected, that in a few words."""
+    """Wait for the outcome of a request until *end*; return it for the sender, and, if it was rejected, for git."""
     name = update.request
     while _commit(path, update.branch) == update.new:
         if holder(path) is None:
-            return f"{name} waits: no Jitsu runs with this state now; it will be looked at when one starts", ""
+            return f"{name} waits: no Jitsu runs with this state now; the next one to start will handle it", ""
         if time.monotonic() > end:
-            return f"{name} waits: Jitsu has not come to it yet; if its state cannot be used, healthz says so", ""
+            return f"{name} waits: Jitsu has not handled it yet; if its state cannot be used, healthz says so", ""
         time.sleep(PAUSE)
     if _commit(path, REJECTED + name):
         return _git(path, "log", "-1", "--format=%B", REJECTED + name)[0], "rejected by Jitsu"
@@ -252,14 +253,14 @@ def _commit(path: Path, branch: str) -> str:
 
 
 def _git(path: Path, *arguments: str) -> tuple[str, str]:
-    """Return what git prints, and, if it fails, why."""
+    """Return git's standard output, and its error message, "" if it succeeds."""
     run = subprocess.run(["git", *arguments], cwd=path, check=False, capture_output=True)  # noqa: S603, S607
-    said = run.stderr.decode(errors="replace").strip() or f"git ended with {run.returncode}"
-    return run.stdout.decode(errors="replace").strip(), said if run.returncode else ""
+    error = run.stderr.decode(errors="replace").strip() or f"git ended with {run.returncode}"
+    return run.stdout.decode(errors="replace").strip(), error if run.returncode else ""
 
 
 def main() -> None:
-    """Be the hook that the command line names; the folder is the repository's."""
+    """Run the hook that the command line names; the working directory is the repository."""
     path = Path(os.environ.get("GIT_DIR", ".")).absolute()
     refused = False
     if sys.argv[1] == "pre-receive":
@@ -267,6 +268,6 @@ def main() -> None:
             refused = True
             print(reason, file=sys.stderr, flush=True)  # noqa: T201
     else:
-        for said in proc_receive(path, sys.stdin.buffer, sys.stdout.buffer):
-            print(said, file=sys.stderr, flush=True)  # noqa: T201
+        for line in proc_receive(path, sys.stdin.buffer, sys.stdout.buffer):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(refused)

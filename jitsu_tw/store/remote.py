@@ -1,7 +1,7 @@
 """
-A repository elsewhere, fetched from and pushed to by git itself: it knows everybody's ssh, and who they are.
+Fetch from and push to a remote repository by git itself, which has the operator's ssh settings and credentials.
 
-A process of its own for each call, off the reactor's thread, with a deadline. Nobody is asked for a password.
+Each call is a process of its own with a deadline, and does not block the reactor. git never prompts for a password.
 """
 
 from __future__ import annotations
@@ -20,87 +20,93 @@ if TYPE_CHECKING:
 
     from jitsu_tw.processes import Process
 
-#: So many seconds a call may take.
+#: The most seconds of one call.
 DEADLINE: Final = 30.0
 
-#: So many seconds git has to end when it was asked to, before it is killed: it removes its locks.
+#: Seconds from SIGTERM to SIGKILL: git removes its locks in them.
 GRACE: Final = 2.0
 
-#: What git ends with when it cannot go on (git(1)); so counts what was made to end.
+#: git's exit status for fatal errors (git(1)); also used for a call that was stopped.
 FATAL: Final = 128
 
-#: Never ask anybody; a host that does not answer is given up before git is.
+#: ssh without prompts; it gives up an unresponsive host before `DEADLINE`.
 SSH: Final = "ssh -o BatchMode=yes -o ConnectTimeout=10"
 
-#: Neither hooks of ours nor housekeeping (`tidy` does that).
+#: git without this repository's hooks and without housekeeping (`tidy` does that).
 PLAIN: Final = ("-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "maintenance.auto=false")
 
-#: What git says of a branch that somebody else has moved meanwhile, or is moving (git's transport.c, builtin/
-#: receive-pack.c, refs.c): then it is fetched, and tried again.
+#: git's messages for a branch that another node has moved meanwhile, or is moving (git's transport.c, builtin/
+#: receive-pack.c, refs.c): then the caller fetches it, and tries again.
 OVERTAKEN: Final = ("[rejected]", "cannot lock ref", "failed to update ref", "incorrect old value",
                     "reference already exists")
 
-REMEDY: Final = "it should be a bare repository (git init --bare) that we may write to, and no Jitsu's state"
+REMEDY: Final = "it should be a bare repository (git init --bare) that Jitsu may write to, and no Jitsu's state"
 
 
 class Remote:
-    """The repository at *url*, and the one at *path*, which is ours."""
+    """The remote repository at *url*, for the local one at *path*."""
 
     def __init__(self, url: str, path: Path, reactor: Any) -> None:
-        """Nothing is done yet."""
+        """Store the arguments; nothing is run yet."""
         self.url, self._path, self._reactor = url, path, reactor
         self._running: Process | None = None
         self._ended = False
 
     async def fetch(self, theirs: str, ours: str) -> bool:
         """
-        Let our branch *ours* be what *theirs* is; say whether there is such a one.
+        Fetch the remote branch *theirs* as the local one *ours*.
+
+        Returns:
+            whether there is such a remote branch.
 
         Raises:
-            StoreError: git's own words, and the remedy.
+            StoreError: git failed; with git's message, and the remedy.
         """
-        code, said = await self._git("fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", self.url,
-                                     f"+{theirs}:{ours}")  # fmt: skip
-        if code and f"couldn't find remote ref {theirs}" in said:
+        code, output = await self._git("fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", self.url,
+                                       f"+{theirs}:{ours}")  # fmt: skip
+        if code and f"couldn't find remote ref {theirs}" in output:
             return False
         if code:
-            raise self._trouble(said)
+            raise self._error(output)
         return True
 
     async def push(self, branches: Mapping[str, str]) -> bool:
         """
-        Let branches of theirs be what ours are; say whether all are. None of theirs is lost: each only goes forward.
+        Push *branches*, the remote ones by the local ones. The remote ones only advance: no commit of theirs is lost.
+
+        Returns:
+            whether all were pushed; False if another node has moved one of them.
 
         Raises:
-            StoreError: git's own words, and the remedy.
+            StoreError: git failed; with git's message, and the remedy.
         """
-        code, said = await self._git("push", "-q", "--porcelain", "--no-verify", "--", self.url,
-                                     *(f"{ours}:{theirs}" for ours, theirs in branches.items()))  # fmt: skip
+        code, output = await self._git("push", "-q", "--porcelain", "--no-verify", "--", self.url,
+                                       *(f"{ours}:{theirs}" for ours, theirs in branches.items()))  # fmt: skip
         if code == 0:
             return True
-        refusals = [line for line in said.splitlines() if line.startswith("!")]
+        refusals = [line for line in output.splitlines() if line.startswith("!")]
         if refusals and all(any(words in line for words in OVERTAKEN) for line in refusals):
             return False
-        raise self._trouble(said)
+        raise self._error(output)
 
     def stop(self) -> None:
-        """End what is under way, and begin no more."""
+        """Stop the present call, and refuse further ones."""
         self._ended = True
         if self._running is not None:
             self._running.end()
 
-    def _trouble(self, said: str) -> StoreError:
-        words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
-        return StoreError(f"{self.url}: {words}: {REMEDY}")
+    def _error(self, output: str) -> StoreError:
+        reason = "; ".join(line.strip() for line in output.splitlines() if line.strip())
+        return StoreError(f"{self.url}: {reason}: {REMEDY}")
 
     async def _git(self, *arguments: str) -> tuple[int, str]:
-        """Return how git ended, and all that it said."""
+        """Return git's exit status and all its output."""
         program = shutil.which("git")
         if program is None:
             message = "git is not installed, so nothing is shared"
             raise StoreError(message)
         if self._ended:
-            message = "we end"
+            message = "Jitsu ends"
             raise StoreError(message)
         try:
             self._running = run(
@@ -112,13 +118,13 @@ class Remote:
             raise StoreError(message) from error
         ended = await self._running.ended
         self._running = None
-        why = "" if not ended.late else "we end" if self._ended else f"no end after {DEADLINE:.0f} seconds"
+        why = "" if not ended.late else "Jitsu ends" if self._ended else f"no end after {DEADLINE:.0f} seconds"
         code = FATAL if ended.code is None or ended.late else ended.code
         return code, "\n".join(filter(None, (ended.said, why))) or f"git ended with {code}"
 
 
 def _environment(path: Path) -> dict[str, str]:
-    """Return ours, for a git that works on the repository at *path* and asks nobody."""
+    """Return this process's environment, changed for a git that works on the repository at *path* without prompts."""
     kept = {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM"}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key in kept}
     if "GIT_SSH" not in environment:

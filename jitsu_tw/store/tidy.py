@@ -1,9 +1,10 @@
 """
-Keeps the repository small: what is in use is put into one pack, what is not is removed.
+Keep the repository small: put objects in use into one pack, and remove the others.
 
-git does the work in processes of its own, at the lowest priority, on plumbing that takes no decision by itself: its own
-``gc`` may remove what is written again at that moment. Here a pack is removed only if nobody has touched it since the
-new one was begun: libgit2 and git touch a pack, or a loose object, when they would write what is in it already.
+git does the work in processes of its own, at the lowest priority, by plumbing commands that take no decision: its own
+``gc`` may remove an object that is written again at that moment. Here a pack is removed only if no process has touched
+it since the new one was begun: libgit2 and git touch a pack, or a loose object, instead of writing an object that is in
+it already.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
 
     from jitsu_tw.store.history import History
 
-#: The repository is tidied when so many loose objects, or octets in them, have come together.
+#: The repository is tidied from this many loose objects on, or octets in them.
 MOST_LOOSE: Final = 5000
 MOST_OCTETS: Final = 64 << 20
 
-#: It is also tidied when one of the 256 folders of loose objects, whichever, has so many objects, or octets: nobody
-#: counts what a push has brought that nothing refers to.
+#: It is also tidied when a random one of the 256 folders of loose objects has this many objects, or octets: objects of
+#: refused pushes are not counted otherwise.
 MOST_IN_FOLDER: Final = 80
 MOST_OCTETS_IN_FOLDER: Final = 1 << 20
 
-#: What nobody refers to is kept for so many seconds: it may be about to be referred to.
+#: Seconds for which an unreferenced object is kept: a reference may be about to be written.
 GRACE: Final = 120
 
-#: libgit2 touches a pack that it has touched just now no second time (its FRESHEN_FREQUENCY is 2 s).
+#: Seconds of tolerance: libgit2 does not touch a pack again that it has just touched (its FRESHEN_FREQUENCY is 2 s).
 SLACK: Final = 10.0
 
 
@@ -44,7 +45,7 @@ class Tidy:
     """Tidies one repository. `pack`, `drop` and `prune` are to be called in this order, each in any thread."""
 
     def __init__(self, history: History) -> None:
-        """Tidy *history*'s."""
+        """Tidy the repository of *history*."""
         self._history = history
         self._began = 0.0
         self._new = ""
@@ -53,14 +54,14 @@ class Tidy:
 
     @property
     def is_due(self) -> bool:
-        """Whether there is enough to do."""
+        """Whether the repository should be tidied now."""
         history = self._history
         return history.loose >= MOST_LOOSE or history.octets >= MOST_OCTETS or self._is_littered()
 
     def _is_littered(self) -> bool:
-        """Return whether pushes have left much that nobody counts, as far as one folder shows; no sender knows it."""
+        """Return whether pushes have left many uncounted objects, judging by a random folder that no sender knows."""
         if abs(time.time() - self._began) < 2 * GRACE:
-            return False  # what is that young would stay
+            return False  # objects younger than `GRACE` would not be removed
         sizes: list[int] = []
         folder = self._history.path / "objects" / f"{secrets.randbelow(256):02x}"
         with contextlib.suppress(OSError), os.scandir(folder) as found:
@@ -69,19 +70,19 @@ class Tidy:
 
     def pack(self) -> None:
         """
-        Write a pack of all that is in use. Others may write meanwhile.
+        Write a pack of all objects in use. Other threads and processes may write meanwhile.
 
         Raises:
-            StoreError: git is not installed, or says why not.
+            StoreError: git is not installed, or failed.
         """
         history = self._history
         self._began = time.time()
         history.loose = history.octets = 0
         recent = "".join(f"{commit}\n" for _, commit in history.recent)
-        self._new = self._git("pack-objects", "--all", "--revs", "-q", "objects/pack/pack", said=recent).strip()
+        self._new = self._git("pack-objects", "--all", "--revs", "-q", "objects/pack/pack", text=recent).strip()
 
     def drop(self) -> None:
-        """Remove the packs that the new one has made superfluous. Nobody of ours may write meanwhile."""
+        """Remove the packs that the new one replaces. No thread of this process may write meanwhile."""
         folder = self._history.path / "objects" / "pack"
         for file in folder.glob("tmp_*"):
             self._remove_if_old(file)
@@ -95,16 +96,16 @@ class Tidy:
 
     def prune(self) -> None:
         """
-        Remove loose objects that are in the pack, or not in use for a while. Others may write meanwhile.
+        Remove loose objects that are in the pack, or unreferenced for `GRACE` seconds. Others may write meanwhile.
 
         Raises:
-            StoreError: git says why not.
+            StoreError: git failed.
         """
         self._git("prune-packed", "-q")
         self._git("prune", f"--expire={GRACE}.seconds.ago", *(commit for _, commit in self._history.recent))
 
     def stop(self) -> None:
-        """End what is under way, and do no more; the repository is whole at any moment."""
+        """Stop git, and do no more; the repository is consistent at any moment."""
         self._ended = True
         if self._child is not None:
             self._child.kill()
@@ -113,7 +114,8 @@ class Tidy:
         if file.stat().st_mtime < self._began - GRACE:
             file.unlink(missing_ok=True)
 
-    def _git(self, *arguments: str, said: str = "") -> str:
+    def _git(self, *arguments: str, text: str = "") -> str:
+        """Return the output of git with the input *text*; "" when tidying was stopped."""
         program = shutil.which("git")
         if program is None:
             message = "git is not installed, so the state is not packed, and grows"
@@ -126,7 +128,7 @@ class Tidy:
         self._child = subprocess.Popen(  # noqa: S603
             command, cwd=path, env=environment(path), stdin=pipe, stdout=pipe, stderr=pipe
         )
-        out, err = self._child.communicate(said.encode())
+        out, err = self._child.communicate(text.encode())
         if self._child.returncode and not self._ended:
             message = f"{path}: git {arguments[0]}: {err.decode(errors='replace').strip()}"
             raise StoreError(message)

@@ -488,7 +488,7 @@ class BootTests(SynjitsuTestCase):
         thief = self.yard.guest("thief")
         NetnsLab.listen(thief, IP)
         self.yard.connect("thief", "10.9.0.2", timeout=0.2).process.wait(PATIENCE)  # asks for the client, as IP
-        await self.until(lambda: "which is another VM's" in self.log())
+        await self.until(lambda: "the address of a VM that does not have this MAC" in self.log())
         self.assertIn(self.yard.mac("thief"), self.log())
         self.assertEqual([], self.seen)
         self.yard.run("thief", "ip link set eth0 down")
@@ -499,7 +499,7 @@ class BootTests(SynjitsuTestCase):
     async def test_bridge_comes_back(self) -> None:
         """A bridge that goes and comes is captured again."""
         self.yard.run("host", "ip link del br0")
-        await self.until(lambda: "br0 has gone" in self.log())
+        await self.until(lambda: "br0 has vanished" in self.log())
         self.yard.bridge("br0", "10.9.0.1/24")
         for name in ("clienteth0", "guesteth0"):
             self.yard.run("host", f"ip link set {name} master br0")
@@ -740,7 +740,7 @@ class MACTests(SynjitsuTestCase):
     async def test_learnt(self) -> None:
         """The bridge has seen the known MAC behind the same port: the guest has used it before."""
         await self.inner()
-        self.assertIn(f"{self.INNER} is its guest's as well", self.log())
+        self.assertIn(f"{self.INNER} is its guest's, too", self.log())
 
     async def test_tap(self) -> None:
         """The known MAC is never seen, but the port is a tap that libvirt has made for it."""
@@ -759,7 +759,7 @@ class MACTests(SynjitsuTestCase):
             sends = ("import socket; one = socket.socket(17, 3); one.bind(('lan', 0)); "
                      f"one.send(bytes.fromhex('{frame.hex()}'))")
             self.yard.start("host", sys.executable, "-c", sends).process.wait(PATIENCE)
-        await self.until(lambda: "which is another VM's" in self.log())
+        await self.until(lambda: "the address of a VM that does not have this MAC" in self.log())
         self.assertNotIn("as well", self.log())
 
     async def test_configured(self) -> None:

@@ -50,7 +50,7 @@ def _synjitsu(clock: Clock) -> Synjitsu:
     kernel: Any = FakeKernel()
     kernel.own = ("10.0.0.1/24", "fd00::1/64")
     synjitsu = Synjitsu(["br0"], clock, kernel=kernel, opens=FakePcap, secret=SECRET)
-    synjitsu._look_at_addresses()
+    synjitsu._read_addresses()
     return synjitsu
 
 

@@ -51,17 +51,17 @@ def _step(data: Any, standins: Standins, now: float) -> list[Any]:
     kind, ip = data.ConsumeIntInRange(0, 15), data.PickValueInList([VM, VM6])
     if kind == 8:
         macs = data.PickValueInList([(GUEST,), (), (GUEST, PEER)])
-        how = {name: data.ConsumeBool() for name in ("asleep", "runs", "keeps")}
+        how = {name: data.ConsumeBool() for name in ("asleep", "runs", "hold_until_ready")}
         ports = data.PickValueInList([None, frozenset({80})])
-        knock = data.PickValueInList([None, 80])
-        return list(standins.announce(ip, macs, ports=ports, wake_udp=frozenset({443}), knock=knock, **how))
+        probe_port = data.PickValueInList([None, 80])
+        return list(standins.announce(ip, macs, ports=ports, wake_udp=frozenset({443}), probe_port=probe_port, **how))
     if kind == 9:
         standin, held = standins.ready(ip, data.PickValueInList([(), (GUEST,)]))
         return list(handover.wire(standins, standin, held))
     if kind == 10:
         return list(standins.withdraw(ip, now, failed=data.ConsumeBool()))
     if kind == 11:
-        return [*standins.expire(now), *standins.knock(now), *standins.again(now)]
+        return [*standins.expire(now), *standins.probe(now), *standins.resend(now)]
     if kind == 12 and ip in standins.table:
         standins.learn(ip, bytes([data.ConsumeIntInRange(0, 127) * 2]) + data.ConsumeBytes(5).ljust(5, b"\2"))
         return []

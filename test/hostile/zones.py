@@ -39,7 +39,7 @@ ROWS: Final = (
     Row("a number of ten thousand digits", GOOD + "a MX " + "9" * 10000 + " b\n", ":6: MX: '9+…' is no number"),
     Row("a record of 65,535 octets", GOOD + f"a TYPE65280 \\# 65535 {'00' * 65535}\n", ":6: .*room for 60,000"),
     Row("an RRset of 70,000 octets", GOOD + "".join(f"a TXT {n:0>250}\n" for n in range(265)), ":234: [^\n]*$"),
-    Row("a thousand mistakes", GOOD + "a A x\n" * 5000, "(?s):6: .*and 980 more mistakes\nthe rest was not looked at$"),
+    Row("a thousand mistakes", GOOD + "a A x\n" * 5000, "(?s):6: .*and 980 more mistakes\nthe rest was not read$"),
     Row("an escape that is no octet", GOOD + "a\\999 A 192.0.2.1\n", ":6: .*three digits up to 255"),
     Row("a colour for the terminal", GOOD + "a A \x1b[31m\n", r":6: A: \\x1b\[31m is no IPv4 address"),
     Row("letters that are two names", GOOD + "straße A 192.0.2.1\n", ":6: .*write xn--"),

@@ -104,7 +104,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
-    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases"): (
+    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
         ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
     ),
@@ -170,15 +170,15 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("standin.proven = standin.macs[0], False", "standin.proven = standin.macs[-1], False",
          "hands over to the wrong interface"),
         ("if frame is None or frame.src == link.mac:", "if frame is None:", "answers its own frames"),
-        ("and said.sport == standin.knock and", "and", "takes any SYN-ACK for the sign that a guest listens"),
+        ("and content.sport == standin.probe_port and", "and", "takes any SYN-ACK for the sign that a guest listens"),
         ("if not asleep and was is not State.BOOTING:", "if not asleep:", "tells peers anew of each announcement"),
         ("standin.state is State.ASLEEP and not wakes", "False", "holds packets for ports that nothing listens on"),
         ("if standin.mac not in standin.seen_on:\n            if handed:",
          "if False:\n            if handed:", "sends packets to a guest before it is there"),
-        ("not standin.is_guest(said.mac):\n            if not self._look_ups",
-         "False:\n            if not self._look_ups", "tells a guest that probes that its address is taken"),
+        ("not standin.is_guest(message.mac):\n            if not self._look_ups",
+         "False:\n            if not self._look_ups", "answers the guest's duplicate check: its address is taken"),
         ("if packet.takes_back(one.packet):", "if True:", "lets a forged RST end the hand-over of a SYN"),
-        (">= TELL_EVERY", ">= 0", "floods a peer with announcements"),
+        (">= ADVERTISE_EVERY", ">= 0", "floods a peer with announcements"),
     ),
     ("Synjitsu", "synjitsu_tw/syns.py", "test.unit.synjitsu.test_syns test.unit.synjitsu.test_standins"): (
         ("held.proven = before is not None and now - before >= AGAIN", "held.proven = before is not None",

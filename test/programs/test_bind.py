@@ -72,10 +72,10 @@ class AddressesTests(SynchronousTestCase):
 
         addresses.start(["127.0.0.1", "192.0.2.1"])
         expected = addresses.problems()
-        MonkeyPatcher((socket, "socket", nothing)).runWithPatches(clock.advance, binding.LOOK_EVERY)
+        MonkeyPatcher((socket, "socket", nothing)).runWithPatches(clock.advance, binding.CHECK_EVERY)
         self.assertEqual(expected, addresses.problems())
         addresses.missing = []
-        clock.advance(binding.LOOK_EVERY)
+        clock.advance(binding.CHECK_EVERY)
         self.assertEqual((1, expected), (len(expected), addresses.problems()))
 
 

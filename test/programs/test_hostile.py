@@ -313,7 +313,7 @@ class MessageTests(SynchronousTestCase):
         kernel.own = ("10.0.0.1/24",)
         real: Any = kernel
         self.synjitsu = Synjitsu(["br0"], Clock(), kernel=real, opens=FakePcap, secret=SECRET)
-        self.synjitsu._look_at_addresses()
+        self.synjitsu._read_addresses()
         self.standin = SynjitsuClient(
             "unix:/nonexistent", lambda *what: self.told.append(what), self.told.append, Clock(), self.told.append,
             lambda *what: self.told.append(what),

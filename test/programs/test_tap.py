@@ -627,7 +627,7 @@ class SocketTests(ProcessTestCase):
                           "dns=www.example.org,ip=10.0.0.1,name=www")
         self.assertEqual(1, run.returncode)
         self.assertIn(f"jitsu: control: cannot listen on {self.place}: another process listens there; end it, or "
-                      "choose another place\n", run.stderr)
+                      "choose another path\n", run.stderr)
         self.assertEqual(0, self.jitsuctl("status").returncode)
 
     def test_gone(self) -> None:
@@ -789,7 +789,7 @@ class SynjitsuTests(ProcessTestCase):
             (self.folder / name).chmod(mode)
         (self.folder / "folder").mkdir()
         (self.folder / "link").symlink_to("nowhere")
-        is_in_the_way = "that is no socket; remove it, or choose another place"
+        is_in_the_way = "that is no socket; remove it, or choose another path"
         others = "other hosts can connect there and take over any address of the bridge"
         with socket.socket(socket.AF_UNIX) as taken:
             taken.bind(str(self.folder / "taken"))

@@ -111,7 +111,7 @@ class EscapedTests(SynchronousTestCase):
             self.assertEqual(0 if second == 1.0 else logs.MOST_REPEATED, len(said) - before)
             write({"log_time": second, "log_format": "www: up"})
         write({"log_time": 2.0, "log_format": None})
-        self.assertTrue(said[logs.MOST_REPEATED - 1].endswith(" (more like that is not logged for a minute)"))
+        self.assertTrue(said[logs.MOST_REPEATED - 1].endswith(" (further such lines are not logged for a minute)"))
         self.assertEqual(4, said.count("www: up"))
 
     def test_failure(self) -> None:

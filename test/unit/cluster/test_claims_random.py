@@ -64,7 +64,7 @@ class Chaos:
 
     def _listen(self, name: str, host: Any) -> None:
         """Look at each start and stop call."""
-        start, stop = host._start, host._stop
+        start, stop = host.start, host._stop
 
         def starts(uuid: str) -> Any:
             one = host.guests[uuid].vm.name
@@ -81,7 +81,7 @@ class Chaos:
                 self.wrong.append(f"{self.now}: {one} is stopped {since:.2f} s after its last use")
             return stop(uuid, mode)
 
-        host._start, host._stop = starts, stops
+        host.start, host._stop = starts, stops
 
     def guests(self, name: str) -> list[tuple[str, MemoryGuest]]:
         """Return a VM as each host has it."""

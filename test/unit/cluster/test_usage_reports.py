@@ -50,7 +50,7 @@ class UsageTests(SynchronousTestCase):
     def told(self, *_: object) -> None:
         """Be a peer (`IPeer`) that does nothing."""
 
-    joined = parted = told
+    connected = lost = told
 
     def gather(self) -> None:
         """Have nothing more to note."""

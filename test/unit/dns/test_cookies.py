@@ -69,7 +69,7 @@ class CookiesTests(SynchronousTestCase):
         self.cookies = Cookies(SECRET)
 
     def test_shapes(self) -> None:
-        """What is no cookie, a client's alone, or another server's, is told apart by its length and version."""
+        """A malformed cookie, a client's alone and another server's are distinguished by length and version."""
         for option, expected in (
             (None, CookieResult.NONE),
             (b"", CookieResult.NONE),
@@ -88,7 +88,7 @@ class CookiesTests(SynchronousTestCase):
             self.assertEqual(expected, self.cookies.check(option, HOST, AT), option)
 
     def test_version(self) -> None:
-        """A cookie with the right hash over another version is not ours (RFC 9018, 4.1)."""
+        """A cookie with the right hash over another version is not valid (RFC 9018, 4.1)."""
         signed = CLIENT + b"\x02" + LEARNT[9:16]
         forged = signed + siphash(SECRET, signed + bytes((198, 51, 100, 100))).to_bytes(8, "little")
         self.assertEqual(CookieResult.BAD, self.cookies.check(forged, HOST, AT))
@@ -140,7 +140,7 @@ class CookiesTests(SynchronousTestCase):
             self.assertEqual(CookieResult.VALID, self.cookies.check(option, HOST, AT + after + (0 if kept else 3600)))
 
     def test_answers(self) -> None:
-        """Whoever sends a client cookie gets it back with a server cookie; who sends none gets none."""
+        """A client that sends a client cookie gets it back with a server cookie; one that sends none gets none."""
         fresh = self.cookies.make(CLIENT, HOST, AT)
         for option, expected in (
             (None, b""),

@@ -64,7 +64,7 @@ class LookupTests(ZoneTestCase):
         )
 
     def test_wildcard_cname(self) -> None:
-        """A wildcard's CNAME is followed, and owned by the name that was asked (RFC 4592, 4.5 and 3.3.2)."""
+        """A wildcard's CNAME is followed, and owned by the name in the question (RFC 4592, 4.5 and 3.3.2)."""
         zones = self.zones("$ORIGIN example.\n" + HEAD + "* CNAME a\na A 192.0.2.1\n")
         self.check(
             zones,
@@ -99,7 +99,7 @@ class LookupTests(ZoneTestCase):
         )
 
     def test_delegation(self) -> None:
-        """At a cut and below it there is a referral, whatever else the file says there; DS is the parent's."""
+        """At a cut and below it the answer is a referral, whatever else the file has there; DS is the parent's."""
         zones = self.zones(
             "$ORIGIN example.\n" + HEAD + "@ NS ns\nns A 192.0.2.1\n"
             "sub NS ns.sub\nsub NS NS.other\nsub NS ns.elsewhere.test.\nsub DS 1 8 2 " + "ab" * 32 + "\n"
@@ -332,7 +332,7 @@ class LookupTests(ZoneTestCase):
         )
 
     def test_case(self) -> None:
-        """Names compare without case; the first owner is as it was asked, others as the file has them."""
+        """Names compare without case; the first owner has the question's case, others the file's."""
         zones = self.zones("$ORIGIN ExamPle.\n" + HEAD + "WWW A 192.0.2.1\nwww A 192.0.2.2\nal CNAME wWw\n")
         self.check(
             zones,
@@ -415,7 +415,7 @@ def dotted(name: Name) -> str:
 
 
 def naive(records: list[Record], name: Name, qtype: str) -> str:
-    """Say what the outcome is in the zone ``z``, by looking at every record for every step of RFC 1034, 4.3.2."""
+    """Return the outcome in the zone ``z``, by reading every record at every step of RFC 1034, 4.3.2."""
     answer: list[str] = []
     visited = [name]
 

@@ -68,7 +68,7 @@ ALIKE: Final = (
     "r 300 RRSIG TXT 13 3 300 20300101000000 20200101000000 1 example.org. YWJj\nr 300 TXT x",
 )
 
-#: What is wrong, behind `TOP`; in which line, and in which words.
+#: The mistake, after `TOP`; its line, and its message.
 SLIPS: Final = (
     ("a A 192.0.2.300", 6, "^A: 192.0.2.300 is no IPv4 address: four numbers from 0 to 255 with dots between"),
     ("a A 2001:db8::1", 6, "2001:db8::1 is no IPv4 address; write it like 'AAAA 2001:db8::1'"),
@@ -119,7 +119,7 @@ SLIPS: Final = (
     ("a A 192.0.2.1)", 6, r"a '\)' without a '\('"),
     ("a A 192.0.2.1 \\", 6, "a backslash at the end of the line"),
     ('a TXT ( "x"\n"y\n)\n', 7, "the quote that opens here is not closed in its line"),
-    ("a TXT x (\ny ( z )\n", 6, "the parenthesis that opens here is not closed; what follows was not looked at$"),
+    ("a TXT x (\ny ( z )\n", 6, "the parenthesis that opens here is not closed; what follows was not read$"),
     ("a TXT ( v=DKIM1; k=rsa )\n", 6, "perhaps a ';' hides its end"),
     ("a TXT " + "x" * masterfile.MAX_RECORD, 6, "a line of 262,150 characters; a record has 262,144 at most"),
     ("a TXT (\n" + 1100 * ("x" * 250 + "\n") + ")", 6, "parenthesis"),
@@ -237,7 +237,7 @@ class TypesTests(ZoneTestCase):
 
 
 class SlipTests(ZoneTestCase):
-    """What is said of mistakes."""
+    """How mistakes are reported."""
 
     def test_slips(self) -> None:
         """Each names its file, its line, what is wrong, and what would be right."""
@@ -251,7 +251,7 @@ class SlipTests(ZoneTestCase):
                 self.assertLess(len(error.message), 300)
 
     def test_all_at_once(self) -> None:
-        """All mistakes are said, of syntax and of the zone, in included files too; a good record among them is read."""
+        """All mistakes are reported, of syntax and of the zone, in included files too; good records are still read."""
         path = Path(self.write(TOP + "a A 1\nb A 192.0.2.1\n$INCLUDE i\nb CNAME c\n)\n$X\nc A 2\nd.net. A 192.0.2.1\n"))
         (path.parent / "i").write_text("e MX x\nf A 192.0.2.1\n")
         error = self.assertRaises(ZoneError, Zone.read, path)
@@ -259,7 +259,7 @@ class SlipTests(ZoneTestCase):
         self.assertEqual(["a.zone:6", "a.zone:9", "a.zone:10", "a.zone:11", "a.zone:12", "a.zone:13", "i:1"], places)
 
     def test_too_many(self) -> None:
-        """Twenty are told in full, of the others the number; warnings likewise."""
+        """Twenty are listed, and the number of the others; warnings likewise."""
         text = TOP + "".join(f"a{number} A x\n" for number in range(50))
         lines = str(self.assertRaises(ZoneError, Zone.read, self.write(text))).splitlines()
         self.assertEqual((21, "and 30 more mistakes"), (len(lines), lines[-1]))
@@ -268,7 +268,7 @@ class SlipTests(ZoneTestCase):
         self.assertEqual((21, "and 30 more warnings"), (len(warnings), warnings[-1]))
 
     def test_soa(self) -> None:
-        """That there is no SOA record is not said where there is one with a mistake."""
+        """A missing SOA record is not reported where one has a mistake."""
         for text, missing in (
             ("$ORIGIN e.\n$TTL 60\n@ SOA ns h 1 2 3 4\n", False),
             ("$ORIGIN e.\n$TTL 60\n@ 1y SOA ns h 1 2 3 4 5\n", False),
@@ -353,7 +353,7 @@ class LimitTests(ZoneTestCase):
         for text in ("a A x\n", "a{0}.net. A 192.0.2.1\na{0}.net. A 192.0.2.2\n"):
             path = self.write(TOP + "".join(text.format(number) for number in range(1005)))
             lines = str(self.assertRaises(ZoneError, Zone.read, path)).splitlines()
-            self.assertEqual(["and 980 more mistakes", "the rest was not looked at"], lines[20:])
+            self.assertEqual(["and 980 more mistakes", "the rest was not read"], lines[20:])
 
     def test_includes(self) -> None:
         """A file that includes itself, by whatever way, many files, and deep ones are refused."""
@@ -377,14 +377,14 @@ class LimitTests(ZoneTestCase):
         self.assertRegex(str(error), r"a.zone:10: .*a zone may have 5 files in all[^\n]*$")
 
     def test_pipe(self) -> None:
-        """A pipe is not opened: nobody may write to it."""
+        """A pipe is not opened: reading would wait for a writer."""
         path = Path(self.write(TOP + "$INCLUDE pipe\n"))
         os.mkfifo(path.parent / "pipe")
         for place in (path, path.parent / "pipe"):
             self.assertRegex(str(self.assertRaises(ZoneError, Zone.read, place)), "a device, a pipe or a socket")
 
     def test_rrset(self) -> None:
-        """An RRset that has no room in a message is refused, with the line that is too much; one that fits is not."""
+        """An RRset that is too long for a message is refused, with the line that makes it so; one that fits is not."""
         most = MAX_RRSET // 16
         text = TOP + "".join(f"a A 10.0.{number >> 8}.{number & 255}\n" for number in range(most))
         self.assertEqual(most + 3, sum(1 for _ in Zone.read(self.write(text)).records()))

@@ -257,7 +257,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual((message.NOTIMP, b""), (got.rcode, got.question))
 
     def test_badvers(self) -> None:
-        """An EDNS version that is not ours is BADVERS; its options are not looked at."""
+        """An EDNS version above 0 is BADVERS; its options are not read."""
         for version in (1, 2, 100, 255):
             got = parse(packet(QUESTION, opt(subnet(9, 9, b""), b"\xff", version=version, flags=0x8000), ar=1))
             assert isinstance(got, Reject)
@@ -265,14 +265,14 @@ class ParseTests(SynchronousTestCase):
             self.assertEqual(Edns(1232, do=True, version=version), got.edns)
 
     def test_cookie_without_question(self) -> None:
-        """QDCOUNT=0 with a cookie asks for ours (RFC 7873, 5.4)."""
+        """QDCOUNT=0 with a cookie asks for a server cookie (RFC 7873, 5.4)."""
         got = parse(packet(opt(option(10, COOKIE)), qd=0, ar=1))
         assert isinstance(got, Reject)
         self.assertEqual((message.NOERROR, b""), (got.rcode, got.question))
         self.assertEqual(Edns(1232, options=((10, COOKIE),)), got.edns)
 
     def test_tsig(self) -> None:
-        """A signed query says where its TSIG record is (compressed owner and all), for the packet to be verified."""
+        """A signed query has the offset of its TSIG record (compressed owner and all), for its verification."""
         asked = dns.message.make_query("www.example.org", "A", use_edns=0)
         asked.use_tsig(dns.tsigkeyring.from_text({"key.example.net": "c2VjcmV0"}))
         octets = asked.to_wire()

@@ -53,7 +53,7 @@ def answer_to(octets: bytes, key: Key | None = None, rcode: int = 0) -> bytes:
 
 
 def observe(case: SynchronousTestCase, hear: Any) -> None:
-    """Let *hear* have all that is logged, until *case* has ended."""
+    """Call *hear* with every log event until *case* has ended."""
     globalLogPublisher.addObserver(hear)
     case.addCleanup(globalLogPublisher.removeObserver, hear)
 
@@ -104,7 +104,7 @@ class Reactor(BoundedClock):
     """A clock with UDP ports, and faults to order: listen, connect, write, refuse."""
 
     def __init__(self) -> None:
-        """Have no ports."""
+        """Begin without ports."""
         super().__init__()
         self.ports: list[Port] = []
         self.faults: set[str] = set()
@@ -139,7 +139,7 @@ class NotifyTestCase(SynchronousTestCase):
         return [octets for port in self.reactor.ports for _, octets in port.sent]
 
     def reply(self, octets: bytes) -> None:
-        """Let a datagram come to the port that is open."""
+        """Receive a datagram on the open port."""
         (port,) = (port for port in self.reactor.ports if port.open)
         assert port.peer is not None
         port.protocol.datagramReceived(octets, port.peer)
@@ -171,7 +171,7 @@ class MessageTests(NotifyTestCase):
         self.assertNotEqual(sorted(idents), idents)
 
     def test_where(self) -> None:
-        """It leaves from a port of its own of the address that we serve on, and goes to nobody else."""
+        """It is sent from a port of its own at the address that the server is bound to, to the secondary alone."""
         for host, bind, expected in (
             ("192.0.2.2", ["192.0.2.1", "2001:db8::1", "192.0.2.9"], "192.0.2.1"),
             ("2001:db8::2", ["192.0.2.1", "2001:db8::1"], "2001:db8::1"),
@@ -184,7 +184,7 @@ class MessageTests(NotifyTestCase):
             self.assertEqual((expected, (host, 5353)), (port.interface, port.peer))
 
     def test_everybody(self) -> None:
-        """Each secondary is told of each zone."""
+        """Each secondary is notified of each zone."""
         notifier = Notifier([self.secondary, Secondary("192.0.2.3")], KEYS, [], self.reactor)
         notifier.tell([zone("a.test"), zone("b.test")])
         self.assertEqual([("192.0.2.2", 2), ("192.0.2.3", 2)],
@@ -192,7 +192,7 @@ class MessageTests(NotifyTestCase):
 
 
 class WhenTests(NotifyTestCase):
-    """When somebody is told something."""
+    """When notifications are sent."""
 
     def test_serial(self) -> None:
         """At first of all zones; then only of those whose serial is another."""
@@ -218,7 +218,7 @@ class WhenTests(NotifyTestCase):
         self.assertEqual(2, len(self.sent()))
 
     def test_replaced(self) -> None:
-        """A change of a zone whose last change was not answered yet takes its place; answers to that are too late."""
+        """A new change of a zone replaces an unacknowledged one; answers to the old one are ignored."""
         changing = zone()
         self.notifier.tell([changing])
         changing.bump()
@@ -232,7 +232,7 @@ class WhenTests(NotifyTestCase):
         self.assertTrue(self.done())
 
     def test_not_all_at_once(self) -> None:
-        """A secondary is told of many zones as it answers, and of each once."""
+        """A secondary is notified of many zones at the pace of its answers, and of each once."""
         zones = [zone(f"z{number}.test") for number in range(AT_ONCE * 3 + 1)]
         self.notifier.tell(zones)
         self.assertEqual(AT_ONCE, len(self.sent()))
@@ -259,7 +259,7 @@ class AnswerTests(NotifyTestCase):
         self.assertEqual((True, []), (self.done(), self.warnings()))
 
     def test_refused(self) -> None:
-        """So does an answer that says no, which is logged."""
+        """An answer with an error ends it as well, and is logged."""
         for rcode in (1, 4, 5, 9):
             self.setUp()
             self.notifier.tell([zone()])
@@ -267,7 +267,7 @@ class AnswerTests(NotifyTestCase):
             self.assertTrue(self.done())
             (line,) = self.warnings()
             word = dns.rcode.to_text(dns.rcode.Rcode(rcode))
-            self.assertEqual(f"192.0.2.2, told of jitsu.test, serial 1, says {word}", line)
+            self.assertEqual(f"192.0.2.2, notified of jitsu.test, serial 1, answers {word}", line)
 
     def test_no_answer(self) -> None:
         """Anything else does not: another id, another question, a query, another opcode, half of it, none of it."""
@@ -293,12 +293,12 @@ class RetryTests(NotifyTestCase):
     """Secondaries that do not answer (RFC 1996, 3.6)."""
 
     def test_times(self) -> None:
-        """The same message goes out five times more, ever more slowly; then we give up, and say so once."""
+        """The same message is sent five times more, ever more slowly; then sending ends, with one log line."""
         self.notifier.tell([zone()])
         self.reactor.pump([0.5] * round(2 * sum(PAUSES) - 1))
         self.assertEqual([], self.warnings())
         self.reactor.pump([0.5])
-        self.assertEqual(["192.0.2.2, told of jitsu.test, serial 1, does not answer"], self.warnings())
+        self.assertEqual(["192.0.2.2, notified of jitsu.test, serial 1, does not answer"], self.warnings())
         (port,) = self.reactor.ports
         self.assertEqual(list(TIMES), [when for when, _ in port.sent])
         self.assertEqual(1, len({octets for _, octets in port.sent}))
@@ -346,7 +346,7 @@ class RetryTests(NotifyTestCase):
         self.reactor.pump([5.0] * 2)
         self.assertEqual((True, len(zones)), (self.done(), len(self.sent())))
         (line,) = self.warnings()
-        self.assertIn("nobody listening", line)
+        self.assertIn("does not listen", line)
 
     def test_no_way(self) -> None:
         """While there is no address, no route or no buffer it is tried again; the reason is in the log in the end."""
@@ -396,7 +396,7 @@ class SignedTests(NotifyTestCase):
             self.reply(wrong)
             self.assertEqual(2, len(self.reactor.getDelayedCalls()))
         self.reactor.pump([5.0] * 100)
-        self.assertIn("not an answer", self.warnings()[0])
+        self.assertIn("no answer", self.warnings()[0])
 
     def test_bad_key(self) -> None:
         """That the secondary does not know the key is in the log."""
@@ -416,7 +416,7 @@ class Sink(DatagramProtocol):
     noisy = False
 
     def __init__(self) -> None:
-        """Have got nothing."""
+        """Begin with nothing received."""
         self.got: list[tuple[bytes, Any]] = []
         self.answered: Deferred[None] = Deferred()
 
@@ -445,7 +445,7 @@ class LoopbackTests(TestCase):
         known: Deferred[None] = Deferred()
 
         def hear(event: Any) -> None:
-            if "knows of" in event.get("log_format", "") and not known.called:
+            if "has been notified of" in event.get("log_format", "") and not known.called:
                 known.callback(None)
 
         observe(self, hear)
@@ -466,7 +466,7 @@ class LoopbackTests(TestCase):
         refused: Deferred[None] = Deferred()
 
         def hear(event: Any) -> None:
-            if "nobody listening" in event.get("what", ""):
+            if "does not listen" in event.get("what", ""):
                 refused.callback(None)
 
         observe(self, hear)

@@ -91,7 +91,7 @@ def flags(octets: bytes) -> int:
 
 
 class ReplyTests(SynchronousTestCase):
-    """What replies look like."""
+    """The form of replies."""
 
     def test_header(self) -> None:
         """QR=1; id, RD and CD are the query's; AA and RA the reply's; AD, Z and TC are 0."""
@@ -150,7 +150,7 @@ class ReplyTests(SynchronousTestCase):
             self.assertEqual(0x8100, flags(octets))
 
     def test_cookie_without_question(self) -> None:
-        """A cookie without a question is answered with ours and nothing else (RFC 7873, 5.4)."""
+        """A cookie without a question is answered with a server cookie and nothing else (RFC 7873, 5.4)."""
         got = parse(packet(opt(option(10, COOKIE)), qd=0, ar=1))
         assert isinstance(got, Reject)
         second = dns.message.from_wire(write(got, Reply(options=((10, bytes(24)),)), 512))
@@ -278,7 +278,7 @@ class CompressionTests(SynchronousTestCase):
                 self.assertEqual(b"\xc0\x0c" + pack("!HHIH", rtype, 1, 0, len(expected)) + expected, octets[33:])
 
     def test_rdata_that_is_no_name(self) -> None:
-        """Data that is not what its type says goes out as it is."""
+        """Data that is malformed for its type is sent unchanged."""
         for rtype, rdata in ((NS, b""), (NS, b"\x40"), (MX, b"\1"), (SOA, b"\1a"), (CNAME, b"\3ab")):
             octets = write(query(), Reply(answer=[RR(WWW, rtype, 0, rdata)]), 512)
             self.assertEqual(rdata, octets[45:])
@@ -294,7 +294,7 @@ class CompressionTests(SynchronousTestCase):
 
 
 class TruncationTests(SynchronousTestCase):
-    """What gives way, and who is told (RFC 2181, 9; RFC 9471)."""
+    """What is left out, and when TC is set (RFC 2181, 9; RFC 9471)."""
 
     def test_whole_rrsets(self) -> None:
         """An RRset that does not fit is left out whole, TC=1, and nothing follows."""
@@ -372,12 +372,12 @@ class TruncationTests(SynchronousTestCase):
             self.assertEqual((expected, 10), (flags(octets), counts(octets)[1]))
 
     def test_long_text(self) -> None:
-        """A text that has no room at all leaves its code behind."""
+        """A text that does not fit leaves its code behind."""
         second = dns.message.from_wire(write(query(Edns(512)), Reply(ede=((22, "x" * 70000),)), 65535))
         self.assertEqual([(22, None)], [(o.code, o.text) for o in second.options])
 
     def test_longest_question(self) -> None:
-        """The longest question, an OPT record and its options fit where a reply has the least room."""
+        """The longest question, an OPT record and its options fit into the shortest limit of a reply."""
         octets = write(
             query(Edns(0), LONGEST), Reply(options=((10, bytes(40)),), answer=addresses(WWW, 40)), 512
         )
@@ -455,7 +455,7 @@ class PropertyTests(SynchronousTestCase):
         limit: int,
         rcode: int,
     ) -> None:
-        """Each reply can be read, fits, echoes the question, and says what it was told to, or TC=1."""
+        """Each reply can be read, fits, echoes the question, and has the given content, or TC=1."""
         got = parse(octets)
         assume(isinstance(got, Query))
         assert isinstance(got, Query)

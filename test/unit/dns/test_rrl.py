@@ -20,7 +20,7 @@ SEND, SLIP, DROP = Decision.SEND, Decision.SLIP, Decision.DROP
 
 
 def flood(limiter: Limiter, number: int, now: float = 0, source: Source = VICTIM) -> list[Decision]:
-    """Return what becomes of so many equal responses at one moment."""
+    """Return the decisions on *count* equal responses at one moment."""
     return [limiter.decide(source, Kind.POSITIVE, WWW, now) for _ in range(number)]
 
 
@@ -28,7 +28,7 @@ class LimiterTests(SynchronousTestCase):
     """`Limiter.decide`."""
 
     def test_burst(self) -> None:
-        """So many responses of a kind are sent at once, then no more; without a burst, one second's."""
+        """`burst` responses of a kind are sent at once, then no more; without a burst, one second's."""
         for rate, burst, expected in ((5, 0, 5), (200, 0, 200), (7, 0, 7), (5, 12, 12), (200, 3, 3), (1, 1, 1)):
             for now in (0.0, 1e7 + 0.1):
                 decisions = flood(Limiter(SEED, rate, burst=burst, slip=0), expected + 20, now)
@@ -42,7 +42,7 @@ class LimiterTests(SynchronousTestCase):
             self.assertTrue(burst + 10 * rate - 1 <= sent <= burst + 10 * rate, (rate, burst, sent))
 
     def test_below_the_rate(self) -> None:
-        """Who asks no more often than the rate is never limited, and a bucket does not fill beyond its burst."""
+        """A client that asks no more often than the rate is never limited; a bucket holds no more than its burst."""
         limiter = Limiter(SEED, 5)
         self.assertEqual({SEND}, {limiter.decide(VICTIM, Kind.POSITIVE, WWW, tick / 5) for tick in range(1000)})
         self.assertEqual(5, flood(limiter, 50, 10_000).count(SEND))
@@ -52,7 +52,7 @@ class LimiterTests(SynchronousTestCase):
         self.assertEqual([SEND] * 1000, flood(Limiter(SEED, 0), 1000))
 
     def test_slip(self) -> None:
-        """Every so many-th suppressed response goes out truncated: with 0 none, with 1 all."""
+        """Every `slip`-th suppressed response is sent truncated: with 0 none, with 1 all."""
         for slip, expected in (
             (0, [DROP] * 6),
             (1, [SLIP] * 6),
@@ -85,7 +85,7 @@ class LimiterTests(SynchronousTestCase):
             self.assertEqual([expected], flood(limiter, 1, source=Source(host, 1)), host)
 
     def test_exempt(self) -> None:
-        """Proven addresses, loopback and the networks that are said are never limited."""
+        """Proven addresses, loopback and the exempt networks are never limited."""
         for source, expected in (
             (Source("192.0.2.1", 53, tcp=True, proven=True), SEND),
             (Source("192.0.2.1", 53, proven=True), SEND),
@@ -116,41 +116,41 @@ class LimiterTests(SynchronousTestCase):
         """A short seed or a table whose size is no power of two is an error."""
         self.assertRaises(ValueError, Limiter, SEED[1:])
         for places in (0, 3, 65535, -2):
-            self.assertRaises(ValueError, Limiter, SEED, places=places)
+            self.assertRaises(ValueError, Limiter, SEED, entries=places)
 
 
 class TableTests(SynchronousTestCase):
     """`Limiter`, of its table."""
 
     def test_collision(self) -> None:
-        """Two buckets on one place take it from each other and begin anew, with a full bucket and no slip counted."""
-        limiter = Limiter(SEED, 2, slip=2, places=1)
+        """Two buckets of one entry displace each other and begin again with a full bucket and no slip counted."""
+        limiter = Limiter(SEED, 2, slip=2, entries=1)
         self.assertEqual([SEND, SEND, DROP], flood(limiter, 3))
         self.assertEqual(SEND, limiter.decide(VICTIM, Kind.POSITIVE, MAIL, 0))
         self.assertEqual([SEND, SEND, DROP, SLIP], flood(limiter, 4))
 
     def test_fixed_size(self) -> None:
         """However many networks are answered, the table stays as it is."""
-        limiter = Limiter(SEED, 2, places=64)
+        limiter = Limiter(SEED, 2, entries=64)
         for number in range(2000):
             limiter.decide(Source(f"10.{number // 256}.{number % 256}.1", 1), Kind.NXDOMAIN, ROOT, 0)
         self.assertEqual([64] * 3, [len(each) for each in (limiter._hash, limiter._full_at, limiter._suppressed)])
 
     def test_spread(self) -> None:
-        """As many buckets as a tenth of the places hardly disturb each other: nearly all of a flood is held down."""
-        limiter = Limiter(SEED, 1, slip=0, places=4096)
+        """Buckets for a tenth of the entries hardly disturb each other: nearly all of a flood is suppressed."""
+        limiter = Limiter(SEED, 1, slip=0, entries=4096)
         sources = [Source(f"10.{number // 256}.{number % 256}.1", 1) for number in range(400)]
         count = Counter(limiter.decide(source, Kind.POSITIVE, WWW, 0) for _ in range(10) for source in sources)
         self.assertTrue(count[SEND] < 1000, count)  # 400 if no two met; 4000 if nothing were held down
 
     def test_seed(self) -> None:
-        """Which buckets share a place depends on the seed, so that nobody can know it."""
+        """Which buckets share an entry depends on the seed, so that no client can know it."""
 
         def meets(seed: bytes) -> list[int]:
             """Return which networks displace the victim's bucket."""
             found = []
             for number in range(200):
-                limiter = Limiter(seed, 1, slip=0, places=16)
+                limiter = Limiter(seed, 1, slip=0, entries=16)
                 flood(limiter, 1)
                 flood(limiter, 1, source=Source(f"10.0.{number}.1", 1))
                 if flood(limiter, 1) == [SEND]:

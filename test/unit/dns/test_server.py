@@ -135,10 +135,10 @@ class ServerTestCase(SynchronousTestCase):
 
 
 class TableTests(ServerTestCase):
-    """DESIGN, section 4."""
+    """Which questions start a VM, and their answers."""
 
     def test_rows(self) -> None:
-        """Each question is answered as the table says, and starts one VM or none."""
+        """Each question gets the table's answer, and starts one VM or none."""
         for name, type_, of, (rcode, addresses), boots in ROWS:
             self.setUp()
             reply = self.ask(name, type_, **of)
@@ -186,14 +186,14 @@ class TableTests(ServerTestCase):
         self.assertEqual(0, self.starts())
 
     def test_edns_version(self) -> None:
-        """An EDNS version that is not ours is BADVERS and starts nothing."""
+        """An EDNS version above 0 is BADVERS and starts nothing."""
         query = dns.message.make_query("www.jitsu.test", "A", use_edns=1)
         reply = dns.message.from_wire(self.send(query.to_wire())[0])
         self.assertEqual((dns.rcode.BADVERS, 0), (reply.rcode(), reply.edns))
         self.assertEqual(0, self.starts())
 
     def test_case_is_kept(self) -> None:
-        """The question comes back in the case it was asked in, for resolvers that check (0x20)."""
+        """The reply has the question in its original case, for resolvers that check it (0x20)."""
         self.assertIn("wWw.JITSU.tEsT.", self.ask("wWw.JITSU.tEsT").question[0].to_text())
 
 
@@ -201,7 +201,7 @@ class SummonsTests(ServerTestCase):
     """Answers that wait, and answers that do not."""
 
     def test_not_ready(self) -> None:
-        """An answer that leaves before its VM is ready has the address, and says so by EDE."""
+        """An answer that is sent before its VM is ready has the address, and an EDE with that reason."""
         query = dns.message.make_query("never.jitsu.test", "A", use_edns=0)
         replies = self.send(query.to_wire())
         self.world.pump(1.1)
@@ -226,9 +226,9 @@ class SummonsTests(ServerTestCase):
 
     def test_flood_of_names(self) -> None:
         """
-        Of a flood of names below a wildcard, for a VM that boots, as many wait as may; others are answered at once.
+        Of a flood of names below a wildcard, for a VM that boots, `MOST_OF_ONE` wait; others are answered at once.
 
-        The answer says that the VM is still starting. Clients of other networks wait as if there were no flood.
+        Their answer has the EDE that the VM is still starting. Clients of other networks wait as without the flood.
         """
         self.patch(resolver, "MOST_WAITING", 8)
         self.patch(resolver, "MOST_OF_ONE", 3)
@@ -255,12 +255,12 @@ class SummonsTests(ServerTestCase):
         self.assertEqual([], again)
 
     def never_ready(self) -> None:
-        """Have a VM with a wildcard that is never ready."""
+        """Make a VM with a wildcard that is never ready."""
         self.zones.add_vm(from_text("*.never.jitsu.test"), "never", [ip_address("10.0.0.5")], 60)
         self.chain.resolvers[0] = JitsuResolver(self.zones, self.world.fleet)
 
     def test_end(self) -> None:
-        """At the end, clients that wait, and those that would have to, are told so; others are answered."""
+        """At the end, clients that wait, and those that would have to, get an EDE; others are answered."""
         query = dns.message.make_query("never.jitsu.test", "A", use_edns=0).to_wire()
         waiting = [self.send(query, source) for source in (None, Source("192.0.2.2", 1, tcp=True, proven=True))]
         self.assertEqual([[], []], waiting)
@@ -288,7 +288,7 @@ class WarmTests(ServerTestCase):
     """Answers for VMs that are up, found by the question's octets."""
 
     def setUp(self) -> None:
-        """Have odd sizes of EDNS."""
+        """Make a server whose answers have odd EDNS sizes."""
         super().setUp()
         self.sizes = iter(range(1300, 9999))
 
@@ -302,7 +302,7 @@ class WarmTests(ServerTestCase):
         return reply
 
     def test_same_as_the_long_way(self) -> None:
-        """What is found is, to the letter, what the long way says, in whatever case and with whatever id."""
+        """A warm answer equals, to the octet, the answer of the resolvers, in whatever case and with whatever id."""
         for of in ({}, {"use_edns": 0}, {"use_edns": 0, "want_dnssec": True}, {"use_edns": 0, "payload": 512},
                    {"flags": 0}, {"flags": dns.flags.RD | dns.flags.CD}):
             first = self.wire("www.jitsu.test", **of)
@@ -327,7 +327,7 @@ class WarmTests(ServerTestCase):
             self.assertIsNone(self.hit(octets))
 
     def test_letters_that_are_none(self) -> None:
-        """A size of EDNS that looks like letters is not taken for another."""
+        """An EDNS size that looks like letters is not taken for another."""
         for size, other in ((0x4141, 0x6161), (0x6161, 0x4141)):
             self.setUp()
             self.long_way(self.wire(use_edns=0, payload=size))
@@ -383,7 +383,7 @@ class WarmTests(ServerTestCase):
         self.assertEqual("off", machine.state.value)
 
     def test_retransmission(self) -> None:
-        """The same question again from the same place is answered, renews the lease, and is not counted."""
+        """The same question again from the same source is answered, renews the lease, and is not counted."""
         query = self.wire()
         self.long_way(query)
         for sender in (("192.0.2.1", 1), ("192.0.2.1", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)):
@@ -393,7 +393,7 @@ class WarmTests(ServerTestCase):
         self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_time_for_a_check(self) -> None:
-        """A use at the time of a check asks for it, and is answered all the same."""
+        """A use when a check is due asks for the check, and is answered all the same."""
         query = self.wire()
         self.long_way(query)
         checked: list[str] = []
@@ -407,12 +407,12 @@ class WarmTests(ServerTestCase):
         self.assertEqual(["www"], checked)
 
     def shares(self, least: int = 8, kinds: int = 4, exact: int = 1000, wild: int = 8) -> None:
-        """Keep at most so many answers (`warm.LEAST_EXACT` and so on)."""
+        """Set the limits of stored answers: `warm.LEAST_EXACT`, `MOST_KINDS`, `MOST_EXACT` and `MOST_WILD`."""
         for name, most in (("LEAST_EXACT", least), ("MOST_KINDS", kinds), ("MOST_EXACT", exact), ("MOST_WILD", wild)):
             self.patch(warm, name, most)
 
     def odd(self, count: int, name: str = "www.jitsu.test") -> None:
-        """Ask for *name* in *count* ways that no other client asks in, each time in others."""
+        """Ask for *name* in *count* ways, no two of which are alike."""
         for _ in range(count):
             size = next(size for size in self.sizes if not chr(size & 255).isupper())
             query = self.wire(name, use_edns=0, payload=size)
@@ -420,7 +420,7 @@ class WarmTests(ServerTestCase):
             self.hit(query)
 
     def test_odd_questions(self) -> None:
-        """A client that asks in every way there is gets a bounded memory, and takes it from what is not used."""
+        """A client that asks in every possible way gets a bounded memory, and takes it from unused answers."""
         self.shares()
         query, other = self.wire(), self.wire("six.jitsu.test")
         for octets in (other, query):
@@ -443,7 +443,7 @@ class WarmTests(ServerTestCase):
         self.assertIsNotNone(self.hit(self.wire()))
 
     def test_all_in_use(self) -> None:
-        """Where all answers are used, one gives way all the same, and there are no more looks for it than may be."""
+        """Where all answers are used, one is dropped all the same, after a bounded number of comparisons."""
         self.shares(least=200, kinds=0)
         for number in range(300):
             query = self.wire(use_edns=0, payload=600 + number)
@@ -481,16 +481,16 @@ class WarmTests(ServerTestCase):
         self.assertEqual(["www.jitsu.test"], list(self.world.fleet.stats.current(self.world.machine()).dns))
 
     def test_tcp(self) -> None:
-        """What was said over TCP is not said over UDP: it may be longer than UDP takes."""
+        """An answer by TCP is not repeated by UDP: it may be longer than UDP allows."""
         self.send(self.wire(), Source("192.0.2.1", 1, tcp=True))
         self.assertEqual({}, self.warm.answers)
 
 
 class PolicyTests(ServerTestCase):
-    """Who may start a VM. Each refusal starts nothing; what is up is answered to all."""
+    """Which clients may start a VM. Each refusal starts nothing; a VM that is up is answered to all."""
 
     def restart(self, **settings: Any) -> None:
-        """Begin anew with *settings*."""
+        """Make a new server with *settings*."""
         self.world.settings = attrs.evolve(self.world.settings, **settings)
         self.world.begin()
         self.chain = Chain([JitsuResolver(self.zones, self.world.fleet), ZoneAuthority(self.zones)])
@@ -511,7 +511,7 @@ class PolicyTests(ServerTestCase):
         return reply.rcode(), [int(option.code) for option in reply.options if isinstance(option, dns.edns.EDEOption)]
 
     def test_strangers_keep_nothing_up(self) -> None:
-        """Who may not start a VM is answered while it is up, and does not keep it up."""
+        """A client that may not start a VM gets its address while it is up, and does not keep it up."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         query = dns.message.make_query("www.jitsu.test", "A").to_wire()
         self.send(query, Source("192.0.2.1", 4711))
@@ -523,7 +523,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(120.0, self.world.fleet.leases.left(self.world.machine()))
 
     def test_summon_from(self) -> None:
-        """A source outside `summon_from` is REFUSED with EDE 18, until somebody who may has started the VM."""
+        """A source outside `summon_from` is REFUSED with EDE 18, until a permitted client has started the VM."""
         self.restart(summon_from=(ip_network("192.0.2.0/24"),))
         self.assertEqual((dns.rcode.REFUSED, [18]), self.refusals(self.ask_from("198.51.100.1")))
         self.assertEqual(0, self.starts())
@@ -546,9 +546,10 @@ class PolicyTests(ServerTestCase):
 
     def test_forged(self) -> None:
         """
-        Whatever a forger sends by UDP in the name of a network, clients of that network start VMs.
+        Whatever an attacker sends by UDP from forged addresses of a network, clients of that network start VMs.
 
-        They are asked for proof, by TC or by a cookie, as by `verify_source`, but only from half of the budget on.
+        They have to prove their addresses by TCP or a cookie, as with `verify_source`, but only from half of the budget
+        on.
         """
         self.restart(starts_per_minute=2)
         self.assertFalse(self.ask_from("192.0.2.66").flags & dns.flags.TC)
@@ -563,7 +564,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(2, self.starts())
 
     def test_joining_costs_nothing(self) -> None:
-        """Who asks for a VM that is booting joins, with no budget."""
+        """A query for a VM that is booting joins, with no budget."""
         self.restart(starts_per_minute=2)
         query = dns.message.make_query("never.jitsu.test", "A").to_wire()
         replies = [self.send(query, Source("192.0.2.1", port)) for port in range(5)]
@@ -607,7 +608,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(2, self.starts())
 
     def test_nsid(self) -> None:
-        """Who asks for our identity gets it (RFC 5001)."""
+        """A client that asks for the server's identity gets it (RFC 5001)."""
         self.restart()
         reply = self.ask_from("192.0.2.1", options=[dns.edns.NSIDOption(b"")])
         self.assertEqual([b"ns1"], [option.nsid for option in reply.options if isinstance(option, dns.edns.NSIDOption)])
@@ -634,7 +635,7 @@ class PolicyTests(ServerTestCase):
         self.assertEqual(4, self.world.fleet.stats.current(self.world.machine()).total_requests)
 
     def test_first_summons_is_told(self) -> None:
-        """The line that tells an activation says who asked for what; a refusal is logged with them too."""
+        """The log line of an activation names the client and the question; so does that of a refusal."""
         events: list[Any] = []
         observer: Any = events.append
         globalLogPublisher.addObserver(observer)
@@ -674,7 +675,7 @@ class LimitTests(ServerTestCase):
         self.assertEqual("-t", "".join(self.outcomes(f"no{n}.jitsu.test", 1, source) for n in range(2)))
 
     def test_exempt(self) -> None:
-        """TCP, who has proven its address, and loopback are not limited."""
+        """TCP, whose client has proven its address, and loopback are not limited."""
         for source in (Source("192.0.2.1", 1, tcp=True, proven=True), Source("192.0.2.1", 1, proven=True),
                        Source("127.0.0.1", 1), Source("::1", 1)):
             self.assertEqual("wwwwww", self.outcomes("static.jitsu.test", 6, source))
@@ -693,7 +694,7 @@ class LimitTests(ServerTestCase):
 
 
 class ResolverInterfaceTests(ServerTestCase):
-    """Our resolvers, asked as twisted.names asks any."""
+    """The resolvers, queried as twisted.names queries any."""
 
     def test_lookups(self) -> None:
         """`IResolver`'s methods give records that twisted.names can use."""
@@ -729,10 +730,10 @@ class ResolverInterfaceTests(ServerTestCase):
 
 
 class ForwarderTests(ServerTestCase):
-    """Names that are not ours."""
+    """Names outside the zones."""
 
     def setUp(self) -> None:
-        """Put a forwarder into the chain whose server is ours to answer for."""
+        """Put a forwarder into the chain; the test answers for its server."""
         super().setUp()
         self.forwarder = Forwarder(("192.0.2.99", 53), LOOPBACK)
         self.chain.resolvers.append(self.forwarder)
@@ -756,18 +757,18 @@ class ForwarderTests(ServerTestCase):
             self.assertEqual((0, dns.flags.RA), (answer.flags & dns.flags.AA, answer.flags & dns.flags.RA))
 
     def test_strangers(self) -> None:
-        """Nobody else's questions are forwarded."""
+        """Questions of other clients are not forwarded."""
         self.assertEqual(dns.rcode.REFUSED, self.ask("www.example.com").rcode())
         self.assertEqual([], self.asked)
 
     def test_ours(self) -> None:
-        """What our zones deny is not asked elsewhere."""
+        """A name that the zones deny is not forwarded."""
         (reply,) = self.send(dns.message.make_query("nobody.jitsu.test", "A").to_wire(), Source("127.0.0.1", 1))
         self.assertEqual(dns.rcode.NXDOMAIN, dns.message.from_wire(reply).rcode())
         self.assertEqual([], self.asked)
 
     def test_bounded(self) -> None:
-        """So many questions are forwarded at once; more are SERVFAIL, until there are answers."""
+        """`AT_ONCE` questions are forwarded at once; more are SERVFAIL, until there are answers."""
         query = dns.message.make_query("www.example.com", "MX").to_wire()
         source, replies, waiting = Source("127.0.0.1", 1), [], []
         for _ in range(MOST_OF_ONE + 1):
@@ -790,7 +791,7 @@ class ForwarderTests(ServerTestCase):
 
 
 class FaultTests(ServerTestCase):
-    """Faults of ours."""
+    """Internal errors."""
 
     def test_servfail(self) -> None:
         """An unexpected error is SERVFAIL and a traceback in the log, not silence."""

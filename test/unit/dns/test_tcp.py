@@ -1,4 +1,4 @@
-"""DNS over TCP, on a clock: what comes when, and who is cut off."""
+"""DNS over TCP, on a clock: the order of answers, and which connections are cut off."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from test.support import BoundedClock
 
 
 class Slow:
-    """A server that keeps each query until told; an empty one gets no answer."""
+    """A server that keeps each query until a test answers it; an empty one gets no answer."""
 
     def __init__(self, clock: Clock) -> None:
-        """Begin with none; each takes `cost` seconds of *clock*."""
+        """Begin with no query; each takes `cost` seconds of *clock*."""
         self.clock, self.cost, self.received = clock, 0.0, 0
         self.asked: list[tuple[bytes, Any]] = []
         self.sources: list[Any] = []
@@ -83,7 +83,7 @@ class TCPTests(SynchronousTestCase):
         return protocol, transport
 
     def test_source(self) -> None:
-        """Who asks by TCP has proven its address."""
+        """A client that asks by TCP has proven its address."""
         protocol, _ = self.connect()
         protocol.dataReceived(framed(b"a"))
         source = self.server.sources[0]
@@ -109,7 +109,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(framed(b"X" * 65535), transport.value())
 
     def test_idle(self) -> None:
-        """A connection on which nothing happens is cut off; one that asks now and then is not."""
+        """A connection without traffic is cut off; one that asks now and then is not."""
         protocol, transport = self.connect()
         for _ in range(3):
             self.clock.advance(IDLE - 1)
@@ -187,7 +187,7 @@ class TCPTests(SynchronousTestCase):
         self.assertTrue(transport.aborted)
 
     def test_half_closed(self) -> None:
-        """A client that says that it will ask no more still gets its answers; then the connection is closed."""
+        """A client that has closed its half of the connection still gets its answers; then the connection is closed."""
         protocol, transport = self.connect()
         protocol.dataReceived(framed(b"a"))
         protocol.readConnectionLost()
@@ -231,7 +231,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual([1], [number for number, (_, transport) in enumerate(connections) if transport.aborted])
 
     def test_all_wait(self) -> None:
-        """A network whose connections all wait for VMs that boot keeps out nobody: the one that waits longest goes."""
+        """A network whose connections all wait for booting VMs excludes no other: the longest waiting one is closed."""
         held = []
         for number in range(MOST_CONNECTIONS):
             held.append(self.connect(f"192.{number % 4}.2.1"))
@@ -245,7 +245,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(b"", held[0][1].value())
 
     def turn(self) -> None:
-        """Wait for one turn of the reactor; calls that it schedules come in the next."""
+        """Advance to the next iteration of the reactor; calls that it schedules run in the one after."""
         due = [call for call in self.clock.calls if call.getTime() <= self.clock.seconds()]
         self.clock.calls = [call for call in self.clock.calls if call not in due]
         for call in due:
@@ -253,7 +253,7 @@ class TCPTests(SynchronousTestCase):
             call.func(*call.args, **call.kw)
 
     def test_turns(self) -> None:
-        """A client that sends thousands of queries at once is read for a while in each turn, and others in between."""
+        """A client that sends thousands of queries at once is read a little in each iteration, and others between."""
         self.server.cost = SLICE / 4
         hog, answered = self.connect()
         hog.dataReceived(framed(*[b"now"] * 100))
@@ -288,7 +288,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(framed(b"at once"), transport.value())
 
     def test_not_looked_at(self) -> None:
-        """A connection whose first query waits for its turn gives way after those that have had theirs."""
+        """A connection whose first query has not been read yet is closed after those that have been read."""
         self.server.cost = SLICE
         held = [self.connect(f"10.{number // 200}.{number % 200}.1") for number in range(MOST_CONNECTIONS - 1)]
         held[0][0].dataReceived(framed(b"now"))
@@ -302,7 +302,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual(framed(b"at once"), transport.value())
 
     def test_gone_in_the_line(self) -> None:
-        """A connection that is gone before its turn comes has none."""
+        """A connection that has ended before it is read again is not read."""
         self.server.cost = SLICE
         protocol, _ = self.connect()
         protocol.dataReceived(framed(b"now", b"now"))
@@ -311,7 +311,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual((1, []), (self.server.received, self.clock.getDelayedCalls()))
 
     def test_transfers(self) -> None:
-        """One network has its share of transfers at once, one for each connection; the others wait for a place."""
+        """One network has its share of transfers at once, one for each connection; the others wait."""
         first, second, third, fourth, lost = (self.connect(f"192.0.2.{number}") for number in range(5))
         for protocol, _ in (first, second):
             protocol.dataReceived(framed(b"zone", b"zone"))
@@ -333,7 +333,7 @@ class TCPTests(SynchronousTestCase):
         second[0].connectionLost(connectionDone)
         other.dataReceived(framed(b"zone"))
         self.clock.pump([0.01] * 10)
-        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._has, lost[1].value()))
+        self.assertEqual((zone + zone, {}, b""), (transport.value(), self.factory.transfers._holders, lost[1].value()))
 
     def test_end(self) -> None:
         """At the end each connection gets what is left for it and is closed; one that takes nothing is cut off."""
@@ -356,7 +356,7 @@ class TCPTests(SynchronousTestCase):
 
 
 class ConnectionsTests(SynchronousTestCase):
-    """`Connections`, against one that looks at all of them each time."""
+    """`Connections`, compared with a model that examines all of them each time."""
 
     def test_as_by_looking(self) -> None:
         """Whatever connections do, it is one of the network with the most that gives way: idle first, oldest first."""
@@ -407,7 +407,7 @@ class PortTests(SynchronousTestCase):
     """The port, on loopback."""
 
     def test_burst(self) -> None:
-        """Clients that connect while the server does something else get in; it takes some of them in each turn."""
+        """Clients that connect while the server is busy get in; it accepts some of them in each iteration."""
         factory = TCPFactory(Slow(BoundedClock()), BoundedClock())  # type: ignore[arg-type]
         port: Any = TCPPort(0, factory, "127.0.0.1", reactor)
         port.startListening()

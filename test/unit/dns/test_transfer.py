@@ -106,7 +106,7 @@ def long_zone() -> Zone:
 
 
 def records_of(zone: Zone) -> Records:
-    """Return what is in a zone of ours."""
+    """Return the content of a zone."""
     return {(record.owner.lower(), record.type, record.ttl, record.rdata.lower()) for record in zone.records()}
 
 
@@ -170,7 +170,7 @@ def now() -> float:
     return time.time()
 
 
-#: What is asked for (zone, type, serial, by TCP), by whom (host, key), and what the answer is: the zone, its SOA
+#: The question (zone, type, serial, by TCP), the client (host, key), and the answer: the zone, its SOA
 #: record, or an rcode and the code of the extended error. 192.0.2.0/24 may; so may KEY, and OTHER in 198.51.100.0/24.
 ROWS: Final[tuple[tuple[str, int | None, bool, str, Key | None, object], ...]] = (
     ("jitsu.test", None, True, "192.0.2.1", None, "zone"),
@@ -214,7 +214,7 @@ class AnswerTests(SynchronousTestCase):
     """Who gets what."""
 
     def setUp(self) -> None:
-        """Have zones, and rules."""
+        """Make zones and rules."""
         self.zone = small_zone(self)
         self.zones = Zones([self.zone])
         self.allowed = Permissions(RULES)
@@ -239,7 +239,7 @@ class AnswerTests(SynchronousTestCase):
             self.assertEqual(expected, got, (name, serial, tcp, host, key))
 
     def test_nobody(self) -> None:
-        """Without rules nobody may, not even from here."""
+        """Without rules no client may, not even this host."""
         self.allowed = Permissions()
         for host in ("127.0.0.1", "::1"):
             said = self.say(axfr(), host, key=KEY)
@@ -247,7 +247,7 @@ class AnswerTests(SynchronousTestCase):
             self.assertEqual(5, said.rcode)
 
     def test_ixfr_without_serial(self) -> None:
-        """An IXFR query whose authority section does not say a serial of that zone is FORMERR (RFC 1995, 3)."""
+        """An IXFR query without a serial of that zone in its authority section is FORMERR (RFC 1995, 3)."""
         good = axfr(serial=6)
         bare, other, text, short = axfr(serial=6), axfr(serial=6), axfr(serial=6), axfr(serial=6)
         bare.authority.clear()
@@ -273,7 +273,7 @@ class AnswerTests(SynchronousTestCase):
 
 
 class RuleTests(SynchronousTestCase):
-    """Rules as a configuration says them."""
+    """Rules as the configuration writes them."""
 
     def test_parse(self) -> None:
         """A network, a key, or both."""
@@ -287,14 +287,14 @@ class RuleTests(SynchronousTestCase):
             self.assertEqual(expected, Rule.parse(text), text)
 
     def test_wrong(self) -> None:
-        """What is no rule is a ValueError that says what would be right."""
+        """A malformed rule is a ValueError whose message has the remedy."""
         for text in ("", "key", "192.0.2.0/24 key", "192.0.2.1/24", "k.example", "any", "key a b", "k 192.0.2.1",
                      "192.0.2.1 key k..example"):
             error = self.assertRaises(ValueError, Rule.parse, text)
             self.assertTrue("write" in str(error) or "domain name" in str(error), str(error))
 
     def test_split_key(self) -> None:
-        """The same for whoever has an address with a port."""
+        """A secondary is an address, with or without a port."""
         self.assertEqual(("192.0.2.1:5353", from_text("k")), split_key("192.0.2.1:5353 key K"))
         self.assertEqual(("192.0.2.1:5353", None), split_key("192.0.2.1:5353"))
 
@@ -432,7 +432,7 @@ class ChangeTests(SynchronousTestCase):
     """Zones that change while they are transferred."""
 
     def setUp(self) -> None:
-        """Have a zone, and begin to transfer it."""
+        """Make a zone, and begin to transfer it."""
         self.zone = large_zone(1000)
         self.old = records_of(self.zone)
         self.query = axfr()
@@ -498,34 +498,34 @@ class ChangeTests(SynchronousTestCase):
 
 
 class StreamsTests(SynchronousTestCase):
-    """Turns of the reactor, pauses and ends."""
+    """Iterations of the reactor, pauses and ends."""
 
     def setUp(self) -> None:
-        """Have a connection, and something to send."""
+        """Make a connection, and something to send."""
         self.clock = BoundedClock()
         self.sent: list[bytes] = []
         self.aborted = 0
         self.streams = Streams(self.sent.append, self.abort, self.clock)
 
     def abort(self) -> None:
-        """Be cut off."""
+        """Store that the connection was aborted."""
         self.aborted += 1
 
     def turn(self) -> None:
-        """Wait for one turn of the reactor; calls that it schedules come in the next, however long it takes."""
+        """Advance to the next iteration of the reactor; calls that it schedules run in the one after."""
         due, self.clock.calls = self.clock.calls, []
         for call in due:
             call.called = 1
             call.func(*call.args, **call.kw)
 
     def packets(self, count: int, cost: float = 0.0, name: bytes = b"p") -> Iterator[bytes]:
-        """Yield packets that take so many seconds each to make."""
+        """Yield packets, each of which takes *seconds* to make."""
         for number in range(count):
             self.clock.rightNow += cost
             yield name + b"%d" % number
 
     def test_nothing_at_once(self) -> None:
-        """Nothing is made in the turn in which it is asked for."""
+        """No packet is made in the iteration that begins the stream."""
         done = self.streams.begin(self.packets(1))
         self.assertEqual([], self.sent)
         self.turn()
@@ -533,7 +533,7 @@ class StreamsTests(SynchronousTestCase):
         self.assertTrue(self.successResultOf(done))
 
     def test_slices(self) -> None:
-        """In one turn there is about a millisecond of work; the rest has turns of its own."""
+        """One iteration does about a millisecond of work; the rest is done in later ones."""
         done = self.streams.begin(self.packets(100, SLICE * 0.4))
         for turns in range(1, 34):
             self.turn()
@@ -558,7 +558,7 @@ class StreamsTests(SynchronousTestCase):
         self.assertEqual([True, True], [self.successResultOf(each) for each in done])
 
     def test_pause(self) -> None:
-        """A full buffer stops the stream at once, until it has drained; nothing turns meanwhile."""
+        """A full buffer stops the stream at once, until it has drained; nothing is scheduled meanwhile."""
         streams = Streams(self.take_two, self.abort, self.clock)
         self.streams = streams
         done = streams.begin(self.packets(5))
@@ -589,7 +589,7 @@ class StreamsTests(SynchronousTestCase):
         self.assertEqual([b"p0"], self.sent)
 
     def test_stop(self) -> None:
-        """When the connection is lost nothing more is made, and whoever waits is told."""
+        """When the connection is lost, no more packets are made, and the Deferreds fire."""
         done = [self.streams.begin(self.packets(5, SLICE)), self.streams.begin(self.packets(5))]
         self.turn()
         self.streams.stop()
@@ -622,13 +622,13 @@ class Connection(Int16StringReceiver):
     factory: Any
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Hear how full the transport's buffer is; do not let the kernel's grow."""
+        """Register as the transport's producer; bound the kernel's send buffer."""
         self.transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         self.streams = Streams(self.sendString, self.transport.abortConnection, reactor)
         self.transport.registerProducer(self, True)  # noqa: FBT003
 
     def stringReceived(self, string: bytes) -> None:  # noqa: N802
-        """Take a query."""
+        """Handle a query."""
         peer = self.transport.getPeer()
         octets, query = understood(string, Source(peer.host, peer.port, tcp=True, proven=True))
         signed = self.factory.keys.verify(octets, query, now()) if query.tsig is not None else None
@@ -662,7 +662,7 @@ class Connection(Int16StringReceiver):
         """Leave it to `connectionLost`."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002, N802
-        """End what is being sent."""
+        """End the transfer."""
         self.streams.stop()
         self.factory.lost.callback(None)
 
@@ -701,26 +701,26 @@ class LoopbackTests(TestCase):
         self.assertEqual([True], self.factory.ended)
 
     async def test_signed(self) -> None:
-        """So does who has the key."""
+        """A client with the key gets the zone, too."""
         zone = large_zone()
         got = await self.fetch(self.listen(zone, [Rule(None, KEY.wire)]), axfr(key=KEY))
         self.assertEqual(records_of(zone), records_in(got))
 
     async def test_ixfr(self) -> None:
-        """Who has an older serial gets the whole zone."""
+        """A client with an older serial gets the whole zone."""
         zone = large_zone(1000)
         zone.bump()
         got = await self.fetch(self.listen(zone), axfr(serial=1))
         self.assertEqual(records_of(zone), records_in(got))
 
     async def test_current(self) -> None:
-        """Who has the serial gets the SOA record, for which it keeps what it has."""
+        """A client with the present serial gets the SOA record, and keeps its zone."""
         zone = large_zone(1000)
         got = await self.fetch(self.listen(zone), axfr(serial=1))
         self.assertEqual((set(), []), (records_in(got), self.factory.ended))
 
     async def test_refused(self) -> None:
-        """Who may not is told so, signed if he has signed; who has another key, or none that we know, gets NOTAUTH."""
+        """A refused client gets REFUSED, signed if its query was; one with another or unknown key gets NOTAUTH."""
         port = self.listen(large_zone(1), [Rule(ip_network("192.0.2.0/24"))])
         wrong = Key(str(KEY.name), b"guess")
         for key, fault in ((None, dns.xfr.TransferError), (KEY, dns.xfr.TransferError),
@@ -759,7 +759,7 @@ class LoopbackTests(TestCase):
         return answers
 
     def connect(self, port: int) -> socket.socket:
-        """Return a socket that asks for the zone and has little room for it."""
+        """Return a socket that asks for the zone and has a small receive buffer."""
         connection = socket.socket()
         self.addCleanup(connection.close)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)

@@ -62,7 +62,7 @@ def understood(octets: bytes) -> Query:
 
 
 def verify(octets: bytes, keys: Keyring = KEYS, later: float = 0.0) -> Signed | BadSignature:
-    """Verify *octets*, as if it were so many seconds later."""
+    """Verify *octets*, as if it were *seconds* later."""
     return keys.verify(octets, understood(octets), time.time() + later)
 
 
@@ -94,10 +94,10 @@ def reply_to(octets: bytes, verdict: Signed | BadSignature, now: float) -> bytes
 
 
 class GoodTests(SynchronousTestCase):
-    """Signatures that are good, and ours."""
+    """Good signatures of clients and of the server."""
 
     def test_algorithms(self) -> None:
-        """With each algorithm dnspython's signature is good for us, and ours for dnspython."""
+        """With each algorithm dnspython's signature is verified here, and the server's by dnspython."""
         for algorithm in ALGORITHMS:
             key = Key("k.example", b"secret", algorithm)
             query, octets = signed_query(key)
@@ -135,7 +135,7 @@ class GoodTests(SynchronousTestCase):
         self.assertIsInstance(verify(b"\0\0" + octets[2:]), Signed)
 
     def test_fudge(self) -> None:
-        """Clocks may differ as far as the client says, either way."""
+        """Clocks may differ by as much as the client's TSIG record allows, either way."""
         octets = signed_query()[1]
         when = record_of(octets).time_signed
         for off, good in ((300, True), (301, False), (-300, True), (-301, False)):
@@ -143,7 +143,7 @@ class GoodTests(SynchronousTestCase):
             self.assertEqual(good, isinstance(verdict, Signed), off)
 
     def test_room(self) -> None:
-        """A signature takes no more than its room, whatever the key."""
+        """A signature takes no more octets than `room`, whatever the key."""
         for name in ("k", "a" * 63 + "." + "b" * 63 + "." + "c" * 63 + "." + "d" * 61):
             for algorithm in ALGORITHMS:
                 key = Key(name, b"secret", algorithm)
@@ -210,7 +210,7 @@ class BadTests(SynchronousTestCase):
                 self.check_mac(packet, theirs.mac)
 
     def check_mac(self, packet: bytes, request_mac: bytes) -> None:
-        """Check the signature of a reply that says that something is wrong, which dnspython does not come to."""
+        """Check the signature of a reply that reports an error, which dnspython does not verify."""
         message = dns.message.from_wire(packet, keyring=False)
         record = record_of(packet)
         assert message.tsig is not None
@@ -232,13 +232,13 @@ class BadTests(SynchronousTestCase):
                 dns.message.from_wire(packet, keyring=key, request_mac=query.mac)
 
     def test_no_keys(self) -> None:
-        """Who has no keys knows none."""
+        """A keyring without keys finds none."""
         verdict = verify(signed_query()[1], Keyring())
         assert isinstance(verdict, BadSignature)
         self.assertEqual(BADKEY, verdict.error)
 
     def test_long_names(self) -> None:
-        """Names that nobody has, and that might not fit the reply, are not echoed: no reply is over its limit."""
+        """Long names of unknown keys, which might not fit into the reply, are not echoed."""
         long = ".".join("x" * 63 for _ in range(3)) + "." + "y" * 61
         octets = signed_query(name=long)[1]
         octets = changed(octets, owner=dns.name.from_text(long), algorithm=dns.name.from_text(long))
@@ -306,7 +306,7 @@ class StreamTests(SynchronousTestCase):
 
 
 class KeyTests(SynchronousTestCase):
-    """Keys as a configuration says them."""
+    """Keys as the configuration writes them."""
 
     def test_parse(self) -> None:
         """A key is what dig's -y takes."""
@@ -319,7 +319,7 @@ class KeyTests(SynchronousTestCase):
             self.assertEqual((name, algorithm, bytes(range(32))), (str(key.name), str(key.algorithm), key.secret))
 
     def test_wrong(self) -> None:
-        """What is no key is a ValueError that says what would be right, and nothing of the secret."""
+        """A malformed key is a ValueError whose message has the remedy, and nothing of the secret."""
         for text, what in (
             ("", "write one like"),
             ("k.example", "write one like"),

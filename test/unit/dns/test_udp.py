@@ -19,12 +19,12 @@ from jitsu_tw.rules.lease import Lease
 
 
 class Echo:
-    """A server that answers each query that is not warm with its own octets, and remembers who asked."""
+    """A server that answers each query that has no warm answer with its own octets, and stores its source."""
 
     receive_warm = Server.receive_warm
 
     def __init__(self) -> None:
-        """Begin with nobody."""
+        """Begin with no source."""
         self.warm = WarmAnswers(lambda: 77.0)
         self.sources: list[Any] = []
         self.checked: list[str] = []
@@ -96,7 +96,7 @@ class UDPPortTests(TestCase):
                                                     self.server.sources[0].proven))
 
     async def test_from_the_address_that_was_asked(self) -> None:
-        """Bound to all addresses, the reply leaves from the one that was asked, whatever the routing table prefers."""
+        """Bound to all addresses, a reply is sent from its query's destination, whatever the routing table prefers."""
         for anywhere, hosts in (("0.0.0.0", ("127.0.0.1", "127.0.0.2", "127.9.9.9")), ("::", ("::1",))):  # noqa: S104
             port = self.listen(anywhere)
             for host in hosts:
@@ -107,9 +107,9 @@ class UDPPortTests(TestCase):
 
     async def test_warm(self) -> None:
         """
-        What is warm is answered without the server, counted, and renews the lease; in both kinds of port.
+        A warm answer is sent without the server, counted, and renews the lease; in both kinds of port.
 
-        A retransmission counts no more; where it is time to see whether the VM is alive, that is asked for.
+        A retransmission is not counted again; a check whether the VM is alive is asked for when it is due.
         """
         query = dns.message.make_query("wWw.jitsu.test", "A").to_wire()
         for anywhere in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
@@ -135,7 +135,7 @@ class UDPPortTests(TestCase):
         self.assertEqual({b"%d" % number for number in range(3 * BATCH)}, {octets for octets, _ in client.replies})
 
     async def test_replies_that_nobody_takes(self) -> None:
-        """A reply that cannot be sent, or is not wanted, harms nobody."""
+        """A reply that cannot be sent, or that the client does not want, does no harm."""
         port, client = self.listen("127.0.0.1"), self.client("127.0.0.1")
         with socket.socket(type=socket.SOCK_DGRAM) as gone:
             gone.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""What zones hold: what master files say, and VMs' addresses laid over it; cases are tables."""
+"""The content of zones: records of master files, and VMs' addresses that replace them; cases are tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test.support.zones import HEAD, ZoneTestCase, text_of
 
 
 class VMTests(ZoneTestCase):
-    """VMs' addresses over what the file says."""
+    """VMs' addresses in place of the file's."""
 
     def setUp(self) -> None:
         """Make a zone with one VM of each kind."""
@@ -28,11 +28,11 @@ class VMTests(ZoneTestCase):
         self.add("a.b", "192.0.2.82")
 
     def add(self, label: str, *addresses: str, vm: str = "") -> None:
-        """Add a VM of the name *label*, if *vm* says no other."""
+        """Add a VM called *vm*, by default like its *label*."""
         self.served.add_vm(from_text(f"{label}.example"), vm or label, map(ip_address, addresses), 5)
 
     def test_addresses(self) -> None:
-        """They take the place of A and AAAA, other types stay; the VM is told through a CNAME and a wildcard."""
+        """They replace A and AAAA, other types stay; outcomes have the VM through a CNAME and a wildcard."""
         self.check(
             self.served,
             [
@@ -55,7 +55,7 @@ class VMTests(ZoneTestCase):
         self.assertEqual(5, outcome.answer[0].ttl)
 
     def test_too_many(self) -> None:
-        """More addresses than a message has room for are refused, and those before stay."""
+        """More addresses than fit into a message are refused, and those before stay."""
         many = [f"10.0.{number >> 8}.{number & 255}" for number in range(3751)]
         with self.assertRaisesRegex(ZoneError, "VM www: www.example: A records of 60,016 octets: a message has room"):
             self.add("www", *many)
@@ -70,7 +70,7 @@ class VMTests(ZoneTestCase):
             self.add("www", "192.0.2.84", vm="other")
 
     def test_remove(self) -> None:
-        """What the file said is back, however often the VM changed; names that were there for the VM alone are gone."""
+        """The file's records return, however often the VM changed; names that existed for the VM alone vanish."""
         self.add("www", "192.0.2.83")
         for label in ("www", "*.w", "a.b"):
             self.served.remove_vm(from_text(f"{label}.example"))
@@ -95,7 +95,7 @@ class VMTests(ZoneTestCase):
         self.check(self.served, [("a.b.example", "A", "NxDomain"), ("b.example", "A", "NoData")])
 
     def test_refused_names(self) -> None:
-        """A VM's name must be ours and its own; the message says why it is not, and nothing has changed."""
+        """A VM's name must be in the zone and no other VM's; the error has the reason, and nothing has changed."""
         for name, reason in [
             ("al.example", "has a CNAME record"),
             ("d.example", "has a DNAME record"),
@@ -111,7 +111,7 @@ class VMTests(ZoneTestCase):
         )
 
     def test_records(self) -> None:
-        """AXFR order: the SOA first and once, every record once, VMs' addresses in the file's place."""
+        """AXFR order: the SOA first and once, every record once, VMs' addresses instead of the file's."""
         (zone,) = self.served
         lines = [text_of(record) for record in zone.records()]
         self.assertTrue(lines[0].startswith("example SOA"))
@@ -131,7 +131,7 @@ class VMTests(ZoneTestCase):
         )
 
     def test_made_up(self) -> None:
-        """A zone that no file says has the original's times: refresh TTL, retry 3, expire and minimum twice the TTL."""
+        """A zone without a file has the original's times: refresh TTL, retry 3, expire and minimum twice the TTL."""
         zones = Zones([Zone.made_up(from_text("example.org"), 60, [ip_address("192.0.2.53")])])
         ns = "ns.example.org"
         self.check(
@@ -151,7 +151,7 @@ class SerialTests(ZoneTestCase):
     """The serial of the SOA record."""
 
     def test_bump(self) -> None:
-        """It is greater by RFC 1982 wherever it is said; the SOA's other fields, owner and TTL stay."""
+        """The new serial is greater by RFC 1982 everywhere; the SOA's other fields, owner and TTL stay."""
         for before, after in [(7, 8), (0x7FFFFFFF, 0x80000000), (0xFFFFFFFF, 0)]:
             with self.subTest(before=before):
                 zones = self.zones(f"$ORIGIN Example.\n$TTL 3600\n@ SOA ns hostmaster {before} 1h 10m 1d 60\n")
@@ -164,7 +164,7 @@ class SerialTests(ZoneTestCase):
                 self.assertEqual((f"Example SOA {fields}", 60), (text_of(zone.negative_soa), zone.negative_ttl))
 
     def test_vms(self) -> None:
-        """Adding, replacing and removing a VM leave it as it is: who does that says when it is raised."""
+        """Adding, replacing and removing a VM leave the serial unchanged: only `bump` changes it."""
         (zone,) = self.zones("$ORIGIN example.\n" + HEAD)
         for address in ("192.0.2.1", "192.0.2.2"):
             zone.add_vm(from_text("www.example"), "www", [ip_address(address)], 5)
@@ -177,7 +177,7 @@ class SerialTests(ZoneTestCase):
 
 
 class ReadTests(ZoneTestCase):
-    """Master files: what they may say, and what is said of those that are wrong."""
+    """Master files: what they may contain, and the errors for wrong ones."""
 
     def test_master_file(self) -> None:
         """What RFC 1035, 5 and RFC 2308, 4 allow, and BIND's units and $GENERATE."""
@@ -215,7 +215,7 @@ class ReadTests(ZoneTestCase):
         )
 
     def test_origin(self) -> None:
-        """The origin is what the caller says, or $ORIGIN, or the owner of the SOA."""
+        """The origin is the caller's, or $ORIGIN, or the owner of the SOA."""
         for text, origin in [
             (HEAD + "a A 192.0.2.1\n", "example.org"),
             ("$ORIGIN example.org.\n" + HEAD + "a A 192.0.2.1\n", None),
@@ -227,7 +227,7 @@ class ReadTests(ZoneTestCase):
                 self.check(zones, [("a.example.org", "A", "Found a.example.org A 192.0.2.1")])
 
     def test_default_ttl(self) -> None:
-        """Without $TTL it is the SOA's minimum, then the last that was said; $TTL beats both (RFC 2308, 4)."""
+        """Without $TTL the TTL is the SOA's minimum, then the last one given; $TTL overrides both (RFC 2308, 4)."""
         text = "$ORIGIN e.\n@ SOA n h 1 2 3 4 5\na A 192.0.2.1\nb 7 A 192.0.2.1\nc A 192.0.2.1\n$TTL 9\nd A 192.0.2.1\n"
         self.assertEqual([5, 5, 7, 7, 9], [record.ttl for record in Zone.read(self.write(text)).records()])
 
@@ -308,7 +308,7 @@ class ReadTests(ZoneTestCase):
                 Zone.read(path, origin)
 
     def test_error_in_included_file(self) -> None:
-        """The place is in the file that the record is in."""
+        """An error has the file that its record is in."""
         path = Path(self.write("$ORIGIN example.\n" + HEAD + "$INCLUDE b.inc\n"))
         (path.parent / "b.inc").write_text("a A 192.0.2.1\na CNAME b\n")
         with self.assertRaisesRegex(ZoneError, r"/b\.inc:2: a\.example: CNAME and A") as caught:

@@ -44,7 +44,7 @@ class CaptureTests(SynchronousTestCase):
     """Frames from a fake interface."""
 
     def setUp(self) -> None:
-        """Begin with an open one."""
+        """Open a capture."""
         self.clock = ReadingClock()
         self.pcaps: list[FakePcap] = []
         self.refused = False
@@ -69,12 +69,12 @@ class CaptureTests(SynchronousTestCase):
         self.assertEqual(BATCH + 1, len(self.frames))
 
     def test_goes_and_comes(self) -> None:
-        """An interface that has gone is opened again, with its filter, when it is back; frames are lost meanwhile."""
+        """An interface that has vanished is opened again with its filter when it is back; frames between are lost."""
         self.pcaps[0].fails = OSError("The interface disappeared")
         self.refused = True
         self.capture.doRead()
         self.capture.send(b"x")
-        self.capture.narrow("ip")
+        self.capture.set_filter("ip")
         self.clock.pump([RETRY] * 3)
         self.refused = False
         self.clock.advance(RETRY)
@@ -162,7 +162,7 @@ class BindingTests(SynchronousTestCase):
             in_namespace(run)
 
     def test_frames(self) -> None:
-        """The frames that the filter lets pass, whole, not more at a time than asked for, without waiting for them."""
+        """`dispatch` returns the frames that pass the filter, whole, not more than asked for, without waiting."""
 
         def test(pcap: Pcap, peer: socket.socket) -> None:
             self.assertEqual(capture.ETHERNET, pcap.datalink())
@@ -176,7 +176,7 @@ class BindingTests(SynchronousTestCase):
         self.each(test)
 
     def test_readable(self) -> None:
-        """The descriptor tells that there are frames."""
+        """The file descriptor becomes readable when there are frames."""
 
         def test(pcap: Pcap, peer: socket.socket) -> None:
             pcap.setfilter("arp")
@@ -190,7 +190,7 @@ class BindingTests(SynchronousTestCase):
         """A frame in a VLAN passes Synjitsu's filter, and has its tag."""
 
         def test(pcap: Pcap, peer: socket.socket) -> None:
-            pcap.setfilter(filter_for(OURS, ipv4=True, ipv6=True, udp=(443,), knocks=False))
+            pcap.setfilter(filter_for(OURS, ipv4=True, ipv6=True, udp=(443,), probes=False))
             frames = [tcp_frame(tags=TAG), arp_frame(1, GUEST, VM, VM, tags=TAG), tcp_frame()]
             for frame in frames:
                 peer.send(frame)
@@ -221,13 +221,13 @@ class BindingTests(SynchronousTestCase):
         self.each(test)
 
     def test_filters(self) -> None:
-        """Every filter is taken, up to many ports; each thing is asked for where wanted."""
+        """Libpcap accepts every filter, also with many ports; each part is in it where wanted."""
 
         def test(pcap: Pcap, _: socket.socket) -> None:
             for ipv4 in (False, True):
                 for ipv6 in (False, True):
                     for udp in ((), (443,), range(1, 200)):
-                        pcap.setfilter(filter_for(OURS, ipv4=ipv4, ipv6=ipv6, udp=udp, knocks=ipv4))
+                        pcap.setfilter(filter_for(OURS, ipv4=ipv4, ipv6=ipv6, udp=udp, probes=ipv4))
 
         self.each(test)
 

@@ -31,7 +31,7 @@ from jitsu_tw.synjitsu_client import SynjitsuClient, description
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, SYN
-from synjitsu_tw.service import ORPHANED, STRANGERS, SUMMONS, Synjitsu
+from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
 from test.support import BoundedClock
@@ -68,8 +68,8 @@ class FakeKernel:
     A kernel with one bridge.
 
     Attributes:
-        told: what it was told.
-        changes: links and addresses have changed.
+        entries: the changes of the neighbour table.
+        changes: whether links and addresses have changed.
         own: the addresses of the bridge.
         routers: the default gateways.
         behind: addresses outside the bridge's networks that are neighbours on it.
@@ -78,8 +78,8 @@ class FakeKernel:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing told."""
-        self.told: list[Any] = []
+        """Begin with no entries and no addresses."""
+        self.entries: list[Any] = []
         self.changes = False
         self.own: tuple[str, ...] = ()
         self.routers: tuple[str, ...] = ()
@@ -91,37 +91,37 @@ class FakeKernel:
         """Return a bridge."""
         return Interface(7, name, "bridge", b"\2\0\0\0\0\xaa", 1500, 0, up=True, forwards=False, stp=False)
 
-    def have_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:  # noqa: ARG002
-        """Return a bridge with no other port; fail if it is to."""
+    def ensure_port(self, name: str, mac: bytes) -> tuple[Interface, list[Interface]]:  # noqa: ARG002
+        """Return a bridge with no other port, or raise `fails`."""
         if self.fails is not None:
             raise self.fails
         return self.interface(name), []
 
     def links_changed(self) -> bool:
-        """Return what a test says."""
+        """Return the value of `changes`."""
         return self.changes
 
     addresses_changed = links_changed
 
     def addresses(self) -> dict[str, list[Any]]:
-        """Return those of a bridge."""
+        """Return the bridge's addresses."""
         return {"br0": list(map(ip_interface, self.own))}
 
     def gateways(self) -> frozenset[bytes]:
-        """Return what a test says."""
+        """Return the value of `routers`."""
         return frozenset(ip_address(ip).packed for ip in self.routers)
 
     def is_behind(self, interface: str, ip: bytes) -> bool:  # noqa: ARG002
-        """Return whether a test says so."""
+        """Return whether *ip* is in `behind`."""
         return str(ip_address(ip)) in self.behind
 
     def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:  # noqa: ARG002
-        """Return whether a test says so."""
+        """Return whether *mac* is in `same`."""
         return mac in self.same
 
-    def tell(self, *what: Any, create: bool) -> None:
-        """Remember what was told."""
-        self.told.append((*what, create))
+    def set_neighbour(self, *what: Any, create: bool) -> None:
+        """Store the entry."""
+        self.entries.append((*what, create))
 
     def close(self) -> None:
         """Do nothing."""
@@ -155,7 +155,7 @@ class ConversationTests(TestCase):
         return folder.name
 
     def observe(self, event: Any) -> None:
-        """Remember what the log is told by our side of it, as far as it goes without its figures."""
+        """Store the beginning of each line that Jitsu's side logs."""
         if "jitsu_tw.synjitsu_client" in event.get("log_namespace", "") and event["log_level"] >= LogLevel.info:
             self.said.append(event["log_format"][:12])
 
@@ -170,7 +170,7 @@ class ConversationTests(TestCase):
         return synjitsu
 
     async def end(self, synjitsu: Synjitsu) -> None:
-        """End it, as if it had been killed: without a word."""
+        """Stop *synjitsu* as if it had been killed: its connections are aborted."""
         if synjitsu.running:
             synjitsu.stopService()
             for conversation in set(synjitsu._owners.values()):
@@ -179,12 +179,12 @@ class ConversationTests(TestCase):
             await self.port.stopListening()
 
     async def until(self, condition: Any) -> None:
-        """Wait for something."""
+        """Wait until *condition* returns something true."""
         while not condition():
             await deferLater(reactor, 0.005)
 
     async def test_says_all(self) -> None:
-        """What was said before there was a connection is said when there is one; and again to a successor."""
+        """Announcements before the connection are sent when it is made, and again to a restarted Synjitsu."""
         self.standin.announce("10.0.0.10", [MAC], asleep=True, ports=[443, 80], wake_udp=[443])
         self.standin.announce("fd00:0::1", [], asleep=False)
         self.standin.announce("10.0.0.11", [MAC], asleep=True)
@@ -212,7 +212,7 @@ class ConversationTests(TestCase):
         self.assertEqual(["no Synjitsu ", "Synjitsu is ", "no Synjitsu ", "Synjitsu is ", "no Synjitsu "], self.said)
 
     async def test_says_once(self) -> None:
-        """What was said already is not said again: a guest may have taken its address over without Jitsu."""
+        """An unchanged announcement is not sent again: a guest may have taken its address over without Jitsu."""
         synjitsu = await self.synjitsu()
         self.standin.start()
         self.standin.announce(IP, [MAC], asleep=False)
@@ -226,7 +226,7 @@ class ConversationTests(TestCase):
         await self.until(lambda: synjitsu.standins.table[VM].state is State.ASLEEP)
 
     async def test_summons_and_sees(self) -> None:
-        """A SYN for one that is asleep, and the guest's own announcement, are told."""
+        """Synjitsu sends `Summon` for a SYN to a VM that is asleep, and `Seen` for the guest's own announcement."""
         self.standin.start()
         await self.synjitsu()
         self.standin.announce(IP, [MAC], asleep=True)
@@ -256,7 +256,7 @@ class ConversationTests(TestCase):
         self.assertEqual(["Synjitsu ref"], [words for words in self.said if "ref" in words])
 
     async def test_secret(self) -> None:
-        """Without the secret nothing is understood; with it everything."""
+        """Without the secret no command is accepted; with it all are."""
         synjitsu = await self.synjitsu()
         factory: Any = synjitsu.factory
         factory.secret = self.place
@@ -271,7 +271,7 @@ class ConversationTests(TestCase):
         await self.until(lambda: VM in synjitsu.standins.table)
 
     async def test_many(self) -> None:
-        """More stand-ins than fit into one answer."""
+        """The status has all stand-ins, also more than fit into one answer."""
         synjitsu = await self.synjitsu()
         for number in range(2 * messages.PAGE):
             self.standin.announce(f"10.1.{number // 256}.{number % 256}", [MAC], asleep=True)
@@ -281,12 +281,12 @@ class ConversationTests(TestCase):
         self.assertEqual(2 * messages.PAGE, len({one["ip"] for one in status["standins"]}))
 
     async def test_no_status(self) -> None:
-        """Without Synjitsu there is no status, but an error that says so."""
+        """Without Synjitsu, `status` raises NoStandIn."""
         with self.assertRaises(NoStandIn):
             await self.standin.status()
 
     async def test_refused(self) -> None:
-        """What Synjitsu refuses is logged and does no harm."""
+        """A refusal of Synjitsu is logged and does no harm."""
         self.standin.start()
         await self.synjitsu()
         await self.until(lambda: self.standin.connected)
@@ -298,7 +298,7 @@ class ConversationTests(TestCase):
         self.assertEqual(3, self.said.count("Synjitsu ref"))
 
     async def test_wrong_version(self) -> None:
-        """Another version is refused, and the log says why; it is tried again, as one of them may be updated."""
+        """A Synjitsu of another version is refused with a logged reason, and tried again: one may be updated."""
         self.patch(conversation, "messages", SimpleNamespace(VERSION=messages.VERSION + 1))
         self.standin.announce(IP, [MAC], asleep=True)
         synjitsu = await self.synjitsu()
@@ -311,10 +311,10 @@ class ConversationTests(TestCase):
 
 
 class KernelTests(SynchronousTestCase):
-    """What Synjitsu asks the kernel."""
+    """What Synjitsu reads from the kernel."""
 
-    def test_looks_at_one_port(self) -> None:
-        """To see whose a MAC is, one port is read, not all: a bridge may have hundreds, and strangers make us look."""
+    def test_reads_one_port(self) -> None:
+        """A look-up of a MAC reads one port, not all: a bridge may have hundreds, and any neighbour causes look-ups."""
         kernel = Kernel()
         self.addCleanup(kernel.close)
         bridge, read = FakeKernel().interface("br0"), list[int]()
@@ -336,7 +336,7 @@ class OlderTests(SynchronousTestCase):
     """A Jitsu that is older than Synjitsu."""
 
     def test_hello(self) -> None:
-        """One that knows of no secret is told that it is too old."""
+        """A Jitsu that sends no secret gets WrongVersion."""
         kernel: Any = FakeKernel()
         synjitsu = Synjitsu(["br0"], BoundedClock(), kernel=kernel, opens=FakePcap)
         older, transport = synjitsu.factory.buildProtocol(None), StringTransport()
@@ -348,10 +348,10 @@ class OlderTests(SynchronousTestCase):
 
 
 class StrangeTests(SynchronousTestCase):
-    """Peers that say what makes no sense, on a clock."""
+    """Peers that send malformed messages, on a clock."""
 
     def setUp(self) -> None:
-        """Begin with a Synjitsu, and with what both sides log."""
+        """Make a Synjitsu, and capture what both sides log."""
         self.clock = BoundedClock()
         kernel: Any = FakeKernel()
         self.synjitsu = Synjitsu(["br0"], self.clock, kernel=kernel, opens=FakePcap, secret=SECRET)
@@ -376,14 +376,14 @@ class StrangeTests(SynchronousTestCase):
         side.dataReceived(amp.Box({key.encode(): value for key, value in {"_ask": b"1", **box}.items()}).serialize())
 
     def lines(self) -> list[str]:
-        """Return what has been logged since the last time."""
+        """Return the lines logged since the last call."""
         lines, self.logged[:] = [str(formatEvent(event)) for event in self.logged], []
         return lines
 
     def test_goes_on(self) -> None:
-        """A peer that goes on is cut off; what it says is two lines, and what it says after that is not looked at."""
+        """A peer that keeps sending malformed messages is cut off, with two log lines; the rest is not read."""
         side, wire = self.connect()
-        for number in range(messages.MOST_STRANGE):
+        for number in range(messages.MOST_MALFORMED):
             self.assertFalse(wire.aborted, number)
             self.say(side, _command=b"Withdraw", ip=b"x", failed=b"True")
         self.assertTrue(wire.aborted)
@@ -391,34 +391,34 @@ class StrangeTests(SynchronousTestCase):
         self.say(side, _command=b"Counters")
         self.assertEqual(b"", wire.value())
         first, last = self.lines()
-        self.assertEqual("192.0.2.1 is not understood: Withdraw: 'x' is no IP address", first)
+        self.assertEqual("192.0.2.1 sent a malformed message: Withdraw: 'x' is no IP address", first)
         self.assertEqual("192.0.2.1 is cut off: Withdraw: 'x' is no IP address", last)
 
     def test_lines(self) -> None:
-        """However many peers there are, and whatever they say, the lines of a minute are bounded."""
+        """However many peers send malformed messages, the log lines of a minute are bounded."""
         for _ in range(50):
             side, _ = self.connect(met=False)
             self.say(side, _command=b"Exec\x1b")
         self.assertEqual(messages.MOST_LINES + 1, len(lines := self.lines()))
-        self.assertEqual("more like that is not logged for a minute", lines[-1])
+        self.assertEqual("further such lines are not logged for a minute", lines[-1])
         self.clock.advance(60)
         side, _ = self.connect("198.51.100.1", met=False)
         self.say(side, _command=b"Exec")
-        self.assertEqual(["198.51.100.1 is not understood: Hello must come first"], self.lines())
+        self.assertEqual(["198.51.100.1 sent a malformed message: Hello must come first"], self.lines())
 
     def test_silent(self) -> None:
-        """A peer that does not say Hello is cut off after a while, even if octets trickle in; one that has is not."""
+        """A peer that sends no Hello in time is cut off, even if octets trickle in; one that has sent it is not."""
         for met in (False, True):
             side, wire = self.connect(met=met)
-            for _ in range(int(conversation.MEET_WITHIN)):
+            for _ in range(int(conversation.HELLO_WITHIN)):
                 side.dataReceived(b"\0\1a\0\1a") if not met else None
                 self.assertFalse(wire.aborted)
                 self.clock.advance(1)
             self.assertEqual(not met, wire.aborted)
 
-    def test_strangers(self) -> None:
-        """Peers that have not said Hello have a share of the connections, and take none of a Jitsu's."""
-        most, most_from_one = STRANGERS
+    def test_before_hello(self) -> None:
+        """Peers before their Hello have a share of the connections, and displace no Jitsu's."""
+        most, most_from_one = BEFORE_HELLO
         _, jitsu = self.connect()
         hosts = ["192.0.2.1"] * most_from_one + ["198.51.100.1"] * most_from_one
         strangers = [self.connect(host, met=False) for host in hosts]
@@ -432,7 +432,7 @@ class StrangeTests(SynchronousTestCase):
         self.assertFalse(jitsu.aborted)
 
     def test_secret_first(self) -> None:
-        """Before the secret was shown nothing is read, not even the rest of Hello."""
+        """Before the secret was shown no value is read, not even the rest of Hello."""
         read: list[Any] = []
         self.patch(messages.Address, "fromString", lambda _, text: read.append(text))
         self.patch(messages.Number, "fromString", lambda _, text: read.append(text))
@@ -443,12 +443,12 @@ class StrangeTests(SynchronousTestCase):
         self.assertEqual(2, wire.value().count(b"REFUSED"))
 
     def test_limits(self) -> None:
-        """There are no more addresses, and no more UDP ports, than may be; those that are there stay."""
+        """Addresses and UDP ports beyond their limits are refused; the earlier ones stay."""
         self.patch(service, "MOST_STANDINS", 2)
         self.patch(service, "MOST_UDP", 2)
         self.patch(self.synjitsu, "_obstacle", lambda _: None)
         side, wire = self.connect()
-        for ip, port, words in (("10.0.0.1", 1, b""), ("10.0.0.2", 2, b""), ("10.0.0.3", 1, b"no more can be"),
+        for ip, port, words in (("10.0.0.1", 1, b""), ("10.0.0.2", 2, b""), ("10.0.0.3", 1, b"cannot for more"),
                                 ("10.0.0.1", 3, b"2 different ports"), ("10.0.0.1", 2, b"")):  # fmt: skip
             wire.clear()
             udp = str(port).encode()
@@ -462,7 +462,7 @@ class StrangeTests(SynchronousTestCase):
         self.assertEqual(2, len(self.synjitsu._refused))
 
     def test_any_octets(self) -> None:
-        """Whatever comes, to either side, is no traceback, and what is kept of it is bounded."""
+        """Any octets, to either side, cause no traceback, and the memory that they take is bounded."""
         keys = st.sampled_from([name for command in COMMANDS for name, _ in command.arguments])
         odd = [b"", b"-1", b"0", b"65536", b"9" * 5000, b"True", b"10.0.0.1", b"::1", b"10.0.0.1\0", b"\0\1x",
                b"\0\0015", b"\xff", b"\0\x11" + MAC.encode(), b"wire", b"\0\0" * 5000, "²".encode()]  # fmt: skip
@@ -494,9 +494,9 @@ class StrangeTests(SynchronousTestCase):
         self.assertEqual([], self.flushLoggedErrors())
 
     def test_bad_errors(self) -> None:
-        """An error in place of an answer, or no message at all, is no traceback, whichever side waits for it."""
+        """An error in place of an answer, or a malformed message, causes no traceback on either side."""
         side, wire = self.connect()
-        side.callRemote(messages.Seen, ip=IP).addErrback(service._went_away)
+        side.callRemote(messages.Seen, ip=IP).addErrback(service._ignore_loss)
         self.say(side, _error=b"1", _error_code=b"ODD", _error_description=b"\xff")
         self.assertFalse(wire.aborted)
         error = amp.Box({b"_error": b"1", b"_error_code": b"ODD", b"_error_description": b"\xff"}).serialize()
@@ -512,7 +512,7 @@ class StrangeTests(SynchronousTestCase):
         self.assertEqual([], self.flushLoggedErrors())
 
     def ours(self, **told: Any) -> tuple[SynjitsuClient, Any, Wire]:
-        """Return Jitsu's end, its side of a new connection, and that."""
+        """Return a SynjitsuClient, its side of a new connection, and the connection's wire."""
         ours = SynjitsuClient("unix:socket", told.get("on_summon", print), print, self.clock)
         side, wire = standin._Conversation(), Wire()
         side.factory = SimpleNamespace(standin=ours)
@@ -520,7 +520,7 @@ class StrangeTests(SynchronousTestCase):
         return ours, side, wire
 
     def test_hangs(self) -> None:
-        """A Synjitsu that answers nothing is cut off, before Hello and after; one that goes on is not."""
+        """A Synjitsu that answers nothing is cut off, before Hello and after; one that answers is not."""
         for answers in (False, True):
             ours, side, wire = self.ours()
             if answers:
@@ -543,7 +543,7 @@ class StrangeTests(SynchronousTestCase):
         self.assertEqual([], self.clock.getDelayedCalls())
 
     def test_ends(self) -> None:
-        """Jitsu ends though Synjitsu does not take what was to be said; it waits for that only for a while."""
+        """Jitsu ends though Synjitsu does not read the last messages; it waits for that only for `ENDING` seconds."""
         for takes in (False, True):
             ours, side, wire = self.ours()
             stopped = ours.stop()
@@ -558,7 +558,7 @@ class StrangeTests(SynchronousTestCase):
             self.successResultOf(ours.stop())
 
     def test_flood(self) -> None:
-        """A peer that says very much in one go is read for a while, and then others have their turn."""
+        """A peer that sends very much at once is read for `SLICE` seconds at a time, and others are served between."""
         heard: list[str] = []
 
         def summoned(ip: str, _: str) -> None:
@@ -584,7 +584,7 @@ class StrangeTests(SynchronousTestCase):
             side.dataReceived(b"\0\3%03d\0\1x" % number)
 
     def test_answers(self) -> None:
-        """What Synjitsu answers is looked at as well: a bad answer, none, or one without an end is told in one line."""
+        """Synjitsu's answers are checked, too: a malformed, missing or endless answer is logged in one line."""
 
         def counted(count: bytes) -> dict[bytes, bytes]:
             octets = amp.AmpList([(b"name", amp.Unicode()), (b"count", amp.String())]).toStringProto(
@@ -596,7 +596,7 @@ class StrangeTests(SynchronousTestCase):
         page = response.toStringProto([one] * messages.PAGE, None)
         for answers, words in (
             ([counted(b"-1")], "is no number"), ([counted(b"9" * 5000)], "is no number"), ([{}], "is missing"),
-            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer makes no sense"), ([], "went away"),
+            ([counted(b"1"), {b"standins": b"\0\2ip\0\1x\0\0"}], "the answer is malformed"), ([], "went away"),
             ([counted(b"1"), {b"standins": page}, {b"standins": page}, {b"standins": page}], ""),
         ):  # fmt: skip
             side, wire = standin._Conversation(), Wire()
@@ -619,7 +619,7 @@ class StrangeTests(SynchronousTestCase):
 
 
 class ServiceTests(SynchronousTestCase):
-    """Synjitsu's own doings, on a clock."""
+    """Synjitsu's service, on a clock."""
 
     def setUp(self) -> None:
         """Begin with an interface, and a Jitsu that answers nothing."""
@@ -629,21 +629,21 @@ class ServiceTests(SynchronousTestCase):
         self.jitsu: Any = self.Jitsu()
 
     class Jitsu:
-        """What the service needs of a conversation."""
+        """A conversation that stores the calls of the service."""
 
         def __init__(self) -> None:
-            """Begin with nothing asked."""
+            """Begin with no calls."""
             self.summons = 0
             self.calls: list[Any] = []
             self.transport = self
             self.lost = False
 
         def loseConnection(self) -> None:  # noqa: N802
-            """Remember that."""
+            """Store that the connection was closed."""
             self.lost = True
 
         def callRemote(self, command: Any, **arguments: Any) -> Any:  # noqa: N802
-            """Remember a call; it is never answered."""
+            """Store a call; it is never answered."""
             self.calls.append((command, arguments))
             return deferLater(BoundedClock(), 1)
 
@@ -651,19 +651,19 @@ class ServiceTests(SynchronousTestCase):
             """Do nothing."""
 
     def test_many_ports(self) -> None:
-        """Looking at a bridge with very many ports, which takes long, leaves most of the time for packets."""
+        """Reading a bridge with very many ports, which takes long, leaves most of the time for packets."""
         looks: list[float] = []
 
-        def have_port(name: str, _: bytes) -> tuple[Interface, list[Interface]]:
+        def ensure_port(name: str, _: bytes) -> tuple[Interface, list[Interface]]:
             looks.append(self.clock.seconds())
             self.clock.advance(0.1)
             return self.kernel.interface(name), []
 
-        self.patch(self.kernel, "have_port", have_port)
+        self.patch(self.kernel, "ensure_port", ensure_port)
         self.kernel.changes = True
         begin = self.clock.seconds()
         while self.clock.seconds() < begin + 5:
-            self.synjitsu._look_at_host()
+            self.synjitsu._read_host_changes()
             self.clock.advance(0.01)
         self.assertIn(len(looks), range(9, 12))
 
@@ -681,7 +681,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual([bytes([10, 0, 0, 7])], asked)
 
     def refused(self, ip: str) -> str:
-        """Return why an address is not stood in for; nothing if it is."""
+        """Return why Synjitsu refuses an address; empty if it does not."""
         try:
             self.synjitsu.announce(self.jitsu, ip_address(ip).packed, (GUEST,), asleep=True)
         except messages.Refused as error:
@@ -698,11 +698,11 @@ class ServiceTests(SynchronousTestCase):
         return synjitsu
 
     def frame(self, *octets: bytes) -> None:
-        """Let frames be seen."""
+        """Receive frames."""
         self.synjitsu._receives("br0")(list(octets))
 
     def test_orphans(self) -> None:
-        """A Jitsu that goes leaves its VMs stood in for, for a while; those that boot are then given what is held."""
+        """After the loss of Jitsu's connection, its VMs keep stand-ins for a while; those that boot are handed over."""
         self.synjitsu.open()
         self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(tcp_frame())
@@ -732,7 +732,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual({}, self.synjitsu.standins.handed)
 
     def test_comes_back(self) -> None:
-        """One that comes back keeps what it announces again, and loses what it does not."""
+        """A Jitsu that connects again keeps the addresses that it announces again, and loses the others."""
         other = bytes([10, 0, 0, 11])
         for ip in (VM, other):
             self.synjitsu.announce(self.jitsu, ip, (GUEST,), asleep=True)
@@ -749,7 +749,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual([VM], list(self.synjitsu.standins.table))
 
     def test_flood_of_summons(self) -> None:
-        """A Jitsu that does not take summons gets so many and no more; half are for clients that have sent twice."""
+        """A Jitsu that acknowledges no summons gets `SUMMONS` at most, half of them for clients that sent twice."""
         self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=True)
         for number in range(1000):
             self.frame(tcp_frame(number.to_bytes(4)))
@@ -759,7 +759,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(SUMMONS // 2 + 1, len(self.jitsu.calls))
 
     def test_refuses(self) -> None:
-        """It stands in for no address of the host, of a router, or outside the bridge's networks."""
+        """Synjitsu stands in for no address of the host, of a router, or outside the bridge's networks."""
         self.kernel.own = ("10.0.0.1/24", "fd00::1/64", "fe80::1/64")
         self.kernel.routers, self.kernel.behind = ("10.0.0.254",), ("10.7.0.9",)
         self.synjitsu.open()
@@ -775,7 +775,7 @@ class ServiceTests(SynchronousTestCase):
             self.synjitsu.ready(self.jitsu, ip_address("10.0.0.1").packed, (GUEST,))
 
     def test_no_network(self) -> None:
-        """Where the host has no address on the bridge, any address will do but a router's."""
+        """Where the host has no address on the bridge, Synjitsu stands in for any address but a router's."""
         self.kernel.own, self.kernel.routers = ("fe80::1/64",), ("10.0.0.254",)
         self.synjitsu.open()
         self.assertEqual(["", "", "is the gateway of this host's default route"],
@@ -784,7 +784,7 @@ class ServiceTests(SynchronousTestCase):
             self.assertNotEqual("", self.refused(ip), ip)
 
     def test_networks_change(self) -> None:
-        """What becomes the host's own is stood in for no longer; what was refused is announced again when it may be."""
+        """An address that becomes the host's own is given up; a refused one is announced again when it may be."""
         self.kernel.own = ("10.0.0.1/24",)
         self.synjitsu.open()
         self.assertEqual("", self.refused("10.0.0.10"))
@@ -797,7 +797,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertTrue(self.jitsu.lost)
 
     def test_learns(self) -> None:
-        """A MAC is the guest's if it is behind the guest's port; a stranger gets nothing."""
+        """A MAC is the guest's if it is behind the guest's port; another MAC gets nothing."""
         self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(arp_frame(1, PEER, VM, VM))
         self.assertEqual([], self.jitsu.calls)
@@ -807,7 +807,7 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual(PEER, self.synjitsu.standins.table[VM].mac)
 
     def test_elsewhere(self) -> None:
-        """Jitsu is told of a guest that uses another address."""
+        """Synjitsu reports a guest that uses another address to Jitsu."""
         self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.frame(arp_frame(1, GUEST, bytes([10, 0, 0, 77]), PEER[:4]))
         self.clock.pump([1.0] * 7)
@@ -820,7 +820,7 @@ class ServiceTests(SynchronousTestCase):
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.kernel.changes = True
-        for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no bridge")):
+        for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no Linux")):
             said.clear()
             self.kernel.fails = fails
             self.synjitsu.tick()
@@ -829,7 +829,7 @@ class ServiceTests(SynchronousTestCase):
             self.assertIn(remedy, said[0]["report"])
 
     def test_listed(self) -> None:
-        """A VM that our own options list is stood in for from the start, until its guest shows itself."""
+        """Synjitsu stands in for an address of ``--standin`` from its start until the guest shows itself."""
         self.synjitsu = self.make({VM: GUEST})
         self.frame(tcp_frame())
         self.assertIs(State.BOOTING, self.synjitsu.standins.table[VM].state)
@@ -839,10 +839,10 @@ class ServiceTests(SynchronousTestCase):
 
 
 class DescriptionTests(SynchronousTestCase):
-    """What people write for an endpoint."""
+    """Endpoints as operators write them."""
 
     def test_client(self) -> None:
-        """host:port as well as any description of Twisted's."""
+        """The client takes host:port as well as any description of Twisted's."""
         for text, expected in (
             ("unix:/run/x.sock", "unix:/run/x.sock"),
             ("10.0.0.1:99", "tcp:10.0.0.1:99"),
@@ -852,7 +852,7 @@ class DescriptionTests(SynchronousTestCase):
             self.assertEqual(expected, description(text))
 
     def test_server(self) -> None:
-        """The same; a UNIX socket is for its owner only, unless somebody says otherwise."""
+        """The server takes the same; a UNIX socket is for its owner only, unless the description has a mode."""
         for text, expected in (
             ("unix:/run/x.sock", "unix:/run/x.sock:mode=600:lockfile=0"),
             ("unix:/run/x.sock:mode=660", "unix:/run/x.sock:mode=660"),

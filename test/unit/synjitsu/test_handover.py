@@ -1,4 +1,4 @@
-"""SYNs in Xenstore: their form, to the letter, and who may see them when."""
+"""SYNs in Xenstore: their exact format, and which guest may read them when."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ class XenstoreTests(SynchronousTestCase):
     """The tree, as a guest and its daemon see it."""
 
     def setUp(self) -> None:
-        """Begin with leftovers."""
+        """Begin with leftover nodes."""
         self.store = FakeXenstore()
         self.store.write("/ip/10-0-0-10", "managed")
         self.store.write("/ip/10-0-0-9/80/x", "old")
         self.store.permissions["/ip"] = ["b0"]  # as the first Synjitsu's instructions have it
         self.managed: list[bytes] = []
-        self.again: list[None] = []
+        self.reconnected: list[None] = []
         self.handover = XenstoreHandover(
-            self.store, self.managed.append, lambda: self.again.append(None), lambda: 0x1234
+            self.store, self.managed.append, lambda: self.reconnected.append(None), lambda: 0x1234
         )
         self.handover.start()
         self.standin = Standin(VM, handover=Handover.XENSTORE, domid=5)
@@ -92,17 +92,17 @@ class XenstoreTests(SynchronousTestCase):
         return {path: value for path, value in self.store.nodes.items() if path.startswith("/ip/10-0-0-10/") and value}
 
     def test_cleaned(self) -> None:
-        """What was left over is removed at the start, and again when the daemon was away; then all is said again."""
+        """Leftover nodes are removed at the start and after each reconnection; then all is announced again."""
         self.assertEqual({"/ip": ""}, self.store.nodes)
         self.assertEqual(["n0"], self.store.permissions["/ip"])
-        self.assertTrue(self.again)
+        self.assertTrue(self.reconnected)
         self.handover.announce(self.standin, [self.held])
-        before = len(self.again)
+        before = len(self.reconnected)
         self.handover._changed("/ip")
-        self.assertEqual(({"/ip": ""}, before + 1), (self.store.nodes, len(self.again)))
+        self.assertEqual(({"/ip": ""}, before + 1), (self.store.nodes, len(self.reconnected)))
 
     def test_only_its_guest(self) -> None:
-        """The address's node is for its guest alone; for nobody while it has none; others' are not touched."""
+        """The address's node is for its guest alone, for dom0 while there is none; other nodes are not touched."""
         self.handover.announce(self.standin, [])
         self.assertEqual(["n0", "b5"], self.store.permissions["/ip/10-0-0-10"])
         self.standin.domid = None
@@ -118,12 +118,12 @@ class XenstoreTests(SynchronousTestCase):
         self.assertEqual(records.record(self.held.packet, 0x1234), self.below())
 
     def test_announced_with_what_is_held(self) -> None:
-        """When the guest is known, what was held before is written anew, so that it may read it."""
+        """When the guest is known, the SYNs held before are written again, so that it may read them."""
         self.handover.announce(self.standin, [self.held, self.syn(sport=5)])
         self.assertEqual(12, len(self.below()))
 
     def test_managed(self) -> None:
-        """When the guest says so, its SYNs are left alone."""
+        """When the guest has set its node to managed, its SYNs are no longer written."""
         self.handover.announce(self.standin, [])
         self.store.write("/ip/10-0-0-10", "managed")
         self.assertEqual([VM], self.managed)
@@ -146,7 +146,7 @@ class XenstoreTests(SynchronousTestCase):
         self.assertNotIn("/ip/10-0-0-10", self.store.nodes)
 
     def test_lost(self) -> None:
-        """Without a daemon nothing is written, and that is no fault of ours."""
+        """Without a daemon nothing is written, and that causes no traceback."""
 
         async def lost(change: Any) -> None:  # noqa: ARG001
             raise BackendLost("no Xenstore")

@@ -1,4 +1,4 @@
-"""Octets on a wire: what is read, what is built, and that checksums are right; dpkt and sums are the second opinion."""
+"""Frames: what is read, what is built, and that checksums are right; checked against dpkt and by summing."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class ReadTests(SynchronousTestCase):
             said = understood(arp_frame(op, PEER, spa, tpa))
             self.assertEqual(Neighbour(PEER, spa, tpa, asks), said)
             assert isinstance(said, Neighbour)
-            self.assertEqual(probes, said.probes)
+            self.assertEqual(probes, said.checks_duplicate)
 
     def test_discovery(self) -> None:
         """Solicitations and advertisements; only with hop limit 255, as others come from afar."""
@@ -121,7 +121,7 @@ class ReadTests(SynchronousTestCase):
         self.assertEqual(Neighbour(PEER, CLIENT6, VM6, asks=True), understood(bytes(octets)))
         self.assertEqual(
             Neighbour(OURS, VM6, CLIENT6, asks=False),
-            understood(packets.told(VM6, OURS, PEER, b"", CLIENT6)),
+            understood(packets.unsolicited(VM6, OURS, PEER, b"", CLIENT6)),
         )
 
     @given(st.binary(max_size=120))
@@ -132,14 +132,14 @@ class ReadTests(SynchronousTestCase):
             frame = packets.parse(head + octets)
             if frame is not None:
                 packets.understand(frame)
-                packets.sent_on(frame, GUEST, 60)
+                packets.passed_on(frame, GUEST, 60)
 
 
 class BuildTests(SynchronousTestCase):
     """What is sent."""
 
     def test_arp(self) -> None:
-        """An answer goes to who asked, in its VLAN; gratuitous ARP is a request for one's own address."""
+        """An answer goes to the asking MAC, in its VLAN; gratuitous ARP is a request for the sender's own address."""
         asked = arp_frame(1, PEER, CLIENT, VM, tags=TAG)
         frame, said = read(asked), understood(asked)
         assert isinstance(said, Neighbour)
@@ -147,7 +147,7 @@ class BuildTests(SynchronousTestCase):
         self.assertEqual((PEER, OURS, TAG), (answer[:6], answer[6:12], answer[12:16]))
         body = arp.ARP(answer[18:])
         self.assertEqual((2, OURS, VM, PEER, CLIENT), (body.op, body.sha, body.spa, body.tha, body.tpa))
-        body = ethernet.Ethernet(packets.told(VM, OURS, packets.BROADCAST, b"")).data
+        body = ethernet.Ethernet(packets.unsolicited(VM, OURS, packets.BROADCAST, b"")).data
         self.assertEqual((1, OURS, VM, VM), (body.op, body.sha, body.spa, body.tpa))
 
     def test_advertisement(self) -> None:
@@ -156,8 +156,8 @@ class BuildTests(SynchronousTestCase):
         frame = Frame(OURS, PEER, b"", packets.IPV6, b"")
         for octets, to, flags in (
             (packets.answer(frame, asked, OURS), PEER, 0x60),
-            (packets.told(VM6, OURS, PEER, b""), PEER, 0x20),
-            (packets.told(VM6, OURS, packets.BROADCAST, b""), packets.ALL_NODES_MAC, 0x20),
+            (packets.unsolicited(VM6, OURS, PEER, b""), PEER, 0x20),
+            (packets.unsolicited(VM6, OURS, packets.BROADCAST, b""), packets.ALL_NODES_MAC, 0x20),
         ):
             self.assertEqual(to, octets[:6])
             self.assertEqual(flags, octets[14 + 44])
@@ -166,9 +166,9 @@ class BuildTests(SynchronousTestCase):
             self.assertTrue(octets.endswith(VM6 + b"\2\1" + OURS))
 
     def test_asked(self) -> None:
-        """A question says who asks, where that is, and for whom; it goes to that one alone, with a right checksum."""
+        """A request has the asker's address and MAC and the target; it goes to one MAC, with a right checksum."""
         for asker, target in ((CLIENT, VM), (CLIENT6, VM6)):
-            octets = packets.asked(asker, PEER, GUEST, TAG, target)
+            octets = packets.solicitation(asker, PEER, GUEST, TAG, target)
             self.assertEqual((GUEST, PEER, TAG), (octets[:6], octets[6:12], octets[12:16]))
             self.assertEqual(Neighbour(PEER, asker, target, asks=True), understood(octets))
         self.assertEqual([0], sums(octets))
@@ -193,7 +193,7 @@ class BuildTests(SynchronousTestCase):
             else:
                 self.assertEqual((1, 3), tuple(told[40:42]))
 
-    def test_sent_on(self) -> None:
+    def test_passed_on(self) -> None:
         """A frame goes to another MAC as it was, but without padding, and with checksums anew, whatever they were."""
         for octets in (
             tcp_frame(data=b"x" * 7), tcp_frame(CLIENT6, VM6, data=b"x"), udp_frame(b"abc"),
@@ -203,14 +203,14 @@ class BuildTests(SynchronousTestCase):
             broken = bytearray(octets)
             place = 14 + length + (16 if octets[23 if length == 20 else 20] == 6 else 6)
             broken[place : place + 2] = b"\x12\x34"
-            (sent,) = packets.sent_on(read(bytes(broken) + bytes(9)), GUEST, 1500)
+            (sent,) = packets.passed_on(read(bytes(broken) + bytes(9)), GUEST, 1500)
             self.assertEqual(GUEST + octets[6:], sent)
 
     def test_no_checksum(self) -> None:
         """A datagram over IPv4 that was sent without a checksum stays so (RFC 768)."""
         octets = bytearray(udp_frame(b"abc"))
         octets[14 + 26 : 14 + 28] = bytes(2)
-        (sent,) = packets.sent_on(read(bytes(octets)), GUEST, 1500)
+        (sent,) = packets.passed_on(read(bytes(octets)), GUEST, 1500)
         self.assertEqual(bytes(octets[6:]), sent[6:])
 
     def test_cut(self) -> None:
@@ -218,7 +218,7 @@ class BuildTests(SynchronousTestCase):
         data = bytes(range(256)) * 16
         for src, dst in ((CLIENT, VM), (CLIENT6, VM6)):
             octets = tcp_frame(src, dst, flags=0x19, seq=2**32 - 100, data=data, opts=b"\1" * 12)
-            pieces = packets.sent_on(read(octets), GUEST, 1500)
+            pieces = packets.passed_on(read(octets), GUEST, 1500)
             self.assertEqual({0}, {one for piece in pieces for one in sums(piece)})
             segments = [tcp.TCP(read(piece).payload[20 if len(src) == 4 else 40 :]) for piece in pieces]
             self.assertEqual(data, b"".join(segment.data for segment in segments))

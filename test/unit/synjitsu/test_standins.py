@@ -1,4 +1,4 @@
-"""What a stand-in does with each frame, and with what Jitsu says."""
+"""What a stand-in does with each frame, and with each call from Jitsu."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from synjitsu_tw import handover, packets
 from synjitsu_tw.packets import BROADCAST, Neighbour
 from synjitsu_tw.standins import (
-    AGAIN_WITHIN,
     ASK_WITHIN,
     ASTRAY,
-    KNOCK_PORT,
     LINGER,
     LOOK_UPS_PER_SECOND,
+    PROBE_SOURCE_PORT,
+    RESEND_WITHIN,
     SEEN_IN_ALL,
     SEEN_PER_SECOND,
     Standins,
@@ -36,9 +36,9 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SetNeighbour,
     State,
     Summon,
-    Tell,
 )
 from test.unit.synjitsu.test_packets import (
     CLIENT,
@@ -69,7 +69,7 @@ class StandinsTestCase(SynchronousTestCase):
     now = 100.0
 
     def setUp(self) -> None:
-        """Begin with nobody announced."""
+        """Begin with no address announced."""
         self.link = Link(OURS, HOST, {HOST_IP}, networks=[ip_interface("10.0.0.1/24"), ip_interface("fe80::1/64")])
         self.standins = Standins({"br0": self.link})
 
@@ -78,20 +78,20 @@ class StandinsTestCase(SynchronousTestCase):
         return list(self.standins.announce(ip, macs, asleep=asleep, **more))
 
     def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
-        """Let a frame be seen, some seconds later; return what it leads to."""
+        """Receive a frame, *seconds* later; return the actions that follow."""
         self.now += seconds
         return list(self.standins.frame("br0", octets, self.now))
 
     def ready(self, ip: bytes = VM, *macs: bytes) -> list[Action]:
-        """Say that the guest is ready; return what hands over to it."""
+        """Report that the guest is ready; return the actions that hand over to it."""
         return list(handover.wire(self.standins, *self.standins.ready(ip, macs)))
 
     def shown(self, mac: bytes = GUEST) -> list[Action]:
-        """Let a frame of the guest's be seen that says nothing of addresses."""
+        """Receive a frame of the guest that has no address in it."""
         return self.frame(mac.join((b"\x33\x33\0\0\0\x16", b"\x86\xdd\x60")) + bytes(60))
 
     def ask(self, sha: bytes = PEER, spa: bytes = CLIENT, tags: bytes = b"") -> bytes:
-        """Return a question for the VM's address."""
+        """Return a request for the VM's address."""
         return arp_frame(1, sha, spa, VM, tags=tags)
 
     @staticmethod
@@ -99,29 +99,29 @@ class StandinsTestCase(SynchronousTestCase):
         """Return the frames among *actions*."""
         return [action.octets for action in actions if isinstance(action, Send)]
 
-    def says(self, octets: bytes, mac: bytes, to: bytes) -> None:
-        """Check that a frame says to somebody where the VM's address is."""
-        said = understood(octets)
-        assert isinstance(said, Neighbour)
-        self.assertEqual((mac, VM, to), (said.mac, said.ip, octets[:6]))
+    def advertises(self, octets: bytes, mac: bytes, to: bytes) -> None:
+        """Check that a frame to the MAC *to* advertises that the VM's address is at *mac*."""
+        message = understood(octets)
+        assert isinstance(message, Neighbour)
+        self.assertEqual((mac, VM, to), (message.mac, message.ip, octets[:6]))
 
 
-class AskedTests(StandinsTestCase):
-    """Who asks for an address."""
+class RequestTests(StandinsTestCase):
+    """Requests for an address."""
 
     def test_answered(self) -> None:
-        """While its VM is asleep, boots or has failed, it is at the stand-in's MAC; in the VLAN of who asks."""
+        """While the VM is asleep, boots or has failed, requests get the stand-in's MAC, in the request's VLAN."""
         self.announce()
         for _ in range(2):
             (octets,) = self.sent(self.frame(self.ask(tags=TAG)))
-            self.says(octets, OURS, PEER)
+            self.advertises(octets, OURS, PEER)
             self.assertEqual(TAG, octets[12:16])
             self.announce(asleep=False)
         list(self.standins.withdraw(VM, self.now, failed=True))
         self.assertEqual(1, len(self.frame(self.ask())))
 
     def test_not_answered(self) -> None:
-        """Who asks for others, or for one that is up or withdrawn, gets no answer; nor does the guest, ever."""
+        """A request for another address, or for one that is up or withdrawn, gets no answer; nor does the guest."""
         self.assertEqual([], self.frame(self.ask()))
         self.announce()
         self.assertEqual([], self.frame(arp_frame(1, PEER, CLIENT, bytes([10, 0, 0, 11]))))
@@ -133,16 +133,16 @@ class AskedTests(StandinsTestCase):
         list(self.standins.withdraw(VM, self.now))
         self.assertEqual([], self.frame(self.ask()))
 
-    def test_probed(self) -> None:
-        """A stranger that looks whether the address is free is told that it is not, once it is known to be one."""
+    def test_duplicate_check(self) -> None:
+        """A duplicate check gets an answer after a look-up has shown that its MAC is not the guest's."""
         self.announce()
         look_up, answer = self.frame(self.ask(spa=bytes(4)))
         self.assertEqual(LookUp(VM, PEER, "br0"), look_up)
         (octets,) = self.sent([answer])
-        self.says(octets, OURS, PEER)
+        self.advertises(octets, OURS, PEER)
 
-    def test_guest_probes(self) -> None:
-        """The guest looks whether its address is free, by any MAC that is known or found to be its own: no answer."""
+    def test_guest_checks_duplicates(self) -> None:
+        """The guest's duplicate check gets no answer, from any MAC that is known or found to be the guest's."""
         self.announce(macs=(GUEST, SECOND))
         for mac in (GUEST, SECOND):
             self.assertEqual([], self.sent(self.frame(self.ask(mac, bytes(4)))))
@@ -152,14 +152,14 @@ class AskedTests(StandinsTestCase):
         self.assertEqual([], self.sent(list(actions)))
 
     def test_look_ups_are_bounded(self) -> None:
-        """However many strangers there are, no more than some are looked up in a second."""
+        """However many unknown MACs there are, `LOOK_UPS_PER_SECOND` at most are looked up in a second."""
         self.announce()
         actions = [action for number in range(1000) for action in self.frame(self.ask(number.to_bytes(6), bytes(4)))]
         self.assertEqual(LOOK_UPS_PER_SECOND, sum(isinstance(action, LookUp) for action in actions))
         self.assertIsInstance(self.frame(self.ask(spa=bytes(4)), 1.0)[0], LookUp)
 
-    def test_probes_when_look_ups_are_used_up(self) -> None:
-        """While strangers use up the look-ups, no probe of an unknown MAC is answered: it may be the guest's own."""
+    def test_duplicate_checks_when_look_ups_are_used_up(self) -> None:
+        """While look-ups are used up, no duplicate check of an unknown MAC is answered: it may be the guest's."""
         self.announce(asleep=False)
         for number in range(LOOK_UPS_PER_SECOND):
             self.frame(arp_frame(1, number.to_bytes(6), VM, VM))
@@ -168,7 +168,7 @@ class AskedTests(StandinsTestCase):
         self.assertIsInstance(self.frame(self.ask(SECOND, bytes(4)), 1.0)[0], LookUp)
 
     def test_passed_on_to_a_mac_that_was_seen(self) -> None:
-        """What comes for a guest is not sent to a MAC of its that the bridge has not learnt: it would be flooded."""
+        """A packet is not passed on to a MAC of the guest that the bridge has not learnt: it would be flooded."""
         self.announce(asleep=False, macs=(GUEST, SECOND))
         self.shown(SECOND)
         segment = tcp_frame(flags=packets.ACK)
@@ -177,23 +177,23 @@ class AskedTests(StandinsTestCase):
         self.assertEqual([GUEST], [octets[:6] for octets in self.sent(self.frame(segment))])
 
     def test_host(self) -> None:
-        """This host itself cannot be reached by the bridge: its kernel is told."""
+        """This host gets no frame from the bridge: its neighbour table is changed instead."""
         self.announce()
-        self.assertEqual([Tell("br0", VM, OURS, create=True)], self.frame(self.ask(HOST, HOST_IP)))
-        self.assertIn(Tell("br0", VM, GUEST, create=False), self.ready())
+        self.assertEqual([SetNeighbour("br0", VM, OURS, create=True)], self.frame(self.ask(HOST, HOST_IP)))
+        self.assertIn(SetNeighbour("br0", VM, GUEST, create=False), self.ready())
 
     def test_ipv6(self) -> None:
-        """Solicitations are answered as requests are; the guest's own, which looks for duplicates, is not."""
+        """Neighbour solicitations are answered as ARP requests are; the guest's own duplicate check is not."""
         self.announce(VM6)
         for src, sender, answers in ((CLIENT6, PEER, 1), (bytes(16), PEER, 1), (bytes(16), GUEST, 0)):
-            octets = bytearray(packets.told(VM6, sender, BROADCAST, b"", CLIENT6))
+            octets = bytearray(packets.unsolicited(VM6, sender, BROADCAST, b"", CLIENT6))
             octets[22:38], octets[54] = src, 135  # the source's address, and a solicitation's type
             octets[14 + 5] -= 8  # without the option
             sent = [answer[:6] for answer in self.sent(self.frame(bytes(octets[:-8])))]
             self.assertEqual(answers, sent.count(sender), (src, sender))
 
     def test_bounded(self) -> None:
-        """However many ask, only the last are remembered."""
+        """However many peers ask, only the last `PEERS` are remembered."""
         self.announce()
         for number in range(2 * PEERS):
             self.frame(self.ask(number.to_bytes(6), b"\x0a\x01" + number.to_bytes(2)))
@@ -201,10 +201,10 @@ class AskedTests(StandinsTestCase):
 
 
 class SynTests(StandinsTestCase):
-    """Who sends to an address."""
+    """Packets to an address."""
 
     def test_summons(self) -> None:
-        """A SYN for one that is asleep summons, whatever MAC it is sent to, again whenever it comes again."""
+        """A SYN for a VM that is asleep summons it, whatever MAC it is sent to, each time that it comes."""
         self.announce()
         self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame()))
         self.assertEqual([Summon(VM, CLIENT, proven=True)], self.frame(tcp_frame(), 1.0))
@@ -215,13 +215,13 @@ class SynTests(StandinsTestCase):
         self.assertEqual(4, self.standins.counters["held"])
 
     def test_boots(self) -> None:
-        """One for a VM that boots is held and summons nobody."""
+        """A SYN for a VM that boots is held and summons nothing."""
         self.announce(asleep=False)
         self.assertEqual([], self.frame(tcp_frame()))
         self.assertEqual(1, self.standins.syns.total)
 
     def test_ports(self) -> None:
-        """A port that nobody has named wakes nothing; while the VM boots, its SYNs are held: the guest shall refuse."""
+        """A SYN to a port that is not listed wakes nothing; while the VM boots, it is held for the guest to refuse."""
         self.announce(ports=frozenset({443}))
         self.assertEqual(([], 0), (self.frame(tcp_frame()), self.standins.syns.total))
         self.assertEqual([Summon(VM, CLIENT, proven=False)], self.frame(tcp_frame(dport=443)))
@@ -252,7 +252,7 @@ class SynTests(StandinsTestCase):
         self.assertEqual([b"one", b"two"], [octets[-3:] for octets in sent])
 
     def test_gives_up(self) -> None:
-        """A client's RST drops its SYN, and nobody else's, and not with another sequence number."""
+        """A client's RST drops its own held SYN only, and not with another sequence number."""
         self.announce()
         self.frame(tcp_frame(seq=7))
         self.frame(tcp_frame(sport=5, seq=7))
@@ -262,7 +262,7 @@ class SynTests(StandinsTestCase):
         self.assertEqual((1, 1), (self.standins.syns.total, self.standins.counters["given_up"]))
 
     def test_expires(self) -> None:
-        """One whose client has not sent again is dropped."""
+        """A SYN whose client has not sent it again is dropped."""
         self.announce()
         self.frame(tcp_frame())
         list(self.standins.expire(self.now + EXPIRY - 1))
@@ -272,40 +272,40 @@ class SynTests(StandinsTestCase):
 
     def test_knows_the_guest(self) -> None:
         """
-        Who sends to the guest's MAC is told ours, once a second at most.
+        A peer that sends to the guest's MAC gets the stand-in's, once a second at most.
 
-        What this host itself sends there while the guest boots is left alone, but wakes one that is asleep.
+        This host's own SYN to the guest's MAC is ignored while the guest boots, but wakes one that is asleep.
         """
         self.announce(asleep=False)
         (octets,) = self.sent(self.frame(tcp_frame(to=GUEST)))
-        self.says(octets, OURS, PEER)
+        self.advertises(octets, OURS, PEER)
         self.assertEqual([], self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5)))
         self.assertEqual(1, len(self.sent(self.frame(tcp_frame(to=GUEST, sport=5), 0.5))))
-        knock = bytearray(tcp_frame(HOST_IP, VM, GUEST))
-        knock[6:12] = HOST
+        host_syn = bytearray(tcp_frame(HOST_IP, VM, GUEST))
+        host_syn[6:12] = HOST
         held = self.standins.syns.total
-        self.assertEqual(([], held), (self.frame(bytes(knock)), self.standins.syns.total))
+        self.assertEqual(([], held), (self.frame(bytes(host_syn)), self.standins.syns.total))
         self.announce()
-        told = Tell("br0", VM, OURS, create=False)
-        self.assertEqual([told, Summon(VM, HOST_IP, proven=False)], self.frame(bytes(knock)))
+        entry = SetNeighbour("br0", VM, OURS, create=False)
+        self.assertEqual([entry, Summon(VM, HOST_IP, proven=False)], self.frame(bytes(host_syn)))
 
 
 class GuestTests(StandinsTestCase):
-    """The guest itself is seen, before it is ready."""
+    """Frames of the guest before it is ready."""
 
     def test_announces_itself(self) -> None:
-        """Jitsu is told; peers that have learnt where it is are told again that it is at ours: they, and not all."""
+        """The guest's announcement is reported; the peers that have its MAC get the stand-in's again, and no others."""
         self.announce(asleep=False)
         self.frame(self.ask())
         for announcement in (arp_frame(1, GUEST, VM, VM), arp_frame(2, GUEST, VM, bytes(4))):
-            seen, *told = self.frame(announcement)
+            seen, *sent = self.frame(announcement)
             self.assertEqual(Seen(VM), seen)
-            self.assertEqual(2, len(told))
-            for octets in self.sent(told):
-                self.says(octets, OURS, PEER)
+            self.assertEqual(2, len(sent))
+            for octets in self.sent(sent):
+                self.advertises(octets, OURS, PEER)
 
     def test_seen_is_bounded(self) -> None:
-        """A guest that shows itself all the time, or forges that others do, is taken note of so often and no more."""
+        """A guest that announces its address all the time, or forges others' announcements, is rate-limited."""
         ips = [bytes([10, 0, 1, number]) for number in range(2 * SEEN_IN_ALL // SEEN_PER_SECOND)]
 
         def seen(ips: list[bytes]) -> int:
@@ -320,16 +320,16 @@ class GuestTests(StandinsTestCase):
         self.assertEqual(SEEN_PER_SECOND, seen(ips[-1:]))
 
     def test_asks(self) -> None:
-        """When it asks for a peer, that peer learns its MAC: it is told ours as soon as it has answered."""
+        """A peer that the guest asks for learns the guest's MAC: it gets the stand-in's as soon as it has replied."""
         self.announce(asleep=False)
         self.frame(arp_frame(1, GUEST, VM, CLIENT))
         actions = self.frame(arp_frame(2, PEER, CLIENT, VM, to=GUEST))
         self.assertEqual(2, len(actions))
         for octets in self.sent(actions):
-            self.says(octets, OURS, PEER)
+            self.advertises(octets, OURS, PEER)
 
     def test_uses_the_network(self) -> None:
-        """What comes for it that opens nothing is passed on, once it has shown itself."""
+        """A packet that opens no connection is passed on to the guest, once that has shown itself."""
         self.announce(asleep=False)
         self.assertEqual([], self.frame(tcp_frame(flags=0x12)))
         self.frame(arp_frame(1, GUEST, VM, CLIENT))
@@ -338,7 +338,7 @@ class GuestTests(StandinsTestCase):
         self.assertEqual([], self.frame(tcp_frame()))
 
     def test_claims(self) -> None:
-        """Another that says it is the VM is reported once in a while, and otherwise as if it were not there."""
+        """An unknown MAC that claims the VM's address is reported every `CLAIM_EVERY` seconds, and else ignored."""
         self.announce(asleep=False)
         self.frame(self.ask())
         claim, look_up = arp_frame(1, PEER, VM, VM), LookUp(VM, PEER, "br0")
@@ -359,13 +359,13 @@ class GuestTests(StandinsTestCase):
         self.assertEqual(LookUp(VM, PEER, "br0"), next(actions))
         self.standins.learn(VM, PEER)
         self.assertIn(Seen(VM), list(actions))
-        self.announce(macs=(GUEST, SECOND), asleep=False)  # said again
-        self.says(self.sent(self.ready(VM, GUEST, SECOND))[0], PEER, BROADCAST)
+        self.announce(macs=(GUEST, SECOND), asleep=False)  # announced again
+        self.advertises(self.sent(self.ready(VM, GUEST, SECOND))[0], PEER, BROADCAST)
         self.announce(macs=(GUEST, SECOND))  # another boot
         self.assertEqual((GUEST, False), (self.standins.table[VM].mac, self.standins.table[VM].is_guest(PEER)))
 
     def test_peer_that_is_the_guest(self) -> None:
-        """A MAC that asked as a peer, and turns out to be the guest's, is not told where its own address is."""
+        """A MAC that asked as a peer, and turns out to be the guest's, gets no advertisement of its own address."""
         self.announce()
         self.frame(self.ask(SECOND))
         self.assertIn(SECOND, [octets[:6] for octets in self.sent(self.ready())])
@@ -374,12 +374,12 @@ class GuestTests(StandinsTestCase):
         self.assertNotIn(SECOND, [octets[:6] for octets in self.sent(self.ready(VM, GUEST, SECOND))])
 
     def test_late_proof(self) -> None:
-        """Where the guest shows only after the handover which MAC it uses, all are told of that once."""
+        """Where the guest shows only after the hand-over which MAC it uses, that MAC is advertised to all once."""
         self.announce(macs=(GUEST, SECOND), asleep=False)
-        self.says(self.sent(self.ready())[0], GUEST, BROADCAST)
+        self.advertises(self.sent(self.ready())[0], GUEST, BROADCAST)
         answer = arp_frame(2, SECOND, VM, CLIENT, to=PEER)
         (octets,) = self.sent(self.frame(answer))
-        self.says(octets, SECOND, BROADCAST)
+        self.advertises(octets, SECOND, BROADCAST)
         self.assertEqual([], self.sent(self.frame(answer)))
         self.assertEqual([], self.sent(self.frame(arp_frame(2, GUEST, VM, CLIENT, to=PEER))))
 
@@ -402,7 +402,7 @@ class GuestTests(StandinsTestCase):
         self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
 
     def test_anothers_address(self) -> None:
-        """So is one that uses the address of another VM, as a clone does whose address nobody has changed."""
+        """A guest that uses the address of another VM is reported, as a clone with its original's address."""
         clone, mac = bytes([10, 0, 0, 11]), PEER
         self.announce()
         self.announce(clone, asleep=False, macs=(mac,))
@@ -420,62 +420,63 @@ class GuestTests(StandinsTestCase):
         self.frame(arp_frame(1, GUEST, VM, CLIENT), ASTRAY - 1)
         self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
 
-    def looks(self, seconds: float) -> list[bytes]:
-        """Let time pass; return what is sent meanwhile to find out whether guests listen."""
+    def probes_for(self, seconds: float) -> list[bytes]:
+        """Advance the time by *seconds*; return the frames sent meanwhile to probe guests."""
         sent = []
         for _ in range(round(seconds / 0.005)):
             self.now += 0.005
-            sent += self.sent(list(self.standins.knock(self.now)))
+            sent += self.sent(list(self.standins.probe(self.now)))
         return sent
 
     def test_silent(self) -> None:
-        """Until a guest has shown itself, nothing is sent to its MAC: the network is asked for it, and not often."""
-        self.announce(asleep=False, knock=80)
+        """Until a guest has shown itself, nothing is sent to its MAC; requests for its address are few."""
+        self.announce(asleep=False, probe_port=80)
         question = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
-        sent = self.looks(0.6)
+        sent = self.probes_for(0.6)
         self.assertEqual({question}, set(sent))
         self.assertLess(len(sent), 6)
-        self.assertAlmostEqual(60 / ASK_WITHIN, len(self.looks(60)), delta=2)
+        self.assertAlmostEqual(60 / ASK_WITHIN, len(self.probes_for(60)), delta=2)
         self.standins.ask_now()  # there is a new port
-        self.assertEqual([question], self.looks(0.005))
+        self.assertEqual([question], self.probes_for(0.005))
         for _ in range(2):
             answered = self.frame(arp_frame(2, GUEST, VM, HOST_IP, to=HOST))
             self.assertEqual(GUEST, self.sent(answered)[-1][:6])
-            self.standins.look_anew()  # its tap has gone, and it is restored
-            self.assertEqual([question], self.looks(0.005))
+            self.standins.await_guests_again()  # its tap has vanished, and it is restored
+            self.assertEqual([question], self.probes_for(0.005))
 
     def test_ipv6_silent(self) -> None:
-        """The same over IPv6: the question goes to the solicited-node address, in the host's link-local one."""
-        self.announce(VM6, asleep=False, knock=80)
-        (octets,) = self.looks(0.005)
+        """Over IPv6, the request goes to the solicited-node address, from the host's link-local one."""
+        self.announce(VM6, asleep=False, probe_port=80)
+        (octets,) = self.probes_for(0.005)
         self.assertEqual(b"\x33\x33\xff" + VM6[-3:], octets[:6])
-        said = understood(octets)
-        assert isinstance(said, Neighbour)
-        self.assertEqual((ip_interface("fe80::1/64").ip.packed, VM6, True), (said.ip, said.target, said.asks))
+        message = understood(octets)
+        assert isinstance(message, Neighbour)
+        expected = ip_interface("fe80::1/64").ip.packed, VM6, True
+        self.assertEqual(expected, (message.ip, message.target, message.asks))
         self.assertEqual(bytes.fromhex("ff0200000000000000000001ff") + VM6[-3:], octets[14 + 24 : 14 + 40])
 
-    def test_knocks_less_and_less_often(self) -> None:
-        """A guest that has shown itself is told who knocks, once, and knocked at ever less often while it is silent."""
-        self.announce(asleep=False, knock=80)
-        question, knock = self.sent(self.shown())
-        self.assertEqual((arp_frame(1, HOST, HOST_IP, VM, to=GUEST), GUEST), (question, knock[:6]))
-        self.assertLess(len(self.looks(1)), 30)
-        self.assertLess(len(self.looks(60)), 300)
+    def test_probes_less_and_less_often(self) -> None:
+        """A guest that has shown itself gets this host's MAC once, and is probed ever less often while it is silent."""
+        self.announce(asleep=False, probe_port=80)
+        question, probe = self.sent(self.shown())
+        self.assertEqual((arp_frame(1, HOST, HOST_IP, VM, to=GUEST), GUEST), (question, probe[:6]))
+        self.assertLess(len(self.probes_for(1)), 30)
+        self.assertLess(len(self.probes_for(60)), 300)
         self.shown()
-        self.assertEqual(4, len(self.looks(0.02)))
+        self.assertEqual(4, len(self.probes_for(0.02)))
         self.announce()
-        self.announce(asleep=False, knock=80)
-        self.assertEqual(BROADCAST, self.looks(0.005)[0][:6])
+        self.announce(asleep=False, probe_port=80)
+        self.assertEqual(BROADCAST, self.probes_for(0.005)[0][:6])
 
-    def test_knocks(self) -> None:
-        """A guest that boots is knocked at; it is ready when it answers from that port, by its own MAC; RST is none."""
-        self.announce(asleep=False, knock=80)
+    def test_probes(self) -> None:
+        """A guest that boots is probed; a SYN-ACK from that port and its own MAC shows that it listens, no RST does."""
+        self.announce(asleep=False, probe_port=80)
         _, octets = self.sent(self.shown())
         self.assertEqual((GUEST, HOST), (octets[:6], octets[6:12]))
-        self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=KNOCK_PORT, seq=1, win=1024)[14:], octets[14:])
+        self.assertEqual(tcp_frame(HOST_IP, VM, GUEST, sport=PROBE_SOURCE_PORT, seq=1, win=1024)[14:], octets[14:])
 
         def answer(mac: bytes = GUEST, **changes: Any) -> bytes:
-            values = {"sport": 80, "dport": KNOCK_PORT, "flags": 0x12, **changes}
+            values = {"sport": 80, "dport": PROBE_SOURCE_PORT, "flags": 0x12, **changes}
             octets = bytearray(tcp_frame(VM, HOST_IP, HOST, **values))
             octets[6:12] = mac
             return bytes(octets)
@@ -485,27 +486,27 @@ class GuestTests(StandinsTestCase):
             self.assertEqual([], self.frame(wrong))
         self.assertEqual([Listens(VM)], self.frame(answer()))
         self.ready()
-        self.assertEqual(([], []), (list(self.standins.knock(self.now)), self.frame(answer())))
+        self.assertEqual(([], []), (list(self.standins.probe(self.now)), self.frame(answer())))
 
 
 class JitsuTests(StandinsTestCase):
-    """What Jitsu says."""
+    """Calls from Jitsu."""
 
     def test_announced(self) -> None:
-        """All are told when a VM boots, this host too; and neither for one that is asleep nor when it is said again."""
+        """A VM that boots is advertised to all and to this host; one that is asleep, or announced again, is not."""
         self.assertEqual([], self.announce())
-        sent, told = self.announce(asleep=False)
+        sent, entry = self.announce(asleep=False)
         assert isinstance(sent, Send)
-        self.says(sent.octets, OURS, BROADCAST)
-        self.assertEqual(Tell("br0", VM, OURS, create=False), told)
+        self.advertises(sent.octets, OURS, BROADCAST)
+        self.assertEqual(SetNeighbour("br0", VM, OURS, create=False), entry)
         self.assertEqual([], self.announce(asleep=False))
 
     def test_announced_while_it_runs(self) -> None:
-        """Nothing is broadcast where the guest may read it: it would give up the address that it probes."""
-        self.assertEqual([Tell("br0", VM, OURS, create=False)], self.announce(asleep=False, runs=True))
+        """Nothing is broadcast while the guest may read it: it would give up the address that it checks."""
+        self.assertEqual([SetNeighbour("br0", VM, OURS, create=False)], self.announce(asleep=False, runs=True))
 
     def test_ready(self) -> None:
-        """All are told the guest's MAC, then who has asked; the guest gets what was held, having learnt whose it is."""
+        """All get the guest's MAC, then each peer; the guest gets the peers' MACs, and then the held packets."""
         self.announce()
         self.frame(self.ask())
         for port in (7, 5, 6):
@@ -513,35 +514,35 @@ class JitsuTests(StandinsTestCase):
         self.shown()
         everybody, unasked, answer, question, *syns = self.sent(self.ready())
         for octets, to in ((everybody, BROADCAST), (unasked, PEER), (answer, PEER)):
-            self.says(octets, GUEST, to)
+            self.advertises(octets, GUEST, to)
         self.assertEqual(arp_frame(1, PEER, CLIENT, VM, to=GUEST), question)
         self.assertEqual([tcp_frame(sport=port, to=GUEST) for port in (7, 5, 6)], syns)
         self.assertEqual((0, 3), (self.standins.syns.total, self.standins.counters["handed_over"]))
 
     def test_not_shown(self) -> None:
-        """What is handed over to a guest that has not shown itself waits until it does, and is not flooded."""
+        """Packets handed over to a guest that has not shown itself wait until it does, and are not flooded."""
         self.announce(asleep=False)
         self.frame(self.ask(tags=TAG))
         self.frame(tcp_frame(tags=TAG))
         self.assertEqual([], [octets for octets in self.sent(self.ready()) if octets[:6] == GUEST])
-        asked = self.sent(list(self.standins.again(self.now)))
+        asked = self.sent(list(self.standins.resend(self.now)))
         own = arp_frame(1, HOST, HOST_IP, VM, to=BROADCAST)
         self.assertEqual({own, arp_frame(1, PEER, CLIENT, VM, to=BROADCAST, tags=TAG)}, set(asked))
-        self.assertEqual([], list(self.standins.again(self.now)))
+        self.assertEqual([], list(self.standins.resend(self.now)))
         question, syn = self.sent(self.shown())
         self.assertEqual((arp_frame(1, PEER, CLIENT, VM, to=GUEST, tags=TAG), GUEST), (question, syn[:6]))
 
     def test_never_shown(self) -> None:
-        """What waits for a guest that never shows itself is dropped when its client has given up."""
+        """Packets that wait for a guest which never shows itself are dropped when their clients have given up."""
         self.announce(asleep=False)
         self.frame(tcp_frame())
         self.ready()
-        list(self.standins.again(self.now + EXPIRY))
-        list(self.standins.again(self.now + EXPIRY))
+        list(self.standins.resend(self.now + EXPIRY))
+        list(self.standins.resend(self.now + EXPIRY))
         self.assertEqual({}, self.standins.handed)
 
     def test_not_answered(self) -> None:
-        """What a guest does not answer is sent again, ever more seldom, with its sender's address, for a while."""
+        """A SYN that the guest does not answer is sent again, ever more seldom, with its sender's MAC, for a while."""
         self.announce()
         self.frame(self.ask())
         self.frame(tcp_frame(sport=5))
@@ -554,7 +555,7 @@ class JitsuTests(StandinsTestCase):
             sent = []
             for _ in range(round(seconds / 0.005)):
                 self.now += 0.005
-                sent += self.sent(list(self.standins.again(self.now)))
+                sent += self.sent(list(self.standins.resend(self.now)))
             return sent
 
         question, *syns = again(0.02)
@@ -565,7 +566,7 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual(3, len(again(0.01)))
         self.frame(answer[:6] + GUEST + answer[12:])
         self.assertEqual([arp_frame(1, PEER, CLIENT, VM, to=GUEST), tcp_frame(sport=6, to=GUEST)], again(0.02))
-        self.assertEqual(2 * 6, len(again(2 * AGAIN_WITHIN)))
+        self.assertEqual(2 * 6, len(again(2 * RESEND_WITHIN)))
         self.assertEqual({}, self.standins.handed)
 
     def test_settled(self) -> None:
@@ -582,9 +583,9 @@ class JitsuTests(StandinsTestCase):
             self.shown()
             self.ready()
             self.assertIn(VM, self.standins.handed)
-            list(self.standins.again(self.now))
+            list(self.standins.resend(self.now))
             settles()
-            self.assertEqual([], list(self.standins.again(self.now + 0.5)))
+            self.assertEqual([], list(self.standins.resend(self.now + 0.5)))
             self.assertEqual({}, self.standins.handed)
 
     def test_forged_reset(self) -> None:
@@ -593,33 +594,33 @@ class JitsuTests(StandinsTestCase):
         self.frame(tcp_frame(sport=5))
         self.shown()
         self.ready()
-        list(self.standins.again(self.now))
+        list(self.standins.resend(self.now))
         for sport, seq in ((5, 0), (5, 7), (5, 9), (6, 8)):
             self.frame(tcp_frame(to=GUEST, sport=sport, flags=4, seq=seq))
-        self.assertIn(tcp_frame(sport=5, to=GUEST), self.sent(list(self.standins.again(self.now + 0.5))))
+        self.assertIn(tcp_frame(sport=5, to=GUEST), self.sent(list(self.standins.resend(self.now + 0.5))))
 
     def test_ready_elsewhere(self) -> None:
-        """The MACs that are said last count; a guest that was never announced can be ready, too."""
+        """The MACs of the last call count; an address that was never announced can be ready, too."""
         self.announce()
         self.frame(tcp_frame())
-        self.says(self.sent(self.ready(VM, PEER))[0], PEER, BROADCAST)
+        self.advertises(self.sent(self.ready(VM, PEER))[0], PEER, BROADCAST)
         self.assertEqual(PEER, self.sent(self.shown(PEER))[-1][:6])
         self.ready(CLIENT, GUEST)
         self.assertIs(State.UP, self.standins.table[CLIENT].state)
 
     def test_afterwards(self) -> None:
-        """What still comes to the stand-in's MAC is passed on, and its sender told again, once a second at most."""
+        """A packet that still comes to the stand-in's MAC is passed on; its sender gets the guest's once a second."""
         self.announce()
         self.ready()
-        passed, told = self.sent(self.frame(tcp_frame()))
+        passed, sent = self.sent(self.frame(tcp_frame()))
         self.assertEqual(tcp_frame(to=GUEST), passed)
-        self.says(told, GUEST, PEER)
+        self.advertises(sent, GUEST, PEER)
         self.assertEqual(1, len(self.frame(tcp_frame(flags=0x10), 0.5)))
         self.assertEqual(2, len(self.frame(udp_frame(b"x"), 0.5)))
         self.assertEqual([], self.frame(tcp_frame(to=GUEST)))
 
     def test_withdrawn(self) -> None:
-        """What is held is dropped."""
+        """The held packets are dropped."""
         self.announce()
         self.frame(tcp_frame())
         self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
@@ -627,7 +628,7 @@ class JitsuTests(StandinsTestCase):
         self.assertEqual([], list(self.standins.withdraw(VM, self.now)))
 
     def test_failed(self) -> None:
-        """For a while SYNs are refused; if the VM is announced again meanwhile, only those that had been held."""
+        """After a failed start, SYNs are refused for a while; after a new announcement, only held ones."""
         for refusal, answers in ((Refusal.SILENCE, 0), (Refusal.RST, 1), (Refusal.UNREACHABLE, 1)):
             self.standins = Standins({"br0": self.link}, refusal=refusal)
             self.announce()
@@ -647,7 +648,7 @@ class JitsuTests(StandinsTestCase):
         """ARP carries the guest's MAC; SYNs are recorded once, erased when they are dropped, and never sent."""
         self.announce(handover=Handover.XENSTORE)
         (octets,) = self.sent(self.frame(self.ask()))
-        self.says(octets, GUEST, PEER)
+        self.advertises(octets, GUEST, PEER)
         record, summon = self.frame(tcp_frame(to=GUEST))
         self.assertIsInstance(record, Record)
         self.assertIsInstance(summon, Summon)
@@ -660,12 +661,12 @@ class JitsuTests(StandinsTestCase):
 
 
 class FrameTests(StandinsTestCase):
-    """Frames of our own."""
+    """The stand-in's own frames."""
 
     def test_own(self) -> None:
-        """What we have sent ourselves, and comes back, is nothing to us."""
+        """A frame of the stand-in that comes back is ignored."""
         self.announce(asleep=False)
-        for octets in (packets.told(VM, OURS, BROADCAST, b""), packets.told(VM, GUEST, BROADCAST, b"")):
+        for octets in (packets.unsolicited(VM, OURS, BROADCAST, b""), packets.unsolicited(VM, GUEST, BROADCAST, b"")):
             own = octets[:6] + OURS + octets[12:]
             self.assertEqual([], self.frame(own))
         self.assertEqual({}, self.standins.table[VM].seen_on)

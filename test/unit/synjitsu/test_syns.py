@@ -1,4 +1,4 @@
-"""What is held: once per flow, within its limits, as long as it may; and who gives way to whom."""
+"""Held packets: once per flow, within their limits, until they expire; and which packet displaces which."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SynsTests(SynchronousTestCase):
         return Syns(Limits(**limits), random.Random(5).randrange)
 
     def test_once(self) -> None:
-        """One that comes again is held once: the later copy, in the place of the first, and it waits anew."""
+        """A SYN that comes again is held once: the later copy, in the slot of the first, with a new expiry."""
         syns = Syns()
         self.assertEqual((True, False), syns.hold(syn()))
         syns.hold(syn(2))
@@ -64,14 +64,14 @@ class SynsTests(SynchronousTestCase):
         self.assert_sound(syns)
 
     def test_datagrams(self) -> None:
-        """Packets of one flow that are distinct are all held."""
+        """Distinct packets of one flow are all held."""
         syns = Syns()
         for distinct in (5, 6, 5):
             syns.hold(syn(distinct=distinct))
         self.assertEqual(2, syns.count(VM))
 
     def test_release_and_drop(self) -> None:
-        """What is released or given up is held no longer, and no other."""
+        """A released or aborted packet is held no longer; the others are."""
         syns = Syns()
         for source in (1, 2, 3):
             syns.hold(syn(source))
@@ -113,7 +113,7 @@ class SynsTests(SynchronousTestCase):
             self.assert_sound(syns)
 
     def test_first_come(self) -> None:
-        """What is held does not give way to a flood, until it should have come again and has not."""
+        """A flood displaces no held packet before that should have come again and has not."""
         syns = self.syns(per_vm=2)
         syns.hold(syn(1))
         syns.hold(syn(2, at=1.0))
@@ -122,7 +122,7 @@ class SynsTests(SynchronousTestCase):
         self.assertEqual([2, 4], sources(syns))
 
     def test_comes_again(self) -> None:
-        """A flow that was turned away and comes again in time takes the place of one that came once, for good."""
+        """A flow that got no slot and comes again in time displaces one that came once, for good."""
         syns = self.syns(per_vm=2)
         for source in (1, 2, 3):
             syns.hold(syn(source))
@@ -134,7 +134,7 @@ class SynsTests(SynchronousTestCase):
         self.assert_sound(syns)
 
     def test_shares(self) -> None:
-        """A network that holds less takes the places of one that holds more, however often that sends."""
+        """A network with fewer slots displaces packets of one with more, however often that one sends."""
         syns = self.syns(per_network=6, per_vm=8)
         for at in (0.0, 1.0, 2.0):
             for port in range(1000):
@@ -146,7 +146,7 @@ class SynsTests(SynchronousTestCase):
         self.assertEqual({1, 2, 3, 4, 5}, set(sources(syns)))
 
     def test_lock_out(self) -> None:
-        """Flows from forged sources that have sent three times lock out no client that waits: it gets a place."""
+        """Flows from forged sources that have sent three times lock out no client that waits: it gets a slot."""
         syns = self.syns(per_vm=256)
         for at in (0.0, 1.0, 3.0):
             for source in range(300):
