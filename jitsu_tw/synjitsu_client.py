@@ -1,8 +1,8 @@
 """
-Jitsu's side of Synjitsu: says whose addresses are to be stood in for, and hears who is wanted.
+The client of Synjitsu: it announces the addresses that Synjitsu stands in for, and reports packets to them.
 
-It knows addresses and MACs, nothing of VMs. What was said is remembered, and said again whenever a connection comes
-about: so either side may start anew at any time. Without Synjitsu everything else works, and first packets are lost.
+It has addresses and MACs, and does not know VMs. Announcements are kept, and sent again on each new connection: so
+either side may be restarted at any time. Without Synjitsu everything else works, and first packets are lost.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from twisted.protocols.policies import TimeoutMixin
 from jitsu_tw import messages
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import NoStandIn
+from jitsu_tw.parsers import description
 from jitsu_tw.reconnect import Reconnector, steady
 
 if TYPE_CHECKING:
@@ -33,27 +34,27 @@ if TYPE_CHECKING:
 #: Seconds until the first new try to connect, at most, and by how much longer each next one takes.
 _PAUSE: Final = steady(0.05, 2.0, 1.5)
 
-#: Seconds until a Synjitsu of another version or secret, or one that is not understood, is tried again: one of the two
-#: may be updated.
+#: Seconds until a Synjitsu of another version or secret, or one whose messages make no sense, is tried again: it may
+#: have been updated meanwhile.
 AFTER_REFUSAL: Final = 5.0
 
-#: Seconds that Synjitsu may take to answer a question about what it does; and for which it may say nothing at all while
-#: it has questions to answer.
+#: Seconds that Synjitsu may take to answer a question about its state; and for which it may send nothing at all while
+#: questions are open.
 ANSWER_WITHIN: Final = 10.0
 
-#: Seconds that it has to take what is left for it when Jitsu ends.
+#: Seconds that it has to read the last messages when Jitsu ends.
 ENDING: Final = 2.0
 
 #: Characters of a reason that are kept.
 LONGEST: Final = 200
 
-#: How many announcements are sent at once after a connection came about.
+#: How many announcements are sent in one go on a new connection.
 BATCH: Final = 50
 
 
 @attrs.frozen
 class _Announced:
-    """What was said of one address, to be said again: one command and what goes with it."""
+    """The last command about one address, to be sent again, and its arguments."""
 
     command: type[amp.Command]
     arguments: dict[str, Any]
@@ -61,21 +62,22 @@ class _Announced:
 
 class SynjitsuClient:
     """
-    One Synjitsu, as Jitsu sees it.
+    The connection to one Synjitsu.
 
     Args:
         endpoint: where it listens: ``unix:/run/jitsu/synjitsu.sock``, ``host:port``, or any other description of a
             client endpoint of Twisted's, as for TLS.
-        on_summon: called with the address that somebody sends to while its VM is asleep, and that somebody's.
+        on_summon: called with the address of a VM that is asleep, to which a packet was sent, and the sender's.
         on_seen: called with the address that a guest has announced itself.
         reactor: connects and waits.
         on_ready: called with the address whose guest has answered at its *knock*; it is handed over by then.
         on_elsewhere: called with the address that a guest does not use, and with the one that it uses in its place; or
             with an empty one when it has begun to use its own.
-        secret: what Synjitsu wants to be shown; empty for nothing.
+        secret: shown to Synjitsu; empty for none.
+        on_change: called with this object when Synjitsu was connected or lost (`connected`), and when it refuses an
+            address or no longer does.
 
     Attributes:
-        on_change: called when it has come or gone (`connected`), and when it refuses an address or no longer does.
         refused: the addresses that Synjitsu does not stand in for, each with the reason.
     """
 
@@ -90,18 +92,23 @@ class SynjitsuClient:
         on_ready: Callable[[str], Any] = lambda ip: None,  # noqa: ARG005
         on_elsewhere: Callable[[str, str], Any] = lambda ip, found: None,  # noqa: ARG005
         secret: str = "",
+        on_change: Callable[[SynjitsuClient], Any] = lambda client: None,  # noqa: ARG005
     ) -> None:
-        """Say nothing yet; raise ValueError if *endpoint* is none."""
+        """
+        Connect to nothing yet.
+
+        Raises:
+            ValueError: *endpoint* is none.
+        """
         self.on_summon, self.on_seen, self._on_ready = on_summon, on_seen, on_ready
-        self.on_elsewhere, self._secret = on_elsewhere, secret
+        self.on_elsewhere, self._secret, self._on_change = on_elsewhere, secret, on_change
         self.refused: dict[str, str] = {}
-        self.on_change: Callable[[], None] = lambda: None
-        self._place, self._reactor = endpoint, reactor
-        self._said: dict[str, _Announced] = {}
+        self._where, self._reactor = endpoint, reactor
+        self._announced: dict[str, _Announced] = {}
         self._protocol: _Conversation | None = None
-        self._saying: Deferred[None] = succeed(None)
+        self._greeting: Deferred[None] = succeed(None)
         self._latest: Deferred[None] = succeed(None)
-        self._missed = self._was_cut = False
+        self._is_away = self._was_cut = False
         self._open: _Conversation | None = None
         self._endpoint = clientFromString(reactor, description(endpoint))
         self._connecting: Deferred[Any] = succeed(None)
@@ -124,12 +131,12 @@ class SynjitsuClient:
 
     @property
     def reactor(self) -> Any:
-        """What connects and waits."""
+        """The reactor that connects and waits."""
         return self._reactor
 
     @property
     def connected(self) -> bool:
-        """Whether Synjitsu is there, and knows what there is to know."""
+        """Whether Synjitsu is there, and is sent the announcements."""
         return self._protocol is not None
 
     def start(self) -> None:
@@ -137,8 +144,8 @@ class SynjitsuClient:
         self._reconnector.begin()
 
     def stop(self) -> Deferred[None]:
-        """Disconnect, and stay so. What was announced is stood in for a few seconds more."""
-        self._missed = True
+        """Disconnect for good. Synjitsu stands in for what was announced for a few seconds more."""
+        self._is_away = True
         self._reconnector.end()
         self._connecting.cancel()
         if self._open is None:
@@ -163,13 +170,13 @@ class SynjitsuClient:
         keeps: bool = False,
     ) -> None:
         """
-        Have *ip* stood in for.
+        Announce that Synjitsu is to stand in for *ip*.
 
         Args:
             ip: IPv4 or IPv6.
             macs: the guest's, the likeliest first; may be empty while they are not known.
             asleep: whether a SYN summons it; else it boots already.
-            runs: whether its guest may run: then nothing is broadcast that a guest which probes its address would read.
+            runs: whether its guest may run: then nothing is broadcast that a guest which probes its address would see.
             ports: the TCP ports that are worth a start; None means all.
             wake_udp: the UDP ports whose first datagrams are held, and are worth a start.
             handover: ``wire``, or ``xenstore`` for a guest with the Synjitsu TCP stack.
@@ -192,27 +199,27 @@ class SynjitsuClient:
             arguments["domid"] = domid
         if knock is not None:
             arguments["knock"] = knock
-        self._say(ip, _Announced(messages.Announce, arguments))
+        self._set(ip, _Announced(messages.Announce, arguments))
 
     def ready(self, ip: str, macs: Iterable[str] = ()) -> None:
-        """Tell that the guest, which has *macs* (if empty, those announced), takes its packets now."""
-        before = self._said.get(_normal(ip))
+        """Announce that the guest, which has *macs* (if empty, those announced), receives its packets now."""
+        before = self._announced.get(_normal(ip))
         macs = list(macs) or (before.arguments["macs"] if before is not None else [])
-        self._say(ip, _Announced(messages.Ready, {"macs": macs}))
+        self._set(ip, _Announced(messages.Ready, {"macs": macs}))
 
     def withdraw(self, ip: str, *, failed: bool = False) -> None:
-        """Have *ip* stood in for no longer; *failed* if that is because its VM did not start."""
-        if self._said.pop(_normal(ip), None) is not None:
+        """Announce that Synjitsu is to stand in for *ip* no longer; *failed* if its VM did not start."""
+        if self._announced.pop(_normal(ip), None) is not None:
             self._send(messages.Withdraw, {"ip": _normal(ip), "failed": failed})
 
-    def hush(self, ip: str) -> None:
-        """Do not say again what was said of *ip*: somebody else speaks for it."""
-        self._said.pop(_normal(ip), None)
+    def stop_announcing(self, ip: str) -> None:
+        """Send no announcement of *ip* again: another node announces it."""
+        self._announced.pop(_normal(ip), None)
 
     @deferred
     async def status(self) -> dict[str, Any]:
         """
-        Return who is stood in for, and the counters.
+        Return the addresses that Synjitsu stands in for, and its counters.
 
         The keys are ``standins``, a list of mappings with ``ip``, ``mac``, ``state`` (asleep, booting, up, failed),
         ``handover`` and ``held``; and ``counters``, a mapping.
@@ -221,7 +228,7 @@ class SynjitsuClient:
             NoStandIn: (through the Deferred) there is no Synjitsu, or it went away meanwhile.
         """
         if self._protocol is None:
-            raise NoStandIn(f"no Synjitsu answers at {self._place}")
+            raise NoStandIn(f"no Synjitsu answers at {self._where}")
         try:
             counters = await self._ask(self._protocol, messages.Counters)
             standins: dict[str, dict[str, Any]] = {}
@@ -234,37 +241,35 @@ class SynjitsuClient:
                     break
                 last = page[-1]["ip"]
         except (ConnectionClosed, CancelledError, TimeoutError) as error:
-            raise NoStandIn(f"Synjitsu at {self._place} went away") from error
+            raise NoStandIn(f"Synjitsu at {self._where} went away") from error
         except messages.NO_ANSWER as error:
-            raise NoStandIn(f"Synjitsu at {self._place}: {error}") from error
+            raise NoStandIn(f"Synjitsu at {self._where}: {error}") from error
         counted = {one["name"]: one["count"] for one in counters["counters"]}
         return {"standins": list(standins.values()), "counters": counted}
 
     def _ask(self, protocol: _Conversation, command: type[amp.Command], **arguments: Any) -> Deferred[dict[str, Any]]:
-        """Return what Synjitsu answers in time."""
+        """Return Synjitsu's answer, within `ANSWER_WITHIN` seconds."""
         answer: Deferred[dict[str, Any]] = protocol.callRemote(command, **arguments)
         return answer.addTimeout(ANSWER_WITHIN, self._reactor)
 
     # The conversation
 
     def listens(self, ip: str) -> None:
-        """Take note that a guest has been handed its packets, unless it is to be stood in for again already."""
-        said = self._said.get(ip)
-        if said is not None and said.arguments.get("asleep") is False:
-            if said.arguments["keeps"]:
-                self._on_ready(ip)
-                return
-            self._said[ip] = _Announced(messages.Ready, {"macs": said.arguments["macs"]})
+        """Handle that Synjitsu has handed a guest its packets, unless the address was announced anew meanwhile."""
+        last = self._announced.get(ip)
+        if last is not None and last.arguments.get("asleep") is False:
+            if not last.arguments["keeps"]:
+                self._announced[ip] = _Announced(messages.Ready, {"macs": last.arguments["macs"]})
             self._on_ready(ip)
 
-    def _say(self, ip: str, said: _Announced) -> None:
-        """Remember, and send if it is news and there is somebody to send it to."""
+    def _set(self, ip: str, announced: _Announced) -> None:
+        """Keep an announcement, and send it, if it differs from the last."""
         ip = _normal(ip)
         # A guest that takes its SYNs from Xenstore has perhaps come between.
-        if self._said.get(ip) == said:
+        if self._announced.get(ip) == announced:
             return
-        self._said[ip] = said
-        self._send(said.command, {"ip": ip, **said.arguments})
+        self._announced[ip] = announced
+        self._send(announced.command, {"ip": ip, **announced.arguments})
 
     def _send(self, command: type[amp.Command], arguments: dict[str, Any]) -> None:
         if self._protocol is not None:
@@ -275,22 +280,22 @@ class SynjitsuClient:
             sent.addCallback(lambda _: latest.callback(None))
 
     def heard(self) -> Deferred[None]:
-        """Return a Deferred that fires when Synjitsu has done all that it has been told; at once if it is away."""
+        """Return a Deferred that fires when Synjitsu has carried out all that was sent; at once if it is away."""
         waiter: Deferred[None] = Deferred()
         self._latest.addCallback(waiter.callback)
         return waiter
 
     def _sent(self, _: dict[str, Any], ip: str) -> None:
         if self.refused.pop(ip, None) is not None:
-            self.on_change()
+            self._on_change(self)
 
     def _not_sent(self, failure: Failure, command: type[amp.Command], ip: str) -> None:
-        if failure.check(ConnectionClosed) is not None:  # it is said again on the next connection
+        if failure.check(ConnectionClosed) is not None:  # it is sent again on the next connection
             return
         reason = failure.getErrorMessage()[:LONGEST]
         if self.refused.get(ip) != reason:
             self.refused[ip] = reason
-            self.on_change()
+            self._on_change(self)
             self.log.error(
                 "Synjitsu refuses {ip} ({command}), so clients wait for the answer instead: {reason}",
                 command=command.__name__,
@@ -299,18 +304,18 @@ class SynjitsuClient:
             )
 
     def begin(self, protocol: _Conversation) -> None:
-        """Say everything on a new connection."""
+        """Send all announcements on a new connection."""
         self._open = protocol
-        self._saying = self._say_all(protocol)
-        self._saying.addErrback(self._not_said, protocol)
+        self._greeting = self._greet(protocol)
+        self._greeting.addErrback(self._greeting_failed, protocol)
 
-    def _not_said(self, failure: Failure, protocol: _Conversation) -> None:
+    def _greeting_failed(self, failure: Failure, protocol: _Conversation) -> None:
         if failure.check(ConnectionClosed, CancelledError) is None:
             failure.trap(*messages.NO_ANSWER)
             protocol.cut(failure.getErrorMessage())
 
     @deferred
-    async def _say_all(self, protocol: _Conversation) -> None:
+    async def _greet(self, protocol: _Conversation) -> None:
         try:
             await protocol.callRemote(messages.Hello, version=messages.VERSION, secret=self._secret)
         except (messages.WrongVersion, messages.Refused) as error:
@@ -319,47 +324,47 @@ class SynjitsuClient:
             assert protocol.transport is not None
             protocol.transport.loseConnection()
             return
-        # What is said from here on goes out at once; what is said twice does no harm.
+        # Announcements from here on go out at once; one that is sent twice does no harm.
         self._protocol = protocol
-        self.on_change()
-        await cooperate(self._batches(list(self._said))).whenDone()
+        self._on_change(self)
+        await cooperate(self._batches(list(self._announced))).whenDone()
         await protocol.callRemote(messages.AnnouncedAll)
-        if self._missed:
-            self.log.info("Synjitsu is there again, at {place}: no SYN will be lost", place=self._place)
+        if self._is_away:
+            self.log.info("Synjitsu is there again, at {place}: no SYN will be lost", place=self._where)
         else:
-            self.log.info("connected to Synjitsu at {place}", place=self._place)
-        self._missed = False
+            self.log.info("connected to Synjitsu at {place}", place=self._where)
+        self._is_away = False
 
     def _batches(self, ips: list[str]) -> Iterator[Deferred[None] | None]:
-        """Say again what was said of *ips*, some at a time."""
+        """Send the announcements of *ips* again, some at a time."""
         for number, ip in enumerate(ips, 1):
-            said = self._said.get(ip)
-            if said is not None:
-                self._send(said.command, {"ip": ip, **said.arguments})
+            announced = self._announced.get(ip)
+            if announced is not None:
+                self._send(announced.command, {"ip": ip, **announced.arguments})
             if number % BATCH == 0:
                 yield deferLater(self._reactor, 0)
 
     def ended(self) -> None:
-        """Take note that the connection is no more."""
+        """Handle the end of the connection."""
         self._open = None
         was_there, self._protocol = self.connected, None
-        self._saying.cancel()
+        self._greeting.cancel()
         self._reconnector.again("the connection was lost")
         if was_there:
-            self.on_change()
+            self._on_change(self)
         if not self._ended.called:
             self._ended.callback(None)
 
     def cut(self) -> None:
-        """Take note that the connection is cut off, because Synjitsu is not understood or says nothing."""
+        """Note that the connection is cut, because Synjitsu's messages make no sense or do not come."""
         self._was_cut = True
 
     def _lost(self, reason: str) -> None:
-        if not self._missed:
-            self._missed = True
+        if not self._is_away:
+            self._is_away = True
             self.log.warn(
                 "no Synjitsu at {place} ({reason}): SYNs for VMs that boot will be lost until it is there",
-                place=self._place,
+                place=self._where,
                 reason=reason,
             )
 
@@ -376,27 +381,27 @@ class _Conversation(messages.Peer, TimeoutMixin):
         return self.factory.standin.reactor
 
     def connectionMade(self) -> None:  # noqa: N802
-        """Tell the `SynjitsuClient`."""
+        """Begin the conversation."""
         super().connectionMade()
         self.factory.standin.begin(self)
 
     def sendBox(self, box: Any) -> None:  # noqa: N802
-        """Send a message; if it is a question, wait for a sign of life."""
+        """Send a message; after a question, octets must come within `ANSWER_WITHIN` seconds."""
         super().sendBox(box)
         if amp.ASK in box and self.timeOut is None:
             self.setTimeout(ANSWER_WITHIN)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        """Take octets; wait for the next ones while there are questions that have no answer."""
+        """Take octets; more must come in time while questions are open."""
         super().dataReceived(data)
         self.setTimeout(ANSWER_WITHIN if self._outstandingRequests else None)
 
     def timeoutConnection(self) -> None:  # noqa: N802
-        """Cut off a Synjitsu that hangs: SYNs would be lost that it is thought to hold."""
+        """Cut the connection to a Synjitsu that hangs: SYNs would be lost that it should hold."""
         self.cut(f"it has said nothing for {ANSWER_WITHIN:g} s")
 
     def cut(self, reason: str = "") -> None:
-        """Cut the connection off; it is tried again later."""
+        """Cut the connection; it is made again later."""
         self.factory.standin.cut()
         super().cut(reason)
 
@@ -421,20 +426,12 @@ class _Conversation(messages.Peer, TimeoutMixin):
         return {}
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
-        """Tell the `SynjitsuClient`."""
+        """Handle the end of the connection."""
         super().connectionLost(reason)
         self.setTimeout(None)
         self.factory.standin.ended()
 
 
-def description(place: str) -> str:
-    """Return *place*, which may be ``host:port`` or ``[v6]:port``, as Twisted's description of a client endpoint."""
-    host, _, port = place.rpartition(":")
-    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
-        return "tcp:{}:{}".format(host.strip("[]").replace(":", r"\:"), port)
-    return place
-
-
 def _normal(ip: str) -> str:
-    """Return an address in its usual form, so that one is one."""
+    """Return an address in its usual form, so that equal addresses have equal texts."""
     return str(ip_address(ip))

@@ -8,13 +8,13 @@ import attrs
 from twisted.internet.defer import DeferredList
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import deferred
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.interfaces import IMachineContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.ijitsu import IObserver, IOwnership, IReadiness
@@ -61,14 +61,14 @@ class Context:
         """Return the strategies that tell when the guest of *machine* is ready."""
         return self.standins.signs(machine.vm, self.strategies.of(machine.vm, machine.backend))
 
-    @deferred
-    async def remembered(self) -> None:
+    def remembered(self) -> Deferred[None]:
         """
         Return a Deferred that fires when the last start or stop is in the state, and Synjitsu knows of it.
 
         What Synjitsu broadcasts must have left before the guest has a port in the bridge.
         """
-        await DeferredList([self.store.written(), self.standins.heard()], consumeErrors=True)
+        both = DeferredList([self.store.written(), self.standins.heard()], consumeErrors=True)
+        return both.addCallback(lambda _: None)
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""

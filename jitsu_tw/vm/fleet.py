@@ -110,7 +110,7 @@ class Fleet(Parts):
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, clocks.reactor, strategies.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, clocks.reactor, strategies, self, secret)
         self.peers = Peers(self)
         self.cluster = make_cluster(self.machines, self.peers)
         ownership = self.cluster.ownership
@@ -119,7 +119,7 @@ class Fleet(Parts):
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
-            self.machines, clocks, self.dependencies.is_needed, ownership, strategies.port
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies
         )
         self.adoption = Adoption(
             self.store, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
-    from jitsu_tw.readiness.port import Port
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.vm.machine import Machine
 
 #: A VM that was used less than this many seconds ago does not make room: the client may be about to connect.
@@ -94,7 +94,7 @@ class LeaseKeeper:
         clocks: Clocks,
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
-        port: Port,
+        port: Strategies,
     ) -> None:
         """
         Begin with no lease.
@@ -197,7 +197,7 @@ class LeaseKeeper:
         """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
         counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
-        if machine.vm.check_every and machine.vm.wait_for_port is not None:
+        if machine.vm.check_every:
             self.health.watch(machine, lease)
         if machine.vm.keep_up:
             self.wakeups.find_window(machine)

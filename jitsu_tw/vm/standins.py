@@ -8,7 +8,6 @@ guest listens, because packets of this host for the address would reach the stan
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
-from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.synjitsu_client import SynjitsuClient
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.networks import Address
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IStandInObserver
@@ -123,14 +123,14 @@ class StandInControl(StandIns):
     follows = frozenset(State)
 
     log = Logger()
-    anew = True
+    anew = tries_port = True
 
     def __init__(
         self,
         endpoints: Iterable[str],
         machines: Mapping[str, Machine],
         reactor: Any,
-        port: IReadiness,
+        port: Strategies,
         observer: IStandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
@@ -148,13 +148,11 @@ class StandInControl(StandIns):
             make: makes the connection to Synjitsu.
         """
         self._machines, self._reactor, self._port, self._observer = machines, reactor, port, observer
-        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret
+        told = self._wanted, self._seen, reactor, self._listens, self._elsewhere, secret, self._turn
         self.clients = {endpoint: make(endpoint, *told) for endpoint in endpoints}
         self._at: dict[str, SynjitsuClient] = {}
         self._by_ip: dict[str, str] = {}
         self._guests: dict[str, Guest] = {}
-        for standin in self.clients.values():
-            standin.on_change = partial(self._turn, standin)
         self._waits: dict[str, Deferred[None]] = {}
         self._turned: set[str] = set()
         self._heard: dict[str, set[str]] = {}
@@ -177,7 +175,7 @@ class StandInControl(StandIns):
 
     def signs(self, vm: VM, signs: tuple[IReadiness, ...]) -> tuple[IReadiness, ...]:
         """Return the *signs* of readiness of *vm*, where Synjitsu probes the port in place of this host."""
-        return tuple(self if sign is self._port else sign for sign in signs) if vm.use_synjitsu else signs
+        return tuple(self if sign.tries_port else sign for sign in signs) if vm.use_synjitsu else signs
 
     def _standin(self, machine: Machine) -> SynjitsuClient | None:
         """Return the Synjitsu of the host that *machine* is, was or will be on."""
@@ -294,7 +292,7 @@ class StandInControl(StandIns):
         standin = self._at.pop(machine.vm.name, None)
         if standin is not None:
             for ip in self._addresses(machine):
-                standin.hush(str(ip))
+                standin.stop_announcing(str(ip))
 
     def _refused_enough(self, machine: Machine) -> None:
         standin = self._standin(machine)
@@ -349,7 +347,7 @@ class StandInControl(StandIns):
                 wake_udp=vm.wake_udp,
                 handover=vm.handover.value,
                 domid=self._guests.get(vm.name, Guest()).domid,
-                knock=vm.wait_for_port if knocks and has_port(vm, machine.backend) else None,
+                knock=port_of(vm) if knocks and has_port(vm, machine.backend) else None,
                 # No client's connection shall be in the image that is kept first.
                 keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import reconnect
@@ -111,6 +113,19 @@ class ReconnectorTests(SynchronousTestCase):
         self.clock.turn()
         self.assertEqual([1, 2], self.opened)
 
+    def test_again_twice(self) -> None:
+        """A connection that is lost twice, or while another one is made, is made once."""
+        self.reconnector.again("it broke before it was there")
+        self.assertEqual([], self.lost)
+        self.opens.release()
+        self.clock.turn()
+        for _ in range(2):
+            self.reconnector.again("it broke")
+        self.assertEqual(["it broke"], self.lost)
+        self.clock.advance(self.pause())
+        self.reconnector.again("it broke")
+        self.assertEqual((1, ["it broke"]), (self.reconnector.failures, self.lost))
+
     def test_end(self) -> None:
         """After the end there is no further try, and what one that was under way has made is left."""
         self.reconnector.end()
@@ -133,3 +148,33 @@ class ReconnectorTests(SynchronousTestCase):
         self.assertEqual(["no"], self.lost)
         self.assertEqual(1, len(self.clock.getDelayedCalls()))
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+
+
+class PauseTests(SynchronousTestCase):
+    """A try that is no thread: it has no deadline here."""
+
+    def test_steady(self) -> None:
+        """Pauses grow from the first to the longest, and begin anew with each connection."""
+        clock, tries, lost = Clock(), list[Deferred[int]](), list[str]()
+
+        def connect() -> Deferred[int]:
+            tries.append(Deferred())
+            return tries[-1]
+
+        reconnector = Reconnector(
+            "here", connect, lambda _: None, lost.append, lambda _: None, clock, reconnect.steady(1.0, 5.0, 2.0)
+        )
+        reconnector.begin()
+        self.assertEqual([], clock.getDelayedCalls())
+        for failures, pause in enumerate((1.0, 2.0, 4.0, 5.0, 5.0), 1):
+            tries.pop().errback(BackendLost("no"))
+            (again,) = clock.getDelayedCalls()
+            self.assertEqual((failures, pause), (reconnector.failures, again.getTime() - clock.seconds()))
+            clock.advance(pause)
+        tries.pop().callback(1)
+        reconnector.again("it broke")
+        clock.advance(1.0)
+        self.assertEqual((1, ["no"] * 5 + ["it broke"]), (len(tries), lost))
+        tries.pop().errback(ConnectionRefusedError())
+        reconnector.end()
+        self.assertEqual([], clock.getDelayedCalls())

@@ -176,7 +176,7 @@ class ChangeTests(RequestsTestCase):
         vm = self.fleet.machines["www"].vm
         self.assertEqual(["10.0.0.9", "2001:db8::9"], [str(one) for one in vm.ip])
         self.assertEqual(("pause", 7.0, 3.0, "data/ready", ("db",)),
-                         (vm.mode.value, vm.idle, vm.min_up, vm.wait_for_key, vm.needs))
+                         (vm.mode.value, vm.idle, vm.min_up, vm.readiness["wait_for_key"], vm.needs))
         self.assertEqual("Found w.jitsu.test. AAAA 2001:db8::9 vm=www".replace("test. ", "test "), self.answer("w", 28))
         self.assertEqual(vm, self.backend.guests[WWW].vm)
 
@@ -508,6 +508,14 @@ class RestartTests(RequestsTestCase):
             self.assertEqual("10.0.0.3", self.tree(f"jitsu/vm/{NEW}/")["ip"])
         self.restart(*FILE)
         self.assertIn("new", self.fleet.machines)
+
+    def test_left_out_and_renamed(self) -> None:
+        """A VM that was left out comes back by a request that mends it, also under another name."""
+        self.ask(below(NEW, {**VM, "config/idle/0": "50"}))
+        self.restart(*FILE, "dns=other.jitsu.test,ip=10.0.0.3,name=other")
+        self.assertNotIn("new", self.fleet.machines)
+        self.assertEqual("", self.ask(below(NEW, {"config/name/0": "newer", "ip": "10.0.0.4"})))
+        self.assertEqual("Found new.jitsu.test A 10.0.0.4 vm=newer", self.answer("new"))
 
     def test_uuid(self) -> None:
         """A name keeps the uuid that the state has for it, where the backend has none."""

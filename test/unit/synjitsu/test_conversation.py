@@ -27,7 +27,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw import messages
 from jitsu_tw import synjitsu_client as standin
 from jitsu_tw.errors import NoStandIn
-from jitsu_tw.synjitsu_client import SynjitsuClient, description
+from jitsu_tw.parsers import description
+from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, SYN
@@ -192,7 +193,7 @@ class ConversationTests(TestCase):
         self.standin.announce("10.0.0.12", [MAC], asleep=False)
         self.standin.ready("10.0.0.12")
         changes: list[bool] = []
-        self.standin.on_change = lambda: changes.append(self.standin.connected)
+        self.standin._on_change = lambda _: changes.append(self.standin.connected)
         self.standin.start()
         await self.until(lambda: self.said)
         for _ in range(2):
@@ -239,7 +240,7 @@ class ConversationTests(TestCase):
     async def test_refused_addresses(self) -> None:
         """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
         changes: list[int] = []
-        self.standin.on_change = lambda: changes.append(len(self.standin.refused))
+        self.standin._on_change = lambda _: changes.append(len(self.standin.refused))
         self.standin.start()
         synjitsu = await self.synjitsu()
         self.patch(synjitsu, "_obstacle", lambda _: "it is the host's")

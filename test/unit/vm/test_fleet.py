@@ -733,12 +733,12 @@ class RestartTests(FleetTestCase):
 
     def test_configuration(self) -> None:
         """What the configuration says of a VM is in the state, and what it does not say any more is not."""
-        self.world = World(vm(said={"name": ("www",), "needs": ("a", "b")}))
+        self.world = World(vm(raw={"name": ("www",), "needs": ("a", "b")}))
         base = f"jitsu/vm/{self.world.machine().uuid}"
         self.assertEqual("b", self.world.store.tree[f"{base}/config/needs/1"])
         self.assertEqual("60", self.world.store.tree[f"{base}/dns/www.jitsu.test/ttl"])
         self.assertEqual("destroy", self.world.store.tree[f"{base}/stop_mode"])
-        self.world.settings = type(self.world.settings)(vms=(vm(said={"name": ("www",)}),))
+        self.world.settings = type(self.world.settings)(vms=(vm(raw={"name": ("www",)}),))
         self.world.kill()
         self.assertNotIn(f"{base}/config/needs/0", self.world.store.tree)
         self.assertEqual("www", self.world.store.tree[f"{base}/config/name/0"])
@@ -1800,7 +1800,7 @@ class RemovedTests(FleetTestCase):
 
     def begin(self, *configured: VM, **changes: Any) -> MemoryGuest:
         """Begin with a VM a, which is asked for; then only the VMs *configured* are in the configuration."""
-        self.world = World(vm("a", **{"idle": 20, "said": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
+        self.world = World(vm("a", **{"idle": 20, "raw": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
         self.ask("a")
         guest = self.world.backend.guests[self.world.machine("a").uuid]
         self.world.settings = evolve(self.world.settings, vms=configured or (vm("bb"),))
@@ -1856,7 +1856,7 @@ class RemovedTests(FleetTestCase):
     def test_renamed(self) -> None:
         """One that was renamed, and is the same but for its name and names, is the same VM: it is adopted."""
         said = {"name": ("new",), "idle": ("20",)}
-        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, said=said), vm("bb"))
+        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, raw=said), vm("bb"))
         self.assertEqual((State.UP, ["new", "bb"]), (self.world.machine("new").state, list(self.world.fleet.machines)))
         self.assertEqual([True], self.ask("new"))
         self.assertEqual(1, guest.starts)
@@ -1905,7 +1905,7 @@ class RemovedTests(FleetTestCase):
 
     def test_while_another_is_looked_for(self) -> None:
         """One is found while the uuid of another VM, that may be it, is not known, only when it is."""
-        self.world = World(vm("a", idle=20, said={"name": ("a",)}), vm("bb"))
+        self.world = World(vm("a", idle=20, raw={"name": ("a",)}), vm("bb"))
         self.ask("a")
         found: Deferred[str] = Deferred()
         look_up = MemoryBackend.look_up
@@ -1963,7 +1963,7 @@ class RemovedTests(FleetTestCase):
 
     def test_another_hypervisor(self) -> None:
         """One at a hypervisor where no VM of the configuration is, is asked for there."""
-        self.world = World(vm("a", connect="far", said={"name": ("a",)}), vm("bb"))
+        self.world = World(vm("a", connect="far", raw={"name": ("a",)}), vm("bb"))
         self.ask("a")
         far = self.world.fleet.machines["a"].backend
         self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))

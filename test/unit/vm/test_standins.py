@@ -29,7 +29,7 @@ from test.support import EPOCH, World, alone, question, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 MAC = "52:54:00:00:00:01"
 
@@ -48,12 +48,11 @@ class FakeStandIn:
 
     def __init__(self, place: str, on_summon: Any, on_seen: Any, reactor: Any, *more: Any) -> None:
         """Take what a `StandIn` takes."""
-        on_ready, self.elsewhere, self.secret = more
+        on_ready, self.elsewhere, self.secret, self.on_change = more
         self.refused: dict[str, str] = {}
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
-        self.on_change: Callable[[], None] = lambda: None
         self.said: dict[str, str] = {}
         self.ever: list[tuple[str, str]] = []
         self.more: dict[str, Any] = {}
@@ -76,7 +75,7 @@ class FakeStandIn:
     def change(self, *, connected: bool) -> None:
         """Come or go."""
         self.connected = connected
-        self.on_change()
+        self.on_change(self)
 
     def announce(self, ip: str, macs: Iterable[str], *, asleep: bool, **more: Any) -> None:
         """Remember it."""
@@ -490,7 +489,7 @@ class CoverTests(FleetTestCase):
         self.world.pump(1.2)
         self.assertEqual(0, len(self.port))
         self.standin.refused[self.ip] = "it is the host's"
-        self.standin.on_change()
+        self.standin.on_change(self.standin)
         sentence = f"Synjitsu does not stand in for {self.ip}: it is the host's"
         self.assertEqual([sentence], self.world.fleet.problems_of(self.world.machine()))
         self.assertEqual([], self.world.fleet.problems_of(self.world.machine("other")))
@@ -536,7 +535,7 @@ class HostsTests(SynchronousTestCase):
         for host in hosts.values():
             host.reachable = True
             self.patch(host, "guest", lambda _: succeed(Guest((MAC,))))
-        both = tuple(Host(name, "memory", name, f"unix:{name}") for name in hosts)
+        both = tuple(Host(name=name, backend="memory", connect=name, synjitsu=f"unix:{name}") for name in hosts)
         www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
                  use_synjitsu=True)  # fmt: skip
         clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())
