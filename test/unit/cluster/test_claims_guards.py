@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -445,6 +446,7 @@ class EndTests(ClaimsTestCase):
         self.assertFalse(self.end())
         self.claim(State.UP, self.other)
         self.assertFalse(self.end())
+        self.assertEqual(inf, self.node.claims.announce_stop(self.node.machine))
         self.assertNotEqual("ending", self.says())
         self.setUp()
         self.claim(State.UP)
