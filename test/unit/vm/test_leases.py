@@ -69,6 +69,17 @@ class EvidenceTests(FleetTestCase):
         self.send(20, per_second=90)
         self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_counted_again(self) -> None:
+        """While packets cannot be counted, the guest may be in use: its lease begins anew when they can be again."""
+        self.begin()
+        self.guest.sent = None
+        self.world.pump(40)
+        self.guest.sent = 0
+        self.world.pump(12)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.world.pump(8)
+        self.assertIs(State.OFF, self.world.machine().state)
+
     def test_asked_for_late(self) -> None:
         """What a guest sends that had been up for long when somebody asked for it first is no greeting."""
         self.world = World(vm(idle=3))
