@@ -113,7 +113,7 @@ class Tree(ABC):
     async def _list_in_parts(self, what: str, path: bytes) -> list[str] | None:
         """Return the children, where they do not fit in a message; None if they have changed meanwhile."""
         names, generations = b"", set()
-        # Asks for what is behind so many octets of names. An answer is the node's generation, then names, each with a
+        # Asks for the names after this number of octets. An answer is the node's generation, then names, each with a
         # NUL, and one more NUL after the last of all.
         while not (b"\0" + names).endswith(b"\0\0"):
             part = await self.ask(what, Command.DIRECTORY_PART, path, b"%d\0" % len(names))

@@ -149,7 +149,7 @@ class Workers:
         self._waiting, self._idle, self._busy, self._opening = deque(), [], set(), set()
         for worker in idle:
             self._dismiss(worker)
-        # Whoever hears of it may call again, or end this again.
+        # The observer of a worker may call this method, or another one, again.
         for worker in leaving:
             self._give_up(worker, reason)
         for job in waiting:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jitsu_tw.cluster.starts import Starts
     from jitsu_tw.ijitsu import IClusterEvents, IMachine
 
-#: Nodes that were cut off together are together again after so many seconds: the longest pause between two of their
+#: Nodes that were cut off together are together again after this many seconds: the longest pause between two of their
 #: tries (`cluster.coordinator.etcd.BACK_OFF`), and as much for the try and for what they then tell.
 REUNION: Final = 4.0
 
