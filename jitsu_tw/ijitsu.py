@@ -101,7 +101,6 @@ class IBackend(Interface):
 
     reachable: bool = Attribute("Whether packets can reach its guests (those of the memory backend have no network).")
     has_uuids: bool = Attribute("Whether its VMs have uuids; if not, a name keeps the one that the state has for it.")
-    images: bool = Attribute("Whether it can keep the image of a ready guest (`settings.Boot.SNAPSHOT`).")
 
     def examine(vm: VM) -> tuple[str, ...]:
         """
@@ -175,7 +174,7 @@ class IBackend(Interface):
         Keep the image of the guest, which has booted and is ready: later starts restore it.
 
         The guest stands still meanwhile. The image is not used any more once the VM's definition, its kernel or a disk
-        has changed. Only where `images` is True.
+        has changed. Only where `backends.Declaration.images` is True.
         """
 
     def drop_image(uuid: str) -> Deferred[None]:
@@ -183,9 +182,10 @@ class IBackend(Interface):
 
 
 class IReadiness(Interface):
-    """A sign that a guest will answer its first packet."""
+    """A way to find out that a guest will answer its first packet."""
 
-    anew: bool = Attribute("Whether a guest that was restored gives it anew; if not, nobody waits for it then.")
+    tries_port: bool = Attribute("Whether it tries the port `wait_for_port`, which Synjitsu does while it stands in.")
+    anew: bool = Attribute("Whether a restored guest shows it anew; if not, a restored guest is ready without it.")
 
     def wait(vm: VM, guest: Guest) -> Deferred[None]:
         """Fire when *guest*, which is *vm*'s, is ready. Cancelling the Deferred ends the wait and all that it does."""

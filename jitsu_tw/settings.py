@@ -1,32 +1,34 @@
 """
-What a configuration says, once it has been understood. Immutable; times are in seconds unless a name says otherwise.
+What a configuration says, once it has been parsed. Immutable; times are in seconds unless a name says otherwise.
 
-`config.build` makes these from files and command lines; everybody else only reads them.
+`config.build` makes these from files and command lines; everything else only reads them. A field made by
+`keys.setting` is the declaration of a key: `Settings` has those of the top, `VM` those of a VM, `Inherited` those of
+both.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping  # noqa: TC003 -- attrs reads the annotations of fields that are redefined
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from attrs import NOTHING
 
+from jitsu_tw import parsers
+from jitsu_tw.dns import tsig
 from jitsu_tw.dns.wire import from_text
+from jitsu_tw.keys import DAY, Limits, setting
 from jitsu_tw.networks import EVERYBODY, LOOPBACK
+from jitsu_tw.rules.schedule import WeeklyWindow
 from jitsu_tw.sockets import control_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from jitsu_tw.dns.tsig import Key
     from jitsu_tw.networks import Address, Network
-    from jitsu_tw.rules.schedule import WeeklyWindow
-    from jitsu_tw.xen import XenGuest
-
-#: Where images of ready guests are kept, if nobody says otherwise.
-IMAGES: Final = Path("/var/lib/jitsu/images")
 
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
@@ -42,6 +44,7 @@ READY_WITHIN: Final = 60.0
 
 #: After how many seconds a guest that was resumed or restored, and is not ready, is booted instead.
 RESUMED_WITHIN: Final = 20.0
+
 
 
 class Mode(enum.Enum):
@@ -90,63 +93,6 @@ class OnHostLoss(enum.Enum):
 
 
 @attrs.frozen
-class Cluster:
-    """
-    Where several Jitsus that serve the same zones agree.
-
-    Attributes:
-        etcd: the URLs of etcd's members.
-        node: the name of this one of us, unlike those of the others.
-        prefix: what all keys begin with.
-        ttl: after so many seconds without a word from one of us, what it had claimed is free.
-        user, password: of etcd's, where it asks for them.
-        ca: the certificates that etcd's must be signed by, a PEM file; None for the system's.
-        cert, key: what we show to etcd, PEM files.
-    """
-
-    etcd: tuple[str, ...]
-    node: str
-    prefix: str = "/jitsu"
-    ttl: float = 5.0
-    user: str | None = None
-    password: str | None = attrs.field(default=None, repr=False)
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-
-@attrs.frozen
-class Host:
-    """
-    One of several hypervisors.
-
-    Attributes:
-        name: what VMs and people call it.
-        backend, connect: its kind and URI.
-        synjitsu: where the Synjitsu of its network listens; None for none.
-    """
-
-    name: str
-    backend: str
-    connect: str
-    synjitsu: str | None = None
-
-
-@attrs.frozen
-class Http:
-    """
-    What a ready guest answers over HTTP.
-
-    Attributes:
-        path: that is fetched.
-        status: that it answers with; None for any 2xx or 3xx.
-    """
-
-    path: str
-    status: int | None = None
-
-
-@attrs.frozen
 class Retention:
     """
     How much of the statistics' past the state keeps; without both, only the present.
@@ -159,21 +105,26 @@ class Retention:
     number: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def parse(cls, text: str) -> Retention:
+        """
+        Return what *text* says: ``30d``, ``12h``, ``5m``, or a number of commits.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        units = {"d": 86400, "h": 3600, "m": 60}
+        number, unit = text[:-1], units.get(text[-1:], 0)
+        if unit and parsers.is_number(number):
+            return cls(seconds=float(number) * unit)
+        if not parsers.is_number(text):
+            raise ValueError(f"{text!r} is no time and no number of commits; write one like 30d, 12h or 100")
+        return cls(int(text))
+
     def kept(self, times: Sequence[float], now: float) -> int:
         """Return how many of the last of the commits that were made at these *times* are kept."""
         recent = sum(when > now - self.seconds for when in times) if self.seconds else 0
         return max(recent, min(self.number, len(times)))
-
-
-class Fault(enum.Enum):
-    """What a VM of the memory backend can be told to do wrong."""
-
-    START = "start"
-    STOP = "stop"
-    VANISH = "vanish"
-    NEVER_READY = "never_ready"
-    RESUME = "resume"
-    HANG = "hang"
 
 
 @attrs.frozen
@@ -223,7 +174,7 @@ def split_key(text: str) -> tuple[str, bytes | None]:
 @attrs.frozen
 class Secondary:
     """
-    Somebody who has our zones, too.
+    Another name server that has our zones.
 
     Attributes:
         host: its address.
@@ -235,184 +186,258 @@ class Secondary:
     port: int = 53
     key: bytes | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> Secondary:
+        """
+        Return what *text* says: ``ADDRESS[:PORT]``, or that and ``key NAME``.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        place, key = split_key(text)
+        return cls(*parsers.host_port(place, 53), key)
+
     def __str__(self) -> str:
         return self.host if self.port == 53 else f"{self.host} port {self.port}"
 
 
 @attrs.frozen
-class VM:
+class Cluster:
+    """Where several Jitsus that serve the same zones agree: the group `cluster` of a configuration."""
+
+    etcd: tuple[str, ...] = setting(NOTHING, parsers.etcd_url, "the URLs of etcd's members", many=True)
+    node: str = setting(NOTHING, parsers.name, "the name of this node, unlike those of the others")
+    prefix: str = setting("/jitsu", parsers.etcd_prefix, "what all keys of etcd begin with")
+    ttl: float = setting(
+        5.0, parsers.number("number of seconds", 2, 600), "seconds after which what a silent node had claimed is free"
+    )
+    user: str | None = setting(None, parsers.text, "etcd's name of the user, where it asks for one")
+    password: str | None = setting(None, parsers.text, "a file with that user's password", path=True, secret=True)
+    ca: Path | None = setting(
+        None, parsers.text, "the authorities of etcd's certificates, a PEM file", path=True, shown="the system's"
+    )
+    cert: Path | None = setting(None, parsers.text, "the certificate that Jitsu shows to etcd, a PEM file", path=True)
+    key: Path | None = setting(None, parsers.text, "the key of that certificate, a PEM file", path=True)
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """One of several hypervisors: an item of the list `hosts` of a configuration."""
+
+    name: str = setting(NOTHING, parsers.name, "what VMs and people call it")
+    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor")
+    connect: str = setting(NOTHING, parsers.text, "the URI of the hypervisor")
+    synjitsu: str | None = setting(None, parsers.endpoint, "where the Synjitsu of its network listens")
+
+
+@attrs.frozen(kw_only=True)
+class Inherited:
+    """What holds for each VM that does not say otherwise, as the top of a configuration says it."""
+
+    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor", option="x")
+    connect: str | None = setting(None, parsers.text, "the URI of the hypervisor", option="c", shown="qemu:///system")
+    mode: Mode = setting(
+        Mode.DESTROY, parsers.one_of(Mode), "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m"
+    )
+    ttl: int = setting(60, parsers.ttl, "the TTL of the VMs' addresses, in seconds", option="t", own=Limits(1, DAY))
+    idle: float | None = setting(
+        None, parsers.seconds, "seconds that a VM is kept after its last use", own=Limits(1, DAY), shown="2 x ttl"
+    )
+    idle_packets: float = setting(
+        30.0, parsers.number("number of packets in a minute"), "packets in a minute of an idle guest", own=Limits()
+    )
+    evidence: Evidence = setting(
+        Evidence.TRAFFIC, parsers.one_of(Evidence), "what shows that a VM is in use", own=Limits()
+    )
+    save_fallback: Mode | None = setting(
+        None, parsers.one_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE)),
+        "how a VM is stopped that should be saved and cannot be; None: not at all",
+    )
+    min_up: float = setting(0.0, parsers.seconds, "seconds that a VM is kept after its start")
+    max_up: float = setting(
+        0.0, parsers.seconds, "seconds after its start when a VM is stopped, used or not; 0 for never"
+    )
+    check_every: float = setting(
+        10.0, parsers.seconds, "seconds, at least, between two tries of the port of a VM that is asked for; 0 for none"
+    )
+    stop_timeout: float = setting(30.0, parsers.seconds, "seconds that a shutdown may take before it becomes destroy")
+    images: Path = setting(
+        Path("/var/lib/jitsu/images"), parsers.text, "the directory for images of ready guests", path=True
+    )
+    use_synjitsu: bool = setting(default=False, parse=parsers.switch, doc="Synjitsu stands in for a VM while it boots")
+    wake_by_packet: bool = setting(
+        default=True, parse=parsers.switch, doc="and while it is down: a packet for it starts it"
+    )
+    handover: Handover = setting(
+        Handover.WIRE, parsers.one_of(Handover), "how a guest gets the packets that were held for it"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class VM(Inherited):
     """
     A machine that Jitsu may start.
 
     Attributes:
-        name: the backend's name for it, unique in a configuration.
-        dns: the names that summon it, as names (octets), in lower case, sorted.
-        ip: its addresses, one or both families.
-        uuid: the backend's uuid; wins over the name.
-        own_dns, own_ip: the names and networks that the VM's own branch may take more names and addresses from.
-        response_delay: seconds after the start call, or after the key of `wait_for_key`, until it is taken for ready;
-            None where something better tells.
-        wait_for_port: the TCP port that a ready guest answers on.
-        wait_for_http: what it answers there over HTTP; None where an open port is enough.
-        wait_for_key: the key in Xenstore, below the VM's own path, that a ready guest writes.
-        ttl: of its addresses, in seconds.
-        mode: how it is stopped.
-        backend, connect: the hypervisor's kind and URI.
-        idle: the seconds that it is kept after its last use.
-        idle_packets: how many packets in a minute it may transmit and still be idle.
-        evidence: what shows that it is in use.
-        save_fallback: how it is stopped if its mode is to save it and that cannot be; None: not at all.
-        min_up: the seconds that it is kept after its start.
-        max_up: after how many seconds it is stopped, used or not; 0 for never.
-        keep_up: the times of the week in which it is up, used or not.
-        needs: the names of the VMs that it needs; they are started before it and kept while it is up.
-        boot_from: what it starts from when it is off.
-        check_every: when it is up and asked for, its `wait_for_port` is tried, but not more often than this, in
-            seconds; 0 for never.
-        use_synjitsu: Synjitsu stands in for its addresses while it boots.
-        wake_by_packet: and while it is down; a packet for it starts it.
-        mac: its guest's, besides those that the backend knows.
-        ports: the TCP ports that are worth a start; without any, all.
-        wake_udp: the UDP ports that are worth a start.
-        handover: how it gets what was held for it.
-        stop_timeout: the seconds that a shutdown may take before it becomes destroy.
-        images: the directory for images of ready guests.
+        readiness: the values of the keys that tell when a guest is ready (`jitsu_tw.readiness`), by key.
+        backend_settings: what its backend alone has to know of it, of the class that the backend declares; or None.
         hosts: the names of the hosts that it may run on, if its backend is `HOSTS`.
-        prefer: the names of hosts that it goes to first, in this order.
-        avoid: the names of hosts that it goes to last.
-        define: an XML file, for a VM that libvirt does not know yet; of libxl's, a whole configuration of xl's.
-        xen: of libxl: what it is made of, unless `define` says it all.
-        boot_time: of the memory backend: the seconds that its start call takes.
-        faults: of the memory backend: what goes wrong.
         removed: the configuration has it no more; it was started by an earlier process, and is to be stopped when idle.
         place: the file and line where it stands, for messages.
         dns_place: the same, of its names.
-        said: what the configuration said, key by key, for the state (DESIGN, section 10).
+        raw: the raw values of the configuration, by key, for the state (DESIGN, section 10).
     """
 
-    name: str
-    dns: tuple[bytes, ...]
-    ip: tuple[Address, ...]
-    ttl: int
-    mode: Mode
-    backend: str
+    name: str = setting(NOTHING, parsers.vm_name, "the hypervisor's name for it, unique in a configuration")
+    dns: tuple[bytes, ...] = setting(
+        NOTHING, parsers.dns_name, "the names that summon it, in lower case, sorted", many=True, own=Limits(number=16)
+    )
+    ip: tuple[Address, ...] = setting(
+        NOTHING, parsers.guest_address, "its addresses, one or both families", many=True, own=Limits(number=8)
+    )
     connect: str
     idle: float
-    response_delay: float | None = None
-    wait_for_port: int | None = None
-    wait_for_http: Http | None = None
-    wait_for_key: str | None = None
-    uuid: str | None = None
-    own_dns: tuple[bytes, ...] = ()
-    own_ip: tuple[Network, ...] = ()
-    idle_packets: float = 30.0
-    evidence: Evidence = Evidence.TRAFFIC
-    save_fallback: Mode | None = None
-    min_up: float = 0.0
-    max_up: float = 0.0
-    keep_up: tuple[WeeklyWindow, ...] = ()
-    needs: tuple[str, ...] = ()
-    boot_from: Boot = Boot.DISK
-    check_every: float = 10.0
-    use_synjitsu: bool = False
-    wake_by_packet: bool = True
-    mac: tuple[str, ...] = ()
-    ports: tuple[int, ...] = ()
-    wake_udp: tuple[int, ...] = ()
-    handover: Handover = Handover.WIRE
-    stop_timeout: float = 30.0
-    images: Path = IMAGES
+    uuid: str | None = setting(None, parsers.uuid, "the hypervisor's uuid; wins over the name")
+    own_dns: tuple[bytes, ...] = setting(
+        (), parsers.dns_name, "names that the VM's own branch may take besides its own", many=True
+    )
+    own_ip: tuple[Network, ...] = setting(
+        (), parsers.network, "networks that the VM's own branch may take addresses from", many=True
+    )
+    keep_up: tuple[WeeklyWindow, ...] = setting(
+        (), WeeklyWindow.parse, "the times of the week in which it is up, used or not", many=True
+    )
+    needs: tuple[str, ...] = setting(
+        (), parsers.vm_name, "the VMs that it needs; they start before it and are kept while it is up", many=True
+    )
+    boot_from: Boot = setting(Boot.DISK, parsers.one_of(Boot), "what it starts from when it is off")
+    mac: tuple[str, ...] = setting((), parsers.mac, "its guest's MACs besides those that the backend knows", many=True)
+    ports: tuple[int, ...] = setting(
+        (), parsers.port, "the TCP ports that are worth a start", many=True, own=Limits(number=64), shown="all"
+    )
+    wake_udp: tuple[int, ...] = setting((), parsers.port, "the UDP ports that are worth a start", many=True)
+    host: tuple[str, ...] = setting((), parsers.name, "the hosts that it may run on, or any", many=True)
+    prefer: tuple[str, ...] = setting((), parsers.name, "the hosts that it goes to first, in this order", many=True)
+    avoid: tuple[str, ...] = setting((), parsers.name, "the hosts that it goes to last", many=True)
+    define: Path | None = setting(
+        None, parsers.text, "a file that defines it: libvirt's XML, or a whole configuration of xl's", path=True
+    )
+    readiness: Mapping[str, Any] = attrs.field(factory=dict)
+    backend_settings: Any = None
     hosts: tuple[str, ...] = ()
-    prefer: tuple[str, ...] = ()
-    avoid: tuple[str, ...] = ()
-    define: Path | None = None
-    xen: XenGuest | None = None
-    boot_time: float = 0.0
-    faults: frozenset[Fault] = frozenset()
     removed: bool = False
     place: tuple[str | None, int | None] = (None, None)
     dns_place: tuple[str | None, int | None] = (None, None)
-    said: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    raw: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+    def value(self, key: str) -> Any:
+        """Return the value of a key, wherever it is declared; None for one of readiness that is not set."""
+        return getattr(self, key) if hasattr(self, key) else self.readiness.get(key)
 
 
-@attrs.frozen
-class Settings:
+@attrs.frozen(kw_only=True)
+class Settings(Inherited):
     """
     A whole configuration.
 
     Attributes:
-        zones: RFC 1035 master files; without any, zones are made up from the VMs' names.
-        bind: addresses to serve on.
-        listen: port, UDP and TCP.
-        control: where jitsuctl and browsers connect: ``host:port``, ``unix:PATH``, or an endpoint of Twisted's that
-            begins with ``ssl:``; empty ones are none.
-        control_token: what they have to show there; None for nothing.
-        persistdb: the state's git repository; None for memory.
-        synjitsu: where Synjitsu listens: ``unix:PATH``, ``host:port`` or a description of a client endpoint.
-        synjitsu_secret: what Synjitsu wants to be shown; None for nothing.
-        commit_every: statistics are committed at most once in so many seconds.
-        keep_history: how much of their past is kept.
-        forwarder: the server (host, port) asked for names that are not ours; None for nobody.
-        forward_for: the clients for whom it is asked.
-        ttl: of made-up zones, in seconds.
-        answer_by: seconds from a query to its answer, ready or not.
-        max_booting: how many VMs boot at once; more wait their turn.
-        max_running: how many VMs run at once; 0 for no limit.
-        when_full: what happens to a start when so many run.
-        summon_from: the networks whose clients may start VMs.
-        starts_per_minute: how many VMs a client network, a /24 or /56, may start in a minute; 0 for no limit.
-        verify_source: only clients that have proven their address, by TCP or a DNS cookie, may start VMs.
-        rate_limit: how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any
-            number.
-        rate_slip: every how many-th response over that goes out truncated.
-        rate_exempt: networks that the rate limit does not hold for; those of loopback are always among them.
-        nsid: what we say to a question for our identity (RFC 5001); None for nothing.
-        tsig_keys: those that clients and we may sign with (`dns.tsig.Key`).
-        allow_transfer: who may transfer zones (`dns.transfer.Rule`).
-        notify: who is told of new serials (`dns.notify.Secondary`).
-        log_json: write the log as one JSON object a line.
-        dry_run: start nothing; count what would have been started, and answer as if it were up.
         cluster: where those who serve the same zones agree; None if nobody else does.
-        remote: the git repository that their configurations are shared by; any URL that git takes.
         hosts: the hypervisors that VMs with `host` may run on.
-        on_host_loss: what becomes of the VMs of one that cannot be reached any more.
-        fence: a command that makes sure that such a host, its last argument, is dead; it ends with 0 if it is.
-        defaults: what holds for a VM that does not say otherwise, for VMs that come later (`config.build.vm_from`).
     """
 
     vms: tuple[VM, ...] = ()
-    zones: tuple[Path, ...] = ()
-    bind: tuple[str, ...] = ("127.0.0.1",)
-    listen: int = 53
-    control: tuple[str, ...] = attrs.field(factory=lambda: (f"unix:{control_socket()}",))
-    control_token: str | None = attrs.field(default=None, repr=False)
-    persistdb: Path | None = None
-    synjitsu: str | None = None
-    synjitsu_secret: str | None = attrs.field(default=None, repr=False)
-    commit_every: float = COMMIT_EVERY
-    keep_history: Retention = Retention()
-    forwarder: tuple[str, int] | None = None
-    forward_for: tuple[Network, ...] = LOOPBACK
-    ttl: int = 60
-    answer_by: float = 1.2
-    max_booting: int = 8
-    max_running: int = 0
-    when_full: WhenFull = WhenFull.REFUSE
-    summon_from: tuple[Network, ...] = EVERYBODY
-    starts_per_minute: int = 30
-    verify_source: bool = False
-    rate_limit: int = 200
-    rate_slip: int = 2
-    rate_exempt: tuple[Network, ...] = ()
-    nsid: bytes | None = None
-    tsig_keys: tuple[Key, ...] = ()
-    allow_transfer: tuple[Rule, ...] = ()
-    notify: tuple[Secondary, ...] = ()
-    log_json: bool = False
-    dry_run: bool = False
     cluster: Cluster | None = None
-    remote: str | None = None
     hosts: tuple[Host, ...] = ()
-    on_host_loss: OnHostLoss = OnHostLoss.WAIT
-    fence: str | None = None
-    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    zones: tuple[Path, ...] = setting(
+        (), parsers.text, "RFC 1035 master files", many=True, path=True, shown="made up"
+    )
+    bind: tuple[str, ...] = setting(
+        ("127.0.0.1",), parsers.bind, "the address to serve DNS on", many=True, option="b"
+    )
+    listen: int = setting(53, parsers.port, "the port to serve DNS on", option="l")
+    delay: float = setting(
+        0.1, parsers.seconds, "seconds from a VM's start to the answer, where nothing tells when it is ready",
+        option="d",
+    )
+    forwarder: tuple[str, int] | None = setting(
+        None, parsers.forwarder, "the server to ask for names outside of the zones", option="f"
+    )
+    port: int | None = setting(None, parsers.port, "the port of that server", option="p", shown="53")
+    synjitsu: str | None = setting(None, parsers.endpoint, "where Synjitsu listens", option="")
+    persistdb: Path | None = setting(
+        None, parsers.text, "where the state is kept, a bare git repository", path=True, option="", shown="in memory"
+    )
+    control: tuple[str, ...] = setting(
+        attrs.Factory(lambda: (f"unix:{control_socket()}",)), parsers.control,
+        "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", many=True, option="", shown="a UNIX socket",
+    )
+    control_token: str | None = setting(
+        None, parsers.text, "a file with what jitsuctl has to show there", path=True, secret=True, option="",
+        shown="nothing",
+    )
+    synjitsu_secret: str | None = setting(
+        None, parsers.text, "a file with what Synjitsu wants to be shown", path=True, secret=True
+    )
+    commit_every: float = setting(COMMIT_EVERY, parsers.seconds, "seconds, at least, between two commits of statistics")
+    keep_history: Retention = setting(
+        Retention(), Retention.parse, "how much of their past the state keeps", shown="the present only"
+    )
+    forward_for: tuple[Network, ...] = setting(
+        LOOPBACK, parsers.network, "the clients whose questions may be forwarded", many=True, shown="loopback"
+    )
+    answer_by: float = setting(1.2, parsers.seconds, "seconds from a query to its answer, ready or not")
+    max_booting: int = setting(8, parsers.whole(1, 100_000, "number of VMs"), "how many VMs boot at once")
+    max_running: int = setting(
+        0, parsers.whole(0, 1_000_000, "number of VMs"), "how many VMs run at once; 0 for any number"
+    )
+    when_full: WhenFull = setting(
+        WhenFull.REFUSE, parsers.one_of(WhenFull), "what happens to a start when so many VMs run"
+    )
+    summon_from: tuple[Network, ...] = setting(
+        EVERYBODY, parsers.network, "the networks whose clients may start VMs", many=True, shown="everybody"
+    )
+    starts_per_minute: int = setting(
+        30, parsers.whole(0, 1_000_000, "number of starts"),
+        "how many VMs a client network, a /24 or /56, may start in a minute; 0 for any number",
+    )
+    verify_source: bool = setting(
+        default=False, parse=parsers.switch,
+        doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs",
+    )
+    rate_limit: int = setting(
+        200, parsers.whole(0, 1_000_000, "number of responses in a second"),
+        "how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any number",
+    )
+    rate_slip: int = setting(
+        2, parsers.whole(0, 100, "number of responses"),
+        "of the responses over that limit, one in this many goes out truncated; 0 for none",
+    )
+    rate_exempt: tuple[Network, ...] = setting(
+        (), parsers.network, "networks without that limit; those of loopback are always among them", many=True
+    )
+    nsid: bytes | None = setting(
+        None, parsers.octets, "what is answered to clients that ask for this server's identity (RFC 5001)"
+    )
+    tsig_keys: tuple[tsig.Key, ...] = setting(
+        (), tsig.Key.parse, "the keys that clients and Jitsu may sign with", many=True
+    )
+    allow_transfer: tuple[Rule, ...] = setting((), Rule.parse, "who may transfer zones", many=True, shown="nobody")
+    notify: tuple[Secondary, ...] = setting(
+        (), Secondary.parse, "the secondaries that are told of new serials", many=True, shown="nobody"
+    )
+    log_json: bool = setting(
+        default=False, parse=parsers.switch, doc="write the log as one JSON object a line", option=""
+    )
+    dry_run: bool = setting(
+        default=False, parse=parsers.switch, option="",
+        doc="start nothing; count what would have been started, and answer as if it were up",
+    )
+    remote: str | None = setting(
+        None, parsers.remote, "the git repository that several Jitsus share their configuration by"
+    )
+    on_host_loss: OnHostLoss = setting(
+        OnHostLoss.WAIT, parsers.one_of(OnHostLoss), "what becomes of the VMs of a host that is lost"
+    )
+    fence: str | None = setting(
+        None, parsers.text, "a command that makes sure that a host, its last argument, is dead; it ends with 0 if it is"
+    )

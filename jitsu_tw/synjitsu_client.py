@@ -23,6 +23,7 @@ from twisted.protocols.policies import TimeoutMixin
 from jitsu_tw import messages
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import NoStandIn
+from jitsu_tw.parsers import description
 from jitsu_tw.reconnect import Reconnector, steady
 
 if TYPE_CHECKING:
@@ -429,14 +430,6 @@ class _Conversation(messages.Peer, TimeoutMixin):
         super().connectionLost(reason)
         self.setTimeout(None)
         self.factory.standin.ended()
-
-
-def description(endpoint: str) -> str:
-    """Return *endpoint*, which may be ``host:port`` or ``[v6]:port``, as Twisted's description of a client endpoint."""
-    host, _, port = endpoint.rpartition(":")
-    if host and port.isdigit() and (host.startswith("[") or ":" not in host):
-        return "tcp:{}:{}".format(host.strip("[]").replace(":", r"\:"), port)
-    return endpoint
 
 
 def _normal(ip: str) -> str:

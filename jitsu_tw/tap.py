@@ -24,16 +24,16 @@ from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.cluster.coordinator import coordinator_for
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.config import build
+from jitsu_tw.config.schema import FLAGS, OPTIONS
 from jitsu_tw.control.api import Endpoint
 from jitsu_tw.coroutines import deferred, spawn
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
-from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.warm import WarmAnswers
@@ -71,25 +71,15 @@ class Options(usage.Options):
 
     synopsis = "[options] [dns=NAME,ip=ADDRESS,name=VM[,key=value...]]..."
     longdesc = "An authoritative DNS server that boots virtual machines on demand. Options beat the configuration file."
-    optFlags = (  # noqa: N815
-        ("dry-run", None, "Start nothing; count what would have been started, and answer as if it were up."),
-        ("log-json", None, "Write the log as one JSON object a line."),
+    optFlags = tuple(  # noqa: N815
+        (name.replace("_", "-"), None, f"{key.doc[0].upper()}{key.doc[1:]}.") for name, key in FLAGS.items()
     )
     optParameters = (  # noqa: N815
         ("config", None, None, "The configuration, a YAML file; else jitsu.yaml beside the first zone."),
-        ("bind", "b", None, "The address to serve DNS on. [127.0.0.1]"),
-        ("listen", "l", None, "The port to serve DNS on. [53]"),
-        ("connect", "c", None, "The URI of the hypervisor. [qemu:///system]"),
-        ("delay", "d", None, "Seconds from a VM's start to the answer, where nothing tells when it is ready. [0.1]"),
-        ("forwarder", "f", None, "The server to ask for names outside of the zones. [none]"),
-        ("port", "p", None, "The port of that server. [53]"),
-        ("mode", "m", None, "How VMs are stopped: destroy, shutdown, suspend, pause, save. [destroy]"),
-        ("ttl", "t", None, "The TTL of the VMs' addresses, in seconds. [60]"),
-        ("backend", "x", None, "The kind of hypervisor: libvirt, libxl, xapi, memory. [libvirt]"),
-        ("synjitsu", None, None, "Where Synjitsu listens."),
-        ("persistdb", None, None, "Where the state is kept, a bare git repository. [in memory]"),
-        ("control", None, None, "Where jitsuctl connects: unix:PATH, host:port, ssl:..., or off. [a UNIX socket]"),
-        ("control-token", None, None, "A file with what jitsuctl has to show there. [nothing]"),
+        *(
+            (name.replace("_", "-"), key.option or None, None, f"{key.doc[0].upper()}{key.doc[1:]}. [{key.shown}]")
+            for name, key in OPTIONS.items()
+        ),
     )
 
     def __init__(self) -> None:
@@ -116,7 +106,7 @@ class Options(usage.Options):
     def load(self) -> tuple[Settings, Zones]:
         """Return the settings and zones of the options and the files (`config.build.load`)."""
         given = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
-        given |= {flag: "true" for flag in ("dry_run", "log_json") if given.get(flag)}
+        given |= {flag: "true" for flag in FLAGS if given.get(flag)}
         return build.load(given, self.vms, Path(self["config"]) if self["config"] else None)
 
 

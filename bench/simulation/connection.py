@@ -55,13 +55,12 @@ class Connection:
     One Jitsu's way to a hypervisor.
 
     Attributes:
-        reachable, has_uuids, images: as `IBackend` has them.
+        reachable, has_uuids: as `IBackend` has them.
         machine: finds what that Jitsu believes of a VM; only its reasons are used.
         at_door: called whenever something passes: Jitsu may be killed there.
     """
 
     has_uuids = True
-    images = True
 
     def __init__(
         self,

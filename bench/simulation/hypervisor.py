@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 
-from jitsu_tw.backends.memory import MemoryBackend, MemoryGuest
+from jitsu_tw.backends.memory import Fault, MemoryBackend, MemoryGuest
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.rules.lifecycle import WANTED
-from jitsu_tw.settings import VM, Fault, Mode
+from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
     from random import Random
@@ -91,8 +91,9 @@ class Hypervisor(MemoryBackend):
     def order(self, name: str, fault: Fault) -> bool:
         """Order a fault, or end it; say whether it is on now."""
         guest = self.guests[self.uuids[name]]
-        guest.vm = attrs.evolve(guest.vm, faults=guest.vm.faults ^ {fault})
-        return fault in guest.vm.faults
+        settings = attrs.evolve(guest.settings, faults=guest.settings.faults ^ {fault})
+        guest.vm = attrs.evolve(guest.vm, backend_settings=settings)
+        return fault in settings.faults
 
     def _set(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM, if it is there still."""
@@ -117,7 +118,7 @@ class Hypervisor(MemoryBackend):
     def _stop(self, uuid: str, mode: Mode) -> None:
         """Stop a VM; with a shutdown, the guest takes its time, perhaps too long."""
         guest = self._guest(uuid)
-        if mode is not Mode.SHUTDOWN or guest.power is not Power.RUNNING or Fault.STOP in guest.vm.faults:
+        if mode is not Mode.SHUTDOWN or guest.power is not Power.RUNNING or Fault.STOP in guest.settings.faults:
             super()._stop(uuid, mode)
             return
         starts, patience = guest.starts, guest.vm.stop_timeout

@@ -171,7 +171,7 @@ class Ledger:
                 vm = one.vm
                 lines.append(f"{vm.name}: {vm.mode.value}, idle {vm.idle:g}, min_up {vm.min_up:g}, "
                              f"max_up {vm.max_up:g}, needs {vm.needs}, {vm.boot_from.value}, "
-                             f"boots in {vm.boot_time:g} s")
+                             f"boots in {vm.backend_settings.boot_time:g} s")
                 lines += one.story
         self.wrong.append("\n    ".join(lines))
 

@@ -19,9 +19,8 @@ from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.config import build
-from jitsu_tw.dns.authority import ZoneAuthority
-from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import EDE_PROHIBITED, StoreError

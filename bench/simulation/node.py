@@ -13,6 +13,7 @@ import os
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import UNIXClientEndpoint
@@ -92,7 +93,6 @@ class RemoteBackend:
 
     reachable = False
     has_uuids = True
-    images = False
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Have the host that is called *connect*."""
@@ -204,5 +204,6 @@ class RemoteBackend:
 
 
 if __name__ == "__main__":
-    backends.BACKENDS["memory"] = "bench.simulation.node:RemoteBackend"  # type: ignore[index]
+    memory = backends.BACKENDS["memory"]
+    backends.BACKENDS["memory"] = attrs.evolve(memory, path="bench.simulation.node:RemoteBackend", images=False)
     twistd.run()

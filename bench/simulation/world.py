@@ -15,11 +15,13 @@ from bench.simulation.connection import HANGS
 from bench.simulation.hypervisor import Hypervisor
 from bench.simulation.ledger import Ledger
 from bench.simulation.life import AAAA, HTTPS, OUTSIDE, TXT, A, FileStore, Jitsu
+from jitsu_tw.backends.memory import Fault, MemorySettings
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.readiness import port_of
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.schedule import WeeklyWindow
-from jitsu_tw.settings import VM, Boot, Evidence, Fault, Mode, Settings, WhenFull
+from jitsu_tw.settings import VM, Boot, Evidence, Mode, Settings, WhenFull
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.memory import MemoryStore
 
@@ -76,8 +78,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             backend="memory",
             connect=uri,
             idle=random.choice((3.0, 5.0, 10.0, 20.0, 45.0, 90.0)),
-            response_delay=random.choice((None, None, 0.2, 1.5)),
-            wait_for_port=80 if one % 20 == 8 else None,
+            readiness=_readiness(random.choice((None, None, 0.2, 1.5)), 80 if one % 20 == 8 else None),
             min_up=random.choice((0.0, 0.0, 0.0, 15.0, 60.0)),
             max_up=0.0 if kept else random.choice((0.0, 0.0, 0.0, 90.0, 300.0)),
             keep_up=tuple(_spans(one)) if kept else (),
@@ -86,9 +87,15 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             check_every=5.0,
             evidence=Evidence.QUERIES if one % 3 == 1 else Evidence.TRAFFIC,
             stop_timeout=random.choice((3.0, 10.0)),
-            boot_time=random.choice((0.0, 0.1, 0.5, 2.0, 6.0)),
+            backend_settings=MemorySettings(boot_time=random.choice((0.0, 0.1, 0.5, 2.0, 6.0))),
         ))
     return tuple(made)
+
+
+def _readiness(delay: float | None, port: int | None) -> dict[str, Any]:
+    """Return what tells that a guest is ready."""
+    keys = {"response_delay": delay, "wait_for_port": port}
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _spans(number: int) -> Iterator[WeeklyWindow]:
@@ -372,7 +379,7 @@ class World:
 
     def _fall_silent(self) -> None:
         """Let a guest that has a port close it, until its next start."""
-        found = [facts for facts in self.ledger.facts.values() if facts.vm.wait_for_port]
+        found = [facts for facts in self.ledger.facts.values() if port_of(facts.vm)]
         facts = self.random.choice(found)
         if facts.power is Power.RUNNING and facts.deaf == inf:
             self.ledger.counts["deaf"] += 1
@@ -424,7 +431,7 @@ class World:
                 for name, uuid in hypervisor.uuids.items():
                     guest = hypervisor.guests[uuid]
                     guest.memory = None
-                    for fault in guest.vm.faults:
+                    for fault in guest.settings.faults:
                         self._order(name, fault)
                     hypervisor.send(name, 0.0)
             for facts in self.ledger.facts.values():

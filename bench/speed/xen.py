@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.speed.cold import IP, PORT
-from jitsu_tw import xen
+from jitsu_tw.backends import xen
 from test.xenlab.lab import DOM0_IP, KERNEL, RAMDISK, XenLab
 from test.xenlab.suite import Jitsu
 

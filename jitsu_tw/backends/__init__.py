@@ -1,44 +1,83 @@
-"""The hypervisors: one room each, one row here, one door: `ijitsu.IBackend`."""
+"""The backends: hypervisors behind one interface, `ijitsu.IBackend`. A new one is a class, and a row here."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+import attrs
+
+from jitsu_tw.backends.domain_xml import check_definition
+from jitsu_tw.backends.memory import MemorySettings
 from jitsu_tw.backends.pool import Pool
+from jitsu_tw.backends.xen import XenGuest
 from jitsu_tw.settings import HOSTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from jitsu_tw.ijitsu import IBackend
     from jitsu_tw.settings import VM, Host
 
-#: The name in a configuration: the class, which is imported when somebody wants it (libvirt's library is not small).
-BACKENDS: Final[Mapping[str, str]] = {
-    "libvirt": "jitsu_tw.backends.libvirt:LibvirtBackend",
-    "libxl": "jitsu_tw.backends.libxl:LibxlBackend",
-    "memory": "jitsu_tw.backends.memory:MemoryBackend",
-    "xapi": "jitsu_tw.backends.xapi:XapiBackend",
-}
 
-#: The extra in setup.cfg that installs what a backend imports, for those that need one.
-EXTRAS: Final[Mapping[str, str]] = {"xapi": "xapi"}
+@attrs.frozen(kw_only=True)
+class Declaration:
+    """
+    What the configuration has to know of a backend, whose library need not be installed for that.
+
+    Attributes:
+        path: the class, as ``module:class``; it is imported when a configuration names the backend.
+        extra: the extra of setup.cfg that installs its library; empty for none.
+        connect: the hypervisor's URI where the configuration has none.
+        uris: a URI tells its hypervisors apart; so a host needs one.
+        host: it may be one of several `hosts`.
+        images: it can keep the image of a ready guest (`boot_from: snapshot`).
+        settings: the keys that only its VMs have: a class with a field for each (`keys.setting`); None for none. An
+            instance of it is the VM's `backend_settings`, if the VM has one of these keys.
+        strict: other backends' VMs must not have these keys; if not, they have no meaning there.
+        check_definition: raises a ValueError if the octets of a `define` file do not define the VM of a name; None
+            where that cannot be told beforehand.
+    """
+
+    path: str
+    extra: str = ""
+    connect: str = ""
+    uris: bool = True
+    host: bool = True
+    images: bool = True
+    settings: type[attrs.AttrsInstance] | None = None
+    strict: bool = True
+    check_definition: Callable[[bytes, str], None] | None = None
+
+    def load(self) -> type[IBackend]:
+        """Return the class."""
+        module, name = self.path.split(":")
+        found: type[IBackend] = getattr(import_module(module), name)
+        return found
 
 
-def backend_class(kind: str) -> type[IBackend]:
-    """Return the class of the backend *kind*, which is one of `BACKENDS`."""
-    module, name = BACKENDS[kind].split(":")
-    found: type[IBackend] = getattr(import_module(module), name)
-    return found
+#: By the name in a configuration.
+BACKENDS: Final[dict[str, Declaration]] = {
+    "libvirt": Declaration(
+        path="jitsu_tw.backends.libvirt:LibvirtBackend", connect="qemu:///system", check_definition=check_definition
+    ),
+    "libxl": Declaration(
+        path="jitsu_tw.backends.libxl:LibxlBackend", uris=False, host=False, settings=XenGuest
+    ),
+    "memory": Declaration(
+        # A configuration that was tried with this backend keeps its keys.
+        path="jitsu_tw.backends.memory:MemoryBackend", uris=False, settings=MemorySettings, strict=False
+    ),
+    "xapi": Declaration(path="jitsu_tw.backends.xapi:XapiBackend", extra="xapi", images=False),
+}  # fmt: skip
 
 
 def backends_for(vms: tuple[VM, ...], hosts: tuple[Host, ...] = ()) -> dict[tuple[str, str], IBackend]:
     """Return a backend for each pair of kind and URI that *vms* name, and one for all *hosts* together."""
     made: dict[tuple[str, str], IBackend] = {}
     if hosts:
-        made[HOSTS, ""] = Pool({host.name: backend_class(host.backend)(host.connect) for host in hosts})
+        made[HOSTS, ""] = Pool({host.name: BACKENDS[host.backend].load()(host.connect) for host in hosts})
     for vm in vms:
         if (vm.backend, vm.connect) not in made:
-            made[vm.backend, vm.connect] = backend_class(vm.backend)(vm.connect)
+            made[vm.backend, vm.connect] = BACKENDS[vm.backend].load()(vm.connect)
     return made

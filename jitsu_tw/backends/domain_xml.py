@@ -67,6 +67,22 @@ def parse(xml: str) -> ElementTree.Element:
     return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
 
 
+def check_definition(octets: bytes, name: str) -> None:
+    """
+    Check that the *octets* of a `define` file are the XML of a domain of that *name*.
+
+    Raises:
+        ValueError: they are not; the message goes behind the file's path.
+    """
+    try:
+        root = ElementTree.fromstring(octets)  # noqa: S314 -- the operator's
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: of its encoding
+        raise ValueError(f"is not XML: {error}") from error
+    found = (root.findtext("name") or "").strip()
+    if root.tag != "domain" or found != name:
+        raise ValueError(f"should define a domain with the name {name!r}, not {found or root.tag!r}")
+
+
 def definition(text: str, uuid: str | None) -> str:
     """
     Return the XML to define for a file with *text*: with *uuid*, if it has none itself, and with its `digest`.

@@ -102,7 +102,6 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     """The hypervisor at one libvirt URI."""
 
     has_uuids = True
-    images = True
 
     def __init__(self, connect: str, reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""

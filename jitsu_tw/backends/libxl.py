@@ -15,8 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw import xen
-from jitsu_tw.backends import xlvm
+from jitsu_tw.backends import xen, xlvm
 from jitsu_tw.backends.xlhost import Host
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -55,7 +54,6 @@ class LibxlBackend:
     log = Logger()
     reachable = True
     has_uuids = False
-    images = True
     interfaces = Path("/sys/class/net")
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
@@ -109,7 +107,8 @@ class LibxlBackend:
     async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
         domain, vm = await self._host.find(uuid), self._host.vms[uuid]
-        given = xen.macs(vm.xen, uuid) if vm.xen is not None else ()
+        made_of = xen.guest_of(vm)
+        given = xen.macs(made_of, uuid) if made_of is not None else ()
         if domain is None or domain.down:
             if not given:
                 raise BackendError(f"{vm.name} does not run")

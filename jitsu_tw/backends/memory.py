@@ -1,13 +1,8 @@
-"""
-VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network.
-
-Each has a boot time and faults of choice: ``start`` (the start call fails), ``stop`` (the stop call fails), ``vanish``
-(the VM is off a moment after it was ready), ``never_ready`` (it starts and never becomes ready), ``resume`` (what was
-paused or saved cannot be resumed, and is booted), ``hang`` (the start call never ends).
-"""
+"""VMs that exist in this process only: for tests, benches and trying out. They have addresses but no network."""
 
 from __future__ import annotations
 
+import enum
 import uuid as uuids
 from typing import Any, Final
 
@@ -16,10 +11,12 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
+from jitsu_tw import parsers
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
-from jitsu_tw.settings import VM, Boot, Fault, Mode
+from jitsu_tw.keys import setting
+from jitsu_tw.settings import VM, Boot, Mode
 
 #: A VM that vanishes does so this many seconds after its start.
 VANISHES_AFTER: Final = 0.5
@@ -35,6 +32,27 @@ _LEAVES: Final = {
     Mode.PAUSE: Power.PAUSED,
     Mode.SAVE: Power.SAVED,
 }
+
+
+class Fault(enum.Enum):
+    """What a VM can be told to do wrong."""
+
+    START = "start"  # the start call fails
+    STOP = "stop"  # the stop call fails
+    VANISH = "vanish"  # the VM is gone a moment after it was ready
+    NEVER_READY = "never_ready"  # it starts, and is never ready
+    RESUME = "resume"  # what was paused or saved cannot go on, and is booted
+    HANG = "hang"  # the start call never ends
+
+
+@attrs.frozen(kw_only=True)
+class MemorySettings:
+    """The keys that only VMs of this backend have."""
+
+    boot_time: float = setting(0.0, parsers.seconds, "seconds that its start call takes")
+    faults: frozenset[Fault] = setting(
+        frozenset(), parsers.one_of(Fault), "what goes wrong", many=True, converter=frozenset, shown="none"
+    )
 
 
 @attrs.define
@@ -68,6 +86,11 @@ class MemoryGuest:
     image: bool = False
     busy: bool = False
 
+    @property
+    def settings(self) -> MemorySettings:
+        """What the configuration says of it."""
+        return self.vm.backend_settings or MemorySettings()
+
 
 @implementer(IBackend)
 class MemoryBackend:
@@ -80,7 +103,6 @@ class MemoryBackend:
 
     reachable = False
     has_uuids = False
-    images = True
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
         """Take a hypervisor's URI, as all backends do; it has no meaning here."""
@@ -129,17 +151,18 @@ class MemoryBackend:
         if guest.busy:
             message = "another call is changing it"
             raise BackendError(message)
-        if Fault.START in guest.vm.faults:
+        if Fault.START in guest.settings.faults:
             message = "the start fails, as it was told to"
             raise BackendError(message)
-        if Fault.HANG in guest.vm.faults:
+        if Fault.HANG in guest.settings.faults:
             await Deferred()
         how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
             guest.power, Start.RESTORED if guest.image else Start.BOOTED
         )
-        if Fault.RESUME in guest.vm.faults:
+        if Fault.RESUME in guest.settings.faults:
             how, guest.image = Start.BOOTED, False
-        takes = {Start.BOOTED: guest.vm.boot_time, Start.RESTORED: min(RESTORES_IN, guest.vm.boot_time)}.get(how, 0.0)
+        boot_time = guest.settings.boot_time
+        takes = {Start.BOOTED: boot_time, Start.RESTORED: min(RESTORES_IN, boot_time)}.get(how, 0.0)
         if takes:
             guest.busy = True
             await deferLater(self._reactor, takes)
@@ -150,7 +173,7 @@ class MemoryBackend:
             guest.sent = None if guest.sent is None else 0
             guest.cpu = None if guest.cpu is None else 0.0
         self._set(uuid, Power.RUNNING, how.value)
-        if Fault.VANISH in guest.vm.faults:
+        if Fault.VANISH in guest.settings.faults:
             self._reactor.callLater(VANISHES_AFTER, self._set, uuid, Power.OFF, "it vanished, as it was told to")
         return how
 
@@ -160,7 +183,7 @@ class MemoryBackend:
 
     def _stop(self, uuid: str, mode: Mode) -> None:
         guest = self._guest(uuid)
-        if Fault.STOP in guest.vm.faults or mode in guest.obstacles:
+        if Fault.STOP in guest.settings.faults or mode in guest.obstacles:
             message = guest.obstacles.get(mode, "the stop fails, as it was told to")
             raise BackendError(message)
         if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
@@ -168,7 +191,7 @@ class MemoryBackend:
 
     def ready(self, uuid: str) -> Deferred[None]:
         """Fire at once; never for a VM that is never ready."""
-        return Deferred() if Fault.NEVER_READY in self.guests[uuid].vm.faults else succeed(None)
+        return Deferred() if Fault.NEVER_READY in self.guests[uuid].settings.faults else succeed(None)
 
     def guest(self, uuid: str) -> Deferred[Guest]:
         """Return one without MACs: there is no network."""

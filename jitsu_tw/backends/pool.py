@@ -93,7 +93,6 @@ class Pool:
         self._placement: IPlacement = Unplaced()
         self.reachable = all(backend.reachable for backend in hosts.values())
         self.has_uuids = all(backend.has_uuids for backend in hosts.values())
-        self.images = all(backend.images for backend in hosts.values())
 
     def follow(self, placement: IPlacement) -> None:
         """Ask and tell *placement* from now on where VMs are."""

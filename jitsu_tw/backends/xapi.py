@@ -83,7 +83,6 @@ class XapiBackend(ThreadedBackend[Login]):
     """The pool at one URI; see `xapi_session.SYNTAX`."""
 
     has_uuids = True
-    images = False
 
     def __init__(self, connect: str = "", reactor: Any = None) -> None:
         """Take the URI; nothing is connected yet."""
@@ -393,7 +392,7 @@ class XapiBackend(ThreadedBackend[Login]):
         return self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref))
 
     def keep_image(self, uuid: str) -> Deferred[None]:
-        """Refuse: `images` is False."""
+        """Refuse: a pool keeps no images."""
         return fail(BackendError(f"{self} keeps no images of VM {uuid}"))
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002

@@ -196,7 +196,7 @@ class Host:
             NoSuchVM: it does not run, and the configuration does not tell how to make it.
         """
         uuid = uuid_of(vm)
-        if vm.xen is None and vm.define is None:
+        if vm.backend_settings is None and vm.define is None:
             if uuid in self.vms:
                 return uuid
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):

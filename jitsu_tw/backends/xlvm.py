@@ -14,7 +14,7 @@ import uuid as uuids
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jitsu_tw import xen
+from jitsu_tw.backends import xen
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ def check_files(vm: VM) -> None:
     xen.check_name(vm.name)
     if vm.define is not None:
         vm.define.read_text()
-    elif vm.xen is not None:
-        if vm.xen.kernel is None and vm.xen.type is not xen.Type.HVM:
-            raise ValueError(f"a {vm.xen.type.value} guest needs a kernel")
-        for path in made_of(vm.xen):
+    elif (guest := xen.guest_of(vm)) is not None:
+        if guest.kernel is None and guest.type is not xen.Type.HVM:
+            raise ValueError(f"a {guest.type.value} guest needs a kernel")
+        for path in made_of(guest):
             path.stat()
         _rumprun(vm)
 
@@ -73,13 +73,14 @@ def rumprun(vm: VM) -> str | None:
 
 
 def _rumprun(vm: VM) -> str | None:
-    if vm.define is not None or vm.xen is None or vm.xen.rumprun_config is None:
+    guest = xen.guest_of(vm)
+    if vm.define is not None or guest is None or guest.rumprun_config is None:
         return None
-    text = vm.xen.rumprun_config.read_text()
+    text = guest.rumprun_config.read_text()
     try:
         xen.check_rumprun(text)
     except ValueError as error:
-        raise ValueError(f"{vm.xen.rumprun_config} {error}") from None
+        raise ValueError(f"{guest.rumprun_config} {error}") from None
     return text
 
 
@@ -95,9 +96,10 @@ def configuration(vm: VM) -> str:
             return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
         except (OSError, UnicodeDecodeError) as error:
             raise BackendError(str(error)) from error
-    if vm.xen is None:
+    guest = xen.guest_of(vm)
+    if guest is None:
         raise BackendError(f"{vm.name} is off, and nothing says how to make it")
-    return xen.configuration(vm.name, uuid_of(vm), vm.xen)
+    return xen.configuration(vm.name, uuid_of(vm), guest)
 
 
 @contextlib.contextmanager
@@ -114,7 +116,8 @@ def memory_of(vm: VM) -> int | None:
     if vm.define is not None:
         found = [int(mib) for mib in _MEMORY.findall(configuration(vm))]
         return (max(found) * 2**10 + xen.SLACK) * 2**10 if found else None
-    return vm.xen.needs * 2**10 if vm.xen is not None else None
+    guest = xen.guest_of(vm)
+    return guest.needs * 2**10 if guest is not None else None
 
 
 def image_of(vm: VM) -> Path | None:
@@ -123,10 +126,11 @@ def image_of(vm: VM) -> Path | None:
 
     None if it can have none: changes of a block device, or of a disk that only xl knows, cannot be seen.
     """
-    if vm.xen is None or vm.define is not None:
+    guest = xen.guest_of(vm)
+    if guest is None or vm.define is not None:
         return None
     made = hashlib.sha256(configuration(vm).encode())
-    for path in made_of(vm.xen):
+    for path in made_of(guest):
         if not path.is_file():
             return None
         about = path.stat()

@@ -1,9 +1,9 @@
 """
-From what was said in a YAML file, on a command line and as pairs to `Settings` and the zones that go with them.
+From the raw configuration (a YAML file, a command line, pairs) to `Settings` and the zones that go with them.
 
-Everything is text until `KEYS` and `VM_KEYS` say what it means, wherever it came from: a file and a command line are
-read by the same rules. Every error names the file, the line and the key, and what would be right; all mistakes of a
-file are found in one run, but for what depends on values that are wrong themselves. Nothing is started.
+Everything is text until the declarations of the keys (`schema`) parse it, wherever it came from: a file and a command
+line are read by the same rules. Every error names the file, the line and the key, and what would be right; all mistakes
+of a file are found in one run, but for what depends on values that are wrong themselves. Nothing is started.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from ipaddress import ip_address
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from xml.etree import ElementTree
 
 import attrs
 
-from jitsu_tw.backends import backend_class
-from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, SHARED, VM_KEYS, XEN_KEYS, near, require
+from jitsu_tw.backends import BACKENDS
+from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, HOST_KEYS, INHERITED, KEYS, STRICT, VM_KEYS
 from jitsu_tw.config.source import (
     COMMAND_LINE,
     File,
@@ -34,14 +33,15 @@ from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import ROOT, parent, to_text
 from jitsu_tw.dns.zone import Zone, finish
 from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
+from jitsu_tw.keys import keys_of
+from jitsu_tw.parsers import near, require
+from jitsu_tw.readiness import READINESS, completed
 from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
-from jitsu_tw.xen import XenGuest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
 
-    from jitsu_tw.config.schema import Key
-    from jitsu_tw.networks import Address
+    from jitsu_tw.keys import Key
 
 #: The file that is looked for beside the first zone.
 FILE: Final = "jitsu.yaml"
@@ -49,24 +49,24 @@ FILE: Final = "jitsu.yaml"
 #: Characters of a token: fewer can be guessed.
 SHORTEST_TOKEN: Final = 16
 
-#: libvirt's name for the hypervisor of this machine.
-CONNECT: Final = {"libvirt": "qemu:///system"}
-
 #: Any of the hosts.
 ANY: Final = "any"
 
-#: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, if nobody says otherwise.
+#: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, without an `idle`.
 LEAST_IDLE: Final = 10.0
 
-#: What holds where nothing is said.
-_DEFAULTS: Final = Settings()
+#: The keys whose values are in no field of their own of a `VM`.
+_OTHERS: Final = VM_KEYS.keys() - INHERITED.keys() - keys_of(VM).keys()
+
+#: The keys of a VM that name a file.
+_PATHS: Final = frozenset(name for name, key in VM_KEYS.items() if key.path)
 
 
 def load(
     options: Mapping[str, str | Sequence[str]], pairs: Sequence[str] = (), path: Path | None = None
 ) -> tuple[Settings, Zones]:
     """
-    Return what a command line and the files that it leads to say.
+    Return the configuration of a command line and of the files that it leads to.
 
     Args:
         options: long names of options and their values; they beat the file.
@@ -90,13 +90,13 @@ def load(
     return _settings(file)
 
 
-def _values(said: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[str, Any]:
-    """Return the value of each key that was said."""
+def _values(raw: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[str, Any]:
+    """Return the value of each key of *raw*."""
     values: dict[str, Any] = {}
     mistakes = Mistakes()
-    for name, sayings in said.items():
+    for name, ones in raw.items():
         key, found = keys[name], []
-        for one in sayings:
+        for one in ones:
             try:
                 value = key.parse(one.text)
             except ValueError as error:
@@ -112,33 +112,28 @@ def _values(said: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[s
 
 
 def _settings(file: File) -> tuple[Settings, Zones]:
-    mistakes, whole = file.mistakes, False
+    mistakes, builder = file.mistakes, None
     with mistakes:
-        values, defaults = _top(file)
-        served = _served(values.get("bind", _DEFAULTS.bind))
-        whole = True
-    keep = whole and values.get("persistdb") is not None
-    apart, vms = UniquenessCheck(), []
+        builder = _Builder(_top(file), file.top)
+    unique, vms = UniquenessCheck(), []
     needs: dict[str, RawValue] = {}
-    for said in file.vms:
+    for raw in file.vms:
         with mistakes:
-            if not whole:  # what else holds for a VM depends on the top
-                _values(said, VM_KEYS, _where(said))
+            if builder is None:  # what else holds for a VM depends on the top
+                _values(raw, VM_KEYS, _where(raw))
                 continue
-            vm = _vm(said, defaults, keep=keep)
-            apart.add(vm, said)
-            if values.get("synjitsu") is None:
-                _check_no_synjitsu(vm, said.get("use_synjitsu") or file.top.get("use_synjitsu"), values["hosts"])
-            _check_bind(vm, said, served)
+            vm = builder.vm(raw)
+            unique.add(vm, raw)
             vms.append(vm)
             if vm.needs:
-                needs[vm.name] = said["needs"][0]
-    del apart  # of 100,000 VMs, that is a lot
-    if not whole:
+                needs[vm.name] = raw["needs"][0]
+    del unique  # of 100,000 VMs, that is a lot
+    if builder is None:
         mistakes.end()
+    assert builder is not None
     if not mistakes:
         check_needs(vms, needs)
-    settings = Settings(vms=tuple(vms), defaults=defaults, **values)
+    settings = attrs.evolve(builder.settings, vms=tuple(vms))
     if not settings.vms and not settings.zones and not mistakes:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
         raise ConfigError(message)
@@ -148,85 +143,123 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     return settings, found
 
 
-def _top(file: File) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of `Settings` but the VMs, and what holds for a VM that does not say otherwise."""
-    top, mistakes = file.top, Mistakes()
+# The top, and the groups in it.
+
+
+def _top(file: File) -> Settings:
+    """Return the `Settings` without the VMs."""
+    raw, mistakes = file.top, Mistakes()
     values: dict[str, Any] = {}
     with mistakes:
-        values = _values(top, KEYS)
+        values = _values(raw, KEYS)
     with mistakes:
         values["cluster"] = _cluster(file.cluster) if file.cluster else None
     with mistakes:
         values["hosts"] = _hosts(file.hosts)
     mistakes.end()
-    port = values.pop("port", None)
-    if port is not None and values.get("forwarder"):
-        values["forwarder"] = (values["forwarder"][0], port)
-    defaults: dict[str, Any] = {key: values.pop(key) for key in [*SHARED, "delay"] if key in values and key != "ttl"}
-    defaults["ttl"] = values.get("ttl", _DEFAULTS.ttl)
-    defaults["hosts"] = values["hosts"]
-    for check in (_check_keys, _check_secrets, _check_fence, _check_remote, _check_forwarder, _check_listen):
-        with mistakes:
-            check(values, top)
+    if values.get("forwarder") and "port" in values:
+        values["forwarder"] = (values["forwarder"][0], values["port"])
     with mistakes:
-        _check_times(defaults, top, "")
+        _read_secrets(values, raw)
+    settings = Settings(**values)
+    for check in (_check_keys, _check_token, _check_fence, _check_remote, _check_forwarder, _check_listen):
+        with mistakes:
+            check(settings, raw)
+    with mistakes:
+        _check_times(settings, raw, "")
     mistakes.end()
-    return values, defaults
+    return settings
 
 
-def _check_remote(values: Mapping[str, Any], top: RawConfig) -> None:
+def _read_secrets(values: dict[str, Any], raw: RawConfig) -> None:
+    """Read the token and the secret from the files that *values* name."""
+    for key in ("control_token", "synjitsu_secret"):
+        if key in values:
+            values[key] = _secret(values[key], raw[key][0], key)
+
+
+def _secret(path: Path, raw: RawValue, key: str) -> str:
+    """Return the secret in a file; refuse one that is short, or that everybody may read."""
+    try:
+        secret = read_text(path).strip()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise raw.wrong(key, f"{path} cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise raw.wrong(key, f"{path} {error.message}") from error
+    if mode & stat.S_IROTH:
+        raise raw.wrong(key, f"everybody may read {path}; chmod o-r it")
+    if len(secret) < SHORTEST_TOKEN:
+        message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
+        raise raw.wrong(key, message)
+    return secret
+
+
+def _check_token(settings: Settings, raw: RawConfig) -> None:
+    """Refuse a control endpoint for other machines without a token."""
+    if settings.control_token is None and any(one.startswith("ssl:") for one in settings.control):
+        message = "clients that connect there can start and stop VMs; name a file with a secret by control_token"
+        raise raw["control"][0].wrong("control", message)
+
+
+def _check_remote(settings: Settings, raw: RawConfig) -> None:
     """Refuse to share a configuration that is kept nowhere."""
-    if "remote" in values and "persistdb" not in values:
+    if settings.remote is not None and settings.persistdb is None:
         message = "what is shared is kept in the state; say where that is, with persistdb"
-        raise top["remote"][0].wrong("remote", message)
+        raise raw["remote"][0].wrong("remote", message)
 
 
-def _check_forwarder(values: Mapping[str, Any], top: RawConfig) -> None:
+def _check_forwarder(settings: Settings, raw: RawConfig) -> None:
     """Refuse to forward questions to this server itself, which would forward them again, and so on."""
-    if not values.get("forwarder"):
+    if settings.forwarder is None:
         return
-    host, port = values["forwarder"]
-    bind = values.get("bind", _DEFAULTS.bind)
+    (host, port), bind = settings.forwarder, settings.bind
     here = host in bind or (ip_address(host).is_loopback and any(ip_address(one).is_unspecified for one in bind))
-    if here and port == values.get("listen", _DEFAULTS.listen):
+    if here and port == settings.listen:
         message = f"{host} port {port} is this server itself; name another one, or leave it out"
-        raise top["forwarder"][0].wrong("forwarder", message)
+        raise raw["forwarder"][0].wrong("forwarder", message)
 
 
-def _check_listen(values: Mapping[str, Any], top: RawConfig) -> None:
+def _check_listen(settings: Settings, raw: RawConfig) -> None:
     """Refuse one port for DNS and for the control endpoint."""
-    listen, bind = str(values.get("listen", _DEFAULTS.listen)), values.get("bind", _DEFAULTS.bind)
-    for place in values.get("control", ()):
-        host, _, port = place.rpartition(":")
-        if port == listen and host.strip("[]") in bind:
-            key = "listen" if "listen" in top else "control"
+    for endpoint in settings.control:
+        host, _, port = endpoint.rpartition(":")
+        if port == str(settings.listen) and host.strip("[]") in settings.bind:
+            key = "listen" if "listen" in raw else "control"
             message = f"DNS and control cannot both be at {host} port {port}; choose another for one"
-            raise top[key][0].wrong(key, message)
+            raise raw[key][0].wrong(key, message)
 
 
-def _check_keys(values: Mapping[str, Any], top: RawConfig) -> None:
+def _check_keys(settings: Settings, raw: RawConfig) -> None:
     """Refuse names of TSIG keys that are not there, and two keys of one name."""
     try:
-        ring = tsig.Keyring(values.get("tsig_keys", ()))
+        ring = tsig.Keyring(settings.tsig_keys)
     except ValueError as error:
-        raise top["tsig_keys"][0].wrong("tsig_keys", str(error)) from error
+        raise raw["tsig_keys"][0].wrong("tsig_keys", str(error)) from error
     for name in ("allow_transfer", "notify"):
-        for said, value in zip(top.get(name, ()), values.get(name, ()), strict=True):
+        for one, value in zip(raw.get(name, ()), getattr(settings, name), strict=True):
             if value.key is not None and ring.get(value.key) is None:
-                raise said.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
+                raise one.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
 
 
-def _cluster(said: RawConfig) -> Cluster:
-    """Return what *said* says of those that we share zones with."""
-    first = next(iter(said.values()))[0]
+def _check_fence(settings: Settings, raw: RawConfig) -> None:
+    """Refuse to start VMs elsewhere where nothing makes sure that they do not run any more."""
+    if settings.on_host_loss is OnHostLoss.RESTART and not settings.fence:
+        message = "without fence, a command that makes sure that a host is dead, a VM might run on two hosts"
+        raise raw["on_host_loss"][0].wrong("on_host_loss", message)
+
+
+def _cluster(raw: RawConfig) -> Cluster:
+    """Return the group `cluster`."""
+    first = next(iter(raw.values()))[0]
     for key in ("etcd", "node"):
-        if key not in said:
+        if key not in raw:
             raise first.wrong(f"cluster.{key}", "is missing; a cluster needs the URLs of etcd, and this node's name")
-    values = _values(said, CLUSTER_KEYS, "cluster.")
-    if ("user" in said) != ("password" in said) or ("cert" in said) != ("key" in said):
+    values = _values(raw, CLUSTER_KEYS, "cluster.")
+    if ("user" in raw) != ("password" in raw) or ("cert" in raw) != ("key" in raw):
         raise first.wrong("cluster", "user and password go together, and so do cert and key; give both or neither")
     if "password" in values:
-        one = said["password"][0]
+        one = raw["password"][0]
         try:
             values["password"] = read_text(values["password"]).strip()
         except ConfigError as error:
@@ -241,181 +274,162 @@ def _cluster(said: RawConfig) -> Cluster:
 def _hosts(listed: Sequence[RawConfig]) -> tuple[Host, ...]:
     """Return the hosts that are *listed*."""
     found: dict[str, Host] = {}
-    for number, said in enumerate(listed):
+    for number, raw in enumerate(listed):
         where = f"hosts[{number}]."
-        first = next(iter(said.values()))[0] if said else RawValue("", COMMAND_LINE)
-        if "name" not in said:
+        first = next(iter(raw.values()))[0] if raw else RawValue("", COMMAND_LINE)
+        if "name" not in raw:
             raise first.wrong(f"{where}name", "is missing; every host needs its name")
-        values = _values(said, HOST_KEYS, where)
-        backend = values.setdefault("backend", "libvirt")
+        values = _values(raw, HOST_KEYS, where)
         if values["name"] in {*found, ANY}:
-            raise said["name"][0].wrong(f"{where}name", f"{values['name']} is taken already; each needs its own")
-        if "connect" not in values and backend != "memory":
+            raise raw["name"][0].wrong(f"{where}name", f"{values['name']} is taken already; each needs its own")
+        host = Host(**{"connect": values["name"], **values})
+        if "connect" not in values and BACKENDS[host.backend].uris:
             raise first.wrong(f"{where}connect", "is missing; say the hypervisor's URI")
-        values.setdefault("connect", values["name"])
-        found[values["name"]] = Host(**values)
+        found[host.name] = host
     return tuple(found.values())
 
 
-def _check_fence(values: Mapping[str, Any], top: RawConfig) -> None:
-    """Refuse to start VMs elsewhere where nobody makes sure that they do not run any more."""
-    if values.get("on_host_loss") is OnHostLoss.RESTART and not values.get("fence"):
-        message = "without fence, a command that makes sure that a host is dead, a VM might run on two hosts"
-        raise top["on_host_loss"][0].wrong("on_host_loss", message)
+# A VM.
 
 
-def vm_from(said: RawConfig, settings: Settings) -> VM:
+def vm_from(raw: RawConfig, settings: Settings) -> VM:
     """
-    Return the VM that *said* describes beside those of *settings*, which are not looked at.
+    Return the VM that *raw* describes beside those of *settings*, which are not looked at.
 
     Raises:
         ConfigError: the place, what is wrong there, and what would be right.
     """
-    for key, sayings in said.items():
+    for key, ones in raw.items():
         if key not in VM_KEYS:
-            raise sayings[0].wrong(key, f"no such key{near(key, VM_KEYS)}")
-        if len(sayings) > 1 and not VM_KEYS[key].many:
-            raise sayings[1].wrong(key, "is there twice; keep one")
-    vm = _vm(said, settings.defaults, keep=True)
-    if settings.synjitsu is None:
-        _check_no_synjitsu(vm, said.get("use_synjitsu"), settings.hosts)
-    _check_bind(vm, said, _served(settings.bind))
-    return vm
+            raise ones[0].wrong(key, f"no such key{near(key, VM_KEYS)}")
+        if len(ones) > 1 and not VM_KEYS[key].many:
+            raise ones[1].wrong(key, "is there twice; keep one")
+    return _Builder(settings, {}, keep=True).vm(raw)
 
 
-def _where(said: RawConfig) -> str:
-    """Return how an error begins that is about the VM that *said* describes."""
-    name = said["name"][0].text if "name" in said else ""
+def _where(raw: RawConfig) -> str:
+    """Return how an error begins that is about the VM that *raw* describes."""
+    name = raw["name"][0].text if "name" in raw else ""
     return f"vms: {name}: " if name else "vms: "
 
 
-def _served(bind: Sequence[str]) -> frozenset[Address]:
-    """Return the addresses that Jitsu itself serves at."""
-    return frozenset(ip_address(one.partition("%")[0]) for one in bind)
+class _Builder:
+    """
+    Builds VMs, which inherit from the top of the configuration.
+
+    Attributes:
+        settings: the top.
+    """
+
+    def __init__(self, settings: Settings, top: RawConfig, *, keep: bool | None = None) -> None:
+        """
+        Build below *settings*.
+
+        Args:
+            settings: without VMs, or with others.
+            top: the raw values of *settings*, for errors.
+            keep: keep the raw values of the VMs; by default if there is a state to keep them in.
+        """
+        self.settings, self._top = settings, top
+        self._keep = settings.persistdb is not None if keep is None else keep
+        self._inherited = {key: getattr(settings, key) for key in INHERITED}
+        self._inherited["images"] = settings.images.absolute()
+        self._served = frozenset(ip_address(one.partition("%")[0]) for one in settings.bind)
+        self._readiness: dict[tuple[tuple[str, Any], ...], Mapping[str, Any]] = {}
+
+    def vm(self, raw: RawConfig) -> VM:
+        """Return the VM that *raw* describes."""
+        first = next(iter(raw.values()))[0] if raw else RawValue("", COMMAND_LINE)
+        where = _where(raw)
+        values = _vm_values(raw, first, where)
+        hosts = _check_hosts(values, raw, where, self.settings.hosts)
+        kind = hosts[0].backend if hosts else values.get("backend", self.settings.backend)
+        vm = self._assembled(values, raw, first, kind, hosts)
+        mistakes = Mistakes()
+        for check in (_check_boot, _check_standin, _check_times, _check_backend_keys, _check_definition):
+            try:
+                check(vm, raw, where, kind)
+            except ConfigError as error:
+                mistakes.add(error)
+        mistakes.end()
+        self._check_synjitsu(vm, raw)
+        self._check_bind(vm, raw)
+        return vm
+
+    def _assembled(
+        self, values: dict[str, Any], raw: RawConfig, first: RawValue, kind: str, hosts: Sequence[Host] | None
+    ) -> VM:
+        """Return the VM of these *values*, with what it inherits, on a hypervisor of this *kind*."""
+        fields = {**self._inherited, **values}
+        for key in _OTHERS & values.keys():
+            del fields[key]
+        if hosts is not None:
+            fields |= {"backend": HOSTS, "connect": "", "hosts": tuple(host.name for host in hosts)}
+        elif "connect" not in values:
+            inherited = self.settings.connect if kind == self.settings.backend else None
+            fields["connect"] = inherited or BACKENDS[kind].connect
+        if fields["idle"] is None:
+            fields["idle"] = 2.0 * fields["ttl"] or LEAST_IDLE
+        if "images" in values:
+            fields["images"] = values["images"].absolute()
+        fields["dns"] = tuple(sorted({name.lower() for name in values["dns"]}))  # the state has them in no order
+        fields["ip"] = tuple(dict.fromkeys(values["ip"]))
+        chosen = tuple([(key, values[key]) for key in READINESS if key in values])
+        if chosen not in self._readiness:  # VMs that are alike share it
+            self._readiness[chosen] = completed(chosen, self.settings.delay)
+        fields["readiness"] = self._readiness[chosen]
+        declared = BACKENDS[kind].settings
+        if declared is not None and (own := {key: values[key] for key in BACKEND_KEYS[kind] if key in values}):
+            fields["backend_settings"] = declared(**own)
+        if self._keep:
+            fields["raw"] = {key: tuple([one.text for one in ones]) for key, ones in raw.items()}
+            for key in _PATHS & raw.keys():
+                fields["raw"][key] = (str(values[key].absolute()),)
+        dns = raw["dns"][0]
+        fields["place"], fields["dns_place"] = (first.path, first.line), (dns.path, dns.line)
+        return VM(**fields)
+
+    def _check_synjitsu(self, vm: VM, raw: RawConfig) -> None:
+        """Refuse a VM that wants Synjitsu where there is none."""
+        if self.settings.synjitsu is not None or not vm.use_synjitsu:
+            return
+        ones = raw.get("use_synjitsu") or self._top.get("use_synjitsu")
+        if ones and not any(host.synjitsu for host in self.settings.hosts if host.name in vm.hosts):
+            message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
+            raise ones[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
+
+    def _check_bind(self, vm: VM, raw: RawConfig) -> None:
+        """Refuse a VM at one of the addresses that Jitsu itself serves at."""
+        for number, address in enumerate(vm.ip):
+            if address in self._served:
+                message = f"{address} is what Jitsu serves at (bind); give the VM an address of its own"
+                raise raw["ip"][min(number, len(raw["ip"]) - 1)].wrong(f"vms: {vm.name}: ip", message)
 
 
-def _check_bind(vm: VM, said: RawConfig, served: frozenset[Address]) -> None:
-    """Refuse a VM at one of the addresses that are *served*."""
-    for number, address in enumerate(vm.ip):
-        if address in served:
-            message = f"{address} is what Jitsu serves at (bind); give the VM an address of its own"
-            raise said["ip"][min(number, len(said["ip"]) - 1)].wrong(f"vms: {vm.name}: ip", message)
-
-
-def _check_no_synjitsu(vm: VM, said: Sequence[RawValue] | None, hosts: Sequence[Host]) -> None:
-    """Refuse a VM that wants Synjitsu where there is none."""
-    if vm.use_synjitsu and said and not any(host.synjitsu for host in hosts if host.name in vm.hosts):
-        message = "there is none; say where it listens, with synjitsu at the top, or leave this out"
-        raise said[0].wrong(f"vms: {vm.name}: use_synjitsu", message)
-
-
-def _check_secrets(values: dict[str, Any], top: RawConfig) -> None:
-    """Read the token and the secret; refuse a control endpoint for other machines without a token."""
-    for key in ("control_token", "synjitsu_secret"):
-        if key in values:
-            values[key] = _secret(values[key], top[key][0], key)
-    if "control_token" not in values and any(one.startswith("ssl:") for one in values.get("control", ())):
-        message = "clients that connect there can start and stop VMs; name a file with a secret by control_token"
-        raise top["control"][0].wrong("control", message)
-
-
-def _secret(path: Path, said: RawValue, key: str) -> str:
-    """Return the secret in a file; refuse one that is short, or that everybody may read."""
-    try:
-        secret = read_text(path).strip()
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise said.wrong(key, f"{path} cannot be read: {error.strerror}") from error
-    except ConfigError as error:
-        raise said.wrong(key, f"{path} {error.message}") from error
-    if mode & stat.S_IROTH:
-        raise said.wrong(key, f"everybody may read {path}; chmod o-r it")
-    if len(secret) < SHORTEST_TOKEN:
-        message = f"{path} should have {SHORTEST_TOKEN} characters or more; make one with: openssl rand -hex 32"
-        raise said.wrong(key, message)
-    return secret
-
-
-def _vm(said: RawConfig, defaults: Mapping[str, Any], *, keep: bool) -> VM:
-    """Return the VM that *said* describes; *keep* what was said for the state."""
-    first = next(iter(said.values()))[0] if said else RawValue("", COMMAND_LINE)
-    where = _where(said)
-    values = _vm_values(said, first, where)
-    hosts = _check_hosts(values, said, where, defaults.get("hosts", ()))
-    if hosts is not None:
-        values["backend"] = hosts[0].backend
-    backend = values.setdefault("backend", defaults.get("backend", "libvirt"))
-    inherited = defaults.get("connect") if backend == defaults.get("backend", "libvirt") else None
-    values.setdefault("connect", inherited or CONNECT.get(backend, ""))
-    values.setdefault("ttl", defaults["ttl"])
-    values.setdefault("mode", defaults.get("mode", Mode.DESTROY))
-    values.setdefault("idle", defaults.get("idle", 2.0 * values["ttl"] or LEAST_IDLE))
-    for key in ("idle_packets", "evidence", "save_fallback", "min_up", "max_up", "check_every", "stop_timeout",
-                "images", "use_synjitsu", "wake_by_packet", "handover"):
-        if key in defaults:
-            values.setdefault(key, defaults[key])
-    if "wait_for_http" in values:
-        values.setdefault("wait_for_port", 80)
-    if "wait_for_port" not in values and "wait_for_key" not in values:
-        values.setdefault("response_delay", defaults.get("delay", 0.1))
-    if "images" in values:
-        values["images"] = values["images"].absolute()
-    paths = {key: (str(values[key].absolute()),) for key in said if keep and VM_KEYS[key].path}
-    mistakes = Mistakes()
-    for check in (_check_boot, _check_standin, _check_times):
-        try:
-            check(values, said, where)
-        except ConfigError as error:
-            mistakes.add(error)
-    mistakes.end()
-    guest = {key: values.pop(key) for key in XEN_KEYS if key in values}
-    if "mac" in guest:
-        values["mac"] = guest["mac"] if backend == "libxl" else guest.pop("mac")
-    if guest and backend != "libxl":
-        key = next(iter(guest))
-        raise said[key][0].wrong(f"{where}{key}", "is for the backend libxl only")
-    if guest:
-        values["xen"] = XenGuest(**guest)
-    if values.get("define") and backend == "libvirt":
-        _check_definition(values["define"], values["name"], said["define"][0], f"{where}define")
-    if hosts is not None:
-        values["backend"], values["connect"] = HOSTS, ""
-        values["hosts"] = tuple(host.name for host in hosts)
-    values["dns"] = tuple(sorted({name.lower() for name in values["dns"]}))  # the state has them in no order
-    values["ip"] = tuple(dict.fromkeys(values["ip"]))
-    if "faults" in values:
-        values["faults"] = frozenset(values["faults"])
-    values["place"] = (first.path, first.line)
-    values["dns_place"] = (said["dns"][0].path, said["dns"][0].line)
-    if keep:
-        values["said"] = {key: tuple(one.text for one in sayings) for key, sayings in said.items()} | paths
-    return VM(**values)
-
-
-def _vm_values(said: RawConfig, first: RawValue, where: str) -> dict[str, Any]:
+def _vm_values(raw: RawConfig, first: RawValue, where: str) -> dict[str, Any]:
     """Return the value of each key of a VM; those that each VM needs are among them."""
-    missing = [key for key in ("dns", "ip", "name") if not said.get(key) or not said[key][0].text]
+    missing = [key for key in ("dns", "ip", "name") if not raw.get(key) or not raw[key][0].text]
     if not missing:
-        return _values(said, VM_KEYS, where)
+        return _values(raw, VM_KEYS, where)
     mistakes = Mistakes()
     for key in missing:
         mistakes.add(first.wrong(f"{where}{key}", f"is missing; every VM needs its {key}"))
     with mistakes:
-        _values({key: ones for key, ones in said.items() if key not in missing}, VM_KEYS, where)
+        _values({key: ones for key, ones in raw.items() if key not in missing}, VM_KEYS, where)
     mistakes.end()
     return {}
 
 
 def _check_hosts(
-    values: dict[str, Any], said: RawConfig, where: str, hosts: Sequence[Host]
+    values: Mapping[str, Any], raw: RawConfig, where: str, hosts: Sequence[Host]
 ) -> tuple[Host, ...] | None:
     """Return the hosts that a VM may run on; None for one that is none of theirs."""
     if values.keys().isdisjoint(("host", "prefer", "avoid")):
         return None
-    named = values.pop("host", None)
+    named: tuple[str, ...] | None = values.get("host")
     known = {host.name: host for host in hosts}
     for key in ("host", "prefer", "avoid"):
-        for one in said.get(key, ()):
+        for one in raw.get(key, ()):
             if named is None:
                 raise one.wrong(f"{where}{key}", "is for VMs with host; say host: any, or leave this out")
             if one.text not in known and (key, one.text) != ("host", ANY):
@@ -424,12 +438,12 @@ def _check_hosts(
     if named is None:
         return None
     for key in ("backend", "connect"):
-        if key in said:
-            raise said[key][0].wrong(f"{where}{key}", "is the host's; leave it out where there is host")
+        if key in raw:
+            raise raw[key][0].wrong(f"{where}{key}", "is the host's; leave it out where there is host")
     if ANY in named and len(named) > 1:
-        raise said["host"][0].wrong(f"{where}host", f"{ANY} is all hosts; say {ANY}, or the others")
+        raise raw["host"][0].wrong(f"{where}host", f"{ANY} is all hosts; say {ANY}, or the others")
     for key in ("prefer", "avoid"):
-        for one in said.get(key, ()):
+        for one in raw.get(key, ()):
             if ANY not in named and one.text not in named:
                 raise one.wrong(f"{where}{key}", f"{one.text} is none of its hosts; add it to host, or leave it out")
             if key == "avoid" and one.text in values.get("prefer", ()):
@@ -437,47 +451,69 @@ def _check_hosts(
     if ANY not in named:
         return tuple(known[name] for name in dict.fromkeys(named))
     if not hosts:
-        raise said["host"][0].wrong(f"{where}host", "there are no hosts; list them at the top, under hosts")
+        raise raw["host"][0].wrong(f"{where}host", "there are no hosts; list them at the top, under hosts")
     return tuple(hosts)
 
 
-def _check_boot(values: Mapping[str, Any], said: RawConfig, where: str) -> None:
+def _check_boot(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
     """Refuse an image of the ready guest where there can be none, or where another one would be in its way."""
-    if values.get("boot_from") is not Boot.SNAPSHOT:
+    if vm.boot_from is not Boot.SNAPSHOT:
         return
-    if not backend_class(values["backend"]).images:
-        raise said["boot_from"][0].wrong(f"{where}boot_from", f"{values['backend']} keeps no images; leave it out")
-    if values["mode"] is Mode.SAVE:
+    if not BACKENDS[kind].images:
+        raise raw["boot_from"][0].wrong(f"{where}boot_from", f"{kind} keeps no images; leave it out")
+    if vm.mode is Mode.SAVE:
         message = "with mode save, a VM starts from what it was when it was stopped; choose one of the two"
-        raise said["boot_from"][0].wrong(f"{where}boot_from", message)
+        raise raw["boot_from"][0].wrong(f"{where}boot_from", message)
 
 
-def _check_times(values: Mapping[str, Any], said: RawConfig, where: str) -> None:
+def _check_times(settings: VM | Settings, raw: RawConfig, where: str, _kind: str = "") -> None:
     """Refuse a VM that must be stopped while it may not be."""
-    if 0 < values.get("max_up", 0) < values.get("min_up", 0):
-        key = "max_up" if "max_up" in said else "min_up"
-        message = f"max_up ({values['max_up']:g} s) is below min_up ({values['min_up']:g} s); change one of them"
-        first = said.get(key) or next(iter(said.values()))
+    if 0 < settings.max_up < settings.min_up:
+        key = "max_up" if "max_up" in raw else "min_up"
+        message = f"max_up ({settings.max_up:g} s) is below min_up ({settings.min_up:g} s); change one of them"
+        first = raw.get(key) or next(iter(raw.values()))
         raise first[0].wrong(f"{where}{key}", message)
 
 
-def _check_standin(values: Mapping[str, Any], said: RawConfig, where: str) -> None:
-    """Refuse what cannot be where packets are held until the guest's port answers."""
-    if values.get("use_synjitsu"):
-        if "wait_for_http" in values:
-            message = "no HTTP gets through to a guest that is stood in for; use wait_for_port with use_synjitsu"
-            raise said["wait_for_http"][0].wrong(f"{where}wait_for_http", message)
-    elif "ports" in values or "wake_udp" in values:
-        key = "ports" if "ports" in values else "wake_udp"
+def _check_standin(vm: VM, raw: RawConfig, where: str, _kind: str) -> None:
+    """Refuse what cannot be where packets are held until the guest's port answers, and what is for that only."""
+    if vm.use_synjitsu:
+        for key in vm.readiness:
+            if why := READINESS[key].no_stand_in:
+                raise raw[key][0].wrong(f"{where}{key}", why)
+    elif vm.ports or vm.wake_udp:
+        key = "ports" if vm.ports else "wake_udp"
         message = "only Synjitsu looks at ports; set use_synjitsu: true, or leave this out"
-        raise said[key][0].wrong(f"{where}{key}", message)
+        raise raw[key][0].wrong(f"{where}{key}", message)
 
 
-def check_needs(vms: Sequence[VM], said: Mapping[str, RawValue]) -> None:
-    """Refuse VMs that need one that is not there, or, in the end, themselves."""
+def _check_backend_keys(_vm: VM, raw: RawConfig, where: str, kind: str) -> None:
+    """Refuse keys that only VMs of another backend have."""
+    for key in raw if not STRICT.keys().isdisjoint(raw) else ():
+        if STRICT.get(key, kind) != kind:
+            raise raw[key][0].wrong(f"{where}{key}", f"is for the backend {STRICT[key]} only")
+
+
+def _check_definition(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
+    """Refuse a `define` file that does not define this VM, where the backend can tell."""
+    check = BACKENDS[kind].check_definition
+    if vm.define is None or check is None:
+        return
+    try:
+        check(read_octets(vm.define), vm.name)
+    except (ConfigError, ValueError) as error:
+        why = error.message if isinstance(error, ConfigError) else error
+        raise raw["define"][0].wrong(f"{where}define", f"{vm.define} {why}") from error
+
+
+# All VMs together.
+
+
+def check_needs(vms: Sequence[VM], raw: Mapping[str, RawValue]) -> None:
+    """Refuse VMs that need one that is not there, or, in the end, themselves; *raw* has their `needs`, by name."""
     needs = {vm.name: vm.needs for vm in vms}
     done: set[str] = set()
-    for start in said:
+    for start in raw:
         way = [(start, iter(needs[start]))]  # from where we began to where we are
         on_way = {start}
         while way:
@@ -488,28 +524,15 @@ def check_needs(vms: Sequence[VM], said: Mapping[str, RawValue]) -> None:
                 on_way.remove(name)
                 way.pop()
             elif needed not in needs:
-                raise said[name].wrong(f"vms: {name}: needs", f"there is no VM {needed!r}{near(needed, needs)}")
+                raise raw[name].wrong(f"vms: {name}: needs", f"there is no VM {needed!r}{near(needed, needs)}")
             elif needed in on_way:
                 names = [one for one, _ in way]
                 circle = " needs ".join([*names[names.index(needed) :], needed])
                 message = f"goes round in a circle: {circle}; take one of them out"
-                raise said[needed].wrong(f"vms: {needed}: needs", message)
+                raise raw[needed].wrong(f"vms: {needed}: needs", message)
             elif needed not in done:
                 way.append((needed, iter(needs[needed])))
                 on_way.add(needed)
-
-
-def _check_definition(path: Path, name: str, said: RawValue, where: str) -> None:
-    """See to it that a `define` file is one of libvirt's, and of this VM."""
-    try:
-        root = ElementTree.fromstring(read_octets(path))  # noqa: S314
-    except ConfigError as error:
-        raise said.wrong(where, f"{path} {error.message}") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: of its encoding
-        raise said.wrong(where, f"{path} is not XML: {error}") from error
-    found = (root.findtext("name") or "").strip()
-    if root.tag != "domain" or found != name:
-        raise said.wrong(where, f"{path} should define a domain with the name {name!r}, not {found or root.tag!r}")
 
 
 class UniquenessCheck:
@@ -518,8 +541,8 @@ class UniquenessCheck:
     def __init__(self) -> None:
         self._owners: dict[str, dict[Any, VM]] = {"name": {}, "uuid": {}, "dns": {}, "ip": {}}
 
-    def add(self, vm: VM, said: RawConfig) -> None:
-        """Take one more VM, and what was said of it."""
+    def add(self, vm: VM, raw: RawConfig) -> None:
+        """Add one more VM, and its raw configuration, for the error."""
         mine = {"name": (vm.name,), "uuid": (vm.uuid,) if vm.uuid else (), "dns": vm.dns, "ip": vm.ip}
         for key, values in mine.items():
             owners = self._owners[key]
@@ -527,7 +550,7 @@ class UniquenessCheck:
                 owner = owners.setdefault(value, vm)
                 if owner is not vm:
                     text = to_text(value) if isinstance(value, bytes) else str(value)
-                    one = said[key][min(number, len(said[key]) - 1)]
+                    one = raw[key][min(number, len(raw[key]) - 1)]
                     whose = "another VM" if key == "name" else f"VM {owner.name}"
                     raise one.wrong(f"vms: {vm.name}: {key}", f"{text} is that of {whose} already; each needs its own")
 

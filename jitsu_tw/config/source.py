@@ -1,7 +1,7 @@
 """
-What somebody has said of Jitsu and its VMs: text by its key, each with its place. What it means is `build`'s to know.
+The raw configuration: the texts of a YAML file, or of ``key=value`` pairs, by their keys, each with its file and line.
 
-It comes from a YAML file, or from ``key=value`` pairs. An error names the file, the line and the key.
+What they mean is for `build`. An error names the file, the line and the key.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import yaml
 
-from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS, near
+from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError, Mistakes
+from jitsu_tw.parsers import near
 from jitsu_tw.text import abridged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from jitsu_tw.config.schema import Key
+    from jitsu_tw.keys import Key
 
 #: libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -43,33 +44,33 @@ GROUPS: Final = ("vms", "hosts", "cluster")
 
 @attrs.frozen
 class RawValue:
-    """One value as somebody wrote it, and where: a file and its line, or the command line (no line)."""
+    """The text of one value, and where it stands: a file and its line, or the command line (no line)."""
 
     text: str
     path: str
     line: int | None = None
 
     def wrong(self, key: str, message: str) -> ConfigError:
-        """Return the error that says so; a long *message* loses its middle."""
+        """Return the error for this value of *key*; a long *message* loses its middle."""
         return ConfigError(abridged(message, _SHOWN, " … "), self.path, self.line, key)
 
 
 COMMAND_LINE: Final = "command line"
 
-#: What was said of one thing (of Jitsu, or of one VM): each key's values.
+#: The raw configuration of one thing (Jitsu, a VM, a host): each key's values.
 RawConfig = dict[str, list[RawValue]]
 
 
 @attrs.define
 class File:
     """
-    What a file says.
+    The raw configuration of a whole file.
 
     Attributes:
-        top: of Jitsu itself.
-        vms: of each of them; understood one by one.
-        hosts: of each of them.
-        cluster: of that; nothing if there is none.
+        top: Jitsu's own keys.
+        vms: each VM; read one by one.
+        hosts: each host.
+        cluster: the group `cluster`; empty if there is none.
         mistakes: what was left out of all these; the last is found when `vms` ends.
     """
 
@@ -120,10 +121,10 @@ class _Source:
 
 def read_file(path: Path) -> File:
     """
-    Return what a YAML file says.
+    Return the raw configuration of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or is no YAML; what it says that nobody knows is among the `File.mistakes`.
+        ConfigError: it cannot be read, or is no YAML; keys that do not exist are among the `File.mistakes`.
     """
     text = read_text(path)
     try:
@@ -145,7 +146,7 @@ def read_file(path: Path) -> File:
     source, file = _Source(str(path)), File({})
     top = _mapping(root, source.path, "", file.mistakes)
     groups = {name: top.pop(name, (0, None))[1] for name in GROUPS}
-    file.top = _sayings(top, source, KEYS, "", file.mistakes)
+    file.top = _raw(top, source, KEYS, "", file.mistakes)
     with file.mistakes:
         if (cluster := groups["cluster"]) is not None:
             file.cluster = _group(cluster, source, CLUSTER_KEYS, "cluster")
@@ -157,7 +158,7 @@ def read_file(path: Path) -> File:
 def _list(
     listed: yaml.Node | None, source: _Source, name: str, keys: Mapping[str, Key], mistakes: Mistakes
 ) -> Iterator[RawConfig]:
-    """Yield what each of a list's items says that has no *mistakes*."""
+    """Yield each of a list's items that has no *mistakes*."""
     if listed is None or _empty(listed):
         return
     if not isinstance(listed, yaml.SequenceNode):
@@ -169,12 +170,12 @@ def _list(
     for number in range(len(nodes)):
         if source.left < 0:
             return
-        # Each is let go as soon as it is understood: of 100,000, they are most of our memory.
-        where, said = f"{name}[{number}]", None
+        # Each is freed as soon as it is built: 100,000 of them would be most of our memory.
+        where, raw = f"{name}[{number}]", None
         with mistakes:
-            said = _group(nodes.pop(), source, keys, where)
-        if said is not None:
-            yield said
+            raw = _group(nodes.pop(), source, keys, where)
+        if raw is not None:
+            yield raw
 
 
 def _empty(node: yaml.Node) -> bool:
@@ -182,13 +183,13 @@ def _empty(node: yaml.Node) -> bool:
 
 
 def _group(node: yaml.Node, source: _Source, keys: Mapping[str, Key], where: str) -> RawConfig:
-    """Return what *node* says, or raise all that is wrong with it."""
+    """Return the keys of *node*, or raise all that is wrong with it."""
     mistakes = Mistakes()
     if not node.value:
         raise ConfigError("says nothing; give it its keys, or remove it", source.path, node.start_mark.line + 1, where)
-    said = _sayings(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
+    raw = _raw(_mapping(node, source.path, where, mistakes), source, keys, f"{where}.", mistakes)
     mistakes.end()
-    return said
+    return raw
 
 
 def _mapping(node: yaml.Node, path: str, where: str, mistakes: Mistakes) -> dict[str, tuple[int, yaml.Node]]:
@@ -207,15 +208,15 @@ def _mapping(node: yaml.Node, path: str, where: str, mistakes: Mistakes) -> dict
     return found
 
 
-def _sayings(
+def _raw(
     nodes: Mapping[str, tuple[int, yaml.Node]],
     source: _Source,
     keys: Mapping[str, Key],
     where: str,
     mistakes: Mistakes,
 ) -> RawConfig:
-    """Return what *nodes* say, without the *mistakes*."""
-    said: RawConfig = {}
+    """Return the values of *nodes*, without the *mistakes*."""
+    raw: RawConfig = {}
     for name, (at, node) in nodes.items():
         key = keys.get(name)
         if key is None:
@@ -223,12 +224,12 @@ def _sayings(
             mistakes.add(ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}"))
             continue
         try:
-            said[name] = _values(node, source, key, at, where, name)
+            raw[name] = _values(node, source, key, at, where, name)
         except ConfigError as error:
             mistakes.add(error)
         if source.left < 0:
             break
-    return said
+    return raw
 
 
 def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[RawValue]:
@@ -236,7 +237,7 @@ def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, nam
     items = node.value if isinstance(node, yaml.SequenceNode) and key.many else [node]
     if not items:
         raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, f"{where}{name}")
-    said = []
+    found = []
     for item in items:
         line = item.start_mark.line + 1
         if not isinstance(item, yaml.ScalarNode):
@@ -249,25 +250,25 @@ def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, nam
         source.left -= 1
         if source.left < 0:
             raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, f"{where}{name}")
-        said.append(RawValue(item.value, source.path, line))
-    return said
+        found.append(RawValue(item.value, source.path, line))
+    return found
 
 
 def read_pairs(text: str) -> RawConfig:
     """
-    Return what ``key=value`` pairs say of a VM.
+    Return the raw configuration of a VM in ``key=value`` pairs.
 
     Raises:
-        ConfigError: they are none, or say what nobody knows.
+        ConfigError: they are none, or have keys that do not exist.
     """
-    said: RawConfig = {}
+    raw: RawConfig = {}
     for pair in text.split(","):
         key, equals, value = pair.strip().partition("=")
         if not equals:
             raise ConfigError(f"{pair!r} is not of the form key=value", COMMAND_LINE, key=text)
         if key not in VM_KEYS:
             raise ConfigError(f"no such key{near(key, VM_KEYS)}", COMMAND_LINE, key=key)
-        if key in said and not VM_KEYS[key].many:
+        if key in raw and not VM_KEYS[key].many:
             raise ConfigError("is there twice; keep one", COMMAND_LINE, key=key)
-        said.setdefault(key, []).append(RawValue(value, COMMAND_LINE))
-    return said
+        raw.setdefault(key, []).append(RawValue(value, COMMAND_LINE))
+    return raw

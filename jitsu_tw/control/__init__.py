@@ -1,1 +1,1 @@
-"""The control endpoint: what Jitsu says about itself, and can be told, over HTTP."""
+"""The control endpoint, over HTTP: it shows the VMs and carries out what operators want."""

@@ -129,7 +129,7 @@ class Endpoint(Guarded):
         problems += [f"{name} cannot be asked: {reason}" for name, reason in hypervisors if reason is not None]
         if fleet.cluster.problem:
             problems.append(f"nothing new is started here: {fleet.cluster.problem}")
-        if not fleet.stats.is_written:
+        if not fleet.store.is_written:
             problems.append("the state is not written, only remembered")
         problems += islice(fleet.context.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}

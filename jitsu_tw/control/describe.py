@@ -46,7 +46,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "idle": vm.idle,
         "held": fleet.leases.wakeups.is_held(vm.name),
         "needed": machine.state is State.UP and fleet.dependencies.is_needed(machine),
-        "origin": fleet.stats.origin(fleet.machines[vm.name]),
+        "origin": fleet.store.config.origin(fleet.machines[vm.name]),
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
@@ -71,10 +71,10 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
     """Yield sentences, the most important first."""
     moves = [one for one in decisions if one.kind == "state"]
     since = f" for {duration(now - moves[-1].at)}" if moves else ""
-    asked = next((one for one in reversed(moves) if one.facts["state"] == State.QUEUED.value), None)
+    queued = next((one for one in reversed(moves) if one.facts["state"] == State.QUEUED.value), None)
     if machine.state is State.UP:
         yield f"It has been up{since}." if since else "It is up, and was so before Jitsu looked."
-        yield from _why_up(fleet, machine, asked, now)
+        yield from _why_up(fleet, machine, queued, now)
     elif machine.state in _DOWN:
         reason = f": {machine.reason}" if moves and machine.reason else "" if moves else "; nobody asked for it"
         yield f"It is {_DOWN[machine.state]}{since}{reason}."
@@ -88,8 +88,8 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
         yield f"It is {machine.state.shown}{since}: {_WAITS[machine.state]}."
         if machine.state in STOPS:
             yield f"Why: {machine.reason}."
-        elif asked is not None:
-            yield f"{_asked(asked)}."
+        elif queued is not None:
+            yield f"{_started_for(queued)}."
     yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in fleet.problems_of(machine))
     for refusal in reversed(fleet.journal.refusals.values()):
         if refusal.vm == machine.vm.name:
@@ -100,9 +100,9 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
             )
 
 
-def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> Iterator[str]:
-    if asked is not None:
-        yield f"{_asked(asked)}, {duration(now - asked.at)} ago."
+def _why_up(fleet: Fleet, machine: Machine, queued: Event | None, now: float) -> Iterator[str]:
+    if queued is not None:
+        yield f"{_started_for(queued)}, {duration(now - queued.at)} ago."
     lease = fleet.leases.status(machine)
     if lease is None:
         yield "Nobody asked for it through Jitsu, so it is not stopped."
@@ -114,9 +114,9 @@ def _why_up(fleet: Fleet, machine: Machine, asked: Event | None, now: float) -> 
         yield f"What keeps it: {lease.words}.{end}"
 
 
-def _asked(asked: Event) -> str:
-    why = asked.facts["reason"]
-    asker = asked.facts["asker"]
+def _started_for(queued: Event) -> str:
+    why = queued.facts["reason"]
+    asker = queued.facts["asker"]
     who = asker if asker.startswith("needed by ") else f"for {asker}"
     return f"Started {who}" + ("" if why == "asked for" else f" ({why})")
 

@@ -142,14 +142,14 @@ class Events:
     def _tell(self, event: Event) -> None:
         if not self._readers:
             return
-        told = event.as_json()
+        shown = event.as_json()
         machine = self._fleet.machines.get(event.vm)
         if machine is not None:
-            told["machine"] = describe(self._fleet, machine)
+            shown["machine"] = describe(self._fleet, machine)
             running = self._fleet.journal.running(event.vm)
             if running is not None:
-                told["activation"] = running.as_json()
-        self._send(written(told))
+                shown["activation"] = running.as_json()
+        self._send(written(shown))
 
     def _send(self, octets: bytes) -> None:
         for reader in list(self._readers):

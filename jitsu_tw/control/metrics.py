@@ -62,7 +62,7 @@ class FleetCollector(Collector):
         by_vm = list(self._by_vm())  # first: it gathers the uses of warm answers
         yield gauge("jitsu_build_info", "The version that runs.", {__version__: 1}, "version")
         states = Counter({state.shown: 0 for state in State})
-        for state, count in journal.states.items():
+        for state, count in journal.totals.states.items():
             states[state.shown] += count
         yield gauge("jitsu_vms", "VMs by state.", states, "state")
         yield gauge("jitsu_leases", "VMs that are kept because they are in use.", {"": fleet.leases.leases})
@@ -77,14 +77,15 @@ class FleetCollector(Collector):
             yield gauge(f"jitsu_{what}_up", f"Whether a {what} is known to be well.", well, what)
             running = {one["name"]: one["vms"] for one in members}
             yield gauge(f"jitsu_{what}_vms", f"VMs that a {what} has.", running, what)
-        yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.stats.is_written)})
-        queries = {"warm": journal.warm, "cold": journal.cold}
+        yield gauge("jitsu_state_written", "Whether the state can be written.", {"": int(fleet.store.is_written)})
+        queries = {"warm": journal.totals.warm, "cold": journal.totals.cold}
         yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")
-        refused = {one.name.lower(): journal.refused[one] for one in Verdict if one is not Verdict.ADMITTED}
+        refused = {one.name.lower(): journal.totals.refused[one] for one in Verdict if one is not Verdict.ADMITTED}
         yield counter("jitsu_refused", "Starts that were refused, by reason.", refused, "reason")
-        outcomes = {one: journal.outcomes[one] for one in ("up", "failed", "stopped", "lost")}
+        totals = journal.totals
+        outcomes = {one: totals.outcomes[one] for one in ("up", "failed", "stopped", "lost")}
         yield counter("jitsu_activations", "Ways from stopped to ready, by how they ended.", outcomes, "outcome")
-        yield counter("jitsu_retries", "Starts that were tried once more by themselves.", {"": journal.retries}, "")
+        yield counter("jitsu_retries", "Starts that were tried once more by themselves.", {"": totals.retries}, "")
         yield from by_vm
         yield from self._synjitsu()
 

@@ -19,14 +19,14 @@ async def standins(fleet: Fleet) -> dict[str, Any]:
         list of mappings with ``ip``, ``mac``, ``state``, ``handover`` and ``held``; ``counters``, a mapping of numbers.
     """
     clients = fleet.standins.clients
-    told: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
+    found: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
     for client in clients.values():
         try:
             status = await client.status()
         except JitsuError as error:
-            told["error"] = str(error)
+            found["error"] = str(error)
             continue
-        told["standins"] += status["standins"]
+        found["standins"] += status["standins"]
         for name, count in status["counters"].items():
-            told["counters"][name] = told["counters"].get(name, 0) + count
-    return told
+            found["counters"][name] = found["counters"].get(name, 0) + count
+    return found

@@ -230,7 +230,7 @@ def start(control: Control, name: str, *, wait: bool, as_json: bool) -> None:
 def _start_and_tell(control: Control, name: str, *, err: bool) -> Any:
     """Start a VM, print the steps meanwhile, on standard error if *err*, and return the VM."""
     past = _last_activation(control, name).get("id", 0)
-    told: set[str] = set()
+    printed: set[str] = set()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(control.vm, name, "start")
         while True:
@@ -238,8 +238,8 @@ def _start_and_tell(control: Control, name: str, *, err: bool) -> Any:
             running = _last_activation(control, name)
             if running.get("id", 0) > past or running.get("outcome") == "running":
                 for step, when in running["steps"].items():
-                    if step in show.STEPS and step not in told:
-                        told.add(step)
+                    if step in show.STEPS and step not in printed:
+                        printed.add(step)
                         show.say(show.step(step, when), err=err)
             if done:
                 break
@@ -332,16 +332,16 @@ def check(arguments: tuple[str, ...], *, as_json: bool) -> None:
     """
     from jitsu_tw.ctl.check import checked  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
 
-    said = checked(arguments or ("--config", "jitsu.yaml"))
+    result = checked(arguments or ("--config", "jitsu.yaml"))
     if as_json:
-        show.dump(said)
-    elif said["ok"]:
-        for warning in said["warnings"]:
+        show.dump(result)
+    elif result["ok"]:
+        for warning in result["warnings"]:
             show.say(f"warning: {warning}")
-        show.say(f"OK: {said['vms']} VMs, {said['names']} names, zones {', '.join(said['zones'])}")
+        show.say(f"OK: {result['vms']} VMs, {result['names']} names, zones {', '.join(result['zones'])}")
     else:
-        raise FailedError(said["error"])
-    raise SystemExit(0 if said["ok"] else 1)
+        raise FailedError(result["error"])
+    raise SystemExit(0 if result["ok"] else 1)
 
 
 @main.command()

@@ -131,8 +131,8 @@ class Control:
 
     def _look_at_status(self, answer: HTTPResponse) -> None:
         if answer.status >= 400:
-            said = self._json(answer, LONGEST_REFUSAL)
-            raise FailedError(printable(str(said["error"] if isinstance(said, dict) and "error" in said else said)))
+            body = self._json(answer, LONGEST_REFUSAL)
+            raise FailedError(printable(str(body["error"] if isinstance(body, dict) and "error" in body else body)))
         if answer.status != 200:
             raise self.strange(f"status {answer.status}")
 

@@ -115,16 +115,16 @@ def problems(listed: list[dict[str, Any]]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def vm(said: dict[str, Any]) -> None:
+def vm(answer: dict[str, Any]) -> None:
     """Print a VM in a line."""
-    say(f"{said['name']}: {said['state']}{', held' if said['held'] else ''}")
+    say(f"{answer['name']}: {answer['state']}{', held' if answer['held'] else ''}")
 
 
-def why(said: dict[str, Any]) -> None:
+def why(answer: dict[str, Any]) -> None:
     """Print why a VM is up or down, and the last decisions."""
-    for sentence in said["why"]:
+    for sentence in answer["why"]:
         say(sentence)
-    for one in said["decisions"]:
+    for one in answer["decisions"]:
         say(f"  {event(one)}")
 
 
@@ -155,27 +155,27 @@ def starts(listed: list[dict[str, Any]]) -> None:
     table(made)
 
 
-def synjitsu(said: dict[str, Any]) -> None:
+def synjitsu(answer: dict[str, Any]) -> None:
     """Print what `standins` prints, or that no Synjitsu is configured."""
-    if said["configured"]:
-        standins(said)
+    if answer["configured"]:
+        standins(answer)
     else:
         say("no Synjitsu is used")
 
 
-def standins(said: dict[str, Any]) -> None:
+def standins(answer: dict[str, Any]) -> None:
     """Print the addresses that Synjitsu stands in for, and its counters; nothing where none is configured."""
-    if said["error"] is not None:
+    if answer["error"] is not None:
         say("")
-        say(said["error"])
-    if not said["standins"]:
+        say(answer["error"])
+    if not answer["standins"]:
         return
     made = Rows("stood in for", "MAC", "state", "handover", "held", right=("held",))
-    for one in said["standins"]:
+    for one in answer["standins"]:
         made.add(one["ip"], one["mac"] or "-", one["state"], one["handover"], one["held"])
     say("")
     table(made)
-    counts = (f"{name.replace('_', ' ')} {count}" for name, count in said["counters"].items() if count)
+    counts = (f"{name.replace('_', ' ')} {count}" for name, count in answer["counters"].items() if count)
     say(f"Synjitsu: {', '.join(counts)}")
 
 
@@ -189,31 +189,31 @@ def clock(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds).astimezone():%H:%M:%S.%f}"[:-3]
 
 
-def event(said: dict[str, Any]) -> str:
+def event(one: dict[str, Any]) -> str:
     """Return an event as a line."""
-    kind = said["kind"]
+    kind = one["kind"]
     if kind == "missed":
-        return f"{'':14}{said['events']} events were left out: this was too slow"
+        return f"{'':14}{one['events']} events were left out: this was too slow"
     known: dict[str, Callable[[], str]] = {
-        "state": lambda: f"{said['old']} -> {said['state']}",
-        "activation": lambda: activation(said["activation"]),
-        "refused": lambda: f"not started for {said['asker']}: {said['reason']} ({said['times']} times)",
+        "state": lambda: f"{one['old']} -> {one['state']}",
+        "activation": lambda: activation(one["activation"]),
+        "refused": lambda: f"not started for {one['asker']}: {one['reason']} ({one['times']} times)",
         "hold": lambda: "held by hand",
         "release": lambda: "released",
-        "lost": lambda: f"{said['backend']} is lost: {said['reason']}",
-        "connected": lambda: f"{said['backend']} can be asked",
+        "lost": lambda: f"{one['backend']} is lost: {one['reason']}",
+        "connected": lambda: f"{one['backend']} can be asked",
     }
     words = known.get(kind, lambda: str(kind))()  # a newer Jitsu has other kinds
     if kind == "state":
-        words += f", {for_whom(said['asker'])}" if "asker" in said else f": {said['reason']}" if said["reason"] else ""
-    return f"{clock(said['at'])}  {said['vm'] or '-'}: {words}"
+        words += f", {for_whom(one['asker'])}" if "asker" in one else f": {one['reason']}" if one["reason"] else ""
+    return f"{clock(one['at'])}  {one['vm'] or '-'}: {words}"
 
 
-def activation(said: dict[str, Any]) -> str:
+def activation(one: dict[str, Any]) -> str:
     """Return an activation as words."""
-    steps = ", ".join(f"{step} {when:.0f}" for step, when in said["steps"].items())
-    why = f" ({said['reason']})" if said["reason"] else ""
-    return f"{said['outcome']}{why} after {said['took']:.0f} ms ({steps}) {for_whom(said['asker'])}"
+    steps = ", ".join(f"{step} {when:.0f}" for step, when in one["steps"].items())
+    why = f" ({one['reason']})" if one["reason"] else ""
+    return f"{one['outcome']}{why} after {one['took']:.0f} ms ({steps}) {for_whom(one['asker'])}"
 
 
 def for_whom(asker: str) -> str:

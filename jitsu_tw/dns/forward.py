@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.defer import maybeDeferred
 from twisted.names import client
 
-from jitsu_tw.dns.authority import Authority
+from jitsu_tw.dns.resolver import Authority
 from jitsu_tw.dns.wire import RR, Answer, Question
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.networks import Networks, packed

@@ -15,17 +15,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.names import dns, error
-from twisted.names.resolve import ResolverChain
 
 from jitsu_tw.dns import transfer
-from jitsu_tw.dns.authority import Authority
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
 from jitsu_tw.dns.reply import TCP_SIZE, Reply, truncated, udp_limit, write
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import BadSignature, Keyring
-from jitsu_tw.dns.wire import ROOT, RR, Answer, Question, Source
+from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_NOT_READY, EDE_OTHER, JitsuError, Unanswerable, Unproven
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.cookies import Cookies
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Edns
+    from jitsu_tw.dns.resolver import Chain
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
@@ -72,20 +71,6 @@ class Pending:
     send: Callable[[bytes], None]
     options: tuple[tuple[int, bytes], ...] = ()
     reserved: int = 0
-
-
-class Chain(Authority, ResolverChain):
-    """twisted.names' chain, of resolvers that pass a question on without an exception, and take it as it came."""
-
-    resolvers: list[Authority]
-
-    def answer(self, question: Question) -> Answer | Deferred[Answer] | None:
-        """Return the answer of the first resolver that has one."""
-        for resolver in self.resolvers:
-            answer = resolver.answer(question)
-            if answer is not None:
-                return answer
-        return None
 
 
 class Server:

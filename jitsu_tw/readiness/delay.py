@@ -5,28 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twisted.internet.task import deferLater
-from zope.interface import implementer
 
-from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw import parsers
+from jitsu_tw.keys import Key, Limits
+from jitsu_tw.readiness.strategy import EVERY, Strategy
+from jitsu_tw.settings import READY_WITHIN
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-    from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM
 
 
-@implementer(IReadiness)
-class Delay:
+class Delay(Strategy):
     """`response_delay` seconds after the start call returned (the original's ``-d``)."""
 
-    anew = True
+    key = Key(parsers.seconds, "ready this many seconds after its start", own=Limits(0, READY_WITHIN))
 
-    def __init__(self, reactor: IReactorTime) -> None:
-        """Wait on *reactor*'s clock."""
-        self._reactor = reactor
-
-    def wait(self, vm: VM, guest: Guest) -> Deferred[None]:  # noqa: ARG002
+    def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:  # noqa: ARG002
         """Fire after the delay."""
-        return deferLater(self._reactor, vm.response_delay or 0.0)
+        return deferLater(self._reactor, vm.readiness["response_delay"])

@@ -1,5 +1,5 @@
 """
-Ready when a TCP connection from here succeeds and, if a path is given, the guest answers there over HTTP.
+Ready when a TCP connection from here succeeds.
 
 Two things would make this slow, and neither is the guest's fault. A SYN that is sent before the guest listens is lost,
 and the kernel repeats it only after a second: so a new connection is tried every few milliseconds, and old ones are
@@ -12,8 +12,6 @@ hypervisor knows: none stays for longer than `PIN_EVERY` without the network bei
 from __future__ import annotations
 
 import json
-import re
-from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -23,10 +21,10 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
-from zope.interface import implementer
 
-from jitsu_tw.dns.wire import to_text
-from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw import parsers
+from jitsu_tw.keys import Key, Limits
+from jitsu_tw.readiness.strategy import EVERY, Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,19 +33,8 @@ if TYPE_CHECKING:
     from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
 
-#: Seconds from one try to the next.
-EVERY: Final = 0.01
-
 #: Seconds until a try that nobody answers is given up: longer than any round trip within a site.
 GIVE_UP: Final = 0.25
-
-#: At most so many answers over HTTP are awaited at once, each for so many seconds.
-MOST_FETCHES: Final = 4
-FETCHED_IN: Final = 2.0
-
-#: A status line over HTTP (RFC 9112, 4), and the octets within which it ends.
-STATUS: Final = re.compile(rb"HTTP/\d\.\d (\d{3})\b")
-LONGEST_STATUS: Final = 8192
 
 #: What iproute2's `ip` ends with where the kernel says no.
 REFUSED: Final = 2
@@ -59,69 +46,21 @@ ANSWERS_IN: Final = 0.1
 #: States of the kernel's neighbours without an answer.
 UNANSWERED: Final = {"INCOMPLETE", "FAILED", "NONE"}
 
-
-class Fetch(Protocol):
-    """
-    Asks for a VM's path over HTTP (RFC 9112) and reads no more than the status.
-
-    Attributes:
-        done: fires with this protocol when the status is the one that is waited for; fails with any other.
-    """
-
-    transport: Any
-
-    def __init__(self, vm: VM) -> None:
-        """Ask as *vm* wants it."""
-        assert vm.wait_for_http is not None
-        self._vm, self._http = vm, vm.wait_for_http
-        self._said = b""
-        self.done: Deferred[Fetch] = Deferred(lambda _: self._end())
-
-    def connectionMade(self) -> None:  # noqa: N802
-        """Ask."""
-        host = to_text(self._vm.dns[0]).rstrip(".")
-        request = f"GET {self._http.path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        self.transport.write(request.encode())
-
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802
-        """Read the status line."""
-        self._said += data
-        if self.done.called or (b"\n" not in self._said and len(self._said) < LONGEST_STATUS):
-            return
-        found = STATUS.match(self._said)
-        status = int(found[1]) if found else 0
-        if status == self._http.status or (self._http.status is None and 200 <= status < 400):
-            self.done.callback(self)
-        else:
-            self._end()
-
-    def connectionLost(self, reason: Any = None) -> None:  # noqa: N802
-        """Hear that there will be no status."""
-        if not self.done.called:
-            self.done.errback(reason)
-
-    def _end(self) -> None:
-        if self.transport is not None:
-            self.transport.abortConnection()
+#: Makes connections that say nothing, to the guest and to the log.
+QUIET: Final = Factory.forProtocol(Protocol)
+QUIET.noisy = False
 
 
-@implementer(IReadiness)
-class Port:
+class Port(Strategy):
     """`wait_for_port` answers on one of the VM's addresses."""
 
     log = Logger()
-    anew = True
+    key = Key(parsers.port, "ready when this TCP port answers", own=Limits())
+    by_network = tries_port = True
     _may_pin: ClassVar[bool] = True
 
-    def __init__(self, reactor: Any) -> None:
-        """Connect with *reactor*."""
-        self._reactor = reactor
-        self._factory = Factory.forProtocol(Protocol)
-        self._factory.noisy = False
-
     def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:
-        """Fire when the port answers, which is tried every so many seconds. The connection is closed at once."""
-        assert vm.wait_for_port is not None
+        """Fire when the port answers, which is tried every *every* seconds. The connection is closed at once."""
         tries: set[Deferred[Any]] = set()
         done: Deferred[None] = Deferred()
 
@@ -145,19 +84,18 @@ class Port:
         return done
 
     def _knock(self, vm: VM, tries: set[Deferred[Any]], opened: Callable[[], None]) -> None:
-        """Try one connection to each address; one more answer over HTTP is asked for only if few are awaited."""
-        if vm.wait_for_http and len(tries) >= MOST_FETCHES:
-            return
+        """Try one connection to each address."""
         for address in vm.ip:
             kind = TCP4ClientEndpoint if address.version == 4 else TCP6ClientEndpoint
-            assert vm.wait_for_port is not None
-            factory = Factory.forProtocol(partial(Fetch, vm)) if vm.wait_for_http else self._factory
-            factory.noisy = False
-            attempt: Deferred[Any] = kind(self._reactor, str(address), vm.wait_for_port, GIVE_UP).connect(factory)
-            if vm.wait_for_http:
-                attempt.addCallback(lambda fetch: fetch.done.addTimeout(FETCHED_IN, self._reactor))
+            endpoint = kind(self._reactor, str(address), vm.readiness["wait_for_port"], GIVE_UP)
+            attempt = self._connect(vm, endpoint)
             tries.add(attempt)
             attempt.addBoth(self._knocked, attempt, tries, opened)
+
+    def _connect(self, vm: VM, endpoint: Any) -> Deferred[Any]:  # noqa: ARG002
+        """Fire with a protocol, which is connected, if *vm*'s guest has answered as it should; else fail."""
+        connected: Deferred[Any] = endpoint.connect(QUIET)
+        return connected
 
     @staticmethod
     def _knocked(result: Any, attempt: Deferred[Any], tries: set[Deferred[Any]], opened: Callable[[], None]) -> None:

@@ -13,34 +13,62 @@ restores it knows that it is ready, and does not wait for a key.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.ijitsu import IReadiness
+from jitsu_tw.keys import Key, Limits
+from jitsu_tw.readiness.strategy import EVERY, Strategy
+from jitsu_tw.xenstore import Xenstore
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from twisted.python.failure import Failure
 
     from jitsu_tw.ijitsu import Guest
     from jitsu_tw.settings import VM
-    from jitsu_tw.xenstore import Xenstore
+
+#: The octets that a path below a domain's own may have (xenstore.txt: XENSTORE_REL_PATH_MAX).
+LONGEST_KEY: Final = 2048
 
 
-@implementer(IReadiness)
-class Key:
+def parse_key(text: str) -> str:
+    """
+    Return a key below the VM's own path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
+        raise ValueError(f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready")
+    return text
+
+
+class XenstoreKey(Strategy):
     """`wait_for_key` is there, and then `response_delay`, if that is given too, has passed."""
 
+    key = Key(parse_key, "Xen: ready when the guest has written this key to Xenstore", own=Limits())
+    uses: ClassVar[Mapping[str, Any]] = {"response_delay": None}
     anew = False
 
-    def __init__(self, reactor: Any, xenstore: Xenstore) -> None:
-        """Wait on *reactor*'s clock; look into *xenstore*, which somebody else starts and closes."""
-        self._reactor, self._xenstore = reactor, xenstore
+    def __init__(self, reactor: Any, xenstore: Xenstore | None = None) -> None:
+        """Wait on *reactor*'s clock; look into *xenstore*, or into this host's."""
+        super().__init__(reactor)
+        self._xenstore = xenstore or Xenstore(reactor)
 
-    def wait(self, vm: VM, guest: Guest) -> Deferred[None]:
+    def start(self) -> None:
+        """Connect to Xenstore."""
+        self._xenstore.start()
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect from Xenstore."""
+        return self._xenstore.close()
+
+    def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:  # noqa: ARG002
         """
         Fire when the key is there. A Xenstore that is away is waited for.
 
@@ -53,9 +81,9 @@ class Key:
         if guest.domid is None:
             message = f"{vm.name}: wait_for_key needs a guest of Xen's, and this one has no domain number"
             raise BackendError(message)
-        await self._appears(f"/local/domain/{guest.domid}/{vm.wait_for_key}")
-        if vm.response_delay:
-            await deferLater(self._reactor, vm.response_delay)
+        await self._appears(f"/local/domain/{guest.domid}/{vm.readiness['wait_for_key']}")
+        if delay := vm.readiness.get("response_delay"):
+            await deferLater(self._reactor, delay)
 
     def _appears(self, path: str) -> Deferred[None]:
         """Fire when there is a node at *path*."""

@@ -82,7 +82,7 @@ class Lease:
         seen_from: from when on it can be seen whether the guest is in use; infinity while it cannot.
         stop_again_at: when a stop that failed is tried again.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
-        planned: when it is to be looked at, as `Leases` knows; None while somebody looks.
+        planned: when it is to be looked at, as `Leases` knows; None while that is being decided.
     """
 
     idle: float

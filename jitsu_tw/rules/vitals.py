@@ -1,5 +1,5 @@
 """
-Whether a guest whose port is silent gives any sign of life. Pure: what was observed comes in, a verdict goes out.
+Whether a guest whose port is silent gives any sign of life. Pure: observations come in, a verdict goes out.
 
 A guest that hangs in a loop uses its virtual CPUs, so it gives a sign of life; so does an idle one that runs a timer,
 and one that answers a neighbour's ARP while Jitsu tries nothing. A guest that gives none has stopped for good, as a
@@ -16,8 +16,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: So many packets may a guest send because of one try of ours to connect: a refusal, and an answer to ARP; and so many
-#: at most in one window are put down to our tries, that they hide no traffic however often we try.
+#: Packets that a guest may send because of one try to connect: a refusal, and an answer to ARP; and the most packets in
+#: one window that are put down to tries, so that these hide no traffic however many they are.
 ANSWERS: Final = 2
 MOST_ANSWERS: Final = 100
 
@@ -41,8 +41,8 @@ class Counts:
     What the hypervisor has counted of a guest since it started.
 
     Attributes:
-        packets: that it has sent; None if nobody counts them.
-        cpu: seconds that its virtual CPUs have run; None if nobody counts them.
+        packets: that it has sent; None if they are not counted.
+        cpu: seconds that its virtual CPUs have run; None if they are not counted.
     """
 
     packets: int | None
@@ -56,7 +56,7 @@ class Window:
 
     Attributes:
         before, after: what was counted at its begin and its end.
-        tries: how often we tried to connect meanwhile; 0, so that any packet counts, if that is not known.
+        tries: how often Jitsu tried to connect meanwhile; 0, so that any packet counts, if that is not known.
     """
 
     before: Counts

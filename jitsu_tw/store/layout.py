@@ -136,7 +136,7 @@ def vm_files(vm: VM) -> dict[str, str]:
     files = {"ip": " ".join(map(str, vm.ip)), "stop_mode": vm.mode.value}
     for name in vm.dns:
         files[f"dns/{label(name)}/ttl"] = str(vm.ttl)
-    for key, values in vm.said.items():
+    for key, values in vm.raw.items():
         if key in FILES:
             files.setdefault(FILES[key], values[0])
         elif key not in _DNS:
@@ -232,7 +232,8 @@ def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:
     except ValueError:
         ips, idle = (), REMOVED_IDLE
     name = files.get("config/name/0", uuid)
-    return VM(name, (), ips, 0, mode, stats.backend, stats.connect, idle, uuid=uuid, removed=True)
+    return VM(name=name, dns=(), ip=ips, ttl=0, mode=mode, backend=stats.backend, connect=stats.connect, idle=idle,
+              uuid=uuid, removed=True)
 
 
 def _in_order(path: str) -> tuple[str, int]:

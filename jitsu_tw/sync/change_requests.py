@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import CancelledError, DeferredLock
+from twisted.internet.defer import CancelledError, DeferredLock, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -35,7 +35,7 @@ from jitsu_tw.store.layout import (
     vms,
 )
 from jitsu_tw.store.requests import fairly, guest_of, shortened
-from jitsu_tw.sync.permissions import Shares, check_change, check_result
+from jitsu_tw.sync.permissions import Budgets, check_change, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
@@ -65,20 +65,6 @@ FOUND_WITHIN: Final = 5.0
 
 #: The keys that stay as they are as long as the VM is there.
 FIXED: Final = ("name", "backend", "connect", "uuid")
-
-
-@attrs.frozen
-class ParsedRequest:
-    """
-    What a request means.
-
-    Attributes:
-        change: of the configuration.
-        uuids: of the VMs in it, by name.
-    """
-
-    change: ConfigChange
-    uuids: Mapping[str, str]
 
 
 @attrs.frozen
@@ -121,12 +107,12 @@ class ChangeRequests:
         self._reactor = reactor
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
-        self._busy: Deferred[None] | None = None
+        self._done: Deferred[Any] = succeed(None)
         self._looking_up: Deferred[str] | None = None
         self._ended = False
         self._not_before = 0.0
         self._waits = _Waits()
-        self._shares = Shares()
+        self._budgets = Budgets()
         self.lock = DeferredLock()
 
     # Beginning and end.
@@ -158,7 +144,7 @@ class ChangeRequests:
 
     def start(self) -> None:
         """Begin to look for requests."""
-        self._looking.start(LOOK_EVERY)
+        self._done = self._looking.start(LOOK_EVERY)
 
     async def stop(self) -> None:
         """End it. A request that is being merged is merged; one that is being read waits for the next start."""
@@ -167,8 +153,7 @@ class ChangeRequests:
         self._store.requests.end()
         if self._looking_up is not None:
             self._looking_up.cancel()
-        if self._busy is not None:
-            await self._busy
+        await self._done
 
     def problems(self) -> list[str]:
         """Return why requests wait, for `healthz`."""
@@ -180,18 +165,15 @@ class ChangeRequests:
 
     # One request.
 
-    def _look(self) -> None:
-        if self._busy is None and self._reactor.seconds() >= self._not_before:
-            names = self._store.requests.waiting()
-            if names:
-                busy = self._handle_all(names).addErrback(self._failed)
-                if not busy.called:
-                    self._busy = busy.addBoth(self._handled)
-            else:
-                self._waits = _Waits()
-
-    def _handled(self, _: object) -> None:
-        self._busy = None
+    def _look(self) -> Deferred[None] | None:
+        """Handle the requests that are there; the next look is when that is done."""
+        if self._reactor.seconds() < self._not_before:
+            return None
+        names = self._store.requests.waiting()
+        if names:
+            return self._handle_all(names).addErrback(self._failed)
+        self._waits = _Waits()
+        return None
 
     def _failed(self, failure: Any) -> None:
         """Look again after a while. Wide: a fault of Jitsu must not end the looking."""
@@ -210,7 +192,7 @@ class ChangeRequests:
                     return
                 tried.add(name)
                 guest = guest_of(name)
-                if guest and not self._shares.take(guest, self._reactor.seconds()):
+                if guest and not self._budgets.take(guest, self._reactor.seconds()):
                     continue
                 try:
                     await self.lock.run(self._handle, name)
@@ -234,16 +216,16 @@ class ChangeRequests:
 
     async def _handle(self, name: str) -> None:
         request = await self._store.run(self._store.requests.read, name)
-        if request is None or self._running.leaving & {_name(change) for change in request.changes.values()}:
+        if request is None or self._running.leaving & {_old_name(change) for change in request.changes.values()}:
             return
         try:
-            parsed = self._parse(request)
-            wrong: ConfigError | None = next(iter((await self.missing(parsed)).values()), None)
-            changes = self._changes(request, parsed)
+            change = self._parse(request)
+            wrong: ConfigError | None = next(iter((await self.missing(change)).values()), None)
+            changes = self._changes(request, change)
             if self._ended:
                 return
             if wrong is None:
-                await self._store.accept(request, changes, _message(request, parsed.change))
+                await self._store.accept(request, changes, _message(request, change))
         except ConfigError as error:
             wrong = error
         except StoreError:
@@ -256,27 +238,26 @@ class ChangeRequests:
                           error=shortened(str(wrong)))
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
-        self._fleet.stats.merged(changes)
-        self._running.apply(parsed.change)
+        self._fleet.store.config.merged(changes)
+        self._running.apply(change)
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
-                      words="; ".join(parsed.change.lines.splitlines()) or "nothing new")
+                      words="; ".join(change.lines.splitlines()) or "nothing new")
 
-    def _changes(self, request: Request, parsed: ParsedRequest) -> dict[str, str | None]:
-        """Return the changes of the state that *request* makes."""
-        files = {parsed.uuids[vm.name]: vm_files(vm) for vm in (*parsed.change.added, *parsed.change.changed)}
+    def _changes(self, request: Request, change: ConfigChange) -> dict[str, str | None]:
+        """Return the changes of the state that *request*, which means *change*, makes."""
+        vms = {vm.name: vm for vm in (*change.added, *change.changed)}
         changes: dict[str, str | None] = {}
-        for uuid, change in request.changes.items():
-            changes |= vm_changes(uuid, change.was, files.get(uuid, {}))
-            name = _name(change)
-            known = self._known(name, uuid)
-            is_file = known is not None and not came(self._fleet.stats.origin(known)) and bool(change.was)
+        for uuid, one in request.changes.items():
+            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
+            known = self._known(_old_name(one), uuid)
+            is_file = known is not None and not came(self._fleet.store.config.origin(known)) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
-            changes[origin_path(uuid)] = origin if change.files else None
+            changes[origin_path(uuid)] = origin if one.files else None
         return changes
 
     # What it means.
 
-    def _parse(self, request: Request) -> ParsedRequest:
+    def _parse(self, request: Request) -> ConfigChange:
         """
         Return what *request* means.
 
@@ -285,24 +266,23 @@ class ChangeRequests:
         """
         if request.refused:
             raise ConfigError(request.refused)
-        parsed = self.parse(request.changes, request.guest)
+        change = self.parse(request.changes, request.guest)
         if request.guest and request.guest not in self._fleet.machines:
             message = f"there is no VM {request.guest}, whose own branch this would be; use one without a slash"
             raise ConfigError(message)
-        return parsed
+        return change
 
-    def parse(self, changes: Mapping[str, Change], guest: str = "") -> ParsedRequest:
+    def parse(self, changes: Mapping[str, Change], guest: str = "") -> ConfigChange:
         """
         Return what *changes* of the state mean; if *guest* is given, they come from that VM's own branch.
 
         Raises:
             ConfigError: they make no configuration that can be used; the message says why.
         """
-        added, changed, removed, uuids = [], [], [], {}
+        added, changed, removed = [], [], []
         raw: dict[str, RawConfig] = {}
         for uuid, change in changes.items():
-            name = _name(change)
-            uuids[name] = uuid
+            name = _old_name(change)
             known = self._known(name, uuid) if change.was else None
             if guest:
                 check_change(guest, name, change)
@@ -310,12 +290,12 @@ class ChangeRequests:
                 if known is not None:
                     removed.append(name)
                 continue
-            vm, raw[name] = self._vm(uuid, change.files, change.was)
+            vm, values = self._vm(uuid, change.files, change.was)
+            raw[vm.name] = values
             if known is None:
                 added.append(vm)
             else:
                 changed.append(_still(known.vm, vm))
-            uuids[vm.name] = uuid
             if guest and known is not None:
                 check_result(known.vm, vm, self._zones, is_here)
         for vm in added:
@@ -324,7 +304,7 @@ class ChangeRequests:
         together = ConfigChange(tuple(added), tuple(changed), tuple(removed))
         self._check_together(together, raw)
         self._running.check(together)
-        return ParsedRequest(together, uuids)
+        return together
 
     def _known(self, name: str, uuid: str) -> Machine | None:
         """Return the machine of that name and uuid; a VM that was left out may have the name of another."""
@@ -362,12 +342,11 @@ class ChangeRequests:
             unique.add(vm, raw[vm.name])
         check_needs(everybody, {vm.name: RawValue("", f"{vm.place[0]}") for vm in everybody if vm.needs})
 
-    async def missing(self, parsed: ParsedRequest) -> dict[str, ConfigError]:
+    async def missing(self, change: ConfigChange) -> dict[str, ConfigError]:
         """Return the uuids of new VMs that their backend does not know, or by another uuid, with what is wrong."""
         found = {}
         end = self._reactor.seconds() + FOUND_WITHIN
-        for vm in parsed.change.added:
-            wanted = parsed.uuids[vm.name]
+        for vm in change.added:
             backend = self._fleet.inventory.backend_of(vm)
             left = end - self._reactor.seconds()
             if backend is None or left <= 0 or self._ended:
@@ -376,20 +355,25 @@ class ChangeRequests:
                 self._looking_up = backend.look_up(vm).addTimeout(left, self._reactor)
                 uuid = await self._looking_up
             except NoSuchVM as error:
-                found[wanted] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
+                found[str(vm.uuid)] = ConfigError(f"{vm.backend} knows no such VM: {error}", vm.place[0])
                 continue
             except (BackendError, DeferredTimeout, CancelledError):
                 continue
             finally:
                 self._looking_up = None
             if uuid != vm.uuid:
-                found[wanted] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
+                found[str(vm.uuid)] = ConfigError(f"{vm.backend} has it as {uuid}; name its folder so", vm.place[0])
         return found
 
 
-def _name(change: Change) -> str:
-    """Return the name of the VM that a change is of: the old name, or that of a new VM."""
-    return (change.was or change.files).get("config/name/0", "").strip()
+def _name(files: Mapping[str, str]) -> str:
+    """Return the name of the VM that has these *files*; "" if they do not say it."""
+    return files.get("config/name/0", "").strip()
+
+
+def _old_name(change: Change) -> str:
+    """Return the name of the VM that a change is of: the one that it has had, if it is not new."""
+    return _name(change.was or change.files)
 
 
 def _still(old: VM, new: VM) -> VM:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from jitsu_tw.store.merge import Settled
     from jitsu_tw.store.remote import Remote
     from jitsu_tw.store.sync_branch import Divergence
-    from jitsu_tw.sync.change_requests import ChangeRequests, ParsedRequest
-    from jitsu_tw.sync.reconfigure import LiveConfig
+    from jitsu_tw.sync.change_requests import ChangeRequests
+    from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
     from jitsu_tw.sync.trigger import SyncTrigger
     from jitsu_tw.vm.fleet import Fleet
 
@@ -174,29 +174,29 @@ class ConfigSync:
         sides = (files for one in divergence.vms.values() for files in (one.ours, one.theirs))
         if self._running.leaving & {files.get(NAME) for files in sides}:
             return False
-        settled, parsed = await self._settle(divergence)
+        settled, change = await self._settle(divergence)
         *others, last = divergence.subjects or ("what there is",)
-        message = "\n".join((f"Shared: {last}", "", *others, "")) + parsed.change.lines
+        message = "\n".join((f"Shared: {last}", "", *others, "")) + change.lines
         changed = await self._store.run(self._branch.merge, divergence, settled, message)
         if changed is None:
             return False
-        self._fleet.stats.merged(changed)
+        self._fleet.store.config.merged(changed)
         if settled.run:
-            self._running.apply(parsed.change)
+            self._running.apply(change)
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))
         self._report(divergence, settled)
         self._trigger.merged(str(divergence.commit or ""))
         return True
 
-    async def _settle(self, divergence: Divergence) -> tuple[Settled, ParsedRequest]:
+    async def _settle(self, divergence: Divergence) -> tuple[Settled, ConfigChange]:
         """Return what becomes of the VMs, and what that means for those that run."""
         unknown: dict[str, str] = {}
         while True:
             settled = settle(divergence.vms, lambda run: self._refused(divergence, run), unknown)
-            parsed = self._requests.parse(_changes(divergence, settled.run))
-            missing = await self._requests.missing(parsed)
+            change = self._requests.parse(_changes(divergence, settled.run))
+            missing = await self._requests.missing(change)
             if missing.keys() <= unknown.keys():
-                return settled, parsed
+                return settled, change
             unknown |= {uuid: str(error) for uuid, error in missing.items()}
 
     def _refused(self, divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> str:
@@ -225,9 +225,9 @@ class ConfigSync:
 def _changes(divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> dict[str, Change]:
     """Return the changes that make VMs of these files of those that we have."""
     return {
-        uuid: Change(divergence.vms[uuid].ours, said)
-        for uuid, said in run.items()
-        if divergence.vms[uuid].new or said != divergence.vms[uuid].ours
+        uuid: Change(divergence.vms[uuid].ours, files)
+        for uuid, files in run.items()
+        if divergence.vms[uuid].new or files != divergence.vms[uuid].ours
     }
 
 

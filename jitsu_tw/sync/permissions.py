@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: How many requests of one VM's own branches are taken in a minute; further ones wait.
 REQUESTS_PER_MINUTE: Final = 20
 
-#: After how many VMs the shares that are full again are forgotten.
-_MOST_SHARES: Final = 1000
+#: After how many VMs the budgets that are full again are forgotten.
+_MOST_BUDGETS: Final = 1000
 
 _MINUTE: Final = 60.0
 
@@ -74,8 +74,8 @@ def check_result(old: VM, new: VM, zones: Zones, is_here: Callable[[str], bool])
         ConfigError: says which.
     """
     for key, row in VM_KEYS.items():
-        if row.own is not None and getattr(old, key) != (value := getattr(new, key)):
-            _check_limits(key, getattr(old, key), value, new)
+        if row.own is not None and old.value(key) != (value := new.value(key)):
+            _check_limits(key, old.value(key), value, new)
     for address in set(new.ip) - set(old.ip):
         _check_address(address, old, new, is_here)
     for name in set(new.dns) - set(old.dns):
@@ -122,16 +122,16 @@ def _covers(allowed: bytes, name: bytes) -> bool:
     return parent(allowed) in ancestors(parent(name)) if allowed.startswith(b"\1*") else allowed == name
 
 
-class Shares:
+class Budgets:
     """How many requests each VM's own branches have had taken in the last minute."""
 
     def __init__(self) -> None:
-        """Begin with full shares."""
+        """Begin with full budgets."""
         self._full_at: dict[str, float] = {}
 
     def take(self, guest: str, now: float) -> bool:
         """Return whether one more request of *guest* is taken at *now*, in seconds; if so, it is counted."""
-        if len(self._full_at) > _MOST_SHARES:
+        if len(self._full_at) > _MOST_BUDGETS:
             self._full_at = {one: full_at for one, full_at in self._full_at.items() if full_at > now}
         full_at = max(self._full_at.get(guest, now), now) + _MINUTE / REQUESTS_PER_MINUTE
         if full_at - now > _MINUTE:

@@ -1,8 +1,8 @@
 """
-Whose a VM is that runs: ours, because it was asked for through us, or somebody else's, who started it by hand.
+Which VMs Jitsu manages: those that it has started, or was asked for; not those that somebody has started by hand.
 
-Ours get a lease, and are stopped when nobody uses them; the others are left alone. What a killed Jitsu had started is
-adopted by the next one, with what is left of its lease.
+A managed VM gets a lease, and is stopped when it is idle; the others are left alone. A VM that a killed Jitsu had
+started is adopted by the next one, with what is left of its lease.
 """
 
 from __future__ import annotations
@@ -23,23 +23,28 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.dependencies import Dependencies
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
-    from jitsu_tw.vm.stats import StatsStore
+    from jitsu_tw.vm.persistence import StatsStore
 
-#: States in which a VM that was managed is not managed any more.
-LET_GO: Final = DOWN | {State.UNKNOWN}
+#: States in which a VM is not managed any more.
+DISOWNED: Final = DOWN | {State.UNKNOWN}
 
 
 @implementer(IObserver)
 class Adoption:
-    """Which VMs are ours."""
+    """
+    Decides which VMs Jitsu manages.
 
-    follows: Final = LET_GO | {State.UP}
+    It owns, and nobody else writes: which VMs have not been seen in any state yet, and until when a start whose end is
+    not known may still be under way.
+    """
+
+    follows: Final = DISOWNED | {State.UP}
 
     log = Logger()
 
     def __init__(
         self,
-        stats: StatsStore,
+        store: StatsStore,
         leases: LeaseKeeper,
         dependencies: Dependencies,
         ownership: IOwnership,
@@ -47,28 +52,38 @@ class Adoption:
         *,
         dry_run: bool,
     ) -> None:
-        """Remember it in *stats*, ask *ownership*, and give leases by *leases*; in a *dry_run* nothing is ours."""
-        self._stats, self._leases, self._dependencies = stats, leases, dependencies
+        """
+        Manage no VM yet.
+
+        Args:
+            store: the state, which has the VMs that Jitsu had started.
+            leases: gives them leases.
+            dependencies: knows which VMs need which others.
+            ownership: knows which node owns a VM.
+            clocks: tell the time.
+            dry_run: manage no VM.
+        """
+        self._store, self._leases, self._dependencies = store, leases, dependencies
         self._ownership, self._dry_run = ownership, dry_run
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
 
     def enlist(self, machine: Machine) -> None:
-        """Know *machine*, of which nothing was seen yet."""
+        """Add *machine*, which has not been seen in any state yet."""
         self._unseen.add(machine.vm.name)
 
     def forget(self, machine: Machine) -> None:
-        """Know *machine* no more."""
+        """Remove *machine*, which is not in the configuration any more."""
         self._unseen.discard(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
 
-    def is_another(self, machine: Machine) -> None:
-        """Let *machine*, which turns out to be another VM than before, be nobody's until that one has been seen."""
+    def replaced(self, machine: Machine) -> None:
+        """Stop managing *machine*, which is another VM than before, until that one has been seen."""
         machine.note(managed=False)
         self._unseen.add(machine.vm.name)
         self._doubts.pop(machine.vm.name, None)
-        self._stats.part(machine)
+        self._store.stats.replaced(machine)
 
     def moved(self, machine: Machine, old: State) -> None:
         """Give *machine* a lease if it is up; forget that Jitsu manages it if it is down."""
@@ -81,7 +96,7 @@ class Adoption:
                     self._leases.renew(need)
 
     def came_up(self, machine: Machine, old: State) -> None:
-        """Give *machine* a lease: a new one if it was asked for, else what is left of the one that we find it with."""
+        """Give *machine* a lease if Jitsu manages it: a new one, or what is left of the one that it had."""
         name, now = machine.vm.name, self._now()
         self._doubts.pop(name, None)
         if not self._ownership.connected:
@@ -93,39 +108,39 @@ class Adoption:
         elif machine.managed:
             if not self._leases.resume(machine, is_new=old is State.WAITING):
                 self._leases.grant(machine, now, now, is_new=name not in self._unseen)
-        elif name in self._unseen and self._stats.is_ours(machine) and not self._dry_run:
+        elif name in self._unseen and self._store.stats.was_started(machine) and not self._dry_run:
             machine.note(managed=True)
-            used, started = (now - max(0.0, self._wall() - when) for when in self._stats.since(machine))
+            used, started = (now - max(0.0, self._wall() - when) for when in self._store.stats.since(machine))
             self._leases.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
             if not self._dry_run:
-                self._stats.stopped(machine)
+                self._store.stopped(machine)
             self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
         self._unseen.discard(name)
 
     def _went_down(self, machine: Machine, old: State) -> None:
-        """Let *machine* be nobody's, unless a call of ours may bring it up yet."""
+        """Stop managing *machine*, unless a call of Jitsu may still bring it up."""
         if old in {State.UP, State.WAITING}:
             name, how = machine.vm.name, machine.state.shown
             self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
         if machine.is_unsure:
             if old in CALLING:
-                # What was begun may go on, and bring it up yet: then it is ours.
+                # The call may go on at the hypervisor, and bring it up: then Jitsu manages it.
                 self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
                 self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
         elif self._now() >= self._doubts.get(machine.vm.name, -inf):
-            self._let_go(machine)
+            self._disown(machine)
 
     def _doubts_end(self, machine: Machine) -> None:
-        """Take *machine*, if it did not come up all the same, for nobody's."""
+        """Stop managing *machine* if it has not come up all the same."""
         if self._now() >= self._doubts.get(machine.vm.name, inf):
             del self._doubts[machine.vm.name]
-            if machine.state in LET_GO and not machine.is_unsure:
-                self._let_go(machine)
+            if machine.state in DISOWNED and not machine.is_unsure:
+                self._disown(machine)
 
-    def _let_go(self, machine: Machine) -> None:
+    def _disown(self, machine: Machine) -> None:
         machine.note(managed=False)
         self._unseen.discard(machine.vm.name)
-        self._stats.stopped(machine)
+        self._store.stopped(machine)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.interfaces import IQueue
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.persistence import StatsStore
     from jitsu_tw.vm.problems import Problems
     from jitsu_tw.vm.standins import StandIns
-    from jitsu_tw.vm.stats import StatsStore
 
 
 @implementer(IMachineContext)
@@ -47,7 +47,7 @@ class Context:
     journal: Journal
     problems: Problems
     strategies: Strategies
-    stats: StatsStore
+    store: StatsStore
     standins: StandIns
     ordered: Sequence[IObserver]
     is_running: bool = False
@@ -67,10 +67,10 @@ class Context:
 
         What Synjitsu broadcasts must have left before the guest has a port in the bridge.
         """
-        both = DeferredList([self.stats.written(), self.standins.heard()], consumeErrors=True)
+        both = DeferredList([self.store.written(), self.standins.heard()], consumeErrors=True)
         return both.addCallback(lambda _: None)
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""
-        self.journal.retries += self.is_running
+        self.journal.totals.retries += self.is_running
         return self.is_running

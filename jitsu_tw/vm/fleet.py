@@ -9,13 +9,14 @@ VM, and on which host it is, is known by `ijitsu.ICluster`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import deferred, spawn
+from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import NoSuchVM
 from jitsu_tw.ijitsu import IAnswers, IObserver
 from jitsu_tw.readiness import Strategies
@@ -33,9 +34,10 @@ from jitsu_tw.vm.observers import IInventoryObserver, IStandInObserver
 from jitsu_tw.vm.operator import Operator
 from jitsu_tw.vm.parts import Parts
 from jitsu_tw.vm.peers import Peers
+from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.standins import StandInControl, StandIns
-from jitsu_tw.vm.stats import StatsStore
+from jitsu_tw.vm.stats import Statistics
 from jitsu_tw.vm.summons import Summons
 
 if TYPE_CHECKING:
@@ -102,34 +104,36 @@ class Fleet(Parts):
         """
         self._settings, self.machines = settings, dict[str, Machine]()
         answers = answers or NoAnswers()
-        journal, problems, strategies = Journal(clocks), Problems(), Strategies(clocks.reactor)
+        journal, problems = Journal(clocks, partial(report, self.log)), Problems(self.log)
+        strategies = Strategies(clocks.reactor)
         endpoints = dict.fromkeys(filter(None, (settings.synjitsu, *(host.synjitsu for host in settings.hosts))))
         self.standins = StandIns()
         if endpoints:
             secret = settings.synjitsu_secret or ""
-            self.standins = make_standins(endpoints, self.machines, clocks.reactor, strategies.port, self, secret)
+            self.standins = make_standins(endpoints, self.machines, clocks.reactor, strategies, self, secret)
         self.peers = Peers(self)
         self.cluster = make_cluster(self.machines, self.peers)
         ownership = self.cluster.ownership
-        self.stats = StatsStore(store, self.machines, clocks, settings.commit_every, answers, journal, ownership)
-        self.inventory = Inventory(backends, self.machines, self.stats, journal, clocks.reactor, self)
+        self.stats = Statistics(self.machines, clocks, answers, journal, ownership)
+        self.store = StatsStore(store, self.machines, clocks, settings.commit_every, self.stats)
+        self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
-            self.machines, clocks, self.dependencies.is_needed, ownership, strategies.port
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies
         )
         self.adoption = Adoption(
-            self.stats, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run
+            self.store, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run
         )
         self.admission = Admission(settings, clocks, self.leases, self.dependencies, ownership)
         # The order matters: Synjitsu stands in before a guest runs, and kept answers go before anything waits; what is
         # in the state is there before the backend is called; a lease is granted before its evidence is asked for.
         observers = (
-            self.standins, self.dependencies, self.admission, self.stats, self.adoption, self.leases.wakeups,
+            self.standins, self.dependencies, self.admission, self.store, self.adoption, self.leases.wakeups,
             self.leases, ownership, self.inventory, self, journal,
         )
         self.context = Context(
             clocks.reactor, clocks.now, settings.answer_by, ownership, self.admission, journal, problems, strategies,
-            self.stats, self.standins, observers,
+            self.store, self.standins, observers,
         )
         self.summons = Summons(settings, self)
         self.operator: Operator = Operator(self)
@@ -144,7 +148,7 @@ class Fleet(Parts):
 
         The Deferred fires when the VMs of each hypervisor are in the state, or it cannot be asked.
         """
-        self.stats.start(tree, {vm.name for vm in self._settings.vms})
+        self.store.start(tree, {vm.name for vm in self._settings.vms})
         self.context.strategies.start()
         self.cluster.start()
         if not self._settings.dry_run:
@@ -161,7 +165,7 @@ class Fleet(Parts):
         self.leases.stop()
         self.inventory.stop()
         await self.cluster.stop()
-        await self.stats.stop()
+        await self.store.stop()
         await self.context.strategies.stop()
         await self.standins.stop()
         await self.inventory.close()
@@ -174,7 +178,7 @@ class Fleet(Parts):
         if machine is None:
             machine = self.machines[vm.name] = Machine(vm, self.inventory.backend_for(vm), self.context)
             self.adoption.enlist(machine)
-            self.journal.states[machine.state] += 1
+            self.journal.totals.states[machine.state] += 1
         else:
             self.dependencies.forget(machine)
             self.standins.forget(machine)
@@ -202,7 +206,7 @@ class Fleet(Parts):
                 return
         self.stats.gather()
         machine.lose(reason, NoSuchVM)
-        self.journal.states[machine.state] -= 1
+        self.journal.totals.states[machine.state] -= 1
         del self.machines[machine.vm.name]
         self.context.problems.forget(machine.vm.name)
         for part in (
@@ -235,8 +239,8 @@ class Fleet(Parts):
         if self.machines.get(machine.vm.name) is not machine:
             return
         if machine.state in DOWN or machine.is_gone:
-            self.stats.stopped(machine)
-            dismissed = self.dismiss(machine, "it is no more").addCallback(lambda _: self.stats.forget_others())
+            self.store.stopped(machine)
+            dismissed = self.dismiss(machine, "it is no more").addCallback(lambda _: self.store.forget_others())
             spawn(self.log, dismissed, machine.vm.name)
         elif machine.state is State.UP and self.leases.lease(machine.vm.name) is not None:
             taken = {ip for one in self.machines.values() if not one.vm.removed for ip in one.vm.ip}
@@ -251,7 +255,7 @@ class Fleet(Parts):
 
     def replaced(self, machine: Machine) -> None:
         """Handle *machine*, whose name another VM has now; it still has the uuid of the one before."""
-        self.adoption.is_another(machine)
+        self.adoption.replaced(machine)
 
     @deferred
     async def found(self, machine: Machine) -> None:

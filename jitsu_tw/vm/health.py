@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError
-from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.vitals import Sign, Window, sign_of_life
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.steps import counts
@@ -20,7 +20,7 @@ from jitsu_tw.vm.steps import counts
 if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
-    from jitsu_tw.readiness.port import Port
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.rules.lease import Lease, Leases
     from jitsu_tw.vm.machine import Machine
 
@@ -40,7 +40,7 @@ class HealthChecks:
 
     log = Logger()
 
-    def __init__(self, leases: Leases, clocks: Clocks, port: Port, ownership: IOwnership) -> None:
+    def __init__(self, leases: Leases, clocks: Clocks, port: Strategies, ownership: IOwnership) -> None:
         """
         Check nothing yet.
 
@@ -90,11 +90,11 @@ class HealthChecks:
             windows.append(Window(before, after, number))
             before, sign = after, sign_of_life(windows)
             if sign is not Sign.NONE:
-                silent = f"its port {vm.wait_for_port} does not answer Jitsu's host"
+                silent = f"its port {port_of(vm)} does not answer Jitsu's host"
                 machine.problem(Problem.PORT, f"{silent}, but it is left alone: {sign.value}")
                 return
         machine.problem(Problem.PORT)
-        reason = f"dead: its port {vm.wait_for_port} is silent, and {sign.value}"
+        reason = f"dead: its port {port_of(vm)} is silent, and {sign.value}"
         self.log.error("{name}: {reason}; restarted", name=vm.name, reason=reason)
         machine.restart(reason)
 

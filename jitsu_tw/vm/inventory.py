@@ -1,8 +1,8 @@
 """
-Where the VMs are at their hypervisors, and what these tell of them.
+Finds the VMs at their hypervisors, and handles what these tell of them.
 
-It makes sure that what is believed of a VM is what its hypervisor says: at the beginning, after a hypervisor's return,
-on each of its events, and, where nobody could say, a while later. A VM that is undefined and defined anew is found.
+The state of each machine follows what its hypervisor says: at the beginning, when a hypervisor is connected again, on
+each of its events, and, while no answer came, a while later. A VM that is undefined and defined anew is found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.backends import BACKENDS, backends_for
+from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
@@ -30,22 +31,57 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IInventoryObserver
-    from jitsu_tw.vm.stats import StatsStore
+    from jitsu_tw.vm.persistence import StatsStore
 
-#: How many VMs of a backend are looked at, at once.
+#: How many VMs of a backend are looked at at once.
 LOOKS_AT_ONCE: Final = 16
 
-#: Seconds after which a hypervisor that has not answered yet is taken for lost, until it does; and the reason shown.
+#: Seconds after which a hypervisor that has not answered yet counts as lost, until it does; and the reason shown.
 WAITS: Final = 2.0
 NOT_YET: Final = "it has not answered yet; Jitsu serves the others, and waits for it"
 
-#: What a VM is doing that nobody could say is asked again after so many seconds.
+#: Seconds after which a hypervisor that could not tell what a VM does is asked again.
 LOOK_AGAIN: Final = 5.0
+
+
+@attrs.define(eq=False)
+class _Connection:
+    """
+    The connection to a hypervisor.
+
+    Attributes:
+        name: the hypervisor's kind and URI.
+        problem: why it cannot be asked; None if it can.
+        answers: it is connected.
+        late: declares it lost if it does not answer.
+        seen: fires when its VMs have been looked at, or cannot be.
+    """
+
+    name: str
+    problem: str | None = None
+    answers: bool = False
+    late: IDelayedCall | None = None
+    seen: Deferred[None] = attrs.field(factory=Deferred)
+
+    def end_wait(self) -> None:
+        """Wait for its first answer no longer."""
+        if self.late is not None and self.late.active():
+            self.late.cancel()
+
+    def is_seen(self) -> None:
+        """Note that its VMs have been looked at, or cannot be."""
+        if not self.seen.called:
+            self.seen.callback(None)
 
 
 @implementer(IObserver, IWatcher)
 class Inventory:
-    """The hypervisors, and the VMs that they have."""
+    """
+    The hypervisors, and the VMs that they have.
+
+    It owns, and nobody else writes: the connections to hypervisors, which machine has which uuid, which VMs were not
+    found, and the looks to come.
+    """
 
     follows: Final = frozenset({State.UNKNOWN})
 
@@ -61,28 +97,25 @@ class Inventory:
         observer: IInventoryObserver,
     ) -> None:
         """
-        Look for *machines*, which are by the VM's name.
+        Connect to no hypervisor yet.
 
         Args:
-            backends: found by a VM's backend and URI.
-            machines: to look for.
+            backends: by a VM's backend and URI.
+            machines: to look for, by the VM's name.
             record: what the state says of them.
             journal: is told of connections.
             reactor: calls later.
             observer: is told what is found.
         """
         self._backends, self._machines = dict(backends), machines
+        self._connections = {id(one): _Connection(_name(key)) for key, one in reversed(self._backends.items())}
         self._record, self._journal, self._reactor, self._observer = record, journal, reactor, observer
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
         self._looked_up: set[Machine] = set()
         self._strangers = 0
-        self._lost: dict[int, str] = {}
-        self._reached: set[int] = set()
         self._looks: dict[str, IDelayedCall] = {}
-        self._connected = False
-        self._waits: dict[int, IDelayedCall] = {}
-        self._unseen: dict[int, Deferred[None]] = {}
+        self._started = False
 
     # Beginning and end.
 
@@ -93,45 +126,33 @@ class Inventory:
         Returns:
             A Deferred that fires when the VMs of each are in the state, or the hypervisor cannot be asked.
         """
-        self._connected = True
-        backends = list(self._backends.values())
-        self._unseen = {id(backend): Deferred() for backend in backends}
-        seen = DeferredList(self._unseen.values())
-        for backend in backends:
+        self._started = True
+        seen = DeferredList([connection.seen for connection in self._connections.values()])
+        for backend in list(self._backends.values()):
             self._connect(backend)
         self._find_removed()
         return seen
 
     def _connect(self, backend: IBackend) -> None:
-        """Connect to *backend*, and do not wait for it for long."""
-        self._waits[id(backend)] = self._reactor.callLater(WAITS, self.lost, backend, NOT_YET)
+        """Connect to *backend*, which counts as lost if it does not answer soon."""
+        self._connections[id(backend)].late = self._reactor.callLater(WAITS, self.lost, backend, NOT_YET)
         backend.connect(self)
 
-    def _answers(self, backend: IBackend) -> None:
-        """Note that *backend* has told something."""
-        wait = self._waits.pop(id(backend), None)
-        if wait is not None and wait.active():
-            wait.cancel()
-
-    def _seen(self, backend: IBackend) -> None:
-        """Note that *backend* was looked at, or cannot be."""
-        unseen = self._unseen.pop(id(backend), None)
-        if unseen is not None:
-            unseen.callback(None)
-
     def stop(self) -> None:
-        """Look no more."""
-        for call in (*self._looks.values(), *self._waits.values()):
+        """Look for no VM any more."""
+        for call in self._looks.values():
             call.cancel()
+        for connection in self._connections.values():
+            connection.end_wait()
 
     async def close(self) -> None:
-        """Let go of all of them."""
+        """Disconnect from all hypervisors."""
         await DeferredList([backend.close() for backend in self._backends.values()], consumeErrors=True)
 
     # Which there are.
 
     def backend_of(self, vm: VM) -> IBackend | None:
-        """Return where *vm* is, or would be; None if nobody is connected to that yet."""
+        """Return the backend of *vm*; None if it is not among those of the fleet yet."""
         return self._backends.get((vm.backend, vm.connect))
 
     def machine(self, uuid: str) -> Machine | None:
@@ -139,26 +160,24 @@ class Inventory:
         return self._by_uuid.get(uuid)
 
     def backend_for(self, vm: VM) -> IBackend:
-        """Return where *vm* is, connected to if the others are."""
-        place = vm.backend, vm.connect
-        if place not in self._backends:
+        """Return the backend of *vm*, which is made, and connected if the others are, if there is none yet."""
+        key = vm.backend, vm.connect
+        if key not in self._backends:
             self._backends |= backends_for((vm,))
-            if self._connected:
-                self._connect(self._backends[place])
-        return self._backends[place]
+            self._connections[id(self._backends[key])] = _Connection(_name(key))
+            if self._started:
+                self._connect(self._backends[key])
+        return self._backends[key]
 
     @property
     def hypervisors(self) -> Mapping[str, str | None]:
         """The hypervisors, by kind and URI: why one cannot be asked, None for one that can."""
-        return {self._name(backend): self.why_lost(backend) for backend in self._backends.values()}
-
-    def _name(self, backend: IBackend) -> str:
-        """Return the kind and the URI of a hypervisor."""
-        return next(" ".join(filter(None, key)) for key, one in self._backends.items() if one is backend)
+        found = (self._connections[id(backend)] for backend in self._backends.values())
+        return {connection.name: connection.problem for connection in found}
 
     def why_lost(self, backend: IBackend) -> str | None:
         """Return why *backend* cannot be asked; None if it can."""
-        return self._lost.get(id(backend))
+        return self._connections[id(backend)].problem
 
     # What the machines do.
 
@@ -172,7 +191,7 @@ class Inventory:
             self._reactor.callLater(0, self._look_for, machine)
 
     def forget(self, machine: Machine) -> None:
-        """Look for *machine* no more."""
+        """Forget *machine*, which is not in the configuration any more."""
         name = machine.vm.name
         self._by_uuid.pop(machine.uuid, None)
         self._missing.discard(name)
@@ -182,7 +201,7 @@ class Inventory:
     # What the backends tell (`IWatcher`).
 
     def changed(self, uuid: str, reason: str) -> None:
-        """Look at a VM that something happened to; a strange one may be one of ours that was defined anew."""
+        """Look at a VM that something has happened to; an unknown uuid may be a VM that was defined anew."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
             machine.look(reason)
@@ -193,33 +212,31 @@ class Inventory:
                 self._look_for(self._machines[name])
 
     def rebooted(self, uuid: str) -> None:
-        """Tell a VM of ours that its guest has rebooted itself."""
+        """Tell the machine with that uuid that its guest has rebooted itself."""
         machine = self._by_uuid.get(uuid)
         if machine is not None:
             machine.feed(Event.REBOOT, "its guest has rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
         """Tell the VMs of *backend* that it cannot be asked."""
-        self._answers(backend)
-        if reason != self._lost.get(id(backend)):
+        connection = self._connections[id(backend)]
+        connection.end_wait()
+        if reason != connection.problem:
             message = "{backend} cannot be asked, so nothing starts there until it can: {reason}"
-            self.log.error(message, backend=self._name(backend), reason=reason)
-        self._lost[id(backend)] = reason
-        self._reached.discard(id(backend))
-        self._journal.backend(self._name(backend), reason)
+            self.log.error(message, backend=connection.name, reason=reason)
+        connection.problem, connection.answers = reason, False
+        self._journal.backend(connection.name, reason)
         for machine in self._of(backend):
             machine.lose(reason)
-        self._seen(backend)
+        connection.is_seen()
 
     def connected(self, backend: IBackend) -> None:
-        """Look at everything behind *backend*."""
-        self._answers(backend)
-        self._lost.pop(id(backend), None)
-        self._reached.add(id(backend))
-        self._journal.backend(self._name(backend), None)
-        Deferred.fromCoroutine(self._reconcile(backend)).addErrback(
-            lambda failure: self.log.failure("cannot look at the VMs of {backend}", failure, backend=backend)
-        ).addCallback(lambda _: self._seen(backend))
+        """Look at all VMs of *backend*."""
+        connection = self._connections[id(backend)]
+        connection.end_wait()
+        connection.problem, connection.answers = None, True
+        self._journal.backend(connection.name, None)
+        spawn(self.log, self._reconcile(backend), connection.name).addCallback(lambda _: connection.is_seen())
 
     def _of(self, backend: IBackend) -> list[Machine]:
         return [machine for machine in self._machines.values() if machine.backend is backend]
@@ -239,14 +256,14 @@ class Inventory:
         await self._record.save_configuration()
 
     def _find_removed(self) -> None:
-        """Find what runs through us and is in the configuration no more, under whatever name."""
+        """Find the VMs that Jitsu had started and that are not in the configuration any more, under whatever name."""
         uuids = {self._expected(machine) for machine in self._machines.values()}
         if None in uuids:
-            return  # whatever there is may turn out to be that machine
+            return  # any VM may turn out to be that machine
         for vm in self._record.removed(uuids):
             if (vm.backend, vm.connect) in self._backends or vm.backend in BACKENDS:
                 machine = self._observer.enlist_removed(vm)
-                if id(machine.backend) in self._reached:
+                if self._connections[id(machine.backend)].answers:
                     self._look_for(machine)
 
     def _expected(self, machine: Machine) -> str | None:
@@ -258,7 +275,7 @@ class Inventory:
     # One VM.
 
     def find(self, machine: Machine) -> Deferred[None]:
-        """Look for *machine* at its backend, and see what it is doing."""
+        """Look for *machine* at its backend, and ask for its state."""
         return Deferred.fromCoroutine(self._look_at(machine))
 
     def _look_for(self, machine: Machine) -> None:
@@ -267,19 +284,19 @@ class Inventory:
             self.find(machine)
 
     def _look_later(self, machine: Machine) -> None:
-        """Look at *machine* again in a while if nobody knows what it is doing, and nothing will bring us to look."""
+        """Look at *machine* again in a while if its state is not known and its hypervisor will not tell by itself."""
         name = machine.vm.name
-        lost = id(machine.backend) in self._lost
-        if machine.state is State.UNKNOWN and not (lost or machine.is_gone or name in self._looks):
+        is_lost = self.why_lost(machine.backend) is not None
+        if machine.state is State.UNKNOWN and not (is_lost or machine.is_gone or name in self._looks):
             self._looks[name] = self._reactor.callLater(LOOK_AGAIN, self._look_again, machine)
 
     def _look_again(self, machine: Machine) -> None:
         del self._looks[machine.vm.name]
-        if machine.state is State.UNKNOWN and id(machine.backend) not in self._lost:
-            Deferred.fromCoroutine(self._look_at_late(machine))
+        if machine.state is State.UNKNOWN and self.why_lost(machine.backend) is None:
+            spawn(self.log, self._look_at_late(machine), machine.vm.name)
 
     async def _look_at_late(self, machine: Machine) -> None:
-        """Look at *machine*, the last one of its hypervisor perhaps that has not been found."""
+        """Look at *machine*, which may be the last one that has not been found."""
         if self._machines.get(machine.vm.name) is machine:
             await self._look_at(machine)
             self._find_removed()
@@ -293,7 +310,12 @@ class Inventory:
         return vm if uuid is None else attrs.evolve(vm, uuid=uuid)
 
     async def _look_up(self, machine: Machine) -> str:
-        """Return the uuid of *machine*; raise NoSuchVM if its hypervisor does not know it."""
+        """
+        Return the uuid of *machine*.
+
+        Raises:
+            NoSuchVM: its hypervisor does not know it.
+        """
         self._looked_up.add(machine)
         try:
             while True:
@@ -340,14 +362,14 @@ class Inventory:
                 self._observer.replaced(machine)
                 if machine.state not in CALLING | {State.UNKNOWN}:
                     machine.lose("another VM has its name", NoSuchVM)
-                self._reactor.callLater(0, self._find_removed)  # the one before may run, and be ours
+                self._reactor.callLater(0, self._find_removed)  # the one before may run, started by Jitsu
             self._by_uuid.pop(machine.uuid, None)
             machine.note(uuid=uuid)
             self._by_uuid[uuid] = machine
-            self._record.recognise(machine)
+            self._record.stats.recognise(machine)
 
     async def _ask_advice(self, machine: Machine) -> None:
-        """Ask the hypervisor what an operator should read about *machine*."""
+        """Ask the hypervisor what an operator should know of *machine*."""
         name = machine.vm.name
         try:
             sentences = await machine.backend.advice(machine.uuid)
@@ -356,3 +378,8 @@ class Inventory:
             return
         if self._machines.get(name) is machine:
             machine.problem(Problem.DEFINITION, *sentences)
+
+
+def _name(key: tuple[str, str]) -> str:
+    """Return the name of the hypervisor with this *key*: its kind, and its URI if it has one."""
+    return " ".join(filter(None, key))

@@ -1,8 +1,8 @@
 """
-The last of what happened to the VMs, and why: told by the fleet, kept in memory, in rings of a fixed size.
+The last events of all VMs, and why they happened: noted by the fleet, kept in memory, in rings of a fixed size. Pure.
 
-Nothing is decided here, and nothing here outlives the process: what must is in `stats`. People look at it by
-`control`; `Journal.on_event` tells those who want to know at once.
+Nothing is decided here, and nothing here outlives the process; `stats` has what must. `control` shows it to operators;
+`Journal.on_event` calls those who follow the events.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
@@ -27,17 +26,17 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.machine import Machine
 
-#: How much is kept: of everything, of activations, of refusals; of the decisions on one VM, and on how many VMs.
+#: How much is kept: events, activations, refusals; decisions on one VM, and VMs with decisions.
 MOST_EVENTS: Final = 1000
 MOST_ACTIVATIONS: Final = 200
 MOST_REFUSALS: Final = 200
 MOST_DECISIONS: Final = 20
 MOST_VMS: Final = 1000
 
-#: Of a flood of refusals, so many are told within a second, and each kind once; all are counted.
+#: The most events of refusals within a second, one of each kind; all refusals are counted.
 MOST_TOLD: Final = 20
 
-#: States that are no news for a VM that nothing has happened to: so it was found.
+#: States in which a VM may be found: a change between them is no event for a VM of which there was none yet.
 _RESTING: Final = frozenset({State.UNKNOWN, State.OFF, State.PAUSED, State.SAVED})
 
 
@@ -50,8 +49,8 @@ class Event:
         id: greater than that of any earlier event, also of an earlier process.
         at: when, in seconds since 1970.
         kind: ``state``, ``activation``, ``refused``, ``hold``, ``release``, ``lost`` or ``connected``.
-        vm: whose; empty for a hypervisor's.
-        facts: what there is to say about it, as JSON has it.
+        vm: the VM's name; empty for an event of a hypervisor.
+        facts: the fields of that kind, as JSON has them.
     """
 
     id: int
@@ -61,7 +60,7 @@ class Event:
     facts: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return the event as JSON has it."""
         return {"id": self.id, "at": round(self.at, 3), "kind": self.kind, "vm": self.vm, **self.facts}
 
 
@@ -72,16 +71,16 @@ class Activation:
 
     Attributes:
         id: greater than that of any earlier one.
-        vm: whose.
+        vm: the VM's name.
         began: when it was asked for, in seconds since 1970.
-        asker: who asked first.
+        asker: the first that asked.
         outcome: ``running``, ``up``, ``failed``, ``stopped`` or ``lost``.
         how: what the start call did (`ijitsu.Start`); empty if it has not ended well.
-        reason: the last words.
+        reason: why it ended so.
         clients: how many were answered.
-        took: seconds from the question to the end; None while it is running.
+        took: seconds from the first query to the end; None while it is running.
         marks: each step's time, on the clock of the machines.
-        machine: who knows the marks while it is running.
+        machine: has the marks while it is running.
     """
 
     id: int
@@ -97,12 +96,12 @@ class Activation:
     machine: Machine | None = None
 
     def freeze(self) -> None:
-        """Keep the marks as they are: the machine's will be another activation's."""
+        """Keep the marks as they are: those of the machine will be another activation's."""
         if self.machine is not None:
             self.marks, self.machine = self.machine.marks, None
 
     def as_json(self) -> dict[str, Any]:
-        """Return it with the steps in milliseconds after the question."""
+        """Return it as JSON has it, with the steps in milliseconds after the first query."""
         marks = self.marks if self.machine is None else self.machine.marks
         return {
             "id": self.id,
@@ -124,10 +123,10 @@ class Refusal:
     Starts that were refused to one network, for one reason.
 
     Attributes:
-        vm: that was not started.
+        vm: the name of the VM that was not started.
         network: of the clients, a /24 or /56.
         reason: why.
-        asker: who asked last.
+        asker: the last that asked.
         first, last: when, in seconds since 1970.
         times: how often.
     """
@@ -141,7 +140,7 @@ class Refusal:
     times: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return it as JSON has it."""
         return attrs.asdict(self)
 
 
@@ -151,30 +150,45 @@ def milliseconds(marks: Mapping[str, float]) -> dict[str, float]:
     return {step: round((when - begin) * 1000, 1) for step, when in marks.items()}
 
 
+@attrs.define(eq=False)
+class Totals:
+    """
+    Numbers since this process began.
+
+    Attributes:
+        states: how many VMs are in each state now.
+        refused: how many starts were refused, by verdict.
+        outcomes: how many activations ended, by outcome.
+        retries: how many starts were tried once more by themselves.
+        warm, cold: how many queries there were for VMs that were up, and for others.
+    """
+
+    states: Counter[State] = attrs.field(factory=Counter)
+    refused: Counter[Verdict] = attrs.field(factory=Counter)
+    outcomes: Counter[str] = attrs.field(factory=Counter)
+    retries: int = 0
+    warm: int = 0
+    cold: int = 0
+
+
 @implementer(IJournal, IObserver)
 class Journal:
     """
-    The memory of what happened.
+    The last events.
 
     Attributes:
         on_event: called with each event.
         events: the last ones, oldest first.
-        activations: the last ones, those that run among them, oldest first.
-        refusals: the last ones, by VM, network and reason; who was refused last is last.
-        states: how many VMs are in each state.
-        refused: how many starts were refused, by verdict.
-        outcomes: how many activations ended, by outcome.
-        retries: how many starts were tried once more by themselves.
-        warm, cold: how many questions there were for VMs that were up, and for others.
+        activations: the last ones, those under way among them, oldest first.
+        refusals: the last ones, by VM, network and reason, the latest last.
+        totals: numbers of all that has happened.
     """
 
     follows: Final = frozenset(State)
 
-    log = Logger()
-
-    def __init__(self, clocks: Clocks) -> None:
-        """Begin with nothing."""
-        self._now, self._wall = clocks.now, clocks.wall
+    def __init__(self, clocks: Clocks, failed: Callable[[], object]) -> None:
+        """Begin without events; *failed* reports the exception of a follower in `on_event`, while it is handled."""
+        self._now, self._wall, self._failed = clocks.now, clocks.wall, failed
         self._ids = count(int(clocks.wall() * 1000))
         self._running: dict[str, Activation] = {}
         self._decisions: OrderedDict[str, deque[Event]] = OrderedDict()
@@ -183,15 +197,12 @@ class Journal:
         self.events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self.activations: deque[Activation] = deque(maxlen=MOST_ACTIVATIONS)
         self.refusals: OrderedDict[tuple[str, str, Verdict], Refusal] = OrderedDict()
-        self.states: Counter[State] = Counter()
-        self.refused: Counter[Verdict] = Counter()
-        self.outcomes: Counter[str] = Counter()
-        self.retries = self.warm = self.cold = 0
+        self.totals = Totals()
 
-    # What it tells.
+    # Asking.
 
     def decisions(self, vm: str) -> Iterable[Event]:
-        """Return what was last decided on a VM, oldest first."""
+        """Return the last events of a VM that tell what was decided, oldest first."""
         return tuple(self._decisions.get(vm, ()))
 
     def running(self, vm: str) -> Activation | None:
@@ -203,13 +214,13 @@ class Journal:
         found = (one for one in reversed(self.activations) if vm is None or one.vm == vm)
         return list(islice(found, most))
 
-    # What it is told.
+    # Noting.
 
     def moved(self, machine: Machine, old: State) -> None:
-        """Note that *machine* has gone from one state to another, and why."""
+        """Note that *machine* has left the state *old* for another, and why."""
         name, state = machine.vm.name, machine.state
-        self.states[old] -= 1
-        self.states[state] += 1
+        self.totals.states[old] -= 1
+        self.totals.states[state] += 1
         running = self._running.get(name)
         if state is State.QUEUED:
             if running is not None:
@@ -219,11 +230,11 @@ class Journal:
             if state is State.WAITING and old is State.STARTING:
                 running.how = machine.reason
             elif state is State.FAILED:
-                running.freeze()  # another one may begin before this one is said to have ended
+                running.freeze()  # another one may begin before the end of this one is noted
             elif state not in ACTIVATING and state is not State.UP and not machine.is_failing:
                 self._end(running, "lost" if state is State.UNKNOWN else "stopped", machine.reason)
                 if old is State.QUEUED and machine.reason == Verdict.FULL.value:
-                    self.refused[Verdict.FULL] += 1
+                    self.totals.refused[Verdict.FULL] += 1
         if name in self._decisions or not {old, state} <= _RESTING:
             asker = {"asker": running.asker} if state is State.QUEUED and running is not None else {}
             facts = {"old": old.shown, "state": state.shown, "reason": machine.reason, **asker}
@@ -239,7 +250,7 @@ class Journal:
     def refuse(self, vm: str, verdict: Verdict, host: str, asker: str) -> None:
         """Note that a VM was not started for a client."""
         now, net = self._wall(), to_text(network(packed(host)))
-        self.refused[verdict] += 1
+        self.totals.refused[verdict] += 1
         key = vm, net, verdict
         refusal = self.refusals.get(key)
         if refusal is None:
@@ -257,15 +268,15 @@ class Journal:
             self._tell("refused", vm, refusal.as_json())
 
     def hold(self, vm: str, *, held: bool) -> None:
-        """Note that a person holds a VM, or does not any more."""
+        """Note that an operator holds a VM, or does not any more."""
         self._note("hold" if held else "release", vm, {})
 
     def backend(self, backend: str, reason: str | None) -> None:
-        """Note that a hypervisor is lost, and why, or that there is a connection (None)."""
+        """Note that a hypervisor is lost, and why, or that it is connected (None)."""
         facts = {"backend": backend} if reason is None else {"backend": backend, "reason": reason}
         self._tell("connected" if reason is None else "lost", "", facts)
 
-    # How it is kept.
+    # Keeping.
 
     def _begin(self, machine: Machine) -> Activation:
         """Begin an activation."""
@@ -280,11 +291,11 @@ class Journal:
         running.freeze()
         running.took = self._now() - running.marks["query"]
         running.outcome, running.reason = outcome, reason
-        self.outcomes[outcome] += 1
+        self.totals.outcomes[outcome] += 1
         self._tell("activation", running.vm, {"activation": running.as_json()})
 
     def _note(self, kind: str, vm: str, facts: Mapping[str, Any]) -> None:
-        """Tell a decision, and keep it with the VM's own."""
+        """Make an event of a decision, and keep it with those of the VM."""
         decisions = self._decisions.get(vm)
         if decisions is None:
             decisions = self._decisions[vm] = deque(maxlen=MOST_DECISIONS)
@@ -300,6 +311,5 @@ class Journal:
             try:
                 hear(event)
             except Exception:  # noqa: BLE001
-                # Whatever goes wrong with who looks on, the VM's life goes on.
-                self.log.failure("unexpected, please report")
+                self._failed()  # whatever goes wrong with a follower, the VM's life goes on
         return event

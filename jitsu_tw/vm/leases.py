@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
-    from jitsu_tw.readiness.port import Port
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.vm.machine import Machine
 
 #: A VM that was used less than this many seconds ago does not make room: the client may be about to connect.
@@ -94,7 +94,7 @@ class LeaseKeeper:
         clocks: Clocks,
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
-        port: Port,
+        port: Strategies,
     ) -> None:
         """
         Begin with no lease.
@@ -456,9 +456,8 @@ class LeaseKeeper:
 
     def _may_go(self, machine: Machine, lease: Lease) -> bool:
         """Return whether *machine* may be stopped to make room."""
-        is_decided_on = lease.planned is None
         return (
-            not is_decided_on
+            lease.planned is not None  # else it is being looked at
             and machine.state is State.UP
             and self._keep(machine, lease, JUST_USED).until <= self._now()
         )

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.persistence import StatsStore
     from jitsu_tw.vm.standins import StandIns
-    from jitsu_tw.vm.stats import StatsStore
+    from jitsu_tw.vm.stats import Statistics
 
 
 class Parts:
@@ -29,7 +30,8 @@ class Parts:
         cluster: the nodes and hosts.
         standins: announces VMs to Synjitsu, where one is used.
         inventory: where the VMs are.
-        stats: what is remembered of them.
+        stats: when and how often they were started and asked for.
+        store: the state, which has that, and their configuration.
         leases: which of them are kept.
         dependencies: which of them need which others.
         adoption: which of them Jitsu manages.
@@ -42,7 +44,8 @@ class Parts:
     cluster: ICluster
     standins: StandIns
     inventory: Inventory
-    stats: StatsStore
+    stats: Statistics
+    store: StatsStore
     leases: LeaseKeeper
     dependencies: Dependencies
     adoption: Adoption

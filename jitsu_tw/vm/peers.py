@@ -34,7 +34,7 @@ class Peers:
     def was_started(self, name: str) -> bool:
         """Return whether the state says that this node had started the VM, and has not seen it down since."""
         fleet = self._fleet
-        return name in fleet.machines and fleet.stats.is_ours(fleet.machines[name])
+        return name in fleet.machines and fleet.stats.was_started(fleet.machines[name])
 
     def claim_free(self, name: str) -> None:
         """Claim the VM, which is queued: its claim has become free."""

@@ -6,10 +6,10 @@ import enum
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from twisted.logger import Logger
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from twisted.logger import Logger
 
 
 class Problem(enum.Enum):
@@ -35,10 +35,9 @@ class Problems:
     A kind has any number of sentences at a time. A sentence is logged when it is new.
     """
 
-    log = Logger()
-
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, log: Logger) -> None:
+        """Begin with none; *log* gets each sentence that is new."""
+        self._log = log
         self._problems: dict[str, dict[Problem, tuple[str, ...]]] = {}
 
     def note(self, name: str, kind: Problem, sentences: Sequence[str]) -> None:
@@ -46,7 +45,7 @@ class Problems:
         known = self._problems.get(name, {})
         for sentence in sentences:
             if sentence not in known.get(kind, ()):
-                log = self.log.error if kind in DEGRADING else self.log.warn
+                log = self._log.error if kind in DEGRADING else self._log.warn
                 log("{name}: {sentence}", name=name, sentence=sentence)
         if sentences:
             self._problems.setdefault(name, {})[kind] = tuple(sentences)

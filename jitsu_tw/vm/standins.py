@@ -1,9 +1,9 @@
 """
-What the moves of a VM mean for Synjitsu, and what Synjitsu sees for a VM.
+Announces the states of VMs to Synjitsu, and handles what Synjitsu sees of them.
 
-While a VM boots, its address is stood in for and its packets are held; while it is down too, if it shall be woken by
-them. Then nobody need wait for the DNS answer: the first packet waits instead. Whether a guest listens is found out by
-Synjitsu, because this host's own packets for the address go to the stand-in as well.
+While a VM boots, Synjitsu stands in for its addresses and holds its packets; also while it is down, if packets are to
+wake it. Then the DNS answer need not wait for the boot: the client's first packet waits. Synjitsu finds out whether the
+guest listens, because packets of this host for the address would reach the stand-in, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
-from jitsu_tw.readiness import has_port
+from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.lifecycle import ACTIVATING, State
 from jitsu_tw.settings import Boot, Handover
 from jitsu_tw.synjitsu_client import SynjitsuClient
@@ -31,24 +31,25 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
     from jitsu_tw.networks import Address
+    from jitsu_tw.readiness import Strategies
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IStandInObserver
 
-#: Seconds for which packets for a VM whose start has failed are refused, before it can be woken by them again.
+#: Seconds for which packets for a VM whose start has failed are refused, before they can wake it again.
 REFUSES_FOR: Final = 10.0
 
 #: The guest may begin to listen: one that is restored does so before the call that starts it has ended.
 BOOTS: Final = frozenset({State.STARTING, State.WAITING})
 
-#: What was heard of the guest holds: it is the same boot.
+#: States of one boot: the addresses at which the guest was found listening stay known.
 RUNS: Final = BOOTS | {State.IMAGING, State.UP}
 
 #: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
 #: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
 LATE_BY: Final = 5.0
 
-#: Xen's number of an earlier boot is nobody's, or another guest's.
+#: States without a Xen domain: the number of the one before may be another guest's now.
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
 
 
@@ -112,19 +113,24 @@ class StandIns:
 
 @implementer(IReadiness)
 class StandInControl(StandIns):
-    """The VMs with `use_synjitsu`, announced to the Synjitsu of their host."""
+    """
+    The VMs with `use_synjitsu`, announced to the Synjitsu of their host.
+
+    It owns, and nobody else writes: which client each VM is announced by, what the hypervisors say of their guests, and
+    the addresses at which they were found listening.
+    """
 
     follows = frozenset(State)
 
     log = Logger()
-    anew = True
+    anew = tries_port = True
 
     def __init__(
         self,
         endpoints: Iterable[str],
         machines: Mapping[str, Machine],
         reactor: Any,
-        port: IReadiness,
+        port: Strategies,
         observer: IStandInObserver,
         secret: str = "",
         make: Callable[..., SynjitsuClient] = SynjitsuClient,
@@ -169,7 +175,7 @@ class StandInControl(StandIns):
 
     def signs(self, vm: VM, signs: tuple[IReadiness, ...]) -> tuple[IReadiness, ...]:
         """Return the *signs* of readiness of *vm*, where Synjitsu probes the port in place of this host."""
-        return tuple(self if sign is self._port else sign for sign in signs) if vm.use_synjitsu else signs
+        return tuple(self if sign.tries_port else sign for sign in signs) if vm.use_synjitsu else signs
 
     def _standin(self, machine: Machine) -> SynjitsuClient | None:
         """Return the Synjitsu of the host that *machine* is, was or will be on."""
@@ -237,7 +243,7 @@ class StandInControl(StandIns):
         if known is not None and machine.state in NUMBERLESS:
             self._guests[machine.vm.name] = attrs.evolve(known, domid=None)
         self._tell(machine)
-        # Who waits for the port is told by then (`wait`).
+        # With a port, the guest's MACs are known when its readiness is waited for (`wait`).
         if machine.state is State.WAITING and not has_port(machine.vm, machine.backend):
             Deferred.fromCoroutine(self.learn(machine))
 
@@ -341,7 +347,7 @@ class StandInControl(StandIns):
                 wake_udp=vm.wake_udp,
                 handover=vm.handover.value,
                 domid=self._guests.get(vm.name, Guest()).domid,
-                knock=vm.wait_for_port if knocks and has_port(vm, machine.backend) else None,
+                knock=port_of(vm) if knocks and has_port(vm, machine.backend) else None,
                 # No client's connection shall be in the image that is kept first.
                 keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
             )
@@ -355,13 +361,13 @@ class StandInControl(StandIns):
     # What Synjitsu sees.
 
     def _wanted(self, ip: str, source: str) -> None:
-        """Wake the VM that *source* sends to."""
+        """Wake the VM with the address *ip*: *source* sends to it."""
         machine = self._machine_at(ip)
         if machine is not None:
             self._observer.wake(machine, source)
 
     def _seen(self, ip: str) -> None:
-        """Look at a VM whose guest has announced itself: somebody else may have started it."""
+        """Look at a VM whose guest has announced itself: it may have been started by hand."""
         machine = self._machine_at(ip)
         if machine is not None and machine.state not in ACTIVATING:
             machine.look("its guest has announced itself")
@@ -387,7 +393,7 @@ class StandInControl(StandIns):
     # Readiness (`ijitsu.IReadiness`).
 
     def wait(self, vm: VM, guest: Guest) -> Deferred[None]:
-        """Fire when Synjitsu has found the guest listening; where it is away, find out ourselves."""
+        """Fire when Synjitsu has found the guest listening; while it is not connected, this host tries the port."""
         self._guests[vm.name] = guest
         self._tell(self._machines[vm.name])
         return Deferred.fromCoroutine(self._wait(vm, guest))
@@ -409,7 +415,7 @@ class StandInControl(StandIns):
                 self._waits.pop(name, None)
 
     def _turn(self, standin: SynjitsuClient) -> None:
-        """Handle the coming or going of a Synjitsu, on which it depends what finds out whether guests listen."""
+        """Wait for guests in another way: Synjitsu was connected or lost, or refuses other addresses."""
         for name, waiting in list(self._waits.items()):
             if self._standin(self._machines[name]) is standin:
                 self._turned.add(name)

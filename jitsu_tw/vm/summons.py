@@ -162,8 +162,8 @@ class Summons:
         is_up, source = machine.state is State.UP, question.source
         if not machine.joins(asker):
             self._fleet.stats.count_query(machine, question.key)
-            self._fleet.journal.cold += not is_up
-        self._fleet.journal.warm += is_up
+            self._fleet.journal.totals.cold += not is_up
+        self._fleet.journal.totals.warm += is_up
         if machine.state in LEASED and (source is None or self._policy.is_inside(source.host)):
             self._fleet.leases.use(machine)
 

@@ -91,5 +91,5 @@ def _through_the_state(vm: VM, settings: Settings) -> None:
         # The state has whole paths and uuids of its own; what the file says is beside the file.
         assert any(words in str(error) for words in ("whole path", "name of the folder")), (str(error), files)
         return
-    same: dict[str, Any] = {"said": {}, "place": None, "dns_place": None, "uuid": None}
+    same: dict[str, Any] = {"raw": {}, "place": None, "dns_place": None, "uuid": None}
     assert attrs.evolve(again, **same) == attrs.evolve(vm, **same), files

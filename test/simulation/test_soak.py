@@ -49,7 +49,7 @@ class SoakTests(SynchronousTestCase):
         made.begin()
         made.pass_time(5.0)
         assert made.jitsu is not None
-        name = next(vm.name for vm in made.vms if not (vm.needs or vm.keep_up or vm.wait_for_port))
+        name = next(vm.name for vm in made.vms if not (vm.needs or vm.keep_up or vm.readiness.get("wait_for_port")))
         made.jitsu.ask(name, "10.0.0.1", 4711, 1, 1)
         for _ in range(200):
             if made.jitsu.fleet.machines[name].state is State.UP:

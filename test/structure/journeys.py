@@ -1,12 +1,14 @@
 """
-Who calls whom at run time; `python -m test.structure.journeys` prints it, and with `--calls` each journey's calls.
+Who calls whom at run time; `python -m test.structure.journeys` prints it, and with `--calls` also the calls themselves.
 
 A journey is what happens between two moments: which files of the product are entered, how many calls there are, and how
 many of these cross from one file to another. Twisted and all other libraries are looked through: a call that one file
 makes another do by way of a Deferred crosses. A coroutine counts once, however often it waits; comprehensions are parts
 of what they are in.
 
-A circle is a set of files each of which calls, directly or by others, all the others.
+A circle is a set of files each of which calls, directly or by others, all the others. Two kinds of calls do not count
+there: those of a method that an interface of the product declares, as the caller knows the interface alone; and what
+the result of a Deferred leads to, as that was returned.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 import attrs
 import dns.message
+from twisted.internet.defer import Deferred
 from zope.interface import implementedBy
 
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.rules.lifecycle import State
@@ -43,6 +45,9 @@ SCENARIOS: Final = ("test.unit.vm.test_fleet", "test.unit.cluster.test_claims", 
 WITHIN: Final = ("jitsu_tw/vm/", "jitsu_tw/cluster/", "jitsu_tw/rules/")
 
 CLIENT: Final = ("192.0.2.1", 4711)
+
+#: What runs the callbacks of a Deferred.
+_CALLBACKS: Final = Deferred._runCallbacks.__code__
 
 #: Parts of a function that have a frame of their own.
 _PARTS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
@@ -63,13 +68,13 @@ class Trace:
 
     Attributes:
         calls: how often a file called another or itself; the first is empty where none of the product called.
-        by_interface: the same of the calls of a method that an interface declares.
+        known: which functions were called so by one that knows the other file, not only an interface or a Deferred.
     """
 
     def __init__(self) -> None:
         """Begin with no calls."""
         self.calls: Counter[tuple[str, str]] = Counter()
-        self.by_interface: Counter[tuple[str, str]] = Counter()
+        self.known: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._files = {str(path): str(path.relative_to(ROOT)) for path in modules().values()}
         self._seen: set[FrameType] = set()
         self._declared: dict[CodeType, bool] = {}
@@ -92,14 +97,15 @@ class Trace:
             return
         if code.co_flags & 0x2A0:  # a generator or a coroutine, which is entered again each time that it goes on
             self._seen.add(frame)
-        back = frame.f_back
+        back, by_result = frame.f_back, False
         while back is not None and (back.f_code.co_filename not in self._files or back.f_code.co_name in _PARTS):
+            by_result |= back.f_code is _CALLBACKS
             back = back.f_back
         caller = self._files[back.f_code.co_filename] if back is not None else ""
         called = caller, self._files[code.co_filename]
         self.calls[called] += 1
-        if self._is_declared(frame):
-            self.by_interface[called] += 1
+        if not by_result and not self._is_declared(frame):
+            self.known[called].add(code.co_qualname)
 
     def _is_declared(self, frame: FrameType) -> bool:
         """Return whether an interface of the product declares the function."""
@@ -115,10 +121,6 @@ class Trace:
     def files(self) -> set[str]:
         """Return the files that were entered."""
         return {called for _, called in self.calls}
-
-    def direct(self) -> list[tuple[str, str]]:
-        """Return which file calls which other than by a method that an interface declares."""
-        return [called for called, times in self.calls.items() if times > self.by_interface[called]]
 
     def crossing(self) -> int:
         """Return the number of calls from one file to another."""
@@ -220,11 +222,14 @@ def main() -> None:
             print(f"  {times:4} {caller or '-'} -> {called}")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         trace = scenarios()
-    for title, calls in (("all calls", trace.calls.keys()), ("but those through interfaces", trace.direct())):
+    for title, calls in (("all calls", trace.calls), ("but by interfaces and results", trace.known)):
         found = circles(calls)
         print(f"files that call each other in a circle, {title}: {sum(map(len, found))}")
         for circle in found:
             print(f"  {', '.join(sorted(circle))}")
+            for caller, called in sorted(calls) if "--calls" in sys.argv else ():
+                if caller != called and {caller, called} <= circle:
+                    print(f"    {caller} -> {called}: {', '.join(sorted(trace.known.get((caller, called), ())))}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend, MemorySettings
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Question, Source, from_text
-from jitsu_tw.settings import VM, Fault, Mode, Settings
+from jitsu_tw.keys import keys_of
+from jitsu_tw.readiness import READINESS
+from jitsu_tw.settings import VM, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 
@@ -93,7 +95,10 @@ class HandClock(BoundedClock):
 
 def vm(name: str = "www", **changes: Any) -> VM:
     """Return a VM of the memory backend: NAME.jitsu.test, at an address of its own."""
-    faults = frozenset(Fault(fault) for fault in changes.pop("faults", ()))
+    readiness = {key: value for key in READINESS if (value := changes.pop(key, None)) is not None}
+    memory = {key: changes.pop(key) for key in keys_of(MemorySettings) if key in changes}
+    if "faults" in memory:
+        memory["faults"] = map(Fault, memory["faults"])
     values: dict[str, Any] = {
         "dns": (from_text(f"{name}.jitsu.test"),),
         "ip": (ip_address(f"10.0.{len(name)}.{sum(name.encode()) % 254 + 1}"),),
@@ -102,7 +107,8 @@ def vm(name: str = "www", **changes: Any) -> VM:
         "backend": "memory",
         "connect": "",
         "idle": 120.0,
-        "faults": faults,
+        "readiness": readiness,
+        "backend_settings": MemorySettings(**memory) if memory else None,
     }
     return VM(name=name, **{**values, **changes})
 

@@ -12,11 +12,10 @@ from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from jitsu_tw import xen
-from jitsu_tw.backends import xlvm
+from jitsu_tw.backends import xen, xlvm
 from jitsu_tw.backends.libxl import LibxlBackend
 from jitsu_tw.ijitsu import Power, Start
-from jitsu_tw.readiness.xenstore import Key
+from jitsu_tw.readiness.xenstore import XenstoreKey
 from jitsu_tw.settings import Mode
 from test.contract import backends as contract_backends
 from test.support import vm
@@ -33,7 +32,7 @@ PATIENCE: Final = 200
 
 async def ready(backend: LibxlBackend, machine: VM) -> None:
     """Wait until the guest has written its key."""
-    key = Key(reactor, backend._host.xenstore)
+    key = XenstoreKey(reactor, backend._host.xenstore)
     await key.wait(machine, await backend.guest(xlvm.uuid_of(machine))).addTimeout(PATIENCE, reactor)
 
 
@@ -78,7 +77,7 @@ class LibxlOnXenTests(TestCase):
         }  # fmt: skip
         machine = vm(
             "inside", backend="libxl", wait_for_key="data/ready", images=self.images,
-            xen=xen.XenGuest(**{**values, **changes}),
+            backend_settings=xen.XenGuest(**{**values, **changes}),
         )  # fmt: skip
         self.addCleanup(self.end, machine)
         return machine
@@ -108,8 +107,8 @@ class LibxlOnXenTests(TestCase):
         self.assertIs(Start.BOOTED, await self.backend.start(uuid))
         await ready(self.backend, machine)
         first = await self.backend.guest(uuid)
-        assert machine.xen is not None
-        self.assertEqual(xen.macs(machine.xen, uuid), first.macs)
+        assert machine.backend_settings is not None
+        self.assertEqual(xen.macs(machine.backend_settings, uuid), first.macs)
         up = await uptime()
         self.assertGreater(await self.backend.traffic(uuid) or 0, 2)
         memory = await self.backend.memory(uuid)

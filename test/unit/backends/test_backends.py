@@ -20,10 +20,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw.backends import domain, domain_xml
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
-from jitsu_tw.backends.memory import VANISHES_AFTER, MemoryBackend
+from jitsu_tw.backends.memory import VANISHES_AFTER, Fault, MemoryBackend
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
-from jitsu_tw.settings import Boot, Evidence, Fault, Mode
+from jitsu_tw.settings import Boot, Evidence, Mode
 from test.contract import backends as contract_backends
 from test.support import BoundedClock, vm
 

@@ -14,8 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
-from jitsu_tw import xen
-from jitsu_tw.backends import xl, xlhost, xlvm
+from jitsu_tw.backends import xen, xl, xlhost, xlvm
 from jitsu_tw.backends.libxl import LibxlBackend
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
@@ -54,7 +53,7 @@ class LibxlBackendTests(contract_backends.BackendContract):
         """Return a VM of which xl has never heard."""
         values: dict[str, Any] = {"kernel": self.folder / "kernel", "nic": ("xenbr0",)}
         guest = xen.XenGuest(**{**values, **changes})
-        return vm(f"vm-{uuid4().hex[:8]}", backend="libxl", images=self.folder / "images", xen=guest)
+        return vm(f"vm-{uuid4().hex[:8]}", backend="libxl", images=self.folder / "images", backend_settings=guest)
 
     async def run_one(self, **changes: Any) -> tuple[VM, str]:
         """Return a VM that runs, and its uuid."""
@@ -177,7 +176,7 @@ class LibxlBackendTests(contract_backends.BackendContract):
         cfg = self.folder / "hand.cfg"
         cfg.write_text(f'name = "www"\nuuid = "{uuid4()}"\n')
         self.fake.xl("create", str(cfg))
-        machine = vm("www", uuid=str(uuid4()), xen=xen.XenGuest(self.folder / "kernel"))
+        machine = vm("www", uuid=str(uuid4()), backend_settings=xen.XenGuest(self.folder / "kernel"))
         uuid = await self.backend.look_up(machine)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
         error = await self.assertFailure(self.backend.start(uuid), BackendError)
@@ -199,9 +198,9 @@ class LibxlBackendTests(contract_backends.BackendContract):
         known while it is off, and while xl makes it.
         """
         machine, uuid = await self.run_one(nic=("a", "b"), mac=("00:16:3e:aa:bb:cc",))
-        assert machine.xen is not None
+        assert machine.backend_settings is not None
         found = await self.backend.guest(uuid)
-        self.assertEqual(Guest(xen.macs(machine.xen, uuid), 1), found)
+        self.assertEqual(Guest(xen.macs(machine.backend_settings, uuid), 1), found)
         self.assertEqual("00:16:3e:aa:bb:cc", found.macs[0])
         await self.backend.stop(uuid, Mode.DESTROY)
         self.assertEqual(Guest(found.macs), await self.backend.guest(uuid))
@@ -302,13 +301,13 @@ class LibxlBackendTests(contract_backends.BackendContract):
         """An image is not used, and goes, once the definition, the kernel or a disk has changed."""
         disk = xen.Disk(str(self.folder / "disk"), "xvda")
         machine, uuid = await self.run_one(disk=(disk,))
-        assert machine.xen is not None
+        assert machine.backend_settings is not None
         for change in ("kernel", "disk", "memory"):
             await self.backend.keep_image(uuid)
             await self.backend.stop(uuid, Mode.DESTROY)
             if change == "memory":
                 changed = xen.XenGuest(self.folder / "kernel", memory=70000, disk=(disk,))
-                await self.backend.look_up(vm(machine.name, images=machine.images, xen=changed))
+                await self.backend.look_up(vm(machine.name, images=machine.images, backend_settings=changed))
             else:
                 (self.folder / change).write_text(f"new {change}")
             self.assertIs(Start.BOOTED, await self.backend.start(uuid), change)
@@ -337,12 +336,12 @@ class LibxlBackendTests(contract_backends.BackendContract):
         """A file that is missing or wrong is an error of the configuration, and advice while Jitsu runs."""
         bad = self.folder / "bad"
         bad.write_text("[]")
-        missing = self.folder / "missing"
+        kernel, missing = self.folder / "kernel", self.folder / "missing"
         cases: list[tuple[dict[str, Any], str]] = [
-            ({"xen": xen.XenGuest(missing)}, str(missing)),
-            ({"xen": xen.XenGuest()}, "a pv guest needs a kernel"),
-            ({"xen": xen.XenGuest(self.folder / "kernel", disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
-            ({"xen": xen.XenGuest(self.folder / "kernel", rumprun_config=bad)}, f"{bad} is no configuration"),
+            ({"backend_settings": xen.XenGuest(missing)}, str(missing)),
+            ({"backend_settings": xen.XenGuest()}, "a pv guest needs a kernel"),
+            ({"backend_settings": xen.XenGuest(kernel, disk=(xen.Disk(str(missing), "xvda"),))}, str(missing)),
+            ({"backend_settings": xen.XenGuest(kernel, rumprun_config=bad)}, f"{bad} is no configuration"),
             ({"define": missing}, str(missing)),
         ]
         for changes, words in cases:

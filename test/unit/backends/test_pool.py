@@ -11,11 +11,11 @@ from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.domain_xml import definition
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool, Unplaced
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
-from jitsu_tw.settings import HOSTS, Fault, Mode
+from jitsu_tw.settings import HOSTS, Mode
 from test.contract import backends as contract_backends
 from test.support import BoundedClock, vm
 

@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.backends import xapi, xapi_session
+from jitsu_tw.backends import BACKENDS, xapi, xapi_session
 from jitsu_tw.backends.xapi import XapiBackend
 from jitsu_tw.backends.xapi_session import Login, Target, XapiError
 from jitsu_tw.backends.xapi_vms import Seen
@@ -318,7 +318,7 @@ class XapiVMTests(ConnectedTestCase):
 
     async def test_image_of_a_ready_guest(self) -> None:
         """It keeps none, and says so."""
-        self.assertFalse(self.backend.images)
+        self.assertFalse(BACKENDS["xapi"].images)
         await self.assertFailure(self.backend.keep_image(self.uuid), BackendError)
         await self.backend.drop_image(self.uuid)
 

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw import xen
+from jitsu_tw import parsers
+from jitsu_tw.backends import xen
 from jitsu_tw.backends.xl import Domain, parse_free, parse_list, reason
+from jitsu_tw.keys import keys_of
 
 UUID: Final = "5e0bb3bc-6a4a-4d56-8f5b-3a7b1b6a9999"
 
@@ -59,15 +61,16 @@ class ParseTests(SynchronousTestCase):
         self.refused(xen.parse_nic, "", "a,b", "a b", "x" * 16, "a'b", "br\n0")
         self.assertEqual("/etc/xen/scripts/vif-bridge", xen.parse_script("/etc/xen/scripts/vif-bridge"))
         self.refused(xen.parse_script, "", "a,ip=1", "a b", 'a"')
-        self.assertEqual("00:16:3e:aa:bb:cc", xen.parse_mac("00:16:3E:AA:BB:CC"))
-        self.refused(xen.parse_mac, "", "01:00:5e:00:00:01", "00:16:3e:aa:bb", "00-16-3e-aa-bb-cc", "ff" * 6)
+        self.assertEqual("00:16:3e:aa:bb:cc", parsers.mac("00:16:3E:AA:BB:CC"))
+        self.refused(parsers.mac, "", "01:00:5e:00:00:01", "00:16:3e:aa:bb", "00-16-3e-aa-bb-cc", "ff" * 6)
 
     def test_type_and_vcpus(self) -> None:
         """A type is one of three; a number of processors is one."""
         self.assertIs(xen.Type.PVH, xen.parse_type("PVH"))
         self.refused(xen.parse_type, "", "qemu")
-        self.assertEqual(4, xen.parse_vcpus("4"))
-        self.refused(xen.parse_vcpus, "0", "513", "two", "²")
+        vcpus = keys_of(xen.XenGuest)["vcpus"].parse
+        self.assertEqual(4, vcpus("4"))
+        self.refused(vcpus, "0", "513", "two", "²")
 
     def test_cmdline(self) -> None:
         """A command line is whatever can be printed."""
@@ -151,7 +154,7 @@ uuid = "{UUID}"
         self.assertEqual(found, xen.macs(two, UUID))
         self.assertEqual(4, len({*found, *xen.macs(two, UUID.replace("5", "6"))}))
         for mac in found:
-            self.assertEqual(mac, xen.parse_mac(mac))
+            self.assertEqual(mac, parsers.mac(mac))
             self.assertTrue(mac.startswith("00:16:3e:"))
 
     @given(st.text())

@@ -13,7 +13,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
@@ -21,7 +21,7 @@ from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.errors import BackendError, BootFailed, ClusterUnavailable, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.settings import HOSTS, Fault, Mode, OnHostLoss, Settings
+from jitsu_tw.settings import HOSTS, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 from test.support import EPOCH, BoundedClock, question, vm

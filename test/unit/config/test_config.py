@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.config import source as sayings
+from jitsu_tw.backends.memory import Fault, MemorySettings
+from jitsu_tw.config import source
 from jitsu_tw.config.build import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError, ConfigErrors, Mistakes
-from jitsu_tw.settings import HOSTS, Boot, Evidence, Fault, Handover, Http, Mode, WhenFull
+from jitsu_tw.readiness.http import Http
+from jitsu_tw.settings import HOSTS, Boot, Evidence, Handover, Mode, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -64,7 +68,8 @@ class MeaningTests(ConfigTestCase):
         settings, zones = self.load(VM)
         (vm,) = settings.vms
         self.assertEqual(("www", (from_text("www.example.org"),), (ip_address("10.0.0.1"),)), (vm.name, vm.dns, vm.ip))
-        self.assertEqual((60, 120.0, Mode.DESTROY, 0.1, None), (vm.ttl, vm.idle, vm.mode, vm.response_delay, vm.uuid))
+        self.assertEqual((60, 120.0, Mode.DESTROY, {"response_delay": 0.1}, None),
+                         (vm.ttl, vm.idle, vm.mode, vm.readiness, vm.uuid))
         self.assertEqual(("libvirt", "qemu:///system"), (vm.backend, vm.connect))
         self.assertEqual((("127.0.0.1",), 53, 1.2, 8), (settings.bind, settings.listen, settings.answer_by,
                                                        settings.max_booting))
@@ -75,8 +80,8 @@ class MeaningTests(ConfigTestCase):
         both = "  - {name: b, dns: b.example.org, ip: 10.0.0.2, ttl: 5, mode: save, connect: 'test:///default'}\n"
         settings, _ = self.load(f"ttl: 30\nmode: shutdown\nconnect: xen:///\ndelay: 0.5\nmin_up: 7\n{VM}{both}")
         www, b = settings.vms
-        self.assertEqual((30, Mode.SHUTDOWN, "xen:///", 0.5, 60.0), (www.ttl, www.mode, www.connect,
-                                                                     www.response_delay, www.idle))
+        self.assertEqual((30, Mode.SHUTDOWN, "xen:///", {"response_delay": 0.5}, 60.0),
+                         (www.ttl, www.mode, www.connect, www.readiness, www.idle))
         self.assertEqual((5, Mode.SAVE, "test:///default", 10.0, 7.0), (b.ttl, b.mode, b.connect, b.idle, b.min_up))
 
     def test_other_backend(self) -> None:
@@ -85,14 +90,25 @@ class MeaningTests(ConfigTestCase):
             f"connect: xen:///\n{VM}    backend: memory\n    boot_time: 2\n    faults: [stop, start]\n"
         )
         self.assertEqual("", settings.vms[0].connect)
-        self.assertEqual((2.0, {Fault.STOP, Fault.START}), (settings.vms[0].boot_time, settings.vms[0].faults))
+        expected = MemorySettings(boot_time=2.0, faults=frozenset({Fault.STOP, Fault.START}))
+        self.assertEqual(expected, settings.vms[0].backend_settings)
+
+    def test_no_library(self) -> None:
+        """A configuration is read without the library of any backend."""
+        program = "import sys; sys.modules.update(dict.fromkeys(('libvirt', 'XenAPI'))); import jitsu_tw.config.build"
+        subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=True)
+
+    def test_tried_before(self) -> None:
+        """The keys of the memory backend may stay where another one is used then, and have no meaning."""
+        settings, _ = self.load(f"{VM}    boot_time: 2\n")
+        self.assertIsNone(settings.vms[0].backend_settings)
 
     def test_kept_for_the_state(self) -> None:
         """What was said of a VM is kept for the state, files by their whole paths, those of libxl, too."""
         settings, _ = self.load(f"persistdb: s.git\n{VM}    backend: libxl\n    kernel: k\n    memory: 64MiB\n")
-        said = settings.vms[0].said
-        self.assertTrue(Path(said["kernel"][0]).is_absolute())
-        self.assertEqual(("64MiB",), said["memory"])
+        raw = settings.vms[0].raw
+        self.assertTrue(Path(raw["kernel"][0]).is_absolute())
+        self.assertEqual(("64MiB",), raw["memory"])
 
     def test_macs(self) -> None:
         """A VM's MACs are one or a list, in any case; those of a libxl VM are its interfaces' as well."""
@@ -104,7 +120,7 @@ class MeaningTests(ConfigTestCase):
             kernel = "    kernel: k\n" if backend == "libxl" else ""
             (vm,) = self.load(f"{VM}    backend: {backend}\n{kernel}{more}")[0].vms
             self.assertEqual(macs, vm.mac)
-            self.assertEqual(macs if backend == "libxl" else None, vm.xen.mac if vm.xen else None)
+            self.assertEqual(macs if backend == "libxl" else None, vm.backend_settings and vm.backend_settings.mac)
 
     def test_secret(self) -> None:
         """What Synjitsu wants to be shown is read from a file, and is in no error or log."""
@@ -121,9 +137,9 @@ class MeaningTests(ConfigTestCase):
     def test_port_instead_of_delay(self) -> None:
         """With a port to wait for, no delay is waited for unless it is given."""
         settings, _ = self.load(f"{VM}    wait_for_port: 80\n")
-        self.assertEqual((80, None), (settings.vms[0].wait_for_port, settings.vms[0].response_delay))
+        self.assertEqual({"wait_for_port": 80}, settings.vms[0].readiness)
         settings, _ = self.load(f"{VM}    wait_for_port: 80\n    response_delay: 1\n")
-        self.assertEqual(1.0, settings.vms[0].response_delay)
+        self.assertEqual({"wait_for_port": 80, "response_delay": 1.0}, settings.vms[0].readiness)
 
     def test_life(self) -> None:
         """What a VM's life can be told: times of the week, limits, groups, where it starts from."""
@@ -143,13 +159,13 @@ class MeaningTests(ConfigTestCase):
                                                                          db.needs))
         self.assertEqual((Evidence.QUERIES, Evidence.TRAFFIC), (www.evidence, db.evidence))
         self.assertEqual([Mode.PAUSE] * 3, [one.save_fallback for one in settings.vms])
-        self.assertEqual((0.0, 3.0, Http("/health", 204), 80, None),
-                         (www.idle_packets, www.check_every, www.wait_for_http, www.wait_for_port, www.response_delay))
+        self.assertEqual((0.0, 3.0, {"wait_for_http": Http("/health", 204), "wait_for_port": 80}),
+                         (www.idle_packets, www.check_every, www.readiness))
 
     def test_key_instead_of_delay(self) -> None:
         """With a key to wait for, no delay is waited for unless it is given."""
         settings, _ = self.load(f"{VM}    wait_for_key: data/ready\n")
-        self.assertEqual(("data/ready", None), (settings.vms[0].wait_for_key, settings.vms[0].response_delay))
+        self.assertEqual({"wait_for_key": "data/ready"}, settings.vms[0].readiness)
 
     def test_synjitsu(self) -> None:
         """Who is stood in for, and how."""
@@ -176,7 +192,7 @@ class MeaningTests(ConfigTestCase):
         )
         (vm,) = settings.vms
         self.assertEqual((from_text("w.example.org"), from_text("www.example.org")), vm.dns)
-        self.assertEqual(0.7, vm.response_delay)
+        self.assertEqual({"response_delay": 0.7}, vm.readiness)
         self.assertEqual([from_text("example.org")], [zone.key for zone in zones])
         self.assertEqual("www", self.vm_of(zones, "w.example.org"))
 
@@ -218,7 +234,7 @@ class MeaningTests(ConfigTestCase):
         """What was written is kept as it was written, for the state."""
         settings, _ = self.load(f"persistdb: state.git\n{VM}    ttl: 5\n")
         self.assertEqual({"name": ("www",), "dns": ("www.example.org",), "ip": ("10.0.0.1",), "ttl": ("5",)},
-                         settings.vms[0].said)
+                         settings.vms[0].raw)
 
     def test_off_means_off(self) -> None:
         """The original's switch may be off."""
@@ -450,14 +466,14 @@ class ErrorTests(ConfigTestCase):
 
     def test_nested(self) -> None:
         """Where PyYAML was built without libyaml, lists in lists are refused as well."""
-        self.patch(sayings, "_LOADER", yaml.SafeLoader)
+        self.patch(source, "_LOADER", yaml.SafeLoader)
         self.assertIn("is not YAML", str(self.assertRaises(ConfigError, self.load, "a: " + "[" * 10_000)))
 
     def test_aliases(self) -> None:
         """Aliases are as good as what they stand for, up to a number of values."""
         settings, _ = self.load(f"summon_from: &lan [10.0.0.0/8]\nrate_exempt: *lan\n{VM}")
         self.assertEqual(settings.summon_from, settings.rate_exempt)
-        self.patch(sayings, "MOST_VALUES", 1000)
+        self.patch(source, "MOST_VALUES", 1000)
         bomb = "".join(f"  - {{name: v{number}, dns: v.example.org, ip: 10.0.0.2, needs: *a}}\n" for number in range(9))
         error = self.assertRaises(ConfigError, self.load, f"notify: &a [{'10.0.0.1, ' * 100}]\n{VM}{bomb}")
         self.assertIn("the file says more than 1000 values", str(error))

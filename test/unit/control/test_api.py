@@ -157,7 +157,7 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual("etcd is full", desk.ask("/v1/nodes").value[0]["problem"])
         self.patch(LocalCoordinator, "trouble", "")
         self.assertEqual(1, len(desk.ask("/healthz").value["problems"]))
-        desk.fleet.stats._failing = True
+        desk.fleet.store._failing = True
         self.assertIn("the state is not written, only remembered", desk.ask("/healthz").value["problems"])
         desk.problems.append("the hub is away")
         self.assertIn("the hub is away", desk.ask("/healthz").value["problems"])

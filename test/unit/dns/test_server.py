@@ -25,14 +25,13 @@ from twisted.names.resolve import ResolverChain
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns import resolver, warm
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import MOST_OF_ONE, Forwarder
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.message import Query, parse
-from jitsu_tw.dns.resolver import JitsuResolver
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.wire import RR, Answer, Question, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import Unanswerable

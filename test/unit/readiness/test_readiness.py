@@ -20,7 +20,7 @@ from jitsu_tw.readiness import Strategies
 from jitsu_tw.readiness import port as room
 from jitsu_tw.readiness.delay import Delay
 from jitsu_tw.readiness.port import Port, pin
-from jitsu_tw.readiness.xenstore import Key
+from jitsu_tw.readiness.xenstore import XenstoreKey
 from test.support import BoundedClock, vm
 
 
@@ -36,8 +36,8 @@ class ChoiceTests(SynchronousTestCase):
             (True, {"wait_for_port": 80}, [Port]),
             (True, {"response_delay": 1.0, "wait_for_port": 80}, [Delay, Port]),
             (False, {"response_delay": 1.0, "wait_for_port": 80}, [Delay]),
-            (True, {"wait_for_key": "data/ready"}, [Key]),
-            (True, {"response_delay": 1.0, "wait_for_key": "data/ready", "wait_for_port": 80}, [Port, Key]),
+            (True, {"wait_for_key": "data/ready"}, [XenstoreKey]),
+            (True, {"response_delay": 1.0, "wait_for_key": "data/ready", "wait_for_port": 80}, [Port, XenstoreKey]),
         ):
             backend.reachable = reachable
             signs = Strategies(BoundedClock()).of(vm(**keys), backend)

@@ -12,14 +12,14 @@ from zope.interface.verify import verifyObject
 
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IReadiness
-from jitsu_tw.readiness.xenstore import Key
+from jitsu_tw.readiness.xenstore import XenstoreKey
 from jitsu_tw.xenstore import Xenstore
 from test.support import BoundedClock, vm
 from test.xenlab.xenstored import Xenstored
 
 
 class KeyTests(TestCase):
-    """`Key`."""
+    """`XenstoreKey`."""
 
     timeout = 30
 
@@ -34,7 +34,7 @@ class KeyTests(TestCase):
 
     def wait(self, domid: int | None = 5, clock: Any = reactor, **keys: Any) -> Deferred[None]:
         """Wait for the guest's key."""
-        sign = Key(clock, self.store)
+        sign = XenstoreKey(clock, self.store)
         self.assertTrue(verifyObject(IReadiness, sign))
         return sign.wait(vm(**{"wait_for_key": "data/ready", **keys}), Guest(domid=domid))
 

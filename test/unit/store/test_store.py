@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import history
 from jitsu_tw.store.git import GitStore
-from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_paths
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_changes, vm_paths
 from jitsu_tw.store.memory import MemoryStore
 from test.contract import store as contract_store
 from test.support import vm
@@ -145,6 +145,13 @@ class GitStoreTests(contract_store.StoreContract):
 class LayoutTests(SynchronousTestCase):
     """Where things lie."""
 
+    def test_changes_of_a_folder(self) -> None:
+        """Only files that differ are written; one that is gone is removed."""
+        was, files = {"ip": "10.0.0.1", "stop_mode": "save", "config/a/0": "1"}, {"ip": "10.0.0.2", "stop_mode": "save"}
+        changes = vm_changes("u", was, {**files, "dns/x/ttl": "5"})
+        self.assertEqual({"jitsu/vm/u/ip": "10.0.0.2", "jitsu/vm/u/config/a/0": None, "jitsu/vm/u/dns/x/ttl": "5"},
+                         changes)
+
     def test_stats(self) -> None:
         """Statistics survive being written and read; what is no number is passed over."""
         stats = Stats(1.5, 2.25, 7, {"www.jitsu.test": NameUse(3.125, 4)})
@@ -156,7 +163,7 @@ class LayoutTests(SynchronousTestCase):
     def test_vm(self) -> None:
         """A VM lies where the original's does."""
         said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
-        paths = vm_paths("u", vm(response_delay=0.1, said=said))
+        paths = vm_paths("u", vm(response_delay=0.1, raw=said))
         self.assertEqual(
             {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
             {path.removeprefix("jitsu/vm/u/") for path in paths},

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 import pygit2
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.config.schema import SHARED, VM_KEYS, XEN_KEYS
+from jitsu_tw.config.schema import BACKEND_KEYS, INHERITED, VM_KEYS
 from jitsu_tw.store.requests import ASKED
 from jitsu_tw.sync import change_requests as branches
 from jitsu_tw.sync import permissions
 from jitsu_tw.sync.change_requests import LOOK_EVERY
-from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE, Shares
+from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE, Budgets
 from test.unit.sync.test_requests import DB, FILE, NEW, VM, WWW, RequestsTestCase, below
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class GuestTests(RequestsTestCase):
                 before = self.fleet.machines["www"].vm
                 base, head = self.tree("jitsu/vm/"), self.head().id
                 self.assertEqual("", self.ask(below(WWW, values), "www/x"))
-                self.assertNotEqual(getattr(before, key), getattr(self.fleet.machines["www"].vm, key))
+                self.assertNotEqual(before.value(key), self.fleet.machines["www"].vm.value(key))
                 back = {f"jitsu/vm/{path}": base.get(path) for path in self.tree("jitsu/vm/").keys() | base.keys()}
                 self.assertEqual("", self.ask(back), f"back to {head}")
                 self.clock.advance(60)
@@ -155,25 +155,25 @@ class GuestTests(RequestsTestCase):
 
 
 class SharesTests(SynchronousTestCase):
-    """`Shares`, on a clock of its own."""
+    """`Budgets`, on a clock of its own."""
 
     def test_evenly(self) -> None:
         """A share is refilled evenly; what is refused is not counted; another VM's share is another one."""
-        shares = Shares()
+        budgets = Budgets()
         self.assertEqual([True] * REQUESTS_PER_MINUTE + [False] * 5,
-                         [shares.take("www", 100.0) for _ in range(REQUESTS_PER_MINUTE + 5)])
-        self.assertTrue(shares.take("db", 100.0))
+                         [budgets.take("www", 100.0) for _ in range(REQUESTS_PER_MINUTE + 5)])
+        self.assertTrue(budgets.take("db", 100.0))
         every = 60 / REQUESTS_PER_MINUTE
         self.assertEqual([False, True, False, True],
-                         [shares.take("www", 100 + when) for when in (every / 2, every, 1.5 * every, 2 * every)])
+                         [budgets.take("www", 100 + when) for when in (every / 2, every, 1.5 * every, 2 * every)])
 
     def test_bounded(self) -> None:
-        """Shares that are full again are forgotten."""
-        shares = Shares()
-        for number in range(permissions._MOST_SHARES + 1):
-            shares.take(f"vm{number}", 0.0)
-        shares.take("www", 100.0)
-        self.assertEqual(["www"], list(shares._full_at))
+        """Budgets that are full again are forgotten."""
+        budgets = Budgets()
+        for number in range(permissions._MOST_BUDGETS + 1):
+            budgets.take(f"vm{number}", 0.0)
+        budgets.take("www", 100.0)
+        self.assertEqual(["www"], list(budgets._full_at))
 
 
 class KeysTests(SynchronousTestCase):
@@ -184,9 +184,9 @@ class KeysTests(SynchronousTestCase):
         allowed = {key for key, row in VM_KEYS.items() if row.own is not None}
         self.assertEqual({"ip", "dns", "ttl", "idle", "idle_packets", "evidence", "response_delay", "wait_for_port",
                           "wait_for_http", "wait_for_key", "ports"}, allowed)
-        self.assertFalse(allowed & XEN_KEYS.keys())
+        self.assertFalse(allowed & BACKEND_KEYS["libxl"].keys())
         self.assertFalse({key for key in allowed if VM_KEYS[key].path})
-        self.assertEqual({"ttl", "idle", "idle_packets", "evidence"}, allowed & SHARED.keys())
+        self.assertEqual({"ttl", "idle", "idle_packets", "evidence"}, allowed & INHERITED.keys())
         readme = (Path(__file__).parents[3] / "README.md").read_text()
         for key in allowed:
             self.assertIn(f"`{key}`", readme)

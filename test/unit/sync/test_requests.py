@@ -176,7 +176,7 @@ class ChangeTests(RequestsTestCase):
         vm = self.fleet.machines["www"].vm
         self.assertEqual(["10.0.0.9", "2001:db8::9"], [str(one) for one in vm.ip])
         self.assertEqual(("pause", 7.0, 3.0, "data/ready", ("db",)),
-                         (vm.mode.value, vm.idle, vm.min_up, vm.wait_for_key, vm.needs))
+                         (vm.mode.value, vm.idle, vm.min_up, vm.readiness["wait_for_key"], vm.needs))
         self.assertEqual("Found w.jitsu.test. AAAA 2001:db8::9 vm=www".replace("test. ", "test "), self.answer("w", 28))
         self.assertEqual(vm, self.backend.guests[WWW].vm)
 
@@ -204,8 +204,9 @@ class ChangeTests(RequestsTestCase):
         self.summon("new")
         self.assertIs(State.UP, self.fleet.machines["new"].state)
         self.assertEqual({**VM, "stop_mode": "destroy"}, self.tree(f"jitsu/vm/{NEW}/"))
-        self.assertEqual("request/a of Ann <ann@example.org>", self.fleet.stats.origin(self.fleet.machines["new"]))
-        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["www"]))
+        config = self.fleet.store.config
+        self.assertEqual("request/a of Ann <ann@example.org>", config.origin(self.fleet.machines["new"]))
+        self.assertIsNone(config.origin(self.fleet.machines["www"]))
 
     def test_new_elsewhere(self) -> None:
         """A new VM may be at a backend that nobody else is at."""
@@ -461,7 +462,7 @@ class RestartTests(RequestsTestCase):
         """A VM that only a request has brought is there after a restart, marked; what the file has is as it says."""
         self.ask(below(NEW, VM))
         self.ask(below(WWW, {"ip": "10.0.0.9"}), "b")
-        origin = self.fleet.stats.origin(self.fleet.machines["www"])
+        origin = self.fleet.store.config.origin(self.fleet.machines["www"])
         self.assertEqual("request/b of Ann <ann@example.org>, over the file", origin)
         self.summon("new")
         with capturedLogs() as log:
@@ -471,7 +472,7 @@ class RestartTests(RequestsTestCase):
         self.assertEqual("Found www.jitsu.test A 10.0.0.1 vm=www", self.answer())
         self.assertEqual("10.0.0.1", self.tree(f"jitsu/vm/{WWW}/")["ip"])
         self.assertEqual((None, "request/a of Ann <ann@example.org>"),
-                         tuple(self.fleet.stats.origin(self.fleet.machines[name]) for name in ("www", "new")))
+                         tuple(self.fleet.store.config.origin(self.fleet.machines[name]) for name in ("www", "new")))
         self.assertEqual("From command line\n\nchanged: www\n", self.head().parents[0].message
                          if self.head().message == "Statistics" else self.head().message)
         self.clock.advance(0)
@@ -483,7 +484,7 @@ class RestartTests(RequestsTestCase):
         self.ask(below(NEW, VM))
         self.restart(*FILE, f"dns=n.jitsu.test,ip=10.0.0.7,name=new,uuid={NEW}")
         self.assertEqual("Found n.jitsu.test A 10.0.0.7 vm=new", self.answer("n"))
-        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["new"]))
+        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["new"]))
         self.restart(*FILE)
         self.assertEqual({"www", "db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{NEW}/"))
@@ -496,7 +497,7 @@ class RestartTests(RequestsTestCase):
         self.assertEqual({"db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{WWW}/") | self.tree(f"jitsu/origin/{WWW}"))
         self.restart(*FILE)
-        self.assertIsNone(self.fleet.stats.origin(self.fleet.machines["www"]))
+        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["www"]))
 
     def test_left_out(self) -> None:
         """What cannot be beside the file is left out, with the reason, and there again when it can be."""
@@ -507,6 +508,14 @@ class RestartTests(RequestsTestCase):
             self.assertEqual("10.0.0.3", self.tree(f"jitsu/vm/{NEW}/")["ip"])
         self.restart(*FILE)
         self.assertIn("new", self.fleet.machines)
+
+    def test_left_out_and_renamed(self) -> None:
+        """A VM that was left out comes back by a request that mends it, also under another name."""
+        self.ask(below(NEW, {**VM, "config/idle/0": "50"}))
+        self.restart(*FILE, "dns=other.jitsu.test,ip=10.0.0.3,name=other")
+        self.assertNotIn("new", self.fleet.machines)
+        self.assertEqual("", self.ask(below(NEW, {"config/name/0": "newer", "ip": "10.0.0.4"})))
+        self.assertEqual("Found new.jitsu.test A 10.0.0.4 vm=newer", self.answer("new"))
 
     def test_uuid(self) -> None:
         """A name keeps the uuid that the state has for it, where the backend has none."""

@@ -27,7 +27,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw import messages
 from jitsu_tw import synjitsu_client as standin
 from jitsu_tw.errors import NoStandIn
-from jitsu_tw.synjitsu_client import SynjitsuClient, description
+from jitsu_tw.parsers import description
+from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, SYN

@@ -49,7 +49,12 @@ class Fakes:
         """Return when it was used, and when it was started, as the nodes know."""
         return self.clock.seconds() - USED_AGO, self.clock.seconds() - STARTED_AGO
 
-    def is_ours(self, _: Any) -> bool:
+    @property
+    def stats(self) -> Fakes:
+        """What is counted of the VM."""
+        return self
+
+    def was_started(self, _: Any) -> bool:
         """Return whether Jitsu had started the VM, or was asked for it."""
         return self.recorded
 
@@ -78,7 +83,7 @@ class Fakes:
         """Return the VMs that it needs: none."""
         return []
 
-    def part(self, _: Any) -> None:
+    def replaced(self, _: Any) -> None:
         """Leave what is remembered to the VM that it was."""
         self.done.append("parted")
 
@@ -172,7 +177,7 @@ class AdoptionTests(SynchronousTestCase):
     def test_another(self) -> None:
         """A VM that turns out to be another is nobody's, and is found as any that was not seen yet."""
         self.begin(managed=True)
-        self.adoption.is_another(self.fakes)
+        self.adoption.replaced(self.fakes)
         self.assertEqual((["parted"], False), (self.fakes.done, self.fakes.managed))
         self.fakes.done.clear()
         self.fakes.recorded = True
@@ -201,7 +206,7 @@ class AdoptionTests(SynchronousTestCase):
         """What was begun of one VM says nothing of another."""
         self.begin(managed=True, is_unsure=True)
         self.down(State.STARTING, State.UNKNOWN)
-        self.adoption.is_another(self.fakes)
+        self.adoption.replaced(self.fakes)
         self.fakes.done.clear()
         self.fakes.is_unsure = False
         self.assertEqual((["stopped"], False), self.down(State.UNKNOWN))

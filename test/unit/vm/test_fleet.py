@@ -22,7 +22,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
-from jitsu_tw.vm import stats as record
+from jitsu_tw.vm import persistence
 from jitsu_tw.vm.fleet import IS_REMOVED
 from jitsu_tw.vm.inventory import NOT_YET, WAITS
 from jitsu_tw.vm.problems import Problem
@@ -733,12 +733,12 @@ class RestartTests(FleetTestCase):
 
     def test_configuration(self) -> None:
         """What the configuration says of a VM is in the state, and what it does not say any more is not."""
-        self.world = World(vm(said={"name": ("www",), "needs": ("a", "b")}))
+        self.world = World(vm(raw={"name": ("www",), "needs": ("a", "b")}))
         base = f"jitsu/vm/{self.world.machine().uuid}"
         self.assertEqual("b", self.world.store.tree[f"{base}/config/needs/1"])
         self.assertEqual("60", self.world.store.tree[f"{base}/dns/www.jitsu.test/ttl"])
         self.assertEqual("destroy", self.world.store.tree[f"{base}/stop_mode"])
-        self.world.settings = type(self.world.settings)(vms=(vm(said={"name": ("www",)}),))
+        self.world.settings = type(self.world.settings)(vms=(vm(raw={"name": ("www",)}),))
         self.world.kill()
         self.assertNotIn(f"{base}/config/needs/0", self.world.store.tree)
         self.assertEqual("www", self.world.store.tree[f"{base}/config/name/0"])
@@ -1015,7 +1015,7 @@ class RetryTests(FleetTestCase):
     def end(self, seconds: float = 2.2) -> tuple[State, int, int]:
         """Let time pass; return the VM's state, how often its start was tried, and how often that was by itself."""
         self.world.pump(seconds)
-        return self.world.machine().state, self.calls, self.world.fleet.journal.retries
+        return self.world.machine().state, self.calls, self.world.fleet.journal.totals.retries
 
     def test_once_more(self) -> None:
         """It is started once more at once, in public, and is up."""
@@ -1094,7 +1094,7 @@ class RetryTests(FleetTestCase):
         self.world.pump(1.5)
         self.world.fleet.dismiss(self.world.machine(), "it is no more")
         self.world.pump(9)
-        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.retries))
+        self.assertEqual((1, 0), (self.calls, self.world.fleet.journal.totals.retries))
 
     def test_not_if_unknown(self) -> None:
         """Not if the hypervisor has no such VM, or is lost."""
@@ -1800,7 +1800,7 @@ class RemovedTests(FleetTestCase):
 
     def begin(self, *configured: VM, **changes: Any) -> MemoryGuest:
         """Begin with a VM a, which is asked for; then only the VMs *configured* are in the configuration."""
-        self.world = World(vm("a", **{"idle": 20, "said": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
+        self.world = World(vm("a", **{"idle": 20, "raw": {"name": ("a",), "idle": ("20",)}, **changes}), vm("bb"))
         self.ask("a")
         guest = self.world.backend.guests[self.world.machine("a").uuid]
         self.world.settings = evolve(self.world.settings, vms=configured or (vm("bb"),))
@@ -1822,7 +1822,7 @@ class RemovedTests(FleetTestCase):
         self.world.pump(21)
         self.assertIs(Power.SAVED, guest.power)
         self.assertEqual((["bb"], []), (list(self.world.fleet.machines), self.world.fleet.context.problems.of("a")))
-        self.assertEqual(1, sum(self.world.fleet.journal.states.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.totals.states.values()))
         self.assertEqual([], self.paths("vm"))
         self.assertTrue(self.paths("stats"))
         self.world.kill()
@@ -1856,7 +1856,7 @@ class RemovedTests(FleetTestCase):
     def test_renamed(self) -> None:
         """One that was renamed, and is the same but for its name and names, is the same VM: it is adopted."""
         said = {"name": ("new",), "idle": ("20",)}
-        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, said=said), vm("bb"))
+        guest = self.begin(vm("new", ip=vm("a").ip, idle=20, raw=said), vm("bb"))
         self.assertEqual((State.UP, ["new", "bb"]), (self.world.machine("new").state, list(self.world.fleet.machines)))
         self.assertEqual([True], self.ask("new"))
         self.assertEqual(1, guest.starts)
@@ -1905,7 +1905,7 @@ class RemovedTests(FleetTestCase):
 
     def test_while_another_is_looked_for(self) -> None:
         """One is found while the uuid of another VM, that may be it, is not known, only when it is."""
-        self.world = World(vm("a", idle=20, said={"name": ("a",)}), vm("bb"))
+        self.world = World(vm("a", idle=20, raw={"name": ("a",)}), vm("bb"))
         self.ask("a")
         found: Deferred[str] = Deferred()
         look_up = MemoryBackend.look_up
@@ -1963,7 +1963,7 @@ class RemovedTests(FleetTestCase):
 
     def test_another_hypervisor(self) -> None:
         """One at a hypervisor where no VM of the configuration is, is asked for there."""
-        self.world = World(vm("a", connect="far", said={"name": ("a",)}), vm("bb"))
+        self.world = World(vm("a", connect="far", raw={"name": ("a",)}), vm("bb"))
         self.ask("a")
         far = self.world.fleet.machines["a"].backend
         self.world.settings = evolve(self.world.settings, vms=(vm("bb"),))
@@ -1986,7 +1986,7 @@ class ManyTests(SynchronousTestCase):
 
     def test_in_slices(self) -> None:
         """They are not put into words in one go: others have their turn meanwhile."""
-        self.patch(record, "SLICE", 10)
+        self.patch(persistence, "SLICE", 10)
         names = [f"vm{number}" for number in range(1, 46)]
         world = World(*(vm(name, ip=f"10.1.0.{number}") for number, name in enumerate(names, 1)))
         stats = world.fleet.stats

@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs
 
 from jitsu_tw.errors import BackendLost
+from jitsu_tw.readiness.port import Port
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.vitals import Sign
 from jitsu_tw.settings import Boot, Mode
@@ -29,7 +30,7 @@ class HealthTests(FleetTestCase):
         self.alive = True
         self.tries: list[float] = []
         self.world.kill()
-        port = self.world.fleet.context.strategies.port
+        port = self.world.fleet.context.strategies._make(Port)
         self.patch(port, "wait", self.wait)
         self.ask()
         self.world.pump(1.2)
@@ -135,7 +136,7 @@ class HealthTests(FleetTestCase):
         self.world.pump(DEAD_AFTER - 1)
         before = self.world.fleet.leases.left(self.world.machine())
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet.context.strategies.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet.context.strategies._make(Port), "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.assertIs(State.WAITING, self.world.machine().state)
         self.assertIn("rebooted itself", self.world.machine().reason)
@@ -152,7 +153,7 @@ class HealthTests(FleetTestCase):
         idle = self.world.machine().vm.idle
         self.world.pump(idle - 5, step=1)
         answered: Deferred[None] = Deferred()
-        self.patch(self.world.fleet.context.strategies.port, "wait", lambda *_: answered)
+        self.patch(self.world.fleet.context.strategies._make(Port), "wait", lambda *_: answered)
         self.world.backend.reboot(self.world.machine().uuid)
         self.ask()
         answered.callback(None)

@@ -47,7 +47,7 @@ class JournalTests(SynchronousTestCase):
         steps = {"query": 0, "admitted": 0, "start": 0, "answered": 1200, "started": 2000, "ready": 3000}
         for step, when in steps.items():
             self.assertAlmostEqual(when, said["steps"][step], delta=100.1)
-        self.assertEqual({"up": 1}, dict(book.outcomes))
+        self.assertEqual({"up": 1}, dict(book.totals.outcomes))
         self.assertEqual([], book.last_activations("other", 10))
 
     def test_ends(self) -> None:
@@ -66,7 +66,7 @@ class JournalTests(SynchronousTestCase):
              "lost": ("lost", "the wire is cut")},
             {one.vm: (one.outcome, one.reason) for one in book.activations},
         )
-        self.assertEqual({"failed": 1, "stopped": 1, "lost": 1}, dict(book.outcomes))
+        self.assertEqual({"failed": 1, "stopped": 1, "lost": 1}, dict(book.totals.outcomes))
 
     def test_booted_instead(self) -> None:
         """A guest that cannot go on where it was, and is booted, has two activations, each with steps of its own."""
@@ -101,7 +101,7 @@ class JournalTests(SynchronousTestCase):
         world = World(vm("a"), vm("b"), vm("c", boot_time=9.0))
         for name in "abc":
             world.fleet.summons.summon(name, question(name))
-        counts = {state: number for state, number in world.fleet.journal.states.items() if number}
+        counts = {state: number for state, number in world.fleet.journal.totals.states.items() if number}
         self.assertEqual({State.UP: 2, State.STARTING: 1}, counts)
 
     def test_questions(self) -> None:
@@ -114,7 +114,8 @@ class JournalTests(SynchronousTestCase):
         use = world.fleet.stats.use_of(world.fleet.machines["www"], question().key)
         self.patch(world.warm, "taken", lambda: [("www", use, 5, world.clock.seconds())])
         world.fleet.stats.current(world.machine())
-        self.assertEqual((2, 6), (world.fleet.journal.cold, world.fleet.journal.warm), "a repetition is none")
+        totals = world.fleet.journal.totals
+        self.assertEqual((2, 6), (totals.cold, totals.warm), "a repetition is none")
 
     def test_refusals(self) -> None:
         """Refusals are kept by VM, network and reason, with how often and when; a flood tells one event a second."""
@@ -122,7 +123,7 @@ class JournalTests(SynchronousTestCase):
         events = self.told(world)
         for host in ("192.0.2.1", "192.0.2.9", "192.0.2.1", "2001:db8::1"):
             self.failureResultOf(world.fleet.summons.summon("www", question(host=host)), Prohibited)
-        self.assertEqual({Verdict.OUTSIDE: 4}, dict(world.fleet.journal.refused))
+        self.assertEqual({Verdict.OUTSIDE: 4}, dict(world.fleet.journal.totals.refused))
         four, six = (one.as_json() for one in world.fleet.journal.refusals.values())
         self.assertEqual(("192.0.2.0/24", 3, Verdict.OUTSIDE.value), (four["network"], four["times"], four["reason"]))
         self.assertEqual("2001:db8::/56", six["network"])
@@ -143,7 +144,7 @@ class JournalTests(SynchronousTestCase):
         refused = world.fleet.summons.summon("b", question("b"))
         world.pump(1)
         self.failureResultOf(refused)
-        self.assertEqual({Verdict.FULL: 1}, dict(world.fleet.journal.refused))
+        self.assertEqual({Verdict.FULL: 1}, dict(world.fleet.journal.totals.refused))
 
     def test_bounds(self) -> None:
         """Everything is bounded, whatever happens how often, from wherever."""

@@ -20,19 +20,18 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
-from jitsu_tw.dns.authority import ZoneAuthority
 from jitsu_tw.dns.lookup import Zones
-from jitsu_tw.dns.resolver import JitsuResolver
-from jitsu_tw.dns.server import Chain, Server
+from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
+from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.ijitsu import Power
-from jitsu_tw.settings import Fault, Settings
+from jitsu_tw.settings import Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm.fleet import Fleet
 from jitsu_tw.vm.standins import StandInControl

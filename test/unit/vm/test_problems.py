@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import Logger, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.vm.problems import Problem, Problems
@@ -13,7 +13,7 @@ class ProblemsTests(SynchronousTestCase):
 
     def test_kinds(self) -> None:
         """Each kind is noted anew on its own; what is over is gone."""
-        problems = Problems()
+        problems = Problems(Logger())
         problems.note("www", Problem.STOP, ("no disk",))
         problems.note("www", Problem.ADDRESS, ("a", "b"))
         problems.note("db", Problem.ADDRESS, ("c",))
@@ -29,7 +29,7 @@ class ProblemsTests(SynchronousTestCase):
 
     def test_log(self) -> None:
         """A sentence is logged when it is new, and again when it comes back."""
-        problems = Problems()
+        problems = Problems(Logger())
         with capturedLogs() as logs:
             for sentences in (("a",), ("a", "b"), ("b",), (), ("b",)):
                 problems.note("www", Problem.ADDRESS, sentences)

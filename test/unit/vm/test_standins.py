@@ -207,7 +207,7 @@ class CoverTests(FleetTestCase):
         self.world.fleet.summons._policy.verify_source = True
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
-        self.assertEqual(1, sum(self.world.fleet.journal.refused.values()))
+        self.assertEqual(1, sum(self.world.fleet.journal.totals.refused.values()))
 
     def test_nobody_asked(self) -> None:
         """A packet gets no answer, so none is counted, whenever the guest listens; a question meanwhile does."""
@@ -535,7 +535,7 @@ class HostsTests(SynchronousTestCase):
         for host in hosts.values():
             host.reachable = True
             self.patch(host, "guest", lambda _: succeed(Guest((MAC,))))
-        both = tuple(Host(name, "memory", name, f"unix:{name}") for name in hosts)
+        both = tuple(Host(name=name, backend="memory", connect=name, synjitsu=f"unix:{name}") for name in hosts)
         www = vm(backend=HOSTS, hosts=tuple(hosts), prefer=("right",), boot_time=1.0, wait_for_port=80,
                  use_synjitsu=True)  # fmt: skip
         clocks = Clocks(world.clock, world.clock.seconds, lambda: EPOCH + world.clock.seconds())

@@ -1,5 +1,5 @@
 """
-What a configuration says of a Xen guest: from text to `XenGuest`, and from that to the configuration that xl reads.
+The keys of a VM of libxl's: from text to `XenGuest`, and from that to the configuration that xl reads.
 
 The keys are the original's, and a few more. Nothing here does I/O: whether a kernel exists is the backend's question.
 xl's syntax is described in xl.cfg(5), disks in xl-disk-configuration(5), interfaces in xl-network-configuration(5).
@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from jitsu_tw import parsers
+from jitsu_tw.keys import setting
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from jitsu_tw.settings import VM
 
 #: What libxl gives a guest besides its memory, in KiB (libxl's LIBXL_MAXMEM_CONSTANT).
 SLACK: Final = 1024
@@ -31,7 +36,6 @@ _UNITS: Final = {"": 1, "kib": 1, "mib": 2**10, "gib": 2**20}
 _DEVICE: Final = re.compile(r"(xvd|sd|hd)[a-z]{1,2}[0-9]{0,3}|d[0-9]{1,4}p[0-9]{1,2}")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
 _SCRIPT: Final = re.compile(r"[A-Za-z0-9_./+-]+")
-_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _STRING: Final = re.compile(r'("(?:[^"\\]|\\.)*")')
 
 
@@ -55,47 +59,6 @@ class Disk:
 
     path: str
     device: str
-
-
-@attrs.frozen
-class XenGuest:
-    """
-    What libxl has to know of a VM.
-
-    Attributes:
-        kernel: a file; an HVM guest can do without one, and boots from its disk.
-        memory: in KiB.
-        cmdline: the kernel's.
-        nic: the bridges that its interfaces are plugged into, one interface for each.
-        script: what sets the interfaces up, taken in turn; xl's own if there is none.
-        disk: its disks.
-        rumprun_config: a file with the configuration of a rumprun unikernel, JSON, which it finds in Xenstore.
-        type: how it runs.
-        ramdisk: a file.
-        vcpus: how many processors it sees.
-        mac: its interfaces' MACs, in their order; those that are not given are made of the uuid.
-    """
-
-    kernel: Path | None = None
-    memory: int = 128 * 2**10
-    cmdline: str = ""
-    nic: tuple[str, ...] = ()
-    script: tuple[str, ...] = ()
-    disk: tuple[Disk, ...] = ()
-    rumprun_config: Path | None = None
-    type: Type = Type.PV
-    ramdisk: Path | None = None
-    vcpus: int = 1
-    mac: tuple[str, ...] = ()
-
-    @property
-    def needs(self) -> int:
-        """The memory that Xen has to have for it, in KiB: its own, slack, and page tables (libxl's estimate)."""
-        shadow = 4 * (256 * self.vcpus + 2 * self.memory // 2**10) if self.type is not Type.PV else 0
-        return self.memory + SLACK + shadow
-
-
-# What values mean. Each takes text and raises ValueError with what would be right.
 
 
 def parse_memory(text: str) -> int:
@@ -126,14 +89,6 @@ def parse_script(text: str) -> str:
     return text
 
 
-def parse_mac(text: str) -> str:
-    """Return a MAC address of one machine, in lower case."""
-    mac = text.lower()
-    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
-        raise ValueError(f"{text!r} is no MAC address of one machine; write one like {OUI}:00:00:01")
-    return mac
-
-
 def parse_disk(text: str) -> Disk:
     """Return the disk that ``PATH@DEVICE`` says."""
     path, _, device = text.rpartition("@")
@@ -143,19 +98,49 @@ def parse_disk(text: str) -> Disk:
     return Disk(path, device)
 
 
-def parse_vcpus(text: str) -> int:
-    """Return a number of processors."""
-    if not (re.fullmatch("[0-9]{1,3}", text) and 1 <= int(text) <= 512):
-        raise ValueError(f"{text!r} is no number of processors; write a number from 1 to 512")
-    return int(text)
-
-
 def parse_type(text: str) -> Type:
     """Return how Xen runs a guest."""
     try:
         return Type(text.lower())
     except ValueError:
         raise ValueError(f"{text!r} is no kind of guest; write pv, pvh or hvm") from None
+
+
+@attrs.frozen
+class XenGuest:
+    """What libxl has to know of a VM, unless `define` says it all."""
+
+    kernel: Path | None = setting(
+        None, parsers.text, "a file; an HVM guest can do without one, and boots from its disk", path=True
+    )
+    memory: int = setting(128 * 2**10, parse_memory, "in KiB", shown="128MiB")
+    cmdline: str = setting("", parse_cmdline, "the kernel's")
+    nic: tuple[str, ...] = setting((), parse_nic, "the bridges of its interfaces, one for each", many=True)
+    script: tuple[str, ...] = setting(
+        (), parse_script, "what sets the interfaces up, taken in turn", many=True, shown="xl's own"
+    )
+    disk: tuple[Disk, ...] = setting((), parse_disk, "its disks", many=True)
+    rumprun_config: Path | None = setting(
+        None, parsers.text, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", path=True
+    )
+    type: Type = setting(Type.PV, parse_type, "how it runs: pv, pvh or hvm")
+    ramdisk: Path | None = setting(None, parsers.text, "a file", path=True)
+    vcpus: int = setting(1, parsers.whole(1, 512, "number of processors"), "how many processors it sees")
+    mac: tuple[str, ...] = setting(
+        (), parsers.mac, "its interfaces' MACs, in their order", many=True, shown="made of the uuid"
+    )
+
+    @property
+    def needs(self) -> int:
+        """The memory that Xen has to have for it, in KiB: its own, slack, and page tables (libxl's estimate)."""
+        shadow = 4 * (256 * self.vcpus + 2 * self.memory // 2**10) if self.type is not Type.PV else 0
+        return self.memory + SLACK + shadow
+
+
+def guest_of(vm: VM) -> XenGuest | None:
+    """Return what the configuration says of *vm*'s guest; None for nothing."""
+    guest: XenGuest | None = vm.backend_settings
+    return guest
 
 
 def check_name(name: str) -> None:

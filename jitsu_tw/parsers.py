@@ -1,0 +1,331 @@
+"""From the text of a configuration to its values. Wrong text is a ValueError that says what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import uuid as uuids
+from importlib import import_module
+from ipaddress import IPv4Address, ip_address, ip_network
+from socket import AF_INET, inet_pton
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from jitsu_tw.dns.wire import ROOT, from_text
+from jitsu_tw.networks import why_no_guest
+
+if TYPE_CHECKING:
+    import enum
+    from collections.abc import Callable, Iterable
+
+#: The octets of an NSID; more would push answers out of a UDP message.
+LONGEST_NSID: Final = 255
+
+#: Digits of a number: no key takes one of more, and Python would refuse to read one of thousands.
+MOST_DIGITS: Final = 20
+
+#: The characters of a name.
+LONGEST_NAME: Final = 255
+
+
+def near(key: str, known: Iterable[str]) -> str:
+    """Return the nearest of *known* as the end of an error message, or nothing."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def require(module: str, extra: str) -> None:
+    """
+    Import a module whose dependencies the *extra* of setup.cfg installs.
+
+    Raises:
+        ValueError: one of them is missing; the message has the remedy.
+    """
+    try:
+        import_module(module)
+    except ImportError as error:
+        message = f"needs what is not installed: pip install 'jitsu-tw[{extra}]' ({error})"
+        raise ValueError(message) from error
+
+
+# Numbers, switches, choices.
+
+
+def number(what: str, low: float = 0, high: float = 1e9) -> Callable[[str], float]:
+    """Return a parser of numbers from *low* to below 1e9, or to *high*."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text) if text.isascii() and "_" not in text else -1.0
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e9:
+            message = f"{text!r} is no {what}; write one like 0.5 or 60"
+            raise ValueError(message)
+        if not low <= value <= high:
+            message = f"{text!r} is too short or too long; write a {what} from {low} to {high}"
+            raise ValueError(message)
+        return value
+
+    return parse
+
+
+seconds: Final = number("number of seconds")
+
+
+def is_number(text: str) -> bool:
+    """Return whether *text* is digits only, and not too many of them."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+
+
+def whole(low: int, high: int, what: str) -> Callable[[str], int]:
+    """Return a parser of whole numbers from *low* to *high*."""
+
+    def parse(text: str) -> int:
+        if not (is_number(text) and low <= int(text) <= high):
+            message = f"{text!r} is no {what}; write a number from {low} to {high}"
+            raise ValueError(message)
+        return int(text)
+
+    return parse
+
+
+port: Final = whole(1, 65535, "port")
+ttl: Final = whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
+
+
+def switch(text: str) -> bool:
+    """Return what *text* says: true or false."""
+    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if text.lower() not in values:
+        message = f"{text!r} is neither true nor false"
+        raise ValueError(message)
+    return values[text.lower()]
+
+
+def choice(names: Iterable[str]) -> Callable[[str], str]:
+    """Return a parser of one of *names*."""
+    known = sorted(names)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            message = f"{text!r} is not one of {', '.join(known)}{near(text, known)}"
+            raise ValueError(message)
+        return text
+
+    return parse
+
+
+def one_of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str], Any]:
+    """Return a parser of *kind*'s values: of any, or of those in *among* if it is not empty."""
+    parse = choice(one.value for one in among or kind)
+    return lambda text: kind(parse(text))
+
+
+# Texts and names.
+
+
+def text(raw: str) -> str:
+    """Return *raw*, which must be printable and not empty."""
+    if not raw or not raw.isprintable():
+        message = f"{raw!r} has characters that cannot be seen" if raw else "is empty; leave the key out"
+        raise ValueError(message)
+    return raw
+
+
+def octets(raw: str) -> bytes:
+    """Return the octets of an NSID."""
+    found = raw.encode()
+    if len(found) > LONGEST_NSID:
+        message = f"is longer than {LONGEST_NSID} octets"
+        raise ValueError(message)
+    return found
+
+
+def uuid(raw: str) -> str:
+    """Return a uuid in its usual form."""
+    try:
+        return str(uuids.UUID(raw))
+    except ValueError:
+        message = f"{raw!r} is no uuid"
+        raise ValueError(message) from None
+
+
+def name(raw: str) -> str:
+    """Return the name of a node or a host."""
+    if re.fullmatch("[A-Za-z0-9_.-]+", raw) is None:
+        message = f"{raw!r} is no name; write one of letters, digits, dots, dashes and underscores"
+        raise ValueError(message)
+    return raw
+
+
+def vm_name(raw: str) -> str:
+    """Return a hypervisor's name of a VM."""
+    if raw != raw.strip() or len(text(raw)) > LONGEST_NAME:
+        message = f"{raw!r} is no name of a VM; take one of {LONGEST_NAME} characters at most, with no blanks around"
+        raise ValueError(message)
+    return raw
+
+
+#: What a name of the configuration is written with, and what one that is not may be instead.
+_DNS_TEXT: Final = re.compile(r"(?:\*\.)?(?:[\w.-]++|\\[0-9]{3}|\\[^0-9])*")
+_SLIPS: Final = (
+    (r".*://.*", "is a URL; write the name in it alone, like www.example.org"),
+    (r".*[\s\x00-\x20\x7f].*", "has a blank; write one name, or several as a list"),
+    (r".+\*.*|\*[^.].*", "has a * that is not its whole first label; a wildcard is written like *.example.org"),
+    (r"[0-9A-Fa-f]*:.*:[0-9A-Fa-f:.]*", "is an address; write it as ip, and here the name"),
+    (r"[^:]*:[0-9]*", "has a port; leave that out: DNS answers with addresses only"),
+    (r".*/.*", "has a path; write the name alone"),
+    (r".*@.*", "has an @; write the whole name"),
+    (r".*,.*", "has a comma; write several names as a list, like [a.example.org, b.example.org]"),
+)
+
+
+def dns_name(raw: str) -> bytes:
+    """Return the name that *raw* is, as a machine's may be; other characters than a host name's take an escape."""
+    if _DNS_TEXT.fullmatch(raw) is None:
+        slip = (words for pattern, words in _SLIPS if re.fullmatch(pattern, raw, re.DOTALL))
+        message = f"{raw!r} {next(slip, 'is no name; write one of letters, digits, dashes and dots')}"
+        raise ValueError(message)
+    if raw.removesuffix(".").rpartition(".")[2].isdigit():
+        message = f"{raw!r} ends in a number, as addresses do and names do not; write addresses as ip"
+        raise ValueError(message)
+    found = from_text(raw)
+    if found == ROOT:
+        message = f"{raw!r} is the root of all names; write one like www.example.org"
+        raise ValueError(message)
+    return found
+
+
+# Addresses.
+
+
+def address(raw: str) -> Any:
+    """Return an IP address."""
+    try:
+        # inet_pton(3) takes the same forms; where there are 100,000 addresses, that is seconds
+        return ip_address(raw) if ":" in raw else IPv4Address(inet_pton(AF_INET, raw))
+    except (OSError, ValueError):
+        message = f"{raw!r} is no IP address; write one like 10.0.0.1 or 2001:db8::1"
+        raise ValueError(message) from None
+
+
+def guest_address(raw: str) -> Any:
+    """Return an address that a guest may have."""
+    found = address(raw)
+    if why := why_no_guest(found):
+        message = why if "; write " in why else f"{why}; give the VM an address of its own"
+        raise ValueError(message)
+    return found
+
+
+def bind(raw: str) -> str:
+    """Return an address that this host may have."""
+    found = address(raw)
+    if found.is_multicast or (found.version == 4 and int(found) >> 28 == 15):
+        message = f"{raw!r} is no address of one machine; write one that this host has"
+        raise ValueError(message)
+    if found.version == 6 and found.ipv4_mapped is not None:
+        message = f"{raw!r} is an IPv4 address in IPv6's form; write {found.ipv4_mapped}"
+        raise ValueError(message)
+    return str(found)
+
+
+def mac(raw: str) -> str:
+    """Return a MAC address of one machine, in lower case."""
+    found = raw.lower()
+    if not re.fullmatch("[0-9a-f]{2}(:[0-9a-f]{2}){5}", found) or int(found[:2], 16) & 1:
+        raise ValueError(f"{raw!r} is no MAC address of one machine; write one like 00:16:3e:00:00:01")
+    return found
+
+
+def network(raw: str) -> Any:
+    """Return a network."""
+    try:
+        return ip_network(raw)
+    except ValueError as error:
+        message = f"{raw!r} is no network ({error}); write one like 10.0.0.0/8 or 2001:db8::/32"
+        raise ValueError(message) from None
+
+
+def host_port(raw: str, default: int) -> tuple[str, int]:
+    """Return host and port of ``host``, ``host:port`` or ``[v6]:port``; the host is an address."""
+    host, number = raw, str(default)
+    if raw.startswith("["):
+        host, _, rest = raw[1:].partition("]")
+        number = rest.removeprefix(":") or number
+    elif raw.count(":") == 1:
+        host, number = raw.split(":")
+    return str(address("127.0.0.1" if host == "localhost" else host)), port(number)
+
+
+def forwarder(raw: str) -> tuple[str, int] | None:
+    """Return the address and port of a server; None where there shall be none."""
+    return None if raw in {"", "0.0.0.0", "off", "none"} else host_port(raw, 53)  # noqa: S104
+
+
+def control(raw: str) -> str:
+    """Return where the control endpoint listens; empty for nowhere."""
+    if raw.lower() in {"", "off", "none", "false", "no"}:
+        return ""
+    if not raw.startswith(("unix:", "ssl:")):
+        try:
+            host, number = host_port(raw, 8053)
+        except ValueError:
+            message = f"{raw!r} is no place to listen; write unix:PATH, 127.0.0.1:8053, ssl:..., or off"
+            raise ValueError(message) from None
+        if not ip_address(host).is_loopback:
+            tls = f"ssl:PORT:interface={host}:privateKey=FILE:certKey=FILE"
+            message = f"other machines can connect to {host}; write {tls}"
+            raise ValueError(message)
+        return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+    return raw
+
+
+def description(raw: str) -> str:
+    """Return *raw*, which may be ``host:port`` or ``[v6]:port``, as Twisted's description of a client endpoint."""
+    host, _, number = raw.rpartition(":")
+    if host and number.isdigit() and (host.startswith("[") or ":" not in host):
+        return "tcp:{}:{}".format(host.strip("[]").replace(":", r"\:"), number)
+    return raw
+
+
+def endpoint(raw: str) -> str:
+    """Return what `description` makes a client endpoint of."""
+    from twisted.internet import endpoints, reactor  # noqa: PLC0415 -- a reactor may be installed until it is needed
+
+    try:
+        endpoints.clientFromString(reactor, description(raw))
+    except (ValueError, TypeError, LookupError, RuntimeError, OSError):  # all of Twisted's reader
+        message = f"{raw!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
+        raise ValueError(message) from None
+    return raw
+
+
+def remote(raw: str) -> str:
+    """Return a git repository's URL."""
+    if not (raw.startswith("/") or re.fullmatch(r"[A-Za-z0-9][^/:]*:.+", raw)):
+        message = f"{raw!r} is no git repository's URL; write one like ssh://git@host/jitsu.git or /srv/jitsu.git"
+        raise ValueError(message)
+    return raw
+
+
+def etcd_url(raw: str) -> str:
+    """Return the URL of a member of etcd."""
+    try:
+        url = urlsplit(raw)
+        right = url.scheme in {"http", "https"} and url.hostname and url.path in {"", "/"} and url.port != 0
+    except ValueError:  # a port that is none, or brackets around what is no address
+        right = False
+    if not right:
+        message = f"{raw!r} is no member of etcd; write one like http://127.0.0.1:2379"
+        raise ValueError(message)
+    return raw.rstrip("/")
+
+
+def etcd_prefix(raw: str) -> str:
+    """Return what all keys of etcd begin with."""
+    if re.fullmatch("(/[A-Za-z0-9_.-]+)+", raw) is None:
+        message = f"{raw!r} is no prefix of etcd's keys; write one like /jitsu"
+        raise ValueError(message)
+    return raw

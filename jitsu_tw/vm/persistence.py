@@ -1,0 +1,224 @@
+"""
+Writes the statistics and the configuration of VMs to the state.
+
+Statistics are committed every few seconds; a start or a stop is committed at once, because after a crash these tell
+which VMs Jitsu had started. One commit is under way at a time. What cannot be written is kept, and tried again.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from jitsu_tw.coroutines import spawn
+from jitsu_tw.errors import StoreError
+from jitsu_tw.ijitsu import IObserver
+from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.store.layout import STATISTICS
+from jitsu_tw.vm.stored_config import StoredConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.settings import VM
+    from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.stats import Statistics
+
+#: After a commit of all statistics, they rest for this many times as long as it took: it takes time from the answers.
+SPARE: Final = 20.0
+
+#: The VMs whose statistics are formatted at a time; then the reactor goes on.
+SLICE: Final = 500
+
+
+@implementer(IObserver)
+class StatsStore:
+    """
+    The state of a fleet.
+
+    It owns, and nobody else writes: what is to be committed, and the commits.
+
+    Attributes:
+        stats: the statistics of the VMs.
+        config: their configuration as the state has it.
+    """
+
+    follows: Final = frozenset({State.STARTING})
+
+    log = Logger()
+
+    def __init__(
+        self,
+        store: IStore,
+        machines: Mapping[str, Machine],
+        clocks: Clocks,
+        commit_every: float,
+        stats: Statistics,
+    ) -> None:
+        """
+        Write to *store* what is to be known of *machines*.
+
+        Args:
+            store: the state.
+            machines: by the VM's name.
+            clocks: tell the time.
+            commit_every: seconds between two commits of statistics.
+            stats: the statistics of the VMs.
+        """
+        self._store, self._machines = store, machines
+        self._reactor, self._now = clocks.reactor, clocks.now
+        self.stats, self.config = stats, StoredConfig()
+        self._failing = self._is_behind = False
+        self._every = commit_every
+        self._urgent: set[str] = set()
+        self._commit: Deferred[None] | None = None
+        self._waiting: list[Deferred[None]] = []
+        self._next_save = 0.0
+        self._saving = LoopingCall(self._save_if_due)
+        self._saving.clock = clocks.reactor
+
+    def start(self, tree: Mapping[str, str], names: Container[str]) -> None:
+        """Begin with the state *tree*; of the VMs with *names*, the configuration file overrules what requests made."""
+        self.stats.start(tree)
+        self.config.start(tree, names)
+        self._saving.start(self._every, now=False)
+
+    async def stop(self) -> None:
+        """Write everything and close the state."""
+        self._saving.stop()
+        self.stats.gather()
+        self._urgent |= self.stats.changed
+        self._save()
+        if self._commit is not None:
+            await self._commit
+        await self._store.close()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the last commit went well."""
+        return not self._failing
+
+    # Statistics.
+
+    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+        """Write at once that Jitsu starts *machine*, before the backend is called: a crash must not lose that."""
+        self.stats.started(machine)
+        self._save_at_once(machine)
+
+    def stopped(self, machine: Machine) -> None:
+        """Write at once, if that is not known yet, that *machine* is down, or was started by hand."""
+        if self.stats.stopped(machine):
+            self._save_at_once(machine)
+
+    def _save_at_once(self, machine: Machine) -> None:
+        self._urgent.add(machine.vm.name)
+        self._save()
+
+    def _save_if_due(self) -> None:
+        """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
+        self.stats.gather()
+        if self._is_behind:
+            spawn(self.log, self.save_configuration())
+        if self.stats.changed and self._now() >= self._next_save:
+            self._next_save = inf
+            self._urgent |= self.stats.changed
+            self._save()
+
+    def _save(self) -> None:
+        """Commit what is urgent, and what becomes so meanwhile; one commit at a time."""
+        if not self._store.lasting:
+            self._urgent.clear()
+            self.stats.changed.clear()
+            self._next_save = 0.0
+        elif self._commit is None:
+            commit = Deferred.fromCoroutine(self._save_urgent())
+            if not commit.called:
+                self._commit = commit
+
+    def written(self) -> Deferred[None]:
+        """Return a Deferred that fires when what is urgent has been written."""
+        done: Deferred[None] = Deferred()
+        if self._commit is None:
+            done.callback(None)
+        else:
+            self._waiting.append(done)
+        return done
+
+    async def _save_urgent(self) -> None:
+        while self._urgent:
+            names, self._urgent = self._urgent, set()
+            is_due = self._next_save == inf
+            self.stats.changed -= names
+            changes: dict[str, str | None] = {}
+            for number, name in enumerate(names, 1):
+                if name in self._machines:
+                    changes.update(self.stats.paths(self._machines[name]))
+                if number % SLICE == 0:
+                    await deferLater(self._reactor, 0.0)
+            begin = self._now()
+            if not await self._write(changes, STATISTICS):
+                self.stats.changed |= names | self._urgent
+                self._urgent.clear()
+            if is_due:
+                self._next_save = self._now() + SPARE * (self._now() - begin)
+        self._commit = None
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            if not done.called:
+                done.callback(None)
+
+    # Configuration.
+
+    def uuid_of(self, vm: VM) -> str | None:
+        """Return the uuid that the state has for *vm*, which has not been found yet; it may have been renamed since."""
+        return self.config.uuid_of(vm, self._machines)
+
+    def removed(self, kept: Container[str | None]) -> list[VM]:
+        """Return the VMs that may run, started by Jitsu, and that the fleet does not have; not the uuids *kept*."""
+        return self.config.removed(self.stats.left_running(kept))
+
+    async def save_configuration(self) -> None:
+        """Commit what the configuration says of VMs that have been found since, where the state says otherwise."""
+        if not self._store.lasting:
+            return
+        update = self.config.update(self._machines.values())
+        self._is_behind = not await self._write(update.changes, update.message)
+        if not self._is_behind:
+            if update.overruled:
+                names = ", ".join(update.overruled)
+                self.log.warn("{names}: as the file has it again, not as requests had made it", names=names)
+            self.config.updated(update)
+
+    def forget_others(self) -> None:
+        """
+        Remove from the state the configuration of VMs that the fleet has no more, and that no request has brought.
+
+        Their statistics stay; so does the configuration of those that may still run, started by Jitsu.
+        """
+        kept = {machine.uuid for machine in self._machines.values()}
+        changes, message = self.config.forget_others(kept | self.stats.left_running(()).keys())
+        if self._store.lasting:
+            spawn(self.log, self._write(changes, message))
+
+    async def _write(self, changes: Mapping[str, str | None], message: str) -> bool:
+        """Commit *changes*; return whether that went well, and log it when commits begin or cease to fail."""
+        if not changes:
+            return True
+        try:
+            await self._store.write(changes, message)
+        except StoreError as error:
+            if not self._failing:
+                self.log.error("the state is not written, only remembered: {error}", error=str(error))
+            self._failing = True
+            return False
+        if self._failing:
+            self.log.info("the state is written again")
+        self._failing = False
+        return True
