@@ -274,7 +274,7 @@ def hold(control: Control, name: str) -> Any:
 @_name
 @prints(show.vm)
 def release(control: Control, name: str) -> Any:
-    """Release the VM NAME, which is held: it is stopped when idle."""
+    """Release the held VM NAME: it is stopped when idle."""
     return control.vm(name, "release")
 
 
