@@ -106,9 +106,11 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
-    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases"): (
+    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
         ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
+        ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
+         "stops the VM that was used last to make room"),
     ),
     ("lease, policy, admission", "jitsu_tw/rules/lease.py", "test.unit.rules.test_lease test.unit.vm.test_leases"): (
         ("total - self.total if total >= self.total else total", "total - self.total",
@@ -156,7 +158,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "{_E.STARTED: _S.WAITING, _E.READY: _S.STOPPING, _E.FAIL: _S.FAILED}", "forgets that a VM is to be stopped"),
         ("_E.STOP_FAILED: _S.UP,", "_E.STOP_FAILED: _S.OFF,", "takes a VM that could not be stopped for off"),
     ),
-    ("VM life", "jitsu_tw/rules/life.py", "test.unit.vm.test_order test.unit.vm.test_fleet"): (
+    ("VM life", "jitsu_tw/rules/life.py", "test.unit.rules.test_life test.unit.vm.test_fleet"): (
         ("2.0 ** (failures - 2)) if failures > 1", "2.0 ** (failures - 2)) if failures > 2",
          "does not rest after a second failure"),
         ("and not is_second else", "else", "tries a broken VM again without end"),
@@ -168,7 +170,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("min(ANSWERS * one.tries, MOST_ANSWERS)", "ANSWERS * one.tries", "hides any traffic behind many tries"),
         ("a.packets <= b.packets", "True", "takes a counter that began anew for silence"),
     ),
-    ("VM life", "jitsu_tw/vm/steps.py", "test.unit.vm.test_fleet"): (
+    ("VM life", "jitsu_tw/vm/steps.py", "test.unit.vm.test_steps test.unit.vm.test_fleet"): (
         ("    await remembered\n", "", "starts a VM before that is in the state"),
         ("if memory is not None and memory.needed > memory.free:", "if False:", "starts a VM without room for it"),
         ("        await machine.backend.drop_image(machine.uuid)\n", "        pass\n", "restores where it is to boot"),
@@ -182,8 +184,6 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "stops a VM whose packets cannot be counted"),
         ("            meter.at, used = self._now(), True", "            meter.at, used = self._now(), False",
          "takes a VM whose packets cannot be counted for idle"),
-        ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
-         "stops the VM that was used last to make room"),
     ),
     ("VM life", "jitsu_tw/vm/adoption.py", "test.unit.vm.test_adoption test.unit.vm.test_fleet"): (
         ("elif name in self._unseen and self._store.stats.was_started(machine) and", "elif name in self._unseen and",
@@ -196,8 +196,6 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "boots all VMs at once"),
         ("if self._max_running and len(self._on_host) >= self._max_running:", "if False:",
          "runs more VMs than `max_running`"),
-        ("if own and machine.state is State.QUEUED:", "if machine.state is State.QUEUED:",
-         "boots a VM that another node has claimed"),
         ("return self._makes_room and await", "return await", "stops a VM to make room though that is not allowed"),
     ),
     ("lease, policy, admission", "jitsu_tw/rules/admit.py", "test.unit.vm.test_fleet"): (

@@ -101,7 +101,11 @@ def _fields(of: ast.ClassDef) -> set[str]:
 
 def _on_self(of: ast.ClassDef) -> set[str]:
     return {node.attr for node in ast.walk(of) if isinstance(node, ast.Attribute)
-            and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"}
+            and isinstance(node.ctx, ast.Store) and _is_self(node.value)}
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
 
 
 # I/O
@@ -153,7 +157,7 @@ def hooks() -> Iterator[tuple[str, str]]:
                 own.setdefault(module, set()).update(_fields(node) | _on_self(node))
     for module, tree in trees().items():
         for target, value in _assignments(tree):
-            if not isinstance(target, ast.Attribute) or ast.unparse(target.value) in {"self", "cls"}:
+            if not isinstance(target, ast.Attribute) or _is_self(target.value):
                 continue
             is_callable = (isinstance(value, ast.Lambda) or (isinstance(value, ast.Attribute) and value.attr in methods)
                            or (isinstance(value, ast.Call) and ast.unparse(value.func) == "partial"))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 STRICT: Final = ("jitsu_tw.vm", "jitsu_tw.cluster", "jitsu_tw.rules")
 
 #: The most public methods and attributes of a class, in the strict packages and elsewhere. Targets: 20 and 15.
-METHODS: Final = 24
+METHODS: Final = 20
 METHODS_ELSEWHERE: Final = 27
-ATTRIBUTES: Final = 26
+ATTRIBUTES: Final = 15
 ATTRIBUTES_ELSEWHERE: Final = 21
 
 #: The most lines of a module. Target of the strict packages: 400.
@@ -27,10 +27,10 @@ LINES: Final = 495
 LINES_ELSEWHERE: Final = 744
 
 #: The least share of lines without I/O in the strict packages. Target: 0.45.
-PURE: Final = 0.21
+PURE: Final = 0.255
 
 #: The most hooks. Target: 0.
-HOOKS: Final = 1
+HOOKS: Final = 0
 
 #: Classes with more attributes than `ATTRIBUTES_ELSEWHERE`, and why.
 MANY_ATTRIBUTES: Final = {

@@ -769,6 +769,27 @@ class HostsTests(SynchronousTestCase):
         self.assertNotIn("dead/left", cluster.table.facts)
         self.assertEqual(["left"], cluster.running())
 
+    def test_fence_connected(self) -> None:
+        """A host that is connected again while the command runs is not taken for dead."""
+        place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
+        ran: list[Any] = []
+
+        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
+            ran.append(protocol)
+            place.clock.callLater(3.0, protocol.processEnded, Failure(ProcessDone(0)))
+            return self
+
+        place.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        place.nodes[0].ask()
+        place.run(1.0)
+        place.lose("left")
+        place.run(11.0, 0.05)
+        self.assertEqual(1, len(ran))
+        place.nodes[0].pool.connected(place.hosts["left"])
+        place.run(5.0, 0.05)
+        self.assertEqual((set(), ["left"]), (place.nodes[0].pool.fenced, place.running()))
+        self.assertNotIn("dead/left", place.facts())
+
     def test_blind(self) -> None:
         """A node that cannot reach a host answers for a VM there while it is up, and then may start it elsewhere."""
         cluster = self.begin(idle=20.0)

@@ -72,10 +72,12 @@ class RoomTests(FleetTestCase):
         self.assertEqual([[True], [True]], [self.ask("a"), self.ask("bb")])
         self.assertIsInstance(self.ask("ccc")[0].value, NoCapacity)
         self.assertEqual([State.UP, State.UP, State.OFF], self.states())
+        self.world.pump(20)
         started: list[Any] = []
         self.world.fleet.operator.start("ccc").addBoth(started.append)
         self.world.pump(1)
         self.assertIsInstance(started[0].value, NoCapacity)
+        self.assertEqual([State.UP, State.UP, State.OFF], self.states())
 
     def test_stops_the_idlest(self) -> None:
         """With `when_full: stop_idle`, the VM that is idle the longest, past its `min_up`, makes room."""
@@ -94,6 +96,14 @@ class RoomTests(FleetTestCase):
         self.ask("bb")
         self.world.pump(0.5)
         self.assertEqual([State.OFF, State.UP, State.UP], self.states())
+
+    def test_longest(self) -> None:
+        """Of several VMs that may be stopped, the one that was used first makes room."""
+        self.begin("bb ccc dddd")
+        for name in ("ccc", "bb", "dddd"):
+            self.ask(name)
+            self.world.pump(7)
+        self.assertEqual([State.UP, State.OFF, State.UP], self.states())
 
     def test_in_use(self) -> None:
         """A VM whose guest transmits is not idle."""

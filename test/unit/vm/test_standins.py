@@ -91,6 +91,10 @@ class FakeStandIn:
         """Remember it."""
         self._say(ip, "failed" if failed else "withdrawn")
 
+    def stop_announcing(self, ip: str) -> None:
+        """Remember it."""
+        self._say(ip, "another node's")
+
     def _say(self, ip: str, words: str) -> None:
         self.said[ip] = words
         self.ever.append((ip, words))
@@ -151,6 +155,16 @@ class CoverTests(FleetTestCase):
         self.assertEqual(f"ready {MAC}", self.said)
         self.world.pump(11)
         self.assertEqual((State.OFF, f"asleep {MAC}"), (self.world.machine().state, self.said))
+
+    def test_another_node(self) -> None:
+        """A VM that another node owns is announced by that node."""
+        self.begin()
+        machine = self.world.machine()
+        self.standin.ever.clear()
+        self.patch(cast("Any", self.world.fleet.standins)._observer, "is_others", lambda _: True)
+        for _ in range(2):
+            self.world.fleet.standins.owner_changed(machine)
+        self.assertEqual([(self.ip, "another node's")], self.standin.ever)
 
     def test_told_before_it_runs(self) -> None:
         """A guest is started when Synjitsu has broadcast what that guest must not read."""
