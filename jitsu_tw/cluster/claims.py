@@ -293,16 +293,18 @@ class Claims:
         self._enlist()
         self._usage.start()
         self._usage.report()
+        named = self._state.named
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
-            self._follow(machine, rules.connected(self._view(machine)))
+            if machine.state not in DOWN or machine.vm.name in named:  # of the others there is nothing to settle
+                self._follow(machine, rules.connected(self._view(machine)))
 
     def lose(self, reason: str) -> None:
         """Handle that the facts are not known any more: another node may own what this one did."""
         self._notices.clear()
         for machine in list(self._machines.values()):
-            self._follow(machine, rules.lost(self._view(machine)), reason)
+            self._follow(machine, rules.lost(machine.state), reason)
 
     def _enlist(self) -> None:
         """Tell that this node lives."""
