@@ -45,7 +45,7 @@ vms:
     {more}
 """
 
-#: What happens, in the order of a visit, and who knows when.
+#: The steps of a visit, in their order, each with the source of its time.
 STEPS: Final = (
     ("query", "client", "the client asks for www.jitsu.test"),
     ("start", "jitsu", "Jitsu calls the hypervisor"),
@@ -54,7 +54,7 @@ STEPS: Final = (
     ("answered", "client", "the client has the address"),
     ("connected", "client", "its first connection succeeds"),
     ("first octet", "client", "the page begins"),
-    ("idle", "jitsu", "nobody has asked for {idle} s"),
+    ("idle", "jitsu", "no query for {idle} s"),
     ("stopped", "jitsu", "the machine is off"),
 )
 
@@ -63,7 +63,7 @@ console = Console(highlight=False)
 
 @contextlib.contextmanager
 def step(words: str) -> Iterator[None]:
-    """Say what is being done, and how long it took."""
+    """Print *words* while the body runs, and then how long it took."""
     begin = time.monotonic()
     with console.status(f"{words} ..."):
         yield
@@ -71,7 +71,7 @@ def step(words: str) -> Iterator[None]:
 
 
 def visit(network: lab.Network | None, place: dict[str, Any]) -> dict[str, Any]:
-    """Let a client ask and fetch; return what it saw and when."""
+    """Run a client that asks for the address and fetches the page; return its results and times."""
     program = [sys.executable, str(Path(__file__).with_name("client.py")), place["server"], str(place["port"]),
                "www.jitsu.test", str(place["http"]), *([] if network is not None else [lab.LOOPBACK])]
     command = network.command("client", program) if network is not None else program
@@ -104,7 +104,7 @@ def show(times: dict[str, float], page: str, place: dict[str, Any]) -> None:
 
 
 def run(network: lab.Network | None, directory: Path) -> str:
-    """Do it all in *directory*; return the figures."""
+    """Run the demo in *directory*; return the figures."""
     with step("building the guest: a Debian kernel and busybox (once; it is kept)"):
         files = lab.guest()
     with step("finding out whether KVM works here"):
@@ -116,11 +116,11 @@ def run(network: lab.Network | None, directory: Path) -> str:
         place |= {"ready": "the guest's port answers", "more": "wait_for_port: 80"}
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, bridge=lab.BRIDGE, kvm=kvm)
     else:
-        # QEMU itself accepts what is forwarded to the guest, long before the guest does: its port tells nothing, and
-        # its TCP tries a lost SYN again after six seconds. Nobody counts the guest's packets.
+        # QEMU itself accepts connections to the guest, long before the guest does: so its port is no sign of readiness,
+        # and its TCP tries a lost SYN again after six seconds. Nothing counts the guest's packets.
         place = {"server": lab.LOOPBACK, "port": lab.free_port(), "http": lab.free_port(), "ip": GUEST_IP}
         place["idle"] = 20
-        place |= {"ready": "QEMU's own network: nothing tells more", "more": "idle: 20\n    evidence: queries"}
+        place |= {"ready": "QEMU's own network: no better sign", "more": "idle: 20\n    evidence: queries"}
         xml = lab.domain_xml("www", GUEST_IP, GUEST_MAC, files, forward=(place["http"], 80), kvm=kvm)
     (directory / "www.xml").write_text(xml)
     jitsu = Jitsu(directory, CONFIGURATION.format(uri=uri, **place), place["server"], network)
@@ -130,7 +130,7 @@ def run(network: lab.Network | None, directory: Path) -> str:
             jitsu.wait("off")
         with step("asking for www.jitsu.test, fetching http://www.jitsu.test/"):
             seen = visit(network, place)
-        with step("nobody asks any more: waiting for the machine to be stopped"):
+        with step("no more queries: waiting until the machine is stopped"):
             vm = jitsu.wait("off")
     except (TimeoutError, RuntimeError, subprocess.SubprocessError):
         console.print(f"[dim]Jitsu's log ends:\n{jitsu.log()[-1500:]}[/]", markup=True)

@@ -6,7 +6,7 @@ client's namespace, as a program of its own::
 
     python client.py SERVER PORT NAME HTTP_PORT [VIA]
 
-With VIA, the page is fetched there, in the place of the address in the answer: a guest on QEMU's own network can be
+With VIA, the page is fetched from this address instead of the one in the answer: a guest on QEMU's own network can be
 reached only by a port that QEMU forwards.
 """
 

@@ -310,7 +310,7 @@ def free_port() -> int:
 
 
 class NetworkUnavailableError(Exception):
-    """The machine does not let us make network namespaces; the argument says why."""
+    """The machine does not allow network namespaces; the argument has the reason."""
 
 
 class Network:
@@ -457,7 +457,7 @@ def _exit(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- a si
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the body has run."""
+    """Delay SIGINT and SIGTERM until the body has run."""
     old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

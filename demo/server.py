@@ -34,7 +34,7 @@ _STANDS: Final = "standing in on"
 
 
 class JitsuEndedError(Exception):
-    """Jitsu, or Synjitsu, ended by itself; the argument is what it said."""
+    """Jitsu, or Synjitsu, ended by itself; the argument is its output."""
 
 
 class _Service:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from jitsu_tw import parsers
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -76,9 +78,10 @@ def _shown(default: Any) -> str:
 
 def setting(
     default: Any,
-    parse: Callable[[str], Any],
     doc: str,
+    parse: Callable[[str], Any] | None = None,
     *,
+    many: bool | None = None,
     shown: str = "",
     secret: bool = False,
     converter: Callable[[Any], Any] | None = None,
@@ -89,14 +92,19 @@ def setting(
 
     Args:
         default: its value where the configuration has none; attrs.NOTHING where it must have one.
-        parse: as `Key` has it, and so *doc*, *shown* and *more*.
         doc: what the key is for.
-        shown: by default made of the default.
+        parse: as `Key` has it; can be left out where the default is true, false, or of an enumeration.
+        many: as `Key` has it; by default true where the default is a collection.
+        shown: as `Key` has it; by default made of the default.
         secret: the value is left out where its class is shown.
         converter: makes the field's value of the key's, or of the tuple of its values.
         more: further attributes of `Key`.
     """
-    about = Key(parse, doc, shown=shown or _shown(default), **more)
+    if parse is None:
+        parse = parsers.switch if isinstance(default, bool) else parsers.one_of(type(default))
+    if many is None:
+        many = isinstance(default, tuple | frozenset)
+    about = Key(parse, doc, many=many, shown=shown or _shown(default), **more)
     return attrs.field(default=default, repr=not secret, converter=converter, metadata={"key": about})
 
 

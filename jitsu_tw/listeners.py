@@ -18,6 +18,7 @@ from jitsu_tw.dns.binding import Addresses, to_bind
 from jitsu_tw.dns.tcp import TCPFactory, TCPPort
 from jitsu_tw.dns.udp import UDPPort
 from jitsu_tw.errors import ConfigError
+from jitsu_tw.settings import DEFAULT_CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,8 @@ class Listeners:
             self._addresses.start(hosts)
         if not any(one.family == socket.AF_UNIX for one in inherited):
             for place in filter(None, self._settings.control):
+                if place == DEFAULT_CONTROL:
+                    place = f"unix:{sockets.control_socket()}"  # noqa: PLW2901
                 _or_refuse("control", place, self._listen_control, place)
 
     def problems(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""From the text of a configuration to its values. Wrong text is a ValueError that says what would be right."""
+"""From the texts of a configuration to its values. A wrong text is a ValueError with what would be right."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ ttl: Final = whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
 
 
 def switch(text: str) -> bool:
-    """Return what *text* says: true or false."""
+    """Return whether *text* is true, or a word like it."""
     values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if text.lower() not in values:
         message = f"{text!r} is neither true nor false"
@@ -133,6 +133,29 @@ def text(raw: str) -> str:
     return raw
 
 
+def matching(pattern: str, wrong: str, longest: int = 1_000_000) -> Callable[[str], str]:
+    """Return a parser of texts that match *pattern* and are not *longest*; of others it says what is *wrong*."""
+
+    def parse(raw: str) -> str:
+        if re.fullmatch(pattern, raw) is None or len(raw) > longest:
+            message = f"{raw!r} {wrong}"
+            raise ValueError(message)
+        return raw
+
+    return parse
+
+
+#: Of a node, or a host.
+name: Final = matching("[A-Za-z0-9_.-]+", "is no name; write one of letters, digits, dots, dashes and underscores")
+
+remote: Final = matching(
+    r"/(?s:.*)|[A-Za-z0-9][^/:]*:.+",
+    "is no git repository's URL; write one like ssh://git@host/jitsu.git or /srv/jitsu.git",
+)
+
+etcd_prefix: Final = matching("(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's keys; write one like /jitsu")
+
+
 def octets(raw: str) -> bytes:
     """Return the octets of an NSID."""
     found = raw.encode()
@@ -149,14 +172,6 @@ def uuid(raw: str) -> str:
     except ValueError:
         message = f"{raw!r} is no uuid"
         raise ValueError(message) from None
-
-
-def name(raw: str) -> str:
-    """Return the name of a node or a host."""
-    if re.fullmatch("[A-Za-z0-9_.-]+", raw) is None:
-        message = f"{raw!r} is no name; write one of letters, digits, dots, dashes and underscores"
-        raise ValueError(message)
-    return raw
 
 
 def vm_name(raw: str) -> str:
@@ -292,21 +307,13 @@ def description(raw: str) -> str:
 
 def endpoint(raw: str) -> str:
     """Return what `description` makes a client endpoint of."""
-    from twisted.internet import endpoints, reactor  # noqa: PLC0415 -- a reactor may be installed until it is needed
+    from twisted.internet.endpoints import clientFromString  # noqa: PLC0415 -- a reactor may be installed until then
 
     try:
-        endpoints.clientFromString(reactor, description(raw))
+        clientFromString(None, description(raw))
     except (ValueError, TypeError, LookupError, RuntimeError, OSError):  # all of Twisted's reader
         message = f"{raw!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
         raise ValueError(message) from None
-    return raw
-
-
-def remote(raw: str) -> str:
-    """Return a git repository's URL."""
-    if not (raw.startswith("/") or re.fullmatch(r"[A-Za-z0-9][^/:]*:.+", raw)):
-        message = f"{raw!r} is no git repository's URL; write one like ssh://git@host/jitsu.git or /srv/jitsu.git"
-        raise ValueError(message)
     return raw
 
 
@@ -321,11 +328,3 @@ def etcd_url(raw: str) -> str:
         message = f"{raw!r} is no member of etcd; write one like http://127.0.0.1:2379"
         raise ValueError(message)
     return raw.rstrip("/")
-
-
-def etcd_prefix(raw: str) -> str:
-    """Return what all keys of etcd begin with."""
-    if re.fullmatch("(/[A-Za-z0-9_.-]+)+", raw) is None:
-        message = f"{raw!r} is no prefix of etcd's keys; write one like /jitsu"
-        raise ValueError(message)
-    return raw

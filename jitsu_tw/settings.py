@@ -1,5 +1,5 @@
 """
-What a configuration says, once it has been parsed. Immutable; times are in seconds unless a name says otherwise.
+The values of a configuration. Immutable; times are in seconds unless a name says otherwise.
 
 `config.build` makes these from files and command lines; everything else only reads them. A field made by
 `keys.setting` is the declaration of a key: `Settings` has those of the top, `VM` those of a VM, `Inherited` those of
@@ -23,7 +23,6 @@ from jitsu_tw.dns.wire import from_text
 from jitsu_tw.keys import DAY, Limits, setting
 from jitsu_tw.networks import EVERYBODY, LOOPBACK
 from jitsu_tw.rules.schedule import WeeklyWindow
-from jitsu_tw.sockets import control_socket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 #: Statistics are committed at most this often, in seconds.
 COMMIT_EVERY: Final = 5.0
 
-#: A call to start a VM may go on at its hypervisor for so many seconds, though whoever made it is gone.
+#: Seconds for which a call to start a VM may go on at its hypervisor though the process that made it is gone.
 STARTS_WITHIN: Final = 60.0
 
 #: The kind of hypervisor of VMs with `host`: that of all hosts together (`backends.hosts`).
@@ -45,6 +44,9 @@ READY_WITHIN: Final = 60.0
 #: After how many seconds a guest that was resumed or restored, and is not ready, is booted instead.
 RESUMED_WITHIN: Final = 20.0
 
+#: The control endpoint if the configuration names none: a UNIX socket whose path depends on who runs Jitsu
+#: (`sockets.control_socket`).
+DEFAULT_CONTROL: Final = "unix:"
 
 
 class Mode(enum.Enum):
@@ -60,7 +62,7 @@ class Mode(enum.Enum):
 class Evidence(enum.Enum):
     """What shows that a VM is in use."""
 
-    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets nobody counts is kept
+    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets are not counted is kept
     QUERIES = "queries"  # questions alone
 
 
@@ -88,8 +90,8 @@ class WhenFull(enum.Enum):
 class OnHostLoss(enum.Enum):
     """What becomes of the VMs of a host that cannot be reached any more."""
 
-    WAIT = "wait"  # nobody knows whether they still run there
-    RESTART = "restart"  # they are started elsewhere, once `fence` has said that the host is dead
+    WAIT = "wait"  # it is not known whether they still run there
+    RESTART = "restart"  # they are started elsewhere, once `fence` has ended well
 
 
 @attrs.frozen
@@ -98,8 +100,8 @@ class Retention:
     How much of the statistics' past the state keeps; without both, only the present.
 
     Attributes:
-        number: so many commits.
-        seconds: those of so many seconds.
+        number: the latest commits.
+        seconds: the age of the oldest commit.
     """
 
     number: int = 0
@@ -108,7 +110,7 @@ class Retention:
     @classmethod
     def parse(cls, text: str) -> Retention:
         """
-        Return what *text* says: ``30d``, ``12h``, ``5m``, or a number of commits.
+        Return the retention of ``30d``, ``12h``, ``5m``, or of a number of commits.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -130,11 +132,11 @@ class Retention:
 @attrs.frozen
 class Rule:
     """
-    Some that may have our zones.
+    Name servers that may transfer the zones.
 
     Attributes:
-        network: where they are; None for anywhere.
-        key: the name, in lower case, of the TSIG key they sign with; None if they need none.
+        network: their addresses; None for any.
+        key: the name, in lower case, of the TSIG key that they sign with; None if they need none.
     """
 
     network: Network | None
@@ -143,7 +145,7 @@ class Rule:
     @classmethod
     def parse(cls, text: str) -> Rule:
         """
-        Return the rule that *text* says: ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
+        Return the rule of ``192.0.2.0/24``, ``key NAME``, or both, where both must hold.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -174,7 +176,7 @@ def split_key(text: str) -> tuple[str, bytes | None]:
 @attrs.frozen
 class Secondary:
     """
-    Another name server that has our zones.
+    Another name server of the zones.
 
     Attributes:
         host: its address.
@@ -189,7 +191,7 @@ class Secondary:
     @classmethod
     def parse(cls, text: str) -> Secondary:
         """
-        Return what *text* says: ``ADDRESS[:PORT]``, or that and ``key NAME``.
+        Return the secondary of ``ADDRESS[:PORT]``, or of that and ``key NAME``.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
@@ -205,72 +207,64 @@ class Secondary:
 class Cluster:
     """Where several Jitsus that serve the same zones agree: the group `cluster` of a configuration."""
 
-    etcd: tuple[str, ...] = setting(NOTHING, parsers.etcd_url, "the URLs of etcd's members", many=True)
-    node: str = setting(NOTHING, parsers.name, "the name of this node, unlike those of the others")
-    prefix: str = setting("/jitsu", parsers.etcd_prefix, "what all keys of etcd begin with")
+    etcd: tuple[str, ...] = setting(NOTHING, "the URLs of etcd's members", parsers.etcd_url, many=True)
+    node: str = setting(NOTHING, "the name of this node, unlike those of the others", parsers.name)
+    prefix: str = setting("/jitsu", "what all keys of etcd begin with", parsers.etcd_prefix)
     ttl: float = setting(
-        5.0, parsers.number("number of seconds", 2, 600), "seconds after which what a silent node had claimed is free"
+        5.0, "seconds after which what a silent node had claimed is free", parsers.number("number of seconds", 2, 600)
     )
-    user: str | None = setting(None, parsers.text, "etcd's name of the user, where it asks for one")
-    password: str | None = setting(None, parsers.text, "a file with that user's password", path=True, secret=True)
+    user: str | None = setting(None, "etcd's name of the user, where it asks for one", parsers.text)
+    password: str | None = setting(None, "a file with that user's password", parsers.text, path=True, secret=True)
     ca: Path | None = setting(
-        None, parsers.text, "the authorities of etcd's certificates, a PEM file", path=True, shown="the system's"
+        None, "the authorities of etcd's certificates, a PEM file", parsers.text, path=True, shown="the system's"
     )
-    cert: Path | None = setting(None, parsers.text, "the certificate that Jitsu shows to etcd, a PEM file", path=True)
-    key: Path | None = setting(None, parsers.text, "the key of that certificate, a PEM file", path=True)
+    cert: Path | None = setting(None, "the certificate that Jitsu shows to etcd, a PEM file", parsers.text, path=True)
+    key: Path | None = setting(None, "the key of that certificate, a PEM file", parsers.text, path=True)
 
 
 @attrs.frozen(kw_only=True)
 class Host:
     """One of several hypervisors: an item of the list `hosts` of a configuration."""
 
-    name: str = setting(NOTHING, parsers.name, "what VMs and people call it")
-    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor")
-    connect: str = setting(NOTHING, parsers.text, "the URI of the hypervisor")
-    synjitsu: str | None = setting(None, parsers.endpoint, "where the Synjitsu of its network listens")
+    name: str = setting(NOTHING, "what VMs and people call it", parsers.name)
+    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text)
+    connect: str = setting(NOTHING, "the URI of the hypervisor", parsers.text)
+    synjitsu: str | None = setting(None, "where the Synjitsu of its network listens", parsers.endpoint)
 
 
 @attrs.frozen(kw_only=True)
 class Inherited:
-    """What holds for each VM that does not say otherwise, as the top of a configuration says it."""
+    """The keys of the top of a configuration whose values hold for each VM that does not have them itself."""
 
-    backend: str = setting("libvirt", parsers.text, "the kind of hypervisor", option="x")
-    connect: str | None = setting(None, parsers.text, "the URI of the hypervisor", option="c", shown="qemu:///system")
-    mode: Mode = setting(
-        Mode.DESTROY, parsers.one_of(Mode), "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m"
-    )
-    ttl: int = setting(60, parsers.ttl, "the TTL of the VMs' addresses, in seconds", option="t", own=Limits(1, DAY))
+    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, option="x")
+    connect: str | None = setting(None, "the URI of the hypervisor", parsers.text, option="c", shown="qemu:///system")
+    mode: Mode = setting(Mode.DESTROY, "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m")
+    ttl: int = setting(60, "the TTL of the VMs' addresses, in seconds", parsers.ttl, option="t", own=Limits(1, DAY))
     idle: float | None = setting(
-        None, parsers.seconds, "seconds that a VM is kept after its last use", own=Limits(1, DAY), shown="2 x ttl"
+        None, "seconds that a VM is kept after its last use", parsers.seconds, own=Limits(1, DAY), shown="2 x ttl"
     )
     idle_packets: float = setting(
-        30.0, parsers.number("number of packets in a minute"), "packets in a minute of an idle guest", own=Limits()
+        30.0, "packets in a minute of an idle guest", parsers.number("number of packets in a minute"), own=Limits()
     )
-    evidence: Evidence = setting(
-        Evidence.TRAFFIC, parsers.one_of(Evidence), "what shows that a VM is in use", own=Limits()
-    )
+    evidence: Evidence = setting(Evidence.TRAFFIC, "what shows that a VM is in use", own=Limits())
     save_fallback: Mode | None = setting(
-        None, parsers.one_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE)),
-        "how a VM is stopped that should be saved and cannot be; None: not at all",
+        None, "how a VM is stopped that should be saved and cannot be; None: not at all",
+        parsers.one_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE)),
     )
-    min_up: float = setting(0.0, parsers.seconds, "seconds that a VM is kept after its start")
+    min_up: float = setting(0.0, "seconds that a VM is kept after its start", parsers.seconds)
     max_up: float = setting(
-        0.0, parsers.seconds, "seconds after its start when a VM is stopped, used or not; 0 for never"
+        0.0, "seconds after its start when a VM is stopped, used or not; 0 for never", parsers.seconds
     )
     check_every: float = setting(
-        10.0, parsers.seconds, "seconds, at least, between two tries of the port of a VM that is asked for; 0 for none"
+        10.0, "seconds, at least, between two tries of the port of a VM that is asked for; 0 for none", parsers.seconds
     )
-    stop_timeout: float = setting(30.0, parsers.seconds, "seconds that a shutdown may take before it becomes destroy")
+    stop_timeout: float = setting(30.0, "seconds that a shutdown may take before it becomes destroy", parsers.seconds)
     images: Path = setting(
-        Path("/var/lib/jitsu/images"), parsers.text, "the directory for images of ready guests", path=True
+        Path("/var/lib/jitsu/images"), "the directory for images of ready guests", parsers.text, path=True
     )
-    use_synjitsu: bool = setting(default=False, parse=parsers.switch, doc="Synjitsu stands in for a VM while it boots")
-    wake_by_packet: bool = setting(
-        default=True, parse=parsers.switch, doc="and while it is down: a packet for it starts it"
-    )
-    handover: Handover = setting(
-        Handover.WIRE, parsers.one_of(Handover), "how a guest gets the packets that were held for it"
-    )
+    use_synjitsu: bool = setting(default=False, doc="Synjitsu stands in for a VM while it boots")
+    wake_by_packet: bool = setting(default=True, doc="and while it is down: a packet for it starts it")
+    handover: Handover = setting(Handover.WIRE, "how a guest gets the packets that were held for it")
 
 
 @attrs.frozen(kw_only=True)
@@ -288,39 +282,39 @@ class VM(Inherited):
         raw: the raw values of the configuration, by key, for the state (DESIGN, section 10).
     """
 
-    name: str = setting(NOTHING, parsers.vm_name, "the hypervisor's name for it, unique in a configuration")
+    name: str = setting(NOTHING, "the hypervisor's name for it, unique in a configuration", parsers.vm_name)
     dns: tuple[bytes, ...] = setting(
-        NOTHING, parsers.dns_name, "the names that summon it, in lower case, sorted", many=True, own=Limits(number=16)
+        NOTHING, "the names that summon it, in lower case, sorted", parsers.dns_name, many=True, own=Limits(number=16)
     )
     ip: tuple[Address, ...] = setting(
-        NOTHING, parsers.guest_address, "its addresses, one or both families", many=True, own=Limits(number=8)
+        NOTHING, "its addresses, one or both families", parsers.guest_address, many=True, own=Limits(number=8)
     )
     connect: str
     idle: float
-    uuid: str | None = setting(None, parsers.uuid, "the hypervisor's uuid; wins over the name")
+    uuid: str | None = setting(None, "the hypervisor's uuid; wins over the name", parsers.uuid)
     own_dns: tuple[bytes, ...] = setting(
-        (), parsers.dns_name, "names that the VM's own branch may take besides its own", many=True
+        (), "names that the VM's own branch may take besides its own", parsers.dns_name
     )
     own_ip: tuple[Network, ...] = setting(
-        (), parsers.network, "networks that the VM's own branch may take addresses from", many=True
+        (), "networks that the VM's own branch may take addresses from", parsers.network
     )
     keep_up: tuple[WeeklyWindow, ...] = setting(
-        (), WeeklyWindow.parse, "the times of the week in which it is up, used or not", many=True
+        (), "the times of the week in which it is up, used or not", WeeklyWindow.parse
     )
     needs: tuple[str, ...] = setting(
-        (), parsers.vm_name, "the VMs that it needs; they start before it and are kept while it is up", many=True
+        (), "the VMs that it needs; they start before it and are kept while it is up", parsers.vm_name
     )
-    boot_from: Boot = setting(Boot.DISK, parsers.one_of(Boot), "what it starts from when it is off")
-    mac: tuple[str, ...] = setting((), parsers.mac, "its guest's MACs besides those that the backend knows", many=True)
+    boot_from: Boot = setting(Boot.DISK, "what it starts from when it is off")
+    mac: tuple[str, ...] = setting((), "its guest's MACs besides those that the backend knows", parsers.mac)
     ports: tuple[int, ...] = setting(
-        (), parsers.port, "the TCP ports that are worth a start", many=True, own=Limits(number=64), shown="all"
+        (), "the TCP ports that are worth a start", parsers.port, own=Limits(number=64), shown="all"
     )
-    wake_udp: tuple[int, ...] = setting((), parsers.port, "the UDP ports that are worth a start", many=True)
-    host: tuple[str, ...] = setting((), parsers.name, "the hosts that it may run on, or any", many=True)
-    prefer: tuple[str, ...] = setting((), parsers.name, "the hosts that it goes to first, in this order", many=True)
-    avoid: tuple[str, ...] = setting((), parsers.name, "the hosts that it goes to last", many=True)
+    wake_udp: tuple[int, ...] = setting((), "the UDP ports that are worth a start", parsers.port)
+    host: tuple[str, ...] = setting((), "the hosts that it may run on, or any", parsers.name)
+    prefer: tuple[str, ...] = setting((), "the hosts that it goes to first, in this order", parsers.name)
+    avoid: tuple[str, ...] = setting((), "the hosts that it goes to last", parsers.name)
     define: Path | None = setting(
-        None, parsers.text, "a file that defines it: libvirt's XML, or a whole configuration of xl's", path=True
+        None, "a file that defines it: libvirt's XML, or a whole configuration of xl's", parsers.text, path=True
     )
     readiness: Mapping[str, Any] = attrs.field(factory=dict)
     backend_settings: Any = None
@@ -341,103 +335,90 @@ class Settings(Inherited):
     A whole configuration.
 
     Attributes:
-        cluster: where those who serve the same zones agree; None if nobody else does.
+        cluster: where those who serve the same zones agree; None for this node alone.
         hosts: the hypervisors that VMs with `host` may run on.
     """
 
     vms: tuple[VM, ...] = ()
     cluster: Cluster | None = None
     hosts: tuple[Host, ...] = ()
-    zones: tuple[Path, ...] = setting(
-        (), parsers.text, "RFC 1035 master files", many=True, path=True, shown="made up"
-    )
-    bind: tuple[str, ...] = setting(
-        ("127.0.0.1",), parsers.bind, "the address to serve DNS on", many=True, option="b"
-    )
-    listen: int = setting(53, parsers.port, "the port to serve DNS on", option="l")
+    zones: tuple[Path, ...] = setting((), "RFC 1035 master files", parsers.text, path=True, shown="made up")
+    bind: tuple[str, ...] = setting(("127.0.0.1",), "the address to serve DNS on", parsers.bind, option="b")
+    listen: int = setting(53, "the port to serve DNS on", parsers.port, option="l")
     delay: float = setting(
-        0.1, parsers.seconds, "seconds from a VM's start to the answer, where nothing tells when it is ready",
+        0.1, "seconds from a VM's start to the answer, where nothing tells when it is ready", parsers.seconds,
         option="d",
     )
     forwarder: tuple[str, int] | None = setting(
-        None, parsers.forwarder, "the server to ask for names outside of the zones", option="f"
+        None, "the server to ask for names outside of the zones", parsers.forwarder, option="f"
     )
-    port: int | None = setting(None, parsers.port, "the port of that server", option="p", shown="53")
-    synjitsu: str | None = setting(None, parsers.endpoint, "where Synjitsu listens", option="")
+    port: int | None = setting(None, "the port of that server", parsers.port, option="p", shown="53")
+    synjitsu: str | None = setting(None, "where Synjitsu listens", parsers.endpoint, option="")
     persistdb: Path | None = setting(
-        None, parsers.text, "where the state is kept, a bare git repository", path=True, option="", shown="in memory"
+        None, "where the state is kept, a bare git repository", parsers.text, path=True, option="", shown="in memory"
     )
     control: tuple[str, ...] = setting(
-        attrs.Factory(lambda: (f"unix:{control_socket()}",)), parsers.control,
-        "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", many=True, option="", shown="a UNIX socket",
+        (DEFAULT_CONTROL,),
+        "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", parsers.control, many=True, option="",
+        shown="a UNIX socket",
     )
     control_token: str | None = setting(
-        None, parsers.text, "a file with what jitsuctl has to show there", path=True, secret=True, option="",
+        None, "a file with what jitsuctl has to show there", parsers.text, path=True, secret=True, option="",
         shown="nothing",
     )
     synjitsu_secret: str | None = setting(
-        None, parsers.text, "a file with what Synjitsu wants to be shown", path=True, secret=True
+        None, "a file with what Synjitsu wants to be shown", parsers.text, path=True, secret=True
     )
-    commit_every: float = setting(COMMIT_EVERY, parsers.seconds, "seconds, at least, between two commits of statistics")
+    commit_every: float = setting(COMMIT_EVERY, "seconds, at least, between two commits of statistics", parsers.seconds)
     keep_history: Retention = setting(
-        Retention(), Retention.parse, "how much of their past the state keeps", shown="the present only"
+        Retention(), "how much of their past the state keeps", Retention.parse, shown="the present only"
     )
     forward_for: tuple[Network, ...] = setting(
-        LOOPBACK, parsers.network, "the clients whose questions may be forwarded", many=True, shown="loopback"
+        LOOPBACK, "the clients whose questions may be forwarded", parsers.network, many=True, shown="loopback"
     )
-    answer_by: float = setting(1.2, parsers.seconds, "seconds from a query to its answer, ready or not")
-    max_booting: int = setting(8, parsers.whole(1, 100_000, "number of VMs"), "how many VMs boot at once")
+    answer_by: float = setting(1.2, "seconds from a query to its answer, ready or not", parsers.seconds)
+    max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"))
     max_running: int = setting(
-        0, parsers.whole(0, 1_000_000, "number of VMs"), "how many VMs run at once; 0 for any number"
+        0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs")
     )
-    when_full: WhenFull = setting(
-        WhenFull.REFUSE, parsers.one_of(WhenFull), "what happens to a start when so many VMs run"
-    )
+    when_full: WhenFull = setting(WhenFull.REFUSE, "what happens to a start when so many VMs run")
     summon_from: tuple[Network, ...] = setting(
-        EVERYBODY, parsers.network, "the networks whose clients may start VMs", many=True, shown="everybody"
+        EVERYBODY, "the networks whose clients may start VMs", parsers.network, many=True, shown="everybody"
     )
     starts_per_minute: int = setting(
-        30, parsers.whole(0, 1_000_000, "number of starts"),
-        "how many VMs a client network, a /24 or /56, may start in a minute; 0 for any number",
+        30, "how many VMs a client network, a /24 or /56, may start in a minute; 0 for any number",
+        parsers.whole(0, 1_000_000, "number of starts"),
     )
     verify_source: bool = setting(
-        default=False, parse=parsers.switch,
-        doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs",
+        default=False, doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs"
     )
     rate_limit: int = setting(
-        200, parsers.whole(0, 1_000_000, "number of responses in a second"),
-        "how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any number",
+        200, "how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any number",
+        parsers.whole(0, 1_000_000, "number of responses in a second"),
     )
     rate_slip: int = setting(
-        2, parsers.whole(0, 100, "number of responses"),
-        "of the responses over that limit, one in this many goes out truncated; 0 for none",
+        2, "of the responses over that limit, one in this many goes out truncated; 0 for none",
+        parsers.whole(0, 100, "number of responses"),
     )
     rate_exempt: tuple[Network, ...] = setting(
-        (), parsers.network, "networks without that limit; those of loopback are always among them", many=True
+        (), "networks without that limit; those of loopback are always among them", parsers.network
     )
     nsid: bytes | None = setting(
-        None, parsers.octets, "what is answered to clients that ask for this server's identity (RFC 5001)"
+        None, "what is answered to clients that ask for this server's identity (RFC 5001)", parsers.octets
     )
-    tsig_keys: tuple[tsig.Key, ...] = setting(
-        (), tsig.Key.parse, "the keys that clients and Jitsu may sign with", many=True
-    )
-    allow_transfer: tuple[Rule, ...] = setting((), Rule.parse, "who may transfer zones", many=True, shown="nobody")
+    tsig_keys: tuple[tsig.Key, ...] = setting((), "the keys that clients and Jitsu may sign with", tsig.Key.parse)
+    allow_transfer: tuple[Rule, ...] = setting((), "who may transfer zones", Rule.parse, shown="nobody")
     notify: tuple[Secondary, ...] = setting(
-        (), Secondary.parse, "the secondaries that are told of new serials", many=True, shown="nobody"
+        (), "the secondaries that are told of new serials", Secondary.parse, shown="nobody"
     )
-    log_json: bool = setting(
-        default=False, parse=parsers.switch, doc="write the log as one JSON object a line", option=""
-    )
+    log_json: bool = setting(default=False, doc="write the log as one JSON object a line", option="")
     dry_run: bool = setting(
-        default=False, parse=parsers.switch, option="",
-        doc="start nothing; count what would have been started, and answer as if it were up",
+        default=False, doc="start nothing; count what would have been started, and answer as if it were up", option=""
     )
     remote: str | None = setting(
-        None, parsers.remote, "the git repository that several Jitsus share their configuration by"
+        None, "the git repository that several Jitsus share their configuration by", parsers.remote
     )
-    on_host_loss: OnHostLoss = setting(
-        OnHostLoss.WAIT, parsers.one_of(OnHostLoss), "what becomes of the VMs of a host that is lost"
-    )
+    on_host_loss: OnHostLoss = setting(OnHostLoss.WAIT, "what becomes of the VMs of a host that is lost")
     fence: str | None = setting(
-        None, parsers.text, "a command that makes sure that a host, its last argument, is dead; it ends with 0 if it is"
+        None, "a command that makes sure that a host, its last argument, is dead; it ends with 0 if it is", parsers.text
     )

@@ -49,9 +49,9 @@ class Fault(enum.Enum):
 class MemorySettings:
     """The keys that only VMs of this backend have."""
 
-    boot_time: float = setting(0.0, parsers.seconds, "seconds that its start call takes")
+    boot_time: float = setting(0.0, "seconds that its start call takes", parsers.seconds)
     faults: frozenset[Fault] = setting(
-        frozenset(), parsers.one_of(Fault), "what goes wrong", many=True, converter=frozenset, shown="none"
+        frozenset(), "what goes wrong", parsers.one_of(Fault), converter=frozenset, shown="none"
     )
 
 

@@ -34,8 +34,6 @@ OUI: Final = "00:16:3e"
 
 _UNITS: Final = {"": 1, "kib": 1, "mib": 2**10, "gib": 2**20}
 _DEVICE: Final = re.compile(r"(xvd|sd|hd)[a-z]{1,2}[0-9]{0,3}|d[0-9]{1,4}p[0-9]{1,2}")
-_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,15}")
-_SCRIPT: Final = re.compile(r"[A-Za-z0-9_./+-]+")
 _STRING: Final = re.compile(r'("(?:[^"\\]|\\.)*")')
 
 
@@ -75,22 +73,15 @@ def parse_cmdline(text: str) -> str:
     return text
 
 
-def parse_nic(text: str) -> str:
-    """Return a bridge's name."""
-    if not _INTERFACE.fullmatch(text):
-        raise ValueError(f"{text!r} is no bridge's name; write one like xenbr0")
-    return text
+parse_nic: Final = parsers.matching(r"[A-Za-z0-9_.:-]{1,15}", "is no bridge's name; write one like xenbr0")
 
-
-def parse_script(text: str) -> str:
-    """Return a script's name or path."""
-    if not _SCRIPT.fullmatch(text):
-        raise ValueError(f"{text!r} is no script that xl could be given; write a name like vif-bridge, or a path")
-    return text
+parse_script: Final = parsers.matching(
+    r"[A-Za-z0-9_./+-]+", "is no script that xl could be given; write a name like vif-bridge, or a path"
+)
 
 
 def parse_disk(text: str) -> Disk:
-    """Return the disk that ``PATH@DEVICE`` says."""
+    """Return the disk of ``PATH@DEVICE``."""
     path, _, device = text.rpartition("@")
     if not path.startswith("/") or not _DEVICE.fullmatch(device):
         raise ValueError(f"{text!r} is no disk; write a block device or a file, like /srv/www.img@xvda")
@@ -108,27 +99,23 @@ def parse_type(text: str) -> Type:
 
 @attrs.frozen
 class XenGuest:
-    """What libxl has to know of a VM, unless `define` says it all."""
+    """What libxl has to know of a VM without `define`."""
 
     kernel: Path | None = setting(
-        None, parsers.text, "a file; an HVM guest can do without one, and boots from its disk", path=True
+        None, "a file; an HVM guest can do without one, and boots from its disk", parsers.text, path=True
     )
-    memory: int = setting(128 * 2**10, parse_memory, "in KiB", shown="128MiB")
-    cmdline: str = setting("", parse_cmdline, "the kernel's")
-    nic: tuple[str, ...] = setting((), parse_nic, "the bridges of its interfaces, one for each", many=True)
-    script: tuple[str, ...] = setting(
-        (), parse_script, "what sets the interfaces up, taken in turn", many=True, shown="xl's own"
-    )
-    disk: tuple[Disk, ...] = setting((), parse_disk, "its disks", many=True)
+    memory: int = setting(128 * 2**10, "in KiB", parse_memory, shown="128MiB")
+    cmdline: str = setting("", "the kernel's", parse_cmdline)
+    nic: tuple[str, ...] = setting((), "the bridges of its interfaces, one for each", parse_nic)
+    script: tuple[str, ...] = setting((), "what sets the interfaces up, taken in turn", parse_script, shown="xl's own")
+    disk: tuple[Disk, ...] = setting((), "its disks", parse_disk)
     rumprun_config: Path | None = setting(
-        None, parsers.text, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", path=True
+        None, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", parsers.text, path=True
     )
-    type: Type = setting(Type.PV, parse_type, "how it runs: pv, pvh or hvm")
-    ramdisk: Path | None = setting(None, parsers.text, "a file", path=True)
-    vcpus: int = setting(1, parsers.whole(1, 512, "number of processors"), "how many processors it sees")
-    mac: tuple[str, ...] = setting(
-        (), parsers.mac, "its interfaces' MACs, in their order", many=True, shown="made of the uuid"
-    )
+    type: Type = setting(Type.PV, "how it runs: pv, pvh or hvm", parse_type)
+    ramdisk: Path | None = setting(None, "a file", parsers.text, path=True)
+    vcpus: int = setting(1, "how many processors it sees", parsers.whole(1, 512, "number of processors"))
+    mac: tuple[str, ...] = setting((), "its interfaces' MACs, in their order", parsers.mac, shown="made of the uuid")
 
     @property
     def needs(self) -> int:
@@ -193,7 +180,7 @@ def quoted(text: str) -> str:
 
 
 def macs(guest: XenGuest, uuid: str) -> tuple[str, ...]:
-    """Return the MACs of a guest's interfaces: the same at each start, so that nobody's ARP table goes stale."""
+    """Return the MACs of a guest's interfaces: the same at each start, so that no ARP table goes stale."""
     number = max(len(guest.nic), len(guest.mac))
     return guest.mac + tuple(_mac(uuid, index) for index in range(len(guest.mac), number))
 
@@ -205,7 +192,7 @@ def _mac(uuid: str, index: int) -> str:
 
 
 def configuration(name: str, uuid: str, guest: XenGuest) -> str:
-    """Return the xl configuration of a guest that is gone for good once it is down, whoever brought it down."""
+    """Return the xl configuration of a guest that is gone for good once it is down."""
     vifs = []
     for index, mac in enumerate(macs(guest, uuid)):
         words = [f"mac={mac}"]

@@ -11,7 +11,7 @@ from jitsu_tw.ijitsu import IOwnership
 from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     from jitsu_tw.ijitsu import IMachine
 
@@ -68,7 +68,7 @@ class Alone:
     def forget(self, machine: IMachine) -> None:
         """Return: no other node need know."""
 
-    def release(self, which: Callable[[IMachine], bool], why: str) -> None:
+    def release(self, machines: Iterable[IMachine], why: str) -> None:
         """Return: there is no other node to adopt a VM."""
 
     async def stop(self) -> None:

@@ -52,9 +52,9 @@ REUNION: Final = 4.0
 ADOPTS_AT_ONCE: Final = 16
 
 
-def is_up(machine: IMachine) -> bool:
-    """Return whether *machine* is up."""
-    return machine.state is State.UP
+def up(machines: Mapping[str, IMachine]) -> list[IMachine]:
+    """Return those of *machines* that are up."""
+    return [machine for machine in machines.values() if machine.state is State.UP]
 
 
 @implementer(IOwnership)
@@ -90,7 +90,7 @@ class Claims:
         self._state, self._starts, self._hosts, self._requests = state, starts, hosts, requests
         self._clocks, self._machines, self._events = clocks, machines, events
         self._usage = UsageReporter(state, machines, clocks, events)
-        self._notices = StopNotices(lambda machine: state.tell(machine, Phase.ENDING), clocks)
+        self._notices = StopNotices(state, clocks)
         self._seen: set[str] = set()
         self._waiting: dict[str, Deferred[bool]] = {}
         self._adopting: set[str] = set()
@@ -99,7 +99,7 @@ class Claims:
         self._steps: Final[Mapping[Action, Callable[[IMachine, str], object]]] = {
             Action.CLAIM: lambda machine, _: events.claim_free(machine.vm.name),
             Action.RELEASE: lambda machine, _: begin(self._release(machine)),
-            Action.RELEASE_ALL: lambda _machine, _: self.release(is_up, self.refusal),
+            Action.RELEASE_ALL: lambda _machine, _: self.release(up(machines), self.refusal),
             Action.ADOPT: lambda machine, _: self._adopt(machine),
             Action.TIDY: lambda machine, _: self._tidy(machine),
             Action.SETTLE: self._settle,
@@ -254,10 +254,10 @@ class Claims:
         if self.is_own(machine):
             begin(self._release(machine))
 
-    def release(self, which: Callable[[IMachine], bool], why: str) -> None:
-        """Release the claims of those VMs of *which* this node does not start or stop now: other nodes adopt them."""
-        for machine in list(self._machines.values()):
-            if which(machine) and self.is_own(machine) and machine.state not in ACTIVATING | CALLING:
+    def release(self, machines: Iterable[IMachine], why: str) -> None:
+        """Release the claims of those *machines* that this node does not start or stop now: other nodes adopt them."""
+        for machine in machines:
+            if self.is_own(machine) and machine.state not in ACTIVATING | CALLING:
                 self.log.info("{name}: handed over to the other nodes: {why}", name=machine.vm.name, why=why)
                 self._notices.drop(machine)
                 begin(self._state.remove(machine, "claims"))

@@ -102,9 +102,13 @@ class Fencing:
         await self._tell(host, is_lost=True)
         if self._state.is_reached(host):
             why = f"{host} cannot be reached from here, and by others"
-            self._ownership.release(lambda machine: self._pool.at(machine.uuid) == host, why)
+            self._ownership.release(self._on(host), why)
         elif self._acts:
             await self._fence(host)
+
+    def _on(self, host: str) -> list[IMachine]:
+        """Return the VMs that were last seen on *host*."""
+        return [machine for machine in self._machines.values() if self._pool.at(machine.uuid) == host]
 
     async def _fence(self, host: str) -> None:
         """Make sure that *host*, which all nodes have lost, is dead, unless another node does that now."""
@@ -135,11 +139,7 @@ class Fencing:
         if not fenced:
             self._pool.fence(host, undo=True)
             return
-        used = [
-            machine
-            for machine in self._machines.values()
-            if machine.state is State.UP and self._pool.at(machine.uuid) == host and self._ownership.is_own(machine)
-        ]
+        used = [one for one in self._on(host) if one.state is State.UP and self._ownership.is_own(one)]
         self._pool.fence(host)
         for machine in used:
             machine.look(f"its host {host} is dead").addCallback(self._start_elsewhere, machine)

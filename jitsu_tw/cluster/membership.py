@@ -13,7 +13,7 @@ from zope.interface import implementer
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.cluster.alone import Alone
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.cluster.claims import Claims, is_up
+from jitsu_tw.cluster.claims import Claims, up
 from jitsu_tw.cluster.cluster_state import ClusterState, read
 from jitsu_tw.cluster.fencing import Fencing
 from jitsu_tw.cluster.hosts import Hosts
@@ -22,13 +22,13 @@ from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.cluster.requests import Requests
 from jitsu_tw.cluster.starts import LocalStarts, Starts
 from jitsu_tw.ijitsu import HostStatus, ICluster, IPeer, NodeStatus, Request
-from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
+    from jitsu_tw.rules.lifecycle import State
     from jitsu_tw.settings import Settings
 
 
@@ -107,7 +107,7 @@ class Membership:
         """All nodes, by name."""
         state, owned = self._state, self._state.owned
         # Where this node is alone, nothing is claimed.
-        own = owned[state.node] or sum(is_up(one) and self.ownership.is_own(one) for one in self._machines.values())
+        own = owned[state.node] or sum(self.ownership.is_own(machine) for machine in up(self._machines))
         return [
             NodeStatus(
                 name,
@@ -125,13 +125,13 @@ class Membership:
     def hosts(self) -> list[HostStatus]:
         """All hosts, in the order of the configuration."""
         pool = self._pool
-        up = Counter(pool.at(machine.uuid) for machine in self._machines.values() if machine.state is State.UP)
+        at = Counter(pool.at(machine.uuid) for machine in up(self._machines))
         return [
             HostStatus(
                 name,
                 "it is dead: fenced" if name in pool.fenced else pool.unreachable.get(name),
                 self._state.is_drained("hosts", name),
-                up[name],
+                at[name],
             )
             for name in pool
         ]
@@ -186,7 +186,7 @@ class Membership:
         if kind == "hosts":
             self._migration.empty(name)
         elif name == self._state.node:
-            self.ownership.release(is_up, self.ownership.refusal)
+            self.ownership.release(up(self._machines), self.ownership.refusal)
 
     def _requested(self, name: str, value: str) -> None:
         """Do for another node what it asks of the owner node of the VM *name*, if that is this one."""

@@ -14,13 +14,11 @@ from twisted.internet.task import deferLater
 
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import ClusterUnavailable
+from jitsu_tw.rules.claims import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from twisted.internet.defer import Deferred
-
     from jitsu_tw.clocks import Clocks
+    from jitsu_tw.cluster.cluster_state import ClusterState
     from jitsu_tw.ijitsu import IMachine
 
 #: Seconds from a notice to the stop.
@@ -50,15 +48,9 @@ class StopNotice:
 class StopNotices:
     """The notices that this node has given."""
 
-    def __init__(self, tell: Callable[[IMachine], Deferred[bool]], clocks: Clocks) -> None:
-        """
-        Begin with none.
-
-        Args:
-            tell: tells the other nodes that a VM is to be stopped, and fires with False if this node does not own it.
-            clocks: tell the time.
-        """
-        self._tell, self._reactor, self._now = tell, clocks.reactor, clocks.now
+    def __init__(self, state: ClusterState, clocks: Clocks) -> None:
+        """Begin with none; the other nodes are told by *state*."""
+        self._state, self._reactor, self._now = state, clocks.reactor, clocks.now
         self._given: dict[str, StopNotice] = {}
 
     def is_over(self, machine: IMachine) -> bool:
@@ -83,10 +75,11 @@ class StopNotices:
 
     async def _is_heard(self, machine: IMachine, notice: StopNotice) -> bool:
         """Tell the other nodes that *machine* is to be stopped; return whether all had the time to tell of a use."""
-        while await self._tell(machine):
+        while await self._state.tell(machine, Phase.ENDING):
             await deferLater(self._reactor, NOTICE)
             begin = self._now()
-            if self._given.get(machine.vm.name) is not notice or not await self._tell(machine):
+            is_dropped = self._given.get(machine.vm.name) is not notice
+            if is_dropped or not await self._state.tell(machine, Phase.ENDING):
                 return False
             if self._now() < begin + SWIFT:
                 return True

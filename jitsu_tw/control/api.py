@@ -13,13 +13,11 @@ from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from jitsu_tw.control.cluster import MEMBERS, drain
-from jitsu_tw.control.describe import describe, explain
+from jitsu_tw.control.describe import MEMBERS, describe, explain, hosts, nodes, standins
 from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import file_routes
 from jitsu_tw.control.metrics import Metrics
 from jitsu_tw.control.routes import RefusalError, Rows, argument, number
-from jitsu_tw.control.standins import standins
 from jitsu_tw.control.web import Guarded
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.lifecycle import State
@@ -81,12 +79,12 @@ class Endpoint(Guarded):
             ("POST", "/v1/vms/{vm}/hold", self._hold),
             ("POST", "/v1/vms/{vm}/release", self._release),
             ("POST", "/v1/vms/{vm}/move", self._move),
-            ("GET", "/v1/nodes", lambda _: MEMBERS["nodes"](fleet)),
-            ("POST", "/v1/nodes/{node}/drain", partial(drain, fleet, "nodes")),
-            ("POST", "/v1/nodes/{node}/undrain", partial(drain, fleet, "nodes", undo=True)),
-            ("GET", "/v1/hosts", lambda _: MEMBERS["hosts"](fleet)),
-            ("POST", "/v1/hosts/{host}/drain", partial(drain, fleet, "hosts")),
-            ("POST", "/v1/hosts/{host}/undrain", partial(drain, fleet, "hosts", undo=True)),
+            ("GET", "/v1/nodes", lambda _: nodes(fleet)),
+            ("POST", "/v1/nodes/{node}/drain", partial(self._drain, "nodes")),
+            ("POST", "/v1/nodes/{node}/undrain", partial(self._drain, "nodes", undo=True)),
+            ("GET", "/v1/hosts", lambda _: hosts(fleet)),
+            ("POST", "/v1/hosts/{host}/drain", partial(self._drain, "hosts")),
+            ("POST", "/v1/hosts/{host}/undrain", partial(self._drain, "hosts", undo=True)),
             ("GET", "/v1/activations", self._activations),
             ("GET", "/v1/refusals", self._refusals),
             ("GET", "/v1/events", Events(fleet, reactor).stream),
@@ -178,6 +176,11 @@ class Endpoint(Guarded):
             raise RefusalError(HTTPStatus.BAD_REQUEST, "say where to: ?host=NAME")
         await self._fleet.cluster.move(machine, host)
         return describe(self._fleet, machine)
+
+    async def _drain(self, what: str, _: Request, name: str, *, undo: bool = False) -> list[dict[str, Any]]:
+        """Take the node or the host *name* out of service, or back; return all nodes or hosts."""
+        await self._fleet.cluster.drain(what, name, undo=undo)
+        return MEMBERS[what](self._fleet)
 
     async def _reloaded(self, _: Request) -> dict[str, bool]:
         """Read the zones anew; if one is bad, answer why, and serve the old ones."""

@@ -1,11 +1,14 @@
-"""A VM in JSON, as the control endpoint shows it, and in words why it is up or down."""
+"""VMs, nodes, hosts and stand-ins in JSON, as the control endpoint shows them, and in words why a VM is up or down."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from jitsu_tw.dns.wire import to_text
+from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.keep import Why
 from jitsu_tw.rules.lifecycle import STOPS, State
 from jitsu_tw.vm.journal import milliseconds
@@ -142,3 +145,39 @@ def ordinal(number: int) -> str:
     """Return ``1st``, ``2nd``, ``3rd``, ``4th``, …."""
     ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+def nodes(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return the nodes that serve the zones, this one among them, by name."""
+    return [attrs.asdict(one) for one in fleet.cluster.nodes]
+
+
+def hosts(fleet: Fleet) -> list[dict[str, Any]]:
+    """Return the hosts that VMs may run on, in the order of the configuration."""
+    return [attrs.asdict(one) for one in fleet.cluster.hosts]
+
+
+#: What lists the members of a cluster, by their kind.
+MEMBERS: Final = {"nodes": nodes, "hosts": hosts}
+
+
+async def standins(fleet: Fleet) -> dict[str, Any]:
+    """
+    Return the addresses that Synjitsu stands in for, and its counters.
+
+    Returns:
+        ``configured``: whether a Synjitsu is configured; ``error``: why it cannot be asked, or None; ``standins``, a
+        list of mappings with ``ip``, ``mac``, ``state``, ``handover`` and ``held``; ``counters``, a mapping of numbers.
+    """
+    clients = fleet.standins.clients
+    found: dict[str, Any] = {"configured": bool(clients), "error": None, "standins": [], "counters": {}}
+    for client in clients.values():
+        try:
+            status = await client.status()
+        except JitsuError as error:
+            found["error"] = str(error)
+            continue
+        found["standins"] += status["standins"]
+        for name, count in status["counters"].items():
+            found["counters"][name] = found["counters"].get(name, 0) + count
+    return found

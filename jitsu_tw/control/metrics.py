@@ -17,9 +17,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from jitsu_tw import __version__
-from jitsu_tw.control.cluster import hosts, nodes
+from jitsu_tw.control.describe import hosts, nodes, standins
 from jitsu_tw.control.routes import header
-from jitsu_tw.control.standins import standins
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.vm.problems import Problem
@@ -48,7 +47,7 @@ class FleetCollector(Collector):
     The metrics of a fleet.
 
     Attributes:
-        synjitsu: what Synjitsu answered last (`standins.standins`).
+        synjitsu: what Synjitsu answered last (`describe.standins`).
     """
 
     def __init__(self, fleet: Fleet) -> None:

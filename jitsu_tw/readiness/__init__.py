@@ -79,7 +79,7 @@ class Strategies:
         return self._made[strategy]
 
     def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:
-        """Fire when the strategy of *vm* that tries a port (`has_port`) holds, tried every so many seconds."""
+        """Fire when the strategy of *vm* that tries a port (`has_port`) holds, which is tried every *every* seconds."""
         return self._make(next(strategy for strategy in _of(vm) if strategy.tries_port)).wait(vm, guest, every)
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Ready a fixed time after the start call: for guests that nothing better can be said of."""
+"""Ready a fixed time after the start call: for guests that show nothing better."""
 
 from __future__ import annotations
 

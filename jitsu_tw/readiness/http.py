@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import VM
 
-#: At most so many answers are awaited at once, each for so many seconds.
+#: How many answers are awaited at once, at most, and the seconds for which each is.
 MOST_FETCHES: Final = 4
 FETCHED_IN: Final = 2.0
 
@@ -47,7 +47,7 @@ class Http:
     @classmethod
     def parse(cls, text: str) -> Http:
         """
-        Return what *text* says: a path, and the status if one follows: ``/healthz 204``.
+        Return the path, and the status if one follows: ``/healthz 204``.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.

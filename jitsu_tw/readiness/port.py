@@ -4,7 +4,7 @@ Ready when a TCP connection from here succeeds.
 Two things would make this slow, and neither is the guest's fault. A SYN that is sent before the guest listens is lost,
 and the kernel repeats it only after a second: so a new connection is tried every few milliseconds, and old ones are
 given up soon. And Linux asks for an unknown neighbour's MAC only once a second: so, where that is allowed, the kernel
-is made to ask anew (by iproute2's `ip`), and until there is an answer a MAC that the guest is said to have is in the
+is made to ask anew (by iproute2's `ip`), and until there is an answer, a MAC that the guest should have is in the
 neighbour table. Such a MAC may be wrong, as the guest's address may be on another interface, or at a MAC that no
 hypervisor knows: none stays for longer than `PIN_EVERY` without the network being asked, and none replaces an answer.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
 
-#: Seconds until a try that nobody answers is given up: longer than any round trip within a site.
+#: Seconds until a try without an answer is given up: longer than any round trip within a site.
 GIVE_UP: Final = 0.25
 
 #: What iproute2's `ip` ends with where the kernel says no.
@@ -106,7 +106,7 @@ class Port(Strategy):
             opened()
 
     def _pin(self, addresses: tuple[Address, ...], macs: Iterator[str]) -> Deferred[None] | None:
-        """Have the kernel ask for the guest, and try the next of its MACs, if it is a neighbour and that is allowed."""
+        """Make the kernel ask for the guest, and try the next of its MACs, if it is a neighbour and that is allowed."""
         mac = next(macs, None)
         if mac is None or not Port._may_pin:
             return None
@@ -127,12 +127,12 @@ class Port(Strategy):
 
 
 class NoRouteError(OSError):
-    """The kernel has no route to an address: this says nothing of others."""
+    """The kernel has no route to an address: others may have one."""
 
 
 async def pin(address: Address, mac: str, reactor: Any) -> None:
     """
-    Have the kernel ask for *address*; if there is no answer soon, put *mac* into its neighbour table.
+    Make the kernel ask for *address*; if there is no answer soon, put *mac* into its neighbour table.
 
     Nothing is done where the address is behind a router, here or nowhere.
 

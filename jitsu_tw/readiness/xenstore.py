@@ -13,12 +13,12 @@ restores it knows that it is ready, and does not wait for a key.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from jitsu_tw import parsers
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.keys import Key, Limits
 from jitsu_tw.readiness.strategy import EVERY, Strategy
@@ -36,22 +36,18 @@ if TYPE_CHECKING:
 LONGEST_KEY: Final = 2048
 
 
-def parse_key(text: str) -> str:
-    """
-    Return a key below the VM's own path.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if re.fullmatch("[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*", text) is None or len(text) > LONGEST_KEY:
-        raise ValueError(f"{text!r} is no key in Xenstore below the VM's own; write one like data/ready")
-    return text
-
-
 class XenstoreKey(Strategy):
     """`wait_for_key` is there, and then `response_delay`, if that is given too, has passed."""
 
-    key = Key(parse_key, "Xen: ready when the guest has written this key to Xenstore", own=Limits())
+    key = Key(
+        parsers.matching(
+            "[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*",
+            "is no key in Xenstore below the VM's own; write one like data/ready",
+            LONGEST_KEY,
+        ),
+        "Xen: ready when the guest has written this key to Xenstore",
+        own=Limits(),
+    )
     uses: ClassVar[Mapping[str, Any]] = {"response_delay": None}
     anew = False
 

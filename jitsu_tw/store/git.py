@@ -82,13 +82,13 @@ class GitStore:
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit *changes*, which the caller must not modify any more."""
         done = self.run(self.history.commit, changes, message)
-        return done if message == STATISTICS else done.addCallback(self._tell)
+        return done if message == STATISTICS else done.addCallback(self._report_change)
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Merge *request* as *changes* (`Requests.accept`)."""
-        return self.run(self.requests.accept, request, dict(changes), message).addCallback(self._tell)
+        return self.run(self.requests.accept, request, dict(changes), message).addCallback(self._report_change)
 
-    def _tell(self, result: None) -> None:
+    def _report_change(self, result: None) -> None:
         self._changed()
         return result
 
@@ -113,7 +113,7 @@ class GitStore:
 
     def _untidy(self, failure: Any) -> None:
         failure.trap(StoreError, OSError)
-        self.log.error("the state is not tidied: {error}", error=failure.getErrorMessage())
+        self.log.error("the repository of the state is not packed, and grows: {error}", error=failure.getErrorMessage())
 
     def _tidied(self, _: object) -> None:
         self._tidying = None

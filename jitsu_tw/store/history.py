@@ -155,7 +155,7 @@ class History:
         """Write the hooks of this version of Jitsu."""
         try:
             for foreign in hooks.renew(self.repository):
-                self.log.warn("{hook} is not Jitsu's, so pushes are not checked by Jitsu's own: move it away, and run "
+                self.log.warn("{hook} is not Jitsu's, so that Jitsu does not check pushes: move it away, and run "
                               "`jitsuctl init {path}`", hook=foreign, path=self.path)
         except FAULTS as error:
             self.log.warn("{path}: the hooks are not renewed: {error}", path=self.path, error=str(error))

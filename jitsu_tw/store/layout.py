@@ -191,7 +191,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
             case ["config", key, number] if number.isdecimal() and key not in FILES.keys() | _DNS:
                 yield key, value, path
             case ["config", key, _] if key in FILES.keys() | _DNS:
-                message = f"{path} is the wrong place; write it to {FILES.get(key, 'dns/NAME/ttl')}, in the VM's folder"
+                message = f"{path} is the wrong path; write it to {FILES.get(key, 'dns/NAME/ttl')}, in the VM's folder"
                 raise ValueError(message)
             case _:
                 message = f"{path} is no file of a VM's; a key of the configuration is at config/KEY/0"

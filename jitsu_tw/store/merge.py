@@ -92,8 +92,8 @@ def meet(base: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, 
 
 def _as_a_whole(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     if not theirs:
-        return "it is gone by now"
-    return "another was there first" if ours else "it is another by now, and should go"
+        return "it was removed meanwhile"
+    return "another node has added it first" if ours else "it was changed meanwhile, and should be removed"
 
 
 @attrs.frozen

@@ -335,9 +335,9 @@ class LeaseKeeper:
 
     # Looks.
 
-    def _look_later(self, machine: Machine, lease: Lease) -> None:
-        """Plan the next look at *lease*: when it may end, or to count the guest's packets before."""
-        when = self._keep(machine, lease, lease.idle).until
+    def _look_later(self, machine: Machine, lease: Lease, kept: Kept | None = None) -> None:
+        """Plan the next look at *lease*: when it may end, as *kept* says, or to count the guest's packets before."""
+        when = (kept or self._keep(machine, lease, lease.idle)).until
         self._plan(machine, when if lease.meter is None else min(when, lease.meter.next_look(lease.idle)))
 
     def _plan(self, machine: Machine, when: float) -> None:
@@ -394,7 +394,7 @@ class LeaseKeeper:
         kept, now = self._keep(machine, lease, lease.idle), self._now()
         if kept.until > now:
             self._ownership.withdraw_stop(machine)
-            self._look_later(machine, lease)
+            self._look_later(machine, lease, kept)
         elif wait := self._ownership.announce_stop(machine):
             self._plan(machine, now + wait)
         else:
@@ -419,15 +419,16 @@ class LeaseKeeper:
         if self._leases.get(machine.vm.name) is not lease or machine.state is not State.UP:
             return False
         if can and lease.used == used:
-            machine.stop(reason).addCallback(self._ended, machine, reason)
+            self._run(self._stop(machine, reason), machine)
             return True
         if not can:
             self._stop_failed(machine, lease)
         self._look_later(machine, lease)
         return False
 
-    def _ended(self, state: State, machine: Machine, reason: str) -> None:
-        """Log that *machine* has been stopped, or keep it if it could not be."""
+    async def _stop(self, machine: Machine, reason: str) -> None:
+        """Stop *machine* and log that, or keep it if it cannot be stopped."""
+        state = await machine.stop(reason)
         name, lease = machine.vm.name, self._leases.get(machine.vm.name)
         if state is not State.UP:
             self.log.info("{name}: {reason}, stopped ({mode})", name=name, reason=reason, mode=machine.vm.mode.value)

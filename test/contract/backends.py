@@ -77,7 +77,7 @@ class BackendContract(TestCase):
         await self.watcher.until(lambda: self.watcher.connections)
 
     def test_interface(self) -> None:
-        """It has the door's shape."""
+        """It implements `IBackend`."""
         self.assertTrue(verifyObject(IBackend, self.backend))
 
     async def test_life(self) -> None:

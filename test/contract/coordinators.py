@@ -77,7 +77,7 @@ class CoordinatorContract(TestCase):
         await self.peer.until(lambda: self.peer.connections)
 
     def test_interface(self) -> None:
-        """It has the door's shape, and begins with no facts."""
+        """It implements `ICoordinator`, and begins with no facts."""
         self.assertTrue(verifyObject(ICoordinator, self.coordinator))
         self.assertEqual({}, dict(self.coordinator.facts))
         self.assertIsInstance(self.coordinator.node, str)

@@ -20,7 +20,7 @@ class StoreContract(TestCase):
         raise NotImplementedError
 
     def test_interface(self) -> None:
-        """It has the door's shape."""
+        """It implements `IStore`."""
         self.assertTrue(verifyObject(IStore, self.store))
 
     async def test_empty(self) -> None:

@@ -1,7 +1,7 @@
 """
-Three Jitsus that share VMs on two hosts, all of it real: libvirt, QEMU, etcd; and each of them ends in its turn.
+Three Jitsus with common VMs on two hosts, with real libvirt, QEMU and etcd; one after the other ends.
 
-Questions go on meanwhile. However it goes, there is one QEMU of a VM at most, and who lives answers in time.
+Queries go on meanwhile. In all cases there is one QEMU of a VM at most, and the nodes that run answer in time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from test.support.cluster import Answer, Host
 
-#: Seconds after which another one has what was claimed by one who is gone; etcd ends leases late rather than early.
+#: Seconds after which another node has the claims of a lost one; etcd ends leases late rather than early.
 FREE_AFTER: Final = TTL + 2.0
 
 #: What a Jitsu logs when it has a host again.
 FOUND: Final = ": connected"
 
-#: Connects to a guest, and says what it answers with when told to ask.
+#: Connects to a guest, and prints its answer when standard input has a line.
 FETCH: Final = """
 import socket, sys
 with socket.create_connection((sys.argv[1], 80), 10) as one:
@@ -60,7 +60,7 @@ class ClusterTestCase(SynchronousTestCase):
     linux: tuple[str, ...] = ()
 
     def setUp(self) -> None:
-        """Begin with everybody well, and no VM running. The logs stay in trial's directory."""
+        """Begin with all nodes healthy, and no VM running. The logs stay in trial's directory."""
         missing = lab.missing_commands()
         if missing:
             raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
@@ -189,7 +189,7 @@ class NodesTests(ClusterTestCase):
 
     def test_cut_off(self) -> None:
         """
-        An owner that is cut off says so, keeps its warm answers and starts nothing; the others go on with its VM.
+        An owner that loses etcd reports it, keeps its warm answers and starts nothing; the others go on with its VM.
 
         When its link is back, it works again.
         """
@@ -338,7 +338,7 @@ class HostsTests(ClusterTestCase):
 
 
 class LostHostTests(ClusterTestCase):
-    """A host that is lost for good, and an operator who has a fence."""
+    """A host that is lost for good, with a fence command."""
 
     top = "on_host_loss: restart\nfence: {fence}"
 

@@ -122,8 +122,8 @@ class LabTestCase(SynchronousTestCase):
         return jitsu
 
     def dig(self, name: str = NAME, *more: str) -> str:
-        """Ask with dig, as the client; return all that it says."""
-        # Longer than any answer_by here: what comes at the last moment says why.
+        """Run dig, as the client; return its output."""
+        # Longer than any answer_by here: an answer at the last moment has the reason in it.
         program = ["dig", f"@{lab.HOST_IP}", "+tries=1", f"+timeout={PATIENCE + 15:.0f}", name, *more]
         return self.network.run("client", program).stdout
 
@@ -152,7 +152,7 @@ class ColdTests(LabTestCase):
         """
         A query boots the VM and is answered within `answer_by`; the page can be fetched; an idle VM is stopped.
 
-        The answer leaves before an emulated guest is up, and says so.
+        The answer is sent before an emulated guest is up, with an EDE.
         """
         jitsu = self.begin("ttl: 3", habits=None)
         self.assertEqual([], self.qemus())
@@ -264,7 +264,7 @@ class TroubleTests(LabTestCase):
         self.assertLess(jitsu.vm()["lease_left"], 120)
 
     def test_start_fails(self) -> None:
-        """A VM that libvirt cannot start is SERVFAIL, with libvirt's words."""
+        """A VM that libvirt cannot start is SERVFAIL, with libvirt's message."""
         jitsu = self.begin("answer_by: 60")
         jitsu.stop()
         xml = self.directory / "www.xml"
@@ -315,7 +315,7 @@ class SystemTests(SystemTestCase):
 
     def test_daemon_killed(self) -> None:
         """
-        While libvirtd is gone, warm answers go on; when it is back, so are we.
+        While libvirtd is down, warm answers go on; when it is back, so are its VMs.
 
         A VM that went down meanwhile is known to be off, and boots when asked for.
         """
@@ -334,7 +334,7 @@ class SystemTests(SystemTestCase):
         self.assertEqual((2, 1), (jitsu.vm()["total_starts"], len(self.qemus())))
 
     def test_daemon_is_gone(self) -> None:
-        """A cold VM whose libvirtd is gone is SERVFAIL, and says why."""
+        """A cold VM whose libvirtd is down is SERVFAIL, with the reason."""
         jitsu = self.begin()
         self.daemon.kill()
         self.daemon.wait()

@@ -28,7 +28,7 @@ domain = connection.lookupByName("www")
 
 
 class UseTests(LabTestCase):
-    """Evidence: who is in use is not stopped, who is not is."""
+    """Evidence: a VM in use is not stopped, an idle one is."""
 
     def test_download(self) -> None:
         """A download, if only of a line ten times a second, is not cut by the end of a lease; after it, the VM is."""
@@ -118,7 +118,7 @@ class ModeTests(LabTestCase):
         self.assertFalse(image.exists())
 
     def test_saved_when_dead(self) -> None:
-        """A guest that is restored, and not heard of then, is booted, for those too who wait already."""
+        """A guest that is restored, and then silent, is booted, also for the clients that wait already."""
         jitsu = self.begin("ttl: 1\nmode: save\nanswer_by: 60", habits="halt_after=1")
         self.dig()
         self.curl()
@@ -203,7 +203,7 @@ class OthersTests(SystemTestCase):
         self.assertIn("nobody asked for it; left alone", jitsu.log())
 
     def test_paused_by_hand(self) -> None:
-        """A VM that somebody pauses is known to be paused; asked for, it goes on."""
+        """A VM that another program pauses is known to be paused; a query resumes it."""
         jitsu = self.begin("answer_by: 60")
         self.dig()
         self.by_hand("domain.suspend()")
@@ -212,7 +212,7 @@ class OthersTests(SystemTestCase):
         self.assertIn("up for", self.curl())
 
     def test_undefined_by_hand(self) -> None:
-        """A VM that was undefined cannot be had, and the answer says why; defined anew by another uuid, it can."""
+        """A VM that was undefined cannot be started, with the reason; defined again with another uuid, it can."""
         jitsu = self.begin("answer_by: 60")
         first = jitsu.vm()["uuid"]
         xml = self.directory / "www.xml"

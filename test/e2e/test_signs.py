@@ -59,7 +59,7 @@ class UnsavableTests(LabTestCase):
     """A VM whose memory cannot be saved."""
 
     def test_stays_up(self) -> None:
-        """It stays up, is answered for, and Jitsu says why."""
+        """It stays up, clients get its address, and Jitsu reports why."""
         jitsu = self.begin("ttl: 1\nmode: save\nanswer_by: 60", change=self.change)
         self.dig()
         (pid,) = self.qemus()

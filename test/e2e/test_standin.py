@@ -137,7 +137,7 @@ class QueryTests(StandinTestCase):
     """A query, and one try to connect."""
 
     def test_cold(self) -> None:
-        """The answer leaves at once, and says nothing of a boot; one `curl` after it succeeds."""
+        """The answer is sent at once, without an EDE; one `curl` after it succeeds."""
         jitsu = self.begin()
         said = self.dig()
         self.assertIn(f"IN\tA\t{IP}", said)
@@ -171,7 +171,7 @@ class QueryTests(StandinTestCase):
         self.assertEqual(2, jitsu.vm()["total_starts"])
 
     def test_without(self) -> None:
-        """Without Synjitsu, which is said, the same costs the client a second at least."""
+        """Without Synjitsu, which is logged, the same costs the client a second at least."""
         # curl tries again after up to four seconds.
         jitsu = self.begin("ttl: 1\nidle: 8\nmode: save\nanswer_by: 0.01", synjitsu=False)
         self.assertIn("SYNs for VMs that boot will be lost", jitsu.log())
@@ -239,7 +239,7 @@ class WakeTests(StandinTestCase):
         self.page(curl)
         jitsu.wait("up")  # the page may be there before Jitsu has read that the guest listens
         self.assertEqual(tried, self.count("TcpActiveOpens", host=True))  # Jitsu leaves it to Synjitsu again
-        # What Jitsu tried before may be handed over too, at either address: the kernel sends it when it is told a MAC.
+        # Jitsu's earlier tries may be handed over, too, at either address: the kernel sends them when it has a MAC.
         self.assertIn(f"{IP}: handed over", self.standin.log())
 
 

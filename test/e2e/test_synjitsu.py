@@ -91,7 +91,7 @@ while True:
         one.send(octets[6:12] + octets[:6] + octets[12:14] + front + body)
 """
 
-#: Counts what comes, until it is told to end: TCP, and all else.
+#: Counts frames until standard input ends: TCP, and others.
 COUNTS: Final = """
 import select, socket, sys
 one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -118,12 +118,12 @@ one.sendto(bytes.fromhex("0800f7ff00000000"), (sys.argv[1], 0))
 
 
 async def pause(seconds: float) -> None:
-    """Let the reactor turn."""
+    """Run the reactor."""
     await deferLater(reactor, seconds)
 
 
 class SynjitsuTestCase(TestCase):
-    """Has a yard with a client and a guest that is off, a Synjitsu, and a Jitsu's side of it."""
+    """Has a lab with a client and a guest that is off, a Synjitsu, and a Jitsu's side of it."""
 
     timeout = 40
     arguments: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class SynjitsuTestCase(TestCase):
             raise SkipTest(f"needs root and {', '.join(missing) or 'nothing else'}")
         self.folder = Path(tempfile.mkdtemp(prefix="synjitsu-"))
         self.addCleanup(shutil.rmtree, self.folder)
-        self.yard = NetnsLab(self.addCleanup)
+        self.lab = NetnsLab(self.addCleanup)
         self.lay_out()
         self.summoned: list[tuple[str, str]] = []
         self.seen: list[str] = []
@@ -153,22 +153,22 @@ class SynjitsuTestCase(TestCase):
         await self.until(lambda: self.standin.connected)
 
     def lay_out(self) -> None:
-        """Plug in who is there."""
-        self.yard.plug("client", "10.9.0.2/24", "fd09::2/64")
+        """Plug in the client and the guest."""
+        self.lab.plug("client", "10.9.0.2/24", "fd09::2/64")
         self.plug_guest()
 
     def plug_guest(self) -> None:
         """Plug in a guest that is off: its link is down."""
-        self.yard.plug("guest", up=False)
-        self.yard.run("guest", f"ip link set eth0 address {MAC}")
-        self.guest = self.yard.guest()
+        self.lab.plug("guest", up=False)
+        self.lab.run("guest", f"ip link set eth0 address {MAC}")
+        self.guest = self.lab.guest()
 
     def begin(self, *prefix: str) -> subprocess.Popen[bytes]:
         """Start a Synjitsu and wait for its socket."""
         socket = self.folder / "socket"
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
-                self.yard.command(
+                self.lab.command(
                     "host", *prefix, str(BIN / "twistd"), "-n", "--pidfile=", "synjitsu", "-i", "br0", "--listen",
                     f"unix:{socket}", *self.arguments,
                 ),
@@ -189,7 +189,7 @@ class SynjitsuTestCase(TestCase):
         self.assertNotIn("Traceback", self.log())
 
     def log(self) -> str:
-        """Return what Synjitsu has said."""
+        """Return Synjitsu's log."""
         return (self.folder / "log").read_text()
 
     def own_mac(self) -> bytes:
@@ -204,7 +204,7 @@ class SynjitsuTestCase(TestCase):
             await pause(0.005)
 
     async def held(self, count: int = 1) -> None:
-        """Wait until so many packets are held."""
+        """Wait until *count* packets are held."""
         while (await self.counters())["held_now"] < count:
             await pause(0.01)
 
@@ -214,49 +214,49 @@ class SynjitsuTestCase(TestCase):
         return counters
 
     async def announce(self, *, asleep: bool = True, ip: str = IP, mac: str = MAC, **more: Any) -> None:
-        """Have the guest stood in for, and wait until it is."""
+        """Announce the guest's address, and wait until Synjitsu stands in for it."""
         self.standin.announce(ip, [mac] if mac else [], asleep=asleep, **more)
         await self.counters()
 
     def boot(self, *more: str) -> None:
-        """Have the guest's network come up, and do what else ip(8) is told."""
+        """Bring up the guest's network, and run further commands of ip(8)."""
         addresses = (f"address add {IP}/24 dev eth0", f"address add {IP6}/64 dev eth0 nodad")
-        self.yard.batch("guest", "link set eth0 up", *addresses, *more)
+        self.lab.batch("guest", "link set eth0 up", *addresses, *more)
 
     async def serve(self, ip: str = IP, port: int = 80, mac: str = "", *, udp: bool = False) -> float:
-        """Have the guest listen, and hand over at once; return when it listened."""
+        """Make the guest listen, and hand over at once; return when it listened."""
         at = NetnsLab.listen(self.guest, ip, port, udp=udp)
         self.standin.ready(ip, [mac] if mac else [])
         await pause(0)
         return at
 
     async def ends_well(
-        self, client: Program, at: float = 0.0, where: str = "client", *, knocked: bool = False
+        self, client: Program, at: float = 0.0, where: str = "client", *, probed: bool = False
     ) -> None:
         """
         Check that a client was connected, and that its kernel has sent nothing twice and was refused nothing.
 
-        A guest that is *knocked* at refuses the knocks until it listens.
+        A guest that is *probed* refuses the probes until it listens.
         """
         while client.process.poll() is None:
             await pause(0.005)
         result = client.result()
         self.assertEqual(("hello", None), (result.get("said"), result.get("error")), self.log())
         self.assertGreaterEqual(result["connected"], at)
-        self.assertEqual(0, self.yard.count(where, "TcpAttemptFails"))
+        self.assertEqual(0, self.lab.count(where, "TcpAttemptFails"))
         # On a slow machine the guest may come up later than the client's kernel waits for.
         if result["connected"] - result["begun"] < RETRANSMITS:
             for name in ("TcpRetransSegs", "TcpExtTCPSynRetrans"):
-                self.assertEqual(0, self.yard.count(where, name), name)
+                self.assertEqual(0, self.lab.count(where, name), name)
         else:
-            self.assertEqual(self.yard.count(where, "TcpExtTCPSynRetrans"), self.yard.count(where, "TcpRetransSegs"))
-        if not knocked:
-            self.assertEqual(0, self.yard.count("guest", "TcpOutRsts"))
+            self.assertEqual(self.lab.count(where, "TcpExtTCPSynRetrans"), self.lab.count(where, "TcpRetransSegs"))
+        if not probed:
+            self.assertEqual(0, self.lab.count("guest", "TcpOutRsts"))
 
     async def woken(self, where: str = "client", ip: str = IP, **more: Any) -> None:
         """Check the whole life: a client's SYN summons, is held while the guest boots, and is handed over."""
         await self.announce(ip=ip, **more)
-        client = self.yard.connect(where, ip)
+        client = self.lab.connect(where, ip)
         await self.until(lambda: self.summoned)
         self.assertEqual(ip, self.summoned[0][0])
         await self.announce(ip=ip, asleep=False, **more)
@@ -274,7 +274,7 @@ class WakeTests(SynjitsuTestCase):
         """Its first SYN is what it is connected by; afterwards it talks with the guest itself."""
         await self.woken(ports=[80])
         self.assertEqual((IP, "10.9.0.2"), self.summoned[0])
-        self.assertEqual(MAC, self.yard.neighbour("client", IP))
+        self.assertEqual(MAC, self.lab.neighbour("client", IP))
         counters = await self.counters()
         self.assertEqual((1, 1, 0), tuple(counters[key] for key in ("held", "handed_over", "held_now")))
 
@@ -282,34 +282,34 @@ class WakeTests(SynjitsuTestCase):
         """The same over IPv6."""
         await self.woken(ip=IP6)
         self.assertEqual((IP6, "fd09::2"), self.summoned[0])
-        self.assertEqual(MAC, self.yard.neighbour("client", IP6))
+        self.assertEqual(MAC, self.lab.neighbour("client", IP6))
 
     async def test_stale_mac(self) -> None:
         """A client that still knows the guest's MAC from before wakes it as well."""
-        self.yard.run("client", f"ip neigh replace {IP} lladdr {MAC} dev eth0 nud reachable")
+        self.lab.run("client", f"ip neigh replace {IP} lladdr {MAC} dev eth0 nud reachable")
         await self.woken()
 
     async def test_nothing_else_wakes(self) -> None:
         """ARP, ping, UDP and SYNs to other ports wake nothing; addresses that were not announced are not answered."""
         await self.announce(ports=[80])
-        ping = self.yard.start("client", sys.executable, "-c", PING, IP)
-        other = self.yard.connect("client", IP, 81, timeout=0.3)
-        datagrams = self.yard.send("client", IP, 443, ["one"], timeout=0.3)
-        stranger = self.yard.connect("client", "10.9.0.11", timeout=0.3)
+        ping = self.lab.start("client", sys.executable, "-c", PING, IP)
+        other = self.lab.connect("client", IP, 81, timeout=0.3)
+        datagrams = self.lab.send("client", IP, 443, ["one"], timeout=0.3)
+        stranger = self.lab.connect("client", "10.9.0.11", timeout=0.3)
         for program in (ping, other, datagrams, stranger):
             program.process.wait(PATIENCE)
         await pause(0.05)
-        self.assertIsNotNone(self.yard.neighbour("client", IP))
-        self.assertIsNone(self.yard.neighbour("client", "10.9.0.11"))
+        self.assertIsNotNone(self.lab.neighbour("client", IP))
+        self.assertIsNone(self.lab.neighbour("client", "10.9.0.11"))
         self.assertEqual([], self.summoned)
         self.assertEqual(0, (await self.counters())["held"])
 
     async def test_fast_open(self) -> None:
         """A SYN with data (TCP Fast Open) is handed over with its data."""
-        self.yard.sysctl("guest", net__ipv4__tcp_fastopen=3 | 0x200)
-        self.yard.sysctl("client", net__ipv4__tcp_fastopen=1 | 4)
+        self.lab.sysctl("guest", net__ipv4__tcp_fastopen=3 | 0x200)
+        self.lab.sysctl("client", net__ipv4__tcp_fastopen=1 | 4)
         await self.announce()
-        client = self.yard.connect("client", IP, fast=True)
+        client = self.lab.connect("client", IP, fast=True)
         await self.until(lambda: self.summoned)
         self.boot()
         await self.serve()
@@ -318,7 +318,7 @@ class WakeTests(SynjitsuTestCase):
     async def test_udp(self) -> None:
         """The first datagrams to `wake_udp` are held and handed over in their order; those to others are not."""
         await self.announce(wake_udp=[443])
-        sender = self.yard.send("client", IP, 443, ["one", "two", "three"])
+        sender = self.lab.send("client", IP, 443, ["one", "two", "three"])
         await self.until(lambda: self.summoned)
         await self.held(3)
         self.boot()
@@ -330,18 +330,18 @@ class WakeTests(SynjitsuTestCase):
     async def test_vlan(self) -> None:
         """In a VLAN: an answer has the question's tag, and a SYN is handed over with its own."""
         await self.announce()
-        mac = bytes.fromhex(self.yard.mac("client").replace(":", ""))
+        mac = bytes.fromhex(self.lab.mac("client").replace(":", ""))
         client, vm = ip_address("10.9.0.2").packed, ip_address(IP).packed
         syn = tcp_frame(client, vm, self.own_mac(), TAG)
         frames = (arp_frame(1, mac, client, vm, tags=TAG), syn[:6] + mac + syn[12:])
-        program = self.yard.start("client", sys.executable, "-c", TAGGED, *(frame.hex() for frame in frames))
+        program = self.lab.start("client", sys.executable, "-c", TAGGED, *(frame.hex() for frame in frames))
         answer = bytes.fromhex(program.line())
         self.assertEqual((mac, self.own_mac(), TAG), (answer[:6], answer[6:12], answer[12:16]))
         await self.until(lambda: self.summoned)
-        self.yard.run("guest", "ip link set eth0 up")
+        self.lab.run("guest", "ip link set eth0 up")
         own = bytes.fromhex(MAC.replace(":", ""))
         announcement = arp_frame(1, own, vm, vm, tags=TAG)
-        guest = self.yard.start("guest", sys.executable, "-c", WATCHES, announcement.hex())
+        guest = self.lab.start("guest", sys.executable, "-c", WATCHES, announcement.hex())
         guest.line()
         self.standin.ready(IP, [MAC])
         await pause(0.1)
@@ -363,18 +363,18 @@ class BootTests(SynjitsuTestCase):
     async def test_up_but_not_listening(self) -> None:
         """A guest that is on the network, and uses it, but does not listen yet, refuses nobody."""
         await self.announce()
-        first = self.yard.connect("client", IP)
+        first = self.lab.connect("client", IP)
         await self.until(lambda: self.summoned)
         await self.announce(asleep=False)
         self.boot()
-        other = self.yard.guest("client")
+        other = self.lab.guest("client")
         NetnsLab.listen(other, "10.9.0.2", 8000)
-        # The guest's own connection works: by it the client learns its MAC, and is told ours again.
-        outward = self.yard.connect("guest", "10.9.0.2", 8000)
+        # The guest's own connection works: by it the client learns its MAC, and gets the stand-in's again.
+        outward = self.lab.connect("guest", "10.9.0.2", 8000)
         while outward.process.poll() is None:
             await pause(0.005)
         self.assertEqual("hello", outward.result()["said"])
-        second = self.yard.connect("client", IP)
+        second = self.lab.connect("client", IP)
         await self.held(2)
         at = await self.serve()
         await self.ends_well(first, at)
@@ -382,17 +382,17 @@ class BootTests(SynjitsuTestCase):
 
     async def test_ignores_gratuitous_arp(self) -> None:
         """A peer that believes nothing that it has not asked for is served all the same."""
-        self.yard.sysctl("client", net__ipv4__conf__eth0__drop_gratuitous_arp=1)
-        self.yard.sysctl("client", net__ipv4__neigh__eth0__locktime=100000)
+        self.lab.sysctl("client", net__ipv4__conf__eth0__drop_gratuitous_arp=1)
+        self.lab.sysctl("client", net__ipv4__neigh__eth0__locktime=100000)
         await self.woken()
 
     async def test_never_learns(self) -> None:
         """What a peer that never learns sends after the handover is passed on, however long a segment it makes."""
         mac = self.own_mac().hex(":")
-        self.yard.run("client", f"ip neigh replace {IP} lladdr {mac} dev eth0 nud permanent")
+        self.lab.run("client", f"ip neigh replace {IP} lladdr {mac} dev eth0 nud permanent")
         words = "x" * 50_000
         await self.announce(asleep=False)
-        client = self.yard.connect("client", IP, words=words)
+        client = self.lab.connect("client", IP, words=words)
         await self.held()
         self.boot()
         await self.serve()
@@ -400,13 +400,13 @@ class BootTests(SynjitsuTestCase):
             await pause(0.005)
         result = client.result()
         self.assertEqual((words, 0), (result["said"], result["lost"]))
-        self.assertEqual(mac, self.yard.neighbour("client", IP))
+        self.assertEqual(mac, self.lab.neighbour("client", IP))
         self.assertGreater((await self.counters())["passed_on"], 10)
 
     async def test_killed(self) -> None:
         """Synjitsu is killed in the middle: its successor stands in as it did, and holds the client's next SYN."""
         await self.announce()
-        client = self.yard.connect("client", IP)
+        client = self.lab.connect("client", IP)
         await self.until(lambda: self.summoned)
         await self.announce(asleep=False)
         await pause(0.05)
@@ -422,55 +422,55 @@ class BootTests(SynjitsuTestCase):
             await pause(0.005)
         result = client.result()
         self.assertEqual("hello", result["said"])
-        self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
+        self.assertEqual(0, self.lab.count("client", "TcpAttemptFails"))
 
     async def test_killed_after_the_handover(self) -> None:
-        """Killed when peers may still think that the guest is at the stand-in's MAC: they are told when they send."""
+        """Killed when peers may still have the stand-in's MAC for the guest: they get the guest's when they send."""
         await self.woken()
         self.synjitsu.kill()
         self.synjitsu.wait()
         stand_in = "02:00:00:00:00:01"
-        self.yard.run("client", f"ip neigh replace {IP} lladdr {stand_in} dev eth0 nud reachable")
+        self.lab.run("client", f"ip neigh replace {IP} lladdr {stand_in} dev eth0 nud reachable")
         await self.until(lambda: not self.standin.connected)
         self.begin()
         end = time.monotonic() + PATIENCE
-        while self.yard.neighbour("client", IP) != MAC:
+        while self.lab.neighbour("client", IP) != MAC:
             self.assertLess(time.monotonic(), end, self.log())
-            ping = self.yard.start("client", sys.executable, "-c", PING, IP)
+            ping = self.lab.start("client", sys.executable, "-c", PING, IP)
             ping.process.wait(PATIENCE)
             await pause(0.1)
 
     async def test_moves(self) -> None:
         """An address that moves to another MAC: the next handover is to that one."""
         await self.woken()
-        self.yard.run("guest", f"ip address del {IP}/24 dev eth0")
+        self.lab.run("guest", f"ip address del {IP}/24 dev eth0")
         moved = "52:54:00:09:00:11"
-        self.yard.plug("guest", up=False, device="eth1")
-        self.yard.run("guest", f"ip link set eth1 address {moved}")
+        self.lab.plug("guest", up=False, device="eth1")
+        self.lab.run("guest", f"ip link set eth1 address {moved}")
         await self.announce()
-        client = self.yard.connect("client", IP)
+        client = self.lab.connect("client", IP)
         await self.held()
         await self.announce(asleep=False, mac=moved)
-        self.yard.run("guest", "ip link set eth0 down")
-        self.yard.run("guest", "ip link set eth1 up")
-        self.yard.address("guest", f"{IP}/24", "eth1")
+        self.lab.run("guest", "ip link set eth0 down")
+        self.lab.run("guest", "ip link set eth1 up")
+        self.lab.address("guest", f"{IP}/24", "eth1")
         self.standin.ready(IP, [moved])
         await self.ends_well(client)
-        self.assertEqual(moved, self.yard.neighbour("client", IP))
+        self.assertEqual(moved, self.lab.neighbour("client", IP))
 
     async def test_two_at_once(self) -> None:
         """Two VMs boot at once; each gets its own."""
-        self.yard.plug("second", up=False)
+        self.lab.plug("second", up=False)
         other_mac, other_ip = "52:54:00:09:00:12", "10.9.0.12"
-        self.yard.run("second", f"ip link set eth0 address {other_mac}")
-        second = self.yard.guest("second")
+        self.lab.run("second", f"ip link set eth0 address {other_mac}")
+        second = self.lab.guest("second")
         await self.announce(asleep=False)
         await self.announce(asleep=False, ip=other_ip, mac=other_mac)
-        clients = [self.yard.connect("client", ip) for ip in (IP, other_ip)]
+        clients = [self.lab.connect("client", ip) for ip in (IP, other_ip)]
         await self.held(2)
         self.boot()
-        self.yard.run("second", "ip link set eth0 up")
-        self.yard.address("second", f"{other_ip}/24")
+        self.lab.run("second", "ip link set eth0 up")
+        self.lab.address("second", f"{other_ip}/24")
         NetnsLab.listen(second, other_ip)
         self.standin.ready(other_ip)
         await self.ends_well(clients[1])
@@ -480,29 +480,29 @@ class BootTests(SynjitsuTestCase):
 
     async def test_anothers_address(self) -> None:
         """A guest that claims another's address is logged and not served."""
-        self.yard.plug("thief")
+        self.lab.plug("thief")
         await self.announce(asleep=False)
-        client = self.yard.connect("client", IP)
+        client = self.lab.connect("client", IP)
         await self.held()
-        self.yard.address("thief", f"{IP}/24")
-        thief = self.yard.guest("thief")
+        self.lab.address("thief", f"{IP}/24")
+        thief = self.lab.guest("thief")
         NetnsLab.listen(thief, IP)
-        self.yard.connect("thief", "10.9.0.2", timeout=0.2).process.wait(PATIENCE)  # asks for the client, as IP
+        self.lab.connect("thief", "10.9.0.2", timeout=0.2).process.wait(PATIENCE)  # asks for the client, as IP
         await self.until(lambda: "the address of a VM that does not have this MAC" in self.log())
-        self.assertIn(self.yard.mac("thief"), self.log())
+        self.assertIn(self.lab.mac("thief"), self.log())
         self.assertEqual([], self.seen)
-        self.yard.run("thief", "ip link set eth0 down")
+        self.lab.run("thief", "ip link set eth0 down")
         self.boot()
         at = await self.serve()
         await self.ends_well(client, at)
 
     async def test_bridge_comes_back(self) -> None:
         """A bridge that goes and comes is captured again."""
-        self.yard.run("host", "ip link del br0")
+        self.lab.run("host", "ip link del br0")
         await self.until(lambda: "br0 has vanished" in self.log())
-        self.yard.bridge("br0", "10.9.0.1/24")
+        self.lab.bridge("br0", "10.9.0.1/24")
         for name in ("clienteth0", "guesteth0"):
-            self.yard.run("host", f"ip link set {name} master br0")
+            self.lab.run("host", f"ip link set {name} master br0")
         await self.until(lambda: "br0 is back" in self.log())
         await self.woken()
 
@@ -510,11 +510,11 @@ class BootTests(SynjitsuTestCase):
 class KnockTests(SynjitsuTestCase):
     """Synjitsu finds out by itself when the guest listens."""
 
-    async def test_knock(self) -> None:
-        """While a guest only refuses, nothing is handed over; when it listens, at once, and Jitsu is told."""
+    async def test_probe(self) -> None:
+        """While a guest only refuses, nothing is handed over; when it listens, at once, and Jitsu gets `Listens`."""
         for ip in (IP, IP6):
             await self.announce(ip=ip, asleep=False, knock=80)
-        clients = [self.yard.connect("client", ip) for ip in (IP, IP6)]
+        clients = [self.lab.connect("client", ip) for ip in (IP, IP6)]
         await self.held(2)
         self.boot()
         await pause(0.2)
@@ -528,7 +528,7 @@ class KnockTests(SynjitsuTestCase):
             self.assertLess(at, result["connected"])
         await self.until(lambda: len(self.ready) >= 2)
         self.assertEqual([IP, IP6], self.ready)
-        self.assertEqual(0, self.yard.count("client", "TcpAttemptFails"))
+        self.assertEqual(0, self.lab.count("client", "TcpAttemptFails"))
         self.assertEqual({"up"}, {one["state"] for one in (await self.standin.status())["standins"]})
 
 
@@ -537,7 +537,7 @@ class PortTests(SynjitsuTestCase):
 
     def port(self) -> int | None:
         """Return the number of the port, if it is there."""
-        links = json.loads(self.yard.run("host", "ip -json link show master br0"))
+        links = json.loads(self.lab.run("host", "ip -json link show master br0"))
         return next((link["ifindex"] for link in links if link["ifname"] == "syn-br0"), None)
 
     async def test_stays(self) -> None:
@@ -552,56 +552,56 @@ class PortTests(SynjitsuTestCase):
             self.synjitsu = self.begin()
             await self.until(lambda: self.standin.connected)
             self.assertEqual(number, self.port())
-        self.yard.run("host", "ip link del syn-br0")
+        self.lab.run("host", "ip link del syn-br0")
         await self.until(lambda: self.port() not in {None, number})
-        entries = self.yard.run("host", "bridge fdb show br br0 dev syn-br0")
+        entries = self.lab.run("host", "bridge fdb show br br0 dev syn-br0")
         self.assertIn(self.own_mac().hex(":"), entries)
         await self.woken()
 
     async def test_unplugged(self) -> None:
         """It is plugged in again when it has been taken out of the bridge, or either end was set down."""
         for change in ("syn-br0 nomaster", "syn-br0 down", "syn-br0-i down"):
-            self.yard.run("host", f"ip link set {change}")
-            await self.until(lambda: "state forwarding" in self.yard.run("host", "bridge link show dev syn-br0"))
+            self.lab.run("host", f"ip link set {change}")
+            await self.until(lambda: "state forwarding" in self.lab.run("host", "bridge link show dev syn-br0"))
 
     async def test_mac(self) -> None:
         """The MAC of a bridge that has guests only is the same whatever taps come and go."""
-        mac = self.yard.mac("host", "br0")
-        self.yard.run("host", "ip link add lowest address 02:00:00:00:00:01 type veth peer name other")
-        self.yard.run("host", "ip link set lowest master br0 up")
-        self.assertEqual(mac, self.yard.mac("host", "br0"))
+        mac = self.lab.mac("host", "br0")
+        self.lab.run("host", "ip link add lowest address 02:00:00:00:00:01 type veth peer name other")
+        self.lab.run("host", "ip link set lowest master br0 up")
+        self.assertEqual(mac, self.lab.mac("host", "br0"))
         for device in ("lowest", "clienteth0", "guesteth0"):
-            self.yard.run("host", f"ip link del {device}")
-        self.assertEqual(mac, self.yard.mac("host", "br0"))
+            self.lab.run("host", f"ip link del {device}")
+        self.assertEqual(mac, self.lab.mac("host", "br0"))
 
     async def test_mtu(self) -> None:
         """The bridge's MTU is what it would be without that port."""
         for mtu in (1400, 9000):
             for device in ("clienteth0", "guesteth0"):
-                self.yard.run("host", f"ip link set {device} mtu {mtu}")
-            await self.until(lambda: f" mtu {mtu} " in self.yard.run("host", "ip link show br0"))  # noqa: B023
+                self.lab.run("host", f"ip link set {device} mtu {mtu}")
+            await self.until(lambda: f" mtu {mtu} " in self.lab.run("host", "ip link show br0"))  # noqa: B023
 
     async def test_sees_nothing(self) -> None:
         """Nothing is flooded to it from other ports, and its far end neither answers nor has an address."""
-        entries = json.loads(self.yard.run("host", "bridge -json -details link show dev syn-br0"))
+        entries = json.loads(self.lab.run("host", "bridge -json -details link show dev syn-br0"))
         flags = ("flood", "mcast_flood", "bcast_flood", "learning")
         self.assertEqual([False] * 4, [entries[0][flag] for flag in flags])
         for address in ("10.9.0.1", "10.9.0.99"):
-            self.yard.connect("client", address, timeout=0.1).process.wait(PATIENCE)
-        self.assertEqual(self.yard.mac("host", "br0"), self.yard.neighbour("client", "10.9.0.1"))
-        far = json.loads(self.yard.run("host", "ip -json address show dev syn-br0-i"))[0]
+            self.lab.connect("client", address, timeout=0.1).process.wait(PATIENCE)
+        self.assertEqual(self.lab.mac("host", "br0"), self.lab.neighbour("client", "10.9.0.1"))
+        far = json.loads(self.lab.run("host", "ip -json address show dev syn-br0-i"))[0]
         self.assertEqual([], far["addr_info"])
         self.assertIn("NOARP", far["flags"])
 
     async def test_anothers(self) -> None:
         """An interface that has the port's name and is not Synjitsu's is left alone, and reported."""
-        self.yard.run("host", "ip link del syn-br0")
+        self.lab.run("host", "ip link del syn-br0")
         await self.until(lambda: self.port() is not None)
         self.synjitsu.kill()
         self.synjitsu.wait(PATIENCE)
         await self.until(lambda: not self.standin.connected)
-        self.yard.run("host", "ip link del syn-br0")
-        self.yard.run("host", "ip link add syn-br0 type bridge")
+        self.lab.run("host", "ip link del syn-br0")
+        self.lab.run("host", "ip link add syn-br0 type bridge")
         self.begin()
         await self.until(lambda: "an interface syn-br0 that is not Synjitsu's" in self.log())
         await self.until(lambda: self.standin.connected)
@@ -612,26 +612,26 @@ class AloneTests(SynjitsuTestCase):
     """A bridge with nothing plugged in, which has no carrier therefore."""
 
     def lay_out(self) -> None:
-        """Have a client behind the host; the guest is plugged in when it boots. The bridge has lost its last port."""
-        self.yard.plug("gone")
-        self.yard.run("host", "ip link del goneeth0")
-        self.yard.cable("host", "far")
-        self.yard.run("host", "ip address add 10.8.0.1/24 dev far")
-        self.yard.address("far", "10.8.0.2/24", "host")
-        self.yard.run("far", "ip route add default via 10.8.0.1")
-        self.yard.sysctl("host", net__ipv4__ip_forward=1)
+        """Put a client behind the host; the guest is plugged in when it boots. The bridge has lost its last port."""
+        self.lab.plug("gone")
+        self.lab.run("host", "ip link del goneeth0")
+        self.lab.cable("host", "far")
+        self.lab.run("host", "ip address add 10.8.0.1/24 dev far")
+        self.lab.address("far", "10.8.0.2/24", "host")
+        self.lab.run("far", "ip route add default via 10.8.0.1")
+        self.lab.sysctl("host", net__ipv4__ip_forward=1)
 
     async def first(self, where: str) -> None:
         """Check that a client wakes the first VM."""
-        await self.until(lambda: "LOWER_UP" in self.yard.run("host", "ip link show br0"))
+        await self.until(lambda: "LOWER_UP" in self.lab.run("host", "ip link show br0"))
         await self.announce(knock=80)
-        client = self.yard.connect(where, IP)
+        client = self.lab.connect(where, IP)
         await self.until(lambda: self.summoned)
         await self.announce(asleep=False, knock=80)
         self.plug_guest()
         self.boot("route add default via 10.9.0.1")
         NetnsLab.listen(self.guest, IP)
-        await self.ends_well(client, where=where, knocked=True)
+        await self.ends_well(client, where=where, probed=True)
         await self.until(lambda: len(self.ready) >= 1)
         self.assertEqual([IP], self.ready)
 
@@ -650,7 +650,7 @@ class SpanningTreeTests(AloneTests):
     def lay_out(self) -> None:
         """Make the bridge so."""
         super().lay_out()
-        self.yard.run("host", "ip link set br0 type bridge stp_state 1 forward_delay 200")
+        self.lab.run("host", "ip link set br0 type bridge stp_state 1 forward_delay 200")
 
     async def test_host(self) -> None:
         """That is reported."""
@@ -669,10 +669,10 @@ class StrictTests(SynjitsuTestCase):
     async def refuses(self, where: str) -> None:
         """Check that a client that waits is refused nothing."""
         await self.announce(asleep=False)
-        self.yard.run("guest", "ip link set eth0 up")
-        strict = self.yard.start("guest", sys.executable, "-c", REFUSES)
+        self.lab.run("guest", "ip link set eth0 up")
+        strict = self.lab.start("guest", sys.executable, "-c", REFUSES)
         strict.line()
-        client = self.yard.connect(where, IP)
+        client = self.lab.connect(where, IP)
         await self.held()
         await pause(1.2)  # the client has sent again
         strict.process.kill()
@@ -681,7 +681,7 @@ class StrictTests(SynjitsuTestCase):
         while client.process.poll() is None:
             await pause(0.005)
         self.assertEqual("hello", client.result().get("said"), self.log())
-        self.assertEqual(0, self.yard.count(where, "TcpAttemptFails"))
+        self.assertEqual(0, self.lab.count(where, "TcpAttemptFails"))
 
     async def test_client(self) -> None:
         """One on the bridge."""
@@ -695,11 +695,11 @@ class StrictTests(SynjitsuTestCase):
         """One that the host routes for."""
         await self.refuses("far")
 
-    async def test_knocks(self) -> None:
-        """No knock reaches another port; a guest that says nothing gets some questions, and is found all the same."""
-        self.yard.sysctl("guest", net__ipv6__conf__all__disable_ipv6=1)
-        self.yard.run("guest", "ip link set eth0 up")
-        counts = [self.yard.start(where, sys.executable, "-c", COUNTS) for where in ("client", "guest")]
+    async def test_probes(self) -> None:
+        """No probe reaches another port; a silent guest gets some requests, and is found all the same."""
+        self.lab.sysctl("guest", net__ipv6__conf__all__disable_ipv6=1)
+        self.lab.run("guest", "ip link set eth0 up")
+        counts = [self.lab.start(where, sys.executable, "-c", COUNTS) for where in ("client", "guest")]
         for count in counts:
             count.line()
         begin = time.monotonic()
@@ -710,7 +710,7 @@ class StrictTests(SynjitsuTestCase):
         tcp, other = map(int, counts[1].line().split())
         self.assertEqual(0, tcp)
         self.assertLess(other, 20 * (time.monotonic() - begin))
-        self.yard.address("guest", f"{IP}/24")
+        self.lab.address("guest", f"{IP}/24")
         NetnsLab.listen(self.guest, IP)
         await self.until(lambda: self.ready)
         assert counts[0].process.stdin is not None
@@ -725,15 +725,15 @@ class MACTests(SynjitsuTestCase):
 
     async def inner(self, **more: Any) -> None:
         """Check that an address on a bridge inside the guest is handed over to that bridge's MAC."""
-        self.yard.batch("guest", f"link add inner address {self.INNER} type bridge", "link set eth0 master inner",
+        self.lab.batch("guest", f"link add inner address {self.INNER} type bridge", "link set eth0 master inner",
                         "link set eth0 up", "link set inner up")
         await self.announce(asleep=False, knock=80, **more)
-        client = self.yard.connect("client", IP)
+        client = self.lab.connect("client", IP)
         await self.held()
-        self.yard.address("guest", f"{IP}/24", "inner")
+        self.lab.address("guest", f"{IP}/24", "inner")
         NetnsLab.listen(self.guest, IP)
-        await self.ends_well(client, knocked=True)
-        self.assertEqual(self.INNER, self.yard.neighbour("client", IP))
+        await self.ends_well(client, probed=True)
+        self.assertEqual(self.INNER, self.lab.neighbour("client", IP))
         await self.until(lambda: len(self.ready) >= 1)
         self.assertEqual([IP], self.ready)
 
@@ -744,13 +744,13 @@ class MACTests(SynjitsuTestCase):
 
     async def test_tap(self) -> None:
         """The known MAC is never seen, but the port is a tap that libvirt has made for it."""
-        self.yard.run("host", f"ip link set guesteth0 address fe{MAC[2:]}")
-        self.yard.run("guest", "ip link set eth0 address 52:54:00:09:00:55")
+        self.lab.run("host", f"ip link set guesteth0 address fe{MAC[2:]}")
+        self.lab.run("guest", "ip link set eth0 address 52:54:00:09:00:55")
         await self.inner()
 
     async def test_lan(self) -> None:
         """What is behind the same port as the known MAC is a stranger where that port leads to a LAN."""
-        self.yard.batch("host", "link add uplink type veth peer name lan", "link set lan up", "link set uplink up",
+        self.lab.batch("host", "link add uplink type veth peer name lan", "link set lan up", "link set uplink up",
                         "link add link uplink name up0 type macvlan mode passthru", "link set up0 master br0 up")
         frames = [arp_frame(1, bytes.fromhex(mac.replace(":", "")), ip_address(ip).packed, ip_address(IP).packed)
                   for mac, ip in ((MAC, "10.9.0.99"), (self.INNER, IP))]
@@ -758,7 +758,7 @@ class MACTests(SynjitsuTestCase):
         for frame in frames:
             sends = ("import socket; one = socket.socket(17, 3); one.bind(('lan', 0)); "
                      f"one.send(bytes.fromhex('{frame.hex()}'))")
-            self.yard.start("host", sys.executable, "-c", sends).process.wait(PATIENCE)
+            self.lab.start("host", sys.executable, "-c", sends).process.wait(PATIENCE)
         await self.until(lambda: "the address of a VM that does not have this MAC" in self.log())
         self.assertNotIn("as well", self.log())
 
@@ -791,7 +791,7 @@ class FailureTests(SynjitsuTestCase):
     async def test_failed(self) -> None:
         """What was held is dropped, and the client's next SYN gets what was configured."""
         await self.announce()
-        client = self.yard.connect("client", IP, timeout=3)
+        client = self.lab.connect("client", IP, timeout=3)
         await self.until(lambda: self.summoned)
         self.standin.withdraw(IP, failed=True)
         while client.process.poll() is None:
@@ -821,17 +821,17 @@ class RouterTests(SynjitsuTestCase):
 
     def lay_out(self) -> None:
         """Put a client behind a router on the bridge, and another one behind the host."""
-        self.yard.plug("router", "10.9.0.3/24", "fd09::3/64")
+        self.lab.plug("router", "10.9.0.3/24", "fd09::3/64")
         for router, net in (("router", 1), ("host", 2)):
             far = f"far{net}"
-            self.yard.cable(router, far)
-            self.yard.address(router, f"10.{net}.0.1/24", far)
-            self.yard.address(router, f"fd0{net}::1/64", far)
-            self.yard.address(far, f"10.{net}.0.2/24", router)
-            self.yard.address(far, f"fd0{net}::2/64", router)
-            self.yard.run(far, f"ip route add default via 10.{net}.0.1")
-            self.yard.run(far, f"ip -6 route add default via fd0{net}::1")
-        self.yard.sysctl("router", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
+            self.lab.cable(router, far)
+            self.lab.address(router, f"10.{net}.0.1/24", far)
+            self.lab.address(router, f"fd0{net}::1/64", far)
+            self.lab.address(far, f"10.{net}.0.2/24", router)
+            self.lab.address(far, f"fd0{net}::2/64", router)
+            self.lab.run(far, f"ip route add default via 10.{net}.0.1")
+            self.lab.run(far, f"ip -6 route add default via fd0{net}::1")
+        self.lab.sysctl("router", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
         self.plug_guest()
 
     def boot(self, *more: str) -> None:
@@ -844,14 +844,14 @@ class RouterTests(SynjitsuTestCase):
         super().boot(*routes, *more)
 
     def forward(self) -> None:
-        """Have the host route."""
-        self.yard.sysctl("host", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
+        """Make the host a router."""
+        self.lab.sysctl("host", net__ipv4__ip_forward=1, net__ipv6__conf__all__forwarding=1)
 
     async def test_router(self) -> None:
         """Through a router on the bridge."""
         await self.woken("far1")
         self.assertEqual((IP, "10.1.0.2"), self.summoned[0])
-        self.assertEqual(MAC, self.yard.neighbour("router", IP))
+        self.assertEqual(MAC, self.lab.neighbour("router", IP))
 
     async def test_router_and_host_forwards(self) -> None:
         """The same, with a host that would route frames if they were for it."""
@@ -866,7 +866,7 @@ class RouterTests(SynjitsuTestCase):
         """The host is the router, as with libvirt's own networks."""
         self.forward()
         await self.woken("far2")
-        self.assertEqual(MAC, self.yard.neighbour("host", IP))
+        self.assertEqual(MAC, self.lab.neighbour("host", IP))
 
     async def test_host_routes_ipv6(self) -> None:
         """The same over IPv6."""
@@ -879,13 +879,13 @@ class RouterTests(SynjitsuTestCase):
 
     async def test_host_itself_knows_the_guest(self) -> None:
         """A client on the host, which still knows the guest's MAC from before."""
-        self.yard.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud reachable")
+        self.lab.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud reachable")
         await self.woken("host")
 
     async def test_host_knows_the_guest(self) -> None:
         """A host that still knows the guest's MAC from before."""
         self.forward()
-        self.yard.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud stale")
+        self.lab.run("host", f"ip neigh replace {IP} lladdr {MAC} dev br0 nud stale")
         await self.woken("far2")
 
 
@@ -905,7 +905,7 @@ class PrivilegeTests(SynjitsuTestCase):
 
     async def test_least(self) -> None:
         """Everything works, for the host itself too."""
-        self.assertRegex(self.yard.run("host", f"cat /proc/{self.synjitsu.pid}/status"), r"CapEff:\t0000000000003000\n")
+        self.assertRegex(self.lab.run("host", f"cat /proc/{self.synjitsu.pid}/status"), r"CapEff:\t0000000000003000\n")
         await self.woken("host")
 
 
@@ -927,7 +927,7 @@ print("done")
 
     async def test_bounded(self) -> None:
         """A flood of 10,000 is bounded in number, and a client that comes in the middle of it is served."""
-        self.yard.plug("flood")
+        self.lab.plug("flood")
         await self.announce(asleep=False)
         status = Path(f"/proc/{self.synjitsu.pid}/status")
 
@@ -936,10 +936,10 @@ print("done")
 
         self.standin.announce("10.9.0.99", "", asleep=False)
         words = (sys.executable, "-c", self.FLOOD, MAC.replace(":", ""), IP)
-        self.yard.start("flood", *words, "2000").process.wait(PATIENCE)
+        self.lab.start("flood", *words, "2000").process.wait(PATIENCE)
         before = memory()
-        flood = self.yard.start("flood", *words, "10000")
-        client = self.yard.connect("client", IP)
+        flood = self.lab.start("flood", *words, "10000")
+        client = self.lab.connect("client", IP)
         flood.process.wait(PATIENCE)
         await pause(1.2)  # the client has sent again by now
         counters = await self.counters()

@@ -59,7 +59,7 @@ def found(name: str, artifacts: str, begun: float) -> list[Path]:
 
 
 def main() -> int:
-    """Divide the time among the targets, and tell what was found."""
+    """Divide the time among the targets, and print the faults."""
     parser = argparse.ArgumentParser(prog="python -m test.fuzz", description="Fuzz what reads input from outside.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--seconds", type=int, default=60, help="for all targets together (default: 60)")

@@ -1,4 +1,4 @@
-"""AMP between Jitsu and Synjitsu, both ways: what makes no sense is refused, and no fault of ours is logged."""
+"""AMP between Jitsu and Synjitsu, both ways: malformed messages are refused, and no internal error is logged."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _hear(*_: str) -> None:
 
 
 def _box(data: Any) -> bytes:
-    """Return a box that is almost one of ours."""
+    """Return a box that is almost valid."""
     command = data.PickValueInList(list(_COMMANDS))
     box = {b"_command": command.commandName, b"_ask": b"1"}
     for name, _ in command.arguments:
@@ -72,7 +72,7 @@ def _box(data: Any) -> bytes:
 
 
 def one(octets: bytes) -> None:
-    """Say something to one of them; then the next connection is as good as any."""
+    """Send something to one of them; then the next connection works as well as any."""
     if len(octets) < 2:
         return
     clock = Clock()

@@ -1,4 +1,4 @@
-"""Configurations: refused with `ConfigError`, or VMs that are the same when the state has them and says them again."""
+"""Configurations: refused with `ConfigError`, or VMs that are the same when they are read from the state again."""
 
 from __future__ import annotations
 

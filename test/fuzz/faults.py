@@ -1,4 +1,4 @@
-"""What is logged as a fault of ours while an input is at work."""
+"""Internal errors that are logged while an input is handled."""
 
 from __future__ import annotations
 

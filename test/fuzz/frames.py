@@ -95,7 +95,7 @@ def one(octets: bytes) -> None:
 
 
 def _check(standins: Standins, action: Send) -> None:
-    """Check a frame that is sent: it is one, and tells no guest that its own address is at the stand-in's MAC."""
+    """Check a frame that is sent: it is valid, and gives no guest the stand-in's MAC for its own address."""
     frame = packets.parse(action.octets)
     assert frame is not None
     said = packets.understand(frame)

@@ -42,7 +42,7 @@ _PLACES: Final = (("ip",), ("config", "x"), ("dns", "a", "ttl"), ("dns",), ())
 
 _BRANCHES: Final = ("a", "www/a", "nobody/a", "www/a/b", "db/a")
 
-#: The objects of so many inputs are kept before a new repository is begun.
+#: The number of inputs after which a new repository is begun.
 _MANY: Final = 200
 
 
@@ -55,7 +55,7 @@ class _World(RequestsTestCase):
     age = 0
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Begin with a new repository."""
         self.doCleanups()
         self.setUp()
         self.age = 0
@@ -66,7 +66,7 @@ _world.renew()
 
 
 class _Maker:
-    """Makes git objects of what a fuzzer gives, whatever git would say of them."""
+    """Makes git objects of a fuzzer's octets, also objects that git would refuse."""
 
     def __init__(self, data: Any, repository: pygit2.Repository) -> None:
         """Make them in *repository*."""
@@ -121,7 +121,7 @@ class _Maker:
 
 
 def one(octets: bytes) -> None:
-    """Push something; it is merged or rejected at once, and nothing is logged as a fault of ours."""
+    """Push something; it is merged or rejected at once, and no internal error is logged."""
     if _world.age > _MANY:
         _world.renew()
     _world.age += 1

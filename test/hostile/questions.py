@@ -1,5 +1,5 @@
 """
-Octets in the place of questions, as a datagram and as a message by TCP.
+Octets that are no questions, as a datagram and as a message by TCP.
 
 `Row.input` is the message; `Row.expected` is the code of the reply (RFC 1035, 4.1.1), empty where there must be none.
 `test.support.packets` has what puts messages together. No row may start a VM.

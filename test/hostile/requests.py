@@ -67,7 +67,7 @@ def gone(path: str) -> Make:
 
 
 def submodule(repository: pygit2.Repository, tree: pygit2.Oid) -> pygit2.Oid:
-    """Put a commit of another repository in the place of a value."""
+    """Replace a value by a commit of another repository."""
     return put(repository, tree, f"{_DEFINED}/config/x", pygit2.Oid(hex="1" * 40), FileMode.COMMIT)
 
 

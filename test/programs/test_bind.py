@@ -89,13 +89,13 @@ class BindTests(SynchronousTestCase):
             raise SkipTest(f"only root can make namespaces; not installed: {', '.join(missing) or 'nothing'}")
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
-        self.yard = NetnsLab(self.addCleanup)
-        self.yard.plug("client", "10.9.0.2/24", "fd09::2/64")
+        self.lab = NetnsLab(self.addCleanup)
+        self.lab.plug("client", "10.9.0.2/24", "fd09::2/64")
         for address, network, gateway in (
             ("10.8.0.1/24", "10.8.0.0/24", "10.9.0.1"), ("fd08::1/64", "fd08::/64", "fd09::1"),
         ):
-            self.yard.run("host", f"ip address add {address} dev br0{' nodad' * (':' in address)}")
-            self.yard.run("client", f"ip route add {network} via {gateway}")
+            self.lab.run("host", f"ip address add {address} dev br0{' nodad' * (':' in address)}")
+            self.lab.run("client", f"ip route add {network} via {gateway}")
 
     def serve(self, configuration: str, *before: str) -> None:
         """Start a Jitsu on the host, by the command *before* if there is one, and wait until it serves."""
@@ -105,7 +105,7 @@ class BindTests(SynchronousTestCase):
         )
         with (self.folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                self.yard.command("host", *before, str(BIN / "twistd"), "-n", "--pidfile=", "jitsu", "--config",
+                self.lab.command("host", *before, str(BIN / "twistd"), "-n", "--pidfile=", "jitsu", "--config",
                                   str(self.folder / "jitsu.yaml")),
                 cwd=self.folder, stdout=log, stderr=log,
             )
@@ -133,7 +133,7 @@ class BindTests(SynchronousTestCase):
         """Return the answer to one question, asked there; or dig's complaint."""
         words = ["dig", "+short", "+tries=1", "+time=3", "+tcp" if tcp else "+notcp", f"@{server}", "www.jitsu.test"]
         return subprocess.run(
-            self.yard.command(where, *words), check=False, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
+            self.lab.command(where, *words), check=False, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
         ).stdout.strip()
 
     def served(self, where: str, server: str) -> list[bool]:
@@ -141,7 +141,7 @@ class BindTests(SynchronousTestCase):
         return [self.ask(where, server, tcp=tcp) == "10.9.0.3" for tcp in (False, True)]
 
     def health(self) -> dict[str, Any]:
-        """Return what /healthz says."""
+        """Return the answer of /healthz."""
         with socket.socket(socket.AF_UNIX) as one:
             one.connect(str(self.folder / "control.sock"))
             one.sendall(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -169,7 +169,7 @@ class BindTests(SynchronousTestCase):
             self.setUp()
 
     def test_from_systemd(self) -> None:
-        """Sockets that take both families are served so, and an IPv4 client counts as one where networks are told."""
+        """Sockets that accept both families are used, and an IPv4 client counts as one in lists of networks."""
         self.serve("summon_from: [10.9.0.0/24, fd09::/64]", sys.executable, "-c", SYSTEMD)
         for server in ("10.9.0.1", "10.8.0.1", "fd09::1", "fd08::1"):
             self.assertEqual([True, True], self.served("client", server), server)
@@ -183,8 +183,8 @@ class BindTests(SynchronousTestCase):
             problem = f"bind: {address} is no address of this host"
             self.assertIn(problem, self.health()["problems"])
             self.assertEqual(1, self.log().count(problem))
-        self.yard.run("host", "ip address add 10.7.0.1/24 dev br0")
-        self.yard.run("host", "ip address add fd07::1/64 dev br0")  # the kernel looks for duplicates first
+        self.lab.run("host", "ip address add 10.7.0.1/24 dev br0")
+        self.lab.run("host", "ip address add fd07::1/64 dev br0")  # the kernel looks for duplicates first
         for address in ("10.7.0.1", "fd07::1"):
             self.until(partial(self.is_logged, f"bind: {address} is an address of this host now"))
             self.assertEqual([True, True], self.served("host", address))

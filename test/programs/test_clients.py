@@ -1,8 +1,8 @@
 """
 Jitsu among programs that others wrote: resolvers in front of it, and clients that ask it themselves.
 
-Each test has a Jitsu of its own, and the resolver tests a resolver: all processes on ports of loopback, as whoever runs
-the tests. Programs that are not installed are unpacked from Debian (`bench.debian`).
+Each test has a Jitsu of its own, and the resolver tests a resolver: all processes on ports of loopback, run by the
+user of the tests. Programs that are not installed are unpacked from Debian (`bench.debian`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ClientTestCase(ProcessTestCase):
             raise SkipTest(message) from error
 
     def dig(self, *arguments: str, port: int | None = None) -> str:
-        """Ask with dig, once; return all that it says."""
+        """Run dig, once; return its output."""
         options = [f"@{HOST}", "-p", str(port or self.port), "+tries=1", f"+timeout={SOON}"]
         run = self.run_to_end("dig", *options, *arguments, env=environment(self.root_of("bind9-dnsutils")))
         return run.stdout
@@ -83,13 +83,13 @@ class ClientTestCase(ProcessTestCase):
 
 
 def status(said: str) -> str:
-    """Return the response code in what dig or kdig says; empty if there was no reply."""
+    """Return the response code in the output of dig or kdig; empty if there was no reply."""
     found = re.search(r"status: (\w+)", said)
     return found[1] if found else ""
 
 
 def addresses(said: str) -> list[str]:
-    """Return the addresses in what dig or kdig says."""
+    """Return the addresses in the output of dig or kdig."""
     return re.findall(r"^\S+\s+\d+\s+IN\s+A\s+(\S+)$", said, re.MULTILINE)
 
 
@@ -122,7 +122,7 @@ class BehindTestCase(ClientTestCase):
             time.sleep(0.02)
 
     def serves(self) -> bool:
-        """Say whether the resolver answers a question that it does not ask anybody else."""
+        """Return whether the resolver answers a question that it does not forward."""
         query = dns.message.make_query("version.bind", "TXT", "CH")
         try:
             dns.query.udp(query, HOST, timeout=1, port=self.front)
@@ -186,7 +186,7 @@ class BindTests(ResolverTests, BehindTestCase):
     package = "bind9"
 
     def zone(self) -> str:
-        """Return what named.conf says of the zone: named is the root too, so it never asks the Internet's."""
+        """Return the zone's part of named.conf: named is the root, too, so that it never asks the Internet's."""
         (self.folder / "root.zone").write_text(
             "$TTL 60\n@ SOA . . 1 60 60 60 60\n  NS ns.root.\nns.root. A 127.0.0.1\n"
             f"jitsu.test. NS ns.jitsu.test.\nns.jitsu.test. A {HOST}\n"
@@ -211,7 +211,7 @@ class BindForwardTests(BindTests):
     """BIND, which forwards to Jitsu: one question is enough for a VM of a second."""
 
     def zone(self) -> str:
-        """Return what named.conf says of the zone."""
+        """Return the zone's part of named.conf."""
         return f'zone "jitsu.test" {{ type forward; forward only; forwarders {{ {HOST} port {self.port}; }}; }};'
 
 
@@ -272,7 +272,7 @@ class DnsmasqTests(ResolverTests, BehindTestCase):
 
 
 class RecursorTests(ResolverTests, BehindTestCase):
-    """PowerDNS Recursor, which asks once, and after 1.5 s without an answer says SERVFAIL."""
+    """PowerDNS Recursor, which asks once, and answers SERVFAIL after 1.5 s without an answer."""
 
     package = "pdns-recursor"
 
@@ -306,13 +306,13 @@ class DigTests(ClientTestCase):
         self.assertEqual({"one": 1, "three": 1}, self.starts())
 
     def test_not_ready(self) -> None:
-        """An answer that leaves before the VM is up says so."""
+        """An answer that is sent before the VM is up has an EDE with this reason."""
         said = self.dig("three.jitsu.test")
         self.check_answer(said, "10.0.0.3")
         self.assertIn("EDE: 14 (Not Ready): (three is still starting)", said)
 
     def test_negative(self) -> None:
-        """NXDOMAIN and NODATA come with the SOA, and what is not ours is refused."""
+        """NXDOMAIN and NODATA have the SOA, and names in none of the zones are refused."""
         for arguments, code in ((["nobody.jitsu.test"], "NXDOMAIN"), (["one.jitsu.test", "AAAA"], "NOERROR"),
                                 (["down.under.jitsu.test"], "NOERROR"), (["one.jitsu.test", "HTTPS"], "NOERROR")):
             said = self.dig(*arguments)
@@ -332,7 +332,7 @@ class DigTests(ClientTestCase):
         self.assertNotIn("OPT PSEUDOSECTION", self.dig("+noedns", "fast.jitsu.test"))
 
     def test_options(self) -> None:
-        """NSID is said to those who ask; a client's subnet makes no difference; others are skipped."""
+        """NSID is in the answer if asked for; a client subnet makes no difference; other options are ignored."""
         self.assertIn('("jitsu-1")', self.dig("+nsid", "fast.jitsu.test"))
         self.assertNotIn("NSID", self.dig("fast.jitsu.test"))
         said = self.dig("+subnet=192.0.2.0/24", "fast.jitsu.test")
@@ -347,7 +347,7 @@ class DigTests(ClientTestCase):
         self.assertIn("; EDNS: version: 0, flags:; udp: 1232\n", self.dig("+ednsflags=0x7fff", "fast.jitsu.test"))
 
     def test_versions(self) -> None:
-        """Of EDNS we know version 0; dig, told so, asks again and gets its answer."""
+        """EDNS versions above 0 get BADVERS; dig asks again with version 0 and gets its answer."""
         said = self.dig("+edns=1", "+noednsnegotiation", "one.jitsu.test")
         self.assertEqual("BADVERS", status(said), said)
         self.assertIn("; EDNS: version: 0, flags:; udp: 1232\n", said)
@@ -400,7 +400,7 @@ class ProofTests(ClientTestCase):
         self.begin(f"verify_source: true\n{VMS}")
 
     def test_cookie(self) -> None:
-        """Dig, told that its cookie is bad, comes back with a good one."""
+        """Dig, after BADCOOKIE, asks again with a good cookie."""
         said = self.dig("+nobadcookie", "one.jitsu.test")
         self.assertEqual("BADCOOKIE", status(said), said)
         self.assertEqual({}, self.starts())
@@ -421,7 +421,7 @@ class ProofTests(ClientTestCase):
         self.assertEqual({"one": 1}, self.starts())
 
     def test_warm(self) -> None:
-        """A VM that is up is for everybody."""
+        """All clients get the address of a VM that is up."""
         self.assertEqual("fast: up\n", self.jitsuctl("start", "fast").stdout)
         self.check_answer(self.dig("+nocookie", "+ignore", "fast.jitsu.test"), "10.0.0.5")
 
@@ -435,7 +435,7 @@ class OtherClientsTests(ClientTestCase):
         self.begin()
 
     def other(self, package: str, *command: str) -> str:
-        """Run a program from Debian to its end; return what it said."""
+        """Run a program from Debian to its end; return its output."""
         run = self.run_to_end(*command, env=environment(self.root_of(package)))
         self.assertEqual(0, run.returncode, f"{run.stdout}{run.stderr}")
         return run.stdout

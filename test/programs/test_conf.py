@@ -65,7 +65,7 @@ class ExamplesTests(SynchronousTestCase):
         self.assertEqual({"batch", "mirage", "nanos", "unikraft"}, {path.stem for path in CONF.glob("*.xml")})
 
     def test_units(self) -> None:
-        """The units are as hard as their notes say, and start what there is."""
+        """The units are rated as their comments claim, and start existing programs."""
         for path in sorted(CONF.glob("*.service")):
             text = path.read_text()
             (noted,) = re.findall(r"rates this ([\d.]+), OK", text)

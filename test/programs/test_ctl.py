@@ -51,7 +51,7 @@ class ControlTestCase(ProcessTestCase):
         process.communicate()
 
     def interrupt(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
-        """Press Ctrl-C; return the exit status and what was said."""
+        """Press Ctrl-C; return the exit status and the output."""
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=PATIENCE)
         return process.returncode, out, error
@@ -68,7 +68,7 @@ vms:
 
 
 class HostsTests(ControlTestCase):
-    """What can be said to a Jitsu with several hosts."""
+    """Commands to a Jitsu with several hosts."""
 
     def setUp(self) -> None:
         """Serve."""
@@ -81,7 +81,7 @@ class HostsTests(ControlTestCase):
         return {name: [number, state.strip()] for name, number, state in rows}
 
     def test_move_and_drain(self) -> None:
-        """A VM goes where it is told; who is drained has none, and is shown so, until that is undone."""
+        """A VM moves to the named host; a drained host has none, and is shown as drained until that is undone."""
         self.run_ctl("start", "www")
         self.assertEqual({"left": ["1", "well"], "right": ["0", "well"]}, self.hosts())
         self.assertEqual("www: up\n", self.run_ctl("move", "www", "right").output)
@@ -109,7 +109,7 @@ class HostsTests(ControlTestCase):
 
 
 class CommandsTests(ControlTestCase):
-    """What can be said to a Jitsu that runs."""
+    """Commands to a running Jitsu."""
 
     def setUp(self) -> None:
         """Serve."""
@@ -117,7 +117,7 @@ class CommandsTests(ControlTestCase):
         self.server = self.serve("--zone", "jitsu.zone", configuration=VMS)
 
     def test_hold_and_release(self) -> None:
-        """A VM is held and released; both say what it is then."""
+        """A VM is held and released; both print its new state."""
         self.assertEqual("www: up, held\n", self.run_ctl("hold", "www").output)
         self.assertRegex(self.run_ctl("status").output, r"www +up +held +1 +0 +never")
         self.assertTrue(json.loads(self.run_ctl("status", "--json").output)[0]["held"])
@@ -125,7 +125,7 @@ class CommandsTests(ControlTestCase):
         self.assertFalse(json.loads(self.run_ctl("release", "www", "--json").output)["held"])
 
     def test_why(self) -> None:
-        """Why a VM is up is told in words, with the last decisions; or as JSON."""
+        """The reason why a VM is up is printed with the last decisions; or as JSON."""
         self.assertEqual(0, self.run_ctl("start", "www").exit_code)
         lines = self.run_ctl("why", "www").output.splitlines()
         self.assertRegex(lines[0], r"It has been up for \d")
@@ -136,7 +136,7 @@ class CommandsTests(ControlTestCase):
         self.assertEqual(1, self.run_ctl("why", "nobody").exit_code)
 
     def test_start_with_steps(self) -> None:
-        """A start tells each step, in milliseconds, then what came of it; only that is on standard output as JSON."""
+        """A start prints each step, in milliseconds, then the outcome; only that is on standard output as JSON."""
         run = self.run_ctl("start", "www", "--wait")
         lines = run.output.splitlines()
         told = [line.split("ms  ")[1] for line in lines[:-1]]
@@ -154,7 +154,7 @@ class CommandsTests(ControlTestCase):
         self.assertEqual("jitsuctl: bad: the start fails, as it was told to\n", failed.stderr)
 
     def test_events(self) -> None:
-        """The past is told as lines or as JSON, one object a line, as much as is wanted."""
+        """Past events are printed as lines or as JSON, one object a line, as many as wanted."""
         self.ask("www.jitsu.test")
         self.ask("bad.jitsu.test")
         lines = self.run_ctl("events").output.splitlines()
@@ -166,7 +166,7 @@ class CommandsTests(ControlTestCase):
         self.assertEqual(2, self.run_ctl("events", "-n", "1001").exit_code)
 
     def test_follow(self) -> None:
-        """What happens is told as it happens, until Ctrl-C, which is no fault, or until Jitsu ends, which is said."""
+        """Events are printed as they happen, until Ctrl-C, which is no error, or until Jitsu ends, which is printed."""
         process = self.follow("events", "-n", "0", "-f", "--json")
         ending = self.follow("events", "-n", "0", "-f")
         assert process.stdout is not None
@@ -193,7 +193,7 @@ class CommandsTests(ControlTestCase):
         return bool(select.select([process.stdout], [], [], 0.2)[0])
 
     def test_watch(self) -> None:
-        """A watched status is told again and again, and shows what has changed."""
+        """A watched status is printed again and again, with the changes."""
         process = self.follow("status", "--watch", "--json")
         assert process.stdout is not None
         self.assertEqual("off", json.loads(process.stdout.readline())[0]["state"])
@@ -208,7 +208,7 @@ class CommandsTests(ControlTestCase):
         self.assertEqual((130, ""), self.interrupt(process)[::2])
 
     def test_reload(self) -> None:
-        """A reload is told as JSON too."""
+        """The outcome of a reload is printed as JSON, too."""
         self.assertEqual({"reloaded": True}, json.loads(self.run_ctl("reload", "--json").output))
 
     def test_completion(self) -> None:
@@ -293,7 +293,7 @@ class PlacesTests(ControlTestCase):
         return f"ssl:{self.control}:interface={HOST}:privateKey=key.pem:certKey=cert.pem"
 
     def test_tls(self) -> None:
-        """With TLS and a token, who has both gets in, and nobody else; the log has no traceback for those."""
+        """With TLS and a token, a client with both is let in, and no other; the log has no traceback for those."""
         self.certificate()
         self.serve("--zone", "jitsu.zone", "--control", self.endpoint(), "--control-token", "token", configuration=VMS)
         place, token = f"https://{HOST}:{self.control}", str(self.folder / "token")
@@ -343,7 +343,7 @@ class PlacesTests(ControlTestCase):
             ctl.main, ["--control", f"unix:{path}", "events", "--json"]).output)
 
     def test_refusals(self) -> None:
-        """A place that others get to, without TLS or without a token, or a bad token, ends Jitsu with one line."""
+        """An endpoint for other machines without TLS or without a token, or a bad token, ends Jitsu with one line."""
         self.certificate()
         self.write_token("short")
         for arguments, words in (
@@ -367,7 +367,7 @@ class PlacesTests(ControlTestCase):
 
 
 class ShowTests(SynchronousTestCase):
-    """Words for what is said."""
+    """The texts of the output."""
 
     def test_names(self) -> None:
         """A VM's name is shown as it is, whatever is in it."""
@@ -385,7 +385,7 @@ class ShowTests(SynchronousTestCase):
         self.assertEqual([], show.problems(listed[1:]))
 
     def test_origins(self) -> None:
-        """Where requests have changed VMs, it is said which those are."""
+        """VMs that requests have changed are marked."""
         one = {"name": "www", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
                "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None}
         for width, who in ((100, "request/a of Ann <ann@example.org>"), (70, "request/a")):

@@ -94,16 +94,16 @@ def stream(*events: object) -> bytes:
 
 
 class HostileTests(SynchronousTestCase):
-    """What a server may say."""
+    """Answers of a server."""
 
     def run_ctl(self, octets: bytes, *arguments: str, **more: Any) -> Result:
-        """Run jitsuctl against a server that says so."""
+        """Run jitsuctl against a server with this answer."""
         self.server = Hostile(octets, **more)
         self.addCleanup(self.server.end)
         return CliRunner().invoke(ctl.main, ["--control", self.server.place, *arguments])
 
     def refused(self, octets: bytes, words: str, *arguments: str, status: int = 1, **more: Any) -> None:
-        """Check that it ends with one line that has *words*."""
+        """Check that it ends with one line that contains *words*."""
         run = self.run_ctl(octets, *(arguments or ("status",)), **more)
         self.assertEqual((status, 1, ""), (run.exit_code, run.stderr.count("\n"), run.stdout), (arguments, run.output))
         self.assertRegex(run.stderr, f"^jitsuctl: .*{words}")
@@ -111,7 +111,7 @@ class HostileTests(SynchronousTestCase):
         self.assertIsInstance(run.exception, SystemExit)
 
     def test_no_json(self) -> None:
-        """What is no JSON, or an answer of another kind of server, is told, and that it is not understood."""
+        """An answer that is no JSON, or another kind of server's, is an error that shows it."""
         understands = "what answers at .* is no Jitsu that this jitsuctl understands: "
         for octets, words in (
             (http(b"<html>"), "no JSON"), (http(b""), "no JSON"), (http(b"\xff\xfe"), "no JSON"),
@@ -178,7 +178,7 @@ class HostileTests(SynchronousTestCase):
         self.refused(http(b":" * 100_000), "no whole answer within 0.3 s", "events", status=3, trickles=True)
 
     def test_escaped(self) -> None:
-        """Whatever a server says is shown without what a terminal would act on; names of all languages stay."""
+        """A server's text is shown without the characters that a terminal interprets; names of all languages stay."""
         evil = "[red]" + EVIL
         vm = {**VM, "name": evil, "state": evil, "origin": evil, "problems": [evil], "why": [evil], "decisions": [
             {"kind": kind, "at": 1.0, "vm": evil, "asker": evil, "reason": evil, "times": evil, "backend": evil,

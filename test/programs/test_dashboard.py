@@ -100,7 +100,7 @@ class DashboardTests(ProcessTestCase):
             time.sleep(0.05)
 
     def shows(self, names: list[str]) -> bool:
-        """Say whether those are the VMs that are shown."""
+        """Return whether exactly these VMs are shown."""
         return names == [one.text for one in self.all("#vms .name")]
 
     def click(self, number: int, label: str) -> None:
@@ -128,7 +128,7 @@ class DashboardTests(ProcessTestCase):
         return [one for one in said if "409" not in one and "ERR_" not in one]
 
     def keep(self, name: str) -> None:
-        """Keep a picture for people, if somebody wants them."""
+        """Keep a screenshot, if the environment asks for it."""
         folder = os.environ.get("JITSU_PICTURES")
         if folder:
             self.page.save_screenshot(str(Path(folder, f"{name}.png")))
@@ -163,7 +163,7 @@ class DashboardTests(ProcessTestCase):
         self.assertEqual([], self.errors())
 
     def test_refused_action(self) -> None:
-        """What cannot be done is said, with the reason, and the VM is shown failed."""
+        """A failed action is shown with the reason, and the VM as failed."""
         self.click(2, "Start")
         self.until(lambda: self.text("#said") == "bad: the start fails, as it was told to")
         self.until(lambda: "failed the start fails, as it was told to" in self.row(2))
@@ -190,7 +190,7 @@ class DashboardTests(ProcessTestCase):
         self.assertEqual([], self.errors())
 
     def test_refusals(self) -> None:
-        """Who was refused, and why, is seen by itself, and counted."""
+        """Refused clients are shown with the reason, and counted."""
         self.assertIn("Nobody was refused a start.", self.text("main"))
         for name in ("www", "slow"):
             self.post(f"/v1/vms/{name}/start")
@@ -204,7 +204,7 @@ class DashboardTests(ProcessTestCase):
         self.keep("refused")
 
     def test_why(self) -> None:
-        """A click on a VM's name says why it is up or down, and what was decided; it is live, too."""
+        """A click on a VM's name shows why it is up or down, and the last decisions; it is updated, too."""
         self.ask("www.jitsu.test")
         self.until(lambda: "up" in self.row(1))
         self.click(1, "www")

@@ -1,4 +1,4 @@
-"""The extras of setup.cfg: what an installation without them does, and what it answers to whoever asks for more."""
+"""The extras of setup.cfg: what works without them, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ExtrasTests(SynchronousTestCase):
         subprocess.run([sys.executable, "-c", f"{program}, jitsu_tw.backends.libvirt"], check=True)
 
     def test_one_line(self) -> None:
-        """Who asks for what an extra brings is told in one line how to install it."""
+        """A configuration that needs a missing extra gets one line with the command to install it."""
         www, hosts = VM % "", "hosts: [{name: a, backend: xapi, connect: 'https://a'}]\n"
         for extra, key, configuration in (
             ("xapi", "backend", f"backend: xapi\n{www}"),

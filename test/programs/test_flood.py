@@ -37,7 +37,7 @@ SECONDS: Final = int(os.environ.get("JITSU_FLOOD", "5"))
 KINDS: Final = 8000
 SEED: Final = 20261123
 
-#: At most so many packets at once: a burst that the server's socket has room for.
+#: The most packets at once: a burst that fits into the buffer of the server's socket.
 BURST: Final = 100
 
 #: Good questions a second.
@@ -77,7 +77,7 @@ def valid() -> list[bytes]:
 
 
 def could_start(octets: bytes) -> bool:
-    """Say whether dnspython, which knows nothing of ours, takes *octets* for a question that may start a VM."""
+    """Return whether dnspython, which shares no code with Jitsu, takes *octets* for a question that may start a VM."""
     try:
         query = dns.message.from_wire(octets)
     except dns.exception.DNSException:
@@ -93,7 +93,7 @@ def could_start(octets: bytes) -> bool:
 
 
 def malformed(count: int, seed: int = SEED) -> list[bytes]:
-    """Return so many packets of which none is a question for an address: junk, and what is left of good questions."""
+    """Return *count* packets of which none is a question for an address: junk, and damaged questions."""
     chance, good = random.Random(seed), valid()
     made: list[bytes] = []
     while len(made) < count:
@@ -128,7 +128,7 @@ def flood(port: int, count: int) -> None:
             for number in range(sent, due):
                 try:
                     client.send(chance.randbytes(2) + packets[number % KINDS])
-                except OSError:  # no room, or news of an earlier packet
+                except OSError:  # the buffer is full, or an ICMP error for an earlier packet
                     continue
             sent = due
             time.sleep(0.001)

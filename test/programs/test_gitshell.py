@@ -47,7 +47,7 @@ class ToRunTests(SynchronousTestCase):
     """What is run for what a client asks for, without a client."""
 
     def setUp(self) -> None:
-        """Have a repository."""
+        """Make a repository."""
         self.state = Path(self.mktemp()).absolute()
         self.state.mkdir()
 
@@ -65,7 +65,7 @@ class ToRunTests(SynchronousTestCase):
         return str(self.assertRaises(FailedError, to_run, asked, self.state, vm))
 
     def test_else(self) -> None:
-        """Another command, another repository, and more words are refused in one line."""
+        """Another command, another repository, and further arguments are refused in one line."""
         only = "this key is for git only"
         for asked, words in (
             ("", only), ("sh", only), ("git", only), ("git log", only), ("git-shell", only), ("upload-pack x", only),
@@ -158,7 +158,7 @@ class LimitsTests(PushTestCase):
             self.assertEqual(-signal.SIGALRM, push.wait(PATIENCE))
 
     def test_no_turn(self) -> None:
-        """Where there can be no lock, that is said."""
+        """Where there can be no lock, the error has the reason."""
         (self.path / "jitsu.pushes").mkdir()
         self.assertIn("jitsu.pushes: Is a directory", self.serve(b"0000", "--vm", "www"))
 
@@ -212,7 +212,7 @@ class SshTests(ProcessTestCase):
         return f"env {sets} ssh {options} -o SendEnv=GIT_* -o SendEnv=JITSU_*"
 
     def git(self, who: str, *words: str | Path, status: int = 0, **sent: str) -> str:
-        """Run git with a key, and have the environment *sent*; return all that it says."""
+        """Run git with a key, and send the environment *sent*; return its output."""
         run = subprocess.run(
             ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *words], check=False,
             cwd=self.clone if self.clone.exists() else self.folder, capture_output=True, text=True, timeout=PATIENCE,

@@ -80,7 +80,7 @@ class Wire:
         Return the next frame that meets the *condition*; answer questions for our MAC meanwhile.
 
         Raises:
-            TimeoutError: *within* so many seconds the guest sends nothing.
+            TimeoutError: the guest sends nothing for *within* seconds.
         """
         self._end.settimeout(within)
         while True:
@@ -116,7 +116,7 @@ class Wire:
         self.send(OURS, mac(to), ethernet.ETH_TYPE_IP6, packet)
 
     def answer(self, flags: int, port: int = 4711, within: float = PATIENCE) -> tcp.TCP:
-        """Return the next TCP segment to our *port* with exactly these *flags*."""
+        """Return the next TCP segment to the test's *port* with exactly these *flags*."""
 
         def meets(frame: ethernet.Ethernet) -> bool:
             above = getattr(frame.data, "data", None)
@@ -186,7 +186,7 @@ class ServingTests(GuestTestCase):
     """What the guest does without a habit."""
 
     def test_page(self) -> None:
-        """The page says the guest's name and address, how long it has been up, and since when it has listened."""
+        """The page has the guest's name and address, how long it has been up, and since when it has listened."""
         page = self.boot("name=mine").fetch()
         head, _, body = page.partition("\r\n\r\n")
         self.assertIn("200 OK", head)
@@ -288,7 +288,7 @@ class ServingTests(GuestTestCase):
         self.assertEqual(syn.seq + 1, wire.answer(tcp.TH_RST).seq)
 
     def test_many_at_once(self) -> None:
-        """After a burst of SYNs, more than its queues and its table have room for, the guest goes on serving."""
+        """After a burst of SYNs, more than its queues and its table can hold, the guest goes on serving."""
         wire = self.boot("silent")
         for port in range(1, 1500):
             wire.segment(tcp.TH_SYN, port=port)
@@ -340,7 +340,7 @@ class Ipv6Tests(GuestTestCase):
         self.assertEqual((ALL_NODES, ADVERTISEMENT), (frame.data.dst, frame.data.data.type))
 
     def test_address_is_taken(self) -> None:
-        """With `probe`, an address that another node has is given up, and the page at the other address says so."""
+        """With `probe`, an address that another node has is given up, and the page at the other address shows that."""
         wire = Wire(self, f"ip6={IP6}/64 probe")
         probe = wire.frame(lambda frame: frame.type == ethernet.ETH_TYPE_IP6)
         self.assertEqual((bytes(16), SOLICITED[0]), (probe.data.src, probe.data.dst))
@@ -412,7 +412,7 @@ class HabitTests(GuestTestCase):
             self.assertIn(OURS.hex(":"), wire.line("given up"))
 
     def test_mute(self) -> None:
-        """It takes a request and says nothing; it closes when the client does."""
+        """It accepts a request and answers nothing; it closes when the client does."""
         wire = self.boot("mute")
         syn = wire.connect()
         wire.segment(DATA, 8, syn.seq + 1, GET)
@@ -446,7 +446,7 @@ class HabitTests(GuestTestCase):
         self.assertEqual(arp.ARP_OP_REPLY, wire.frame().data.op)
 
     def test_power(self) -> None:
-        """The power button does nothing, unless it is told to."""
+        """The power button does nothing, unless the command line enables it."""
         with tempfile.TemporaryDirectory() as place:
             monitor = Path(place) / "qmp"
             wire = self.boot("power", "-qmp", f"unix:{monitor},server=on,wait=off")
@@ -479,14 +479,14 @@ class HabitTests(GuestTestCase):
         self.assertIsNone(wire.process.poll())
 
     def test_halts_at_once(self) -> None:
-        """It says nothing at all, and QEMU goes on."""
+        """It sends nothing at all, and QEMU goes on."""
         wire = Wire(self, "halt")
         with self.assertRaises(TimeoutError):
             wire.frame(within=1.5)
         self.assertIsNone(wire.process.poll())
 
     def test_reboots(self) -> None:
-        """It begins anew when a client has got its page."""
+        """It reboots when a client has got its page."""
         wire = self.boot("reboot_after=1")
         self.assertIn("requests: 1\n", wire.fetch(1))
         wire.line("listening")

@@ -81,7 +81,7 @@ vms:
 
 
 def each(rows: Iterable[Any]) -> Callable[[type], type]:
-    """Give a class, whose `check` takes a row, a test of each of *rows*."""
+    """Add a test for each of *rows* to a class whose `check` takes a row."""
 
     def decorate(cases: type) -> type:
         for row in rows:
@@ -114,7 +114,7 @@ class ServerTestCase(SynchronousTestCase):
     """Looks at the log of the one server when each test ends."""
 
     def setUp(self) -> None:
-        """Have the server."""
+        """Make the server."""
         self.served = server()
         before = len(self.served.log())
         self.addCleanup(self.quiet, before)
@@ -152,7 +152,7 @@ class PushTests(ServerTestCase):
         self.state, self.clone = pygit2.Repository(str(self.served.folder / "state.git")), clone()
 
     def push(self, *what: str) -> str:
-        """Push from the clone; return all that git says."""
+        """Push from the clone; return git's output."""
         run = subprocess.run(["git", "push", "origin", *what], cwd=self.clone,
                              check=False, capture_output=True, text=True, timeout=PATIENCE)  # fmt: skip
         return run.stdout + run.stderr
@@ -308,7 +308,7 @@ class MessageTests(SynchronousTestCase):
     """AMP, as each side reads it."""
 
     def setUp(self) -> None:
-        """Begin with a Synjitsu on one bridge, and with what Jitsu is told."""
+        """Make a Synjitsu on one bridge, and a Jitsu that stores its messages."""
         kernel, self.told = FakeKernel(), list[Any]()
         kernel.own = ("10.0.0.1/24",)
         real: Any = kernel

@@ -59,7 +59,7 @@ class PushTestCase(SynchronousTestCase):
     def git(
         self, *words: str, folder: Path | None = None, status: int = 0, environment: Mapping[str, str] | None = None
     ) -> str:
-        """Run git; return all that it says."""
+        """Run git; return its output."""
         run = subprocess.run(["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *words],
                              cwd=folder or self.clone, check=False, capture_output=True, text=True,
                              env={**os.environ, **(environment or {})})  # fmt: skip
@@ -74,7 +74,7 @@ class PushTestCase(SynchronousTestCase):
         return str(self.repository.create_commit(None, ANN, ANN, "please", tree, [head.id]))
 
     def push(self, commit: str, branch: str = "request/a", status: int = 0, **environment: str) -> str:
-        """Push a commit; return what git says."""
+        """Push a commit; return git's output."""
         return self.git("push", "origin", f"{commit}:refs/heads/{branch}", status=status, environment=environment)
 
     def branches(self) -> set[str]:
@@ -87,7 +87,7 @@ class PushTestCase(SynchronousTestCase):
 
 
 class RefusalTests(SynchronousTestCase):
-    """Who may push what."""
+    """Which sender may push what."""
 
     def test_table(self) -> None:
         """An operator's branches, and those of one VM's own sender."""
@@ -122,7 +122,7 @@ class HookTests(PushTestCase):
     """What is pushed while no Jitsu runs."""
 
     def test_waits(self) -> None:
-        """A request waits, and the push says so; it can be taken back."""
+        """A request waits, and the push reports that; it can be taken back."""
         self.assertIn("a waits: no Jitsu runs with this state", self.push(self.commit()))
         self.assertEqual({"main", "request/a"}, self.branches())
         self.push("", "request/a")
@@ -208,7 +208,7 @@ class UserTests(PushTestCase):
     """A repository that two users write to."""
 
     def setUp(self) -> None:
-        """Let the state be another user's."""
+        """Change the owner of the state."""
         super().setUp()
         if os.geteuid():
             raise SkipTest("needs root")
@@ -226,7 +226,7 @@ class UserTests(PushTestCase):
         self.assertEqual([], [path for path in self.path.rglob("*") if path.stat().st_uid != NOBODY])
 
     def test_recipe(self) -> None:
-        """What the README tells another user to do works; here a script is sudo, as root's Python is not for nobody."""
+        """The README's commands for another user work; here a script is sudo, as nobody cannot run root's Python."""
         tools = self.folder / "tools"
         tools.mkdir()
         (tools / "sudo").write_text(f"""#!/bin/sh
@@ -290,17 +290,17 @@ class RenewTests(PushTestCase):
         self.push(self.commit())
 
     def test_foreign(self) -> None:
-        """A hook of the operator's own in that place is left alone, with a line in the log."""
+        """A hook of the operator's with the same name is left alone, with a line in the log."""
         hook = self.path / "hooks" / "pre-receive"
         hook.write_text("#!/bin/sh\n")
         with capturedLogs() as log:
             GitStore(self.path).open()
         self.assertEqual("#!/bin/sh\n", hook.read_text())
-        self.assertIn("is not Jitsu's, so pushes are not checked", "".join(formatEvent(event) or "" for event in log))
+        self.assertIn("Jitsu does not check pushes", "".join(formatEvent(event) or "" for event in log))
         self.assertRaises(OSError, hooks.make, self.path)
 
     def test_no_interpreter(self) -> None:
-        """Without the Python that it was made with, a hook refuses, and says what to do."""
+        """Without the Python that it was made with, a hook refuses, and prints the remedy."""
         self.patch(sys, "executable", "/nowhere/python")
         hooks.renew(pygit2.Repository(str(self.path)))
         self.assertIn("run jitsuctl init, to renew the hooks", self.push(self.commit(), status=1))
@@ -316,7 +316,7 @@ class LockTests(PushTestCase):
         return run.stdout + run.stderr
 
     def test_second(self) -> None:
-        """The second one is refused, with the first one's process id; who reads is not; later it is free."""
+        """A second Jitsu is refused, with the first one's process id; a reader is not; later the lock is free."""
         store = GitStore(self.path)
         store.open()
         second = ("import sys; from pathlib import Path; from jitsu_tw.store import lock; lock.PATIENCE = 0.1\n"

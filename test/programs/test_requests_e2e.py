@@ -53,7 +53,7 @@ class PushTests(ProcessTestCase):
         return self.run_to_end("git", "-C", self.state, "ls-tree", "-r", "--name-only", branch, "jitsu/vm/").stdout
 
     def git(self, *arguments: str | Path, folder: Path | None = None, status: int = 0, **environment: str) -> str:
-        """Run git as Ann; return all that it says."""
+        """Run git as Ann; return its output."""
         run = subprocess.run(
             ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", *arguments], cwd=folder or self.clone,
             check=False, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, **environment},
@@ -62,7 +62,7 @@ class PushTests(ProcessTestCase):
         return run.stdout + run.stderr
 
     def push(self, name: str, message: str = "please", status: int = 0) -> str:
-        """Commit all changes of the clone and push them as a request; return what the push says."""
+        """Commit all changes of the clone and push them as a request; return the push's output."""
         self.git("add", "-A")
         self.git("commit", "-qm", message)
         return self.git("push", "origin", f"HEAD:refs/heads/request/{name}", status=status)
@@ -102,7 +102,7 @@ class PushTests(ProcessTestCase):
         self.assertEqual(["www"], [vm["name"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)])
 
     def test_rejected(self) -> None:
-        """A conflict and a wrong value are told to the pusher, kept as ``rejected/…``, and change nothing."""
+        """A conflict and a wrong value are printed by the push, kept as ``rejected/…``, and change nothing."""
         self.ttl.write_text("5\n")
         self.push("first")
         self.git("reset", "-q", "--hard", "HEAD~1")
@@ -117,7 +117,7 @@ class PushTests(ProcessTestCase):
         self.git("push", "origin", ":rejected/second")
 
     def test_wait(self) -> None:
-        """While the state cannot be written a push waits, `healthz` says why, and the push ends when it can be."""
+        """While the state cannot be written a push waits, `healthz` has the reason; the push ends when it can be."""
         lock = self.state / "refs" / "heads" / "main.lock"
         lock.touch()
         self.ttl.write_text("5\n")
@@ -137,7 +137,7 @@ class PushTests(ProcessTestCase):
         self.assertEqual((0, 5), (push.returncode, self.digs()[1]))
 
     def test_second(self) -> None:
-        """A second Jitsu on the same state does not start, and says which process has it; the first one goes on."""
+        """A second Jitsu on the same state does not start, and names the process that has it; the first one goes on."""
         others = f"--listen {free_port()} --control off"
         run = self.run_to_end(BIN / "twistd", "-n", "--pidfile=", "jitsu", *others.split(), "--config", "jitsu.yaml")
         self.assertEqual(1, run.returncode, run.stdout)
@@ -164,7 +164,7 @@ class PushTests(ProcessTestCase):
             self.assertEqual((f"10.0.1.{number}", 5), self.digs(f"n{number}.jitsu.test"))
 
     def test_hooks(self) -> None:
-        """`main` and ``rejected/…`` are Jitsu's own; who pushes as a VM's own user may push only for that VM."""
+        """`main` and ``rejected/…`` are Jitsu's own; a VM's own user may push only for that VM."""
         self.ttl.write_text("5\n")
         self.git("commit", "-qam", "mine")
         self.assertIn("main is Jitsu's own", self.git("push", "-f", "origin", "HEAD:main", status=1))
@@ -234,7 +234,7 @@ class DiskTests(ProcessTestCase):
     """A Jitsu whose state is on a disk of its own."""
 
     def test_full(self) -> None:
-        """While the disk is full it says so once and serves; when there is room, all that it remembers is written."""
+        """While the disk is full Jitsu reports it once and serves; when there is space again, everything is written."""
         self.serve_on("dd if=/dev/zero of=disk/filler bs=4k 2>/dev/null || true")
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
         self.until_logged("the state is not written, only remembered")
@@ -249,7 +249,7 @@ class DiskTests(ProcessTestCase):
         self.assertIn("From jitsu.yaml", said)
 
     def test_read_only(self) -> None:
-        """On a file system that is read-only it serves, with a word about it."""
+        """On a file system that is read-only Jitsu serves, and reports it."""
         self.serve_on("mount -o remount,ro disk")
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
         self.until_logged("Read-only file system")
@@ -276,7 +276,7 @@ class KilledTests(ProcessTestCase):
     """A Jitsu that is killed while requests come."""
 
     def push(self, state: Path, turn: int) -> None:
-        """Ask for another TTL; a state that is being written to at this moment is tried again, as git would say."""
+        """Ask for another TTL; try again while the state is being written, as a user would after git's error."""
         for _ in range(10):
             run = self.run_to_end(sys.executable, "-c", f"""
 import sys; sys.path.insert(0, {str(BIN.parent.parent)!r})
@@ -292,9 +292,9 @@ push(state, "t{turn}", {{"jitsu/vm/{WWW}/dns/www.jitsu.test/ttl": "{turn + 40}"}
 
     def test_killed(self) -> None:
         """
-        Killed and begun again while somebody pushes, it takes each request once, and the state is whole.
+        Killed and restarted during pushes, Jitsu handles each request once, and the state is complete.
 
-        A request that was made of what the file has said otherwise at the start is put aside.
+        A request on a configuration that the file has overridden at the start is rejected.
         """
         process = self.serve("--zone", "jitsu.zone", configuration=VMS)
         state = self.folder / "state.git"

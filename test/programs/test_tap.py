@@ -69,7 +69,7 @@ class ProcessTestCase(SynchronousTestCase):
         return path
 
     def run_to_end(self, *command: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end; return what it said."""
+        """Run a program to its end; return its output."""
         return subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE, check=False, **more
         )
@@ -116,14 +116,14 @@ class ProcessTestCase(SynchronousTestCase):
         return (self.folder / "log").read_text()
 
     def until_logged(self, words: str) -> None:
-        """Wait until the log has *words*."""
+        """Wait until the log contains *words*."""
         end = time.monotonic() + PATIENCE
         while words not in self.log():
             self.assertLess(time.monotonic(), end, self.log())
             time.sleep(0.02)
 
     def ask(self, name: str, type_: str = "A", timeout: float = PATIENCE, host: str = HOST) -> dns.message.Message:
-        """Ask over TCP, which says at once where nobody listens."""
+        """Ask over TCP, which fails at once where no server listens."""
         query = dns.message.make_query(name, type_, use_edns=0)
         return dns.query.tcp(query, host, timeout=timeout, port=self.port)
 
@@ -160,7 +160,7 @@ class ServeTests(ProcessTestCase):
         self.assertEqual("127.0.0.1", self.ask("ns.jitsu.test").answer[0][0].to_text())
 
     def test_positional(self) -> None:
-        """The original's way: options, VMs, no file; a zone is made up, with a word about it."""
+        """The original's way: options, VMs, no file; a zone is made up, and logged."""
         self.serve(*f"-b {HOST} -l {self.port} -t 7 -m shutdown -d 0 -x memory --control off".split(),
                    "dns=www.example.org,ip=10.0.0.9,name=www")
         reply = self.ask("www.example.org")
@@ -181,9 +181,9 @@ class ServeTests(ProcessTestCase):
 
     def test_end_while_clients_wait(self) -> None:
         """
-        At SIGTERM clients that wait for a VM are told that the server is being stopped, by UDP and by TCP.
+        At SIGTERM clients that wait for a VM get an EDE that the server is being stopped, by UDP and by TCP.
 
-        One that takes none of its answers delays the end by two seconds, not by more.
+        A client that reads none of its answers delays the end by two seconds, not by more.
         """
         more = "  - {name: slower, dns: slower.jitsu.test, ip: 10.0.0.4, boot_time: 30}\n"
         text = " ".join(["x" * 250] * 200)
@@ -221,7 +221,7 @@ class ServeTests(ProcessTestCase):
         self.assertNotIn("Traceback", self.log())
 
     def test_state_comes_first(self) -> None:
-        """When it says that it serves, the state has the VMs and can be cloned."""
+        """When it logs that it serves, the state has the VMs and can be cloned."""
         self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration=VMS)
         self.until_logged("serving 3 names of 3 VMs")
         tree = self.run_to_end("git", "-C", "state.git", "ls-tree", "-r", "--name-only", "main").stdout
@@ -243,7 +243,7 @@ class ServeTests(ProcessTestCase):
         self.assertNotIn("idle for 3 s", self.log())
 
     def test_reload_of_many(self) -> None:
-        """While a long zone is read anew, the old one is served."""
+        """While a long zone is read again, the old one is served."""
         (self.folder / "jitsu.zone").write_text(f"{ZONE}old 60 A 192.0.2.9\n")
         process = self.serve("--zone", "jitsu.zone", configuration=VMS)
         (self.folder / "jitsu.zone").write_text(f"{ZONE}$GENERATE 1-20000 h$ 60 TXT text\n")
@@ -255,7 +255,7 @@ class ServeTests(ProcessTestCase):
         self.until_logged("reloaded the zones")
 
     def test_reload(self) -> None:
-        """By SIGHUP or jitsuctl the zones are read anew, for all names, warm ones too; a bad one changes nothing."""
+        """By SIGHUP or jitsuctl the zones are read again, for all names, warm ones too; a bad one changes nothing."""
         process = self.serve("--zone", "jitsu.zone", configuration=VMS)
         self.ask("www.jitsu.test")
         (self.folder / "jitsu.zone").write_text(f"{ZONE}new 60 A 192.0.2.9\n")
@@ -274,7 +274,7 @@ class ServeTests(ProcessTestCase):
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
 
     def test_transfer(self) -> None:
-        """Who may have the zone gets it whole, VMs and all, by address or by key, nobody else; it starts nothing."""
+        """A permitted client gets the whole zone, by address or by key, others nothing; no VM is started."""
         self.serve("--zone", "jitsu.zone", configuration=f"allow_transfer: [127.0.0.1, key mine]\n{TRANSFER}{VMS}")
         for host, key, permitted in ((HOST, None, True), ("127.0.0.2", None, False), ("127.0.0.2", "mine", True),
                                      ("127.0.0.2", "yours", False)):
@@ -292,7 +292,7 @@ class ServeTests(ProcessTestCase):
         self.assertEqual({0}, {vm["total_starts"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)})
 
     def test_notify(self) -> None:
-        """Secondaries are told of a zone when we begin and when its serial changes, signed if so agreed."""
+        """Secondaries are notified of a zone at the start and when its serial changes, signed if they have a key."""
         ring = dns.tsigkeyring.from_text({"mine": SECRET})
         with socket.socket(type=socket.SOCK_DGRAM) as secondary:
             secondary.bind((HOST, 0))
@@ -310,7 +310,7 @@ class ServeTests(ProcessTestCase):
                 self.assertEqual("reloaded\n", self.jitsuctl("reload").stdout)
 
     def test_dry_run(self) -> None:
-        """A dry run answers as if all were up, starts nothing, and tells what it would have started."""
+        """A dry run answers as if all were up, starts nothing, and lists what it would have started."""
         self.serve("--zone", "jitsu.zone", "--dry-run", configuration=VMS)
         for name in ("www", "bad", "slow"):
             self.assertEqual(1, len(self.ask(f"{name}.jitsu.test").answer))
@@ -333,7 +333,7 @@ class SocketsTests(ProcessTestCase):
     """Several addresses, other people's sockets, and privileges."""
 
     def test_addresses(self) -> None:
-        """It serves on all the addresses that it is told, of both families, and on no others."""
+        """It serves on all the configured addresses, of both families, and on no others."""
         self.serve("--zone", "jitsu.zone", configuration=f"bind: [127.0.0.1, 127.0.0.2, '::1']\n{VMS}")
         query = dns.message.make_query("ns.jitsu.test", "A")
         for host in ("127.0.0.1", "127.0.0.2", "::1"):
@@ -412,7 +412,7 @@ class HypervisorTests(ProcessTestCase):
         self.assertIn("nobody: Domain not found; define it there", self.log())
 
     def test_silent(self) -> None:
-        """A hypervisor that takes the connection and says nothing is waited for beside all else."""
+        """A hypervisor that accepts the connection and does not answer delays nothing else."""
         with socket.socket() as silent:
             silent.bind((HOST, 0))
             silent.listen()
@@ -423,7 +423,7 @@ class RefusalTests(ProcessTestCase):
     """Mistakes are one clear line and an exit status; nothing is started."""
 
     def refused(self, words: str, *arguments: str, configuration: str = VMS) -> None:
-        """Check that it ends with one line that has *words* in it."""
+        """Check that it ends with one line that contains *words*."""
         (self.folder / "jitsu.yaml").write_text(
             f"listen: {self.port}\ncontrol: [{self.place}, '{HOST}:{self.control}']\n{configuration}"
         )
@@ -462,7 +462,7 @@ class RefusalTests(ProcessTestCase):
                 self.assertNotIn("Traceback", run.stdout + run.stderr)
 
     def test_port_in_use(self) -> None:
-        """A port that somebody has is named, for DNS and for control."""
+        """A port that another process uses is named, for DNS and for control."""
         with socket.socket(type=socket.SOCK_DGRAM) as udp:
             udp.bind((HOST, self.port))
             self.refused(f"bind: cannot listen on {HOST} port {self.port}: Address already in use",
@@ -481,7 +481,7 @@ class RefusalTests(ProcessTestCase):
                      configuration=f"persistdb: state.git\nbackend: memory\n{VMS}")
 
     def test_nothing_to_serve(self) -> None:
-        """Without zones and VMs, it says what it wants."""
+        """Without zones and VMs, it prints what it needs."""
         self.refused("there is nothing to serve", "-l", "5300", configuration="")
 
 
@@ -509,7 +509,7 @@ class ControlTests(ProcessTestCase):
         self.assertEqual((None, None), (vms[1]["lease_left"], vms[1]["last_request_ts"]))
 
     def test_stand_ins(self) -> None:
-        """Without Synjitsu, nobody is stood in for, and status says nothing of it; there is no metric either."""
+        """Without Synjitsu, there are no stand-ins, and status does not mention them; there is no metric either."""
         said = json.loads(self.jitsuctl("standins", "--json").stdout)
         self.assertEqual((False, []), (said["configured"], said["standins"]))
         self.assertNotIn("stood in for", self.jitsuctl("status").stdout)
@@ -539,7 +539,7 @@ class ControlTests(ProcessTestCase):
             self.assertIn(f"; {words}\n", run.stderr)
 
     def test_stop_during_a_start(self) -> None:
-        """A stop during a start call waits for its end; who waited for the VM is told."""
+        """A stop during a start call waits for its end; clients that wait for the VM get an answer."""
         command = [str(BIN / "jitsuctl"), "--control", self.place, "start", "slow"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
             end = time.monotonic() + PATIENCE
@@ -551,7 +551,7 @@ class ControlTests(ProcessTestCase):
         self.assertEqual("cancelling", json.loads(self.jitsuctl("status", "--json").stdout)[2]["state"])
 
     def request(self, method: str, path: str, **headers: str) -> HTTPConnection:
-        """Send a request to the UNIX socket, as if to the other place."""
+        """Send a request to the UNIX socket, as if to the other endpoint."""
         connection = UnixConnection(self.place.removeprefix("unix:"), PATIENCE)
         connection.request(method, path, headers={"Host": f"{HOST}:{self.control}", **headers})
         return connection
@@ -562,7 +562,7 @@ class ControlTests(ProcessTestCase):
             return connection.getresponse().status
 
     def test_strange_pages(self) -> None:
-        """A page from elsewhere cannot make a browser start or see a VM, by its own name or by a name of ours."""
+        """A page of another site cannot make a browser start or see a VM, by its own name or one of Jitsu's names."""
         here = f"{HOST}:{self.control}"
         cases: tuple[tuple[dict[str, str], int], ...] = (
             ({}, 200),
@@ -601,7 +601,7 @@ class SocketTests(ProcessTestCase):
         return any(one.gr_name == sockets.GROUP for one in grp.getgrall())
 
     def test_default(self) -> None:
-        """Where nothing is said, both sides mean the socket of the service, or of the user; TCP is not listened on."""
+        """By default, both sides use the socket of the service, or of the user; no TCP port is open."""
         (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\nbackend: memory\n{VMS}")
         environment = {**os.environ, "RUNTIME_DIRECTORY": f"{self.folder}/run"}
         with (self.folder / "log").open("wb") as log:
@@ -764,7 +764,7 @@ class FilesTests(ProcessTestCase):
             self.assertLess(len(list(Path(f"/proc/{process.pid}/fd").iterdir())), 300)
 
     def test_raised(self) -> None:
-        """The soft limit is raised as far as the hard one lets it; where that is enough, nothing is said."""
+        """The soft limit is raised as far as the hard one allows; where that is enough, nothing is logged."""
         limits: list[Any] = []
         self.patch(resource, "setrlimit", lambda _, to: limits.append(to))
         for limit, expected, words in (
@@ -817,13 +817,13 @@ class SynjitsuTests(ProcessTestCase):
                 self.assertNotIn("Traceback", run.stdout + run.stderr)
 
     def test_version(self) -> None:
-        """Both tell their own version, not Twisted's."""
+        """Both print their own version, not Twisted's."""
         for name in ("Jitsu", "Synjitsu"):
             run = self.run_to_end(BIN / "twistd", name.lower(), "--version")
             self.assertEqual((0, f"{name} {__version__}\n"), (run.returncode, run.stdout))
 
     def test_unprivileged(self) -> None:
-        """Without CAP_NET_RAW it says what it takes."""
+        """Without CAP_NET_RAW the error names it."""
         if os.geteuid() != 0:
             raise SkipTest("only root can give up privileges")
         self.folder.chmod(0o777)
@@ -835,9 +835,9 @@ class SynjitsuTests(ProcessTestCase):
 
     def test_starts(self) -> None:
         """
-        It says what it will do, and replaces a socket on which no process listens any more.
+        It logs what it will do, and replaces a socket on which no process listens any more.
 
-        After it stood still, its timers do not count that time.
+        After it was stopped for a while, its timers do not count that time.
         """
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(self.folder / "socket"))

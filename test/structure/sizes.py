@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 IO: Final = frozenset({"os", "socket", "subprocess", "threading", "time", "twisted"})
 
 #: What of these does none of it: records and codes of DNS, a failure, families and texts of addresses.
-VALUES: Final = ("twisted.names.dns", "twisted.names.error", "twisted.python.failure", "socket.AF_", "socket.inet_")
+VALUES: Final = (
+    "twisted.internet.endpoints.clientFromString", "twisted.names.dns", "twisted.names.error",
+    "twisted.python.failure", "socket.AF_", "socket.inet_",
+)
 
 #: The packages whose decisions are to be without I/O, and the adapters among them.
 DECIDING: Final = ("jitsu_tw.vm", "jitsu_tw.cluster", "jitsu_tw.rules")

@@ -18,9 +18,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 #: The folders and files whose words have been revised; the others are to follow.
 DONE: Final = (
-    "synjitsu_tw", "jitsu_tw/dns", "jitsu_tw/store", "jitsu_tw/clocks.py", "jitsu_tw/errors.py", "jitsu_tw/logs.py",
-    "jitsu_tw/messages.py", "jitsu_tw/networks.py", "jitsu_tw/shares.py", "jitsu_tw/slices.py", "jitsu_tw/sockets.py",
-    "jitsu_tw/text.py", "jitsu_tw/twistd.py",
+    "jitsu_tw", "synjitsu_tw", "demo", "test/contract", "test/e2e", "test/fuzz", "test/guest", "test/hostile",
+    "test/programs", "test/structure", "test/support", "test/unit/base", "test/unit/dns", "test/unit/store",
+    "test/unit/synjitsu", "test/xenlab",
 )  # fmt: skip
 
 #: A docstring's first line says what the function does: "Return", "Start", "Handle a lost connection".

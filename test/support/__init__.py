@@ -45,7 +45,7 @@ class BoundedClock(Clock):
 
     def advance(self, amount: float) -> None:
         """
-        Let *amount* seconds pass, and make the calls that are due.
+        Advance the time by *amount* seconds, and make the calls that are due.
 
         Raises:
             AssertionError: `MOST_CALLS` calls were due.
@@ -63,22 +63,22 @@ class BoundedClock(Clock):
 
 
 class HandClock(BoundedClock):
-    """A clock, and a reactor that a test turns until its threads have told something."""
+    """A clock, and a reactor that makes the calls of other threads when a test runs it."""
 
     def __init__(self) -> None:
-        """Begin with nothing told."""
+        """Begin with no call from a thread."""
         super().__init__()
         self.told: list[Any] = []
         self.there = threading.Condition()
 
     def callFromThread(self, function: Any, *arguments: Any) -> None:  # noqa: N802
-        """Take what a thread tells."""
+        """Store a call of a thread."""
         with self.there:
             self.told.append((function, arguments))
             self.there.notify()
 
     def turn(self) -> None:
-        """Wait until a thread has told something, and carry all of it out."""
+        """Wait for calls of threads, and make them."""
         with self.there:
             assert self.there.wait_for(lambda: self.told, PATIENCE), "no thread tells anything"
             told, self.told = self.told, []
@@ -86,7 +86,7 @@ class HandClock(BoundedClock):
             function(*arguments)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Carry out what threads tell until *condition* holds, for at most `PATIENCE` seconds."""
+        """Make the calls of threads until *condition* holds, for at most `PATIENCE` seconds."""
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, "threads tell much, but not what the test waits for"
@@ -130,21 +130,21 @@ def _nothing() -> None:
 
 
 class Hearer:
-    """Hears things, and lets a test wait for them: whatever is told ends with `look`."""
+    """Receives calls, and fires Deferreds for tests that wait for them: each call ends with `look`."""
 
     def __init__(self) -> None:
-        """Begin with nobody waiting."""
+        """Begin with no test that waits."""
         self._waiting: list[tuple[Callable[[], object], Deferred[None]]] = []
 
     def until(self, condition: Callable[[], object]) -> Deferred[None]:
-        """Fire when *condition* holds; it is asked after each thing told."""
+        """Return a Deferred that fires when *condition* holds; it is checked after each call."""
         waiting: Deferred[None] = Deferred()
         self._waiting.append((condition, waiting))
         self.look()
         return waiting.addTimeout(10, reactor)
 
     def look(self) -> None:
-        """See who waits no longer."""
+        """Fire the Deferreds whose conditions hold."""
         for condition, waiting in list(self._waiting):
             if condition():
                 self._waiting.remove((condition, waiting))
@@ -156,16 +156,16 @@ class World:
     A fleet with a backend and a state of memory, on a clock.
 
     Attributes:
-        clock: turns all times.
+        clock: the clock of all times.
         wall_set: seconds by which the wall clock was set, forward or, below 0, back.
         backend: where the VMs are; it outlives the fleet, as a hypervisor does.
-        store: the state; so does it.
-        warm: the answers that the fleet knows of.
-        fleet: has been started.
+        store: the state, which outlives the fleet, too.
+        warm: the warm answers of the fleet's VMs.
+        fleet: the fleet, which has been started.
     """
 
     def __init__(self, *vms: VM, **settings: Any) -> None:
-        """Begin with *vms* and what else *settings* say."""
+        """Start a fleet with *vms* and further *settings*."""
         self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.wall_set = 0.0
@@ -197,10 +197,10 @@ class World:
         return self.backend.guests[self.machine(name).uuid].starts
 
     def pump(self, seconds: float, step: float = 0.1) -> None:
-        """Let time pass in steps."""
+        """Advance the time in steps."""
         self.clock.pump([step] * round(seconds / step))
 
     def remembered(self, name: str = "www") -> Mapping[str, str]:
-        """Return what the state says of the VM's past."""
+        """Return the VM's statistics in the state."""
         base = f"jitsu/stats/{self.machine(name).uuid}/"
         return {path.removeprefix(base): value for path, value in self.store.tree.items() if path.startswith(base)}

@@ -1,7 +1,7 @@
 """
-Somebody who asks name servers for addresses all the time: a program of its own, as it runs in a network namespace.
+A client that asks name servers for addresses all the time: a program of its own, as it runs in a network namespace.
 
-``asking.py EVERY SERVER,SERVER NAME,NAME`` asks each server for each name every so many seconds, without waiting for
+``asking.py EVERY SERVER,SERVER NAME,NAME`` asks each server for each name every ``EVERY`` seconds, without waiting for
 answers, and prints what becomes of each question as a line of JSON, as the fields of `test.support.cluster.Answer`.
 """
 
@@ -34,7 +34,7 @@ def tell(asked: float, server: int, name: str, reply: dns.message.Message | None
 
 
 def main(every: float, servers: list[str], names: list[str]) -> None:
-    """Ask until somebody ends us."""
+    """Ask until a signal ends the program."""
     sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in servers]
     for one, server in zip(sockets, servers, strict=True):
         one.setblocking(False)  # noqa: FBT003

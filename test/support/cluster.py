@@ -1,5 +1,5 @@
 """
-A laboratory for several who act as one: three Jitsus, three etcds, two hosts with a libvirtd each, and who asks them.
+A laboratory for a cluster: three Jitsus, three etcds, two hosts with a libvirtd each, and a client.
 
 Each host and each Jitsu has a network namespace of its own, plugged into the bridge of `demo.lab.Network`; the Jitsus
 reach the etcds by a cable of their own, which can be cut.
@@ -189,7 +189,7 @@ class Node(Jitsu):
     def __init__(
         self, name: str, server: str, directory: Path, network: ClusterNetwork, linux: Collection[str]
     ) -> None:
-        """Have a directory of its own, with the definitions of the VMs; those in *linux* boot the Linux guest."""
+        """Make a directory with the definitions of the VMs; those in *linux* boot the Linux guest."""
         self.name, self.where = name, name
         directory.mkdir()
         super().__init__(directory, "", server, network)
@@ -224,7 +224,7 @@ class Node(Jitsu):
         self.process.send_signal(what)
 
     def problems(self) -> list[str]:
-        """Return what it says of its health."""
+        """Return the problems in its health."""
         health: dict[str, list[str]] = self.control.ask("GET", "/healthz")
         return health["problems"]
 

@@ -2,7 +2,7 @@
 Etcd's own members, one or several, for the time of a test: Debian's program, installed or unpacked (`bench.debian`).
 
 They keep their data in memory where they can, do not wait for disks, and hold elections quickly. They are used with
-`with`, or by `start` and `close`; whoever starts them ends them all.
+`with`, or by `start` and `close`; the caller of `start` calls `close`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Member:
     """
 
     def __init__(self, name: str, folder: Path, scheme: str, address: str, ports: tuple[int, int]) -> None:
-        """Take its places; it does not run yet."""
+        """Store its name, folder and addresses; it does not run yet."""
         self.name, self.folder = name, folder
         self.address, self.port = address, ports[0]
         self.url = f"{scheme}://{address}:{ports[0]}"
@@ -69,13 +69,13 @@ class Member:
 
 class Etcds:
     """
-    An etcd of so many members.
+    An etcd of several members.
 
     Args:
         addresses: of the members; by default, one on loopback.
         ports: for clients and for the other members, where the addresses differ; by default, free ones.
-        runs: for each member, what turns a command line into one that runs where it shall, as
-            `demo.lab.Network.command` does; by default, here.
+        runs: for each member, a function that turns a command line into one that runs in its namespace, as
+            `demo.lab.Network.command` does; by default, members run in this namespace.
         options: more of the program's.
         scheme: of the URLs for clients.
     """
@@ -154,7 +154,7 @@ class Etcds:
             time.sleep(0.02)
 
     def _serves(self, number: int) -> bool:
-        """Say whether a member knows a leader; of one with certificates, which cannot be asked, whether it accepts."""
+        """Return whether a member knows a leader; of one with certificates, whether it accepts connections."""
         member = self.members[number]
         if not member.url.startswith("http:"):
             with socket.socket() as probed:
@@ -211,13 +211,13 @@ class Etcds:
             self.members[number].process = None
 
     def freeze(self, number: int) -> None:
-        """Have one do nothing, until `thaw`."""
+        """Stop a member's process until `thaw`."""
         process = self.members[number].process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
 
     def thaw(self, number: int) -> None:
-        """Have it go on."""
+        """Continue a stopped member's process."""
         process = self.members[number].process
         assert process is not None
         process.send_signal(signal.SIGCONT)

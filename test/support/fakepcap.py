@@ -33,7 +33,7 @@ class FakePcap:
         self._ours, self._theirs = socket.socketpair()
 
     def put(self, *frames: bytes) -> None:
-        """Have *frames* captured."""
+        """Capture *frames*."""
         self._there.extend(frames)
         self._theirs.send(b"." * len(frames))
 

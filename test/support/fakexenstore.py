@@ -30,7 +30,7 @@ class FakeXenstore:
         return self.nodes.get(path)
 
     async def transaction(self, change: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Do *change*; if it raises, nothing has happened. Then tell who watches of all that was touched."""
+        """Run *change*; undo it if it raises. Then call the watches of the nodes that it has touched."""
         before, tree = dict(self.nodes), _FakeTree(self)
         self.transactions += 1
         try:

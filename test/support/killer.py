@@ -43,7 +43,7 @@ def push(state: History, name: str, changes: dict[str, str | None]) -> None:
 
 
 def write_for_ever(path: Path, seed: int) -> None:
-    """Commit configurations, statistics and requests, and tidy up, until somebody ends it."""
+    """Commit configurations, statistics and requests, and tidy up, until the process is killed."""
     chance = random.Random(seed)
     history.STALE = -1.0  # type: ignore[misc]  # the locks of who was killed before are nobody's
     history._sync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it has written

@@ -1,5 +1,5 @@
 """
-Namespaces around a bridge, with a client, a guest that comes up when it is told, and routers; and programs in them.
+Namespaces around a bridge: a client, a guest that a test boots, and routers; and programs in them.
 
 Nothing has a name on the machine: when the test ends, however it ends, the kernel removes everything.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 30.0
 
-#: Runs in a namespace: listens and answers at once when told to on standard input, and says when (CLOCK_MONOTONIC).
+#: Runs in a namespace: begins to listen when standard input has a line, and prints when (CLOCK_MONOTONIC).
 GUEST: Final = """
 import json, socket, sys, threading, time
 
@@ -54,7 +54,7 @@ for line in sys.stdin:
     print(json.dumps({"at": at}), flush=True)
 """
 
-#: Connects, says something, and tells what came of it.
+#: Connects, sends something, and prints the outcome.
 CLIENT: Final = """
 import json, socket, sys, time
 
@@ -119,7 +119,7 @@ def killed_late(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 class Program:
-    """A program in a namespace that says what it does in lines."""
+    """A program in a namespace that prints its results in lines."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         """Take the *process*."""
@@ -132,7 +132,7 @@ class Program:
             return self.process.stdout.readline()
 
     def result(self) -> dict[str, Any]:
-        """Return what it says at its end."""
+        """Wait for its end, and return the JSON of its last line."""
         result: dict[str, Any] = json.loads(self.process.communicate(timeout=PATIENCE)[0].splitlines()[-1])
         return result
 
@@ -173,17 +173,17 @@ class NetnsLab:
                 stream.close()
 
     def command(self, where: str, *words: str) -> list[str]:
-        """Return the command line that runs *words* there."""
+        """Return the command line that runs *words* in the namespace."""
         return ["nsenter", f"--target={self._spaces[where].pid}", "--net", *words]
 
     def run(self, where: str, line: str) -> str:
-        """Run a command line there, to its end, and return what it says."""
+        """Run a command line in the namespace, to its end, and return its output."""
         return subprocess.run(
             self.command(where, *line.split()), check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
         ).stdout
 
     def batch(self, where: str, *lines: str) -> None:
-        """Do there what ip(8) is told, by one process."""
+        """Run several commands of ip(8) in the namespace, in one process."""
         words = "".join(f"{line}\n" for line in lines)
         subprocess.run(self.command(where, "ip", "-batch", "-"), check=True, input=words, text=True, timeout=PATIENCE)
 
@@ -224,7 +224,7 @@ class NetnsLab:
         self.run(two, f"ip link set {one} up")
 
     def address(self, name: str, address: str, device: str = "eth0") -> None:
-        """Give a namespace an address."""
+        """Add an address to a namespace."""
         self.run(name, f"ip address add {address} dev {device}{' nodad' * (':' in address)}")
 
     def sysctl(self, where: str, **values: int) -> None:
@@ -248,12 +248,12 @@ class NetnsLab:
         return int(line.split()[1])
 
     def guest(self, where: str = "guest") -> Program:
-        """Start what listens there when it is told to."""
+        """Start a guest: a program in the namespace that listens when `listen` is called."""
         return self.start(where, sys.executable, "-c", GUEST)
 
     @staticmethod
     def listen(guest: Program, ip: str, port: int = 80, *, udp: bool = False) -> float:
-        """Have a guest listen, and return since when it does."""
+        """Make a guest listen, and return the time since when it does."""
         assert guest.process.stdin is not None
         guest.process.stdin.write(json.dumps([ip, port, udp]) + "\n")
         guest.process.stdin.flush()

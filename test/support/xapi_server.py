@@ -149,7 +149,7 @@ class Pool:
         return ref
 
     def move_vm(self, ref: str) -> str:
-        """Give a VM another ref; return it."""
+        """Change a VM's ref; return the new one."""
         row = self.rows[ref]
         self.remove(ref)
         self.generation += 1
@@ -160,7 +160,7 @@ class Pool:
     # What happens to VMs.
 
     def power(self, ref: str, state: str) -> None:
-        """Set a VM's power state, as an operation does at its end, or somebody by hand."""
+        """Set a VM's power state, as an operation does at its end, or another client."""
         domid = self.rows[ref].record["domid"]
         if state in {"Halted", "Suspended"}:
             domid = "-1"
@@ -170,7 +170,7 @@ class Pool:
         self.change(ref, power_state=state, domid=domid)
 
     def reboot(self, ref: str) -> None:
-        """Let a guest reboot: it is in a new domain, and was Running all the time for all that events tell."""
+        """Reboot a guest: it is in a new domain, and was Running all the time according to all events."""
         self._domid += 1
         self.change(ref, domid=str(self._domid))
 
@@ -192,7 +192,7 @@ class Pool:
         return vm
 
     def begin(self, operation: str, ref: str, fault: Failure | None = None) -> str:
-        """Begin an operation as a task; return its ref. What is wrong with it is said by the task."""
+        """Begin an operation as a task; return its ref. Its errors are in the task."""
         self.get("VM", ref)
         task = self.add("task", {"name_label": f"Async.VM.{operation}", "status": "pending", "error_info": []})
         try:
@@ -244,7 +244,7 @@ class Pool:
         return found
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Have *call* called once, soon after the next change."""
+        """Schedule *call* once, soon after the next change."""
         self._waking.append(call)
 
     def _wake(self) -> None:
@@ -259,7 +259,7 @@ class Pool:
             row.created = row.modified = 1
 
     def forget_sessions(self, *which: str) -> None:
-        """End sessions, all if none is named; who waits for events is told."""
+        """End sessions, all if none is named; pending calls for events get an error."""
         self.sessions -= set(which) or self.sessions
         self._wake()
 
@@ -313,7 +313,7 @@ class Server(XMLRPC):
         self._number = self._port.getHost().port
 
     async def unplug(self) -> None:
-        """Stop listening, break all connections, and forget who waits for events."""
+        """Stop listening, break all connections, and drop pending calls for events."""
         port, self._port = self._port, None
         if port is not None:
             await port.stopListening()
@@ -347,7 +347,7 @@ class Server(XMLRPC):
         return withRequest(procedure)
 
     def refuse(self, method: str, *details: str) -> None:
-        """Let the next call of *method* fail; of an operation on a VM, its task."""
+        """Make the next call of *method* fail; of an operation on a VM, its task."""
         self.wrong.setdefault(method, []).append(details)
 
     def _answer(self, request: Any, method: str, arguments: list[Any]) -> Any:
@@ -430,7 +430,7 @@ class Server(XMLRPC):
         raise Failure("MESSAGE_METHOD_UNKNOWN", method)
 
     def _events(self, session: str, classes: list[str], token: str, timeout: float) -> Any:
-        """Answer when there is something to say, or when *timeout* seconds have passed."""
+        """Answer when there are events, or when *timeout* seconds have passed."""
         if not isinstance(timeout, float):
             raise Failure("FIELD_TYPE_ERROR", "timeout")
         try:

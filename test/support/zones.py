@@ -17,7 +17,7 @@ HEAD = "$TTL 3600\n@ SOA ns hostmaster 7 1h 10m 1d 60\n"
 
 
 def text_of(record: RR) -> str:
-    """Return *record* as ``owner TYPE data``, with dnspython's words for the data."""
+    """Return *record* as ``owner TYPE data``, with dnspython's text for the data."""
     rtype = dns.rdatatype.RdataType.make(record.type)
     rdata = dns.rdata.from_wire("IN", rtype, record.rdata, 0, len(record.rdata))
     return f"{to_text(record.owner)} {dns.rdatatype.to_text(rtype)} {rdata.to_text()}"
@@ -46,7 +46,7 @@ class ZoneTestCase(SynchronousTestCase):
     """Writes zones to files, and compares tables."""
 
     def write(self, text: str, name: str = "") -> str:
-        """Return the path of a file that says *text*."""
+        """Return the path of a file with *text*."""
         path = Path(self.mktemp())
         path.mkdir()
         path /= name or "a.zone"
@@ -58,7 +58,7 @@ class ZoneTestCase(SynchronousTestCase):
         return Zones(Zone.read(self.write(text)) for text in texts)
 
     def check(self, zones: Zones, cases: list[tuple[str, str, str]]) -> None:
-        """Compare the outcome of each (name, type) with the line that says it."""
+        """Compare the outcome of each (name, type) with the expected line."""
         for name, qtype, expected in cases:
             with self.subTest(name=name, type=qtype):
                 outcome = zones.lookup(from_text(name), int(dns.rdatatype.from_text(qtype)))

@@ -1,9 +1,9 @@
 """
-An xl without Xen: its words, its exit codes, its domains as long as a directory lasts, real nodes in a real xenstored.
+An xl without Xen: its output, its exit codes, its domains in a temporary directory, real nodes in a real xenstored.
 
-`FakeXl` puts the program, `xlprogram`, on the path as ``xl``. What that says was recorded from xl 4.17. A file
+`FakeXl` puts the program, `xlprogram`, on the path as ``xl``. Its output was recorded from xl 4.17. A file
 ``fail-VERB`` in the directory makes that verb fail with what is in it; ``hang-VERB`` makes it hang; ``stays`` keeps
-what is left of a domain that has shut down until somebody destroys it.
+what is left of a domain that has shut down until it is destroyed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FakeXl:
         self._old: dict[str, str | None] = {}
 
     def __enter__(self) -> FakeXl:
-        """Be on the path."""
+        """Put the program on the path."""
         self._ends.callback(self._folder.cleanup)
         self._ends.enter_context(self.daemon)
         program = self.folder / "xl"
@@ -55,7 +55,7 @@ class FakeXl:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Be gone."""
+        """Remove it from the path."""
         for key, value in self._old.items():
             if value is None:
                 del os.environ[key]
@@ -64,7 +64,7 @@ class FakeXl:
         self._ends.close()
 
     def xl(self, *arguments: str) -> str:
-        """Do something by hand, as somebody else would, and return what it prints."""
+        """Run the fake xl, as another program would, and return its output."""
         done = subprocess.run(["xl", *arguments], check=True, capture_output=True, text=True)
         return done.stdout
 

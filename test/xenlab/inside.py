@@ -42,7 +42,7 @@ def write_anew(disk: Path) -> None:
 
 
 async def uptime() -> float:
-    """Return for how many seconds the guest has been up, as it says itself."""
+    """Return for how many seconds the guest has been up, according to itself."""
 
     def fetch() -> str:
         with urlopen(f"http://{IP}/cgi-bin/uptime", timeout=PATIENCE) as page:
@@ -87,7 +87,7 @@ class LibxlOnXenTests(TestCase):
         await self.backend.stop(await self.backend.look_up(machine), Mode.DESTROY)
 
     async def test_quoting(self) -> None:
-        """What we quote, xl reads as it was meant."""
+        """Quoted texts are read unchanged by xl."""
         many = ('a="b c"', "'", "\\", '\\"', '"\\', "#", '";name="x', "é ٣ %s $(x) `x`", "x" * 1000, "\\x22\\n", '"')
         for text in (" ".join(many), "".join(many), '"\\'):
             machine = self.new_vm(cmdline=text, disk=(xen.Disk("/dev/loop0", "xvda"),))

@@ -66,7 +66,7 @@ _SSH: Final = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/
 
 
 class XenLabError(Exception):
-    """The lab does not come up, or a command in it failed; the argument says how."""
+    """The lab does not come up, or a command in it failed; the argument has the reason."""
 
 
 def missing_commands() -> list[str]:
@@ -154,7 +154,7 @@ class XenLab:
             time.sleep(0.1)
 
     def said(self) -> str:
-        """Return what Xen and dom0 have said on the console."""
+        """Return the output of Xen and dom0 on the console."""
         return self.console.read_text(errors="replace") if self.console.exists() else ""
 
     # In dom0.
@@ -182,7 +182,7 @@ class XenLab:
         return subprocess.Popen(self.command(argv), **options)
 
     def forward(self, path: Path, port: int) -> subprocess.Popen[Any]:
-        """Let a UNIX socket at *path* lead to a port on dom0's loopback, for as long as what is returned runs."""
+        """Forward a UNIX socket at *path* to a port on dom0's loopback, as long as the returned process runs."""
         words: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "ssh", "-i", self._key, *_SSH]
         words += ["-N", "-o", "StreamLocalBindUnlink=yes", "-L", f"{path}:127.0.0.1:{port}", f"root@{DOM0_IP}"]
         return self.network.popen("host", words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -203,7 +203,7 @@ class XenLab:
         return self.network.run("client", argv, **options)
 
     def query(self, name: str, *more: str, server: str = DOM0_IP, timeout: float = COMMAND_WITHIN) -> str:
-        """Ask *server* once for *name* with dig, as a client; return all that it says."""
+        """Ask *server* once for *name* with dig, as a client; return its output."""
         program = ["dig", f"@{server}", "+tries=1", f"+timeout={timeout:.0f}", name, *more]
         return self.client(program, check=False).stdout
 

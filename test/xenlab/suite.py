@@ -193,7 +193,7 @@ class XenLabTestCase(SynchronousTestCase):
     lab: XenLab
 
     def setUp(self) -> None:
-        """Have the lab up."""
+        """Start the lab."""
         missing = missing_commands()
         if missing:
             raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
@@ -220,7 +220,7 @@ class WithoutJitsuTests(XenLabTestCase):
     """The libxl backend by itself. Runs by the side of the others, and is looked at last."""
 
     def test_inside(self) -> None:
-        """What `test.xenlab.inside` says of it holds."""
+        """The tests of `test.xenlab.inside` pass."""
         said, _ = inside().communicate(timeout=3 * PATIENCE)
         self.assertEqual(0, inside().returncode, said)
 
@@ -272,7 +272,7 @@ class Jitsu:
         return asked.communicate(timeout=PATIENCE)[0]
 
     def ask(self, method: str, path: str) -> Any:
-        """Ask its control endpoint; an endpoint that does not answer yet has nothing to say."""
+        """Send a request to its control endpoint; return the JSON, empty while the endpoint does not answer yet."""
         url = f"http://localhost/v1/{path}"
         argv = ["curl", "--silent", "--max-time", f"{PATIENCE}", "-X", method, "-H", f"Authorization: Bearer {TOKEN}",
                 "--unix-socket", f"{self._control}", url]  # fmt: skip
@@ -308,12 +308,12 @@ class JitsuTestCase(XenLabTestCase):
     """Has a Jitsu in dom0."""
 
     def setUp(self) -> None:
-        """Have it serve."""
+        """Start a Jitsu."""
         super().setUp()
         self.jitsu = jitsu()
 
     def stop(self, name: str, state: str) -> None:
-        """Have it stop a VM, and see it in *state*."""
+        """Make it stop a VM, and wait for its *state*."""
         self.jitsu.ask("POST", f"vms/{name}/stop")
         self.jitsu.wait(name, state)
 
@@ -322,8 +322,8 @@ class JitsuTestCase(XenLabTestCase):
         Ask for a name from outside; the answer comes when the guest is ready, so its page is there at once.
 
         The emulated processor, not Xen, lets a PVH guest fault now and then in its first milliseconds, when another
-        guest has its turn then. Its answer says that it failed, and the next question boots it. Where this machine has
-        other work, booting takes longer than Jitsu waits, and the answer says so.
+        guest runs at the same time. The answer has the failure then, and the next question boots it. If this machine is
+        busy, booting takes longer than Jitsu waits, and the answer has an EDE with this reason.
         """
         said = self.jitsu.query(name)
         faults = self.lab.run(["xl", "dmesg"]).stdout.count("Triple fault") if "SERVFAIL" in said else 0
@@ -403,7 +403,7 @@ class SynjitsuTests(JitsuTestCase):
         return self.client("nstat", "-asz", "TcpExtTCPSynRetrans").split()[-2]
 
     def is_connected(self) -> bool:
-        """Say whether the client's connection is established, while it waits for the page."""
+        """Return whether the client's connection is established, while it waits for the page."""
         self.assertIsNone(self.fetching.poll())
         return "ESTAB" in self.client("ss", "-Htn", "dst", SYN_IP)
 

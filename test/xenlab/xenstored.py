@@ -4,7 +4,7 @@ Xen's own xenstored without Xen, and guests that are none but speak to it as gue
 The daemon is Debian's, unpacked into a cache; `xsshim.c`, built into the same cache, stands in for the hypervisor. It
 listens in a temporary directory, serves within milliseconds and ends with the test. A guest is a page that it and
 the daemon share: requests and answers go through the page's two rings (xen/include/public/io/xs_wire.h), so that
-the daemon knows who asks, and what that one may do.
+the daemon knows which domain asks, and its permissions.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Xenstored:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Have it do nothing meanwhile."""
+        """Stop its process within a ``with`` block."""
         process = self._process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
@@ -151,7 +151,7 @@ class Xenstored:
             process.send_signal(signal.SIGCONT)
 
     def event(self, port: int) -> None:
-        """Tell it of an event, as a hypervisor would."""
+        """Send it an event, as a hypervisor would."""
         events = os.open(self.folder / "events", os.O_RDWR | os.O_NONBLOCK)
         try:
             os.write(events, struct.pack("=I", port))
@@ -178,7 +178,7 @@ class Caller(ABC):
         return self.call(READ, path.encode() + b"\0")
 
     def write(self, path: str, value: bytes | str) -> None:
-        """Give a node its value."""
+        """Set the value of a node."""
         self.call(WRITE, path.encode() + b"\0" + (value.encode() if isinstance(value, str) else value))
 
     def list(self, path: str) -> list[str]:
@@ -231,7 +231,7 @@ class Tools(Caller):
         self._socket.close()
 
     def introduce(self, domid: int) -> None:
-        """Tell the daemon of a domain, with the page and the event port of the shim."""
+        """Introduce a domain to the daemon, with the page and the event port of the shim."""
         self.call(INTRODUCE, "\0".join([str(domid), "1", "1", ""]).encode())
 
     def give(self, path: str, *permissions: str) -> None:
@@ -295,7 +295,7 @@ class FakeGuest(Caller):
                     tools.remove(f"/local/domain/{self.domid}")
 
     def _put(self, octets: bytes) -> None:
-        """Put octets into the ring of requests, as there is room."""
+        """Put octets into the ring of requests, as far as there is space."""
         page, words = self._shared()
         ring, consumer, producer = REQUESTS
         for octet in octets:
@@ -323,7 +323,7 @@ class FakeGuest(Caller):
         return self._page, self._words
 
     def _until(self, done: Callable[[], bool]) -> None:
-        """Wait; the daemon looks at the rings when it is told to."""
+        """Wait; an event makes the daemon read the rings."""
         end = time.monotonic() + PATIENCE
         while not done():
             if time.monotonic() > end:

@@ -55,7 +55,7 @@ class _Host:
 
     @contextmanager
     def domains(self) -> Iterator[dict[str, Any]]:
-        """Have the domains, by number; what is changed is kept."""
+        """Load the domains, by number; changes are stored at the end."""
         with (self.folder / "domains").open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -110,7 +110,7 @@ class _Host:
             tools.remove(f"/local/domain/{number}")
 
     def flag(self, number: str, old: str, new: str) -> bool:
-        """Change a domain's flags, if it has them; say whether it had."""
+        """Change a domain's flags, if it has them; return whether it had."""
         with self.domains() as domains:
             if number not in domains or domains[number]["flags"] != old:
                 return False

@@ -1,4 +1,4 @@
-"""Several hypervisors as one (`backends.hosts`): where a VM is started, and that it never runs on two."""
+"""Several hypervisors as one (`backends.pool`): where a VM is started, and that it never runs on two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool, Unplaced
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
-from jitsu_tw.settings import HOSTS, Mode
+from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode
 from test.contract import backends as contract_backends
 from test.support import BoundedClock, vm
 
@@ -35,11 +35,11 @@ class Lossy(MemoryBackend):
         self.is_lost = False
 
     def state(self, uuid: str) -> Deferred[Power]:
-        """Return what the VM is, unless nobody can be asked."""
+        """Return what the VM is, unless the host is lost."""
         return super().state(uuid).addCallback(self._unless_lost)
 
     def start(self, uuid: str) -> Deferred[Start]:
-        """Start the VM, unless nobody can be asked."""
+        """Start the VM, unless the host is lost."""
         return super().start(uuid).addCallback(self._unless_lost)
 
     def _unless_lost(self, result: Any) -> Any:
@@ -49,7 +49,7 @@ class Lossy(MemoryBackend):
 
 
 class Facts(Unplaced):
-    """What the cluster knows of where VMs are, as a test says."""
+    """What the cluster knows of where VMs are, set by a test."""
 
     def __init__(self) -> None:
         self.claimed: list[str] = []
@@ -59,7 +59,7 @@ class Facts(Unplaced):
         self.ago = inf
 
     def claim_host(self, vm: VM, host: str) -> Deferred[bool]:  # noqa: ARG002
-        """Agree, or not."""
+        """Return whether that is agreed."""
         self.claimed.append(host)
         return succeed(self.agrees)
 
@@ -97,7 +97,7 @@ class HostsTests(SynchronousTestCase):
     """Where VMs go."""
 
     def setUp(self) -> None:
-        """Have three hosts."""
+        """Begin with three hosts."""
         self.clock = BoundedClock()
         self.each = {name: Lossy(name, self.clock) for name in NAMES}
         self.hosts = Pool(self.each, self.clock.seconds)
@@ -107,7 +107,7 @@ class HostsTests(SynchronousTestCase):
         self.hosts.connect(self.watcher)
 
     def have(self, vm: VM, **memory: int) -> str:
-        """Have a VM, and so many octets free on hosts; it needs 10. Return its uuid."""
+        """Define a VM that needs 10 octets of memory; *memory* is free on each host. Return its uuid."""
         uuid = self.successResultOf(self.hosts.look_up(vm))
         for name, free in memory.items():
             self.each[name].guests[uuid].memory = Memory(10, free)
@@ -127,12 +127,12 @@ class HostsTests(SynchronousTestCase):
         self.hosts.lost(self.each[name], "the cable is out")
 
     def find(self, name: str) -> None:
-        """Find it again."""
+        """Connect to a host again."""
         self.each[name].is_lost = False
         self.hosts.connected(self.each[name])
 
     def test_most_memory(self) -> None:
-        """It goes where most memory is free, and nowhere where there is not enough."""
+        """A VM starts where most memory is free, and nowhere where there is not enough."""
         uuid = self.have(a_vm(), left=20, middle=30, right=5)
         self.assertEqual("middle", self.start(uuid))
         self.assertEqual(["middle"], self.facts.claimed)
@@ -141,7 +141,7 @@ class HostsTests(SynchronousTestCase):
         self.assertIn("left: it needs 0 MiB", str(failure.value))
 
     def test_prefer_and_avoid(self) -> None:
-        """It goes to the hosts that it prefers, in their order, and to those that it avoids only if it must."""
+        """A VM starts on the hosts that it prefers, in their order, and on those that it avoids only if it must."""
         uuid = self.have(a_vm(prefer=("right", "left")), left=20, middle=30, right=20)
         self.assertEqual("right", self.start(uuid))
         uuid = self.have(a_vm(name="db", avoid=("middle",)), left=20, middle=30, right=19)
@@ -155,7 +155,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual("right", self.start(self.have(a_vm(), left=20, middle=30, right=10)))
 
     def test_next_host(self) -> None:
-        """A start that fails on one host is tried on the next; if all fail, each says why."""
+        """A start that fails on one host is tried on the next; if all fail, the error has the reason of each."""
         uuid = self.have(a_vm(), left=20, middle=30, right=40)
         for name in ("right", "middle"):
             self.order(name, uuid, Fault.START)
@@ -173,7 +173,7 @@ class HostsTests(SynchronousTestCase):
         guest.vm = vm(faults=[fault.value])
 
     def test_stays_with_its_image(self) -> None:
-        """A VM that is saved or paused goes on where it is, whatever else would be better."""
+        """A VM that is saved or paused goes on where it is, whichever host would be better."""
         for mode in (Mode.SAVE, Mode.PAUSE):
             uuid = self.have(a_vm(name=mode.value), left=20, middle=30, right=10)
             self.assertEqual("middle", self.start(uuid))
@@ -182,7 +182,7 @@ class HostsTests(SynchronousTestCase):
             self.assertEqual("middle", self.start(uuid))
 
     def test_found_running(self) -> None:
-        """A VM that somebody has started on any of them is seen, and not started."""
+        """A VM that was started by hand on any host is found there, and not started."""
         uuid = self.have(a_vm())
         self.each["right"].happen(uuid, Power.RUNNING, "by hand")
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
@@ -190,7 +190,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual([], self.facts.claimed)
 
     def test_lost_while_up(self) -> None:
-        """A VM whose host is lost is not started elsewhere: it may run there. Found again, it does."""
+        """A VM whose host is lost is not started elsewhere: it may run there. When the host is back, it does."""
         uuid = self.have(a_vm(prefer=("left",)))
         self.start(uuid)
         self.lose("left")
@@ -200,14 +200,14 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
 
     def test_lost_while_off(self) -> None:
-        """A VM that was seen to be off on a host goes to another when that is lost."""
+        """A VM that was last seen off on a host is started on another when that is lost."""
         uuid = self.have(a_vm(prefer=("left",)))
         self.successResultOf(self.hosts.state(uuid))
         self.lose("left")
         self.assertIn(self.start(uuid), {"middle", "right"})
 
     def test_lost_while_starting(self) -> None:
-        """A start of which nobody knows what became is not tried elsewhere."""
+        """A start whose call was lost with its host is not tried elsewhere."""
         uuid = self.lost_while_starting()
         self.failureResultOf(self.hosts.start(uuid), BackendLost)
 
@@ -220,8 +220,14 @@ class HostsTests(SynchronousTestCase):
         self.failureResultOf(started, BackendLost)
         return uuid
 
+    def test_lost_for_long(self) -> None:
+        """A VM whose start call was lost with its host may run there, for as long as the host is away."""
+        uuid = self.lost_while_starting()
+        self.clock.advance(STARTS_WITHIN + 1)
+        self.failureResultOf(self.hosts.start(uuid), BackendLost)
+
     def test_never_seen(self) -> None:
-        """On a host that was never reached a VM may run, unless we know that it was started on none, or another."""
+        """On a host that was never reached a VM may run, unless it is known that it was started on none, or another."""
         for where, starts in ((None, False), ("left", False), ("", True), ("right", True)):
             hosts = Pool(self.each)
             self.lose("left")
@@ -238,13 +244,13 @@ class HostsTests(SynchronousTestCase):
                 self.failureResultOf(hosts.start(uuid), BackendLost)
 
     def test_pinned(self) -> None:
-        """What was begun on a host by one who died is begun there again, not on another."""
+        """A start that a dead node had begun on a host is begun there again, not on another."""
         uuid = self.have(a_vm(), left=20, middle=30, right=40)
         self.facts.last = "left"
         self.assertEqual("left", self.start(uuid))
 
     def test_begun_and_lost(self) -> None:
-        """A start of which nobody knows what became is not tried elsewhere, though its host is back and still boots."""
+        """A start whose call was lost with its host is not tried elsewhere while it may go on."""
         uuid = self.lost_while_starting()
         self.each["left"].guests[uuid].power = Power.OFF  # as it is while it boots
         self.find("left")
@@ -253,7 +259,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
 
     def test_begun_by_another(self) -> None:
-        """A start that fails where somebody else had begun one before leaves doubts, for as long as that may go on."""
+        """After a start failed where another node had begun one, the VM is unknown while that one may go on."""
         uuid = self.have(a_vm(prefer=("right",)))
         self.facts.last, self.facts.ago = "left", 20.0
         self.order("left", uuid, Fault.START)
@@ -266,7 +272,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual("right", self.start(uuid))
 
     def test_begun_by_another_in_the_end(self) -> None:
-        """When it is seen to run after all, there are no doubts."""
+        """When such a VM is seen to run after all, it is known again."""
         uuid = self.have(a_vm())
         self.facts.last, self.facts.ago = "left", 0.0
         self.order("left", uuid, Fault.START)
@@ -276,7 +282,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Start.RAN, self.successResultOf(self.hosts.start(uuid)))
 
     def test_dead(self) -> None:
-        """What was on a host that is dead is off, and starts elsewhere; when that is alive again, it is asked."""
+        """A VM on a fenced host is off, and starts elsewhere; when the host is back, its answers count again."""
         uuid = self.have(a_vm(prefer=("left",)))
         self.start(uuid)
         self.facts.last = "left"
@@ -292,14 +298,14 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(Power.RUNNING, self.successResultOf(self.hosts.state(uuid)))
 
     def test_not_ours(self) -> None:
-        """What another one of us may start is not started."""
+        """A VM that another node owns is not started."""
         uuid = self.have(a_vm())
         self.facts.agrees = False
         self.failureResultOf(self.hosts.start(uuid), ClusterUnavailable)
         self.assertEqual(Power.OFF, self.successResultOf(self.hosts.state(uuid)))
 
     def test_all_lost(self) -> None:
-        """Only when no host is left, all of them are lost."""
+        """The pool counts as lost only when all hosts are."""
         for name in NAMES:
             self.assertEqual([], self.watcher.lost_reasons)
             self.lose(name)
@@ -315,7 +321,7 @@ class HostsTests(SynchronousTestCase):
         self.assertNotIn("<uuid>", definition("<domain/>", None))
 
     def test_one_hangs(self) -> None:
-        """A host that does not answer keeps no other one from being asked."""
+        """A host that hangs does not keep the others from being asked."""
         asked: list[str] = []
         for name in NAMES:
             look_up = self.each[name].look_up
@@ -335,7 +341,7 @@ class HostsTests(SynchronousTestCase):
         self.assertIn("two VMs", failure.getErrorMessage())
 
     def test_looks_at_the_file(self) -> None:
-        """A host that has the VM is asked to look whether the file has changed, another one to define the VM."""
+        """A host that knows the VM compares the file with its definition; another one defines the VM."""
         file = Path(self.mktemp())
         file.write_text("<domain><name>www</name></domain>")
         asked: list[tuple[str, bool]] = []
@@ -350,7 +356,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual({(name, True) for name in NAMES}, set(asked[3:]))
 
     def test_advice(self) -> None:
-        """Advice says of which hosts it is; what the backends see in a file is said once."""
+        """Advice names the hosts that give it; advice about a file is given once."""
         uuid = self.have(a_vm())
         self.each["left"].guests[uuid].advice = ("one", "two")
         self.each["right"].guests[uuid].advice = ("one",)
@@ -362,7 +368,7 @@ class HostsTests(SynchronousTestCase):
         self.assertEqual(("the file lacks something",), self.hosts.examine(a_vm()))
 
     def test_where_it_is(self) -> None:
-        """What is counted, and what is against a stop, is told by the host that the VM is on."""
+        """Counts, and obstacles to a stop, come from the host that the VM is on."""
         uuid = self.have(a_vm(), left=5, middle=30, right=20)
         self.assertIsNone(self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
         self.start(uuid)

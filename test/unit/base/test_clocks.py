@@ -1,4 +1,4 @@
-"""The steady clock: it goes on while the process runs, whoever sets the wall clock, and reads sockets after a stall."""
+"""The steady clock: it goes on while the process runs, however the wall clock is set, and reads sockets first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SteadyClockTests(SynchronousTestCase):
             self.clock.seconds()
 
     def test_runs(self) -> None:
-        """It goes on from where it is told to begin, as fast as the real one."""
+        """It goes on from its given beginning, as fast as the real one."""
         self.run_for(60)
         self.assertAlmostEqual(1060.0, self.clock.seconds())
         self.assertEqual(0.0, self.clock.lost)
@@ -46,7 +46,7 @@ class SteadyClockTests(SynchronousTestCase):
         self.assertAlmostEqual(1120.0, self.clock.seconds())
 
     def test_always_late(self) -> None:
-        """Where each turn is a stall, it goes on all the same, and never back."""
+        """Where each iteration is a stall, it goes on all the same, and never back."""
         before = self.clock.seconds()
         for _ in range(100):
             self.real.advance(3 * STALL)
@@ -80,11 +80,11 @@ class Waits(DatagramProtocol):
     noisy = False
 
     def __init__(self, events: list[str]) -> None:
-        """Note it in *events*."""
+        """Append the call to *events*."""
         self._events = events
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:  # noqa: ARG002, N802
-        """Note it."""
+        """Append the call."""
         self._events.append(datagram.decode())
 
 
@@ -105,7 +105,7 @@ class InstallTests(SynchronousTestCase):
             call.cancel()
 
     def turn(self, seconds: float = 0.0) -> None:
-        """Have time pass, then one turn of the reactor."""
+        """Advance the time, then run one iteration of the reactor."""
         self.real.advance(seconds)
         self.reactor.iterate(0)
 
@@ -149,7 +149,7 @@ class InstallTests(SynchronousTestCase):
             self.assertEqual(due, self.events)
 
     def test_intervals(self) -> None:
-        """What counts intervals has the reactor's clock, unless told otherwise."""
+        """By default, intervals are counted by the reactor's clock."""
         install(self.reactor, self.real.seconds)
         clocks = Clocks(self.reactor)
         self.assertEqual(self.reactor.seconds(), clocks.now())

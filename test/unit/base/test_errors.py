@@ -31,7 +31,7 @@ class PrintableTests(SynchronousTestCase):
             self.assertEqual(text, printable(text))
 
     def test_every_control(self) -> None:
-        """No character that moves a cursor, ends a line or turns the direction passes, and all that passes is UTF-8."""
+        """No character that moves a cursor, ends a line or changes the direction passes, and all output is UTF-8."""
         dangerous = {"B", "S", "WS", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
         for number in range(sys.maxunicode + 1):
             shown = printable(chr(number))
@@ -41,7 +41,7 @@ class PrintableTests(SynchronousTestCase):
 
 
 class BackendErrorTests(SynchronousTestCase):
-    """What hypervisors say."""
+    """Messages of hypervisors."""
 
     def test_long(self) -> None:
         """Of a message of megabytes the beginning and the end are kept, whatever kind of error it is."""

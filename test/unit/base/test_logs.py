@@ -31,7 +31,7 @@ class LineTests(SynchronousTestCase):
     """One line."""
 
     def logged(self, method: str, *words: Any, **values: Any) -> dict[str, Any]:
-        """Return what a line says."""
+        """Return the fields of a line."""
         out = StringIO()
         observer = FileLogObserver(out, logs.line)
         getattr(Logger("a.room", observer=LogPublisher(observer)), method)(*words, **values)
@@ -40,7 +40,7 @@ class LineTests(SynchronousTestCase):
         return said
 
     def test_values(self) -> None:
-        """It has when, how bad, whose words, the words, and what is in them, as it is."""
+        """It has the time, the level, the namespace, the message, and its values unchanged."""
         said = self.logged("info", "{name}: up after {ms} ms\nor so", name="www", ms=12.5, thing=object(), none=None)
         self.assertRegex(said.pop("time"), r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00$")
         self.assertEqual({"level": "info", "room": "a.room", "message": "www: up after 12.5 ms\nor so",
@@ -53,7 +53,7 @@ class LineTests(SynchronousTestCase):
         self.assertIn("ZeroDivisionError: oh", said["traceback"])
 
     def test_nothing(self) -> None:
-        """An event without words is no line."""
+        """An event without a message is no line."""
         self.assertIsNone(logs.line({"log_time": 1.0, "log_level": None}))
 
 
@@ -100,7 +100,7 @@ class EscapedTests(SynchronousTestCase):
         self.assertLess(len(logs.escaped({"log_failure": failure})["log_words"]), 2 * logs.LONGEST_TRACEBACK)
 
     def test_repeated(self) -> None:
-        """What peers make Twisted say is said some times in a minute; all else always."""
+        """Twisted's messages that peers can cause are logged `MOST_REPEATED` times a minute; all others always."""
         said: list[str] = []
         write = logs.bounded(lambda event: said.append(event["log_format"]))  # type: ignore[arg-type]
         for second in (0.0, 1.0, 61.0, 0.0):
@@ -161,7 +161,7 @@ class ProcessTests(ProcessTestCase):
             self.end(process)
 
     def lines(self, text: str) -> list[dict[str, Any]]:
-        """Return what each line says; each is JSON."""
+        """Return each line's fields; each line is JSON."""
         return [json.loads(line) for line in text.splitlines()]
 
     def test_activation(self) -> None:
@@ -174,12 +174,12 @@ class ProcessTests(ProcessTestCase):
                          tuple(line["values"][key] for key in ("name", "how", "asker", "clients")))
 
     def test_file(self) -> None:
-        """The log goes where twistd says; so it does for the key of the file."""
+        """The log is written to twistd's log file; so it is with the key of the file."""
         self.serve("--zone", "jitsu.zone", twistd=("--logfile", "own.log"), configuration=f"log_json: true\n{VMS}")
         self.assertIn("serving 3 names", self.lines((self.folder / "own.log").read_text())[-1]["message"])
 
     def test_no_tracebacks(self) -> None:
-        """Whatever strangers do at the control endpoint, the log has no traceback: it is no fault of ours."""
+        """Malformed requests to the control endpoint cause no traceback in the log."""
         self.serve("--zone", "jitsu.zone", "--log-json", configuration=VMS)
         begin = f"Host: {HOST}\r\n"
         for octets in (

@@ -23,16 +23,16 @@ class ProcessTests(TestCase):
     """`run`."""
 
     def run_it(self, script: str, within: float = PATIENCE, **options: Any) -> Process:
-        """Run a shell's words."""
+        """Run a shell command."""
         return run(reactor, ["sh", "-c", script], within=within, env=os.environ, **options)
 
     async def test_said(self) -> None:
-        """What it said, apart and together, and its exit status; it is told nothing."""
+        """The result has both outputs, apart and together, and the exit status; standard input is empty."""
         ended = await self.run_it("echo one; sleep 0.1; echo two >&2; cat; exit 3").ended
         self.assertEqual(Ended(3, "one\n", "two\n", "one\ntwo\n", late=False), ended)
 
     async def test_place(self) -> None:
-        """It runs where, and in the environment, that it was told."""
+        """It runs in the given folder and environment."""
         process = run(reactor, ["words", "-c", 'pwd; echo "$A"'], program="/bin/sh", path="/", within=PATIENCE,
                       env={"A": "b"})  # fmt: skip
         self.assertEqual("/\nb\n", (await process.ended).out)

@@ -19,7 +19,7 @@ WITHIN = 30.0
 
 
 class ReconnectorTests(SynchronousTestCase):
-    """A hypervisor that takes the connection and says nothing, or refuses it."""
+    """A hypervisor that accepts the connection and does not answer, or refuses it."""
 
     def setUp(self) -> None:
         """Begin to connect, on a clock, to what does not answer until it is let."""
@@ -135,7 +135,7 @@ class ReconnectorTests(SynchronousTestCase):
         self.assertEqual(([], [1], []), (self.opened, self.left, self.clock.getDelayedCalls()))
 
     def test_end_of_what_hangs(self) -> None:
-        """After the end nothing is told of a try that does not return."""
+        """After the end an attempt that does not return has no effect."""
         self.reconnector.end()
         self.clock.advance(WITHIN)
         self.assertEqual(([], []), (self.lost, self.clock.getDelayedCalls()))

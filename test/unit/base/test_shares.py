@@ -20,7 +20,7 @@ class PlacesTests(SynchronousTestCase):
     """`Places`."""
 
     def test_one_network(self) -> None:
-        """One network has its share, whichever addresses it uses; others have theirs; a place given back is free."""
+        """One network has its share, whichever addresses it uses; others have theirs; a freed slot can be taken."""
         places = Places(10, 3)
         self.assertEqual([True] * 3 + [False] * 2, [places.take(proven(f"192.0.2.{n}")) for n in range(5)])
         self.assertTrue(places.take(proven("192.0.3.1")))
@@ -30,12 +30,12 @@ class PlacesTests(SynchronousTestCase):
         self.assertFalse(places.take(proven("192.0.2.1")))
 
     def test_all(self) -> None:
-        """There are no more places than there are, however many networks ask."""
+        """There are no more slots than the limit, however many networks ask."""
         places = Places(10, 3)
         self.assertEqual(10, sum(places.take(proven(f"10.0.{n}.1")) for n in range(100)))
 
     def test_forged(self) -> None:
-        """Clients that have proven nothing have half of the places together: the others are left to those that have."""
+        """Clients without proof have half of the slots together: the others are for clients with proof."""
         places = Places(10, 3)
         self.assertEqual(5, sum(places.take(Source(f"10.0.{n}.1", 1)) for n in range(100)))
         self.assertEqual(5, sum(places.take(proven(f"10.1.{n}.1")) for n in range(100)))
@@ -45,7 +45,7 @@ class PlacesTests(SynchronousTestCase):
         self.assertTrue(places.take(Source("10.2.0.1", 1)))
 
     def test_forgets(self) -> None:
-        """Of a network that has no place, nothing is remembered."""
+        """Of a network without a slot, nothing is remembered."""
         places = Places(10, 3)
         for number in range(100):
             self.assertTrue(places.take(Source(f"10.0.{number}.1", 1)))
@@ -57,7 +57,7 @@ class LineTests(SynchronousTestCase):
     """`Line`."""
 
     def test_in_turn(self) -> None:
-        """The places are limited in all and for each network; networks take turns in a place that becomes free."""
+        """Slots are limited in all and for each network; a freed slot goes to one waiting network after the other."""
         given: list[str] = []
         line = Line(3, 2, given.append)
         for one in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
@@ -69,7 +69,7 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(([], []), (list(line._taken), list(line._waiting)))
 
     def test_leaves_the_line(self) -> None:
-        """Who waits no more gets no place."""
+        """A client that waits no more gets no slot."""
         given: list[str] = []
         line = Line(1, 1, given.append)
         for one in "xyz":

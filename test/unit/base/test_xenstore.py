@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Seen:
-    """What a watch tells, in its order."""
+    """The calls of a watch, in their order."""
 
     def __init__(self, store: Xenstore, path: str) -> None:
         """Watch *path*."""
@@ -40,7 +40,7 @@ class Seen:
         self.watch: Watch = store.watch(path, self.paths.append)
 
     async def next(self) -> str:
-        """Return what is told next."""
+        """Return the next call's path."""
         await until(lambda: bool(self.paths))
         return self.paths.pop(0)
 
@@ -70,7 +70,7 @@ async def until(done: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 class XenstoreTestCase(TestCase):
-    """A daemon, and our connection to it."""
+    """A daemon, and a connection to it."""
 
     timeout = 30
 
@@ -84,7 +84,7 @@ class XenstoreTestCase(TestCase):
         self.addCleanup(self.store.close)
 
     async def fails(self, kind: type[BackendError], work: Coroutine[Any, Any, object], *words: str) -> None:
-        """See *work* fail, for a reason that has *words* in it."""
+        """Check that *work* fails, with *words* in the error."""
         try:
             await work
         except BackendError as error:
@@ -139,7 +139,7 @@ class OperationTests(XenstoreTestCase):
         self.assertEqual("49", await self.store.read("/a"))
 
     async def test_refused(self) -> None:
-        """What cannot be is said in a BackendError, and the connection goes on."""
+        """A refused request is a BackendError, and the connection goes on."""
         for path in ("", "/a/", "//a", "/a b", "/a\n", "/a\0", "/\u00f6", "/" + "a" * 3072):
             await self.fails(BackendError, self.store.read(path), "no path of Xenstore")
             self.assertRaises(BackendError, self.store.watch, path, print)
@@ -150,11 +150,11 @@ class OperationTests(XenstoreTestCase):
         self.assertEqual("1", await self.store.read("/a"))
 
     async def test_domain_path(self) -> None:
-        """A domain's path is told."""
+        """A domain's path is returned."""
         self.assertEqual("/local/domain/5", await self.store.domain_path(5))
 
     async def test_cancelled(self) -> None:
-        """Who cancels hears no more; the connection goes on."""
+        """A cancelled call has no result; the connection goes on."""
         with self.daemon.frozen():
             read = Deferred.fromCoroutine(self.store.read("/a"))
             read.cancel()
@@ -182,7 +182,7 @@ class PartsTests(SynchronousTestCase):
         return names
 
     def test_parts(self) -> None:
-        """Parts of one generation are put together; children that have changed meanwhile are listed anew."""
+        """Parts of one generation are put together; children that have changed meanwhile are listed again."""
         for answers, expected in (
             ((b"7\0one\0", b"7\0two\0\0"), ["one", "two"]),
             ((b"7\0one\0", b"7\0\0"), ["one"]),
@@ -229,7 +229,7 @@ class GuestTests(XenstoreTestCase):
             self.assertEqual(b"\xff\xc3(\x01", guest.read("data/y"))
 
     async def test_release(self) -> None:
-        """The end of a domain is told; nodes that it owned go with it, and watches of them say so."""
+        """The end of a domain is reported; its nodes are removed, and their watches called."""
         guest = self.daemon.guest(5)
         guest.create()
         await self.store.write("/jitsu", "")
@@ -245,7 +245,7 @@ class GuestTests(XenstoreTestCase):
         self.assertEqual("", await self.store.read("/jitsu"))
 
     async def test_introduce(self) -> None:
-        """The coming of a domain is told."""
+        """The introduction of a domain is reported."""
         introduced = Seen(self.store, "@introduceDomain")
         self.assertEqual("@introduceDomain", await introduced.next())
         with self.daemon.guest(7, "www"):
@@ -295,7 +295,7 @@ class TransactionTests(XenstoreTestCase):
         self.assertIsNone(await self.store.read("/a"))
 
     async def test_conflict(self) -> None:
-        """Who has been overtaken sees the new state, and tries again; in the end that is an error."""
+        """A transaction with a conflict sees the new state, and is tried again; in the end there is an error."""
         await self.store.write("/count", "0")
         calls: list[str | None] = []
         with self.daemon.guest(5) as guest:
@@ -322,7 +322,7 @@ class WatchTests(XenstoreTestCase):
     """Streams of changes."""
 
     async def test_watch(self) -> None:
-        """The path is told at once, then each change of it or below it, and nothing else."""
+        """A watch is called at once, then for each change at or below its path, and for nothing else."""
         seen = Seen(self.store, "/a/b")
         self.assertEqual("/a/b", await seen.next())
         await self.store.write("/a/c", "1")
@@ -338,7 +338,7 @@ class WatchTests(XenstoreTestCase):
         self.assertEqual([], seen.paths)
 
     async def test_stop(self) -> None:
-        """Who stops hears no more, not even what is under way, and the daemon forgets the watch."""
+        """A stopped watch is not called any more, not even for pending events, and the daemon forgets it."""
         one, other = Seen(self.store, "/a"), Seen(self.store, "/a")
         self.assertEqual(["/a", "/a"], [await one.next(), await other.next()])
         Deferred.fromCoroutine(self.store.write("/a", "1"))
@@ -364,7 +364,7 @@ class WatchTests(XenstoreTestCase):
         self.assertEqual(1, len(self.flushLoggedErrors(KeyError)))
 
     async def test_many(self) -> None:
-        """A thousand watches are each told of their own."""
+        """A thousand watches are each called for their own paths."""
         seen = [Seen(self.store, f"/a/{number}") for number in range(1000)]
         for number, one in enumerate(seen):
             self.assertEqual(f"/a/{number}", await one.next())
@@ -374,7 +374,7 @@ class WatchTests(XenstoreTestCase):
         self.assertEqual([], [path for one in seen for path in one.paths])
 
     async def test_flood(self) -> None:
-        """Who changes a node without end does not fill the reactor's queue: many changes may be told by one call."""
+        """Endless changes of a node do not fill the reactor's queue: one call may stand for many changes."""
         seen = Seen(self.store, "/a")
         self.assertEqual("/a", await seen.next())
         with Tools(self.daemon.path) as tools:
@@ -397,7 +397,7 @@ class LossTests(XenstoreTestCase):
     """The daemon dies, hangs, or is not there."""
 
     async def test_killed(self) -> None:
-        """Who waits hears that the daemon has died, not that it is late; the next one is found, and watched again."""
+        """A pending call fails when the daemon has died, not when it is slow; a new one is found and watched again."""
         self.patch(xenstore, "ANSWERS_WITHIN", 86400.0)
         seen = Seen(self.store, "/a")
         self.assertEqual("/a", await seen.next())
@@ -597,7 +597,7 @@ class NowhereTests(TestCase):
                 await self.store(daemon.path).close()
 
     async def test_not_started(self) -> None:
-        """One that has not been started says so, and can be closed."""
+        """A client that was not started raises an error, and can be closed."""
         store = Xenstore(reactor)
         self.assertIn("not been started", await self.reason(store))
         await store.close()

@@ -1,4 +1,4 @@
-"""What one node may write and do by the claims of a cluster: `Claims` alone, between nodes that share a table."""
+"""What one node may write and do by the claims of a cluster: `Claims` without a fleet, of nodes that share a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
-from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Claims, is_up
+from jitsu_tw.cluster.claims import ADOPTS_AT_ONCE, REUNION, Claims, up
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.cluster.starts import Starts
@@ -33,8 +33,8 @@ class FakeMachine:
     A VM as one node sees it.
 
     Attributes:
-        state: what the node believes of it.
-        told: what the node was told to do with it.
+        state: its state at the node.
+        told: the inputs that it was given.
     """
 
     def __init__(self, name: str = "www") -> None:
@@ -71,7 +71,7 @@ class Node:
     One of the nodes, with a VM www, and others by number.
 
     Attributes:
-        heard: what the node was told of www, besides what `FakeMachine` is.
+        heard: the events of www that the node was told.
         uses: the times of uses that it was told.
         requests: what it was asked for.
     """
@@ -127,7 +127,7 @@ class ClaimsTestCase(SynchronousTestCase):
     """Two nodes, of which the second does nothing by itself."""
 
     def setUp(self) -> None:
-        """Begin long after the nodes have joined."""
+        """Begin long after the nodes were connected."""
         self.clock = BoundedClock()
         self.clock.advance(1000.0)
         self.table = Table(self.clock)
@@ -149,7 +149,7 @@ class ClaimsTestCase(SynchronousTestCase):
         self.run_for(0.1)
 
     def claim(self, state: State, node: Node | None = None) -> None:
-        """Let a node have the claim of the VM, which is then in *state*."""
+        """Claim the VM for a node; it enters *state*."""
         node = node or self.node
         node.machine.state = State.QUEUED
         claimed = node.claims.claim(node.machine)
@@ -158,16 +158,16 @@ class ClaimsTestCase(SynchronousTestCase):
         node.machine.state = state
 
     def says(self) -> str:
-        """Return what the owner says of the VM."""
+        """Return what the owner tells of the VM."""
         said: str = json.loads(self.table.facts[CLAIM])["is"]
         return said
 
 
 class ConditionTests(ClaimsTestCase):
-    """What a node writes of a VM that has become another node's when it arrives."""
+    """A write that arrives when another node owns the VM changes nothing."""
 
     def test_lost_meanwhile(self) -> None:
-        """Nothing that a node writes of a VM touches what its next owner has written: each write has a condition."""
+        """No write of a former owner changes what the next owner has written: each write has a condition."""
         ask = json.dumps({"do": "hold", "word": "", "by": "ns2"})
         steps: dict[str, tuple[State, Callable[[Node, Any], object]]] = {
             "it is off": (State.OFF, lambda node, machine: node.claims.moved(machine, State.UNKNOWN)),
@@ -178,7 +178,7 @@ class ConditionTests(ClaimsTestCase):
             "it is placed": (State.STARTING, lambda node, machine: node.starts.record(machine, "left")),
             "it runs elsewhere": (State.UP, lambda node, machine: node.starts.seen_on(machine, "left")),
             "its end is near": (State.UP, lambda node, machine: node.claims.announce_stop(machine)),
-            "the node is drained": (State.UP, lambda node, _: node.claims.release(is_up, "drained")),
+            "the node is drained": (State.UP, lambda node, _: node.claims.release(up(node.machines), "drained")),
             "it was asked for": (State.UP, lambda node, _: node.membership.told("asks/www", ask, None)),
         }
         for what, (state, step) in steps.items():
@@ -217,7 +217,7 @@ class ConditionTests(ClaimsTestCase):
         self.assertEqual([], [key for key in self.table.facts if key.endswith("/www")])
 
     def test_runs_on(self) -> None:
-        """The host of a VM is written where it differs from the known one, by the owner alone."""
+        """The owner alone records the host that a VM is seen on, if that differs from the recorded one."""
         machine = self.node.machine
         self.claim(State.UP)
         self.node.starts.seen_on(machine, "left")  # on which host it was started, nobody has said
@@ -232,16 +232,17 @@ class ConditionTests(ClaimsTestCase):
             self.other.starts.seen_on(self.other.machine, "middle")
             self.run_for(0.1)
             self.assertEqual(since, self.table.facts[RUNS])
+        self.assertFalse(self.other.starts.forget(self.other.machine))  # it was not that node's start
         self.node.starts.seen_on(machine, "right")
         self.run_for(0.1)
         self.assertEqual("right", json.loads(self.table.facts[RUNS])["host"])
 
 
 class ProofTests(ClaimsTestCase):
-    """Who may start a VM."""
+    """Which node may start a VM."""
 
     def test_claimed(self) -> None:
-        """A VM that another node has is not this node's to start, and that is known at once."""
+        """A VM that another node owns cannot be claimed or proven."""
         self.claim(State.UP, self.other)
         claimed = self.node.claims.claim(self.node.machine)
         self.run_for(0.1)
@@ -250,7 +251,7 @@ class ProofTests(ClaimsTestCase):
         self.assertIn("another node may own it by now", str(error))
 
     def test_not_certain(self) -> None:
-        """A claim proves nothing any more when it may have run out, which its owner knows before the others."""
+        """A claim that may have expired cannot be proven; its owner knows that before the others."""
         self.claim(State.STARTING)
         self.node.claims.prove(self.node.machine)
         self.node.coordinator.cut()
@@ -262,7 +263,7 @@ class ProofTests(ClaimsTestCase):
         self.assertIn("etcd does not answer", str(error))
 
     def test_drained(self) -> None:
-        """A node that is drained claims nothing, and hands on what comes up all the same."""
+        """A drained node claims nothing, and releases a VM that comes up all the same."""
         self.claim(State.STARTING)
         self.table.change({"drained/nodes/ns1": "by hand"})
         self.run_for(0.1)
@@ -277,7 +278,7 @@ class ProofTests(ClaimsTestCase):
         self.assertNotIn(CLAIM, self.table.facts)
 
     def test_wanted_no_more(self) -> None:
-        """A claim for a VM that nobody wants any more when the claim is there is released."""
+        """A claim is released at once if the VM is not wanted any more when it is there."""
         self.node.machine.state = State.QUEUED
         claimed = self.node.claims.claim(self.node.machine)
         self.node.machine.state = State.OFF
@@ -285,8 +286,8 @@ class ProofTests(ClaimsTestCase):
         self.assertTrue(self.successResultOf(claimed))
         self.assertNotIn(CLAIM, self.table.facts)
 
-    def test_apart(self) -> None:
-        """A node that has not joined, or is cut off, may neither claim nor stop anything, and hands nothing over."""
+    def test_cut_off(self) -> None:
+        """A node that is cut off may neither claim nor stop a VM."""
         self.claim(State.UP)
         self.assertTrue(self.node.claims.is_own(self.node.machine))
         self.node.coordinator.cut()
@@ -297,10 +298,10 @@ class ProofTests(ClaimsTestCase):
 
 
 class ReleaseTests(ClaimsTestCase):
-    """What is left of a VM that does not run any more."""
+    """What the owner releases when a VM does not run any more."""
 
     def test_failed(self) -> None:
-        """The others are told why a start has failed before its claim is released."""
+        """The other nodes are told why a start has failed before its claim is released."""
         self.claim(State.FAILED)
         said: list[str | None] = []
         self.patch(self.other, "speaker_changed", lambda _: said.append(self.other.coordinator.facts.get(CLAIM)))
@@ -331,7 +332,7 @@ class ReleaseTests(ClaimsTestCase):
             self.assertEqual(is_kept, RUNS in self.table.facts, age)
 
     def test_own_start_before(self) -> None:
-        """That a node has started a VM once, and seen it down, says nothing of another node's start later."""
+        """A node that started a VM once, and saw it down, does not take a later start of another node for its own."""
         self.claim(State.STARTING)
         self.node.starts.record(self.node.machine, "left")
         self.node.machine.state = State.OFF
@@ -345,7 +346,7 @@ class ReleaseTests(ClaimsTestCase):
         self.assertIn(RUNS, self.table.facts)
 
     def test_unknown(self) -> None:
-        """The claim of a VM is kept while its hypervisor cannot say what it is doing: it may run."""
+        """The claim of a VM is kept while its hypervisor cannot be asked: it may run."""
         self.claim(State.UP)
         for state in (State.UNKNOWN, State.FAILED):
             self.node.machine.state, self.node.machine.is_unsure = state, True
@@ -354,7 +355,7 @@ class ReleaseTests(ClaimsTestCase):
             self.assertTrue(self.node.claims.is_own(self.node.machine))
 
     def test_no_more(self) -> None:
-        """A VM that the configuration has no more is let go of by its owner."""
+        """The owner releases a VM that the configuration has no more."""
         self.claim(State.OFF)
         self.other.claims.forget(self.other.machine)
         self.run_for(0.1)
@@ -364,7 +365,7 @@ class ReleaseTests(ClaimsTestCase):
         self.assertNotIn(CLAIM, self.table.facts)
 
     def test_tidied(self) -> None:
-        """What is left of a start that nobody has is removed when it cannot succeed any more, once, and by one node."""
+        """The record of a start without an owner is removed when that cannot succeed any more, once, by one node."""
         now = EPOCH + self.clock.seconds()
         claims: list[str] = []
         for node in (self.node, self.other):
@@ -390,7 +391,7 @@ class ReleaseTests(ClaimsTestCase):
         self.assertNotIn(RUNS, self.table.facts)
 
     def test_not_tidied(self) -> None:
-        """What another node has written of its start is its own to remove."""
+        """The record of a start is not removed while another node owns the VM."""
         self.claim(State.STARTING, self.other)
         self.write(RUNS, {"since": EPOCH + self.clock.seconds() - 2 * STARTS_WITHIN, "host": "left"})
         self.node.claims.moved(self.node.machine, State.UNKNOWN)
@@ -398,28 +399,28 @@ class ReleaseTests(ClaimsTestCase):
         self.assertIn(RUNS, self.table.facts)
 
     def test_handed_over(self) -> None:
-        """Of the VMs that a node has, those are handed over that it does not see any more, and no others."""
+        """A node releases the VMs that it is told to, and no others."""
         self.claim(State.UP)
         self.node.hosts.is_blind = lambda _: True
-        self.node.claims.release(lambda machine: machine is not self.node.machine, "why")
+        self.node.claims.release([], "why")
         self.run_for(0.1)
         self.assertIn(CLAIM, self.table.facts)
-        self.node.claims.release(lambda machine: machine is self.node.machine, "why")
+        self.node.claims.release([self.node.machine], "why")
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
 
     def test_in_the_middle(self) -> None:
-        """A VM that starts or stops is not handed over: its end is its owner's."""
+        """A VM that its owner starts or stops is not released before that has ended."""
         for state in (State.QUEUED, State.STARTING, State.WAITING, State.STOPPING):
             self.setUp()
             self.claim(state)
-            self.node.claims.release(lambda _: True, "why")
-            self.node.claims.release(is_up, "why")
+            self.node.claims.release(self.node.machines.values(), "why")
+            self.node.claims.release(up(self.node.machines), "why")
             self.run_for(1.0)
             self.assertTrue(self.node.claims.is_own(self.node.machine), state)
 
     def test_stops(self) -> None:
-        """At the end of a node nothing of it is left to happen."""
+        """A node that has stopped changes nothing later."""
         self.table.change({RUNS: json.dumps({"since": EPOCH + self.clock.seconds(), "host": "left"})})
         self.run_for(0.1)
         self.node.claims.moved(self.node.machine, State.UNKNOWN)
@@ -431,7 +432,7 @@ class ReleaseTests(ClaimsTestCase):
 
 
 class EndTests(ClaimsTestCase):
-    """Who may stop a VM."""
+    """Which node may stop a VM, and when."""
 
     def end(self) -> bool:
         """Try to end the lease of the VM for as long as a notice takes; return whether it may be stopped."""
@@ -473,7 +474,7 @@ class EndTests(ClaimsTestCase):
             self.assertEqual("", self.says().replace("up", ""))
 
         def is_handed_over() -> None:
-            self.node.claims.release(lambda _: True, "why")
+            self.node.claims.release(self.node.machines.values(), "why")
             self.run_for(0.1)
             self.claim(State.UP)
 
@@ -503,7 +504,7 @@ class EndTests(ClaimsTestCase):
         self.assertEqual("ending", self.says())
 
     def test_asked_to_stop(self) -> None:
-        """Who asks the owner for a stop hears when the VM is down; who asks for something else hears at once."""
+        """A request for a stop is answered when the VM is down, another request at once."""
         self.claim(State.UP)
         self.other.machine.state = State.UP
         held = self.other.membership.request(self.other.machine, Request.HOLD)
@@ -519,7 +520,7 @@ class EndTests(ClaimsTestCase):
         self.assertIs(State.OFF, self.successResultOf(stopped))
 
     def test_used_elsewhere(self) -> None:
-        """A use that another node tells reaches the owner as a time of its own clock."""
+        """A use that another node reports reaches the owner as a time of its own clock."""
         self.claim(State.UP)
         self.other.machine.state = State.UP
         self.other.claims.note_use(self.other.machine, self.clock.seconds() - 3.0)
@@ -529,7 +530,7 @@ class EndTests(ClaimsTestCase):
         self.assertAlmostEqual(expected, self.node.uses[0], places=2)
 
     def test_asks(self) -> None:
-        """What the owner is asked for it does once; a node that is not the owner does nothing."""
+        """The owner does once what it is asked for; other nodes do nothing."""
         self.claim(State.UP)
         self.other.membership.request(self.other.machine, Request.HOLD)
         self.run_for(1.0)
@@ -541,7 +542,7 @@ class HeardTests(ClaimsTestCase):
     """What follows from a fact that another node has written."""
 
     def check(self, state: State, value: Any, heard: list[str], told: list[str]) -> None:
-        """Check what a node in *state* hears and tells its VM if the claim says *value*."""
+        """Check the events, and the inputs of the VM in *state*, when the claim becomes *value*."""
         self.node.machine.state = state
         self.forget()
         self.write(CLAIM, value)
@@ -550,7 +551,7 @@ class HeardTests(ClaimsTestCase):
         self.assertEqual(told, self.node.machine.told, message)
 
     def test_claims(self) -> None:
-        """Each word of an owner leads to one thing, by the state that the VM is in here."""
+        """What an owner tells leads to an input or an event, depending on the state of the VM at this node."""
         failed = {"node": "ns3", "is": "failed", "why": "its disk is busy"}
         self.check(State.QUEUED, {"node": "ns3", "is": "starting"}, [], [])
         self.check(State.QUEUED, {"node": "ns3", "is": "up"}, [], ["keeps"])
@@ -563,7 +564,7 @@ class HeardTests(ClaimsTestCase):
         self.check(State.QUEUED, {"node": "ns3", "is": "failed"}, [], ["fail: it did not start"])
 
     def test_ending_is_answered(self) -> None:
-        """A node that hears that a VM is to be stopped tells at once that it was used here."""
+        """A node that has notice of a stop reports at once that the VM was used through it."""
         self.claim(State.UP, self.other)
         self.node.machine.state = State.UP
         self.node.claims.note_use(self.node.machine, self.clock.seconds())
@@ -573,7 +574,7 @@ class HeardTests(ClaimsTestCase):
         self.assertIn("used/www", self.table.facts)
 
     def test_down(self) -> None:
-        """That nothing is written of a start any more means that the VM was seen down."""
+        """When the record of a start is removed, the VM was seen down."""
         self.write(RUNS, {"since": 1.0, "host": "left"})
         self.assertEqual(["claim"], self.node.heard)
         self.forget()
@@ -581,14 +582,14 @@ class HeardTests(ClaimsTestCase):
         self.assertEqual(["claim", "down"], self.node.heard)
 
     def test_unknown_vm(self) -> None:
-        """Facts of VMs that this node does not have are nothing to it."""
+        """Facts of VMs that the configuration does not have are ignored."""
         for key in ("claims/other", "runs/other", "asks/other"):
             self.write(key, {"node": "ns3", "is": "up", "do": "stop"})
             self.write(key, None)
         self.assertEqual(([], []), (self.node.heard, self.node.machine.told))
 
     def test_ready(self) -> None:
-        """A node that waits for another's VM hears that it is ready, or that nobody will say so any more."""
+        """The wait for another node's VM ends when its owner tells that it is ready, or is gone."""
         claims, machine = self.node.claims, self.node.machine
         self.assertIsNone(claims.owner_ready(machine))
         for value, is_ready in (({"node": "ns3", "is": "up"}, True), (None, False)):
@@ -606,7 +607,7 @@ class HeardTests(ClaimsTestCase):
             self.assertTrue(self.successResultOf(word))
 
     def test_waits_no_more(self) -> None:
-        """A wait that was cancelled hears nothing; the next one does. At the loss of the others, it ends in vain."""
+        """After a wait was cancelled, the next one works. A wait ends with False when the node is cut off."""
         claims, machine = self.node.claims, self.node.machine
         self.write(CLAIM, {"node": "ns3", "is": "starting"})
         first = claims.owner_ready(machine)
@@ -620,8 +621,8 @@ class HeardTests(ClaimsTestCase):
         self.assertFalse(self.successResultOf(second))
         self.assertIsNone(claims.owner_ready(machine))
 
-    def test_parted(self) -> None:
-        """When the others are lost, who is queued is refused; what is up stays, and nobody stops it now."""
+    def test_lost(self) -> None:
+        """When a node is cut off, queued VMs are refused, and VMs that are up stay up."""
         expected = {
             State.QUEUED: ([], ["refuse: etcd does not answer", "keeps"]),
             State.UP: (["owner"], ["keeps"]),
@@ -635,8 +636,8 @@ class HeardTests(ClaimsTestCase):
             self.run_for(4.6)
             self.assertEqual((heard, told), (self.node.heard, self.node.machine.told), state)
 
-    def test_joined(self) -> None:
-        """When the others are found again, all is looked at anew: what waits, what is up, and what is to be stopped."""
+    def test_connected(self) -> None:
+        """When a node is connected again, all VMs are looked at anew: queued ones, and those that are up."""
         starting, ending = ({"node": "ns3", "is": how} for how in ("starting", "ending"))
         cases: tuple[tuple[State, Any, list[str], list[str]], ...] = (
             (State.QUEUED, None, ["free"], []),
@@ -658,7 +659,7 @@ class HeardTests(ClaimsTestCase):
             self.assertEqual(told, self.node.machine.told, (state, value))
 
     def test_came_up_meanwhile(self) -> None:
-        """What an owner could not say while it was cut off it says when it is back, if it is not known."""
+        """What an owner could not tell while it was cut off it tells when it is connected again, unless it is known."""
         for how, number in (("starting", 1), ("up", 0)):
             self.setUp()
             self.claim(State.UP)
@@ -676,7 +677,7 @@ class HeardTests(ClaimsTestCase):
             self.assertEqual(number, len(puts))
 
     def test_enlisted_again(self) -> None:
-        """A node whose own fact is gone while it lives, because a former process had written it, writes it anew."""
+        """A node whose own fact is gone, because a former process had written it, writes it anew."""
         self.table.change({"nodes/ns1": None})
         self.run_for(0.1)
         self.assertIs(self.node.coordinator, self.table.owners["nodes/ns1"])
@@ -687,10 +688,10 @@ class HeardTests(ClaimsTestCase):
 
 
 class SharedTests(ClaimsTestCase):
-    """Which VMs that run are the cluster's, and which are a stranger's."""
+    """Which VMs that run were started by the cluster, and are adopted."""
 
     def test_signs(self) -> None:
-        """A VM is the cluster's by its claim, by a start that is written down, and by a claim that was seen before."""
+        """A VM is known by its claim, by a recorded start, and by a claim that was seen since it was last down."""
         machine, claims = self.node.machine, self.node.claims
         self.assertFalse(claims.is_known(machine))
         self.claim(State.STARTING, self.other)
@@ -705,7 +706,7 @@ class SharedTests(ClaimsTestCase):
         self.assertTrue(claims.is_known(machine))
 
     def test_since(self) -> None:
-        """An adopted VM was used when any node has told so, and started when its first owner has written."""
+        """An adopted VM was used when any node has reported, and started when its first owner has recorded."""
         now = self.clock.seconds()
         self.table.change({RUNS: json.dumps({"since": EPOCH + now - 500.0, "host": ""})})
         self.table.change({"used/www": f"{EPOCH + now - 100.0:.3f}"})
@@ -715,7 +716,7 @@ class SharedTests(ClaimsTestCase):
         self.assertTrue(now - 100.1 <= used <= now - 70.0, used)
 
     def test_adopted(self) -> None:
-        """A VM that is up, and whose owner is gone, is adopted; one of a stranger, or of another node, is not."""
+        """A VM that is up without its owner is adopted; one that was started by hand, or has an owner, is not."""
         machine, claims = self.node.machine, self.node.claims
         machine.state = State.UP
         claims.moved(machine, State.UNKNOWN)
@@ -734,7 +735,7 @@ class SharedTests(ClaimsTestCase):
         self.assertIn(RUNS, self.table.facts)
 
     def test_many(self) -> None:
-        """The VMs of a dead node are all adopted, some at a time, each once; and those only that are found running."""
+        """All VMs of a dead node are adopted, some at a time, each once; and those only that are found running."""
         self.node = Node("ns9", self.clock, self.table, 3 * ADOPTS_AT_ONCE)
         self.run_for(0.1)
         machines = [machine for name, machine in self.node.machines.items() if name != "www"]
@@ -757,6 +758,9 @@ class SharedTests(ClaimsTestCase):
         for machine in machines:
             machine.look = lambda _, machine=machine: Deferred.fromCoroutine(looks(machine))
             machine.told.clear()
+        claimed: list[str] = []
+        claim = self.node.coordinator.claim
+        self.patch(self.node.coordinator, "claim", lambda key, value: claimed.append(key) or claim(key, value))  # type: ignore[func-returns-value]
         self.table.change({f"claims/{machine.vm.name}": None for machine in machines})
         self.run_for(0.2)
         for machine in machines:
@@ -768,10 +772,10 @@ class SharedTests(ClaimsTestCase):
             runs = not machine.vm.name.endswith("7")
             self.assertIs(runs, self.node.claims.is_own(machine), machine.vm.name)
             self.assertIs(runs, f"runs/{machine.vm.name}" in self.table.facts, machine.vm.name)
-
+            self.assertIs(runs, f"claims/{machine.vm.name}" in claimed, machine.vm.name)
 
     def test_not_up(self) -> None:
-        """A VM that is on its way up or down is not adopted: what it comes to is seen first."""
+        """A VM that starts or stops is not adopted before that has ended."""
         self.claim(State.WAITING, self.other)
         self.node.machine.state, self.other.machine.state = State.WAITING, State.UNKNOWN
         self.run_for(0.1)
@@ -780,7 +784,7 @@ class SharedTests(ClaimsTestCase):
         self.assertNotIn(CLAIM, self.table.facts)
 
     def test_not_adopted(self) -> None:
-        """A node adopts nothing that it cannot see, nor while it is drained."""
+        """A node adopts no VM that it cannot see, and none while it is drained."""
         def is_blind() -> None:
             self.node.hosts.is_blind = lambda _: True
 

@@ -1,8 +1,8 @@
 """
-Three Jitsus and two hosts, with everything going wrong that can, on a clock.
+Three nodes and two hosts, with everything going wrong that can, on a clock.
 
-Clients ask; nodes are killed, end, are cut off and drained; hosts are lost, guests crash, people stop and move VMs. No
-VM may run on two hosts, or be stopped while it is used; in the end nothing may be left of any.
+Clients ask; nodes are killed, end, are cut off and drained; hosts are lost, guests crash, the operator stops and moves
+VMs. No VM may run on two hosts, or be stopped while it is used; in the end no fact of a VM may be left.
 `bench.simulation.cluster` does the same with real processes and a real etcd.
 """
 
@@ -18,32 +18,32 @@ from jitsu_tw.ijitsu import Power
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode
 from test.support import question, vm
-from test.unit.cluster.test_claims import HostsPlace, Node
+from test.unit.cluster.test_claims import HostsCluster, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.backends.memory import MemoryGuest
 
-#: How often, of a thousand times, what happens; else somebody asks.
+#: How often, of a thousand times, what happens; else a client asks.
 CHANCES = {"kill": 15, "end": 5, "cut": 15, "drain": 5, "lose": 7, "crash": 8, "stop": 10, "move": 5, "ask_all": 20}
 
-#: What was answered by a node so many seconds before that was killed or cut off need not be known to the others.
+#: An answer that a node gave at most this many seconds before it was killed or cut off may be unknown to the others.
 UNTOLD = 1.3
 
-#: Seconds after a person's stop or move in which it may take effect.
+#: Seconds after the operator's stop or move in which it may take effect.
 BY_HAND = 6.0
 
 NAMES = [f"vm{number}" for number in range(6)]
 
 
 class Chaos:
-    """The world, and a ledger."""
+    """The cluster, what happens in it, and what was used when."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         choose = self.random.choice
-        self.place = HostsPlace(*(
+        self.cluster = HostsCluster(*(
             vm(name, backend=HOSTS, hosts=("left", "right"), boot_time=choose((0.0, 0.3, 1.0, 4.0)),
                idle=choose((4.0, 8.0, 15.0)), mode=choose((Mode.DESTROY, Mode.DESTROY, Mode.PAUSE, Mode.SAVE)),
                response_delay=choose((None, 0.5)))
@@ -54,16 +54,16 @@ class Chaos:
         self.by_hand: dict[str, float] = {}
         self.cut_off: set[str] = set()
         self.lost: set[str] = set()
-        for name, host in self.place.hosts.items():
+        for name, host in self.cluster.hosts.items():
             self._listen(name, host)
 
     @property
     def now(self) -> float:
         """The clock's time."""
-        return self.place.clock.seconds()
+        return self.cluster.clock.seconds()
 
     def _listen(self, name: str, host: Any) -> None:
-        """Look at each start and stop call."""
+        """Check each start and stop call."""
         start, stop = host.start, host._stop
 
         def starts(uuid: str) -> Any:
@@ -85,7 +85,7 @@ class Chaos:
 
     def guests(self, name: str) -> list[tuple[str, MemoryGuest]]:
         """Return a VM as each host has it."""
-        return [(on, guest) for on, host in self.place.hosts.items()
+        return [(on, guest) for on, host in self.cluster.hosts.items()
                 for guest in host.guests.values() if guest.vm.name == name]
 
     def used(self, name: str) -> float:
@@ -93,23 +93,23 @@ class Chaos:
         return max((when for when, _, one in self.uses if one == name), default=-inf)
 
     def living(self) -> Node | None:
-        """Return a node that lives and has the others, if chance has it."""
-        node = self.random.choice(self.place.nodes)
+        """Return a random node if it lives and is connected; else None."""
+        node = self.random.choice(self.cluster.nodes)
         return node if node.reactor.alive and node.name not in self.cut_off else None
 
     def forget_untold(self, node: Node) -> None:
-        """What it has not told the others, nobody knows."""
+        """Forget the uses that the node may not have reported."""
         self.uses = [use for use in self.uses if use[1] != node.name or use[0] < self.now - UNTOLD]
 
     def later(self, call: Callable[[], object], *delays: float) -> None:
         """Call something after one of those delays, or after any up to 15 s."""
-        self.place.clock.callLater(self.random.choice((*delays, self.random.uniform(0, 15))), call)
+        self.cluster.clock.callLater(self.random.choice((*delays, self.random.uniform(0, 15))), call)
 
     # What happens.
 
     def ask(self, node: Node | None = None, name: str = "") -> None:
         """Ask a node for a VM; an answer is a use."""
-        node, name = node or self.random.choice(self.place.nodes), name or self.random.choice(NAMES)
+        node, name = node or self.random.choice(self.cluster.nodes), name or self.random.choice(NAMES)
         if node.reactor.alive:
             host = f"192.0.{self.random.randrange(256)}.{self.random.randrange(256)}"
             node.fleet.summons.summon(name, question(name, host)).addBoth(self._answered, node, name)
@@ -124,12 +124,12 @@ class Chaos:
     def ask_all(self) -> None:
         """Ask all nodes at once."""
         name = self.random.choice(NAMES)
-        for node in self.place.nodes:
+        for node in self.cluster.nodes:
             self.ask(node, name)
 
     def kill(self) -> None:
         """Kill a node."""
-        node = self.random.choice(self.place.nodes)
+        node = self.random.choice(self.cluster.nodes)
         if node.reactor.alive:
             self.forget_untold(node)
             node.kill()
@@ -140,18 +140,18 @@ class Chaos:
         node = self.living()
         if node is not None:
             self.forget_untold(node)
-            self.place.forget(node)
+            self.cluster.forget(node)
             node.fleet.cluster.stop()
-            self.place.run(0.2, 0.02)
+            self.cluster.run(0.2, 0.02)
             node.reactor.alive = False
             self.later(lambda: self._again(node), 0.0, 1.0)
 
     def _again(self, node: Node) -> None:
         self.cut_off.discard(node.name)
-        new = Node(node.name, self.place)
-        self.place.nodes[self.place.nodes.index(node)] = new
+        new = Node(node.name, self.cluster)
+        self.cluster.nodes[self.cluster.nodes.index(node)] = new
         for name in self.lost:
-            new.pool.lost(self.place.hosts[name], "the cable is out")
+            new.pool.lost(self.cluster.hosts[name], "the cable is out")
 
     def cut(self) -> None:
         """Cut a node off, for a while."""
@@ -183,63 +183,63 @@ class Chaos:
 
     def lose(self) -> None:
         """Lose a host, for a while."""
-        name = self.random.choice(list(self.place.hosts))
+        name = self.random.choice(list(self.cluster.hosts))
         if name not in self.lost:
             self.lost.add(name)
-            for node in self.place.nodes:
+            for node in self.cluster.nodes:
                 if node.reactor.alive:
-                    node.pool.lost(self.place.hosts[name], "the cable is out")
+                    node.pool.lost(self.cluster.hosts[name], "the cable is out")
             self.later(lambda: self._find(name), 0.5, 3.0)
 
     def _find(self, name: str) -> None:
         self.lost.discard(name)
-        for node in self.place.nodes:
+        for node in self.cluster.nodes:
             if node.reactor.alive:
-                node.pool.connected(self.place.hosts[name])
+                node.pool.connected(self.cluster.hosts[name])
 
     def crash(self) -> None:
-        """Let a guest crash."""
-        for host in self.place.hosts.values():
+        """Make a guest crash."""
+        for host in self.cluster.hosts.values():
             for uuid, guest in host.guests.items():
                 if guest.power is Power.RUNNING and not guest.busy and self.random.random() < 0.2:
                     host.happen(uuid, Power.OFF, "the guest crashed")
                     return
 
     def stop(self) -> None:
-        """Stop a VM, as a person does."""
-        node, name = self.random.choice(self.place.nodes), self.random.choice(NAMES)
+        """Stop a VM, as the operator does."""
+        node, name = self.random.choice(self.cluster.nodes), self.random.choice(NAMES)
         if node.reactor.alive:
             self.by_hand[name] = self.now
             node.fleet.operator.stop(name).addErrback(lambda _: None)
 
     def move(self) -> None:
-        """Move a VM, as a person does."""
-        node, name = self.random.choice(self.place.nodes), self.random.choice(NAMES)
+        """Move a VM, as the operator does."""
+        node, name = self.random.choice(self.cluster.nodes), self.random.choice(NAMES)
         if node.reactor.alive:
             self.by_hand[name] = self.now + BY_HAND
             move = node.fleet.cluster.move(node.fleet.machines[name], self.random.choice(("left", "right")))
             move.addErrback(lambda _: None)
 
     def shake(self, seconds: float) -> None:
-        """Let everything happen for a while."""
+        """Make everything happen for some seconds."""
         end = self.now + seconds
         while self.now < end and not self.wrong:
             happens = self.random.choices([*CHANCES, "ask"], [*CHANCES.values(), 1000 - sum(CHANCES.values())])[0]
             getattr(self, happens)()
-            self.place.run(self.random.choice((0.02, 0.1, 0.5, 1.0)), 0.02)
+            self.cluster.run(self.random.choice((0.02, 0.1, 0.5, 1.0)), 0.02)
             for name in NAMES:
                 running = [on for on, guest in self.guests(name) if guest.power is Power.RUNNING]
                 if len(running) > 1:
                     self.wrong.append(f"{self.now}: {name} runs on {running}")
 
     def audit(self) -> None:
-        """Let nothing happen for a while, and see what is left."""
-        for node in self.place.nodes:
+        """Make nothing happen for a while, and check what is left."""
+        for node in self.cluster.nodes:
             self._heal(node)
-        self.place.run(STARTS_WITHIN + 50.0, 0.05)
+        self.cluster.run(STARTS_WITHIN + 50.0, 0.05)
         left = [name for name in NAMES for _, guest in self.guests(name) if guest.power is Power.RUNNING]
-        facts = [key for key in self.place.facts() if key.startswith(("claims", "runs", "asks"))]
-        states = {node.state(name) for node in self.place.nodes for name in NAMES}
+        facts = [key for key in self.cluster.facts() if key.startswith(("claims", "runs", "asks"))]
+        states = {node.state(name) for node in self.cluster.nodes for name in NAMES}
         busy = states - {State.OFF, State.PAUSED, State.SAVED, State.FAILED}
         if left or facts or busy:
             self.wrong.append(f"in the end {left} run, {facts} are agreed on, and some are {busy}")

@@ -1,4 +1,4 @@
-"""The notice that the other nodes have before a VM is stopped: `StopNotices` alone, on a clock."""
+"""The notice that the other nodes have before a VM is stopped: `StopNotices` on a clock."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.stop_notice import NOTICE, SWIFT, StopNotices
 from jitsu_tw.errors import ClusterUnavailable
+from jitsu_tw.rules.claims import Phase
 from test.support import BoundedClock, vm
 
 if TYPE_CHECKING:
@@ -28,21 +29,23 @@ class NoticeTests(SynchronousTestCase):
     """When a notice is over, so that the VM may be stopped."""
 
     def setUp(self) -> None:
-        """Begin with nobody who has notice; the other nodes hear a message after `takes` seconds, in their order."""
+        """Begin without a notice; the other nodes get each message after the next of `takes` seconds."""
         self.clock = BoundedClock()
         self.takes: list[float] = []
         self.said: list[float] = []
         self.is_ours, self.is_cut_off = True, False
-        self.notices = StopNotices(self.say, Clocks(self.clock, self.clock.seconds))
+        state: Any = self
+        self.notices = StopNotices(state, Clocks(self.clock, self.clock.seconds))
         self.machine: Any = FakeMachine()
 
-    def say(self, _: Any) -> Deferred[bool]:
-        """Tell the other nodes that the VM is to be stopped."""
+    def tell(self, _: Any, phase: Phase) -> Deferred[bool]:
+        """Tell the other nodes that the VM is to be stopped (`ClusterState.tell`)."""
+        self.assertIs(Phase.ENDING, phase)
         self.said.append(self.clock.seconds())
         return deferLater(self.clock, self.takes.pop(0) if self.takes else 0.0, self.heard)
 
     def heard(self) -> bool:
-        """Return whether the VM was this node's."""
+        """Return whether this node owns the VM."""
         if self.is_cut_off:
             message = "etcd does not answer"
             raise ClusterUnavailable(message)
@@ -90,7 +93,7 @@ class NoticeTests(SynchronousTestCase):
         self.assertTrue(self.notices.is_over(self.machine))
 
     def test_anothers(self) -> None:
-        """A notice is void if the VM is another node's, from the beginning or at the end."""
+        """A notice is void if another node owns the VM, from the beginning or at the end."""
         for first in (True, False):
             self.setUp()
             self.is_ours = not first
@@ -119,7 +122,7 @@ class NoticeTests(SynchronousTestCase):
             self.assertTrue(self.notices.is_over(self.machine))
 
     def test_dropped(self) -> None:
-        """A notice that was dropped, alone or with all others, is none, whenever that was, and says nothing more."""
+        """A notice that was taken back, alone or with all others, does not count, and nothing more is told of it."""
         for of_all in (False, True):
             for seconds in (NOTICE / 2, NOTICE + 0.1):
                 self.setUp()
@@ -137,7 +140,7 @@ class NoticeTests(SynchronousTestCase):
                 self.assertEqual(said, len(self.said))
 
     def test_drop_tells(self) -> None:
-        """Who drops a notice hears whether there was one, void or not: the others may believe in it."""
+        """Taking a notice back returns whether there was one, void or not: the other nodes may have it."""
         self.assertFalse(self.notices.drop(self.machine))
         self.is_ours = False
         self.give()

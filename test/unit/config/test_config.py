@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends import BACKENDS
 from jitsu_tw.backends.memory import Fault, MemorySettings
 from jitsu_tw.config import source
 from jitsu_tw.config.build import load
@@ -299,7 +300,7 @@ WRONG = (
     ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
     (VM + "    kernel: vmlinuz\n", 5, "kernel: is for the backend libxl only"),
     (VM + "    backend: libxl\n    memory: 12 apples\n", 6, "memory: "),
-    ("backend: libvrt\n" + VM, 1, "backend: 'libvrt' is not one of libvirt, libxl, memory, xapi; did you mean"),
+    ("backend: libvrt\n" + VM, 1, f"'libvrt' is not one of {', '.join(sorted(BACKENDS))}; did you mean libvirt?"),
     ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
     ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),
     ("vms: www\n", 1, "vms: is a list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -66,8 +67,7 @@ class DocumentationTests(SynchronousTestCase):
 
     def test_one_declaration(self) -> None:
         """No backend and no strategy takes a name that is a key already, but for the MACs, which libxl needs too."""
-        of_backends = [key for keys in BACKEND_KEYS.values() for key in keys]
-        names = [*keys_of(VM).keys() | INHERITED.keys(), *READINESS, *of_backends]
+        names = [*keys_of(VM).keys() | INHERITED.keys(), *READINESS, *chain.from_iterable(BACKEND_KEYS.values())]
         self.assertEqual({"mac"}, {name for name in names if names.count(name) > 1})
 
     def test_groups(self) -> None:

@@ -16,7 +16,7 @@ from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ZoneError
 from test.support.zones import HEAD, ZoneTestCase, listing, say
 
-#: RFC 4592, 2.2.1, with an SOA and SRV data of our own.
+#: RFC 4592, 2.2.1, with an additional SOA and SRV data.
 RFC4592 = """$ORIGIN example.
 example.                 3600 IN  SOA   ns.example.com. hostmaster.example.com. 1 3600 600 86400 300
 example.                 3600     NS    ns.example.com.
@@ -196,7 +196,7 @@ class LookupTests(ZoneTestCase):
             self.assertEqual([], outcome.additional)
 
     def test_cname(self) -> None:
-        """A chain is followed through all our zones; the rcode is of its last name (RFC 6604), the owners in order."""
+        """A chain is followed through all zones; the rcode is of its last name (RFC 6604), the owners in order."""
         zones = self.zones(
             "$ORIGIN example.\n"
             + HEAD
@@ -385,7 +385,7 @@ class LookupTests(ZoneTestCase):
                     self.assertEqual((kind, expected, SOA), (type(outcome), outcome.soa.ttl, outcome.soa.type))
 
     def test_aa(self) -> None:
-        """AA is of the first owner: set for a referral behind our CNAME, not for a plain one, nor REFUSED."""
+        """AA is of the first owner: set for a referral after a CNAME in the zones, not for a plain one, nor REFUSED."""
         zones = self.zones("$ORIGIN example.\n" + HEAD + "a CNAME x.sub\nsub NS ns.test.\n")
         for name, expected in [
             ("example", (True, 0)),

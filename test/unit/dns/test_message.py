@@ -319,7 +319,7 @@ class PropertyTests(SynchronousTestCase):
     @bounded
     @given(mutated())
     def test_second_opinion(self, octets: bytes) -> None:
-        """What we and dnspython take means the same to both."""
+        """A packet that `parse` and dnspython accept has the same meaning in both."""
         got = parse(octets)
         assume(isinstance(got, Query))
         assert isinstance(got, Query)

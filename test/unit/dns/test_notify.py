@@ -209,7 +209,7 @@ class WhenTests(NotifyTestCase):
         self.assertEqual(2, read(self.sent()[2]).answer[0][0].serial)
 
     def test_lower_serial(self) -> None:
-        """A serial that went back is another, too: the operator will want to know who minds."""
+        """A serial that went back is notified, too: a secondary that minds is in the log then."""
         changed = zone()
         changed.bump()
         self.notifier.tell([changed])
@@ -243,7 +243,7 @@ class WhenTests(NotifyTestCase):
         self.assertEqual((len(zones), True, 1), (len(names), self.done(), len(self.reactor.ports)))
 
     def test_stop(self) -> None:
-        """When we stop, nothing is left."""
+        """After a stop, no port and no call is left."""
         self.notifier.tell([zone(f"z{number}.test") for number in range(AT_ONCE + 1)])
         self.notifier.stop()
         self.assertEqual((True, AT_ONCE), (self.done(), len(self.sent())))
@@ -312,7 +312,7 @@ class RetryTests(NotifyTestCase):
         self.assertEqual((True, []), (self.done(), self.warnings()))
 
     def test_logged_once(self) -> None:
-        """Who stays silent is in the log once, however many zones and changes there are, until he has answered."""
+        """A silent secondary is logged once, however many zones and changes there are, until it has answered."""
         zones = [zone("a.test"), zone("b.test")]
         for _ in range(2):
             self.notifier.tell(zones)

@@ -132,7 +132,7 @@ class TCPTests(SynchronousTestCase):
         self.assertEqual([], self.server.asked)
 
     def test_kept_waiting(self) -> None:
-        """A connection that waits for us is not idle, however long that takes."""
+        """A connection that waits for the server is not idle, however long that takes."""
         protocol, transport = self.connect()
         protocol.dataReceived(framed(b"a"))
         self.clock.pump([IDLE] * 5)

@@ -211,7 +211,7 @@ RULES: Final = (
 
 
 class AnswerTests(SynchronousTestCase):
-    """Who gets what."""
+    """The answers to different clients."""
 
     def setUp(self) -> None:
         """Make zones and rules."""

@@ -109,6 +109,15 @@ class LeasesTests(SynchronousTestCase):
         self.assertEqual(18, self.leases.next_look())
         self.assertEqual(["short"], self.leases.due(18))
 
+    def test_planned_anew(self) -> None:
+        """A lease for which another look was planned is due then, once, and not when it was to be looked at before."""
+        self.short.use(-7)
+        self.leases.grant("short", Lease(3, 0, 0, 0))
+        for when in (8, 5):
+            self.leases.plan("short", when)
+        self.assertEqual(["short"], self.leases.due(5))
+        self.assertEqual([], self.leases.due(9))
+
     def test_dropped(self) -> None:
         """A lease that was dropped, or took another's place, does not end."""
         self.leases.drop("short")

@@ -25,10 +25,10 @@ from jitsu_tw.store.history import MAIN, History, files
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.store.tidy import Tidy
 
-#: Where files cost nothing, if there is such a place.
+#: A file system in memory, if there is one.
 QUICK: Final = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
-#: Fills a disk of 400 KiB while it commits; says what went wrong, makes room, and goes on.
+#: Fills a disk of 400 KiB while it commits; prints the errors, frees space, and goes on.
 FULL: Final = """
 import os, sys
 from pathlib import Path
@@ -78,18 +78,18 @@ class HistoryTestCase(SynchronousTestCase):
         self.history = self.opened()
 
     def opened(self, past: Retention | None = None) -> History:
-        """Open it anew."""
+        """Open it again."""
         opened = History(self.path, past, lambda: self.now)
         opened.open()
         return opened
 
     def git(self, *arguments: str) -> str:
-        """Return what git says of it."""
+        """Return git's output for it."""
         run = subprocess.run(["git", "-C", self.path, *arguments], check=True, capture_output=True, text=True)
         return run.stdout
 
     def values(self) -> dict[str, str]:
-        """Return all that it says to a new process."""
+        """Return its whole tree, as a new process reads it."""
         return History(self.path).open()
 
 
@@ -106,7 +106,7 @@ class PastTests(HistoryTestCase):
         return [self.git("show", f"{one}:n").strip() for one in commits]
 
     def test_kept(self) -> None:
-        """So many, or those of so long, are kept at least, and never twice as many and one; without a word, one."""
+        """The given number, or the given time, is kept at least, and never twice as many and one; by default one."""
         self.history.commit({"a": "1"}, "configuration")
         for past, expected in ((Retention(), 1), (Retention(number=3), 3), (Retention(seconds=45), 5)):
             with self.subTest(past=past):
@@ -116,7 +116,7 @@ class PastTests(HistoryTestCase):
         self.assertEqual("configuration\n", self.git("log", "-1", "--format=%s", "main", "--", "a"))
 
     def test_said(self) -> None:
-        """It is said as a time or as a number of commits."""
+        """It is given as a time or as a number of commits."""
         parse = KEYS["keep_history"].parse
         for text, expected in (("0", Retention()), ("100", Retention(number=100)),
                                ("30d", Retention(seconds=2592000.0)), ("12h", Retention(seconds=43200.0)),
@@ -131,7 +131,7 @@ class PastTests(HistoryTestCase):
         self.assertEqual("1\n", self.git("rev-list", "--count", "main"))
 
     def test_later(self) -> None:
-        """Who begins later and is told to keep less, does so."""
+        """A later process that is to keep less removes more."""
         self.statistics(Retention(number=10), 8)
         self.assertEqual(["0"], self.statistics(Retention(), 1))
 
@@ -140,7 +140,7 @@ class FaultTests(HistoryTestCase):
     """What others do to it."""
 
     def test_main_moved(self) -> None:
-        """What somebody puts into `main` behind our back is put aside, not lost, and not taken for ours."""
+        """A commit that another program puts into `main` is moved to `rejected/main`, not lost, and not used."""
         self.history.commit({"a": "1"}, "one")
         self.history.commit({"a": "2"}, "two")
         self.git("update-ref", "refs/heads/main", "main~1")
@@ -153,7 +153,7 @@ class FaultTests(HistoryTestCase):
         self.assertEqual({"a": "2", "b": "2"}, self.values())
 
     def test_work_tree(self) -> None:
-        """Somebody's own project is not taken for a state."""
+        """A repository of another project is not taken for a state."""
         subprocess.run(["git", "init", "-q", self.path.with_name("project")], check=True)
         error = self.assertRaises(StoreError, History(self.path.with_name("project")).open)
         self.assertIn("work tree", str(error))
@@ -182,7 +182,7 @@ class FaultTests(HistoryTestCase):
         self.assertEqual(["12" + "3" * 38], [path.name for path in self.path.glob("damaged/*")])
 
     def test_packed_branches(self) -> None:
-        """`git pack-refs` changes nothing for us."""
+        """`git pack-refs` changes nothing."""
         self.history.commit({"a": "1"}, "one")
         self.git("pack-refs", "--all")
         self.history.commit({"a": "2"}, "two")
@@ -199,14 +199,14 @@ class FaultTests(HistoryTestCase):
         )  # fmt: skip
 
     def test_full_disk(self) -> None:
-        """A disk that is full is an error that says so; when there is room again, it goes on, and all is whole."""
+        """A full disk is an error with the reason; when there is space again, it goes on, and nothing is missing."""
         run = self.in_namespace(f"$PYTHON -c '{FULL}'\ngit -C disk/state.git fsck --strict --no-dangling")
         self.assertIn("No space left on device", run.stdout, run.stderr)
         self.assertEqual("7", run.stdout.splitlines()[-1])
         self.assertEqual(0, run.returncode, run.stderr)
 
     def test_read_only(self) -> None:
-        """A file system that is read-only is read; a write is an error that says so; a new state is refused."""
+        """A read-only file system can be read; a write is an error with the reason; a new state is refused."""
         code = """
 from pathlib import Path
 from jitsu_tw.errors import StoreError
@@ -265,7 +265,7 @@ class TidyTests(HistoryTestCase):
     """The repository does not grow."""
 
     def setUp(self) -> None:
-        """Have a history with statistics."""
+        """Make a history with statistics."""
         super().setUp()
         self.now = time.time()
         self.tidy = Tidy(self.history)
@@ -277,7 +277,7 @@ class TidyTests(HistoryTestCase):
             self.history.commit({"jitsu/stats/1/start_ts": f"{self.now}{turn}"}, STATISTICS)
 
     def all_old(self) -> None:
-        """Let everything have been written long ago."""
+        """Make all objects old."""
         self.history.recent.clear()
         for path in self.path.glob("objects/*/*"):
             os.utime(path, (1, 1))
@@ -306,7 +306,7 @@ class TidyTests(HistoryTestCase):
         self.assertEqual({"jitsu/vm/1/ip", "jitsu/stats/1/start_ts"}, self.values().keys())
 
     def test_young(self) -> None:
-        """What is young, or was the head of main a moment ago, is kept: somebody may be about to refer to it."""
+        """Young objects, and recent heads of main, are kept: a reference may be about to be written."""
         self.statistics(1)
         before = self.git("rev-parse", "main").strip()
         for path in self.path.glob("objects/*/*"):
@@ -349,7 +349,7 @@ class TidyTests(HistoryTestCase):
         self.assertEqual([], [path.name for path in self.path.glob("objects/*/tmp_*")])
 
     def test_due(self) -> None:
-        """It is due after so many objects, or after fewer that are large; a new process counts what it finds."""
+        """Tidying is due after many objects, or after fewer large ones; a new process counts existing ones."""
         self.patch(tidy, "MOST_LOOSE", 100)
         self.statistics(5)
         self.assertFalse(self.tidy.is_due)
@@ -379,7 +379,7 @@ class TidyTests(HistoryTestCase):
         self.assertFalse(self.tidy.is_due)
 
     def test_without_git(self) -> None:
-        """Without git nothing is packed, and it is said."""
+        """Without git nothing is packed, and an error is logged."""
         self.patch(shutil, "which", lambda _: None)
         self.assertIn("not installed", str(self.assertRaises(StoreError, self.tidy.pack)))
 

@@ -48,11 +48,11 @@ class GitStoreTests(contract_store.StoreContract):
         self.store.open()
 
     def again(self) -> Any:
-        """Open the repository anew."""
+        """Open the repository again."""
         return GitStore(self.path)
 
     def git(self, *arguments: str) -> str:
-        """Return what git says of the repository."""
+        """Return git's output for the repository."""
         run = subprocess.run(["git", "-C", self.path, *arguments], check=True, capture_output=True, text=True)
         return run.stdout
 
@@ -65,7 +65,7 @@ class GitStoreTests(contract_store.StoreContract):
         self.assertEqual("", self.git("fsck", "--strict", "--no-dangling"))
 
     async def test_statistics(self) -> None:
-        """Statistics that follow statistics take their place; a configuration's commit stays."""
+        """Statistics that follow statistics replace them; a configuration's commit stays."""
         await self.store.write({"a": "1"}, "configuration")
         for number in range(5):
             await self.store.write({"n": str(number)}, STATISTICS)
@@ -130,7 +130,7 @@ class GitStoreTests(contract_store.StoreContract):
         self.assertEqual(["letter.txt"], [path.name for path in other.iterdir()])
 
     async def test_cannot_write(self) -> None:
-        """A write that fails says so and leaves the state as it was; later ones go on."""
+        """A failed write is an error and leaves the state unchanged; later ones succeed."""
         await self.store.write({"a": "1"}, "one")
         objects = self.path / "objects"
         objects.rename(self.path / "away")

@@ -302,7 +302,7 @@ class SharedTests(NodesTestCase):
         self.assertEqual("the configuration of ns2", one.fleet.store.config.origin(one.fleet.machines["new"]))
         ((name, reason),) = two.rejected().items()
         self.assertRegex(name, "^file-ns2-[0-9a-f]{7}$")
-        self.assertIn("another was there first", reason)
+        self.assertIn("another node has added it first", reason)
 
     async def test_restart(self) -> None:
         """Who was away takes what it missed when it is back, and shares nothing that is not new."""
@@ -661,12 +661,12 @@ class MeetTests(SynchronousTestCase):
             ({}, a, {}, a, False, ""),
             ({}, {}, a, a, True, ""),
             ({}, a, a, a, True, ""),
-            ({}, a, both, both, True, "another was there first"),
+            ({}, a, both, both, True, "another node has added it first"),
             (a, {}, a, {}, False, ""),
             (a, a, {}, {}, True, ""),
             (a, {}, {}, {}, True, ""),
-            (a, {}, b, b, True, "it is another by now, and should go"),
-            (a, b, {}, {}, True, "it is gone by now"),
+            (a, {}, b, b, True, "it was changed meanwhile, and should be removed"),
+            (a, b, {}, {}, True, "it was removed meanwhile"),
         ):
             with self.subTest(base=base, ours=ours, theirs=theirs):
                 one = meet(base, ours, theirs)

@@ -194,7 +194,7 @@ class BuildTests(SynchronousTestCase):
                 self.assertEqual((1, 3), tuple(told[40:42]))
 
     def test_passed_on(self) -> None:
-        """A frame goes to another MAC as it was, but without padding, and with checksums anew, whatever they were."""
+        """A frame is passed on to another MAC unchanged, but without padding, and with new checksums."""
         for octets in (
             tcp_frame(data=b"x" * 7), tcp_frame(CLIENT6, VM6, data=b"x"), udp_frame(b"abc"),
             udp_frame(b"abc", src=CLIENT6, dst=VM6),

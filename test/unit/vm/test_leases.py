@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 
@@ -188,6 +188,20 @@ class EvidenceTests(FleetTestCase):
         self.world.pump(1)
         self.assertIs(State.UP, self.world.machine().state)
         self.assertEqual(2, self.world.starts())
+
+    def test_used_before_its_end(self) -> None:
+        """A VM that is used while it is asked whether it can be stopped is not stopped, but `idle` after that use."""
+        self.begin(mode=Mode.PAUSE, evidence=Evidence.QUERIES)
+        obstacle: Deferred[str | None] = Deferred()
+        self.patch(self.world.backend, "obstacle", lambda *_: obstacle)
+        self.world.pump(16.5)
+        self.ask()
+        obstacle.callback(None)
+        self.world.pump(15)
+        self.assertIs(State.UP, self.world.machine().state)
+        self.patch(self.world.backend, "obstacle", lambda *_: succeed(None))
+        self.world.pump(2)
+        self.assertIs(State.PAUSED, self.world.machine().state)
 
     def test_gone_down_before_its_end(self) -> None:
         """A VM that goes down while it is asked whether it can be stopped is not stopped either."""

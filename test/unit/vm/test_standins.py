@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.clocks import Clocks
-from jitsu_tw.control.standins import standins
+from jitsu_tw.control.describe import standins
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power, Start

@@ -9,7 +9,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.schedule import WeeklyWindow
 from jitsu_tw.vm.wakeups import EARLY
 from test.support import EPOCH, World, vm
-from test.unit.cluster.test_claims import Place
+from test.unit.cluster.test_claims import Cluster
 from test.unit.vm.test_fleet import FleetTestCase
 
 
@@ -116,16 +116,16 @@ class WindowTests(FleetTestCase):
     def test_cluster(self) -> None:
         """In a cluster, too, a VM is started when its window begins, and not before, though no node owns it then."""
         span = self.span(600, 1200)
-        place = Place(vm(idle=16, keep_up=(span,)))
+        cluster = Cluster(vm(idle=16, keep_up=(span,)))
         begins = self.begins(span)
-        place.run(begins - EARLY - 5, 0.5)
-        self.assertEqual(0, place.guest.starts)
-        place.run(10, 0.05)
-        self.assertEqual([State.UP] * 3, [node.state() for node in place.nodes])
-        place.run(EARLY + 600 - 10, 0.5)
-        place.run(30, 0.05)
-        self.assertEqual([State.OFF] * 3, [node.state() for node in place.nodes])
-        self.assertEqual(1, place.guest.starts)
+        cluster.run(begins - EARLY - 5, 0.5)
+        self.assertEqual(0, cluster.guest.starts)
+        cluster.run(10, 0.05)
+        self.assertEqual([State.UP] * 3, [node.state() for node in cluster.nodes])
+        cluster.run(EARLY + 600 - 10, 0.5)
+        cluster.run(30, 0.05)
+        self.assertEqual([State.OFF] * 3, [node.state() for node in cluster.nodes])
+        self.assertEqual(1, cluster.guest.starts)
 
     def test_new_settings(self) -> None:
         """A VM that has no weekly windows any more is stopped when it is idle; one that has them now is kept."""
