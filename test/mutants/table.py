@@ -108,9 +108,9 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ),
     ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
         ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
-        ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
         ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
          "stops the VM that was used last to make room"),
+        ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
     ),
     ("lease, policy, admission", "jitsu_tw/rules/lease.py", "test.unit.rules.test_lease test.unit.vm.test_leases"): (
         ("total - self.total if total >= self.total else total", "total - self.total",
@@ -230,6 +230,10 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ),
     (CLUSTER, "jitsu_tw/vm/steps.py", _GUARDS): (
         ("    context.ownership.prove(machine)\n", "", "starts a VM that another node may have started by now"),
+    ),
+    (CLUSTER, "jitsu_tw/vm/admission.py", "test.unit.cluster.test_claims"): (
+        ("if own and machine.state is State.QUEUED:", "if machine.state is State.QUEUED:",
+         "boots a VM that another node has claimed"),
     ),
     (CLUSTER, "jitsu_tw/cluster/claims.py", _GUARDS): (
         ("if not self.is_own(machine):\n            raise", "if False:\n            raise",
