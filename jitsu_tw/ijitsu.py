@@ -1,7 +1,7 @@
 """
-The doors of the house: what a hypervisor, a sign of readiness, a place for the state and an agreement must offer.
+The interfaces between Jitsu's layers: what a hypervisor, a readiness strategy, a store and a cluster offer.
 
-A newcomer writes one class that has a door's shape and one row in that room's table.
+A new backend or readiness strategy is a class with such an interface, and a row in the table of its package.
 """
 
 from __future__ import annotations

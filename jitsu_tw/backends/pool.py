@@ -171,7 +171,7 @@ class Pool:
         self._look_at(name, f"{name}: {reason}")
 
     def _look_at(self, name: str, reason: str) -> None:
-        """Have the VMs looked at that are, or were, on the host *name*."""
+        """Report a change of each VM that is, or was, on the host *name*."""
         for uuid, seen in list(self._seen.items()):
             if seen.get(name, Power.OFF) is not Power.OFF:
                 self.changed(uuid, reason)
@@ -221,7 +221,7 @@ class Pool:
 
     @deferred
     async def state(self, uuid: str) -> Power:
-        """Return what the VM is, on whichever host it is."""
+        """Return what the VM is, on the host that it is on."""
         vm, at = self._known(uuid), self._at.get(uuid)
         if uuid in self._moving:
             return Power.RUNNING
