@@ -1,7 +1,7 @@
 """
-The interfaces: what a backend, a readiness strategy, a store, a coordinator and an observer must offer.
+The interfaces between Jitsu's layers: what a hypervisor, a readiness strategy, a store and a cluster offer.
 
-A new backend or strategy is one class that implements its interface, and one row in the table of its package.
+A new backend or readiness strategy is a class with such an interface, and a row in the table of its package.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ class Pool:
 
     @deferred
     async def state(self, uuid: str) -> Power:
-        """Return what the VM is, on whichever host it is."""
+        """Return what the VM is, on the host that it is on."""
         vm, at = self._known(uuid), self._at.get(uuid)
         if uuid in self._moving:
             return Power.RUNNING

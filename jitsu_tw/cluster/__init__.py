@@ -1,1 +1,1 @@
-"""What several Jitsus that serve the same zones agree on: who owns a VM, where it runs, when it stops."""
+"""What the nodes that serve the same zones agree on: which node owns a VM, where it runs, when it stops."""
