@@ -55,6 +55,10 @@ class MemorySettings:
     )
 
 
+#: Those of a VM whose configuration says nothing.
+DEFAULTS: Final = MemorySettings()
+
+
 @attrs.define
 class MemoryGuest:
     """
@@ -89,7 +93,7 @@ class MemoryGuest:
     @property
     def settings(self) -> MemorySettings:
         """What the configuration says of it."""
-        return self.vm.backend_settings or MemorySettings()
+        return self.vm.backend_settings or DEFAULTS
 
 
 @implementer(IBackend)

@@ -69,8 +69,10 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
         BackendError: in the backend's words.
     """
     # That Jitsu starts it must be known after a crash from here on; but a slow disk delays no start for long.
-    remembered = context.remembered().addTimeout(WRITTEN_WITHIN, context.reactor)
-    remembered.addErrback(lambda failure: failure.trap(DeferredTimeout))
+    remembered = context.remembered()
+    if not remembered.called:
+        remembered.addTimeout(WRITTEN_WITHIN, context.reactor)
+        remembered.addErrback(lambda failure: failure.trap(DeferredTimeout))
     cold, memory = machine.next.cold, None
     with contextlib.suppress(BackendError):
         memory = await machine.backend.memory(machine.uuid)
@@ -95,6 +97,8 @@ async def wait(machine: IRunning, context: IMachineContext) -> Outcome:
     """Wait until all strategies tell that the guest is ready, or until its time is over and it has been judged."""
     limit = RESUMED_WITHIN if machine.how in RESUMED else READY_WITHIN
     ready = Deferred.fromCoroutine(_ready(machine, context))
+    if ready.called:
+        return await ready
     late: Deferred[Any] = deferLater(context.reactor, limit - OBSERVED)
     judged = late.addCallback(lambda _: Deferred.fromCoroutine(_judge(machine, context, limit)))
     both: list[Deferred[Any]] = [ready, judged]
