@@ -426,33 +426,41 @@ def _check_hosts(
     """Return the hosts that a VM may run on; None for one that is none of theirs."""
     if values.keys().isdisjoint(("host", "prefer", "avoid")):
         return None
-    named: tuple[str, ...] | None = values.get("host")
+    named: tuple[str, ...] = values.get("host", ())
     known = {host.name: host for host in hosts}
-    for key in ("host", "prefer", "avoid"):
-        for one in raw.get(key, ()):
-            if named is None:
-                raise one.wrong(f"{where}{key}", "is for VMs with host; say host: any, or leave this out")
-            if one.text not in known and (key, one.text) != ("host", ANY):
-                known_names = [*known, ANY] if key == "host" else known
-                raise one.wrong(f"{where}{key}", f"there is no host {one.text!r}{near(one.text, known_names)}")
-    if named is None:
-        return None
+    _check_host_names(raw, where, named, known)
     for key in ("backend", "connect"):
         if key in raw:
             raise raw[key][0].wrong(f"{where}{key}", "is the host's; leave it out where there is host")
     if ANY in named and len(named) > 1:
         raise raw["host"][0].wrong(f"{where}host", f"{ANY} is all hosts; say {ANY}, or the others")
+    _check_preferences(values, raw, where, named)
+    if ANY not in named:
+        return tuple(known[name] for name in dict.fromkeys(named))
+    if not hosts:
+        raise raw["host"][0].wrong(f"{where}host", "there are no hosts; list them at the top, under hosts")
+    return tuple(hosts)
+
+
+def _check_host_names(raw: RawConfig, where: str, named: Sequence[str], known: Mapping[str, Host]) -> None:
+    """Refuse hosts that do not exist, and preferences among them without `host`."""
+    for key in ("host", "prefer", "avoid"):
+        for one in raw.get(key, ()):
+            if not named:
+                raise one.wrong(f"{where}{key}", "is for VMs with host; say host: any, or leave this out")
+            if one.text not in known and (key, one.text) != ("host", ANY):
+                known_names = [*known, ANY] if key == "host" else known
+                raise one.wrong(f"{where}{key}", f"there is no host {one.text!r}{near(one.text, known_names)}")
+
+
+def _check_preferences(values: Mapping[str, Any], raw: RawConfig, where: str, named: Sequence[str]) -> None:
+    """Refuse preferences for hosts that the VM may not run on, and that contradict each other."""
     for key in ("prefer", "avoid"):
         for one in raw.get(key, ()):
             if ANY not in named and one.text not in named:
                 raise one.wrong(f"{where}{key}", f"{one.text} is none of its hosts; add it to host, or leave it out")
             if key == "avoid" and one.text in values.get("prefer", ()):
                 raise one.wrong(f"{where}{key}", f"{one.text} is in prefer, too; keep one")
-    if ANY not in named:
-        return tuple(known[name] for name in dict.fromkeys(named))
-    if not hosts:
-        raise raw["host"][0].wrong(f"{where}host", "there are no hosts; list them at the top, under hosts")
-    return tuple(hosts)
 
 
 def _check_boot(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
