@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from demo.lab import BRIDGE
 from jitsu_tw.ctl.client import Control
+from jitsu_tw.ctl.show import NoAnswerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +150,7 @@ class Jitsu(_Service):
     def _answers(self) -> bool:
         try:
             return all(vm["uuid"] for vm in self.vms())
-        except ConnectionError:
+        except NoAnswerError:
             return False
 
     def vms(self) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def spawn(
 
 def report(log: Logger, name: object = None, failure: Failure | None = None) -> None:
     """
-    Log an exception that nobody expected: a fault of Jitsu, with its traceback.
+    Log an unexpected exception: a fault of Jitsu, with its traceback.
 
     Args:
         log: of the caller.

@@ -1,7 +1,7 @@
 """
-The doors of the house: what a hypervisor, a sign of readiness, a place for the state and an agreement must offer.
+The interfaces: what a backend, a readiness strategy, a store, a coordinator and an observer must offer.
 
-A newcomer writes one class that has a door's shape and one row in that room's table.
+A new backend or strategy is one class that implements its interface, and one row in the table of its package.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class IBackend(Interface):
         """Return what a start of the VM would take now; None where nobody can tell."""
 
     def migrate(uuid: str, to: IBackend) -> Deferred[None]:
-        """Let a VM that runs go on on another hypervisor, which knows it too. Fails where that cannot be."""
+        """Move a VM, which goes on running, to another hypervisor, which knows it too. Fails where that cannot be."""
 
     def keep_image(uuid: str) -> Deferred[None]:
         """
@@ -229,7 +229,7 @@ class IStore(Interface):
         """
 
     def write(changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        """Change the tree as one step (None removes a path and all below it), saying why. May fail: `StoreError`."""
+        """Change the tree as one step, with a *message* that gives the reason; None removes a path and all below it."""
 
     def close() -> Deferred[None]:
         """Finish what is being written."""
@@ -271,7 +271,7 @@ class ICoordinator(Interface):
         """Make a fact that is ours alone and goes when we do; say whether it is ours now (it may have been before)."""
 
     def holds(key: str) -> bool:
-        """Say whether *key* is a claim of ours, and nobody else can have it at this moment. Looks at the clock."""
+        """Return whether *key* is a claim of this node, which no other can have at this moment. Reads the clock."""
 
     def put(facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
         """

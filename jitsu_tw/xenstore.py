@@ -36,7 +36,7 @@ T = TypeVar("T")
 #: Where the daemon listens, if XENSTORED_PATH does not say (the second is the older name).
 SOCKETS: Final = ("/run/xenstored/socket", "/var/run/xenstored/socket")
 
-#: What to do where nobody listens there.
+#: What to do where no daemon listens there.
 REMEDY: Final = "Xenstore is in Xen's dom0, for root, while xenstored runs; XENSTORED_PATH names another socket"
 
 #: Seconds until a broken connection is tried again, at first and at most.
@@ -65,7 +65,7 @@ class Tree(ABC):
     """
     What can be done to the tree.
 
-    Every operation may raise BackendError in the daemon's words, or BackendLost.
+    Every operation may raise BackendError with the daemon's message, or BackendLost.
     """
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Tree(ABC):
     async def _list_in_parts(self, what: str, path: bytes) -> list[str] | None:
         """Return the children, where they do not fit in a message; None if they have changed meanwhile."""
         names, generations = b"", set()
-        # Asks for what is behind so many octets of names. An answer is the node's generation, then names, each with a
+        # Asks for the names after this number of octets. An answer is the node's generation, then names, each with a
         # NUL, and one more NUL after the last of all.
         while not (b"\0" + names).endswith(b"\0\0"):
             part = await self.ask(what, Command.DIRECTORY_PART, path, b"%d\0" % len(names))
@@ -182,9 +182,10 @@ class Xenstore(Tree):
     """
     The Xenstore of this host.
 
-    Operations are coroutines. They are done in the order in which they are begun, and fail with BackendError in the
-    daemon's words, or, if there is no connection or it breaks meanwhile, with BackendLost; they do not wait for the
-    next connection. One that is cancelled may have been done all the same. Watches outlive connections.
+    Operations are coroutines. They are done in the order in which they are begun, one at a time, and fail with
+    BackendError and the daemon's message, or, if there is no connection or it breaks meanwhile, with BackendLost; they
+    do not wait for the next connection. One that is cancelled may have been done all the same. Watches outlive
+    connections.
     """
 
     log = Logger()
@@ -313,7 +314,7 @@ class Xenstore(Tree):
                     raise BackendLost(self._why or "")  # noqa: TRY301
                 value = await job(self._wire)
             except Exception:  # noqa: BLE001
-                # Whatever it is, it belongs to who asked: a transaction's function may raise anything.
+                # Whatever it is, the operation fails by it: a transaction's function may raise anything.
                 result.errback()
             else:
                 result.callback(value)
@@ -368,5 +369,5 @@ class Xenstore(Tree):
                 try:
                     watch.callback(path)
                 except Exception:  # noqa: BLE001
-                    # Others are waiting to be told, whatever this one does.
+                    # The other callbacks are called, whatever this one does.
                     self.log.failure("Xenstore: telling of {path} failed", path=path)

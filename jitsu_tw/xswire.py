@@ -86,8 +86,8 @@ class Wire(Protocol):
         Take the two listeners.
 
         Args:
-            changed: is called with watches' tokens and paths that have changed. However often one of them has, in one
-                reading from the socket, it is told once: who writes without end cannot fill a queue.
+            changed: is called with watches' tokens and paths that have changed. A path that has changed often in one
+                reading from the socket is told once: a guest that writes without end cannot fill a queue.
             lost: is called with this object and the reason when the connection ends.
         """
         self._changed, self._lost = changed, lost
@@ -109,7 +109,7 @@ class Wire(Protocol):
             transaction: the number of the transaction that it belongs to.
 
         Raises:
-            BackendError: (through the Deferred) in the daemon's words.
+            BackendError: (through the Deferred) with the daemon's message.
             BackendLost: (through the Deferred) the connection has ended.
         """
         payload = b"".join(parts)
@@ -134,7 +134,7 @@ class Wire(Protocol):
             while (message := self._next()) is not None:
                 self._take(*message)
         except Exception as error:  # noqa: BLE001
-            # Whatever it is, the answers that follow cannot be told apart any more.
+            # Whatever it is, the messages that follow cannot be told apart any more.
             self._reason = f"cannot read what the daemon says: {error!r}"
             self._rest = b""
             self.abort()
@@ -188,7 +188,7 @@ def _refusal(what: str, name: str) -> BackendError:
 
 def octets_of(path: str) -> bytes:
     """
-    Return a path as the daemon takes it.
+    Return a path in the daemon's form.
 
     Raises:
         BackendError: *path* is none.
@@ -200,5 +200,5 @@ def octets_of(path: str) -> bytes:
 
 
 def text_of(octets: bytes) -> str:
-    """Return what the daemon says, whatever a guest has written."""
+    """Return the text of a value or path, whatever octets a guest has written."""
     return octets.decode(errors="surrogateescape")

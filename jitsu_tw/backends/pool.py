@@ -171,7 +171,7 @@ class Pool:
         self._look_at(name, f"{name}: {reason}")
 
     def _look_at(self, name: str, reason: str) -> None:
-        """Have the VMs looked at that are, or were, on the host *name*."""
+        """Report a change of each VM that is, or was, on the host *name*."""
         for uuid, seen in list(self._seen.items()):
             if seen.get(name, Power.OFF) is not Power.OFF:
                 self.changed(uuid, reason)

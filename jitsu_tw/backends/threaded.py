@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 T = TypeVar("T")
 
-#: How many connections are being opened at once: sshd turns away who opens more than ten (MaxStartups).
+#: How many connections are being opened at once: sshd refuses more than ten (MaxStartups).
 OPENING: Final = 4
 
 #: Seconds after which opening a connection is not waited for any more.
@@ -52,7 +52,7 @@ def in_thread(reactor: Any, name: str, function: Callable[..., T], *arguments: A
         try:
             value = function(*arguments)
         except Exception:  # noqa: BLE001
-            # Whatever it is, it belongs to the caller.
+            # Whatever it is, the Deferred fails by it.
             reactor.callFromThread(result.errback, _bare(Failure()))
         else:
             reactor.callFromThread(result.callback, value)
@@ -95,7 +95,7 @@ class Worker:
 
 class Workers:
     """
-    Threads for calls to one hypervisor, made as they are needed.
+    Threads for calls to one hypervisor, started as they are needed.
 
     Everything but `_work` runs in the reactor's thread.
 
@@ -149,7 +149,7 @@ class Workers:
         self._waiting, self._idle, self._busy, self._opening = deque(), [], set(), set()
         for worker in idle:
             self._dismiss(worker)
-        # Whoever hears of it may call again, or end this again.
+        # The callers that are answered may call again, or end this again.
         for worker in leaving:
             self._give_up(worker, reason)
         for job in waiting:
@@ -164,8 +164,8 @@ class Workers:
         """
         Call *function* with a connection and *arguments*, in a thread.
 
-        It fails with `BackendLost` after *within* seconds, of which it may have waited some for a thread; one that
-        still waits then is never made.
+        It fails with `BackendLost` after *within* seconds, the wait for a thread included; a call that still waits then
+        is never made.
         """
         if self._why is not None:
             return fail(BackendLost(self._why))
@@ -181,9 +181,9 @@ class Workers:
         return job.answer
 
     def _add(self) -> None:
-        """Make a thread more, if a call waits for one and there may be more."""
+        """Start a further thread, if a call waits for one and there may be more."""
         there = len(self._opening) + len(self._busy) + len(self._idle)
-        # Else each call that waits would have a thread hang for what is left of its time.
+        # Without a limit, each waiting call would have a thread that hangs for the rest of its time.
         may = there < self._most and self.hung < self._most
         if len(self._waiting) > len(self._opening) < OPENING and may:
             worker = Worker()
@@ -197,7 +197,7 @@ class Workers:
         try:
             connection = self._opens()
         except Exception:  # noqa: BLE001
-            # Whatever it is, it belongs to the calls that wait for this connection.
+            # Whatever it is, the calls that wait for this connection fail by it.
             tell(self._not_opened, worker, _bare(Failure()))
             return
         tell(self._opened, worker)
@@ -205,7 +205,7 @@ class Workers:
             try:
                 job = worker.jobs.get(timeout=IDLE)
             except Empty:
-                tell(self._tired, worker)
+                tell(self._unused, worker)
                 continue
             if job is None:
                 break
@@ -213,13 +213,13 @@ class Workers:
             try:
                 result = job.function(connection, *job.arguments)
             except Exception:  # noqa: BLE001
-                result = _bare(Failure())  # the caller's, whatever it is
+                result = _bare(Failure())  # whatever it is, the call fails by it
             tell(self._done, worker, result)
             del result
         self._closes(connection)
         tell(self._closed, worker)
 
-    # What the threads tell.
+    # What the threads call.
 
     def _opened(self, worker: Worker) -> None:
         if worker in self._opening:
@@ -259,7 +259,7 @@ class Workers:
             self._next(worker)
         self._answer(job, result)
 
-    def _tired(self, worker: Worker) -> None:
+    def _unused(self, worker: Worker) -> None:
         """Dismiss a worker that had nothing to do for `IDLE` seconds, unless it is the last one."""
         if worker in self._idle and len(self._idle) > 1:
             self._idle.remove(worker)
@@ -272,10 +272,10 @@ class Workers:
             for one in ended:
                 one.callback(None)
 
-    # What becomes of workers and calls.
+    # Workers and calls.
 
     def _next(self, worker: Worker) -> None:
-        """Give *worker* the call that waits longest."""
+        """Give *worker* the call that has waited longest."""
         if self._waiting:
             self._give(worker, self._waiting.popleft())
             self._add()
@@ -288,7 +288,7 @@ class Workers:
         worker.jobs.put(job)
 
     def _dismiss(self, worker: Worker) -> None:
-        """End a worker, whose thread waits, or is about to."""
+        """End a worker, whose thread waits for a call, or is about to."""
         self._ending.add(worker)
         worker.jobs.put(None)
 
@@ -301,7 +301,7 @@ class Workers:
             job.answer.callback(result)
 
     def _give_up(self, worker: Worker, reason: str) -> None:
-        """Leave a worker alone that does not return from the library, and fail its call."""
+        """Count a worker that does not return from the library as hung, and fail its call."""
         self.hung += 1
         self._opening.discard(worker)
         self._busy.discard(worker)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jitsu_tw.cluster.starts import Starts
     from jitsu_tw.ijitsu import IClusterEvents, IMachine
 
-#: Nodes that were cut off together are together again after so many seconds: the longest pause between two of their
+#: Nodes that were cut off together are together again after this many seconds: the longest pause between two of their
 #: tries (`cluster.coordinator.etcd.BACK_OFF`), and as much for the try and for what they then tell.
 REUNION: Final = 4.0
 
@@ -293,16 +293,18 @@ class Claims:
         self._enlist()
         self._usage.start()
         self._usage.report()
+        named = self._state.named
         for machine in list(self._machines.values()):
             if machine.state is State.UP:
                 self._seen.discard(machine.vm.name)
-            self._follow(machine, rules.connected(self._view(machine)))
+            if machine.state not in DOWN or machine.vm.name in named:  # of the others there is nothing to settle
+                self._follow(machine, rules.connected(self._view(machine)))
 
     def lose(self, reason: str) -> None:
         """Handle that the facts are not known any more: another node may own what this one did."""
         self._notices.clear()
         for machine in list(self._machines.values()):
-            self._follow(machine, rules.lost(self._view(machine)), reason)
+            self._follow(machine, rules.lost(machine.state), reason)
 
     def _enlist(self) -> None:
         """Tell that this node lives."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from twisted.internet.defer import Deferred, DeferredLock
 
@@ -121,6 +121,12 @@ class ClusterState:
         return self.coordinator.claim(f"nodes/{self.node}", json.dumps(fact))
 
     # VMs.
+
+    @property
+    def named(self) -> set[str]:
+        """The names of VMs that have an owner, or of which a start is recorded."""
+        keys = (key for key in self.coordinator.facts if key.startswith(("claims/", "runs/")))
+        return {unquote(key.partition("/")[2]) for key in keys}
 
     def get(self, kind: str, machine: IMachine) -> str | None:
         """Return the fact *kind* of *machine*; None if there is none."""

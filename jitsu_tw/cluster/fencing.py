@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IMachine
     from jitsu_tw.settings import Settings
 
-#: A host counts as lost after so many seconds; a daemon that is restarted is back by then.
+#: A host counts as lost after this many seconds; a daemon that is restarted is back by then.
 LOST_AFTER: Final = 10.0
 
 #: Seconds that the command may take.

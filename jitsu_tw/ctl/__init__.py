@@ -274,7 +274,7 @@ def hold(control: Control, name: str) -> Any:
 @_name
 @prints(show.vm)
 def release(control: Control, name: str) -> Any:
-    """Let the held VM NAME be stopped when idle."""
+    """Release the held VM NAME: it is stopped when idle."""
     return control.vm(name, "release")
 
 
@@ -283,7 +283,7 @@ def release(control: Control, name: str) -> Any:
 @click.argument("host")
 @prints(show.vm)
 def move(control: Control, name: str, host: str) -> Any:
-    """Let the VM NAME, which is up, go to HOST: while it runs, or by a stop and a start."""
+    """Move the VM NAME, which is up, to HOST: while it runs, or by a stop and a start."""
     return control.vm(name, f"move?{urlencode({'host': host})}")
 
 

@@ -147,11 +147,13 @@ def connected(view: View) -> Iterator[Action]:
     yield Action.SETTLE
 
 
-def lost(view: View) -> Iterator[Action]:
-    """Yield what follows for the VM when this node does not know the facts any more."""
+def lost(state: State) -> Iterator[Action]:
+    """Yield what follows for a VM in *state* when this node does not know the facts any more."""
+    if state in DOWN:
+        return
     yield Action.OWNER_SILENT
-    if view.state is State.QUEUED:
+    if state is State.QUEUED:
         yield Action.REFUSE
-    elif view.state is State.UP:
+    elif state is State.UP:
         yield Action.CHANGE_OWNER
     yield Action.OWNER_KEEPS

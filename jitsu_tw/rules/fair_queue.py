@@ -36,7 +36,7 @@ class FairQueue(Generic[T]):
             self._place[waiter] = group, whose
 
     def drop(self, waiter: T) -> None:
-        """Let *waiter*, if it waits, wait no more."""
+        """Remove *waiter*, if it is in the queue."""
         if waiter in self._place:
             group, whose = self._place.pop(waiter)
             lines = self._groups[group]

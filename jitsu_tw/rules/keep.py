@@ -1,7 +1,7 @@
 """
 Until when a VM is kept up, and why. Pure: each time is an argument, in seconds of the clock that the lease has.
 
-This is the only place that decides it: leases end by it, room is made by it, and operators read it.
+This is the only place that decides it: leases end by it, VMs give way to others by it, and operators read it.
 """
 
 from __future__ import annotations

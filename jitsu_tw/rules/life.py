@@ -259,7 +259,7 @@ class Life:
         return Event.STOP
 
     def fail(self, now: float) -> None:
-        """Count a failure, and rest before the next try; that a host has no room is not the VM's."""
+        """Count a failure, and rest before the next try; that a host has no memory left is not the VM's."""
         if self.fault not in BLAMELESS:
             count = self.failures.count + 1
             self.failures = Failures(count, now + rest(count))

@@ -132,7 +132,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     _S.PAUSED: _row(_S.PAUSED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
     _S.SAVED: _row(_S.SAVED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
     _S.FAILED: _row(_S.FAILED, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.OFF: _S.FAILED}),
-    # Somebody else may start it meanwhile; being seen down is what it waits to change.
+    # Another program may start it meanwhile; a report that it is down changes nothing.
     _S.QUEUED: _row(
         _S.QUEUED,
         {

@@ -1,7 +1,7 @@
 """
-Who may summon, and how much. Pure: the time is an argument, in seconds of one clock that never goes back.
+Which clients may start VMs, and how many. Pure: the time is an argument, in seconds of one clock that never goes back.
 
-Only a start is decided here: a VM that is up, or on its way up, is nobody's to refuse. So whoever asks does so for a VM
+Only a start is decided here: a VM that is up, or on its way up, is refused to no client. So a decision is about a VM
 that is down, once, and the clients that join its activation cost nothing.
 
 A network's budget is a bucket that holds `Policy.starts_per_minute` starts and is refilled evenly within a minute. In
@@ -95,19 +95,19 @@ class Policy:
         return {network for network in self.summon_from if network.prefixlen == 0} >= set(EVERYBODY)
 
     def is_inside(self, host: str) -> bool:
-        """Say whether a client at *host* may start VMs at all, and so keep them."""
+        """Return whether a client at *host* may start VMs at all, and so keep them."""
         return packed(host) in self._inside
 
     def admit(self, source: Source, now: float, running: int, *, free: bool = False) -> Verdict:
         """
-        Say whether *source* may start one VM more; if so, it is spent.
+        Return whether *source* may start one more VM; if so, the start is spent.
 
         The first reason of `Verdict` that holds is given, budgets last: a client that is refused for another reason
         spends nothing. A client that could not start the VM with proof either is not asked for proof.
 
         Args:
-            source: who asks.
-            now: in seconds.
+            source: the client.
+            now: the time, in seconds.
             running: how many VMs run, or are about to.
             free: nothing will be started this time, so nothing is spent.
 

@@ -1,5 +1,5 @@
 """
-Which VM boots next: after the VMs that it needs, when this node owns it, and when the host has room.
+Which VM boots next: after the VMs that it needs, when this node owns it, and when the host has capacity.
 
 A VM boots when fewer than `max_booting` VMs boot. Where `max_running` VMs run already, the start was refused before
 (`rules.policy`), or the VM that is idle the longest makes room for it.
@@ -127,7 +127,7 @@ class Admission:
             self._queue.take().admit()
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
-        """Count *machine* where its state belongs; boot the next VM if there is room now."""
+        """Count *machine* where its state belongs; boot the next VM if the host has capacity now."""
         name, state = machine.vm.name, machine.state
         if state is not State.QUEUED:
             self._queue.drop(machine)
@@ -154,7 +154,7 @@ class Admission:
         return self._makes_room and await self._leases.stop_idlest("idle the longest, makes room")
 
     def _made_room(self, result: Any) -> None:
-        """Boot the next VM, or refuse it where no room can be made, and none is being made."""
+        """Boot the next VM, or refuse it where no VM can be stopped for it, and none is being stopped."""
         self._making_room = False
         if isinstance(result, Failure):
             report(self.log, failure=result)

@@ -1,5 +1,5 @@
 """
-Which VMs Jitsu manages: those that it has started, or was asked for; not those that somebody has started by hand.
+Which VMs Jitsu manages: those that it has started, or was asked for; not those that were started by hand.
 
 A managed VM gets a lease, and is stopped when it is idle; the others are left alone. A VM that a killed Jitsu had
 started is adopted by the next one, with what is left of its lease.

@@ -47,7 +47,7 @@ class Dependencies:
             self._needers[need].remove(machine)
 
     def moved(self, machine: Machine, old: State) -> None:
-        """Have the answers forgotten of *machine*, and of the VMs that need it."""
+        """Report to the answers that *machine* has moved, and with it the VMs that need it."""
         self._answers.moved(machine, old)
         for needer in self._needers.get(machine.vm.name, ()):
             self._answers.moved(needer, needer.state)

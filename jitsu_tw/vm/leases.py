@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from jitsu_tw.readiness import Strategies
     from jitsu_tw.vm.machine import Machine
 
-#: A VM that was used less than this many seconds ago does not make room: the client may be about to connect.
+#: A VM that was used less than this many seconds ago does not give way: the client may be about to connect.
 JUST_USED: Final = 5.0
 
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
@@ -456,7 +456,7 @@ class LeaseKeeper:
         return False
 
     def _may_go(self, machine: Machine, lease: Lease) -> bool:
-        """Return whether *machine* may be stopped to make room."""
+        """Return whether *machine* may be stopped so that another VM can boot."""
         return (
             lease.planned is not None  # else it is being looked at
             and machine.state is State.UP

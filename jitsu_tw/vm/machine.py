@@ -135,7 +135,7 @@ class Machine(Life):
         is ready.
 
         Args:
-            asker: who asks; see `Waiters.add` for one that asks again.
+            asker: the client, or what else wants the VM; see `Waiters.add` for one that asks again.
             insist: wait however long it takes, and start also a VM that has just failed.
             is_client: the asker gets an answer, which is counted: neither the sender of a packet nor Jitsu itself.
             promised: the asker has the address already, and its packet is held.
@@ -196,7 +196,7 @@ class Machine(Life):
 
     def stop(self, reason: str, *, off: bool = False) -> Deferred[State]:
         """
-        Stop the VM, whoever may be waiting for it; the Deferred fires with the state in which that ended.
+        Stop the VM, even if clients wait for it; the Deferred fires with the state in which that ended.
 
         If it is to be *off*, its guest is shut down where its mode would keep its memory.
         """

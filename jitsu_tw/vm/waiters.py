@@ -1,4 +1,4 @@
-"""Who waits for one activation of a VM, until when, and what each is told. It knows nothing of what the VM does."""
+"""The clients that wait for one activation of a VM, and until when. Nothing here knows what the VM does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-#: At most so many askers are remembered; the one that asked first is forgotten first.
+#: At most this many askers are remembered; the one that asked first is forgotten first.
 MOST_ASKERS: Final = 10_000
 
 
@@ -27,7 +27,7 @@ class Waiters:
     """
 
     def __init__(self, reactor: IReactorTime, answer_by: float, first: Hashable, since: float) -> None:
-        """Let each wait for *answer_by* seconds at most."""
+        """Begin without waiters; each is to wait for *answer_by* seconds at most."""
         self._reactor, self._answer_by = reactor, answer_by
         self.first, self.since = first, since
         self.promised = False
@@ -37,11 +37,11 @@ class Waiters:
         self._unasked: set[Deferred[bool]] = set()
 
     def __bool__(self) -> bool:
-        """Say whether somebody waits."""
+        """Return whether a waiter is left."""
         return bool(self._waiting)
 
     def __contains__(self, asker: Hashable) -> bool:
-        """Say whether *asker* has asked: then it asks again because it got no answer yet."""
+        """Return whether *asker* has asked already; then it asks again because it got no answer yet."""
         return asker in self._due
 
     @property
@@ -69,9 +69,9 @@ class Waiters:
         """
         Return a Deferred for *asker*, and call *late* with it when it is due; None: however long it takes.
 
-        Who asks again is due when the first question is, at once if that has just passed: a resolver has closed the
-        port of the question before (Unbound after 0.4 s), and its own client does not wait for ever. Who asks again
-        later than that asks anew. An asker that is no client, as who sends a packet, gets no answer that counts.
+        An asker that asks again is due when its first query is, at once if that has just passed: a resolver has closed
+        the port of the question before (Unbound after 0.4 s), and its own client does not wait for ever. One that asks
+        later than that asks anew. An asker that is no client, as a sender of packets, gets no answer that counts.
         """
         waiter: Deferred[bool] = Deferred(self.forget)
         self._forget_askers(now)
@@ -90,29 +90,29 @@ class Waiters:
             self._due.popitem(last=False)
 
     def answer(self, waiter: Deferred[bool], *, ready: bool) -> None:
-        """Tell one waiter how things stand."""
+        """Answer one waiter; *ready*: the VM is."""
         self._told += self.is_client(waiter)
         self.forget(waiter)
         waiter.callback(ready)
 
     def answer_all(self, *, ready: bool) -> None:
-        """Tell everybody how things stand."""
+        """Answer all waiters; *ready*: the VM is."""
         for waiter in list(self._waiting):
             self.answer(waiter, ready=ready)
 
     def fail(self, waiter: Deferred[bool], error: Exception) -> None:
-        """Tell one waiter that it waits in vain."""
+        """Fail one waiter with *error*."""
         self._told += self.is_client(waiter)
         self.forget(waiter)
         waiter.errback(error)
 
     def fail_all(self, kind: type[Exception], message: str) -> None:
-        """Tell everybody so; each gets an error of its own."""
+        """Fail all waiters, each with an error of its own."""
         for waiter in list(self._waiting):
             self.fail(waiter, kind(message))
 
     def forget(self, waiter: Deferred[bool]) -> None:
-        """Let *waiter* wait no more."""
+        """Remove *waiter*."""
         late = self._waiting.pop(waiter)
         self._unasked.discard(waiter)
         if late is not None and late.active():

@@ -106,7 +106,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
-    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_admission"): (
+    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
+        ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
         ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
          "stops the VM that was used last to make room"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),

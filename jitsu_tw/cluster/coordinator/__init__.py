@@ -1,4 +1,4 @@
-"""What several Jitsus agree by: one room each, one door: `ijitsu.ICoordinator`."""
+"""How the nodes of a cluster agree: one module for each kind of coordinator (`ijitsu.ICoordinator`)."""
 
 from __future__ import annotations
 

@@ -609,6 +609,7 @@ class HeardTests(ClaimsTestCase):
     def test_waits_no_more(self) -> None:
         """After a wait was cancelled, the next one works. A wait ends with False when the node is cut off."""
         claims, machine = self.node.claims, self.node.machine
+        machine.state = State.WAITING
         self.write(CLAIM, {"node": "ns3", "is": "starting"})
         first = claims.owner_ready(machine)
         assert first is not None
