@@ -16,21 +16,18 @@ if TYPE_CHECKING:
 #: The packages with strict limits: those where each feature of the product passes.
 STRICT: Final = ("jitsu_tw.vm", "jitsu_tw.cluster", "jitsu_tw.rules")
 
-#: The most public methods and attributes of a class, in the strict packages and elsewhere. Targets: 20 and 15.
+#: The most public methods and attributes of a class, in the strict packages and elsewhere.
 METHODS: Final = 20
 METHODS_ELSEWHERE: Final = 27
 ATTRIBUTES: Final = 15
 ATTRIBUTES_ELSEWHERE: Final = 21
 
-#: The most lines of a module. Target of the strict packages: 400.
+#: The most lines of a module.
 LINES: Final = 495
 LINES_ELSEWHERE: Final = 744
 
-#: The least share of lines without I/O in the strict packages. Target: 0.45.
-PURE: Final = 0.255
-
-#: The most hooks. Target: 0.
-HOOKS: Final = 0
+#: The least share of lines without I/O in the strict packages.
+PURE: Final = 0.335
 
 #: Classes with more attributes than `ATTRIBUTES_ELSEWHERE`, and why.
 MANY_ATTRIBUTES: Final = {
@@ -75,4 +72,4 @@ class SizesTests(SynchronousTestCase):
     def test_hooks(self) -> None:
         """No module assigns a callable attribute of another module's object: a reader can jump to what runs."""
         found = [f"{module}: {text}" for module, text in hooks() if text not in NO_HOOKS]
-        self.assertLessEqual(len(found), HOOKS, "\n".join(found))
+        self.assertEqual([], found)
