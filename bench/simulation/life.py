@@ -79,7 +79,12 @@ class LateStore:
 
 
 class FileStore(GitStore):
-    """The state in a repository, written in this thread."""
+    """The state in a repository, written in this thread, and opened by one Jitsu after the other."""
+
+    def open(self) -> Mapping[str, str]:
+        """Return the tree; the kernel has released the lock of the Jitsu before."""
+        self._running.release()
+        return super().open()
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit at once."""

@@ -421,7 +421,9 @@ class World:
             self._audit()
         if in_files and not self.ledger.wrong:
             self.end()
-            tree, self.store = self.store.open(), MemoryStore(lasting=True)
+            tree = self.store.open()
+            self.store.close()
+            self.store = MemoryStore(lasting=True)
             self.store.write(tree, "From the repository")
 
     def _calm_down(self) -> None:
