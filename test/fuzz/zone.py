@@ -11,6 +11,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
+from jitsu_tw.dns import masterfile
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text, to_text
 from jitsu_tw.dns.zone import Zone
@@ -28,6 +29,9 @@ _WORDS: Final = (
 )
 
 WORDS: Final = [*_WORDS.split(), b"\n\t", b"\r\n"]
+
+#: The records of one input: a million, which a file of one line may ask for, take a minute here.
+vars(masterfile)["MAX_LINES"] = 5_000
 
 _FOLDER: Final = Path(tempfile.mkdtemp())
 _PATH: Final = _FOLDER / "a.zone"
