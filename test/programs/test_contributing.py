@@ -23,7 +23,7 @@ class ContributingTests(SynchronousTestCase):
         """The toy backend and the toy strategy pass their tests, and a row for each is all that the tree needs."""
         folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, folder)
-        for name in ("jitsu_tw", "man", "test"):
+        for name in ("jitsu_tw", "synjitsu_tw", "demo", "man", "test"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "README.md", folder)
         page = (ROOT / "docs" / "contributing.md").read_text()
@@ -35,6 +35,7 @@ class ContributingTests(SynchronousTestCase):
             subprocess.run(["patch", "-p1"], input=row, text=True, cwd=folder, check=True, capture_output=True)
         tests = [name.removesuffix(".py").replace("/", ".") for name in files if name.startswith("test/")]
         self.assertEqual((4, 2), (len(files), len(tests)))
-        run = subprocess.run([sys.executable, "-m", "twisted.trial", *tests, "test.unit.config"], check=False,
+        run = subprocess.run([sys.executable, "-m", "twisted.trial", *tests, "test.unit.config",
+                              "test.structure.test_words", "test.structure.test_layers"], check=False,
                              cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True)
         self.assertEqual(0, run.returncode, run.stdout + run.stderr)
