@@ -81,6 +81,7 @@ class Facts:
         restarting: it was stopped to be started again.
         promised: an answer with its address has left early, and no start has been tried again for that.
         by_hand: how many people wait for it to stop.
+        decided: when its last stop was decided: by a person, or by Jitsu, which calls for it at once.
         rested: when a person last stopped it.
         told: packets that it had sent when Jitsu last asked, and when that was.
         noticed: when Jitsu last learnt that it sends more than a trickle.
@@ -110,6 +111,7 @@ class Facts:
     restarting: bool = False
     promised: bool = False
     by_hand: int = 0
+    decided: float = -inf
     rested: float = -inf
     told: tuple[int, float] | None = None
     noticed: float = -inf
@@ -289,7 +291,7 @@ class Ledger:
     def _has_cause(self, facts: Facts) -> bool:
         """Say whether there is a reason to start a VM."""
         in_vain = facts.how in RESUMED and facts.by_us and facts.begun >= self._born
-        wanted = facts.asked or (facts.wanted > facts.begun and facts.wanted >= facts.stopped[0])
+        wanted = facts.asked or (facts.wanted > facts.begun and facts.wanted >= facts.decided)
         return bool(wanted or facts.restarting or in_vain or self.kept(facts, EARLY)) or any(
             self._has_cause(needer) for needer in self._needers.get(facts.vm.name, ())
         )
@@ -311,6 +313,7 @@ class Ledger:
         started = facts.begun if facts.by_us or facts.begun > facts.stopped[0] else facts.since
         facts.stopped = now, mode
         kind = reason.partition(" for ")[0].partition(":")[0].partition(" after ")[0].partition(" within ")[0]
+        facts.decided = facts.rested if facts.by_hand else now
         if facts.by_hand:
             kind = "stopped by hand"
         facts.promised &= kind in {"dead", "its guest did not listen", "not ready"}

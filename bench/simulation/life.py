@@ -79,12 +79,16 @@ class LateStore:
 
 
 class FileStore(GitStore):
-    """The state in a repository, written in this thread, and opened by one Jitsu after the other."""
+    """The state in a repository, written in this thread."""
 
     def open(self) -> Mapping[str, str]:
-        """Return the tree; the kernel has released the lock of the Jitsu before."""
-        self._running.release()
+        """Return the tree; the Jitsu that had opened it before is no more."""
+        self.release()
         return super().open()
+
+    def release(self) -> None:
+        """Release the lock, as the kernel does when a Jitsu is killed."""
+        self._running.release()
 
     def write(self, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
         """Commit at once."""

@@ -204,6 +204,8 @@ class World:
 
     def reopen(self) -> None:
         """Let the next Jitsu read the repository anew."""
+        if isinstance(self.store, FileStore):
+            self.store.release()
         self.store = FileStore(self.folder / f"{self.ledger.counts['repositories']}.git")
 
     # What happens.
@@ -419,10 +421,10 @@ class World:
         self.pass_time(QUIET)
         if not self.ledger.wrong:
             self._audit()
-        if in_files and not self.ledger.wrong:
+        if isinstance(self.store, FileStore) and not self.ledger.wrong:
             self.end()
             tree = self.store.open()
-            self.store.close()
+            self.store.release()
             self.store = MemoryStore(lasting=True)
             self.store.write(tree, "From the repository")
 
