@@ -299,7 +299,7 @@ class Xenstore(Tree):
         raise BackendLost(f"xenstored has not answered within {within:g} s")
 
     def _work(self) -> None:
-        """Do what is asked, unless that is under way, or the first try to connect is."""
+        """Begin to send the queued requests, unless that has begun already, or the first connection is being made."""
         if not self._busy and self._why is not None:
             self._busy = True
             spawn(self.log, self._do_all(), "Xenstore")

@@ -80,5 +80,5 @@ class LocalStarts:
         return None if self._events.was_started(machine.vm.name) else ""
 
     def started(self, machine: IMachine) -> float:  # noqa: ARG002
-        """Return 0.0: no host is known that it would be of."""
+        """Return 0.0, which nobody uses: it counts only with a host that `last_host` names, and there is none."""
         return 0.0

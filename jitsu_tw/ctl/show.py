@@ -49,7 +49,7 @@ class FailedError(click.ClickException):
 
 
 class NoAnswerError(FailedError):
-    """No Jitsu answers, or carries out what was asked for; the exit status is 3."""
+    """No Jitsu answers the command, or none has carried out the request yet; the exit status is 3."""
 
     exit_code = 3
 

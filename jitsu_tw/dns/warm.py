@@ -61,7 +61,7 @@ class WarmAnswer:
         tail: what stands behind it.
         lease: of the VM; each use renews it.
         vm: the VM's name.
-        use: what counts the uses of the name that was asked for (`Fleet.use_of`).
+        use: what counts the uses of the name that was asked for (`Statistics.use_of`).
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
         last: the id and the sender of the last question: the same again is a retransmission, and not counted.
@@ -179,7 +179,7 @@ class WarmAnswers:
             reply: the answer to it.
             vm: the VM's name.
             lease: of the VM; each use renews it.
-            use: what counts the uses of the name (`Fleet.use_of`).
+            use: what counts the uses of the name (`Statistics.use_of`).
             limit_key: the name that the limiter of responses counts the reply by.
         """
         end = _QUESTION + len(query.question.asked) + 4

@@ -140,7 +140,7 @@ def connected(view: View) -> Iterator[Action]:
     """Yield what follows for the VM when this node knows the facts, for the first time or again."""
     if view.state is State.UP:
         yield Action.CHANGE_OWNER
-        if view.holds and view.phase is not Phase.UP:  # what was told meanwhile was lost
+        if view.holds and view.phase is not Phase.UP:  # the other nodes have not heard that it is up
             yield Action.TELL_UP
     elif view.state is State.QUEUED:
         yield Action.CLAIM

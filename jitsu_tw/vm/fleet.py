@@ -98,7 +98,7 @@ class Fleet(Parts):
             backends: by a VM's backend and URI.
             store: the state.
             clocks: tell the time.
-            make_cluster: makes the cluster of the machines and what is told of it.
+            make_cluster: makes the cluster; it is given the machines, and the object to which the cluster reports.
             answers: those that are kept while VMs are up; None: none are.
             make_standins: makes what announces VMs to Synjitsu, if there is one.
         """

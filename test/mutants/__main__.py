@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: The share that must be caught.
 ENOUGH: Final = 0.95
 
-#: The tests of a mutant may take so many times as long as without it, and so many seconds more.
+#: How long the tests of a mutant may take: this factor times what they take without it, and these seconds more.
 LONGER: Final = 5.0
 MORE: Final = 30.0
 

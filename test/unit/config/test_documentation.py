@@ -59,7 +59,7 @@ class DocumentationTests(SynchronousTestCase):
             self.assertEqual(name in INHERITED, rows[name][2].endswith("also for one VM"), name)
 
     def test_vm_keys(self) -> None:
-        """README has each key of a VM that the top does not have; whoever declares one says what it is for."""
+        """README has each key that only a VM has; each declaration of a key says what the key is for."""
         rows = table("key of a VM").keys()
         self.assertEqual(set(), keys_of(VM).keys() - INHERITED.keys() - rows)
         self.assertEqual(set(), rows - VM_KEYS.keys())

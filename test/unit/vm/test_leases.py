@@ -81,7 +81,7 @@ class EvidenceTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
 
     def test_asked_for_late(self) -> None:
-        """What a guest sends that had been up for long when somebody asked for it first is no greeting."""
+        """A guest that runs for long before the first query has no greeting: its first packets count as use."""
         self.world = World(vm(idle=3))
         machine = self.world.machine()
         self.guest = self.world.backend.guests[machine.uuid]
