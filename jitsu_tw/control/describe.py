@@ -49,7 +49,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "idle": vm.idle,
         "held": fleet.leases.wakeups.is_held(vm.name),
         "needed": machine.state is State.UP and fleet.dependencies.is_needed(machine),
-        "origin": fleet.store.config.origin(fleet.machines[vm.name]),
+        "origin": fleet.store.config.origin(machine),
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
         "mode": vm.mode.value,
