@@ -7,7 +7,6 @@ versions. An interface that vanishes, or goes down, is opened again when it is b
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -261,13 +260,13 @@ class Capture(FileDescriptor):
         """Read at most `BATCH` of the captured frames."""
         if self._pcap is None:
             return
-        frames: deque[bytes] = deque()
+        frames: list[bytes] = []
         try:
             self._pcap.dispatch(BATCH, lambda _, octets: frames.append(bytes(octets)))
         except OSError as error:
             self._vanished(str(error))
         if frames:
-            self._received(list(frames))
+            self._received(frames)
 
     def connectionLost(self, reason: Any) -> None:  # noqa: N802
         """Handle that the reactor has dropped this reader: its file descriptor has an error, or the reactor stops."""

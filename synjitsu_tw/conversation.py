@@ -214,8 +214,8 @@ class Conversation(messages.Peer, TimeoutMixin):
     @messages.Status.responder
     def _status(self, after: str) -> dict[str, Any]:
         standins = self._synjitsu.standins
-        start = ip_address(after).packed if after else b""
-        ips = heapq.nsmallest(messages.PAGE, (ip for ip in standins.table if _order(ip) > _order(start)), key=_order)
+        start = _order(ip_address(after).packed if after else b"")
+        ips = heapq.nsmallest(messages.PAGE, (ip for ip in standins.table if _order(ip) > start), key=_order)
         return {
             "standins": [
                 {

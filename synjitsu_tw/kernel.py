@@ -52,9 +52,8 @@ _PERMANENT: Final = 0x80
 #: Of <linux/neighbour.h>: the entry is the bridge's, not the device's own.
 _MASTER: Final = 0x04
 
-#: Of <linux/rtnetlink.h>: a route to neighbours or through a gateway, and one to an address of this host.
+#: Of <linux/rtnetlink.h>: the type of a route to neighbours or through a gateway.
 _UNICAST: Final = 1
-_LOCAL: Final = 2
 
 #: Of <linux/if.h>: an interface that is up, one that does not use ARP, and one that has carrier.
 _UP: Final = 0x1

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import spawn
-from jitsu_tw.errors import BackendError, ClusterUnavailable, JitsuError
+from jitsu_tw.errors import BackendError, JitsuError
 from jitsu_tw.ijitsu import Request
 from jitsu_tw.rules.lifecycle import State
 
@@ -111,5 +111,5 @@ class Migration:
         moved.addErrback(self._not_moved, machine)
 
     def _not_moved(self, failure: Any, machine: IMachine) -> None:
-        failure.trap(JitsuError, ClusterUnavailable)
+        failure.trap(JitsuError)
         self.log.error("{name}: does not move: {error}", name=machine.vm.name, error=failure.getErrorMessage())

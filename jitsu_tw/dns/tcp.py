@@ -24,7 +24,7 @@ from jitsu_tw.dns.binding import set_up
 from jitsu_tw.dns.connections import Connections
 from jitsu_tw.dns.stream import Streams
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.networks import network, packed
+from jitsu_tw.networks import of_peer
 from jitsu_tw.shares import Line
 from jitsu_tw.slices import Slices
 
@@ -92,7 +92,7 @@ class TCP(Int16StringReceiver, TimeoutMixin):
         peer = self.transport.getPeer()
         self.transport.bufferSize = BUFFER
         self.source = Source(peer.host, peer.port, tcp=True, proven=True)
-        self.network = network(packed(peer.host))
+        self.network = of_peer(peer)
         self.streams = Streams(self.sendString, self.transport.abortConnection, self.factory.reactor)
         self.streams.pause()
         self.factory.admit(self)

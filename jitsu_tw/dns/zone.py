@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
 import dns.rdatatype
-from twisted.names.dns import AAAA, CNAME, DNAME, NS, SOA, A
+from twisted.names.dns import AAAA, CNAME, DNAME, NS, PTR, SOA, A
 
 from jitsu_tw.dns import masterfile
 from jitsu_tw.dns.wire import MAX_NAME, RR, ancestors, from_text, parent, to_text
@@ -40,7 +40,7 @@ BESIDE_CNAME: Final = frozenset({KEY, RRSIG, NSEC})
 #: The types that are served, or are glue, at a delegation's own name; below it there is only glue.
 AT_CUT: Final = frozenset({NS, DS, RRSIG, NSEC, A, AAAA})
 #: Types whose data are one name: two that differ in case are one record (RFC 4343).
-ONE_NAME: Final = frozenset({NS, CNAME, DNAME, 12})
+ONE_NAME: Final = frozenset({NS, CNAME, DNAME, PTR})
 
 #: The most octets of one RRset in a packet, names compressed. The rest of the 65,535 of a TCP message (RFC 1035, 4.2.2)
 #: is for the header, the longest question, OPT, TSIG, and as many aliases as are followed for one question.

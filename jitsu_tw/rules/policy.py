@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from jitsu_tw.networks import EVERYBODY, Networks, network, packed
+from jitsu_tw.networks import Networks, network, packed
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Source
@@ -88,11 +88,6 @@ class Policy:
     def __attrs_post_init__(self) -> None:
         """Make of the networks what can be asked quickly."""
         self._inside = Networks(self.summon_from)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether everybody may start VMs, as far as networks go."""
-        return {network for network in self.summon_from if network.prefixlen == 0} >= set(EVERYBODY)
 
     def is_inside(self, host: str) -> bool:
         """Return whether a client at *host* may start VMs at all, and so keep them."""

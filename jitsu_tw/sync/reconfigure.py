@@ -125,7 +125,7 @@ class LiveConfig:
 
     def _exchange(self, old: Iterable[VM], new: Iterable[VM]) -> None:
         """Take the names of *old* out of the zones and put those of *new* in; or raise, and nothing has changed."""
-        done: list[tuple[bytes, VM]] = []
+        done: list[bytes] = []
         for vm in old:
             for name in vm.dns:
                 self._zones.remove_vm(name)
@@ -133,9 +133,9 @@ class LiveConfig:
             for vm in new:
                 for name in vm.dns:
                     self._zones.add_vm(name, vm.name, vm.ip, vm.ttl)
-                    done.append((name, vm))
+                    done.append(name)
         except ZoneError as error:
-            for name, _ in done:
+            for name in done:
                 self._zones.remove_vm(name)
             for before in old:
                 for name in before.dns:

@@ -7,30 +7,17 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IReadiness
 from jitsu_tw.readiness.xenstore import XenstoreKey
-from jitsu_tw.xenstore import Xenstore
 from test.support import BoundedClock, vm
-from test.xenlab.xenstored import Xenstored
+from test.unit.base.test_xenstore import XenstoreTestCase
 
 
-class KeyTests(TestCase):
+class KeyTests(XenstoreTestCase):
     """`XenstoreKey`."""
-
-    timeout = 30
-
-    def setUp(self) -> None:
-        """Start a daemon, and connect to it."""
-        self.daemon = Xenstored()
-        self.daemon.__enter__()
-        self.addCleanup(self.daemon.__exit__, None, None, None)
-        self.store = Xenstore(reactor, self.daemon.path)
-        self.store.start()
-        self.addCleanup(self.store.close)
 
     def wait(self, domid: int | None = 5, clock: Any = reactor, **keys: Any) -> Deferred[None]:
         """Wait for the guest's key."""
