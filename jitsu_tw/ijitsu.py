@@ -14,7 +14,7 @@ import attrs
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Awaitable, Hashable, Iterable
 
     from twisted.internet.defer import Deferred
 
@@ -372,16 +372,15 @@ class IOwnership(IObserver):
     def times(machine: IMachine) -> tuple[float, float]:
         """Return when *machine*, which `is_known`, was last used through any node, and when it was started."""
 
-    def claim(machine: IMachine) -> Deferred[bool]:
+    def claim(machine: IMachine) -> Awaitable[bool]:
         """
         Claim *machine*, which is queued, for a start.
 
         Returns:
-            (through the Deferred) whether this node owns it now. If not, `IClusterEvents.claim_free` is called when it
-            may be claimed again.
+            whether this node owns it now. If not, `IClusterEvents.claim_free` is called when it may be claimed again.
 
         Raises:
-            ClusterUnavailable: (through the Deferred) this node starts nothing now.
+            ClusterUnavailable: this node starts nothing now.
         """
 
     def prove(machine: IMachine) -> None:
@@ -548,12 +547,12 @@ class IPublications(Interface):
 class IPlacement(Interface):
     """What several hosts, as one backend (`backends.pool`), ask and tell about where VMs are."""
 
-    def claim_host(vm: VM, host: str) -> Deferred[bool]:
+    def claim_host(vm: VM, host: str) -> Awaitable[bool]:
         """
         Agree with the other nodes that *vm* is started on *host* now, and on no other.
 
         Returns:
-            (through the Deferred) whether that is agreed; False: this node does not own the VM any more.
+            whether that is agreed; False: this node does not own the VM any more.
         """
 
     def seen_on(vm: VM, host: str, *, moved: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IOwnership
@@ -42,9 +41,9 @@ class Alone:
         """Return 0.0 twice: no VM `is_known`."""
         return 0.0, 0.0
 
-    def claim(self, machine: IMachine) -> Deferred[bool]:  # noqa: ARG002
-        """Return a Deferred that has fired with True."""
-        return succeed(True)  # noqa: FBT003
+    async def claim(self, machine: IMachine) -> bool:  # noqa: ARG002
+        """Return True."""
+        return True
 
     def prove(self, machine: IMachine) -> None:
         """Return: no other node can start *machine*."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import succeed
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IPlacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from twisted.internet.defer import Deferred
 
     from jitsu_tw.cluster.cluster_state import ClusterState
     from jitsu_tw.cluster.fencing import Fencing
@@ -55,13 +52,13 @@ class Placement:
         machine = self._machines.get(vm.name)
         return machine if machine is not None and machine.uuid else None
 
-    def claim_host(self, vm: VM, host: str) -> Deferred[bool]:
+    async def claim_host(self, vm: VM, host: str) -> bool:
         """Agree with the other nodes that *vm* is started on *host* now, and on no other."""
         machine = self._machine(vm)
         if machine is None:
-            return succeed(False)  # noqa: FBT003
+            return False
         self._events.speaker_changed(vm.name)
-        return self._starts.record(machine, host)
+        return await self._starts.record(machine, host)
 
     def seen_on(self, vm: VM, host: str, *, moved: bool) -> None:
         """Handle that *vm* runs on *host*; *moved*: it was on another one before."""

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import report, spawn
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.fair_queue import FairQueue
@@ -25,7 +21,6 @@ from jitsu_tw.vm.interfaces import IQueue
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-    from typing import Any
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
@@ -45,8 +40,6 @@ class Admission:
     """
 
     follows: Final = frozenset(State)
-
-    log = Logger()
 
     def __init__(
         self,
@@ -91,31 +84,19 @@ class Admission:
         """Forget *machine*, which is not in the configuration any more."""
         self._clients.pop(machine.vm.name, None)
 
-    def request(self, machine: Machine) -> None:
-        """Boot *machine*, which is queued, after the VMs that it needs, when it may."""
-        if machine.vm.needs:
-            spawn(self.log, self._after_needs(machine), machine.vm.name)
-        else:
-            self.claim(machine)
-
-    async def _after_needs(self, machine: Machine) -> None:
-        if await self._dependencies.summon(machine) and machine.state is State.QUEUED:
-            self.claim(machine)
-
-    def claim(self, machine: Machine) -> None:
-        """Claim *machine*, which is queued; boot it when it may, if this node owns it then."""
-        claimed = self._ownership.claim(machine)
-        claimed.addCallbacks(self._claimed, self._not_claimed, (machine,), errbackArgs=(machine,))
-
-    def _claimed(self, own: bool, machine: Machine) -> None:  # noqa: FBT001
+    async def request(self, machine: Machine) -> None:
+        """Boot *machine*, which is queued, after the VMs that it needs, when it may, if this node owns it then."""
+        if machine.vm.needs and not await self._dependencies.summon(machine):
+            return
+        try:
+            own = machine.state is State.QUEUED and await self._ownership.claim(machine)
+        except ClusterUnavailable as error:
+            if machine.state is State.QUEUED:
+                machine.refuse(str(error), ClusterUnavailable)
+            return
         if own and machine.state is State.QUEUED:
             self._queue.add(machine, *self._clients.pop(machine.vm.name, (None, None)))
             self._admit()
-
-    def _not_claimed(self, failure: Failure, machine: Machine) -> None:
-        failure.trap(ClusterUnavailable)
-        if machine.state is State.QUEUED:
-            machine.refuse(failure.getErrorMessage(), ClusterUnavailable)
 
     def _admit(self) -> None:
         """Boot as many VMs of the queue as may boot."""
@@ -145,22 +126,19 @@ class Admission:
             self._reactor.callLater(0, self._admit)
 
     def _make_room(self) -> None:
-        if not self._making_room:
+        """Stop the VM that is idle the longest, if that is allowed."""
+        if not self._makes_room:
+            self._made_room()
+        elif not self._making_room:
             self._making_room = True
-            Deferred.fromCoroutine(self._stop_idlest()).addBoth(self._made_room)
+            self._leases.stop_idlest("idle the longest, makes room").addCallback(self._made_room)
 
-    async def _stop_idlest(self) -> bool:
-        """Stop the VM that is idle the longest, if that is allowed; return whether its stop has begun."""
-        return self._makes_room and await self._leases.stop_idlest("idle the longest, makes room")
-
-    def _made_room(self, result: Any) -> None:
+    def _made_room(self, stops: bool | None = None) -> None:  # noqa: FBT001
         """Boot the next VM, or refuse it where no VM can be stopped for it, and none is being stopped."""
         self._making_room = False
-        if isinstance(result, Failure):
-            report(self.log, failure=result)
-        if result is not True and self._stopping:
+        if not stops and self._stopping:
             return  # when it has stopped, the next VM boots
-        if result is not True and self._queue:
+        if not stops and self._queue:
             machine = self._queue.take()
             if machine.state is State.QUEUED:
                 machine.refuse(Verdict.FULL.value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
@@ -18,6 +17,8 @@ from jitsu_tw.rules.lifecycle import CALLING, DOWN, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
+    from twisted.logger import Logger
+
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.vm.dependencies import Dependencies
@@ -40,8 +41,6 @@ class Adoption:
 
     follows: Final = DISOWNED | {State.UP}
 
-    log = Logger()
-
     def __init__(
         self,
         store: StatsStore,
@@ -49,6 +48,7 @@ class Adoption:
         dependencies: Dependencies,
         ownership: IOwnership,
         clocks: Clocks,
+        log: Logger,
         *,
         dry_run: bool,
     ) -> None:
@@ -61,10 +61,11 @@ class Adoption:
             dependencies: knows which VMs need which others.
             ownership: knows which node owns a VM.
             clocks: tell the time.
+            log: gets what happens to VMs.
             dry_run: manage no VM.
         """
         self._store, self._leases, self._dependencies = store, leases, dependencies
-        self._ownership, self._dry_run = ownership, dry_run
+        self._ownership, self._log, self._dry_run = ownership, log, dry_run
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
@@ -113,18 +114,18 @@ class Adoption:
             used, started = (now - max(0.0, self._wall() - when) for when in self._store.stats.since(machine))
             self._leases.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
-            self.log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
+            self._log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)
         elif old is State.WAITING:
             if not self._dry_run:
                 self._store.stopped(machine)
-            self.log.info("{name}: runs, but nobody asked for it; left alone", name=name)
+            self._log.info("{name}: runs, but nobody asked for it; left alone", name=name)
         self._unseen.discard(name)
 
     def _went_down(self, machine: Machine, old: State) -> None:
         """Stop managing *machine*, unless a call of Jitsu may still bring it up."""
         if old in {State.UP, State.WAITING}:
             name, how = machine.vm.name, machine.state.shown
-            self.log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
+            self._log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
         if machine.is_unsure:
             if old in CALLING:
                 # The call may go on at the hypervisor, and bring it up: then Jitsu manages it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import DeferredList, succeed
 from zope.interface import implementer
 
 from jitsu_tw.rules.lifecycle import State
@@ -14,7 +13,6 @@ from jitsu_tw.vm.interfaces import IMachineContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.ijitsu import IObserver, IOwnership, IReadiness
@@ -61,17 +59,15 @@ class Context:
         """Return the strategies that tell when the guest of *machine* is ready."""
         return self.standins.signs(machine.vm, self.strategies.of(machine.vm, machine.backend))
 
-    def remembered(self) -> Deferred[None]:
+    async def remembered(self) -> None:
         """
-        Return a Deferred that fires when the last start or stop is in the state, and Synjitsu knows of it.
+        Wait until the last start or stop is in the state, and Synjitsu knows of it.
 
         What Synjitsu broadcasts must have left before the guest has a port in the bridge.
         """
         written, heard = self.store.written(), self.standins.heard()
-        if written.called and heard.called:
-            return succeed(None)
-        both = DeferredList([written, heard], consumeErrors=True)
-        return both.addCallback(lambda _: None)
+        await heard
+        await written
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.defer import DeferredList
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.errors import JitsuError
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, Event, State
 
@@ -71,11 +70,13 @@ class Dependencies:
         Returns:
             Whether all of them are up.
         """
-        name = machine.vm.name
-        waits = [need.summon(f"needed by {name}", insist=True, is_client=False) for need in self.needs(machine)]
-        for _, failure in await DeferredList(waits, consumeErrors=True):
-            if isinstance(failure, Failure):
-                if machine.state is State.QUEUED:
-                    machine.feed(Event.FAIL, f"needs {failure.getErrorMessage()}")
-                return False
-        return True
+        why = f"needed by {machine.vm.name}"
+        failures = []
+        for wait in [need.summon(why, insist=True, is_client=False) for need in self.needs(machine)]:
+            try:
+                await wait
+            except JitsuError as error:
+                failures.append(str(error))
+        if failures and machine.state is State.QUEUED:
+            machine.feed(Event.FAIL, f"needs {failures[0]}")
+        return not failures

@@ -122,7 +122,7 @@ class Fleet(Parts):
             self.machines, clocks, self.dependencies.is_needed, ownership, strategies
         )
         self.adoption = Adoption(
-            self.store, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run
+            self.store, self.leases, self.dependencies, ownership, clocks, self.log, dry_run=settings.dry_run
         )
         self.admission = Admission(settings, clocks, self.leases, self.dependencies, ownership)
         # The order matters: Synjitsu stands in before a guest runs, and kept answers go before anything waits; what is

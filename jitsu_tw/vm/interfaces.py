@@ -9,7 +9,7 @@ from zope.interface import Attribute, Interface
 from jitsu_tw.ijitsu import IMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
@@ -50,8 +50,8 @@ class IRunning(IMachine):
 class IQueue(Interface):
     """Where machines wait until they may boot."""
 
-    def request(machine: Any) -> None:
-        """Call `Machine.admit` when *machine*, which is queued, may boot, now or later."""
+    def request(machine: Any) -> Coroutine[Deferred[Any], Any, None]:
+        """Ask for the boot of *machine*, which is queued; `Machine.admit` is called when it may boot, now or later."""
 
 
 class IJournal(Interface):
@@ -89,8 +89,8 @@ class IMachineContext(Interface):
     def readiness(machine: Any) -> Sequence[IReadiness]:
         """Return the strategies that tell when the guest of *machine* is ready."""
 
-    def remembered() -> Deferred[None]:
-        """Return a Deferred that fires when the last start or stop is in the state, and Synjitsu knows of it."""
+    def remembered() -> Coroutine[Deferred[Any], Any, None]:
+        """Wait until the last start or stop is in the state, and Synjitsu knows of it."""
 
     def may_try_again() -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""

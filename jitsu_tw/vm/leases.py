@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import report
+from jitsu_tw.coroutines import report, spawn
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.keep import Kept, Why, keep
@@ -109,7 +109,7 @@ class LeaseKeeper:
         self._machines, self._is_needed, self._ownership = machines, is_needed, ownership
         self._reactor, self._now = clocks.reactor, clocks.now
         self._leases = Leases()
-        self.wakeups = Wakeups(machines, clocks, self)
+        self.wakeups = Wakeups(machines, clocks, self, self.log)
         self.health = HealthChecks(self._leases, clocks, port, ownership)
         self._next: IDelayedCall | None = None
         self._is_reading = False
@@ -442,8 +442,15 @@ class LeaseKeeper:
         first, longest = STOP_AGAIN
         lease.stop_again_at = self._now() + min(longest, first * 2.0 ** (failures - 1))
 
-    async def stop_idlest(self, reason: str) -> bool:
-        """Stop the VM that is idle the longest, to make room for another; return whether its stop has begun."""
+    def stop_idlest(self, reason: str) -> Deferred[bool | None]:
+        """
+        Stop the VM that is idle the longest, to make room for another.
+
+        The Deferred never fails; it fires with True if a stop has begun.
+        """
+        return spawn(self.log, self._stop_idlest(reason))
+
+    async def _stop_idlest(self, reason: str) -> bool:
         idle = [(lease.used, name) for name, lease in self._leases.items() if self._may_go(self._machines[name], lease)]
         for _, name in sorted(idle):
             machine, lease = self._machines[name], self._leases.get(name)

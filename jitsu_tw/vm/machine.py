@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import deferred, report
+from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoCapacity, NoSuchVM
 from jitsu_tw.rules.life import BLAMELESS, Again, Life
 from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, Start, State, Stop, after
@@ -165,6 +165,10 @@ class Machine(Life):
         if self.waiters is not None:
             self.waiters.promised = self.state in ACTIVATING or self.state in STOPS
         self._answered()
+
+    def request(self) -> None:
+        """Ask for the boot of the VM, which is queued; again if its claim is free only now."""
+        spawn(self.log, self._context.queue.request(self), self.vm.name)
 
     def admit(self) -> None:
         """Boot the VM, which is queued."""
@@ -334,7 +338,7 @@ class Machine(Life):
         """Take the step that belongs to entering the state."""
         state, order = self.state, self.order
         if state is State.QUEUED:
-            self._context.queue.request(self)
+            self.request()
         elif state is State.STARTING:
             self.mark("start")
             self._begin(steps.start(self, self._context))

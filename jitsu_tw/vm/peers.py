@@ -39,7 +39,7 @@ class Peers:
     def claim_free(self, name: str) -> None:
         """Claim the VM, which is queued: its claim has become free."""
         if name in self._fleet.machines:
-            self._fleet.admission.claim(self._fleet.machines[name])
+            self._fleet.machines[name].request()
 
     def owner_changed(self, name: str) -> None:
         """Give the VM, which is up, the lease that its owner demands."""

@@ -69,7 +69,7 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
         BackendError: in the backend's words.
     """
     # That Jitsu starts it must be known after a crash from here on; but a slow disk delays no start for long.
-    remembered = context.remembered()
+    remembered = Deferred.fromCoroutine(context.remembered())
     if not remembered.called:
         remembered.addTimeout(WRITTEN_WITHIN, context.reactor)
         remembered.addErrback(lambda failure: failure.trap(DeferredTimeout))

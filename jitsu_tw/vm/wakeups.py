@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from twisted.internet.interfaces import IDelayedCall
+    from twisted.logger import Logger
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.vm.machine import Machine
@@ -44,11 +44,11 @@ class Wakeups:
 
     follows: Final = DOWN | {State.UNKNOWN}
 
-    log = Logger()
-
-    def __init__(self, machines: Mapping[str, Machine], clocks: Clocks, observer: IWakeupObserver) -> None:
-        """Start none of *machines*, which are by the VM's name, before it is watched."""
-        self._machines, self._observer = machines, observer
+    def __init__(
+        self, machines: Mapping[str, Machine], clocks: Clocks, observer: IWakeupObserver, log: Logger
+    ) -> None:
+        """Start none of *machines*, which are by the VM's name, before it is watched; *log* gets jumps of the clock."""
+        self._machines, self._observer, self._log = machines, observer, log
         self._reactor, self._now, self._wall = clocks.reactor, clocks.now, clocks.wall
         self._held: set[str] = set()
         self._stopped: set[str] = set()
@@ -152,7 +152,7 @@ class Wakeups:
         before, self._zero = self._zero, self._wall() - self._now()
         if abs(self._zero - before) < WALL_SET:
             return
-        self.log.info(
+        self._log.info(
             "the clock is {seconds:+.0f} s from where it was expected (it was set, or this machine slept); times of "
             "the week follow it",
             seconds=self._zero - before,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
@@ -97,7 +98,7 @@ class AdoptionTests(SynchronousTestCase):
         self.clock.advance(1000.0)
         self.fakes = cast("Any", Fakes(self.clock))
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
-        self.adoption = Adoption(self.fakes, self.fakes, self.fakes, self.fakes, clocks, dry_run=dry_run)
+        self.adoption = Adoption(self.fakes, self.fakes, self.fakes, self.fakes, clocks, Logger(), dry_run=dry_run)
         self.adoption.enlist(self.fakes)
         if seen:
             self.adoption.moved(self.fakes, State.UNKNOWN)
