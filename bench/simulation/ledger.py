@@ -234,7 +234,7 @@ class Ledger:
                 facts.ours = None
             elif ours or on_its_way:
                 facts.ours = True
-            elif facts.ours is not False and self._unseen(facts):
+            elif (facts.ours is not False or facts.used > facts.since) and self._unseen(facts):
                 facts.ours = None
             else:
                 facts.ours = False

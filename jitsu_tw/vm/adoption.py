@@ -128,11 +128,18 @@ class Adoption:
             self._log.info("{name}: {state}: {reason}", name=name, state=how, reason=machine.reason)
         if machine.is_unsure:
             if old in CALLING:
-                # The call may go on at the hypervisor, and bring it up: then Jitsu manages it.
-                self._doubts[machine.vm.name] = self._now() + STARTS_WITHIN
-                self._reactor.callLater(STARTS_WITHIN, self._doubts_end, machine)
-        elif self._now() >= self._doubts.get(machine.vm.name, -inf):
+                self._doubt(machine, STARTS_WITHIN)
+        elif old is State.UNKNOWN and machine.vm.name in self._unseen and not self._dry_run:
+            seconds = self._store.stats.may_come_up(machine)
+            if seconds:
+                self._doubt(machine, seconds)
+        if not machine.is_unsure and self._now() >= self._doubts.get(machine.vm.name, -inf):
             self._disown(machine)
+
+    def _doubt(self, machine: Machine, seconds: float) -> None:
+        """Wait *seconds* for a call that may go on at the hypervisor, and bring *machine* up: then Jitsu manages it."""
+        self._doubts[machine.vm.name] = self._now() + seconds
+        self._reactor.callLater(seconds, self._doubts_end, machine)
 
     def _doubts_end(self, machine: Machine) -> None:
         """Stop managing *machine* if it has not come up all the same."""

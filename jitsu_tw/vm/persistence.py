@@ -50,7 +50,7 @@ class StatsStore:
         config: their configuration as the state has it.
     """
 
-    follows: Final = frozenset({State.STARTING})
+    follows: Final = frozenset({State.STARTING, State.WAITING})
 
     log = Logger()
 
@@ -107,10 +107,17 @@ class StatsStore:
 
     # Statistics.
 
-    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
-        """Write at once that Jitsu starts *machine*, before the backend is called: a crash must not lose that."""
-        self.stats.started(machine)
-        self._save_at_once(machine)
+    def moved(self, machine: Machine, old: State) -> None:
+        """
+        Write at once that Jitsu starts *machine*, before the backend is called: a crash must not lose that.
+
+        That the call has ended is written with the next statistics.
+        """
+        if machine.state is State.STARTING:
+            self.stats.started(machine)
+            self._save_at_once(machine)
+        elif old is State.STARTING:
+            self.stats.called(machine)
 
     def stopped(self, machine: Machine) -> None:
         """Write at once, if that is not known yet, that *machine* is down, or was started by hand."""

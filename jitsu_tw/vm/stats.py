@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from jitsu_tw.dns.wire import ancestors
+from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.store.layout import NameUse, Stats, label, read_stats, stats_paths
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ class Statistics:
         started = stats.start_ts if stats.start_ts > stats.stop_ts else self._wall()
         return max(stats.start_ts, stats.last_request_ts), started
 
+    def may_come_up(self, machine: Machine) -> float:
+        """Return for how many seconds *machine* may yet come up by a start call whose end is not in the state."""
+        stats = self.of(machine)
+        if max(stats.call_ts, stats.stop_ts) >= stats.start_ts:
+            return 0.0
+        return max(0.0, STARTS_WITHIN - abs(self._wall() - stats.start_ts))
+
     def left_running(self, kept: Container[str | None]) -> dict[str, Stats]:
         """Return the statistics of VMs that may run, started by Jitsu, and were not found; not the uuids *kept*."""
         known = self._known.items()
@@ -138,6 +146,11 @@ class Statistics:
         stats.start_ts = max(self._wall(), stats.stop_ts + _LATER)
         stats.total_starts += 1
 
+    def called(self, machine: Machine) -> None:
+        """Note that the hypervisor's call which starts *machine* has ended."""
+        self._of(machine).call_ts = max(self._wall(), self._of(machine).start_ts)
+        self.changed.add(machine.vm.name)
+
     def stopped(self, machine: Machine) -> bool:
         """Note that *machine* is down, or was started by hand; return False if that was known already."""
         if not self.was_started(machine):
@@ -155,7 +168,8 @@ class Statistics:
             stats = self._stats.setdefault(name, known)
             if stats is not known:
                 # It has been asked for before it was found, and those who count have the object that they count in.
-                stats.start_ts, stats.stop_ts, stats.total_starts = known.start_ts, known.stop_ts, known.total_starts
+                stats.start_ts, stats.call_ts, stats.stop_ts = known.start_ts, known.call_ts, known.stop_ts
+                stats.total_starts = known.total_starts
                 stats.backend, stats.connect = known.backend, known.connect
                 for key, before in known.dns.items():
                     use = stats.dns.setdefault(key, NameUse())

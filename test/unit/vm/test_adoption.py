@@ -33,6 +33,7 @@ class Fakes:
         self.state = State.OFF
         self.done: list[str] = []
         self.connected, self.known, self.own, self.recorded, self.suspended = True, False, True, False, False
+        self.left = 0.0
 
     def note(self, *, managed: bool) -> None:
         """Note whether Jitsu may stop the VM."""
@@ -58,6 +59,10 @@ class Fakes:
     def was_started(self, _: Any) -> bool:
         """Return whether Jitsu had started the VM, or was asked for it."""
         return self.recorded
+
+    def may_come_up(self, _: Any) -> float:
+        """Return for how many seconds a start call, whose end is not in the state, may bring the VM up."""
+        return self.left
 
     def since(self, _: Any) -> tuple[float, float]:
         """Return when it was used, and when it was started, in seconds since 1970, as the state knows."""
@@ -192,6 +197,18 @@ class AdoptionTests(SynchronousTestCase):
         self.assertEqual(([], True), self.down(State.UNKNOWN))
         self.clock.advance(STARTS_WITHIN)
         self.assertEqual((["stopped"], False), (self.fakes.done, self.fakes.managed))
+
+    def test_call_without_end(self) -> None:
+        """A VM that is seen off while a start call of an earlier Jitsu may go on is adopted if that brings it up."""
+        self.begin(seen=False, recorded=True, left=10.0)
+        self.assertEqual(([], False), self.down(State.UNKNOWN))
+        self.assertEqual((["adopted"], True), self.up())
+        self.begin(seen=False, recorded=True, left=10.0)
+        self.down(State.UNKNOWN)
+        self.clock.advance(10.0)
+        self.assertEqual(["stopped"], self.fakes.done)
+        self.fakes.done.clear()
+        self.assertEqual((["stopped"], False), self.up())
 
     def test_comes_up_all_the_same(self) -> None:
         """A VM that comes up by a start that had no end is Jitsu's, and stays so."""

@@ -19,7 +19,7 @@ from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
 from jitsu_tw.rules.life import Failures, rest
 from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, VM, Boot, Mode
+from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, VM, Boot, Mode
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm import persistence
@@ -685,9 +685,10 @@ class RestartTests(FleetTestCase):
         self.assertEqual(0, self.world.starts("bb"))
 
     def test_stopped_meanwhile(self) -> None:
-        """A VM that was stopped while we were away and started by hand later is not taken for ours."""
+        """A VM that was stopped while Jitsu was away, and then started by hand, is not taken for Jitsu's."""
         self.world = World(vm(idle=20))
         self.ask()
+        self.world.pump(6)
         uuid = self.world.machine().uuid
         self.world.backend.guests[uuid].power = Power.OFF
         self.world.kill()
@@ -696,6 +697,19 @@ class RestartTests(FleetTestCase):
         self.world.backend.happen(uuid, Power.RUNNING, "booted")
         self.world.pump(60, step=1)
         self.assertIs(State.UP, self.world.machine().state)
+
+    def test_killed_during_the_call(self) -> None:
+        """A VM that comes up by a start call which outlives Jitsu is the next Jitsu's, for as long as that may be."""
+        for late, state in ((1.0, State.OFF), (STARTS_WITHIN + 1.0, State.UP)):
+            self.world = World(vm(idle=20))
+            self.patch(self.world.backend, "start", lambda _: Deferred())
+            self.ask()
+            self.world.kill()
+            self.assertIs(State.OFF, self.world.machine().state)
+            self.world.pump(late, step=1)
+            self.world.backend.happen(self.world.machine().uuid, Power.RUNNING, "booted")
+            self.world.pump(60, step=1)
+            self.assertIs(state, self.world.machine().state, late)
 
     def test_killed_before_the_start_is_written(self) -> None:
         """Nothing is started before it is written down that it is ours; but a disk that hangs holds nothing up."""
