@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.cluster.cluster_state import VM_FACTS, read
+from jitsu_tw.cluster.facts import VM_FACTS, read
 from jitsu_tw.cluster.stop_notice import ASK_AGAIN, StopNotices
 from jitsu_tw.cluster.usage_reports import UsageReporter
 from jitsu_tw.coroutines import deferred
@@ -149,8 +149,8 @@ class Claims:
 
     def is_known(self, machine: IMachine) -> bool:
         """Return whether *machine*, which runs, was started by a node of the cluster."""
-        claimed = self._state.get("claims", machine) is not None or self._state.run(machine) is not None
-        return claimed or machine.vm.name in self._seen
+        claimed = self._state.get("claims", machine) is not None
+        return claimed or self._state.is_started(machine) or machine.vm.name in self._seen
 
     def times(self, machine: IMachine) -> tuple[float, float]:
         """Return when *machine* was last used, through any node, and started, on the clock `now`."""
@@ -173,7 +173,7 @@ class Claims:
             holds=self.is_own(machine),
             owner=owner,
             phase=phase,
-            started=self._state.run(machine) is not None,
+            started=self._state.is_started(machine),
             known=self.is_known(machine),
         )
 

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -14,17 +13,21 @@ from jitsu_tw.backends.pool import Pool
 from jitsu_tw.cluster.alone import Alone
 from jitsu_tw.cluster.background import begin
 from jitsu_tw.cluster.claims import Claims, up
-from jitsu_tw.cluster.cluster_state import ClusterState, read
+from jitsu_tw.cluster.cluster_state import ClusterState
+from jitsu_tw.cluster.facts import read
 from jitsu_tw.cluster.fencing import Fencing
 from jitsu_tw.cluster.hosts import Hosts
 from jitsu_tw.cluster.migration import Migration
 from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.cluster.requests import Requests
 from jitsu_tw.cluster.starts import LocalStarts, Starts
+from jitsu_tw.coroutines import deferred
 from jitsu_tw.ijitsu import HostStatus, ICluster, IPeer, NodeStatus, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from twisted.internet.defer import Deferred
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
@@ -88,11 +91,9 @@ class Membership:
         """Begin to connect to the other nodes."""
         self._state.coordinator.start(self)
 
-    def stop(self) -> Deferred[None]:
+    @deferred
+    async def stop(self) -> None:
         """Tell the others the last uses, and give up all claims."""
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
         self._fencing.stop()
         await self.ownership.stop()
         await self._state.coordinator.stop()
@@ -162,7 +163,7 @@ class Membership:
 
     def move(self, machine: IMachine, host: str) -> Deferred[None]:
         """Move *machine*, which is up, to *host*, or to the best other one if that is empty."""
-        return Deferred.fromCoroutine(self._migration.move(machine, host))
+        return self._migration.move(machine, host)
 
     # What the coordinator tells (`ijitsu.IPeer`).
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from jitsu_tw.coroutines import spawn
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, JitsuError
 from jitsu_tw.ijitsu import Request
 from jitsu_tw.rules.lifecycle import State
@@ -65,6 +64,7 @@ class Migration:
                     self.log.error("{name}: stays on {host}: {error}", name=machine.vm.name, host=host,
                                    error=str(error))
 
+    @deferred
     async def move(self, machine: IMachine, host: str) -> None:
         """
         Move *machine*, which is up, to *host*, or, without one, to the best other host.
@@ -107,8 +107,7 @@ class Migration:
 
     def requested(self, machine: IMachine, host: str) -> None:
         """Move *machine*, which this node owns, because another node asks."""
-        moved = Deferred.fromCoroutine(self.move(machine, host))
-        moved.addErrback(self._not_moved, machine)
+        self.move(machine, host).addErrback(self._not_moved, machine)
 
     def _not_moved(self, failure: Any, machine: IMachine) -> None:
         failure.trap(JitsuError)

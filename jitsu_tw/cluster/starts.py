@@ -31,7 +31,7 @@ class Starts:
     async def adopt(self, machine: IMachine, host: str) -> None:
         """Answer for the start of *machine*, which this node owns now, and which runs on *host*."""
         self._own.add(machine.vm.name)
-        if self._state.run(machine) is None:
+        if not self._state.is_started(machine):
             await self.record(machine, host)
         self.seen_on(machine, host)
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.cluster.cluster_state import key
+from jitsu_tw.cluster.facts import key
 from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 
