@@ -199,6 +199,8 @@ class Ledger:
                     facts.ours = None
                 elif facts.ours is False and facts.since > now - FORGOTTEN:
                     facts.ours = None  # that it was down before is not written down, perhaps
+            elif facts.asked:
+                facts.begun = facts.untold = now  # its start may be written down, though no call was made yet
             facts.uses = deque(known[-1:])
             self.note(facts, "(kill)")
         self.ended()
@@ -324,7 +326,7 @@ class Ledger:
         if kind in {"idle", "idle the longest, makes room"}:
             self._may_end(facts, vm.idle if kind == "idle" else JUST_USED, kind)
         elif kind == "up":
-            if now < started + vm.max_up - WRITTEN:
+            if facts.power is Power.RUNNING and now < started + vm.max_up - WRITTEN:
                 self.against("max_up", facts, f"up for {now - facts.since:.3f} s only")
         elif kind == "dead":
             facts.restarting = True

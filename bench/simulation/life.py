@@ -157,7 +157,7 @@ class Jitsu:
         facts, machine, ledger = self.ledger.facts[name], self.fleet.machines[name], self.ledger
         octets = struct.pack(">6H", number, 0, 1, 0, 0, 1) + facts.vm.dns[0] + struct.pack(">2H", type, 1) + OPT
         asked = Asked(name, host, type, self.world.now(), machine.joinable)
-        free = asked.joins or machine.is_resting
+        free = asked.joins or bool(machine.rests)
         summons = type == A or (type == AAAA and len(facts.vm.ip) > 1)
         up = machine.state is State.UP
         may = not host.startswith(OUTSIDE)

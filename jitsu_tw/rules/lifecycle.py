@@ -36,10 +36,9 @@ class State(enum.Enum):
     SAVED = "saved"
     FAILED = "failed"  # off, and its last start has failed
 
-    @property
-    def shown(self) -> str:
-        """The state as the API, the metrics and the log have it: all ways to stop are one."""
-        return State.STOPPING.value if self in STOPS else self.value
+    def __init__(self, value: str) -> None:
+        """Set how the API, the metrics and the log show the state: all ways to stop are one."""
+        self.shown = "stopping" if value in {"restarting", "stopping by its owner"} else value
 
 
 class Event(enum.Enum):

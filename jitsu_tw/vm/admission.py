@@ -107,10 +107,10 @@ class Admission:
                 return
             self._queue.take().admit()
 
-    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
+    def moved(self, machine: Machine, old: State) -> None:
         """Count *machine* where its state belongs; boot the next VM if the host has capacity now."""
         name, state = machine.vm.name, machine.state
-        if state is not State.QUEUED:
+        if old is State.QUEUED:
             self._queue.drop(machine)
         for names, has in (
             (self._running, state in RUNNING or state is State.QUEUED),

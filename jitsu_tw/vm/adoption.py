@@ -129,10 +129,10 @@ class Adoption:
         if machine.is_unsure:
             if old in CALLING:
                 self._doubt(machine, STARTS_WITHIN)
-        elif old is State.UNKNOWN and machine.vm.name in self._unseen and not self._dry_run:
-            seconds = self._store.stats.may_come_up(machine)
-            if seconds:
-                self._doubt(machine, seconds)
+        elif machine.vm.name in self._unseen and (seconds := self._store.stats.may_come_up(machine)):
+            self._unseen.discard(machine.vm.name)
+            machine.note(managed=not self._dry_run)
+            self._doubt(machine, seconds)
         if not machine.is_unsure and self._now() >= self._doubts.get(machine.vm.name, -inf):
             self._disown(machine)
 

@@ -92,14 +92,9 @@ class Machine(Life):
         return self.state in WANTED - {State.CANCELLING} or bool(self.waiters)
 
     @property
-    def is_resting(self) -> bool:
-        """Whether a query would not start the VM, because it has failed before."""
-        return not self.joinable and self._context.now() < self.failures.retry_at
-
-    @property
     def rests(self) -> float:
         """For how many seconds a query does not start the VM, because it has failed before."""
-        return max(0.0, self.failures.retry_at - self._context.now()) if self.is_resting else 0.0
+        return 0.0 if self.joinable else max(0.0, self.failures.retry_at - self._context.now())
 
     @property
     def asker(self) -> str:
@@ -149,9 +144,8 @@ class Machine(Life):
             return succeed(self.ready)
         if self.is_lost:
             return fail(self.fault(f"{self.vm.name}: {self.reason}"))
-        if self.is_resting and not insist:
-            left = f"tried again in {self.failures.retry_at - now:.0f} s"
-            return fail(self.fault(f"{self.vm.name}: {self.reason}; {left}"))
+        if self.rests and not insist:
+            return fail(self.fault(f"{self.vm.name}: {self.reason}; tried again in {self.rests:.0f} s"))
         if self.waiters is None or not (self.waiters.are_owed or self.state in ACTIVATING):
             self.waiters = Waiters(self._context.reactor, self._context.answer_by, asker, now)
         waiter = self.waiters.add(asker, now, None if insist else self._late, is_client=is_client)

@@ -144,7 +144,7 @@ class Summons:
         if verdict is Verdict.ADMITTED:
             queue.note_client(name, network(packed(source.host)), proven=source.proven)
         else:
-            self._fleet.journal.refuse(name, verdict, source.host, asker)
+            self._context.journal.refuse(name, verdict, source.host, asker)
             if len(self._logged) < MOST_LOGGED and (name, verdict) not in self._logged:
                 self._logged.add((name, verdict))
                 self.log.info("{name}: not started for {asker}: {why}", name=name, asker=asker, why=verdict.value)
@@ -155,15 +155,15 @@ class Summons:
         if self._dry_run:
             return self._would_end.get(machine.vm.name, -inf) > self._context.now()
         lost = self._fleet.inventory.why_lost(machine.backend) or self._fleet.cluster.ownership.refusal
-        return machine.is_resting or machine.is_lost or bool(lost)
+        return bool(machine.rests) or machine.is_lost or bool(lost)
 
     def _count(self, machine: Machine, question: Question, asker: str) -> None:
         """Count a query; it renews the lease of a VM that has one, if the client may keep it."""
         is_up, source = machine.state is State.UP, question.source
         if not machine.joins(asker):
             self._fleet.stats.count_query(machine, question.key)
-            self._fleet.journal.totals.cold += not is_up
-        self._fleet.journal.totals.warm += is_up
+            self._context.journal.totals.cold += not is_up
+        self._context.journal.totals.warm += is_up
         if machine.state in LEASED and (source is None or self._policy.is_inside(source.host)):
             self._fleet.leases.use(machine)
 

@@ -201,8 +201,8 @@ class AdoptionTests(SynchronousTestCase):
     def test_call_without_end(self) -> None:
         """A VM that is seen off while a start call of an earlier Jitsu may go on is adopted if that brings it up."""
         self.begin(seen=False, recorded=True, left=10.0)
-        self.assertEqual(([], False), self.down(State.UNKNOWN))
-        self.assertEqual((["adopted"], True), self.up())
+        self.assertEqual(([], True), self.down(State.UNKNOWN))
+        self.assertEqual((["granted"], True), self.up())
         self.begin(seen=False, recorded=True, left=10.0)
         self.down(State.UNKNOWN)
         self.clock.advance(10.0)
