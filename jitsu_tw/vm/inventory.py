@@ -185,8 +185,11 @@ class Inventory:
         """Look for *machine* again if the backend does not know what it does."""
         if machine.state is State.UNKNOWN:
             self._look_later(machine)
+        self._look_if_gone(machine)
+
+    def _look_if_gone(self, machine: Machine) -> None:
+        """Look for *machine* if its hypervisor does not know its uuid any more: it may be there under another one."""
         if machine.is_gone and machine.vm.name not in self._missing:
-            # It may be there under another uuid.
             self._missing.add(machine.vm.name)
             self._reactor.callLater(0, self._look_for, machine)
 
@@ -351,6 +354,7 @@ class Inventory:
         self._missing.discard(name)
         self._is_at(machine, uuid)
         await machine.look("found so")
+        self._look_if_gone(machine)
         await self._observer.found(machine)
         self._look_later(machine)
         await self._ask_advice(machine)

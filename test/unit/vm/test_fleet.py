@@ -1652,6 +1652,23 @@ class ReconcilingTests(FleetTestCase):
         self.assertEqual([True], self.ask())
         self.patch(self.world.backend, "look_up", look_up)
 
+    def test_undefined_while_it_is_found(self) -> None:
+        """A VM undefined between the answers for its uuid and for its state is found when it is defined anew."""
+        self.world = World(vm())
+        uuid = self.world.machine().uuid
+        guests, look_up = self.world.backend.guests, self.world.backend.look_up
+        answers = [succeed(uuid), fail(NoSuchVM("no VM www"))]
+        self.patch(self.world.backend, "look_up", lambda _: answers.pop(0))
+        known = guests.pop(uuid)
+        self.world.kill()
+        self.world.pump(0.1)
+        self.assertIs(State.UNKNOWN, self.world.machine().state)
+        self.patch(self.world.backend, "look_up", look_up)
+        guests[uuid] = known
+        self.world.fleet.inventory.changed(uuid, "defined")
+        self.world.pump(0.1)
+        self.assertEqual([True], self.ask())
+
     def test_gone_while_advice_is_asked(self) -> None:
         """A VM that is defined anew while its hypervisor is still asked for advice on it is found."""
         self.world = World(vm())
