@@ -199,7 +199,7 @@ class Ledger:
                     facts.ours = None
                 elif facts.ours is False and facts.since > now - FORGOTTEN:
                     facts.ours = None  # that it was down before is not written down, perhaps
-            elif facts.asked:
+            elif facts.asked and facts.changing is None:
                 facts.begun = facts.untold = now  # its start may be written down, though no call was made yet
             facts.uses = deque(known[-1:])
             self.note(facts, "(kill)")
