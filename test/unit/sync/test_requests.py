@@ -24,7 +24,7 @@ from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
 from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
-from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
 from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
@@ -187,6 +187,11 @@ class ChangeTests(RequestsTestCase):
         vm = self.fleet.machines["www"].vm
         self.assertEqual(("destroy", 0.0, 120.0), (vm.mode.value, vm.min_up, vm.idle))
         self.assertEqual("destroy", self.tree(f"jitsu/vm/{WWW}/")["stop_mode"])
+
+    def test_nothing(self) -> None:
+        """If nothing changes, the VMs that run are not checked again: a node that shares asks each minute."""
+        self.patch(LiveConfig, "vms", property(lambda _: self.fail("all VMs are checked")))
+        self.assertEqual(ConfigChange(), self.branches.parse({}))
 
     def test_lease(self) -> None:
         """A VM that is up is kept as long as it says now."""
