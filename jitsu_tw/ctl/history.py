@@ -24,7 +24,7 @@ from jitsu_tw.ctl.show import FailedError, NoAnswerError, as_json_option
 from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
-from jitsu_tw.store.layout import VMS, in_folder
+from jitsu_tw.store.layout import NAME, VMS, in_folder
 from jitsu_tw.store.merge import three_way
 from jitsu_tw.store.requests import ASKED, REJECTED
 
@@ -171,9 +171,9 @@ def _uuid(repository: pygit2.Repository, vm: str) -> str:
         for entry in folder or ():
             if entry.name == vm:
                 return vm
-            name = entry["config/name/0"] if isinstance(entry, pygit2.Tree) and "config/name/0" in entry else None
+            name = entry[NAME] if isinstance(entry, pygit2.Tree) and NAME in entry else None
             with contextlib.suppress(RefusedError):
-                if name is not None and reader.value(name.id, "config/name/0").strip() == vm:
+                if name is not None and reader.value(name.id, NAME).strip() == vm:
                     return str(entry.name)
     raise FailedError(f"the state never had a VM {vm}")
 

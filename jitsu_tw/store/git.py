@@ -85,8 +85,8 @@ class GitStore:
         return done if message == STATISTICS else done.addCallback(self._report_change)
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        """Merge *request* as *changes* (`Requests.accept`)."""
-        return self.run(self.requests.accept, request, dict(changes), message).addCallback(self._report_change)
+        """Merge *request* as *changes* (`Requests.accept`), which the caller must not modify any more."""
+        return self.run(self.requests.accept, request, changes, message).addCallback(self._report_change)
 
     def _report_change(self, result: None) -> None:
         self._changed()

@@ -130,9 +130,9 @@ class History:
                 take()
                 self._renew_hooks()
             self._clean()
-            if MAIN not in self.repository.references:
+            head = self.at(MAIN)
+            if head is None:
                 return self._unborn()
-            head = self.repository.references[MAIN].peel(pygit2.Commit)
             self._head, self._chain = head.id, self._statistics(head)
             return files(head.tree)
         except FAULTS as error:
@@ -212,6 +212,11 @@ class History:
         """The last commit of `main`; None before the first."""
         return None if self._head is None else self.repository[self._head].peel(pygit2.Commit)
 
+    def at(self, branch: str) -> pygit2.Commit | None:
+        """Return the last commit of *branch*, by its full name; None if there is no such branch."""
+        references = self.repository.references
+        return references[branch].peel(pygit2.Commit) if branch in references else None
+
     # Writing.
 
     def commit(self, changes: Mapping[str, str | None], message: str, merged: pygit2.Oid | None = None) -> None:
@@ -267,8 +272,8 @@ class History:
 
     def _restore_main(self) -> None:
         """Undo a move of `main` by another program, whose commit becomes `ASIDE`: only Jitsu writes `main`."""
-        references = self.repository.references
-        now = references[MAIN].peel(pygit2.Commit).id if MAIN in references else None
+        main = self.at(MAIN)
+        now = main.id if main is not None else None
         if now == self._head:
             return
         if now is not None:

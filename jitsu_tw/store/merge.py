@@ -72,6 +72,10 @@ class Meeting:
         """Whether this node has changes that the shared history does not have."""
         return self.merged != self.theirs
 
+    def changes(self, files: Mapping[str, str]) -> bool:
+        """Return whether *files* change the running configuration: new ones may, though the state has them already."""
+        return self.new or files != self.ours
+
 
 def meet(base: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> Meeting:
     """
@@ -139,12 +143,7 @@ def settle(
     ours = {uuid: one.merged for uuid, one in meetings.items() if one.is_offered and uuid not in left}
     aside |= _take(ours, run, refused)
     aside |= {uuid: left[uuid] for uuid, one in meetings.items() if one.is_offered and uuid in left}
-    return Settled({uuid: files for uuid, files in run.items() if _changes(meetings[uuid], files)}, left, aside)
-
-
-def _changes(meeting: Meeting, files: Mapping[str, str]) -> bool:
-    """Return whether *files* change the running configuration: new ones may, though the state has them already."""
-    return meeting.new or files != meeting.ours
+    return Settled({uuid: files for uuid, files in run.items() if meetings[uuid].changes(files)}, left, aside)
 
 
 def _take(

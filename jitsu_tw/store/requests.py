@@ -194,8 +194,8 @@ class Requests:
 
     def shared(self) -> list[pygit2.Oid]:
         """Return the last commit that nodes share, if there is one: a request may be made on a clone of that, too."""
-        references = self._history.repository.references
-        return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
+        commit = self._history.at(SHARED)
+        return [commit.id] if commit is not None else []
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> None:
         """
