@@ -23,7 +23,7 @@ from zope.interface import implementer
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IPlacement, IWatcher, Memory, Power, Start
-from jitsu_tw.rules.pool import Located, Sighting, Unsure, locate, pinned, rank, shortage
+from jitsu_tw.rules.pool import Located, Sighting, Unsure, locate, pinned, rank
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -339,8 +339,10 @@ class Pool:
         answers = await DeferredList([self._hosts[name].memory(uuid) for name in names], consumeErrors=True)
         free: dict[str, int] = {}
         for name, (_, memory) in zip(names, answers, strict=True):
-            if reason := memory.getErrorMessage() if isinstance(memory, Failure) else shortage(memory):
-                failed.append(f"{name}: {reason}")
+            if isinstance(memory, Failure):
+                failed.append(f"{name}: {memory.getErrorMessage()}")
+            elif memory is not None and memory.shortage:
+                failed.append(f"{name}: {memory.shortage}")
             else:
                 free[name] = 0 if memory is None else memory.free
         if not free:

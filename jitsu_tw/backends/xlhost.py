@@ -218,6 +218,11 @@ class Host:
             raise NoSuchVM(f"no VM {uuid}")
         return self._take(await self.xl.domains()).get(uuid)
 
+    async def alive(self, uuid: str) -> Domain | None:
+        """Return a VM's domain, which runs or is paused; None if the VM is off. Raises as `find` does."""
+        domain = await self.find(uuid)
+        return None if domain is None or domain.down else domain
+
     async def running(self, uuid: str) -> Domain:
         """
         Return a VM's domain, which runs or is paused.
@@ -225,8 +230,8 @@ class Host:
         Raises:
             BackendError: it is off.
         """
-        domain = await self.find(uuid)
-        if domain is None or domain.down:
+        domain = await self.alive(uuid)
+        if domain is None:
             raise BackendError(f"{self.vms[uuid].name} does not run")
         return domain
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.ijitsu import Power
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +23,6 @@ RANK: Final = (Power.PAUSED, Power.SAVED, Power.OFF)
 
 #: Why a VM may come up although it is seen on no host.
 IN_DOUBT: Final = "a start that another node, or a call of this one, has begun may yet go on"
-
-_MIB: Final = 1 << 20
 
 
 @attrs.frozen
@@ -129,10 +127,3 @@ def rank(vm: VM, free: Mapping[str, int], wanted: str | None) -> list[str]:
         return host != wanted, preferred, host in vm.avoid, -free[host]
 
     return sorted(free, key=key)
-
-
-def shortage(memory: Memory | None) -> str:
-    """Return why a VM does not fit on a host, which has told what its start would take; empty if it may fit."""
-    if memory is None or memory.needed <= memory.free:
-        return ""
-    return f"it needs {memory.needed // _MIB} MiB of memory, {memory.free // _MIB} are free"

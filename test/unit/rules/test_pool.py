@@ -7,7 +7,7 @@ from itertools import product
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.ijitsu import Memory, Power
-from jitsu_tw.rules.pool import IN_DOUBT, Located, Sighting, Unsure, locate, pinned, rank, shortage
+from jitsu_tw.rules.pool import IN_DOUBT, Located, Sighting, Unsure, locate, pinned, rank
 from test.support import vm
 
 RUNNING, PAUSED, SAVED, OFF = Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF
@@ -104,7 +104,6 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual(["spare", "middle", "right", "left"], rank(vm(), free, "away"))
 
     def test_shortage(self) -> None:
-        """A VM fits where as much is free as it needs, and where that is not known."""
-        self.assertEqual("", shortage(None))
-        self.assertEqual("", shortage(Memory(10, 10)))
-        self.assertEqual("it needs 64 MiB of memory, 63 are free", shortage(Memory(64 << 20, (64 << 20) - 1)))
+        """A VM fits where as much is free as it needs."""
+        self.assertEqual("", Memory(10, 10).shortage)
+        self.assertEqual("it needs 64 MiB of memory, 63 are free", Memory(64 << 20, (64 << 20) - 1).shortage)
