@@ -136,14 +136,12 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
         domain.save(str(new))
         try:
             if booted != _depends_on(domain):
-                message = "its definition, its kernel or a disk has changed since it booted"
-                raise BackendError(message)
+                raise BackendError("its definition, its kernel or a disk has changed since it booted")
             new.replace(kept)
         finally:
             connection.restore(str(kept if kept.exists() else new))
     except OSError as error:
-        message = f"no image can be kept at {kept}: {error.strerror}"
-        raise BackendError(message) from error
+        raise BackendError(f"no image can be kept at {kept}: {error.strerror}") from error
     finally:
         new.unlink(missing_ok=True)
 

@@ -138,8 +138,7 @@ class MemoryBackend:
 
     def _guest(self, uuid: str) -> MemoryGuest:
         if uuid not in self.guests:
-            message = f"no VM {uuid}"
-            raise NoSuchVM(message)
+            raise NoSuchVM(f"no VM {uuid}")
         return self.guests[uuid]
 
     def state(self, uuid: str) -> Deferred[Power]:
@@ -153,11 +152,9 @@ class MemoryBackend:
         if guest.power is Power.RUNNING:
             return Start.RAN
         if guest.busy:
-            message = "another call is changing it"
-            raise BackendError(message)
+            raise BackendError("another call is changing it")
         if Fault.START in guest.settings.faults:
-            message = "the start fails, as it was told to"
-            raise BackendError(message)
+            raise BackendError("the start fails, as it was told to")
         if Fault.HANG in guest.settings.faults:
             await Deferred()
         how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
@@ -188,8 +185,7 @@ class MemoryBackend:
     def _stop(self, uuid: str, mode: Mode) -> None:
         guest = self._guest(uuid)
         if Fault.STOP in guest.settings.faults or mode in guest.obstacles:
-            message = guest.obstacles.get(mode, "the stop fails, as it was told to")
-            raise BackendError(message)
+            raise BackendError(guest.obstacles.get(mode, "the stop fails, as it was told to"))
         if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
             self._set(uuid, _LEAVES[mode], f"stopped ({mode.value})")
 

@@ -136,8 +136,7 @@ class History:
             self._head, self._chain = head.id, self._statistics(head)
             return files(head.tree)
         except FAULTS as error:
-            message = f"{self.path} is not a state that can be read ({error}): {self.remedy}"
-            raise StoreError(message) from error
+            raise StoreError(f"{self.path} is not a state that can be read ({error}): {self.remedy}") from error
 
     def attach(self) -> None:
         """
@@ -148,8 +147,7 @@ class History:
         """
         self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         if not self._repository.is_bare:
-            message = "it has a work tree, and Jitsu's state is a bare repository: name another path"
-            raise ValueError(message)
+            raise ValueError("it has a work tree, and Jitsu's state is a bare repository: name another path")
 
     def _renew_hooks(self) -> None:
         """Write the hooks of this version of Jitsu."""
@@ -163,8 +161,7 @@ class History:
     def _unborn(self) -> dict[str, str]:
         """Return the empty tree of a repository without `main`, if it has no objects."""
         if any(True for _ in self.repository):
-            message = f"{self.path} has objects but no branch main: {self.remedy}"
-            raise StoreError(message)
+            raise StoreError(f"{self.path} has objects but no branch main: {self.remedy}")
         return {}
 
     def _clean(self) -> None:
@@ -191,8 +188,7 @@ class History:
             target.parent.mkdir(exist_ok=True)
             file.rename(target)
         except OSError as error:
-            message = f"the object {name} is truncated"
-            raise ValueError(message) from error
+            raise ValueError(f"the object {name} is truncated") from error
         self.log.error("{path}: the object {name} is truncated; it was moved to damaged/", path=self.path, name=name)
 
     def _statistics(self, head: pygit2.Commit) -> list[tuple[float, pygit2.Oid]]:

@@ -197,8 +197,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
                 message = f"{path} is the wrong path; write it to {FILES.get(key, 'dns/NAME/ttl')}, in the VM's folder"
                 raise ValueError(message)
             case _:
-                message = f"{path} is no file of a VM's; a key of the configuration is at config/KEY/0"
-                raise ValueError(message)
+                raise ValueError(f"{path} is no file of a VM's; a key of the configuration is at config/KEY/0")
     ttls = new or ttls
     if len(ttls) > 1:
         message = f"the names have new TTLs of {' and '.join(sorted(ttls))}; a VM has one, write it to one of them"

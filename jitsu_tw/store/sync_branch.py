@@ -136,8 +136,7 @@ class SyncBranch:
         try:
             return Reader(self._history.repository).folders(commit)
         except RefusedError as error:
-            message = f"what is shared cannot be read: {error}"
-            raise StoreError(message) from error
+            raise StoreError(f"what is shared cannot be read: {error}") from error
 
     def _values(self, uuid: str, folders: Mapping[str, Entry]) -> dict[str, str] | None:
         """Return the values of a folder, {} if it is not among *folders*; None if it is no VM's that can be read."""

@@ -159,8 +159,7 @@ class ConfigSync:
                 return
             behind = True
             await self._trigger.pause(random.uniform(0, PAUSE * min(tried, 5)))  # noqa: S311
-        message = f"{self._remote.url}: other nodes have pushed just before this one {TRIES} times in a row"
-        raise StoreError(message)
+        raise StoreError(f"{self._remote.url}: other nodes have pushed just before this one {TRIES} times in a row")
 
     async def _fetch(self) -> None:
         await self._store.run(self._branch.prepare_fetch)
