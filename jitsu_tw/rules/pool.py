@@ -14,7 +14,7 @@ import attrs
 from jitsu_tw.ijitsu import Power
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping
 
     from jitsu_tw.settings import VM
 
@@ -69,18 +69,23 @@ class Unsure:
     reason: str
 
 
-def locate(sightings: Sequence[Sighting], last_host: str | None, *, in_doubt: bool) -> Located | Unsure | None:
+def locate(
+    sightings: Iterable[Sighting], hosts: Container[str], last_host: str | None, *, in_doubt: bool
+) -> Located | Unsure | None:
     """
     Return where a VM is.
 
     Args:
-        sightings: one of each host that it may run on, those that count more first.
+        sightings: one of each host that was looked at, those that count more first.
+        hosts: those that it may run on, by the configuration. Of another host, a sighting counts if the VM runs there,
+            or if the host cannot be asked.
         last_host: the host that it was started on; empty if it was started on none, None if that is not known.
         in_doubt: whether a start that was begun before may bring it up yet, though it is seen on no host.
 
     Returns:
         None if no host knows the VM.
     """
+    sightings = [one for one in sightings if one.host in hosts or one.power is Power.RUNNING or one.lost]
     running = tuple(one.host for one in sightings if one.power is Power.RUNNING and not one.lost)
     if running:
         return Located(Power.RUNNING, running[0], running)
