@@ -34,7 +34,7 @@ from demo import client, lab
 from demo.server import Jitsu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.table import Table
 
@@ -68,6 +68,20 @@ def hypervisor(uri: str, xml: str) -> None:
         begin = time.monotonic()
         getattr(domain, line.strip())()
         print(begin, time.monotonic(), flush=True)
+
+
+@contextlib.contextmanager
+def by_itself(network: lab.Network, root: Path, xml: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `hypervisor` below *root* for the guest that the file *xml* defines, and kill it at the end."""
+    program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(root), str(xml)]
+    machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert machine.stdout is not None
+        if machine.stdout.readline() != "defined\n":
+            raise SystemExit("the hypervisor cannot be had; see above")
+        yield machine
+    finally:
+        machine.kill()
 
 
 def _turn() -> None:
@@ -146,15 +160,10 @@ def measure(rounds: int) -> dict[str, Any]:
             stack.callback(lab.stop_qemus, root)
         xml = directory / "www.xml"
         xml.write_text(lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE))
-        program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(bare), str(xml)]
-        machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(machine.kill)
+        machine = stack.enter_context(by_itself(network, bare, xml))
         jitsu = Jitsu(directory, CONFIGURATION.format(uri=lab.embed_root(ours)), lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
-        assert machine.stdout is not None
-        if machine.stdout.readline() != "defined\n":
-            raise SystemExit("the hypervisor cannot be had; see above")
         hands, queries = [], []
         for number in range(rounds):
             hands.append(by_hand(network, machine))

@@ -167,13 +167,7 @@ def measure(rounds: int) -> dict[str, Any]:
         for way, (ip, mac) in guests.items():
             xml = lab.domain_xml(way, ip, mac, lab.guest(), bridge=lab.BRIDGE, options="jitsu.garp")
             (directory / f"{way}.xml").write_text(xml)
-        program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(bare),
-                   str(directory / "bare.xml")]  # fmt: skip
-        machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(machine.kill)
-        assert machine.stdout is not None
-        if machine.stdout.readline() != "defined\n":
-            raise SystemExit("the hypervisor cannot be had; see above")
+        machine = stack.enter_context(cold.by_itself(network, bare, directory / "bare.xml"))
         watched = Watch(network)
         delay = math.ceil(by_hand(network, machine, watched)["first octet"] * 1.25 / 500) / 2
         synjitsu = Synjitsu(directory, network)

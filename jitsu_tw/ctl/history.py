@@ -23,10 +23,10 @@ from jitsu_tw.ctl import show
 from jitsu_tw.ctl.show import FailedError, NoAnswerError, as_json_option
 from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
 from jitsu_tw.store.layout import NAME, VMS, in_folder
 from jitsu_tw.store.merge import three_way
-from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -272,7 +272,7 @@ def _with_vms(
 
 def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
     """Make *commit* a request, wait until it is handled, and print the result."""
-    branch, references = ASKED + name, repository.references
+    branch, references = REQUEST + name, repository.references
     references.create(branch, commit, force=True)
     end = time.monotonic() + PATIENCE
     while branch in references:

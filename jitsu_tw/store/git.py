@@ -99,24 +99,20 @@ class GitStore:
 
     def _wrote(self, result: Any) -> Any:
         if self._tidying is None and self._tidy.is_due:
-            tidying = self._tidy_up().addErrback(self._untidy)
-            if not tidying.called:
-                self._tidying = tidying
-                tidying.addBoth(self._tidied)
+            tidying = self._tidy_up()
+            self._tidying = None if tidying.called else tidying
         return result
 
     @deferred
     async def _tidy_up(self) -> None:
-        await deferToThread(self._tidy.pack)
-        await self._lock.run(deferToThread, self._tidy.drop)
-        await deferToThread(self._tidy.prune)
-
-    def _untidy(self, failure: Any) -> None:
-        failure.trap(StoreError, OSError)
-        self.log.error("the repository of the state is not packed, and grows: {error}", error=failure.getErrorMessage())
-
-    def _tidied(self, _: object) -> None:
-        self._tidying = None
+        try:
+            await deferToThread(self._tidy.pack)
+            await self._lock.run(deferToThread, self._tidy.drop)
+            await deferToThread(self._tidy.prune)
+        except (StoreError, OSError) as error:
+            self.log.error("the repository of the state is not packed, and grows: {error}", error=str(error))
+        finally:
+            self._tidying = None
 
     @deferred
     async def close(self) -> None:

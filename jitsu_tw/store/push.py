@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.lock import holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
-
-REQUEST: Final = "refs/heads/request/"
-REJECTED: Final = "refs/heads/rejected/"
 
 #: The most requests of one sender that wait at the same time.
 MOST_WAITING: Final = 100

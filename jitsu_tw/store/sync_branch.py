@@ -19,10 +19,11 @@ import pygit2
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store.bounds import Reader, RefusedError
+from jitsu_tw.store.branches import REJECTED
 from jitsu_tw.store.history import FAULTS, subtree
 from jitsu_tw.store.layout import MOST_NAMED, NAME, OVER_FILE, VMS, in_words, origin_path, vm_changes
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
+from jitsu_tw.store.requests import SHARED, first_line, words
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
