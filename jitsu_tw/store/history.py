@@ -429,6 +429,12 @@ def subtree(tree: pygit2.Tree, path: str) -> pygit2.Tree | None:
     return found if isinstance(found, pygit2.Tree) else None
 
 
+def folder_id(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
+    """Return the id of the folder *path* in *commit*, if there is one: it changes with what is in the folder."""
+    found = subtree(commit.tree, path) if commit is not None else None
+    return found.id if found is not None else None
+
+
 def _sync(path: Path | str) -> None:
     """Wait until the file at *path* is on the disk; do nothing if there is none."""
     with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ import pygit2
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.branches import REJECTED
-from jitsu_tw.store.history import FAULTS, subtree
+from jitsu_tw.store.history import FAULTS, folder_id, subtree
 from jitsu_tw.store.layout import MOST_NAMED, NAME, OVER_FILE, VMS, in_words, origin_path, vm_changes
 from jitsu_tw.store.merge import Meeting, meet
 from jitsu_tw.store.requests import SHARED, first_line, words
@@ -130,7 +130,7 @@ class SyncBranch:
                     vms[uuid] = one
             origins = self._origins(theirs, vms) if theirs is not None else {}
             commit = theirs.id if theirs is not None else None
-            return Divergence(commit, _vms(head), vms, origins, unread, self._subjects(base, theirs))
+            return Divergence(commit, folder_id(head, VMS), vms, origins, unread, self._subjects(base, theirs))
 
     def _folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
         """Return the folders of VMs in *commit*, by name."""
@@ -180,7 +180,7 @@ class SyncBranch:
         """
         history = self._history
         with history.refused():
-            if _vms(history.head) != divergence.tree:
+            if folder_id(history.head, VMS) != divergence.tree:
                 return None
             if settled.aside:
                 self._put_aside(divergence, settled.aside)
@@ -306,12 +306,6 @@ class SyncBranch:
                     shared = str(commit)
                 references.delete(name)
         return shared
-
-
-def _vms(commit: pygit2.Commit | None) -> pygit2.Oid | None:
-    """Return the tree of all VMs."""
-    tree = subtree(commit.tree, VMS) if commit is not None else None
-    return tree.id if tree is not None else None
 
 
 def _removed_by(head: pygit2.Commit, uuid: str) -> str:
