@@ -489,6 +489,20 @@ class ApartTests(NodesTestCase):
         self.assertIn("jitsu/vm/README", vms(self.hub, MAIN))
         self.assertNotIn("jitsu/vm/README", two.said())
 
+    async def test_damaged_by_hand(self) -> None:
+        """A VM that was made unreadable in the shared branch stays so there, also when a node changes it."""
+        one, two = await self.pair()
+        repository = pygit2.Repository(str(self.hub))
+        made = commit(self.hub, {f"jitsu/vm/{DB}/too/deep/for/a/file": "1"}, MAIN)
+        repository.references.create(MAIN, made, force=True)
+        for node in (one, two):
+            node.trigger.published()
+        await self.until(lambda: DB in one.shared._unread)
+        one.ask({f"jitsu/vm/{DB}/config/idle/0": "77", TTL: "8"})
+        await self.until(lambda: two.runs()["www"][1] == 8)
+        self.assertEqual("77", one.said()[f"jitsu/vm/{DB}/config/idle/0"])
+        self.assertNotIn(f"jitsu/vm/{DB}/config/idle/0", vms(self.hub, MAIN))
+
     async def test_begun_anew(self) -> None:
         """A shared repository that is lost is filled again by who has it, and nothing is lost."""
         one, two = await self.pair()
