@@ -60,6 +60,8 @@ class Guest:
     macs: tuple[str, ...] = ()
     domid: int | None = None
 
+_MIB: Final = 1 << 20
+
 
 @attrs.frozen
 class Memory:
@@ -73,6 +75,13 @@ class Memory:
 
     needed: int
     free: int
+
+    @property
+    def shortage(self) -> str:
+        """Why the start does not fit on the host; empty if it fits."""
+        if self.needed <= self.free:
+            return ""
+        return f"it needs {self.needed // _MIB} MiB of memory, {self.free // _MIB} are free"
 
 
 class IWatcher(Interface):

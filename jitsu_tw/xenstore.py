@@ -227,10 +227,8 @@ class Xenstore(Tree):
         self._work()
         if wire is None:
             return succeed(None)
-        closed: Deferred[None] = Deferred()
-        wire.ended.addCallback(closed.callback)
         wire.abort()
-        return closed
+        return wire.ended
 
     def _open(self) -> Deferred[Wire]:
         self._opening = self._try_sockets()

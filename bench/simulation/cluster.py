@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import secrets
 import shutil
 import signal
@@ -26,14 +25,15 @@ import attrs
 import click
 import dns.rcode
 from rich.console import Console
-from rich.table import Table
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThread
 
+from bench.figures import json_option, write
 from bench.simulation.audit import LATE, Audit, Kind
 from bench.simulation.nodes import ANSWER_BY, HOSTS, TTL, Node
+from bench.simulation.outcome import Outcome
 from bench.simulation.twohosts import Hosts
 from bench.speed.client import Client, reason
 from bench.speed.server import HOST
@@ -419,22 +419,6 @@ def _decoded(text: str) -> str:
     return base64.b64decode(text).decode()
 
 
-@attrs.frozen
-class Outcome:
-    """
-    What a soak showed.
-
-    Attributes:
-        seed: of it.
-        wrong: the rules that were broken, with what led there.
-        counts: how often what happened.
-    """
-
-    seed: int
-    wrong: list[str]
-    counts: Mapping[str, int]
-
-
 async def soak(reactor: Any, seed: int, minutes: float, folder: Path) -> Outcome:
     """Soak for so long."""
     lab = Lab(seed, folder, reactor)
@@ -453,20 +437,14 @@ async def soak(reactor: Any, seed: int, minutes: float, folder: Path) -> Outcome
 def show(outcome: Outcome) -> None:
     """Print what a soak showed."""
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("what")
-    table.add_column("how often", justify="right")
-    for what, often in sorted(outcome.counts.items()):
-        table.add_row(what, f"{often:,}")
-    console.print(table)
-    console.print(f"seed {outcome.seed}: "
-                  f"[bold]{'all held' if not outcome.wrong else f'{len(outcome.wrong)} broken rules'}[/]")
+    outcome.print_counts(console)
+    console.print(f"seed {outcome.seed}: {outcome.verdict}")
 
 
 @click.command()
 @click.option("--minutes", default=10.0, show_default=True, help="Of the soak.")
 @click.option("--seed", type=int, help="Of what goes wrong; by itself, a new one.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(minutes: float, seed: int | None, path: Path | None) -> None:
     """Soak Jitsus that share VMs."""
     folder = Path(tempfile.mkdtemp(prefix="jitsu-cluster-"))
@@ -479,8 +457,7 @@ def main(minutes: float, seed: int | None, path: Path | None) -> None:
         react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
     for outcome in outcomes:
         show(outcome)
-        if path is not None:
-            path.write_text(json.dumps(attrs.asdict(outcome), indent=2))
+        write(path, attrs.asdict(outcome))
     if not outcomes or outcomes[0].wrong:
         print(f"the logs are in {folder}")
         sys.exit(1)

@@ -95,7 +95,7 @@ class Hypervisor(MemoryBackend):
         guest.vm = attrs.evolve(guest.vm, backend_settings=settings)
         return fault in settings.faults
 
-    def _set(self, uuid: str, power: Power, reason: str) -> None:
+    def happen(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM, if it is there still."""
         if uuid not in self.guests:
             return
@@ -127,7 +127,7 @@ class Hypervisor(MemoryBackend):
     def _shut_down(self, uuid: str, starts: int) -> None:
         guest = self.guests.get(uuid)
         if guest is not None and guest.power is Power.RUNNING and guest.starts == starts:
-            self._set(uuid, Power.OFF, f"stopped ({Mode.SHUTDOWN.value})")
+            self.happen(uuid, Power.OFF, f"stopped ({Mode.SHUTDOWN.value})")
 
     def ready(self, uuid: str) -> Deferred[None]:
         """Fire at once; never for a VM that is never ready; fail for one that is not there."""

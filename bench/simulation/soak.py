@@ -15,7 +15,6 @@ A run with the same seed does the same (Python's hashes are made the same each t
 from __future__ import annotations
 
 import gc
-import json
 import os
 import resource
 import secrets
@@ -32,9 +31,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 from rich.console import Console
-from rich.table import Table
 from twisted.logger import formatEvent, globalLogBeginner, globalLogPublisher
 
+from bench.figures import json_option, write
+from bench.simulation.outcome import Outcome
 from bench.simulation.world import World
 
 if TYPE_CHECKING:
@@ -81,28 +81,22 @@ class Rest:
 
 
 @attrs.frozen
-class Outcome:
+class SoakOutcome(Outcome):
     """
-    What a soak showed.
+    What a soak in one process showed.
 
     Attributes:
-        seed: of it.
-        wrong: the rules that were broken, with what led there.
-        counts: how often what happened.
         hours: that passed for the VMs.
         seconds: that it took.
         rests: what was there after each round.
     """
 
-    seed: int
-    wrong: list[str]
-    counts: Mapping[str, int]
     hours: float
     seconds: float
     rests: list[Rest]
 
 
-def soak(seed: int, number: int, minutes: float, rounds: float = inf) -> Outcome:
+def soak(seed: int, number: int, minutes: float, rounds: float = inf) -> SoakOutcome:
     """Soak so many VMs until the time is over (a round is ended), or so many rounds, or a rule is broken."""
     begin = time.monotonic()
     rests: list[Rest] = []
@@ -123,7 +117,7 @@ def soak(seed: int, number: int, minutes: float, rounds: float = inf) -> Outcome
         finally:
             globalLogPublisher.removeObserver(hear)
     ledger = world.ledger
-    return Outcome(seed, ledger.wrong, ledger.counts, world.now() / 3600, time.monotonic() - begin, rests)
+    return SoakOutcome(seed, ledger.wrong, ledger.counts, world.now() / 3600, time.monotonic() - begin, rests)
 
 
 def _compare(ledger: Ledger, rests: list[Rest]) -> None:
@@ -143,17 +137,12 @@ def _compare(ledger: Ledger, rests: list[Rest]) -> None:
             ledger.against("memory", None, f"{before / 1e6:.1f} MB in the first quarter, {after / 1e6:.1f} in the last")
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: SoakOutcome) -> None:
     """Print what a soak showed."""
     console = Console(highlight=False)
     for words in outcome.wrong:
         console.print(words, markup=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("what")
-    table.add_column("how often", justify="right")
-    for what, often in sorted(outcome.counts.items()):
-        table.add_row(what, f"{often:,}")
-    console.print(table)
+    outcome.print_counts(console)
     rests = outcome.rests
     quarter = max(1, len(rests) // 4)
     if rests:
@@ -162,14 +151,14 @@ def show(outcome: Outcome) -> None:
                       f"{rests[-1].objects} Deferreds and coroutines ({rests[0].objects} after the first round), "
                       f"{rests[-1].threads} threads, {rests[-1].files} files", soft_wrap=True)
     console.print(f"seed {outcome.seed}: {len(rests)} rounds, {outcome.hours:.1f} hours in {outcome.seconds:.0f} s: "
-                  f"[bold]{'all held' if not outcome.wrong else f'{len(outcome.wrong)} broken rules'}[/]")
+                  f"{outcome.verdict}")
 
 
 @click.command()
 @click.option("--minutes", default=1.5, show_default=True, help="Of real time; the round that is under way is ended.")
 @click.option("--seed", type=int, help="Of a run to be had again; by itself, a new one.")
 @click.option("--vms", "number", default=200, show_default=True, help="How many.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(minutes: float, seed: int | None, number: int, path: Path | None) -> None:
     """Soak Jitsu."""
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -179,8 +168,7 @@ def main(minutes: float, seed: int | None, number: int, path: Path | None) -> No
     # Until somebody has begun to log, Twisted keeps what is logged, and by it a Jitsu that has ended.
     globalLogBeginner.beginLoggingTo((), discardBuffer=True, redirectStandardIO=False)
     outcome = soak(secrets.randbelow(10**6) if seed is None else seed, number, minutes)
-    if path is not None:
-        path.write_text(json.dumps(attrs.asdict(outcome), indent=2))
+    write(path, attrs.asdict(outcome))
     show(outcome)
     sys.exit(bool(outcome.wrong))
 

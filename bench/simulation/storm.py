@@ -34,8 +34,8 @@ import attrs
 import click
 import dns.message
 from rich.console import Console
-from rich.table import Table
 
+from bench.figures import json_option, table, write
 from bench.speed import load
 from bench.speed.dns import STEADY, questions, require_dnsperf
 from bench.speed.peers import BIN, PEERS, ZONE, names, serve_jitsu, start
@@ -284,15 +284,13 @@ ROWS: Final = (
 
 def show(figures: Mapping[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"{figures['vms']} VMs, {figures['clients']} clients, {figures['max_booting']} boot at once")
-    for number in range(len(figures["rounds"])):
-        table.add_column(f"round {number + 1}", justify="right")
-    table.add_column("median", justify="right")
+    title = f"{figures['vms']} VMs, {figures['clients']} clients, {figures['max_booting']} boot at once"
+    rounds = [f"round {number + 1}" for number in range(len(figures["rounds"]))]
+    rows = table([title], [*rounds, "median"])
     for title, key, factor, form in ROWS:
-        table.add_row(title, *(format(one[key] * factor, form) for one in (*figures["rounds"], figures["medians"])))
+        rows.add_row(title, *(format(one[key] * factor, form) for one in (*figures["rounds"], figures["medians"])))
     console = Console(highlight=False, width=max(120, Console().width))
-    console.print(table)
+    console.print(rows)
     console.print(f"answers: {figures['rounds'][-1]['answers']}; answer_by is {figures['answer_by']} s")
     console.print(f"warm p99 in the storm / when quiet: [bold]{figures['ratio']:.2f}[/]")
 
@@ -300,13 +298,12 @@ def show(figures: Mapping[str, Any]) -> None:
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Storms, each after a quiet time.")
 @click.option("--vms", "number", default=500, show_default=True, help="How many are asked for.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(rounds: int, number: int, path: Path | None) -> None:
     """Measure a boot storm."""
     require_dnsperf()
     figures = measure(number, rounds)
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     show(figures)
 
 

@@ -13,7 +13,6 @@ members, which do not wait for their disks: what these take comes on top. Run it
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -23,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
-from rich.table import Table
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 from twisted.internet.threads import deferToThread
 
 from bench.debian import environment, unpacked
+from bench.figures import json_option, table, write
 from bench.simulation.audit import Audit, Kind
 from bench.simulation.nodes import ANSWER_BY, HOSTS, Node
 from bench.simulation.twohosts import Hosts
@@ -101,15 +100,13 @@ def warm(folder: Path, rounds: int = ROUNDS, seconds: float = SECONDS) -> dict[s
 
 def show_warm(figures: Mapping[str, Any]) -> None:
     """Print the warm part."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("warm, cluster", "answers/s (median)", "spread", "work, us an answer", "core", "bad"):
-        table.add_column(title, justify="left" if title.startswith("warm") else "right")
+    rows = table(["warm, cluster"], ["answers/s (median)", "spread", "work, us an answer", "core", "bad"])
     for key in ("off", "on"):
         one = figures[key]
-        table.add_row(key, f"{one['rate']:,.0f}", f"{one['spread']:.0%}", f"{one['cost us']:.1f}", f"{one['busy']:.0%}",
+        rows.add_row(key, f"{one['rate']:,.0f}", f"{one['spread']:.0%}", f"{one['cost us']:.1f}", f"{one['busy']:.0%}",
                       f"{one['bad']:,}")
     console = Console(highlight=False)
-    console.print(table)
+    console.print(rows)
     console.print(f"warm rate on / off: [bold]{figures['ratio']:.3f}[/]; work for an answer off / on: "
                   f"{figures['ratio of work']:.3f} (medians of {figures['rounds']} rounds with {ALIKE} of each)")
     console.print(noise([figures["off"], figures["on"]]), soft_wrap=True)
@@ -167,7 +164,7 @@ def show_cold(figures: Mapping[str, Any]) -> None:
 
 @click.command()
 @click.option("--only", type=click.Choice(["warm", "cold"]), help="Only this part.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(only: str | None, path: Path | None) -> None:
     """Measure what `cluster` costs."""
     figures: dict[str, Any] = {}
@@ -184,8 +181,7 @@ def main(only: str | None, path: Path | None) -> None:
         if only != "warm":
             with contextlib.suppress(SystemExit):
                 react(lambda reactor: Deferred.fromCoroutine(run(reactor)))
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     if only != "warm" and "cold" not in figures:
         sys.exit(1)
 

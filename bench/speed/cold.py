@@ -23,15 +23,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import libvirt
 from rich.console import Console
-from rich.table import Table
 
+from bench.figures import json_option, table, write
 from demo import client, lab
 from demo.server import Jitsu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rich.table import Table
 
 IP: Final = "10.99.0.10"
 MAC: Final = "52:54:00:99:00:10"
@@ -63,6 +68,20 @@ def hypervisor(uri: str, xml: str) -> None:
         begin = time.monotonic()
         getattr(domain, line.strip())()
         print(begin, time.monotonic(), flush=True)
+
+
+@contextlib.contextmanager
+def by_itself(network: lab.Network, root: Path, xml: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `hypervisor` below *root* for the guest that the file *xml* defines, and kill it at the end."""
+    program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(root), str(xml)]
+    machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert machine.stdout is not None
+        if machine.stdout.readline() != "defined\n":
+            raise SystemExit("the hypervisor cannot be had; see above")
+        yield machine
+    finally:
+        machine.kill()
 
 
 def _turn() -> None:
@@ -141,41 +160,43 @@ def measure(rounds: int) -> dict[str, Any]:
             stack.callback(lab.stop_qemus, root)
         xml = directory / "www.xml"
         xml.write_text(lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE))
-        program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(bare), str(xml)]
-        machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(machine.kill)
+        machine = stack.enter_context(by_itself(network, bare, xml))
         jitsu = Jitsu(directory, CONFIGURATION.format(uri=lab.embed_root(ours)), lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
-        assert machine.stdout is not None
-        if machine.stdout.readline() != "defined\n":
-            raise SystemExit("the hypervisor cannot be had; see above")
         hands, queries = [], []
         for number in range(rounds):
             hands.append(by_hand(network, machine))
             queries.append(by_query(network, jitsu))
             print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
                   f"{queries[-1]['first octet']:.0f} ms by query", flush=True)
+    return {"kvm": lab.kvm_works(), **compared(hands, queries)}
+
+
+def compared(hands: list[dict[str, float]], queries: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the figures of boots by hand and by query: each, the medians, and the ratio of the first octets."""
     medians = [{step: statistics.median(one[step] for one in many) for step in many[0]} for many in (hands, queries)]
     return {
-        "rounds": rounds,
-        "kvm": lab.kvm_works(),
+        "rounds": len(hands),
         "by hand": {"medians": medians[0], "all": hands},
         "by query": {"medians": medians[1], "all": queries},
         "ratio": medians[1]["first octet"] / medians[0]["first octet"],
     }
 
 
+def median_table(figures: dict[str, Any], hand: str, steps: Iterable[str]) -> Table:
+    """Return a table of the medians of *steps*; *hand* names a boot by hand."""
+    rows = table(["median ms"], [hand, "by query"])
+    for step in steps:
+        cells = [figures[way]["medians"].get(step) for way in ("by hand", "by query")]
+        rows.add_row(step, *("-" if cell is None else f"{cell:.0f}" for cell in cells))
+    return rows
+
+
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("median ms", "by hand", "by query"):
-        table.add_column(title, justify="left" if title == "median ms" else "right")
-    for step in ("created", "answered", "connected", "first octet"):
-        cells = [figures[way]["medians"].get(step) for way in ("by hand", "by query")]
-        table.add_row(step, *("-" if cell is None else f"{cell:.0f}" for cell in cells))
     console = Console(highlight=False)
-    console.print(table)
+    console.print(median_table(figures, "by hand", ("created", "answered", "connected", "first octet")))
     console.print(
         f"query -> first octet / create() -> first octet: [bold]{figures['ratio']:.3f}[/] "
         f"({figures['rounds']} rounds each, {'KVM' if figures['kvm'] else 'software emulation'})"
@@ -184,14 +205,13 @@ def show(figures: dict[str, Any]) -> None:
 
 @click.group(invoke_without_command=True)
 @click.option("--rounds", default=5, show_default=True, help="Boots each way.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 @click.pass_context
 def main(context: click.Context, rounds: int, path: Path | None) -> None:
     """Measure cold starts."""
     if context.invoked_subcommand is None:
         figures = measure(rounds)
-        if path is not None:
-            path.write_text(json.dumps(figures, indent=2))
+        write(path, figures)
         show(figures)
 
 

@@ -15,7 +15,6 @@ put ``chrt --rr 1`` before the command: other work then stays out of the way, an
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import random
@@ -27,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 from rich.console import Console
-from rich.table import Table
 
 from bench.debian import UnavailableError, unpacked
+from bench.figures import json_option, table, write
 from bench.speed import load
 from bench.speed.peers import PEERS, names, start, version
 
@@ -115,14 +114,11 @@ def summary(loads: list[Load]) -> dict[str, Any]:
 
 def show(figures: Mapping[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("medians")
-    for title in ("answers/s", "spread", "Jitsu is", "work us", "Jitsu is", "core", "octets", "bad", "p50 us", "p99 us",
-                  "at /s"):
-        table.add_column(title, justify="right")
+    rows = table(["medians"], ["answers/s", "spread", "Jitsu is", "work us", "Jitsu is", "core", "octets", "bad",
+                               "p50 us", "p99 us", "at /s"])  # fmt: skip
     ours = figures["servers"][OURS]
     for key, one in sorted(figures["servers"].items(), key=lambda item: -item[1]["rate"]):
-        table.add_row(
+        rows.add_row(
             f"{PEERS[key].title} {one['version']}",
             f"{one['rate']:,.0f}", f"{one['spread']:.0%}", f"{ours['rate'] / one['rate']:.2f} x",
             f"{one['cost us']:.1f}", f"{one['cost us'] / ours['cost us']:.2f} x", f"{one['busy']:.0%}",
@@ -130,7 +126,7 @@ def show(figures: Mapping[str, Any]) -> None:
             f"{one['p50 us']:,.0f}", f"{one['p99 us']:,.0f}", f"{one['steady rate']:,.0f}",
         )
     console = Console(highlight=False, width=max(120, Console().width))
-    console.print(table)
+    console.print(rows)
     for key, reason in figures["missing"].items():
         packages = " ".join(PEERS[key].packages)
         console.print(f"left out: {PEERS[key].title} ({packages}): {reason}", markup=False)
@@ -166,13 +162,12 @@ def require_dnsperf() -> None:
 @click.option("--names", "number", default=1000, show_default=True, help="Names, each with one address.")
 @click.option("--peers", default=",".join(key for key in PEERS if key != OURS), callback=_known, show_default=True,
               help="Whom to measure Jitsu against.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(seconds: float, rounds: int, number: int, peers: list[str], path: Path | None) -> None:
     """Measure warm answers."""
     require_dnsperf()
     figures = measure(peers, number, rounds, seconds)
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     show(figures)
 
 

@@ -10,7 +10,6 @@ what other work the machine does meets both. The leases are those of `rules.leas
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import statistics
 import tempfile
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 from rich.console import Console
-from rich.table import Table
 
+from bench.figures import json_option, table, write
 from bench.speed import load
 from bench.speed.dns import latencies, noise, questions, require_dnsperf, summary
 from bench.speed.peers import PEERS, names, serve_jitsu, start
@@ -129,23 +128,18 @@ TITLES: Final = {
 
 def show(figures: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("names")
     both = [figures[key] for key in ("few", "many")]
-    for one in both:
-        table.add_column(f"{one['names']:,}", justify="right")
+    rows = table(["names"], [f"{one['names']:,}" for one in both])
     for key, form in ROWS.items():
-        table.add_row(TITLES.get(key, key), *(format(one[key], form) for one in both))
+        rows.add_row(TITLES.get(key, key), *(format(one[key], form) for one in both))
     console = Console(highlight=False)
-    console.print(table)
+    console.print(rows)
     console.print(f"rate with {both[1]['names']:,} / rate with {both[0]['names']:,}: [bold]{figures['ratio']:.2f}[/]")
     console.print(noise(both), soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
-    for title in ("leases due", "of them ended", "ms for the look"):
-        table.add_column(title, justify="right")
+    rows = table([], ["leases due", "of them ended", "ms for the look"])
     for row in figures["sweeps"]:
-        table.add_row(f"{row['due']:,}", f"{row['ended']:,}", f"{row['ms']:.3f}")
-    console.print(table)
+        rows.add_row(f"{row['due']:,}", f"{row['ended']:,}", f"{row['ms']:.3f}")
+    console.print(rows)
 
 
 @click.command()
@@ -153,13 +147,12 @@ def show(figures: Mapping[str, Any]) -> None:
 @click.option("--seconds", default=2 * COMMIT_EVERY + 1, show_default=True, help="Of each run; two commits fit in.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each.")
 @click.option("--persist", is_flag=True, help="Keep the state in a repository.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(number: int, seconds: float, rounds: int, persist: bool, path: Path | None) -> None:  # noqa: FBT001
     """Measure what many VMs cost."""
     require_dnsperf()
     figures = measure(number, rounds, seconds, persist=persist)
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     show(figures)
 
 

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from bench.figures import json_option, table, write
 from bench.speed.visitor import Start
 from demo import lab
 from demo.server import Jitsu, Synjitsu
@@ -221,16 +221,13 @@ def row(starts: Sequence[Start]) -> list[str]:
 
 def show(figures: dict[tuple[str, str, str], list[Start]]) -> None:
     """Print the table, and the faults by kind."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("network", "guest", "habit"):
-        table.add_column(title)
-    for title in ("starts", "faulty", "failed", "RSTs", "SYNs again", "answered", "listens", "connected", "octet",
-                  "listens -> connected", "max"):
-        table.add_column(title, justify="right")
+    rows = table(["network", "guest", "habit"],
+                 ["starts", "faulty", "failed", "RSTs", "SYNs again", "answered", "listens", "connected", "octet",
+                  "listens -> connected", "max"])  # fmt: skip
     for key, starts in figures.items():
-        table.add_row(*key, *row(starts))
+        rows.add_row(*key, *row(starts))
     console = Console(highlight=False, width=max(Console().width, 170))
-    console.print(table)
+    console.print(rows)
     for key, starts in figures.items():
         for fault in sorted({fault for one in starts for fault in one.faults()}):
             console.print(f"{' '.join(key)}: {fault}")
@@ -244,7 +241,7 @@ def show(figures: dict[tuple[str, str, str], list[Start]]) -> None:
 @click.option("--network", "networks", type=click.Choice(list(NETWORKS)), multiple=True, default=list(NETWORKS),
               show_default=True, help="Where it boots.")
 @click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="Of IP.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(
     count: int, guest: str, habits: tuple[str, ...], networks: tuple[str, ...], family: str, path: Path | None
 ) -> None:
@@ -257,11 +254,8 @@ def main(
             figures.setdefault(key, []).append(start)
             if faults := list(start.faults()):
                 print(f"{' '.join(key)}: {', '.join(faults)}", file=sys.stderr)
-    if path is not None:
-        keys = ("network", "guest", "habit")
-        path.write_text(json.dumps([
-            dict(zip(keys, key, strict=True)) | asdict(one) for key, starts in figures.items() for one in starts
-        ], indent=1))
+    keys = ("network", "guest", "habit")
+    write(path, [dict(zip(keys, key, strict=True)) | asdict(one) for key, starts in figures.items() for one in starts])
     show(figures)
     sys.exit(any(list(one.faults()) for starts in figures.values() for one in starts))
 

@@ -10,7 +10,6 @@ VM's TTL on a branch, pushes it, and asks until the answer has it; and so on. Ru
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ import dns.exception
 import dns.message
 import dns.query
 
+from bench.figures import json_option, write
 from demo.lab import free_port
 
 if TYPE_CHECKING:
@@ -145,12 +145,11 @@ def measure(number: int, requests: int) -> dict[str, Any]:
 @click.command()
 @click.option("--vms", "number", default=10_000, show_default=True)
 @click.option("--requests", default=5, show_default=True, help="Pushed one after the other.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(number: int, requests: int, path: Path | None) -> None:
     """Measure what a state with many VMs costs."""
     figures = measure(number, requests)
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     for what, figure in figures.items():
         print(f"{what:55} {figure:10,.2f} s" if isinstance(figure, float) else f"{what:55} {figure:10,}")
 

@@ -40,9 +40,9 @@ from typing import Any, Final
 import click
 import dpkt
 from rich.console import Console
-from rich.table import Table
 
-from bench.speed import cold
+from bench.figures import json_option, table, write
+from bench.speed import cold, starts
 from demo import lab
 from demo.server import Jitsu, Synjitsu
 
@@ -55,14 +55,6 @@ WAYS: Final = {
 }
 BARE: Final = "bare"
 
-CONFIGURATION: Final = f"""\
-bind: {lab.HOST_IP}
-connect: {{uri}}
-synjitsu: {{place}}
-answer_by: 60
-starts_per_minute: 0
-vms:
-"""
 VM: Final = "  - {{name: {way}, dns: {way}.jitsu.test, ip: {ip}, define: {way}.xml, {more}}}\n"
 
 #: What is to hold (DESIGN, section 12): first octet against bare, and milliseconds from listening to connected.
@@ -175,19 +167,13 @@ def measure(rounds: int) -> dict[str, Any]:
         for way, (ip, mac) in guests.items():
             xml = lab.domain_xml(way, ip, mac, lab.guest(), bridge=lab.BRIDGE, options="jitsu.garp")
             (directory / f"{way}.xml").write_text(xml)
-        program = [sys.executable, "-m", "bench.speed.cold", "hypervisor", lab.embed_root(bare),
-                   str(directory / "bare.xml")]  # fmt: skip
-        machine = network.popen("host", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        stack.callback(machine.kill)
-        assert machine.stdout is not None
-        if machine.stdout.readline() != "defined\n":
-            raise SystemExit("the hypervisor cannot be had; see above")
+        machine = stack.enter_context(cold.by_itself(network, bare, directory / "bare.xml"))
         watched = Watch(network)
         delay = math.ceil(by_hand(network, machine, watched)["first octet"] * 1.25 / 500) / 2
         synjitsu = Synjitsu(directory, network)
         stack.callback(synjitsu.stop, signal.SIGKILL)
         synjitsu.start()
-        configuration = CONFIGURATION.format(uri=lab.embed_root(ours), place=synjitsu.place)
+        configuration = starts.CONFIGURATION.format(uri=lab.embed_root(ours), place=synjitsu.place)
         for way, more in WAYS.items():
             configuration += VM.format(way=way, ip=guests[way][0], more=more.format(delay=delay))
         jitsu = Jitsu(directory, configuration, lab.HOST_IP, network)
@@ -225,12 +211,8 @@ def ratio(figures: dict[str, Any], way: str) -> float:
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("ms (medians)")
-    for title in ("answered", "connected", "first octet", "/ bare", "SYNs again"):
-        table.add_column(title, justify="right")
-    for title in ("up -> connected", "listens -> connected", "p90", "max"):
-        table.add_column(title, justify="right")
+    rows = table(["ms (medians)"], ["answered", "connected", "first octet", "/ bare", "SYNs again", "up -> connected",
+                                    "listens -> connected", "p90", "max"])
     for way, rounds in figures["ways"].items():
         waits = waited(figures, way, "listens")
         p90 = statistics.quantiles(waits, n=10, method="inclusive")[-1] if len(waits) > 1 else waits[0]
@@ -242,9 +224,9 @@ def show(figures: dict[str, Any]) -> None:
         cells += [f"{ratio(figures, way):.3f}", again]
         since_up = statistics.median(waited(figures, way, "up"))
         cells += [f"{one:.1f}" for one in (since_up, statistics.median(waits), p90, max(waits))]
-        table.add_row(way, *cells)
+        rows.add_row(way, *cells)
     console = Console(highlight=False, width=max(Console().width, 110))
-    console.print(table)
+    console.print(rows)
     held, waits = ratio(figures, "synjitsu"), waited(figures, "synjitsu", "listens")
     console.print(
         f"query -> first octet, with Synjitsu / create() -> first octet, bare: [bold]{held:.3f}[/] (at most {RATIO})\n"
@@ -292,15 +274,14 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 @click.group(invoke_without_command=True)
 @click.option("--rounds", default=5, show_default=True, help="Boots each way.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw them into this PNG.")
 @click.pass_context
 def main(context: click.Context, rounds: int, path: Path | None, picture: Path | None) -> None:
     """Measure what a client waits for."""
     if context.invoked_subcommand is None:
         figures = measure(rounds)
-        if path is not None:
-            path.write_text(json.dumps(figures, indent=2))
+        write(path, figures)
         show(figures)
         if picture is not None:
             plot(figures, picture)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -23,9 +22,9 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from bench.speed.cold import IP, PORT
+from bench.figures import json_option, write
+from bench.speed.cold import IP, PORT, compared, median_table
 from jitsu_tw.backends import xen
 from test.xenlab.lab import DOM0_IP, KERNEL, RAMDISK, XenLab
 from test.xenlab.suite import Jitsu
@@ -107,36 +106,23 @@ def measure(rounds: int) -> dict[str, Any]:
             queries.append(by_query(lab, jitsu))
             print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
                   f"{queries[-1]['first octet']:.0f} ms by query; load {os.getloadavg()[0]:.1f}", flush=True)
-    medians = [{step: statistics.median(one[step] for one in many) for step in many[0]} for many in (hands, queries)]
-    return {
-        "rounds": rounds,
-        "by hand": {"medians": medians[0], "all": hands},
-        "by query": {"medians": medians[1], "all": queries},
-        "ratio": medians[1]["first octet"] / medians[0]["first octet"],
-    }
+    return compared(hands, queries)
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("median ms", "xl create", "by query"):
-        table.add_column(title, justify="left" if title == "median ms" else "right")
-    for step in STEPS:
-        cells = [figures[way]["medians"].get(step) for way in ("by hand", "by query")]
-        table.add_row(step, *("-" if cell is None else f"{cell:.0f}" for cell in cells))
     console = Console(highlight=False)
-    console.print(table)
+    console.print(median_table(figures, "xl create", STEPS))
     console.print(f"query -> first octet / xl create -> first octet: [bold]{figures['ratio']:.3f}[/]")
 
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Boots each way.")
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@json_option
 def main(rounds: int, path: Path | None) -> None:
     """Measure cold starts on Xen."""
     figures = measure(rounds)
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=2))
+    write(path, figures)
     show(figures)
 
 

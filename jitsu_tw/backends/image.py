@@ -104,9 +104,14 @@ def _disk_obstacle(disk: ElementTree.Element) -> str | None:
         return f"its disk {where} can be written to; make it readonly, or use mode save"
     if any("file" not in one.attrib for one in disk.iter("source")):
         return f"its disk {where} is no file, and may change unseen"
-    driver = disk.find("driver")
-    kind = "raw" if driver is None else driver.get("type", "raw")
+    kind = _format(disk)
     return None if kind in _FORMATS else f"its disk {where} is a {kind}, which cannot be looked into; raw and qcow2 can"
+
+
+def _format(disk: ElementTree.Element) -> str:
+    """Return the format of a disk: raw, if its XML names none."""
+    driver = disk.find("driver")
+    return "raw" if driver is None else driver.get("type", "raw")
 
 
 def prepare(kept: Path, domain: libvirt.virDomain) -> None:
@@ -131,14 +136,12 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
         domain.save(str(new))
         try:
             if booted != _depends_on(domain):
-                message = "its definition, its kernel or a disk has changed since it booted"
-                raise BackendError(message)
+                raise BackendError("its definition, its kernel or a disk has changed since it booted")
             new.replace(kept)
         finally:
             connection.restore(str(kept if kept.exists() else new))
     except OSError as error:
-        message = f"no image can be kept at {kept}: {error.strerror}"
-        raise BackendError(message) from error
+        raise BackendError(f"no image can be kept at {kept}: {error.strerror}") from error
     finally:
         new.unlink(missing_ok=True)
 
@@ -190,10 +193,8 @@ def _named(root: ElementTree.Element) -> Iterator[str]:
             if attribute in found.attrib:
                 yield found.attrib[attribute]
     for disk in root.findall("./devices/disk"):
-        driver = disk.find("driver")
-        kind = "raw" if driver is None else driver.get("type", "raw")
         for source in disk.iter("source"):
-            yield from chain(Path(source.attrib["file"]), kind)
+            yield from chain(Path(source.attrib["file"]), _format(disk))
 
 
 def chain(disk: Path, kind: str) -> Iterator[str]:

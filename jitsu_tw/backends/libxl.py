@@ -94,8 +94,8 @@ class LibxlBackend:
     @_by_host
     async def state(self, uuid: str) -> Power:
         """Return what xl says; a VM that is off and has an image is saved."""
-        domain = await self._host.find(uuid)
-        if domain is None or domain.down:
+        domain = await self._host.alive(uuid)
+        if domain is None:
             return Power.SAVED if self._saved(uuid).exists() else Power.OFF
         return Power.PAUSED if domain.paused else Power.RUNNING
 
@@ -106,10 +106,10 @@ class LibxlBackend:
     @_by_host
     async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
-        domain, vm = await self._host.find(uuid), self._host.vms[uuid]
+        domain, vm = await self._host.alive(uuid), self._host.vms[uuid]
         made_of = xen.guest_of(vm)
         given = xen.macs(made_of, uuid) if made_of is not None else ()
-        if domain is None or domain.down:
+        if domain is None:
             if not given:
                 raise BackendError(f"{vm.name} does not run")
             return Guest(given)
@@ -162,8 +162,10 @@ class LibxlBackend:
     @_by_host
     async def memory(self, uuid: str) -> Memory | None:
         """Return what the VM would take, and what Xen has; None where dom0 has it, see `parse_free`."""
-        domain = await self._host.find(uuid)
-        needed = xlvm.memory_of(self._host.vms[uuid]) if domain is None or domain.down else 0
+        off = await self._host.alive(uuid) is None
+        return await self._memory(xlvm.memory_of(self._host.vms[uuid]) if off else 0)
+
+    async def _memory(self, needed: int | None) -> Memory | None:
         free = await self._host.xl.free()
         return None if needed is None or free is None else Memory(needed, free)
 
@@ -210,22 +212,21 @@ class LibxlBackend:
             await self._host.xl.run("unpause", str(domain.domid))
         except BackendError:
             # Another program may have unpaused it meanwhile.
-            again = await self._host.find(uuid)
-            if again is None or again.down or again.paused:
+            again = await self._host.alive(uuid)
+            if again is None or again.paused:
                 raise
         return Start.RESUMED
 
     async def _check_memory(self, uuid: str) -> None:
         """
-        Check that there is memory to restore a VM: an image is not thrown away because of a lack of memory.
+        Check that there is memory to restore a VM that is off: a lack of memory is no reason to throw an image away.
 
         Raises:
             BackendError: there is not enough.
         """
-        memory = await self.memory(uuid)
-        if memory is not None and memory.needed > memory.free:
-            needed, free = memory.needed // 2**20, memory.free // 2**20
-            raise BackendError(f"not enough memory to restore it: it needs {needed} MiB, and {free} MiB are free")
+        memory = await self._memory(xlvm.memory_of(self._host.vms[uuid]))
+        if memory is not None and memory.shortage:
+            raise BackendError(f"it cannot be restored: {memory.shortage}")
 
     async def _restored(self, uuid: str, image: Path) -> bool:
         """Restore a VM and return whether that worked; an image that does not work is thrown away."""
@@ -250,9 +251,9 @@ class LibxlBackend:
                 if cfg:
                     await self._configure(uuid, cfg)
             except BackendError:
-                domain = await self._host.find(uuid)
+                domain = await self._host.alive(uuid)
                 # Another program may have started it meanwhile.
-                if domain is None or domain.down or domain.paused:
+                if domain is None or domain.paused:
                     await self._clear(uuid)
                     raise
 
@@ -292,8 +293,7 @@ class LibxlBackend:
                     await self._save(number, self._saved(uuid))
         except BackendError:
             # It may have gone down by itself meanwhile, which is what was wanted.
-            left = await self._host.find(uuid)
-            if left is not None and not left.down:
+            if await self._host.alive(uuid) is not None:
                 raise
 
     # Images.

@@ -138,8 +138,7 @@ class MemoryBackend:
 
     def _guest(self, uuid: str) -> MemoryGuest:
         if uuid not in self.guests:
-            message = f"no VM {uuid}"
-            raise NoSuchVM(message)
+            raise NoSuchVM(f"no VM {uuid}")
         return self.guests[uuid]
 
     def state(self, uuid: str) -> Deferred[Power]:
@@ -153,11 +152,9 @@ class MemoryBackend:
         if guest.power is Power.RUNNING:
             return Start.RAN
         if guest.busy:
-            message = "another call is changing it"
-            raise BackendError(message)
+            raise BackendError("another call is changing it")
         if Fault.START in guest.settings.faults:
-            message = "the start fails, as it was told to"
-            raise BackendError(message)
+            raise BackendError("the start fails, as it was told to")
         if Fault.HANG in guest.settings.faults:
             await Deferred()
         how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
@@ -176,9 +173,9 @@ class MemoryBackend:
         if how is not Start.RESUMED:
             guest.sent = None if guest.sent is None else 0
             guest.cpu = None if guest.cpu is None else 0.0
-        self._set(uuid, Power.RUNNING, how.value)
+        self.happen(uuid, Power.RUNNING, how.value)
         if Fault.VANISH in guest.settings.faults:
-            self._reactor.callLater(VANISHES_AFTER, self._set, uuid, Power.OFF, "it vanished, as it was told to")
+            self._reactor.callLater(VANISHES_AFTER, self.happen, uuid, Power.OFF, "it vanished, as it was told to")
         return how
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
@@ -188,10 +185,9 @@ class MemoryBackend:
     def _stop(self, uuid: str, mode: Mode) -> None:
         guest = self._guest(uuid)
         if Fault.STOP in guest.settings.faults or mode in guest.obstacles:
-            message = guest.obstacles.get(mode, "the stop fails, as it was told to")
-            raise BackendError(message)
+            raise BackendError(guest.obstacles.get(mode, "the stop fails, as it was told to"))
         if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
-            self._set(uuid, _LEAVES[mode], f"stopped ({mode.value})")
+            self.happen(uuid, _LEAVES[mode], f"stopped ({mode.value})")
 
     def ready(self, uuid: str) -> Deferred[None]:
         """Fire at once; never for a VM that is never ready."""
@@ -237,15 +233,11 @@ class MemoryBackend:
         self._guest(uuid).image = False
         return succeed(None)
 
-    def _set(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM and tell the watcher."""
+    def happen(self, uuid: str, power: Power, reason: str) -> None:
+        """Change a VM, as a call does or another program would, and tell the watcher."""
         self.guests[uuid].power = power
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
-
-    def happen(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM as another program would."""
-        self._set(uuid, power, reason)
 
     def reboot(self, uuid: str) -> None:
         """Reboot a VM as its guest would."""

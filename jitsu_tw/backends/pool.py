@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredList, succeed
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.backends.hosts import Hosts
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
-from jitsu_tw.ijitsu import Guest, IBackend, IPlacement, IWatcher, Memory, Power, Start
-from jitsu_tw.rules.pool import Located, Sighting, Unsure, locate, pinned, rank, shortage
+from jitsu_tw.ijitsu import Guest, IBackend, Memory, Power, Start
+from jitsu_tw.rules.pool import Located, Sighting, Unsure, locate, pinned, rank
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -37,74 +37,18 @@ if TYPE_CHECKING:
 NAMESPACE: Final = uuids.uuid5(uuids.NAMESPACE_DNS, "hosts.jitsu")
 
 
-@implementer(IPlacement)
-class Unplaced:
-    """Of where VMs are nothing is known but what the hosts tell."""
-
-    def claim_host(self, vm: VM, host: str) -> Deferred[bool]:  # noqa: ARG002
-        """Return a Deferred that has fired with True."""
-        return succeed(True)  # noqa: FBT003
-
-    def seen_on(self, vm: VM, host: str, *, moved: bool) -> None:
-        """Return."""
-
-    def last_host(self, vm: VM) -> str | None:
-        """Return None: not known."""
-
-    def started_ago(self, vm: VM) -> float:  # noqa: ARG002
-        """Return infinity: no start is known."""
-        return inf
-
-    def is_drained(self, host: str) -> bool:  # noqa: ARG002
-        """Return False."""
-        return False
-
-    def take_wanted(self, vm: VM) -> None:
-        """Return None: no host is wanted."""
-
-    def reach_changed(self, host: str) -> None:
-        """Return."""
-
-
-@implementer(IBackend, IWatcher)
-class Pool:
-    """
-    All hosts of a configuration.
-
-    Attributes:
-        unreachable: why a host cannot be reached, by name.
-        fenced: hosts on which nothing runs, because they have been made sure to be dead.
-    """
-
-    log = Logger()
+@implementer(IBackend)
+class Pool(Hosts):
+    """All hosts of a configuration, as one hypervisor."""
 
     def __init__(self, hosts: Mapping[str, IBackend], now: Callable[[], float] = time.monotonic) -> None:
         """Take *hosts*, by name, in the order of the configuration; *now* is a clock that never goes back."""
-        self._hosts, self._now = dict(hosts), now
+        super().__init__(hosts)
+        self._now = now
         self._doubts: dict[str, float] = {}
-        self._names = {id(backend): name for name, backend in hosts.items()}
-        self._watcher: IWatcher | None = None
         self._vms: dict[str, VM] = {}
-        self._seen: dict[str, dict[str, Power]] = {}
         self._at: dict[str, str] = {}
-        self.unreachable: dict[str, str] = {}
-        self.fenced: set[str] = set()
         self._moving: set[str] = set()
-        self._placement: IPlacement = Unplaced()
-        self.reachable = all(backend.reachable for backend in hosts.values())
-        self.has_uuids = all(backend.has_uuids for backend in hosts.values())
-
-    def follow(self, placement: IPlacement) -> None:
-        """Ask and tell *placement* from now on where VMs are."""
-        self._placement = placement
-
-    def __str__(self) -> str:
-        """Return the names of all, for messages."""
-        return " or ".join(self._hosts)
-
-    def __iter__(self) -> Any:
-        """Yield the names of all."""
-        return iter(self._hosts)
 
     def at(self, uuid: str) -> str | None:
         """Return the host that a VM runs, is paused or has its image on; None for none."""
@@ -119,62 +63,10 @@ class Pool:
             raise NoSuchVM(f"no VM {uuid}")
         return self._vms[uuid]
 
-    # Connecting.
-
     def examine(self, vm: VM) -> tuple[str, ...]:
         """Return the advice of the backends of all hosts that *vm* may run on."""
         found = [backend.examine(_as_defined(vm)) for backend in self._of(vm).values()]
         return tuple(dict.fromkeys(sentence for one in found for sentence in one))
-
-    def connect(self, watcher: IWatcher) -> None:
-        """Connect to all of them."""
-        self._watcher = watcher
-        self.unreachable = dict.fromkeys(self._hosts, "it has not answered yet")
-        for backend in self._hosts.values():
-            backend.connect(self)
-
-    def close(self) -> Deferred[None]:
-        """End all connections."""
-        self._watcher = None
-        closed = DeferredList([backend.close() for backend in self._hosts.values()], consumeErrors=True)
-        return closed.addCallback(lambda _: None)
-
-    # What the hosts tell (`IWatcher`).
-
-    def changed(self, uuid: str, reason: str) -> None:
-        """Pass a host's event on."""
-        if self._watcher is not None:
-            self._watcher.changed(uuid, reason)
-
-    def rebooted(self, uuid: str) -> None:
-        """Pass a host's event on."""
-        if self._watcher is not None:
-            self._watcher.rebooted(uuid)
-
-    def connected(self, backend: IBackend) -> None:
-        """Handle that a host is connected, for the first time or again."""
-        name = self._names[id(backend)]
-        self.unreachable.pop(name, None)
-        self._placement.reach_changed(name)
-        if self._watcher is not None:
-            self._watcher.connected(self)
-
-    def lost(self, backend: IBackend, reason: str) -> None:
-        """Handle that a host cannot be reached, for a while."""
-        name = self._names[id(backend)]
-        if reason != self.unreachable.get(name):
-            self.log.error("host {name}: {reason}", name=name, reason=reason)
-        self.unreachable[name] = reason
-        self._placement.reach_changed(name)
-        if self._watcher is not None and self.unreachable.keys() == self._hosts.keys():
-            self._watcher.lost(self, "; ".join(f"{host}: {why}" for host, why in self.unreachable.items()))
-        self._look_at(name, f"{name}: {reason}")
-
-    def _look_at(self, name: str, reason: str) -> None:
-        """Report a change of each VM that is, or was, on the host *name*."""
-        for uuid, seen in list(self._seen.items()):
-            if seen.get(name, Power.OFF) is not Power.OFF:
-                self.changed(uuid, reason)
 
     # Finding.
 
@@ -228,12 +120,11 @@ class Pool:
         hosts, sightings = self._of(vm), list[Sighting]()
         for name in dict.fromkeys([at, *hosts] if at is not None else hosts):
             sighting = await self._look(uuid, name)
-            if name in hosts or sighting.power is Power.RUNNING or sighting.lost:  # else it may not be there any more
-                sightings.append(sighting)
+            sightings.append(sighting)
             if name == at and sighting == Sighting(name, Power.RUNNING):
                 break  # where it was before, it is still
         in_doubt = self._now() < self._doubts.get(uuid, -inf)
-        located = locate(sightings, self._placement.last_host(vm), in_doubt=in_doubt)
+        located = locate(sightings, hosts, self._placement.last_host(vm), in_doubt=in_doubt)
         if located is None:
             raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}")
         if isinstance(located, Unsure):
@@ -258,29 +149,6 @@ class Pool:
         moved = self._at.get(uuid) not in {None, name}
         self._at[uuid] = name
         self._placement.seen_on(self._vms[uuid], name, moved=moved)
-
-    async def _look(self, uuid: str, name: str) -> Sighting:
-        """Return what the VM is on one host, or what was last seen of it there if the host cannot be asked."""
-        seen, lost = self._seen[uuid], ""
-        if name in self.fenced:
-            seen[name] = Power.OFF
-        elif name in self.unreachable:
-            lost = self.unreachable[name]
-        else:
-            try:
-                seen[name] = await self._hosts[name].state(uuid)
-            except NoSuchVM:
-                seen.pop(name, None)
-            except BackendLost as error:
-                lost = str(error)
-        return Sighting(name, seen.get(name), lost)
-
-    def seen_down(self, uuid: str) -> None:
-        """Handle that another node has seen that the VM runs on none of the hosts that this one cannot reach."""
-        seen = self._seen.get(uuid, {})
-        for name in [name for name, power in seen.items() if name in self.unreachable and power is not Power.OFF]:
-            seen[name] = Power.OFF
-            self.changed(uuid, f"{name}: {self.unreachable[name]}; another node has seen it down")
 
     # Starting.
 
@@ -339,8 +207,10 @@ class Pool:
         answers = await DeferredList([self._hosts[name].memory(uuid) for name in names], consumeErrors=True)
         free: dict[str, int] = {}
         for name, (_, memory) in zip(names, answers, strict=True):
-            if reason := memory.getErrorMessage() if isinstance(memory, Failure) else shortage(memory):
-                failed.append(f"{name}: {reason}")
+            if isinstance(memory, Failure):
+                failed.append(f"{name}: {memory.getErrorMessage()}")
+            elif memory is not None and memory.shortage:
+                failed.append(f"{name}: {memory.shortage}")
             else:
                 free[name] = 0 if memory is None else memory.free
         if not free:
@@ -451,17 +321,6 @@ class Pool:
         """Drop the image of the guest, on all hosts."""
         dropped = [backend.drop_image(uuid) for backend in self._of(self._known(uuid)).values()]
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
-
-    # Hosts that are lost for good.
-
-    def fence(self, name: str, *, undo: bool = False) -> None:
-        """Note that nothing runs on the host *name* any more, because it is dead; *undo*: what it tells holds again."""
-        if undo:
-            self.fenced.discard(name)
-        elif name not in self.fenced and name in self._hosts:
-            self.fenced.add(name)
-            self._look_at(name, f"its host {name} is dead")
-
 
 def _as_defined(vm: VM) -> VM:
     """Return *vm* with the uuid that it is defined with where nothing else says one."""

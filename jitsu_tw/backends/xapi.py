@@ -264,13 +264,11 @@ class XapiBackend(ThreadedBackend[Login]):
             if record["status"] in {"pending", "cancelling"}:
                 record = await waiting.addTimeout(TASK_WITHIN, self._reactor)
         except defer.TimeoutError as error:
-            message = f"{method} is still under way after {TASK_WITHIN} s"
-            raise BackendError(message) from error
+            raise BackendError(f"{method} is still under way after {TASK_WITHIN} s") from error
         finally:
             self._tasks.pop(task, None)
         if record is None:
-            message = f"{method}: the connection broke while it was under way"
-            raise BackendLost(message)
+            raise BackendLost(f"{method}: the connection broke while it was under way")
         # XAPI keeps a limited number of ended tasks, for a day. Nothing depends on the success of this.
         self._ask("task.destroy", task).addErrback(lambda _: None)
         if record["status"] != "success":

@@ -157,8 +157,7 @@ class _Connection(http.client.HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         if self.cut:
-            message = "the connection was given up"
-            raise ConnectionError(message)
+            raise ConnectionError("the connection was given up")
         self.sock.settimeout(ANSWER_WITHIN)
 
     def hang_up(self) -> None:
@@ -229,8 +228,7 @@ class _Lines(xmlrpc.client.Transport):
     def _take(self) -> _Line:
         with self._lock:
             if self._ended:
-                message = "the connection was given up"
-                raise ConnectionError(message)
+                raise ConnectionError("the connection was given up")
             while self._idle:
                 line = self._idle.pop()
                 if not line.closed():
@@ -298,8 +296,7 @@ class Login:
             except XapiError as refused:
                 if refused.code not in PASSED:
                     raise
-        message = f"{method}: XAPI ends each session at once"
-        raise BackendError(message)
+        raise BackendError(f"{method}: XAPI ends each session at once")
 
     def once(self, method: str, *arguments: Any) -> Any:
         """Call as `call` does, but raise where the session or the master has changed (`PASSED`)."""

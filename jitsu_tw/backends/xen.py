@@ -17,6 +17,7 @@ import attrs
 
 from jitsu_tw import parsers
 from jitsu_tw.keys import setting
+from jitsu_tw.xswire import PAYLOAD_MAX
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 #: What libxl gives a guest besides its memory, in KiB (libxl's LIBXL_MAXMEM_CONSTANT).
 SLACK: Final = 1024
 
-#: A Xenstore message's payload, path and value, in octets (XENSTORE_PAYLOAD_MAX), less a path's.
-XENSTORE_VALUE: Final = 4096 - 96
+#: The longest value in Xenstore, in octets: a message's payload has its path, too.
+XENSTORE_VALUE: Final = PAYLOAD_MAX - 96
 
 #: Xen's own part of the MAC addresses (an OUI); the guest's part begins with 00 to 7f where software chooses it.
 OUI: Final = "00:16:3e"

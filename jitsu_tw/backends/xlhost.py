@@ -218,6 +218,11 @@ class Host:
             raise NoSuchVM(f"no VM {uuid}")
         return self._take(await self.xl.domains()).get(uuid)
 
+    async def alive(self, uuid: str) -> Domain | None:
+        """Return a VM's domain, which runs or is paused; None if the VM is off. Raises as `find` does."""
+        domain = await self.find(uuid)
+        return None if domain is None or domain.down else domain
+
     async def running(self, uuid: str) -> Domain:
         """
         Return a VM's domain, which runs or is paused.
@@ -225,8 +230,8 @@ class Host:
         Raises:
             BackendError: it is off.
         """
-        domain = await self.find(uuid)
-        if domain is None or domain.down:
+        domain = await self.alive(uuid)
+        if domain is None:
             raise BackendError(f"{self.vms[uuid].name} does not run")
         return domain
 
@@ -237,23 +242,24 @@ class Host:
     async def built(self, uuid: str) -> Domain | None:
         """Return a VM's domain when it is built: one that is unpaused before has no devices yet."""
         while (domain := await self.find(uuid)) is not None and domain.domid in self._building:
-            late = self._reactor.callLater(LOOK_AGAIN, self._wake)
-            hint: Deferred[None] = Deferred()
-            self._hints.append(hint)
-            await hint
-            if late.active():
-                late.cancel()
+            await self._hinted(LOOK_AGAIN)
         return domain
 
     async def gone(self, uuid: str, domain: Domain) -> None:
         """Wait until a domain that is down is removed, and destroy it if that takes long: its name is free then."""
-        late = self._reactor.callLater(REMAINS, self._wake)
+        late = self._reactor.seconds() + REMAINS
         while (left := await self.find(uuid)) is not None and left.domid == domain.domid:
-            if not late.active():
+            now = self._reactor.seconds()
+            if now >= late:
                 await self.xl.run("destroy", str(domain.domid))
                 return
-            hint: Deferred[None] = Deferred()
-            self._hints.append(hint)
-            await hint
+            await self._hinted(late - now)
+
+    async def _hinted(self, within: float) -> None:
+        """Wait until some domain comes or goes, for *within* seconds at most."""
+        hint: Deferred[None] = Deferred()
+        self._hints.append(hint)
+        late = self._reactor.callLater(within, self._wake)
+        await hint
         if late.active():
             late.cancel()

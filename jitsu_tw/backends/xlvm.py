@@ -56,7 +56,7 @@ def check_files(vm: VM) -> None:
             raise ValueError(f"a {guest.type.value} guest needs a kernel")
         for path in made_of(guest):
             path.stat()
-        _rumprun(vm)
+        rumprun(vm)
 
 
 def rumprun(vm: VM) -> str | None:
@@ -64,15 +64,9 @@ def rumprun(vm: VM) -> str | None:
     Return the rumprun configuration that a VM's guest reads in Xenstore; None for none.
 
     Raises:
-        BackendError: the file is not what it was at the start.
+        OSError: its file is not there, or may not be read.
+        ValueError: the file is wrong.
     """
-    try:
-        return _rumprun(vm)
-    except (OSError, ValueError) as error:
-        raise BackendError(str(error)) from error
-
-
-def _rumprun(vm: VM) -> str | None:
     guest = xen.guest_of(vm)
     if vm.define is not None or guest is None or guest.rumprun_config is None:
         return None
@@ -89,13 +83,11 @@ def configuration(vm: VM) -> str:
     Return a VM's configuration for xl.
 
     Raises:
-        BackendError: there is none, or it cannot be read.
+        BackendError: there is none.
+        OSError, UnicodeDecodeError: its file cannot be read.
     """
     if vm.define is not None:
-        try:
-            return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
-        except (OSError, UnicodeDecodeError) as error:
-            raise BackendError(str(error)) from error
+        return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
     guest = xen.guest_of(vm)
     if guest is None:
         raise BackendError(f"{vm.name} is off, and nothing says how to make it")

@@ -13,6 +13,8 @@ from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet.defer import maybeDeferred
+
 from jitsu_tw.control.describe import MEMBERS, describe, explain, hosts, nodes, standins
 from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import file_routes
@@ -74,10 +76,10 @@ class Endpoint(Guarded):
             ("GET", "/healthz", self._health),
             ("GET", "/v1/vms", self._vms),
             ("GET", "/v1/vms/{vm}", self._vm),
-            ("POST", "/v1/vms/{vm}/start", self._start),
+            ("POST", "/v1/vms/{vm}/start", partial(self._do, fleet.operator.start)),
             ("POST", "/v1/vms/{vm}/stop", self._stop),
-            ("POST", "/v1/vms/{vm}/hold", self._hold),
-            ("POST", "/v1/vms/{vm}/release", self._release),
+            ("POST", "/v1/vms/{vm}/hold", partial(self._do, fleet.operator.hold)),
+            ("POST", "/v1/vms/{vm}/release", partial(self._do, fleet.operator.release)),
             ("POST", "/v1/vms/{vm}/move", self._move),
             ("GET", "/v1/nodes", lambda _: nodes(fleet)),
             ("POST", "/v1/nodes/{node}/drain", partial(self._drain, "nodes")),
@@ -153,21 +155,13 @@ class Endpoint(Guarded):
 
     # What is done. Each answers when it is done.
 
-    async def _start(self, _: Request, machine: Machine) -> dict[str, Any]:
-        await self._fleet.operator.start(machine.vm.name)
+    async def _do(self, action: Callable[[str], object], _: Request, machine: Machine) -> dict[str, Any]:
+        await maybeDeferred(action, machine.vm.name)
         return describe(self._fleet, machine)
 
     async def _stop(self, _: Request, machine: Machine) -> dict[str, Any]:
         if await self._fleet.operator.stop(machine.vm.name) is State.UP:
             raise JitsuError(machine.reason)
-        return describe(self._fleet, machine)
-
-    async def _hold(self, _: Request, machine: Machine) -> dict[str, Any]:
-        await self._fleet.operator.hold(machine.vm.name)
-        return describe(self._fleet, machine)
-
-    def _release(self, _: Request, machine: Machine) -> dict[str, Any]:
-        self._fleet.operator.release(machine.vm.name)
         return describe(self._fleet, machine)
 
     async def _move(self, request: Request, machine: Machine) -> dict[str, Any]:

@@ -21,9 +21,9 @@ import click
 import pygit2
 
 from jitsu_tw.ctl.show import FailedError
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.history import MAIN, PUSH_TAKES
 from jitsu_tw.store.lock import lock_within
-from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ def to_run(asked: str, state: Path, vm: str = "") -> list[str]:
     Raises:
         FailedError: it is something else, or another repository.
     """
-    if vm and ("/" in vm or not pygit2.reference_is_valid_name(f"{ASKED}{vm}/x")):
+    if vm and ("/" in vm or not pygit2.reference_is_valid_name(f"{REQUEST}{vm}/x")):
         raise FailedError(f"--vm {vm!r}: no branch can be called so; rename the VM")
     try:
         words = shlex.split(asked)
@@ -125,7 +125,7 @@ def _hidden(vm: str) -> list[str]:
     """Return the settings that hide what a VM's key need not see: requests of others, and what was rejected of them."""
     if not vm:
         return []
-    shown = {"uploadpack": ("refs", f"!{MAIN}", f"!{ASKED}{vm}", f"!{REJECTED}{vm}"),
+    shown = {"uploadpack": ("refs", f"!{MAIN}", f"!{REQUEST}{vm}", f"!{REJECTED}{vm}"),
              "receive": (REJECTED.rstrip("/"), f"!{REJECTED}{vm}")}  # fmt: skip
     return [word for key, refs in shown.items() for ref in refs for word in ("-c", f"{key}.hideRefs={ref}")]
 

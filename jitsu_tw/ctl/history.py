@@ -23,10 +23,10 @@ from jitsu_tw.ctl import show
 from jitsu_tw.ctl.show import FailedError, NoAnswerError, as_json_option
 from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
-from jitsu_tw.store.history import FAULTS, MAIN, files, subtree
-from jitsu_tw.store.layout import VMS, in_folder
+from jitsu_tw.store.branches import REJECTED, REQUEST
+from jitsu_tw.store.history import FAULTS, MAIN, files, folder_id, subtree
+from jitsu_tw.store.layout import NAME, VMS, in_folder
 from jitsu_tw.store.merge import three_way
-from jitsu_tw.store.requests import ASKED, REJECTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -137,7 +137,7 @@ def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
         folder = VMS if not vm else f"{VMS}/{_uuid(repository, vm)}"
         found = []
         for commit in repository.walk(_commit(repository, MAIN).id, _NEWEST_FIRST):
-            if all(_entry(commit, folder) != _entry(parent, folder) for parent in (commit.parents or (None,))):
+            if all(folder_id(commit, folder) != folder_id(parent, folder) for parent in (commit.parents or (None,))):
                 found.append(commit)
             if len(found) == number > 0:
                 break
@@ -158,11 +158,6 @@ def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
                 show.say(f"    {line}")
 
 
-def _entry(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
-    found = None if commit is None else subtree(commit.tree, path)
-    return None if found is None else found.id
-
-
 def _uuid(repository: pygit2.Repository, vm: str) -> str:
     """Return the uuid of the VM that is or was called *vm*; commits between those of Jitsu may have anything."""
     reader = Reader(repository)
@@ -171,9 +166,9 @@ def _uuid(repository: pygit2.Repository, vm: str) -> str:
         for entry in folder or ():
             if entry.name == vm:
                 return vm
-            name = entry["config/name/0"] if isinstance(entry, pygit2.Tree) and "config/name/0" in entry else None
+            name = entry[NAME] if isinstance(entry, pygit2.Tree) and NAME in entry else None
             with contextlib.suppress(RefusedError):
-                if name is not None and reader.value(name.id, "config/name/0").strip() == vm:
+                if name is not None and reader.value(name.id, NAME).strip() == vm:
                     return str(entry.name)
     raise FailedError(f"the state never had a VM {vm}")
 
@@ -196,7 +191,7 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
         if other:
             old: pygit2.Commit | None = _commit(repository, commit)
         elif not commit:
-            while (old := _before(new)) is not None and _entry(old, VMS) == _entry(new, VMS):
+            while (old := _before(new)) is not None and folder_id(old, VMS) == folder_id(new, VMS):
                 new = old
         elif repository.descendant_of(head.id, new.id) or head.id == new.id:
             old = _before(new)
@@ -272,7 +267,7 @@ def _with_vms(
 
 def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
     """Make *commit* a request, wait until it is handled, and print the result."""
-    branch, references = ASKED + name, repository.references
+    branch, references = REQUEST + name, repository.references
     references.create(branch, commit, force=True)
     end = time.monotonic() + PATIENCE
     while branch in references:

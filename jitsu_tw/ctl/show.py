@@ -223,4 +223,4 @@ def for_whom(asker: str) -> str:
 
 def step(name: str, when: float) -> str:
     """Return a step of an activation as a line."""
-    return f"{when:8.0f} ms  {STEPS.get(name, name)}"
+    return f"{when:8.0f} ms  {STEPS[name]}"

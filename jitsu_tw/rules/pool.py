@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.ijitsu import Power
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping
 
     from jitsu_tw.settings import VM
 
@@ -23,8 +23,6 @@ RANK: Final = (Power.PAUSED, Power.SAVED, Power.OFF)
 
 #: Why a VM may come up although it is seen on no host.
 IN_DOUBT: Final = "a start that another node, or a call of this one, has begun may yet go on"
-
-_MIB: Final = 1 << 20
 
 
 @attrs.frozen
@@ -71,18 +69,23 @@ class Unsure:
     reason: str
 
 
-def locate(sightings: Sequence[Sighting], last_host: str | None, *, in_doubt: bool) -> Located | Unsure | None:
+def locate(
+    sightings: Iterable[Sighting], hosts: Container[str], last_host: str | None, *, in_doubt: bool
+) -> Located | Unsure | None:
     """
     Return where a VM is.
 
     Args:
-        sightings: one of each host that it may run on, those that count more first.
+        sightings: one of each host that was looked at, those that count more first.
+        hosts: those that it may run on, by the configuration. Of another host, a sighting counts if the VM runs there,
+            or if the host cannot be asked.
         last_host: the host that it was started on; empty if it was started on none, None if that is not known.
         in_doubt: whether a start that was begun before may bring it up yet, though it is seen on no host.
 
     Returns:
         None if no host knows the VM.
     """
+    sightings = [one for one in sightings if one.host in hosts or one.power is Power.RUNNING or one.lost]
     running = tuple(one.host for one in sightings if one.power is Power.RUNNING and not one.lost)
     if running:
         return Located(Power.RUNNING, running[0], running)
@@ -129,10 +132,3 @@ def rank(vm: VM, free: Mapping[str, int], wanted: str | None) -> list[str]:
         return host != wanted, preferred, host in vm.avoid, -free[host]
 
     return sorted(free, key=key)
-
-
-def shortage(memory: Memory | None) -> str:
-    """Return why a VM does not fit on a host, which has told what its start would take; empty if it may fit."""
-    if memory is None or memory.needed <= memory.free:
-        return ""
-    return f"it needs {memory.needed // _MIB} MiB of memory, {memory.free // _MIB} are free"

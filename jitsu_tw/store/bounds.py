@@ -112,8 +112,7 @@ class Reader:
 
     def _go_on(self) -> None:
         if self._ended():
-            message = "Jitsu ends"
-            raise StoreError(message)
+            raise StoreError("Jitsu ends")
 
     def _sized(self, oid: pygit2.Oid, kind: ObjectType, largest: int, what: str) -> pygit2.Object:
         """
@@ -133,11 +132,9 @@ class Reader:
         self.seen += 1
         found, size = self._odb.read_header(oid)
         if found != kind:
-            message = f"{what} is no {kind.name.lower()}"
-            raise RefusedError(message)
+            raise RefusedError(f"{what} is no {kind.name.lower()}")
         if size > largest:
-            message = f"{what} has {size} octets; at most {largest} are read"
-            raise TooLargeError(message)
+            raise TooLargeError(f"{what} has {size} octets; at most {largest} are read")
         return self._repository[oid]
 
     def commit(self, oid: pygit2.Oid, *, ours: bool = False) -> pygit2.Commit:
@@ -156,8 +153,7 @@ class Reader:
             raw = entry.raw_name or b""
             name = raw[:LONGEST_NAME].decode(errors="replace")
             if len(raw) > LONGEST_NAME:
-                message = f"{path}/{name}... is a name of {len(raw)} octets; the longest has {LONGEST_NAME}"
-                raise TooLargeError(message)
+                raise TooLargeError(f"{path}/{name}... is a name of {len(raw)} octets; the longest has {LONGEST_NAME}")
             yield name, (entry.id, entry.filemode)
 
     def top(self, commit: pygit2.Commit) -> tuple[dict[str, pygit2.Oid], pygit2.Oid | None]:
@@ -201,8 +197,7 @@ class Reader:
         except ValueError:
             canonical = ""
         if canonical != uuid:
-            message = f"{VMS}/{uuid}: a VM's folder is named by its uuid, in lower case; uuidgen makes one"
-            raise RefusedError(message)
+            raise RefusedError(f"{VMS}/{uuid}: a VM's folder is named by its uuid, in lower case; uuidgen makes one")
         files = octets = 0
         for path, size in self._sizes(f"{VMS}/{uuid}", entry):
             files, octets = files + 1, octets + size
@@ -230,11 +225,9 @@ class Reader:
             for name, inner in self._entries(oid, path):
                 yield from self._sizes(f"{path}/{name}", inner, depth + 1)
         elif mode == FileMode.TREE:
-            message = f"{path} is too deep: a VM has no folder that far down"
-            raise TooLargeError(message)
+            raise TooLargeError(f"{path} is too deep: a VM has no folder that far down")
         elif not depth or mode not in _PLAIN:
-            message = f"{path} is no plain file"
-            raise RefusedError(message)
+            raise RefusedError(f"{path} is no plain file")
         else:
             self.seen += 1
             yield path, self._odb.read_header(oid)[1]
@@ -263,8 +256,7 @@ class Reader:
         except UnicodeDecodeError:
             value = "\0"
         if "\0" in value:
-            message = f"{path} is no value: it is binary, or no UTF-8"
-            raise RefusedError(message)
+            raise RefusedError(f"{path} is no value: it is binary, or no UTF-8")
         return value.removesuffix("\n")
 
     def arrivals(self, commit: pygit2.Oid, known: Sequence[pygit2.Oid]) -> list[pygit2.Oid]:
@@ -314,8 +306,7 @@ class Reader:
                 new.append(oid)
             if len(new) > MOST_COMMITS or len(flags) > MOST_BEHIND:
                 what = f"has more than {MOST_COMMITS} commits" if len(new) > MOST_COMMITS else "is of too old a clone"
-                message = f"it {what}: clone the state anew, and make the change there"
-                raise TooLargeError(message)
+                raise TooLargeError(f"it {what}: clone the state anew, and make the change there")
             self._go_on()
             for parent in self.commit(oid, ours=flags[oid] != _THEIRS).parent_ids:
                 mark(parent, flags[oid])
@@ -345,8 +336,7 @@ class Reader:
         new = self.arrivals(commit, known)
         base = self._repository.merge_base_many([commit, *known]) if known else None
         if head is None or base is None:
-            message = "it has no commit in common with main: clone the state anew, and make the change there"
-            raise RefusedError(message)
+            raise RefusedError("it has no commit in common with main: clone the state anew, and make the change there")
         for one in new:
             self._only_vms(self.commit(one))
         was, ours = (self.folders(self.commit(one, ours=True)) for one in (base, head))
@@ -355,8 +345,7 @@ class Reader:
         changed = sorted(uuid for uuid in was.keys() | theirs.keys()
                          if theirs.get(uuid) not in (was.get(uuid), ours.get(uuid)))
         if len(changed) > MOST_VMS:
-            message = f"it changes {len(changed)} VMs; one request changes at most {MOST_VMS}"
-            raise TooLargeError(message)
+            raise TooLargeError(f"it changes {len(changed)} VMs; one request changes at most {MOST_VMS}")
         for uuid in changed:
             self.check(uuid, theirs.get(uuid))
         return Sides(was, ours, theirs), changed
@@ -371,5 +360,4 @@ class Reader:
         before, _ = self.top(self.commit(commit.parent_ids[0], ours=True))
         for path in sorted(before.keys() | others.keys()):
             if before.get(path) != others.get(path):
-                message = f"{path} is not for requests; only what is below {VMS}/ can be changed by them"
-                raise RefusedError(message)
+                raise RefusedError(f"{path} is not for requests; only what is below {VMS}/ can be changed by them")

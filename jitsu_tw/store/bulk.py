@@ -58,8 +58,7 @@ def write(
             run.stdin.writelines(_commands(tree, changes))
         _, errors = run.communicate()
     if run.returncode:
-        message = f"{repository.path}: git fast-import: {errors.decode(errors='replace').strip()}"
-        raise StoreError(message)
+        raise StoreError(f"{repository.path}: git fast-import: {errors.decode(errors='replace').strip()}")
     commit = repository.references[_BRANCH].peel(pygit2.Commit)
     repository.references.delete(_BRANCH)
     return commit.tree_id

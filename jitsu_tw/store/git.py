@@ -85,8 +85,8 @@ class GitStore:
         return done if message == STATISTICS else done.addCallback(self._report_change)
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> Deferred[None]:
-        """Merge *request* as *changes* (`Requests.accept`)."""
-        return self.run(self.requests.accept, request, dict(changes), message).addCallback(self._report_change)
+        """Merge *request* as *changes* (`Requests.accept`), which the caller must not modify any more."""
+        return self.run(self.requests.accept, request, changes, message).addCallback(self._report_change)
 
     def _report_change(self, result: None) -> None:
         self._changed()
@@ -99,24 +99,20 @@ class GitStore:
 
     def _wrote(self, result: Any) -> Any:
         if self._tidying is None and self._tidy.is_due:
-            tidying = self._tidy_up().addErrback(self._untidy)
-            if not tidying.called:
-                self._tidying = tidying
-                tidying.addBoth(self._tidied)
+            tidying = self._tidy_up()
+            self._tidying = None if tidying.called else tidying
         return result
 
     @deferred
     async def _tidy_up(self) -> None:
-        await deferToThread(self._tidy.pack)
-        await self._lock.run(deferToThread, self._tidy.drop)
-        await deferToThread(self._tidy.prune)
-
-    def _untidy(self, failure: Any) -> None:
-        failure.trap(StoreError, OSError)
-        self.log.error("the repository of the state is not packed, and grows: {error}", error=failure.getErrorMessage())
-
-    def _tidied(self, _: object) -> None:
-        self._tidying = None
+        try:
+            await deferToThread(self._tidy.pack)
+            await self._lock.run(deferToThread, self._tidy.drop)
+            await deferToThread(self._tidy.prune)
+        except (StoreError, OSError) as error:
+            self.log.error("the repository of the state is not packed, and grows: {error}", error=str(error))
+        finally:
+            self._tidying = None
 
     @deferred
     async def close(self) -> None:

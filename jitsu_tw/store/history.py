@@ -130,14 +130,13 @@ class History:
                 take()
                 self._renew_hooks()
             self._clean()
-            if MAIN not in self.repository.references:
+            head = self.at(MAIN)
+            if head is None:
                 return self._unborn()
-            head = self.repository.references[MAIN].peel(pygit2.Commit)
             self._head, self._chain = head.id, self._statistics(head)
             return files(head.tree)
         except FAULTS as error:
-            message = f"{self.path} is not a state that can be read ({error}): {self.remedy}"
-            raise StoreError(message) from error
+            raise StoreError(f"{self.path} is not a state that can be read ({error}): {self.remedy}") from error
 
     def attach(self) -> None:
         """
@@ -148,8 +147,7 @@ class History:
         """
         self._repository = pygit2.Repository(str(self.path), pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         if not self._repository.is_bare:
-            message = "it has a work tree, and Jitsu's state is a bare repository: name another path"
-            raise ValueError(message)
+            raise ValueError("it has a work tree, and Jitsu's state is a bare repository: name another path")
 
     def _renew_hooks(self) -> None:
         """Write the hooks of this version of Jitsu."""
@@ -163,8 +161,7 @@ class History:
     def _unborn(self) -> dict[str, str]:
         """Return the empty tree of a repository without `main`, if it has no objects."""
         if any(True for _ in self.repository):
-            message = f"{self.path} has objects but no branch main: {self.remedy}"
-            raise StoreError(message)
+            raise StoreError(f"{self.path} has objects but no branch main: {self.remedy}")
         return {}
 
     def _clean(self) -> None:
@@ -191,8 +188,7 @@ class History:
             target.parent.mkdir(exist_ok=True)
             file.rename(target)
         except OSError as error:
-            message = f"the object {name} is truncated"
-            raise ValueError(message) from error
+            raise ValueError(f"the object {name} is truncated") from error
         self.log.error("{path}: the object {name} is truncated; it was moved to damaged/", path=self.path, name=name)
 
     def _statistics(self, head: pygit2.Commit) -> list[tuple[float, pygit2.Oid]]:
@@ -211,6 +207,11 @@ class History:
     def head(self) -> pygit2.Commit | None:
         """The last commit of `main`; None before the first."""
         return None if self._head is None else self.repository[self._head].peel(pygit2.Commit)
+
+    def at(self, branch: str) -> pygit2.Commit | None:
+        """Return the last commit of *branch*, by its full name; None if there is no such branch."""
+        references = self.repository.references
+        return references[branch].peel(pygit2.Commit) if branch in references else None
 
     # Writing.
 
@@ -267,8 +268,8 @@ class History:
 
     def _restore_main(self) -> None:
         """Undo a move of `main` by another program, whose commit becomes `ASIDE`: only Jitsu writes `main`."""
-        references = self.repository.references
-        now = references[MAIN].peel(pygit2.Commit).id if MAIN in references else None
+        main = self.at(MAIN)
+        now = main.id if main is not None else None
         if now == self._head:
             return
         if now is not None:
@@ -426,6 +427,12 @@ def subtree(tree: pygit2.Tree, path: str) -> pygit2.Tree | None:
     """Return the folder *path* in *tree*, if there is one."""
     found = tree[path] if path in tree else None  # noqa: SIM401 - a tree has no `get`
     return found if isinstance(found, pygit2.Tree) else None
+
+
+def folder_id(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
+    """Return the id of the folder *path* in *commit*, if there is one: it changes with what is in the folder."""
+    found = subtree(commit.tree, path) if commit is not None else None
+    return found.id if found is not None else None
 
 
 def _sync(path: Path | str) -> None:

@@ -69,8 +69,7 @@ def make(path: Path) -> pygit2.Repository:
     """
     repository = pygit2.init_repository(str(path), bare=True, initial_head="main")
     for foreign in renew(repository):
-        message = f"{foreign} is not Jitsu's: move it away"
-        raise OSError(message)
+        raise OSError(f"{foreign} is not Jitsu's: move it away")
     return repository
 
 

@@ -36,6 +36,9 @@ STATISTICS: Final = "Statistics"
 #: The folder that requests may change: it has one folder for each VM.
 VMS: Final = "jitsu/vm"
 
+#: The file of a VM's name, in the VM's folder.
+NAME: Final = "config/name/0"
+
 #: The keys of a VM's configuration that have a file of their own.
 FILES: Final = {
     "ip": "ip",
@@ -198,8 +201,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
                 message = f"{path} is the wrong path; write it to {FILES.get(key, 'dns/NAME/ttl')}, in the VM's folder"
                 raise ValueError(message)
             case _:
-                message = f"{path} is no file of a VM's; a key of the configuration is at config/KEY/0"
-                raise ValueError(message)
+                raise ValueError(f"{path} is no file of a VM's; a key of the configuration is at config/KEY/0")
     ttls = new or ttls
     if len(ttls) > 1:
         message = f"the names have new TTLs of {' and '.join(sorted(ttls))}; a VM has one, write it to one of them"
@@ -235,7 +237,7 @@ def removed_vm(uuid: str, files: Mapping[str, str], stats: Stats) -> VM:
         idle = float(files.get("config/idle/0", REMOVED_IDLE))
     except ValueError:
         ips, idle = (), REMOVED_IDLE
-    name = files.get("config/name/0", uuid)
+    name = files.get(NAME, uuid)
     return VM(name=name, dns=(), ip=ips, ttl=0, mode=mode, backend=stats.backend, connect=stats.connect, idle=idle,
               uuid=uuid, removed=True)
 
@@ -295,5 +297,5 @@ def forgotten(tree: Mapping[str, str], kept: Container[str]) -> tuple[dict[str, 
     for uuid, files in vms(tree).items():
         if uuid not in kept:
             changes[f"{VMS}/{uuid}"] = None
-            names[uuid] = files.get("config/name/0", uuid)
+            names[uuid] = files.get(NAME, uuid)
     return changes, names

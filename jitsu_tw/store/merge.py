@@ -14,6 +14,10 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    #: The files of VMs, by uuid and by their paths; and what returns why these are not valid beside all others.
+    Files = Mapping[str, Mapping[str, str]]
+    Refused = Callable[[Files], str]
+
 #: The most characters of a conflicting value that are shown.
 MOST_SHOWN: Final = 80
 
@@ -72,6 +76,10 @@ class Meeting:
         """Whether this node has changes that the shared history does not have."""
         return self.merged != self.theirs
 
+    def changes(self, files: Mapping[str, str]) -> bool:
+        """Return whether *files* change the running configuration: new ones may, though the state has them already."""
+        return self.new or files != self.ours
+
 
 def meet(base: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> Meeting:
     """
@@ -107,16 +115,12 @@ class Settled:
         aside: why this node's changes are rejected, by uuid.
     """
 
-    run: Mapping[str, Mapping[str, str]]
+    run: Files
     left: Mapping[str, str]
     aside: Mapping[str, str]
 
 
-def settle(
-    meetings: Mapping[str, Meeting],
-    refused: Callable[[Mapping[str, Mapping[str, str]]], str],
-    unknown: Mapping[str, str],
-) -> Settled:
+def settle(meetings: Mapping[str, Meeting], refused: Refused, unknown: Mapping[str, str]) -> Settled:
     """
     Merge the VMs of *meetings* so that the result is a valid configuration.
 
@@ -139,19 +143,10 @@ def settle(
     ours = {uuid: one.merged for uuid, one in meetings.items() if one.is_offered and uuid not in left}
     aside |= _take(ours, run, refused)
     aside |= {uuid: left[uuid] for uuid, one in meetings.items() if one.is_offered and uuid in left}
-    return Settled({uuid: files for uuid, files in run.items() if _changes(meetings[uuid], files)}, left, aside)
+    return Settled({uuid: files for uuid, files in run.items() if meetings[uuid].changes(files)}, left, aside)
 
 
-def _changes(meeting: Meeting, files: Mapping[str, str]) -> bool:
-    """Return whether *files* change the running configuration: new ones may, though the state has them already."""
-    return meeting.new or files != meeting.ours
-
-
-def _take(
-    wanted: Mapping[str, Mapping[str, str]],
-    run: dict[str, Mapping[str, str]],
-    refused: Callable[[Mapping[str, Mapping[str, str]]], str],
-) -> dict[str, str]:
+def _take(wanted: Files, run: dict[str, Mapping[str, str]], refused: Refused) -> dict[str, str]:
     """Add to *run* as many VMs of *wanted* as are valid; return why the others are not, by uuid."""
     left = _halve(wanted, run, refused)
     while left:  # a VM may need another that was added after it
@@ -162,11 +157,7 @@ def _take(
     return left
 
 
-def _halve(
-    wanted: Mapping[str, Mapping[str, str]],
-    run: dict[str, Mapping[str, str]],
-    refused: Callable[[Mapping[str, Mapping[str, str]]], str],
-) -> dict[str, str]:
+def _halve(wanted: Files, run: dict[str, Mapping[str, str]], refused: Refused) -> dict[str, str]:
     why = refused({**run, **wanted}) if wanted else ""
     if not why:
         run.update(wanted)
@@ -178,5 +169,5 @@ def _halve(
     return _halve(_only(wanted, uuids[:half]), run, refused) | _halve(_only(wanted, uuids[half:]), run, refused)
 
 
-def _only(wanted: Mapping[str, Mapping[str, str]], uuids: Iterable[str]) -> dict[str, Mapping[str, str]]:
+def _only(wanted: Files, uuids: Iterable[str]) -> dict[str, Mapping[str, str]]:
     return {uuid: wanted[uuid] for uuid in uuids}

@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.lock import holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
-
-REQUEST: Final = "refs/heads/request/"
-REJECTED: Final = "refs/heads/rejected/"
 
 #: The most requests of one sender that wait at the same time.
 MOST_WAITING: Final = 100
@@ -167,7 +165,8 @@ def _beyond(path: Path, updates: Sequence[Update], quarantine: str | None, octet
         if sum(guest_of(name) == one for name in waiting) > MOST_WAITING:
             yield f"{MOST_WAITING} requests {f'of {one} ' if one else ''}wait already; push when Jitsu has taken them"
             return
-    head = repository.references[MAIN].peel(pygit2.Commit).id if MAIN in repository.references else None
+    main = history.at(MAIN)
+    head = main.id if main is not None else None
     most = MOST_OCTETS + MOST_TREES * (Reader(repository).width(head) if octets > MOST_OCTETS else 0)
     if quarantine is not None:
         repository.odb.add_disk_alternate(quarantine)

@@ -103,19 +103,16 @@ class Remote:
         """Return git's exit status and all its output."""
         program = shutil.which("git")
         if program is None:
-            message = "git is not installed, so nothing is shared"
-            raise StoreError(message)
+            raise StoreError("git is not installed, so nothing is shared")
         if self._ended:
-            message = "Jitsu ends"
-            raise StoreError(message)
+            raise StoreError("Jitsu ends")
         try:
             self._running = run(
                 self._reactor, ["git", *PLAIN, *arguments], program=program, path=str(self._path),
                 within=DEADLINE, grace=GRACE, env=_environment(self._path),
             )  # fmt: skip
         except OSError as error:
-            message = f"git cannot be run: {error}"
-            raise StoreError(message) from error
+            raise StoreError(f"git cannot be run: {error}") from error
         ended = await self._running.ended
         self._running = None
         why = "" if not ended.late else "Jitsu ends" if self._ended else f"no end after {DEADLINE:.0f} seconds"

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store.bounds import Reader, RefusedError, TooLargeError
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.history import FAULTS
 from jitsu_tw.store.layout import VMS
 from jitsu_tw.store.merge import three_way
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from jitsu_tw.store.history import History
-
-ASKED: Final = "refs/heads/request/"
-REJECTED: Final = "refs/heads/rejected/"
 
 #: The last commit of the branch that several Jitsus share which is in `main`, too (`sync_branch`).
 SHARED: Final = "refs/jitsu/shared"
@@ -112,7 +110,7 @@ class Requests:
 
     def waiting(self) -> list[str]:
         """Return the names of the requests; quick, and may be called while threads work on the repository."""
-        base = self._history.path / ASKED
+        base = self._history.path / REQUEST
         found = set(self._among_packed())
         for folder, _, names in os.walk(base):
             inner = os.path.relpath(folder, base)
@@ -138,7 +136,7 @@ class Requests:
             if changed != self._packed[0]:
                 lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
                 names = [line.partition(" ")[2] for line in lines]
-                self._packed = changed, tuple(name.removeprefix(ASKED) for name in names if name.startswith(ASKED))
+                self._packed = changed, tuple(name.removeprefix(REQUEST) for name in names if name.startswith(REQUEST))
         except OSError:
             return ()
         return self._packed[1]
@@ -152,9 +150,9 @@ class Requests:
         """
         repository = self._history.repository
         with self._history.refused():
-            if ASKED + name not in repository.references:
+            if REQUEST + name not in repository.references:
                 return None
-            target = _target(repository.references[ASKED + name])
+            target = _target(repository.references[REQUEST + name])
             head = self._history.head
         request = Request(name, target)
         reader = Reader(repository, lambda: self._ended)
@@ -194,8 +192,8 @@ class Requests:
 
     def shared(self) -> list[pygit2.Oid]:
         """Return the last commit that nodes share, if there is one: a request may be made on a clone of that, too."""
-        references = self._history.repository.references
-        return [references[SHARED].peel(pygit2.Commit).id] if SHARED in references else []
+        commit = self._history.at(SHARED)
+        return [commit.id] if commit is not None else []
 
     def accept(self, request: Request, changes: Mapping[str, str | None], message: str) -> None:
         """
@@ -250,7 +248,7 @@ class Requests:
     def _remove(self, request: Request) -> None:
         """Remove the branch of *request*, unless it has moved meanwhile."""
         references = self._history.repository.references
-        branch = ASKED + request.name
+        branch = REQUEST + request.name
         with self._history.refused(), contextlib.suppress(KeyError):
             if _target(references[branch]) == request.commit:
                 self._history.unlock(branch)

@@ -18,11 +18,12 @@ import attrs
 import pygit2
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store.bounds import Reader, RefusedError, Sides
-from jitsu_tw.store.history import FAULTS, subtree
-from jitsu_tw.store.layout import MOST_NAMED, OVER_FILE, VMS, in_words, origin_path, vm_changes
+from jitsu_tw.store.bounds import Reader, RefusedError
+from jitsu_tw.store.branches import REJECTED
+from jitsu_tw.store.history import FAULTS, folder_id, subtree
+from jitsu_tw.store.layout import MOST_NAMED, NAME, OVER_FILE, VMS, in_words, origin_path, vm_changes
 from jitsu_tw.store.merge import Meeting, meet
-from jitsu_tw.store.requests import REJECTED, SHARED, first_line, words
+from jitsu_tw.store.requests import SHARED, first_line, words
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
@@ -98,10 +99,6 @@ class SyncBranch:
                 if name in references:
                     references.delete(name)
 
-    def _commit(self, name: str) -> pygit2.Commit | None:
-        references = self._history.repository.references
-        return references[name].peel(pygit2.Commit) if name in references else None
-
     def compare(self, again: Iterable[str] = ()) -> Divergence:
         """
         Return how what was fetched and `main` differ; the VMs *again*, too, though they may not.
@@ -110,20 +107,20 @@ class SyncBranch:
             StoreError: the state, or what was fetched, cannot be read.
         """
         with self._history.refused():
-            theirs = self._commit(FETCHED)
+            theirs = self._history.at(FETCHED)
             self._note_arrival(theirs)
-            base, head, again = self._commit(SHARED), self._history.head, set(again)
-            sides = Sides(*(self._folders(commit) for commit in (base, head, theirs)))
+            base, head, again = self._history.at(SHARED), self._history.head, set(again)
+            old, mine, other = (self._folders(commit) for commit in (base, head, theirs))
             vms: dict[str, Meeting] = {}
             unread: dict[str, str] = {}
-            for uuid in sorted(sides.base.keys() | sides.ours.keys() | sides.theirs.keys()):
-                if sides.ours.get(uuid) == sides.theirs.get(uuid) and uuid not in again:
+            for uuid in sorted(old.keys() | mine.keys() | other.keys()):
+                if mine.get(uuid) == other.get(uuid) and uuid not in again:
                     continue
                 reader = Reader(self._history.repository)
                 try:
-                    reader.check(uuid, sides.theirs.get(uuid))
-                    was = sides if self._is_vm(uuid, sides.base) else attrs.evolve(sides, base={})
-                    one = meet(*was.values(reader, uuid))
+                    reader.check(uuid, other.get(uuid))
+                    was = self._values(uuid, old) or {}
+                    one = meet(was, reader.values(uuid, mine.get(uuid)), reader.values(uuid, other.get(uuid)))
                 except (RefusedError, *FAULTS) as error:
                     unread[uuid] = str(error)
                     continue
@@ -133,29 +130,27 @@ class SyncBranch:
                     vms[uuid] = one
             origins = self._origins(theirs, vms) if theirs is not None else {}
             commit = theirs.id if theirs is not None else None
-            return Divergence(commit, _vms(head), vms, origins, unread, self._subjects(base, theirs))
+            return Divergence(commit, folder_id(head, VMS), vms, origins, unread, self._subjects(base, theirs))
 
     def _folders(self, commit: pygit2.Commit | None) -> dict[str, Entry]:
         """Return the folders of VMs in *commit*, by name."""
         try:
             return Reader(self._history.repository).folders(commit)
         except RefusedError as error:
-            message = f"what is shared cannot be read: {error}"
-            raise StoreError(message) from error
+            raise StoreError(f"what is shared cannot be read: {error}") from error
 
-    def _is_vm(self, uuid: str, folders: Mapping[str, Entry]) -> bool:
-        """Return whether a folder of the shared branch, if it is among *folders*, is a VM's that can be read."""
+    def _values(self, uuid: str, folders: Mapping[str, Entry]) -> dict[str, str] | None:
+        """Return the values of a folder, {} if it is not among *folders*; None if it is no VM's that can be read."""
         reader = Reader(self._history.repository)
         try:
             reader.check(uuid, folders.get(uuid))
-            reader.values(uuid, folders.get(uuid))
+            return reader.values(uuid, folders.get(uuid))
         except (RefusedError, *FAULTS):
-            return False
-        return True
+            return None
 
     def _note_arrival(self, theirs: pygit2.Commit | None) -> None:
         """Note that the last offer is shared, if it is: its push may have gone well though git's answer was lost."""
-        offer = self._commit(OFFER)
+        offer = self._history.at(OFFER)
         if offer is None or theirs is None:
             return
         if offer.id == theirs.id or self._history.repository.descendant_of(theirs.id, offer.id):
@@ -185,7 +180,7 @@ class SyncBranch:
         """
         history = self._history
         with history.refused():
-            if _vms(history.head) != divergence.tree:
+            if folder_id(history.head, VMS) != divergence.tree:
                 return None
             if settled.aside:
                 self._put_aside(divergence, settled.aside)
@@ -197,13 +192,10 @@ class SyncBranch:
                     changes[origin_path(uuid)] = divergence.origins.get(uuid, "what is shared") if files else None
             if changes:
                 history.commit(changes, message)
-            if divergence.commit is not None and self._at(SHARED) != divergence.commit:
+            shared = history.at(SHARED)
+            if divergence.commit is not None and (shared is None or shared.id != divergence.commit):
                 history.move(SHARED, divergence.commit)
             return changes
-
-    def _at(self, name: str) -> pygit2.Oid | None:
-        commit = self._commit(name)
-        return commit.id if commit is not None else None
 
     def _put_aside(self, divergence: Divergence, aside: Mapping[str, str]) -> None:
         """Make a branch of what this node has changed in the VMs *aside*, on top of what is shared."""
@@ -268,15 +260,15 @@ class SyncBranch:
         with history.refused():
             asides = {name: REJECTED + name.removeprefix(ASIDE) for name in history.repository.references
                       if name.startswith(ASIDE)}
-            base, head = self._commit(SHARED), history.head
+            base, head = history.at(SHARED), history.head
             reader = Reader(history.repository)
             old, new = (self._folders(commit) for commit in (base, head))
-            changed = {
-                uuid: (reader.values(uuid, old.get(uuid)), reader.values(uuid, new.get(uuid)))
-                for uuid in old.keys() | new.keys()
-                if old.get(uuid) != new.get(uuid) and self._is_vm(uuid, old)
-            }
-            changed = {uuid: (was, now) for uuid, (was, now) in changed.items() if was != now}
+            changed: dict[str, tuple[Mapping[str, str], Mapping[str, str]]] = {}
+            for uuid in old.keys() | new.keys():
+                if old.get(uuid) != new.get(uuid) and (theirs := self._values(uuid, old)) is not None:
+                    ours = reader.values(uuid, new.get(uuid))
+                    if ours != theirs:
+                        changed[uuid] = theirs, ours
             if not changed:
                 return asides
             requested = self._requested(head, changed)
@@ -293,7 +285,7 @@ class SyncBranch:
         names: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         for uuid, (was, now) in changed.items():
             how = "added" if not was else "removed" if not now else "changed"
-            names[how].append((was or now).get("config/name/0", uuid))
+            names[how].append((was or now).get(NAME, uuid))
         lines = "".join(in_words(how, listed) for how, listed in names.items())
         return f"From {self._from(changed, requested)}\n\n{lines}"
 
@@ -305,20 +297,15 @@ class SyncBranch:
             the shared branch's commit, in hexadecimal; empty if it was not among them.
         """
         references = self._history.repository.references
-        commit = ""
+        shared = ""
         with self._history.refused():
             for name in branches:
                 if name == OFFER:
-                    self._history.move(SHARED, references[OFFER].peel(pygit2.Commit).id)
-                    commit = str(self._at(SHARED))
+                    commit = references[OFFER].peel(pygit2.Commit).id
+                    self._history.move(SHARED, commit)
+                    shared = str(commit)
                 references.delete(name)
-        return commit
-
-
-def _vms(commit: pygit2.Commit | None) -> pygit2.Oid | None:
-    """Return the tree of all VMs."""
-    tree = subtree(commit.tree, VMS) if commit is not None else None
-    return tree.id if tree is not None else None
+        return shared
 
 
 def _removed_by(head: pygit2.Commit, uuid: str) -> str:

@@ -118,8 +118,7 @@ class Tidy:
         """Return the output of git with the input *text*; "" when tidying was stopped."""
         program = shutil.which("git")
         if program is None:
-            message = "git is not installed, so the state is not packed, and grows"
-            raise StoreError(message)
+            raise StoreError("git is not installed, so the state is not packed, and grows")
         if self._ended:
             return ""
         path = self._history.repository.path
@@ -130,6 +129,5 @@ class Tidy:
         )
         out, err = self._child.communicate(text.encode())
         if self._child.returncode and not self._ended:
-            message = f"{path}: git {arguments[0]}: {err.decode(errors='replace').strip()}"
-            raise StoreError(message)
+            raise StoreError(f"{path}: git {arguments[0]}: {err.decode(errors='replace').strip()}")
         return out.decode()

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import ConfigError, StoreError
+from jitsu_tw.store.layout import NAME
 from jitsu_tw.store.merge import settle
 from jitsu_tw.store.requests import Change
 from jitsu_tw.store.sync_branch import FETCHED, THERE, SyncBranch
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.trigger import SyncTrigger
     from jitsu_tw.vm.fleet import Fleet
 
-#: Where the state has a VM's name.
-NAME: Final = "config/name/0"
-
 #: Seconds after which the shared branch is fetched though no node has told of a change.
 EVERY: Final = 60.0
 
@@ -48,10 +46,11 @@ AT_FIRST: Final = 2.0
 #: Seconds for which the VMs may be looked for before the first time: then what the file says of them is in the state.
 FOUND_WITHIN: Final = 10.0
 
-#: Seconds between two looks at that, and the most before one more try where other nodes were quicker.
+#: Seconds between two looks at that, and between two tries of a merge that must wait. After a push that came too late,
+#: the next try comes after a random time: up to this many seconds after the first one, five times as many at most.
 PAUSE: Final = 0.2
 
-#: How often other nodes may be quicker; then it is a failure.
+#: How often in a row other nodes may push first; then it is a failure.
 TRIES: Final = 30
 
 
@@ -135,7 +134,7 @@ class ConfigSync:
 
     async def _share(self, *, behind: bool) -> None:
         """
-        Merge what is shared, if this node is *behind*, and push what it has; again, if other nodes were quicker.
+        Merge what is shared, if this node is *behind*, and push what it has; again, if another node pushed first.
 
         Raises:
             StoreError: the repository elsewhere, or the state, cannot be used.
@@ -160,8 +159,7 @@ class ConfigSync:
                 return
             behind = True
             await self._trigger.pause(random.uniform(0, PAUSE * min(tried, 5)))  # noqa: S311
-        message = f"{self._remote.url}: others were quicker {TRIES} times"
-        raise StoreError(message)
+        raise StoreError(f"{self._remote.url}: other nodes have pushed just before this one {TRIES} times in a row")
 
     async def _fetch(self) -> None:
         await self._store.run(self._branch.prepare_fetch)
@@ -227,7 +225,7 @@ def _changes(divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> di
     return {
         uuid: Change(divergence.vms[uuid].ours, files)
         for uuid, files in run.items()
-        if divergence.vms[uuid].new or files != divergence.vms[uuid].ours
+        if divergence.vms[uuid].changes(files)
     }
 
 

@@ -9,8 +9,8 @@ import pygit2
 from pygit2.enums import FileMode, ObjectType
 
 from jitsu_tw.config.schema import VM_KEYS
+from jitsu_tw.store.branches import REQUEST
 from jitsu_tw.store.history import MAIN
-from jitsu_tw.store.requests import ASKED
 from jitsu_tw.sync.permissions import REQUESTS_PER_MINUTE
 from test.fuzz import faults
 from test.hostile.requests import DB, WWW
@@ -141,11 +141,11 @@ def one(octets: bytes) -> None:
             break  # libgit2 does not let us look at what we have made, either
     commit, branch = maker.commit(tree.raw, head.id), maker.pick(_BRANCHES)
     try:
-        repository.references.create(ASKED + branch, commit, force=True)
+        repository.references.create(REQUEST + branch, commit, force=True)
     except (pygit2.GitError, ValueError):
         return
     _world.clock.advance(60 / REQUESTS_PER_MINUTE)
-    left = [name for name in pygit2.Repository(str(_world.path)).references if name.startswith(ASKED)]
+    left = [name for name in pygit2.Repository(str(_world.path)).references if name.startswith(REQUEST)]
     merged = repository.references[MAIN].target != head.id
     if left or merged:
         _world.renew()

@@ -338,6 +338,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("return at or next((host for host in usable if host == last_host), None)", "return at",
          "starts a VM elsewhere than where a start was begun"),
         ("if one.lost and _may_run(one, last_host):", "if False:", "starts a VM that may run on a lost host"),
+        (" or one.power is Power.RUNNING or one.lost]", "]", "starts a VM again that runs on a host it may not run on"),
     ),
     (CLUSTER, "jitsu_tw/backends/pool.py", "test.unit.backends.test_pool"): (
         ("if not await self._placement.claim_host(vm, name):", "if await self._placement.claim_host(vm, name) is None:",

@@ -50,8 +50,8 @@ from jitsu_tw.config import build
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.store import push
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.history import MAIN
-from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY
 from jitsu_tw.synjitsu_client import SynjitsuClient, _Conversation
 from synjitsu_tw.conversation import Conversation
@@ -172,8 +172,8 @@ class PushTests(ServerTestCase):
     def check(self, row: RequestRow) -> None:
         """Push the tree of *row*; then let an operator change the TTL of another VM."""
         commit = self.commit(pygit2.Repository(str(self.clone)), row.name, row.input)
-        self.assertRegex(self.push(f"{commit}:{ASKED}{row.branch}"), row.expected)
-        path, update = Path(self.state.path), f"{'0' * 40} {self.good(self.state)} {ASKED}good".encode()
+        self.assertRegex(self.push(f"{commit}:{REQUEST}{row.branch}"), row.expected)
+        path, update = Path(self.state.path), f"{'0' * 40} {self.good(self.state)} {REQUEST}good".encode()
         self.assertEqual([], list(push.pre_receive(path, [update], {})))
         told = io.BytesIO(b"000dversion=10000%04x%b0000" % (len(update) + 4, update))
         self.assertEqual(["good is merged"], list(push.proc_receive(path, told, io.BytesIO())))
@@ -182,7 +182,7 @@ class PushTests(ServerTestCase):
     def test_good(self) -> None:
         """A good request is merged while its sender waits."""
         commit = self.good(pygit2.Repository(str(self.clone)))
-        self.assertIn("good is merged", self.push(f"{commit}:{ASKED}good"))
+        self.assertIn("good is merged", self.push(f"{commit}:{REQUEST}good"))
 
 
 @each(requests.ROWS)
@@ -199,7 +199,7 @@ class RequestTests(RequestsTestCase):
         self.push(self.commit(ttl, base.id), "zz")
         self.clock.advance(LOOK_EVERY)
         references = pygit2.Repository(str(self.path)).references
-        self.assertEqual([], [name for name in references if name.startswith(ASKED)])
+        self.assertEqual([], [name for name in references if name.startswith(REQUEST)])
         self.assertRegex(references[REJECTED + row.branch].peel(pygit2.Commit).message, row.expected)
         self.assertEqual(7, self.ttl("db"))
 

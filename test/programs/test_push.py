@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import hooks, lock, push
 from jitsu_tw.store.bounds import Reader
+from jitsu_tw.store.branches import REQUEST
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import History
 from jitsu_tw.store.lock import Lock, holder
@@ -241,7 +242,7 @@ exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --inh-caps=+dac_re
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         subprocess.run(["sh", "-ec", recipe], cwd=self.folder, check=True, capture_output=True,
                        env={**os.environ, "PATH": path})  # fmt: skip
-        said = self.git("push", "origin", f"HEAD:{push.REQUEST}a", folder=self.folder / "state",
+        said = self.git("push", "origin", f"HEAD:{REQUEST}a", folder=self.folder / "state",
                         environment={"PATH": path})
         self.assertIn("a waits: no Jitsu runs", said)
         self.assertEqual([], [file for file in self.path.rglob("*") if file.stat().st_uid != NOBODY])

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 #: The packages with strict limits: those where each feature of the product passes.
 STRICT: Final = ("jitsu_tw.vm", "jitsu_tw.cluster", "jitsu_tw.rules")
 
-#: The most public methods and attributes of a class, in the strict packages and elsewhere.
+#: The most public methods of a class.
 METHODS: Final = 20
-METHODS_ELSEWHERE: Final = 27
+
+#: The most attributes of a class, in the strict packages and elsewhere.
 ATTRIBUTES: Final = 15
-ATTRIBUTES_ELSEWHERE: Final = 21
+ATTRIBUTES_ELSEWHERE: Final = 20
 
 #: The most lines of a module.
 LINES: Final = 495
@@ -54,7 +55,7 @@ class SizesTests(SynchronousTestCase):
 
     def test_methods(self) -> None:
         """No class has more public methods than the limit."""
-        self._check(lambda size: size.methods, METHODS, METHODS_ELSEWHERE, set())
+        self._check(lambda size: size.methods, METHODS, METHODS, set())
 
     def test_attributes(self) -> None:
         """No class has more attributes than the limit."""

@@ -21,9 +21,10 @@ import pygit2
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import history
+from jitsu_tw.store.branches import REQUEST
 from jitsu_tw.store.history import MAIN, History
 from jitsu_tw.store.layout import STATISTICS, VMS
-from jitsu_tw.store.requests import ASKED, Requests
+from jitsu_tw.store.requests import Requests
 from jitsu_tw.store.tidy import Tidy
 
 UUID = "00000000-0000-4000-8000-0000000000{:02}"
@@ -38,8 +39,8 @@ def push(state: History, name: str, changes: dict[str, str | None]) -> None:
     assert head is not None
     tree = state._changed(head.tree, changes)
     commit = state.repository.create_commit(None, ANN, ANN, f"{name}\n", tree, [head.id])
-    state.unlock(ASKED + name)
-    state.repository.references.create(ASKED + name, commit, force=True)
+    state.unlock(REQUEST + name)
+    state.repository.references.create(REQUEST + name, commit, force=True)
 
 
 def write_for_ever(path: Path, seed: int) -> None:

@@ -273,8 +273,18 @@ class LibxlBackendTests(contract_backends.BackendContract):
         await self.backend.stop(uuid, Mode.SAVE)
         self.fake.fault("free", "20")
         error = await self.assertFailure(self.backend.start(uuid), BackendError)
-        self.assertIn("needs 129 MiB, and 20 MiB are free", str(error))
+        self.assertIn("needs 129 MiB of memory, 20 are free", str(error))
         self.assertIs(Power.SAVED, await self.backend.state(uuid))
+
+    async def test_calls_of_a_restore(self) -> None:
+        """A restore asks xl once for the VM's domain, and once what memory is free."""
+        _, uuid = await self.run_one()
+        await self.backend.stop(uuid, Mode.SAVE)
+        before, host = len(self.fake.calls()), self.backend._host
+        with mock.patch.object(host, "find", side_effect=host.find) as find:
+            self.assertIs(Start.RESTORED, await self.backend.start(uuid))
+        find.assert_called_once_with(uuid)
+        self.assertEqual(["info", "restore"], [call[0] for call in self.fake.calls()[before:]])
 
     async def test_save_fails(self) -> None:
         """A guest that cannot be saved runs on, and there is no image."""

@@ -11,8 +11,9 @@ from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.domain_xml import definition
+from jitsu_tw.backends.hosts import Unplaced
 from jitsu_tw.backends.memory import Fault, MemoryBackend
-from jitsu_tw.backends.pool import Pool, Unplaced
+from jitsu_tw.backends.pool import Pool
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode

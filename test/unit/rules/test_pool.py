@@ -7,11 +7,12 @@ from itertools import product
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.ijitsu import Memory, Power
-from jitsu_tw.rules.pool import IN_DOUBT, Located, Sighting, Unsure, locate, pinned, rank, shortage
+from jitsu_tw.rules.pool import IN_DOUBT, Located, Sighting, Unsure, locate, pinned, rank
 from test.support import vm
 
 RUNNING, PAUSED, SAVED, OFF = Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF
 
+HOSTS = ("left", "right")
 LOST = "the cable is out"
 DOUBT = Unsure(f"it may run on right: {LOST}")
 
@@ -27,7 +28,7 @@ class LocateTests(SynchronousTestCase):
 
     def check(self, expected: Located | Unsure | None, sightings: list[Sighting], last: str | None = "") -> None:
         """Check where the VM is."""
-        self.assertEqual(expected, locate(sightings, last, in_doubt=False), (sightings, last))
+        self.assertEqual(expected, locate(sightings, HOSTS, last, in_doubt=False), (sightings, last))
 
     def test_reached(self) -> None:
         """Of hosts that are asked, one that runs the VM counts before one that keeps it, and that before others."""
@@ -66,18 +67,30 @@ class LocateTests(SynchronousTestCase):
             self.check(Located(RUNNING, "left", ("left",)), seen(RUNNING, power, "right"), last)
             self.check(Located(RUNNING, "right", ("right",)), seen(power, RUNNING, "left"), last)
 
+    def test_not_allowed(self) -> None:
+        """A host that a VM may not run on any more counts if the VM runs there, or if it cannot be asked."""
+        for power, lost, expected in (
+            (OFF, "", None),
+            (PAUSED, "", None),
+            (SAVED, "", None),
+            (RUNNING, "", Located(RUNNING, "right", ("right",))),
+            (RUNNING, "right", DOUBT),
+            (PAUSED, "right", Located(PAUSED, "right")),
+        ):
+            self.assertEqual(expected, locate(seen(None, power, lost), ("left",), "", in_doubt=False), (power, lost))
+
     def test_in_doubt(self) -> None:
         """A VM that does not run is not known to be down while a start may go on; one that runs is up."""
         for power in (OFF, PAUSED, SAVED):
-            self.assertEqual(Unsure(IN_DOUBT), locate(seen(power, OFF), "", in_doubt=True))
-        self.assertEqual(Located(RUNNING, "left", ("left",)), locate(seen(RUNNING, OFF), "", in_doubt=True))
-        self.assertIsNone(locate(seen(None, None), "", in_doubt=True))
+            self.assertEqual(Unsure(IN_DOUBT), locate(seen(power, OFF), HOSTS, "", in_doubt=True))
+        self.assertEqual(Located(RUNNING, "left", ("left",)), locate(seen(RUNNING, OFF), HOSTS, "", in_doubt=True))
+        self.assertIsNone(locate(seen(None, None), HOSTS, "", in_doubt=True))
 
     def test_never_two(self) -> None:
         """Whatever is known: a VM is not said to be down if it was last seen to run where it cannot be asked now."""
         powers = (None, *Power)
         for left, right, last, lost in product(powers, powers, (None, "", "left", "right"), ("", "left", "left right")):
-            found = locate(seen(left, right, lost), last, in_doubt=False)
+            found = locate(seen(left, right, lost), HOSTS, last, in_doubt=False)
             ran = [one.host for one in seen(left, right, lost) if one.power is RUNNING]
             if ran and not isinstance(found, Unsure):
                 assert found is not None
@@ -90,10 +103,9 @@ class PlaceTests(SynchronousTestCase):
 
     def test_pinned(self) -> None:
         """A VM starts where it is kept; else where its last start was begun, unless that host is fenced."""
-        hosts = ("left", "right")
         cases = {("left", "right"): "left", (None, "right"): "right", (None, "away"): None, (None, ""): None,
                  (None, None): None}  # fmt: skip
-        self.assertEqual(cases, {case: pinned(*case, hosts) for case in cases})
+        self.assertEqual(cases, {case: pinned(*case, HOSTS) for case in cases})
 
     def test_rank(self) -> None:
         """A host that is wanted goes first, then those that the VM prefers, those it does not avoid, the emptiest."""
@@ -104,7 +116,6 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual(["spare", "middle", "right", "left"], rank(vm(), free, "away"))
 
     def test_shortage(self) -> None:
-        """A VM fits where as much is free as it needs, and where that is not known."""
-        self.assertEqual("", shortage(None))
-        self.assertEqual("", shortage(Memory(10, 10)))
-        self.assertEqual("it needs 64 MiB of memory, 63 are free", shortage(Memory(64 << 20, (64 << 20) - 1)))
+        """A VM fits where as much is free as it needs."""
+        self.assertEqual("", Memory(10, 10).shortage)
+        self.assertEqual("it needs 64 MiB of memory, 63 are free", Memory(64 << 20, (64 << 20) - 1).shortage)

@@ -9,7 +9,7 @@ import pygit2
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.config.schema import BACKEND_KEYS, INHERITED, VM_KEYS
-from jitsu_tw.store.requests import ASKED
+from jitsu_tw.store.branches import REQUEST
 from jitsu_tw.sync import change_requests as branches
 from jitsu_tw.sync import permissions
 from jitsu_tw.sync.change_requests import LOOK_EVERY
@@ -149,7 +149,7 @@ class GuestTests(RequestsTestCase):
         self.clock.advance(LOOK_EVERY)
         self.assertEqual(2, len(self.store.requests.waiting()))
         self.assertEqual(9.0, self.fleet.machines["db"].vm.idle)
-        self.assertNotIn(f"{ASKED}zoe", pygit2.Repository(str(self.path)).references)
+        self.assertNotIn(f"{REQUEST}zoe", pygit2.Repository(str(self.path)).references)
         self.clock.pump([LOOK_EVERY] * round(60 / REQUESTS_PER_MINUTE / LOOK_EVERY + 1))
         self.assertEqual(1, len(self.store.requests.waiting()))
 

@@ -24,11 +24,12 @@ from jitsu_tw.config import build
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError, StoreError
 from jitsu_tw.store import hooks, remote
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, files
 from jitsu_tw.store.merge import Meeting, meet, settle
 from jitsu_tw.store.remote import Remote
-from jitsu_tw.store.requests import ASKED, REJECTED, SHARED
+from jitsu_tw.store.requests import SHARED
 from jitsu_tw.store.sync_branch import ASIDE, OFFER
 from jitsu_tw.sync import config_sync as shared
 from jitsu_tw.sync.change_requests import ChangeRequests
@@ -128,11 +129,11 @@ class Node:
     def ask(self, changes: Mapping[str, str | None], name: str = "a", on: str = MAIN) -> None:
         """Push *changes* as a request."""
         repository = pygit2.Repository(str(self.path))
-        repository.references.create(ASKED + name, commit(self.path, changes, on), force=True)
+        repository.references.create(REQUEST + name, commit(self.path, changes, on), force=True)
 
     def asks(self) -> list[str]:
         """Return the requests that have not been looked at."""
-        return [name for name in pygit2.Repository(str(self.path)).references if name.startswith(ASKED)]
+        return [name for name in pygit2.Repository(str(self.path)).references if name.startswith(REQUEST)]
 
     def said(self) -> dict[str, str]:
         """Return what the state says of VMs."""
@@ -487,6 +488,20 @@ class ApartTests(NodesTestCase):
         await self.until(lambda: two.runs()["www"][1] == 8)
         self.assertIn("jitsu/vm/README", vms(self.hub, MAIN))
         self.assertNotIn("jitsu/vm/README", two.said())
+
+    async def test_damaged_by_hand(self) -> None:
+        """A VM that was made unreadable in the shared branch stays so there, also when a node changes it."""
+        one, two = await self.pair()
+        repository = pygit2.Repository(str(self.hub))
+        made = commit(self.hub, {f"jitsu/vm/{DB}/too/deep/for/a/file": "1"}, MAIN)
+        repository.references.create(MAIN, made, force=True)
+        for node in (one, two):
+            node.trigger.published()
+        await self.until(lambda: DB in one.shared._unread)
+        one.ask({f"jitsu/vm/{DB}/config/idle/0": "77", TTL: "8"})
+        await self.until(lambda: two.runs()["www"][1] == 8)
+        self.assertEqual("77", one.said()[f"jitsu/vm/{DB}/config/idle/0"])
+        self.assertNotIn(f"jitsu/vm/{DB}/config/idle/0", vms(self.hub, MAIN))
 
     async def test_begun_anew(self) -> None:
         """A shared repository that is lost is filled again by who has it, and nothing is lost."""

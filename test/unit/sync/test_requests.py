@@ -20,11 +20,11 @@ from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import NoSuchVM, StoreError
 from jitsu_tw.ijitsu import Power
 from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
-from jitsu_tw.store.requests import ASKED, REJECTED
 from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
-from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
 from test.support import EPOCH, BoundedClock, alone, question
 from test.support.zones import say
@@ -108,14 +108,14 @@ class RequestsTestCase(SynchronousTestCase):
 
     def push(self, commit: Any, name: str = "a") -> None:
         """Push *commit* as a request."""
-        pygit2.Repository(str(self.path)).references.create(ASKED + name, commit, force=True)
+        pygit2.Repository(str(self.path)).references.create(REQUEST + name, commit, force=True)
 
     def ask(self, changes: Mapping[str, str | None], name: str = "a", on: pygit2.Oid | None = None) -> str:
         """Push *changes* as a request, let it be looked at, and return why it was rejected; "" if it was not."""
         self.push(self.commit(changes, on), name)
         self.clock.advance(LOOK_EVERY)
         references = pygit2.Repository(str(self.path)).references
-        self.assertNotIn(ASKED + name, references)
+        self.assertNotIn(REQUEST + name, references)
         if REJECTED + name not in references:
             return ""
         reason = references[REJECTED + name].peel(pygit2.Commit).message
@@ -187,6 +187,11 @@ class ChangeTests(RequestsTestCase):
         vm = self.fleet.machines["www"].vm
         self.assertEqual(("destroy", 0.0, 120.0), (vm.mode.value, vm.min_up, vm.idle))
         self.assertEqual("destroy", self.tree(f"jitsu/vm/{WWW}/")["stop_mode"])
+
+    def test_nothing(self) -> None:
+        """If nothing changes, the VMs that run are not checked again: a node that shares asks each minute."""
+        self.patch(LiveConfig, "vms", property(lambda _: self.fail("all VMs are checked")))
+        self.assertEqual(ConfigChange(), self.branches.parse({}))
 
     def test_lease(self) -> None:
         """A VM that is up is kept as long as it says now."""

@@ -17,7 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import bounds, requests
 from jitsu_tw.store.bounds import Reader
-from jitsu_tw.store.requests import ASKED, REJECTED, Requests, can_be_named, fairly, shortened
+from jitsu_tw.store.branches import REJECTED, REQUEST
+from jitsu_tw.store.requests import Requests, can_be_named, fairly, shortened
 from jitsu_tw.sync.change_requests import FOUND_WITHIN, LOOK_EVERY, TRY_AGAIN
 from test.unit.sync.test_requests import ANN, DB, NEW, VM, WWW, RequestsTestCase, below
 
@@ -43,7 +44,7 @@ class HostileTestCase(RequestsTestCase):
         self.push(commit, name)
         self.look()
         references = self.repository.references
-        self.assertNotIn(ASKED + name, references)
+        self.assertNotIn(REQUEST + name, references)
         return references[REJECTED + name].peel(pygit2.Commit).message if REJECTED + name in references else ""
 
     def raw(self, text: bytes) -> pygit2.Oid:
@@ -222,7 +223,7 @@ class TreeTests(HostileTestCase):
         self.assertEqual([], [event for event in log if event.get("log_failure")])
         calls = iter([False] * 3 + [True] * 1000)
         reader = Reader(self.repository, lambda: next(calls))
-        asked = self.repository.references[f"{ASKED}a"].target
+        asked = self.repository.references[f"{REQUEST}a"].target
         error = self.assertRaises(StoreError, reader.measure, asked, self.head().id)
         self.assertIn("ends", str(error))
 
@@ -255,7 +256,7 @@ class FailureTests(HostileTestCase):
         assert request is not None
         self.push(other, "a")
         reading.reject(request, "no")
-        self.assertEqual(other, self.repository.references[f"{ASKED}a"].target)
+        self.assertEqual(other, self.repository.references[f"{REQUEST}a"].target)
 
     def test_while_understood(self) -> None:
         """So is one that fails when its meaning is looked at, or when it is merged."""
@@ -366,7 +367,7 @@ class SenderTests(HostileTestCase):
 
     def test_names(self) -> None:
         """A branch whose name is too long, or no text, is passed over with one line; others are taken."""
-        folder = os.fsencode(self.path / ASKED)
+        folder = os.fsencode(self.path / REQUEST)
         self.push(self.commit(GOOD), "zz")
         for name in (b"\xff", b"\x1b[2J", b"x" * 220):
             with open(os.path.join(folder, name), "w") as file:  # noqa: PTH118, PTH123 -- the names are octets
