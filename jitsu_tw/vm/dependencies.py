@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from zope.interface import implementer
 
-from jitsu_tw.errors import JitsuError
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from twisted.python.failure import Failure
 
     from jitsu_tw.ijitsu import IAnswers
     from jitsu_tw.vm.machine import Machine
@@ -71,12 +72,12 @@ class Dependencies:
             Whether all of them are up.
         """
         why = f"needed by {machine.vm.name}"
-        failures = []
-        for wait in [need.summon(why, insist=True, is_client=False) for need in self.needs(machine)]:
-            try:
-                await wait
-            except JitsuError as error:
-                failures.append(str(error))
+        waits = [need.summon(why, insist=True, is_client=False) for need in self.needs(machine)]
+        failures: list[Failure] = []
+        for wait in waits:
+            wait.addErrback(failures.append)
+        for wait in waits:
+            await wait
         if failures and machine.state is State.QUEUED:
-            machine.feed(Event.FAIL, f"needs {failures[0]}")
+            machine.feed(Event.FAIL, f"needs {failures[0].getErrorMessage()}")
         return not failures

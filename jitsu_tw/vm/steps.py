@@ -51,8 +51,6 @@ WRITTEN_WITHIN: Final = 0.1
 #: The outcome of a wait for a guest that nobody can tell to be ready: it is taken for up, so that it has a lease.
 NOT_KNOWN: Final = (Event.READY, "not known to be ready")
 
-_MIB: Final = 1 << 20
-
 log: Final = Logger()
 
 
@@ -77,9 +75,8 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
     with contextlib.suppress(BackendError):
         memory = await machine.backend.memory(machine.uuid)
     await remembered
-    if memory is not None and memory.needed > memory.free:
-        message = f"it needs {memory.needed // _MIB} MiB of memory, its host has {memory.free // _MIB} MiB"
-        raise NoCapacity(message)
+    if memory is not None and memory.shortage:
+        raise NoCapacity(memory.shortage)
     if cold:
         await machine.backend.drop_image(machine.uuid)
     context.ownership.prove(machine)

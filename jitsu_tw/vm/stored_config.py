@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from jitsu_tw.store.layout import (
+    NAME,
     came,
     difference,
     differs_by_names_only,
@@ -75,7 +76,7 @@ class StoredConfig:
                     self._overruled.discard(uuid)
                 case ["jitsu", "vm", uuid, file] if uuid not in self._written:
                     _put(self._tree, path, value)
-                    if file == "config/name/0" and value is not None:
+                    if file == NAME and value is not None:
                         self._uuids[value] = uuid
                     if file == "ip" and value is not None:
                         self._by_ip[value] = uuid
@@ -88,7 +89,7 @@ class StoredConfig:
             return self._uuids[vm.name]
         uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
         files = vms(self._tree, {uuid} if uuid else ()).get(uuid, {})
-        is_it = files.get("config/name/0") not in names and differs_by_names_only(files, vm)
+        is_it = files.get(NAME) not in names and differs_by_names_only(files, vm)
         return uuid if is_it else None
 
     def removed(self, running: Mapping[str, Stats]) -> list[VM]:

@@ -172,7 +172,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ),
     ("VM life", "jitsu_tw/vm/steps.py", "test.unit.vm.test_steps test.unit.vm.test_fleet"): (
         ("    await remembered\n", "", "starts a VM before that is in the state"),
-        ("if memory is not None and memory.needed > memory.free:", "if False:", "starts a VM without room for it"),
+        ("if memory is not None and memory.shortage:", "if False:", "starts a VM without room for it"),
         ("        await machine.backend.drop_image(machine.uuid)\n", "        pass\n", "restores where it is to boot"),
         ("if power is Power.RUNNING:", "if False:", "takes a VM that goes on running for stopped"),
         ('signs.insert(0, fail(BackendError("it went down while it was starting")))', "pass",

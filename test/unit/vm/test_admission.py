@@ -274,7 +274,7 @@ class RoomTests(FleetTestCase):
         guest.memory = Memory(needed=512 << 20, free=100 << 20)
         failure = self.ask("a")[0]
         self.assertIsInstance(failure.value, NoCapacity)
-        self.assertIn("needs 512 MiB of memory, its host has 100 MiB", str(failure.value))
+        self.assertIn("needs 512 MiB of memory, 100 are free", str(failure.value))
         self.assertEqual(0, guest.starts)
         guest.memory = Memory(needed=512 << 20, free=600 << 20)
         self.assertEqual([True], self.ask("a"))
