@@ -268,6 +268,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "overwrites the claim of another node"),
         ('for kind in kinds}, key("claims", machine))', "for kind in kinds})", "removes the claim of another node"),
         ('json.dumps(fact)}, key("claims", machine))', "json.dumps(fact)})", "overwrites another node's start"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/facts.py", _GUARDS): (
         ('not self.lost and self.is_drained("nodes", self.node)', "False", "starts VMs while it is drained"),
         ('return self.coordinator.holds(key("claims", machine))',
          "return self.owner(machine) == self.node", "takes a claim for its own that may have run out"),
