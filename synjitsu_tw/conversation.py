@@ -166,6 +166,7 @@ class Conversation(messages.Peer, TimeoutMixin):
         ports: list[int] | None = None,
         domid: int | None = None,
         knock: int | None = None,
+        memory: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         synjitsu, address = self._synjitsu, ip_address(ip).packed
         if handover not in {kind.value for kind in Handover}:
@@ -185,6 +186,7 @@ class Conversation(messages.Peer, TimeoutMixin):
             domid=domid,
             probe_port=knock,
             hold_until_ready=keeps,
+            memory=memory,
         )
         return {}
 

@@ -165,6 +165,7 @@ class Standins:
         domid: int | None = None,
         probe_port: int | None = None,
         hold_until_ready: bool = False,
+        memory: bool | None = None,
     ) -> Iterator[Action]:
         """
         Stand in for *ip* from now on, or change how; `Standin` describes the arguments.
@@ -181,7 +182,7 @@ class Standins:
         self._settle(standin)
         self._identify(standin, macs)
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
-        standin.probe_port, standin.hold_until_ready = probe_port, hold_until_ready
+        standin.probe_port, standin.hold_until_ready, standin.memory = probe_port, hold_until_ready, memory
         if asleep or probe_port is None:
             self.probed.pop(ip, None)
         else:

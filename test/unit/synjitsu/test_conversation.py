@@ -28,6 +28,7 @@ from jitsu_tw import messages
 from jitsu_tw import synjitsu_client as standin
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.parsers import description
+from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
@@ -48,9 +49,11 @@ MAC: Final = GUEST.hex(":")
 
 SECRET: Final = "a secret of the tests"  # noqa: S105
 
+VERSION: Final = str(messages.VERSION).encode()
+
 COMMANDS: Final = (
     messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
-    messages.Seen, messages.Listens, messages.Elsewhere, messages.Counters, messages.Status,
+    messages.Seen, messages.Listens, messages.Elsewhere, messages.Flows, messages.Counters, messages.Status,
 )  # fmt: skip
 
 
@@ -237,6 +240,35 @@ class ConversationTests(TestCase):
         await self.until(lambda: len(self.events) == 2)
         self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
 
+    async def test_flows(self) -> None:
+        """Connections that Synjitsu reports are known once all is announced, and until it is lost."""
+        other, others = "fd00::10", "10.0.0.11"
+        for ip in (IP, other):
+            self.standin.announce(ip, [MAC], asleep=True)
+        self.assertIsNone(self.standin.flows(IP))
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        await self.until(lambda: self.standin.flows(IP))
+        self.assertEqual((Flows(), Flows(), None), tuple(map(self.standin.flows, (IP, "fd00:0::10", others))))
+        (jitsu,) = set(synjitsu._owners.values())
+        for ip in (IP, others):
+            await jitsu.callRemote(messages.Flows, ip=ip, open=2, silent=30)
+        found = self.standin.flows(IP)
+        assert found is not None
+        self.assertEqual((2, True), (found.open, -31 < found.last - reactor.seconds() <= -30))
+        self.standin.refused[other] = "it is a router"
+        self.assertEqual((None, None), (self.standin.flows(other), self.standin.flows(others)))
+        for wrong in ({"open": -1, "silent": 1}, {"open": 1, "silent": -1}):
+            with self.assertRaises(messages.Refused):
+                await jitsu.callRemote(messages.Flows, ip=IP, **wrong)
+        self.assertEqual(found, self.standin.flows(IP))
+        self.standin.stop_announcing(IP)
+        self.standin.announce(IP, [MAC], asleep=True)
+        self.assertEqual(Flows(), self.standin.flows(IP))
+        await self.end(synjitsu)
+        await self.until(lambda: not self.standin.connected)
+        self.assertIsNone(self.standin.flows(IP))
+
     async def test_refused_addresses(self) -> None:
         """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
         changes: list[int] = []
@@ -368,7 +400,7 @@ class StrangeTests(SynchronousTestCase):
         assert side is not None
         side.makeConnection(wire)
         if met:
-            self.say(side, _command=b"Hello", version=b"2", secret=SECRET.encode())
+            self.say(side, _command=b"Hello", version=VERSION, secret=SECRET.encode())
             wire.clear()
         return side, wire
 
@@ -439,7 +471,7 @@ class StrangeTests(SynchronousTestCase):
         self.patch(messages.Number, "fromString", lambda _, text: read.append(text))
         side, wire = self.connect(met=False)
         self.say(side, _command=b"Withdraw", ip=b"10.0.0.1", failed=b"True")
-        self.say(side, _command=b"Hello", version=b"2", secret=b"another")
+        self.say(side, _command=b"Hello", version=VERSION, secret=b"another")
         self.assertEqual([], read)
         self.assertEqual(2, wire.value().count(b"REFUSED"))
 
