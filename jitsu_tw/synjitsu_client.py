@@ -281,7 +281,7 @@ class SynjitsuClient:
     def flows_changed(self, ip: str, count: int, silent: int) -> None:
         """Store how many TCP connections are open at *ip*, and that the latest gave a sign *silent* seconds ago."""
         if ip in self._announced:
-            self._flows[ip] = Flows(count, self._reactor.seconds() - silent)
+            self._flows[ip] = Flows(count, self._reactor.seconds() - silent) if count else NO_FLOWS
 
     def _set(self, ip: str, announced: _Announced) -> None:
         """Keep an announcement, and send it, if it differs from the last."""

@@ -14,7 +14,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.logger import Logger
 
 from jitsu_tw.errors import JitsuError
-from synjitsu_tw.packets import RST, SYN
+from synjitsu_tw.packets import FIN, RST, SYN
 from synjitsu_tw.standins import PROBE_SOURCE_PORT
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ ETHERNET: Final = 1
 #: Seconds between two attempts to open an interface that has vanished.
 RETRY: Final = 0.5
 
-#: Segments with SYN or RST: in IPv4, and in IPv6 without extension headers.
-_TCP: Final = (f"tcp[13] & {SYN | RST} != 0", f"ip6[6] = 6 and ip6[53] & {SYN | RST} != 0")
+#: Segments with SYN, FIN or RST: in IPv4, and in IPv6 without extension headers.
+_ENDS: Final = SYN | FIN | RST
+_TCP: Final = (f"tcp[13] & {_ENDS} != 0", f"ip6[6] = 6 and ip6[53] & {_ENDS} != 0")
 
 #: Neighbour solicitations and advertisements.
 _DISCOVERY: Final = "ip6[6] = 58 and (ip6[40] = 135 or ip6[40] = 136)"

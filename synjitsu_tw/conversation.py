@@ -225,7 +225,7 @@ class Conversation(messages.Peer, TimeoutMixin):
                     "mac": standins.table[ip].mac.hex(":"),
                     "state": standins.table[ip].state.value,
                     "handover": standins.table[ip].handover.value,
-                    "held": standins.syns.count(ip),
+                    "held": standins.syns.count(ip) + standins.segments.count(ip),
                 }
                 for ip in ips
             ]

@@ -32,7 +32,7 @@ from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
-from synjitsu_tw.packets import ACK, SYN
+from synjitsu_tw.packets import ACK, RST, SYN
 from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
@@ -658,6 +658,7 @@ class ServiceTests(SynchronousTestCase):
         """Begin with an interface, and a Jitsu that answers nothing."""
         self.clock, self.pcap, self.kernel = ReadingClock(), FakePcap(), FakeKernel()
         self.addCleanup(self.pcap.close)
+        self.flow_file = ""
         self.synjitsu = self.make()
         self.jitsu: Any = self.Jitsu()
 
@@ -725,6 +726,7 @@ class ServiceTests(SynchronousTestCase):
         """Return a service that runs."""
         synjitsu = Synjitsu(
             ["br0"], self.clock, listed, kernel=self.kernel, opens=lambda _: self.pcap,  # type: ignore[arg-type]
+            flows=self.flow_file,
         )
         synjitsu.startService()
         self.addCleanup(synjitsu.stopService)
@@ -763,6 +765,85 @@ class ServiceTests(SynchronousTestCase):
         self.clock.advance(0.05)
         self.assertEqual(handed, len(self.pcap.sent))
         self.assertEqual({}, self.synjitsu.standins.handed)
+
+    def flow(self, *flags: int, sport: int = 4711, ip: bytes = VM) -> None:
+        """Receive segments of the guest with these flags."""
+        for one in flags:
+            octets = tcp_frame(ip, CLIENT, PEER, sport=80, dport=sport, flags=one)
+            self.frame(octets[:6] + GUEST + octets[12:])
+
+    def flows(self, jitsu: Any = None) -> list[tuple[str, int, int]]:
+        """Return the flows that a Jitsu was told of."""
+        calls = (jitsu or self.jitsu).calls
+        return [tuple(more.values()) for command, more in calls if command is messages.Flows]
+
+    def test_flows(self) -> None:
+        """Jitsu is told of a change of its VM's flows, at most once a second for a VM; on a new connection, at once."""
+        other = bytes([10, 0, 0, 11])
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu.announce(self.jitsu, other, (GUEST,), asleep=False)
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.flow(SYN | ACK)
+        self.flow(SYN | ACK, sport=5)
+        self.assertEqual([], self.flows())
+        self.clock.advance(1)
+        self.assertEqual([(IP, 2, 1)], self.flows())
+        self.clock.pump([1] * 5)
+        self.assertEqual(1, len(self.flows()))
+        self.flow(RST)
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.clock.advance(1)
+        self.assertEqual((IP, 1, 7), self.flows()[-1])
+        self.synjitsu.lost(self.jitsu)
+        back: Any = self.Jitsu()
+        for ip in (VM, other):
+            self.synjitsu.announce(back, ip, (GUEST,), asleep=True)
+        self.assertEqual([(IP, 1, 7)], self.flows(back))
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=False)
+        self.flow(RST, sport=5)
+        self.clock.advance(1)
+        self.assertEqual([(IP, 1, 7), (IP, 0, 0)], self.flows(back))
+        self.assertEqual(2, len(self.flows()))
+
+    def test_flows_kept(self) -> None:
+        """After a restart, even without an end, flows are known, and their segments captured, before Jitsu is there."""
+        self.flow_file = self.mktemp()
+        self.synjitsu.stopService()
+        first = self.make()
+        first.open()
+        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu = first
+        self.flow(SYN | ACK)
+        self.flow(SYN | ACK, sport=5)
+        first._flow_file.close()  # as the kernel does
+        self.synjitsu = self.make()
+        self.pcap.filters.clear()
+        self.synjitsu.open()
+        self.assertIn("tcp[13] & 7 != 0", self.pcap.filters[-1])
+        self.assertNotIn("ip6", self.pcap.filters[-1])
+        self.flow(RST, sport=5)
+        back: Any = self.Jitsu()
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=True, memory=True)
+        self.assertEqual([(IP, 1, 0)], self.flows(back))
+        self.assertEqual(PEER, self.pcap.sent[-1][:6])
+        self.frame(tcp_frame(flags=ACK, data=b"data"))
+        self.assertIs(messages.Summon, back.calls[-1][0])
+
+    def test_flows_elsewhere(self) -> None:
+        """Flows on an interface that Synjitsu no longer has are not known after a restart."""
+        self.flow_file = self.mktemp()
+        first = self.make()
+        first.open()
+        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu = first
+        self.flow(SYN | ACK)
+        (flow,) = first.standins.flows.of(VM)
+        flow.peer = attrs.evolve(flow.peer, port="br1")
+        first._flow_file.write({flow.slot: flow})
+        first._flow_file.close()
+        again = self.make()
+        again.open()
+        self.assertEqual(0, len(again.standins.flows))
 
     def test_comes_back(self) -> None:
         """A Jitsu that connects again keeps the addresses that it announces again, and loses the others."""
