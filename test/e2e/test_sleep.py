@@ -1,0 +1,214 @@
+"""
+Open connections of a VM that is paused or saved, all of it real: a guest on QEMU, and a client whose kernel counts.
+
+The client has several connections. In each round it sends a number on each, and expects the same number back.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from test.e2e.test_guests import IP, PATIENCE
+from test.e2e.test_standin import IP6, RouterTestCase, StandinTestCase
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from demo.server import Jitsu
+
+#: Opens connections to addresses, and sends a number on each whenever standard input has a line with one. Prints the
+#: seconds that the answers took, and which connections have failed.
+ECHOES: Final = f"""
+import json, select, socket, sys, time
+addresses = json.loads(sys.argv[1])
+open_, failed = {{}}, {{}}
+for ip in addresses:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    one = socket.socket(family)
+    one.settimeout({PATIENCE})
+    one.connect((ip, 80))
+    open_[one] = b""
+print("open", flush=True)
+for line in sys.stdin:
+    words, begun, took = line.encode().rjust(32, b"."), time.monotonic(), []
+    waits = {{}}
+    for one in open_:
+        one.sendall(words)
+        waits[one] = words
+    while waits and time.monotonic() < begun + {PATIENCE}:
+        for one in select.select(list(waits), [], [], 1)[0]:
+            try:
+                octets = one.recv(65536)
+            except OSError as error:
+                octets, failed[one.fileno()] = b"", str(error)
+            if not octets or not waits[one].startswith(octets):
+                failed.setdefault(one.fileno(), f"{{octets}} in place of {{waits[one]}}")
+                del waits[one], open_[one]
+                continue
+            waits[one] = waits[one][len(octets):]
+            if not waits[one]:
+                took.append(time.monotonic() - begun)
+                del waits[one]
+    failed |= {{one.fileno(): "no answer" for one in waits}}
+    extra = [one.fileno() for one in select.select(list(open_), [], [], 0)[0]]
+    print(json.dumps({{"took": took, "failed": failed, "extra": extra}}), flush=True)
+"""
+
+
+class Echoes:
+    """A client with connections that are open."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        """Wait until the connections of *process* are open."""
+        self._process = process
+        self._number = 0
+        self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def send(self) -> None:
+        """Begin a round."""
+        assert self._process.stdin is not None
+        self._number += 1
+        self._process.stdin.write(f"{self._number}\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Have the kernel close the connections."""
+        self._process.kill()
+        self._process.wait()
+
+    def answers(self) -> dict[str, Any]:
+        """Return how the round has ended."""
+        answers: dict[str, Any] = json.loads(self._line())
+        return answers
+
+
+class SleepTestCase(StandinTestCase):
+    """Has clients of a guest that sends back what it gets."""
+
+    def connect_all(self, addresses: Sequence[str]) -> Echoes:
+        """Open a connection to each of *addresses*."""
+        line = self.program(sys.executable, "-c", ECHOES, json.dumps(list(addresses)))
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(self.reap, process)
+        return Echoes(process)
+
+    def round(self, echoes: Echoes, connections: int) -> list[float]:
+        """Send on each connection, and check that each answers, with nothing lost or twice; return the seconds."""
+        echoes.send()
+        answers = echoes.answers()
+        self.assertEqual(({}, [], connections), (answers["failed"], answers["extra"], len(answers["took"])),
+                         self.standin.log()[-2000:])  # fmt: skip
+        took: list[float] = answers["took"]
+        return took
+
+    @staticmethod
+    def sleep(jitsu: Jitsu) -> None:
+        """Put the guest to sleep, as its lease's end would."""
+        jitsu.control.vm("www", "stop")
+
+    def starts(self, jitsu: Jitsu) -> int:
+        """Return how often the VM was started."""
+        starts: int = jitsu.vm()["total_starts"]
+        return starts
+
+
+class SleepTests(SleepTestCase):
+    """A client on the bridge."""
+
+    def sleeps(self, mode: str, sleeps: int) -> None:
+        """Check that eight connections go on after each of some sleeps, with a kill of Synjitsu between."""
+        jitsu = self.begin(f"ttl: 60\nmode: {mode}", habits="echo")
+        echoes = self.connect_all([IP] * 6 + [IP6] * 2)
+        self.round(echoes, 8)
+        self.until(lambda: jitsu.vm()["state"] == "up")
+        for number in range(sleeps):
+            self.sleep(jitsu)
+            self.assertEqual({"pause": "paused", "save": "saved"}[mode], jitsu.vm()["state"])
+            if number == 1:
+                self.standin.stop(signal.SIGKILL)
+                self.standin.start()
+                self.until(lambda: jitsu.log().count("Synjitsu is there again") == 1)
+            self.round(echoes, 8)
+            self.round(echoes, 8)
+            self.assertEqual(number + 2, self.starts(jitsu))
+            self.until(lambda: jitsu.vm()["state"] == "up")
+        self.assertEqual((0, 0), (self.count("TcpEstabResets"), self.count("TcpOutRsts")))
+
+    def test_paused(self) -> None:
+        """Connections of IPv4 and IPv6 to a paused guest go on, also if Synjitsu is killed meanwhile."""
+        self.sleeps("pause", 3)
+
+    def test_saved(self) -> None:
+        """The same with a guest whose QEMU ends."""
+        self.sleeps("save", 3)
+
+    def test_lease(self) -> None:
+        """A guest that nobody uses is put to sleep though connections are open, and they go on."""
+        jitsu = self.begin("ttl: 1\nidle: 2\nmode: pause", habits="echo")
+        echoes = self.connect_all([IP] * 2)
+        self.round(echoes, 2)
+        jitsu.wait("paused")
+        self.round(echoes, 2)
+        self.assertEqual(2, self.starts(jitsu))
+
+    def test_scanned(self) -> None:
+        """Segments of no open connection, and the end of one that is, wake nothing; then data wakes."""
+        jitsu = self.begin("ttl: 60\nmode: pause", "ports: [80]", habits="echo")
+        echoes, ends = self.connect_all([IP] * 2), self.connect_all([IP])
+        self.round(echoes, 2)
+        self.sleep(jitsu)
+        before = jitsu.control.ask("GET", "/v1/standins")["counters"]["held"]
+        self.network.run("client", [sys.executable, "-c", SCAN])
+        ends.end()
+        self.until(lambda: jitsu.control.ask("GET", "/v1/standins")["counters"]["held"] > before)
+        self.assertEqual(("paused", 1), (jitsu.vm()["state"], self.starts(jitsu)))
+        self.round(echoes, 2)
+        self.assertEqual(2, self.starts(jitsu))
+
+    def test_off(self) -> None:
+        """Where the guest's memory is gone, the client is told at once, and reconnects."""
+        jitsu = self.begin("ttl: 60\nmode: destroy", habits="echo")
+        echoes = self.connect_all([IP, IP6])
+        self.round(echoes, 2)
+        self.sleep(jitsu)
+        self.assertEqual("off", jitsu.vm()["state"])
+        echoes.send()
+        self.assertEqual(["[Errno 104] Connection reset by peer"] * 2, list(echoes.answers()["failed"].values()))
+        self.assertEqual(1, self.starts(jitsu))
+        self.round(self.connect_all([IP, IP6]), 2)
+
+
+class RouterSleepTests(SleepTestCase, RouterTestCase):
+    """A client behind a router."""
+
+    def test_router(self) -> None:
+        """The router is sent the stand-in's MAC, and the connections behind it go on."""
+        jitsu = self.begin("ttl: 60\nmode: pause", habits="echo", change=self.through_router)
+        echoes = self.connect_all([IP] * 2)
+        self.round(echoes, 2)
+        for _ in range(2):
+            self.until(lambda: jitsu.vm()["state"] == "up")
+            self.sleep(jitsu)
+            self.round(echoes, 2)
+        self.assertEqual((3, 0), (self.starts(jitsu), self.count("TcpEstabResets")))
+
+
+#: Sends ACK, FIN and RST, each with an octet, from ports that have no connection.
+SCAN: Final = f"""
+import socket
+from test.unit.synjitsu.test_packets import tcp_frame
+one = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for number, flags in enumerate((0x10, 0x11, 1, 4, 0x18, 0, 0x29, 0x12)):
+    for port in (80, 22, 443):
+        frame = tcp_frame(src=socket.inet_aton("10.99.0.2"), dst=socket.inet_aton("{IP}"), sport=2000 + number,
+                          dport=port, flags=flags, data=b"x")
+        one.sendto(frame[34:], ("{IP}", 0))
+"""
