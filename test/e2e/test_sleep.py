@@ -1,8 +1,4 @@
-"""
-Open connections of a VM that is paused or saved, all of it real: a guest on QEMU, and a client whose kernel counts.
-
-The client has several connections. In each round it sends a number on each, and expects the same number back.
-"""
+"""Open connections of a VM that is paused or saved, all of it real: a guest on QEMU, and a client's kernel."""
 
 from __future__ import annotations
 
@@ -10,92 +6,23 @@ import json
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from test.e2e.test_guests import IP, PATIENCE
+from test.e2e.test_guests import IP
 from test.e2e.test_standin import IP6, RouterTestCase, StandinTestCase
+from test.support.echoes import PROGRAM, Echoes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from demo.server import Jitsu
 
-#: Opens connections to addresses, and sends a number on each whenever standard input has a line with one. Prints the
-#: seconds that the answers took, and which connections have failed.
-ECHOES: Final = f"""
-import json, select, socket, sys, time
-addresses = json.loads(sys.argv[1])
-open_, failed = {{}}, {{}}
-for ip in addresses:
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    one = socket.socket(family)
-    one.settimeout({PATIENCE})
-    one.connect((ip, 80))
-    open_[one] = b""
-print("open", flush=True)
-for line in sys.stdin:
-    words, begun, took = line.encode().rjust(32, b"."), time.monotonic(), []
-    waits = {{}}
-    for one in open_:
-        one.sendall(words)
-        waits[one] = words
-    while waits and time.monotonic() < begun + {PATIENCE}:
-        for one in select.select(list(waits), [], [], 1)[0]:
-            try:
-                octets = one.recv(65536)
-            except OSError as error:
-                octets, failed[one.fileno()] = b"", str(error)
-            if not octets or not waits[one].startswith(octets):
-                failed.setdefault(one.fileno(), f"{{octets}} in place of {{waits[one]}}")
-                del waits[one], open_[one]
-                continue
-            waits[one] = waits[one][len(octets):]
-            if not waits[one]:
-                took.append(time.monotonic() - begun)
-                del waits[one]
-    failed |= {{one.fileno(): "no answer" for one in waits}}
-    extra = [one.fileno() for one in select.select(list(open_), [], [], 0)[0]]
-    print(json.dumps({{"took": took, "failed": failed, "extra": extra}}), flush=True)
-"""
-
-
-class Echoes:
-    """A client with connections that are open."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        """Wait until the connections of *process* are open."""
-        self._process = process
-        self._number = 0
-        self._line()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def send(self) -> None:
-        """Begin a round."""
-        assert self._process.stdin is not None
-        self._number += 1
-        self._process.stdin.write(f"{self._number}\n")
-        self._process.stdin.flush()
-
-    def end(self) -> None:
-        """Have the kernel close the connections."""
-        self._process.kill()
-        self._process.wait()
-
-    def answers(self) -> dict[str, Any]:
-        """Return how the round has ended."""
-        answers: dict[str, Any] = json.loads(self._line())
-        return answers
-
-
 class SleepTestCase(StandinTestCase):
     """Has clients of a guest that sends back what it gets."""
 
     def connect_all(self, addresses: Sequence[str]) -> Echoes:
         """Open a connection to each of *addresses*."""
-        line = self.program(sys.executable, "-c", ECHOES, json.dumps(list(addresses)))
+        line = self.program(sys.executable, "-c", PROGRAM, json.dumps(list(addresses)))
         process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.addCleanup(self.reap, process)
         return Echoes(process)
