@@ -163,7 +163,7 @@ class Flows:
     """
 
     def __init__(self, limits: Limits | None = None, below: Callable[[int], int] = secrets.randbelow) -> None:
-        """Know no flow yet; *below* returns a random number from 0 to less than its argument."""
+        """Begin with no flow; *below* returns a random number from 0 to less than its argument."""
         self._limits, self._below = limits or Limits(), below
         self._vms: dict[bytes, _VM] = {}
         self._stages: dict[Stage, OrderedDict[TcpFlow, None]] = {stage: OrderedDict() for stage in Stage}
@@ -372,7 +372,7 @@ class Flows:
         return flow.stage is Stage.LOST, len(vm.flows), vm.share(flow.remote)
 
     def _enter(self, flow: TcpFlow, stage: Stage, now: float) -> None:
-        """Let a flow begin, or begin anew, the time of a stage."""
+        """Begin, or begin anew, the time of a stage for a flow."""
         vm, was = self._vms[flow.ip], flow.stage
         self._leave(vm, flow)
         flow.stage, flow.since = stage, now

@@ -8,8 +8,9 @@ Synjitsu has a port of its own in each bridge: one end of a veth pair, the other
 this port the bridge has carrier while no VM runs; without carrier the kernel drops what the host sends before any
 capture sees it. And the stand-in's MAC has a permanent entry in the bridge's forwarding table: without one, the bridge
 floods frames for the stand-in to all ports, and a guest whose stack does not check the destination MAC answers them.
-Synjitsu sends nothing by this port, and the bridge floods to it only what this host itself sends to all. The port stays
-when Synjitsu ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
+By this port Synjitsu sends to this host alone, and the bridge floods to it only what this host itself sends to all. The
+port stays when Synjitsu ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the
+carrier away.
 
 A bridge whose MAC no operator has chosen takes the lowest MAC of its ports, which changes as taps come and go; then
 this host's packets are lost until their peers have resolved its address again. So a bridge that has no ports but
@@ -238,6 +239,18 @@ class Kernel:
                 raise
 
     # Bridges
+
+    @staticmethod
+    def send_to_host(bridge: str, octets: bytes) -> None:
+        """
+        Send a frame to this host: it comes in on *bridge* by Synjitsu's port, from the other end of the veth pair.
+
+        Raises:
+            OSError: there is no such port, or the kernel does not allow it.
+        """
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind((port_name(bridge) + _FAR, 0))
+            link.send(octets)
 
     def ports(self, bridge: Interface) -> Iterator[Interface]:
         """Yield the ports of a bridge."""

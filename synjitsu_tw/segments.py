@@ -76,7 +76,7 @@ class Segments:
         key = packet.sequence, packet.length, packet.flags & (FIN | RST)
         old = flow.get(key)
         if old is not None:
-            held.since = old.since
+            held = attrs.evolve(held, since=old.since)
         more = held.octets - (0 if old is None else old.octets)
         fits = (
             len(flow) + (old is None) <= limits.per_flow

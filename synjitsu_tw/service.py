@@ -41,6 +41,7 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SendToHost,
     SetNeighbour,
     State,
     Summon,
@@ -485,6 +486,8 @@ class Synjitsu(Service):
         for action in actions:
             if isinstance(action, Send):
                 self._captures[action.port].send(action.octets)
+            elif isinstance(action, SendToHost):
+                self._send_to_host(action)
             elif isinstance(action, SetNeighbour):
                 self._set_neighbour(action)
             elif isinstance(action, Summon):
@@ -508,6 +511,12 @@ class Synjitsu(Service):
                 self.xenstore.record(action.held)
             elif self.xenstore is not None and isinstance(action, Erase):
                 self.xenstore.erase(action.held)
+
+    def _send_to_host(self, action: SendToHost) -> None:
+        try:
+            self._kernel.send_to_host(action.port, action.octets)
+        except OSError as error:  # as without a port in the bridge, which is logged
+            self.log.debug("{interface}: a frame is lost: {error}", interface=action.port, error=error)
 
     def _set_neighbour(self, action: SetNeighbour) -> None:
         try:

@@ -56,6 +56,7 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SendToHost,
     SetNeighbour,
     Standin,
     State,
@@ -587,10 +588,11 @@ class Standins:
     ) -> Iterator[Action]:
         """Handle a segment of a known flow, whose guest does not run, or boots."""
         link, peer = self.links[port], Peer(port, frame.tags, frame.src)
+        reply = SendToHost if frame.src == link.host else Send
         if flow.stage not in ALIVE:
             if not packet.flags & RST:
                 self.counters["refused"] += 1
-                yield Send(port, packets.reset(frame, packet, standin.answering_mac(link)))
+                yield reply(port, packets.reset(frame, packet, standin.answering_mac(link)))
             return
         if standin.is_guest(frame.dst):
             yield from self._advertise_again(peer, standin, standin.answering_mac(link), now)
@@ -607,7 +609,7 @@ class Standins:
             if packet.length and not packet.flags & RST and standin.state is State.ASLEEP:
                 yield Summon(standin.ip, packet.src, proven=True)
         elif self._is_keepalive(flow, packet, now):
-            yield Send(port, packets.keepalive_answer(frame, packet, standin.answering_mac(link)))
+            yield reply(port, packets.keepalive_answer(frame, packet, standin.answering_mac(link)))
 
     @staticmethod
     def _is_keepalive(flow: TcpFlow, packet: Packet, now: float) -> bool:

@@ -202,6 +202,14 @@ class Send:
 
 
 @attrs.frozen
+class SendToHost:
+    """Send a frame to this host itself, as if it came in on the bridge *port*: what is sent on a bridge leaves it."""
+
+    port: str
+    octets: bytes
+
+
+@attrs.frozen
 class SetNeighbour:
     """Set an address's MAC in this host's neighbour table on a port; unless *create*, only if there is an entry."""
 
@@ -280,4 +288,4 @@ class Erase:
     held: Held
 
 
-Action = Send | SetNeighbour | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase
+Action = Send | SendToHost | SetNeighbour | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase

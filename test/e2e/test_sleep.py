@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from test.e2e.test_guests import IP
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 class SleepTestCase(StandinTestCase):
     """Has clients of a guest that sends back what it gets."""
 
-    def connect_all(self, addresses: Sequence[str]) -> Echoes:
-        """Open a connection to each of *addresses*."""
-        line = self.program(sys.executable, "-c", PROGRAM, json.dumps(list(addresses)))
+    def connect_all(self, addresses: Sequence[str], *more: str, host: bool = False) -> Echoes:
+        """Open a connection to each of *addresses*, as the client or the *host*."""
+        words = [sys.executable, "-c", PROGRAM, json.dumps(list(addresses)), *more]
+        line = self.network.command("host", words) if host else self.program(*words)
         process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.addCleanup(self.reap, process)
         return Echoes(process)
@@ -77,6 +79,21 @@ class SleepTests(SleepTestCase):
         """The same with a guest whose QEMU ends."""
         self.sleeps("save", 3)
 
+    def test_while_stopping(self) -> None:
+        """What is sent while the guest is being saved wakes it again."""
+        jitsu = self.begin("ttl: 60\nmode: save", habits="echo")
+        echoes = self.connect_all([IP] * 2)
+        self.round(echoes, 2)
+        self.until(lambda: jitsu.vm()["state"] == "up")
+        stopping = Thread(target=self.sleep, args=(jitsu,))
+        stopping.start()
+        self.addCleanup(stopping.join)
+        self.until(lambda: jitsu.vm()["state"] != "up")
+        self.round(echoes, 2)
+        self.until(lambda: self.starts(jitsu) == 2)
+        self.round(echoes, 2)
+        self.assertEqual(0, self.count("TcpEstabResets"))
+
     def test_lease(self) -> None:
         """A guest that nobody uses is put to sleep though connections are open, and they go on."""
         jitsu = self.begin("ttl: 1\nidle: 2\nmode: pause", habits="echo")
@@ -100,15 +117,43 @@ class SleepTests(SleepTestCase):
         self.round(echoes, 2)
         self.assertEqual(2, self.starts(jitsu))
 
-    def test_off(self) -> None:
-        """Where the guest's memory is gone, the client is told at once, and reconnects."""
-        jitsu = self.begin("ttl: 60\nmode: destroy", habits="echo")
-        echoes = self.connect_all([IP, IP6])
+    def test_keepalive(self) -> None:
+        """The keep-alive probes of idle clients are answered, and wake nothing."""
+        jitsu = self.begin("ttl: 60\nmode: pause", habits="echo")
+        all_ = [self.connect_all([IP, IP6], "keepalive", host=host) for host in (False, True)]
+        for echoes in all_:
+            self.round(echoes, 2)
+        self.until(lambda: jitsu.vm()["state"] == "up")
+        self.sleep(jitsu)
+        before = self.count("TcpExtTCPKeepAlive")
+        self.until(lambda: self.count("TcpExtTCPKeepAlive") >= before + 2 * 6)
+        self.assertEqual(("paused", 1), (jitsu.vm()["state"], self.starts(jitsu)))
+        for echoes in all_:
+            self.round(echoes, 2)
+
+    def test_host(self) -> None:
+        """Connections of the host itself go on, too."""
+        jitsu = self.begin("ttl: 60\nmode: pause", habits="echo")
+        echoes = self.connect_all([IP, IP6], host=True)
         self.round(echoes, 2)
+        for _ in range(2):
+            self.until(lambda: jitsu.vm()["state"] == "up")
+            self.sleep(jitsu)
+            self.round(echoes, 2)
+        self.assertEqual(3, self.starts(jitsu))
+
+    def test_off(self) -> None:
+        """Where the guest's memory is gone, clients are told at once, that of the host too, and can reconnect."""
+        jitsu = self.begin("ttl: 60\nmode: destroy", habits="echo")
+        both = [self.connect_all([IP, IP6], host=host) for host in (False, True)]
+        for echoes in both:
+            self.round(echoes, 2)
+        self.until(lambda: jitsu.vm()["state"] == "up")
         self.sleep(jitsu)
         self.assertEqual("off", jitsu.vm()["state"])
-        echoes.send()
-        self.assertEqual(["[Errno 104] Connection reset by peer"] * 2, list(echoes.answers()["failed"].values()))
+        for echoes in both:
+            echoes.send()
+            self.assertEqual(["[Errno 104] Connection reset by peer"] * 2, list(echoes.answers()["failed"].values()))
         self.assertEqual(1, self.starts(jitsu))
         self.round(self.connect_all([IP, IP6]), 2)
 

@@ -10,8 +10,8 @@ from demo.server import PATIENCE
 if TYPE_CHECKING:
     import subprocess
 
-#: Opens connections to addresses, and sends a number on each whenever standard input has a line with one. Prints the
-#: seconds that the answers took, and which connections have failed.
+#: Opens connections to addresses, with keep-alive probes if there is another argument, and sends a number on each
+#: whenever standard input has a line with one. Prints the seconds that the answers took, and which connections failed.
 PROGRAM: Final = f"""
 import json, select, socket, sys, time
 addresses = json.loads(sys.argv[1])
@@ -20,6 +20,10 @@ for ip in addresses:
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     one = socket.socket(family)
     one.settimeout({PATIENCE})
+    if len(sys.argv) > 2:  # probes after each idle second; the third that is not answered ends the connection
+        for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
+            one.setsockopt(socket.IPPROTO_TCP, option, value)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     one.connect((ip, 80))
     open_[one] = b""
 print("open", flush=True)
@@ -70,7 +74,7 @@ class Echoes:
         self._process.stdin.flush()
 
     def end(self) -> None:
-        """Have the kernel close the connections."""
+        """Kill the client, so that its kernel closes the connections."""
         self._process.kill()
         self._process.wait()
 

@@ -14,7 +14,7 @@ from synjitsu_tw.packets import ACK, FIN, RST, SYN, Packet
 from synjitsu_tw.segments import Limits, Segments
 from synjitsu_tw.standins import PROBE_SOURCE_PORT, PROBED_AGAIN
 from synjitsu_tw.syns import EXPIRY, Held
-from synjitsu_tw.table import Action, SetNeighbour, Summon
+from synjitsu_tw.table import Action, SendToHost, SetNeighbour, Summon
 from test.unit.synjitsu.test_packets import (
     CLIENT,
     CLIENT6,
@@ -92,9 +92,19 @@ class StopTests(SleepTestCase):
         self.frame(answer[:6] + GUEST + answer[12:])
 
     def test_host(self) -> None:
-        """Where this host is the peer, or routes, its neighbour table is changed."""
+        """Where this host is the peer, or routes, its neighbour table is changed; it gets answers by another way."""
         self.open(src=HOST_IP, peer=HOST)
         self.assertEqual([SetNeighbour("br0", VM, OURS, create=False)], self.sleep())
+        probe = tcp_frame(HOST_IP, flags=ACK, seq=99)
+        probe = probe[:6] + HOST + probe[12:]
+        self.frame(probe)
+        (answer,) = self.frame(probe, 1.0)
+        assert isinstance(answer, SendToHost)
+        self.assertEqual((HOST, OURS), (answer.octets[:6], answer.octets[6:12]))
+        self.announce(memory=False)
+        (reset,) = self.frame(probe, 1.0)
+        assert isinstance(reset, SendToHost)
+        self.assertEqual(RST, _packet(reset.octets).flags)
 
     def test_ipv6(self) -> None:
         """The same with neighbour advertisements."""
