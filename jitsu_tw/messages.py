@@ -9,7 +9,7 @@ The conversation, begun by Jitsu::
     AnnouncedAll                     ->      forgets addresses of earlier connections that were not announced again
     Announce, Ready, Withdraw        ->      as VMs come and go
                                      <-      Summon, Seen, Listens, Elsewhere, Flows
-    Status, Counters                 ->
+    Packets, Status, Counters        ->
 
 Every command may be sent again without harm. Addresses and MACs are text, as people write them.
 
@@ -408,6 +408,14 @@ class Flows(Command):
     """
 
     arguments = [(b"ip", Address()), (b"open", Number(0, LAST_COUNT)), (b"silent", Number(0, LAST_COUNT))]  # noqa: RUF012
+    errors = _ERRORS
+
+
+class Packets(Command):
+    """Return how many packets of conversations the guest at *ip* has exchanged; a count may begin again at 0."""
+
+    arguments = [(b"ip", Address())]  # noqa: RUF012
+    response = [(b"count", Number(0, LAST_COUNT))]  # noqa: RUF012
     errors = _ERRORS
 
 

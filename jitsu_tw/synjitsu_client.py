@@ -233,6 +233,17 @@ class SynjitsuClient:
         return self._flows.get(ip, NO_FLOWS)
 
     @deferred
+    async def packets(self, ip: str) -> int | None:
+        """Return how many packets of conversations the guest at *ip* has exchanged; None if nobody can count them."""
+        if self._protocol is None or _normal(ip) in self.refused:
+            return None
+        try:
+            count: int = (await self._ask(self._protocol, messages.Packets, ip=ip))["count"]
+        except (ConnectionClosed, CancelledError, TimeoutError, *messages.NO_ANSWER):
+            return None
+        return count
+
+    @deferred
     async def status(self) -> dict[str, Any]:
         """
         Return the addresses that Synjitsu stands in for, and its counters.

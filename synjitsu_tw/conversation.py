@@ -61,6 +61,9 @@ class Service(Protocol):
     def withdraw(self, ip: bytes, *, failed: bool) -> None:
         """Stand in for an address no longer."""
 
+    def packets(self, ip: bytes) -> int:
+        """Return how many packets of conversations the guest at *ip* has exchanged, since it was first asked for."""
+
     def counters(self) -> dict[str, int]:
         """Return the counters, by their names."""
 
@@ -212,6 +215,10 @@ class Conversation(messages.Peer, TimeoutMixin):
     @messages.Counters.responder
     def _counters(self) -> dict[str, Any]:
         return {"counters": [{"name": name, "count": count} for name, count in self._synjitsu.counters().items()]}
+
+    @messages.Packets.responder
+    def _packets(self, ip: str) -> dict[str, Any]:
+        return {"count": self._synjitsu.packets(ip_address(ip).packed)}
 
     @messages.Status.responder
     def _status(self, after: str) -> dict[str, Any]:

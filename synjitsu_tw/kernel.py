@@ -151,6 +151,14 @@ class Interface:
         )
 
 
+@attrs.frozen
+class Port:
+    """A port of a bridge, by its number and its name; a new one may have the name of one that is gone."""
+
+    index: int
+    name: str
+
+
 class Kernel:
     """Reads and changes the network namespace that Synjitsu runs in."""
 
@@ -277,6 +285,13 @@ class Kernel:
             return port.kind in _GUESTS and (port.mac in taps or at in {self._learnt_at(bridge, one) for one in known})
         except OSError:  # the interface is no bridge, or has changed meanwhile
             return False
+
+    def port_of(self, interface: str, mac: bytes) -> Port | None:
+        """Return the port behind which the bridge *interface* has learnt *mac*; None if it has not."""
+        with suppress(OSError):  # the interface is no bridge, or has changed meanwhile
+            at = self._learnt_at(self.interface(interface), mac)
+            return None if at is None else Port(at, socket.if_indextoname(at))
+        return None
 
     def _learnt_at(self, bridge: Interface, mac: bytes) -> int | None:
         """Return the number of the port behind which a bridge has learnt a MAC."""

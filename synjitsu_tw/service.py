@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
+from synjitsu_tw.counts import Counts
 from synjitsu_tw.flowfile import FlowFile
 from synjitsu_tw.kernel import Kernel, NotABridgeError, own_mac
 from synjitsu_tw.standins import Standins
@@ -139,6 +141,7 @@ class Synjitsu(Service):
         self.standins = Standins(links, refusal=refusal)
         self._captures = {name: Capture(name, self._receives(name), reactor, opens) for name in interfaces}
         self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "probes": False}
+        self._counts = Counts()
         self._flow_file = FlowFile(flows, reactor.seconds)
         self._owners: dict[bytes, Conversation] = {}
         self._orphans: dict[bytes, float] = {}
@@ -200,6 +203,7 @@ class Synjitsu(Service):
                 call.stop()
         for capture in self._captures.values():
             capture.close()
+        self._counts.close_all()
         self._kernel.close()
         self._save_flows()
         self._flow_file.close()
@@ -321,6 +325,21 @@ class Synjitsu(Service):
                 return
         self.withdraw(ip, failed=False)
 
+    def packets(self, ip: bytes) -> int:
+        """
+        Return how many packets of conversations the guest at *ip* has exchanged since that was first asked.
+
+        Raises:
+            Refused: it cannot be counted.
+        """
+        standin, now = self.standins.table.get(ip), self._reactor.seconds()
+        if standin is not None and standin.mac:
+            for name in self.standins.links:
+                count = self._counts.read(standin.mac, partial(self._kernel.port_of, name, standin.mac), now)
+                if count is not None:
+                    return count
+        raise Refused("the guest has not been seen at a port of a bridge")
+
     def counters(self) -> dict[str, int]:
         """Return how many packets of each kind there have been, and how many packets and octets are held now."""
         kinds = ("held", "handed_over", "expired", "given_up", "refused", "dropped", "turned_away", "passed_on")
@@ -352,6 +371,7 @@ class Synjitsu(Service):
         now = self._reactor.seconds()
         self._read_host_changes()
         self._do(self.standins.expire(now))
+        self._counts.expire(now)
         self._save_flows()
         changed, self.standins.flows.changed = self.standins.flows.changed, set()
         for ip in changed:

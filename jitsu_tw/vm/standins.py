@@ -98,6 +98,10 @@ class StandIns:
         """Return the open TCP connections of *machine*; None if no Synjitsu watches it."""
         return None
 
+    async def packets(self, machine: Machine) -> int | None:  # noqa: ARG002
+        """Return how many packets of conversations the guest has exchanged; None: nobody can count them."""
+        return None
+
     def enlist(self, machine: Machine) -> None:
         """Add *machine*, or its new settings; it is announced when it is found."""
 
@@ -216,6 +220,11 @@ class StandInControl(StandIns):
             return None
         found = [one for ip in machine.vm.ip if (one := standin.flows(str(ip))) is not None]
         return together(found) if found else None
+
+    async def packets(self, machine: Machine) -> int | None:
+        """Return how many packets of conversations the guest has exchanged; None if its Synjitsu cannot count them."""
+        standin = self._at.get(machine.vm.name)
+        return None if standin is None else await standin.packets(str(machine.vm.ip[0]))
 
     # What the VMs do.
 

@@ -124,7 +124,7 @@ def in_namespace(function: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def installed() -> dict[str, Callable[[str], Pcap]]:
+def installed() -> dict[str, Callable[..., Pcap]]:
     """Return the bindings that are installed; cypcap always is, as development needs both."""
     found = {module: opens for module, opens in BINDINGS.items() if find_spec(module) is not None}
     assert "cypcap" in found
@@ -150,7 +150,7 @@ class BindingTests(SynchronousTestCase):
         """Call *test* with each binding's pcap of a cable's near end, and a socket that is plugged into the far one."""
         for opens in installed().values():
 
-            def run(opens: Callable[[str], Pcap] = opens) -> None:
+            def run(opens: Callable[..., Pcap] = opens) -> None:
                 pcap = opens("near")
                 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as peer:
                     peer.bind(("far", 0))

@@ -31,7 +31,8 @@ from jitsu_tw.parsers import description
 from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
-from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
+from synjitsu_tw.counts import Counts
+from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError, Port
 from synjitsu_tw.packets import ACK, RST, SYN
 from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
@@ -53,7 +54,8 @@ VERSION: Final = str(messages.VERSION).encode()
 
 COMMANDS: Final = (
     messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
-    messages.Seen, messages.Listens, messages.Elsewhere, messages.Flows, messages.Counters, messages.Status,
+    messages.Seen, messages.Listens, messages.Elsewhere, messages.Flows, messages.Packets, messages.Counters,
+    messages.Status,
 )  # fmt: skip
 
 
@@ -79,6 +81,7 @@ class FakeKernel:
         behind: addresses outside the bridge's networks that are neighbours on it.
         same: MACs behind the guest's port.
         fails: why Synjitsu cannot have its port.
+        ports: the ports of MACs that the bridge has learnt.
     """
 
     def __init__(self) -> None:
@@ -90,6 +93,11 @@ class FakeKernel:
         self.behind: tuple[str, ...] = ()
         self.same: set[bytes] = set()
         self.fails: OSError | None = None
+        self.ports: dict[bytes, Port] = {}
+
+    def port_of(self, interface: str, mac: bytes) -> Port | None:  # noqa: ARG002
+        """Return the port of a MAC in `ports`."""
+        return self.ports.get(mac)
 
     def interface(self, name: str) -> Interface:
         """Return a bridge."""
@@ -240,6 +248,23 @@ class ConversationTests(TestCase):
         await self.until(lambda: len(self.events) == 2)
         self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
 
+    async def test_packets(self) -> None:
+        """Synjitsu tells how many packets of conversations a guest has exchanged, where it can count them."""
+        self.standin.announce(IP, [MAC], asleep=False)
+        self.standin.start()
+        self.assertIsNone(await self.standin.packets(IP))
+        synjitsu = await self.synjitsu()
+        await self.until(lambda: self.standin.connected)
+        await self.standin.status()
+        self.assertIsNone(await self.standin.packets(IP))
+        counter = FakePcap("vnet0")
+        self.patch(synjitsu, "_counts", Counts(lambda _: counter))
+        self.patch(synjitsu._kernel, "ports", {GUEST: Port(9, "vnet0")})
+        self.assertEqual(0, await self.standin.packets(IP))
+        counter.count = 3
+        self.assertEqual(3, await self.standin.packets(IP))
+        self.assertIsNone(await self.standin.packets("10.0.0.77"))
+
     async def test_flows(self) -> None:
         """Connections that Synjitsu reports are known once all is announced, and until it is lost."""
         other, others = "fd00::10", "10.0.0.11"
@@ -345,6 +370,14 @@ class ConversationTests(TestCase):
 
 class KernelTests(SynchronousTestCase):
     """What Synjitsu reads from the kernel."""
+
+    def test_port_of(self) -> None:
+        """The port that a MAC is behind is the one where the bridge has learnt it, if it has."""
+        kernel = Kernel()
+        self.addCleanup(kernel.close)
+        self.patch(kernel, "interface", lambda _: FakeKernel().interface("br0"))
+        self.patch(kernel, "_learnt_at", lambda _bridge, mac: {GUEST: 1, PEER: 4711}.get(mac))
+        self.assertEqual([Port(1, "lo"), None, None], [kernel.port_of("br0", mac) for mac in (GUEST, PEER, bytes(6))])
 
     def test_reads_one_port(self) -> None:
         """A look-up of a MAC reads one port, not all: a bridge may have hundreds, and any neighbour causes look-ups."""

@@ -52,6 +52,7 @@ class FakeStandIn:
         on_ready, self.elsewhere, self.secret, self.on_change = more
         self.refused: dict[str, str] = {}
         self.open: dict[str, Flows] = {}
+        self.exchanged: dict[str, int] = {}
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
@@ -100,6 +101,10 @@ class FakeStandIn:
     def flows(self, ip: str) -> Flows | None:
         """Return those of `open`."""
         return self.open.get(ip)
+
+    def packets(self, ip: str) -> Deferred[int | None]:
+        """Return those of `exchanged`."""
+        return succeed(self.exchanged.get(ip))
 
     def _say(self, ip: str, words: str) -> None:
         self.said[ip] = words
@@ -470,6 +475,17 @@ class CoverTests(FleetTestCase):
         self.patch(self.world.fleet, "is_others", lambda _: True)
         self.world.fleet.standins.owner_changed(machine)
         self.assertIsNone(flows(machine))
+
+    def test_packets(self) -> None:
+        """The packets of a VM are those of its first address; None where no Synjitsu counts them."""
+        self.begin(ip=tuple(map(ip_address, ("10.0.0.7", "fd00::7"))))
+        packets, machine = self.world.fleet.standins.packets, self.world.machine()
+        self.standin.exchanged = {"fd00::7": 3}
+        for known in (None, 5):
+            self.assertEqual(known, self.successResultOf(Deferred.fromCoroutine(packets(machine))))
+            self.standin.exchanged["10.0.0.7"] = 5
+        other = Deferred.fromCoroutine(packets(self.world.machine("other")))
+        self.assertIsNone(self.successResultOf(other))
 
     def test_without_synjitsu(self) -> None:
         """Where Synjitsu is away, or goes away meanwhile, the port is tried from here, as long as it is away."""
