@@ -8,8 +8,8 @@ The conversation, begun by Jitsu::
     Announce | Ready, for each VM    ->      on each connection: either side may have been restarted
     AnnouncedAll                     ->      forgets addresses of earlier connections that were not announced again
     Announce, Ready, Withdraw        ->      as VMs come and go
-                                     <-      Summon, Seen, Listens, Elsewhere
-    Status, Counters                 ->
+                                     <-      Summon, Seen, Listens, Elsewhere, Flows
+    Packets, Status, Counters        ->
 
 Every command may be sent again without harm. Addresses and MACs are text, as people write them.
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from twisted.logger import Logger
 
 #: Changed when an older side would misunderstand a newer one.
-VERSION: Final = 2
+VERSION: Final = 3
 
 #: How many stand-ins one answer to `Status` has: a value in AMP has at most 65,535 octets.
 PAGE: Final = 250
@@ -335,7 +335,8 @@ class Announce(Command):
     ports whose SYNs start the VM (all, if absent); *wake_udp*: the UDP ports whose first datagrams are held and start
     the VM; *domid*: Xen's number of the guest; *knock*: a TCP port to probe: while the guest boots, Synjitsu sends SYNs
     of its host to it, and hands over as soon as one is answered; *keeps*: then it only sends `Listens`, and holds the
-    packets until `Ready`.
+    packets until `Ready`; *memory*: the memory of the guest, which does not run, is kept (paused or saved, or about to
+    be), so that its connections go on; false: it is gone; absent: neither is known.
     """
 
     arguments = [  # noqa: RUF012
@@ -349,6 +350,7 @@ class Announce(Command):
         (b"domid", Number(0, LAST_DOMID, optional=True)),
         (b"knock", Number(1, 65535, optional=True)),
         (b"keeps", amp.Boolean()),
+        (b"memory", amp.Boolean(optional=True)),
     ]
     errors = _ERRORS
 
@@ -395,6 +397,26 @@ class Elsewhere(Command):
     """To Jitsu: the guest uses the address *found* instead of *ip*; if *found* is empty, it uses *ip* now."""
 
     arguments = [(b"ip", Address()), (b"found", Address(none=True))]  # noqa: RUF012
+
+
+class Flows(Command):
+    """
+    To Jitsu: *open* TCP connections of the VM are open; the latest sign of life of any was *silent* seconds ago.
+
+    It is sent when that changes, at most once a second for one address, and after an `Announce` or `Ready` on a new
+    connection, before that is answered. Before the first one, no connection is open.
+    """
+
+    arguments = [(b"ip", Address()), (b"open", Number(0, LAST_COUNT)), (b"silent", Number(0, LAST_COUNT))]  # noqa: RUF012
+    errors = _ERRORS
+
+
+class Packets(Command):
+    """Return how many packets of conversations the guest at *ip* has exchanged; a count may begin again at 0."""
+
+    arguments = [(b"ip", Address())]  # noqa: RUF012
+    response = [(b"count", Number(0, LAST_COUNT))]  # noqa: RUF012
+    errors = _ERRORS
 
 
 class Counters(Command):

@@ -25,6 +25,7 @@ from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.parsers import description
 from jitsu_tw.reconnect import Reconnector, steady
+from jitsu_tw.rules.flows import NO_FLOWS, Flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,7 @@ class SynjitsuClient:
         self.refused: dict[str, str] = {}
         self._where, self._reactor = endpoint, reactor
         self._announced: dict[str, _Announced] = {}
+        self._flows: dict[str, Flows] = {}
         self._protocol: _Conversation | None = None
         self._greeting: Deferred[None] = succeed(None)
         self._latest: Deferred[None] = succeed(None)
@@ -168,6 +170,7 @@ class SynjitsuClient:
         domid: int | None = None,
         knock: int | None = None,
         keeps: bool = False,
+        memory: bool | None = None,
     ) -> None:
         """
         Announce that Synjitsu is to stand in for *ip*.
@@ -184,6 +187,8 @@ class SynjitsuClient:
             knock: the TCP port by which Synjitsu finds out that the guest is ready; `ready` need not be called then.
                 It takes an address of Synjitsu's host on the guest's network.
             keeps: what is held is not handed over then, but when `ready` is called.
+            memory: whether the memory of the guest, which does not run, is kept, so that its connections go on; None if
+                that is not known, or it boots.
         """
         arguments: dict[str, Any] = {
             "macs": list(macs),
@@ -199,6 +204,8 @@ class SynjitsuClient:
             arguments["domid"] = domid
         if knock is not None:
             arguments["knock"] = knock
+        if memory is not None:
+            arguments["memory"] = memory
         self._set(ip, _Announced(messages.Announce, arguments))
 
     def ready(self, ip: str, macs: Iterable[str] = ()) -> None:
@@ -215,6 +222,26 @@ class SynjitsuClient:
     def stop_announcing(self, ip: str) -> None:
         """Send no announcement of *ip* again: another node announces it."""
         self._announced.pop(_normal(ip), None)
+        self._flows.pop(_normal(ip), None)
+
+    def flows(self, ip: str) -> Flows | None:
+        """Return the open TCP connections at *ip*; None while Synjitsu does not watch it, or has not told them yet."""
+        ip = _normal(ip)
+        has_told = self._protocol is not None and self._greeting.called
+        if not has_told or ip in self.refused or ip not in self._announced:
+            return None
+        return self._flows.get(ip, NO_FLOWS)
+
+    @deferred
+    async def packets(self, ip: str) -> int | None:
+        """Return how many packets of conversations the guest at *ip* has exchanged; None if nobody can count them."""
+        if self._protocol is None or _normal(ip) in self.refused:
+            return None
+        try:
+            count: int = (await self._ask(self._protocol, messages.Packets, ip=ip))["count"]
+        except (ConnectionClosed, CancelledError, TimeoutError, *messages.NO_ANSWER):
+            return None
+        return count
 
     @deferred
     async def status(self) -> dict[str, Any]:
@@ -261,6 +288,11 @@ class SynjitsuClient:
             if not last.arguments["keeps"]:
                 self._announced[ip] = _Announced(messages.Ready, {"macs": last.arguments["macs"]})
             self._on_ready(ip)
+
+    def flows_changed(self, ip: str, count: int, silent: int) -> None:
+        """Store how many TCP connections are open at *ip*, and that the latest gave a sign *silent* seconds ago."""
+        if ip in self._announced:
+            self._flows[ip] = Flows(count, self._reactor.seconds() - silent) if count else NO_FLOWS
 
     def _set(self, ip: str, announced: _Announced) -> None:
         """Keep an announcement, and send it, if it differs from the last."""
@@ -348,6 +380,7 @@ class SynjitsuClient:
         """Handle the end of the connection."""
         self._open = None
         was_there, self._protocol = self.connected, None
+        self._flows.clear()
         self._greeting.cancel()
         self._reconnector.again("the connection was lost")
         if was_there:
@@ -418,6 +451,11 @@ class _Conversation(messages.Peer, TimeoutMixin):
     @messages.Elsewhere.responder
     def _elsewhere(self, ip: str, found: str) -> dict[str, Any]:
         self.factory.standin.on_elsewhere(ip, found)
+        return {}
+
+    @messages.Flows.responder
+    def _flows(self, ip: str, open: int, silent: int) -> dict[str, Any]:  # noqa: A002 -- AMP gives names
+        self.factory.standin.flows_changed(_normal(ip), open, silent)
         return {}
 
     @messages.Listens.responder

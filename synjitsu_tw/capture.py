@@ -14,7 +14,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.logger import Logger
 
 from jitsu_tw.errors import JitsuError
-from synjitsu_tw.packets import RST, SYN
+from synjitsu_tw.packets import FIN, RST, SYN
 from synjitsu_tw.standins import PROBE_SOURCE_PORT
 
 if TYPE_CHECKING:
@@ -27,14 +27,18 @@ BATCH: Final = 64
 #: may be as long as that before a network card has cut it.
 BUFFER: Final = 16 * 1024 * 1024
 
+#: The buffer of a capture that only counts, in octets: one slot.
+COUNTER_BUFFER: Final = 64 * 1024
+
 #: libpcap's DLT_EN10MB.
 ETHERNET: Final = 1
 
 #: Seconds between two attempts to open an interface that has vanished.
 RETRY: Final = 0.5
 
-#: Segments with SYN or RST: in IPv4, and in IPv6 without extension headers.
-_TCP: Final = (f"tcp[13] & {SYN | RST} != 0", f"ip6[6] = 6 and ip6[53] & {SYN | RST} != 0")
+#: Segments with SYN, FIN or RST: in IPv4, and in IPv6 without extension headers.
+_ENDS: Final = SYN | FIN | RST
+_TCP: Final = (f"tcp[13] & {_ENDS} != 0", f"ip6[6] = 6 and ip6[53] & {_ENDS} != 0")
 
 #: Neighbour solicitations and advertisements.
 _DISCOVERY: Final = "ip6[6] = 58 and (ip6[40] = 135 or ip6[40] = 136)"
@@ -67,13 +71,21 @@ class Pcap(Protocol):
     def sendpacket(self, buf: bytes) -> Any:
         """Send a frame."""
 
+    def received(self) -> int:
+        """Return how many frames have passed the filter, also those that the full buffer could not take."""
+
     def close(self) -> None:
         """Close the capture."""
 
 
-def open_pcap(interface: str) -> Pcap:
+def open_counter(interface: str) -> Pcap:
+    """Return a pcap of an interface, like `open_pcap`, that is not to be read: its buffer is as small as can be."""
+    return open_pcap(interface, COUNTER_BUFFER)
+
+
+def open_pcap(interface: str, buffer: int = BUFFER) -> Pcap:
     """
-    Return a pcap of an interface, which never blocks.
+    Return a pcap of an interface, which never blocks; *buffer* is the size of the kernel's buffer in octets.
 
     Raises:
         OSError: there is no such interface, or capturing is not allowed (CAP_NET_RAW); with libpcap's message.
@@ -81,7 +93,7 @@ def open_pcap(interface: str) -> Pcap:
     """
     for opens in BINDINGS.values():
         with suppress(ImportError):
-            opened = opens(interface)
+            opened = opens(interface, buffer)
             if opened.datalink() != ETHERNET:
                 opened.close()
                 raise OSError("it is no Ethernet")
@@ -89,7 +101,7 @@ def open_pcap(interface: str) -> Pcap:
     raise CaptureError("Synjitsu needs pypcap or cypcap: pip install 'jitsu-tw[synjitsu]'")
 
 
-def _pypcap(interface: str) -> Pcap:
+def _pypcap(interface: str, buffer: int = BUFFER) -> Pcap:
     import pcap  # noqa: PLC0415 -- not for every Python
 
     class Pypcap(pcap.pcap):  # type: ignore[misc]
@@ -97,7 +109,11 @@ def _pypcap(interface: str) -> Pcap:
             if super().dispatch(cnt, callback) < 0:
                 raise OSError(self.geterr().decode())
 
-    opened = Pypcap(interface, promisc=True, immediate=True, timeout_ms=1, buffer_size=BUFFER)
+        def received(self) -> int:
+            count: int = super().stats()[0]
+            return count
+
+    opened = Pypcap(interface, promisc=True, immediate=True, timeout_ms=1, buffer_size=buffer)
     opened.setnonblock(True)  # noqa: FBT003
     result: Pcap = opened
     return result
@@ -106,14 +122,14 @@ def _pypcap(interface: str) -> Pcap:
 class _Cypcap:
     """cypcap as a `Pcap`: its own errors become OSErrors."""
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, buffer: int = BUFFER) -> None:
         import cypcap  # noqa: PLC0415 -- not for every Python
 
         # Without a given netmask, cypcap reads the interface's, and fails where a bridge has no address.
         self._error, self._no_netmask = cypcap.Error, cypcap.NETMASK_UNKNOWN
         with self._os_errors():
             self._pcap = cypcap.create(interface)
-            self._pcap.set_pre_config(promisc=True, immediate_mode=True, timeout=0.001, buffer_size=BUFFER)
+            self._pcap.set_pre_config(promisc=True, immediate_mode=True, timeout=0.001, buffer_size=buffer)
             self._pcap.activate()
             self._pcap.setnonblock(True)  # noqa: FBT003
 
@@ -143,12 +159,16 @@ class _Cypcap:
         with self._os_errors():
             self._pcap.sendpacket(buf)
 
+    def received(self) -> int:
+        with self._os_errors():
+            return int(self._pcap.stats().recv)
+
     def close(self) -> None:
         self._pcap.close()
 
 
 #: The bindings, each by the name of its module; the first that is installed is used.
-BINDINGS: Final[Mapping[str, Callable[[str], Pcap]]] = {"pcap": _pypcap, "cypcap": _Cypcap}
+BINDINGS: Final[Mapping[str, Callable[..., Pcap]]] = {"pcap": _pypcap, "cypcap": _Cypcap}
 
 
 def filter_for(own: bytes, *, ipv4: bool, ipv6: bool, udp: Collection[int], probes: bool) -> str:

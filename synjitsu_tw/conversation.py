@@ -61,6 +61,9 @@ class Service(Protocol):
     def withdraw(self, ip: bytes, *, failed: bool) -> None:
         """Stand in for an address no longer."""
 
+    def packets(self, ip: bytes) -> int:
+        """Return how many packets of conversations the guest at *ip* has exchanged, since it was first asked for."""
+
     def counters(self) -> dict[str, int]:
         """Return the counters, by their names."""
 
@@ -166,6 +169,7 @@ class Conversation(messages.Peer, TimeoutMixin):
         ports: list[int] | None = None,
         domid: int | None = None,
         knock: int | None = None,
+        memory: bool | None = None,  # noqa: FBT001
     ) -> dict[str, Any]:
         synjitsu, address = self._synjitsu, ip_address(ip).packed
         if handover not in {kind.value for kind in Handover}:
@@ -185,6 +189,7 @@ class Conversation(messages.Peer, TimeoutMixin):
             domid=domid,
             probe_port=knock,
             hold_until_ready=keeps,
+            memory=memory,
         )
         return {}
 
@@ -211,6 +216,10 @@ class Conversation(messages.Peer, TimeoutMixin):
     def _counters(self) -> dict[str, Any]:
         return {"counters": [{"name": name, "count": count} for name, count in self._synjitsu.counters().items()]}
 
+    @messages.Packets.responder
+    def _packets(self, ip: str) -> dict[str, Any]:
+        return {"count": self._synjitsu.packets(ip_address(ip).packed)}
+
     @messages.Status.responder
     def _status(self, after: str) -> dict[str, Any]:
         standins = self._synjitsu.standins
@@ -223,7 +232,7 @@ class Conversation(messages.Peer, TimeoutMixin):
                     "mac": standins.table[ip].mac.hex(":"),
                     "state": standins.table[ip].state.value,
                     "handover": standins.table[ip].handover.value,
-                    "held": standins.syns.count(ip),
+                    "held": standins.syns.count(ip) + standins.segments.count(ip),
                 }
                 for ip in ips
             ]

@@ -8,8 +8,9 @@ Synjitsu has a port of its own in each bridge: one end of a veth pair, the other
 this port the bridge has carrier while no VM runs; without carrier the kernel drops what the host sends before any
 capture sees it. And the stand-in's MAC has a permanent entry in the bridge's forwarding table: without one, the bridge
 floods frames for the stand-in to all ports, and a guest whose stack does not check the destination MAC answers them.
-Synjitsu sends nothing by this port, and the bridge floods to it only what this host itself sends to all. The port stays
-when Synjitsu ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the carrier away.
+By this port Synjitsu sends to this host alone, and the bridge floods to it only what this host itself sends to all. The
+port stays when Synjitsu ends, and is recognised by its name and MAC, so that neither a restart nor a crash takes the
+carrier away.
 
 A bridge whose MAC no operator has chosen takes the lowest MAC of its ports, which changes as taps come and go; then
 this host's packets are lost until their peers have resolved its address again. So a bridge that has no ports but
@@ -150,6 +151,14 @@ class Interface:
         )
 
 
+@attrs.frozen
+class Port:
+    """A port of a bridge, by its number and its name; a new one may have the name of one that is gone."""
+
+    index: int
+    name: str
+
+
 class Kernel:
     """Reads and changes the network namespace that Synjitsu runs in."""
 
@@ -239,6 +248,18 @@ class Kernel:
 
     # Bridges
 
+    @staticmethod
+    def send_to_host(bridge: str, octets: bytes) -> None:
+        """
+        Send a frame to this host: it comes in on *bridge* by Synjitsu's port, from the other end of the veth pair.
+
+        Raises:
+            OSError: there is no such port, or the kernel does not allow it.
+        """
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind((port_name(bridge) + _FAR, 0))
+            link.send(octets)
+
     def ports(self, bridge: Interface) -> Iterator[Interface]:
         """Yield the ports of a bridge."""
         found = map(Interface.read, self._do(self._netlink.link, "dump", master=bridge.index))
@@ -264,6 +285,13 @@ class Kernel:
             return port.kind in _GUESTS and (port.mac in taps or at in {self._learnt_at(bridge, one) for one in known})
         except OSError:  # the interface is no bridge, or has changed meanwhile
             return False
+
+    def port_of(self, interface: str, mac: bytes) -> Port | None:
+        """Return the port behind which the bridge *interface* has learnt *mac*; None if it has not."""
+        with suppress(OSError):  # the interface is no bridge, or has changed meanwhile
+            at = self._learnt_at(self.interface(interface), mac)
+            return None if at is None else Port(at, socket.if_indextoname(at))
+        return None
 
     def _learnt_at(self, bridge: Interface, mac: bytes) -> int | None:
         """Return the number of the port behind which a bridge has learnt a MAC."""

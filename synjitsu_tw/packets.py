@@ -40,6 +40,7 @@ UDP: Final = 17
 SYN: Final = tcp.TH_SYN
 ACK: Final = tcp.TH_ACK
 RST: Final = tcp.TH_RST
+FIN: Final = tcp.TH_FIN
 
 #: The hop limit of valid messages of neighbour discovery (RFC 4861, 7.1).
 _HOPS: Final = 255
@@ -51,6 +52,9 @@ _OVERRIDE: Final = 0x20000000
 #: Type and code of "host unreachable" and "address unreachable" (RFC 792; RFC 4443, 3.1).
 _UNREACHABLE: Final = (icmp.ICMP_UNREACH, icmp.ICMP_UNREACH_HOST)
 _UNREACHABLE6: Final = (icmp6.ICMP6_DST_UNREACH, 3)
+
+#: The window, not scaled, in answers to keep-alive probes.
+_SMALL_WINDOW: Final = 1024
 
 #: Octets of the undeliverable packet that an ICMP message quotes: all SYNs fit.
 _QUOTED: Final = 512
@@ -110,6 +114,7 @@ class Packet:
 
     Attributes:
         flags: the TCP flags.
+        acknowledged: the TCP acknowledgment number.
         length: the length of the TCP or UDP data, in octets.
     """
 
@@ -123,6 +128,7 @@ class Packet:
     window: int = 0
     options: bytes = b""
     length: int = 0
+    acknowledged: int = 0
 
     @property
     def opens(self) -> bool:
@@ -224,7 +230,7 @@ def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet |
             return None
         segment = tcp.TCP(octets)
         return Packet(src, dst, TCP, segment.sport, segment.dport, segment.flags, segment.seq, segment.win,
-                      bytes(segment.opts), len(segment.data))
+                      bytes(segment.opts), len(segment.data), segment.ack)
     if protocol == UDP and len(octets) >= 8:
         return Packet(src, dst, UDP, int.from_bytes(octets[:2]), int.from_bytes(octets[2:4]), length=len(octets) - 8)
     return Packet(src, dst, protocol)
@@ -300,10 +306,41 @@ def probe(link_mac: bytes, mac: bytes, src: bytes, dst: bytes, sport: int, dport
 
 
 def reset(frame: Frame, packet: Packet, mac: bytes) -> bytes:
-    """Return the RST that refuses the SYN in *frame*, as the guest would send it (RFC 9293, 3.10.7.1)."""
-    acknowledged = (packet.sequence + 1 + packet.length) % 2**32
-    above = tcp.TCP(sport=packet.dport, dport=packet.sport, seq=0, ack=acknowledged, flags=RST | ACK, win=0)
+    """Return the RST that refuses the segment in *frame*, as a guest without its flow sends it (RFC 9293, 3.10.7.1)."""
+    above = tcp.TCP(sport=packet.dport, dport=packet.sport, seq=packet.acknowledged, flags=RST, win=0)
+    if not packet.flags & ACK:
+        octets = packet.length + bool(packet.flags & SYN) + bool(packet.flags & FIN)
+        above.seq, above.ack, above.flags = 0, (packet.sequence + octets) % 2**32, RST | ACK
     return _back(frame, packet, mac, TCP, above)
+
+
+def keepalive_answer(frame: Frame, packet: Packet, mac: bytes) -> bytes:
+    """
+    Return the ACK that a guest sends to the keep-alive probe in *frame*, which has no data (RFC 9293, 3.8.4).
+
+    The probe has the sequence number before the next one, and acknowledges all that the guest has sent. Its timestamps
+    are sent back; the guest's own is the last that the far end has received (RFC 7323, 3.2). The window is small, as
+    its scale is not known, but not zero.
+    """
+    times = _timestamps(packet.options)
+    options = b"" if times is None else struct.pack(">BBBBII", 1, 1, 8, 10, times[1], times[0])
+    above = tcp.TCP(sport=packet.dport, dport=packet.sport, seq=packet.acknowledged, ack=(packet.sequence + 1) % 2**32,
+                    flags=ACK, win=_SMALL_WINDOW, opts=options, off=5 + len(options) // 4)  # fmt: skip
+    return _back(frame, packet, mac, TCP, above)
+
+
+def _timestamps(options: bytes) -> tuple[int, int] | None:
+    """Return the timestamps in TCP options: the sender's, and the one that it sends back (RFC 7323, 3.2)."""
+    while options and options[0]:
+        if options[0] == 1:
+            options = options[1:]
+            continue
+        if len(options) < 2 or not 2 <= options[1] <= len(options):
+            return None
+        if options[0] == 8 and options[1] == 10:
+            return struct.unpack(">II", options[2:10])
+        options = options[options[1] :]
+    return None
 
 
 def unreachable(frame: Frame, packet: Packet, mac: bytes) -> bytes:

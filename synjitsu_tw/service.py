@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,8 @@ from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
+from synjitsu_tw.counts import Counts
+from synjitsu_tw.flowfile import FlowFile
 from synjitsu_tw.kernel import Kernel, NotABridgeError, own_mac
 from synjitsu_tw.standins import Standins
 from synjitsu_tw.syns import EXPIRY
@@ -40,6 +43,7 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SendToHost,
     SetNeighbour,
     State,
     Summon,
@@ -114,6 +118,7 @@ class Synjitsu(Service):
         kernel: reads and changes this host's network.
         opens: makes an interface's pcap.
         secret: the secret that Jitsu has to show; empty for none.
+        flows: the name of the file that keeps the flows during a restart; empty for none.
     """
 
     log = Logger()
@@ -127,6 +132,7 @@ class Synjitsu(Service):
         kernel: Kernel | None = None,
         opens: Callable[[str], Pcap] = open_pcap,
         secret: str = "",
+        flows: str = "",
     ) -> None:
         """Store the arguments; `open` opens the interfaces, and `startService` begins."""
         self._reactor, self._listed = reactor, listed or {}
@@ -135,6 +141,8 @@ class Synjitsu(Service):
         self.standins = Standins(links, refusal=refusal)
         self._captures = {name: Capture(name, self._receives(name), reactor, opens) for name in interfaces}
         self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "probes": False}
+        self._counts = Counts()
+        self._flow_file = FlowFile(flows, reactor.seconds)
         self._owners: dict[bytes, Conversation] = {}
         self._orphans: dict[bytes, float] = {}
         self._refused: dict[bytes, Conversation] = {}
@@ -163,6 +171,10 @@ class Synjitsu(Service):
         Raises:
             CaptureError: one of them cannot be opened.
         """
+        known = [flow for flow in self._flow_file.read() if flow.peer.port in self._captures]
+        self.standins.flows.restore(known)
+        self._wanted |= {"ipv4": any(len(flow.ip) == 4 for flow in known),
+                         "ipv6": any(len(flow.ip) == 16 for flow in known)}  # fmt: skip
         for name, capture in self._captures.items():
             capture.open(filter_for(self.standins.links[name].mac, **self._wanted))
         self._read_links()
@@ -191,7 +203,10 @@ class Synjitsu(Service):
                 call.stop()
         for capture in self._captures.values():
             capture.close()
+        self._counts.close_all()
         self._kernel.close()
+        self._save_flows()
+        self._flow_file.close()
 
     # Calls from Jitsu
 
@@ -215,7 +230,7 @@ class Synjitsu(Service):
         self._widen_filters(**{version: True, "udp": udp, "probes": probes})
         before = self.standins.table.get(ip)
         known = before is not None and (before.stands, before.domid)
-        self._do(self.standins.announce(ip, macs, **more))
+        self._do(self.standins.announce(ip, macs, now=self._reactor.seconds(), **more))
         standin = self.standins.table[ip]
         if standin.handover is Handover.XENSTORE and known != (True, standin.domid):
             self._announce_in_xenstore(standin)
@@ -294,8 +309,10 @@ class Synjitsu(Service):
             raise Refused(obstacle)
         self._refused.pop(ip, None)
         self._orphans.pop(ip, None)
-        if owner is not None:
+        if owner is not None and self._owners.get(ip) is not owner:
             self._owners[ip] = owner
+            if self.standins.flows.count(ip, 0.0)[0]:
+                self._report_flows(ip)
 
     def _release(self, ip: bytes) -> None:
         """Forget an orphaned address; if its VM boots, first hand over the held packets, as no Jitsu will do it."""
@@ -308,12 +325,33 @@ class Synjitsu(Service):
                 return
         self.withdraw(ip, failed=False)
 
+    def packets(self, ip: bytes) -> int:
+        """
+        Return how many packets of conversations the guest at *ip* has exchanged since that was first asked.
+
+        Raises:
+            Refused: it cannot be counted.
+        """
+        standin, now = self.standins.table.get(ip), self._reactor.seconds()
+        if standin is not None and standin.mac:
+            for name in self.standins.links:
+                count = self._counts.read(standin.mac, partial(self._kernel.port_of, name, standin.mac), now)
+                if count is not None:
+                    return count
+        raise Refused("the guest has not been seen at a port of a bridge")
+
     def counters(self) -> dict[str, int]:
         """Return how many packets of each kind there have been, and how many packets and octets are held now."""
         kinds = ("held", "handed_over", "expired", "given_up", "refused", "dropped", "turned_away", "passed_on")
         counted = {kind: self.standins.counters[kind] for kind in kinds}
         syns = self.standins.syns
-        return counted | {"held_now": syns.total, "octets_now": syns.octets, "standins_now": len(self.standins.table)}
+        segments, flows = self.standins.segments, self.standins.flows
+        return counted | {
+            "held_now": syns.total + segments.total,
+            "octets_now": syns.octets + segments.octets,
+            "standins_now": len(self.standins.table),
+            "flows_now": len(flows),
+        }
 
     # Frames and time
 
@@ -324,16 +362,37 @@ class Synjitsu(Service):
             now = self._reactor.seconds()
             for octets in frames:
                 self._do(self.standins.frame(port, octets, now))
+            self._save_flows()
 
         return receive
 
     def tick(self) -> None:
-        """Drop expired packets, release orphaned addresses, and read the changes of this host."""
+        """Drop what has expired, release orphaned addresses, read this host's changes, and report flows to Jitsu."""
         now = self._reactor.seconds()
         self._read_host_changes()
         self._do(self.standins.expire(now))
+        self._counts.expire(now)
+        self._save_flows()
+        changed, self.standins.flows.changed = self.standins.flows.changed, set()
+        for ip in changed:
+            self._report_flows(ip)
         for ip in [ip for ip, until in self._orphans.items() if now >= until]:
             self._release(ip)
+
+    def _save_flows(self) -> None:
+        """Write the flows that have changed to their file."""
+        unsaved = self.standins.flows.unsaved
+        if unsaved:
+            self._flow_file.write(unsaved)
+            unsaved.clear()
+
+    def _report_flows(self, ip: bytes) -> None:
+        """Tell Jitsu how many flows of a VM are open."""
+        owner = self._owners.get(ip)
+        if owner is not None:
+            count, silent = self.standins.flows.count(ip, self._reactor.seconds())
+            sent = owner.callRemote(messages.Flows, ip=str(ip_address(ip)), open=count, silent=silent)
+            sent.addErrback(_ignore_loss)
 
     def _start_probing(self) -> None:
         if (self.standins.probed or self.standins.handed) and not self._probing.running:
@@ -447,6 +506,8 @@ class Synjitsu(Service):
         for action in actions:
             if isinstance(action, Send):
                 self._captures[action.port].send(action.octets)
+            elif isinstance(action, SendToHost):
+                self._send_to_host(action)
             elif isinstance(action, SetNeighbour):
                 self._set_neighbour(action)
             elif isinstance(action, Summon):
@@ -470,6 +531,12 @@ class Synjitsu(Service):
                 self.xenstore.record(action.held)
             elif self.xenstore is not None and isinstance(action, Erase):
                 self.xenstore.erase(action.held)
+
+    def _send_to_host(self, action: SendToHost) -> None:
+        try:
+            self._kernel.send_to_host(action.port, action.octets)
+        except OSError as error:  # as without a port in the bridge, which is logged
+            self.log.debug("{interface}: a frame is lost: {error}", interface=action.port, error=error)
 
     def _set_neighbour(self, action: SetNeighbour) -> None:
         try:

@@ -22,6 +22,10 @@ The laws, all of them here:
 - Nothing is sent to a guest's MAC until a frame from it has been seen, as a bridge floods frames for a MAC that it has
   not learnt. Until then this host asks for the address, as any neighbour does, and not often: frames that a guest
   cannot read yet wait in the queue of its tap device, and a small guest may fail at too many at once.
+- While a guest that has kept its memory does not run, its peers shall have the stand-in's MAC: those of its flows are
+  sent it when the stop begins. A segment with data of a known flow wakes the guest, and is held; a FIN or RST is held,
+  and wakes nothing; a keep-alive probe is answered. A segment of no known flow does nothing. If the memory is gone, a
+  segment of a flow that was known is refused, so that its client connects anew.
 - This host is a peer as well, but frames sent on a bridge never reach the host's own stack: its neighbour table is
   changed instead (`SetNeighbour`).
 """
@@ -32,7 +36,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from synjitsu_tw import packets
-from synjitsu_tw.packets import BROADCAST, UDP, Frame, Neighbour, Packet
+from synjitsu_tw.flows import ALIVE, Flows, Stage
+from synjitsu_tw.packets import BROADCAST, FIN, RST, SYN, TCP, UDP, Frame, Neighbour, Packet
+from synjitsu_tw.segments import Segments
 from synjitsu_tw.syns import EXPIRY, Held, Limits, Syns
 from synjitsu_tw.table import (
     CLAIM_EVERY,
@@ -50,6 +56,7 @@ from synjitsu_tw.table import (
     Refusal,
     Seen,
     Send,
+    SendToHost,
     SetNeighbour,
     Standin,
     State,
@@ -58,6 +65,8 @@ from synjitsu_tw.table import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from synjitsu_tw.flows import TcpFlow
 
 #: Seconds for which the SYNs of a VM whose start failed are refused, unless it is announced again: as long as a client
 #: takes to send its third one (Linux).
@@ -88,6 +97,10 @@ PROBE_WITHIN: Final = 0.25
 #: netmask removes its address for a moment (Linux).
 RESEND_AFTER: Final = 0.01
 RESEND_WITHIN: Final = 5.0
+
+#: Seconds after which a keep-alive probe that was not answered is sent again, at least: Linux's TCP_KEEPINTVL is one or
+#: more; with a margin for clocks.
+PROBED_AGAIN: Final = 0.9
 
 #: How many look-ups of an unknown MAC are allowed in a second, for all addresses together.
 LOOK_UPS_PER_SECOND: Final = 32
@@ -129,6 +142,7 @@ class Standins:
         probed: the stand-ins whose guests boot and are probed, by address.
         handed: the stand-ins whose guests have not shown themselves, or not answered all SYNs, since the SYNs were
             handed over, by address.
+        flows: the TCP flows that are known, also those of addresses that are not announced for now.
         counters: how many packets were ever held, handed over, expired, given up by their client, refused, and turned
             away because all slots were used; and how many frames were passed on.
     """
@@ -142,6 +156,8 @@ class Standins:
         self.probed: dict[bytes, Standin] = {}
         self.handed: dict[bytes, Standin] = {}
         self.syns = Syns(limits)
+        self.flows = Flows()
+        self.segments = Segments()
         self.counters: Counter[str] = Counter()
         self._refusal = refusal
         self._failed: dict[bytes, Standin] = {}
@@ -157,6 +173,7 @@ class Standins:
         ip: bytes,
         macs: tuple[bytes, ...],
         *,
+        now: float,
         asleep: bool,
         runs: bool = False,
         handover: Handover = Handover.WIRE,
@@ -165,6 +182,7 @@ class Standins:
         domid: int | None = None,
         probe_port: int | None = None,
         hold_until_ready: bool = False,
+        memory: bool | None = None,
     ) -> Iterator[Action]:
         """
         Stand in for *ip* from now on, or change how; `Standin` describes the arguments.
@@ -191,6 +209,25 @@ class Standins:
             for action in self._advertise_to_all(standin, None):
                 if not runs or isinstance(action, SetNeighbour):
                     yield action
+        if memory is not standin.memory:
+            standin.memory = memory
+            yield from self._stops(standin, now)
+
+    def _stops(self, standin: Standin, now: float) -> Iterator[Action]:
+        """Handle that a guest does not run, if it is known whether its memory is kept; its flows' peers are told."""
+        ip = standin.ip
+        if standin.memory is None:
+            return
+        if standin.memory:
+            self.flows.sleeps(ip, now)
+        else:
+            self.flows.lose(ip, now)
+            self.counters["dropped"] += len(self.segments.release(ip))
+        for peer in dict.fromkeys(flow.peer for flow in self.flows.of(ip) if flow.stage is not Stage.OPENING):
+            standin.remember(peer, None)
+        for peer in list(standin.peers):
+            standin.advertised_at[peer] = now
+            yield from self._advertise(standin, peer, standin.answering_mac(self.links[peer.port]))
 
     def _new_boot(self, standin: Standin) -> None:
         """Forget what was found out about the guest of an earlier boot."""
@@ -241,7 +278,9 @@ class Standins:
         self._failed.pop(ip, None)
         self.probed.pop(ip, None)
         standin.advertised_at.clear()
-        held = self.syns.release(ip)
+        standin.memory = None
+        self.flows.wakes(ip)
+        held = self.syns.release(ip) + self.segments.release(ip)
         self.counters["handed_over"] += len(held)
         return standin, held
 
@@ -254,7 +293,7 @@ class Standins:
         self._astray.pop(ip, None)
         self._settle(standin)
         dropped = self.syns.release(ip)
-        self.counters["dropped"] += len(dropped)
+        self.counters["dropped"] += len(dropped) + len(self.segments.release(ip))
         if standin.handover is Handover.XENSTORE:
             yield from (Erase(standin, held) for held in dropped)
         if failed:
@@ -271,7 +310,9 @@ class Standins:
             self._disown(standin, mac)
 
     def expire(self, now: float) -> Iterator[Action]:
-        """Drop expired packets, forget failed stand-ins, report guests at other addresses; to be called each second."""
+        """Drop what has expired, forget failed stand-ins, report guests elsewhere; to be called each second."""
+        self.flows.expire(now)
+        self.counters["expired"] += sum(1 for _ in self.segments.expire(now))
         for held in self.syns.expire(now):
             self.counters["expired"] += 1
             yield from self._erase(held)
@@ -408,9 +449,22 @@ class Standins:
                 yield Listens(content.src)
         elif content is not None and content.dst in self.table:
             standin = self.table[content.dst]
-            if standin.is_guest(frame.src):
-                return
-            yield from self._packet(port, frame, content, standin, now)
+            if not standin.is_guest(frame.src):
+                yield from self._packet(port, frame, content, standin, now)
+        if isinstance(content, Packet) and content.flags & (SYN | FIN | RST):
+            self._note_flow(port, frame, content, now)
+
+    def _note_flow(self, port: str, frame: Frame, packet: Packet, now: float) -> None:
+        """Note a segment that may open or end a flow of a VM, but not on a link that this host routes it to or from."""
+        link = self.links[port]
+        if packet.dport == PROBE_SOURCE_PORT and packet.dst in link.addresses:
+            return
+        for ip, own, other, by_vm in (
+            (packet.src, frame.src, frame.dst, True),
+            (packet.dst, frame.dst, frame.src, False),
+        ):
+            if own != link.host and (ip in self.table or self.flows.has(ip)):
+                self.flows.segment(packet, Peer(port, frame.tags, other), now, by_vm=by_vm)
 
     def _shown(self, standin: Standin, mac: bytes, port: str, now: float) -> Iterator[Action]:
         """Handle a frame from a guest: the bridge has learnt *mac*, and no longer floods frames for it."""
@@ -514,6 +568,10 @@ class Standins:
                 yield from self._pass_on(port, frame, standin)
                 yield from self._advertise_again(Peer(port, frame.tags, frame.src), standin, standin.mac, now)
             return
+        flow = self.flows.find(packet) if packet.protocol == TCP and not packet.flags & SYN else None
+        if flow is not None and flow.stage is not Stage.OPENING:
+            yield from self._segment(port, frame, packet, standin, flow, now)
+            return
         if packet.flags & packets.RST:
             held = self.syns.drop(packet)
             if held is not None:
@@ -524,6 +582,45 @@ class Standins:
                 yield from self._hold_first(port, frame, packet, standin, now)
         elif to_pass_on and standin.mac in standin.seen_on:
             yield from self._pass_on(port, frame, standin)
+
+    def _segment(
+        self, port: str, frame: Frame, packet: Packet, standin: Standin, flow: TcpFlow, now: float
+    ) -> Iterator[Action]:
+        """Handle a segment of a known flow, whose guest does not run, or boots."""
+        link, peer = self.links[port], Peer(port, frame.tags, frame.src)
+        reply = SendToHost if frame.src == link.host else Send
+        if flow.stage not in ALIVE:
+            if not packet.flags & RST:
+                self.counters["refused"] += 1
+                yield reply(port, packets.reset(frame, packet, standin.answering_mac(link)))
+            return
+        if standin.is_guest(frame.dst):
+            yield from self._advertise_again(peer, standin, standin.answering_mac(link), now)
+        self.flows.seen(flow, peer, now)
+        standin.remember(peer, None)
+        runs = standin.state is State.BOOTING and standin.mac in standin.seen_on
+        if runs and not self.segments.has(packet):
+            if frame.dst == link.mac:
+                yield from self._pass_on(port, frame, standin)
+        elif packet.length or packet.flags & (FIN | RST):
+            if packet.flags & RST:  # the client has given up its data
+                self.counters["given_up"] += len(self.segments.drop(standin.ip, packet.flow))
+            self.counters["held"] += self.segments.hold(Held(port, frame, packet, now))
+            if packet.length and not packet.flags & RST and standin.state is State.ASLEEP:
+                yield Summon(standin.ip, packet.src, proven=True)
+        elif self._is_keepalive(flow, packet, now):
+            yield reply(port, packets.keepalive_answer(frame, packet, standin.answering_mac(link)))
+
+    @staticmethod
+    def _is_keepalive(flow: TcpFlow, packet: Packet, now: float) -> bool:
+        """
+        Return whether a segment without data is a keep-alive probe: it is sent again, after a second or more.
+
+        Only these are sent again (RFC 9293, 3.8.4). The first one is not answered: it may be an ACK, whose sequence
+        number is the next one, so that the answer would acknowledge an octet that the guest has not received.
+        """
+        before, flow.empty = flow.empty, (packet.sequence, now)
+        return before is not None and before[0] == packet.sequence and now - before[1] >= PROBED_AGAIN
 
     @staticmethod
     def _is_host_probe(frame: Frame, packet: Packet, standin: Standin, link: Link) -> bool:

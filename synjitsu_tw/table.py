@@ -114,6 +114,7 @@ class Standin:
         domid: Xen's number of the guest.
         probe_port: the TCP port to which Synjitsu sends SYNs while the guest boots; None for no probing.
         hold_until_ready: whether held packets are handed over at Jitsu's `Ready` only, not when a probe is answered.
+        memory: whether the memory of the guest, which does not run, is kept; None if that is not known, or it boots.
         seen_on: the port on which each of the guest's MACs has been seen since it was announced.
         heard_at: when the guest was last seen.
         probed_at: when it was last probed.
@@ -146,6 +147,7 @@ class Standin:
     domid: int | None = None
     probe_port: int | None = None
     hold_until_ready: bool = False
+    memory: bool | None = None
     seen_on: dict[bytes, str] = attrs.Factory(dict)
     heard_at: float = 0.0
     probed_at: float = 0.0
@@ -194,6 +196,14 @@ class Standin:
 @attrs.frozen
 class Send:
     """Send a frame on a port."""
+
+    port: str
+    octets: bytes
+
+
+@attrs.frozen
+class SendToHost:
+    """Send a frame to this host itself, as if it came in on the bridge *port*: what is sent on a bridge leaves it."""
 
     port: str
     octets: bytes
@@ -278,4 +288,4 @@ class Erase:
     held: Held
 
 
-Action = Send | SetNeighbour | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase
+Action = Send | SendToHost | SetNeighbour | Summon | Seen | Listens | LookUp | Claimed | Elsewhere | Record | Erase

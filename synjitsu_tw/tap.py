@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: The endpoint for Jitsu without ``--listen``.
 LISTEN: Final = "unix:/run/jitsu/synjitsu.sock"
 
+#: The file of flows without ``--flows``, where ``--listen`` is no UNIX socket.
+FLOWS: Final = "/run/jitsu/synjitsu.flows"
+
 #: In characters; the same as Jitsu's for `synjitsu_secret`.
 SHORTEST_SECRET: Final = 16
 
@@ -43,12 +46,13 @@ SHORTEST_SECRET: Final = 16
 class Options(usage.Options):
     """Synjitsu's options."""
 
-    synopsis = "-i BRIDGE [-i BRIDGE]... [--listen ENDPOINT] [--secret FILE] [--standin IP=MAC]... [--xenstore]"
+    synopsis = "-i BRIDGE [-i BRIDGE]... [--listen ENDPOINT] [--secret FILE] [--standin IP=MAC]... [options]"
     longdesc = "Stands in for virtual machines that are booting or asleep, and keeps their first packets."
     optFlags = (("xenstore", None, "Serve guests that read their SYNs in Xenstore."),)  # noqa: N815
     optParameters = (  # noqa: N815
         ("listen", None, LISTEN, "Where Jitsu connects: an endpoint of Twisted's."),
         ("secret", None, None, "A file with the secret that Jitsu has to show; for an endpoint on the network."),
+        ("flows", None, None, "The file that keeps open connections known during a restart; else beside the socket."),
         ("refuse", None, "silence", "What SYNs get just after a start failed: silence, rst, unreachable."),
     )
 
@@ -104,8 +108,9 @@ class SynjitsuService(Service):
         secret = "" if options["secret"] is None else read_secret(Path(options["secret"]))
         self._is_safe = bool(secret) and self._listen.startswith("ssl:")
         self.synjitsu = Synjitsu(
-            options.interfaces, reactor, options.listed, Refusal(options["refuse"]), secret=secret
-        )
+            options.interfaces, reactor, options.listed, Refusal(options["refuse"]), secret=secret,
+            flows=flow_file(self._listen) if options["flows"] is None else options["flows"],
+        )  # fmt: skip
         self._xenstore = Xenstore(reactor) if options["xenstore"] else None
         if self._xenstore is not None:
             self.synjitsu.xenstore = XenstoreHandover(
@@ -121,15 +126,15 @@ class SynjitsuService(Service):
     def privilegedStartService(self) -> None:  # noqa: N802
         """Open interfaces and sockets while twistd still has its privileges; exit with one line if that fails."""
         super().privilegedStartService()
+        if self._listen.startswith("unix:"):
+            try:
+                make_way(unix_socket(self._listen))
+            except OSError as error:
+                give_up(f"cannot listen on {self._listen}: {error.strerror}")
         try:
             self.synjitsu.open()
         except JitsuError as error:
             give_up(str(error))
-        if self._listen.startswith("unix:"):
-            try:
-                make_way(Path(self._listen.removeprefix("unix:").split(":")[0]))
-            except OSError as error:
-                give_up(f"cannot listen on {self._listen}: {error.strerror}")
         outcome: list[Any] = []
         with umask(0o177):
             self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)
@@ -163,6 +168,16 @@ class SynjitsuService(Service):
         if self._xenstore is not None:
             return self._xenstore.close()
         return None
+
+
+def unix_socket(endpoint: str) -> Path:
+    """Return the path of a UNIX socket, from the description of its endpoint."""
+    return Path(endpoint.removeprefix("unix:").split(":")[0])
+
+
+def flow_file(endpoint: str) -> str:
+    """Return the name of the file of flows for a Synjitsu that listens at *endpoint*: beside a UNIX socket."""
+    return str(unix_socket(endpoint).with_suffix(".flows")) if endpoint.startswith("unix:") else FLOWS
 
 
 def read_secret(path: Path) -> str:

@@ -19,8 +19,9 @@ from zope.interface import implementer
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port, port_of
-from jitsu_tw.rules.lifecycle import ACTIVATING, State
-from jitsu_tw.settings import Boot, Handover
+from jitsu_tw.rules.flows import together
+from jitsu_tw.rules.lifecycle import ACTIVATING, State, Stop
+from jitsu_tw.settings import Boot, Handover, Mode
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.networks import Address
     from jitsu_tw.readiness import Strategies
+    from jitsu_tw.rules.flows import Flows
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IStandInObserver
@@ -48,6 +50,9 @@ RUNS: Final = BOOTS | {State.IMAGING, State.UP}
 #: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
 #: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
 LATE_BY: Final = 5.0
+
+#: Modes that keep the guest's memory.
+KEEPS_MEMORY: Final = frozenset({Mode.PAUSE, Mode.SUSPEND, Mode.SAVE})
 
 #: States without a Xen domain: the number of the one before may be another guest's now.
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}
@@ -88,6 +93,14 @@ class StandIns:
     def refusals(self, machine: Machine) -> list[str]:  # noqa: ARG002
         """Return why Synjitsu does not stand in for *machine*, a sentence for each address that it refuses."""
         return []
+
+    def flows(self, machine: Machine) -> Flows | None:  # noqa: ARG002
+        """Return the open TCP connections of *machine*; None if no Synjitsu watches it."""
+        return None
+
+    async def packets(self, machine: Machine) -> int | None:  # noqa: ARG002
+        """Return how many packets of conversations the guest has exchanged; None: nobody can count them."""
+        return None
 
     def enlist(self, machine: Machine) -> None:
         """Add *machine*, or its new settings; it is announced when it is found."""
@@ -200,6 +213,19 @@ class StandInControl(StandIns):
         addresses = [ip for ip in map(str, machine.vm.ip) if ip in standin.refused]
         return [f"Synjitsu does not stand in for {ip}: {standin.refused[ip]}" for ip in addresses]
 
+    def flows(self, machine: Machine) -> Flows | None:
+        """Return the open TCP connections of *machine*, at all its addresses; None if no Synjitsu watches it."""
+        standin = self._at.get(machine.vm.name)
+        if standin is None:
+            return None
+        found = [one for ip in machine.vm.ip if (one := standin.flows(str(ip))) is not None]
+        return together(found) if found else None
+
+    async def packets(self, machine: Machine) -> int | None:
+        """Return how many packets of conversations the guest has exchanged; None if its Synjitsu cannot count them."""
+        standin = self._at.get(machine.vm.name)
+        return None if standin is None else await standin.packets(str(machine.vm.ip[0]))
+
     # What the VMs do.
 
     def enlist(self, machine: Machine) -> None:
@@ -242,13 +268,17 @@ class StandInControl(StandIns):
         known = self._guests.get(machine.vm.name)
         if known is not None and machine.state in NUMBERLESS:
             self._guests[machine.vm.name] = attrs.evolve(known, domid=None)
-        self._tell(machine)
+        self._tell(machine, reported=old is not State.QUEUED)
         # With a port, the guest's MACs are known when its readiness is waited for (`wait`).
         if machine.state is State.WAITING and not has_port(machine.vm, machine.backend):
             Deferred.fromCoroutine(self.learn(machine))
 
-    def _tell(self, machine: Machine) -> None:
-        """Announce, hand over or withdraw *machine*, as its state demands."""
+    def _tell(self, machine: Machine, *, reported: bool = True) -> None:
+        """
+        Announce, hand over or withdraw *machine*, as its state demands.
+
+        Unless the backend has *reported* the state, a VM that is off may be asleep: its start was given up.
+        """
         vm, state, standin = machine.vm, machine.state, self._standin(machine)
         if vm.name in self._late:
             self._late.pop(vm.name).cancel()
@@ -272,7 +302,8 @@ class StandInControl(StandIns):
             self._withdraw(machine, failed=True)
             self._reactor.callLater(REFUSES_FOR, self._refused_enough, machine)
         elif state is not State.UNKNOWN and vm.wake_by_packet:
-            self._announce(machine, self._addresses(machine), asleep=True)
+            memory = _keeps_memory(machine) if reported else None
+            self._announce(machine, self._addresses(machine), asleep=True, memory=memory)
         else:
             self._withdraw(machine)
 
@@ -334,7 +365,9 @@ class StandInControl(StandIns):
         self._heard[machine.vm.name].update(map(str, machine.vm.ip))
         self._hand_over(machine)
 
-    def _announce(self, machine: Machine, ips: Iterable[Address], *, asleep: bool) -> None:
+    def _announce(
+        self, machine: Machine, ips: Iterable[Address], *, asleep: bool, memory: bool | None = None
+    ) -> None:
         vm, state = machine.vm, machine.state
         knocks = state in BOOTS or state is State.UP
         for ip in ips:
@@ -350,6 +383,7 @@ class StandInControl(StandIns):
                 knock=port_of(vm) if knocks and has_port(vm, machine.backend) else None,
                 # No client's connection shall be in the image that is kept first.
                 keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
+                memory=memory,
             )
 
     def _withdraw(self, machine: Machine, *, failed: bool = False) -> None:
@@ -420,3 +454,16 @@ class StandInControl(StandIns):
             if self._standin(self._machines[name]) is standin:
                 self._turned.add(name)
                 waiting.cancel()
+
+
+def _keeps_memory(machine: Machine) -> bool | None:
+    """
+    Return whether the memory of *machine*, which does not run or is being stopped, is kept; None if that is not known.
+
+    A guest that shuts down may still end its connections in order. After a failed start, an image may be there still.
+    """
+    if machine.state in {State.PAUSED, State.SAVED}:
+        return True
+    if machine.state is State.STOPPING and isinstance(machine.order, Stop) and machine.order.mode in KEEPS_MEMORY:
+        return True
+    return False if machine.state is State.OFF else None

@@ -243,8 +243,8 @@ class WakeTests(StandinTestCase):
         self.assertIn(f"{IP}: handed over", self.standin.log())
 
 
-class RouterTests(StandinTestCase):
-    """The client is behind a router on the bridge."""
+class RouterTestCase(StandinTestCase):
+    """Has a client behind a router on the bridge."""
 
     def setUp(self) -> None:
         """Make `client` the router, with a cable to a namespace of its own."""
@@ -274,8 +274,17 @@ class RouterTests(StandinTestCase):
         """Return the command line that runs *words* as the client behind the router."""
         return ["nsenter", f"--target={self.far.pid}", "--net", *words]
 
+    @staticmethod
+    def through_router(xml: str) -> str:
+        """Return the definition of a VM whose gateway is the router."""
+        return xml.replace(f"gw={lab.HOST_IP}", f"gw={lab.CLIENT_IP}")
+
+
+class RouterTests(RouterTestCase):
+    """The client is behind a router on the bridge."""
+
     def test_router(self) -> None:
         """The first SYN is held and handed over, and the guest's frames go to the router."""
-        jitsu = self.begin(change=lambda xml: xml.replace(f"gw={lab.HOST_IP}", f"gw={lab.CLIENT_IP}"))
+        jitsu = self.begin(change=self.through_router)
         self.page(self.fetch())
         self.until(lambda: f"for {FAR_IP}, a packet" in jitsu.log())

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import atheris
 
-from synjitsu_tw import handover, packets
+from synjitsu_tw import handover, packets, segments
 from synjitsu_tw.packets import Neighbour
 from synjitsu_tw.standins import Standins
 from synjitsu_tw.syns import Limits
@@ -31,6 +31,7 @@ _FRAMES: Final = (
     *(row.input for row in frames.ROWS), arp_frame(1, PEER, CLIENT, VM), arp_frame(1, GUEST, VM, VM), tcp_frame(),
     arp_frame(1, GUEST, bytes(4), VM), arp_frame(2, PEER, CLIENT, VM, tags=TAG), tcp_frame(CLIENT6, VM6),
     udp_frame(b"x"), tcp_frame(flags=4), tcp_frame(flags=0x10, data=b"x" * 3000), tcp_frame(src=VM, dst=CLIENT),
+    tcp_frame(VM, CLIENT, sport=80, dport=4711, flags=0x12), tcp_frame(flags=0x11), tcp_frame(flags=0x10),
 )  # fmt: skip
 
 #: An input is a list of steps: a kind, then what it takes.
@@ -51,10 +52,10 @@ def _step(data: Any, standins: Standins, now: float) -> list[Any]:
     kind, ip = data.ConsumeIntInRange(0, 15), data.PickValueInList([VM, VM6])
     if kind == 8:
         macs = data.PickValueInList([(GUEST,), (), (GUEST, PEER)])
-        how = {name: data.ConsumeBool() for name in ("asleep", "runs", "hold_until_ready")}
-        ports = data.PickValueInList([None, frozenset({80})])
-        probe_port = data.PickValueInList([None, 80])
-        return list(standins.announce(ip, macs, ports=ports, wake_udp=frozenset({443}), probe_port=probe_port, **how))
+        how: dict[str, Any] = {name: data.ConsumeBool() for name in ("asleep", "runs", "hold_until_ready")}
+        how |= {"ports": data.PickValueInList([None, frozenset({80})]), "probe_port": data.PickValueInList([None, 80]),
+                "memory": data.PickValueInList([None, True, False]), "wake_udp": frozenset({443})}  # fmt: skip
+        return list(standins.announce(ip, macs, now=now, **how))
     if kind == 9:
         standin, held = standins.ready(ip, data.PickValueInList([(), (GUEST,)]))
         return list(handover.wire(standins, standin, held))
@@ -78,7 +79,7 @@ def one(octets: bytes) -> None:
     """See frames, and hear calls."""
     standins, now = _begin(), 100.0
     if octets[:1] == b"\0":
-        list(standins.announce(VM, (GUEST,), asleep=True))
+        list(standins.announce(VM, (GUEST,), now=now, asleep=True))
         list(standins.frame("br0", octets[1:], now))
         return
     data = atheris.FuzzedDataProvider(octets)
@@ -92,6 +93,9 @@ def one(octets: bytes) -> None:
     limits = Limits()
     assert standins.syns.octets <= limits.octets
     assert standins.syns.total <= limits.total
+    most = segments.Limits()
+    assert standins.segments.octets <= most.octets
+    assert standins.segments.total <= most.total
 
 
 def _check(standins: Standins, action: Send) -> None:

@@ -59,7 +59,7 @@ extern struct habits {
     u32 net_after, listen_after;
     u32 exit_after, halt_after, reboot_after;
     u32 exit, crash, halt;
-    u32 promiscuous, silent, probe, power, mute, receive_only, stream;
+    u32 promiscuous, silent, probe, power, mute, receive_only, stream, echo;
 } habits;
 void read_habits(const char *command_line);
 

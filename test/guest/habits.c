@@ -20,6 +20,7 @@ static const struct { const char *key; u32 *value; } numbers[] = {
     {"probe", &habits.probe},
     {"power", &habits.power},
     {"mute", &habits.mute},
+    {"echo", &habits.echo},
     {"receive_only", &habits.receive_only},
 };
 

@@ -57,7 +57,7 @@ static u32 send_from(struct connection *c, u32 number, u32 most) {
         flags |= SYN;
     for (; at && at + size <= c->length && size < most; size++) {
         u32 i = at + size - 1;
-        content[size] = i < c->page_length ? c->page[i] : i % 2 ? '\n' : '.';
+        content[size] = habits.echo ? c->page[i % PAGE] : i < c->page_length ? c->page[i] : i % 2 ? '\n' : '.';
     }
     fin = at && most && c->closing && at + size == c->length + 1;
     if (size)
@@ -165,6 +165,16 @@ static void refuse(const struct packet *p, u32 size) {
         send_segment(p->mac, &addresses, get16(tcp + 2), get16(tcp), flags & ACK ? RST : RST | ACK, number, acknowledged, 0, 0);
 }
 
+/* Keep what is to be sent back; return how much of it there is a place for, as the rest comes again. */
+static u32 keep_echo(struct connection *c, const u8 *content, u32 size) {
+    u32 free = PAGE - (c->first + 1 + c->length - c->acknowledged);
+    if (size > free)
+        size = free;
+    for (u32 i = 0; i < size; i++)
+        c->page[c->length++ % PAGE] = content[i];
+    return size;
+}
+
 static void take(struct connection *c, const u8 *content, u32 size) {
     for (u32 i = 0; i < size && !c->asked && !habits.mute; i++) {
         c->tail = c->tail << 8 | content[i];
@@ -213,7 +223,11 @@ static void handle_segment(struct connection *c, const struct packet *p, const u
         acknowledge(c);
         return;
     }
-    if (size > old)
+    if (size > old && habits.echo) {
+        u32 kept = keep_echo(c, content + old, size - old);
+        if (kept < size - old)
+            size = old + kept, fin = 0;
+    } else if (size > old)
         take(c, content + old, size - old);
     c->expected += size + fin - old;
     if (fin && !c->peer_closed) {

@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 
+from jitsu_tw.messages import VERSION
 from test import hostile
 
 
@@ -36,7 +37,7 @@ ANNOUNCE: Final = {
 
 ROWS: Final = (
     Row("before Hello", ANNOUNCE, "Hello must come first", met=False),
-    Row("a Hello with another secret", {b"_command": b"Hello", b"version": b"2", b"secret": b"guess"},
+    Row("a Hello with another secret", {b"_command": b"Hello", b"version": b"%d" % VERSION, b"secret": b"guess"},
         "not the same secret", met=False),
     Row("a Hello of another version", {b"_command": b"Hello", b"version": b"9", b"secret": b""}, "version 9"),
     Row("a command that there is not", {b"_command": b"Exec"}, "UNHANDLED"),

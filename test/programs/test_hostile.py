@@ -366,7 +366,7 @@ class FrameTests(SynchronousTestCase):
                     networks=[ip_interface("10.0.0.1/24"), ip_interface("fd00::1/64")])  # fmt: skip
         standins = Standins({"br0": link})
         for ip in (VM, VM6):
-            list(standins.announce(ip, (GUEST,), asleep=False))
+            list(standins.announce(ip, (GUEST,), now=0.0, asleep=False))
         self.assertEqual([], list(standins.frame("br0", row.input, 100.0)))
         self.assertEqual(0, standins.syns.total)
         (answer,) = standins.frame("br0", arp_frame(1, PEER, CLIENT, VM), 100.0)

@@ -21,6 +21,8 @@ class FakePcap:
         sent: what was sent, in order.
         filters: what it was told to let pass, in order.
         fails: if set, what the next dispatch raises.
+        count: what `received` returns.
+        closed: it was closed.
     """
 
     def __init__(self, interface: str = "br0") -> None:
@@ -29,6 +31,8 @@ class FakePcap:
         self.sent: list[bytes] = []
         self.filters: list[str] = []
         self.fails: OSError | None = None
+        self.count = 0
+        self.closed = False
         self._there: deque[bytes] = deque()
         self._ours, self._theirs = socket.socketpair()
 
@@ -64,7 +68,12 @@ class FakePcap:
         self.sent.append(buf)
         return len(buf)
 
+    def received(self) -> int:
+        """Return `count`."""
+        return self.count
+
     def close(self) -> None:
         """Close the sockets."""
+        self.closed = True
         self._ours.close()
         self._theirs.close()

@@ -18,9 +18,10 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from synjitsu_tw import capture
 from synjitsu_tw.capture import BATCH, BINDINGS, RETRY, Capture, CaptureError, filter_for, open_pcap
+from synjitsu_tw.packets import ACK, FIN, RST, SYN
 from test.support.fakepcap import FakePcap
 from test.unit.synjitsu.test_conversation import ReadingClock
-from test.unit.synjitsu.test_packets import GUEST, OURS, TAG, VM, arp_frame, tcp_frame
+from test.unit.synjitsu.test_packets import CLIENT, CLIENT6, GUEST, OURS, TAG, VM, VM6, arp_frame, tcp_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +124,7 @@ def in_namespace(function: Callable[[], None]) -> None:
         raise raised[0]
 
 
-def installed() -> dict[str, Callable[[str], Pcap]]:
+def installed() -> dict[str, Callable[..., Pcap]]:
     """Return the bindings that are installed; cypcap always is, as development needs both."""
     found = {module: opens for module, opens in BINDINGS.items() if find_spec(module) is not None}
     assert "cypcap" in found
@@ -149,7 +150,7 @@ class BindingTests(SynchronousTestCase):
         """Call *test* with each binding's pcap of a cable's near end, and a socket that is plugged into the far one."""
         for opens in installed().values():
 
-            def run(opens: Callable[[str], Pcap] = opens) -> None:
+            def run(opens: Callable[..., Pcap] = opens) -> None:
                 pcap = opens("near")
                 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as peer:
                     peer.bind(("far", 0))
@@ -195,6 +196,22 @@ class BindingTests(SynchronousTestCase):
             for frame in frames:
                 peer.send(frame)
             self.assertEqual(frames, collect(pcap, 3))
+
+        self.each(test)
+
+    def test_connections(self) -> None:
+        """Of a connection that is not the stand-in's, SYN, FIN and RST pass, in both directions, and no data."""
+
+        def test(pcap: Pcap, peer: socket.socket) -> None:
+            pcap.setfilter(filter_for(OURS, ipv4=True, ipv6=True, udp=(), probes=True))
+            ends = []
+            for src, dst in ((CLIENT, VM), (VM, CLIENT), (CLIENT6, VM6), (VM6, CLIENT6)):
+                for flags in (SYN, SYN | ACK, ACK, FIN | ACK, ACK | 8, RST, RST | ACK):
+                    frame = tcp_frame(src, dst, GUEST, flags=flags, data=b"data")
+                    ends += [frame] if flags & (SYN | FIN | RST) else []
+                    peer.send(frame)
+            peer.send(arp_frame(1, GUEST, VM, VM))
+            self.assertEqual(ends, collect(pcap, len(ends) + 1)[:-1])
 
         self.each(test)
 

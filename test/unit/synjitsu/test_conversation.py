@@ -28,10 +28,12 @@ from jitsu_tw import messages
 from jitsu_tw import synjitsu_client as standin
 from jitsu_tw.errors import NoStandIn
 from jitsu_tw.parsers import description
+from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
-from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
-from synjitsu_tw.packets import ACK, SYN
+from synjitsu_tw.counts import Counts
+from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError, Port
+from synjitsu_tw.packets import ACK, RST, SYN
 from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
 from synjitsu_tw.table import State
@@ -48,9 +50,12 @@ MAC: Final = GUEST.hex(":")
 
 SECRET: Final = "a secret of the tests"  # noqa: S105
 
+VERSION: Final = str(messages.VERSION).encode()
+
 COMMANDS: Final = (
     messages.Hello, messages.Announce, messages.AnnouncedAll, messages.Ready, messages.Withdraw, messages.Summon,
-    messages.Seen, messages.Listens, messages.Elsewhere, messages.Counters, messages.Status,
+    messages.Seen, messages.Listens, messages.Elsewhere, messages.Flows, messages.Packets, messages.Counters,
+    messages.Status,
 )  # fmt: skip
 
 
@@ -76,6 +81,7 @@ class FakeKernel:
         behind: addresses outside the bridge's networks that are neighbours on it.
         same: MACs behind the guest's port.
         fails: why Synjitsu cannot have its port.
+        ports: the ports of MACs that the bridge has learnt.
     """
 
     def __init__(self) -> None:
@@ -87,6 +93,11 @@ class FakeKernel:
         self.behind: tuple[str, ...] = ()
         self.same: set[bytes] = set()
         self.fails: OSError | None = None
+        self.ports: dict[bytes, Port] = {}
+
+    def port_of(self, interface: str, mac: bytes) -> Port | None:  # noqa: ARG002
+        """Return the port of a MAC in `ports`."""
+        return self.ports.get(mac)
 
     def interface(self, name: str) -> Interface:
         """Return a bridge."""
@@ -237,6 +248,52 @@ class ConversationTests(TestCase):
         await self.until(lambda: len(self.events) == 2)
         self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
 
+    async def test_packets(self) -> None:
+        """Synjitsu tells how many packets of conversations a guest has exchanged, where it can count them."""
+        self.standin.announce(IP, [MAC], asleep=False)
+        self.standin.start()
+        self.assertIsNone(await self.standin.packets(IP))
+        synjitsu = await self.synjitsu()
+        await self.until(lambda: self.standin.connected)
+        await self.standin.status()
+        self.assertIsNone(await self.standin.packets(IP))
+        counter = FakePcap("vnet0")
+        self.patch(synjitsu, "_counts", Counts(lambda _: counter))
+        self.patch(synjitsu._kernel, "ports", {GUEST: Port(9, "vnet0")})
+        self.assertEqual(0, await self.standin.packets(IP))
+        counter.count = 3
+        self.assertEqual(3, await self.standin.packets(IP))
+        self.assertIsNone(await self.standin.packets("10.0.0.77"))
+
+    async def test_flows(self) -> None:
+        """Connections that Synjitsu reports are known once all is announced, and until it is lost."""
+        other, others = "fd00::10", "10.0.0.11"
+        for ip in (IP, other):
+            self.standin.announce(ip, [MAC], asleep=True)
+        self.assertIsNone(self.standin.flows(IP))
+        synjitsu = await self.synjitsu()
+        self.standin.start()
+        await self.until(lambda: self.standin.flows(IP))
+        self.assertEqual((Flows(), Flows(), None), tuple(map(self.standin.flows, (IP, "fd00:0::10", others))))
+        (jitsu,) = set(synjitsu._owners.values())
+        for ip in (IP, others):
+            await jitsu.callRemote(messages.Flows, ip=ip, open=2, silent=30)
+        found = self.standin.flows(IP)
+        assert found is not None
+        self.assertEqual((2, True), (found.open, -31 < found.last - reactor.seconds() <= -30))
+        self.standin.refused[other] = "it is a router"
+        self.assertEqual((None, None), (self.standin.flows(other), self.standin.flows(others)))
+        for wrong in ({"open": -1, "silent": 1}, {"open": 1, "silent": -1}):
+            with self.assertRaises(messages.Refused):
+                await jitsu.callRemote(messages.Flows, ip=IP, **wrong)
+        self.assertEqual(found, self.standin.flows(IP))
+        self.standin.stop_announcing(IP)
+        self.standin.announce(IP, [MAC], asleep=True)
+        self.assertEqual(Flows(), self.standin.flows(IP))
+        await self.end(synjitsu)
+        await self.until(lambda: not self.standin.connected)
+        self.assertIsNone(self.standin.flows(IP))
+
     async def test_refused_addresses(self) -> None:
         """An address that Synjitsu refuses is known as refused, and logged once, until it is accepted."""
         changes: list[int] = []
@@ -314,6 +371,14 @@ class ConversationTests(TestCase):
 class KernelTests(SynchronousTestCase):
     """What Synjitsu reads from the kernel."""
 
+    def test_port_of(self) -> None:
+        """The port that a MAC is behind is the one where the bridge has learnt it, if it has."""
+        kernel = Kernel()
+        self.addCleanup(kernel.close)
+        self.patch(kernel, "interface", lambda _: FakeKernel().interface("br0"))
+        self.patch(kernel, "_learnt_at", lambda _bridge, mac: {GUEST: 1, PEER: 4711}.get(mac))
+        self.assertEqual([Port(1, "lo"), None, None], [kernel.port_of("br0", mac) for mac in (GUEST, PEER, bytes(6))])
+
     def test_reads_one_port(self) -> None:
         """A look-up of a MAC reads one port, not all: a bridge may have hundreds, and any neighbour causes look-ups."""
         kernel = Kernel()
@@ -368,7 +433,7 @@ class StrangeTests(SynchronousTestCase):
         assert side is not None
         side.makeConnection(wire)
         if met:
-            self.say(side, _command=b"Hello", version=b"2", secret=SECRET.encode())
+            self.say(side, _command=b"Hello", version=VERSION, secret=SECRET.encode())
             wire.clear()
         return side, wire
 
@@ -439,7 +504,7 @@ class StrangeTests(SynchronousTestCase):
         self.patch(messages.Number, "fromString", lambda _, text: read.append(text))
         side, wire = self.connect(met=False)
         self.say(side, _command=b"Withdraw", ip=b"10.0.0.1", failed=b"True")
-        self.say(side, _command=b"Hello", version=b"2", secret=b"another")
+        self.say(side, _command=b"Hello", version=VERSION, secret=b"another")
         self.assertEqual([], read)
         self.assertEqual(2, wire.value().count(b"REFUSED"))
 
@@ -626,6 +691,7 @@ class ServiceTests(SynchronousTestCase):
         """Begin with an interface, and a Jitsu that answers nothing."""
         self.clock, self.pcap, self.kernel = ReadingClock(), FakePcap(), FakeKernel()
         self.addCleanup(self.pcap.close)
+        self.flow_file = ""
         self.synjitsu = self.make()
         self.jitsu: Any = self.Jitsu()
 
@@ -693,6 +759,7 @@ class ServiceTests(SynchronousTestCase):
         """Return a service that runs."""
         synjitsu = Synjitsu(
             ["br0"], self.clock, listed, kernel=self.kernel, opens=lambda _: self.pcap,  # type: ignore[arg-type]
+            flows=self.flow_file,
         )
         synjitsu.startService()
         self.addCleanup(synjitsu.stopService)
@@ -731,6 +798,85 @@ class ServiceTests(SynchronousTestCase):
         self.clock.advance(0.05)
         self.assertEqual(handed, len(self.pcap.sent))
         self.assertEqual({}, self.synjitsu.standins.handed)
+
+    def flow(self, *flags: int, sport: int = 4711, ip: bytes = VM) -> None:
+        """Receive segments of the guest with these flags."""
+        for one in flags:
+            octets = tcp_frame(ip, CLIENT, PEER, sport=80, dport=sport, flags=one)
+            self.frame(octets[:6] + GUEST + octets[12:])
+
+    def flows(self, jitsu: Any = None) -> list[tuple[str, int, int]]:
+        """Return the flows that a Jitsu was told of."""
+        calls = (jitsu or self.jitsu).calls
+        return [tuple(more.values()) for command, more in calls if command is messages.Flows]
+
+    def test_flows(self) -> None:
+        """Jitsu is told of a change of its VM's flows, at most once a second for a VM; on a new connection, at once."""
+        other = bytes([10, 0, 0, 11])
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu.announce(self.jitsu, other, (GUEST,), asleep=False)
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.flow(SYN | ACK)
+        self.flow(SYN | ACK, sport=5)
+        self.assertEqual([], self.flows())
+        self.clock.advance(1)
+        self.assertEqual([(IP, 2, 1)], self.flows())
+        self.clock.pump([1] * 5)
+        self.assertEqual(1, len(self.flows()))
+        self.flow(RST)
+        self.synjitsu.ready(self.jitsu, VM, (GUEST,))
+        self.clock.advance(1)
+        self.assertEqual((IP, 1, 7), self.flows()[-1])
+        self.synjitsu.lost(self.jitsu)
+        back: Any = self.Jitsu()
+        for ip in (VM, other):
+            self.synjitsu.announce(back, ip, (GUEST,), asleep=True)
+        self.assertEqual([(IP, 1, 7)], self.flows(back))
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=False)
+        self.flow(RST, sport=5)
+        self.clock.advance(1)
+        self.assertEqual([(IP, 1, 7), (IP, 0, 0)], self.flows(back))
+        self.assertEqual(2, len(self.flows()))
+
+    def test_flows_kept(self) -> None:
+        """After a restart, even without an end, flows are known, and their segments captured, before Jitsu is there."""
+        self.flow_file = self.mktemp()
+        self.synjitsu.stopService()
+        first = self.make()
+        first.open()
+        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu = first
+        self.flow(SYN | ACK)
+        self.flow(SYN | ACK, sport=5)
+        first._flow_file.close()  # as the kernel does
+        self.synjitsu = self.make()
+        self.pcap.filters.clear()
+        self.synjitsu.open()
+        self.assertIn("tcp[13] & 7 != 0", self.pcap.filters[-1])
+        self.assertNotIn("ip6", self.pcap.filters[-1])
+        self.flow(RST, sport=5)
+        back: Any = self.Jitsu()
+        self.synjitsu.announce(back, VM, (GUEST,), asleep=True, memory=True)
+        self.assertEqual([(IP, 1, 0)], self.flows(back))
+        self.assertEqual(PEER, self.pcap.sent[-1][:6])
+        self.frame(tcp_frame(flags=ACK, data=b"data"))
+        self.assertIs(messages.Summon, back.calls[-1][0])
+
+    def test_flows_elsewhere(self) -> None:
+        """Flows on an interface that Synjitsu no longer has are not known after a restart."""
+        self.flow_file = self.mktemp()
+        first = self.make()
+        first.open()
+        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        self.synjitsu = first
+        self.flow(SYN | ACK)
+        (flow,) = first.standins.flows.of(VM)
+        flow.peer = attrs.evolve(flow.peer, port="br1")
+        first._flow_file.write({flow.slot: flow})
+        first._flow_file.close()
+        again = self.make()
+        again.open()
+        self.assertEqual(0, len(again.standins.flows))
 
     def test_comes_back(self) -> None:
         """A Jitsu that connects again keeps the addresses that it announces again, and loses the others."""

@@ -75,7 +75,7 @@ class StandinsTestCase(SynchronousTestCase):
 
     def announce(self, ip: bytes = VM, *, asleep: bool = True, macs: Any = (GUEST,), **more: Any) -> list[Action]:
         """Announce the VM."""
-        return list(self.standins.announce(ip, macs, asleep=asleep, **more))
+        return list(self.standins.announce(ip, macs, now=self.now, asleep=asleep, **more))
 
     def frame(self, octets: bytes, seconds: float = 0.0) -> list[Action]:
         """Receive a frame, *seconds* later; return the actions that follow."""

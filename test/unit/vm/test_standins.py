@@ -18,6 +18,7 @@ from jitsu_tw.control.describe import standins
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.errors import BootFailed, NoStandIn
 from jitsu_tw.ijitsu import Guest, Power, Start
+from jitsu_tw.rules.flows import Flows
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import HOSTS, Boot, Handover, Host, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
@@ -50,6 +51,8 @@ class FakeStandIn:
         """Take what a `StandIn` takes."""
         on_ready, self.elsewhere, self.secret, self.on_change = more
         self.refused: dict[str, str] = {}
+        self.open: dict[str, Flows] = {}
+        self.exchanged: dict[str, int] = {}
         self.place, self.reactor = place, reactor
         self.summon, self.seen, self.listens = on_summon, on_seen, on_ready
         self.connected = True
@@ -94,6 +97,14 @@ class FakeStandIn:
     def stop_announcing(self, ip: str) -> None:
         """Remember it."""
         self._say(ip, "another node's")
+
+    def flows(self, ip: str) -> Flows | None:
+        """Return those of `open`."""
+        return self.open.get(ip)
+
+    def packets(self, ip: str) -> Deferred[int | None]:
+        """Return those of `exchanged`."""
+        return succeed(self.exchanged.get(ip))
 
     def _say(self, ip: str, words: str) -> None:
         self.said[ip] = words
@@ -404,6 +415,77 @@ class CoverTests(FleetTestCase):
         self.standin.summon(self.ip, "192.0.2.1")
         self.world.backend.happen(self.world.machine().uuid, Power.OFF, "the guest shut down")
         self.assertIs(State.STARTING, self.world.machine().state)
+
+    def test_memory(self) -> None:
+        """Synjitsu is told whether the guest's memory is kept, from the beginning of the stop on."""
+        for mode, memories in ((Mode.PAUSE, [True, True]), (Mode.SAVE, [True, True]), (Mode.DESTROY, [None, False]),
+                               (Mode.SHUTDOWN, [None, False])):  # fmt: skip
+            self.begin(mode=mode)
+            self.assertEqual("False", str(self.standin.more[self.ip]["memory"]))
+            self.ask()
+            self.assertIsNone(self.standin.more[self.ip]["memory"])
+            self.world.pump(1.2)
+            self.standin.listens(self.ip)
+            self.world.pump(9)
+            stop, stopped = self.world.backend.stop, Deferred[None]()
+            self.patch(self.world.backend, "stop", lambda *_, stopped=stopped: stopped)
+            self.world.pump(2)
+            told = [self.standin.more[self.ip]["memory"]]
+            self.assertIs(State.STOPPING, self.world.machine().state)
+            stop(self.world.machine().uuid, mode).chainDeferred(stopped)
+            self.world.pump(0.1)
+            self.assertEqual(memories, [*told, self.standin.more[self.ip]["memory"]], mode)
+
+    def test_memory_not_known(self) -> None:
+        """Of a paused VM whose start is given up, nobody says that its memory is gone; nor of one that has failed."""
+        self.begin(mode=Mode.PAUSE)
+        machine = self.world.machine()
+        self.world.backend.happen(machine.uuid, Power.PAUSED, "paused by hand")
+        self.assertTrue(self.standin.more[self.ip]["memory"])
+        asked: list[str] = []
+        announce = self.standin.announce
+
+        def note(*what: Any, memory: bool | None, **more: Any) -> None:
+            asked.append(str(memory))
+            announce(*what, memory=memory, **more)
+
+        self.patch(self.standin, "announce", note)
+        self.world.fleet.operator.start("other")
+        self.patch(self.world.fleet.admission, "_max_running", 1)
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.world.pump(1)
+        self.assertIs(State.PAUSED, machine.state)
+        self.assertNotIn("False", asked)
+        self.patch(self.world.fleet.admission, "_max_running", 2)
+        self.patch(self.world.backend, "start", lambda _: fail(BootFailed("no")))
+        self.standin.summon(self.ip, "192.0.2.1")
+        self.world.pump(REFUSES_FOR + 1)
+        self.assertNotIn("False", asked)
+
+    def test_flows(self) -> None:
+        """The open connections of a VM are those at all its addresses; None where no Synjitsu watches one."""
+        self.begin(ip=tuple(map(ip_address, ("10.0.0.7", "fd00::7"))))
+        flows, machine = self.world.fleet.standins.flows, self.world.machine()
+        self.assertIsNone(flows(machine))
+        self.standin.open = {"10.0.0.7": Flows(2, 5.0)}
+        self.assertEqual(Flows(2, 5.0), flows(machine))
+        self.standin.open["fd00::7"] = Flows(1, 7.0)
+        self.assertEqual(Flows(3, 7.0), flows(machine))
+        self.assertIsNone(flows(self.world.machine("other")))
+        self.patch(self.world.fleet, "is_others", lambda _: True)
+        self.world.fleet.standins.owner_changed(machine)
+        self.assertIsNone(flows(machine))
+
+    def test_packets(self) -> None:
+        """The packets of a VM are those of its first address; None where no Synjitsu counts them."""
+        self.begin(ip=tuple(map(ip_address, ("10.0.0.7", "fd00::7"))))
+        packets, machine = self.world.fleet.standins.packets, self.world.machine()
+        self.standin.exchanged = {"fd00::7": 3}
+        for known in (None, 5):
+            self.assertEqual(known, self.successResultOf(Deferred.fromCoroutine(packets(machine))))
+            self.standin.exchanged["10.0.0.7"] = 5
+        other = Deferred.fromCoroutine(packets(self.world.machine("other")))
+        self.assertIsNone(self.successResultOf(other))
 
     def test_without_synjitsu(self) -> None:
         """Where Synjitsu is away, or goes away meanwhile, the port is tried from here, as long as it is away."""
