@@ -106,7 +106,7 @@ class FlowFile:
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            octets = os.read(self._file, SIZE * (slots + 1) + 1)
+            octets = os.read(self._file, SIZE * (slots + 1))
         except OSError as error:
             self.close()
             used = error.errno == errno.EWOULDBLOCK

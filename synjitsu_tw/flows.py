@@ -4,18 +4,19 @@ The TCP flows (connections) of the VMs that Synjitsu serves: bounded, fair, and 
 Pure: segments and the time come in. While a VM is up, only the segments with SYN, FIN or RST are captured; while it
 sleeps, Synjitsu receives all segments of its peers, which are signs of life, too.
 
-A flow begins with a SYN. It is open when the other side has answered with SYN and ACK. The ACK that completes the
-handshake is not captured; but a guest that has not received it answers again, after one second and three (RFC 6298,
-5.5). So a flow is not open if it was answered `ANSWERS` times: its SYN came from a forged address. A flow ends with a
-RST, or when both sides have sent FIN.
+A flow is open when a SYN is answered with SYN and ACK. The SYN of a client alone makes no flow, so that a flood of them
+changes nothing here; that of a guest does, as only it tells the answer to the guest from a forged one. The ACK that
+completes the handshake is not captured; but a guest that has not received it answers again, after one second and three
+(RFC 6298, 5.5). So a flow is not open if it was answered `ANSWERS` times: its SYN came from a forged address. A flow
+ends with a RST, or when both sides have sent FIN.
 
 An open flow that has given no sign of life for `LIFETIME` is no longer counted as open. But it may still be used, as
 the data of a guest that is up are not captured: so it stays known while the guest is up, and for `REMEMBERED` while the
 guest sleeps; a segment of it wakes the guest then, and opens it again.
 
-When all slots are used, flows that are not open are displaced first. Client networks (a /24 of IPv4, a /56 of IPv6) of
-one VM, and VMs, have equal shares: a flow displaces one of a network, or VM, with more flows, and of these rather one
-that has given no sign of life for long. A SYN displaces no open flow.
+When all slots are used, flows that are not open are displaced first, and displace none that are. Client networks (a
+/24 of IPv4, a /56 of IPv6) of one VM, and VMs, have equal shares: a flow displaces one of a network, or VM, with more
+flows, and of these rather one that has given no sign of life for long.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ LIFETIME: Final = 7440.0
 #: Seconds for which a half-closed flow is known (RFC 5382, REQ-5: 4 min).
 TRANSITORY: Final = 240.0
 
-#: Seconds for which a flow is known that is not open yet: longer than the longest gap between two SYNs of a client that
-#: waits (Linux: 32 s).
+#: Seconds for which a flow is known that is not open: longer than the longest gap between two SYNs, or two answers, of
+#: a system that waits (Linux: 32 s).
 HALF_OPEN: Final = 35.0
 
 #: Seconds for which the flow of a guest that sleeps is known after `LIFETIME`: a day.
@@ -61,7 +62,7 @@ TAGS: Final = 8
 class Stage(enum.Enum):
     """What is known of a flow; `Flows` keeps the flows of each stage in the order in which they expire."""
 
-    OPENING = 1  # its SYN is not answered, or from a forged address
+    OPENING = 1  # the guest's SYN is not answered, or a client's SYN came from a forged address
     OPEN = 2
     CLOSING = 3  # one side has sent FIN
     SILENT = 4  # open, but without a sign of life for `LIFETIME`
@@ -218,20 +219,16 @@ class Flows:
             return
         is_answer = packet.flags & (SYN | ACK) == SYN | ACK
         if flow is None:
-            # The answer of a guest shows that it knows the flow; that of a stranger shows nothing.
-            if packet.flags & SYN and (by_vm or not is_answer):
-                stage = Stage.OPEN if is_answer else Stage.OPENING
-                opener = by_vm is not is_answer
-                new = TcpFlow(ip, remote, remote_port, port, peer, opener, stage, now, now, answers=int(is_answer))
-                self._add(new)
+            if packet.flags & SYN and by_vm:
+                stage, ends = Stage.OPEN if is_answer else Stage.OPENING, (ip, remote, remote_port, port)
+                self._add(TcpFlow(*ends, peer, not is_answer, stage, now, now, answers=int(is_answer)))
             return
         flow.peer = peer
         if is_answer:
             self._answered(flow, now, by_vm=by_vm)
         elif packet.flags & SYN:
             flow.answers = 0
-            if flow.stage is Stage.OPENING:
-                flow.by_vm = by_vm
+            if flow.stage is Stage.OPENING and by_vm is flow.by_vm:
                 self._enter(flow, Stage.OPENING, now)
         elif packet.flags & FIN and flow.stage is not Stage.LOST and (by_vm or flow.stage is not Stage.OPENING):
             flow.finished |= 1 if by_vm else 2

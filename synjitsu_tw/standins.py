@@ -580,7 +580,7 @@ class Standins:
         if packet.opens or (packet.protocol == UDP and packet.dport in standin.wake_udp):
             if not self._is_host_probe(frame, packet, standin, link):
                 yield from self._hold_first(port, frame, packet, standin, now)
-        elif to_pass_on and standin.mac in standin.seen_on:
+        elif to_pass_on and standin.mac in standin.seen_on and not standin.memory:
             yield from self._pass_on(port, frame, standin)
 
     def _segment(
@@ -598,7 +598,7 @@ class Standins:
             yield from self._advertise_again(peer, standin, standin.answering_mac(link), now)
         self.flows.seen(flow, peer, now)
         standin.remember(peer, None)
-        runs = standin.state is State.BOOTING and standin.mac in standin.seen_on
+        runs = standin.state is not State.FAILED and standin.memory is None and standin.mac in standin.seen_on
         if runs and not self.segments.has(packet):
             if frame.dst == link.mac:
                 yield from self._pass_on(port, frame, standin)

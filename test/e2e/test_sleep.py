@@ -53,7 +53,7 @@ class SleepTests(SleepTestCase):
     """A client on the bridge."""
 
     def sleeps(self, mode: str, sleeps: int) -> None:
-        """Check that eight connections go on after each of some sleeps, with a kill of Synjitsu between."""
+        """Check that eight connections go on after each of some sleeps, with kills of Synjitsu and Jitsu between."""
         jitsu = self.begin(f"ttl: 60\nmode: {mode}", habits="echo")
         echoes = self.connect_all([IP] * 6 + [IP6] * 2)
         self.round(echoes, 8)
@@ -65,6 +65,10 @@ class SleepTests(SleepTestCase):
                 self.standin.stop(signal.SIGKILL)
                 self.standin.start()
                 self.until(lambda: jitsu.log().count("Synjitsu is there again") == 1)
+            if number == 2:
+                jitsu.stop(signal.SIGKILL)
+                jitsu.start()
+                self.until(lambda: jitsu.log().count("connected to Synjitsu") == 2)
             self.round(echoes, 8)
             self.round(echoes, 8)
             self.assertEqual(number + 2, self.starts(jitsu))
@@ -72,7 +76,7 @@ class SleepTests(SleepTestCase):
         self.assertEqual((0, 0), (self.count("TcpEstabResets"), self.count("TcpOutRsts")))
 
     def test_paused(self) -> None:
-        """Connections of IPv4 and IPv6 to a paused guest go on, also if Synjitsu is killed meanwhile."""
+        """Connections of IPv4 and IPv6 to a paused guest go on, also if Synjitsu or Jitsu is killed meanwhile."""
         self.sleeps("pause", 3)
 
     def test_saved(self) -> None:

@@ -378,6 +378,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "wakes a guest for a segment of a flow that nobody has answered"),
         ("if packet.length and not packet.flags & RST and standin.state", "if standin.state",
          "wakes a guest for a FIN"),
+        ("in standin.seen_on and not standin.memory:", "in standin.seen_on:", "passes scans on to a guest that sleeps"),
         ("if runs and not self.segments.has(packet):", "if runs:", "passes a segment on before those that are held"),
         ("before[0] == packet.sequence and", "", "acknowledges what the guest has not received"),
         (" and now - before[1] >= PROBED_AGAIN", "", "takes an ACK that came twice for a keep-alive probe"),
@@ -389,8 +390,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("        if memory is not standin.memory:\n", "        if True:\n", "tells all peers at each announcement"),
     ),
     ("Synjitsu flows", "synjitsu_tw/flows.py", "test.unit.synjitsu.test_flows"): (
-        ("if packet.flags & SYN and (by_vm or not is_answer):", "if packet.flags & SYN:",
-         "believes a stranger's SYN-ACK"),
+        ("if packet.flags & SYN and by_vm:", "if packet.flags & SYN:", "lets a flood of SYNs fill the table"),
         ("if flow.answers < ANSWERS else Stage.OPENING", "", "counts flows from forged addresses as open"),
         ("        if flow.stage is Stage.OPENING:\n            return False\n        picked", "        picked",
          "lets a flood of SYNs displace open flows"),
@@ -416,7 +416,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n", "", "writes another process's file"),
         (" | os.O_NOFOLLOW", "", "writes through a symbolic link"),
         ("+ boot).ljust", ").ljust", "reads the flows of an earlier boot"),
-        ("SIZE * (slots + 1) + 1)", "1 << 24)", "reads a file of any size"),
+        ("SIZE * (slots + 1))", "1 << 24)", "reads a file of any size"),
     ),
     ("Synjitsu flows", "jitsu_tw/vm/standins.py", "test.unit.vm.test_standins"): (
         ("memory = _keeps_memory(machine) if reported else None", "memory = _keeps_memory(machine)",

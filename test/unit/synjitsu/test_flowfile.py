@@ -141,15 +141,16 @@ class FlowFileTests(SynchronousTestCase):
 
     def test_none(self) -> None:
         """Without a name, in a folder that there is not, or through a link, there is no file, and nothing fails."""
-        link = Path(self.mktemp())
-        link.symlink_to("/etc/passwd")
+        link, aim = Path(self.mktemp()), Path(self.mktemp())
+        aim.write_bytes(b"another's")
+        link.symlink_to(aim.absolute())
         for path, lines in (("", 0), ("/nonexistent/flows", 1), (str(link), 1)):
             self.lines.clear()
             file = FlowFile(path, lambda: self.now)
             self.assertEqual([], file.read())
             file.write(FLOWS)
             file.close()
-            self.assertEqual(lines, len(self.lines))
+            self.assertEqual((lines, b"another's"), (len(self.lines), aim.read_bytes()))
 
     def test_full(self) -> None:
         """If the file cannot be written, that is logged once."""
@@ -167,6 +168,9 @@ class FlowFileTests(SynchronousTestCase):
         self.written()
         with self.path.open("r+b") as longer:
             longer.truncate(1 << 40)
+        file = self.file()
+        self.assertEqual([0, 3], [one.slot for one in file.read(slots=4)])
+        file.close()
         self.assertEqual(FLOWS.keys(), self.read().keys())
         flows = Flows()
         flows.restore(self.read().values())

@@ -204,12 +204,19 @@ class AsleepTests(SleepTestCase):
 
     def test_scan(self) -> None:
         """Segments of no known flow, and of one that is not open, wake nothing, and get no answer."""
-        self.frame(tcp_frame(sport=6, dport=81))
+        asked = tcp_frame(VM, CLIENT, PEER, sport=81, dport=6)
+        self.frame(asked[:6] + GUEST + asked[12:])
         self.standins.table[VM].ports = frozenset({80})
         for sport in (5, 6):
             for flags in (ACK, FIN | ACK, RST, FIN, 0, SYN | ACK, FIN | 0x28):
                 self.assertEqual([], self.frame(tcp_frame(sport=sport, dport=81, flags=flags, data=b"x")))
         self.assertEqual((0, 1), (self.standins.segments.total, self.standins.flows.count(VM, self.now)[0]))
+
+    def test_shown_meanwhile(self) -> None:
+        """A guest that was seen while its stop was under way gets nothing until it is handed over."""
+        self.shown()
+        self.assertEqual([], self.frame(tcp_frame(sport=5, **DATA)))
+        self.assertEqual([SUMMON], self.frame(tcp_frame(**DATA)))
 
     def test_fin(self) -> None:
         """A FIN wakes nothing, and is delivered when the guest wakes for another reason; with data it wakes."""
