@@ -106,7 +106,6 @@ class SynjitsuClient:
         self.refused: dict[str, str] = {}
         self._where, self._reactor = endpoint, reactor
         self._announced: dict[str, _Announced] = {}
-        self._flows: dict[str, Flows] = {}
         self._protocol: _Conversation | None = None
         self._greeting: Deferred[None] = succeed(None)
         self._latest: Deferred[None] = succeed(None)
@@ -222,15 +221,16 @@ class SynjitsuClient:
     def stop_announcing(self, ip: str) -> None:
         """Send no announcement of *ip* again: another node announces it."""
         self._announced.pop(_normal(ip), None)
-        self._flows.pop(_normal(ip), None)
+        if self._open is not None:
+            self._open.flows.pop(_normal(ip), None)
 
     def flows(self, ip: str) -> Flows | None:
         """Return the open TCP connections at *ip*; None while Synjitsu does not watch it, or has not told them yet."""
         ip = _normal(ip)
-        has_told = self._protocol is not None and self._greeting.called
-        if not has_told or ip in self.refused or ip not in self._announced:
+        told = self._protocol if self._greeting.called else None
+        if told is None or ip in self.refused or ip not in self._announced:
             return None
-        return self._flows.get(ip, NO_FLOWS)
+        return told.flows.get(ip, NO_FLOWS)
 
     @deferred
     async def packets(self, ip: str) -> int | None:
@@ -291,8 +291,8 @@ class SynjitsuClient:
 
     def flows_changed(self, ip: str, count: int, silent: int) -> None:
         """Store how many TCP connections are open at *ip*, and that the latest gave a sign *silent* seconds ago."""
-        if ip in self._announced:
-            self._flows[ip] = Flows(count, self._reactor.seconds() - silent) if count else NO_FLOWS
+        if ip in self._announced and self._open is not None:
+            self._open.flows[ip] = Flows(count, self._reactor.seconds() - silent) if count else NO_FLOWS
 
     def _set(self, ip: str, announced: _Announced) -> None:
         """Keep an announcement, and send it, if it differs from the last."""
@@ -380,7 +380,6 @@ class SynjitsuClient:
         """Handle the end of the connection."""
         self._open = None
         was_there, self._protocol = self.connected, None
-        self._flows.clear()
         self._greeting.cancel()
         self._reconnector.again("the connection was lost")
         if was_there:
@@ -403,8 +402,14 @@ class SynjitsuClient:
 
 
 class _Conversation(messages.Peer, TimeoutMixin):
-    """One connection to Synjitsu."""
+    """
+    One connection to Synjitsu.
 
+    Attributes:
+        flows: by address, the open TCP connections that Synjitsu has reported.
+    """
+
+    flows: dict[str, Flows]
     complaints = messages.Complaints(SynjitsuClient.log)
     factory: Any
 
@@ -416,6 +421,7 @@ class _Conversation(messages.Peer, TimeoutMixin):
     def connectionMade(self) -> None:  # noqa: N802
         """Begin the conversation."""
         super().connectionMade()
+        self.flows = {}
         self.factory.standin.begin(self)
 
     def sendBox(self, box: Any) -> None:  # noqa: N802

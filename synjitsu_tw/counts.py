@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from synjitsu_tw.capture import Pcap
-    from synjitsu_tw.kernel import Port
 
 #: The most guests whose packets are counted at a time: each takes a file descriptor, and some 100 KiB.
 MOST: Final = 1024
@@ -47,6 +46,14 @@ def conversation(mac: bytes) -> str:
     chatter = [f"udp port {port}" for port in CHATTER]
     without = " or ".join(f"({one})" for one in (*_OPENING, _DISCOVERY, *chatter))
     return f"ether host {mac.hex(':')} and not ether multicast and (ip or ip6) and not ({without})"
+
+
+@attrs.frozen
+class Port:
+    """A port of a bridge, by its number and its name; a new one may have the name of one that is gone."""
+
+    index: int
+    name: str
 
 
 @attrs.define(eq=False)

@@ -34,6 +34,8 @@ import attrs
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from synjitsu_tw.counts import Counts, Port
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from ipaddress import IPv4Interface, IPv6Interface
@@ -151,24 +153,23 @@ class Interface:
         )
 
 
-@attrs.frozen
-class Port:
-    """A port of a bridge, by its number and its name; a new one may have the name of one that is gone."""
-
-    index: int
-    name: str
-
-
 class Kernel:
-    """Reads and changes the network namespace that Synjitsu runs in."""
+    """
+    Reads and changes the network namespace that Synjitsu runs in.
+
+    Attributes:
+        counts: the packets of guests' conversations.
+    """
 
     def __init__(self) -> None:
         """Open the sockets."""
+        self.counts = Counts()
         self._netlink = IPRoute()
         self._links, self._addresses = _listen(_LINKS), _listen(_ADDRESSES)
 
     def close(self) -> None:
         """Close the sockets."""
+        self.counts.close_all()
         self._netlink.close()
         self._links.close()
         self._addresses.close()

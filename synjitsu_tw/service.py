@@ -25,7 +25,6 @@ from jitsu_tw.networks import why_no_guest
 from synjitsu_tw import handover
 from synjitsu_tw.capture import Capture, filter_for, open_pcap
 from synjitsu_tw.conversation import Conversation
-from synjitsu_tw.counts import Counts
 from synjitsu_tw.flowfile import FlowFile
 from synjitsu_tw.kernel import Kernel, NotABridgeError, own_mac
 from synjitsu_tw.standins import Standins
@@ -141,7 +140,6 @@ class Synjitsu(Service):
         self.standins = Standins(links, refusal=refusal)
         self._captures = {name: Capture(name, self._receives(name), reactor, opens) for name in interfaces}
         self._wanted: dict[str, Any] = {"ipv4": False, "ipv6": False, "udp": frozenset(), "probes": False}
-        self._counts = Counts()
         self._flow_file = FlowFile(flows, reactor.seconds)
         self._owners: dict[bytes, Conversation] = {}
         self._orphans: dict[bytes, float] = {}
@@ -203,7 +201,6 @@ class Synjitsu(Service):
                 call.stop()
         for capture in self._captures.values():
             capture.close()
-        self._counts.close_all()
         self._kernel.close()
         self._save_flows()
         self._flow_file.close()
@@ -335,7 +332,7 @@ class Synjitsu(Service):
         standin, now = self.standins.table.get(ip), self._reactor.seconds()
         if standin is not None and standin.mac:
             for name in self.standins.links:
-                count = self._counts.read(standin.mac, partial(self._kernel.port_of, name, standin.mac), now)
+                count = self._kernel.counts.read(standin.mac, partial(self._kernel.port_of, name, standin.mac), now)
                 if count is not None:
                     return count
         raise Refused("the guest has not been seen at a port of a bridge")
@@ -371,7 +368,7 @@ class Synjitsu(Service):
         now = self._reactor.seconds()
         self._read_host_changes()
         self._do(self.standins.expire(now))
-        self._counts.expire(now)
+        self._kernel.counts.expire(now)
         self._save_flows()
         changed, self.standins.flows.changed = self.standins.flows.changed, set()
         for ip in changed:

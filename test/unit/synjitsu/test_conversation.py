@@ -31,8 +31,8 @@ from jitsu_tw.parsers import description
 from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
-from synjitsu_tw.counts import Counts
-from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError, Port
+from synjitsu_tw.counts import Counts, Port
+from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
 from synjitsu_tw.packets import ACK, RST, SYN
 from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
@@ -94,6 +94,7 @@ class FakeKernel:
         self.same: set[bytes] = set()
         self.fails: OSError | None = None
         self.ports: dict[bytes, Port] = {}
+        self.counts = Counts()
 
     def port_of(self, interface: str, mac: bytes) -> Port | None:  # noqa: ARG002
         """Return the port of a MAC in `ports`."""
@@ -258,7 +259,7 @@ class ConversationTests(TestCase):
         await self.standin.status()
         self.assertIsNone(await self.standin.packets(IP))
         counter = FakePcap("vnet0")
-        self.patch(synjitsu, "_counts", Counts(lambda _: counter))
+        self.patch(synjitsu._kernel, "counts", Counts(lambda _: counter))
         self.patch(synjitsu._kernel, "ports", {GUEST: Port(9, "vnet0")})
         self.assertEqual(0, await self.standin.packets(IP))
         counter.count = 3

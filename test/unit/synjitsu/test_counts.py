@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 from twisted.trial.unittest import SynchronousTestCase
 
 from synjitsu_tw.capture import COUNTER_BUFFER
-from synjitsu_tw.counts import CHATTER, MOST, UNREAD, Counts, conversation
-from synjitsu_tw.kernel import Port
+from synjitsu_tw.counts import CHATTER, MOST, UNREAD, Counts, Port, conversation
 from synjitsu_tw.packets import ACK, BROADCAST, FIN, RST, SYN
 from test.support.fakepcap import FakePcap
 from test.unit.synjitsu.test_capture import in_namespace, installed
