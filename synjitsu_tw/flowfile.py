@@ -2,10 +2,11 @@
 The file that keeps the flows while Synjitsu is restarted, even by ``kill -9``.
 
 It has one record of fixed length for each slot of `Flows`, so that its size is bounded, and each change is one small
-write to the kernel's cache, in place. A record has a checksum: one that was not written whole, or by something else, is
-ignored. The file is not forced to a disk, and not read after a reboot of the host: only guests that are saved have
-their connections then, and most clients have given theirs up. Jitsu could keep the flows in place of a file; but it may
-be restarted together with Synjitsu, and does not know the neighbours.
+write to the kernel's cache, in place, at most once a second; what a killed process has not written yet is lost. A
+record has a checksum: one that was not written whole, or by something else, is ignored. The file is not forced to a
+disk, and not read after a reboot of the host: only guests that are saved have their connections then, and most clients
+have given theirs up. Jitsu could keep the flows in place of a file; but it may be restarted together with Synjitsu, and
+does not know the neighbours.
 """
 
 from __future__ import annotations

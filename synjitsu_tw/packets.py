@@ -42,6 +42,9 @@ ACK: Final = tcp.TH_ACK
 RST: Final = tcp.TH_RST
 FIN: Final = tcp.TH_FIN
 
+#: The first octets of a TCP header: ports, sequence and acknowledgment numbers, flags, window (RFC 9293, 3.1).
+_SEGMENT: Final = struct.Struct(">HHIIxBH")
+
 #: The hop limit of valid messages of neighbour discovery (RFC 4861, 7.1).
 _HOPS: Final = 255
 
@@ -226,11 +229,12 @@ def _discovery(src: bytes, dst: bytes, octets: bytes, hops: int, mac: bytes) -> 
 
 def _transport(src: bytes, dst: bytes, protocol: int, octets: bytes) -> Packet | None:
     if protocol == TCP and len(octets) >= 20:
-        if not 20 <= (octets[12] >> 4) * 4 <= len(octets):  # no TCP stack accepts it, so it must start no VM
+        end = (octets[12] >> 4) * 4
+        if not 20 <= end <= len(octets):  # no TCP stack accepts it, so it must start no VM
             return None
-        segment = tcp.TCP(octets)
-        return Packet(src, dst, TCP, segment.sport, segment.dport, segment.flags, segment.seq, segment.win,
-                      bytes(segment.opts), len(segment.data), segment.ack)
+        sport, dport, sequence, acknowledged, flags, window = _SEGMENT.unpack_from(octets)
+        options, length = octets[20:end], len(octets) - end
+        return Packet(src, dst, TCP, sport, dport, flags, sequence, window, options, length, acknowledged)
     if protocol == UDP and len(octets) >= 8:
         return Packet(src, dst, UDP, int.from_bytes(octets[:2]), int.from_bytes(octets[2:4]), length=len(octets) - 8)
     return Packet(src, dst, protocol)

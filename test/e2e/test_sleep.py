@@ -9,6 +9,7 @@ import sys
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
+from synjitsu_tw.flowfile import SIZE
 from test.e2e.test_guests import IP
 from test.e2e.test_standin import IP6, RouterTestCase, StandinTestCase
 from test.support.echoes import PROGRAM, Echoes
@@ -55,6 +56,7 @@ class SleepTests(SleepTestCase):
     def sleeps(self, mode: str, sleeps: int) -> None:
         """Check that eight connections go on after each of some sleeps, with kills of Synjitsu and Jitsu between."""
         jitsu = self.begin(f"ttl: 60\nmode: {mode}", habits="echo")
+        flows = self.directory / "synjitsu.flows"
         echoes = self.connect_all([IP] * 6 + [IP6] * 2)
         self.round(echoes, 8)
         self.until(lambda: jitsu.vm()["state"] == "up")
@@ -62,6 +64,7 @@ class SleepTests(SleepTestCase):
             self.sleep(jitsu)
             self.assertEqual({"pause": "paused", "save": "saved"}[mode], jitsu.vm()["state"])
             if number == 1:
+                self.until(lambda: flows.stat().st_size >= 9 * SIZE)
                 self.standin.stop(signal.SIGKILL)
                 self.standin.start()
                 self.until(lambda: jitsu.log().count("Synjitsu is there again") == 1)

@@ -849,6 +849,8 @@ class ServiceTests(SynchronousTestCase):
         self.synjitsu = first
         self.flow(SYN | ACK)
         self.flow(SYN | ACK, sport=5)
+        self.clock.advance(1)
+        self.flow(SYN | ACK, sport=6)
         first._flow_file.close()  # as the kernel does
         self.synjitsu = self.make()
         self.pcap.filters.clear()
@@ -858,10 +860,27 @@ class ServiceTests(SynchronousTestCase):
         self.flow(RST, sport=5)
         back: Any = self.Jitsu()
         self.synjitsu.announce(back, VM, (GUEST,), asleep=True, memory=True)
-        self.assertEqual([(IP, 1, 0)], self.flows(back))
+        self.assertEqual([(IP, 1, 1)], self.flows(back))
         self.assertEqual(PEER, self.pcap.sent[-1][:6])
         self.frame(tcp_frame(flags=ACK, data=b"data"))
         self.assertIs(messages.Summon, back.calls[-1][0])
+
+    def test_flows_saved(self) -> None:
+        """Not more flows are saved in one tick than do not keep packets waiting; at the end, all are."""
+        self.flow_file = self.mktemp()
+        self.patch(service, "SAVED_PER_TICK", 5)
+        synjitsu = self.synjitsu = self.make()
+        synjitsu.open()
+        synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        for port in range(20):
+            self.flow(SYN | ACK, sport=port)
+        for left in (15, 10):
+            self.clock.advance(1)
+            self.assertEqual(left, len(synjitsu.standins.flows.unsaved))
+        synjitsu.stopService()
+        self.synjitsu = self.make()
+        self.synjitsu.open()
+        self.assertEqual(20, len(self.synjitsu.standins.flows))
 
     def test_flows_elsewhere(self) -> None:
         """Flows on an interface that Synjitsu no longer has are not known after a restart."""
