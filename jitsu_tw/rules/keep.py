@@ -24,7 +24,8 @@ class Why(enum.Enum):
     STOP_FAILED = "it cannot be stopped"
     WINDOW = "its time of the week"
     MIN_UP = "its min_up of {min_up:g} s"
-    USED = "used {ago:.0f} s ago"
+    USED = "{use} {ago:.0f} s ago"
+    CONNECTED = "{connections}"
     MAX_UP = "up for its max_up of {max_up:g} s"
 
 
@@ -42,7 +43,11 @@ class Kept(NamedTuple):
 
     def words(self, lease: Lease, now: float, owner: str) -> str:
         """Return in words what keeps the VM with *lease*, which the node *owner* owns, *now*."""
-        return self.why.value.format(owner=owner, min_up=lease.min_up, max_up=lease.max_up, ago=now - lease.used)
+        number = lease.flows.open
+        return self.why.value.format(
+            owner=owner, min_up=lease.min_up, max_up=lease.max_up, use=lease.last_use().value, ago=now - lease.used,
+            connections="an open connection" if number == 1 else f"{number} open connections",
+        )  # fmt: skip
 
 
 def keep(
@@ -68,6 +73,7 @@ def keep(
     for end, reason in (
         (lease.started + lease.min_up, Why.MIN_UP),
         (window, Why.WINDOW),
+        (lease.connected_until(), Why.CONNECTED),
         (lease.seen_from, Why.UNSEEN),
     ):
         if end > until:

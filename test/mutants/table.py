@@ -107,7 +107,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
     ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
-        ("        if can and lease.used == used:", "        if can:", "stops a VM that was used meanwhile"),
+        ("is_over = lease.used == used and", "is_over =", "stops a VM that was used meanwhile"),
         ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
          "stops the VM that was used last to make room"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),
@@ -116,12 +116,13 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("total - self.total if total >= self.total else total", "total - self.total",
          "takes no packet after a counter began anew for use"),
         ("or lease.planned != when", "", "looks at a lease twice that was given again"),
-        ("self.level = -GREETING if self.per_minute else 0.0", "self.level = 0.0",
+        ("self.level = -self.greeting if self.per_minute else 0.0", "self.level = 0.0",
          "takes the packets of a guest that boots for use"),
     ),
     ("lease, policy, admission", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
         ("(lease.started + lease.min_up, Why.MIN_UP),", "", "stops a VM before its `min_up`"),
         ("(lease.seen_from, Why.UNSEEN),", "", "stops a VM whose use cannot be seen"),
+        ("(lease.connected_until(), Why.CONNECTED),", "", "stops a VM with an open connection"),
         ("if is_held:", "if False:", "stops a VM that an operator holds up"),
         ("if not is_own:", "if False:", "stops a VM that another node owns"),
         ("if is_needed and now + idle >= until:", "if False:", "stops a VM that another one needs"),
@@ -178,12 +179,16 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ('signs.insert(0, fail(BackendError("it went down while it was starting")))', "pass",
          "takes a VM that went down while it started for up"),
     ),
-    ("VM life", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_fleet"): (
-        ("if can and lease.used == used:", "if can:", "stops a VM that was used while the hypervisor was asked"),
-        ("lease.seen_from = inf if total is None else -inf", "lease.seen_from = -inf",
-         "stops a VM whose packets cannot be counted"),
-        ("            meter.at, used = self._now(), True", "            meter.at, used = self._now(), False",
+    ("VM life", "jitsu_tw/vm/leases.py", "test.unit.vm.test_evidence test.unit.vm.test_leases"): (
+        ("            await self._observe(machine, lease)\n        if self._leases.get",
+         "            pass\n        if self._leases.get",
+         "stops a VM whose guest was used while the hypervisor was asked"),
+        ("                lease.use(self._now(), Use.KNOWN)  # while", "                pass  # while",
          "takes a VM whose packets cannot be counted for idle"),
+    ),
+    ("VM life", "jitsu_tw/vm/evidence.py", "test.unit.vm.test_leases"): (
+        ("lease.seen_from = -inf if len(known) == len(kinds) else inf", "lease.seen_from = -inf",
+         "stops a VM whose packets cannot be counted"),
     ),
     ("VM life", "jitsu_tw/vm/adoption.py", "test.unit.vm.test_adoption test.unit.vm.test_fleet"): (
         ("elif name in self._unseen and self._store.stats.was_started(machine) and", "elif name in self._unseen and",
