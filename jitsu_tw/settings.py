@@ -317,6 +317,9 @@ class VM(Inherited):
     keep_up: tuple[WeeklyWindow, ...] = setting(
         (), "the times of the week in which it is up, used or not", WeeklyWindow.parse
     )
+    notify: float = setting(
+        0.0, "seconds before it is stopped for being idle when its guest is told, if that listens", parsers.seconds
+    )
     needs: tuple[str, ...] = setting(
         (), "the VMs that it needs; they start before it and are kept while it is up", parsers.vm_name
     )
@@ -377,6 +380,10 @@ class Settings(Inherited):
         (DEFAULT_CONTROL,),
         "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", parsers.control, many=True, option="",
         shown="a UNIX socket",
+    )
+    guests: tuple[str, ...] = setting(
+        (), "where guests, and nobody else, ask for themselves: ADDRESS:PORT", parsers.guests, many=True,
+        shown="nowhere",
     )
     control_token: str | None = setting(
         None, "a file with what jitsuctl has to show there", parsers.text, path=True, secret=True, option="",

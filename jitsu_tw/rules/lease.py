@@ -38,6 +38,9 @@ CPU_BURST: Final = 1.0
 GREETING: Final = 12.0
 GREETS_FOR: Final = 15.0
 
+#: A guest that has asked to be put to sleep, and cannot be for this many seconds, is not put to sleep later.
+DONE_FOR: Final = 60.0
+
 #: A guest's packets are counted this often within the `idle` seconds of its lease; the seconds between two counts are
 #: at least `SHORTEST_LOOK` and at most `LONGEST_LOOK`.
 LOOKS: Final = 8
@@ -126,6 +129,8 @@ class Lease:
         seen_from: from when on it can be seen whether the guest is in use; infinity while it cannot.
         stop_again_at: when a stop that failed is tried again.
         check_at: a use at this time or later is a reason to see whether the guest is alive.
+        held_until: until when its guest holds it.
+        done_at: when its guest asked to be put to sleep.
         planned: when it is to be looked at, as `Leases` knows; None while that is being decided.
     """
 
@@ -141,6 +146,8 @@ class Lease:
     seen_from: float = -inf
     stop_again_at: float = -inf
     check_at: float = inf
+    held_until: float = -inf
+    done_at: float = -inf
     planned: float | None = attrs.field(default=None, init=False)
 
     def use(self, when: float, kind: Use = Use.QUERY) -> None:
@@ -158,6 +165,16 @@ class Lease:
         """Return the kind of the last use."""
         uses = self.uses()
         return max(uses, key=lambda kind: uses[kind])
+
+    def asked(self) -> float:
+        """Return when it was last asked for; minus infinity if it never was."""
+        return self.uses().get(Use.QUERY, -inf)
+
+    def is_done(self, now: float) -> bool:
+        """Return whether its guest has asked, lately, to be put to sleep, and no client has come since."""
+        if now - self.done_at >= DONE_FOR:
+            return False
+        return self.asked() <= self.done_at and not (self.flows.open and self.flows.last > self.done_at)
 
     def connected(self, flows: Flows, now: float) -> None:
         """Note the open connections; it is a use if one was opened, gave another sign of life, or was closed."""
@@ -180,7 +197,9 @@ class Lease:
 
     def look(self) -> float:
         """Return the earliest time at which it may end, as its uses say, or the guest is to be looked at."""
-        return min(self.used + self.idle, self.started + self.max_up, self.next_count())
+        is_done = self.done_at > -inf and self.done_at > self.asked()
+        ends = self.done_at if is_done else self.used + self.idle
+        return min(ends, self.started + self.max_up, self.next_count())
 
     def next_count(self) -> float:
         """Return when the guest is to be looked at again; infinity if nothing is counted."""

@@ -16,11 +16,12 @@ from zope.interface import implementer
 
 from jitsu_tw.coroutines import report
 from jitsu_tw.ijitsu import IObserver
-from jitsu_tw.rules.keep import Kept, Why, keep
+from jitsu_tw.rules.keep import JUST_USED, Kept, Why, keep
 from jitsu_tw.rules.lease import Lease, Leases, Use, counted, meters
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import KEEPS_MEMORY, Evidence
 from jitsu_tw.vm import evidence
+from jitsu_tw.vm.guests import GuestWord
 from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.observers import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from jitsu_tw.readiness import Strategies
     from jitsu_tw.rules.flows import Flows
     from jitsu_tw.vm.machine import Machine
-
-#: A VM that was used less than this many seconds ago does not give way: the client may be about to connect.
-JUST_USED: Final = 5.0
 
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
 #: second time it reads the query that the connection brings.
@@ -75,12 +73,13 @@ class LeaseKeeper:
     The leases of a fleet.
 
     It owns, and nobody else writes: the leases of the VMs that are up (but for `Lease.used`, which `dns.warm` renews,
-    too, and `Lease.check_at`, which `vm.health` owns), the leases that are suspended while a VM stops or reboots, and
-    how often the stop of a VM has failed.
+    too, and what `vm.health` and `vm.guests` own of them), the leases that are suspended while a VM stops or reboots,
+    and how often the stop of a VM has failed.
 
     Attributes:
         wakeups: the VMs that are kept up in weekly windows, or by an operator.
         health: the checks of guests that are in use.
+        guests: what guests ask for themselves.
     """
 
     follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
@@ -112,6 +111,7 @@ class LeaseKeeper:
         self._leases = Leases()
         self.wakeups = Wakeups(machines, clocks, self)
         self.health = HealthChecks(self._leases, clocks, port, ownership)
+        self.guests = GuestWord(self._leases, clocks, self, ownership)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -184,6 +184,8 @@ class LeaseKeeper:
         lease = Lease(
             vm.idle, vm.min_up, used, started, vm.max_up or inf, idle_connection, signs={Use.KNOWN: used}
         )
+        if (before := self._leases.get(vm.name)) is not None:
+            lease.held_until, lease.done_at = before.held_until, before.done_at
         self._leases.grant(vm.name, lease)
         self.wakeups.asked(machine)
         self._suspended.pop(vm.name, None)
@@ -236,6 +238,7 @@ class LeaseKeeper:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.drop(name)
+        self.guests.withdraw(machine)
         if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
@@ -388,12 +391,13 @@ class LeaseKeeper:
         kept, now = self._keep(machine, lease, lease.idle), self._now()
         if kept.until > now:
             self._ownership.withdraw_stop(machine)
+            self.guests.withdraw(machine)
             self._look_later(machine, lease, kept)
-        elif wait := self._ownership.announce_stop(machine):
+        elif wait := self.guests.announce_stop(machine, kept) or self._ownership.announce_stop(machine):
             self._plan(machine, now + wait)
         else:
             limit = f"up for {lease.max_up:g} s" if kept.why is Why.MAX_UP else f"idle for {lease.idle:g} s"
-            self._run(self.end(machine, limit, lease.idle), machine)
+            self._run(self.end(machine, kept.why.value if kept.why is Why.DONE else limit, lease.idle), machine)
 
     # Ends.
 

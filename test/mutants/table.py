@@ -45,6 +45,8 @@ CLUSTER: Final = "cluster guards"
 
 _GUARDS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_stop_notice test.unit.cluster.test_claims"
 
+_GUESTS: Final = "test.unit.control.test_guests test.programs.test_hostile.GuestTests"
+
 #: By kind, file and tests: the old text, the new text, the fault.
 _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = {
     ("dns", "jitsu_tw/dns/message.py", "test.unit.dns.test_message"): (
@@ -185,6 +187,44 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "stops a VM whose guest was used while the hypervisor was asked"),
         ("                lease.use(self._now(), Use.KNOWN)  # while", "                pass  # while",
          "takes a VM whose packets cannot be counted for idle"),
+    ),
+    ("guest's word", "jitsu_tw/guests.py", _GUESTS): (
+        ("if mac is None or mac not in {*guest.macs, *machine.vm.mac}:", "if False:",
+         "takes the word of any neighbour that has a guest's address"),
+        ("        self.check_page(request, by_name=False)\n", "", "takes the word of web pages"),
+        ("        self._spend(request, self._named(request))\n", "", "lets a guest ask as often as it likes"),
+        ("        return packed(peer.host)", "        return packed(peer.host)[:3]",
+         "closes the connections of one guest for those of its neighbours"),
+        ("and any(ip.packed == address for ip in machine.vm.ip)", "", "takes an address for the VM's that had it"),
+        ("if machine is None and now - self._searched >= SEARCH_EVERY:", "if machine is None:",
+         "searches all VMs for each stranger"),
+        ('return b"" if gone.called else function(request, machine)', "return function(request, machine)",
+         "listens for ever for a guest that is gone"),
+        ("        if not seconds:", "        if False:", "takes a hold without an end"),
+    ),
+    ("guest's word", "jitsu_tw/vm/guests.py", "test.unit.control.test_guests"): (
+        ("if lease is None or not self._ownership.is_own(machine):", "if lease is None:",
+         "holds a VM that another node owns"),
+        ("or kept.why is Why.DONE:", "or False:", "loses time before a stop that the guest has asked for"),
+        ("if not machine.vm.notify or name not in self._listeners", "if not machine.vm.notify",
+         "loses time before a stop of which nobody is told"),
+        ("        if self._told.pop(machine.vm.name, None) is not None:", "        if False:",
+         "announces no second stop"),
+    ),
+    ("guest's word", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
+        ("            (lease.held_until, Why.GUEST),\n", "", "stops a VM that its guest holds"),
+        ("idle = min(idle, JUST_USED)", "idle = 0", "stops a VM whose client is about to connect"),
+    ),
+    ("guest's word", "jitsu_tw/rules/lease.py", "test.unit.rules.test_lease"): (
+        ("        if now - self.done_at >= DONE_FOR:", "        if False:", "puts a VM to sleep that is in use again"),
+        ("self.asked() <= self.done_at and not", "not", "puts a VM to sleep that a client asked for since"),
+        (" and not (self.flows.open and self.flows.last > self.done_at)", "",
+         "puts a VM to sleep that a client has connected to since"),
+    ),
+    ("guest's word", "jitsu_tw/rules/lease.py", "test.unit.rules.test_lease test.unit.vm.test_evidence"): (
+        ("        if now >= self.greets_until:", "        if False:", "takes a conversation for a guest that boots"),
+        ("return max(self.flows.last, sent) +", "return self.flows.last +", "stops a VM whose connection is in use"),
+        ("        if flows.open < self.flows.open:", "        if False:", "stops a VM when its connection closes"),
     ),
     ("VM life", "jitsu_tw/vm/evidence.py", "test.unit.vm.test_leases"): (
         ("lease.seen_from = -inf if len(known) == len(kinds) else inf", "lease.seen_from = -inf",

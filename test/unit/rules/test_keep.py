@@ -17,7 +17,7 @@ NOW = 100.0
 
 def kept(idle: float = 10, **facts: Any) -> Kept:
     """Return what is decided at `NOW` of a VM that was started at 50 and used at 95; *facts* are what else is known."""
-    of_lease = ("max_up", "seen_from", "stop_again_at", "flows", "idle_connection")
+    of_lease = ("max_up", "seen_from", "stop_again_at", "flows", "idle_connection", "held_until", "done_at")
     times = {name: facts.pop(name) for name in of_lease if name in facts}
     lease = Lease(10, facts.pop("min_up", 0), facts.pop("used", 95), started=50, **times)
     return keep(
@@ -44,6 +44,18 @@ class KeepTests(SynchronousTestCase):
             ({"flows": Flows(2, 80), "idle_connection": 20}, 105, Why.USED),
             ({"flows": Flows(2, 80)}, 105, Why.USED),
             ({"flows": NO_FLOWS, "idle_connection": 40}, 105, Why.USED),
+            ({"held_until": 400}, 400, Why.GUEST),
+            ({"held_until": 101}, 105, Why.USED),
+            ({"done_at": 98}, 100, Why.DONE),
+            ({"done_at": 98, "used": 60}, 98, Why.DONE),
+            ({"done_at": 98, "seen_from": inf}, 100, Why.DONE),
+            ({"done_at": 98, "flows": Flows(1, 60), "idle_connection": 600}, 100, Why.DONE),
+            ({"done_at": 98, "min_up": 60}, 110, Why.MIN_UP),
+            ({"done_at": 98, "window": 300}, 300, Why.WINDOW),
+            ({"done_at": 98, "stop_again_at": 160}, 160, Why.STOP_FAILED),
+            ({"done_at": 98, "is_needed": True}, 105, Why.NEEDED),
+            ({"done_at": 98, "is_held": True}, inf, Why.HELD),
+            ({"done_at": 98, "is_own": False}, inf, Why.OWNER),
             ({"is_needed": True}, 110, Why.NEEDED),
             ({"is_needed": True, "used": 100}, 110, Why.NEEDED),
             ({"stop_again_at": 160}, 160, Why.STOP_FAILED),
@@ -68,8 +80,9 @@ class KeepTests(SynchronousTestCase):
 
     def test_max_up(self) -> None:
         """`max_up` after its start a VM is stopped, whatever keeps it, but for an operator and its owner node."""
-        connected: dict[str, Any] = {"flows": Flows(1, 100), "idle_connection": 600}
-        for facts in ({"used": 100}, {"window": 300}, {"seen_from": inf}, {"is_needed": True}, connected):
+        also: list[dict[str, Any]] = [{"flows": Flows(1, 100), "idle_connection": 600}, {"held_until": 900}]
+        also += [{"used": 100}, {"window": 300}, {"seen_from": inf}, {"is_needed": True}]
+        for facts in also:
             self.assertEqual(Kept(90, Why.MAX_UP), kept(max_up=40, **facts), facts)
             self.assertEqual(109, kept(max_up=59, **{"used": 100, **facts}).until, facts)
         for why, facts in ((Why.HELD, {"is_held": True}), (Why.OWNER, {"is_own": False})):
@@ -110,6 +123,8 @@ class KeepTests(SynchronousTestCase):
             lease = Lease(10, 0, 90, started=50)
             lease.use(95, kind)
             self.assertEqual(words, Kept(inf, Why.USED).words(lease, NOW, ""))
+        lease = Lease(10, 0, 90, started=50, held_until=400)
+        self.assertEqual("held by its guest for 300 s more", Kept(400, Why.GUEST).words(lease, NOW, ""))
         for number, words in ((1, "an open connection"), (3, "3 open connections")):
             lease.flows = Flows(number, 95)
             self.assertEqual(words, Kept(inf, Why.CONNECTED).words(lease, NOW, ""))

@@ -52,11 +52,25 @@ class LeaseTests(SynchronousTestCase):
         lease.meters[Use.SENT].used(1, 60)
         self.assertEqual(650, lease.connected_until())
 
+    def test_done(self) -> None:
+        """A guest that asks to be put to sleep is done for a minute, unless a client asks for it or connects to it."""
+        for client, now, done in (
+            (None, 50, True), (None, 99, True), (None, 101, False), ({"used": 46}, 50, False),
+            ({"flows": Flows(1, 41)}, 50, False), ({"flows": Flows(1, 39)}, 50, True), ({"flows": NO_FLOWS}, 50, True),
+        ):  # fmt: skip
+            lease = Lease(10, 0, used=30, started=0, done_at=40)
+            lease.use(45, Use.SENT)
+            for name, value in (client or {}).items():
+                setattr(lease, name, value)
+            self.assertEqual(done, lease.is_done(now), (client, now))
+
     def test_looks(self) -> None:
         """It is looked at when it may end; with a meter, `idle` / 8 after the last look, but at most every second."""
         for idle, expected in ((80, 10), (4, 1), (3600, LONGEST_LOOK), (0.5, 0.5)):
             self.assertEqual(expected, Lease(idle, 0, 0, 0, meters={Use.SENT: Meter(30, 0, 0)}).look(), idle)
         self.assertEqual((80, 30), (Lease(80, 0, 0, 0).look(), Lease(80, 0, 0, 0, max_up=30).look()))
+        self.assertEqual(5, Lease(80, 0, 0, 0, done_at=5).look())
+        self.assertEqual(86, Lease(80, 0, 6, 0, done_at=5).look())
 
 
 class MeterTests(SynchronousTestCase):
