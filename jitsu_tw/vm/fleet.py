@@ -120,7 +120,7 @@ class Fleet(Parts):
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
-            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, no_flows
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, no_flows, self.stats
         )
         self.adoption = Adoption(
             self.store, self.leases, self.dependencies, ownership, clocks, dry_run=settings.dry_run

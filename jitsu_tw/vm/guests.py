@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jitsu_tw.rules.lease import Lease, Leases
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.observers import IWakeupObserver
+    from jitsu_tw.vm.stats import Statistics
 
     Listener = Callable[[dict[str, Any]], object]
 
@@ -28,11 +29,13 @@ class GuestWord:
     """
     What guests ask for themselves.
 
-    It owns, and nobody else writes: `Lease.held_until` and `Lease.done_at` (a lease that takes the place of another has
-    those of that one), the guests that listen, and the stops that they were told of.
+    It owns, and nobody else writes: `Lease.held_until` and `Lease.done_at`, the guests that listen, and the stops that
+    they were told of.
     """
 
-    def __init__(self, leases: Leases, clocks: Clocks, observer: IWakeupObserver, ownership: IOwnership) -> None:
+    def __init__(
+        self, leases: Leases, clocks: Clocks, observer: IWakeupObserver, ownership: IOwnership, stats: Statistics
+    ) -> None:
         """
         Begin with no guest that listens.
 
@@ -41,7 +44,9 @@ class GuestWord:
             clocks: tell the time.
             observer: looks at a lease anew that a guest has changed.
             ownership: knows which node owns a VM; the guests of other nodes must ask these.
+            stats: remember until when guests hold their VMs.
         """
+        self._stats = stats
         self._leases, self._now, self._observer, self._ownership = leases, clocks.now, observer, ownership
         self._listeners: dict[str, dict[object, Listener]] = {}
         self._told: dict[str, float] = {}
@@ -55,9 +60,7 @@ class GuestWord:
         Raises:
             JitsuError: this node does not decide whether it is stopped.
         """
-        lease = self._lease(machine)
-        lease.held_until = self._now() + min(seconds, LONGEST_HOLD)
-        self._observer.window_changed(machine)
+        self._hold(machine, self._now() + min(seconds, LONGEST_HOLD))
 
     def release(self, machine: Machine) -> None:
         """
@@ -66,8 +69,7 @@ class GuestWord:
         Raises:
             JitsuError: this node does not decide whether it is stopped.
         """
-        self._lease(machine).held_until = self._now()
-        self._observer.window_changed(machine)
+        self._hold(machine, self._now())
 
     def sleep(self, machine: Machine) -> None:
         """
@@ -76,8 +78,12 @@ class GuestWord:
         Raises:
             JitsuError: this node does not decide whether it is stopped.
         """
-        lease = self._lease(machine)
-        lease.held_until, lease.done_at = self._now(), self._now()
+        self._lease(machine).done_at = self._now()
+        self._hold(machine, self._now())
+
+    def _hold(self, machine: Machine, until: float) -> None:
+        self._lease(machine).held_until = until
+        self._stats.hold(machine, until)
         self._observer.window_changed(machine)
 
     def _lease(self, machine: Machine) -> Lease:
@@ -85,6 +91,11 @@ class GuestWord:
         if lease is None or not self._ownership.is_own(machine):
             raise JitsuError("this Jitsu does not stop it when it is idle")
         return lease
+
+    def held_until(self, machine: Machine) -> float:
+        """Return until when the guest of *machine*, which gets a lease, holds it, as it said in this run of the VM."""
+        # The wall clock, which the state is written by, may have been set back since.
+        return min(self._stats.held_until(machine), self._now() + LONGEST_HOLD)
 
     def held(self, machine: Machine) -> float:
         """Return for how many seconds more the guest of *machine* holds it; 0 if it does not."""

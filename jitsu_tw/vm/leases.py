@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jitsu_tw.readiness import Strategies
     from jitsu_tw.rules.flows import Flows
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.stats import Statistics
 
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
 #: second time it reads the query that the connection brings.
@@ -94,6 +95,7 @@ class LeaseKeeper:
         ownership: IOwnership,
         port: Strategies,
         flows: Callable[[Machine], Flows | None],
+        stats: Statistics,
     ) -> None:
         """
         Begin with no lease.
@@ -105,13 +107,14 @@ class LeaseKeeper:
             ownership: knows which node owns a VM; those of other nodes are kept by these.
             port: tries the ports of guests.
             flows: tells which connections of a VM are open; None if that is not known now.
+            stats: remember until when guests hold their VMs.
         """
         self._machines, self._is_needed, self._ownership, self._flows = machines, is_needed, ownership, flows
         self._reactor, self._now = clocks.reactor, clocks.now
         self._leases = Leases()
         self.wakeups = Wakeups(machines, clocks, self)
         self.health = HealthChecks(self._leases, clocks, port, ownership)
-        self.guests = GuestWord(self._leases, clocks, self, ownership)
+        self.guests = GuestWord(self._leases, clocks, self, ownership, stats)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -182,10 +185,9 @@ class LeaseKeeper:
         vm = machine.vm
         idle_connection = 0.0 if vm.mode in KEEPS_MEMORY else vm.idle_connection
         lease = Lease(
-            vm.idle, vm.min_up, used, started, vm.max_up or inf, idle_connection, signs={Use.KNOWN: used}
-        )
-        if (before := self._leases.get(vm.name)) is not None:
-            lease.held_until, lease.done_at = before.held_until, before.done_at
+            vm.idle, vm.min_up, used, started, vm.max_up or inf, idle_connection, signs={Use.KNOWN: used},
+            held_until=self.guests.held_until(machine),
+        )  # fmt: skip
         self._leases.grant(vm.name, lease)
         self.wakeups.asked(machine)
         self._suspended.pop(vm.name, None)

@@ -205,11 +205,18 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("guest's word", "jitsu_tw/vm/guests.py", "test.unit.control.test_guests"): (
         ("if lease is None or not self._ownership.is_own(machine):", "if lease is None:",
          "holds a VM that another node owns"),
+        ("return min(self._stats.held_until(machine), self._now() + LONGEST_HOLD)",
+         "return self._stats.held_until(machine)", "holds a VM for months when the clock is set back"),
+        ("        self._stats.hold(machine, until)\n", "", "forgets holds when it restarts"),
         ("or kept.why is Why.DONE:", "or False:", "loses time before a stop that the guest has asked for"),
         ("if not machine.vm.notify or name not in self._listeners", "if not machine.vm.notify",
          "loses time before a stop of which nobody is told"),
         ("        if self._told.pop(machine.vm.name, None) is not None:", "        if False:",
          "announces no second stop"),
+    ),
+    ("guest's word", "jitsu_tw/vm/stats.py", "test.unit.control.test_guests"): (
+        ("        stats.held_ts = min(stats.held_ts, self._wall())\n", "",
+         "holds a VM as its guest did in an earlier run"),
     ),
     ("guest's word", "jitsu_tw/rules/keep.py", "test.unit.rules.test_keep"): (
         ("            (lease.held_until, Why.GUEST),\n", "", "stops a VM that its guest holds"),

@@ -15,7 +15,7 @@ from jitsu_tw.guests import BURST, MOST_FROM_ONE, OTHER_MAC, SEARCH_EVERY, UNKNO
 from jitsu_tw.ijitsu import Guest
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import Mode
-from test.support import vm
+from test.support import question, vm
 from test.support.control import GuestDesk
 from test.unit.control.test_events import events
 
@@ -181,7 +181,34 @@ class WordTests(GuestTestCase):
         """A hold outlasts a change of the VM's settings."""
         self.desk.ask("/self/hold?seconds=300", method="POST")
         self.desk.fleet.leases.regrant(self.desk.machine())
-        self.assertEqual(300.0, self.desk.ask("/self").value["held_by_guest"])
+        self.assertAlmostEqual(300.0, self.desk.ask("/self").value["held_by_guest"])
+
+    def test_restart(self) -> None:
+        """A hold outlasts Jitsu, if it was written down; a hold of an earlier run of the VM does not come back."""
+        self.desk.ask("/self/hold?seconds=300", method="POST")
+        self.desk.pump(10, step=1)
+        self.desk.kill()
+        self.desk.pump(1)
+        self.assertAlmostEqual(289, self.desk.fleet.leases.guests.held(self.desk.machine()), delta=0.1)
+        self.desk.pump(200, step=1)
+        self.assertIs(State.UP, self.desk.machine().state)
+        self.desk.fleet.operator.stop("www")
+        self.desk.pump(1)
+        self.desk.fleet.summons.summon("www", question())
+        self.desk.pump(10, step=1)
+        self.desk.kill()
+        self.desk.pump(1)
+        machine = self.desk.machine()
+        self.assertEqual((State.UP, 0), (machine.state, self.desk.fleet.leases.guests.held(machine)))
+
+    def test_clock(self) -> None:
+        """No hold is longer than a day because the clock was set back meanwhile."""
+        self.desk.ask("/self/hold?seconds=300", method="POST")
+        self.desk.pump(10, step=1)
+        self.desk.wall_set = -1e7
+        self.desk.kill()
+        self.desk.pump(1)
+        self.assertLess(self.desk.fleet.leases.guests.held(self.desk.machine()), 86401)
 
     def test_sleep(self) -> None:
         """A guest that asks for it is stopped by its mode, after the answer, though it still sends."""
