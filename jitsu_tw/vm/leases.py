@@ -424,7 +424,7 @@ class LeaseKeeper:
             await self._observe(machine, lease)
         if self._leases.get(machine.vm.name) is not lease or machine.state is not State.UP:
             return False
-        is_over = lease.used == used and (idle is None or self._keep(machine, lease, idle).until <= self._now())
+        is_over = lease.used == used if idle is None else self._keep(machine, lease, idle).until <= self._now()
         if can and is_over:
             self._run(self._stop(machine, reason), machine)
             return True

@@ -45,6 +45,7 @@ CLUSTER: Final = "cluster guards"
 
 _GUARDS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_stop_notice test.unit.cluster.test_claims"
 
+_LEASES: Final = "test.unit.vm.test_leases test.unit.vm.test_evidence test.unit.vm.test_admission"
 _GUESTS: Final = "test.unit.control.test_guests test.programs.test_hostile.GuestTests"
 
 #: By kind, file and tests: the old text, the new text, the fault.
@@ -108,8 +109,11 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if asked != answer.last:", "if True:", "counts retransmissions"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
-    ("lease, policy, admission", "jitsu_tw/vm/leases.py", "test.unit.vm.test_leases test.unit.vm.test_admission"): (
-        ("is_over = lease.used == used and", "is_over =", "stops a VM that was used meanwhile"),
+    ("lease, policy, admission", "jitsu_tw/vm/leases.py", _LEASES): (
+        ("if idle is None else self._keep(machine, lease, idle).until <= self._now()", "if idle is None else True",
+         "stops a VM that was used meanwhile"),
+        ("if idle is None else self._keep(machine, lease, idle).until <= self._now()", "",
+         "never stops a busy VM for its `max_up`"),
         ("for _, name in sorted(idle):", "for _, name in sorted(idle, reverse=True):",
          "stops the VM that was used last to make room"),
         ("self._keep(machine, lease, JUST_USED).until <= self._now()", "True", "makes room by VMs that are in use"),

@@ -183,6 +183,25 @@ class CountedTests(GuestTestCase):
         self.live(100)
         self.assertIs(State.UP, self.state)
 
+    def test_busy(self) -> None:
+        """A guest that sends all the time is stopped for its `max_up`, and when it has asked to be put to sleep."""
+        for changes in ({"max_up": 30.0}, {}):
+            self.begin(**changes)
+            traffic = self.world.backend.traffic
+
+            def count(uuid: str, traffic: Any = traffic) -> Any:
+                self.guest.sent = (self.guest.sent or 0) + 100
+                return traffic(uuid)
+
+            self.patch(self.world.backend, "traffic", count)
+            self.live(20)
+            self.assertIs(State.UP, self.state)
+            if not changes:
+                self.world.fleet.leases.guests.sleep(self.world.machine())
+            self.live(15)
+            self.assertIs(State.OFF, self.state)
+            self.patch(self.world.backend, "traffic", traffic)
+
     def test_shown(self) -> None:
         """Each kind of use is told with how long ago it was, and how many connections are open."""
         self.begin(idle_cpu=6)
