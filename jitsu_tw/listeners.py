@@ -1,4 +1,4 @@
-"""The ports of a Jitsu: DNS by UDP and TCP, and the control endpoint; opened here, or by systemd."""
+"""The ports of a Jitsu: DNS by UDP and TCP, the control endpoint, and the guests'; opened here, or by systemd."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class Listeners:
     """All ports that a Jitsu listens on."""
 
-    def __init__(self, settings: Settings, server: Server, site: Site, reactor: Any) -> None:
-        """Serve *server* and *site* on the addresses that *settings* name; `open` takes them."""
-        self._settings, self._server, self._site, self._reactor = settings, server, site, reactor
+    def __init__(self, settings: Settings, server: Server, site: Site, guests: Site, reactor: Any) -> None:
+        """Serve *server*, *site* and, to *guests*, theirs, on the addresses that *settings* name; `open` takes them."""
+        self._settings, self._server, self._site, self._guests, self._reactor = settings, server, site, guests, reactor
         self._tcp = TCPFactory(server, reactor)
         self._addresses = Addresses(reactor)
         self._ports: list[Any] = []
@@ -60,6 +60,8 @@ class Listeners:
                 if place == DEFAULT_CONTROL:
                     place = f"unix:{sockets.control_socket()}"  # noqa: PLW2901
                 _or_refuse("control", place, self._listen_control, place)
+        for place in self._settings.guests:
+            _or_refuse("guests", place, self._listen_guests, place)
 
     def problems(self) -> list[str]:
         """Return a sentence on each address that cannot be served."""
@@ -100,6 +102,10 @@ class Listeners:
         else:
             host, _, port = place.rpartition(":")
             self._ports.append(self._reactor.listenTCP(int(port), self._site, interface=host.strip("[]")))
+
+    def _listen_guests(self, place: str) -> None:
+        host, _, port = place.rpartition(":")
+        self._ports.append(self._reactor.listenTCP(int(port), self._guests, interface=host.strip("[]")))
 
     def _listen_tls(self, place: str) -> None:
         """Listen at an endpoint of Twisted's (twisted.internet.endpoints.serverFromString)."""

@@ -297,6 +297,13 @@ def control(raw: str) -> str:
     return raw
 
 
+def guests(raw: str) -> str:
+    """Return the address and port at which guests may ask for themselves; the port is 8054 if there is none."""
+    host, number = host_port(raw, 8054)
+    bind(host)
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
 def description(raw: str) -> str:
     """Return *raw*, which may be ``host:port`` or ``[v6]:port``, as Twisted's description of a client endpoint."""
     host, _, number = raw.rpartition(":")

@@ -44,6 +44,9 @@ READY_WITHIN: Final = 60.0
 #: After how many seconds a guest that was resumed or restored, and is not ready, is booted instead.
 RESUMED_WITHIN: Final = 20.0
 
+#: For how long an open connection may be silent, in seconds (RFC 5382, REQ-5).
+IDLE_CONNECTION: Final = 7440.0
+
 #: The control endpoint if the configuration names none: a UNIX socket whose path depends on who runs Jitsu
 #: (`sockets.control_socket`).
 DEFAULT_CONTROL: Final = "unix:"
@@ -59,11 +62,15 @@ class Mode(enum.Enum):
     SAVE = "save"
 
 
+#: Modes that keep the guest's memory, and so its connections.
+KEEPS_MEMORY: Final = frozenset({Mode.PAUSE, Mode.SUSPEND, Mode.SAVE})
+
+
 class Evidence(enum.Enum):
     """What shows that a VM is in use."""
 
-    TRAFFIC = "traffic"  # questions, and packets that its guest transmits; a VM whose packets are not counted is kept
-    QUERIES = "queries"  # questions alone
+    TRAFFIC = "traffic"  # also packets that its guest transmits, and connections; one whose packets nobody counts stays
+    QUERIES = "queries"  # none of its network but questions
 
 
 class Boot(enum.Enum):
@@ -244,7 +251,16 @@ class Inherited:
         None, "seconds that a VM is kept after its last use", parsers.seconds, own=Limits(1, DAY), shown="2 x ttl"
     )
     idle_packets: float = setting(
-        30.0, "packets in a minute of an idle guest", parsers.number("number of packets in a minute"), own=Limits()
+        6.0, "packets in a minute of an idle guest", parsers.number("number of packets in a minute"), own=Limits()
+    )
+    idle_cpu: float = setting(
+        0.0, "seconds of CPU time in a minute of an idle guest, beyond which it is used; 0: they are not counted",
+        parsers.seconds, own=Limits(),
+    )
+    idle_connection: float = setting(
+        IDLE_CONNECTION,
+        "seconds that an open connection, which Synjitsu sees, keeps a VM whose memory a stop frees; 0: it does not",
+        parsers.seconds, own=Limits(0, DAY),
     )
     evidence: Evidence = setting(Evidence.TRAFFIC, "what shows that a VM is in use", own=Limits())
     save_fallback: Mode | None = setting(
@@ -300,6 +316,9 @@ class VM(Inherited):
     )
     keep_up: tuple[WeeklyWindow, ...] = setting(
         (), "the times of the week in which it is up, used or not", WeeklyWindow.parse
+    )
+    notify: float = setting(
+        0.0, "seconds before it is stopped for being idle when its guest is told, if that listens", parsers.seconds
     )
     needs: tuple[str, ...] = setting(
         (), "the VMs that it needs; they start before it and are kept while it is up", parsers.vm_name
@@ -361,6 +380,10 @@ class Settings(Inherited):
         (DEFAULT_CONTROL,),
         "where jitsuctl connects: unix:PATH, host:port, ssl:..., or off", parsers.control, many=True, option="",
         shown="a UNIX socket",
+    )
+    guests: tuple[str, ...] = setting(
+        (), "where guests, and nobody else, ask for themselves: ADDRESS:PORT", parsers.guests, many=True,
+        shown="nowhere",
     )
     control_token: str | None = setting(
         None, "a file with what jitsuctl has to show there", parsers.text, path=True, secret=True, option="",

@@ -39,6 +39,8 @@ from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.warm import WarmAnswers
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, JitsuError
+from jitsu_tw.guests import MOST_CONNECTIONS as MOST_GUESTS
+from jitsu_tw.guests import GuestSite
 from jitsu_tw.listeners import Listeners
 from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
@@ -169,7 +171,7 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
         )
         site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
-        self._listeners = Listeners(settings, self._server, site, reactor)
+        self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
@@ -188,7 +190,7 @@ class JitsuService(Service):
     def privilegedStartService(self) -> None:  # noqa: N802
         """Open the ports, while twistd has its privileges; or end with a line that says why that cannot be."""
         super().privilegedStartService()
-        if problem := open_files(FILES + MOST_CONNECTIONS):
+        if problem := open_files(FILES + MOST_CONNECTIONS + MOST_GUESTS * bool(self._settings.guests)):
             self.log.warn("{problem}", problem=problem)
         try:
             self._listeners.open()

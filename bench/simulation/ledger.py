@@ -15,12 +15,12 @@ import attrs
 
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.networks import network, packed
+from jitsu_tw.rules.keep import JUST_USED
 from jitsu_tw.rules.lease import BURST, GREETING
 from jitsu_tw.rules.life import RESUMED
 from jitsu_tw.rules.schedule import kept_until
 from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, Evidence, Mode
 from jitsu_tw.vm.health import CHECK_PATIENCE, CHECK_RETRY
-from jitsu_tw.vm.leases import JUST_USED
 from jitsu_tw.vm.wakeups import EARLY
 
 if TYPE_CHECKING:

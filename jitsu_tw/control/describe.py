@@ -62,8 +62,11 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
 def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
     """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
     decisions = list(fleet.journal.decisions(machine.vm.name))
+    lease = fleet.leases.status(machine)
     return {
         **describe(fleet, machine),
+        "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
+        "connections": None if lease is None else lease.connections,
         "why": list(_why(fleet, machine, decisions, now)),
         "decisions": [one.as_json() for one in decisions],
         "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],

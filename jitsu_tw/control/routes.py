@@ -82,7 +82,9 @@ class Router(Resource):
             return found.result
         gone = request.notifyFinish()
         gone.addErrback(lambda _: None)
-        found.addCallback(lambda octets: gone.called or (request.write(octets), request.finish()))
+        found.addCallback(
+            lambda octets: gone.called or octets == NOT_DONE_YET or (request.write(octets), request.finish())
+        )
         return NOT_DONE_YET
 
     def _answer(self, request: Request) -> Any:

@@ -83,7 +83,7 @@ class Channel(HTTPChannel):
 
     def connectionMade(self) -> None:  # noqa: N802
         """Begin; if there are too many connections, another one gives way."""
-        gone = self.site.connections.add(self, of_peer(self.transport.getPeer()))
+        gone = self.site.connections.add(self, self.site.share_of(self.transport.getPeer()))
         if gone is not None:
             gone.cut()
         super().connectionMade()
@@ -180,7 +180,8 @@ class Request(WebRequest):
 
     def process(self) -> None:
         """Answer when there is time, unless the request was refused: one client may send a thousand at once."""
-        site, whose = self.channel.site, of_peer(self.getClientAddress())
+        site = self.channel.site
+        whose = site.share_of(self.getClientAddress())
         if not self._refused and self.channel.is_read(self) and site.slices.has_time(self, whose):
             site.slices.begin()
             super().process()
@@ -216,6 +217,10 @@ class Guarded(Site):
         self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
         self.slices: Slices[Request] = Slices(reactor, Request.process)
 
+    def share_of(self, peer: object) -> bytes:
+        """Return whose share of the connections and of the time *peer*, an address of Twisted's, uses."""
+        return of_peer(peer)
+
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802
         """Return what may be spoken over TLS, for ALPN."""
         return [b"http/1.1"]
@@ -227,16 +232,26 @@ class Guarded(Site):
         Raises:
             RefusalError: it is not for this client, or not from a page of this endpoint.
         """
-        for name, value in HEADERS:
-            request.setHeader(name, value)
-        if _is_foreign(request, by_name=self._token is not None):
-            raise RefusalError(HTTPStatus.FORBIDDEN, "a page from elsewhere may not ask here")
+        self.check_page(request, by_name=self._token is not None)
         if self._token is not None and not compare_digest(_password(request), self._token):
             request.setHeader("WWW-Authenticate", 'Basic realm="Jitsu", charset="UTF-8"')
             raise RefusalError(HTTPStatus.UNAUTHORIZED, UNPROVEN)
         shows_only = self._token is None and not isinstance(request.getClientAddress(), UNIXAddress)
         if shows_only and request.method == b"POST":
             raise RefusalError(HTTPStatus.FORBIDDEN, SHOWS_ONLY)
+
+    @staticmethod
+    def check_page(request: Request, *, by_name: bool) -> None:
+        """
+        Set the headers of every answer; *by_name*: this host may be asked by a name.
+
+        Raises:
+            RefusalError: a browser sends *request* for a page from elsewhere.
+        """
+        for name, value in HEADERS:
+            request.setHeader(name, value)
+        if _is_foreign(request, by_name=by_name):
+            raise RefusalError(HTTPStatus.FORBIDDEN, "a page from elsewhere may not ask here")
 
     def log(self, request: Any) -> None:
         """Log nothing."""

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import enum
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from jitsu_tw.rules.lease import Lease
+
+#: A VM that was asked for less than this many seconds ago is not stopped for another VM to boot, nor because its guest
+#: asks for it: the client may be about to connect.
+JUST_USED: Final = 5.0
 
 
 class Why(enum.Enum):
@@ -24,7 +28,10 @@ class Why(enum.Enum):
     STOP_FAILED = "it cannot be stopped"
     WINDOW = "its time of the week"
     MIN_UP = "its min_up of {min_up:g} s"
-    USED = "used {ago:.0f} s ago"
+    USED = "{use} {ago:.0f} s ago"
+    CONNECTED = "{connections}"
+    GUEST = "held by its guest for {more:.0f} s more"
+    DONE = "its guest asked to be put to sleep"
     MAX_UP = "up for its max_up of {max_up:g} s"
 
 
@@ -42,7 +49,12 @@ class Kept(NamedTuple):
 
     def words(self, lease: Lease, now: float, owner: str) -> str:
         """Return in words what keeps the VM with *lease*, which the node *owner* owns, *now*."""
-        return self.why.value.format(owner=owner, min_up=lease.min_up, max_up=lease.max_up, ago=now - lease.used)
+        number = lease.flows.open
+        return self.why.value.format(
+            owner=owner, min_up=lease.min_up, max_up=lease.max_up, use=lease.last_use().value, ago=now - lease.used,
+            more=lease.held_until - now,
+            connections="an open connection" if number == 1 else f"{number} open connections",
+        )  # fmt: skip
 
 
 def keep(
@@ -64,12 +76,18 @@ def keep(
         return Kept(inf, Why.HELD)
     if not is_own:
         return Kept(inf, Why.OWNER)
-    until, why = lease.used + idle, Why.USED
-    for end, reason in (
-        (lease.started + lease.min_up, Why.MIN_UP),
-        (window, Why.WINDOW),
-        (lease.seen_from, Why.UNSEEN),
-    ):
+    ends = [(lease.started + lease.min_up, Why.MIN_UP), (window, Why.WINDOW)]
+    if lease.is_done(now):  # then what the guest itself does keeps it no more
+        idle = min(idle, JUST_USED)
+        until, why = max(lease.asked() + idle, lease.done_at), Why.DONE
+    else:
+        until, why = lease.used + idle, Why.USED
+        ends += [
+            (lease.connected_until(), Why.CONNECTED),
+            (lease.seen_from, Why.UNSEEN),
+            (lease.held_until, Why.GUEST),
+        ]
+    for end, reason in ends:
         if end > until:
             until, why = end, reason
     if is_needed and now + idle >= until:

@@ -1,8 +1,8 @@
 """
 The leases of VMs: granted, renewed by uses, and ended, which stops the VM. Until when one lasts, `rules.keep` decides.
 
-A lease is looked at when it may end, and a few times before, to count the guest's packets: a guest may be in use
-without a query for its name. What a look costs depends on how many leases are due, not on how many VMs there are.
+A lease is looked at when it may end, and a few times before, to see what the guest does: it may be in use without a
+query for its name. What a look costs depends on how many leases are due, not on how many VMs there are.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.coroutines import report, spawn
-from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import IObserver
-from jitsu_tw.rules.keep import Kept, Why, keep
-from jitsu_tw.rules.lease import SHORTEST_LOOK, Lease, Leases, Meter
+from jitsu_tw.rules.keep import JUST_USED, Kept, Why, keep
+from jitsu_tw.rules.lease import Lease, Leases, Use, counted, meters
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
-from jitsu_tw.settings import Evidence
+from jitsu_tw.settings import KEEPS_MEMORY, Evidence
+from jitsu_tw.vm import evidence
+from jitsu_tw.vm.guests import GuestWord
 from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.observers import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.readiness import Strategies
+    from jitsu_tw.rules.flows import Flows
     from jitsu_tw.vm.machine import Machine
-
-#: A VM that was used less than this many seconds ago does not give way: the client may be about to connect.
-JUST_USED: Final = 5.0
+    from jitsu_tw.vm.stats import Statistics
 
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
 #: second time it reads the query that the connection brings.
@@ -47,12 +47,6 @@ READS: Final = 2
 
 #: Seconds from one try to stop a VM that cannot be stopped to the next: at first (doubled each time), and at most.
 STOP_AGAIN: Final = (60.0, 3600.0)
-
-#: What an operator reads of a VM whose use cannot be seen.
-UNCOUNTED: Final = (
-    "nobody counts the packets of its guest, so it is not stopped when it is idle; with evidence: queries it is, after "
-    "its last question"
-)
 
 
 class LeaseStatus(NamedTuple):
@@ -63,11 +57,15 @@ class LeaseStatus(NamedTuple):
         left: seconds until the VM is stopped if it is not used; infinity while nothing ends what keeps it.
         why: what keeps it.
         words: the same in words.
+        uses: how many seconds ago each kind of use was last seen.
+        connections: how many are open; None if nobody knows.
     """
 
     left: float
     why: Why
     words: str
+    uses: Mapping[Use, float]
+    connections: int | None
 
 
 @implementer(IObserver, IWakeupObserver)
@@ -76,12 +74,13 @@ class LeaseKeeper:
     The leases of a fleet.
 
     It owns, and nobody else writes: the leases of the VMs that are up (but for `Lease.used`, which `dns.warm` renews,
-    too, and `Lease.check_at`, which `vm.health` owns), the leases that are suspended while a VM stops or reboots, and
-    how often the stop of a VM has failed.
+    too, and what `vm.health` and `vm.guests` own of them), the leases that are suspended while a VM stops or reboots,
+    and how often the stop of a VM has failed.
 
     Attributes:
         wakeups: the VMs that are kept up in weekly windows, or by an operator.
         health: the checks of guests that are in use.
+        guests: what guests ask for themselves.
     """
 
     follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
@@ -95,6 +94,8 @@ class LeaseKeeper:
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
         port: Strategies,
+        flows: Callable[[Machine], Flows | None],
+        stats: Statistics,
     ) -> None:
         """
         Begin with no lease.
@@ -105,12 +106,15 @@ class LeaseKeeper:
             is_needed: tells whether a VM that is up, or about to be, needs this one.
             ownership: knows which node owns a VM; those of other nodes are kept by these.
             port: tries the ports of guests.
+            flows: tells which connections of a VM are open; None if that is not known now.
+            stats: remember until when guests hold their VMs.
         """
-        self._machines, self._is_needed, self._ownership = machines, is_needed, ownership
+        self._machines, self._is_needed, self._ownership, self._flows = machines, is_needed, ownership, flows
         self._reactor, self._now = clocks.reactor, clocks.now
         self._leases = Leases()
         self.wakeups = Wakeups(machines, clocks, self, self.log)
         self.health = HealthChecks(self._leases, clocks, port, ownership)
+        self.guests = GuestWord(self._leases, clocks, self, ownership, stats)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -146,10 +150,15 @@ class LeaseKeeper:
             return None
         kept = self._keep(machine, lease, lease.idle)
         words = kept.words(lease, now, self._ownership.owner(machine) or "another node")
-        return LeaseStatus(max(0.0, kept.until - now), kept.why, words)
+        uses = {kind: now - when for kind, when in lease.uses().items()}
+        flows = self._flows(machine)
+        return LeaseStatus(max(0.0, kept.until - now), kept.why, words, uses, None if flows is None else flows.open)
 
     def _keep(self, machine: Machine, lease: Lease, idle: float) -> Kept:
         """Return until when *machine* is kept, *idle* seconds after its last use at least, and why."""
+        # What was known last holds while nothing is known: Synjitsu may be restarting.
+        if machine.vm.evidence is Evidence.TRAFFIC and (flows := self._flows(machine)) is not None:
+            lease.connected(flows, self._now())
         return keep(
             lease,
             self._now(),
@@ -174,7 +183,11 @@ class LeaseKeeper:
                 while whether the guest is in use, and it is kept until then.
         """
         vm = machine.vm
-        lease = Lease(vm.idle, vm.min_up, used, started, vm.max_up or inf)
+        idle_connection = 0.0 if vm.mode in KEEPS_MEMORY else vm.idle_connection
+        lease = Lease(
+            vm.idle, vm.min_up, used, started, vm.max_up or inf, idle_connection, signs={Use.KNOWN: used},
+            held_until=self.guests.held_until(machine),
+        )  # fmt: skip
         self._leases.grant(vm.name, lease)
         self.wakeups.asked(machine)
         self._suspended.pop(vm.name, None)
@@ -190,12 +203,13 @@ class LeaseKeeper:
         """Change the lease of *machine*, which has another owner, to what the nodes know of its use and its start."""
         lease = self._leases.get(machine.vm.name)
         if lease is not None:
-            lease.used, lease.started, lease.meter = max(lease.used, used), started, None
+            lease.use(used, Use.KNOWN)
+            lease.started, lease.meters = started, {}
             self._begin(machine, lease, is_new=False)
 
     def _begin(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
-        """Begin to count the packets of *machine*'s guest, if these are evidence, and plan the first look."""
-        counts = machine.vm.evidence is Evidence.TRAFFIC and self._ownership.is_own(machine)
+        """Begin to count what is evidence of *machine*'s use, and plan the first look."""
+        counts = bool(counted(machine.vm)) and self._ownership.is_own(machine)
         lease.seen_from = inf if counts else -inf
         if machine.vm.check_every:
             self.health.watch(machine, lease)
@@ -208,14 +222,14 @@ class LeaseKeeper:
             self._look_later(machine, lease)
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
-        total = await self._traffic(machine, lease)
+        totals = await evidence.totals(machine, lease)
         if self._leases.get(machine.vm.name) is not lease:
             return
-        # What a guest has sent that cannot be counted yet will look like a use, once.
-        lease.meter = meter = Meter(machine.vm.idle_packets, total or 0, self._now())
+        lease.meters = meters(machine.vm, totals, self._now())
         if not is_new:
-            meter.level = 0.0
-            lease.seen_from = max(lease.seen_from, meter.next_look(lease.idle))
+            for meter in lease.meters.values():
+                meter.level = 0.0
+            lease.seen_from = max(lease.seen_from, lease.next_count())
         self._look_later(machine, lease)
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
@@ -226,6 +240,7 @@ class LeaseKeeper:
         """Suspend the lease of *machine*, which stops or reboots and may be up again; if it is down, forget it."""
         name, state, now = machine.vm.name, machine.state, self._now()
         lease = self._leases.drop(name)
+        self.guests.withdraw(machine)
         if state not in STOPS | {State.WAITING}:
             self._suspended.pop(name, None)
             if state in DOWN:
@@ -287,36 +302,20 @@ class LeaseKeeper:
             if self._keep(machine, lease, lease.idle).until > self._now():
                 self._ownership.withdraw_stop(machine)
 
-    async def _in_use(self, machine: Machine, lease: Lease) -> bool:
-        """Return whether the guest was in use since the last look, as its packets tell; then its lease is renewed."""
-        meter = lease.meter  # the lease may have none when the answer comes: another node may own the VM by then
-        if meter is None:
-            return False
-        total = await self._traffic(machine, lease)
-        if total is None:
-            meter.at, used = self._now(), True  # while its use cannot be seen, it is not stopped
-        else:
-            used = meter.used(total, self._now())
-        if used:
-            lease.use(self._now())
+    async def _observe(self, machine: Machine, lease: Lease) -> None:
+        """Look at what the guest has done since the last look; renew its lease if that shows that it was in use."""
+        found = lease.meters  # the lease may have none when the answer comes: another node may own the VM by then
+        if not found:
+            return
+        totals, used = await evidence.totals(machine, lease), lease.used
+        for kind, meter in found.items():
+            if totals is None:
+                meter.at = self._now()
+                lease.use(self._now(), Use.KNOWN)  # while its use cannot be seen, it is not stopped
+            elif meter.used(totals[kind], self._now()):
+                lease.use(self._now(), kind)
+        if lease.used > used:
             self._ownership.note_use(machine, self._now())
-        return used
-
-    async def _traffic(self, machine: Machine, lease: Lease) -> int | None:
-        """Return how many packets the guest has sent; None, and *lease* cannot see its use, while that is not known."""
-        total = None
-        try:
-            total = await machine.backend.traffic(machine.uuid)
-        except NoSuchVM as error:
-            machine.look(str(error))
-        except BackendLost:
-            pass
-        except BackendError as error:
-            machine.problem(Problem.EVIDENCE, f"its packets cannot be counted, so it is not stopped when idle: {error}")
-        else:
-            machine.problem(Problem.EVIDENCE, *((UNCOUNTED,) if total is None else ()))
-        lease.seen_from = inf if total is None else -inf
-        return total
 
     # What `Wakeups` reports.
 
@@ -336,9 +335,9 @@ class LeaseKeeper:
     # Looks.
 
     def _look_later(self, machine: Machine, lease: Lease, kept: Kept | None = None) -> None:
-        """Plan the next look at *lease*: when it may end, as *kept* says, or to count the guest's packets before."""
+        """Plan the next look at *lease*: when it may end, as *kept* says, or to see before what the guest does."""
         when = (kept or self._keep(machine, lease, lease.idle)).until
-        self._plan(machine, when if lease.meter is None else min(when, lease.meter.next_look(lease.idle)))
+        self._plan(machine, min(when, lease.next_count()))
 
     def _plan(self, machine: Machine, when: float) -> None:
         """Look at the lease of *machine* at *when*."""
@@ -364,15 +363,15 @@ class LeaseKeeper:
         for name in self._leases.due(self._now()):
             lease, machine = self._leases.get(name), self._machines[name]
             assert lease is not None
-            if lease.meter is None:
-                self._decide(machine, lease)
-            else:
+            if lease.meters:
                 self._run(self._count(machine, lease), machine)
+            else:
+                self._decide(machine, lease)
         self._schedule()
 
     async def _count(self, machine: Machine, lease: Lease) -> None:
         """Renew a lease whose guest was in use since the last look, or end it if it is over."""
-        await self._in_use(machine, lease)
+        await self._observe(machine, lease)
         if self._leases.get(machine.vm.name) is lease:
             self._decide(machine, lease)
 
@@ -385,8 +384,8 @@ class LeaseKeeper:
         report(self.log, machine.vm.name, failure)
         lease = self._leases.get(machine.vm.name)
         if lease is not None and lease.planned is None:
-            lease.meter = None
-            lease.use(self._now())
+            lease.meters = {}
+            lease.use(self._now(), Use.KNOWN)
             self._look_later(machine, lease)
 
     def _decide(self, machine: Machine, lease: Lease) -> None:
@@ -394,31 +393,39 @@ class LeaseKeeper:
         kept, now = self._keep(machine, lease, lease.idle), self._now()
         if kept.until > now:
             self._ownership.withdraw_stop(machine)
+            self.guests.withdraw(machine)
             self._look_later(machine, lease, kept)
-        elif wait := self._ownership.announce_stop(machine):
+        elif wait := self.guests.announce_stop(machine, kept) or self._ownership.announce_stop(machine):
             self._plan(machine, now + wait)
         else:
             limit = f"up for {lease.max_up:g} s" if kept.why is Why.MAX_UP else f"idle for {lease.idle:g} s"
-            self._run(self.end(machine, limit), machine)
+            self._run(self.end(machine, kept.why.value if kept.why is Why.DONE else limit, lease.idle), machine)
 
     # Ends.
 
-    async def end(self, machine: Machine, reason: str) -> bool:
+    async def end(self, machine: Machine, reason: str, idle: float | None = None) -> bool:
         """
-        Begin to stop *machine*, whose lease is over; if it cannot be stopped, that is tried again after a while.
+        Begin to stop *machine*; if it cannot be stopped, that is tried again after a while.
+
+        Args:
+            machine: has a lease.
+            reason: why, for the log.
+            idle: seconds that it must be idle, as a last look at what the guest does shows; None to stop it although
+                its guest may be in use, but not if it was used since this was called.
 
         Returns:
             whether its stop has begun: not if it was used meanwhile, or it is known that it cannot be stopped.
         """
         lease = self._leases.get(machine.vm.name)
         assert lease is not None
-        used, asked, lease.planned = lease.used, self._now(), None
+        used, lease.planned = lease.used, None
         can = await machine.can_stop()
-        if can and self._now() - asked >= SHORTEST_LOOK:
-            await self._in_use(machine, lease)  # the answer took long, and what was counted before it is old
+        if can and idle is not None:
+            await self._observe(machine, lease)
         if self._leases.get(machine.vm.name) is not lease or machine.state is not State.UP:
             return False
-        if can and lease.used == used:
+        is_over = lease.used == used if idle is None else self._keep(machine, lease, idle).until <= self._now()
+        if can and is_over:
             self._run(self._stop(machine, reason), machine)
             return True
         if not can:
@@ -454,11 +461,7 @@ class LeaseKeeper:
         idle = [(lease.used, name) for name, lease in self._leases.items() if self._may_go(self._machines[name], lease)]
         for _, name in sorted(idle):
             machine, lease = self._machines[name], self._leases.get(name)
-            if lease is None or await self._in_use(machine, lease):
-                continue
-            # It may have been used meanwhile, and have another lease.
-            lease = self._leases.get(name)
-            if lease is not None and self._may_go(machine, lease) and await self.end(machine, reason):
+            if lease is not None and self._may_go(machine, lease) and await self.end(machine, reason, JUST_USED):
                 return True
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -157,7 +158,18 @@ class Statistics:
             return False
         stats = self._of(machine)
         stats.stop_ts = max(self._wall(), stats.start_ts, stats.last_request_ts)
+        stats.held_ts = min(stats.held_ts, self._wall())
         return True
+
+    def hold(self, machine: Machine, until: float) -> None:
+        """Note that the guest of *machine* holds it until *until* of the fleet's clock, which may be past."""
+        self._of(machine).held_ts = self._wall() + until - self._now()
+        self.changed.add(machine.vm.name)
+
+    def held_until(self, machine: Machine) -> float:
+        """Return until when, of the fleet's clock, the guest of *machine* holds it; minus infinity if it never did."""
+        held = self.of(machine).held_ts
+        return self._now() + held - self._wall() if held else -inf
 
     # Which VM is which.
 
@@ -169,7 +181,7 @@ class Statistics:
             if stats is not known:
                 # It has been asked for before it was found, and those who count have the object that they count in.
                 stats.start_ts, stats.call_ts, stats.stop_ts = known.start_ts, known.call_ts, known.stop_ts
-                stats.total_starts = known.total_starts
+                stats.held_ts, stats.total_starts = known.held_ts, known.total_starts
                 stats.backend, stats.connect = known.backend, known.connect
                 for key, before in known.dns.items():
                     use = stats.dns.setdefault(key, NameUse())
@@ -184,7 +196,7 @@ class Statistics:
         if stats is not None:
             uses = {name: attrs.evolve(use) for name, use in stats.dns.items()}
             self._known[machine.uuid] = attrs.evolve(stats, dns=uses)
-            stats.start_ts, stats.total_starts = 0.0, 0
+            stats.start_ts, stats.total_starts, stats.held_ts = 0.0, 0, 0.0
             stats.stop_ts = max(self._wall(), stats.last_request_ts)
 
     def forget(self, machine: Machine) -> None:

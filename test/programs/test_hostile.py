@@ -10,6 +10,7 @@ in; the docstring of that module says what a row's input is, and what is expecte
 `test.hostile.zones`                the text of a zone file
 `test.hostile.questions`            datagrams, and messages by TCP
 `test.hostile.control`              HTTP
+`test.hostile.guests`               HTTP of guests
 `test.hostile.messages`             AMP between Jitsu and Synjitsu, in both directions
 `test.hostile.frames`               Ethernet frames before Synjitsu
 ==================================  ================================================================================
@@ -30,6 +31,7 @@ import socket
 import subprocess
 import tempfile
 from ipaddress import ip_interface
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -58,9 +60,10 @@ from synjitsu_tw.conversation import Conversation
 from synjitsu_tw.service import Synjitsu
 from synjitsu_tw.standins import Standins
 from synjitsu_tw.table import Link, Send
-from test.hostile import Row, configuration, control, frames, questions, requests, zones
+from test.hostile import Row, configuration, control, frames, guests, questions, requests, zones
 from test.hostile import messages as boxes
 from test.programs.test_tap import HOST, PATIENCE, SECRET, ProcessTestCase
+from test.support.control import GuestDesk
 from test.support.fakepcap import FakePcap
 from test.unit.sync.test_requests import ANN, RequestsTestCase
 from test.unit.synjitsu.test_conversation import FakeKernel
@@ -301,6 +304,23 @@ class ControlTests(ServerTestCase):
             except ConnectionError:
                 pass
         return line.split()[1].decode() if line else ""
+
+
+@each(guests.ROWS)
+class GuestTests(SynchronousTestCase):
+    """HTTP to the endpoint that guests ask, before fleets of the memory backend."""
+
+    def check(self, row: Row) -> None:
+        """Send it, compare the statuses, and look whether another guest is served, and no VM is held or stopped."""
+        macs = {guests.OTHER_IP: guests.OTHER_MAC}
+        desk = GuestDesk(macs, www=(guests.IP, guests.MAC), db=(guests.OTHER_IP, guests.OTHER_MAC))
+        host, macs[host], octets = row.input
+        self.assertRegex(" ".join(desk.statuses(host, octets)), f"^({row.expected})$")
+        self.assertEqual(["200"], desk.statuses(guests.OTHER_IP, b"GET /self HTTP/1.1\r\nHost: 10.0.0.254\r\n\r\n"))
+        for machine in desk.fleet.machines.values():
+            lease = desk.fleet.leases.lease(machine.vm.name)
+            assert lease is not None
+            self.assertEqual((-inf, -inf), (lease.held_until, lease.done_at))
 
 
 @each(boxes.ROWS)

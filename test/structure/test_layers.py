@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: that fits a module counts.
 LAYERS: Final = (
     ("jitsu_tw.tap", "jitsu_tw.ctl", "jitsu_tw.listeners"),
+    ("jitsu_tw.guests",),
     ("jitsu_tw.control", "jitsu_tw.sync"),
     ("jitsu_tw.config",),
     ("jitsu_tw.dns",),

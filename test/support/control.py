@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,10 +14,13 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from jitsu_tw.control.api import Endpoint
-from test.support import EPOCH, World
+from jitsu_tw.guests import GuestSite
+from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from jitsu_tw.control.web import Guarded
 
 
 @attrs.frozen
@@ -53,7 +58,7 @@ class Wire(StringTransport):
 class Talk:
     """One connection to an endpoint."""
 
-    def __init__(self, endpoint: Endpoint, host: str = "") -> None:
+    def __init__(self, endpoint: Guarded, host: str = "") -> None:
         """Connect from *host*, or by a UNIX socket."""
         self.protocol = endpoint.buildProtocol(None)
         self.wire = Wire(peerAddress=IPv4Address("TCP", host, 4711) if host else UNIXAddress(None))
@@ -122,3 +127,42 @@ class Desk(World):
     def post(self, path: str) -> Answer:
         """Return what is answered at once to one POST."""
         return self.ask(path, "POST")
+
+
+class GuestDesk(World):
+    """
+    A world with an endpoint for guests, all of which are up.
+
+    Attributes:
+        macs: the MACs of the neighbours by their addresses, as the kernel has them.
+        site: the endpoint.
+    """
+
+    def __init__(self, macs: dict[str, str], /, changes: Any = None, **guests: tuple[str, str]) -> None:
+        """Begin with *guests* by their VM's name, each with its address and MAC; *changes* are of all VMs."""
+        changes = {"idle": 60.0, **(changes or {})}
+        super().__init__(
+            *(vm(name, ip=(ip_address(ip),), mac=(mac,), **changes) for name, (ip, mac) in guests.items())
+        )
+        self.macs = macs
+        self.site = GuestSite(self.fleet, self.clock, lambda host: macs.get(host) or None)
+        for name in guests:
+            self.fleet.summons.summon(name, question(name))
+        self.pump(1)
+
+    def talk(self, host: str) -> Talk:
+        """Return a new connection from *host*."""
+        return Talk(self.site, host)
+
+    def ask(self, path: str, host: str = "10.0.0.1", method: str = "GET") -> Answer:
+        """Return what is answered at once to one request of the guest at *host*."""
+        talk = self.talk(host)
+        talk.say(method, path)
+        return talk.heard()
+
+    def statuses(self, host: str, octets: bytes) -> list[str]:
+        """Return the statuses of all answers to *octets* from *host*."""
+        talk = self.talk(host)
+        talk.protocol.dataReceived(octets)
+        self.clock.pump([0.0] * 2000)
+        return re.findall(r"HTTP/1\.1 (\d+) ", talk.wire.value().decode())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.rules.lease import LONGEST_LOOK, SLICE, Lease, Leases, Meter
+from jitsu_tw.rules.flows import NO_FLOWS, Flows
+from jitsu_tw.rules.lease import CPU_BURST, LONGEST_LOOK, SLICE, Lease, Leases, Meter, Use
+from jitsu_tw.settings import Settings
 
 
 class LeaseTests(SynchronousTestCase):
@@ -19,11 +22,55 @@ class LeaseTests(SynchronousTestCase):
         lease.use(6)
         self.assertEqual(7, lease.used)
 
+    def test_uses(self) -> None:
+        """It knows when each kind of use was last seen, and which was the last; queries renew it without a word."""
+        lease = Lease(10, 0, used=0, started=0, signs={Use.KNOWN: 0})
+        self.assertIs(Use.KNOWN, lease.last_use())
+        lease.used = 5
+        self.assertIs(Use.QUERY, lease.last_use())
+        lease.use(7, Use.SENT)
+        self.assertEqual((Use.SENT, 7), (lease.last_use(), lease.used))
+        self.assertEqual({Use.KNOWN: 0, Use.QUERY: 5, Use.SENT: 7}, lease.uses())
+        lease.use(6, Use.CPU)
+        self.assertEqual((Use.SENT, 7), (lease.last_use(), lease.used))
+
+    def test_connections(self) -> None:
+        """An open connection is a use when it is opened or closed, and when its peer gives a sign of life."""
+        lease = Lease(10, 0, used=0, started=0, idle_connection=600)
+        for flows, now, used in ((NO_FLOWS, 1, 0), (Flows(1, 3), 4, 3), (Flows(1, 3), 5, 3), (Flows(2, 6), 7, 6),
+                                 (Flows(1, 3), 9, 9), (Flows(1, 3), 10, 9), (NO_FLOWS, 11, 11), (NO_FLOWS, 12, 11)):
+            lease.connected(flows, now)
+            self.assertEqual(used, lease.used, now)
+            self.assertEqual(flows.last + 600 if flows.open else -inf, lease.connected_until(), now)
+
+    def test_conversation(self) -> None:
+        """What its guest transmits, however little, is a sign of life of a connection: Synjitsu sees no data."""
+        lease = Lease(10, 0, used=0, started=0, idle_connection=600, meters={Use.SENT: Meter(30, 0, 0)})
+        lease.connected(Flows(1, 3), 4)
+        self.assertEqual(603, lease.connected_until())
+        lease.meters[Use.SENT].used(1, 50)
+        lease.meters[Use.SENT].used(1, 60)
+        self.assertEqual(650, lease.connected_until())
+
+    def test_done(self) -> None:
+        """A guest that asks to be put to sleep is done for a minute, unless a client asks for it or connects to it."""
+        for client, now, done in (
+            (None, 50, True), (None, 99, True), (None, 101, False), ({"used": 46}, 50, False),
+            ({"flows": Flows(1, 41)}, 50, False), ({"flows": Flows(1, 39)}, 50, True), ({"flows": NO_FLOWS}, 50, True),
+        ):  # fmt: skip
+            lease = Lease(10, 0, used=30, started=0, done_at=40)
+            lease.use(45, Use.SENT)
+            for name, value in (client or {}).items():
+                setattr(lease, name, value)
+            self.assertEqual(done, lease.is_done(now), (client, now))
+
     def test_looks(self) -> None:
         """It is looked at when it may end; with a meter, `idle` / 8 after the last look, but at most every second."""
         for idle, expected in ((80, 10), (4, 1), (3600, LONGEST_LOOK), (0.5, 0.5)):
-            self.assertEqual(expected, Lease(idle, 0, 0, 0, meter=Meter(30, 0, 0)).look(), idle)
+            self.assertEqual(expected, Lease(idle, 0, 0, 0, meters={Use.SENT: Meter(30, 0, 0)}).look(), idle)
         self.assertEqual((80, 30), (Lease(80, 0, 0, 0).look(), Lease(80, 0, 0, 0, max_up=30).look()))
+        self.assertEqual(5, Lease(80, 0, 0, 0, done_at=5).look())
+        self.assertEqual(86, Lease(80, 0, 6, 0, done_at=5).look())
 
 
 class MeterTests(SynchronousTestCase):
@@ -41,23 +88,55 @@ class MeterTests(SynchronousTestCase):
         """Many packets, or few but steadily more than the trickle, are a use; single ones are none."""
         for per_minute, every, sent, expected in (
             (30, 1, [100, 0, 0, 0, 0], "U...."),  # a page was fetched
-            (30, 1, [2, 2, 2, 2, 2, 2], ".UUUUU"),  # a slow download
-            (30, 1, [1, 1, 1, 1, 1, 1], "....UU"),  # a slower one
+            (30, 1, [2, 2, 2, 2, 2, 2], "...UUU"),  # a slow download
+            (30, 1, [1] * 12, "..........UU"),  # a slower one
             (30, 1, [1, 0, 1, 0, 1, 0, 1, 0], "........"),  # what an idle guest may send
             (30, 60, [30, 30, 30, 30], "...."),  # the same, seldom looked at
-            (30, 60, [35, 35, 35], "UUU"),
+            (30, 60, [36, 36, 36], "UUU"),
             (0, 1, [0, 1, 0, 1], ".U.U"),  # any packet is a use
-            (600, 1, [10, 10, 10, 13], "...U"),
+            (600, 1, [10, 10, 10, 16], "...U"),
         ):
             meter = Meter(per_minute, 500, 0)
             meter.level = 0.0
             self.assertEqual(expected, self.looks(meter, sent, every), (per_minute, sent))
 
+    def test_conversation(self) -> None:
+        """A few packets a minute, however evenly, are a use if they are more than those of an idle guest; a page is."""
+        default = Settings().idle_packets
+        for every, sent in ((60, [29] * 60), (15, [7, 7, 7, 8] * 60), (15, [2] * 240), (3, [1] * 1200)):
+            meter = Meter(default, 0, 0)
+            self.assertIn("U" * (len(sent) - 20), self.looks(meter, sent, every), (every, sent[0]))
+        meter = Meter(default, 0, 0, greeting=0)
+        self.assertEqual("..U...", self.looks(meter, [0, 0, 7, 0, 0, 0], 15))
+
+    def test_idle_guest(self) -> None:
+        """ARP, NTP, DHCP renewals and answers to mDNS are no use, for an hour and however often it is looked."""
+        chatter = Counter[int]()
+        for second in range(0, 3600, 64):
+            chatter[second] += 3  # asks its router's address, then the time; its router asks for its address
+        for second in range(0, 3600, 60):
+            chatter[second + 7] += 1  # mDNS, or a neighbour's ARP
+        for second in (1800, 1801):
+            chatter[second] += 1  # DHCP
+        for every in (1, 15, 60):
+            meter = Meter(Settings().idle_packets, 0, 0, greeting=0)
+            sent = [sum(chatter[begin + second] for second in range(every)) for begin in range(0, 3600, every)]
+            self.assertNotIn("U", self.looks(meter, sent, every), every)
+
+    def test_cpu(self) -> None:
+        """CPU time beyond that of an idle guest is a use: a job that goes on, not that of a timer."""
+        meter = Meter(3, 0, 0, CPU_BURST, greeting=0)
+        found = ""
+        for second, total in enumerate((0.05, 0.9, 0.95, 1.0, 1.05, 2.1, 3.1, 4.1, 4.14, 4.18), 1):
+            found += "U" if meter.used(total, second) else "."
+        self.assertEqual(".....UUU..", found)
+
     def test_greeting(self) -> None:
         """What a guest says when it has just come up is no use, and does not hide one."""
         self.assertEqual("." * 12, self.looks(Meter(30, 3, 0), [2, 2, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0]))
         self.assertEqual(".UUUU", self.looks(Meter(30, 3, 0), [10, 10, 10, 10, 10]))
-        self.assertEqual(".........UUU", self.looks(Meter(30, 3, 0), [2] * 12))
+        self.assertEqual("...........U", self.looks(Meter(30, 3, 0), [2] * 12))
+        self.assertEqual(".U", self.looks(Meter(6, 0, 0), [3, 8], every=15))
 
     def test_begins_again(self) -> None:
         """A counter that is smaller than before began at 0 again: the guest was restored, or its interface replaced."""
@@ -99,7 +178,7 @@ class LeasesTests(SynchronousTestCase):
 
     def test_meter(self) -> None:
         """A lease with a meter is due before its end, to count."""
-        self.grant("short", Lease(16, 0, 0, 0, meter=Meter(30, 0, 0)))
+        self.grant("short", Lease(16, 0, 0, 0, meters={Use.SENT: Meter(30, 0, 0)}))
         self.assertEqual(["short"], self.leases.due(2))
 
     def test_used_meanwhile(self) -> None:

@@ -182,11 +182,12 @@ class KeysTests(SynchronousTestCase):
     def test_listed(self) -> None:
         """A key is for guests only if its row says so; those that reach beyond the VM never are."""
         allowed = {key for key, row in VM_KEYS.items() if row.own is not None}
-        self.assertEqual({"ip", "dns", "ttl", "idle", "idle_packets", "evidence", "response_delay", "wait_for_port",
-                          "wait_for_http", "wait_for_key", "ports"}, allowed)
+        inherited = {"ttl", "idle", "idle_packets", "idle_cpu", "idle_connection", "evidence"}
+        self.assertEqual(inherited | {"ip", "dns", "response_delay", "wait_for_port", "wait_for_http", "wait_for_key",
+                                      "ports"}, allowed)
         self.assertFalse(allowed & BACKEND_KEYS["libxl"].keys())
         self.assertFalse({key for key in allowed if VM_KEYS[key].path})
-        self.assertEqual({"ttl", "idle", "idle_packets", "evidence"}, allowed & INHERITED.keys())
+        self.assertEqual(inherited, allowed & INHERITED.keys())
         readme = (Path(__file__).parents[3] / "README.md").read_text()
         for key in allowed:
             self.assertIn(f"`{key}`", readme)

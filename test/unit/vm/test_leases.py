@@ -11,9 +11,10 @@ from twisted.logger import capturedLogs
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import ENDED, Power
 from jitsu_tw.rules.keep import Why
+from jitsu_tw.rules.lease import Use
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import Evidence, Mode
-from jitsu_tw.vm.leases import UNCOUNTED
+from jitsu_tw.vm.evidence import UNCOUNTED
 from test.support import World, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
@@ -235,8 +236,8 @@ class EvidenceTests(FleetTestCase):
             self.guest.sent = None
             self.world.pump(800, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertEqual([UNCOUNTED], self.world.fleet.context.problems.of("www"))
-        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED for event in logs))
+        self.assertEqual([UNCOUNTED[Use.SENT]], self.world.fleet.context.problems.of("www"))
+        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED[Use.SENT] for event in logs))
         status = self.world.fleet.leases.status(self.world.machine())
         self.assertIs(Why.UNSEEN, status and status.why)
         self.world.pump(110, step=1)
