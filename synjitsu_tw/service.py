@@ -173,14 +173,17 @@ class Synjitsu(Service):
         Raises:
             CaptureError: one of them cannot be opened.
         """
-        known = [flow for flow in self._flow_file.read() if flow.peer.port in self._captures]
-        self.standins.flows.restore(known)
-        self._wanted |= {"ipv4": any(len(flow.ip) == 4 for flow in known),
-                         "ipv6": any(len(flow.ip) == 16 for flow in known)}  # fmt: skip
         for name, capture in self._captures.items():
             capture.open(filter_for(self.standins.links[name].mac, **self._wanted))
         self._read_links()
         self._read_addresses()
+
+    def read_flows(self) -> None:
+        """Open the file of flows, and know those in it; to be called after `open`, before `startService`."""
+        known = [flow for flow in self._flow_file.read() if flow.peer.port in self._captures]
+        self.standins.flows.restore(known)
+        lengths = {len(flow.ip) for flow in known}
+        self._widen_filters(ipv4=4 in lengths, ipv6=16 in lengths)
 
     def startService(self) -> None:  # noqa: N802
         """Stand in for the listed addresses, and begin to check for expired packets."""

@@ -126,15 +126,16 @@ class SynjitsuService(Service):
     def privilegedStartService(self) -> None:  # noqa: N802
         """Open interfaces and sockets while twistd still has its privileges; exit with one line if that fails."""
         super().privilegedStartService()
+        try:
+            self.synjitsu.open()
+        except JitsuError as error:
+            give_up(str(error))
         if self._listen.startswith("unix:"):
             try:
                 make_way(unix_socket(self._listen))
             except OSError as error:
                 give_up(f"cannot listen on {self._listen}: {error.strerror}")
-        try:
-            self.synjitsu.open()
-        except JitsuError as error:
-            give_up(str(error))
+        self.synjitsu.read_flows()
         outcome: list[Any] = []
         with umask(0o177):
             self._endpoint.listen(self.synjitsu.factory).addBoth(outcome.append)

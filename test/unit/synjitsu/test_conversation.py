@@ -845,6 +845,7 @@ class ServiceTests(SynchronousTestCase):
         self.synjitsu.stopService()
         first = self.make()
         first.open()
+        first.read_flows()
         first.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.synjitsu = first
         self.flow(SYN | ACK)
@@ -855,6 +856,7 @@ class ServiceTests(SynchronousTestCase):
         self.synjitsu = self.make()
         self.pcap.filters.clear()
         self.synjitsu.open()
+        self.synjitsu.read_flows()
         self.assertIn("tcp[13] & 7 != 0", self.pcap.filters[-1])
         self.assertNotIn("ip6", self.pcap.filters[-1])
         self.flow(RST, sport=5)
@@ -871,6 +873,7 @@ class ServiceTests(SynchronousTestCase):
         self.patch(service, "SAVED_PER_TICK", 5)
         synjitsu = self.synjitsu = self.make()
         synjitsu.open()
+        synjitsu.read_flows()
         synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
         for port in range(20):
             self.flow(SYN | ACK, sport=port)
@@ -880,6 +883,7 @@ class ServiceTests(SynchronousTestCase):
         synjitsu.stopService()
         self.synjitsu = self.make()
         self.synjitsu.open()
+        self.synjitsu.read_flows()
         self.assertEqual(20, len(self.synjitsu.standins.flows))
 
     def test_flows_elsewhere(self) -> None:
@@ -887,6 +891,7 @@ class ServiceTests(SynchronousTestCase):
         self.flow_file = self.mktemp()
         first = self.make()
         first.open()
+        first.read_flows()
         first.announce(self.jitsu, VM, (GUEST,), asleep=False)
         self.synjitsu = first
         self.flow(SYN | ACK)
@@ -896,6 +901,7 @@ class ServiceTests(SynchronousTestCase):
         first._flow_file.close()
         again = self.make()
         again.open()
+        again.read_flows()
         self.assertEqual(0, len(again.standins.flows))
 
     def test_comes_back(self) -> None:
