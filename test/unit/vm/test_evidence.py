@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import deferLater
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.rules.flows import NO_FLOWS, Flows
@@ -191,7 +192,7 @@ class CountedTests(GuestTestCase):
 
             def count(uuid: str, traffic: Any = traffic) -> Any:
                 self.guest.sent = (self.guest.sent or 0) + 100
-                return traffic(uuid)
+                return deferLater(self.world.clock, 0.1, traffic, uuid)
 
             self.patch(self.world.backend, "traffic", count)
             self.live(20)
