@@ -53,7 +53,7 @@ class Use(enum.Enum):
 
     KNOWN = "used"  # by an earlier process, or when its use could not be seen
     QUERY = "asked for"
-    SENT = "its guest sent packets"
+    PACKETS = "its guest had traffic"
     CPU = "its guest took CPU time"
     CONNECTION = "a connection to it was opened or closed"
 
@@ -192,7 +192,7 @@ class Lease:
         """
         if not self.flows.open or not self.idle_connection:
             return -inf
-        sent = self.meters[Use.SENT].changed if Use.SENT in self.meters else -inf
+        sent = self.meters[Use.PACKETS].changed if Use.PACKETS in self.meters else -inf
         return max(self.flows.last, sent) + self.idle_connection
 
     def look(self) -> float:
@@ -208,7 +208,7 @@ class Lease:
 
 def counted(vm: VM) -> tuple[Use, ...]:
     """Return which uses of *vm* are seen by what is counted of its guest."""
-    sent = (Use.SENT,) if vm.evidence is Evidence.TRAFFIC else ()
+    sent = (Use.PACKETS,) if vm.evidence is Evidence.TRAFFIC else ()
     return (*sent, Use.CPU) if vm.idle_cpu else sent
 
 
@@ -223,7 +223,7 @@ def meters(vm: VM, totals: Mapping[Use, float] | None, now: float) -> dict[Use, 
     """
     known = totals or {}
     found = {
-        Use.SENT: Meter(vm.idle_packets, known.get(Use.SENT, 0), now),
+        Use.PACKETS: Meter(vm.idle_packets, known.get(Use.PACKETS, 0), now),
         Use.CPU: Meter(vm.idle_cpu, known.get(Use.CPU, 0), now, CPU_BURST, greeting=0.0),
     }
     return {kind: found[kind] for kind in counted(vm)}
@@ -281,7 +281,7 @@ class Leases:
             if not self._looks or self._looks[0][0] > now:
                 break
             when, _, name, lease = heapq.heappop(self._looks)
-            if self._leases.get(name) is not lease or lease.planned != when:
+            if self._is_void(when, name, lease):
                 continue
             look = lease.look()
             if look <= now:
@@ -293,4 +293,13 @@ class Leases:
 
     def next_look(self) -> float | None:
         """Return when `due` should be called again; None if there is nothing to wait for."""
-        return self._looks[0][0] if self._looks else None
+        while self._looks:
+            when, _, name, lease = self._looks[0]
+            if not self._is_void(when, name, lease):
+                return when
+            heapq.heappop(self._looks)
+        return None
+
+    def _is_void(self, when: float, name: str, lease: Lease) -> bool:
+        """Return whether a look was planned for a lease that has ended, or is to be looked at at another time."""
+        return self._leases.get(name) is not lease or lease.planned != when

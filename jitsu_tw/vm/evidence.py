@@ -1,4 +1,4 @@
-"""What a hypervisor counts of a guest, which shows whether it is in use without a query for its name."""
+"""What is counted of a guest, by Synjitsu or its hypervisor: it shows whether the guest is in use without a query."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jitsu_tw.rules.lease import Use, counted
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from jitsu_tw.rules.flows import Flows
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.standins import StandIns
 
 #: What an operator reads of a VM whose use cannot be seen.
 UNCOUNTED: Final = {
-    Use.SENT: (
+    Use.PACKETS: (
         "nobody counts the packets of its guest, so it is not stopped when it is idle; with evidence: queries it is, "
         "after its last question"
     ),
@@ -24,14 +24,23 @@ UNCOUNTED: Final = {
 }
 
 
-async def totals(machine: Machine, lease: Lease) -> dict[Use, float] | None:
-    """Return what is counted of the guest; None, and *lease* cannot see its use, while that is not known."""
+async def totals(machine: Machine, lease: Lease, standins: StandIns) -> dict[Use, float] | None:
+    """
+    Return what is counted of the guest; None, and *lease* cannot see its use, while that is not known.
+
+    Synjitsu counts the packets of its conversations, in both directions; a hypervisor can count only what it sends, as
+    it does not tell what is sent to the guest from what the bridge floods.
+    """
     kinds, backend = counted(machine.vm), machine.backend
     found: dict[Use, float | None] = {}
     try:
         for kind in kinds:
-            count = backend.traffic if kind is Use.SENT else backend.cpu_time
-            found[kind] = await count(machine.uuid)
+            if kind is Use.CPU:
+                found[kind] = await backend.cpu_time(machine.uuid)
+            elif (packets := await standins.packets(machine)) is not None:
+                found[kind] = packets
+            else:
+                found[kind] = await backend.traffic(machine.uuid)
     except NoSuchVM as error:
         machine.look(str(error))
     except BackendLost:
@@ -44,7 +53,3 @@ async def totals(machine: Machine, lease: Lease) -> dict[Use, float] | None:
     known = {kind: total for kind, total in found.items() if total is not None}
     lease.seen_from = -inf if len(known) == len(kinds) else inf
     return known if len(known) == len(kinds) else None
-
-def no_flows(machine: Machine) -> Flows | None:  # noqa: ARG001
-    """Return None: nobody reports the connections of *machine*."""
-    return None

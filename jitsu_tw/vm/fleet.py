@@ -26,7 +26,6 @@ from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import Adoption
 from jitsu_tw.vm.context import Context
 from jitsu_tw.vm.dependencies import Dependencies
-from jitsu_tw.vm.evidence import no_flows
 from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
@@ -120,7 +119,7 @@ class Fleet(Parts):
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
-            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, no_flows, self.stats
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, self.standins, self.stats
         )
         self.adoption = Adoption(
             self.store, self.leases, self.dependencies, ownership, clocks, self.log, dry_run=settings.dry_run

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.readiness import Strategies
-    from jitsu_tw.rules.flows import Flows
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.standins import StandIns
     from jitsu_tw.vm.stats import Statistics
 
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
@@ -94,7 +94,7 @@ class LeaseKeeper:
         is_needed: Callable[[Machine], bool],
         ownership: IOwnership,
         port: Strategies,
-        flows: Callable[[Machine], Flows | None],
+        standins: StandIns,
         stats: Statistics,
     ) -> None:
         """
@@ -106,10 +106,10 @@ class LeaseKeeper:
             is_needed: tells whether a VM that is up, or about to be, needs this one.
             ownership: knows which node owns a VM; those of other nodes are kept by these.
             port: tries the ports of guests.
-            flows: tells which connections of a VM are open; None if that is not known now.
+            standins: know which connections of a VM are open, and count its packets, where Synjitsu stands in for it.
             stats: remember until when guests hold their VMs.
         """
-        self._machines, self._is_needed, self._ownership, self._flows = machines, is_needed, ownership, flows
+        self._machines, self._is_needed, self._ownership, self._standins = machines, is_needed, ownership, standins
         self._reactor, self._now = clocks.reactor, clocks.now
         self._leases = Leases()
         self.wakeups = Wakeups(machines, clocks, self, self.log)
@@ -151,13 +151,13 @@ class LeaseKeeper:
         kept = self._keep(machine, lease, lease.idle)
         words = kept.words(lease, now, self._ownership.owner(machine) or "another node")
         uses = {kind: now - when for kind, when in lease.uses().items()}
-        flows = self._flows(machine)
+        flows = self._standins.flows(machine)
         return LeaseStatus(max(0.0, kept.until - now), kept.why, words, uses, None if flows is None else flows.open)
 
     def _keep(self, machine: Machine, lease: Lease, idle: float) -> Kept:
         """Return until when *machine* is kept, *idle* seconds after its last use at least, and why."""
         # What was known last holds while nothing is known: Synjitsu may be restarting.
-        if machine.vm.evidence is Evidence.TRAFFIC and (flows := self._flows(machine)) is not None:
+        if machine.vm.evidence is Evidence.TRAFFIC and (flows := self._standins.flows(machine)) is not None:
             lease.connected(flows, self._now())
         return keep(
             lease,
@@ -222,7 +222,7 @@ class LeaseKeeper:
             self._look_later(machine, lease)
 
     async def _begin_to_count(self, machine: Machine, lease: Lease, *, is_new: bool) -> None:
-        totals = await evidence.totals(machine, lease)
+        totals = await evidence.totals(machine, lease, self._standins)
         if self._leases.get(machine.vm.name) is not lease:
             return
         lease.meters = meters(machine.vm, totals, self._now())
@@ -307,7 +307,7 @@ class LeaseKeeper:
         found = lease.meters  # the lease may have none when the answer comes: another node may own the VM by then
         if not found:
             return
-        totals, used = await evidence.totals(machine, lease), lease.used
+        totals, used = await evidence.totals(machine, lease, self._standins), lease.used
         for kind, meter in found.items():
             if totals is None:
                 meter.at = self._now()

@@ -116,7 +116,7 @@ class KeepTests(SynchronousTestCase):
     def test_evidence(self) -> None:
         """The last use is told by its kind, and how many connections are open."""
         for kind, words in (
-            (Use.KNOWN, "used 5 s ago"), (Use.SENT, "its guest sent packets 5 s ago"),
+            (Use.KNOWN, "used 5 s ago"), (Use.PACKETS, "its guest had traffic 5 s ago"),
             (Use.CPU, "its guest took CPU time 5 s ago"),
             (Use.CONNECTION, "a connection to it was opened or closed 5 s ago"),
         ):  # fmt: skip

@@ -28,11 +28,11 @@ class LeaseTests(SynchronousTestCase):
         self.assertIs(Use.KNOWN, lease.last_use())
         lease.used = 5
         self.assertIs(Use.QUERY, lease.last_use())
-        lease.use(7, Use.SENT)
-        self.assertEqual((Use.SENT, 7), (lease.last_use(), lease.used))
-        self.assertEqual({Use.KNOWN: 0, Use.QUERY: 5, Use.SENT: 7}, lease.uses())
+        lease.use(7, Use.PACKETS)
+        self.assertEqual((Use.PACKETS, 7), (lease.last_use(), lease.used))
+        self.assertEqual({Use.KNOWN: 0, Use.QUERY: 5, Use.PACKETS: 7}, lease.uses())
         lease.use(6, Use.CPU)
-        self.assertEqual((Use.SENT, 7), (lease.last_use(), lease.used))
+        self.assertEqual((Use.PACKETS, 7), (lease.last_use(), lease.used))
 
     def test_connections(self) -> None:
         """An open connection is a use when it is opened or closed, and when its peer gives a sign of life."""
@@ -45,11 +45,11 @@ class LeaseTests(SynchronousTestCase):
 
     def test_conversation(self) -> None:
         """What its guest transmits, however little, is a sign of life of a connection: Synjitsu sees no data."""
-        lease = Lease(10, 0, used=0, started=0, idle_connection=600, meters={Use.SENT: Meter(30, 0, 0)})
+        lease = Lease(10, 0, used=0, started=0, idle_connection=600, meters={Use.PACKETS: Meter(30, 0, 0)})
         lease.connected(Flows(1, 3), 4)
         self.assertEqual(603, lease.connected_until())
-        lease.meters[Use.SENT].used(1, 50)
-        lease.meters[Use.SENT].used(1, 60)
+        lease.meters[Use.PACKETS].used(1, 50)
+        lease.meters[Use.PACKETS].used(1, 60)
         self.assertEqual(650, lease.connected_until())
 
     def test_done(self) -> None:
@@ -59,7 +59,7 @@ class LeaseTests(SynchronousTestCase):
             ({"flows": Flows(1, 41)}, 50, False), ({"flows": Flows(1, 39)}, 50, True), ({"flows": NO_FLOWS}, 50, True),
         ):  # fmt: skip
             lease = Lease(10, 0, used=30, started=0, done_at=40)
-            lease.use(45, Use.SENT)
+            lease.use(45, Use.PACKETS)
             for name, value in (client or {}).items():
                 setattr(lease, name, value)
             self.assertEqual(done, lease.is_done(now), (client, now))
@@ -67,7 +67,7 @@ class LeaseTests(SynchronousTestCase):
     def test_looks(self) -> None:
         """It is looked at when it may end; with a meter, `idle` / 8 after the last look, but at most every second."""
         for idle, expected in ((80, 10), (4, 1), (3600, LONGEST_LOOK), (0.5, 0.5)):
-            self.assertEqual(expected, Lease(idle, 0, 0, 0, meters={Use.SENT: Meter(30, 0, 0)}).look(), idle)
+            self.assertEqual(expected, Lease(idle, 0, 0, 0, meters={Use.PACKETS: Meter(30, 0, 0)}).look(), idle)
         self.assertEqual((80, 30), (Lease(80, 0, 0, 0).look(), Lease(80, 0, 0, 0, max_up=30).look()))
         self.assertEqual(5, Lease(80, 0, 0, 0, done_at=5).look())
         self.assertEqual(86, Lease(80, 0, 6, 0, done_at=5).look())
@@ -178,7 +178,7 @@ class LeasesTests(SynchronousTestCase):
 
     def test_meter(self) -> None:
         """A lease with a meter is due before its end, to count."""
-        self.grant("short", Lease(16, 0, 0, 0, meters={Use.SENT: Meter(30, 0, 0)}))
+        self.grant("short", Lease(16, 0, 0, 0, meters={Use.PACKETS: Meter(30, 0, 0)}))
         self.assertEqual(["short"], self.leases.due(2))
 
     def test_used_meanwhile(self) -> None:
@@ -196,6 +196,13 @@ class LeasesTests(SynchronousTestCase):
             self.leases.plan("short", when)
         self.assertEqual(["short"], self.leases.due(5))
         self.assertEqual([], self.leases.due(9))
+
+    def test_nothing_to_look_at(self) -> None:
+        """A lease that has ended causes no look."""
+        self.leases.drop("short")
+        self.assertEqual(20, self.leases.next_look())
+        self.leases.drop("long")
+        self.assertIsNone(self.leases.next_look())
 
     def test_dropped(self) -> None:
         """A lease that was dropped, or took another's place, does not end."""

@@ -30,8 +30,14 @@ class GuestTestCase(FleetTestCase):
         self.guest = self.world.backend.guests[self.world.machine().uuid]
         self.guest.sent, self.guest.cpu = 0, 0.0
         self.flows: Flows | None = None
-        self.patch(self.world.fleet.leases, "_flows", lambda _: self.flows)
+        self.patch(self.world.fleet.standins, "flows", lambda _: self.flows)
+        self.exchanged: int | None = None
+        self.patch(self.world.fleet.standins, "packets", self.packets)
         self.ask()
+
+    async def packets(self, _: object) -> int | None:
+        """Return how many packets of conversations Synjitsu has counted; None if there is none."""
+        return self.exchanged
 
     def live(self, seconds: int, *, every: int = 0, sends: int = 0, cpu: float = 0.0) -> None:
         """Let time pass; *every* so many seconds the guest *sends* packets, and each second it takes *cpu* seconds."""
@@ -63,7 +69,30 @@ class HourTests(GuestTestCase):
         self.begin()
         self.live(HOUR, every=3, sends=1)
         self.assertIs(State.UP, self.state)
-        self.assertIn("its guest sent packets", self.words())
+        self.assertIn("its guest had traffic", self.words())
+        self.live(70)
+        self.assertIs(State.OFF, self.state)
+
+    def test_receives(self) -> None:
+        """What a guest receives is a use where Synjitsu counts it, and what it sends besides conversations is none."""
+        self.begin()
+        self.exchanged = 0
+        for _ in range(60):
+            self.exchanged += 60
+            self.live(60)
+        self.assertIs(State.UP, self.state)
+        self.live(100, every=1, sends=20)
+        self.assertIs(State.OFF, self.state)
+
+    def test_synjitsu_comes_and_goes(self) -> None:
+        """While Synjitsu is away, what the guest sends counts in place of its conversations."""
+        self.begin()
+        self.exchanged = 5000
+        self.live(30)
+        self.exchanged = None
+        self.live(300, every=1, sends=1)
+        self.assertIs(State.UP, self.state)
+        self.exchanged = 0
         self.live(70)
         self.assertIs(State.OFF, self.state)
 
@@ -213,5 +242,5 @@ class CountedTests(GuestTestCase):
         status = self.world.fleet.leases.status(self.world.machine())
         assert status is not None
         self.assertEqual(2, status.connections)
-        self.assertTrue(2 <= status.uses[Use.SENT] <= 10, status.uses)
+        self.assertTrue(2 <= status.uses[Use.PACKETS] <= 10, status.uses)
         self.assertTrue(19 <= status.uses[Use.CONNECTION] <= 21, status.uses)

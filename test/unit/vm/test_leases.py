@@ -236,8 +236,8 @@ class EvidenceTests(FleetTestCase):
             self.guest.sent = None
             self.world.pump(800, step=1)
         self.assertIs(State.UP, self.world.machine().state)
-        self.assertEqual([UNCOUNTED[Use.SENT]], self.world.fleet.context.problems.of("www"))
-        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED[Use.SENT] for event in logs))
+        self.assertEqual([UNCOUNTED[Use.PACKETS]], self.world.fleet.context.problems.of("www"))
+        self.assertEqual(1, sum(event.get("sentence") == UNCOUNTED[Use.PACKETS] for event in logs))
         status = self.world.fleet.leases.status(self.world.machine())
         self.assertIs(Why.UNSEEN, status and status.why)
         self.world.pump(110, step=1)
