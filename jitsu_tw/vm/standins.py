@@ -21,7 +21,7 @@ from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.flows import together
 from jitsu_tw.rules.lifecycle import ACTIVATING, State, Stop
-from jitsu_tw.settings import Boot, Handover, Mode
+from jitsu_tw.settings import KEEPS_MEMORY, Boot, Handover
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
@@ -50,9 +50,6 @@ RUNS: Final = BOOTS | {State.IMAGING, State.UP}
 #: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
 #: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
 LATE_BY: Final = 5.0
-
-#: Modes that keep the guest's memory.
-KEEPS_MEMORY: Final = frozenset({Mode.PAUSE, Mode.SUSPEND, Mode.SAVE})
 
 #: States without a Xen domain: the number of the one before may be another guest's now.
 NUMBERLESS: Final = {State.OFF, State.SAVED, State.FAILED}

@@ -6,13 +6,16 @@ import json
 import signal
 import subprocess
 import sys
+from ipaddress import ip_address
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
+from demo import lab
 from synjitsu_tw.flowfile import SIZE
 from test.e2e.test_guests import IP
 from test.e2e.test_standin import IP6, RouterTestCase, StandinTestCase
 from test.support.echoes import PROGRAM, Echoes
+from test.unit.synjitsu.test_packets import tcp_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +120,7 @@ class SleepTests(SleepTestCase):
         self.round(echoes, 2)
         self.sleep(jitsu)
         before = jitsu.control.ask("GET", "/v1/standins")["counters"]["held"]
-        self.network.run("client", [sys.executable, "-c", SCAN])
+        self.network.run("client", [sys.executable, "-c", SCAN, *scan()])
         ends.end()
         self.until(lambda: jitsu.control.ask("GET", "/v1/standins")["counters"]["held"] > before)
         self.assertEqual(("paused", 1), (jitsu.vm()["state"], self.starts(jitsu)))
@@ -180,14 +183,19 @@ class RouterSleepTests(SleepTestCase, RouterTestCase):
         self.assertEqual((3, 0), (self.starts(jitsu), self.count("TcpEstabResets")))
 
 
-#: Sends ACK, FIN and RST, each with an octet, from ports that have no connection.
+#: Sends the TCP segments that are its arguments.
 SCAN: Final = f"""
-import socket
-from test.unit.synjitsu.test_packets import tcp_frame
+import socket, sys
 one = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
-for number, flags in enumerate((0x10, 0x11, 1, 4, 0x18, 0, 0x29, 0x12)):
-    for port in (80, 22, 443):
-        frame = tcp_frame(src=socket.inet_aton("10.99.0.2"), dst=socket.inet_aton("{IP}"), sport=2000 + number,
-                          dport=port, flags=flags, data=b"x")
-        one.sendto(frame[34:], ("{IP}", 0))
+for segment in sys.argv[1:]:
+    one.sendto(bytes.fromhex(segment), ("{IP}", 0))
 """
+
+
+def scan() -> list[str]:
+    """Return segments with ACK, FIN, RST and others, each with an octet, from ports that have no connection."""
+    client, vm = ip_address(lab.CLIENT_IP).packed, ip_address(IP).packed
+    return [
+        tcp_frame(client, vm, sport=2000 + number, dport=port, flags=flags, data=b"x")[34:].hex()
+        for number, flags in enumerate((0x10, 0x11, 1, 4, 0x18, 0, 0x29, 0x12)) for port in (80, 22, 443)
+    ]
