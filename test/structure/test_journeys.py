@@ -13,7 +13,7 @@ MOST: Final = {
     "static name": (7, 12),
     "cold query": (43, 175),
     "warm query": (1, 0),
-    "idle stop, 130 s": (28, 299),
+    "idle stop, 130 s": (28, 308),
 }
 
 
