@@ -190,6 +190,12 @@ class IBackend(Interface):
         """Forget the image that `keep_image` kept, if there is one: the next start boots."""
 
 
+class IXenBackend(IBackend):
+    """A backend whose guests are domains of this host's Xen."""
+
+    xenstore: Any = Attribute("This host's `xenstore.Xenstore`, to which they can write.")
+
+
 class IReadiness(Interface):
     """A way to find out that a guest will answer its first packet."""
 

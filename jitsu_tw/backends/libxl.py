@@ -18,7 +18,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import xen, xlvm
 from jitsu_tw.backends.xlhost import Host
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError
-from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, IXenBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _by_host(
     return call
 
 
-@implementer(IBackend)
+@implementer(IXenBackend)
 class LibxlBackend:
     """
     The Xen of this host.
@@ -62,6 +62,7 @@ class LibxlBackend:
             from twisted.internet import reactor  # noqa: PLC0415
         self._reactor = reactor
         self._host = Host(reactor)
+        self.xenstore = self._host.xenstore
 
     def __str__(self) -> str:
         """Return its name for messages."""

@@ -129,7 +129,7 @@ class Fleet(Parts):
         # in the state is there before the backend is called; a lease is granted before its evidence is asked for.
         observers = (
             self.standins, self.dependencies, self.admission, self.store, self.adoption, self.leases.wakeups,
-            self.leases, ownership, self.inventory, self, journal,
+            self.leases, self.leases.xen_guests, ownership, self.inventory, self, journal,
         )
         self.context = Context(
             clocks.reactor, clocks.now, settings.answer_by, ownership, self.admission, journal, problems, strategies,

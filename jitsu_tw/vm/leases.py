@@ -26,6 +26,7 @@ from jitsu_tw.vm.health import HealthChecks
 from jitsu_tw.vm.observers import IWakeupObserver
 from jitsu_tw.vm.problems import Problem
 from jitsu_tw.vm.wakeups import Wakeups
+from jitsu_tw.vm.xenguests import XenGuests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -81,6 +82,7 @@ class LeaseKeeper:
         wakeups: the VMs that are kept up in weekly windows, or by an operator.
         health: the checks of guests that are in use.
         guests: what guests ask for themselves.
+        xen_guests: those that ask by Xenstore.
     """
 
     follows: Final = DOWN | STOPS | {State.WAITING, State.UNKNOWN}
@@ -115,6 +117,7 @@ class LeaseKeeper:
         self.wakeups = Wakeups(machines, clocks, self, self.log)
         self.health = HealthChecks(self._leases, clocks, port, ownership)
         self.guests = GuestWord(self._leases, clocks, self, ownership, stats)
+        self.xen_guests = XenGuests(self.guests, clocks.reactor)
         self._next: IDelayedCall | None = None
         self._is_reading = False
         self._suspended: dict[str, tuple[float, float]] = {}
@@ -124,6 +127,7 @@ class LeaseKeeper:
         """Look at no lease any more."""
         self.wakeups.stop()
         self.health.stop()
+        self.xen_guests.stop()
         if self._next is not None and self._next.active():
             self._next.cancel()
 

@@ -206,6 +206,13 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "listens for ever for a guest that is gone"),
         ("        if not seconds:", "        if False:", "takes a hold without an end"),
     ),
+    ("guest's word", "jitsu_tw/vm/xenguests.py", "test.unit.vm.test_xenguests"): (
+        ("words.isascii() and words.isdigit() and len(words) <= DIGITS", "words.isdigit()",
+         "takes any digits for seconds"),
+        ("                await deferLater(self._reactor, LOOK_EVERY)\n", "", "looks as often as a guest writes"),
+        ("        await tree.remove(path)\n", "", "leaves what a guest has asked for there"),
+        ("        self._end(machine.vm.name)\n", "", "looks at the keys of a guest that does not run"),
+    ),
     ("guest's word", "jitsu_tw/vm/guests.py", "test.unit.control.test_guests"): (
         ("if lease is None or not self._ownership.is_own(machine):", "if lease is None:",
          "holds a VM that another node owns"),
