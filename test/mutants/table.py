@@ -210,7 +210,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("words.isascii() and words.isdigit() and len(words) <= DIGITS", "words.isdigit()",
          "takes any digits for seconds"),
         ("                await deferLater(self._reactor, LOOK_EVERY)\n", "", "looks as often as a guest writes"),
-        ("        await tree.remove(path)\n", "", "leaves what a guest has asked for there"),
+        ("        await tree.remove(path)\n", "        pass\n", "leaves what a guest has asked for there"),
         ("        self._end(machine.vm.name)\n", "", "looks at the keys of a guest that does not run"),
     ),
     ("guest's word", "jitsu_tw/vm/guests.py", "test.unit.control.test_guests"): (
