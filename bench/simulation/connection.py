@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,7 +231,10 @@ class Connection:
 
     def _counted(self, total: int | None, uuid: str) -> int | None:
         if total is not None and uuid in self._hypervisor.guests:
-            self._ledger.counted(self._hypervisor.facts(uuid), total)
+            facts = self._hypervisor.facts(uuid)
+            machine = self.machine(facts.vm.name)
+            if machine is not None and machine.state is State.UP:  # before, it is asked for signs of life, not of use
+                self._ledger.counted(facts, total)
         return total
 
     def cpu_time(self, uuid: str) -> Deferred[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from time import sleep
 from typing import Final
 
 from test.e2e.test_guests import IP
@@ -15,6 +16,17 @@ one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(5 * int(sys.argv[1])):
     one.sendto(b"<13>hello", ("{IP}", 514))
     time.sleep(0.2)
+"""
+
+
+#: Tries to connect to closed ports, twenty a second, for as many seconds as its argument says.
+SCAN: Final = f"""
+import socket, sys, time
+for number in range(20 * int(sys.argv[1])):
+    with socket.socket() as one:
+        one.settimeout(0.02)
+        one.connect_ex(("{IP}", 1000 + number))
+    time.sleep(0.03)
 """
 
 
@@ -31,3 +43,23 @@ class UseTests(SleepTestCase):
         self.assertEqual(("up", 1), (found["state"], found["total_starts"]))
         self.assertIn("packets", found["uses"])
         jitsu.wait("off")
+
+    def test_connection(self) -> None:
+        """An open connection keeps a guest whose stop would end it, though nothing is sent on it."""
+        jitsu = self.begin("ttl: 1\nidle: 4\nmode: destroy", habits="echo")
+        echoes = self.connect_all([IP])
+        self.round(echoes, 1)
+        sleep(12.0)
+        self.assertEqual(1, jitsu.control.vm("www")["connections"])
+        self.round(echoes, 1)
+        self.assertEqual(1, self.starts(jitsu))
+        echoes.end()
+        jitsu.wait("off")
+
+    def test_scan(self) -> None:
+        """A scan of closed ports, which the guest answers, neither keeps it nor wakes it."""
+        jitsu = self.begin("ttl: 1\nidle: 4\nmode: destroy", "ports: [80]", habits="echo")
+        jitsu.control.vm("www", "start")
+        jitsu.wait("up")
+        self.network.run("client", [sys.executable, "-c", SCAN, "12"])
+        self.assertEqual(("off", 1), (jitsu.vm()["state"], self.starts(jitsu)))
