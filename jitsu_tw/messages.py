@@ -376,9 +376,13 @@ class Withdraw(Command):
 
 
 class Summon(Command):
-    """To Jitsu: *source* has sent a SYN or a datagram to a VM that is asleep."""
+    """
+    To Jitsu: *source* has sent a SYN or a datagram to a VM that is asleep, or data of an open connection (*flow*).
 
-    arguments = [(b"ip", Address()), (b"source", Address())]  # noqa: RUF012
+    The handshake of a connection has proven its client's address.
+    """
+
+    arguments = [(b"ip", Address()), (b"source", Address()), (b"flow", amp.Boolean(optional=True))]  # noqa: RUF012
 
 
 class Seen(Command):

@@ -68,7 +68,8 @@ class SynjitsuClient:
     Args:
         endpoint: where it listens: ``unix:/run/jitsu/synjitsu.sock``, ``host:port``, or any other description of a
             client endpoint of Twisted's, as for TLS.
-        on_summon: called with the address of a VM that is asleep, to which a packet was sent, and the sender's.
+        on_summon: called with the address of a VM that is asleep, to which a packet was sent, the sender's, and whether
+            it belongs to an open connection.
         on_seen: called with the address that a guest has announced itself.
         reactor: connects and waits.
         on_ready: called with the address whose guest has answered at its *knock*; it is handed over by then.
@@ -87,7 +88,7 @@ class SynjitsuClient:
     def __init__(
         self,
         endpoint: str,
-        on_summon: Callable[[str, str], Any],
+        on_summon: Callable[[str, str, bool], Any],
         on_seen: Callable[[str], Any],
         reactor: Any,
         on_ready: Callable[[str], Any] = lambda ip: None,  # noqa: ARG005
@@ -445,8 +446,8 @@ class _Conversation(messages.Peer, TimeoutMixin):
         super().cut(reason)
 
     @messages.Summon.responder
-    def _summon(self, ip: str, source: str) -> dict[str, Any]:
-        self.factory.standin.on_summon(ip, source)
+    def _summon(self, ip: str, source: str, flow: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        self.factory.standin.on_summon(ip, source, flow)
         return {}
 
     @messages.Seen.responder

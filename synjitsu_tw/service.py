@@ -570,9 +570,8 @@ class Synjitsu(Service):
         owner = self._owners.get(action.ip)
         if owner is not None and owner.summons < (SUMMONS if action.proven else SUMMONS // 2):
             owner.summons += 1
-            sent = owner.callRemote(
-                messages.Summon, ip=str(ip_address(action.ip)), source=str(ip_address(action.source))
-            )
+            ip, source = str(ip_address(action.ip)), str(ip_address(action.source))
+            sent = owner.callRemote(messages.Summon, ip=ip, source=source, flow=action.flow)
             sent.addBoth(owner.summoned)
 
     def _listens(self, ip: bytes) -> None:

@@ -607,7 +607,7 @@ class Standins:
                 self.counters["given_up"] += len(self.segments.drop(standin.ip, packet.flow))
             self.counters["held"] += self.segments.hold(Held(port, frame, packet, now))
             if packet.length and not packet.flags & RST and standin.state is State.ASLEEP:
-                yield Summon(standin.ip, packet.src, proven=True)
+                yield Summon(standin.ip, packet.src, proven=True, flow=True)
         elif self._is_keepalive(flow, packet, now):
             yield reply(port, packets.keepalive_answer(frame, packet, standin.answering_mac(link)))
 

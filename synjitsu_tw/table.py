@@ -221,11 +221,18 @@ class SetNeighbour:
 
 @attrs.frozen
 class Summon:
-    """Tell Jitsu that *source* sends to a VM that is asleep; *proven* if it has sent more than once."""
+    """
+    Tell Jitsu that *source* sends to a VM that is asleep.
+
+    Attributes:
+        proven: it has sent more than once, or on an open connection.
+        flow: on an open connection.
+    """
 
     ip: bytes
     source: bytes
     proven: bool
+    flow: bool = False
 
 
 @attrs.frozen

@@ -266,9 +266,9 @@ class Fleet(Parts):
 
     # What Synjitsu's side asks and reports (`IStandInObserver`).
 
-    def wake(self, machine: Machine, host: str) -> None:
-        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
-        self.summons.wake(machine, host)
+    def wake(self, machine: Machine, host: str, *, proven: bool) -> None:
+        """Start *machine*: a client at *host*, an address that may be *proven*, has sent to it while it was down."""
+        self.summons.wake(machine, host, proven=proven)
 
     def problem(self, machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
         """Note what an operator should know of *machine* (`Problems.note`)."""

@@ -36,8 +36,8 @@ class IInventoryObserver(Interface):
 class IStandInObserver(Interface):
     """What `StandInControl` asks of the fleet and reports to it."""
 
-    def wake(machine: Machine, host: str) -> None:
-        """Start *machine*: the client at the address *host* has sent a packet to it while it was down."""
+    def wake(machine: Machine, host: str, *, proven: bool) -> None:
+        """Start *machine*: a client at *host*, an address that may be *proven*, has sent to it while it was down."""
 
     def problem(machine: Machine, kind: Problem, sentences: tuple[str, ...]) -> None:
         """Note what an operator should know of *machine* (`Problems.note`)."""

@@ -391,11 +391,11 @@ class StandInControl(StandIns):
 
     # What Synjitsu sees.
 
-    def _wanted(self, ip: str, source: str) -> None:
-        """Wake the VM with the address *ip*: *source* sends to it."""
+    def _wanted(self, ip: str, source: str, flow: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Wake the VM with the address *ip*: *source* sends to it, on a connection that is open if *flow* is true."""
         machine = self._machine_at(ip)
         if machine is not None:
-            self._observer.wake(machine, source)
+            self._observer.wake(machine, source, proven=flow)
 
     def _seen(self, ip: str) -> None:
         """Look at a VM whose guest has announced itself: it may have been started by hand."""

@@ -105,11 +105,11 @@ class Summons:
             )
         return self._join(machine, asker)
 
-    def wake(self, machine: Machine, host: str) -> None:
-        """Start *machine* because the client at the address *host* has sent a packet to it."""
+    def wake(self, machine: Machine, host: str, *, proven: bool = False) -> None:
+        """Start *machine* because the client at *host*, an address that may be *proven*, has sent a packet to it."""
         asker = f"{host}, a packet"
-        needs = self._fleet.dependencies.down(machine)
-        if self._verdict(machine, needs, Source(host, 0), asker) is Verdict.ADMITTED and not self._dry_run:
+        verdict = self._verdict(machine, self._fleet.dependencies.down(machine), Source(host, 0, proven=proven), asker)
+        if verdict is Verdict.ADMITTED and not self._dry_run:
             self._fleet.leases.use(machine)
             machine.summon(asker, is_client=False, promised=True).addErrback(lambda _: None)
 

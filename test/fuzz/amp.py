@@ -54,7 +54,7 @@ def _synjitsu(clock: Clock) -> Synjitsu:
     return synjitsu
 
 
-def _hear(*_: str) -> None:
+def _hear(*_: object) -> None:
     """Take the messages that Jitsu gets."""
 
 

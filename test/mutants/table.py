@@ -484,6 +484,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("SIZE * (slots + 1))", "1 << 24)", "reads a file of any size"),
     ),
     ("Synjitsu flows", "jitsu_tw/vm/standins.py", "test.unit.vm.test_standins"): (
+        ("proven=flow)", "proven=False)", "leaves an open connection unanswered where starts need proof"),
         ("memory = _keeps_memory(machine) if reported else None", "memory = _keeps_memory(machine)",
          "says that the memory of a paused VM is gone whose start was given up"),
     ),

@@ -155,7 +155,7 @@ class ConversationTests(TestCase):
         self.addCleanup(globalLogPublisher.removeObserver, observer)
         self.standin = SynjitsuClient(
             f"unix:{self.place}",
-            lambda ip, source: self.events.append(("summon", ip, source)),
+            lambda ip, source, flow: self.events.append(("summon", ip, source, flow)),
             lambda ip: self.events.append(("seen", ip)),
             reactor,
         )
@@ -247,7 +247,7 @@ class ConversationTests(TestCase):
         await self.standin.status()
         self.pcap.put(tcp_frame(), arp_frame(1, GUEST, VM, VM))
         await self.until(lambda: len(self.events) == 2)
-        self.assertEqual([("summon", IP, "10.0.0.2"), ("seen", IP)], self.events)
+        self.assertEqual([("summon", IP, "10.0.0.2", False), ("seen", IP)], self.events)
 
     async def test_packets(self) -> None:
         """Synjitsu tells how many packets of conversations a guest has exchanged, where it can count them."""
@@ -628,7 +628,7 @@ class StrangeTests(SynchronousTestCase):
         """A peer that sends very much at once is read for `SLICE` seconds at a time, and others are served between."""
         heard: list[str] = []
 
-        def summoned(ip: str, _: str) -> None:
+        def summoned(ip: str, *_: object) -> None:
             heard.append(ip)
             self.clock.rightNow += messages.SLICE / 4
 

@@ -33,7 +33,7 @@ from test.unit.synjitsu.test_packets import (
 )
 from test.unit.synjitsu.test_standins import HOST, HOST_IP, StandinsTestCase
 
-SUMMON: Final = Summon(VM, CLIENT, proven=True)
+SUMMON: Final = Summon(VM, CLIENT, proven=True, flow=True)
 DATA: Final = {"flags": ACK, "data": b"data"}
 
 

@@ -233,6 +233,8 @@ class CoverTests(FleetTestCase):
         self.standin.summon(self.ip, "192.0.2.1")
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, sum(self.world.fleet.journal.totals.refused.values()))
+        self.standin.summon(self.ip, "192.0.2.1", True)  # noqa: FBT003 -- of an open connection
+        self.assertIs(State.STARTING, self.world.machine().state)
 
     def test_nobody_asked(self) -> None:
         """A packet gets no answer, so none is counted, whenever the guest listens; a question meanwhile does."""
