@@ -91,6 +91,10 @@ class Meter:
         self.level = -self.greeting if self.per_minute else 0.0
         self.greets_until = self.at + GREETS_FOR
 
+    def fill(self) -> None:
+        """Fill the bucket, as of a guest that has been in use: what it does from now on shows whether it still is."""
+        self.level = self.burst if self.per_minute else 0.0
+
     def used(self, total: float, now: float) -> bool:
         """Return whether the guest, which has transmitted or taken *total*, was in use since the last look."""
         more = total - self.total if total >= self.total else total  # it began again at 0

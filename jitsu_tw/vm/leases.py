@@ -232,7 +232,7 @@ class LeaseKeeper:
         lease.meters = meters(machine.vm, totals, self._now())
         if not is_new:
             for meter in lease.meters.values():
-                meter.level = 0.0
+                meter.fill()
             lease.seen_from = max(lease.seen_from, lease.next_count())
         self._look_later(machine, lease)
 

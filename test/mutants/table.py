@@ -186,6 +186,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "takes a VM that went down while it started for up"),
     ),
     ("VM life", "jitsu_tw/vm/leases.py", "test.unit.vm.test_evidence test.unit.vm.test_leases"): (
+        ("meter.fill()", "meter.level = 0.0", "stops a VM in use when Jitsu has been killed"),
         ("            await self._observe(machine, lease)\n        if self._leases.get",
          "            pass\n        if self._leases.get",
          "stops a VM whose guest was used while the hypervisor was asked"),

@@ -84,6 +84,17 @@ class HourTests(GuestTestCase):
         self.live(100, every=1, sends=20)
         self.assertIs(State.OFF, self.state)
 
+    def test_killed(self) -> None:
+        """A guest that is in use when Jitsu is killed is not stopped by the next one, and one that is not, is."""
+        self.begin(idle=1)
+        self.live(30, every=1, sends=50)
+        self.world.kill()
+        self.live(30, every=1, sends=5)
+        self.assertIs(State.UP, self.state)
+        self.world.kill()
+        self.live(3)
+        self.assertIs(State.OFF, self.state)
+
     def test_synjitsu_comes_and_goes(self) -> None:
         """While Synjitsu is away, what the guest sends counts in place of its conversations."""
         self.begin()
