@@ -11,6 +11,7 @@ import contextlib
 import functools
 import ipaddress
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -41,6 +42,10 @@ HOST_IP6: Final = "fd99::1"
 CLIENT_IP6: Final = "fd99::2"
 BRIDGE: Final = "br0"
 LOOPBACK: Final = "127.0.0.1"
+
+#: The ports for servers of tests: below those that Linux gives to clients (ip_local_port_range), which may take one
+#: between the look for a free port and the start of its server.
+PORTS: Final = range(20000, 32768)
 
 #: Loads a PVH kernel about 0.15 s sooner than SeaBIOS does under emulation. In Debian's qemu-system-data.
 QBOOT: Final = Path("/usr/share/qemu/qboot.rom")
@@ -300,12 +305,12 @@ def domain_xml(
 
 
 def free_port() -> int:
-    """Return a port of loopback that is free for UDP and TCP."""
+    """Return a port of loopback that is free for UDP and TCP, and that the kernel gives to no client meanwhile."""
     while True:
+        port = PORTS.start + secrets.randbelow(len(PORTS))
         with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, contextlib.suppress(OSError):
-            tcp.bind((LOOPBACK, 0))
-            udp.bind(tcp.getsockname())
-            port: int = tcp.getsockname()[1]
+            for one in (tcp, udp):
+                one.bind((LOOPBACK, port))
             return port
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import dns.rcode
 
+from demo.lab import free_port
 from test.programs.test_tap import BIN, HOST, PATIENCE, ProcessTestCase
-from test.support.etcds import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from bench.debian import environment, unpacked
+from demo.lab import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,14 +38,6 @@ PATIENCE: Final = 20.0
 
 #: Seconds that one question may take.
 ANSWER: Final = 1.0
-
-
-def free_port(address: str = LOOPBACK) -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Member:

@@ -26,6 +26,7 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from demo.lab import free_port
 from jitsu_tw.cluster.coordinator import coordinator_for, kv, space
 from jitsu_tw.cluster.coordinator.etcd import EtcdCoordinator
 from jitsu_tw.cluster.coordinator.gateway import AT_ONCE, Gateway
@@ -37,7 +38,7 @@ from jitsu_tw.errors import ClusterUnavailable, ConfigError
 from jitsu_tw.settings import Cluster
 from test.contract import coordinators as contract_coordinators
 from test.support import BoundedClock
-from test.support.etcds import Etcds, free_port
+from test.support.etcds import Etcds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
