@@ -137,7 +137,7 @@ class SynjitsuTestCase(TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
         self.lab = NetnsLab(self.addCleanup)
         self.lay_out()
-        self.summoned: list[tuple[str, str]] = []
+        self.summoned: list[tuple[str, str, bool]] = []
         self.seen: list[str] = []
         self.synjitsu = self.begin()
         self.ready: list[str] = []
@@ -273,7 +273,7 @@ class WakeTests(SynjitsuTestCase):
     async def test_ipv4(self) -> None:
         """Its first SYN is what it is connected by; afterwards it talks with the guest itself."""
         await self.woken(ports=[80])
-        self.assertEqual((IP, "10.9.0.2"), self.summoned[0])
+        self.assertEqual((IP, "10.9.0.2", False), self.summoned[0])
         self.assertEqual(MAC, self.lab.neighbour("client", IP))
         counters = await self.counters()
         self.assertEqual((1, 1, 0), tuple(counters[key] for key in ("held", "handed_over", "held_now")))
@@ -281,7 +281,7 @@ class WakeTests(SynjitsuTestCase):
     async def test_ipv6(self) -> None:
         """The same over IPv6."""
         await self.woken(ip=IP6)
-        self.assertEqual((IP6, "fd09::2"), self.summoned[0])
+        self.assertEqual((IP6, "fd09::2", False), self.summoned[0])
         self.assertEqual(MAC, self.lab.neighbour("client", IP6))
 
     async def test_stale_mac(self) -> None:
@@ -850,7 +850,7 @@ class RouterTests(SynjitsuTestCase):
     async def test_router(self) -> None:
         """Through a router on the bridge."""
         await self.woken("far1")
-        self.assertEqual((IP, "10.1.0.2"), self.summoned[0])
+        self.assertEqual((IP, "10.1.0.2", False), self.summoned[0])
         self.assertEqual(MAC, self.lab.neighbour("router", IP))
 
     async def test_router_and_host_forwards(self) -> None:
