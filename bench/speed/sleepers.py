@@ -20,7 +20,9 @@ import socket
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +52,12 @@ VM: Final = "  - {{name: vm{0}, dns: vm{0}.jitsu.test, ip: {1}, mode: pause, use
 
 #: The most that 10,000 sleeping VMs may cost, in percent of a core.
 MOST: Final = 1.0
+
+#: How many VMs are started, or put to sleep, at once.
+AT_ONCE: Final = 16
+
+#: Seconds after which what the last announcements and looks at leases lead to is over.
+SETTLES: Final = 70.0
 
 #: Seconds that a VM may take to wake.
 PATIENCE: Final = 10.0
@@ -100,13 +108,14 @@ def measure(number: int, seconds: float, wakes: int) -> dict[str, Any]:
         jitsu = Jitsu(directory, CONFIGURATION.format(place=synjitsu.place) + vms, lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
-        for word in ("start", "stop"):
-            for one in range(number):
-                jitsu.control.ask("POST", f"/v1/vms/vm{one}/{word}")
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # a start is answered when the VM is up
+            for word in ("start", "stop"):
+                paths = (f"/v1/vms/vm{one}/{word}" for one in range(number))
+                list(pool.map(partial(jitsu.control.ask, "POST"), paths))
         states = {vm["state"] for vm in jitsu.vms()}
         if states != {"paused"}:
             raise SystemExit(f"not all VMs sleep: {states}")
-        time.sleep(5.0)  # what the last announcements lead to is over
+        time.sleep(SETTLES)
         assert jitsu.process is not None
         assert synjitsu.process is not None
         pids = [jitsu.process.pid, synjitsu.process.pid]
@@ -129,7 +138,7 @@ def show(figures: list[dict[str, Any]], seconds: float) -> None:
         table.add_row(f"{one['vms']:,}", *(f"{share:.2f}" for share in (*one["cpu"], sum(one["cpu"]))),
                       *(f"{size:.0f}" for size in one["memory"]), f"{statistics.median(one['wakes']):.1f}",
                       f"{max(one['wakes']):.1f}")
-    Console(highlight=False).print(table, f"over {seconds:g} s; 10,000 may cost {MOST:g}% together", sep="\n")
+    Console(highlight=False, width=110).print(table, f"over {seconds:g} s; 10,000 may cost {MOST:g}% together", sep="\n")
 
 
 @click.group(invoke_without_command=True)
