@@ -138,7 +138,8 @@ def show(figures: list[dict[str, Any]], seconds: float) -> None:
         table.add_row(f"{one['vms']:,}", *(f"{share:.2f}" for share in (*one["cpu"], sum(one["cpu"]))),
                       *(f"{size:.0f}" for size in one["memory"]), f"{statistics.median(one['wakes']):.1f}",
                       f"{max(one['wakes']):.1f}")
-    Console(highlight=False, width=110).print(table, f"over {seconds:g} s; 10,000 may cost {MOST:g}% together", sep="\n")
+    limit = f"over {seconds:g} s; 10,000 may cost {MOST:g}% together"
+    Console(highlight=False, width=110).print(table, limit, sep="\n")
 
 
 @click.group(invoke_without_command=True)
