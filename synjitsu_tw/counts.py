@@ -12,7 +12,6 @@ small buffer is full, nothing is copied. A packet costs the filter, about 0.2 mi
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -96,6 +95,13 @@ class Counts:
         Returns:
             The number; None if it cannot be counted: its port is not known, or `MOST` others are counted.
         """
+        try:
+            return self._read(mac, find_port, now)
+        except OSError:  # the port has vanished
+            self.close(mac)
+            return None
+
+    def _read(self, mac: bytes, find_port: Callable[[], Port | None], now: float) -> int | None:
         counter = self._counters.get(mac)
         total = 0 if counter is None else counter.pcap.received()
         if counter is not None and total > counter.total:
@@ -108,12 +114,10 @@ class Counts:
         self.close(mac)
         if port is None or len(self._counters) >= MOST:
             return None
-        with suppress(OSError):  # the port has vanished
-            pcap = self._opens(port.name)
-            pcap.setfilter(conversation(mac))
-            self._counters[mac] = _Counter(port, pcap, pcap.received(), now)
-            return 0
-        return None
+        pcap = self._opens(port.name)
+        self._counters[mac] = _Counter(port, pcap, 0, now)
+        pcap.setfilter(conversation(mac))
+        return 0
 
     def expire(self, now: float) -> None:
         """Close the counters that nobody reads any more; to be called each second."""

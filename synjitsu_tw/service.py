@@ -79,7 +79,6 @@ ORPHANED: Final = 15.0
 #: sent more than once. A flood from forged sources ends soon if it starts the VM, and cannot use that half if not.
 SUMMONS: Final = 128
 
-
 #: How many flows are saved in one tick: some ten milliseconds of work.
 SAVED_PER_TICK: Final = 2000
 

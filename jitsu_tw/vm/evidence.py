@@ -51,5 +51,6 @@ async def totals(machine: Machine, lease: Lease, standins: StandIns) -> dict[Use
     else:
         machine.problem(Problem.EVIDENCE, *(UNCOUNTED[kind] for kind, total in found.items() if total is None))
     known = {kind: total for kind, total in found.items() if total is not None}
-    lease.seen_from = -inf if len(known) == len(kinds) else inf
-    return known if len(known) == len(kinds) else None
+    is_seen = len(known) == len(kinds)
+    lease.seen_from = -inf if is_seen else inf
+    return known if is_seen else None

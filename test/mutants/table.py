@@ -246,7 +246,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("        if flows.open < self.flows.open:", "        if False:", "stops a VM when its connection closes"),
     ),
     ("VM life", "jitsu_tw/vm/evidence.py", "test.unit.vm.test_leases test.unit.vm.test_evidence"): (
-        ("lease.seen_from = -inf if len(known) == len(kinds) else inf", "lease.seen_from = -inf",
+        ("lease.seen_from = -inf if is_seen else inf", "lease.seen_from = -inf",
          "stops a VM whose packets cannot be counted"),
         ("elif (packets := await standins.packets(machine)) is not None:", "elif (packets := None) is not None:",
          "does not see what a guest receives"),

@@ -839,15 +839,19 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual([(IP, 1, 7), (IP, 0, 0)], self.flows(back))
         self.assertEqual(2, len(self.flows()))
 
+    def begin_with_file(self) -> Synjitsu:
+        """Begin with a file of flows, and a VM that boots."""
+        self.flow_file = self.mktemp()
+        self.synjitsu = self.make()
+        self.synjitsu.open()
+        self.synjitsu.read_flows()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        return self.synjitsu
+
     def test_flows_kept(self) -> None:
         """After a restart, even without an end, flows are known, and their segments captured, before Jitsu is there."""
-        self.flow_file = self.mktemp()
         self.synjitsu.stopService()
-        first = self.make()
-        first.open()
-        first.read_flows()
-        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
-        self.synjitsu = first
+        first = self.begin_with_file()
         self.flow(SYN | ACK)
         self.flow(SYN | ACK, sport=5)
         self.clock.advance(1)
@@ -869,12 +873,8 @@ class ServiceTests(SynchronousTestCase):
 
     def test_flows_saved(self) -> None:
         """Not more flows are saved in one tick than do not keep packets waiting; at the end, all are."""
-        self.flow_file = self.mktemp()
         self.patch(service, "SAVED_PER_TICK", 5)
-        synjitsu = self.synjitsu = self.make()
-        synjitsu.open()
-        synjitsu.read_flows()
-        synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False)
+        synjitsu = self.begin_with_file()
         for port in range(20):
             self.flow(SYN | ACK, sport=port)
         for left in (15, 10):
@@ -888,12 +888,7 @@ class ServiceTests(SynchronousTestCase):
 
     def test_flows_elsewhere(self) -> None:
         """Flows on an interface that Synjitsu no longer has are not known after a restart."""
-        self.flow_file = self.mktemp()
-        first = self.make()
-        first.open()
-        first.read_flows()
-        first.announce(self.jitsu, VM, (GUEST,), asleep=False)
-        self.synjitsu = first
+        first = self.begin_with_file()
         self.flow(SYN | ACK)
         (flow,) = first.standins.flows.of(VM)
         flow.peer = attrs.evolve(flow.peer, port="br1")

@@ -99,6 +99,14 @@ class FilterTests(SynchronousTestCase):
         self._with_each(check)
 
 
+class VanishingPcap(FakePcap):
+    """A pcap of an interface that vanishes as soon as it is open."""
+
+    def setfilter(self, value: str) -> None:
+        """Raise the error of an interface that has vanished."""
+        raise OSError(f"{value}: the interface has vanished")
+
+
 class CountsTests(SynchronousTestCase):
     """The counters of several guests, on fake ports."""
 
@@ -113,7 +121,7 @@ class CountsTests(SynchronousTestCase):
         """Return a fake pcap."""
         if interface == "gone":
             raise OSError("No such device exists")
-        self.pcaps.append(FakePcap(interface))
+        self.pcaps.append(VanishingPcap(interface) if interface == "vanishing" else FakePcap(interface))
         return self.pcaps[-1]
 
     def read(self, now: float = 0.0, mac: bytes = GUEST) -> int | None:
@@ -140,9 +148,13 @@ class CountsTests(SynchronousTestCase):
         self.assertEqual([3, 3], [self.read(), self.read()])
 
     def test_port_vanishes(self) -> None:
-        """A port that is gone when it is opened is as one that is not known."""
-        self.port = Port(8, "gone")
-        self.assertIsNone(self.read())
+        """A port that is gone when it is opened, or soon after that, is as one that is not known, and is closed."""
+        for name in ("gone", "vanishing"):
+            self.port = Port(8, name)
+            self.assertIsNone(self.read())
+        self.assertEqual([True], [pcap.closed for pcap in self.pcaps])
+        self.port = PORT
+        self.assertEqual(0, self.read())
 
     def test_another_port(self) -> None:
         """A guest that is behind another port, also one with the name of the old one, is counted anew there."""

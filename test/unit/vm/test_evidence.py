@@ -40,7 +40,15 @@ class GuestTestCase(FleetTestCase):
         return self.exchanged
 
     def live(self, seconds: int, *, every: int = 0, sends: int = 0, cpu: float = 0.0) -> None:
-        """Let time pass; *every* so many seconds the guest *sends* packets, and each second it takes *cpu* seconds."""
+        """
+        Let time pass.
+
+        Args:
+            seconds: how many pass.
+            every: after how many seconds the guest sends again; 0: it sends nothing.
+            sends: how many packets it sends then.
+            cpu: seconds of CPU time that it takes in each second.
+        """
         for second in range(seconds):
             assert self.guest.sent is not None
             assert self.guest.cpu is not None
