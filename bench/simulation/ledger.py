@@ -323,8 +323,10 @@ class Ledger:
         if facts.power is Power.RUNNING and facts.ours is False and facts.since < now - NEWS and self._known(facts) \
                 and kind != "stopped by hand":
             self.against("none of ours", facts, f"stopped ({reason})")
+        is_due = vm.max_up and now >= started + vm.max_up - WRITTEN
         if kind in {"idle", "idle the longest, makes room"}:
-            self._may_end(facts, vm.idle if kind == "idle" else JUST_USED, kind)
+            if not is_due:
+                self._may_end(facts, vm.idle if kind == "idle" else JUST_USED, kind)
         elif kind == "up":
             if facts.power is Power.RUNNING and now < started + vm.max_up - WRITTEN:
                 self.against("max_up", facts, f"up for {now - facts.since:.3f} s only")
