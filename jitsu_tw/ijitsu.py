@@ -30,6 +30,7 @@ class Power(enum.Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SAVED = "saved"
+    PREPARED = "prepared"  # paused by `IBackend.prepare`, and not started since
 
 
 #: The reasons that `IWatcher.changed` is given when a guest has ended in order, as far as the hypervisor can tell.
@@ -44,6 +45,7 @@ class Start(enum.Enum):
     BOOTED = "booted"
     RESTORED = "restored"  # from a saved image, or from the image of the ready guest
     RESUMED = "resumed"  # it was paused
+    PREPARED = "prepared before"  # it was paused before any client had used it
     RAN = "ran already"
 
 
@@ -139,7 +141,8 @@ class IBackend(Interface):
         """
         Boot, resume or restore the VM, as its state needs. A VM that runs already is no error.
 
-        What cannot be resumed or restored is thrown away, logged, and booted: a damaged image is no dead name.
+        What cannot be resumed or restored, or was prepared and is `stale`, is thrown away, logged, and booted: a
+        damaged image is no dead name.
         """
 
     def stop(uuid: str, mode: Mode) -> Deferred[None]:
@@ -188,6 +191,21 @@ class IBackend(Interface):
 
     def drop_image(uuid: str) -> Deferred[None]:
         """Forget the image that `keep_image` kept, if there is one: the next start boots."""
+
+    def prepare(uuid: str) -> Deferred[None]:
+        """
+        Pause the guest, which is ready and which no client has used, and remember at the hypervisor that it is such.
+
+        Its state is `Power.PREPARED` then until it runs or ends, whatever becomes of this process. Fails if it was
+        made of what has changed since. Only where `backends.Declaration.prepares` is True.
+        """
+
+    def stale(uuid: str) -> Deferred[str]:
+        """
+        Return why the prepared VM is no use any more; empty if it is as good as new.
+
+        Its definition, its kernel or a disk has changed, or another program has let its guest run meanwhile.
+        """
 
 
 class IXenBackend(IBackend):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from twisted.logger import Logger
 
 #: Changed when an older side would misunderstand a newer one.
-VERSION: Final = 3
+VERSION: Final = 4
 
 #: How many stand-ins one answer to `Status` has: a value in AMP has at most 65,535 octets.
 PAGE: Final = 250
@@ -333,10 +333,10 @@ class Announce(Command):
     The values: *macs* are the guest's, empty while they are not known; *asleep*: a SYN summons the VM (else it boots
     already); *runs*: its guest may run, and read broadcasts; *handover*: ``wire`` or ``xenstore``; *ports*: the TCP
     ports whose SYNs start the VM (all, if absent); *wake_udp*: the UDP ports whose first datagrams are held and start
-    the VM; *domid*: Xen's number of the guest; *knock*: a TCP port to probe: while the guest boots, Synjitsu sends SYNs
-    of its host to it, and hands over as soon as one is answered; *keeps*: then it only sends `Listens`, and holds the
-    packets until `Ready`; *memory*: the memory of the guest, which does not run, is kept (paused or saved, or about to
-    be), so that its connections go on; false: it is gone; absent: neither is known.
+    the VM; *domid*: Xen's number of the guest; *knock*: a TCP port to probe: Synjitsu sends SYNs of its host to it, and
+    hands over as soon as one is answered, but if *asleep*, it only sends `Listens`: the guest boots for nobody;
+    *memory*: the memory of the guest, which does not run, is kept (paused or saved, or about to be), so that its
+    connections go on; false: it is gone; absent: neither is known.
     """
 
     arguments = [  # noqa: RUF012
@@ -349,7 +349,6 @@ class Announce(Command):
         (b"wake_udp", Many(PORT)),
         (b"domid", Number(0, LAST_DOMID, optional=True)),
         (b"knock", Number(1, 65535, optional=True)),
-        (b"keeps", amp.Boolean()),
         (b"memory", amp.Boolean(optional=True)),
     ]
     errors = _ERRORS
@@ -392,7 +391,7 @@ class Seen(Command):
 
 
 class Listens(Command):
-    """To Jitsu: the guest has answered a probe. Its packets have been handed over, or with *keeps* are still held."""
+    """To Jitsu: the guest has answered a probe. Unless it boots for nobody, its packets have been handed over."""
 
     arguments = [(b"ip", Address())]  # noqa: RUF012
 

@@ -324,6 +324,7 @@ class VM(Inherited):
         (), "the VMs that it needs; they start before it and are kept while it is up", parsers.vm_name
     )
     boot_from: Boot = setting(Boot.DISK, "what it starts from when it is off")
+    prepare: bool = setting(default=False, doc="its guest is made ready before the next client, and waits, paused")
     mac: tuple[str, ...] = setting((), "its guest's MACs besides those that the backend knows", parsers.mac)
     ports: tuple[int, ...] = setting(
         (), "the TCP ports that are worth a start", parsers.port, own=Limits(number=64), shown="all"
@@ -401,6 +402,9 @@ class Settings(Inherited):
     )
     answer_by: float = setting(1.2, "seconds from a query to its answer, ready or not", parsers.seconds)
     max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"))
+    max_prepared: int = setting(
+        16, "how many VMs are prepared at once, those that were used last", parsers.whole(0, 100_000, "number of VMs")
+    )
     max_running: int = setting(
         0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs")
     )

@@ -169,7 +169,6 @@ class SynjitsuClient:
         handover: str = "wire",
         domid: int | None = None,
         knock: int | None = None,
-        keeps: bool = False,
         memory: bool | None = None,
     ) -> None:
         """
@@ -186,7 +185,6 @@ class SynjitsuClient:
             domid: Xen's number of the guest.
             knock: the TCP port by which Synjitsu finds out that the guest is ready; `ready` need not be called then.
                 It takes an address of Synjitsu's host on the guest's network.
-            keeps: what is held is not handed over then, but when `ready` is called.
             memory: whether the memory of the guest, which does not run, is kept, so that its connections go on; None if
                 that is not known, or it boots.
         """
@@ -196,7 +194,6 @@ class SynjitsuClient:
             "runs": runs,
             "handover": handover,
             "wake_udp": sorted(wake_udp),
-            "keeps": keeps,
         }
         if ports is not None:
             arguments["ports"] = sorted(ports)
@@ -285,10 +282,11 @@ class SynjitsuClient:
     def listens(self, ip: str) -> None:
         """Handle that Synjitsu has handed a guest its packets, unless the address was announced anew meanwhile."""
         last = self._announced.get(ip)
-        if last is not None and last.arguments.get("asleep") is False:
-            if not last.arguments["keeps"]:
-                self._announced[ip] = _Announced(messages.Ready, {"macs": last.arguments["macs"]})
-            self._on_ready(ip)
+        if last is None or (asleep := last.arguments.get("asleep")) is None:
+            return
+        if not asleep:
+            self._announced[ip] = _Announced(messages.Ready, {"macs": last.arguments["macs"]})
+        self._on_ready(ip)
 
     def flows_changed(self, ip: str, count: int, silent: int) -> None:
         """Store how many TCP connections are open at *ip*, and that the latest gave a sign *silent* seconds ago."""

@@ -165,7 +165,6 @@ class Conversation(messages.Peer, TimeoutMixin):
         runs: bool,  # noqa: FBT001
         handover: str,
         wake_udp: list[int],
-        keeps: bool,  # noqa: FBT001
         ports: list[int] | None = None,
         domid: int | None = None,
         knock: int | None = None,
@@ -188,7 +187,6 @@ class Conversation(messages.Peer, TimeoutMixin):
             wake_udp=frozenset(wake_udp),
             domid=domid,
             probe_port=knock,
-            hold_until_ready=keeps,
             memory=memory,
         )
         return {}

@@ -576,11 +576,10 @@ class Synjitsu(Service):
     def _listens(self, ip: bytes) -> None:
         standin = self.standins.table[ip]
         if standin.state is State.BOOTING:
-            if not standin.hold_until_ready:
-                self._hand_over(ip)
-            owner = self._owners.get(ip)
-            if owner is not None:
-                owner.callRemote(messages.Listens, ip=str(ip_address(ip))).addErrback(_ignore_loss)
+            self._hand_over(ip)
+        owner = self._owners.get(ip)
+        if owner is not None:
+            owner.callRemote(messages.Listens, ip=str(ip_address(ip))).addErrback(_ignore_loss)
 
     def _seen(self, ip: bytes) -> None:
         owner = self._owners.get(ip)

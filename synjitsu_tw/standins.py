@@ -181,7 +181,6 @@ class Standins:
         wake_udp: frozenset[int] = frozenset(),
         domid: int | None = None,
         probe_port: int | None = None,
-        hold_until_ready: bool = False,
         memory: bool | None = None,
     ) -> Iterator[Action]:
         """
@@ -199,8 +198,8 @@ class Standins:
         self._settle(standin)
         self._identify(standin, macs)
         standin.handover, standin.ports, standin.wake_udp, standin.domid = handover, ports, wake_udp, domid
-        standin.probe_port, standin.hold_until_ready = probe_port, hold_until_ready
-        if asleep or probe_port is None:
+        standin.probe_port = probe_port
+        if probe_port is None:
             self.probed.pop(ip, None)
         else:
             self.probed[ip] = standin
@@ -218,6 +217,7 @@ class Standins:
         ip = standin.ip
         if standin.memory is None:
             return
+        standin.seen_on.clear()
         if standin.memory:
             self.flows.sleeps(ip, now)
         else:
@@ -446,6 +446,8 @@ class Standins:
             answered = content.flags & (packets.SYN | packets.ACK) == packets.SYN | packets.ACK
             if answered and content.sport == standin.probe_port and standin.is_guest(frame.src):
                 standin.mac, standin.proven = frame.src, True
+                if standin.state is State.ASLEEP:
+                    del self.probed[content.src]
                 yield Listens(content.src)
         elif content is not None and content.dst in self.table:
             standin = self.table[content.dst]

@@ -113,7 +113,6 @@ class Standin:
         wake_udp: the UDP ports whose first datagrams are held, and start the VM.
         domid: Xen's number of the guest.
         probe_port: the TCP port to which Synjitsu sends SYNs while the guest boots; None for no probing.
-        hold_until_ready: whether held packets are handed over at Jitsu's `Ready` only, not when a probe is answered.
         memory: whether the memory of the guest, which does not run, is kept; None if that is not known, or it boots.
         seen_on: the port on which each of the guest's MACs has been seen since it was announced.
         heard_at: when the guest was last seen.
@@ -146,7 +145,6 @@ class Standin:
     wake_udp: frozenset[int] = frozenset()
     domid: int | None = None
     probe_port: int | None = None
-    hold_until_ready: bool = False
     memory: bool | None = None
     seen_on: dict[bytes, str] = attrs.Factory(dict)
     heard_at: float = 0.0

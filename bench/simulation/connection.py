@@ -38,7 +38,7 @@ LATENCY: Final = 0.4
 INSTANT: Final = 0.7
 
 #: The calls that change a VM.
-CHANGING: Final = frozenset({"start", "stop", "keep_image", "drop_image"})
+CHANGING: Final = frozenset({"start", "stop", "keep_image", "drop_image", "prepare"})
 
 
 @attrs.define(eq=False)
@@ -264,6 +264,14 @@ class Connection:
     def drop_image(self, uuid: str) -> Deferred[None]:
         """Forget it."""
         return self._ask("drop_image", uuid, self._hypervisor.drop_image, uuid)
+
+    def prepare(self, uuid: str) -> Deferred[None]:
+        """Pause a VM that nobody has used."""
+        return self._ask("prepare", uuid, self._hypervisor.prepare, uuid)
+
+    def stale(self, uuid: str) -> Deferred[str]:
+        """Say why what is prepared is no use."""
+        return self._ask("stale", uuid, self._hypervisor.stale, uuid)
 
 
 def _cancel(result: Any, late: IDelayedCall) -> Any:

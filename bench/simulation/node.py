@@ -202,6 +202,14 @@ class RemoteBackend:
         """Do nothing."""
         return succeed(None)
 
+    def prepare(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fail: no VM of the world is prepared."""
+        return fail(BackendError(f"{self.host}: prepares nothing"))
+
+    def stale(self, uuid: str) -> Deferred[str]:  # noqa: ARG002
+        """Return that nothing is known against it: there is none."""
+        return succeed("")
+
 
 if __name__ == "__main__":
     memory = backends.BACKENDS["memory"]

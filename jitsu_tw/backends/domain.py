@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import domain_xml, image
+from jitsu_tw.backends import domain_xml, image, prepared
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Mode
@@ -97,7 +97,7 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
 
 def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> None:
     """
-    Define a domain that is off anew, if the file that it was defined by has changed since.
+    Define a domain that is off or prepared anew, if the file that it was defined by has changed since.
 
     A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
     on. Where that fails, the error is logged, and libvirt's definition is used.
@@ -112,7 +112,7 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
             element = f"<file sha256='{domain_xml.digest(text)}'/>"
             kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, element, "jitsu", domain_xml.NAMESPACE, flags)
-        elif same is False and not (domain.isActive() or _is_saved(domain)):
+        elif same is False and not _is_saved(domain) and (not domain.isActive() or prepared.mark(domain) is not None):
             connection.defineXML(domain_xml.definition(text, domain.UUIDString()))
             log.info("{name}: defined anew, because {file} has changed", name=vm.name, file=str(vm.define))
     except (OSError, ElementTree.ParseError, libvirt.libvirtError) as error:
@@ -124,13 +124,21 @@ def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
     return domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
 
 
-def state(connection: libvirt.virConnect, uuid: str) -> Power:
-    """Return the domain's power state; a domain with a managed image is saved."""
+def state(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Power:
+    """
+    Return the domain's power state; a domain with a managed image is saved.
+
+    What was prepared and runs is so no more, even if it is paused again.
+    """
     domain = connection.lookupByUUIDString(uuid)
     state, reason = domain.state()
     power = _POWER.get(state, Power.OFF)
     if power is Power.PAUSED and reason in _GOES_ON:
         return Power.RUNNING
+    if power is Power.PAUSED:
+        return power if prepared.mark(domain) is None else Power.PREPARED
+    if power is Power.RUNNING and vm is not None and vm.prepare:
+        prepared.remove(domain)
     return Power.SAVED if power is Power.OFF and _is_saved(domain) else power
 
 
@@ -154,8 +162,11 @@ def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
         if reason in _BUSY:
             domain.resume()
             return Start.RESUMED
-        if _attempt(domain, "resumed", domain.resume, fatal=_HOST | _PERHAPS):
-            return Start.RESUMED
+        mark = prepared.mark(domain)
+        if why := _why_stale(connection, domain, vm, mark):
+            log.info("{name}: what was prepared is thrown away: {why}", name=domain.name(), why=why)
+        elif _attempt(domain, "resumed", domain.resume, fatal=_HOST | _PERHAPS):
+            return Start.RESUMED if mark is None else Start.PREPARED
         domain.destroy()
     elif power == libvirt.VIR_DOMAIN_CRASHED and domain.isActive():
         domain.destroy()
@@ -185,10 +196,15 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
         and image.is_good(kept, domain)
         and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=_HOST)
     ):
+        if vm is not None and vm.prepare:
+            prepared.begin(domain, image.made_of(domain, writable=False))
         return Start.RESTORED
     if kept is not None:
         image.prepare(kept, domain)
+    made_of = image.made_of(domain, writable=False) if vm is not None and vm.prepare else ""
     domain.create()
+    if made_of:
+        prepared.begin(domain, made_of)
     return Start.BOOTED
 
 
@@ -327,6 +343,28 @@ def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
     """Return why a domain is off whose process has ended without a reason."""
     root = _defined(connection.lookupByUUIDString(uuid))
     return ENDED if domain_xml.can_exit(root) else PROCESS_ENDED
+
+
+def prepare(connection: libvirt.virConnect, uuid: str) -> None:
+    """Pause the domain, and mark it as prepared."""
+    prepared.keep(connection.lookupByUUIDString(uuid))
+
+
+def stale(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> str:
+    """Return why the domain, which is prepared, is no use any more; empty if it is."""
+    domain = connection.lookupByUUIDString(uuid)
+    return _why_stale(connection, domain, vm, prepared.mark(domain))
+
+
+def _why_stale(
+    connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM | None, mark: prepared.Mark | None
+) -> str:
+    """Return the same of a domain with that mark, after its file was followed."""
+    if mark is None:
+        return ""
+    if vm is not None:
+        _follow(connection, domain, vm)
+    return prepared.why_stale(domain, mark)
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:

@@ -100,12 +100,17 @@ def _disk_obstacle(disk: ElementTree.Element) -> str | None:
     if source is None:
         return None
     where = source.get("file") or source.get("dev") or "(on a network)"
-    if disk.find("readonly") is None and disk.get("device") != "cdrom":
+    if _is_writable(disk):
         return f"its disk {where} can be written to; make it readonly, or use mode save"
     if any("file" not in one.attrib for one in disk.iter("source")):
         return f"its disk {where} is no file, and may change unseen"
     kind = _format(disk)
     return None if kind in _FORMATS else f"its disk {where} is a {kind}, which cannot be looked into; raw and qcow2 can"
+
+
+def _is_writable(disk: ElementTree.Element) -> bool:
+    """Return whether the guest may write to a disk."""
+    return disk.find("readonly") is None and disk.get("device") != "cdrom"
 
 
 def _format(disk: ElementTree.Element) -> str:
@@ -172,19 +177,35 @@ def _depends_on(domain: libvirt.virDomain) -> str:
         OSError: one is not there, or the domain can have no image.
     """
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    root = domain_xml.parse(xml)
-    why = obstacle(root)
+    why = obstacle(domain_xml.parse(xml))
     if why is not None:
         raise OSError(None, why)
+    return _sum_of(xml)
+
+
+def made_of(domain: libvirt.virDomain, *, writable: bool) -> str:
+    """
+    Return a sum over what a boot of *domain* is made of: its definition, and the files that are its kernel and disks.
+
+    Disks that its guest may write to count only if *writable* is True: they change while it runs.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    return _sum_of(xml, writable=writable)
+
+
+def _sum_of(xml: str, *, writable: bool = True) -> str:
     digest = hashlib.sha256(xml.encode())
-    for name in _named(root):
+    for name in _named(domain_xml.parse(xml), writable=writable):
         status = Path(name).stat()
         digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\0"))
     return digest.hexdigest()
 
 
-def _named(root: ElementTree.Element) -> Iterator[str]:
-    """Yield the files that a domain's image depends on."""
+def _named(root: ElementTree.Element, *, writable: bool) -> Iterator[str]:
+    """Yield the files that a boot of a domain depends on; disks that its guest may write to only if *writable*."""
     for place in _FILES:
         for found in root.findall(place):
             yield (found.text or "").strip()
@@ -193,8 +214,10 @@ def _named(root: ElementTree.Element) -> Iterator[str]:
             if attribute in found.attrib:
                 yield found.attrib[attribute]
     for disk in root.findall("./devices/disk"):
-        for source in disk.iter("source"):
-            yield from chain(Path(source.attrib["file"]), _format(disk))
+        if writable or not _is_writable(disk):
+            for source in disk.iter("source"):
+                if "file" in source.attrib:
+                    yield from chain(Path(source.attrib["file"]), _format(disk))
 
 
 def chain(disk: Path, kind: str) -> Iterator[str]:

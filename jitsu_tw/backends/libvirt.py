@@ -219,7 +219,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return the domain's power state; a domain with a managed image is saved."""
-        return self._call(domain.state, uuid)
+        return self._call(domain.state, uuid, self._vms.get(uuid))
 
     def start(self, uuid: str) -> Deferred[Start]:
         """Resume, restore or create the domain."""
@@ -271,6 +271,14 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         """Remove the file."""
         vm = self._vms.get(uuid)
         return succeed(None) if vm is None else self._call(lambda _: image.drop(image.path(vm.images, uuid)))
+
+    def prepare(self, uuid: str) -> Deferred[None]:
+        """Pause the domain, and mark it as prepared in its live metadata."""
+        return self._call(domain.prepare, uuid)
+
+    def stale(self, uuid: str) -> Deferred[str]:
+        """Return why the domain, which is prepared, is no use any more."""
+        return self._call(domain.stale, uuid, self._vms.get(uuid))
 
 
 def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from jitsu_tw.backends.xl import Domain
+
+#: Seconds that a domain may yet run until its pause is complete.
+CPU_SLACK: Final = 0.01
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +66,7 @@ class LibxlBackend:
         self._reactor = reactor
         self._host = Host(reactor)
         self.xenstore = self._host.xenstore
+        self._booted: dict[str, str] = {}
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -98,7 +102,9 @@ class LibxlBackend:
         domain = await self._host.alive(uuid)
         if domain is None:
             return Power.SAVED if self._saved(uuid).exists() else Power.OFF
-        return Power.PAUSED if domain.paused else Power.RUNNING
+        if not domain.paused:
+            return Power.RUNNING
+        return Power.PREPARED if await self._host.xenstore.read(await self._mark(domain)) else Power.PAUSED
 
     def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fire at once: Xen does not know what a guest is doing."""
@@ -185,8 +191,11 @@ class LibxlBackend:
         if domain is not None and domain.down:
             await self._host.gone(uuid, domain)
             domain = None
-        if domain is not None:
+        if domain is not None and not (why := await self._why_stale(uuid, domain)):
             return await self._resume(uuid, domain)
+        if domain is not None:
+            self.log.info("{name}: what was prepared is thrown away: {why}", name=domain.name, why=why)
+            await self._host.xl.run("destroy", str(domain.domid))
         saved = self._saved(uuid)
         if saved.exists():
             await self._check_memory(uuid)
@@ -201,14 +210,19 @@ class LibxlBackend:
                 old.unlink()
         if kept is not None and kept.exists():
             await self._check_memory(uuid)
+            self._booted[uuid] = xlvm.sum_of(self._host.vms[uuid], disks=False)
             if await self._restored(uuid, kept):
                 return Start.RESTORED
+        self._booted[uuid] = xlvm.sum_of(self._host.vms[uuid], disks=False)
         await self._boot(uuid)
         return Start.BOOTED
 
     async def _resume(self, uuid: str, domain: Domain) -> Start:
+        """Unpause a domain, or return that it runs."""
         if not domain.paused:
             return Start.RAN
+        mark = await self._mark(domain)
+        prepared = await self._host.xenstore.read(mark)
         try:
             await self._host.xl.run("unpause", str(domain.domid))
         except BackendError:
@@ -216,7 +230,10 @@ class LibxlBackend:
             again = await self._host.alive(uuid)
             if again is None or again.paused:
                 raise
-        return Start.RESUMED
+        if prepared is None:
+            return Start.RESUMED
+        await self._host.xenstore.remove(mark)
+        return Start.PREPARED
 
     async def _check_memory(self, uuid: str) -> None:
         """
@@ -343,6 +360,39 @@ class LibxlBackend:
         domain = await self._host.find(uuid)
         if domain is not None and domain.paused:
             await self._host.xl.run("unpause", str(domain.domid))
+
+    # Prepared guests: the mark is in Xenstore, where it goes with the domain.
+
+    async def _mark(self, domain: Domain) -> str:
+        """Return the path of the mark of a domain that is prepared."""
+        return f"{await self._host.xenstore.domain_path(domain.domid)}/jitsu-prepared"
+
+    @_by_host
+    async def prepare(self, uuid: str) -> None:
+        """Pause the guest, and note in Xenstore what it was made of and how long it has run."""
+        vm, domain = self._host.vms[uuid], await self._host.running(uuid)
+        if self._booted.pop(uuid, None) != xlvm.sum_of(vm, disks=False):
+            raise BackendError("its configuration or its kernel has changed since it booted")
+        await self._host.xl.run("pause", str(domain.domid))
+        domain = await self._host.running(uuid)
+        await self._host.xenstore.write(await self._mark(domain), f"{xlvm.sum_of(vm)} {domain.cpu_time}")
+
+    @_by_host
+    async def stale(self, uuid: str) -> str:
+        """Return why the domain is no use any more, if it is prepared."""
+        return await self._why_stale(uuid, await self._host.running(uuid))
+
+    async def _why_stale(self, uuid: str, domain: Domain) -> str:
+        mark = await self._host.xenstore.read(await self._mark(domain)) if domain.paused else None
+        if mark is None:
+            return ""
+        made_of, _, cpu_time = mark.partition(" ")
+        try:
+            if made_of != xlvm.sum_of(self._host.vms[uuid]):
+                return "its configuration, its kernel or a disk has changed"
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return "another program has let its guest run" if domain.cpu_time > float(cpu_time) + CPU_SLACK else ""
 
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
         """Fail: such a VM is stopped and started anew."""

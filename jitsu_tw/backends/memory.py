@@ -75,6 +75,7 @@ class MemoryGuest:
         advice: for the operator.
         memory: what its start takes and its host has free; None where that is not known.
         image: an image of it is kept.
+        stale: why it is no use any more, if it is prepared; empty if it is.
         busy: a call is changing it.
     """
 
@@ -88,6 +89,7 @@ class MemoryGuest:
     advice: tuple[str, ...] = ()
     memory: Memory | None = None
     image: bool = False
+    stale: str = ""
     busy: bool = False
 
     @property
@@ -157,8 +159,9 @@ class MemoryBackend:
             raise BackendError("the start fails, as it was told to")
         if Fault.HANG in guest.settings.faults:
             await Deferred()
-        how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED}.get(
-            guest.power, Start.RESTORED if guest.image else Start.BOOTED
+        power = Power.OFF if guest.power is Power.PREPARED and guest.stale else guest.power
+        how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED, Power.PREPARED: Start.PREPARED}.get(
+            power, Start.RESTORED if guest.image else Start.BOOTED
         )
         if Fault.RESUME in guest.settings.faults:
             how, guest.image = Start.BOOTED, False
@@ -170,7 +173,8 @@ class MemoryBackend:
             guest.busy = False
         guest.starts += 1
         guest.boots += how is Start.BOOTED
-        if how is not Start.RESUMED:
+        guest.stale = ""
+        if how not in {Start.RESUMED, Start.PREPARED}:
             guest.sent = None if guest.sent is None else 0
             guest.cpu = None if guest.cpu is None else 0.0
         self.happen(uuid, Power.RUNNING, how.value)
@@ -186,7 +190,9 @@ class MemoryBackend:
         guest = self._guest(uuid)
         if Fault.STOP in guest.settings.faults or mode in guest.obstacles:
             raise BackendError(guest.obstacles.get(mode, "the stop fails, as it was told to"))
-        if guest.power is Power.RUNNING or (guest.power is Power.PAUSED and mode is Mode.DESTROY):
+        if guest.power is Power.RUNNING or (
+            guest.power in {Power.PAUSED, Power.PREPARED} and mode is Mode.DESTROY
+        ):
             self.happen(uuid, _LEAVES[mode], f"stopped ({mode.value})")
 
     def ready(self, uuid: str) -> Deferred[None]:
@@ -233,14 +239,19 @@ class MemoryBackend:
         self._guest(uuid).image = False
         return succeed(None)
 
+    @deferred
+    async def prepare(self, uuid: str) -> None:
+        """Pause the VM."""
+        if self._guest(uuid).power is not Power.RUNNING:
+            raise BackendError("it does not run")
+        self.happen(uuid, Power.PREPARED, "prepared")
+
+    def stale(self, uuid: str) -> Deferred[str]:
+        """Return what the test has set."""
+        return maybeDeferred(lambda: self._guest(uuid).stale)
+
     def happen(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM, as a call does or another program would, and tell the watcher."""
         self.guests[uuid].power = power
         if self._watcher is not None:
             self._watcher.changed(uuid, reason)
-
-    def reboot(self, uuid: str) -> None:
-        """Reboot a VM as its guest would."""
-        self._guest(uuid).boots += 1
-        if self._watcher is not None:
-            self._watcher.rebooted(uuid)

@@ -322,6 +322,15 @@ class Pool(Hosts):
         dropped = [backend.drop_image(uuid) for backend in self._of(self._known(uuid)).values()]
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
+    def prepare(self, uuid: str) -> Deferred[None]:
+        """Pause the guest, which no client has used, on its host."""
+        return self._there(uuid, "prepare")
+
+    def stale(self, uuid: str) -> Deferred[str]:
+        """Return why the prepared VM is no use any more, as its host knows."""
+        return self._there(uuid, "stale")
+
+
 def _as_defined(vm: VM) -> VM:
     """Return *vm* with the uuid that it is defined with where nothing else says one."""
     has_own = vm.define is None or "<uuid>" in vm.define.read_text(encoding="utf-8", errors="replace")

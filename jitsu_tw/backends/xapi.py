@@ -397,6 +397,14 @@ class XapiBackend(ThreadedBackend[Login]):
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError(f"{self} does not move VMs that run"))
 
+    def prepare(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fail: nothing would tell such a VM from one that another program has paused."""
+        return fail(BackendError(f"{self} cannot prepare VMs"))
+
+    def stale(self, uuid: str) -> Deferred[str]:  # noqa: ARG002
+        """Return that nothing is known against it: there is none."""
+        return succeed("")
+
     def drop_image(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Do nothing: there is none."""
         return succeed(None)

@@ -119,12 +119,21 @@ def image_of(vm: VM) -> Path | None:
     None if it can have none: changes of a block device, or of a disk that only xl knows, cannot be seen.
     """
     guest = xen.guest_of(vm)
-    if guest is None or vm.define is not None:
+    if guest is None or vm.define is not None or not all(path.is_file() for path in made_of(guest)):
         return None
+    return vm.images / f"{uuid_of(vm)}-{sum_of(vm)[:16]}.ready"
+
+
+def sum_of(vm: VM, *, disks: bool = True) -> str:
+    """
+    Return a sum over what a VM is made of, as far as its configuration names it: itself, its kernel, and its *disks*.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    guest = xen.guest_of(vm)
     made = hashlib.sha256(configuration(vm).encode())
-    for path in made_of(guest):
-        if not path.is_file():
-            return None
+    for path in () if guest is None else made_of(guest) if disks else filter(None, (guest.kernel, guest.ramdisk)):
         about = path.stat()
         made.update(f"{path} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return vm.images / f"{uuid_of(vm)}-{made.hexdigest()[:16]}.ready"
+    return made.hexdigest()

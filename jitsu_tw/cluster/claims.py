@@ -29,7 +29,7 @@ from jitsu_tw.errors import ClusterUnavailable
 from jitsu_tw.ijitsu import IOwnership
 from jitsu_tw.rules import claims as rules
 from jitsu_tw.rules.claims import Action, Owner, Phase, View
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, WANTED, Event, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, PREPARES, WANTED, Event, State
 from jitsu_tw.settings import STARTS_WITHIN
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Claims:
             if own or self._state.get("claims", machine) is not None:
                 break
             # It was free again before this node was told that it was not.
-        if own and machine.state not in WANTED:
+        if own and machine.state not in WANTED | PREPARES:
             await self._release(machine)
         return own
 
@@ -244,7 +244,8 @@ class Claims:
 
     def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
         """Handle that *machine* has entered another state."""
-        if machine.state is State.STARTING and not self._hosts.has(machine):  # else its hosts choose one, and record it
+        starts = machine.state in {State.STARTING, State.PREPARING}
+        if starts and not self._hosts.has(machine):  # else its hosts choose one, and record it
             begin(self._starts.record(machine))
         self._requests.moved(machine)
         self._follow(machine, rules.entered(self._view(machine)))

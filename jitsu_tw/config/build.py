@@ -36,7 +36,7 @@ from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
 from jitsu_tw.keys import keys_of
 from jitsu_tw.parsers import near, require
 from jitsu_tw.readiness import READINESS, completed
-from jitsu_tw.settings import HOSTS, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
+from jitsu_tw.settings import HOSTS, KEEPS_MEMORY, VM, Boot, Cluster, Host, Mode, OnHostLoss, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -346,7 +346,9 @@ class _Builder:
         kind = hosts[0].backend if hosts else values.get("backend", self.settings.backend)
         vm = self._assembled(values, raw, first, kind, hosts)
         mistakes = Mistakes()
-        for check in (_check_boot, _check_standin, _check_times, _check_backend_keys, _check_definition):
+        for check in (
+            _check_boot, _check_prepare, _check_standin, _check_times, _check_backend_keys, _check_definition,
+        ):  # fmt: skip
             try:
                 check(vm, raw, where, kind)
             except ConfigError as error:
@@ -472,6 +474,20 @@ def _check_boot(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
     if vm.mode is Mode.SAVE:
         message = "with mode save, a VM starts from what it was when it was stopped; choose one of the two"
         raise raw["boot_from"][0].wrong(f"{where}boot_from", message)
+
+
+def _check_prepare(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
+    """Refuse to prepare a VM that could not be told from another, that keeps its memory, or boots only with others."""
+    if not vm.prepare:
+        return
+    if not BACKENDS[kind].prepares:
+        raise raw["prepare"][0].wrong(f"{where}prepare", f"{kind} cannot prepare VMs; leave it out")
+    if vm.mode in KEEPS_MEMORY:
+        message = f"with mode {vm.mode.value}, it starts where its last client left it; choose one of the two"
+        raise raw["prepare"][0].wrong(f"{where}prepare", message)
+    if vm.needs:
+        message = "it boots before anybody asks for it, and what it needs would have to run all the time; choose one"
+        raise raw["prepare"][0].wrong(f"{where}prepare", message)
 
 
 def _check_times(settings: VM | Settings, raw: RawConfig, where: str, _kind: str = "") -> None:

@@ -10,7 +10,7 @@ import attrs
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.keep import Why
-from jitsu_tw.rules.lifecycle import STOPS, State
+from jitsu_tw.rules.lifecycle import PREPARES, STOPS, State
 from jitsu_tw.vm.journal import milliseconds
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.journal import Event
     from jitsu_tw.vm.machine import Machine
 
-_DOWN: Final = {State.OFF: "off", State.PAUSED: "paused", State.SAVED: "saved, its memory on disk"}
+_DOWN: Final = {State.OFF: "off", State.PAUSED: "paused", State.SAVED: "saved, its memory on disk",
+                State.PREPARED: "prepared: its guest is ready, and paused"}
 
 #: What a VM that boots is waiting for.
 _WAITS: Final = {
@@ -28,7 +29,7 @@ _WAITS: Final = {
     State.STARTING: "the hypervisor is starting it",
     State.CANCELLING: "the hypervisor is starting it; it will be stopped when that is done",
     State.WAITING: "it runs, and is not ready yet",
-    State.IMAGING: "it is ready, and its image is being kept",
+    **dict.fromkeys(PREPARES, "it boots for nobody, so that its next start is short"),
     **dict.fromkeys(STOPS, "it is being stopped"),
 }
 

@@ -181,7 +181,7 @@ def standins(answer: dict[str, Any]) -> None:
 
 def active_first(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the VMs, those that are not at rest first."""
-    return sorted(listed, key=lambda vm: vm["state"] in {"off", "paused", "saved"})
+    return sorted(listed, key=lambda vm: vm["state"] in {"off", "paused", "saved", "prepared"})
 
 
 def clock(seconds: float) -> str:

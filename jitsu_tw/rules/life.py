@@ -15,7 +15,7 @@ import attrs
 from jitsu_tw.errors import BackendLost, BootFailed, ClusterUnavailable, JitsuError, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, SHUTS_DOWN
 from jitsu_tw.ijitsu import Start as How
-from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, STOPS, WANTED, Event, Start, State, Stop
+from jitsu_tw.rules.lifecycle import ACTIVATING, DOWN, PREPARES, STOPS, WANTED, Event, Start, State, Stop
 from jitsu_tw.settings import Mode
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ LONGEST_REST: Final = 60.0
 BLAMELESS: Final = (NoCapacity, ClusterUnavailable)
 
 #: The guest goes on where it was.
-RESUMED: Final = frozenset({How.RESUMED, How.RESTORED})
+RESUMED: Final = frozenset({How.RESUMED, How.RESTORED, How.PREPARED})
 
 #: The timeline of a VM that was never summoned.
 NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
@@ -193,15 +193,19 @@ class Life:
             self.reason = reason  # else the reason of the stop is there already
         if state is State.QUEUED:
             self.activation = Activation({"query": since})
+        elif state is State.PREPARING:
+            self.activation = Activation()
+        elif old in PREPARES and state in {State.STARTING, State.WAITING} and self.activation is not None:
+            self.activation.marks = {"query": since}
         elif state is State.WAITING and old is not State.STARTING:
             self.activation = Activation(self.marks if old is State.QUEUED else NO_MARKS)
         if self.activation is not None and old in STOPS and state in DOWN:
             self.activation.mark("stopped", now)
-        if state in ACTIVATING:
+        if state in ACTIVATING | PREPARES:
             self.fault = BootFailed
         self._count_failures(old, now)
         again = self._again(old, promised=promised)
-        self._plan(again)
+        self._plan(again, in_vain=again is Again.IN_VAIN or (old is State.SETTLING and self._is_in_vain()))
         return old, again
 
     def _count_failures(self, old: State, now: float) -> None:
@@ -217,18 +221,22 @@ class Life:
         """Return whether the VM is to be started once more, because it could not go on, or its start has failed."""
         if self.state is not State.FAILED:
             return Again.NO
-        if old is State.WAITING and self.how in RESUMED:
+        if old is State.WAITING and self._is_in_vain():
             return Again.IN_VAIN
         is_second = self.next.retry
         return Again.PROMISED if promised and self.fault is BootFailed and not is_second else Again.NO
 
-    def _plan(self, again: Again) -> None:
-        """Decide how the VM is started next."""
+    def _is_in_vain(self) -> bool:
+        """Return whether the VM has failed because its guest could not go on where it was."""
+        return self.state is State.FAILED and self.how in RESUMED
+
+    def _plan(self, again: Again, *, in_vain: bool) -> None:
+        """Decide how the VM is started next, now that going on where its guest was may have been *in_vain*."""
         plan = self.order
         if self.state is State.UP:
             plan = Start()
         elif self.state in DOWN:
-            plan = Start(cold=self.next.cold or again is Again.IN_VAIN, retry=again is not Again.NO)
+            plan = Start(cold=self.next.cold or in_vain, retry=again is not Again.NO)
         if plan != self.order:  # what waits for an order knows it by its identity
             self.order = plan
 
@@ -239,7 +247,9 @@ class Life:
     def order_stop(self, mode: Mode) -> Event:
         """Order a stop by *mode*, or that a VM which is down stays so; return the input for the table."""
         then = Start(cold=self.next.cold)
-        if self.state in WANTED - {State.QUEUED}:
+        if self.state in PREPARES or self.state is State.PREPARED:
+            self.order = Stop(Mode.DESTROY, then=then)  # there is nothing to lose, nor to wait for
+        elif self.state in WANTED - {State.QUEUED}:
             self.order = Stop(mode, then=then)
         elif self.state not in STOPS:
             self.order = then

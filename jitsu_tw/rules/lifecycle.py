@@ -25,9 +25,8 @@ class State(enum.Enum):
     OFF = "off"
     QUEUED = "queued"  # summoned, and waiting until it may boot
     STARTING = "starting"  # the backend's start call is under way
-    CANCELLING = "cancelling"  # the same, or its image is being kept, and it is to be stopped when the call has ended
+    CANCELLING = "cancelling"  # the call under way, such as the same, ends, and then it is to be stopped
     WAITING = "waiting"  # it runs, but is not ready yet
-    IMAGING = "imaging"  # it is ready, and stands still while its image is kept for later starts
     UP = "up"
     STOPPING = "stopping"
     RESTARTING = "restarting"  # it is destroyed, to be booted again
@@ -35,10 +34,14 @@ class State(enum.Enum):
     PAUSED = "paused"
     SAVED = "saved"
     FAILED = "failed"  # off, and its last start has failed
+    PREPARING = "preparing"  # nobody has asked for it; the start call is under way, so that a later start is short
+    SETTLING = "preparing, not ready yet"  # that call has ended
+    KEEPING = "preparing, ready"  # it is ready, and is being paused, or its image is being kept
+    PREPARED = "prepared"  # no client has used it; its guest is ready and paused
 
     def __init__(self, value: str) -> None:
-        """Set how the API, the metrics and the log show the state: all ways to stop are one."""
-        self.shown = "stopping" if value in {"restarting", "stopping by its owner"} else value
+        """Set how the API, the metrics and the log show the state: all ways to stop are one, and all to prepare."""
+        self.shown = "stopping" if value in {"restarting", "stopping by its owner"} else value.partition(",")[0]
 
 
 class Event(enum.Enum):
@@ -48,7 +51,7 @@ class Event(enum.Enum):
     ADMIT = "admit"  # it may boot now
     STARTED = "started"  # the start call succeeded
     FAIL = "fail"  # the start call, the boot, or the boot of a VM that it needs, has failed; it does not run
-    IMAGE = "image"  # it will answer its first packet, and an image of it as it is now is wanted
+    PREPARE = "prepare"  # a later start of it is to be short
     READY = "ready"  # it will answer its first packet, or has had all the time that it is given
     STOP = "stop"  # its lease has ended, it is dead, or the operator wants it down
     STOP_FAILED = "stop failed"
@@ -59,6 +62,7 @@ class Event(enum.Enum):
     RUNNING = "seen running"
     PAUSED = "seen paused"
     SAVED = "seen saved"
+    PREPARED = "seen prepared"
     REBOOT = "reboot"  # its guest has rebooted itself
     GONE = "seen gone"  # the backend knows no such VM any more
     LOST = "lost"  # the backend cannot be asked
@@ -103,10 +107,10 @@ _SEEN: Final = {
     _E.RUNNING: _S.WAITING,
     _E.PAUSED: _S.PAUSED,
     _E.SAVED: _S.SAVED,
+    _E.PREPARED: _S.PREPARED,
     _E.GONE: _S.UNKNOWN,
     _E.LOST: _S.UNKNOWN,
 }
-
 
 #: What the end of our own stop leads to.
 _STOPPED: Final = {
@@ -115,6 +119,7 @@ _STOPPED: Final = {
     _E.OFF: _S.OFF,
     _E.PAUSED: _S.PAUSED,
     _E.SAVED: _S.SAVED,
+    _E.PREPARED: _S.PREPARED,
     _E.GONE: _S.UNKNOWN,
 }
 
@@ -127,10 +132,12 @@ def _row(state: State, changes: Mapping[Event, State]) -> dict[Event, State]:
 TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     # Nothing may be started while nobody knows whether it runs.
     _S.UNKNOWN: _row(_S.UNKNOWN, _SEEN),
-    _S.OFF: _row(_S.OFF, {**_SEEN, _E.SUMMON: _S.QUEUED}),
+    _S.OFF: _row(_S.OFF, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.PREPARE: _S.PREPARING}),
     _S.PAUSED: _row(_S.PAUSED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
     _S.SAVED: _row(_S.SAVED, {**_SEEN, _E.SUMMON: _S.QUEUED}),
-    _S.FAILED: _row(_S.FAILED, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.OFF: _S.FAILED}),
+    _S.FAILED: _row(
+        _S.FAILED, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.PREPARE: _S.PREPARING, _E.OFF: _S.FAILED}
+    ),
     # Another program may start it meanwhile; a report that it is down changes nothing.
     _S.QUEUED: _row(
         _S.QUEUED,
@@ -145,11 +152,13 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     ),
     # The start call's own end decides; what the backend says meanwhile may be older than the call.
     _S.STARTING: _row(_S.STARTING, {_E.STARTED: _S.WAITING, _E.FAIL: _S.FAILED, _E.STOP: _S.CANCELLING}),
-    _S.CANCELLING: _row(_S.CANCELLING, {_E.STARTED: _S.STOPPING, _E.READY: _S.STOPPING, _E.FAIL: _S.FAILED}),
+    _S.CANCELLING: _row(
+        _S.CANCELLING,
+        {_E.STARTED: _S.STOPPING, _E.PREPARED: _S.STOPPING, _E.OFF: _S.OFF, _E.FAIL: _S.FAILED},
+    ),
     _S.WAITING: _row(
         _S.WAITING,
         {
-            _E.IMAGE: _S.IMAGING,
             _E.READY: _S.UP,
             _E.FAIL: _S.FAILED,
             _E.STOP: _S.STOPPING,
@@ -157,12 +166,43 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
             _E.OFF: _S.FAILED,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
+            _E.PREPARED: _S.PREPARED,
             _E.GONE: _S.UNKNOWN,
             _E.LOST: _S.UNKNOWN,
         },
     ),
-    # The guest is saved and restored meanwhile, and seen so.
-    _S.IMAGING: _row(_S.IMAGING, {_E.READY: _S.UP, _E.FAIL: _S.FAILED, _E.STOP: _S.CANCELLING}),
+    # A client that asks meanwhile gets what is on its way, as if it had been started for it.
+    _S.PREPARING: _row(
+        _S.PREPARING,
+        {
+            _E.SUMMON: _S.STARTING,
+            _E.STARTED: _S.SETTLING,
+            _E.OFF: _S.OFF,  # it is not to be started here
+            _E.FAIL: _S.FAILED,
+            _E.STOP: _S.CANCELLING,
+        },
+    ),
+    _S.SETTLING: _row(
+        _S.SETTLING,
+        {
+            _E.SUMMON: _S.WAITING,
+            _E.READY: _S.KEEPING,
+            _E.FAIL: _S.FAILED,
+            _E.STOP: _S.STOPPING,
+            _E.RESTART: _S.STOPPING,
+            _E.OFF: _S.FAILED,
+            _E.PAUSED: _S.PAUSED,
+            _E.SAVED: _S.SAVED,
+            _E.PREPARED: _S.PREPARED,
+            _E.GONE: _S.UNKNOWN,
+            _E.LOST: _S.UNKNOWN,
+        },
+    ),
+    # The guest may be saved and restored meanwhile, and seen so: the end of the step decides.
+    _S.KEEPING: _row(
+        _S.KEEPING, {_E.PREPARED: _S.PREPARED, _E.OFF: _S.OFF, _E.FAIL: _S.FAILED, _E.STOP: _S.CANCELLING}
+    ),
+    _S.PREPARED: _row(_S.PREPARED, {**_SEEN, _E.SUMMON: _S.QUEUED, _E.STOP: _S.STOPPING}),
     # While the backend cannot be asked, the VM is taken to be up: warm answers go on.
     _S.UP: _row(
         _S.UP,
@@ -173,6 +213,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
+            _E.PREPARED: _S.PREPARED,
             _E.REBOOT: _S.WAITING,
             _E.GONE: _S.UNKNOWN,
         },
@@ -188,28 +229,34 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
             _E.OFF: _S.OFF,
             _E.PAUSED: _S.PAUSED,
             _E.SAVED: _S.SAVED,
+            _E.PREPARED: _S.PREPARED,
             _E.GONE: _S.UNKNOWN,
         },
     ),
 }
 
 #: A start is under way, or waits until it may begin.
-ACTIVATING: Final = frozenset({_S.QUEUED, _S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING})
+ACTIVATING: Final = frozenset({_S.QUEUED, _S.STARTING, _S.CANCELLING, _S.WAITING})
+
+#: It is on its way to be prepared; it runs, but for nobody, and gives way to a start.
+PREPARES: Final = frozenset({_S.PREPARING, _S.SETTLING, _S.KEEPING})
 
 #: A stop is under way, ours or the owner's.
 STOPS: Final = frozenset({_S.STOPPING, _S.RESTARTING, _S.OWNER_STOPPING})
 
 #: A call of ours is under way, and its end decides, not what the backend reports meanwhile.
-CALLING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.IMAGING, _S.STOPPING, _S.RESTARTING})
+CALLING: Final = frozenset(
+    {_S.STARTING, _S.CANCELLING, _S.PREPARING, _S.KEEPING, _S.STOPPING, _S.RESTARTING}
+)
 
 #: It counts among the VMs that may boot at once.
-BOOTING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING, _S.IMAGING})
+BOOTING: Final = frozenset({_S.STARTING, _S.CANCELLING, _S.WAITING})
 
-#: It uses the host: it runs, or is about to.
+#: It uses the host, and was asked for: it runs, or is about to.
 RUNNING: Final = BOOTING | {_S.UP} | STOPS
 
 #: It does not run, and the backend has reported so.
-DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED})
+DOWN: Final = frozenset({_S.OFF, _S.PAUSED, _S.SAVED, _S.FAILED, _S.PREPARED})
 
 #: It is wanted up, and is, or is on its way.
 WANTED: Final = ACTIVATING | {_S.UP}

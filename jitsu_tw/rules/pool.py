@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
 
 #: What a VM is that runs nowhere: the first of these that any host tells.
-RANK: Final = (Power.PAUSED, Power.SAVED, Power.OFF)
+RANK: Final = (Power.PREPARED, Power.PAUSED, Power.SAVED, Power.OFF)
 
 #: Why a VM may come up although it is seen on no host.
 IN_DOUBT: Final = "a start that another node, or a call of this one, has begun may yet go on"

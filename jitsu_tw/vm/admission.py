@@ -76,6 +76,11 @@ class Admission:
         """How many VMs run, or are about to."""
         return len(self._running)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a VM that was asked for boots, or waits until it may."""
+        return bool(self._booting) or len(self._running) > len(self._on_host)
+
     def note_client(self, name: str, network: Hashable, *, proven: bool) -> None:
         """Note for which client network the VM *name* is about to be queued, and whether its address is proven."""
         self._clients[name] = network, proven

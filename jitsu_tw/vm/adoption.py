@@ -151,4 +151,5 @@ class Adoption:
     def _disown(self, machine: Machine) -> None:
         machine.note(managed=False)
         self._unseen.discard(machine.vm.name)
-        self._store.stopped(machine)
+        if machine.state is not State.PREPARED:  # else it takes memory: the next Jitsu must find it
+            self._store.stopped(machine)

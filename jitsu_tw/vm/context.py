@@ -13,6 +13,7 @@ from jitsu_tw.vm.interfaces import IMachineContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.ijitsu import IObserver, IOwnership, IReadiness
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.journal import Journal
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.persistence import StatsStore
+    from jitsu_tw.vm.preparation import Preparation
     from jitsu_tw.vm.problems import Problems
     from jitsu_tw.vm.standins import StandIns
 
@@ -47,6 +49,7 @@ class Context:
     strategies: Strategies
     store: StatsStore
     standins: StandIns
+    preparation: Preparation
     ordered: Sequence[IObserver]
     is_running: bool = False
     observers: Mapping[State, Sequence[IObserver]] = attrs.field(init=False)
@@ -68,6 +71,10 @@ class Context:
         written, heard = self.store.written(), self.standins.heard()
         await heard
         await written
+
+    def give_up_prepared(self, machine: Machine) -> Deferred[bool]:
+        """Destroy a prepared VM, to free memory for *machine* at its hypervisor; fires with whether there was one."""
+        return self.preparation.make_room(machine)
 
     def may_try_again(self) -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""

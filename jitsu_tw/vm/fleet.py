@@ -20,7 +20,7 @@ from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import NoSuchVM
 from jitsu_tw.ijitsu import IAnswers, IObserver
 from jitsu_tw.readiness import Strategies
-from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
+from jitsu_tw.rules.lifecycle import DOWN, PREPARES, STOPS, WANTED, State
 from jitsu_tw.settings import HOSTS
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import Adoption
@@ -35,6 +35,7 @@ from jitsu_tw.vm.operator import Operator
 from jitsu_tw.vm.parts import Parts
 from jitsu_tw.vm.peers import Peers
 from jitsu_tw.vm.persistence import StatsStore
+from jitsu_tw.vm.preparation import Preparation
 from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import Statistics
@@ -125,15 +126,16 @@ class Fleet(Parts):
             self.store, self.leases, self.dependencies, ownership, clocks, self.log, dry_run=settings.dry_run
         )
         self.admission = Admission(settings, clocks, self.leases, self.dependencies, ownership)
+        preparation = Preparation(settings, self.machines, clocks, self.admission, ownership, self.stats, self.log)
         # The order matters: Synjitsu stands in before a guest runs, and kept answers go before anything waits; what is
         # in the state is there before the backend is called; a lease is granted before its evidence is asked for.
         observers = (
             self.standins, self.dependencies, self.admission, self.store, self.adoption, self.leases.wakeups,
-            self.leases, self.leases.xen_guests, ownership, self.inventory, self, journal,
+            self.leases, self.leases.xen_guests, ownership, self.inventory, preparation, self, journal,
         )
         self.context = Context(
             clocks.reactor, clocks.now, settings.answer_by, ownership, self.admission, journal, problems, strategies,
-            self.store, self.standins, observers,
+            self.store, self.standins, preparation, observers,
         )
         self.summons = Summons(settings, self)
         self.operator: Operator = Operator(self)
@@ -155,13 +157,15 @@ class Fleet(Parts):
             self.standins.start()
         self.summons.start()
         self.context.is_running = True
-        return self.inventory.start()
+        found = self.inventory.start()
+        return found if self._settings.dry_run else found.addCallback(lambda _: self.preparation.start())
 
     @deferred
     async def stop(self) -> None:
         """Write down what is remembered and leave all VMs as they are."""
         self.context.is_running = False
         self.summons.stop()
+        self.preparation.stop()
         self.leases.stop()
         self.inventory.stop()
         await self.cluster.stop()
@@ -185,8 +189,8 @@ class Fleet(Parts):
             machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self.leases.regrant(machine)
-        self.dependencies.enlist(machine)
-        self.standins.enlist(machine)
+        for part in (self.dependencies, self.standins, self.preparation):
+            part.enlist(machine)
         return machine
 
     @deferred
@@ -198,7 +202,7 @@ class Fleet(Parts):
         """
         self.operator.release(machine.vm.name)
         while not self.cluster.ownership.is_others(machine) and (
-            machine.state in STOPS or (machine.managed and machine.state in WANTED)
+            machine.state in STOPS | PREPARES | {State.PREPARED} or (machine.managed and machine.state in WANTED)
         ):
             if await self.operator.stop_if_possible(machine, reason) is State.UP:
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
@@ -210,8 +214,8 @@ class Fleet(Parts):
         del self.machines[machine.vm.name]
         self.context.problems.forget(machine.vm.name)
         for part in (
-            self.cluster.ownership, self.dependencies, self.adoption, self.admission, self.summons, self.inventory,
-            self.leases, self.stats, self.standins,
+            self.cluster.ownership, self.dependencies, self.adoption, self.admission, self.preparation, self.summons,
+            self.inventory, self.leases, self.stats, self.standins,
         ):
             part.forget(machine)
 
@@ -238,7 +242,7 @@ class Fleet(Parts):
         """Forget *machine*, which the configuration has no more, if it is down; stop it if its address is taken."""
         if self.machines.get(machine.vm.name) is not machine:
             return
-        if machine.state in DOWN or machine.is_gone:
+        if machine.state in DOWN - {State.PREPARED} or machine.is_gone:
             self.store.stopped(machine)
             dismissed = self.dismiss(machine, "it is no more").addCallback(lambda _: self.store.forget_others())
             spawn(self.log, dismissed, machine.vm.name)

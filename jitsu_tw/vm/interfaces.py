@@ -26,6 +26,7 @@ class IRunning(IMachine):
 
     activation: Activation | None = Attribute("The last activation.")
     how: Start = Attribute("What the last start call did.")
+    ready: bool = Attribute("Whether the guest is known to be ready.")
     next: StartOrder = Attribute("How it is started next.")
 
     def admit() -> None:
@@ -91,6 +92,9 @@ class IMachineContext(Interface):
 
     def remembered() -> Coroutine[Deferred[Any], Any, None]:
         """Wait until the last start or stop is in the state, and Synjitsu knows of it."""
+
+    def give_up_prepared(machine: Any) -> Deferred[bool]:
+        """Destroy a prepared VM, to free memory for *machine* at its hypervisor; fires with whether there was one."""
 
     def may_try_again() -> bool:
         """Return whether a VM whose start has failed may be started again by Jitsu itself; count it, if so."""

@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.networks import network, packed, to_text
-from jitsu_tw.rules.lifecycle import ACTIVATING, State
+from jitsu_tw.rules.lifecycle import ACTIVATING, PREPARES, State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.vm.interfaces import IJournal
 
@@ -37,7 +37,7 @@ MOST_VMS: Final = 1000
 MOST_TOLD: Final = 20
 
 #: States in which a VM may be found: a change between them is no event for a VM of which there was none yet.
-_RESTING: Final = frozenset({State.UNKNOWN, State.OFF, State.PAUSED, State.SAVED})
+_RESTING: Final = frozenset({State.UNKNOWN, State.OFF, State.PAUSED, State.SAVED, State.PREPARED})
 
 
 @attrs.frozen
@@ -222,13 +222,13 @@ class Journal:
         self.totals.states[old] -= 1
         self.totals.states[state] += 1
         running = self._running.get(name)
-        if state is State.QUEUED:
+        if state is State.QUEUED or (old in PREPARES and state in {State.STARTING, State.WAITING}):
             if running is not None:
                 self._end(running, "failed", machine.reason)
             running = self._begin(machine)
-        elif running is not None:
-            if state is State.WAITING and old is State.STARTING:
-                running.how = machine.reason
+        if running is not None and state is not State.QUEUED:
+            if state is State.WAITING and old in {State.STARTING, State.SETTLING}:
+                running.how = machine.how.value
             elif state is State.FAILED:
                 running.freeze()  # another one may begin before the end of this one is noted
             elif state not in ACTIVATING and state is not State.UP and not machine.is_failing:

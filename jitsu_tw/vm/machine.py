@@ -18,7 +18,7 @@ from zope.interface import implementer
 from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import BackendError, BackendLost, BootFailed, JitsuError, NoCapacity, NoSuchVM
 from jitsu_tw.rules.life import BLAMELESS, Again, Life
-from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, STOPS, WANTED, Event, Start, State, Stop, after
+from jitsu_tw.rules.lifecycle import ACTIVATING, CALLING, DOWN, PREPARES, STOPS, WANTED, Event, State, Stop, after
 from jitsu_tw.settings import Mode
 from jitsu_tw.vm import steps
 from jitsu_tw.vm.interfaces import IRunning
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from jitsu_tw.ijitsu import IBackend
+    from jitsu_tw.rules.lifecycle import Start
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.interfaces import IMachineContext
 
@@ -286,13 +287,7 @@ class Machine(Life):
             self._fail_waiters(reason)
 
     def problem(self, kind: Problem, *sentences: str) -> None:
-        """
-        Note what an operator should know of the VM; it is logged when it is new, and shown until it is noted anew.
-
-        Args:
-            kind: of the problem; each kind is noted on its own.
-            sentences: those of that kind, without the VM's name and a full stop; none if there are none any more.
-        """
+        """Note what an operator should know of the VM, without its name (`Problems.note`)."""
         self._context.problems.note(self.vm.name, kind, sentences)
 
     # The table, carried out.
@@ -314,7 +309,7 @@ class Machine(Life):
             self.give_up()
         if self._look is not None and self._look.busy:
             self._look.again = True
-        if old is State.WAITING and self._waiting is not None:
+        if old in {State.WAITING, State.SETTLING} and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.cancel()
         if state in {State.UP, State.UNKNOWN}:
@@ -333,15 +328,16 @@ class Machine(Life):
         state, order = self.state, self.order
         if state is State.QUEUED:
             self.request()
-        elif state is State.STARTING:
+        elif state in {State.STARTING, State.PREPARING}:
             self.mark("start")
-            self._begin(steps.start(self, self._context))
-        elif state is State.WAITING:
+            if old is not State.PREPARING:  # else the call is under way
+                self._begin(steps.start(self, self._context))
+        elif state in {State.WAITING, State.SETTLING}:
             waiting = self._begin(steps.wait(self, self._context))
             if not waiting.called:
                 self._waiting = waiting
-        elif state is State.IMAGING:
-            self._begin(steps.keep_image(self))
+        elif state is State.KEEPING:
+            self._begin(steps.keep(self))
         elif state is State.UP:
             self._up()
         elif state in {State.STOPPING, State.RESTARTING} and old is not State.RESTARTING:
@@ -352,7 +348,7 @@ class Machine(Life):
             self.mark("stop")
             self.look(self.reason)
         elif state is State.FAILED:
-            self._start_failed(in_vain=in_vain)
+            self._start_failed(old, in_vain=in_vain)
         elif state not in STOPS and self.waiters is not None and self.waiters.are_owed:
             self._summon_again("asked for while it was being stopped")
         elif old is State.RESTARTING and state in DOWN:
@@ -397,10 +393,13 @@ class Machine(Life):
 
     # What failures lead to.
 
-    def _start_failed(self, *, in_vain: bool) -> None:
+    def _start_failed(self, old: State, *, in_vain: bool) -> None:
         """Start the VM once more if it is to be, or fail those who wait."""
         name, why = self.vm.name, self.reason
-        if in_vain:
+        if old in PREPARES:
+            if self.waiters is not None and self.waiters.are_owed:
+                self._summon_again("asked for while it was being prepared")
+        elif in_vain:
             how = self.how.value
             self.log.error("{name}: {how}, but then: {why}; booted", name=name, how=how, why=why)
             self._summon_again(f"booted, because it was {how} in vain")

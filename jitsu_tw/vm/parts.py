@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.leases import LeaseKeeper
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.persistence import StatsStore
+    from jitsu_tw.vm.preparation import Preparation
     from jitsu_tw.vm.standins import StandIns
     from jitsu_tw.vm.stats import Statistics
 
@@ -51,6 +52,11 @@ class Parts:
     adoption: Adoption
     admission: Admission
     operator: IOperator
+
+    @property
+    def preparation(self) -> Preparation:
+        """Which of them is made ready before a client asks for it."""
+        return self.context.preparation
 
     @property
     def journal(self) -> Journal:

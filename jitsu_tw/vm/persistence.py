@@ -50,7 +50,7 @@ class StatsStore:
         config: their configuration as the state has it.
     """
 
-    follows: Final = frozenset({State.STARTING, State.WAITING})
+    follows: Final = frozenset({State.STARTING, State.WAITING, State.PREPARING, State.SETTLING})
 
     log = Logger()
 
@@ -113,10 +113,11 @@ class StatsStore:
 
         That the call has ended is written with the next statistics.
         """
-        if machine.state is State.STARTING:
-            self.stats.started(machine)
+        state = machine.state
+        if state in {State.STARTING, State.PREPARING} or (state is State.WAITING and old is State.SETTLING):
+            self.stats.started(machine, counts=state is not State.PREPARING)
             self._save_at_once(machine)
-        elif old is State.STARTING:
+        elif old in {State.STARTING, State.PREPARING}:
             self.stats.called(machine)
 
     def stopped(self, machine: Machine) -> None:

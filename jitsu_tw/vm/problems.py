@@ -20,6 +20,7 @@ class Problem(enum.Enum):
     EVIDENCE = "evidence"  # whether it is in use cannot be seen
     PORT = "port"  # its port does not answer, but its guest is alive
     STOP = "stop"  # it cannot be stopped
+    PREPARE = "prepare"  # it cannot be prepared for later starts
     FALLBACK = "fallback"  # it cannot be saved, and is stopped in another way
     REMOVED = "removed"  # it runs, started by Jitsu, and the configuration has no such VM any more
 

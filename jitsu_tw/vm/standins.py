@@ -21,7 +21,7 @@ from jitsu_tw.ijitsu import Guest, IObserver, IReadiness
 from jitsu_tw.readiness import has_port, port_of
 from jitsu_tw.rules.flows import together
 from jitsu_tw.rules.lifecycle import ACTIVATING, State, Stop
-from jitsu_tw.settings import KEEPS_MEMORY, Boot, Handover
+from jitsu_tw.settings import KEEPS_MEMORY, Handover
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from jitsu_tw.vm.problems import Problem
 
@@ -45,7 +45,7 @@ REFUSES_FOR: Final = 10.0
 BOOTS: Final = frozenset({State.STARTING, State.WAITING})
 
 #: States of one boot: the addresses at which the guest was found listening stay known.
-RUNS: Final = BOOTS | {State.IMAGING, State.UP}
+RUNS: Final = BOOTS | {State.SETTLING, State.UP}
 
 #: Seconds for which packets for the other addresses of a guest that listens at one are held, while it does not listen
 #: there: duplicate address detection takes IPv6 two (RFC 4862, 5.4.2: a delay of up to one, and one to wait).
@@ -339,9 +339,8 @@ class StandInControl(StandIns):
         return [ip for ip in machine.vm.ip if self._by_ip.get(str(ip)) == machine.vm.name]
 
     def _silent(self, machine: Machine) -> list[Address]:
-        """Return the addresses at which the guest has not been found listening yet, or which are kept all the same."""
-        vm = machine.vm
-        heard = () if vm.boot_from is Boot.SNAPSHOT else self._heard.get(vm.name, ())
+        """Return the addresses at which the guest has not been found listening yet."""
+        heard = self._heard.get(machine.vm.name, ())
         return [ip for ip in self._addresses(machine) if str(ip) not in heard]
 
     def _hand_over(self, machine: Machine) -> None:
@@ -366,7 +365,7 @@ class StandInControl(StandIns):
         self, machine: Machine, ips: Iterable[Address], *, asleep: bool, memory: bool | None = None
     ) -> None:
         vm, state = machine.vm, machine.state
-        knocks = state in BOOTS or state is State.UP
+        knocks = state in RUNS
         for ip in ips:
             self._at[vm.name].announce(
                 str(ip),
@@ -378,8 +377,6 @@ class StandInControl(StandIns):
                 handover=vm.handover.value,
                 domid=self._guests.get(vm.name, Guest()).domid,
                 knock=port_of(vm) if knocks and has_port(vm, machine.backend) else None,
-                # No client's connection shall be in the image that is kept first.
-                keeps=vm.boot_from is Boot.SNAPSHOT and state is not State.UP,
                 memory=memory,
             )
 
@@ -463,4 +460,4 @@ def _keeps_memory(machine: Machine) -> bool | None:
         return True
     if machine.state is State.STOPPING and isinstance(machine.order, Stop) and machine.order.mode in KEEPS_MEMORY:
         return True
-    return False if machine.state is State.OFF else None
+    return False if machine.state in {State.OFF, State.PREPARED} else None

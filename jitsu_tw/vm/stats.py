@@ -140,12 +140,12 @@ class Statistics:
         use.total_requests += times
         self.changed.add(vm)
 
-    def started(self, machine: Machine) -> None:
-        """Note that Jitsu starts *machine* now."""
+    def started(self, machine: Machine, *, counts: bool = True) -> None:
+        """Note that Jitsu starts *machine* now; it *counts* as a start unless it is for nobody."""
         stats = self._of(machine)
         # Clocks are set back, and a stop and the start after it may share the millisecond that is written down.
         stats.start_ts = max(self._wall(), stats.stop_ts + _LATER)
-        stats.total_starts += 1
+        stats.total_starts += counts
 
     def called(self, machine: Machine) -> None:
         """Note that the hypervisor's call which starts *machine* has ended."""

@@ -1,5 +1,5 @@
 """
-What a machine does when it enters a state: start, wait, keep an image, stop.
+What a machine does when it enters a state: start, wait, prepare for a later start, stop.
 
 Each step is a coroutine whose result is the machine's next input; an exception is a failure of the step. While one is
 under way, the machine makes no other call to the backend.
@@ -15,12 +15,12 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from jitsu_tw.errors import BackendError, BackendLost, NoCapacity, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Power
 from jitsu_tw.ijitsu import Start as How
 from jitsu_tw.readiness import has_port
 from jitsu_tw.rules.life import RESUMED
-from jitsu_tw.rules.lifecycle import Event
+from jitsu_tw.rules.lifecycle import Event, State
 from jitsu_tw.rules.vitals import Counts, Sign, Window, sign_of_life
 from jitsu_tw.settings import READY_WITHIN, RESUMED_WITHIN, Boot, Mode
 from jitsu_tw.vm.problems import Problem
@@ -40,6 +40,7 @@ SEEN: Final = {
     Power.RUNNING: Event.RUNNING,
     Power.PAUSED: Event.PAUSED,
     Power.SAVED: Event.SAVED,
+    Power.PREPARED: Event.PREPARED,
 }
 
 #: For the last of the seconds in which a guest is to be ready, it is observed.
@@ -47,6 +48,9 @@ OBSERVED: Final = 10.0
 
 #: Seconds that a start waits for the state to be written; a commit takes some milliseconds.
 WRITTEN_WITHIN: Final = 0.1
+
+#: The guest goes on from when it was ready; only what it must show anew is waited for.
+WAS_READY: Final = frozenset({How.RESTORED, How.PREPARED})
 
 #: The outcome of a wait for a guest that nobody can tell to be ready: it is taken for up, so that it has a lease.
 NOT_KNOWN: Final = (Event.READY, "not known to be ready")
@@ -59,13 +63,15 @@ log: Final = Logger()
 
 async def start(machine: IRunning, context: IMachineContext) -> Outcome:
     """
-    Start the VM.
+    Start the VM, for a client or to prepare it; where its host has not the memory, prepared VMs are given up.
 
     Raises:
         NoCapacity: its host has not the memory for it.
         ClusterUnavailable: another node may start it.
         BackendError: in the backend's words.
     """
+    if not await _is_claimed(machine, context):
+        return Event.OFF, "another node may start it"
     # That Jitsu starts it must be known after a crash from here on; but a slow disk delays no start for long.
     remembered = Deferred.fromCoroutine(context.remembered())
     if not remembered.called:
@@ -75,8 +81,10 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
     with contextlib.suppress(BackendError):
         memory = await machine.backend.memory(machine.uuid)
     await remembered
-    if memory is not None and memory.shortage:
-        raise NoCapacity(memory.shortage)
+    while memory is not None and memory.shortage:
+        if machine.state is State.PREPARING or not await context.give_up_prepared(machine):
+            raise NoCapacity(memory.shortage)
+        memory = await machine.backend.memory(machine.uuid)
     if cold:
         await machine.backend.drop_image(machine.uuid)
     context.ownership.prove(machine)
@@ -85,6 +93,13 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
     machine.activation.how = how
     machine.mark("started")
     return Event.STARTED, how.value
+
+
+async def _is_claimed(machine: IRunning, context: IMachineContext) -> bool:
+    """Return whether this node may start the VM; one that it is to prepare, it must claim first."""
+    with contextlib.suppress(ClusterUnavailable):
+        return machine.state is not State.PREPARING or await context.ownership.claim(machine)
+    return False
 
 
 # Waiting.
@@ -128,7 +143,7 @@ async def _ready(machine: IRunning, context: IMachineContext) -> Outcome:
             signs.append(backend.ready(machine.uuid))
             strategies = context.readiness(machine)
             guest = await backend.guest(machine.uuid) if strategies else Guest()
-            signs += [one.wait(vm, guest) for one in strategies if one.anew or how is not How.RESTORED]
+            signs += [one.wait(vm, guest) for one in strategies if one.anew or how not in WAS_READY]
         # It may have gone down before: an event that came during the start call was not believed.
         if await backend.state(machine.uuid) is Power.OFF:
             signs.insert(0, fail(BackendError("it went down while it was starting")))
@@ -145,8 +160,7 @@ async def _ready(machine: IRunning, context: IMachineContext) -> Outcome:
         raise
     machine.activation.ready = True
     machine.mark("ready")
-    wanted = vm.boot_from is Boot.SNAPSHOT and how is How.BOOTED
-    return Event.IMAGE if wanted else Event.READY, "" if how is How.BOOTED else how.value
+    return Event.READY, "" if how is How.BOOTED else how.value
 
 
 async def _owner_tells(machine: IRunning, context: IMachineContext) -> bool:
@@ -194,16 +208,32 @@ async def counts(machine: IRunning) -> Counts:
         return Counts(None, None)
 
 
-async def keep_image(machine: IRunning) -> Outcome:
-    """Keep the image of the guest as it is now; where there can be none, go on without."""
+# Preparing.
+
+
+async def keep(machine: IRunning) -> Outcome:
+    """
+    Keep the guest, which is ready and which nobody has used, for later starts: its image, itself, or both.
+
+    Raises:
+        BackendError: it can be neither, and goes on running.
+    """
+    vm, why = machine.vm, "" if machine.ready else "its guest is not known to be ready"
     try:
-        await machine.backend.keep_image(machine.uuid)
-        machine.mark("imaged")
+        if not why and vm.boot_from is Boot.SNAPSHOT and machine.how is How.BOOTED:
+            await machine.backend.keep_image(machine.uuid)
+        if not why and vm.prepare:
+            await machine.backend.prepare(machine.uuid)
+            return Event.PREPARED, "no client has used it"
+    except (BackendLost, NoSuchVM):
+        raise
     except BackendError as error:
-        if await machine.backend.state(machine.uuid) is not Power.RUNNING:
-            raise
-        log.error("{name}: its image is not kept: {error}", name=machine.vm.name, error=str(error))
-    return Event.READY, ""
+        why = str(error)
+    await machine.backend.stop(machine.uuid, Mode.DESTROY)
+    power = await machine.backend.state(machine.uuid)
+    if power is not Power.OFF:
+        raise BackendError("it cannot be stopped after its preparation")
+    return (Event.FAIL, why) if why else (Event.OFF, "its image is kept")
 
 
 # Stopping.

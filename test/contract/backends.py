@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import attrs
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from jitsu_tw.errors import NoSuchVM
+from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.settings import Mode
 from test.support import Hearer, vm
@@ -56,6 +57,9 @@ class BackendContract(TestCase):
 
     backend: Any
     watcher: Watcher
+
+    #: It can prepare VMs.
+    prepares = True
 
     #: What a VM is after the original's `suspend`.
     suspended = Power.PAUSED
@@ -111,6 +115,32 @@ class BackendContract(TestCase):
         how = Start.RESUMED if self.suspended is Power.PAUSED else Start.RESTORED
         self.assertIs(how, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_prepare(self) -> None:
+        """A prepared VM is told from one that is paused, until it is started; a backend that cannot do that fails."""
+        uuid = await self.backend.look_up(attrs.evolve(self.new_vm(), prepare=True))
+        await self.backend.start(uuid)
+        if not self.prepares:
+            await self.assertFailure(self.backend.prepare(uuid), BackendError)
+            self.assertEqual("", await self.backend.stale(uuid))
+            return
+        await self.backend.prepare(uuid)
+        self.assertIs(Power.PREPARED, await self.backend.state(uuid))
+        self.assertEqual("", await self.backend.stale(uuid))
+        self.assertIs(Start.PREPARED, await self.backend.start(uuid))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.backend.stop(uuid, Mode.PAUSE)
+        self.assertIs(Power.PAUSED, await self.backend.state(uuid))
+
+    async def test_prepared_and_destroyed(self) -> None:
+        """A prepared VM can be destroyed; the next start boots it."""
+        uuid = await self.backend.look_up(attrs.evolve(self.new_vm(), prepare=True))
+        await self.backend.start(uuid)
+        if self.prepares:
+            await self.backend.prepare(uuid)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
 
     async def test_save(self) -> None:
         """A saved VM is saved, and runs after a start."""

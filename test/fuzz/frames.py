@@ -52,7 +52,7 @@ def _step(data: Any, standins: Standins, now: float) -> list[Any]:
     kind, ip = data.ConsumeIntInRange(0, 15), data.PickValueInList([VM, VM6])
     if kind == 8:
         macs = data.PickValueInList([(GUEST,), (), (GUEST, PEER)])
-        how: dict[str, Any] = {name: data.ConsumeBool() for name in ("asleep", "runs", "hold_until_ready")}
+        how: dict[str, Any] = {name: data.ConsumeBool() for name in ("asleep", "runs")}
         how |= {"ports": data.PickValueInList([None, frozenset({80})]), "probe_port": data.PickValueInList([None, 80]),
                 "memory": data.PickValueInList([None, True, False]), "wake_udp": frozenset({443})}  # fmt: skip
         return list(standins.announce(ip, macs, now=now, **how))

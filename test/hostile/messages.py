@@ -32,7 +32,7 @@ class Row(hostile.Row):
 #: A good announcement, and what it takes to withdraw it.
 ANNOUNCE: Final = {
     b"_command": b"Announce", b"ip": b"10.0.0.10", b"macs": b"\0\x1152:54:00:00:00:10", b"asleep": b"True",
-    b"runs": b"False", b"handover": b"wire", b"wake_udp": b"", b"keeps": b"False",
+    b"runs": b"False", b"handover": b"wire", b"wake_udp": b"",
 }  # fmt: skip
 
 ROWS: Final = (

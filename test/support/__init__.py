@@ -151,6 +151,13 @@ class Hearer:
                 waiting.callback(None)
 
 
+def reboot(backend: MemoryBackend, uuid: str) -> None:
+    """Reboot a VM as its guest would."""
+    backend.guests[uuid].boots += 1
+    assert backend._watcher is not None
+    backend._watcher.rebooted(uuid)
+
+
 class World:
     """
     A fleet with a backend and a state of memory, on a clock.
@@ -196,9 +203,12 @@ class World:
         """Return how often the backend has started the VM."""
         return self.backend.guests[self.machine(name).uuid].starts
 
-    def pump(self, seconds: float, step: float = 0.1) -> None:
-        """Advance the time in steps."""
-        self.clock.pump([step] * round(seconds / step))
+    def pump(self, seconds: float, step: float = 0.1, until: Callable[[], object] = _nothing) -> None:
+        """Advance the time in steps, or *until* something holds."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+            if until():
+                break
 
     def remembered(self, name: str = "www") -> Mapping[str, str]:
         """Return the VM's statistics in the state."""

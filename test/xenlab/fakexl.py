@@ -3,7 +3,7 @@ An xl without Xen: its output, its exit codes, its domains in a temporary direct
 
 `FakeXl` puts the program, `xlprogram`, on the path as ``xl``. Its output was recorded from xl 4.17. A file
 ``fail-VERB`` in the directory makes that verb fail with what is in it; ``hang-VERB`` makes it hang; ``stays`` keeps
-what is left of a domain that has shut down until it is destroyed.
+what is left of a domain that has shut down until it is destroyed; ``cpu-time`` has the seconds that all have run.
 """
 
 from __future__ import annotations

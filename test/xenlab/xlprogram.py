@@ -121,9 +121,11 @@ class _Host:
 def _list(host: _Host) -> None:
     print(HEAD)  # noqa: T201
     print(DOM0)  # noqa: T201
+    time_file = host.folder / "cpu-time"
+    seconds = time_file.read_text() if time_file.exists() else "0.0"
     with host.domains() as domains:
         for number, one in domains.items():
-            place = f"{one['name']:40} {number:>5} {one['memory']:>5}     1     {one['flags']}       0.0"
+            place = f"{one['name']:40} {number:>5} {one['memory']:>5}     1     {one['flags']} {seconds:>9}"
             print(f"{place} {one['uuid']} {one['reason']:>8} {'-':>16}")  # noqa: T201
 
 

@@ -8,13 +8,13 @@ const POLL = 5000;             // ms between two looks at the counts of 500 VMs;
 const SURE = 4000;             // ms in which a stop is to be confirmed
 
 const UP = new Set(["up"]);
-const MOVING = new Set(["queued", "starting", "cancelling", "waiting", "imaging", "stopping"]);
+const MOVING = new Set(["queued", "starting", "cancelling", "waiting", "preparing", "stopping"]);
 const FAILED = new Set(["failed", "unknown"]);
 const FILTERS = {all: () => true, up: s => UP.has(s), moving: s => MOVING.has(s), failed: s => FAILED.has(s),
                  off: s => !UP.has(s) && !MOVING.has(s) && !FAILED.has(s)};
 const LABELS = {all: "All", up: "Up", moving: "On the way", failed: "Failed", off: "Off"};
 const WORDS = {queued: "waits for its turn", starting: "the hypervisor starts it", waiting: "its guest boots",
-               imaging: "its image is being kept", cancelling: "will be stopped"};
+               preparing: "boots for nobody yet", cancelling: "will be stopped"};
 const PARTS = [["turn", "query", "start"], ["hypervisor", "start", "started"], ["guest", "started", "ready"],
                ["image", "ready", "imaged"]];
 

@@ -323,6 +323,23 @@ class LibxlBackendTests(contract_backends.BackendContract):
             self.assertIs(Start.BOOTED, await self.backend.start(uuid), change)
             self.assertEqual([], list((self.folder / "images").iterdir()), change)
 
+    async def test_prepared_is_stale(self) -> None:
+        """A prepared domain is no use once its definition, its kernel or a disk has changed, or its guest has run."""
+        disk = xen.Disk(str(self.folder / "disk"), "xvda")
+        machine, uuid = await self.run_one(disk=(disk,))
+        assert machine.backend_settings is not None
+        for change, why in (("kernel", "has changed"), ("disk", "has changed"), ("time", "let its guest run")):
+            await self.backend.prepare(uuid)
+            self.assertEqual("", await self.backend.stale(uuid))
+            if change == "time":
+                self.fake.fault("cpu-time", "5.0")
+            else:
+                (self.folder / change).write_text(f"new {change}")
+            self.assertIn(why, await self.backend.stale(uuid))
+            self.assertIs(Start.BOOTED, await self.backend.start(uuid), change)
+        (self.folder / "kernel").write_text("another")
+        await self.assertFailure(self.backend.prepare(uuid), BackendError)
+
     async def test_no_image_of_a_block_device(self) -> None:
         """Where nobody can see whether a disk has changed, no image is kept."""
         _, uuid = await self.run_one(disk=(xen.Disk("/dev/null", "xvda"),))

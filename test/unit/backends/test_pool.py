@@ -18,7 +18,7 @@ from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCap
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode
 from test.contract import backends as contract_backends
-from test.support import BoundedClock, vm
+from test.support import BoundedClock, reboot, vm
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -377,5 +377,5 @@ class HostsTests(SynchronousTestCase):
         self.each["middle"].guests[uuid].obstacles[Mode.SAVE] = "a device"
         self.assertEqual(3.0, self.successResultOf(self.hosts.cpu_time(uuid)))
         self.assertEqual("a device", self.successResultOf(self.hosts.obstacle(uuid, Mode.SAVE)))
-        self.each["middle"].reboot(uuid)
+        reboot(self.each["middle"], uuid)
         self.assertEqual([uuid], self.watcher.reboots)

@@ -21,8 +21,9 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
 from demo import lab
-from jitsu_tw.backends import domain, domain_xml
+from jitsu_tw.backends import domain, domain_xml, prepared
 from jitsu_tw.backends.libvirt import LibvirtBackend
+from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Power, Start
 from jitsu_tw.settings import Boot, Mode
 from test import guest
@@ -54,6 +55,7 @@ class QemuTests(TestCase):
     """What QEMU and libvirt do by themselves."""
 
     timeout = 120
+    port: int
 
     async def setUp(self) -> None:  # type: ignore[override]
         """Connect."""
@@ -141,6 +143,67 @@ class QemuTests(TestCase):
                 break
         self.assertIn("QEMU's command line", (await self.backend.advice(uuid))[0])
         self.assertIsNone(await self.backend.obstacle(uuid, Mode.SAVE))
+
+    async def test_prepared(self) -> None:
+        """A prepared guest goes on where it was, also by the hand of the next process; then it is so no more."""
+        port = lab.free_port()
+        machine = attrs.evolve(self.make(port=port), prepare=True)
+        uuid = await self.start(machine)
+        await self.fetch(port)
+        await self.backend.prepare(uuid)
+        other = LibvirtBackend(f"qemu:///embed?root={root()}")  # as the next process has it
+        watcher = contract_backends.Watcher()
+        other.connect(watcher)
+        self.addCleanup(other.close)
+        await watcher.until(lambda: watcher.connections)
+        await other.look_up(machine)
+        self.assertEqual((Power.PREPARED, ""), (await other.state(uuid), await other.stale(uuid)))
+        self.assertIs(Start.PREPARED, await other.start(uuid))
+        await self.fetch(port)
+        self.assertIs(Power.RUNNING, await other.state(uuid))
+        await other.stop(uuid, Mode.PAUSE)
+        self.assertIs(Power.PAUSED, await other.state(uuid))
+
+    async def test_prepared_is_stale(self) -> None:
+        """It is thrown away if its definition or its kernel has changed, or another program has let it run."""
+        port = self.port = lab.free_port()
+        machine = attrs.evolve(self.make(port=port), prepare=True)
+        assert machine.define is not None
+        text = machine.define.read_text()
+        kernel = self.folder / "kernel"
+        (found,) = domain_xml.parse(text).findall("./os/kernel")
+        shutil.copy(found.text or "", kernel)
+        machine.define.write_text(text.replace(found.text or "", str(kernel)))
+        uuid = await self.start(machine)
+        changes = (
+            (lambda _: kernel.touch(), "has changed"), (self.redefine, "has changed"), (self.run_on, "let its guest"),
+        )  # fmt: skip
+        for change, why in changes:
+            await self.fetch(port)
+            await self.backend.prepare(uuid)
+            self.assertEqual("", await self.backend.stale(uuid))
+            await deferToThread(change, uuid)
+            self.assertIn(why, await self.backend.stale(uuid))
+            self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        kernel.touch()
+        await self.assertFailure(self.backend.prepare(uuid), BackendError)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    @staticmethod
+    def redefine(uuid: str) -> None:
+        """Change the definition of a domain."""
+        connection = stay_open()
+        xml = connection.lookupByUUIDString(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        connection.defineXML(xml.replace("</name>", "</name><title>another</title>", 1))
+
+    def run_on(self, uuid: str) -> None:
+        """Let the guest of a prepared domain run, until it has used its CPU, and pause it again."""
+        found = stay_open().lookupByUUIDString(uuid)
+        before = prepared._done(found)[0]
+        found.resume()
+        while prepared._done(found)[0] < before + 2 * prepared.CPU_TICKS:
+            self._get(self.port)
+        found.suspend()
 
     async def test_many_at_once(self) -> None:
         """Several VMs start at once, each by a call of its own, and are saved and restored at once."""

@@ -112,7 +112,7 @@ class ConnectedTestCase(XapiTestCase):
 class XapiContractTests(XapiTestCase, contract_backends.BackendContract):
     """The contract."""
 
-    suspended = Power.SAVED
+    suspended, prepares = Power.SAVED, False
 
     def make(self) -> XapiBackend:
         """Return a backend at a new pool."""

@@ -520,7 +520,7 @@ class StrangeTests(SynchronousTestCase):
             wire.clear()
             udp = str(port).encode()
             self.say(side, _command=b"Announce", ip=ip.encode(), macs=b"", asleep=b"True", runs=b"False",
-                     handover=b"wire", wake_udp=b"\0\1" + udp, keeps=b"False")  # fmt: skip
+                     handover=b"wire", wake_udp=b"\0\1" + udp)  # fmt: skip
             self.assertIn(words or b"_answer", wire.value())
         self.assertEqual([f"10.0.0.{n}" for n in (1, 2)], [str(ip_address(ip)) for ip in self.synjitsu.standins.table])
         self.patch(self.synjitsu, "_obstacle", lambda _: "it is another's")

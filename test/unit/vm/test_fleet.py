@@ -1455,45 +1455,38 @@ class ImageTests(FleetTestCase):
     """`boot_from: snapshot`."""
 
     def test_kept_and_restored(self) -> None:
-        """After the first ready boot an image is kept, before anybody is told; later starts restore it."""
+        """The first client does not wait for the image: it is made from a second boot; later starts restore it."""
         self.world = World(vm(idle=10, boot_from=Boot.SNAPSHOT, boot_time=5.0, mode=Mode.DESTROY), answer_by=99)
         answers = self.ask()
         self.world.pump(5.05, step=0.05)
-        self.assertEqual([], answers)
-        self.assertIs(State.IMAGING, self.world.machine().state)
-        self.world.pump(0.2, step=0.05)
         self.assertEqual([True], answers)
-        self.world.pump(11)
-        self.assertIs(State.OFF, self.world.machine().state)
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        self.assertFalse(guest.image)
+        self.world.pump(17)
+        self.assertEqual((State.OFF, True), (self.world.machine().state, guest.image))
         answers = self.ask()
         self.world.pump(0.2)
         self.assertEqual([True], answers)
-        guest = self.world.backend.guests[self.world.machine().uuid]
-        self.assertEqual((2, 1), (guest.starts, guest.boots))
+        self.assertEqual((3, 2), (guest.starts, guest.boots))
+        self.world.pump(60)
+        self.assertEqual(3, guest.starts, "there is an image, so no other is made")
 
     def test_cannot_be_kept(self) -> None:
-        """Where the image cannot be kept, the VM is up without."""
-        self.world = World(vm(boot_from=Boot.SNAPSHOT))
+        """Where no image can be kept, that is told, tried again ever more seldom, and no client's business."""
+        self.world = World(vm(idle=10, boot_from=Boot.SNAPSHOT))
         self.patch(self.world.backend, "keep_image", lambda _: fail(BackendError("the disk is full")))
         self.assertEqual([True], self.ask())
-
-    def test_lost_while_keeping(self) -> None:
-        """A VM that is gone after its image could not be kept has failed."""
-        self.world = World(vm(boot_from=Boot.SNAPSHOT))
-        uuid = self.world.machine().uuid
-
-        def keep(_: str) -> Deferred[None]:
-            self.world.backend.happen(uuid, Power.OFF, "saved")
-            return fail(BackendError("cannot be restored"))
-
-        self.patch(self.world.backend, "keep_image", keep)
-        self.assertIsInstance(self.ask()[0].value, BootFailed)
-        self.assertIs(State.FAILED, self.world.machine().state)
+        self.world.pump(3600, step=0.5)
+        self.assertTrue(3 < self.world.starts() < 9, self.world.starts())
+        (problem,) = self.world.fleet.problems_of(self.world.machine())
+        self.assertIn("the disk is full", problem)
+        self.assertEqual([True], self.ask())
 
     def test_stopped_meanwhile(self) -> None:
         """A stop while the image is being kept waits for that."""
-        self.world = World(vm(boot_from=Boot.SNAPSHOT))
+        self.world = World(vm(idle=1, boot_from=Boot.SNAPSHOT))
         self.ask()
+        self.world.pump(8, step=0.05, until=lambda: self.world.machine().state is State.KEEPING)
         states: list[State] = []
         self.world.fleet.operator.stop("www").addCallback(states.append)
         self.assertIs(State.CANCELLING, self.world.machine().state)

