@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bench.simulation.ledger import Facts, Ledger
 
 #: How the hypervisor's words say that a change was Jitsu's.
-OURS: Final = frozenset(start.value for start in Start) | {f"stopped ({mode.value})" for mode in Mode}
+OURS: Final = frozenset(start.value for start in Start) | {f"stopped ({mode.value})" for mode in Mode} | {"prepared"}
 
 
 class Hypervisor(MemoryBackend):

@@ -19,7 +19,7 @@ from jitsu_tw.rules.keep import JUST_USED
 from jitsu_tw.rules.lease import BURST, GREETING
 from jitsu_tw.rules.life import RESUMED
 from jitsu_tw.rules.schedule import kept_until
-from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, Evidence, Mode
+from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, Boot, Evidence, Mode
 from jitsu_tw.vm.health import CHECK_PATIENCE, CHECK_RETRY
 from jitsu_tw.vm.wakeups import EARLY
 
@@ -53,6 +53,10 @@ UNNOTICED: Final = GREETING + BURST
 BUSY_RATE: Final = 5.0
 BUSY_FOR: Final = 2 * UNNOTICED / BUSY_RATE
 
+#: Why Jitsu starts a VM for nobody; how the reason ends why it stops one that it so started.
+PREPARES: Final = "prepared for a later start"
+GIVES_WAY: Final = "is started for a client"
+
 #: The last lines of a VM's story that are told with a violation.
 STORY: Final = 40
 
@@ -78,6 +82,7 @@ class Facts:
         stopped: when the last stop call began; its mode.
         untold: when a start call of Jitsu's last ended without its being told how.
         orphan: a start call of a Jitsu that is no more is under way, perhaps.
+        preparing: its last start was for nobody, and nobody has asked for it since.
         restarting: it was stopped to be started again.
         promised: an answer with its address has left early, and no start has been tried again for that.
         by_hand: how many people wait for it to stop.
@@ -108,6 +113,7 @@ class Facts:
     stopped: tuple[float, Mode] = (-inf, Mode.DESTROY)
     untold: float = -inf
     orphan: bool = False
+    preparing: bool = False
     restarting: bool = False
     promised: bool = False
     by_hand: int = 0
@@ -186,7 +192,7 @@ class Ledger:
         self._born = self._now()
         for facts in self.facts.values():
             facts.told, facts.noticed, facts.wanted = None, -inf, -inf
-            facts.restarting, facts.by_hand = False, 0
+            facts.restarting, facts.preparing, facts.by_hand = False, False, 0
 
     def killed(self) -> None:
         """Hear that Jitsu was killed: what it had not written down, it may forget."""
@@ -260,6 +266,10 @@ class Ledger:
         if facts.changing is not None:
             self.against("two calls at once", facts, f"{what} while {facts.changing} is under way")
         facts.changing = what
+        if what == "prepare":
+            prepared = sum(other.power is Power.PREPARED for other in self.facts.values())
+            if prepared >= self.settings.max_prepared:
+                self.against("max_prepared", facts, f"{prepared} are prepared already")
 
     def called(self, facts: Facts, what: str, end: str) -> None:
         """Hear how such a call ended for Jitsu."""
@@ -271,14 +281,18 @@ class Ledger:
     def starts(self, facts: Facts, reason: str) -> None:
         """Hear that Jitsu calls for a start."""
         now, settings = self._now(), self.settings
+        if reason == PREPARES:
+            self._prepares(facts)
+            return
         if facts.power is Power.RUNNING and facts.by_us and facts.since < now - NEWS and self._known(facts):
             self.against("started twice", facts, "it runs, and Jitsu has started it")
-        starting = sum(other.changing == "start" for other in self.facts.values())
+        starting = sum(other.changing == "start" and not other.preparing for other in self.facts.values())
         if starting > settings.max_booting:
             self.against("max_booting", facts, f"{starting} starts are under way")
         if settings.max_running and facts.power is not Power.RUNNING:
             running = starting + sum(
                 other.power is Power.RUNNING and other.changing is None and other.since < now - NEWS
+                and not other.preparing
                 and self.healthy.get(other.vm.connect, inf) < inf
                 for other in self.facts.values()
             )
@@ -288,7 +302,19 @@ class Ledger:
                 self.counts["over max_running before all VMs were looked at"] += 1
         if not (self._has_cause(facts) or reason == "restarted") and not self._tries_again(facts):
             self.against("started by nothing", facts, f"wanted {facts.wanted:.3f}, reason {reason!r}")
-        facts.begun, facts.restarting = now, False
+        facts.begun, facts.restarting, facts.preparing = now, False, False
+
+    def _prepares(self, facts: Facts) -> None:
+        """Hear that Jitsu calls for a start for nobody."""
+        now, vm = self._now(), facts.vm
+        self.counts["prepares"] += 1
+        if not vm.prepare and vm.boot_from is not Boot.SNAPSHOT:
+            self.against("prepared for nothing", facts)
+        for other in self.facts.values():
+            if other is not facts and other.changing == "start":
+                words = f"while {other.vm.name} starts{' for nobody' if other.preparing else ''}"
+                self.against("prepared meanwhile", facts, words)
+        facts.begun, facts.restarting, facts.preparing = now, False, True
 
     def _has_cause(self, facts: Facts) -> bool:
         """Say whether there is a reason to start a VM."""
@@ -318,6 +344,9 @@ class Ledger:
         facts.decided = facts.rested if facts.by_hand else now
         if facts.by_hand:
             kind = "stopped by hand"
+        elif facts.preparing or facts.power is Power.PREPARED or reason.endswith(GIVES_WAY):
+            self.counts["given up before anybody used it"] += 1
+            return
         facts.promised &= kind in {"dead", "its guest did not listen", "not ready"}
         self.counts[f"stop: {kind}"] += 1
         if facts.power is Power.RUNNING and facts.ours is False and facts.since < now - NEWS and self._known(facts) \
@@ -391,7 +420,7 @@ class Ledger:
     def wants(self, facts: Facts) -> None:
         """Hear that somebody wants a VM, and may."""
         for wanted in self._with_needs(facts):
-            wanted.wanted = self._now()
+            wanted.wanted, wanted.preparing = self._now(), False
             if wanted.power is Power.RUNNING and wanted.ours is False:
                 wanted.ours = None
 
@@ -416,6 +445,7 @@ class Ledger:
         """Hear that so many more wait for a VM."""
         for wanted in self._with_needs(facts):
             wanted.asked += number
+            wanted.preparing = False
 
     def _with_needs(self, facts: Facts) -> list[Facts]:
         found = [facts]

@@ -64,6 +64,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
     for one in range(number):
         name = f"vm{one:03}"
         # Every second ten are a group: three need the first, one needs one of these, one needs two.
+        mode = random.choice(list(Mode))
         needs = {1: (0,), 2: (0,), 3: (0,), 4: (1,), 5: (0, 6)}.get(one % 10, ()) if one % 20 < 10 else ()
         group = one - one % 10
         kept = one % 25 == 7
@@ -74,7 +75,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             ip=tuple(ip_address(text) for text in (f"10.0.{one // 250}.{one % 250 + 1}", f"2001:db8::{one + 1:x}")
                      [: 1 + (one % 3 == 0)]),
             ttl=60,
-            mode=random.choice(list(Mode)),
+            mode=mode,
             backend="memory",
             connect=uri,
             idle=random.choice((3.0, 5.0, 10.0, 20.0, 45.0, 90.0)),
@@ -84,6 +85,7 @@ def vms(number: int, random: Random) -> tuple[VM, ...]:
             keep_up=tuple(_spans(one)) if kept else (),
             needs=tuple(f"vm{group + other:03}" for other in needs if group + other < number),
             boot_from=random.choice((Boot.DISK, Boot.DISK, Boot.SNAPSHOT)),
+            prepare=mode in {Mode.DESTROY, Mode.SHUTDOWN} and not needs and random.random() < 0.4,
             check_every=5.0,
             evidence=Evidence.QUERIES if one % 3 == 1 else Evidence.TRAFFIC,
             stop_timeout=random.choice((3.0, 10.0)),
@@ -158,6 +160,7 @@ class World:
             answer_by=choose((0.5, 1.2)),
             max_booting=choose((2, 8, 20)),
             max_running=choose((0, 0, 60, 100)),
+            max_prepared=choose((0, 3, 16)),
             when_full=choose(list(WhenFull)),
             starts_per_minute=choose((0, 30, 60)),
             summon_from=(ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
@@ -273,7 +276,8 @@ class World:
             hypervisor = self.hypervisors[self.ledger.facts[name].vm.connect]
             uuid = hypervisor.uuids[name]
         guest = hypervisor.guests[uuid]
-        if guest.busy or guest.power is power or (guest.power is not Power.RUNNING and power is not Power.RUNNING):
+        ends = guest.power is Power.PREPARED and power is Power.OFF
+        if guest.busy or guest.power is power or not (ends or Power.RUNNING in {guest.power, power}):
             return
         self.ledger.counts["by hand"] += 1
         if power is Power.RUNNING:

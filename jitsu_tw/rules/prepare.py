@@ -128,7 +128,7 @@ class Book:
 
     def sort(self, vm: VM, state: State) -> None:
         """Note whether *vm* waits to be prepared, or is."""
-        waits = state in IDLE and not vm.removed and (vm.prepare or vm.name in self.images)
+        waits = state in IDLE and (vm.prepare or vm.name in self.images)
         for names, has in ((self.waiting, waits), (self.prepared, state is State.PREPARED)):
             if has:
                 names.add(vm.name)

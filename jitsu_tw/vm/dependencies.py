@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
-from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, Event, State
+from jitsu_tw.rules.lifecycle import DOWN, PREPARES, STOPS, WANTED, Event, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.machine import Machine
 
 #: States in which a VM needs others: also while it is being shut down, which may be when it writes to them.
-NEEDING: Final = WANTED | STOPS
+NEEDING: Final = WANTED | STOPS | PREPARES
 
 
 @implementer(IObserver)

@@ -126,7 +126,9 @@ class Fleet(Parts):
             self.store, self.leases, self.dependencies, ownership, clocks, self.log, dry_run=settings.dry_run
         )
         self.admission = Admission(settings, clocks, self.leases, self.dependencies, ownership)
-        preparation = Preparation(settings, self.machines, clocks, self.admission, ownership, self.stats, self.log)
+        preparation = Preparation(
+            settings, self.machines, clocks, self.admission, self.dependencies, ownership, self.stats, self.log
+        )
         # The order matters: Synjitsu stands in before a guest runs, and kept answers go before anything waits; what is
         # in the state is there before the backend is called; a lease is granted before its evidence is asked for.
         observers = (

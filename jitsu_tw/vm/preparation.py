@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IOwnership
     from jitsu_tw.settings import Settings
     from jitsu_tw.vm.admission import Admission
+    from jitsu_tw.vm.dependencies import Dependencies
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import Statistics
 
@@ -59,6 +60,7 @@ class Preparation:
         machines: Mapping[str, Machine],
         clocks: Clocks,
         admission: Admission,
+        dependencies: Dependencies,
         ownership: IOwnership,
         stats: Statistics,
         log: Logger,
@@ -71,12 +73,14 @@ class Preparation:
             machines: by the VM's name.
             clocks: tell the time.
             admission: knows whether something boots.
+            dependencies: knows what a VM needs: what it needs is up while it is prepared.
             ownership: knows which VMs other nodes own.
             stats: know when a VM was last asked for.
             log: gets what happens.
         """
         self._most = settings.max_prepared
-        self._machines, self._admission, self._ownership, self._stats = machines, admission, ownership, stats
+        self._machines, self._admission, self._stats = machines, admission, stats
+        self._dependencies, self._ownership = dependencies, ownership
         self._clocks, self._log = clocks, log
         self._book = Book()
         self._current: Machine | None = None
@@ -170,8 +174,8 @@ class Preparation:
         if unwanted := self._unwanted():
             await self._give_up(unwanted, "it is not to be prepared any more")
             return
-        book, is_others = self._book, self._ownership.is_others
-        ready = {name for name in book.ready(self._clocks.now()) if not is_others(self._machines[name])}
+        book = self._book
+        ready = {name for name in book.ready(self._clocks.now()) if self._may(self._machines[name])}
         choice = choose(
             {name: self._used(name) for name in ready if self._machines[name].vm.prepare},
             {name: self._used(name) for name in book.prepared},
@@ -186,6 +190,10 @@ class Preparation:
             await self._prepare(self._machines[name])
         if (when := book.next_ready()) is not None:
             self._plan(max(QUIET, when - self._clocks.now()))
+
+    def _may(self, machine: Machine) -> bool:
+        """Return whether this node may prepare *machine*, and what it needs is up."""
+        return not self._ownership.is_others(machine) and not self._dependencies.down(machine)
 
     def _unwanted(self) -> Machine | None:
         """Return a prepared VM that its settings do not want prepared; None if there is none."""
@@ -222,7 +230,7 @@ class Preparation:
         """Give up a prepared VM of *machine*'s hypervisor, the least recently used; return whether there was one."""
         for name in sorted(self._book.prepared, key=self._used):
             other = self._machines[name]
-            if other is not machine and other.backend is machine.backend and other.state is State.PREPARED:
+            if other.backend is machine.backend and other.state is State.PREPARED:
                 return await self._give_up(other, f"{machine.vm.name} needs the memory")
         return False
 

@@ -70,6 +70,7 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
         ClusterUnavailable: another node may start it.
         BackendError: in the backend's words.
     """
+    prepares = machine.state is State.PREPARING
     if not await _is_claimed(machine, context):
         return Event.OFF, "another node may start it"
     # That Jitsu starts it must be known after a crash from here on; but a slow disk delays no start for long.
@@ -82,9 +83,11 @@ async def start(machine: IRunning, context: IMachineContext) -> Outcome:
         memory = await machine.backend.memory(machine.uuid)
     await remembered
     while memory is not None and memory.shortage:
-        if machine.state is State.PREPARING or not await context.give_up_prepared(machine):
+        if prepares or not await context.give_up_prepared(machine):
             raise NoCapacity(memory.shortage)
         memory = await machine.backend.memory(machine.uuid)
+    if prepares and machine.state is State.CANCELLING:
+        return Event.OFF, machine.reason
     if cold:
         await machine.backend.drop_image(machine.uuid)
     context.ownership.prove(machine)

@@ -165,24 +165,22 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "forgets that a VM is to be stopped"),
         ("_E.STOP_FAILED: _S.UP,", "_E.STOP_FAILED: _S.OFF,", "takes a VM that could not be stopped for off"),
     ),
-    ("prepared VMs", "jitsu_tw/rules/prepare.py", "test.unit.vm.test_preparation"): (
+    ("prepared VMs", "jitsu_tw/rules/prepare.py", "test.unit.vm.test_preparation test.unit.vm.test_fleet"): (
         ("if len(prepared) > most:", "if False:", "keeps more VMs prepared than it may"),
         ("if oldest is not None and prepared[oldest] < waiting[newest]:", "if False:", "never prepares a newer VM"),
         ("memory.needed * (1 + SPARE) <= memory.free", "memory.needed <= memory.free", "takes the memory of starts"),
         ("if state in IDLE and old not in PREPARES and vm", "if state in IDLE and vm", "makes an image time and again"),
-        (" and not vm.removed and", " and", "prepares a VM that is configured no more"),
         ("if self.rests.get(name, NO_REST).until <= now", "if True", "boots a broken guest again and again"),
     ),
     ("prepared VMs", "jitsu_tw/vm/preparation.py", "test.unit.vm.test_preparation"): (
-        ("and not self._chooses and not self._admission.is_busy:", "and not self._chooses:",
-         "prepares while a client's VM boots"),
         ("self._is_running and self._current is None and not self._chooses", "self._is_running and not self._chooses",
          "prepares two VMs at once"),
         ("if unwanted := self._unwanted():", "if unwanted := None:", "keeps what nobody wants prepared"),
         ('current.stop(f"{name} is started for a client")', "pass", "gives no way to a client"),
         ("if why and machine.state is State.PREPARED:", "if False:", "keeps an old guest"),
         ("other.backend is machine.backend and ", "", "gives up VMs of another hypervisor"),
-        ("if other is not machine and", "if", "gives up the VM that is to start"),
+        ("not self._ownership.is_others(machine) and not self._dependencies.down(machine)", "True",
+         "boots a VM without what it needs"),
     ),
     ("prepared VMs", "jitsu_tw/backends/prepared.py", "test.unit.backends.test_qemu"): (
         ("if boot != image.made_of(domain, writable=False):", "if False:", "keeps an old kernel's guest"),
@@ -192,7 +190,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ),
     ("prepared VMs", "jitsu_tw/vm/steps.py", "test.unit.vm.test_preparation"): (
         ('"" if machine.ready else "its guest is not known to be ready"', '""', "keeps a guest that is not ready"),
-        ("if machine.state is State.PREPARING or not await context.give_up_prepared(machine):", "if True:",
+        ("if prepares or not await context.give_up_prepared(machine):", "if True:",
          "fails a start though prepared VMs have the memory"),
     ),
     ("prepared VMs", "jitsu_tw/vm/adoption.py", "test.unit.vm.test_preparation"): (

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.memory import MemoryBackend
 from jitsu_tw.control.describe import explain
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text
@@ -315,6 +316,33 @@ class OthersTests(PreparationTestCase):
         self.patch(self.world.backend, "memory", lambda _: _memory(15, freed[left.prepared]))
         self.assertEqual([True], self.ask("other"))
         self.assertEqual((0, Power.OFF, Power.OFF), (left.prepared, self.power("vm0"), self.power("vm1")))
+
+    def test_another_hypervisor(self) -> None:
+        """What is prepared at another hypervisor stays."""
+        self.begin(self.vm("vm0"), vm("other"))
+        self.world.pump(PREPARED_IN)
+        self.world.machine("vm0").backend = MemoryBackend(reactor=self.world.clock)
+        self.patch(self.world.backend, "memory", lambda _: _memory(15, 5))
+        self.ask("other")
+        self.assertEqual((State.PREPARED, Power.PREPARED), (self.state("vm0"), self.power("vm0")))
+
+    def test_needs(self) -> None:
+        """The image of a VM that needs another is made while that is up, which stays up meanwhile."""
+        web = vm("web", boot_from=Boot.SNAPSHOT, needs=("db",), boot_time=BOOTS, idle=5.0)
+        self.begin(web, vm("db", idle=5.5, boot_time=BOOTS))
+        self.ask("web")
+        self.world.pump(30, until=lambda: self.state("web") is State.PREPARING)
+        self.assertIs(State.UP, self.state("db"))
+        self.world.pump(30, until=lambda: self.state("web") is State.OFF)
+        guest = self.world.backend.guests[self.world.machine("web").uuid]
+        self.assertEqual((State.UP, True), (self.state("db"), guest.image))
+        self.begin(web, vm("db", idle=60.0))
+        self.ask("web")
+        self.world.pump(2 * BOOTS + 0.5)
+        self.world.fleet.operator.stop("web")
+        self.world.fleet.operator.stop("db")
+        self.world.pump(30)
+        self.assertEqual((State.OFF, 1), (self.state("web"), self.world.starts("web")))
 
     def test_not_enough(self) -> None:
         """If that is not enough, the start fails as it did."""
