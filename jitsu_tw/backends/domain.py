@@ -109,7 +109,7 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
         root = _defined(domain)
         same = domain_xml.is_defined_by(text, root)
         if same is None and domain_xml.difference(domain_xml.parse(text), root) is None:
-            element = f"<file sha256='{domain_xml.digest(text)}'/>"
+            element = domain_xml.mark(text, root)
             kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, element, "jitsu", domain_xml.NAMESPACE, flags)
         elif same is False and not (domain.isActive() or _is_saved(domain)):
@@ -272,8 +272,10 @@ def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | Non
     return domain_xml.unsavable(domain_xml.parse(domain.XMLDesc()))
 
 
-def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) -> tuple[str, ...]:  # noqa: FBT001
-    """Return advice for the operator about *vm*'s domain, on a host whose files are *far* or here."""
+def advice(
+    connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool, slow: bool  # noqa: FBT001
+) -> tuple[str, ...]:
+    """Return advice about *vm*'s domain, on a host whose files are *far* or here, and whose last start was *slow*."""
     domain = connection.lookupByUUIDString(uuid)
     root = _defined(domain)
     found = [*advice_on(vm, root, far=far)]
@@ -284,6 +286,8 @@ def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) 
             found += _differs(vm.define, root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += [domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)]
+    if slow and (why := domain_xml.slow(root)) is not None:
+        found.append(why)
     return tuple(found)
 
 
