@@ -90,19 +90,20 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
             raise NoSuchVM(f"{error}; {remedy}") from error
         domain = connection.defineXML(domain_xml.definition(vm.define.read_text(), vm.uuid))
     else:
-        _follow(connection, domain, vm)
+        if vm.define is not None and domain.isPersistent():
+            _follow(connection, domain, vm)
     uuid: str = domain.UUIDString()
     return uuid
 
 
 def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> None:
     """
-    Define a domain that is off anew, if the file that it was defined by has changed since.
+    Define a domain, which is not transient, anew if it is off and the file that it was defined by has changed since.
 
     A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
     on. Where that fails, the error is logged, and libvirt's definition is used.
     """
-    if vm.define is None or not domain.isPersistent():
+    if vm.define is None:
         return
     try:
         text = vm.define.read_text()
@@ -336,7 +337,8 @@ def why_ended(connection: libvirt.virConnect, uuid: str) -> str:
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     """Return the octets that a start of the domain takes, and those free on the host, its caches included."""
     domain = connection.lookupByUUIDString(uuid)
-    needed = 0 if domain.isActive() else domain.maxMemory() * _KIB
+    state, maximum, *_ = domain.info()
+    needed = maximum * _KIB if state == libvirt.VIR_DOMAIN_SHUTOFF else 0
     try:
         stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         return Memory(needed, sum(stats.get(kind, 0) for kind in ("free", "buffers", "cached")) * _KIB)

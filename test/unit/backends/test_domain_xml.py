@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
+import libvirt
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import domain_xml, image
@@ -248,6 +249,26 @@ class DefinitionTests(SynchronousTestCase):
             self.assertEqual(where, domain_xml.difference(parse(f"<domain>{wanted}</domain>"), found), wanted)
 
 
+class Saving:
+    """A domain that is saved."""
+
+    def __init__(self, code: int | None) -> None:
+        """Refuse the format by an error with that *code*, if there is one."""
+        self.code, self.parameters, self.files = code, dict[str, str](), list[str]()
+
+    def saveParams(self, parameters: dict[str, str]) -> None:  # noqa: N802 -- libvirt's
+        """Note the parameters, and fail as told."""
+        self.parameters = parameters
+        if self.code is not None:
+            error = libvirt.libvirtError("no")
+            error.err = (self.code, 0, "as it was told to", 2, "", "", "", 0, 0)
+            raise error
+
+    def save(self, file: str) -> None:
+        """Note the file."""
+        self.files.append(file)
+
+
 def qcow2(backing: str = "", kind: str = "", data: str = "", version: int = 3) -> bytes:
     """Return the header of an image file that backs on a file of a format, and has its data in another one."""
     length = 104 if version > 2 else 72
@@ -332,6 +353,22 @@ class ImageTests(SynchronousTestCase):
             "<memballoon model='virtio'/><rng model='virtio'/><watchdog/><panic model='isa'/><memory model='dimm'/>"
         )
         self.assertIsNone(self.why(devices, EXIT))
+
+    def test_sparse(self) -> None:
+        """An image is sparse where libvirt and QEMU have that; where they refuse it, it is as before."""
+        for code, saved in (
+            (None, False),
+            (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, True),
+            (libvirt.VIR_ERR_NO_SUPPORT, True),
+            (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, True),
+        ):
+            saving = Saving(code)
+            image._save(saving, self.folder / "image")
+            self.assertEqual({"file": str(self.folder / "image"), "image_format": "sparse"}, saving.parameters)
+            self.assertEqual([str(self.folder / "image")] if saved else [], saving.files)
+        saving = Saving(libvirt.VIR_ERR_OPERATION_FAILED)
+        self.assertRaises(libvirt.libvirtError, image._save, saving, self.folder / "image")
+        self.assertEqual([], saving.files)
 
     def write(self, name: str, octets: bytes = b"") -> Path:
         """Write a file in the folder."""
