@@ -90,7 +90,6 @@ class Guest:
         options: the words that its command line begins with.
         prefix: what the keys `ip`, `ip6` and `gw` on its command line begin with.
         memory_mib: the memory that it needs, in MiB.
-        checks_cpu: whether libvirt asks QEMU for each feature of the virtual CPU, most of the time of its start.
     """
 
     kernel: Path
@@ -98,7 +97,6 @@ class Guest:
     options: str = ""
     prefix: str = ""
     memory_mib: int = 16
-    checks_cpu: bool = False
 
 
 @functools.cache
@@ -118,7 +116,6 @@ def guest() -> Guest:
         KERNEL_OPTIONS,
         "jitsu.",
         memory_mib=96,  # 80 is the least that the kernel boots with
-        checks_cpu=True,
     )
 
 
@@ -210,7 +207,8 @@ def domain_xml(
     """
     Return libvirt's XML for a VM that boots ``files`` and serves HTTP on port 80 of ``ip``.
 
-    The machine has what the guest uses and nothing else: each device costs it time to find.
+    The machine has what the guest uses and nothing else: each device costs it time to find. libvirt does not ask for
+    the features of its CPU (``jitsu_tw.backends.domain_xml``).
 
     Args:
         name: the domain's name.
@@ -248,7 +246,6 @@ def domain_xml(
     cpu = "<cpu mode='host-passthrough'/>" if kvm else "<cpu mode='custom' match='exact'><model>qemu64</model></cpu>"
     loader = f"<loader type='rom'>{QBOOT}</loader>" if QBOOT.exists() else ""
     initrd = f"<initrd>{escape(str(files.initrd))}</initrd>" if files.initrd is not None else ""
-    capabilities = "" if files.checks_cpu else "<qemu:del capability='cpu-unavailable-features'/>"
     interface = ""
     if forward is not None:
         here, there = forward
@@ -296,7 +293,7 @@ def domain_xml(
     {serial}
   </devices>
   <qemu:commandline>{"".join(f"<qemu:arg value={quoteattr(word)}/>" for word in arguments)}</qemu:commandline>
-  <qemu:capabilities>{capabilities}</qemu:capabilities>
+  <qemu:capabilities><qemu:del capability='cpu-unavailable-features'/></qemu:capabilities>
 </domain>
 """
 

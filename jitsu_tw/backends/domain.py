@@ -90,26 +90,27 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
             raise NoSuchVM(f"{error}; {remedy}") from error
         domain = connection.defineXML(domain_xml.definition(vm.define.read_text(), vm.uuid))
     else:
-        _follow(connection, domain, vm)
+        if vm.define is not None and domain.isPersistent():
+            _follow(connection, domain, vm)
     uuid: str = domain.UUIDString()
     return uuid
 
 
 def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> None:
     """
-    Define a domain that is off or prepared anew, if the file that it was defined by has changed since.
+    Define a domain, not a transient one, anew if it is off or prepared, and the file that defined it has changed since.
 
     A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
     on. Where that fails, the error is logged, and libvirt's definition is used.
     """
-    if vm.define is None or not domain.isPersistent():
+    if vm.define is None:
         return
     try:
         text = vm.define.read_text()
         root = _defined(domain)
         same = domain_xml.is_defined_by(text, root)
         if same is None and domain_xml.difference(domain_xml.parse(text), root) is None:
-            element = f"<file sha256='{domain_xml.digest(text)}'/>"
+            element = domain_xml.mark(text, root)
             kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, element, "jitsu", domain_xml.NAMESPACE, flags)
         elif same is False and not _is_saved(domain) and (not domain.isActive() or prepared.mark(domain) is not None):
@@ -288,8 +289,10 @@ def obstacle(connection: libvirt.virConnect, uuid: str, mode: Mode) -> str | Non
     return domain_xml.unsavable(domain_xml.parse(domain.XMLDesc()))
 
 
-def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) -> tuple[str, ...]:  # noqa: FBT001
-    """Return advice for the operator about *vm*'s domain, on a host whose files are *far* or here."""
+def advice(
+    connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool, slow: bool  # noqa: FBT001
+) -> tuple[str, ...]:
+    """Return advice about *vm*'s domain, on a host whose files are *far* or here, and whose last start was *slow*."""
     domain = connection.lookupByUUIDString(uuid)
     root = _defined(domain)
     found = [*advice_on(vm, root, far=far)]
@@ -300,6 +303,8 @@ def advice(connection: libvirt.virConnect, uuid: str, vm: VM | None, far: bool) 
             found += _differs(vm.define, root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += [domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)]
+    if slow and (why := domain_xml.slow(root)) is not None:
+        found.append(why)
     return tuple(found)
 
 
@@ -370,7 +375,8 @@ def _why_stale(
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     """Return the octets that a start of the domain takes, and those free on the host, its caches included."""
     domain = connection.lookupByUUIDString(uuid)
-    needed = 0 if domain.isActive() else domain.maxMemory() * _KIB
+    state, maximum, *_ = domain.info()
+    needed = maximum * _KIB if state == libvirt.VIR_DOMAIN_SHUTOFF else 0
     try:
         stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
         return Memory(needed, sum(stats.get(kind, 0) for kind in ("free", "buffers", "cached")) * _KIB)

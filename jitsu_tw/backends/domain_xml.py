@@ -29,6 +29,34 @@ _UNITS: Final = {
 #: Kinds of `<domain>` that QEMU runs.
 _QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
 
+#: The architectures whose CPUs libvirt checks feature by feature.
+_X86: Final = frozenset({"x86_64", "i686"})
+
+#: The name of libvirt's capability that makes it ask QEMU for each feature of a virtual CPU when it starts a domain, in
+#: some 400 calls, which take longer than all else. Without it, libvirt asks in three calls, for all but those in MSRs
+#: (qemuProcessFetchGuestCPU in its source, the same in 9.0 and 11.3).
+CPU_QUESTIONS: Final = "cpu-unavailable-features"
+
+#: Kinds of `<cpu>` for which libvirt does nothing by the answers (virCPUUpdateLive), and models without features in
+#: MSRs. Another model may have such features, which libvirt would take for switched off: it would neither restore a
+#: saved guest nor let it migrate (qemuProcessStartValidate).
+_PLAIN_MODES: Final = frozenset({"host-passthrough", "maximum"})
+_PLAIN_MODELS: Final = frozenset({"kvm32", "kvm64", "qemu32", "qemu64"})
+
+#: What makes libvirt need the answers: features of the CPU by name, those of Hyper-V and KVM, a complete check.
+_NEEDS_ANSWERS: Final = ("./cpu/feature", "./cpu[@check='full']", "./features/hyperv", "./features/pvspinlock")
+
+#: Advice about slow starts: for a CPU that libvirt need not ask for, and for another one.
+_ASKED: Final = "libvirt asks QEMU for each feature of its CPU when it starts, most of the time that libvirt takes; "
+SLOW: Final = (
+    f"{_ASKED}give it <qemu:del capability='{CPU_QUESTIONS}'/>, as the examples in conf/ do, or let Jitsu define it"
+    " (define)"
+)
+SLOW_CPU: Final = (
+    f"{_ASKED}that can be left out with <cpu mode='host-passthrough'/> and no features by name, as in conf/, but then"
+    " it migrates between hosts with the same CPU only"
+)
+
 #: Kinds of `<interface>` whose packets pass nothing that libvirt counts.
 _UNCOUNTED: Final = {"user": "user network", "hostdev": "SR-IOV", "vdpa": "vDPA"}
 
@@ -85,29 +113,39 @@ def check_definition(octets: bytes, name: str) -> None:
 
 def definition(text: str, uuid: str | None) -> str:
     """
-    Return the XML to define for a file with *text*: with *uuid*, if it has none itself, and with its `digest`.
+    Return the XML to define for a file with *text*: with *uuid*, if it has none itself, and with its digest.
 
-    libvirt refuses another uuid than the file's.
+    libvirt refuses another uuid than the file's. Where it is safe, libvirt is kept from asking for the CPU's features
+    (`CPU_QUESTIONS`); a file with capabilities of its own is left as it is.
     """
     root = parse(text)
+    added = _adds(root)
+    if added:
+        capabilities = ElementTree.SubElement(root, f"{QEMU}capabilities")
+        ElementTree.SubElement(capabilities, f"{QEMU}del", capability=CPU_QUESTIONS)
     if uuid is not None and root.find("uuid") is None:
         ElementTree.SubElement(root, "uuid").text = uuid
     metadata = root.find("metadata")
     if metadata is None:
         metadata = ElementTree.SubElement(root, "metadata")
-    ElementTree.SubElement(metadata, f"{{{NAMESPACE}}}file", sha256=digest(text))
+    ElementTree.SubElement(metadata, f"{{{NAMESPACE}}}file", sha256=_digest(text, added=added))
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def digest(text: str) -> str:
-    """Return the sha256 that a domain has in its metadata when it was defined by a file with *text*."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def mark(text: str, root: ElementTree.Element) -> str:
+    """Return the element for the metadata of the domain *root*, which is as a file with *text* says, not by Jitsu."""
+    return f"<file sha256='{_digest(text, added=_adds(parse(text)) and not asks_cpu(root))}'/>"
+
+
+def _digest(text: str, *, added: bool) -> str:
+    """Return the sha256 of a file's *text*, and of what Jitsu has *added*: another one is another definition."""
+    return hashlib.sha256((text + CPU_QUESTIONS * added).encode()).hexdigest()
 
 
 def is_defined_by(text: str, root: ElementTree.Element) -> bool | None:
     """Return whether the domain *root* was defined by a file with *text*; None if by no file of Jitsu's."""
     found = root.find(f"./metadata/{{{NAMESPACE}}}file")
-    return None if found is None else found.get("sha256") == digest(text)
+    return None if found is None else found.get("sha256") == _digest(text, added=_adds(parse(text)))
 
 
 def difference(wanted: ElementTree.Element, found: ElementTree.Element, where: str = "") -> str | None:
@@ -215,6 +253,38 @@ def _leaves(device: ElementTree.Element) -> bool:
     return device.find("./teaming[@type='transient']") is not None
 
 
+def _adds(root: ElementTree.Element) -> bool:
+    """Return whether Jitsu, when it defines *root*, keeps libvirt from asking for the features of its CPU."""
+    return asks_cpu(root) and is_cpu_plain(root) and root.find(f"./{QEMU}capabilities") is None
+
+
+def asks_cpu(root: ElementTree.Element) -> bool:
+    """Return whether libvirt asks QEMU for the features of the domain's CPU one by one when it starts it."""
+    kind = root.find("./os/type")
+    if root.get("type") not in {"kvm", "qemu"} or kind is None or kind.get("arch", "x86_64") not in _X86:
+        return False
+    left_out = root.findall(f"./{QEMU}capabilities/{QEMU}del")
+    return all(one.get("capability") != CPU_QUESTIONS for one in left_out)
+
+
+def is_cpu_plain(root: ElementTree.Element) -> bool:
+    """Return whether libvirt does not need the answers, so that it need not ask (`CPU_QUESTIONS`)."""
+    if any(root.find(where) is not None for where in _NEEDS_ANSWERS):
+        return False
+    cpu = root.find("./cpu")
+    if cpu is None or cpu.get("mode") in _PLAIN_MODES:
+        return True
+    model = (cpu.findtext("./model") or "qemu64").strip()
+    return cpu.get("mode", "custom") == "custom" and model in _PLAIN_MODELS
+
+
+def slow(root: ElementTree.Element) -> str | None:
+    """Return what makes the starts of a domain slow, and the remedy; None if nothing is known."""
+    if not asks_cpu(root):
+        return None
+    return SLOW if is_cpu_plain(root) else SLOW_CPU
+
+
 def advice(root: ElementTree.Element) -> tuple[str, ...]:
     """Return advice for the operator about a domain."""
     return (NO_END,) if root.get("type") in _QEMUS and _cannot_tell_end(root) else ()
@@ -223,7 +293,7 @@ def advice(root: ElementTree.Element) -> tuple[str, ...]:
 def _cannot_tell_end(root: ElementTree.Element) -> bool:
     """Return whether a guest of QEMU that exits, or one that is booted from a kernel and crashes, is not noticed."""
     kind = root.find("./os/type")
-    if kind is None or kind.get("arch", "x86_64") not in {"x86_64", "i686"} or can_exit(root):
+    if kind is None or kind.get("arch", "x86_64") not in _X86 or can_exit(root):
         return False
     if root.find("./features/acpi") is None:
         return True

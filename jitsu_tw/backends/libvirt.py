@@ -23,6 +23,7 @@ from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
+from jitsu_tw.rules.life import SLOW_START
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
             Workers(str(self), most, self._open_another, self._close_another, self._reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
+        self._slow: set[str] = set()
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -124,7 +126,9 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         """Return advice about the file that defines the VM."""
         if vm.define is None:
             return ()
-        return domain.advice_on(vm, domain_xml.parse(vm.define.read_text()), far=self._far)
+        text = vm.define.read_text()
+        why = domain_xml.slow(domain_xml.parse(domain_xml.definition(text, None)))
+        return domain.advice_on(vm, domain_xml.parse(text), far=self._far) + ((why,) if why else ())
 
     # Connecting.
 
@@ -223,7 +227,14 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def start(self, uuid: str) -> Deferred[Start]:
         """Resume, restore or create the domain."""
-        return self._call(domain.start, uuid, self._vms.get(uuid), within=STARTS_WITHIN)
+        begun = self._reactor.seconds()
+        started = self._call(domain.start, uuid, self._vms.get(uuid), within=STARTS_WITHIN)
+        return started.addCallback(self._started, uuid, begun)
+
+    def _started(self, how: Start, uuid: str, begun: float) -> Start:
+        """Note whether the start was slow, by which `advice` tells why."""
+        (self._slow.add if self._reactor.seconds() - begun >= SLOW_START else self._slow.discard)(uuid)
+        return how
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
         """Stop the domain."""
@@ -251,7 +262,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def advice(self, uuid: str) -> Deferred[tuple[str, ...]]:
         """Return advice about the domain's XML, and its file."""
-        return self._call(domain.advice, uuid, self._vms.get(uuid), self._far)
+        return self._call(domain.advice, uuid, self._vms.get(uuid), self._far, uuid in self._slow)
 
     def memory(self, uuid: str) -> Deferred[Memory | None]:
         """Return the domain's memory, and the host's that is free or could be freed at once."""

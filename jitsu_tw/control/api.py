@@ -137,8 +137,8 @@ class Endpoint(Guarded):
     def _vms(self, request: Request) -> Any:
         return Rows.answer(request, list(self._fleet.machines.values()), partial(describe, self._fleet))
 
-    def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
-        return explain(self._fleet, machine, self._wall())
+    async def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
+        return await explain(self._fleet, machine, self._wall())
 
     def _activations(self, request: Request) -> list[Any]:
         """List the last activations, newest first: of one ``vm``, or of all; at most ``last``."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import JitsuError
+from jitsu_tw.errors import BackendError, JitsuError
 from jitsu_tw.rules.keep import Why
+from jitsu_tw.rules.life import SLOW_START, start_call
 from jitsu_tw.rules.lifecycle import PREPARES, STOPS, State
 from jitsu_tw.vm.journal import milliseconds
 
@@ -32,6 +35,10 @@ _WAITS: Final = {
     **dict.fromkeys(PREPARES, "it boots for nobody, so that its next start is short"),
     **dict.fromkeys(STOPS, "it is being stopped"),
 }
+
+
+#: Seconds after which an explanation does without the hypervisor's advice.
+ADVISES_WITHIN: Final = 2.0
 
 
 def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     }
 
 
-def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
+async def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
     """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
     decisions = list(fleet.journal.decisions(machine.vm.name))
     lease = fleet.leases.status(machine)
@@ -68,7 +75,7 @@ def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
         **describe(fleet, machine),
         "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
         "connections": None if lease is None else lease.connections,
-        "why": list(_why(fleet, machine, decisions, now)),
+        "why": [*_why(fleet, machine, decisions, now), *await _slow_start(fleet, machine)],
         "decisions": [one.as_json() for one in decisions],
         "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],
     }
@@ -97,7 +104,7 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
             yield f"Why: {machine.reason}."
         elif queued is not None:
             yield f"{_started_for(queued)}."
-    yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in fleet.problems_of(machine))
+    yield from map(_sentence, fleet.problems_of(machine))
     for refusal in reversed(fleet.journal.refusals.values()):
         if refusal.vm == machine.vm.name:
             times = "once" if refusal.times == 1 else f"{refusal.times} times"
@@ -105,6 +112,25 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
                 f"A start was refused to {refusal.network} {times}, last {duration(now - refusal.last)} ago: "
                 f"{refusal.reason}."
             )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+async def _slow_start(fleet: Fleet, machine: Machine) -> list[str]:
+    """Return what the hypervisor took of the last start, and why, in sentences; none if that was not slow."""
+    marks, took = machine.marks, start_call(machine.marks)
+    if took < SLOW_START or "ready" not in marks:
+        return []
+    advice: tuple[str, ...] = ()
+    with suppress(BackendError, DeferredTimeout):
+        advice = await machine.backend.advice(machine.uuid).addTimeout(ADVISES_WITHIN, fleet.context.reactor)
+    whole, known = marks["ready"] - marks["query"], fleet.problems_of(machine)
+    return [
+        f"Of the {whole * 1000:,.0f} ms of its last start, the hypervisor took {took * 1000:,.0f}.",
+        *(_sentence(words) for words in advice if words not in known),
+    ]
 
 
 def _why_up(fleet: Fleet, machine: Machine, queued: Event | None, now: float) -> Iterator[str]:

@@ -36,6 +36,9 @@ BLAMELESS: Final = (NoCapacity, ClusterUnavailable)
 #: The guest goes on where it was.
 RESUMED: Final = frozenset({How.RESUMED, How.RESTORED, How.PREPARED})
 
+#: Seconds of a start call from which on the operator is told of them.
+SLOW_START: Final = 0.25
+
 #: The timeline of a VM that was never summoned.
 NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
 
@@ -43,6 +46,11 @@ NO_MARKS: Final[Mapping[str, float]] = MappingProxyType({})
 def rest(failures: int) -> float:
     """Return for how many seconds a VM is left alone after that many failures in a row."""
     return min(LONGEST_REST, 2.0 ** (failures - 2)) if failures > 1 else 0.0
+
+
+def start_call(marks: Mapping[str, float]) -> float:
+    """Return for how many seconds the hypervisor was busy with the start call of a timeline; 0 if there was none."""
+    return marks.get("started", 0.0) - marks["start"] if "start" in marks and "started" in marks else 0.0
 
 
 @attrs.frozen

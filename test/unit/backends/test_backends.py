@@ -15,6 +15,7 @@ import libvirt
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from jitsu_tw.backends import domain, domain_xml
@@ -285,6 +286,41 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         await self.backend.drop_image(uuid)
         self.assertEqual([], list(kept.parent.iterdir()))
 
+    async def test_few_calls(self) -> None:
+        """A start asks libvirt for no more than it needs: over ssh, each call costs a round trip."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        made: list[str] = []
+        for kind in (libvirt.virConnect, libvirt.virDomain):
+            for name, call in list(vars(kind).items()):
+                if callable(call) and not name.startswith("_") and name not in {"name", "UUIDString", "connect"}:
+                    self.patch(kind, name, self.noted(made, name, call))
+        await self.backend.memory(uuid)
+        self.assertEqual(["lookupByUUIDString", "info", "getMemoryStats"], made)
+        made.clear()
+        await self.backend.start(uuid)
+        self.assertEqual(["lookupByUUIDString", "state", "hasManagedSaveImage", "XMLDesc", "create"], made)
+
+    @staticmethod
+    def noted(made: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a *call* of the library that adds its *name* to those that were *made*."""
+
+        def noting(*arguments: Any, **named: Any) -> Any:
+            made.append(name)
+            return call(*arguments, **named)
+
+        return noting
+
+    async def test_memory_of_running(self) -> None:
+        """A start of a VM that has its memory takes none."""
+        uuid = await self.backend.look_up(self.new_vm())
+        self.patch(libvirt.virConnect, "getMemoryStats", lambda *_: {"free": 1024})
+        for needed in (8 << 20, 0):
+            memory = await self.backend.memory(uuid)
+            assert memory is not None
+            self.assertEqual((needed, 1 << 20), (memory.needed, memory.free))
+            await self.backend.start(uuid)
+
     async def test_image_cannot_be_kept(self) -> None:
         """Where there is no room for an image, the VM goes on, and the error says where that was."""
         machine = attrs.evolve(self.new_vm(), boot_from=Boot.SNAPSHOT, images=Path("/proc/nowhere"))
@@ -420,11 +456,15 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         self.assertEqual(16, await self.megabytes(uuid))
 
     async def test_transient(self) -> None:
-        """A transient domain is advised of, and cannot be saved."""
-        name = f"vm-{uuid4().hex[:8]}"
-        xml = DOMAIN.format(name=name, uuid=uuid4())
+        """A transient domain is advised of, follows no file, and cannot be saved."""
+        machine = self.new_vm()
+        assert machine.define is not None
+        xml = machine.define.read_text()
         await self.backend._call(lambda there: there.createXML(xml).UUIDString())
-        uuid = await self.backend.look_up(vm(name))
+        with capturedLogs() as logged:
+            await self.backend.look_up(machine)
+        self.assertEqual([], [formatEvent(event) for event in logged])
+        uuid = await self.backend.look_up(vm(machine.name))
         (sentence,) = await self.backend.advice(uuid)
         self.assertIn("it is transient", sentence)
         self.assertIn("it is transient", str(await self.backend.obstacle(uuid, Mode.SAVE)))

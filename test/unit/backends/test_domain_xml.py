@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import struct
 import tempfile
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree
 
+import libvirt
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import domain_xml, image
@@ -107,6 +110,90 @@ class TellingTests(SynchronousTestCase):
             self.assertEqual(told, any("nothing ends QEMU" in one for one in domain_xml.advice(parse(xml))), xml)
 
 
+class CpuTests(SynchronousTestCase):
+    """Whether libvirt asks QEMU for each feature of a CPU, and when it need not."""
+
+    LINES = f"<qemu:capabilities><qemu:del capability='{domain_xml.CPU_QUESTIONS}'/></qemu:capabilities>"
+
+    def test_left_out(self) -> None:
+        """Where libvirt does nothing by the answers, a definition of Jitsu's leaves the questions out."""
+        for head in (
+            "",
+            "<cpu mode='host-passthrough'/>",
+            "<cpu mode='host-passthrough' check='none' migratable='on'/>",
+            "<cpu mode='maximum'/>",
+            "<cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>",
+            "<cpu><topology sockets='1' cores='2' threads='1'/></cpu>",
+        ):
+            for kind in ("kvm", "qemu"):
+                root = parse(domain(head=head, kind=kind))
+                self.assertTrue(domain_xml.asks_cpu(root))
+                self.assertEqual(domain_xml.SLOW, domain_xml.slow(root), head)
+                defined = parse(domain_xml.definition(domain(head=head, kind=kind), None))
+                self.assertFalse(domain_xml.asks_cpu(defined), head)
+                self.assertIsNone(domain_xml.slow(defined))
+                self.assertIsNone(domain_xml.difference(root, defined))
+
+    def test_needed(self) -> None:
+        """Where a saved guest could not be restored, or would not start, they stay; advice names another CPU."""
+        for head in (
+            "<cpu mode='host-model'/>",
+            "<cpu mode='custom' match='exact'><model>Cooperlake</model></cpu>",
+            "<cpu mode='host-passthrough'><feature policy='require' name='rdctl-no'/></cpu>",
+            "<cpu mode='host-passthrough' check='full'/>",
+            "<cpu mode='host-passthrough'/><features><hyperv><relaxed state='on'/></hyperv></features>",
+            "<features><pvspinlock state='on'/></features>",
+        ):
+            defined = parse(domain_xml.definition(domain(head=head), None))
+            self.assertTrue(domain_xml.asks_cpu(defined), head)
+            self.assertEqual(domain_xml.SLOW_CPU, domain_xml.slow(defined), head)
+
+    def test_of_the_file(self) -> None:
+        """A file with capabilities of its own is left as it is, whatever they are."""
+        for own in ("<qemu:capabilities/>", "<qemu:capabilities><qemu:add capability='a'/></qemu:capabilities>"):
+            text = domain().replace("</domain>", f"{own}</domain>")
+            defined = parse(domain_xml.definition(text, None))
+            self.assertEqual(1, len(defined.findall(f"./{domain_xml.QEMU}capabilities")))
+            self.assertEqual(domain_xml.SLOW, domain_xml.slow(defined))
+        lines = domain().replace("</domain>", f"{self.LINES}</domain>")
+        self.assertIsNone(domain_xml.slow(parse(lines)))
+        defined = parse(domain_xml.definition(lines, None))
+        self.assertEqual(1, len(defined.findall(f"./{domain_xml.QEMU}capabilities/*")))
+
+    def test_nobody_asks(self) -> None:
+        """Other hypervisors and architectures are not asked, and get no such lines."""
+        for text in (
+            domain(kind="xen"),
+            domain(kind="test"),
+            domain().replace("x86_64", "aarch64"),
+            domain().replace("<os><type arch='x86_64' machine='pc'>hvm</type></os>", ""),
+        ):
+            self.assertIsNone(domain_xml.slow(parse(text)))
+            self.assertNotIn("capabilities", domain_xml.definition(text, None))
+
+    def test_defined_before(self) -> None:
+        """A domain that was defined by the same file without the lines is defined anew; one with them is not."""
+        text = domain()
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        before = f"<metadata><file xmlns='{domain_xml.NAMESPACE}' sha256='{digest}'/></metadata>"
+        root = parse(text.replace("</name>", f"</name>{before}"))
+        now = parse(domain_xml.definition(text, None))
+        self.assertEqual([False, True], [domain_xml.is_defined_by(text, one) for one in (root, now)])
+
+    def test_marked(self) -> None:
+        """A domain of another program, as the file says, is followed; it is defined anew if it lacks the lines."""
+        for text, defined_so in (
+            (domain(), False),
+            (domain().replace("</domain>", f"{self.LINES}</domain>"), True),
+            (domain(kind="xen"), True),
+        ):
+            root = parse(text)
+            element = parse(domain_xml.mark(text, root))
+            element.tag = f"{{{domain_xml.NAMESPACE}}}{element.tag}"
+            ElementTree.SubElement(root, "metadata").append(element)
+            self.assertIs(defined_so, domain_xml.is_defined_by(text, root))
+
+
 class DefinitionTests(SynchronousTestCase):
     """What is defined, and how it is known again."""
 
@@ -160,6 +247,26 @@ class DefinitionTests(SynchronousTestCase):
             ("<os><type machine='q3'>hvm</type></os>", "os/type/@machine"),
         ):
             self.assertEqual(where, domain_xml.difference(parse(f"<domain>{wanted}</domain>"), found), wanted)
+
+
+class Saving:
+    """A domain that is saved."""
+
+    def __init__(self, code: int | None) -> None:
+        """Refuse the format by an error with that *code*, if there is one."""
+        self.code, self.parameters, self.files = code, dict[str, str](), list[str]()
+
+    def saveParams(self, parameters: dict[str, str]) -> None:  # noqa: N802 -- libvirt's
+        """Note the parameters, and fail as told."""
+        self.parameters = parameters
+        if self.code is not None:
+            error = libvirt.libvirtError("no")
+            error.err = (self.code, 0, "as it was told to", 2, "", "", "", 0, 0)
+            raise error
+
+    def save(self, file: str) -> None:
+        """Note the file."""
+        self.files.append(file)
 
 
 def qcow2(backing: str = "", kind: str = "", data: str = "", version: int = 3) -> bytes:
@@ -246,6 +353,22 @@ class ImageTests(SynchronousTestCase):
             "<memballoon model='virtio'/><rng model='virtio'/><watchdog/><panic model='isa'/><memory model='dimm'/>"
         )
         self.assertIsNone(self.why(devices, EXIT))
+
+    def test_sparse(self) -> None:
+        """An image is sparse where libvirt and QEMU have that; where they refuse it, it is as before."""
+        for code, saved in (
+            (None, False),
+            (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, True),
+            (libvirt.VIR_ERR_NO_SUPPORT, True),
+            (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, True),
+        ):
+            saving = Saving(code)
+            image._save(saving, self.folder / "image")
+            self.assertEqual({"file": str(self.folder / "image"), "image_format": "sparse"}, saving.parameters)
+            self.assertEqual([str(self.folder / "image")] if saved else [], saving.files)
+        saving = Saving(libvirt.VIR_ERR_OPERATION_FAILED)
+        self.assertRaises(libvirt.libvirtError, image._save, saving, self.folder / "image")
+        self.assertEqual([], saving.files)
 
     def write(self, name: str, octets: bytes = b"") -> Path:
         """Write a file in the folder."""

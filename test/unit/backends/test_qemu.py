@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
+from xml.etree import ElementTree
 
 import attrs
 import libvirt
@@ -22,6 +24,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from demo import lab
 from jitsu_tw.backends import domain, domain_xml, prepared
+from jitsu_tw.backends import libvirt as backend_module
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Power, Start
@@ -238,6 +241,33 @@ class QemuTests(TestCase):
         memory = await self.backend._call(lambda there: there.lookupByUUIDString(uuid).maxMemory())
         self.assertEqual(24 * 1024, memory)
 
+    async def xml(self, uuid: str, flags: int = 0) -> ElementTree.Element:
+        """Return a domain's XML."""
+        text = await self.backend._call(lambda there: there.lookupByUUIDString(uuid).XMLDesc(flags))
+        return domain_xml.parse(text)
+
+    async def test_cpu_questions(self) -> None:
+        """By what Jitsu defines, and saves, libvirt asks for no feature of the CPU, and the CPU is the same."""
+        cpus = []
+        for own in ("", "<qemu:capabilities/>"):
+            machine = self.make()
+            assert machine.define is not None
+            text = re.sub("<qemu:capabilities>.*</qemu:capabilities>", own, machine.define.read_text())
+            machine.define.write_text(text)
+            uuid = await self.start(machine)
+            cpus.append(ElementTree.tostring((await self.xml(uuid)).findall("./cpu")[0]))
+            self.assertEqual(bool(own), domain_xml.asks_cpu(await self.xml(uuid, libvirt.VIR_DOMAIN_XML_MIGRATABLE)))
+            await self.backend.stop(uuid, Mode.SAVE)
+            self.assertIs(Start.RESTORED, await self.backend.start(uuid))
+            self.assertEqual(bool(own), domain_xml.asks_cpu(await self.xml(uuid)))
+            for limit in (0.0, 60.0):
+                self.patch(backend_module, "SLOW_START", limit)
+                await self.backend.stop(uuid, Mode.DESTROY)
+                await self.backend.start(uuid)
+                self.assertEqual(bool(own) and not limit, domain_xml.SLOW in await self.backend.advice(uuid))
+            self.assertEqual(bool(own), domain_xml.SLOW in self.backend.examine(machine))
+        self.assertEqual(cpus[0], cpus[1])
+
     async def test_examples(self) -> None:
         """QEMU's driver takes each example of ``conf/``, as it is without KVM, and keeps all that it says."""
         for path in sorted((Path(__file__).parents[3] / "conf").glob("*.xml")):
@@ -250,4 +280,5 @@ class QemuTests(TestCase):
             found = await self.backend._call(lambda there, uuid=uuid: domain._defined(there.lookupByUUIDString(uuid)))
             self.assertIsNone(domain_xml.difference(domain_xml.parse(text), found))
             self.assertEqual(path.stem != "batch", domain_xml.can_exit(found))
+            self.assertFalse(domain_xml.asks_cpu(found))
             self.assertEqual((), await self.backend.advice(uuid))

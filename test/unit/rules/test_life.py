@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.rules.life import LONGEST_REST, Life, rest
+from jitsu_tw.rules.life import LONGEST_REST, Life, rest, start_call
 from jitsu_tw.rules.lifecycle import Event, Start, State, Stop
 from jitsu_tw.settings import Mode
 
@@ -24,3 +24,13 @@ class LifeTests(SynchronousTestCase):
             life.state, life.order = state, Start(cold=True)
             self.assertIs(Event.STOP, life.order_stop(Mode.SAVE))
             self.assertEqual(order, life.order)
+
+
+class TimelineTests(SynchronousTestCase):
+    """What a timeline tells."""
+
+    def test_start_call(self) -> None:
+        """The hypervisor's part is that of the start call; a timeline without one has none."""
+        self.assertEqual(2.5, start_call({"query": 1.0, "start": 2.0, "started": 4.5, "ready": 5.0}))
+        for marks in ({}, {"query": 1.0, "start": 2.0}, {"query": 1.0}):
+            self.assertEqual(0.0, start_call(marks))
