@@ -85,6 +85,7 @@ class SoakTests(SynchronousTestCase):
         facts, machine = made.ledger.facts[name], made.jitsu.fleet.machines[name]
         made.ledger.healthy = dict.fromkeys(made.ledger.healthy, -1000.0)
         facts.since -= 1000.0
+        facts.wanted, facts.promised = -1000.0, False
         facts.changing = "stop"
         machine.backend.start(machine.uuid)
         self.assertLessEqual({"started twice", "two calls at once", "started by nothing"}, self.rules(made))
