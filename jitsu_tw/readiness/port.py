@@ -15,7 +15,7 @@ import json
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import LoopingCall, deferLater
@@ -42,6 +42,9 @@ REFUSED: Final = 2
 #: Seconds from one question of the kernel's to the next, and for which it waits for an answer before a MAC is tried.
 PIN_EVERY: Final = 1.0
 ANSWERS_IN: Final = 0.1
+
+#: Seconds until the kernel is made to ask at all: a guest that goes on where it was has answered by then.
+PIN_AFTER: Final = 0.03
 
 #: States of the kernel's neighbours without an answer.
 UNANSWERED: Final = {"INCOMPLETE", "FAILED", "NONE"}
@@ -77,7 +80,7 @@ class Port(Strategy):
 
         done.addBoth(end)
         macs = cycle(dict.fromkeys((*vm.mac, *guest.macs)))
-        calls = LoopingCall(self._pin, vm.ip, macs), LoopingCall(self._knock, vm, tries, opened)
+        calls = LoopingCall(self._pin, vm.ip, macs, tries), LoopingCall(self._knock, vm, tries, opened)
         for call, seconds in zip(calls, (PIN_EVERY, every), strict=True):
             call.clock = self._reactor
             call.start(seconds)
@@ -105,20 +108,26 @@ class Port(Strategy):
             result.transport.loseConnection()
             opened()
 
-    def _pin(self, addresses: tuple[Address, ...], macs: Iterator[str]) -> Deferred[None] | None:
+    def _pin(
+        self, addresses: tuple[Address, ...], macs: Iterator[str], tries: set[Deferred[Any]]
+    ) -> Deferred[None] | None:
         """Make the kernel ask for the guest, and try the next of its MACs, if it is a neighbour and that is allowed."""
         mac = next(macs, None)
         if mac is None or not Port._may_pin:
             return None
         pinned = Deferred.fromCoroutine(self._pin_all(addresses, mac))
-        return pinned.addErrback(self._cannot_pin)
+        tries.add(pinned)
+        pinned.addErrback(self._cannot_pin).addBoth(lambda _: tries.discard(pinned))
+        return pinned
 
     async def _pin_all(self, addresses: tuple[Address, ...], mac: str) -> None:
+        await deferLater(self._reactor, PIN_AFTER)
         for address in addresses:
             await pin(address, mac, self._reactor)
 
     def _cannot_pin(self, failure: Any) -> None:
-        failure.trap(OSError)
+        if failure.trap(OSError, CancelledError) is CancelledError:
+            return
         Port._may_pin = False
         self.log.info(
             "guests' MACs cannot be told to the kernel ({error}): finding a booted guest may take a second more",

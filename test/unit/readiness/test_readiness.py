@@ -178,7 +178,22 @@ class PortTests(TestCase):
         self.patch(Port, "_may_pin", True)  # noqa: FBT003
         clock: Any = MemoryReactorClock()
         ready = Port(clock).wait(vm(wait_for_port=self.number, mac=("a",)), Guest(("b", "a")), 1000.0)
-        clock.pump([1.0] * 3)
+        clock.pump([0.05] * 63)
         ready.cancel()
         self.assertEqual(["a", "b", "a", "b"], tried)
         await self.assertFailure(ready, CancelledError)
+        self.assertEqual([], clock.getDelayedCalls())
+
+    async def test_ready_at_once(self) -> None:
+        """For a guest that goes on where it was, and answers at once, no kernel is asked for anything."""
+        tried: list[str] = []
+
+        async def pin(_: object, mac: str, __: object) -> None:
+            tried.append(mac)
+
+        self.patch(room, "pin", pin)
+        self.patch(Port, "_may_pin", True)  # noqa: FBT003
+        self.listen()
+        await self.wait().addTimeout(10, reactor)
+        await deferLater(reactor, 2 * room.PIN_AFTER)
+        self.assertEqual([], tried)
