@@ -191,7 +191,14 @@ class Claims:
             # It was free again before this node was told that it was not.
         if own and machine.state not in WANTED | PREPARES:
             await self._release(machine)
+        elif own and machine.state is State.PREPARING:
+            self._record(machine)
         return own
+
+    def _record(self, machine: IMachine) -> None:
+        """Record that this node starts *machine*, unless its hosts choose one, and record it."""
+        if not self._hosts.has(machine):
+            begin(self._starts.record(machine))
 
     def prove(self, machine: IMachine) -> None:
         """
@@ -244,9 +251,8 @@ class Claims:
 
     def moved(self, machine: IMachine, old: State) -> None:  # noqa: ARG002
         """Handle that *machine* has entered another state."""
-        starts = machine.state in {State.STARTING, State.PREPARING}
-        if starts and not self._hosts.has(machine):  # else its hosts choose one, and record it
-            begin(self._starts.record(machine))
+        if machine.state is State.STARTING:
+            self._record(machine)
         self._requests.moved(machine)
         self._follow(machine, rules.entered(self._view(machine)))
 

@@ -92,11 +92,17 @@ def locate(
     for one in sightings:
         if one.lost and _may_run(one, last_host):
             return Unsure(f"it may run on {one.host}: {one.lost}")
-    powers = {one.host: one.power or (Power.OFF if one.lost else None) for one in sightings}
+    powers = {one.host: _unless_lost(one) for one in sightings}
     found = next(((power, host) for power in RANK for host in powers if powers[host] is power), None)
     if found is None:
         return None
     return Unsure(IN_DOUBT) if in_doubt else Located(*found)
+
+
+def _unless_lost(sighting: Sighting) -> Power | None:
+    """Return what a VM is on a host; where that cannot be asked, what may be there counts if it cannot be made anew."""
+    lost = sighting.lost and sighting.power in {None, Power.PREPARED}
+    return Power.OFF if lost else sighting.power
 
 
 def _may_run(sighting: Sighting, last_host: str | None) -> bool:

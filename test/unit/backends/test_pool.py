@@ -207,6 +207,21 @@ class HostsTests(SynchronousTestCase):
         self.lose("left")
         self.assertIn(self.start(uuid), {"middle", "right"})
 
+    def test_lost_while_prepared(self) -> None:
+        """A VM that is prepared on a host goes on there; if that is lost, it is booted on another."""
+        uuid = self.have(a_vm(), left=20, middle=30, right=10)
+        self.start(uuid)
+        self.successResultOf(self.hosts.prepare(uuid))
+        self.assertEqual(Power.PREPARED, self.successResultOf(self.hosts.state(uuid)))
+        self.have(a_vm(), left=200, middle=11, right=10)
+        self.assertEqual(Start.PREPARED, self.successResultOf(self.hosts.start(uuid)))
+        self.successResultOf(self.hosts.prepare(uuid))
+        self.successResultOf(self.hosts.state(uuid))
+        self.facts.last = ""
+        self.lose("middle")
+        self.assertEqual(Start.BOOTED, self.successResultOf(self.hosts.start(uuid)))
+        self.assertEqual("left", self.hosts.at(uuid))
+
     def test_lost_while_starting(self) -> None:
         """A start whose call was lost with its host is not tried elsewhere."""
         uuid = self.lost_while_starting()

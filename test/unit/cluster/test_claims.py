@@ -565,6 +565,30 @@ class SharingTests(SynchronousTestCase):
         cluster.run(8.0)
         self.assertEqual(1, cluster.guest.starts)
 
+    def test_prepared(self) -> None:
+        """One node prepares a VM; each can start it then, and it is prepared again after its use, by one node."""
+        cluster = Cluster(vm(prepare=True, boot_time=1.0, idle=5.0))
+        cluster.run(5)
+        self.assertEqual([State.PREPARED] * 3, [node.state() for node in cluster.nodes])
+        self.assertEqual(1, cluster.guest.starts)
+        self.assertEqual({}, cluster.facts())
+        cluster.nodes[1].ask()
+        cluster.run(0.2)
+        self.assertEqual([True], cluster.nodes[1].answers)
+        self.assertEqual((Power.RUNNING, 1), (cluster.guest.power, cluster.guest.boots))
+        cluster.run(25, step=0.1)
+        self.assertEqual(([State.PREPARED] * 3, 2), ([node.state() for node in cluster.nodes], cluster.guest.boots))
+
+    def test_dies_while_it_prepares(self) -> None:
+        """What a node that dies was preparing is adopted by another one, stopped when it is idle, and prepared."""
+        cluster = Cluster(vm(prepare=True, boot_time=1.0, response_delay=1.0, idle=5.0))
+        cluster.run(2.0)
+        (node,) = (node for node in cluster.nodes if node.state() is State.SETTLING)
+        node.kill()
+        cluster.run(60, step=0.1)
+        left = [one for one in cluster.nodes if one is not node]
+        self.assertEqual(([State.PREPARED] * 2, 2), ([one.state() for one in left], cluster.guest.boots))
+
     def test_all_restart(self) -> None:
         """When all nodes have died and come back, one adopts the VM that ran, with its lease."""
         cluster = Cluster(vm(idle=30.0))

@@ -10,7 +10,7 @@ from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.pool import IN_DOUBT, Located, Sighting, Unsure, locate, pinned, rank
 from test.support import vm
 
-RUNNING, PAUSED, SAVED, OFF = Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF
+RUNNING, PAUSED, SAVED, OFF, PREPARED = Power.RUNNING, Power.PAUSED, Power.SAVED, Power.OFF, Power.PREPARED
 
 HOSTS = ("left", "right")
 LOST = "the cable is out"
@@ -55,6 +55,8 @@ class LocateTests(SynchronousTestCase):
             (OFF, ""): Located(OFF, "left"),
             (PAUSED, None): DOUBT,
             (PAUSED, ""): Located(PAUSED, "right"),
+            (PREPARED, None): DOUBT,
+            (PREPARED, "left"): Located(OFF, "left"),  # it can be made anew elsewhere
             (RUNNING, ""): DOUBT,
             (RUNNING, "left"): DOUBT,
         }
