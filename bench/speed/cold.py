@@ -1,12 +1,12 @@
 """
 The cold start: from a DNS query to the first octet of HTTP through Jitsu, against ``create()`` to it without Jitsu.
 
-The same guest, hypervisor and network, in turn: one boot by hand, one by a query, and again. By hand means a program
-that calls libvirt's ``create()``, and a client that knows the guest's address and MAC and tries to connect every few
-milliseconds: what the guest and the hypervisor need by themselves. Through Jitsu, the client asks once, waits for the
-answer and connects once. Run it as::
+The same guest, hypervisor and network, in turn: one boot by hand, one by a query, one visit of a VM that is prepared
+(`prepare`), and again. By hand means a program that calls libvirt's ``create()``, and a client that knows the guest's
+address and MAC and tries to connect every few milliseconds: what the guest and the hypervisor need by themselves.
+Through Jitsu, the client asks once, waits for the answer and connects once. Run it as::
 
-    python -m bench.speed.cold [--rounds 5] [--json FILE]
+    python -m bench.speed.cold [--rounds 5] [--guest own] [--json FILE]
 
 It needs what the end-to-end tests need; figures are medians of the rounds, in milliseconds.
 """
@@ -32,6 +32,7 @@ from rich.console import Console
 from bench.figures import json_option, table, write
 from demo import client, lab
 from demo.server import Jitsu
+from test import guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 IP: Final = "10.99.0.10"
 MAC: Final = "52:54:00:99:00:10"
 PORT: Final = 80
+
+#: Of the VM that is prepared.
+READY_IP: Final = "10.99.0.11"
+READY_MAC: Final = "52:54:00:99:00:11"
 
 #: Seconds that a try to connect may take, by hand: longer than the emulated guest's answer, and soon tried again.
 TRY: Final = 0.02
@@ -55,6 +60,12 @@ vms:
     ip: {IP}
     define: www.xml
     wait_for_port: {PORT}
+  - name: ready
+    dns: ready.jitsu.test
+    ip: {READY_IP}
+    define: ready.xml
+    wait_for_port: {PORT}
+    prepare: true
 """
 
 
@@ -139,38 +150,51 @@ def tell(machine: subprocess.Popen[str], word: str) -> tuple[float, float]:
     return begin, end
 
 
-def by_query(network: lab.Network, jitsu: Jitsu) -> dict[str, float]:
-    """Boot once by a query; return what it took, as the client saw it."""
-    program = [sys.executable, "-m", "demo.client", lab.HOST_IP, "53", "www.jitsu.test", str(PORT)]
+def by_query(network: lab.Network, jitsu: Jitsu, name: str = "www", ip: str = IP) -> dict[str, float]:
+    """Start a VM once by a query; return what it took, as the client saw it."""
+    program = [sys.executable, "-m", "demo.client", lab.HOST_IP, "53", f"{name}.jitsu.test", str(PORT)]
     seen = json.loads(network.run("client", program).stdout)
     times = {step: (seen[step] - seen["query"]) * 1000 for step in ("answered", "connected", "first octet")}
-    times["created"] = jitsu.vm()["activation_ms"]["started"]
-    jitsu.control.ask("POST", "/v1/vms/www/stop")
-    network.run("client", ["ip", "neighbour", "del", IP, "dev", "eth0"], check=False)
+    times["created"] = jitsu.vm(name)["activation_ms"]["started"]
+    jitsu.control.ask("POST", f"/v1/vms/{name}/stop")
+    network.run("client", ["ip", "neighbour", "del", ip, "dev", "eth0"], check=False)
     return times
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """Boot in turn, *rounds* times each way; return all figures, medians and the ratio."""
+def definition(kind: str, name: str, ip: str, mac: str) -> str:
+    """Return the XML of a VM with the guest of that *kind*."""
+    if kind == "own":
+        return guest.domain_xml(name, ip, mac, bridge=lab.BRIDGE)
+    return lab.domain_xml(name, ip, mac, lab.guest(), bridge=lab.BRIDGE)
+
+
+def measure(rounds: int, kind: str) -> dict[str, Any]:
+    """Start in turn, *rounds* times each way, a guest of that *kind*; return all figures, medians and ratios."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(lab.directory()))
         network = stack.enter_context(lab.Network())
         bare, ours = directory / "bare", directory / "ours"
         for root in (bare, ours):
             stack.callback(lab.stop_qemus, root)
-        xml = directory / "www.xml"
-        xml.write_text(lab.domain_xml("www", IP, MAC, lab.guest(), bridge=lab.BRIDGE))
-        machine = stack.enter_context(by_itself(network, bare, xml))
+        for name, ip, mac in (("www", IP, MAC), ("ready", READY_IP, READY_MAC)):
+            (directory / f"{name}.xml").write_text(definition(kind, name, ip, mac))
+        machine = stack.enter_context(by_itself(network, bare, directory / "www.xml"))
         jitsu = Jitsu(directory, CONFIGURATION.format(uri=lab.embed_root(ours)), lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
-        hands, queries = [], []
+        hands, queries, readies = [], [], []
         for number in range(rounds):
+            jitsu.wait("prepared", "ready")
             hands.append(by_hand(network, machine))
             queries.append(by_query(network, jitsu))
+            readies.append(by_query(network, jitsu, "ready", READY_IP))
             print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
-                  f"{queries[-1]['first octet']:.0f} ms by query", flush=True)
-    return {"kvm": lab.kvm_works(), **compared(hands, queries)}
+                  f"{queries[-1]['first octet']:.0f} ms by query, {readies[-1]['first octet']:.0f} ms prepared",
+                  flush=True)
+    medians = {step: statistics.median(one[step] for one in readies) for step in readies[0]}
+    figures = compared(hands, queries)
+    ratio = medians["first octet"] / figures["by hand"]["medians"]["first octet"]
+    return {"kvm": lab.kvm_works(), **figures, "prepared": {"medians": medians, "all": readies, "ratio": ratio}}
 
 
 def compared(hands: list[dict[str, float]], queries: list[dict[str, float]]) -> dict[str, Any]:
@@ -201,16 +225,23 @@ def show(figures: dict[str, Any]) -> None:
         f"query -> first octet / create() -> first octet: [bold]{figures['ratio']:.3f}[/] "
         f"({figures['rounds']} rounds each, {'KVM' if figures['kvm'] else 'software emulation'})"
     )
+    prepared = figures["prepared"]
+    console.print(
+        f"the same of a prepared VM, {prepared['medians']['first octet']:.0f} ms: [bold]{prepared['ratio']:.3f}[/]"
+    )
 
 
 @click.group(invoke_without_command=True)
 @click.option("--rounds", default=5, show_default=True, help="Boots each way.")
+@click.option(
+    "--guest", "kind", default="own", show_default=True, type=click.Choice(["own", "linux"]), help="What boots."
+)
 @json_option
 @click.pass_context
-def main(context: click.Context, rounds: int, path: Path | None) -> None:
+def main(context: click.Context, rounds: int, kind: str, path: Path | None) -> None:
     """Measure cold starts."""
     if context.invoked_subcommand is None:
-        figures = measure(rounds)
+        figures = measure(rounds, kind)
         write(path, figures)
         show(figures)
 
