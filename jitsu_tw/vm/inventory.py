@@ -19,6 +19,7 @@ from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
+from jitsu_tw.slices import Pace
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
@@ -245,10 +246,11 @@ class Inventory:
         return [machine for machine in self._machines.values() if machine.backend is backend]
 
     async def _reconcile(self, backend: IBackend) -> None:
-        todo = iter(self._of(backend))
+        todo, pace = iter(self._of(backend)), Pace(self._reactor)
 
         async def look() -> None:
             for machine in todo:
+                await pace.keep()
                 await self._look_at(machine)
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
@@ -260,6 +262,8 @@ class Inventory:
 
     def _find_removed(self) -> None:
         """Find the VMs that Jitsu had started and that are not in the configuration any more, under whatever name."""
+        if not self._record.may_run:
+            return
         uuids = {self._expected(machine) for machine in self._machines.values()}
         if None in uuids:
             return  # any VM may turn out to be that machine

@@ -20,6 +20,7 @@ from jitsu_tw.rules.keep import JUST_USED, Kept, Why, keep
 from jitsu_tw.rules.lease import Lease, Leases, Use, counted, meters
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import KEEPS_MEMORY, Evidence
+from jitsu_tw.slices import SLICE
 from jitsu_tw.vm import evidence
 from jitsu_tw.vm.guests import GuestWord
 from jitsu_tw.vm.health import HealthChecks
@@ -359,11 +360,16 @@ class LeaseKeeper:
             self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look, READS)
 
     def _look(self, reads: int) -> None:
-        """Look at the leases that are due, after *reads* rounds of reading the sockets: a use may wait there."""
+        """
+        Look at the leases that are due, after *reads* rounds of reading the sockets: a use may wait there.
+
+        As many may be due as there are VMs, and each may end: so that is done in slices of time.
+        """
         self._is_reading = reads > 0
         if reads:
             self._next = self._reactor.callLater(0, self._look, reads - 1)
             return
+        until = self._now() + SLICE
         for name in self._leases.due(self._now()):
             lease, machine = self._leases.get(name), self._machines[name]
             assert lease is not None
@@ -371,6 +377,8 @@ class LeaseKeeper:
                 self._run(self._count(machine, lease), machine)
             else:
                 self._decide(machine, lease)
+            if self._now() >= until:
+                break
         self._schedule()
 
     async def _count(self, machine: Machine, lease: Lease) -> None:

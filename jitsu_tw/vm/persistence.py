@@ -15,10 +15,11 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import spawn
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.vm.stored_config import StoredConfig
 
@@ -128,14 +129,18 @@ class StatsStore:
         self._urgent.add(machine.vm.name)
         self._save()
 
-    def _save_if_due(self) -> None:
+    @deferred
+    async def _save_if_due(self) -> None:
         """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self.stats.gather()
+        await in_slices(self._reactor, self.stats.gathering())
+        if not self._saving.running:
+            return
         if self._is_behind:
             spawn(self.log, self.save_configuration())
         if self.stats.changed and self._now() >= self._next_save:
             self._next_save = inf
-            self._urgent |= self.stats.changed
+            if self._store.lasting:
+                self._urgent |= self.stats.changed
             self._save()
 
     def _save(self) -> None:
@@ -187,6 +192,11 @@ class StatsStore:
         """Return the uuid that the state has for *vm*, which has not been found yet; it may have been renamed since."""
         return self.config.uuid_of(vm, self._machines)
 
+    @property
+    def may_run(self) -> bool:
+        """Whether VMs may run that were started by Jitsu, and that have not been found."""
+        return bool(self.stats.left_running(()))
+
     def removed(self, kept: Container[str | None]) -> list[VM]:
         """Return the VMs that may run, started by Jitsu, and that the fleet does not have; not the uuids *kept*."""
         return self.config.removed(self.stats.left_running(kept))
@@ -209,6 +219,8 @@ class StatsStore:
 
         Their statistics stay; so does the configuration of those that may still run, started by Jitsu.
         """
+        if not self.config.has_some:
+            return
         kept = {machine.uuid for machine in self._machines.values()}
         changes, message = self.config.forget_others(kept | self.stats.left_running(()).keys())
         if self._store.lasting:
