@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: The thresholds of `gc.set_threshold`: a full collection comes after some 20,000 new objects at the soonest. With
+#: The thresholds of `gc.set_threshold`: a full collection comes after some 15,000 new objects at the soonest. With
 #: CPython's own, of which the last is 10, it would look at 70,000, for 25 ms.
-THRESHOLDS: Final = (700, 10, 3)
+THRESHOLDS: Final = (700, 10, 1)
 
 #: A full collection that takes this many seconds of CPU time, or more, is long.
-LONG: Final = 0.003
+LONG: Final = 0.002
 
 #: All objects are looked at when there are this many times as many blocks of memory as after the last time.
 GROWTH: Final = 4.0

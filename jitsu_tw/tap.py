@@ -228,15 +228,15 @@ class JitsuService(Service):
             self._sync.start()
         self._notifier.tell(self._zones)
         garbage.keep_short()
-        begun.addCallback(self._begun)
+        vms = self._running.vms
+        begun.addCallback(self._begun, sum(len(vm.dns) for vm in vms), len(vms))
 
-    def _begun(self, _: object) -> None:
+    def _begun(self, _: object, names: int, vms: int) -> None:
         if self.running:
-            vms = self._running.vms
             self.log.info(
                 "serving {names} names of {vms} VMs on {bind}, port {port}",
-                names=sum(len(vm.dns) for vm in vms),
-                vms=len(vms),
+                names=names,
+                vms=vms,
                 bind=", ".join(self._settings.bind),
                 port=self._settings.listen,
             )
