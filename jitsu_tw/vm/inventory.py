@@ -19,11 +19,11 @@ from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
-from jitsu_tw.slices import Pace
+from jitsu_tw.slices import Pace, in_slices
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -222,7 +222,7 @@ class Inventory:
             machine.feed(Event.REBOOT, "its guest has rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
-        """Tell the VMs of *backend* that it cannot be asked."""
+        """Tell the VMs of *backend* that it cannot be asked, in slices of time."""
         connection = self._connections[id(backend)]
         connection.end_wait()
         if reason != connection.problem:
@@ -230,9 +230,18 @@ class Inventory:
             self.log.error(message, backend=connection.name, reason=reason)
         connection.problem, connection.answers = reason, False
         self._journal.backend(connection.name, reason)
+        told = spawn(self.log, in_slices(self._reactor, self._losing(backend, reason)), connection.name)
+        told.addCallback(lambda _: connection.is_seen())
+
+    def _losing(self, backend: IBackend, reason: str) -> Iterator[None]:
+        """Tell the VMs of *backend*, one at a time, that it cannot be asked because of *reason*, while that is so."""
+        connection = self._connections[id(backend)]
         for machine in self._of(backend):
-            machine.lose(reason)
-        connection.is_seen()
+            if connection.problem != reason:
+                return
+            if self._machines.get(machine.vm.name) is machine:
+                machine.lose(reason)
+                yield
 
     def connected(self, backend: IBackend) -> None:
         """Look at all VMs of *backend*."""

@@ -18,6 +18,7 @@ from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import stats
 from jitsu_tw.vm.fleet import NoAnswers
 from jitsu_tw.vm.journal import Journal
+from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
 from jitsu_tw.vm.wakeups import EARLY, WALL_EVERY
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jitsu_tw.settings import VM
-    from jitsu_tw.vm.machine import Machine
 
 #: VMs of a test, and how many of its steps fit into a slice.
 MANY = 20
@@ -115,6 +115,59 @@ class FleetTurnsTests(TurnsTestCase):
         self.world.pump(0.1)
         self.assertEqual([FIT] * (MANY // FIT), turns.counts)
         self.assertEqual({State.OFF}, self.states())
+
+
+class LostTurnsTests(TurnsTestCase):
+    """A hypervisor is lost, and with it all its VMs."""
+
+    def setUp(self) -> None:
+        """Begin with many VMs, each of which takes long to be told."""
+        self.world = World(*many())
+        self.turns = Turns(self.world.clock)
+        self.patch(self.world.clock, "callLater", self.turns.call_later)
+        lose = Machine.lose
+
+        def slow(machine: Machine, *args: Any) -> None:
+            self.turns.step()
+            lose(machine, *args)
+
+        self.patch(Machine, "lose", slow)
+
+    def reasons(self) -> list[str]:
+        """Return why nobody knows what each VM does."""
+        return [one.reason for one in self.world.fleet.machines.values() if one.state is State.UNKNOWN]
+
+    def test_told(self) -> None:
+        """The VMs are told in slices, and all of them."""
+        self.world.fleet.inventory.lost(self.world.backend, "a test")
+        self.assertEqual([FIT], self.turns.counts)
+        self.world.pump(0.1)
+        self.assertEqual([FIT] * (MANY // FIT), self.turns.counts)
+        self.assertEqual(["a test"] * MANY, self.reasons())
+
+    def test_connected_meanwhile(self) -> None:
+        """If it is connected again meanwhile, no VM is told any more that it is lost."""
+        inventory = self.world.fleet.inventory
+        inventory.lost(self.world.backend, "a test")
+        inventory.connected(self.world.backend)
+        self.world.pump(0.1)
+        self.assertEqual(([FIT], []), (self.turns.counts, self.reasons()))
+
+    def test_another_reason(self) -> None:
+        """If it is lost for another reason meanwhile, that is what all VMs show in the end."""
+        for reason in ("a test", "another test"):
+            self.world.fleet.inventory.lost(self.world.backend, reason)
+        self.world.pump(0.1)
+        self.assertEqual(["another test"] * MANY, self.reasons())
+
+    def test_dismissed_meanwhile(self) -> None:
+        """A VM that is not in the configuration any more is not told."""
+        self.world.fleet.inventory.lost(self.world.backend, "a test")
+        last = self.world.machine(f"vm{MANY - 1}")
+        self.world.fleet.dismiss(last, "gone")
+        before = sum(self.turns.counts)
+        self.world.pump(0.1)
+        self.assertEqual(MANY - 1 - FIT, sum(self.turns.counts) - before)
 
 
 class WindowTurnsTests(TurnsTestCase):
