@@ -22,7 +22,6 @@ from jitsu_tw.ijitsu import IAnswers, IObserver
 from jitsu_tw.readiness import Strategies
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.settings import HOSTS
-from jitsu_tw.slices import in_slices
 from jitsu_tw.vm.admission import Admission
 from jitsu_tw.vm.adoption import Adoption
 from jitsu_tw.vm.context import Context
@@ -205,8 +204,7 @@ class Fleet(Parts):
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
-        await in_slices(self.context.reactor, self.stats.gathering())
-        self.stats.gather()
+        self.peers.gather()
         machine.lose(reason, NoSuchVM)
         self.journal.totals.states[machine.state] -= 1
         del self.machines[machine.vm.name]

@@ -20,7 +20,7 @@ from jitsu_tw.rules.keep import JUST_USED, Kept, Why, keep
 from jitsu_tw.rules.lease import Lease, Leases, Use, counted, meters
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import KEEPS_MEMORY, Evidence
-from jitsu_tw.slices import SLICE
+from jitsu_tw.slices import SLICE, in_slices
 from jitsu_tw.vm import evidence
 from jitsu_tw.vm.guests import GuestWord
 from jitsu_tw.vm.health import HealthChecks
@@ -30,7 +30,7 @@ from jitsu_tw.vm.wakeups import Wakeups
 from jitsu_tw.vm.xenguests import XenGuests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -336,6 +336,10 @@ class LeaseKeeper:
         lease = self._leases.get(machine.vm.name)
         if lease is not None and lease.planned is not None:
             self._look_later(machine, lease)
+
+    def do_in_slices(self, work: Iterable[object]) -> None:
+        """Do *work*, which is done by iterating over it, in slices of time."""
+        spawn(self.log, in_slices(self._reactor, work))
 
     # Looks.
 

@@ -8,18 +8,17 @@ which VMs Jitsu had started. One commit is under way at a time. What cannot be w
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import deferred, spawn
+from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.vm.stored_config import StoredConfig
 
@@ -94,7 +93,8 @@ class StatsStore:
     async def stop(self) -> None:
         """Write everything and close the state."""
         self._saving.stop()
-        self.stats.gather()
+        while self.stats.gather():
+            pass
         self._urgent |= self.stats.changed
         self._save()
         if self._commit is not None:
@@ -129,12 +129,16 @@ class StatsStore:
         self._urgent.add(machine.vm.name)
         self._save()
 
-    @deferred
-    async def _save_if_due(self) -> None:
-        """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        await in_slices(self._reactor, self.stats.gathering())
+    def _save_if_due(self) -> Deferred[Any] | None:
+        """
+        Commit all statistics that have changed, unless that took so long the last time that it must wait.
+
+        The uses are counted before, some in each iteration of the reactor.
+        """
         if not self._saving.running:
-            return
+            return None
+        if self.stats.gather():
+            return deferLater(self._reactor, 0.0, self._save_if_due)
         if self._is_behind:
             spawn(self.log, self.save_configuration())
         if self.stats.changed and self._now() >= self._next_save:
@@ -142,6 +146,7 @@ class StatsStore:
             if self._store.lasting:
                 self._urgent |= self.stats.changed
             self._save()
+        return None
 
     def _save(self) -> None:
         """Commit what is urgent, and what becomes so meanwhile; one commit at a time."""

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 #: The least difference of two times in the state, in seconds.
 _LATER: Final = 0.001
 
-#: How many names' uses are counted at a time, about a millisecond of work; so many may be used within seconds that all
-#: together take tenths of a second.
-USES: Final = 256
+#: How many names' uses are counted at a time, in a millisecond or two; so many names may be used within seconds that
+#: all together would take tenths of a second.
+USES: Final = 512
 
 
 class Statistics:
@@ -74,9 +74,9 @@ class Statistics:
         """
         Return the statistics of *machine*, to read, with the queries that were answered without the fleet.
 
-        Where many names are in use, some of these queries are still to be counted (`gathering`).
+        Where many names are in use, some of these queries are still to be counted (`gather`).
         """
-        next(self.gathering(), None)
+        self.gather()
         return self.of(machine)
 
     def of(self, machine: Machine) -> Stats:
@@ -132,23 +132,25 @@ class Statistics:
             counted = label(next(wild, next(iter(names), key)))
         return uses.setdefault(counted, NameUse())
 
-    def gather(self) -> None:
-        """Count the queries that were answered without the fleet; leases have been renewed where that happened."""
-        for _ in self.gathering():
-            pass
+    def gather(self) -> bool:
+        """
+        Count the queries that were answered without the fleet, of `USES` names at most.
 
-    def gathering(self) -> Iterator[None]:
-        """Do as `gather` does, with a pause after the uses of each `USES` names."""
-        for begins in (False, True):
-            if begins:
-                self._taken = iter(self._answers.taken())  # those before have all been counted, here or elsewhere
-            while some := tuple(islice(self._taken, USES)):
-                zero = self._wall() - self._now()
-                for name, use, times, last in some:
-                    self._ownership.note_use(self._machines[name], last)
-                    self.count(name, use, times, zero + last)
-                    self._journal.totals.warm += times
-                yield
+        Leases have been renewed where that happened.
+
+        Returns:
+            whether there may be more; then this is to be called again.
+        """
+        some = [*islice(self._taken, USES)]
+        if len(some) < USES:
+            self._taken = iter(self._answers.taken())
+            some += islice(self._taken, USES - len(some))
+        zero = self._wall() - self._now()
+        for name, use, times, last in some:
+            self._ownership.note_use(self._machines[name], last)
+            self.count(name, use, times, zero + last)
+            self._journal.totals.warm += times
+        return len(some) == USES
 
     def count_query(self, machine: Machine, key: bytes) -> None:
         """Count a query for the name *key* of *machine*, now."""

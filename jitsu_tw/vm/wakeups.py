@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import spawn
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
-from jitsu_tw.slices import in_slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -164,7 +162,7 @@ class Wakeups:
     def _windows_begin(self, begins: float) -> None:
         """Start the VMs whose windows begin at *begins* of the wall clock, if that has come; plan the next windows."""
         _, machines = self._timers.pop(begins)
-        spawn(self._log, in_slices(self._reactor, self._beginning(machines, begins)))
+        self._observer.do_in_slices(self._beginning(machines, begins))
 
     def _beginning(self, machines: Mapping[str, Machine], begins: float) -> Iterator[None]:
         """Do the same with *machines*, one at a time, but for those that have been planned anew or forgotten since."""
@@ -186,7 +184,7 @@ class Wakeups:
             "the week follow it",
             seconds=self._zero - before,
         )
-        spawn(self._log, in_slices(self._reactor, self._planning_anew()))
+        self._observer.do_in_slices(self._planning_anew())
 
     def _planning_anew(self) -> Iterator[None]:
         """Plan the weekly windows of all VMs anew, one VM at a time."""

@@ -286,22 +286,25 @@ class UsesTests(FleetTestCase):
         return [self.stats.of(machine).total_requests for machine in self.machines]
 
     def test_pieces(self) -> None:
-        """Each step counts a piece, and a call meanwhile goes on with the rest: no use is lost, or counted twice."""
+        """Each call counts a piece, whatever is used meanwhile: no use is lost, or counted twice."""
         self.answers.used = list(self.machines)
-        steps = self.stats.gathering()
-        next(steps)
-        next(steps)
+        self.assertEqual([True, True], [self.stats.gather() for _ in range(2)])
         self.assertEqual(2, sum(self.counted()))
         self.answers.used = [*self.machines[:3]]
-        other = self.stats.gathering()
-        for _ in range(MANY - 1):
-            next(other)
+        self.assertEqual({True}, {self.stats.gather() for _ in range(MANY - 1)})
         self.assertEqual([2] + [1] * (MANY - 1), self.counted())
-        next(steps)
-        self.assertEqual([2, 2] + [1] * (MANY - 2), self.counted())
-        self.stats.gather()
+        self.assertEqual([True, True, False], [self.stats.gather() for _ in range(3)])
         self.assertEqual([2, 2, 2] + [1] * (MANY - 3), self.counted())
-        self.assertEqual([], [*steps, *other])
+
+    def test_last_piece(self) -> None:
+        """A piece that begins with the last of earlier uses goes on with those that have come since."""
+        self.patch(stats, "USES", 2)
+        self.answers.used = [*self.machines[:3]]
+        self.assertTrue(self.stats.gather())
+        self.answers.used = [*self.machines[3:5]]
+        self.assertTrue(self.stats.gather())
+        self.assertFalse(self.stats.gather())
+        self.assertEqual([1] * 5 + [0] * (MANY - 5), self.counted())
 
     def test_shown(self) -> None:
         """To show a VM counts a piece only, of however many uses there are."""
@@ -310,10 +313,10 @@ class UsesTests(FleetTestCase):
         self.assertEqual(1, sum(self.counted()))
 
     def test_commit(self) -> None:
-        """For a commit, they are counted in slices; then all are written at once."""
+        """For a commit, a piece is counted in each iteration; then all are written at once."""
         self.answers.used = list(self.machines)
         self.clock.advance(COMMIT_EVERY)
-        self.assertEqual([FIT] * (MANY // FIT), self.turns.counts)
+        self.assertEqual([1] * MANY, self.turns.counts)
         self.assertEqual(MANY, len([path for path in self.store.tree if path.endswith("total_requests")]))
 
     def test_end(self) -> None:
