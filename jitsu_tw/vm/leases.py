@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 #: second time it reads the query that the connection brings.
 READS: Final = 2
 
+#: Seconds from one look to the next: where many leases are due one by one, they are looked at together.
+REST: Final = 0.05
+
 #: Seconds from one try to stop a VM that cannot be stopped to the next: at first (doubled each time), and at most.
 STOP_AGAIN: Final = (60.0, 3600.0)
 
@@ -353,37 +356,38 @@ class LeaseKeeper:
         self._leases.plan(machine.vm.name, when)
         self._schedule()
 
-    def _schedule(self) -> None:
-        """Call `_look` when the next lease is due."""
+    def _schedule(self, rest: float = 0.0) -> None:
+        """Call `_look` when the next lease is due: if none is yet, not sooner than in *rest* seconds."""
         if self._is_reading:
             return  # the look that follows schedules the next one
-        look = self._leases.next_look()
+        look, now = self._leases.next_look(), self._now()
+        seconds = 0.0 if look is None or look <= now else max(rest, look - now)
         if self._next is not None and self._next.active():
+            if look is not None and self._next.getTime() <= now + seconds:
+                return
             self._next.cancel()
-        if look is not None and look < inf:
-            self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look, READS)
+        if look is not None:
+            self._next = self._reactor.callLater(seconds, self._look, READS)
 
     def _look(self, reads: int) -> None:
-        """
-        Look at the leases that are due, after *reads* rounds of reading the sockets: a use may wait there.
-
-        As many may be due as there are VMs, and each may end: so that is done in slices of time.
-        """
-        self._is_reading = reads > 0
+        """Look at leases that are due, for a slice of time, after *reads* rounds of reading sockets: a use may wait."""
+        self._is_reading, until = True, self._now() + SLICE
         if reads:
             self._next = self._reactor.callLater(0, self._look, reads - 1)
             return
-        until = self._now() + SLICE
-        for name in self._leases.due(self._now()):
-            lease, machine = self._leases.get(name), self._machines[name]
-            assert lease is not None
-            if lease.meters:
-                self._run(self._count(machine, lease), machine)
-            else:
-                self._decide(machine, lease)
-            if self._now() >= until:
-                break
-        self._schedule()
+        try:
+            for name in self._leases.due(self._now()):
+                lease, machine = self._leases.get(name), self._machines[name]
+                assert lease is not None
+                if lease.meters:
+                    self._run(self._count(machine, lease), machine)
+                else:
+                    self._decide(machine, lease)
+                if self._now() >= until:
+                    break
+        finally:
+            self._is_reading = False
+            self._schedule(REST)
 
     async def _count(self, machine: Machine, lease: Lease) -> None:
         """Renew a lease whose guest was in use since the last look, or end it if it is over."""

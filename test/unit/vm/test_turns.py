@@ -10,14 +10,16 @@ from twisted.internet.defer import Deferred
 
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.cluster.alone import Alone
+from jitsu_tw.rules.lease import Leases
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.schedule import WeeklyWindow
-from jitsu_tw.settings import COMMIT_EVERY
+from jitsu_tw.settings import COMMIT_EVERY, Evidence
 from jitsu_tw.slices import SLICE
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.vm import stats
 from jitsu_tw.vm.fleet import NoAnswers
 from jitsu_tw.vm.journal import Journal
+from jitsu_tw.vm.leases import REST
 from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
@@ -104,6 +106,37 @@ class FleetTurnsTests(TurnsTestCase):
         self.world.pump(17)
         self.assertEqual([FIT] * (MANY // FIT), turns.counts)
         self.assertEqual({State.OFF}, self.states())
+
+    def test_one_by_one(self) -> None:
+        """Leases that end shortly after each other are looked at together, and all end."""
+        self.world = World(*many(idle=16))
+        for machine in self.world.fleet.machines.values():
+            self.world.clock.advance(REST / 10)
+            self.ask(machine.vm.name)
+        looks: list[float] = []
+        due = Leases.due
+
+        def counted(leases: Leases, now: float) -> Iterator[str]:
+            looks.append(now)
+            return due(leases, now)
+
+        self.patch(Leases, "due", counted)
+        self.world.pump(15)
+        looks.clear()
+        self.world.pump(1.2, step=REST / 50)
+        self.assertEqual({State.OFF}, self.states())
+        self.assertLess(len(looks), MANY / 2)
+
+    def test_fault(self) -> None:
+        """After a fault of Jitsu in the look at one lease, the others are looked at."""
+        self.world = World(*many(idle=16, evidence=Evidence.QUERIES))
+        for machine in self.world.fleet.machines.values():
+            self.ask(machine.vm.name)
+        with mock.patch.object(self.world.fleet.leases, "_decide", side_effect=ZeroDivisionError):
+            self.assertRaises(ZeroDivisionError, self.world.pump, 17)
+        self.world.pump(1)
+        states = [machine.state for machine in self.world.fleet.machines.values()]
+        self.assertEqual(MANY - 1, states.count(State.OFF))
 
     def test_inventory(self) -> None:
         """The VMs of a hypervisor that answers at once are found in slices."""
