@@ -1,13 +1,22 @@
-"""Serve many clients in slices of time: one kind of clients has `SLICE` seconds of each iteration of the reactor."""
+"""
+Work in slices of time, so that the reactor reads its sockets in between.
+
+One kind of clients (`Slices`), or one long piece of work (`in_slices`), has `SLICE` seconds of each iteration of the
+reactor.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from jitsu_tw.rules.fair_queue import FairQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from twisted.internet.interfaces import IDelayedCall
 
@@ -15,6 +24,51 @@ T = TypeVar("T", bound="Hashable")
 
 #: Seconds for which all clients of one kind together are served in one iteration of the reactor.
 SLICE: Final = 0.002
+
+
+async def in_slices(reactor: Any, work: Iterable[object]) -> None:
+    """
+    Do long work, `SLICE` seconds of it in each iteration of the reactor.
+
+    Args:
+        reactor: an `IReactorTime`.
+        work: is done by iterating over it; each step is short.
+    """
+    until = reactor.seconds() + SLICE
+    for _ in work:
+        if reactor.seconds() >= until:
+            await deferLater(reactor, 0.0)
+            until = reactor.seconds() + SLICE
+
+
+class Pace:
+    """The time of work that many coroutines do together, each with many short steps."""
+
+    def __init__(self, reactor: Any) -> None:
+        """Measure by *reactor*, an `IReactorTime`; the work begins now."""
+        self._reactor = reactor
+        self._until = reactor.seconds() + SLICE
+        self._waiting: deque[Deferred[None]] = deque()
+
+    async def keep(self) -> None:
+        """Wait, before a step, until there is time for it."""
+        if not self._waiting:
+            if self._reactor.seconds() < self._until:
+                return
+            self._reactor.callLater(0, self._go_on)
+        waits: Deferred[None] = Deferred()
+        self._waiting.append(waits)
+        await waits
+
+    def _go_on(self) -> None:
+        """Go on with those that wait, in a new iteration of the reactor."""
+        self._until = self._reactor.seconds() + SLICE
+        waiting, self._waiting = self._waiting, deque()
+        while waiting and self._reactor.seconds() < self._until:
+            waiting.popleft().callback(None)
+        if waiting and not self._waiting:
+            self._reactor.callLater(0, self._go_on)
+        self._waiting += waiting
 
 
 class Slices(Generic[T]):

@@ -18,7 +18,7 @@ from twisted.internet.task import coiterate
 from twisted.logger import Logger
 from twisted.python import usage
 
-from jitsu_tw import __version__, logs
+from jitsu_tw import __version__, garbage, logs
 from jitsu_tw.backends import backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.cluster.coordinator import coordinator_for
@@ -227,16 +227,16 @@ class JitsuService(Service):
         if self._sync is not None:
             self._sync.start()
         self._notifier.tell(self._zones)
-        gc.freeze()
-        gc.enable()
-        begun.addCallback(self._begun)
+        garbage.keep_short()
+        vms = self._running.vms
+        begun.addCallback(self._begun, sum(len(vm.dns) for vm in vms), len(vms))
 
-    def _begun(self, _: object) -> None:
+    def _begun(self, _: object, names: int, vms: int) -> None:
         if self.running:
             self.log.info(
                 "serving {names} names of {vms} VMs on {bind}, port {port}",
-                names=sum(len(vm.dns) for vm in self._running.vms),
-                vms=len(self._running.vms),
+                names=names,
+                vms=vms,
                 bind=", ".join(self._settings.bind),
                 port=self._settings.listen,
             )

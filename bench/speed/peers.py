@@ -194,8 +194,15 @@ def jitsu(place: Place) -> Commands:
     return serve_jitsu(place, persist=True)
 
 
-def serve_jitsu(place: Place, *, persist: bool) -> Commands:
-    """Return the command of a Jitsu whose VMs boot at once and stay up; *persist* keeps the state in a repository."""
+def serve_jitsu(place: Place, *, persist: bool, turns: Path | None = None) -> Commands:
+    """
+    Return the command of a Jitsu whose VMs boot at once and stay up.
+
+    Args:
+        place: what it is made from.
+        persist: keep the state in a repository.
+        turns: where a report on the reactor's turns is written in the end (`bench.speed.turns`); None: nowhere.
+    """
     place.write("jitsu.zone", HEAD)
     vms = (f"  - name: {name.partition('.')[0]}\n    dns: {name}\n    ip: {address}\n"
            for name, address in place.hosts.items())
@@ -211,11 +218,12 @@ idle: 86400
 starts_per_minute: 1000000
 vms:
 {"".join(vms)}""")
-    return [[*_twistd(place), "jitsu", f"--config={path}"]]
+    program = [] if turns is None else [sys.executable, "-m", "bench.speed.turns", str(turns)]
+    return [[*_twistd(place, program), "jitsu", f"--config={path}"]]
 
 
-def _twistd(place: Place) -> list[str]:
-    return [str(BIN / "twistd"), "-n", "--pidfile=", f"--rundir={place.folder}"]
+def _twistd(place: Place, program: list[str] | None = None) -> list[str]:
+    return [*(program or [str(BIN / "twistd")]), "-n", "--pidfile=", f"--rundir={place.folder}"]
 
 
 @attrs.frozen

@@ -1,19 +1,22 @@
 """
-What many VMs cost: the time until Jitsu serves, its memory, its warm rate, the look for leases that have ended.
+What many VMs cost: the time until Jitsu serves, its memory, its warm rate, its longest turns, the look for leases.
 
 Two Jitsus with VMs of the memory backend, one with many and one with `FEW`, are asked in turn, each over all its names;
-what other work the machine does meets both. The leases are those of `rules.lease`, without a server. Run it as::
+what other work the machine does meets both. In each, the turns of the reactor are recorded (`bench.speed.turns`). The
+leases are those of `rules.lease`, without a server. Run it as::
 
-    python -m bench.speed.scale [--names 100000] [--seconds 11] [--rounds 3] [--persist] [--json FILE]
+    python -m bench.speed.scale [--names 100000] [--seconds 3] [--rounds 10] [--persist] [--json FILE]
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import statistics
 import tempfile
 import time
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,15 +39,27 @@ if TYPE_CHECKING:
 #: What many VMs are measured against.
 FEW: Final = 1000
 
+#: The file of a server's folder that has the report on its turns.
+REPORT: Final = "turns.json"
+
 #: How many of all leases end at one look.
 ENDING: Final = (0, 1, 100, 10_000)
 
 IDLE: Final = 120.0
 
+#: Seconds for which latencies are measured: two commits of statistics fit in.
+STEADY_FOR: Final = 2 * COMMIT_EVERY + 1
+
+#: No turn of the reactor should take this many seconds of CPU time; and how many of the longest turns are shown.
+LONGEST_TURN: Final = 0.02
+SHOWN_TURNS: Final = 5
+
 
 def measure(number: int, rounds: int, seconds: float, *, persist: bool) -> dict[str, Any]:
     """Start both Jitsus, boot all VMs, ask in turn, and return all figures."""
-    peer = attrs.evolve(PEERS["jitsu"], make=lambda place: serve_jitsu(place, persist=persist))
+    peer = attrs.evolve(
+        PEERS["jitsu"], make=lambda place: serve_jitsu(place, persist=persist, turns=place.folder / REPORT)
+    )
     figures: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
@@ -54,23 +69,43 @@ def measure(number: int, rounds: int, seconds: float, *, persist: bool) -> dict[
             asked = questions(folder / f"questions{many}", hosts)
             server = stack.enter_context(start(peer, folder / str(many), hosts))
             one: dict[str, Any] = {"names": many, "seconds to serve": server.seconds, "MB at first": server.memory()}
+            begin = time.monotonic()
             boots = load.warm_up(server, asked)
             one |= {"seconds to boot all": boots, "MB": server.memory()}
             print(f"{many:,} names: served after {server.seconds:.1f} s, all up {boots:.1f} s later", flush=True)
             loads: list[Load] = []
-            running.append((one, server, asked, loads))
+            phases = {"its VMs boot": begin, "all are up": time.monotonic()}
+            running.append((one, server, asked, loads, phases))
         for turn in range(rounds):
-            for _, server, asked, loads in running:
+            for _, server, asked, loads, _ in running:
                 loads.append(load.measure(server, asked, seconds))
             print(f"round {turn + 1} of {rounds}: "
-                  + ", ".join(f"{loads[-1].rate:,.0f}" for _, _, _, loads in running), flush=True)
-        for key, (one, server, asked, loads) in zip(("few", "many"), running, strict=True):
+                  + ", ".join(f"{loads[-1].rate:,.0f}" for _, _, _, loads, _ in running), flush=True)
+        for key, (one, server, asked, loads, phases) in zip(("few", "many"), running, strict=True):
             one.update(summary(loads))
-            one.update(latencies(server, asked, seconds, one["rate"]))
+            one.update(latencies(server, asked, STEADY_FOR, one["rate"]))
             one["MB at last"] = server.memory()
+            phases["it ends"] = time.monotonic()
+            server.stop()
+            one["turns"] = turns(folder / str(one["names"]) / REPORT, phases)
             figures[key] = one
-    return {"rounds": rounds, "seconds": seconds, "persist": persist, **figures,
+    rates = ([run["rate"] for run in figures[key]["runs"]] for key in ("many", "few"))
+    windows = [many / few for many, few in zip(*rates, strict=True)]
+    return {"rounds": rounds, "seconds": seconds, "persist": persist, **figures, "windows": windows,
             "ratio": figures["many"]["rate"] / figures["few"]["rate"], "sweeps": sweeps(number)}
+
+
+def turns(path: Path, phases: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return what *path*, a report on the turns of a reactor, says of the *phases*, which begin at these times."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    names, begins = list(phases), [*phases.values(), inf]
+    rows = []
+    for name, begin, end in zip(names, begins, begins[1:], strict=False):
+        found = [turn for turn in report["turns"] if begin <= turn["began"] < end]
+        found.sort(key=lambda turn: -turn["cpu"])
+        over = sum(turn["cpu"] > LONGEST_TURN for turn in found)
+        rows.append({"phase": name, "over": over, "longest": found[:SHOWN_TURNS], "left": report["left"]})
+    return rows
 
 
 def _all_ended(leases: Leases, now: float) -> list[str]:
@@ -135,17 +170,32 @@ def show(figures: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(rows)
     console.print(f"rate with {both[1]['names']:,} / rate with {both[0]['names']:,}: [bold]{figures['ratio']:.2f}[/]")
+    worst, median = min(figures["windows"]), statistics.median(figures["windows"])
+    console.print(f"the same in each of the windows: at least [bold]{worst:.2f}[/], median {median:.2f}")
     console.print(noise(both), soft_wrap=True)
+    for one in both:
+        show_turns(one, console)
     rows = table([], ["leases due", "of them ended", "ms for the look"])
     for row in figures["sweeps"]:
         rows.add_row(f"{row['due']:,}", f"{row['ended']:,}", f"{row['ms']:.3f}")
     console.print(rows)
 
 
+def show_turns(one: Mapping[str, Any], console: Console) -> None:
+    """Print the longest turns of one Jitsu's reactor, by phase, each with the stack that was seen most in it."""
+    for row in one["turns"]:
+        what = f"{one['names']:,} names, {row['phase']}"
+        console.print(f"{what}: {row['over']} turns over {LONGEST_TURN * 1000:.0f} ms of CPU time; the longest:")
+        for turn in row["longest"]:
+            cpu, collector, wall = (f"{turn[key] * 1000:.1f}" for key in ("cpu", "collector", "wall"))
+            stack, _ = max(turn["stacks"].items(), key=lambda item: item[1], default=("", 0))
+            console.print(f"  {cpu} ms, {collector} in the collector, {wall} by the clock: {stack}", soft_wrap=True)
+
+
 @click.command()
 @click.option("--names", "number", default=100_000, show_default=True, help="VMs, each with one name.")
-@click.option("--seconds", default=2 * COMMIT_EVERY + 1, show_default=True, help="Of each run; two commits fit in.")
-@click.option("--rounds", default=3, show_default=True, help="Runs of each.")
+@click.option("--seconds", default=3.0, show_default=True, help="Of each run.")
+@click.option("--rounds", default=10, show_default=True, help="Runs of each.")
 @click.option("--persist", is_flag=True, help="Keep the state in a repository.")
 @json_option
 def main(number: int, seconds: float, rounds: int, persist: bool, path: Path | None) -> None:  # noqa: FBT001

@@ -26,6 +26,9 @@ HOST: Final = "127.0.0.1"
 PATIENCE: Final = 300.0
 LAST_WORDS: Final = 10.0
 
+#: Seconds after which one that does not answer at its start is asked again.
+ASK_AGAIN: Final = 0.1
+
 _CORES: Final = sorted(os.sched_getaffinity(0))
 #: Everything that answers runs here, and what loads it on all others.
 SERVER_CORE: Final = str(_CORES[-1])
@@ -106,7 +109,8 @@ class Server:
     def _answers(self, name: str, address: str) -> bool:
         """Say whether it answers as it should; a wrong answer counts as none."""
         try:
-            answer = dns.query.udp(dns.message.make_query(name, "A", use_edns=0), HOST, port=self.port, timeout=1)
+            asked = dns.message.make_query(name, "A", use_edns=0)
+            answer = dns.query.udp(asked, HOST, port=self.port, timeout=ASK_AGAIN)
         except (OSError, dns.exception.DNSException):
             return False
         return [record.to_text() for rrset in answer.answer for record in rrset] == [address]

@@ -6,7 +6,7 @@ What they mean is for `build`. An error names the file, the line and the key.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 import yaml
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from jitsu_tw.keys import Key
 
-#: libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 #: In octets: the largest file that is read. That of 100,000 VMs has 10 MB.
 LARGEST: Final = 64 * 1024 * 1024
 
@@ -35,15 +32,16 @@ MOST_VALUES: Final = 2_000_000
 LONGEST: Final = 65536
 _SHOWN: Final = 400
 
-#: The tag of a value that is not there.
+#: The tag of a value that is not there, the words that are one unless they are quoted, and the tag of any other.
 _NULL: Final = "tag:yaml.org,2002:null"
+_NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
+_TEXT: Final = "tag:yaml.org,2002:str"
 
 #: What is more than lines of the form "key: value".
 GROUPS: Final = ("vms", "hosts", "cluster")
 
 
-@attrs.frozen
-class RawValue:
+class RawValue(NamedTuple):
     """The text of one value, and where it stands: a file and its line, or the command line (no line)."""
 
     text: str
@@ -53,6 +51,20 @@ class RawValue:
     def wrong(self, key: str, message: str) -> ConfigError:
         """Return the error for this value of *key*; a long *message* loses its middle."""
         return ConfigError(abridged(message, _SHOWN, " … "), self.path, self.line, key)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """
+    Takes all values as text: numbers and dates are not told from it.
+
+    It is libyaml's, if PyYAML was built with it: ten times as fast, which thousands of VMs notice.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        """Return the tag of a node that has none."""
+        if kind is yaml.ScalarNode:
+            return _NULL if implicit[0] and value in _NULLS else _TEXT
+        return str(super().resolve(kind, value, implicit))
 
 
 COMMAND_LINE: Final = "command line"
@@ -128,7 +140,7 @@ def read_file(path: Path) -> File:
     """
     text = read_text(path)
     try:
-        root = yaml.compose(text, Loader=_LOADER)
+        root = yaml.compose(text, Loader=_Loader)
     except RecursionError as error:
         raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
     except yaml.reader.ReaderError as error:

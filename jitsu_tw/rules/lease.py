@@ -19,12 +19,12 @@ from jitsu_tw.rules.flows import NO_FLOWS, Flows
 from jitsu_tw.settings import Evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from jitsu_tw.settings import VM
 
-#: How many leases are looked at in one go: some milliseconds of work.
-SLICE: Final = 1000
+#: The most leases that are looked at in one go, a millisecond of work where all have been renewed since.
+SLICE: Final = 500
 
 #: Packets beyond those of an idle guest that are no use yet: it asks for the time, and for its router's address before,
 #: answers the router's ARP, and mDNS, all within a few seconds.
@@ -274,13 +274,12 @@ class Leases:
         """Forget the lease of *name*, and return it; None if it has none."""
         return self._leases.pop(name, None)
 
-    def due(self, now: float) -> list[str]:
+    def due(self, now: float) -> Iterator[str]:
         """
-        Return the names whose leases are to be looked at now; each is not due again before `plan` is called for it.
+        Yield the names whose leases are to be looked at now; each is not due again before `plan` is called for it.
 
-        At most `SLICE` are looked at; `next_look` tells whether there are more.
+        At most `SLICE` are looked at, and the caller may stop before; `next_look` tells whether there are more.
         """
-        names = []
         for _ in range(SLICE):
             if not self._looks or self._looks[0][0] > now:
                 break
@@ -290,10 +289,9 @@ class Leases:
             look = lease.look()
             if look <= now:
                 lease.planned = None
-                names.append(name)
+                yield name
             else:
                 self.plan(name, look)
-        return names
 
     def next_look(self) -> float | None:
         """Return when `due` should be called again; None if there is nothing to wait for."""

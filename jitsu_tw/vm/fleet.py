@@ -210,7 +210,7 @@ class Fleet(Parts):
                 vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
                 self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
                 return
-        self.stats.gather()
+        self.peers.gather()
         machine.lose(reason, NoSuchVM)
         self.journal.totals.states[machine.state] -= 1
         del self.machines[machine.vm.name]

@@ -19,10 +19,11 @@ from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
+from jitsu_tw.slices import Pace, in_slices
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -221,7 +222,7 @@ class Inventory:
             machine.feed(Event.REBOOT, "its guest has rebooted itself")
 
     def lost(self, backend: IBackend, reason: str) -> None:
-        """Tell the VMs of *backend* that it cannot be asked."""
+        """Tell the VMs of *backend* that it cannot be asked, in slices of time."""
         connection = self._connections[id(backend)]
         connection.end_wait()
         if reason != connection.problem:
@@ -229,9 +230,18 @@ class Inventory:
             self.log.error(message, backend=connection.name, reason=reason)
         connection.problem, connection.answers = reason, False
         self._journal.backend(connection.name, reason)
+        told = spawn(self.log, in_slices(self._reactor, self._losing(backend, reason)), connection.name)
+        told.addCallback(lambda _: connection.is_seen())
+
+    def _losing(self, backend: IBackend, reason: str) -> Iterator[None]:
+        """Tell the VMs of *backend*, one at a time, that it cannot be asked because of *reason*, while that is so."""
+        connection = self._connections[id(backend)]
         for machine in self._of(backend):
-            machine.lose(reason)
-        connection.is_seen()
+            if connection.problem != reason:
+                return
+            if self._machines.get(machine.vm.name) is machine:
+                machine.lose(reason)
+                yield
 
     def connected(self, backend: IBackend) -> None:
         """Look at all VMs of *backend*."""
@@ -245,10 +255,11 @@ class Inventory:
         return [machine for machine in self._machines.values() if machine.backend is backend]
 
     async def _reconcile(self, backend: IBackend) -> None:
-        todo = iter(self._of(backend))
+        todo, pace = iter(self._of(backend)), Pace(self._reactor)
 
         async def look() -> None:
             for machine in todo:
+                await pace.keep()
                 await self._look_at(machine)
 
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
@@ -260,6 +271,8 @@ class Inventory:
 
     def _find_removed(self) -> None:
         """Find the VMs that Jitsu had started and that are not in the configuration any more, under whatever name."""
+        if not self._record.may_run:
+            return
         uuids = {self._expected(machine) for machine in self._machines.values()}
         if None in uuids:
             return  # any VM may turn out to be that machine

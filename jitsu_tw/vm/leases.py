@@ -20,6 +20,7 @@ from jitsu_tw.rules.keep import JUST_USED, Kept, Why, keep
 from jitsu_tw.rules.lease import Lease, Leases, Use, counted, meters
 from jitsu_tw.rules.lifecycle import DOWN, STOPS, State
 from jitsu_tw.settings import KEEPS_MEMORY, Evidence
+from jitsu_tw.slices import SLICE, in_slices
 from jitsu_tw.vm import evidence
 from jitsu_tw.vm.guests import GuestWord
 from jitsu_tw.vm.health import HealthChecks
@@ -29,7 +30,7 @@ from jitsu_tw.vm.wakeups import Wakeups
 from jitsu_tw.vm.xenguests import XenGuests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from typing import Any
 
     from twisted.internet.interfaces import IDelayedCall
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 #: Before leases are looked at, the reactor reads the sockets this many times: the first time it takes a connection, the
 #: second time it reads the query that the connection brings.
 READS: Final = 2
+
+#: Seconds from one look to the next: where many leases are due one by one, they are looked at together.
+REST: Final = 0.05
 
 #: Seconds from one try to stop a VM that cannot be stopped to the next: at first (doubled each time), and at most.
 STOP_AGAIN: Final = (60.0, 3600.0)
@@ -336,6 +340,10 @@ class LeaseKeeper:
         if lease is not None and lease.planned is not None:
             self._look_later(machine, lease)
 
+    def do_in_slices(self, work: Iterable[object]) -> None:
+        """Do *work*, which is done by iterating over it, in slices of time."""
+        spawn(self.log, in_slices(self._reactor, work))
+
     # Looks.
 
     def _look_later(self, machine: Machine, lease: Lease, kept: Kept | None = None) -> None:
@@ -348,30 +356,38 @@ class LeaseKeeper:
         self._leases.plan(machine.vm.name, when)
         self._schedule()
 
-    def _schedule(self) -> None:
-        """Call `_look` when the next lease is due."""
+    def _schedule(self, rest: float = 0.0) -> None:
+        """Call `_look` when the next lease is due: if none is yet, not sooner than in *rest* seconds."""
         if self._is_reading:
             return  # the look that follows schedules the next one
-        look = self._leases.next_look()
+        look, now = self._leases.next_look(), self._now()
+        seconds = 0.0 if look is None or look <= now else max(rest, look - now)
         if self._next is not None and self._next.active():
+            if look is not None and self._next.getTime() <= now + seconds:
+                return
             self._next.cancel()
-        if look is not None and look < inf:
-            self._next = self._reactor.callLater(max(0.0, look - self._now()), self._look, READS)
+        if look is not None:
+            self._next = self._reactor.callLater(seconds, self._look, READS)
 
     def _look(self, reads: int) -> None:
-        """Look at the leases that are due, after *reads* rounds of reading the sockets: a use may wait there."""
-        self._is_reading = reads > 0
+        """Look at leases that are due, for a slice of time, after *reads* rounds of reading sockets: a use may wait."""
+        self._is_reading, until = True, self._now() + SLICE
         if reads:
             self._next = self._reactor.callLater(0, self._look, reads - 1)
             return
-        for name in self._leases.due(self._now()):
-            lease, machine = self._leases.get(name), self._machines[name]
-            assert lease is not None
-            if lease.meters:
-                self._run(self._count(machine, lease), machine)
-            else:
-                self._decide(machine, lease)
-        self._schedule()
+        try:
+            for name in self._leases.due(self._now()):
+                lease, machine = self._leases.get(name), self._machines[name]
+                assert lease is not None
+                if lease.meters:
+                    self._run(self._count(machine, lease), machine)
+                else:
+                    self._decide(machine, lease)
+                if self._now() >= until:
+                    break
+        finally:
+            self._is_reading = False
+            self._schedule(REST)
 
     async def _count(self, machine: Machine, lease: Lease) -> None:
         """Renew a lease whose guest was in use since the last look, or end it if it is over."""

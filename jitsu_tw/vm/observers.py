@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from zope.interface import Interface
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
@@ -57,3 +57,6 @@ class IWakeupObserver(Interface):
 
     def window_changed(machine: Machine) -> None:
         """Look at the lease of *machine* when that is due now: its weekly windows begin and end at other times."""
+
+    def do_in_slices(work: Iterable[object]) -> None:
+        """Do *work*, which is done by iterating over it, in slices of time (`slices.in_slices`)."""

@@ -29,7 +29,8 @@ class Peers:
 
     def gather(self) -> None:
         """Count the queries that were answered without the fleet."""
-        self._fleet.stats.gather()
+        while self._fleet.stats.gather():
+            pass
 
     def was_started(self, name: str) -> bool:
         """Return whether the state says that this node had started the VM, and has not seen it down since."""

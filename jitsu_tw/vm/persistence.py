@@ -8,7 +8,7 @@ which VMs Jitsu had started. One commit is under way at a time. What cannot be w
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
@@ -93,7 +93,8 @@ class StatsStore:
     async def stop(self) -> None:
         """Write everything and close the state."""
         self._saving.stop()
-        self.stats.gather()
+        while self.stats.gather():
+            pass
         self._urgent |= self.stats.changed
         self._save()
         if self._commit is not None:
@@ -129,15 +130,24 @@ class StatsStore:
         self._urgent.add(machine.vm.name)
         self._save()
 
-    def _save_if_due(self) -> None:
-        """Commit all statistics that have changed, unless that took so long the last time that it must wait."""
-        self.stats.gather()
+    def _save_if_due(self) -> Deferred[Any] | None:
+        """
+        Commit all statistics that have changed, unless that took so long the last time that it must wait.
+
+        The uses are counted before, some in each iteration of the reactor.
+        """
+        if not self._saving.running:
+            return None
+        if self.stats.gather():
+            return deferLater(self._reactor, 0.0, self._save_if_due)
         if self._is_behind:
             spawn(self.log, self.save_configuration())
         if self.stats.changed and self._now() >= self._next_save:
             self._next_save = inf
-            self._urgent |= self.stats.changed
+            if self._store.lasting:
+                self._urgent |= self.stats.changed
             self._save()
+        return None
 
     def _save(self) -> None:
         """Commit what is urgent, and what becomes so meanwhile; one commit at a time."""
@@ -188,6 +198,11 @@ class StatsStore:
         """Return the uuid that the state has for *vm*, which has not been found yet; it may have been renamed since."""
         return self.config.uuid_of(vm, self._machines)
 
+    @property
+    def may_run(self) -> bool:
+        """Whether VMs may run that were started by Jitsu, and that have not been found."""
+        return bool(self.stats.left_running(()))
+
     def removed(self, kept: Container[str | None]) -> list[VM]:
         """Return the VMs that may run, started by Jitsu, and that the fleet does not have; not the uuids *kept*."""
         return self.config.removed(self.stats.left_running(kept))
@@ -210,6 +225,8 @@ class StatsStore:
 
         Their statistics stay; so does the configuration of those that may still run, started by Jitsu.
         """
+        if not self.config.has_some:
+            return
         kept = {machine.uuid for machine in self._machines.values()}
         changes, message = self.config.forget_others(kept | self.stats.left_running(()).keys())
         if self._store.lasting:

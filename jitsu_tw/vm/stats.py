@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -12,7 +13,7 @@ from jitsu_tw.settings import STARTS_WITHIN
 from jitsu_tw.store.layout import NameUse, Stats, label, read_stats, stats_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IAnswers, IOwnership
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 #: The least difference of two times in the state, in seconds.
 _LATER: Final = 0.001
+
+#: How many names' uses are counted at a time, in a millisecond or two; so many names may be used within seconds that
+#: all together would take tenths of a second.
+USES: Final = 512
 
 
 class Statistics:
@@ -56,6 +61,7 @@ class Statistics:
         self._answers, self._journal, self._ownership = answers, journal, ownership
         self._stats: dict[str, Stats] = {}
         self._known: dict[str, Stats] = {}
+        self._taken: Iterator[tuple[str, Any, int, float]] = iter(())
         self.changed: set[str] = set()
 
     def start(self, tree: Mapping[str, str]) -> None:
@@ -65,7 +71,11 @@ class Statistics:
     # Asking.
 
     def current(self, machine: Machine) -> Stats:
-        """Return the statistics of *machine*, with the queries that were answered without the fleet, to read."""
+        """
+        Return the statistics of *machine*, to read, with the queries that were answered without the fleet.
+
+        Where many names are in use, some of these queries are still to be counted (`gather`).
+        """
         self.gather()
         return self.of(machine)
 
@@ -122,13 +132,25 @@ class Statistics:
             counted = label(next(wild, next(iter(names), key)))
         return uses.setdefault(counted, NameUse())
 
-    def gather(self) -> None:
-        """Count the queries that were answered without the fleet; leases have been renewed where that happened."""
+    def gather(self) -> bool:
+        """
+        Count the queries that were answered without the fleet, of `USES` names at most.
+
+        Leases have been renewed where that happened.
+
+        Returns:
+            whether there may be more; then this is to be called again.
+        """
+        some = [*islice(self._taken, USES)]
+        if len(some) < USES:
+            self._taken = iter(self._answers.taken())
+            some += islice(self._taken, USES - len(some))
         zero = self._wall() - self._now()
-        for name, use, times, last in self._answers.taken():
+        for name, use, times, last in some:
             self._ownership.note_use(self._machines[name], last)
             self.count(name, use, times, zero + last)
             self._journal.totals.warm += times
+        return len(some) == USES
 
     def count_query(self, machine: Machine, key: bytes) -> None:
         """Count a query for the name *key* of *machine*, now."""

@@ -83,12 +83,19 @@ class StoredConfig:
 
     # Asking.
 
+    @property
+    def has_some(self) -> bool:
+        """Whether the state has the configuration of a VM that `update` has not written."""
+        return bool(self._tree)
+
     def uuid_of(self, vm: VM, names: Container[str]) -> str | None:
         """Return the uuid that the state has for *vm*, renamed since or not; what is in *names* is another VM."""
         if vm.name in self._uuids:
             return self._uuids[vm.name]
         uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
-        files = vms(self._tree, {uuid} if uuid else ()).get(uuid, {})
+        if not uuid:
+            return None
+        files = vms(self._tree, {uuid}).get(uuid, {})
         is_it = files.get(NAME) not in names and differs_by_names_only(files, vm)
         return uuid if is_it else None
 

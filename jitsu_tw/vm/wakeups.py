@@ -12,7 +12,7 @@ from jitsu_tw.rules.lifecycle import DOWN, STOPS, WANTED, State
 from jitsu_tw.rules.schedule import kept_until, next_begin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from twisted.internet.interfaces import IDelayedCall
     from twisted.logger import Logger
@@ -39,7 +39,8 @@ class Wakeups:
     Starts VMs in their weekly windows, and those that an operator holds when they go down.
 
     It owns, and nobody else writes: which VMs are held, which an operator has stopped, until when the present windows
-    last, and the timers of starts to come.
+    last, when the next ones begin, and the timers of starts to come. The windows of many VMs may begin at one time:
+    there is one timer for each time, and VMs are looked at in slices of time.
     """
 
     follows: Final = DOWN | {State.UNKNOWN}
@@ -53,14 +54,17 @@ class Wakeups:
         self._held: set[str] = set()
         self._stopped: set[str] = set()
         self._windows: dict[str, float] = {}
-        self._begins: dict[str, IDelayedCall] = {}
+        self._begins: dict[str, float] = {}
+        self._timers: dict[float, tuple[IDelayedCall, dict[str, Machine]]] = {}
         self._wakes: dict[str, IDelayedCall] = {}
         self._zero = 0.0
         self._wall_look: IDelayedCall | None = None
 
     def stop(self) -> None:
         """Start no VM any more."""
-        for call in (self._wall_look, *self._begins.values(), *self._wakes.values()):
+        self._begins.clear()
+        timers = (timer for timer, _ in self._timers.values())
+        for call in (self._wall_look, *timers, *self._wakes.values()):
             if call is not None and call.active():
                 call.cancel()
 
@@ -69,9 +73,10 @@ class Wakeups:
         name = machine.vm.name
         self._stopped.discard(name)
         self._windows.pop(name, None)
-        for call in (self._begins.pop(name, None), self._wakes.pop(name, None)):
-            if call is not None and call.active():
-                call.cancel()
+        self._unplan(name)
+        wake = self._wakes.pop(name, None)
+        if wake is not None and wake.active():
+            wake.cancel()
 
     # Held by an operator.
 
@@ -125,6 +130,7 @@ class Wakeups:
 
     def watch(self, machine: Machine) -> None:
         """Start *machine* whenever one of its weekly windows begins; and now, if it is in one."""
+        self._unplan(machine.vm.name)
         if not machine.vm.keep_up:
             return
         if self._wall_look is None:
@@ -135,16 +141,37 @@ class Wakeups:
         wall = self._wall() + EARLY
         begins = next_begin(machine.vm.keep_up, wall)
         assert begins is not None
-        before = self._begins.get(machine.vm.name)
-        if before is not None and before.active():
-            before.cancel()
-        self._begins[machine.vm.name] = self._reactor.callLater(begins - wall, self._window_begins, machine, begins)
+        self._begins[machine.vm.name] = begins
+        if begins in self._timers:
+            self._timers[begins][0].reset(begins - wall)
+        else:
+            self._timers[begins] = self._reactor.callLater(begins - wall, self._windows_begin, begins), {}
+        self._timers[begins][1][machine.vm.name] = machine
 
-    def _window_begins(self, machine: Machine, begins: float) -> None:
-        """Start *machine* if its window has come, which begins at *begins* of the wall clock; plan for the next one."""
-        if self._wall() + EARLY >= begins:
-            self._stopped.discard(machine.vm.name)
-        self.watch(machine)
+    def _unplan(self, name: str) -> None:
+        """Plan no begin of a window of the VM *name*."""
+        begins = self._begins.pop(name, None)
+        if begins is None or begins not in self._timers:
+            return
+        timer, machines = self._timers[begins]
+        machines.pop(name, None)
+        if not machines:
+            timer.cancel()
+            del self._timers[begins]
+
+    def _windows_begin(self, begins: float) -> None:
+        """Start the VMs whose windows begin at *begins* of the wall clock, if that has come; plan the next windows."""
+        _, machines = self._timers.pop(begins)
+        self._observer.do_in_slices(self._beginning(machines, begins))
+
+    def _beginning(self, machines: Mapping[str, Machine], begins: float) -> Iterator[None]:
+        """Do the same with *machines*, one at a time, but for those that have been planned anew or forgotten since."""
+        for name, machine in machines.items():
+            if self._begins.get(name) == begins:
+                if self._wall() + EARLY >= begins:
+                    self._stopped.discard(name)
+                self.watch(machine)
+                yield
 
     def _look_at_wall(self) -> None:
         """Plan all weekly windows anew if the wall clock was set, or the steady clock has stood still."""
@@ -157,10 +184,15 @@ class Wakeups:
             "the week follow it",
             seconds=self._zero - before,
         )
-        for machine in self._machines.values():
-            if machine.vm.keep_up:
+        self._observer.do_in_slices(self._planning_anew())
+
+    def _planning_anew(self) -> Iterator[None]:
+        """Plan the weekly windows of all VMs anew, one VM at a time."""
+        for machine in list(self._machines.values()):
+            if machine.vm.name in self._begins:
                 self.watch(machine)
                 self._observer.window_changed(machine)
+                yield
 
     def _wake(self, machine: Machine) -> None:
         """Start *machine* if it is held or in a weekly window, unless an operator has stopped it."""

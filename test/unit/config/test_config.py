@@ -472,7 +472,7 @@ class ErrorTests(ConfigTestCase):
 
     def test_nested(self) -> None:
         """Where PyYAML was built without libyaml, lists in lists are refused as well."""
-        self.patch(source, "_LOADER", yaml.SafeLoader)
+        self.patch(source, "_Loader", yaml.SafeLoader)
         self.assertIn("is not YAML", str(self.assertRaises(ConfigError, self.load, "a: " + "[" * 10_000)))
 
     def test_aliases(self) -> None:

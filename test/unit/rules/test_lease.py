@@ -163,30 +163,30 @@ class LeasesTests(SynchronousTestCase):
 
     def test_due(self) -> None:
         """A lease is due at its end, once, and not before."""
-        self.assertEqual([], self.leases.due(9.9))
-        self.assertEqual(["short"], self.leases.due(10))
-        self.assertEqual([], self.leases.due(10))
-        self.assertEqual(["long"], self.leases.due(30))
+        self.assertEqual([], list(self.leases.due(9.9)))
+        self.assertEqual(["short"], list(self.leases.due(10)))
+        self.assertEqual([], list(self.leases.due(10)))
+        self.assertEqual(["long"], list(self.leases.due(30)))
 
     def test_again(self) -> None:
         """What was looked at and is kept is due again when its time comes."""
-        self.assertEqual(["short"], self.leases.due(10))
+        self.assertEqual(["short"], list(self.leases.due(10)))
         self.short.use(10)
         self.leases.plan("short", self.short.look())
-        self.assertEqual([], self.leases.due(19.9))
+        self.assertEqual([], list(self.leases.due(19.9)))
         self.assertEqual({"short", "long"}, set(self.leases.due(20)))
 
     def test_meter(self) -> None:
         """A lease with a meter is due before its end, to count."""
         self.grant("short", Lease(16, 0, 0, 0, meters={Use.PACKETS: Meter(30, 0, 0)}))
-        self.assertEqual(["short"], self.leases.due(2))
+        self.assertEqual(["short"], list(self.leases.due(2)))
 
     def test_used_meanwhile(self) -> None:
         """A lease that was used is looked at again at its new end."""
         self.short.use(8)
-        self.assertEqual([], self.leases.due(10))
+        self.assertEqual([], list(self.leases.due(10)))
         self.assertEqual(18, self.leases.next_look())
-        self.assertEqual(["short"], self.leases.due(18))
+        self.assertEqual(["short"], list(self.leases.due(18)))
 
     def test_planned_anew(self) -> None:
         """A lease for which another look was planned is due then, once, and not when it was to be looked at before."""
@@ -194,8 +194,8 @@ class LeasesTests(SynchronousTestCase):
         self.leases.grant("short", Lease(3, 0, 0, 0))
         for when in (8, 5):
             self.leases.plan("short", when)
-        self.assertEqual(["short"], self.leases.due(5))
-        self.assertEqual([], self.leases.due(9))
+        self.assertEqual(["short"], list(self.leases.due(5)))
+        self.assertEqual([], list(self.leases.due(9)))
 
     def test_nothing_to_look_at(self) -> None:
         """A lease that has ended causes no look."""
@@ -208,8 +208,8 @@ class LeasesTests(SynchronousTestCase):
         """A lease that was dropped, or took another's place, does not end."""
         self.leases.drop("short")
         self.grant("long", Lease(50, 0, 0, 0))
-        self.assertEqual([], self.leases.due(30))
-        self.assertEqual(["long"], self.leases.due(50))
+        self.assertEqual([], list(self.leases.due(30)))
+        self.assertEqual(["long"], list(self.leases.due(50)))
 
     def test_a_look_costs_what_ends(self) -> None:
         """Many leases that do not end yet are not looked at."""
@@ -223,7 +223,7 @@ class LeasesTests(SynchronousTestCase):
         for number in range(1000):
             self.grant(f"vm{number}", Watched(1000, 0, 0, 0))
         looks.clear()
-        self.assertEqual(["short"], self.leases.due(15))
+        self.assertEqual(["short"], list(self.leases.due(15)))
         self.assertEqual([], looks)
 
     def test_slices(self) -> None:
@@ -231,9 +231,9 @@ class LeasesTests(SynchronousTestCase):
         self.leases = Leases()
         for number in range(SLICE + 5):
             self.grant(f"vm{number}", Lease(5, 0, 0, 0))
-        self.assertEqual(SLICE, len(self.leases.due(5)))
+        self.assertEqual(SLICE, len(list(self.leases.due(5))))
         self.assertEqual(5, self.leases.next_look())
-        self.assertEqual(5, len(self.leases.due(5)))
+        self.assertEqual(5, len(list(self.leases.due(5))))
         self.assertIsNone(self.leases.next_look())
 
     def test_never(self) -> None:
@@ -241,9 +241,9 @@ class LeasesTests(SynchronousTestCase):
         self.leases = Leases()
         self.leases.grant("kept", Lease(5, 0, 0, 0))
         self.leases.plan("kept", inf)
-        self.assertEqual((None, []), (self.leases.next_look(), self.leases.due(1e9)))
+        self.assertEqual((None, []), (self.leases.next_look(), list(self.leases.due(1e9))))
         self.leases.plan("kept", 7)
-        self.assertEqual(["kept"], self.leases.due(7))
+        self.assertEqual(["kept"], list(self.leases.due(7)))
 
     def test_same_end(self) -> None:
         """Leases that end at the same moment all end."""

@@ -89,6 +89,17 @@ class WindowTests(FleetTestCase):
         self.world.pump(60)
         self.assertIs(State.OFF, self.world.machine().state)
 
+    def test_set_forward_before(self) -> None:
+        """One that is set forward, but not into a time of the week, starts the VMs when that comes, so much sooner."""
+        span = self.span(3000, 4800)
+        self.world = World(vm("one", keep_up=(span,)), vm("two", keep_up=(span,)))
+        self.world.pump(100)
+        self.world.wall_set = 1800.0
+        self.world.pump(self.begins(span) - 1800 - 100 - EARLY - 5, step=1)
+        self.assertEqual([State.OFF] * 2, [self.world.machine(name).state for name in ("one", "two")])
+        self.world.pump(10, step=1)
+        self.assertEqual([State.UP] * 2, [self.world.machine(name).state for name in ("one", "two")])
+
     def test_set_back(self) -> None:
         """One that is set back by an hour keeps a VM until its time ends, and starts it when the time comes again."""
         self.world = World(vm(idle=16, keep_up=(self.span(-300, 900),)))
