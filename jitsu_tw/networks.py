@@ -43,7 +43,17 @@ def packed(host: str) -> bytes:
         address = inet_pton(AF_INET6, host.partition("%")[0])
     except OSError as error:
         raise ValueError(f"{host!r} is no address") from error
+    return unmapped(address)
+
+
+def unmapped(address: bytes) -> bytes:
+    """Return the IPv4 address that *address* stands for (RFC 4291, 2.5.5.2), or, if there is none, *address*."""
     return address[12:] if address.startswith(_MAPPED) else address
+
+
+def host_of(address: bytes) -> str:
+    """Return the text of *address*, a result of `packed`."""
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
 
 
 def network(address: bytes) -> bytes:

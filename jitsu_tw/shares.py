@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from jitsu_tw.networks import network, packed
+from jitsu_tw.networks import network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -34,7 +34,7 @@ class Places:
 
     def take(self, source: Source) -> bool:
         """Take a slot for *source*; return whether one was free. If so, the caller calls `leave` once."""
-        client = network(packed(source.host))
+        client = network(source.address)
         if self._all >= self._most or self._taken[client] >= self._of_one:
             return False
         if not source.proven and self._unproven >= self._most // UNPROVEN_PART:
@@ -46,7 +46,7 @@ class Places:
 
     def leave(self, source: Source) -> None:
         """Free the slot of *source*."""
-        client = network(packed(source.host))
+        client = network(source.address)
         self._taken[client] -= 1
         if not self._taken[client]:
             del self._taken[client]

@@ -169,8 +169,11 @@ class Jitsu:
             ledger.note(facts, f"asked by {host}, {machine.state.value}")
         failed = ledger.counts["refused"], ledger.counts["failed"]
         source = Source(host, port, proven=True)
-        if self.server.receive_warm(octets, source, lambda packet: self._answer(asked, summons, packet)):
+        (reply,), others = self.server.answer_warm(([octets[2:]], [source.client(octets[:2])]))
+        if not others:
             ledger.counts["warm"] += 1
+            if reply is not None:
+                self._answer(asked, summons, octets[:2] + reply)
         elif self.process.alive:
             self.server.receive(octets, source, lambda packet: self._answer(asked, summons, packet))
         if summons and may and self.process.alive and (ledger.counts["refused"], ledger.counts["failed"]) == failed:

@@ -19,8 +19,6 @@ from typing import Final
 
 from siphashc import siphash
 
-from jitsu_tw.networks import packed
-
 #: The response code for a query that would have needed a valid cookie (RFC 7873, 8).
 BADCOOKIE: Final = 23
 
@@ -71,41 +69,41 @@ class Cookies:
         if any(len(each) != SECRET for each in self._secrets):
             raise ValueError(f"the secret of DNS cookies must have {SECRET} octets")
 
-    def check(self, option: bytes | None, host: str, now: float) -> CookieResult:
+    def check(self, option: bytes | None, address: bytes, now: float) -> CookieResult:
         """
         Return whether a cookie is valid, or why not.
 
         Args:
             option: the data of the query's COOKIE option; None if there is none.
-            host: the client's address.
+            address: of the client, in octets (`networks.packed`).
             now: in seconds since 1970.
         """
-        return self._check(option, host, now)[0]
+        return self._check(option, address, now)[0]
 
-    def make(self, client_cookie: bytes, host: str, now: float) -> bytes:
+    def make(self, client_cookie: bytes, address: bytes, now: float) -> bytes:
         """
-        Return the whole option, 24 octets, that gives *host* a server cookie.
+        Return the whole option, 24 octets, that gives the client at *address* a server cookie.
 
         Args:
             client_cookie: the data of the client's option; only its first 8 octets are used.
-            host: the client's address.
+            address: of the client, in octets (`networks.packed`).
             now: in seconds since 1970.
         """
         signed = client_cookie[:CLIENT] + _VERSION + (int(now) % _SERIAL).to_bytes(4)
-        return signed + _hash(self._secrets[0], signed, packed(host))
+        return signed + _hash(self._secrets[0], signed, address)
 
-    def answer(self, option: bytes | None, host: str, now: float) -> tuple[CookieResult, bytes]:
+    def answer(self, option: bytes | None, address: bytes, now: float) -> tuple[CookieResult, bytes]:
         """
         Return the result of `check` and the option for the reply; empty if the query had none.
 
         A valid cookie is returned unchanged, unless it is older than `RENEWED` or was made with the previous secret.
         """
-        result, keep = self._check(option, host, now)
+        result, keep = self._check(option, address, now)
         if option is None or result is CookieResult.NONE:
             return result, b""
-        return result, option if keep else self.make(option, host, now)
+        return result, option if keep else self.make(option, address, now)
 
-    def _check(self, option: bytes | None, host: str, now: float) -> tuple[CookieResult, bool]:
+    def _check(self, option: bytes | None, address: bytes, now: float) -> tuple[CookieResult, bool]:
         """Return the result, and whether the cookie need not be renewed."""
         if option is None or len(option) != WHOLE:
             size = 0 if option is None else len(option)
@@ -117,7 +115,7 @@ class Cookies:
         age = (int(now) - int.from_bytes(option[12:16])) % _SERIAL
         if LIFETIME < age < _SERIAL - AHEAD:
             return CookieResult.STALE, False
-        signed, made, address = option[:16], option[16:], packed(host)
+        signed, made = option[:16], option[16:]
         for secret in self._secrets:
             if compare_digest(made, _hash(secret, signed, address)):
                 young = age <= RENEWED or age >= _SERIAL - AHEAD

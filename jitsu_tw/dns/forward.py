@@ -10,7 +10,7 @@ from twisted.names import client
 from jitsu_tw.dns.resolver import Authority
 from jitsu_tw.dns.wire import RR, Answer, Question
 from jitsu_tw.errors import JitsuError
-from jitsu_tw.networks import Networks, packed
+from jitsu_tw.networks import Networks
 from jitsu_tw.shares import Places
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Forwarder(Authority):
             DomainError, ResolverError: (through the Deferred) the server's own error.
         """
         source = question.source
-        if source is None or packed(source.host) not in self._clients:
+        if source is None or source.address not in self._clients:
             return None
         if not self._places.take(source):
             raise JitsuError("too many questions are being forwarded; ask again later")

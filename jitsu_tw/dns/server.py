@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.resolver import Chain
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.dns.tsig import Signed
-    from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
+    from jitsu_tw.dns.warm import Received, Taken, WarmAnswers
     from jitsu_tw.vm.fleet import Fleet
 
 #: The EDNS option of a server's identity (RFC 5001, 2.3).
@@ -185,7 +185,7 @@ class Server:
         """Handle the EDNS options of a query: note the proof of its address, and the options of the reply."""
         cookie = edns.option(COOKIE)
         if cookie is not None and self._cookies is not None:
-            worth, answer = self._cookies.answer(cookie, pending.source.host, self._wall())
+            worth, answer = self._cookies.answer(cookie, pending.source.address, self._wall())
             pending.options += ((COOKIE, answer),)
             if worth is CookieResult.VALID:
                 pending.source = attrs.evolve(pending.source, proven=True)
@@ -206,8 +206,8 @@ class Server:
     def _reply(self, pending: Pending, reply: Reply) -> bytes | None:
         """Send *reply*, unless there has been too much of its like: return the packet, or None."""
         query = pending.query
-        if self.limiter is not None and not pending.source.tcp:
-            decision = self.limiter.decide(pending.source, *self._limited_by(query, reply), self.warm.now())
+        if self.limiter is not None and not pending.source.proven:
+            decision = self.limiter.decide(pending.source.address, *self._limited_by(query, reply), self.warm.now())
             if decision is Decision.DROP:
                 return None
             if decision is Decision.SLIP:
@@ -219,31 +219,12 @@ class Server:
         pending.send(packet)
         return packet
 
-    def receive_warm(self, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
-        """Answer *octets*, which came by UDP from *source*, if the answer is warm; return whether it is."""
-        answer = self.warm.answers.get(octets[2:].lower())
-        if answer is None:
-            return False
-        if self.may_send(answer, octets, source, send):
-            send(self.warm.take(answer, octets, (source.host, source.port)))
-            if self.warm.now() >= answer.lease.check_at:
-                self.check(answer.vm)
-        return True
-
-    def check(self, vm: str) -> None:
-        """See whether *vm*, which is up and in use, is alive: the time for that has come (`Lease.check_at`)."""
-        self._fleet.leases.health.check(self._fleet.machines[vm])
-
-    def may_send(self, answer: WarmAnswer, octets: bytes, source: Source, send: Callable[[bytes], None]) -> bool:
-        """Return whether *answer* may go out by UDP; if not, a truncated reply is sent in its place, or nothing."""
-        if self.limiter is None:
-            return True
-        decision = self.limiter.decide(source, Kind.POSITIVE, answer.limit_key, self.warm.now())
-        if decision is Decision.SLIP:
-            query = parse(octets, source)
-            assert isinstance(query, Query)
-            send(truncated(query))
-        return decision is Decision.SEND
+    def answer_warm(self, received: Received) -> Taken:
+        """Answer the packets *received* by UDP that have warm answers (`WarmAnswers.take`)."""
+        taken, due = self.warm.take(received, self.warm.now(), self.limiter)
+        for vm in due:
+            self._fleet.leases.health.check(self._fleet.machines[vm])
+        return taken
 
     def _limited_by(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
         """Return what the limiter counts *reply* by: its kind, and a name that the client cannot vary at will."""

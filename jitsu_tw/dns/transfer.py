@@ -23,7 +23,7 @@ from jitsu_tw.dns.reply import STREAM_STEP, Reply, write_stream
 from jitsu_tw.dns.tsig import NOTAUTH
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_PROHIBITED
-from jitsu_tw.networks import Networks, packed
+from jitsu_tw.networks import Networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -55,7 +55,7 @@ class Permissions:
 
     def permit(self, source: Source, signed: Signed | None) -> bool:
         """Return whether *source* may transfer zones; *signed* is its query's signature, None without one."""
-        address = packed(source.host)
+        address = source.address
         used = None if signed is None else signed.key.wire
         return any(
             (networks is None or address in networks) and key in {None, used} for networks, key in self._rules

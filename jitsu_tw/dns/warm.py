@@ -5,8 +5,8 @@ A packet is looked up without its id and without regard to case. So a packet tha
 that was answered before: the same flags, type, class and EDNS. (Lower case changes only letters of the name, but for a
 type, an EDNS size or version that happens to look like a letter; answers to such packets are kept only where they look
 the same in lower case, so that none is taken for another.) The reply is the packet's own id and question, in the case
-that the client chose, and the rest of an answer that `server` had written. Answers to questions with EDNS options are
-not kept: cookies differ for each client.
+that the client chose, and the rest of an answer that `server` had written; in lower case, as most clients ask, nothing
+is to be made but the id. Answers to questions with EDNS options are not kept: cookies differ for each client.
 
 A client can make up kinds of questions, and names below a wildcard, without end. So an answer that was little used
 lately gives way to a new one; each use is counted anyway, so a hit costs nothing more. It is one of the VM that has the
@@ -15,19 +15,24 @@ most answers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from zope.interface import implementer
 
+from jitsu_tw.dns.message import Query, parse
+from jitsu_tw.dns.reply import truncated
+from jitsu_tw.dns.rrl import Decision, Kind
+from jitsu_tw.dns.wire import CLIENT_IPV4, address_of
 from jitsu_tw.ijitsu import IAnswers
-from jitsu_tw.networks import EVERYBODY, Networks, packed
+from jitsu_tw.networks import EVERYBODY, Networks
 from jitsu_tw.shares import Heaviest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from jitsu_tw.dns.message import Query
+    from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.networks import Network
     from jitsu_tw.rules.lease import Lease
     from jitsu_tw.rules.lifecycle import State
@@ -46,36 +51,48 @@ MOST_WILD: Final = 1 << 14
 #: The answer that gives way is the least used of this many, those that were not considered for longest.
 _MOST_LOOKS: Final = 64
 
-#: Where the question begins: behind the header (RFC 1035, 4.1.1).
-_QUESTION: Final = 12
+#: Where the question of a packet begins that has no id: behind the rest of the header (RFC 1035, 4.1.1).
+_QUESTION: Final = 10
+
+#: Python 3.11 takes longer to find a member of an enumeration than an answer.
+_POSITIVE: Final = Kind.POSITIVE
+_SEND: Final = Decision.SEND
+
+#: The first octet of IPv4's loopback addresses.
+_LOOPBACK: Final = 127
+
+#: Packets that came by UDP, without their ids; and for each, its client with its id (`Source.client`).
+Received = tuple[Sequence[bytes], Sequence[bytes]]
+
+#: For each packet a reply without its id, or None; and the indexes of those packets that have no warm answer. Of the
+#: others, None is for one that the limiter has suppressed the reply to.
+Taken = tuple[list[bytes | None], list[int]]
 
 
 @attrs.define(eq=False)
 class WarmAnswer:
     """
-    One answer, in pieces.
+    One answer.
 
     Attributes:
-        head: what stands between the id and the question.
-        end: where the question ends.
-        tail: what stands behind it.
+        rest: the reply to a question in lower case, without its id.
+        end: where the question ends there.
         lease: of the VM; each use renews it.
         vm: the VM's name.
         use: what counts the uses of the name that was asked for (`Statistics.use_of`).
         limit_key: the name that the limiter of responses counts it by.
         count: how often it was used since `WarmAnswers.taken`.
-        last: the id and the sender of the last question: the same again is a retransmission, and not counted.
+        last: the client and id of the last question: the same again is a retransmission, and not counted.
     """
 
-    head: bytes
+    rest: bytes
     end: int
-    tail: bytes
     lease: Lease
     vm: str
     use: object
     limit_key: bytes
     count: int = 0
-    last: tuple[bytes, Any] | None = None
+    last: bytes = b""
 
 
 class _Share:
@@ -127,6 +144,13 @@ class _Share:
         return gone
 
 
+def _truncated(packet: bytes) -> bytes:
+    """Return the truncated reply to *packet*, both without their id."""
+    query = parse(bytes(2) + packet)
+    assert isinstance(query, Query)
+    return truncated(query)[2:]
+
+
 @implementer(IAnswers)
 class WarmAnswers:
     """
@@ -135,34 +159,64 @@ class WarmAnswers:
     Attributes:
         now: the clock that leases are renewed by, in seconds.
         answers: by the packet's octets in lower case, without the id.
-        used: those whose count is not 0.
-        keepers: returns whether the questions of a client's address keep VMs up; None if those of all clients do.
     """
 
     def __init__(self, now: Callable[[], float], summon_from: Sequence[Network] = EVERYBODY) -> None:
         """Renew leases by *now*, for the clients in the networks *summon_from*."""
         self.now = now
         self.answers: dict[bytes, WarmAnswer] = {}
-        self.used: list[WarmAnswer] = []
-        self.keepers: Callable[[str], bool] | None = None
-        if not set(EVERYBODY) <= set(summon_from):
-            networks = Networks(summon_from)
-            self.keepers = lambda host: packed(host) in networks
+        self._used: list[WarmAnswer] = []  # those whose count is not 0
+        self._keepers = None if set(EVERYBODY) <= set(summon_from) else Networks(summon_from)
         self._exact, self._wild = _Share(), _Share()
-        # There are few different heads: shared, they stay in the processor's cache, whatever is asked for.
-        self._heads: dict[bytes, bytes] = {}
 
-    def take(self, answer: WarmAnswer, octets: bytes, sender: tuple[Any, ...]) -> bytes:
-        """Return the reply that *answer* makes to the packet *octets* of *sender*, and count that as a use."""
-        asked = octets[:2], sender
-        if self.keepers is None or self.keepers(sender[0]):
-            answer.lease.used = self.now()
-        if asked != answer.last:
-            answer.last = asked
-            if not answer.count:
-                self.used.append(answer)
-            answer.count += 1
-        return octets[:2] + answer.head + octets[_QUESTION : answer.end] + answer.tail
+    def take(self, received: Received, now: float, limiter: Limiter | None = None) -> tuple[Taken, list[str]]:
+        """
+        Answer the packets *received* by UDP that have warm answers; each is a use.
+
+        This is, for nearly all packets, all that is done, so it does nothing that it could leave.
+
+        Args:
+            received: the packets.
+            now: the time, in seconds.
+            limiter: decides which replies go out; None: all do.
+
+        Returns:
+            what comes of the packets; and the VMs of which it is time to see whether they are alive (`Lease.check_at`).
+        """
+        find, used, keepers = self.answers.get, self._used, self._keepers
+        taken: Taken = [], []
+        due: list[str] = []
+        (packets, clients), (replies, others) = received, taken
+        for index, packet in enumerate(packets):
+            client = clients[index]
+            answer = find(packet)
+            if answer is None:
+                answer = find(packet.lower())
+                if answer is None:
+                    others.append(index)
+                    replies.append(None)
+                    continue
+                reply = answer.rest[:_QUESTION] + packet[_QUESTION : answer.end] + answer.rest[answer.end :]
+            else:
+                reply = answer.rest
+            # The limiter itself exempts loopback, at ten times the cost.
+            if limiter is not None and (client[2] != _LOOPBACK or len(client) != CLIENT_IPV4):
+                decision = limiter.decide(address_of(client), _POSITIVE, answer.limit_key, now)
+                if decision is not _SEND:
+                    replies.append(_truncated(packet) if decision is Decision.SLIP else None)
+                    continue
+            replies.append(reply)
+            lease = answer.lease
+            if keepers is None or address_of(client) in keepers:
+                lease.used = now
+            if client != answer.last:
+                answer.last = client
+                if not answer.count:
+                    used.append(answer)
+                answer.count += 1
+            if now >= lease.check_at:
+                due.append(answer.vm)
+        return taken, due
 
     def put(
         self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, use: object, limit_key: bytes
@@ -183,11 +237,12 @@ class WarmAnswers:
             limit_key: the name that the limiter of responses counts the reply by.
         """
         end = _QUESTION + len(query.question.asked) + 4
-        key = octets[2:].lower()
+        packet, reply = octets[2:], reply[2:]
+        key = packet.lower()
         if (
             query.tsig is not None
             or (query.edns is not None and query.edns.options)
-            or key[end - 6 :] != octets[end - 4 :]
+            or key[end - 4 :] != packet[end - 4 :]
             or key in self.answers
         ):
             return
@@ -198,8 +253,8 @@ class WarmAnswers:
         if share.count >= most:
             del self.answers[share.give_way(self.answers)]
         share.add(vm, key)
-        head = self._heads.setdefault(reply[2:_QUESTION], reply[2:_QUESTION])
-        self.answers[key] = WarmAnswer(head, end, reply[end:], lease, vm, use, limit_key)
+        rest = reply[:_QUESTION] + key[_QUESTION:end] + reply[end:]
+        self.answers[key] = WarmAnswer(rest, end, lease, vm, use, limit_key)
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
         """Forget the answers of *machine*: it, or a VM that it needs, is in another state now, so is not ready."""
@@ -218,7 +273,7 @@ class WarmAnswers:
 
     def taken(self) -> Iterator[tuple[str, Any, int, float]]:
         """Yield the uses of names since the last call (`IAnswers.taken`)."""
-        used, self.used = self.used, []
+        used, self._used = self._used, []
         for answer in used:
             count, answer.count = answer.count, 0
             yield answer.vm, answer.use, count, answer.lease.used

@@ -19,6 +19,7 @@ import attrs
 import dns.name
 from twisted.names import dns as tdns
 
+from jitsu_tw.networks import host_of, packed, unmapped
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ _SIZES: Final = [bytes([size]) for size in range(64)]
 MAX_NAME: Final = 255
 #: Characters that IDNA 2003 maps to others, and IDNA 2008 does not (UTS #46, 7): the two make different names of them.
 _DEVIANT: Final = re.compile("[\u00df\u03c2\u200c\u200d]")
+
+#: Octets of `Source.client` of an IPv4 address.
+CLIENT_IPV4: Final = 16
 
 #: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
 SVCB: Final = 64
@@ -190,22 +194,59 @@ class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python giv
         return self
 
 
+def octets_of(host: str | bytes) -> bytes:
+    """
+    Return the address *host* in octets.
+
+    Raises:
+        ValueError: *host* is no address.
+    """
+    return packed(host) if isinstance(host, str) else host
+
+
 @attrs.frozen
 class Source:
     """
     The client of a query, and whether its address is proven.
 
     Attributes:
-        host: an IPv4 or IPv6 address as text.
+        address: an IPv4 or IPv6 address, in octets (`networks.packed`); it may be given as text.
         port: the source port.
         tcp: whether the query came by TCP.
         proven: whether the address is certainly not forged: TCP, or a valid DNS cookie (RFC 7873).
     """
 
-    host: str
+    address: bytes = attrs.field(converter=octets_of)
     port: int
     tcp: bool = False
     proven: bool = False
+
+    @property
+    def host(self) -> str:
+        """The address as text."""
+        return host_of(self.address)
+
+    def client(self, ident: bytes) -> bytes:
+        """
+        Return what the kernel writes of a client, and behind that *ident*, the id of the client's query.
+
+        That is a ``struct sockaddr_in`` or ``sockaddr_in6`` without its family: port, address, 8 octets 0; or port,
+        flow, address, scope, of which a `Source` knows neither flow nor scope.
+        """
+        port = self.port.to_bytes(2)
+        if len(self.address) == 4:
+            return port + self.address + bytes(8) + ident
+        return port + bytes(4) + self.address + bytes(4) + ident
+
+    @classmethod
+    def of_client(cls, client: bytes) -> Source:
+        """Return the source that *client*, a result of `client`, stands for; its address is not proven."""
+        return cls(address_of(client), int.from_bytes(client[:2]))
+
+
+def address_of(client: bytes) -> bytes:
+    """Return the address (`networks.packed`) of *client*, a result of `Source.client`."""
+    return client[2:6] if len(client) == CLIENT_IPV4 else unmapped(client[6:22])
 
 
 class Question(tdns.Query):

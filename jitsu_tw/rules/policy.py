@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from jitsu_tw.networks import Networks, network, packed
+from jitsu_tw.networks import Networks, network
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Source
@@ -89,9 +89,9 @@ class Policy:
         """Make of the networks what can be asked quickly."""
         self._inside = Networks(self.summon_from)
 
-    def is_inside(self, host: str) -> bool:
-        """Return whether a client at *host* may start VMs at all, and so keep them."""
-        return packed(host) in self._inside
+    def is_inside(self, address: bytes) -> bool:
+        """Return whether a client at *address* may start VMs at all, and so keep them."""
+        return address in self._inside
 
     def admit(self, source: Source, now: float, running: int, *, free: bool = False) -> Verdict:
         """
@@ -108,12 +108,8 @@ class Policy:
 
         Returns:
             `Verdict.ADMITTED`, or why not.
-
-        Raises:
-            ValueError: the source's host is no address.
         """
-        address = packed(source.host)
-        if address not in self._inside:
+        if source.address not in self._inside:
             return Verdict.OUTSIDE
         if self.verify_source and not source.proven:
             return Verdict.UNPROVEN
@@ -125,7 +121,7 @@ class Policy:
             return Verdict.UNPROVEN
         if self.starts_per_minute:
             most = self.starts_per_minute if source.proven else int(self.starts_per_minute * _UNPROVEN_STARTS)
-            return self._spend(network(address), now, most)
+            return self._spend(network(source.address), now, most)
         return Verdict.ADMITTED
 
     def _spend(self, whose: bytes, now: float, most: int) -> Verdict:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
 
 from jitsu_tw.dns.wire import Source
-from jitsu_tw.networks import network, packed, to_text
+from jitsu_tw.networks import network, to_text
 from jitsu_tw.rules.admit import Answer, JoinNeeds, Refuse, admit
 from jitsu_tw.rules.lifecycle import ACTIVATING, STOPS, State
 from jitsu_tw.rules.policy import Policy, Verdict
@@ -142,7 +142,7 @@ class Summons:
         free = self._starts_nothing(machine)
         verdict = self._policy.admit(source, self._context.now(), queue.running, free=free)
         if verdict is Verdict.ADMITTED:
-            queue.note_client(name, network(packed(source.host)), proven=source.proven)
+            queue.note_client(name, network(source.address), proven=source.proven)
         else:
             self._context.journal.refuse(name, verdict, source.host, asker)
             if len(self._logged) < MOST_LOGGED and (name, verdict) not in self._logged:
@@ -164,7 +164,7 @@ class Summons:
             self._fleet.stats.count_query(machine, question.key)
             self._context.journal.totals.cold += not is_up
         self._context.journal.totals.warm += is_up
-        if machine.state in LEASED and (source is None or self._policy.is_inside(source.host)):
+        if machine.state in LEASED and (source is None or self._policy.is_inside(source.address)):
             self._fleet.leases.use(machine)
 
     def _would_start(self, machine: Machine, question: Question) -> None:
@@ -173,7 +173,7 @@ class Summons:
         self._fleet.stats.count_query(machine, question.key)
         if machine.state is not State.UP and self._would_end.get(name, now) <= now:
             source = question.source
-            net = to_text(network(packed(source.host))) if source is not None else "this process"
+            net = to_text(network(source.address)) if source is not None else "this process"
             self.would_start[name, net, _type(question)] += 1
             self.log.info("{name}: would be started for {net}", name=name, net=net)
         self._would_end[name] = now + machine.vm.idle

@@ -43,6 +43,15 @@ os.environ.update(LISTEN_FDS="2", LISTEN_FDNAMES="j:j", LISTEN_PID=str(os.getpid
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
+#: Sends 1,000 queries from port 0, by a socket that writes the UDP header itself.
+FROM_PORT_0: Final = """
+import dns.message, socket, struct
+query = dns.message.make_query("www.jitsu.test", "A").to_wire()
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as one:
+    for _ in range(1000):
+        one.sendto(struct.pack("!HHHH", 0, 53, 8 + len(query), 0) + query, ("10.9.0.1", 0))
+"""
+
 
 class ToBindTests(SynchronousTestCase):
     """`to_bind`."""
@@ -129,9 +138,10 @@ class BindTests(SynchronousTestCase):
         """Return whether the server has logged *words*."""
         return words in self.log()
 
-    def ask(self, where: str, server: str, *, tcp: bool) -> str:
+    def ask(self, where: str, server: str, *options: str, tcp: bool) -> str:
         """Return the answer to one question, asked there; or dig's complaint."""
-        words = ["dig", "+short", "+tries=1", "+time=3", "+tcp" if tcp else "+notcp", f"@{server}", "www.jitsu.test"]
+        words = ["dig", "+short", "+tries=1", "+time=3", "+tcp" if tcp else "+notcp", f"@{server}", "www.jitsu.test",
+                 *options]
         return subprocess.run(
             self.lab.command(where, *words), check=False, stdout=subprocess.PIPE, text=True, timeout=PATIENCE
         ).stdout.strip()
@@ -158,6 +168,23 @@ class BindTests(SynchronousTestCase):
             self.assertEqual([True, True], self.served("host", "127.0.0.9"))
             self.doCleanups()
             self.setUp()
+
+    def test_link_local(self) -> None:
+        """A client on the link is answered from the link-local address that it asks, also at a global one."""
+        self.serve("bind: '::'")
+        found = self.lab.run("host", "ip -6 -oneline address show dev br0 scope link")
+        server = found.split()[3].partition("/")[0]
+        device = self.lab.run("client", "ip -6 -oneline route get fd09::1").split(" dev ")[1].split()[0]
+        for source in ((), ("-b", "fd09::2")):
+            for _ in range(2):  # the second answer is warm
+                self.assertEqual("10.9.0.3", self.ask("client", f"{server}%{device}", *source, tcp=False))
+
+    def test_port_0(self) -> None:
+        """Queries from port 0, to which no reply can be sent, keep no other client from its answer."""
+        self.serve("bind: '0.0.0.0'")
+        self.assertEqual([True, True], self.served("client", "10.9.0.1"))
+        subprocess.run(self.lab.command("client", sys.executable, "-c", FROM_PORT_0), check=True, timeout=PATIENCE)
+        self.assertEqual([True, True], self.served("client", "10.9.0.1"))
 
     def test_one_family(self) -> None:
         """``::`` is IPv6 alone and ``0.0.0.0`` IPv4 alone, by both transports."""

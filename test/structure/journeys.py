@@ -44,7 +44,7 @@ SCENARIOS: Final = ("test.unit.vm.test_fleet", "test.unit.cluster.test_claims", 
 #: The folders in which no files are to call each other in a circle.
 WITHIN: Final = ("jitsu_tw/vm/", "jitsu_tw/cluster/", "jitsu_tw/rules/")
 
-CLIENT: Final = ("192.0.2.1", 4711)
+CLIENT: Final = Source("192.0.2.1", 4711)
 
 #: What runs the callbacks of a Deferred.
 _CALLBACKS: Final = Deferred._runCallbacks.__code__
@@ -169,12 +169,10 @@ class Served:
         """Ask for an address, which must be answered at once."""
         replies: list[bytes] = []
         octets = dns.message.make_query(f"{name}.jitsu.test", "A").to_wire()
-        warm = self.server.warm
-        answer = warm.answers.get(octets[2:].lower())
-        if answer is not None:
-            warm.take(answer, octets, CLIENT)
+        if octets[2:].lower() in self.server.warm.answers:
+            self.server.answer_warm(([octets[2:]], [CLIENT.client(octets[:2])]))
         else:
-            self.server.receive(octets, Source(*CLIENT), replies.append)
+            self.server.receive(octets, CLIENT, replies.append)
             assert dns.message.from_wire(replies[0]).answer, replies
 
 

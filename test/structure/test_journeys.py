@@ -12,7 +12,7 @@ from test.structure.journeys import circles, journeys, scenarios
 MOST: Final = {
     "static name": (7, 12),
     "cold query": (45, 185),
-    "warm query": (1, 0),
+    "warm query": (3, 1),
     "idle stop, 130 s": (31, 318),
 }
 

@@ -124,8 +124,8 @@ class ServerTestCase(SynchronousTestCase):
 
     def hit(self, octets: bytes, sender: tuple[str, int] = ("192.0.2.1", 4711)) -> bytes | None:
         """Return the warm answer to *octets* from *sender*; None if there is none."""
-        replies: list[bytes] = []
-        return replies[0] if self.server.receive_warm(octets, Source(*sender), replies.append) else None
+        (reply,), _ = self.server.answer_warm(([octets[2:]], [Source(*sender).client(octets[:2])]))
+        return None if reply is None else octets[:2] + reply
 
     def starts(self) -> int:
         """Return how many starts there have been of any VM."""
@@ -684,12 +684,23 @@ class LimitTests(ServerTestCase):
         source = Source("192.0.2.1", 1)
         query = dns.message.make_query("www.jitsu.test", "A").to_wire()
         self.assertEqual("ww-", self.outcomes("www.jitsu.test", 3, source))
-        answer = self.warm.answers[query[2:].lower()]
-        sent: list[bytes] = []
-        self.assertEqual([False] * 3, [self.server.may_send(answer, query, source, sent.append) for _ in range(3)])
-        self.assertEqual([True, True], [bool(dns.message.from_wire(each).flags & dns.flags.TC) for each in sent])
+        use = self.world.fleet.stats.current(self.world.machine()).total_requests
+        slipped, dropped, again = (self.hit(query, ("192.0.2.1", 1)) for _ in range(3))
+        self.assertIsNone(dropped)
+        for reply in (slipped, again):
+            assert reply is not None
+            message = dns.message.from_wire(reply)
+            self.assertTrue(dns.message.from_wire(query).is_response(message))
+            self.assertTrue(message.flags & dns.flags.TC)
+        self.assertEqual(use, self.world.fleet.stats.current(self.world.machine()).total_requests)
         self.world.pump(2)
-        self.assertTrue(self.server.may_send(answer, query, source, sent.append))
+        whole = self.hit(query, ("192.0.2.1", 1))
+        assert whole is not None
+        self.assertTrue(dns.message.from_wire(whole).answer)
+        for host in ("127.0.0.1", "::1"):
+            self.assertNotIn(None, [self.hit(query, (host, 1)) for _ in range(10)])
+        mapped = [self.hit(query, ("::ffff:192.0.2.1", 1)) for _ in range(4)]
+        self.assertIn(None, mapped)
 
 
 class ResolverInterfaceTests(ServerTestCase):
