@@ -30,7 +30,6 @@ STEPS: Final = {
     "start": "the hypervisor is called",
     "started": "the guest runs",
     "ready": "the guest is ready",
-    "imaged": "its image is kept",
     "answered": "who waited is answered",
 }
 

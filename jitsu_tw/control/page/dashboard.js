@@ -15,8 +15,7 @@ const FILTERS = {all: () => true, up: s => UP.has(s), moving: s => MOVING.has(s)
 const LABELS = {all: "All", up: "Up", moving: "On the way", failed: "Failed", off: "Off"};
 const WORDS = {queued: "waits for its turn", starting: "the hypervisor starts it", waiting: "its guest boots",
                preparing: "boots for nobody yet", cancelling: "will be stopped"};
-const PARTS = [["turn", "query", "start"], ["hypervisor", "start", "started"], ["guest", "started", "ready"],
-               ["image", "ready", "imaged"]];
+const PARTS = [["turn", "query", "start"], ["hypervisor", "start", "started"], ["guest", "started", "ready"]];
 
 const vms = new Map();         // by name: what the endpoint says, and when it said so
 const rows = new Map();        // by name: the row that shows it
@@ -299,13 +298,13 @@ function renderActivations() {
 function timeline(one) {
   const item = make("li"), head = make("div", "head"), bar = make("div", "timeline"), steps = one.steps;
   const running = one.outcome === "running", elapsed = now() - one.began * 1000;
-  const ends = ["query", "start", "started", "ready", "imaged", "answered"].map(step => steps[step] || 0);
+  const ends = ["query", "start", "started", "ready", "answered"].map(step => steps[step] || 0);
   const total = Math.max(...ends, running ? elapsed : one.took);
   const told = [];
   for (const [part, begin, end] of PARTS) {
     if (!(begin in steps)) continue;
     const open = !(end in steps);
-    if (open && (part === "image" || (part === "turn" && !running))) continue;
+    if (open && part === "turn" && !running) continue;
     const length = (open ? total : steps[end]) - steps[begin];
     const piece = make("div", open ? (running ? "now" : "broken") : part);
     piece.style.width = `${100 * length / (total || 1)}%`;
