@@ -43,8 +43,9 @@ def connect(address: str, port: int) -> socket.socket:
 
 def fetch(server: str, port: int, name: str, http_port: int, via: str = "") -> dict[str, Any]:
     """Return the times of a whole visit, and what was seen."""
+    query = dns.message.make_query(name, "A", use_edns=0)
     seen: dict[str, Any] = {"query": time.monotonic()}
-    answer = dns.query.udp(dns.message.make_query(name, "A", use_edns=0), server, timeout=PATIENCE, port=port)
+    answer = dns.query.udp(query, server, timeout=PATIENCE, port=port)
     seen["answered"] = time.monotonic()
     seen["rcode"] = dns.rcode.to_text(answer.rcode())
     seen["remarks"] = [option.to_text() for option in answer.options]

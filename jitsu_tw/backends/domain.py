@@ -92,6 +92,8 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
     else:
         if vm.define is not None and domain.isPersistent():
             _follow(connection, domain, vm)
+    if vm.prepare and domain.isActive() and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        prepared.remove(domain)  # another program has resumed it, perhaps, while nobody looked
     uuid: str = domain.UUIDString()
     return uuid
 
@@ -125,12 +127,8 @@ def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
     return domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
 
 
-def state(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Power:
-    """
-    Return the domain's power state; a domain with a managed image is saved.
-
-    What was prepared and runs is so no more, even if it is paused again.
-    """
+def state(connection: libvirt.virConnect, uuid: str) -> Power:
+    """Return the domain's power state; a domain with a managed image is saved."""
     domain = connection.lookupByUUIDString(uuid)
     state, reason = domain.state()
     power = _POWER.get(state, Power.OFF)
@@ -138,8 +136,6 @@ def state(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Power:
         return Power.RUNNING
     if power is Power.PAUSED:
         return power if prepared.mark(domain) is None else Power.PREPARED
-    if power is Power.RUNNING and vm is not None and vm.prepare:
-        prepared.remove(domain)
     return Power.SAVED if power is Power.OFF and _is_saved(domain) else power
 
 
@@ -152,8 +148,12 @@ def _is_saved(domain: libvirt.virDomain) -> bool:
         raise
 
 
-def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
-    """Resume the domain, restore it from saved memory or *vm*'s image, or, where that fails, boot it."""
+def start(connection: libvirt.virConnect, uuid: str, vm: VM | None, *, paused_since: bool = False) -> Start:
+    """
+    Resume the domain, restore it from saved memory or *vm*'s image, or, where that fails, boot it.
+
+    If a prepared domain is not known to be *paused_since* it was prepared, it is looked at whether its guest has run.
+    """
     domain = connection.lookupByUUIDString(uuid)
     power, reason = domain.state()
     if power == libvirt.VIR_DOMAIN_PMSUSPENDED:
@@ -164,7 +164,7 @@ def start(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> Start:
             domain.resume()
             return Start.RESUMED
         mark = prepared.mark(domain)
-        if why := _why_stale(connection, domain, vm, mark):
+        if why := _why_stale(connection, domain, vm, mark, paused_since=paused_since):
             log.info("{name}: what was prepared is thrown away: {why}", name=domain.name(), why=why)
         elif _attempt(domain, "resumed", domain.resume, fatal=_HOST | _PERHAPS):
             return Start.RESUMED if mark is None else Start.PREPARED
@@ -362,14 +362,20 @@ def stale(connection: libvirt.virConnect, uuid: str, vm: VM | None) -> str:
 
 
 def _why_stale(
-    connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM | None, mark: prepared.Mark | None
+    connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM | None, mark: prepared.Mark | None,
+    *, paused_since: bool = False,
 ) -> str:
     """Return the same of a domain with that mark, after its file was followed."""
     if mark is None:
         return ""
     if vm is not None:
         _follow(connection, domain, vm)
-    return prepared.why_stale(domain, mark)
+    return prepared.why_stale(domain, mark, paused_since=paused_since)
+
+
+def unmark(connection: libvirt.virConnect, uuid: str) -> None:
+    """Note that the domain, whose guest runs, or has run, is not prepared any more, even if it is paused again."""
+    prepared.remove(connection.lookupByUUIDString(uuid))
 
 
 def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:

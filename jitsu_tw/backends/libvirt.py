@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -65,6 +66,11 @@ _EVENTS: Final = {
     (libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_RESUMED_UNPAUSED): "resumed",
 }
 
+#: Events after which a guest may have run.
+_RUNS: Final = frozenset({
+    libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_RESUMED, libvirt.VIR_DOMAIN_EVENT_STOPPED,
+})  # fmt: skip
+
 #: The event of a hypervisor's process that ended without a reason: by the guest, by a fault of its own, or killed.
 _ENDED: Final = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED)
 
@@ -116,6 +122,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
             Workers(str(self), most, self._open_another, self._close_another, self._reactor) for most in (CALLS, SAVES)
         )
         self._vms: dict[str, VM] = {}
+        self._prepared: set[str] = set()  # by this process, and paused since
         self._slow: set[str] = set()
 
     def __str__(self) -> str:
@@ -180,6 +187,10 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     def _close_events(self, connection: libvirt.virConnect) -> Deferred[Any]:
         return self._discard(connection).addTimeout(CLOSES_WITHIN, self._reactor, onTimeoutCancel=lambda *_: None)
 
+    def _connected(self, connection: libvirt.virConnect) -> None:
+        self._prepared.clear()  # what has happened meanwhile is not known
+        super()._connected(connection)
+
     # Calls.
 
     def _call(self, function: Callable[..., Any], *arguments: Any, within: float = ANSWERS_WITHIN) -> Deferred[Any]:
@@ -195,6 +206,10 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def _happened(self, uuid: str, event: int, detail: int) -> None:
         reason = _EVENTS.get((event, detail), f"libvirt's lifecycle event {event}, detail {detail}")
+        if event in _RUNS:
+            self._prepared.discard(uuid)
+            if event == libvirt.VIR_DOMAIN_EVENT_RESUMED and (vm := self._vms.get(uuid)) is not None and vm.prepare:
+                self._call(domain.unmark, uuid).addErrback(lambda _: None)  # it may be gone
         if (event, detail) == _ENDED:
             # The domain's devices tell whether the guest can have ended it.
             self._call(domain.why_ended, uuid).addErrback(lambda _: reason).addCallback(
@@ -223,12 +238,13 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return the domain's power state; a domain with a managed image is saved."""
-        return self._call(domain.state, uuid, self._vms.get(uuid))
+        return self._call(domain.state, uuid)
 
     def start(self, uuid: str) -> Deferred[Start]:
         """Resume, restore or create the domain."""
         begun = self._reactor.seconds()
-        started = self._call(domain.start, uuid, self._vms.get(uuid), within=STARTS_WITHIN)
+        start = partial(domain.start, paused_since=uuid in self._prepared)
+        started = self._call(start, uuid, self._vms.get(uuid), within=STARTS_WITHIN)
         return started.addCallback(self._started, uuid, begun)
 
     def _started(self, how: Start, uuid: str, begun: float) -> Start:
@@ -285,7 +301,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the domain, and mark it as prepared in its live metadata."""
-        return self._call(domain.prepare, uuid)
+        return self._call(domain.prepare, uuid).addCallback(lambda _: self._prepared.add(uuid))
 
     def stale(self, uuid: str) -> Deferred[str]:
         """Return why the domain, which is prepared, is no use any more."""

@@ -90,13 +90,19 @@ def remove(domain: libvirt.virDomain) -> None:
             domain.setMetadata(_KIND, None, PREFIX, NAMESPACE, _LIVE)
 
 
-def why_stale(domain: libvirt.virDomain, mark: Mark) -> str:
-    """Return why *domain*, which has that mark, is no use any more; empty if it is as good as new."""
+def why_stale(domain: libvirt.virDomain, mark: Mark, *, paused_since: bool = False) -> str:
+    """
+    Return why *domain*, which has that mark, is no use any more; empty if it is as good as new.
+
+    That its guest has not run need not be looked at if it is known to be *paused_since* it was marked.
+    """
     try:
         if mark.files != image.made_of(domain, writable=True):
             return "its definition, its kernel or a disk has changed"
     except OSError as error:
         return f"{error.filename or 'a file'}: {error.strerror}"
+    if paused_since:
+        return ""
     cpu, packets = _done(domain)
     if cpu > mark.cpu + CPU_TICKS or packets != mark.packets:
         return "another program has let its guest run"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import attrs
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -130,6 +132,8 @@ class BackendContract(TestCase):
         self.assertIs(Start.PREPARED, await self.backend.start(uuid))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
         await self.backend.stop(uuid, Mode.PAUSE)
+        while await self.backend.state(uuid) is Power.PREPARED:  # until the event of its start has come
+            await deferLater(reactor, 0.01)
         self.assertIs(Power.PAUSED, await self.backend.state(uuid))
 
     async def test_prepared_and_destroyed(self) -> None:

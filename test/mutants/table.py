@@ -233,6 +233,9 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if cpu > mark.cpu + CPU_TICKS or packets != mark.packets:", "if False:", "keeps a guest that has run"),
         ("domain.setMetadata(_KIND, None, PREFIX, NAMESPACE, _LIVE)", "pass", "takes a paused guest for clean"),
     ),
+    ("prepared VMs", "jitsu_tw/backends/libvirt.py", "test.unit.backends.test_qemu"): (
+        ("            self._prepared.discard(uuid)\n", "", "starts a guest that has run without a look"),
+    ),
     ("prepared VMs", "jitsu_tw/vm/steps.py", "test.unit.vm.test_preparation"): (
         ('"" if machine.ready else "its guest is not known to be ready"', '""', "keeps a guest that is not ready"),
         ("if prepares or not await context.give_up_prepared(machine):", "if True:",

@@ -190,7 +190,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
 
         def stuck(connection: Any, uuid: str) -> Power:
             self.wait_for(held)
-            return state(connection, uuid, None)
+            return state(connection, uuid)
 
         self.patch(domain, "state", stuck)
         for number in range(5):
@@ -206,7 +206,7 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         while self.backend._calls.hung:
             await deferLater(reactor, 0.01)
         self.patch(domain, "state", state)
-        self.assertIs(Power.OFF, await self.backend._call(domain.state, uuid, None, within=5))
+        self.assertIs(Power.OFF, await self.backend._call(domain.state, uuid, within=5))
 
     async def test_cannot_be_restored(self) -> None:
         """What cannot be restored is thrown away, logged, and booted; if the host is at fault, it is kept."""
