@@ -12,6 +12,7 @@ of them (RFC 2181, 4.1).
 from __future__ import annotations
 
 import socket
+from collections import deque
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,9 @@ _RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 #: How often datagrams are received in one iteration of the reactor, if all have warm answers: a millisecond of work.
 ROUNDS: Final = 4
 
+#: How many queries without a warm answer are looked at in one iteration: milliseconds of work, if each starts a VM.
+COLD: Final = 16
+
 
 class UDPPort(udp.Port):
     """A UDP port of a DNS server."""
@@ -49,6 +53,7 @@ class UDPPort(udp.Port):
         protocol.noisy = False
         super().__init__(port, protocol, interface, READ, reactor)
         self._server, self._wildcard = server, ip_address(interface).is_unspecified
+        self._cold: deque[tuple[bytes, bytes, Route]] = deque()
         if bound is not None:
             self._set_up(bound)
             self._preexistingSocket = bound  # type: ignore[assignment]
@@ -82,17 +87,26 @@ class UDPPort(udp.Port):
         """
         Answer the datagrams that have arrived, `ROUNDS` times `BATCH` at most, or those until a query takes longer.
 
-        Warm answers go out first, together: none of them waits for a query that takes longer.
+        Warm answers go out first, together: none of them waits for a query that takes longer. Nothing is read while
+        such queries wait for the next iteration.
         """
-        for _ in range(ROUNDS):
+        for _ in range(0 if self._cold else ROUNDS):
             packets, clients = received = self._datagrams.receive()
             replies, others = self._server.answer_warm(received)
             routes = [self._datagrams.route(index) for index in others] if others else ()
             self._datagrams.send(replies)
-            for index, route in zip(others, routes, strict=True):
-                self._receive(packets[index], clients[index], route)
+            if others:
+                self._cold.extend((packets[at], clients[at], route) for at, route in zip(others, routes, strict=True))
+                self._look()
             if others or len(packets) < BATCH:
                 break
+
+    def _look(self) -> None:
+        """Pass `COLD` queries to the server, and the others in the next iteration of the reactor."""
+        for _ in range(min(COLD, len(self._cold))):
+            self._receive(*self._cold.popleft())
+        if self._cold and self.connected:
+            self.reactor.callLater(0, self._look)  # type: ignore[attr-defined]
 
     def _receive(self, packet: bytes, client: bytes, route: Route) -> None:
         """Pass a query to the server. A fault there must not close the port, nor keep others from their answers."""

@@ -21,7 +21,7 @@ from jitsu_tw.dns import mmsg
 from jitsu_tw.dns.datagrams import BATCH, PKTINFO, PKTINFO6, Single, send
 from jitsu_tw.dns.message import FORMERR, LONGEST, Query, Reject, parse
 from jitsu_tw.dns.mmsg import Batched
-from jitsu_tw.dns.udp import ROUNDS, UDPPort
+from jitsu_tw.dns.udp import COLD, ROUNDS, UDPPort
 from jitsu_tw.dns.warm import WarmAnswer, WarmAnswers
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.rules.lease import Lease
@@ -229,9 +229,9 @@ class UDPPortTests(TestCase):
         self.assertEqual(40 / 8 * 250, len(self.server.sources))
         self.assertEqual(35 * 250, sum(count for _, _, count, _ in self.server.warm.taken()))
 
-    def test_turn(self) -> None:
+    async def test_turn(self) -> None:
         """In an iteration of the reactor, a bounded number of queries is answered, fewer if they take longer."""
-        for packet, most in ((b"12other", BATCH), (b"12warm question", ROUNDS * BATCH)):
+        for packet, most in ((b"12other", COLD), (b"12warm question", ROUNDS * BATCH)):
             port, client = self.listen("127.0.0.1"), self.plain()
             answer = self.keep(b"12warm question")
             self.port.stopReading()
@@ -239,6 +239,10 @@ class UDPPortTests(TestCase):
                 client.sendto(number.to_bytes(2) + packet[2:], ("127.0.0.1", port))
             self.port.doRead()
             self.assertEqual(most, len(self.server.sources) + answer.count)
+            self.port.doRead()
+            self.assertEqual(most if most == COLD else most + 10, len(self.server.sources) + answer.count)
+            await deferLater(reactor, 0.05)  # what was left has been looked at
+            self.assertEqual(BATCH if most == COLD else 0, len(self.server.sources))
 
     async def test_replies_that_nobody_takes(self) -> None:
         """A reply that cannot be sent, or that the client does not want, does no harm."""
