@@ -390,6 +390,7 @@ class Machine(Life):
             else:
                 self._cannot_stop(reason)
             self.feed(Event.STOP_FAILED, reason)
+            self.look(reason)  # what was prepared is not up
 
     # What failures lead to.
 

@@ -240,6 +240,16 @@ class PreparationTests(PreparationTestCase):
         self.world.pump(BOOTS)
         self.assertEqual([State.OFF, State.OFF], states)
 
+    def test_cannot_be_stopped(self) -> None:
+        """A prepared VM that cannot be destroyed is still prepared, and serves."""
+        self.begin(self.vm(faults=["stop"]))
+        self.world.pump(PREPARED_IN)
+        states: list[State] = []
+        self.world.fleet.operator.stop("www").addCallback(states.append)
+        self.world.pump(0.1)
+        self.assertEqual((State.PREPARED, Power.PREPARED), (self.state(), self.power()))
+        self.assertEqual([True], self.ask())
+
     def test_dry_run(self) -> None:
         """Nothing is prepared on trial."""
         self.begin(dry_run=True)
