@@ -22,7 +22,9 @@ from jitsu_tw.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_COLOURS: Final = {"up": "green", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red"}
+_COLOURS: Final = {
+    "up": "green", "prepared": "cyan", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red",
+}  # fmt: skip
 
 #: The steps of an activation in words, in their order.
 STEPS: Final = {
