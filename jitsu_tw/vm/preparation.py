@@ -241,10 +241,17 @@ class Preparation:
             self._checks.stop()
 
     async def _check_now(self, names: Iterable[str]) -> None:
-        """Give up those of the VMs *names* whose definition, kernel or disk has changed: they are prepared anew."""
+        """
+        Give up those of the VMs *names* whose definition, kernel or disk has changed: they are prepared anew.
+
+        First it is looked whether they are prepared still: nothing else would show that an event was lost.
+        """
         for name in names:
             machine = self._machines.get(name)
             if machine is None or machine.state is not State.PREPARED:
+                continue
+            await machine.look("looked at again")
+            if machine.state is not State.PREPARED:
                 continue
             try:
                 why = await machine.backend.stale(machine.uuid)

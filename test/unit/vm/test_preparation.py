@@ -188,6 +188,15 @@ class PreparationTests(PreparationTestCase):
         self.world.pump(PREPARED_IN)
         self.assertIs(State.PREPARED, self.state())
 
+    def test_event_is_lost(self) -> None:
+        """If nobody tells that a prepared VM is gone, that is found out soon."""
+        self.begin()
+        self.world.pump(PREPARED_IN)
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.power = Power.OFF
+        self.world.pump(CHECK_EVERY + PREPARED_IN)
+        self.assertEqual((State.PREPARED, 2), (self.state(), guest.boots))
+
     def test_resumed_by_hand(self) -> None:
         """One that a person resumes is left alone until it is off, and is prepared then."""
         self.begin()
