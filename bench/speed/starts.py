@@ -9,7 +9,7 @@ connected are measured too, and a SYN that was sent again although the guest lis
     python -m bench.speed.starts [--count 10] [--guest own] [--habit WORDS]... [--network NETWORK]... [--json FILE]
 
 It runs all combinations, ends with status 1 if there was a fault, and needs what the end-to-end tests need. The guest
-`own` is `test.guest`, whose README.md explains the habits; `linux` is the demo's, which has none. The networks:
+`own` is `demo.unikernel`, whose README.md explains the habits; `linux` is the demo's, which has none. The networks:
 
 - ``plain``: the client is plugged into the bridge.
 - ``alone``: nothing is plugged into the bridge, which has no carrier therefore; the client is the host.
@@ -38,8 +38,8 @@ from rich.console import Console
 from bench.figures import json_option, table, write
 from bench.speed.visitor import Start
 from demo import lab
+from demo import unikernel as own
 from demo.server import Jitsu, Synjitsu
-from test import guest as own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
