@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import statistics
@@ -171,6 +172,11 @@ def measure(rounds: int) -> dict[str, Any]:
             print(f"round {number + 1} of {rounds}: {hands[-1]['first octet']:.0f} ms by hand, "
                   f"{queries[-1]['first octet']:.0f} ms by query", flush=True)
     return {"kvm": lab.kvm_works(), **compared(hands, queries)}
+
+
+def response_delay(octet: float) -> float:
+    """Return the `response_delay`, in seconds, that an operator would set whose boot took *octet* milliseconds once."""
+    return math.ceil(octet * 1.25 / 500) / 2
 
 
 def compared(hands: list[dict[str, float]], queries: list[dict[str, float]]) -> dict[str, Any]:
