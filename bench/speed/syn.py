@@ -56,9 +56,9 @@ BARE: Final = "bare"
 
 VM: Final = "  - {{name: {way}, dns: {way}.jitsu.test, ip: {ip}, define: {way}.xml, {more}}}\n"
 
-#: What is to hold (DESIGN, section 12): first octet against bare, and milliseconds from listening to connected.
+#: What is to hold (DESIGN, section 11): first octet against bare, and milliseconds from listening to connected.
 RATIO: Final = 1.05
-CONNECTED_IN: Final = 10.0
+CONNECTED_IN: Final = 5.0
 
 #: Of <linux/if_ether.h>, <asm-generic/socket.h> and <linux/if_packet.h>.
 _ETH_P_ALL: Final = 0x0003
