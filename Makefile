@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO := $(if $(wildcard $(READY)),$(READY),.venv/.demo)
+GUEST ?= unikernel
 
 .PHONY: help setup demo test check fuzz bench clean
 
@@ -8,7 +10,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 
 help:
-	@echo "make demo    boot a virtual machine by a DNS query, and see what it took"
+	@echo "make demo    boot a virtual machine by a DNS query, and see what it took; GUEST=linux takes another guest"
 	@echo "make test    run all tests; as root also those that need QEMU, a bridge, and a Xen in an emulated machine"
 	@echo "make check   linters, types and the structure: layers, sizes, who calls whom"
 	@echo "make fuzz    throw octets at all that reads input from outside, FUZZ_SECONDS=60 FUZZ_SEED=0"
@@ -19,14 +21,17 @@ setup:
 	@sh .ci/debian
 	@$(MAKE) --silent $(READY)
 
-$(READY): setup.cfg setup.py
+$(READY): EXTRAS := [dev]
+$(READY) .venv/.demo: setup.cfg setup.py
 	@echo "Installing from PyPI into .venv; this takes half a minute"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
-demo: setup
-	@$(BIN)/python -m demo
+demo:
+	@sh .ci/debian $(GUEST)
+	@$(MAKE) --silent $(DEMO)
+	@$(BIN)/python -m demo $(GUEST)
 
 test: setup
 	@sh .ci/test

@@ -1,9 +1,9 @@
 """
 Starts at once: 1 to 32 VMs through Jitsu's backend for libvirt, against as many threads that call ``create()``.
 
-All VMs are those of `test.guest`, in a libvirtd of its own (`bench.speed.create`). In turn, a number of them is started
-in three ways: by a backend that has just connected, so that its threads open their connections meanwhile (``new``); by
-the same backend ``again``; and by threads with connections of their own, without Jitsu (``bare``). Run it as::
+All VMs are those of `demo.unikernel`, in a libvirtd of its own (`bench.speed.create`). In turn, a number of them is
+started in three ways: by a backend that has just connected, so that its threads open their connections meanwhile
+(``new``); by the same backend ``again``; and by threads with connections of their own, without Jitsu (``bare``). Run it as::
 
     python -m bench.speed.atonce [--rounds 5] [--most 32] [--json FILE]
 
@@ -29,8 +29,8 @@ from twisted.internet.threads import deferToThread
 from bench.figures import json_option, table, write
 from bench.speed.create import libvirtd
 from demo import lab
+from demo import unikernel as guest
 from jitsu_tw.backends.libvirt import LibvirtBackend
-from test import guest
 from test.contract.backends import Watcher
 from test.support import vm
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import socket
 import statistics
@@ -31,8 +32,8 @@ from rich.console import Console
 
 from bench.figures import json_option, table, write
 from demo import client, lab
+from demo import unikernel as guest
 from demo.server import Jitsu
-from test import guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -195,6 +196,11 @@ def measure(rounds: int, kind: str) -> dict[str, Any]:
     figures = compared(hands, queries)
     ratio = medians["first octet"] / figures["by hand"]["medians"]["first octet"]
     return {"kvm": lab.kvm_works(), **figures, "prepared": {"medians": medians, "all": readies, "ratio": ratio}}
+
+
+def response_delay(octet: float) -> float:
+    """Return the `response_delay`, in seconds, that an operator would set whose boot took *octet* milliseconds once."""
+    return math.ceil(octet * 1.25 / 500) / 2
 
 
 def compared(hands: list[dict[str, float]], queries: list[dict[str, float]]) -> dict[str, Any]:

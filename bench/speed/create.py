@@ -4,7 +4,7 @@ What libvirt itself takes to start the examples of ``conf/``, with and without t
 libvirt asks QEMU for each feature of the virtual CPU when it starts a domain, unless the lines with
 ``cpu-unavailable-features`` are in its definition. Each example is defined as it is and without these lines, for a
 machine without KVM, in a libvirtd of its own, and started in turn by ``create()``: from nothing, and from its saved
-memory. MirageOS' and Unikraft's kernel is `test.guest`, which serves its page; the disks of the others are empty,
+memory. MirageOS' and Unikraft's kernel is `demo.unikernel`, which serves its page; the disks of the others are empty,
 so that nothing boots from them. Run it as::
 
     python -m bench.speed.create [--rounds 20] [--example NAME]... [--json FILE]
@@ -32,7 +32,7 @@ from rich.console import Console
 from bench.figures import json_option, table, write
 from bench.speed import cold
 from demo import lab
-from test import guest
+from demo import unikernel as guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """
 Prepared VMs: what they take, and a storm on all of them.
 
-So many VMs with `prepare` and the guest of `test.guest` are prepared, one after the other. Then a client asks for all
-of them within a second, and fetches each one's page by one connection. Run it as::
+So many VMs with `prepare` and the guest of `demo.unikernel` are prepared, one after the other. Then a client asks for
+all of them within a second, and fetches each one's page by one connection. Run it as::
 
     python -m bench.speed.prepared [--vms 50] [--json FILE]
 
@@ -29,8 +29,8 @@ from rich.console import Console
 
 from bench.figures import json_option, table, write
 from demo import client, lab
+from demo import unikernel as guest
 from demo.server import Jitsu
-from test import guest
 
 CONFIGURATION: Final = """\
 bind: {server}

@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from demo import lab
+from demo import unikernel as guest
 from demo.server import Jitsu, Synjitsu
-from test import guest
 from test.support.echoes import PROGRAM, Echoes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ connected are measured too, and a SYN that was sent again although the guest lis
     python -m bench.speed.starts [--count 10] [--guest own] [--habit WORDS]... [--network NETWORK]... [--json FILE]
 
 It runs all combinations, ends with status 1 if there was a fault, and needs what the end-to-end tests need. The guest
-`own` is `test.guest`, whose README.md explains the habits; `linux` is the demo's, which has none. The networks:
+`own` is `demo.unikernel`, whose README.md explains the habits; `linux` is the demo's, which has none. The networks:
 
 - ``plain``: the client is plugged into the bridge.
 - ``alone``: nothing is plugged into the bridge, which has no carrier therefore; the client is the host.
@@ -28,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,11 +38,11 @@ from rich.console import Console
 from bench.figures import json_option, table, write
 from bench.speed.visitor import Start
 from demo import lab
+from demo import unikernel as own
 from demo.server import Jitsu, Synjitsu
-from test import guest as own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: What the guest of our own is tried with, if no habits are named: it is as fast as it can be, resets early clients,
 #: takes what is not for it, comes up late, announces nothing, has its address at another MAC, probes its address.
@@ -78,9 +78,11 @@ VM: Final = """\
     dns: {name}.jitsu.test
     ip: [{ip}, "{ip6}"]
     define: {name}.xml
-    use_synjitsu: true
-    wait_for_port: 80
+    {more}
 """
+
+#: How the VMs become ready whose starts are counted: their configuration.
+SYNJITSU: Final = "use_synjitsu: true\n    wait_for_port: 80"
 
 
 # The networks
@@ -129,18 +131,31 @@ NETWORKS: Final = {"plain": 0.0, "alone": 0.0, "stp": 4000.0, "router": 0.0, "ho
 # The starts
 
 
-def domain(kind: str, habit: str, number: int, name: str) -> tuple[str, str, str]:
-    """Return the addresses of the number-th VM, and its definition."""
-    ip, ip6, mac = f"10.99.0.{10 + number}", f"fd99::{10 + number}", f"52:54:00:99:00:{10 + number:02x}"
-    if kind == "linux":
-        return ip, ip6, lab.domain_xml(name, ip, mac, lab.guest(), bridge=lab.BRIDGE, ip6=ip6)
-    habit = habit.format(number=number)
-    return ip, ip6, own.domain_xml(name, ip, mac, habit, bridge=lab.BRIDGE, ip6=ip6)
+def address(number: int) -> tuple[str, str, str]:
+    """Return the addresses of the number-th VM: IPv4, IPv6, and the MAC."""
+    return f"10.99.0.{10 + number}", f"fd99::{10 + number}", f"52:54:00:99:00:{10 + number:02x}"
+
+
+def domain(guest: str, habit: str, name: str, ip: str, ip6: str, mac: str) -> str:
+    """Return the definition of a VM that boots a *guest*."""
+    if guest == "linux":
+        return lab.domain_xml(name, ip, mac, lab.guest(), bridge=lab.BRIDGE, ip6=ip6)
+    return own.domain_xml(name, ip, mac, habit, bridge=lab.BRIDGE, ip6=ip6)
 
 
 @contextlib.contextmanager
-def running(kind: str, guests: Sequence[tuple[str, str]]) -> Iterator[tuple[Jitsu, Place]]:
-    """Run a Jitsu and a Synjitsu in a network of a *kind*, with the VMs vm0, vm1 … of these guests and habits."""
+def running(
+    kind: str, guests: Sequence[tuple[str, str]], vms: Mapping[str, str] | None = None
+) -> Iterator[tuple[Jitsu, Place]]:
+    """
+    Run a Jitsu and a Synjitsu in a network of a *kind*.
+
+    Args:
+        kind: of `NETWORKS`.
+        guests: a guest and its habits, of each VM.
+        vms: the name of each VM, and its own lines of the configuration; vm0, vm1 … with `SYNJITSU` if not given.
+    """
+    vms = vms or {f"vm{number}": SYNJITSU for number in range(len(guests))}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(lab.directory()))
         network = stack.enter_context(lab.Network())
@@ -151,16 +166,37 @@ def running(kind: str, guests: Sequence[tuple[str, str]]) -> Iterator[tuple[Jits
         stack.callback(synjitsu.stop, signal.SIGKILL)
         synjitsu.start()
         configuration = CONFIGURATION.format(uri=lab.embed_root(root), place=synjitsu.place)
-        for number, (guest, habit) in enumerate(guests):
-            name = f"vm{number}"
-            ip, ip6, xml = domain(guest, habit, number, name)
-            (directory / f"{name}.xml").write_text(xml)
-            configuration += VM.format(name=name, ip=ip, ip6=ip6)
+        for number, ((guest, habit), (name, more)) in enumerate(zip(guests, vms.items(), strict=True)):
+            ip, ip6, mac = address(number)
+            (directory / f"{name}.xml").write_text(domain(guest, habit.format(number=number), name, ip, ip6, mac))
+            configuration += VM.format(name=name, ip=ip, ip6=ip6, more=more)
         jitsu = Jitsu(directory, configuration, lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
         until(lambda: "connected to Synjitsu" in jitsu.log())
         yield jitsu, place
+
+
+@contextlib.contextmanager
+def visiting(place: Place) -> Iterator[Callable[..., Start]]:
+    """Run a client; yield what makes it visit a VM by its name and a family of IP, as `bench.speed.visitor.visit`."""
+    program = [sys.executable, "-m", "bench.speed.visitor", place.interface]
+    with place.network.popen(
+        place.where, program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as visitor:
+        sent, seen = visitor.stdin, visitor.stdout
+        assert sent is not None
+        assert seen is not None
+        if seen.readline() != "ready\n":
+            raise RuntimeError("the client does not start; see above")
+
+        def visit(*words: object) -> Start:
+            place.forget_neighbours()
+            print(*words, file=sent, flush=True)
+            return Start(**json.loads(seen.readline()))
+
+        yield visit
+        sent.close()
 
 
 def until(condition: Any) -> None:
@@ -176,25 +212,14 @@ def measure(
     kind: str, guests: Sequence[tuple[str, str]], count: int, family: int = 4
 ) -> Iterator[tuple[int, Start]]:
     """Start each of these guests with these habits *count* times, in turn; yield its number and what its client saw."""
-    with running(kind, guests) as (jitsu, place):
-        program = [sys.executable, "-m", "bench.speed.visitor", place.interface]
-        with place.network.popen(
-            place.where, program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as visitor:
-            assert visitor.stdin is not None
-            assert visitor.stdout is not None
-            if visitor.stdout.readline() != "ready\n":
-                raise RuntimeError("the client does not start; see above")
-            for _ in range(count):
-                for number in range(len(guests)):
-                    name = f"vm{number}"
-                    place.forget_neighbours()
-                    print(name, family, file=visitor.stdin, flush=True)
-                    yield number, Start(**json.loads(visitor.stdout.readline()) | {"deaf": NETWORKS[kind]})
-                    jitsu.control.ask("POST", f"/v1/vms/{name}/stop")
-                    jitsu.wait("off", name)
-                    time.sleep(PAUSE)
-            visitor.stdin.close()
+    with running(kind, guests) as (jitsu, place), visiting(place) as visit:
+        for _ in range(count):
+            for number in range(len(guests)):
+                name = f"vm{number}"
+                yield number, replace(visit(name, family), deaf=NETWORKS[kind])
+                jitsu.control.ask("POST", f"/v1/vms/{name}/stop")
+                jitsu.wait("off", name)
+                time.sleep(PAUSE)
 
 
 # The report

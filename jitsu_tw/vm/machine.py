@@ -325,7 +325,7 @@ class Machine(Life):
 
     def _take_step(self, old: State, *, in_vain: bool) -> None:
         """Take the step that belongs to entering the state."""
-        state, order = self.state, self.order
+        state = self.state
         if state is State.QUEUED:
             self.request()
         elif state in {State.STARTING, State.PREPARING}:
@@ -341,19 +341,24 @@ class Machine(Life):
         elif state is State.UP:
             self._up()
         elif state in {State.STOPPING, State.RESTARTING} and old is not State.RESTARTING:
-            assert isinstance(order, Stop)
+            assert isinstance(self.order, Stop)
             self.mark("stop")
-            self._begin(steps.stop(self, self._context, order))
+            self._begin(steps.stop(self, self._context, self.order))
         elif state is State.OWNER_STOPPING:
             self.mark("stop")
             self.look(self.reason)
         elif state is State.FAILED:
             self._start_failed(old, in_vain=in_vain)
-        elif state not in STOPS and self.waiters is not None and self.waiters.are_owed:
+        elif state not in STOPS:
+            self._rest(old)
+
+    def _rest(self, old: State) -> None:
+        """Start the VM again, now that it rests, if it was asked for meanwhile, or is being restarted."""
+        if self.waiters is not None and self.waiters.are_owed:
             self._summon_again("asked for while it was being stopped")
-        elif old is State.RESTARTING and state in DOWN:
+        elif old is State.RESTARTING and self.state in DOWN:
             left = max(0.0, self.failures.retry_at - self._context.now())
-            self._context.reactor.callLater(left, self._come_again, order)
+            self._context.reactor.callLater(left, self._come_again, self.order)
 
     def _entered(self, state: State) -> None:
         """Tell those who wait for a stop that *state* has been entered; look at what could not be looked at before."""
@@ -483,11 +488,7 @@ class Machine(Life):
         self._context.journal.booted(self, how, clients)
         self.log.info(
             "{name}: {how}{why} after {total} ms ({steps}) for {asker}, {clients} answered",
-            name=self.vm.name,
-            how=how,
-            why=f" ({self.reason})" if self.reason else "",
-            total=round((self._context.now() - self.marks["query"]) * 1000),
-            steps=self.activation.steps(),
-            asker=asker,
-            clients=clients,
-        )
+            name=self.vm.name, how=how, why=f" ({self.reason})" if self.reason else "",
+            total=round((self._context.now() - self.marks["query"]) * 1000), steps=self.activation.steps(),
+            asker=asker, clients=clients,
+        )  # fmt: skip

@@ -1,8 +1,8 @@
 """
 Everything at once, and all of it real: QEMU guests on a bridge in a network namespace, libvirt, `dig` and `curl`.
 
-Each test has a Jitsu and a VM of its own; the namespaces and libvirt's directory serve them all. The VM boots the guest
-without a kernel (`test.guest`) unless the test is about what only a real operating system shows: then it is the demo's
+Each test has a Jitsu and a VM of its own; the namespaces and libvirt's directory serve them all. The VM boots the
+unikernel (`demo.unikernel`) unless the test is about what only a real operating system shows: then it is the demo's
 Linux guest.
 """
 
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
+from demo import unikernel as guest
 from demo.server import Jitsu
-from test import guest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import Final
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from bench.speed import starts
+from bench.speed import paper, starts
 from demo import lab
 
 #: Starts of each guest.
@@ -60,3 +60,15 @@ class StartsTests(SynchronousTestCase):
     def test_host(self) -> None:
         """The host itself is the client, while something is plugged into the bridge."""
         self.check("host", "", "listen_after=200")
+
+    def test_kinds(self) -> None:
+        """A client has its page by one SYN however its VM starts, but where its SYN is dropped."""
+        if missing := lab.missing_commands():
+            raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
+        kinds = ["warm", "prepared", "synjitsu", "dropped"]
+        seen = list(paper.measure("own", kinds, 1, 0))
+        self.assertEqual(kinds, [kind for kind, _ in seen])
+        self.assertEqual({None}, {start.error for _, start in seen})
+        again = {kind: start.again for kind, start in seen}
+        self.assertLess(0, again.pop("dropped"))
+        self.assertEqual({0}, set(again.values()))

@@ -19,7 +19,7 @@ from dpkt import arp, ethernet, icmp, icmp6, ip, ip6, tcp, udp
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
-from test import guest
+from demo import unikernel as guest
 from test.support.netns_lab import PATIENCE, killed_late
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from demo import lab
+from demo import unikernel as guest
 from demo.server import Jitsu
-from test import guest
 from test.support import asking
 from test.support.etcds import Etcds
 

@@ -23,13 +23,13 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
 from demo import lab
+from demo import unikernel as guest
 from jitsu_tw.backends import domain, domain_xml, prepared
 from jitsu_tw.backends import libvirt as backend_module
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Power, Start
 from jitsu_tw.settings import Boot, Mode
-from test import guest
 from test.contract import backends as contract_backends
 from test.support import vm
 

@@ -1,7 +1,7 @@
 """
-A guest without a kernel, for tests that need a VM: it serves its page a few milliseconds after QEMU and libvirt are up.
+A guest without a kernel, for the demo and tests: it serves its page a few milliseconds after QEMU and libvirt are up.
 
-It is C, built by gcc and kept in the cache like the demo guest. README.md beside this file explains the words of its
+It is C, built by gcc and kept in the cache like the Linux guest. README.md beside this file explains the words of its
 command line: each is a habit that some real unikernel has.
 """
 
