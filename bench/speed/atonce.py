@@ -3,7 +3,8 @@ Starts at once: 1 to 32 VMs through Jitsu's backend for libvirt, against as many
 
 All VMs are those of `demo.unikernel`, in a libvirtd of its own (`bench.speed.create`). In turn, a number of them is
 started in three ways: by a backend that has just connected, so that its threads open their connections meanwhile
-(``new``); by the same backend ``again``; and by threads with connections of their own, without Jitsu (``bare``). Run it as::
+(``new``); by the same backend ``again``; and by threads with connections of their own, without Jitsu (``bare``).
+Run it as::
 
     python -m bench.speed.atonce [--rounds 5] [--most 32] [--json FILE]
 
