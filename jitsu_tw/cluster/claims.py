@@ -189,7 +189,7 @@ class Claims:
             if own or self._state.get("claims", machine) is not None:
                 break
             # It was free again before this node was told that it was not.
-        if own and machine.state not in WANTED | PREPARES:
+        if own and machine.state not in WANTED | PREPARES | {State.PREPARED}:
             await self._release(machine)
         elif own and machine.state is State.PREPARING:
             self._record(machine)

@@ -15,7 +15,7 @@ from jitsu_tw.rules.lifecycle import PREPARES, State
 from jitsu_tw.settings import Boot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from jitsu_tw.ijitsu import Memory
     from jitsu_tw.settings import VM
@@ -103,14 +103,14 @@ class Book:
     What is known of the VMs that are to be prepared, or are; each is known by its name.
 
     Attributes:
-        waiting: those that are to be prepared.
+        waiting: those that are to be prepared, the last used last.
         images: of these, and of those that run, those whose image is to be made.
         prepared: those that are prepared.
         up: when each was last up, in seconds since 1970.
         rests: why some are not tried for a while; times are those of the fleet's clock.
     """
 
-    waiting: set[str] = attrs.field(factory=set)
+    waiting: dict[str, None] = attrs.field(factory=dict)
     images: set[str] = attrs.field(factory=set)
     prepared: set[str] = attrs.field(factory=set)
     up: dict[str, float] = attrs.field(factory=dict)
@@ -129,18 +129,25 @@ class Book:
     def sort(self, vm: VM, state: State) -> None:
         """Note whether *vm* waits to be prepared, or is."""
         waits = state in IDLE and (vm.prepare or vm.name in self.images)
-        for names, has in ((self.waiting, waits), (self.prepared, state is State.PREPARED)):
-            if has:
-                names.add(vm.name)
-            else:
-                names.discard(vm.name)
+        if waits:
+            self.waiting.setdefault(vm.name)
+        else:
+            self.waiting.pop(vm.name, None)
+        if state is State.PREPARED:
+            self.prepared.add(vm.name)
+        else:
+            self.prepared.discard(vm.name)
+
+    def order(self, used: Mapping[str, float]) -> None:
+        """Begin with those that wait in the order of their last use, which *used* has."""
+        self.waiting = dict.fromkeys(sorted(self.waiting, key=lambda name: used[name]))
 
     def forget(self, name: str) -> None:
         """Forget a VM."""
-        for names in (self.waiting, self.images, self.prepared):
+        for names in (self.images, self.prepared):
             names.discard(name)
-        self.up.pop(name, None)
-        self.rests.pop(name, None)
+        for known in (self.waiting, self.up, self.rests):
+            known.pop(name, None)
 
     def failed(self, name: str, now: float) -> float:
         """Note that the preparation of a VM has failed; return the seconds until it is tried again."""
@@ -152,10 +159,10 @@ class Book:
         """Note that a VM is not tried before *until*, without a fault of its own."""
         self.rests[name] = Rest(self.rests.get(name, NO_REST).failures, until)
 
-    def ready(self, now: float) -> set[str]:
-        """Return those that may be prepared now."""
-        return {name for name in self.waiting if self.rests.get(name, NO_REST).until <= now}
+    def ready(self, now: float) -> Iterator[str]:
+        """Yield those that may be prepared now, the last used first."""
+        return (name for name in reversed(self.waiting) if self.rests.get(name, NO_REST).until <= now)
 
     def next_ready(self) -> float | None:
         """Return when the first of those that rest may be prepared; None if none rests."""
-        return min((self.rests[name].until for name in self.waiting if name in self.rests), default=None)
+        return min((rest.until for name, rest in self.rests.items() if name in self.waiting), default=None)

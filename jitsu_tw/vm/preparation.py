@@ -7,13 +7,15 @@ its guest is ready, its image is kept, or the guest is paused, or both (`steps.k
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, spawn
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, ClusterUnavailable
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import ACTIVATING, PREPARES, STOPS, Event, State
 from jitsu_tw.rules.prepare import Book, choose, shortage
@@ -39,6 +41,9 @@ QUIET: Final = 0.5
 
 #: Seconds between two checks whether what is prepared is still good.
 CHECK_EVERY: Final = 15.0
+
+#: How many VMs that wait to be prepared are considered at a time, the last used first: there may be very many.
+CONSIDERED: Final = 64
 
 #: Seconds until a VM is prepared for which its host had not the memory, if nothing else happens.
 MEMORY_AGAIN: Final = 60.0
@@ -92,6 +97,7 @@ class Preparation:
     def start(self) -> None:
         """Begin: what runs is known."""
         self._is_running = True
+        self._book.order({name: self._used(name) for name in self._book.waiting})
         self._plan(0.0)
 
     def stop(self) -> None:
@@ -175,7 +181,8 @@ class Preparation:
             await self._give_up(unwanted, "it is not to be prepared any more")
             return
         book = self._book
-        ready = {name for name in book.ready(self._clocks.now()) if self._may(self._machines[name])}
+        may = (name for name in book.ready(self._clocks.now()) if self._may(self._machines[name]))
+        ready = list(islice(may, CONSIDERED))
         choice = choose(
             {name: self._used(name) for name in ready if self._machines[name].vm.prepare},
             {name: self._used(name) for name in book.prepared},
@@ -221,9 +228,14 @@ class Preparation:
     # Giving up.
 
     async def _give_up(self, machine: Machine, reason: str) -> bool:
-        """Destroy *machine*, which is prepared; return whether it is so no more."""
-        self._log.info("{name}: what is prepared of it is given up: {reason}", name=machine.vm.name, reason=reason)
-        return await machine.stop(reason) is not State.PREPARED
+        """Destroy *machine*, which is prepared, if no other node starts it; return whether it is prepared no more."""
+        name, own = machine.vm.name, False
+        with suppress(ClusterUnavailable):
+            own = await self._ownership.claim(machine)
+        if own and machine.state is State.PREPARED:
+            self._log.info("{name}: what is prepared of it is given up: {reason}", name=name, reason=reason)
+            await machine.stop(reason)
+        return machine.state is not State.PREPARED
 
     @deferred
     async def make_room(self, machine: Machine) -> bool:

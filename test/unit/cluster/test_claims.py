@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import fail
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
@@ -578,6 +578,20 @@ class SharingTests(SynchronousTestCase):
         self.assertEqual((Power.RUNNING, 1), (cluster.guest.power, cluster.guest.boots))
         cluster.run(25, step=0.1)
         self.assertEqual(([State.PREPARED] * 3, 2), ([node.state() for node in cluster.nodes], cluster.guest.boots))
+
+    def test_given_up_while_it_starts(self) -> None:
+        """What one node starts for a client is not given up by another, which does not know of that yet."""
+        cluster = Cluster(vm(prepare=True, boot_time=1.0, idle=5.0))
+        cluster.run(5)
+        first, second, _ = cluster.nodes
+        self.patch(cluster.host, "start", lambda _: Deferred())  # it takes its time
+        first.ask()
+        cluster.run(0.5)
+        preparation = second.fleet.preparation
+        given_up = Deferred.fromCoroutine(preparation._give_up(second.fleet.machines["www"], "its kernel has changed"))
+        cluster.run(1)
+        self.assertTrue(given_up.called)
+        self.assertEqual((State.STARTING, Power.PREPARED), (first.state(), cluster.guest.power))
 
     def test_dies_while_it_prepares(self) -> None:
         """What a node that dies was preparing is adopted by another one, stopped when it is idle, and prepared."""

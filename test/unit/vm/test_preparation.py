@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -426,6 +427,17 @@ class RestartTests(PreparationTestCase):
             self.world.kill()
             self.world.pump(PREPARED_IN)
             self.assertIs(Power.OFF, self.world.backend.guests[uuid].power)
+
+    def test_last_used_first(self) -> None:
+        """The next Jitsu, too, prepares first what was asked for last."""
+        self.begin(*(self.vm(f"vm{number}") for number in range(3)), max_prepared=0)
+        for name in ("vm2", "vm0", "vm1"):
+            self.ask(name)
+            self.world.pump(10 + 2 * PREPARED_IN)
+        self.world.settings = attrs.evolve(self.world.settings, max_prepared=1)
+        self.world.kill()
+        self.world.pump(PREPARED_IN)
+        self.assertIs(State.PREPARED, self.state("vm1"))
 
     def test_unused(self) -> None:
         """A VM that was prepared and never used is stopped by nobody, however long it waits."""
