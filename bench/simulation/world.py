@@ -455,8 +455,8 @@ class World:
             ledger.against("answer_by", ledger.facts[asked.name], f"{asked.host} waits since {asked.at:.3f}")
         kept = sum(bool(vm.keep_up) for vm in self.vms)
         calls = jitsu.process.getDelayedCalls()
-        # The record's, the log's, the sweep's; and what starts VMs at their times.
-        if len(calls) > 3 + 2 * kept:
+        # The record's, the log's, the sweep's, two for what is prepared; and what starts VMs at their times.
+        if len(calls) > 5 + 2 * kept:
             ledger.against("leak", None, f"{len(calls)} calls are due")
         self.end()
         self.pass_time(2 * HANGS)
