@@ -267,7 +267,7 @@ class Ledger:
             self.against("two calls at once", facts, f"{what} while {facts.changing} is under way")
         facts.changing = what
         if what == "prepare":
-            prepared = sum(other.power is Power.PREPARED for other in self.facts.values())
+            prepared = sum(other.power is Power.PREPARED and self._known(other) for other in self.facts.values())
             if prepared >= self.settings.max_prepared:
                 self.against("max_prepared", facts, f"{prepared} are prepared already")
 
