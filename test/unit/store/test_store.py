@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import history
 from jitsu_tw.store.git import GitStore
-from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_changes, vm_paths
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, in_folder, read_stats, stats_paths, vm_changes, vm_files
 from jitsu_tw.store.memory import MemoryStore
 from test.contract import store as contract_store
 from test.support import vm
@@ -163,13 +163,8 @@ class LayoutTests(SynchronousTestCase):
     def test_vm(self) -> None:
         """A VM lies where the original's does."""
         said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
-        paths = vm_paths("u", vm(response_delay=0.1, raw=said))
+        paths = in_folder("u", vm_files(vm(response_delay=0.1, raw=said)))
         self.assertEqual(
             {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
             {path.removeprefix("jitsu/vm/u/") for path in paths},
         )
-
-    def test_difference(self) -> None:
-        """What is wanted and not there is added, what is there and not wanted removed, the rest left alone."""
-        tree = {"jitsu/vm/1/a": "1", "jitsu/vm/1/b": "2", "jitsu/vm/10/a": "3", "jitsu/stats/1/a": "4"}
-        self.assertEqual({"jitsu/vm/1/a": "9", "jitsu/vm/1/b": None}, difference(tree, {"jitsu/vm/1/a": "9"}, {"1"}))
