@@ -270,13 +270,12 @@ class Trees:
         rows = self._rows(tree) if tree is not None else Rows(b"")
         if rows is not None and len(rows.octets) + len(entries) * _ROW >= WIDE and Rows.take(entries):
             new = rows.put(entries)
-            if len(new.octets) >= WIDE:
-                self.octets += len(new.octets)
-                written = self.keep(self._store, new.octets)
-                if tree is not None:
-                    self._kept.pop(tree, None)
-                self._remembered(written, new)
-                return written
+            self.octets += len(new.octets)
+            written = self.keep(self._store, new.octets)
+            if tree is not None:
+                self._kept.pop(tree, None)
+            self._remembered(written, new)
+            return written
         repository = self._repository
         builder = repository.TreeBuilder(repository[tree].peel(pygit2.Tree)) if tree else repository.TreeBuilder()
         for step, entry in entries.items():

@@ -11,11 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store import history
+from jitsu_tw.store import git, history
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, in_folder, read_stats, stats_paths, vm_changes, vm_files
 from jitsu_tw.store.memory import MemoryStore
@@ -73,6 +74,27 @@ class GitStoreTests(contract_store.StoreContract):
         await self.store.write({"n": "9"}, STATISTICS)
         self.assertEqual(f"{STATISTICS}\nconfiguration again\n{STATISTICS}\nconfiguration\n",
                          self.git("log", "--format=%s", "main"))
+
+    async def test_rests(self) -> None:
+        """Statistics wait while those before have written much, but for a first burst; a configuration never waits."""
+        self.patch(git, "RATE", 1.0)
+        await self.store.write({"a": "1"}, "configuration")
+        waits: list[float] = []
+        with mock.patch.object(self.store._ends, "wait", waits.append):
+            for number in range(3):
+                await self.store.write({"n": str(number)}, STATISTICS)
+            await self.store.write({"a": "2"}, "configuration again")
+        self.assertEqual([False, True, True], [seconds > 0 for seconds in waits], waits)
+        self.assertLess(waits[1] + 1, waits[2])
+
+    async def test_no_rest_at_the_end(self) -> None:
+        """When Jitsu ends, a commit that rests is made at once."""
+        self.patch(git, "RATE", 0.01)
+        for number in range(2):
+            written = self.store.write({"n": str(number)}, STATISTICS)
+        await self.store.close()
+        await written
+        self.assertEqual("1\n", self.git("show", "main:n"))
 
     async def test_nothing_new(self) -> None:
         """A write that changes nothing is no commit."""

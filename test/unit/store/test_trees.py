@@ -171,6 +171,7 @@ class WideTests(TreesTestCase):
         left.write_bytes(b"x")
         History(self.path).open(lambda: None)
         self.assertFalse(left.exists())
+        self.assertFalse((self.path / "damaged").exists())
 
     def test_on_disk(self) -> None:
         """A wide tree is on the disk before the branch moves."""
@@ -210,6 +211,8 @@ class ImportedTests(TreesTestCase):
         for number in range(3, MANY + 50):
             base = f"jitsu/vm/{uuid(number)}"
             later |= {f"{base}/ip": "" if number % 3 else None, f"{base}/config/nic": None, f"{base}/config/a/0": "\n"}
+        later |= {path: None for path in first if path.startswith(f"jitsu/vm/{uuid(3)}/")}
+        later.pop(f"jitsu/vm/{uuid(3)}/config/a/0")
         tree = self.trees.write(None, first)
         self.assertEqual(self.plainly(first), tree)
         after = self.trees.write(tree, later)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,12 +14,16 @@ from jitsu_tw.settings import COMMIT_EVERY
 from jitsu_tw.slices import SLICE
 from jitsu_tw.store.layout import MOST_NAMED, in_folder, origin_path, vm_files
 from jitsu_tw.store.memory import MemoryStore
+from jitsu_tw.vm import persistence
 from jitsu_tw.vm.fleet import NoAnswers
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
-from jitsu_tw.vm.stored_config import StoredConfig, Update
+from jitsu_tw.vm.stored_config import Names, StoredConfig, Update
 from test.support import EPOCH, BoundedClock, vm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 
 def machine(number: int, **settings: Any) -> Any:
@@ -107,6 +111,10 @@ class UpdateTests(StoredConfigTestCase):
         message = self.made(*(machine(number) for number in range(1000, 1500))).message
         names = ", ".join(f"vm{number}" for number in range(1000, 1000 + MOST_NAMED))
         self.assertIn(f"added: {names} and {500 - MOST_NAMED} more\n", message)
+        many = Names()
+        for number in range(5000):
+            many.add(str(number))
+        self.assertLessEqual(len(many.first), 10 * MOST_NAMED)
 
     def test_forgotten(self) -> None:
         """What is neither kept nor from a request is forgotten; its origin, too."""
@@ -172,6 +180,15 @@ class SlicesTests(SynchronousTestCase):
         machines: dict[str, Any] = {f"vm{number}": Slow(vm=machine(number).vm) for number in range(10)}
         stats = Statistics({}, clocks, NoAnswers(), Journal(clocks, lambda: None), Alone())
         record = StatsStore(store, machines, clocks, COMMIT_EVERY, stats)
+
+        def slowly(steps: Iterable[None]) -> Iterator[None]:
+            for _ in steps:
+                clock.rightNow += SLICE / 2
+                yield
+
+        updated, emptied = record.config.updated, persistence._emptied
+        self.patch(record.config, "updated", lambda update: slowly(updated(update)))
+        self.patch(persistence, "_emptied", lambda changes: slowly(emptied(changes)))
         planned: list[int] = []
         later = clock.callLater
 
@@ -184,4 +201,5 @@ class SlicesTests(SynchronousTestCase):
         clock.advance(0.0)
         self.successResultOf(done)
         self.assertEqual([2, 4, 6, 8, 10], planned[:5])
+        self.assertEqual(5 + 5 + len(store.tree) // 2, len(planned))
         self.assertEqual(10, len({path.split("/")[2] for path in store.tree}))
