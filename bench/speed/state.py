@@ -115,8 +115,8 @@ def starts(port: int, first: int, until: Callable[[], bool]) -> list[float]:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and (not took or not until()):
         begin = time.monotonic()
-        while ttl(port, f"vm{first + len(took)}") is None:
-            pass
+        while ttl(port, f"vm{first + len(took)}") is None and time.monotonic() < end:
+            time.sleep(0.001)
         took.append(time.monotonic() - begin)
         time.sleep(EVERY)
     return took

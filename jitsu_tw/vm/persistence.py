@@ -187,7 +187,8 @@ class StatsStore:
                 self._urgent.clear()
             if is_due:
                 self._next_save = self._now() + SPARE * (self._now() - begin)
-            await in_slices(self._reactor, _emptied(changes))
+            if len(names) > SLICE:
+                await in_slices(self._reactor, _emptied(changes))
         self._commit = None
         waiting, self._waiting = self._waiting, []
         for done in waiting:

@@ -46,7 +46,7 @@ class TreesTestCase(SynchronousTestCase):
         self.trees = self.history.trees
 
     def fsck(self) -> None:
-        """Have git check all objects."""
+        """Check all objects by git."""
         run = subprocess.run(["git", "-C", self.path, "fsck", "--strict", "--no-dangling"], check=False,
                              capture_output=True, text=True)  # fmt: skip
         self.assertEqual((0, ""), (run.returncode, run.stdout), run.stderr)
@@ -57,7 +57,7 @@ class TreesTestCase(SynchronousTestCase):
             return Trees(self.repository).write(tree, changes)
 
     def no_libgit2(self) -> Any:
-        """Have libgit2 write no wide tree, and read none."""
+        """Fail when libgit2 reads or writes a wide tree."""
         builder = self.repository.TreeBuilder
 
         def build(*tree: pygit2.Tree) -> Any:
