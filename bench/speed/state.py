@@ -53,6 +53,7 @@ REPORT: Final = "turns.json"
 def configuration(folder: Path, number: int, port: int) -> None:
     """Write a configuration of so many VMs."""
     lines = [f"bind: {HOST}", f"listen: {port}", "control: off", "backend: memory", "persistdb: state.git", "delay: 0",
+             "starts_per_minute: 1000000",
              "vms:"]
     for one in range(number):
         address = f"10.{one >> 16}.{one >> 8 & 255}.{one & 255}"
