@@ -1,8 +1,10 @@
 """
 What a state with many VMs costs: the time until Jitsu serves from it, and until a pushed request is answered from.
 
-One Jitsu with VMs of the memory backend begins with an empty state, ends, and begins again; then a clone changes one
-VM's TTL on a branch, pushes it, and asks until the answer has it; and so on. Run it as::
+One Jitsu with VMs of the memory backend begins with an empty state; while that is written, and afterwards, one VM after
+the other is asked for, which starts it. The turns of the reactor meanwhile are recorded (`bench.speed.turns`). Jitsu
+ends, and begins again; then a clone changes one VM's TTL on a branch, pushes it, and asks until the answer has it; and
+so on. Run it as::
 
     python -m bench.speed.state [--vms 10000] [--requests 5] [--json FILE]
 """
@@ -10,6 +12,8 @@ VM's TTL on a branch, pushes it, and asks until the answer has it; and so on. Ru
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import signal
 import statistics
 import subprocess
@@ -28,17 +32,28 @@ from bench.figures import json_option, write
 from demo.lab import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HOST: Final = "127.0.0.1"
 
 #: Seconds that anything may take.
 PATIENCE: Final = 300.0
 
+#: The size of a VM's entry in the folder of all VMs, in octets.
+ENTRY: Final = 63
+
+#: Seconds between two starts of VMs, and for which VMs are started after all is written.
+EVERY: Final = 0.05
+STEADY: Final = 5.0
+
+#: The file that has the report on the turns of the reactor.
+REPORT: Final = "turns.json"
+
 
 def configuration(folder: Path, number: int, port: int) -> None:
     """Write a configuration of so many VMs."""
     lines = [f"bind: {HOST}", f"listen: {port}", "control: off", "backend: memory", "persistdb: state.git", "delay: 0",
+             "starts_per_minute: 1000000",
              "vms:"]
     for one in range(number):
         address = f"10.{one >> 16}.{one >> 8 & 255}.{one & 255}"
@@ -52,8 +67,8 @@ def jitsu(folder: Path, port: int) -> Iterator[float]:
     begin = time.monotonic()
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [Path(sys.executable).parent / "twistd", "-n", "--pidfile=", "jitsu", "--config", "jitsu.yaml"],
-            cwd=folder, stdout=log, stderr=log,
+            [sys.executable, "-m", "bench.speed.turns", REPORT, "-n", "--pidfile=", "jitsu", "--config", "jitsu.yaml"],
+            cwd=folder, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
     try:
         while ttl(port, "nobody") is None and time.monotonic() < begin + PATIENCE and process.poll() is None:
@@ -87,17 +102,32 @@ def size(path: Path) -> dict[str, int]:
             "KiB": int(lines["size"]) + int(lines["size-pack"])}
 
 
-def until_written(path: Path, number: int) -> float:
-    """Return the seconds until the state has the configuration of so many VMs."""
-    begin = time.monotonic()
-    while time.monotonic() < begin + PATIENCE:
-        listed = subprocess.run(
-            ["git", "-C", str(path), "ls-tree", "main:jitsu/vm"], check=False, capture_output=True, text=True
-        )
-        if len(listed.stdout.splitlines()) == number:
-            break
-        time.sleep(0.1)
-    return time.monotonic() - begin
+def is_written(path: Path, number: int) -> bool:
+    """Return whether the state has the configuration of so many VMs."""
+    found = subprocess.run(
+        ["git", "-C", str(path), "cat-file", "-s", "main:jitsu/vm"], check=False, capture_output=True, text=True
+    )
+    return found.stdout.strip() == str(number * ENTRY)
+
+
+def starts(port: int, first: int, until: Callable[[], bool]) -> list[float]:
+    """Ask for one VM after the other, from *first* on, until *until* is true; return the seconds of each answer."""
+    took: list[float] = []
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and (not took or not until()):
+        begin = time.monotonic()
+        while ttl(port, f"vm{first + len(took)}") is None and time.monotonic() < end:
+            time.sleep(0.001)
+        took.append(time.monotonic() - begin)
+        time.sleep(EVERY)
+    return took
+
+
+def longest(path: Path, begin: float, end: float, what: str) -> dict[str, float]:
+    """Return the longest turns of the reactor between two times."""
+    found = [turn for turn in json.loads(path.read_text(encoding="utf-8"))["turns"] if begin <= turn["began"] < end]
+    return {f"longest turn {what}, {how}": max((turn[key] for turn in found), default=0.0)
+            for key, how in (("cpu", "CPU time"), ("wall", "by the clock"))}
 
 
 def measure(number: int, requests: int) -> dict[str, Any]:
@@ -109,7 +139,18 @@ def measure(number: int, requests: int) -> dict[str, Any]:
         configuration(folder, number, port)
         with jitsu(folder, port) as served:
             figures["first start, until it serves"] = served
-            figures["and until all is written"] = until_written(state, number)
+            begin = time.monotonic()
+            first = starts(port, 0, lambda: is_written(state, number))
+            written = time.monotonic()
+            figures["and until all is written"] = written - begin
+            figures["a VM's start meanwhile (median)"] = statistics.median(first)
+            figures["the same (longest)"] = max(first)
+            later = starts(port, len(first), lambda: time.monotonic() > written + STEADY)
+            figures["a VM's start afterwards (median)"] = statistics.median(later)
+            figures["and the same (longest)"] = max(later)
+            end = time.monotonic()
+        figures |= longest(folder / REPORT, begin, written, "while all is written")
+        figures |= longest(folder / REPORT, written, end, "afterwards")
         with jitsu(folder, port) as served:
             figures["start, until it serves"] = served
             time.sleep(1)

@@ -30,7 +30,7 @@ from twisted.scripts.twistd import run
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Seconds of CPU time between two samples, and from which on a turn is reported on its own.
+#: Seconds of CPU time between two samples; seconds, of CPU time or by the clock, from which on a turn is reported.
 SAMPLE: Final = 0.002
 LONG: Final = 0.005
 
@@ -85,7 +85,7 @@ class Recorder:
         if turn is not None:
             turn.cpu, turn.wall = time.thread_time() - self._cpu, time.monotonic() - turn.began
             self.number += 1
-            if turn.cpu >= LONG:
+            if max(turn.cpu, turn.wall) >= LONG:
                 self.turns.append(turn)
         try:
             return self._poller.poll(*args)

@@ -14,17 +14,16 @@ import os
 import time
 import zlib
 from pathlib import Path
-from sys import intern
 from typing import TYPE_CHECKING, Final
 
 import pygit2
-from pygit2.enums import FileMode
 from twisted.logger import Logger
 
 from jitsu_tw.errors import StoreError
 from jitsu_tw.settings import Retention
-from jitsu_tw.store import bulk, hooks
+from jitsu_tw.store import hooks
 from jitsu_tw.store.layout import STATISTICS
+from jitsu_tw.store.trees import TEMPORARY, Trees, sync_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,23 +39,8 @@ STALE: Final = 10.0
 #: Seconds that a push may take: it may refer to a commit that was the head of `main` at its beginning.
 PUSH_TAKES: Final = 600.0
 
-#: From this many objects on, one sync(2) costs less than one fdatasync(2) for each.
-MANY: Final = 500
-
-#: From this many changes on, git's own importer writes them: one pack instead of a file for each object.
-BULK: Final = 2000
-
 #: The exceptions for a damaged or missing object, a full disk and the like.
 FAULTS: Final = (pygit2.GitError, KeyError, ValueError, OSError)
-
-#: The most attempts to write one object.
-TRIES: Final = 5
-
-#: git's id of the tree without files.
-_EMPTY: Final = pygit2.Oid(hex="4b825dc642cb6eb9a060e54bf8d69288fbee4904")
-
-#: About the size of an entry of a tree, in octets: mode, a uuid, an id (gitformat-pack(5)).
-_ENTRY: Final = 64
 
 AUTHOR: Final = ("Jitsu", "jitsu@localhost")
 
@@ -94,13 +78,20 @@ class History:
         self._repository: pygit2.Repository | None = None
         self._head: pygit2.Oid | None = None
         self._chain: list[tuple[float, pygit2.Oid]] = []
-        self._written: list[pygit2.Oid] = []
+        self._trees: Trees | None = None
 
     @property
     def repository(self) -> pygit2.Repository:
         """The repository, which is open."""
         assert self._repository is not None
         return self._repository
+
+    @property
+    def trees(self) -> Trees:
+        """The writer of the repository's objects."""
+        if self._trees is None:
+            self._trees = Trees(self.repository)
+        return self._trees
 
     @property
     def remedy(self) -> str:
@@ -134,6 +125,8 @@ class History:
             if head is None:
                 return self._unborn()
             self._head, self._chain = head.id, self._statistics(head)
+            if take is not None:
+                self.trees.remember(head.tree_id)
             return files(head.tree)
         except FAULTS as error:
             raise StoreError(f"{self.path} is not a state that can be read ({error}): {self.remedy}") from error
@@ -169,7 +162,7 @@ class History:
         for folder in self.path.glob("objects/??"):
             with contextlib.suppress(OSError):  # a git of a killed Jitsu may still be tidying
                 for file in folder.iterdir():
-                    if file.name.startswith("tmp_object_git2_"):
+                    if file.name.startswith((TEMPORARY, "tmp_object_git2_")):
                         file.unlink()
                     elif _is_whole(file.read_bytes()):
                         self.loose += 1
@@ -230,7 +223,7 @@ class History:
         with self.refused():
             self._restore_main()
             head = self.head
-            self._written.clear()
+            self.trees.drop()
             tree = self.tree(head.tree if head is not None else None, changes)
             if head is not None and tree == head.tree_id and merged is None:
                 return
@@ -304,23 +297,24 @@ class History:
 
     def tree(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
         """Write *tree* with *changes* and return the new tree; no commit refers to it yet."""
-        if len(changes) >= BULK and bulk.possible():
-            return bulk.write(self.repository, tree.id if tree is not None else None, changes)
-        return self._changed(tree, changes)
+        written = self.trees.octets
+        new = self.trees.write(tree.id if tree is not None else None, changes)
+        self.octets += self.trees.octets - written
+        return new
 
     def make(
         self, tree: pygit2.Oid, parents: Sequence[pygit2.Oid], message: str, who: pygit2.Signature | None = None
     ) -> pygit2.Oid:
         """Write a commit by *who*, or by Jitsu, and return it; no branch refers to it yet."""
         author = who or pygit2.Signature(*AUTHOR, int(self._now()), 0)
-        return self._write(self.repository.create_commit, None, author, author, message, tree, list(parents))
+        return self.trees.keep(self.repository.create_commit, None, author, author, message, tree, list(parents))
 
     def move(self, branch: str, commit: pygit2.Oid) -> None:
         """Set *branch* to *commit*, after all written objects are on the disk."""
-        self._sync()
+        self.loose += self.trees.sync()
         self.unlock(branch)
         self.repository.references.create(branch, commit, force=True)
-        _sync(Path(self.repository.path, branch))
+        sync_file(Path(self.repository.path, branch))
 
     def unlock(self, branch: str) -> None:
         """Remove the locks that a killed process has left on *branch*."""
@@ -330,64 +324,11 @@ class History:
                 if abs(time.time() - lock.stat().st_mtime) > STALE:  # the clock may have been set back since
                     lock.unlink()
 
-    def _sync(self) -> None:
-        """Wait until all written objects are on the disk."""
-        self.loose += len(self._written)
-        if len(self._written) > MANY:
-            os.sync()
-        else:
-            for oid in self._written:
-                name = str(oid)
-                # A text instead of a Path: Python 3.12 keeps every part of a Path for ever.
-                _sync(f"{self.repository.path}/objects/{name[:2]}/{name[2:]}")
-        self._written.clear()
-
     def _replaced(self, head: pygit2.Oid) -> None:
         """Store that *head* is not the head any more."""
         now = time.monotonic()
         self.recent = [one for one in self.recent if one[0] > now - PUSH_TAKES]
         self.recent.append((now, str(head)))
-
-    def _changed(self, tree: pygit2.Tree | None, changes: Mapping[str, str | None]) -> pygit2.Oid:
-        """Write *tree* with *changes*; only the folders with changes are written."""
-        repository = self.repository
-        builder = repository.TreeBuilder(tree) if tree is not None else repository.TreeBuilder()
-        below: dict[str, dict[str, str | None]] = {}
-        for path, value in changes.items():
-            step, _, rest = path.partition("/")
-            name = intern(step)  # pygit2 1.21 keeps each string that is looked up in a tree: so it is always the same
-            if rest:
-                below.setdefault(name, {})[rest] = value
-            elif value is None:
-                if builder.get(name) is not None:
-                    builder.remove(name)
-            else:
-                builder.insert(name, self._write(repository.create_blob, f"{value}\n".encode()), FileMode.BLOB)
-        for name, inner in below.items():
-            old = tree[name] if tree is not None and name in tree else None
-            new = self._changed(old if isinstance(old, pygit2.Tree) else None, inner)
-            if new != _EMPTY:
-                builder.insert(name, new, FileMode.TREE)
-            elif builder.get(name) is not None:
-                builder.remove(name)
-        self.octets += len(builder) * _ENTRY
-        return self._write(builder.write)
-
-    def _write(self, write: Callable[..., pygit2.Oid], *arguments: object, tries: int = TRIES) -> pygit2.Oid:
-        """
-        Return the object that *write* makes of *arguments*.
-
-        libgit2 makes the folder of an object and then moves the object there. A git that tidies removes empty folders,
-        and may remove this one between the two steps: then the object is written again.
-        """
-        try:
-            written = write(*arguments)
-        except OSError:
-            if tries == 1:
-                raise
-            return self._write(write, *arguments, tries=tries - 1)
-        self._written.append(written)
-        return written
 
 
 def files(tree: pygit2.Tree | None) -> dict[str, str]:
@@ -433,13 +374,3 @@ def folder_id(commit: pygit2.Commit | None, path: str) -> pygit2.Oid | None:
     """Return the id of the folder *path* in *commit*, if there is one: it changes with what is in the folder."""
     found = subtree(commit.tree, path) if commit is not None else None
     return found.id if found is not None else None
-
-
-def _sync(path: Path | str) -> None:
-    """Wait until the file at *path* is on the disk; do nothing if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fdatasync(file)
-        finally:
-            os.close(file)

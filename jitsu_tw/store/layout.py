@@ -161,11 +161,6 @@ def in_folder(uuid: str, files: Mapping[str, str]) -> dict[str, str]:
     return {f"{VMS}/{uuid}/{path}": value for path, value in files.items()}
 
 
-def vm_paths(uuid: str, vm: VM) -> dict[str, str]:
-    """Return the configuration of *vm*: values by their paths in the state."""
-    return in_folder(uuid, vm_files(vm))
-
-
 def vm_changes(uuid: str, was: Mapping[str, str], files: Mapping[str, str]) -> dict[str, str | None]:
     """Return the changes of the state that turn a VM's folder from *was* into *files*."""
     changed = {path: files.get(path) for path in {**was, **files} if was.get(path) != files.get(path)}
@@ -272,34 +267,14 @@ def vms(tree: Mapping[str, str], uuids: Container[str] | None = None) -> dict[st
     return found
 
 
-def in_words(what: str, names: Iterable[str]) -> str:
-    """Return a line of a commit's message that names VMs; empty if there are none."""
+def in_words(what: str, names: Iterable[str], number: int = 0) -> str:
+    """Return a line of a commit's message that names VMs, the first of *number*; empty if there are none."""
     listed = sorted(names)
-    more = f" and {len(listed) - MOST_NAMED} more" if len(listed) > MOST_NAMED else ""
+    number = max(number, len(listed))
+    more = f" and {number - MOST_NAMED} more" if number > MOST_NAMED else ""
     return f"{what}: {', '.join(listed[:MOST_NAMED])}{more}\n" if listed else ""
 
 
 def label(name: bytes) -> str:
     """Return *name* as a part of a path: its text, with slashes escaped."""
     return to_text(name).replace("/", "\\047")
-
-
-def difference(tree: Mapping[str, str], wanted: Mapping[str, str], uuids: Container[str]) -> dict[str, str | None]:
-    """Return the changes that make the VMs *uuids* in *tree* equal to *wanted*, and leave the rest alone."""
-    changes: dict[str, str | None] = {path: value for path, value in wanted.items() if tree.get(path) != value}
-    for path in tree:
-        match path.split("/", 3):
-            case ["jitsu", "vm", uuid, _] if uuid in uuids and path not in wanted:
-                changes[path] = None
-    return changes
-
-
-def forgotten(tree: Mapping[str, str], kept: Container[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Return the changes that remove all VMs but *kept* from *tree*, and the names of the removed VMs by uuid."""
-    changes: dict[str, str | None] = {}
-    names: dict[str, str] = {}
-    for uuid, files in vms(tree).items():
-        if uuid not in kept:
-            changes[f"{VMS}/{uuid}"] = None
-            names[uuid] = files.get(NAME, uuid)
-    return changes, names

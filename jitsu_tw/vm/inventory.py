@@ -265,9 +265,9 @@ class Inventory:
         looks = [Deferred.fromCoroutine(look()) for _ in range(LOOKS_AT_ONCE)]
         await DeferredList(looks, fireOnOneErrback=True, consumeErrors=True)
         self._find_removed()
-        if all(machine.uuid for machine in self._machines.values()):
-            self._record.forget_others()
         await self._record.save_configuration()
+        if self._record.config.has_some and all(machine.uuid for machine in self._machines.values()):
+            self._record.forget_others()
 
     def _find_removed(self) -> None:
         """Find the VMs that Jitsu had started and that are not in the configuration any more, under whatever name."""

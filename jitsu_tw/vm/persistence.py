@@ -19,17 +19,19 @@ from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import StoreError
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.vm.stored_config import StoredConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import Statistics
+    from jitsu_tw.vm.stored_config import Update
 
 #: After a commit of all statistics, they rest for this many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
@@ -186,6 +188,8 @@ class StatsStore:
                 self._urgent.clear()
             if is_due:
                 self._next_save = self._now() + SPARE * (self._now() - begin)
+            if len(names) > SLICE:
+                await in_slices(self._reactor, _emptied(changes))
         self._commit = None
         waiting, self._waiting = self._waiting, []
         for done in waiting:
@@ -211,13 +215,16 @@ class StatsStore:
         """Commit what the configuration says of VMs that have been found since, where the state says otherwise."""
         if not self._store.lasting:
             return
-        update = self.config.update(self._machines.values())
+        updates: list[Update] = []
+        await in_slices(self._reactor, self.config.update(list(self._machines.values()), updates.append))
+        (update,) = updates
         self._is_behind = not await self._write(update.changes, update.message)
         if not self._is_behind:
             if update.overruled:
                 names = ", ".join(update.overruled)
                 self.log.warn("{names}: as the file has it again, not as requests had made it", names=names)
-            self.config.updated(update)
+            await in_slices(self._reactor, self.config.updated(update))
+        await in_slices(self._reactor, _emptied(update.changes))
 
     def forget_others(self) -> None:
         """
@@ -247,3 +254,10 @@ class StatsStore:
             self.log.info("the state is written again")
         self._failing = False
         return True
+
+
+def _emptied(changes: dict[str, str | None]) -> Iterator[None]:
+    """Free *changes* step by step: a million of them at once take 50 ms."""
+    while changes:
+        changes.popitem()
+        yield

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from sys import intern
 from typing import TYPE_CHECKING
 
 import attrs
 
 from jitsu_tw.store.layout import (
+    MOST_NAMED,
     NAME,
+    VMS,
     came,
-    difference,
     differs_by_names_only,
-    forgotten,
     in_words,
     origin_path,
     removed_vm,
-    vm_paths,
-    vms,
+    vm_changes,
+    vm_files,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from jitsu_tw.settings import VM
     from jitsu_tw.store.layout import Stats
@@ -40,9 +41,78 @@ class Update:
     """
 
     found: frozenset[str]
-    changes: Mapping[str, str | None]
+    changes: dict[str, str | None]
     message: str
     overruled: tuple[str, ...]
+
+
+class Names:
+    """
+    Names for a commit's message: the first of them in their order, and how many there are.
+
+    Attributes:
+        number: of all names.
+        first: those that the message has.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.number = 0
+        self.first: list[str] = []
+
+    def add(self, name: str) -> None:
+        """Add *name*."""
+        self.number += 1
+        self.first.append(name)
+        if len(self.first) > 10 * MOST_NAMED:
+            self.first = sorted(self.first)[:MOST_NAMED]
+
+    def in_words(self, what: str) -> str:
+        """Return the line of the message."""
+        return in_words(what, self.first, self.number)
+
+
+class Draft:
+    """
+    An update that is made VM by VM, in slices of time: of 100,000 VMs it takes seconds.
+
+    It owns, and nobody else writes: what it has of each VM. A VM that others change in the state meanwhile is left out
+    (`leave`), so that their commit is not undone by this one.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._changes: dict[str, str | None] = {}
+        self._found: dict[str, VM] = {}
+        self._added, self._changed = Names(), Names()
+        self._files: set[str] = set()
+
+    def add(self, uuid: str, vm: VM, was: Mapping[str, str]) -> None:
+        """Write the configuration of *vm* over the files that its folder *was*."""
+        self._found[uuid] = vm
+        changes = vm_changes(uuid, was, vm_files(vm))
+        if changes:
+            self._changes |= changes
+            self._files.add(str(vm.place[0]))
+            (self._changed if was else self._added).add(vm.name)
+
+    def leave(self, uuid: str, was: Mapping[str, str]) -> None:
+        """Leave the VM with *uuid*, if it was added, to the next update: its folder will not be as it *was*."""
+        vm = self._found.pop(uuid, None)
+        for path in {**was, **vm_files(vm)} if vm is not None else ():
+            self._changes.pop(f"{VMS}/{uuid}/{path}", None)
+
+    def finish(self, overruled: Iterable[str]) -> Update:
+        """Return the update, which removes the origins of the uuids *overruled*."""
+        over = [uuid for uuid in overruled if uuid in self._found]
+        self._changes.update({origin_path(uuid): None for uuid in over})
+        message = (
+            f"From {' and '.join(sorted(self._files))}\n\n"
+            + self._added.in_words("added")
+            + self._changed.in_words("changed")
+        )
+        names = tuple(sorted(self._found[uuid].name for uuid in over))
+        return Update(frozenset(self._found), self._changes, message, names)
 
 
 class StoredConfig:
@@ -55,12 +125,13 @@ class StoredConfig:
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._tree: dict[str, str] = {}
-        self._written: frozenset[str] = frozenset()
+        self._files: dict[str, dict[str, str]] = {}
+        self._written: set[str] = set()
         self._uuids: dict[str, str] = {}
         self._by_ip: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self._overruled: set[str] = set()
+        self._drafts: list[Draft] = []
 
     def start(self, tree: Mapping[str, str], names: Container[str]) -> None:
         """Begin with the state; of the VMs with *names*, the configuration file overrules what requests made."""
@@ -75,33 +146,42 @@ class StoredConfig:
                     _put(self._origins, uuid, value)
                     self._overruled.discard(uuid)
                 case ["jitsu", "vm", uuid, file] if uuid not in self._written:
-                    _put(self._tree, path, value)
-                    if file == NAME and value is not None:
-                        self._uuids[value] = uuid
-                    if file == "ip" and value is not None:
-                        self._by_ip[value] = uuid
+                    self._merge_file(uuid, intern(file), value)
+
+    def _merge_file(self, uuid: str, file: str, value: str | None) -> None:
+        files = self._files.setdefault(uuid, {})
+        for draft in self._drafts:
+            draft.leave(uuid, files)
+        _put(files, file, value)
+        if not files:
+            del self._files[uuid]
+        if file == NAME and value is not None:
+            self._uuids[value] = uuid
+        if file == "ip" and value is not None:
+            self._by_ip[value] = uuid
 
     # Asking.
 
     @property
     def has_some(self) -> bool:
         """Whether the state has the configuration of a VM that `update` has not written."""
-        return bool(self._tree)
+        return bool(self._files)
 
     def uuid_of(self, vm: VM, names: Container[str]) -> str | None:
         """Return the uuid that the state has for *vm*, renamed since or not; what is in *names* is another VM."""
-        if vm.name in self._uuids:
-            return self._uuids[vm.name]
+        uuid = self._uuids.get(vm.name)
+        if uuid is not None and uuid not in self._written:
+            return uuid
         uuid = self._by_ip.get(" ".join(map(str, vm.ip)), "")
-        if not uuid:
+        files = self._files.get(uuid)
+        if files is None:
             return None
-        files = vms(self._tree, {uuid}).get(uuid, {})
         is_it = files.get(NAME) not in names and differs_by_names_only(files, vm)
         return uuid if is_it else None
 
     def removed(self, running: Mapping[str, Stats]) -> list[VM]:
         """Return settings for the VMs *running*, by uuid, which are not in the configuration any more."""
-        return [removed_vm(uuid, files, running[uuid]) for uuid, files in vms(self._tree, running).items()]
+        return [removed_vm(uuid, self._files[uuid], stats) for uuid, stats in running.items() if uuid in self._files]
 
     def origin(self, machine: Machine) -> str | None:
         """Return the request that *machine* is from as it is now; None if it is as the configuration file says."""
@@ -109,38 +189,36 @@ class StoredConfig:
 
     # Changing.
 
-    def update(self, machines: Iterable[Machine]) -> Update:
-        """Return the commit that writes the configuration of *machines* that were found since the last one."""
-        found = {
-            machine.uuid: machine.vm
-            for machine in machines
-            if machine.uuid and machine.uuid not in self._written and not machine.vm.removed
-        }
-        wanted: dict[str, str] = {}
-        for uuid, vm in found.items():
-            wanted |= vm_paths(uuid, vm)
-        overruled = self._overruled & found.keys()
-        changes = difference(self._tree, wanted, found)
-        del wanted  # of a hundred thousand VMs, that is a lot
-        changes.update({origin_path(uuid): None for uuid in overruled})
-        touched = {_uuid(path) for path in changes}
-        known = {_uuid(path) for path in self._tree}
-        files = {str(found[uuid].place[0]) for uuid in touched}
-        message = (
-            f"From {' and '.join(sorted(files))}\n\n"
-            + in_words("added", [found[uuid].name for uuid in touched - known])
-            + in_words("changed", [found[uuid].name for uuid in touched & known])
-        )
-        return Update(frozenset(found), changes, message, tuple(sorted(found[uuid].name for uuid in overruled)))
+    def update(self, machines: Iterable[Machine], done: Callable[[Update], object]) -> Iterator[None]:
+        """
+        Make the commit that writes the configuration of *machines* that were found since the last one.
 
-    def updated(self, update: Update) -> None:
-        """Note that *update* has been committed: of its VMs, the state says what the configuration says."""
-        found = update.found
-        self.merged({origin_path(uuid): None for uuid in self._overruled & found})
-        self._written |= found
-        self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in found}
-        self._uuids = {name: uuid for name, uuid in self._uuids.items() if uuid not in found}
-        self._by_ip = {ip: uuid for ip, uuid in self._by_ip.items() if uuid not in found}
+        Args:
+            machines: are looked at while this is iterated over, one in each step.
+            done: is called with the commit in the last step.
+        """
+        draft = Draft()
+        self._drafts.append(draft)
+        try:
+            for machine in machines:
+                uuid = machine.uuid
+                if uuid and uuid not in self._written and not machine.vm.removed:
+                    draft.add(uuid, machine.vm, self._files.get(uuid, {}))
+                yield
+        finally:
+            self._drafts.remove(draft)
+        done(draft.finish(self._overruled))
+
+    def updated(self, update: Update) -> Iterator[None]:
+        """Note, step by step, that *update* has been committed: the state has its VMs as the configuration has them."""
+        self.merged({origin_path(uuid): None for uuid in self._overruled & update.found})
+        for uuid in update.found:
+            self._written.add(uuid)
+            files = self._files.pop(uuid, {})
+            for index, key in ((self._uuids, files.get(NAME, "")), (self._by_ip, files.get("ip", ""))):
+                if index.get(key) == uuid:
+                    del index[key]
+            yield
 
     def forget_others(self, kept: Iterable[str]) -> tuple[dict[str, str | None], str]:
         """
@@ -150,9 +228,11 @@ class StoredConfig:
             the changes to the state, and the message of their commit.
         """
         stay = {*kept, *(uuid for uuid, origin in self._origins.items() if came(origin))}
-        changes, names = forgotten(self._tree, stay)
+        names = {uuid: files.get(NAME, uuid) for uuid, files in self._files.items() if uuid not in stay}
+        changes: dict[str, str | None] = {f"{VMS}/{uuid}": None for uuid in names}
         changes |= {origin_path(uuid): None for uuid in names if self._origins.pop(uuid, None) is not None}
-        self._tree = {path: value for path, value in self._tree.items() if _uuid(path) not in names}
+        for uuid in names:
+            del self._files[uuid]
         return changes, f"Not in the configuration any more\n\n{in_words('removed', names.values())}"
 
 
@@ -162,8 +242,3 @@ def _put(known: dict[str, str], key: str, value: str | None) -> None:
         known.pop(key, None)
     else:
         known[key] = value
-
-
-def _uuid(path: str) -> str:
-    """Return the uuid of the VM that *path* is of."""
-    return path.split("/", 3)[2]

@@ -13,7 +13,7 @@ import attrs
 from jitsu_tw.config import build
 from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError
-from jitsu_tw.store.layout import VMS, vm_paths
+from jitsu_tw.store.layout import vm_files
 from jitsu_tw.sync.change_requests import ChangeRequests
 from test.hostile import configuration
 
@@ -82,8 +82,7 @@ def one(octets: bytes) -> None:
 
 def _through_the_state(vm: VM, settings: Settings) -> None:
     """Check that *vm* is understood alike from the file and from the state."""
-    base = f"{VMS}/{_UUID}/"
-    files = {path.removeprefix(base): value for path, value in vm_paths(_UUID, vm).items()}
+    files = vm_files(vm)
     branches: Any = SimpleNamespace(_settings=settings)
     try:
         again, _ = ChangeRequests._vm(branches, _UUID, files, {})

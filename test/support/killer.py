@@ -20,7 +20,7 @@ from pathlib import Path
 import pygit2
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store import history
+from jitsu_tw.store import history, trees
 from jitsu_tw.store.branches import REQUEST
 from jitsu_tw.store.history import MAIN, History
 from jitsu_tw.store.layout import STATISTICS, VMS
@@ -37,7 +37,7 @@ def push(state: History, name: str, changes: dict[str, str | None]) -> None:
     """Make a branch below ``request/`` with *changes*, as a push does."""
     head = state.head
     assert head is not None
-    tree = state._changed(head.tree, changes)
+    tree = state.tree(head.tree, changes)
     commit = state.repository.create_commit(None, ANN, ANN, f"{name}\n", tree, [head.id])
     state.unlock(REQUEST + name)
     state.repository.references.create(REQUEST + name, commit, force=True)
@@ -46,8 +46,10 @@ def push(state: History, name: str, changes: dict[str, str | None]) -> None:
 def write_for_ever(path: Path, seed: int) -> None:
     """Commit configurations, statistics and requests, and tidy up, until the process is killed."""
     chance = random.Random(seed)
+    trees.WIDE = 100  # type: ignore[misc]  # two VMs
     history.STALE = -1.0  # type: ignore[misc]  # the locks of who was killed before are nobody's
-    history._sync = lambda _: None  # type: ignore[assignment]  # a killed process loses nothing that it has written
+    for module in (history, trees):
+        vars(module)["sync_file"] = lambda _: None  # a killed process loses nothing that it has written
     state = History(path)
     state.open()
     requests, tidy = Requests(state), Tidy(state)

@@ -11,6 +11,7 @@ import time
 import zlib
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
@@ -19,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from jitsu_tw.config.schema import KEYS
 from jitsu_tw.errors import StoreError
 from jitsu_tw.settings import Retention
-from jitsu_tw.store import bulk, git, history, tidy
+from jitsu_tw.store import bulk, git, history, tidy, trees
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
 from jitsu_tw.store.layout import STATISTICS
@@ -243,14 +244,17 @@ class BulkTests(HistoryTestCase):
         self.history.commit({"a/b": "1", "a/c": "2", "d/e/f": "3", "g": "4"}, "one")
         head = self.history.head
         assert head is not None
-        changes = {"a/b": "9", "d/e": None, "g": None, 'h/"x" \\y ü': "two\nlines\n", "h/1": ""}
-        expected = self.history._changed(head.tree, changes)
-        self.assertEqual(expected, bulk.write(self.history.repository, head.tree_id, changes))
+        changes = {"a/b": "9", "d/e": None, "g": None, 'h/"x" \\y ü': "two\nlines\n", "h/1": "", "i": "a file"}
+        expected = self.history.tree(head.tree, changes)
+        self.patch(trees, "BULK", 1)
+        with mock.patch.object(bulk, "write", wraps=bulk.write) as imported:
+            self.assertEqual(expected, self.history.tree(head.tree, changes))
+        self.assertTrue(imported.called)
         self.assertEqual(["main"], self.git("branch", "--format=%(refname:short)").split())
 
     def test_used(self) -> None:
         """What is large goes that way, also as the first commit; what git refuses is an error, and no change."""
-        self.patch(history, "BULK", 3)
+        self.patch(trees, "BULK", 3)
         self.history.commit({f"a/{one}": str(one) for one in range(10)}, "one")
         self.history.commit(dict.fromkeys(f"a/{one}" for one in range(1, 10)), "two")
         self.assertEqual({"a/0": "0"}, self.values())

@@ -11,13 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store import history
+from jitsu_tw.store import git, history
 from jitsu_tw.store.git import GitStore
-from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, difference, read_stats, stats_paths, vm_changes, vm_paths
+from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, in_folder, read_stats, stats_paths, vm_changes, vm_files
 from jitsu_tw.store.memory import MemoryStore
 from test.contract import store as contract_store
 from test.support import vm
@@ -73,6 +74,27 @@ class GitStoreTests(contract_store.StoreContract):
         await self.store.write({"n": "9"}, STATISTICS)
         self.assertEqual(f"{STATISTICS}\nconfiguration again\n{STATISTICS}\nconfiguration\n",
                          self.git("log", "--format=%s", "main"))
+
+    async def test_rests(self) -> None:
+        """Statistics wait while those before have written much, but for a first burst; a configuration never waits."""
+        self.patch(git, "RATE", 1.0)
+        await self.store.write({"a": "1"}, "configuration")
+        waits: list[float] = []
+        with mock.patch.object(self.store._ends, "wait", waits.append):
+            for number in range(3):
+                await self.store.write({"n": str(number)}, STATISTICS)
+            await self.store.write({"a": "2"}, "configuration again")
+        self.assertEqual([False, True, True], [seconds > 0 for seconds in waits], waits)
+        self.assertLess(waits[1] + 1, waits[2])
+
+    async def test_no_rest_at_the_end(self) -> None:
+        """When Jitsu ends, a commit that rests is made at once."""
+        self.patch(git, "RATE", 0.01)
+        for number in range(2):
+            written = self.store.write({"n": str(number)}, STATISTICS)
+        await self.store.close()
+        await written
+        self.assertEqual("1\n", self.git("show", "main:n"))
 
     async def test_nothing_new(self) -> None:
         """A write that changes nothing is no commit."""
@@ -163,13 +185,8 @@ class LayoutTests(SynchronousTestCase):
     def test_vm(self) -> None:
         """A VM lies where the original's does."""
         said = {"nic": ("br0", "br1"), "response_delay": ("0.1",), "dns": ("www.jitsu.test",), "ttl": ("60",)}
-        paths = vm_paths("u", vm(response_delay=0.1, raw=said))
+        paths = in_folder("u", vm_files(vm(response_delay=0.1, raw=said)))
         self.assertEqual(
             {"ip", "stop_mode", "response_delay", "dns/www.jitsu.test/ttl", "config/nic/0", "config/nic/1"},
             {path.removeprefix("jitsu/vm/u/") for path in paths},
         )
-
-    def test_difference(self) -> None:
-        """What is wanted and not there is added, what is there and not wanted removed, the rest left alone."""
-        tree = {"jitsu/vm/1/a": "1", "jitsu/vm/1/b": "2", "jitsu/vm/10/a": "3", "jitsu/stats/1/a": "4"}
-        self.assertEqual({"jitsu/vm/1/a": "9", "jitsu/vm/1/b": None}, difference(tree, {"jitsu/vm/1/a": "9"}, {"1"}))

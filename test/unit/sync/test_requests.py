@@ -104,7 +104,7 @@ class RequestsTestCase(SynchronousTestCase):
         history.open()
         repository = history.repository
         base = repository[on or repository.references[MAIN].target].peel(pygit2.Commit)
-        return repository.create_commit(None, ANN, ANN, message, history._changed(base.tree, changes), [base.id])
+        return repository.create_commit(None, ANN, ANN, message, history.tree(base.tree, changes), [base.id])
 
     def push(self, commit: Any, name: str = "a") -> None:
         """Push *commit* as a request."""
