@@ -99,6 +99,7 @@ class Preparation:
         self._is_running = True
         self._book.order({name: self._used(name) for name in self._book.waiting})
         self._plan(0.0)
+        self._watch(now=True)
 
     def stop(self) -> None:
         """Prepare nothing any more; what is prepared stays so for the next process."""
@@ -136,8 +137,7 @@ class Preparation:
             self._moved_on(machine, old)
         elif current is not None and state in ACTIVATING and current.state in PREPARES - {State.KEEPING}:
             current.stop(f"{name} is started for a client")
-        if self._book.prepared and self._is_running and not self._checks.running:
-            self._checks.start(CHECK_EVERY, now=False)
+        self._watch(now=False)
         if self._book.waiting or self._book.prepared:
             self._plan(QUIET)
 
@@ -245,6 +245,11 @@ class Preparation:
             if other.backend is machine.backend and other.state is State.PREPARED:
                 return await self._give_up(other, f"{machine.vm.name} needs the memory")
         return False
+
+    def _watch(self, *, now: bool) -> None:
+        """Begin to check what is prepared, if there is anything, and that has not begun."""
+        if self._book.prepared and self._is_running and not self._checks.running:
+            self._checks.start(CHECK_EVERY, now=now)
 
     def _check(self) -> None:
         if self._book.prepared:

@@ -405,6 +405,16 @@ class RestartTests(PreparationTestCase):
         self.assertEqual([True], self.ask())
         self.assertIs(Start.PREPARED, self.world.machine().how)
 
+    def test_changed_meanwhile(self) -> None:
+        """What has changed while no Jitsu ran is prepared anew at once."""
+        self.begin()
+        self.world.pump(PREPARED_IN)
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.stale = "its definition has changed"
+        self.world.kill()
+        self.world.pump(PREPARED_IN)
+        self.assertEqual((State.PREPARED, 2, ""), (self.state(), guest.boots, guest.stale))
+
     def test_killed_on_the_way(self) -> None:
         """A VM whose preparation a killed Jitsu had begun is adopted, stopped when idle, and prepared."""
         for after in (QUIET + 0.5, QUIET + BOOTS + 0.5):
