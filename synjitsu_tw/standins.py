@@ -84,7 +84,7 @@ SEEN_IN_ALL: Final = 256
 #: Seconds between two requests to the network for an address whose guest has not shown itself: at first, and at most;
 #: and by how much the time grows with each request. So a guest that announces nothing when its network is up is found
 #: after a sixteenth of the time that it took, about.
-ASK_AFTER: Final = 0.05
+ASK_AFTER: Final = 0.1
 ASK_WITHIN: Final = 1.0
 ASK_GROWS: Final = 17 / 16
 

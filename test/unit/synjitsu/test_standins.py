@@ -435,9 +435,9 @@ class GuestTests(StandinsTestCase):
         sent = self.probes_for(2.0)
         self.assertEqual({question}, set(sent))
         self.assertLess(len(sent), 25)
-        self.assertTrue(3 <= len(self.probes_for(0.6)) <= 5, "it is found soon after 2 seconds, too")
+        self.assertTrue(2 <= len(self.probes_for(0.6)) <= 4, "it is found soon after 2 seconds, too")
         self.probes_for(20)
-        self.assertAlmostEqual(60 / ASK_WITHIN, len(self.probes_for(60)), delta=2)
+        self.assertTrue(58 <= len(self.probes_for(60)) * ASK_WITHIN <= 62)
         self.standins.ask_now()  # there is a new port
         self.assertEqual([question], self.probes_for(0.005))
         for _ in range(2):
