@@ -220,6 +220,7 @@ class JitsuService(Service):
         if not self._settings.zones:
             names = ", ".join(to_text(zone.key) for zone in self._zones)
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
+        self._reactor.callWhenRunning(stop_once)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
         begun = self.fleet.start(remembered)
         if self._requests is not None:
@@ -277,7 +278,6 @@ class JitsuService(Service):
     def stopService(self) -> Deferred[None]:  # noqa: N802
         """Take no more queries, answer those that wait, write the state down, and leave the VMs as they are."""
         super().stopService()
-        stop_once()
         self._server.end()
         self._notifier.stop()
         return self._stop(self._listeners.close())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
 
 def cannot_write(twistd: Mapping[str, Any] | None) -> str:
@@ -49,6 +50,19 @@ def open_files(needed: int) -> str:
 
 
 def stop_once() -> None:
-    """Ignore further SIGINTs and SIGTERMs: the service stops already, and twistd would log a traceback for each."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    """
+    Ignore all SIGINTs and SIGTERMs but the first: the reactor, which runs, would log a traceback for each.
+
+    They may come before the service is told to stop: the reactor stops only when it gets to it.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for one in handlers:
+            signal.signal(one, lambda *_: None)
+        handler = handlers[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in handlers:
+        signal.signal(number, first)

@@ -99,7 +99,7 @@ class SynjitsuService(Service):
 
     def __init__(self, options: Options, reactor: Any = default_reactor) -> None:
         """Make all parts; `privilegedStartService` opens interfaces and sockets."""
-        self._twistd = getattr(options, "parent", None)
+        self._twistd, self._reactor = getattr(options, "parent", None), reactor
         self._listen: str = options["listen"]
         try:
             self._endpoint = serverFromString(reactor, description(self._listen))
@@ -153,6 +153,7 @@ class SynjitsuService(Service):
     def startService(self) -> None:  # noqa: N802
         """Start Synjitsu, and the connection to Xenstore if it is used."""
         super().startService()
+        self._reactor.callWhenRunning(stop_once)
         self.synjitsu.startService()
         if self._xenstore is not None:
             self._xenstore.start()
@@ -162,7 +163,6 @@ class SynjitsuService(Service):
     def stopService(self) -> Deferred[None] | None:  # noqa: N802
         """Stop everything; the result fires when the connection to Xenstore is closed."""
         super().stopService()
-        stop_once()
         self.synjitsu.stopService()
         if self._port is not None:
             self._port.stopListening()
