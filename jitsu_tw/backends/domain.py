@@ -190,6 +190,7 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
         domain.managedSaveRemove()
     if vm is not None:
         _follow(connection, domain, vm)
+    boot = prepared.boot_of(domain) if vm is not None and vm.prepare else ""
     kept = image.path(vm.images, domain.UUIDString()) if vm is not None and vm.boot_from is Boot.SNAPSHOT else None
     if (
         not saved
@@ -197,15 +198,12 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
         and image.is_good(kept, domain)
         and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=_HOST)
     ):
-        if vm is not None and vm.prepare:
-            prepared.begin(domain, image.made_of(domain, writable=False))
+        prepared.begin(domain, boot)
         return Start.RESTORED
     if kept is not None:
         image.prepare(kept, domain)
-    made_of = image.made_of(domain, writable=False) if vm is not None and vm.prepare else ""
     domain.create()
-    if made_of:
-        prepared.begin(domain, made_of)
+    prepared.begin(domain, boot)
     return Start.BOOTED
 
 

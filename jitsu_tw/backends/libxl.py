@@ -104,7 +104,7 @@ class LibxlBackend:
             return Power.SAVED if self._saved(uuid).exists() else Power.OFF
         if not domain.paused:
             return Power.RUNNING
-        return Power.PREPARED if await self._host.xenstore.read(await self._mark(domain)) else Power.PAUSED
+        return Power.PAUSED if await self._mark(domain) is None else Power.PREPARED
 
     def ready(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fire at once: Xen does not know what a guest is doing."""
@@ -191,9 +191,11 @@ class LibxlBackend:
         if domain is not None and domain.down:
             await self._host.gone(uuid, domain)
             domain = None
-        if domain is not None and not (why := await self._why_stale(uuid, domain)):
-            return await self._resume(uuid, domain)
         if domain is not None:
+            mark = await self._mark(domain)
+            why = self._why_stale(uuid, domain, mark)
+            if not why:
+                return await self._resume(uuid, domain, mark)
             self.log.info("{name}: what was prepared is thrown away: {why}", name=domain.name, why=why)
             await self._host.xl.run("destroy", str(domain.domid))
         saved = self._saved(uuid)
@@ -204,25 +206,25 @@ class LibxlBackend:
             if await self._restored(uuid, image):
                 image.unlink()
                 return Start.RESTORED
+        vm = self._host.vms[uuid]
+        if vm.prepare:
+            with contextlib.suppress(OSError, BackendError):  # then xl tells what is wrong
+                self._booted[uuid] = xlvm.sum_of(vm, disks=False)
         kept = self._image(uuid)
         for old in self._folder(uuid).glob(f"{uuid}-*.ready"):
             if old != kept:
                 old.unlink()
         if kept is not None and kept.exists():
             await self._check_memory(uuid)
-            self._booted[uuid] = xlvm.sum_of(self._host.vms[uuid], disks=False)
             if await self._restored(uuid, kept):
                 return Start.RESTORED
-        self._booted[uuid] = xlvm.sum_of(self._host.vms[uuid], disks=False)
         await self._boot(uuid)
         return Start.BOOTED
 
-    async def _resume(self, uuid: str, domain: Domain) -> Start:
-        """Unpause a domain, or return that it runs."""
+    async def _resume(self, uuid: str, domain: Domain, mark: str | None) -> Start:
+        """Unpause a domain with that mark, or return that it runs."""
         if not domain.paused:
             return Start.RAN
-        mark = await self._mark(domain)
-        prepared = await self._host.xenstore.read(mark)
         try:
             await self._host.xl.run("unpause", str(domain.domid))
         except BackendError:
@@ -230,9 +232,9 @@ class LibxlBackend:
             again = await self._host.alive(uuid)
             if again is None or again.paused:
                 raise
-        if prepared is None:
+        if mark is None:
             return Start.RESUMED
-        await self._host.xenstore.remove(mark)
+        await self._host.xenstore.remove(await self._place(domain))
         return Start.PREPARED
 
     async def _check_memory(self, uuid: str) -> None:
@@ -363,8 +365,12 @@ class LibxlBackend:
 
     # Prepared guests: the mark is in Xenstore, where it goes with the domain.
 
-    async def _mark(self, domain: Domain) -> str:
-        """Return the path of the mark of a domain that is prepared."""
+    async def _mark(self, domain: Domain) -> str | None:
+        """Return the mark of a domain, if it is paused and was prepared."""
+        return await self._host.xenstore.read(await self._place(domain)) if domain.paused else None
+
+    async def _place(self, domain: Domain) -> str:
+        """Return the path of a domain's mark."""
         return f"{await self._host.xenstore.domain_path(domain.domid)}/jitsu-prepared"
 
     @_by_host
@@ -375,15 +381,15 @@ class LibxlBackend:
             raise BackendError("its configuration or its kernel has changed since it booted")
         await self._host.xl.run("pause", str(domain.domid))
         domain = await self._host.running(uuid)
-        await self._host.xenstore.write(await self._mark(domain), f"{xlvm.sum_of(vm)} {domain.cpu_time}")
+        await self._host.xenstore.write(await self._place(domain), f"{xlvm.sum_of(vm)} {domain.cpu_time}")
 
     @_by_host
     async def stale(self, uuid: str) -> str:
         """Return why the domain is no use any more, if it is prepared."""
-        return await self._why_stale(uuid, await self._host.running(uuid))
+        domain = await self._host.running(uuid)
+        return self._why_stale(uuid, domain, await self._mark(domain))
 
-    async def _why_stale(self, uuid: str, domain: Domain) -> str:
-        mark = await self._host.xenstore.read(await self._mark(domain)) if domain.paused else None
+    def _why_stale(self, uuid: str, domain: Domain, mark: str | None) -> str:
         if mark is None:
             return ""
         made_of, _, cpu_time = mark.partition(" ")

@@ -36,21 +36,29 @@ class Mark:
     What is known of a prepared domain.
 
     Attributes:
-        boot: the sum of what it was booted from (`image.made_of`).
-        files: the same with all disks, when its guest was paused.
+        files: the sum of what it was made of, with all disks (`image.made_of`), when its guest was paused.
         cpu: seconds that its virtual CPUs had run then.
         packets: how many it had transmitted then.
     """
 
-    boot: str
     files: str
     cpu: float
     packets: int
 
 
+def boot_of(domain: libvirt.virDomain) -> str:
+    """Return a sum over what *domain* is about to boot from; empty if a file of it cannot be looked at from here."""
+    try:
+        return image.made_of(domain, writable=False)
+    except OSError:
+        return ""
+
+
 def begin(domain: libvirt.virDomain, boot: str) -> None:
-    """Note that *domain* has booted from what has the sum *boot*."""
-    domain.setMetadata(_KIND, f"<booted boot='{boot}'/>", PREFIX, NAMESPACE, _LIVE)
+    """Note that *domain* has booted from what has the sum *boot*, unless that is empty."""
+    if boot:
+        with contextlib.suppress(libvirt.libvirtError):  # then it cannot be kept
+            domain.setMetadata(_KIND, f"<booted boot='{boot}'/>", PREFIX, NAMESPACE, _LIVE)
 
 
 def keep(domain: libvirt.virDomain) -> None:
@@ -67,7 +75,7 @@ def keep(domain: libvirt.virDomain) -> None:
     domain.suspend()
     cpu, packets = _done(domain)
     files = image.made_of(domain, writable=True)
-    mark = f"<prepared boot='{boot}' files='{files}' cpu='{cpu}' packets='{packets}'/>"
+    mark = f"<prepared files='{files}' cpu='{cpu}' packets='{packets}'/>"
     domain.setMetadata(_KIND, mark, PREFIX, NAMESPACE, _LIVE)
 
 
@@ -80,7 +88,7 @@ def mark(domain: libvirt.virDomain) -> Mark | None:
         cpu, packets = float(element.get("cpu", "")), int(element.get("packets", ""))
     except ValueError:
         return None
-    return Mark(element.get("boot", ""), element.get("files", ""), cpu, packets)
+    return Mark(element.get("files", ""), cpu, packets)
 
 
 def remove(domain: libvirt.virDomain) -> None:

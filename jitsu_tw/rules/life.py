@@ -213,7 +213,7 @@ class Life:
             self.fault = BootFailed
         self._count_failures(old, now)
         again = self._again(old, promised=promised)
-        self._plan(again, in_vain=again is Again.IN_VAIN or (old is State.SETTLING and self._is_in_vain()))
+        self._plan(again, in_vain=old in {State.WAITING, State.SETTLING} and self._is_in_vain())
         return old, again
 
     def _count_failures(self, old: State, now: float) -> None:

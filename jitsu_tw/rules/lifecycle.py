@@ -124,6 +124,10 @@ _STOPPED: Final = {
 }
 
 
+#: What ends a boot, but that the guest is ready.
+_BOOT_ENDS: Final = {**_SEEN, _E.OFF: _S.FAILED, _E.FAIL: _S.FAILED, _E.STOP: _S.STOPPING}
+
+
 def _row(state: State, changes: Mapping[Event, State]) -> dict[Event, State]:
     """Return *state*'s row: it stays as it is, but for *changes*."""
     return {event: changes.get(event, state) for event in Event}
@@ -156,21 +160,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         _S.CANCELLING,
         {_E.STARTED: _S.STOPPING, _E.PREPARED: _S.STOPPING, _E.OFF: _S.OFF, _E.FAIL: _S.FAILED},
     ),
-    _S.WAITING: _row(
-        _S.WAITING,
-        {
-            _E.READY: _S.UP,
-            _E.FAIL: _S.FAILED,
-            _E.STOP: _S.STOPPING,
-            _E.RESTART: _S.RESTARTING,
-            _E.OFF: _S.FAILED,
-            _E.PAUSED: _S.PAUSED,
-            _E.SAVED: _S.SAVED,
-            _E.PREPARED: _S.PREPARED,
-            _E.GONE: _S.UNKNOWN,
-            _E.LOST: _S.UNKNOWN,
-        },
-    ),
+    _S.WAITING: _row(_S.WAITING, {**_BOOT_ENDS, _E.READY: _S.UP, _E.RESTART: _S.RESTARTING}),
     # A client that asks meanwhile gets what is on its way, as if it had been started for it.
     _S.PREPARING: _row(
         _S.PREPARING,
@@ -185,17 +175,11 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
     _S.SETTLING: _row(
         _S.SETTLING,
         {
+            **_BOOT_ENDS,
             _E.SUMMON: _S.WAITING,
             _E.READY: _S.KEEPING,
-            _E.FAIL: _S.FAILED,
-            _E.STOP: _S.STOPPING,
             _E.RESTART: _S.STOPPING,
-            _E.OFF: _S.FAILED,
-            _E.PAUSED: _S.PAUSED,
-            _E.SAVED: _S.SAVED,
-            _E.PREPARED: _S.PREPARED,
-            _E.GONE: _S.UNKNOWN,
-            _E.LOST: _S.UNKNOWN,
+            _E.RUNNING: _S.SETTLING,
         },
     ),
     # The guest may be saved and restored meanwhile, and seen so: the end of the step decides.

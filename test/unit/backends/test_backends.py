@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from jitsu_tw.backends import domain, domain_xml
+from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, Fault, MemoryBackend
@@ -207,6 +207,19 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             await deferLater(reactor, 0.01)
         self.patch(domain, "state", state)
         self.assertIs(Power.OFF, await self.backend._call(domain.state, uuid, within=5))
+
+    async def test_files_elsewhere(self) -> None:
+        """A VM whose files cannot be looked at from here is started as any other, and cannot be prepared."""
+        uuid = await self.backend.look_up(attrs.evolve(self.new_vm(), prepare=True))
+
+        def made_of(*_: Any, **__: Any) -> str:
+            raise FileNotFoundError(2, "No such file", "/there/kernel")
+
+        self.patch(image, "made_of", made_of)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        error = await self.assertFailure(self.backend.prepare(uuid), BackendError)
+        self.assertIn("/there/kernel", str(error))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_cannot_be_restored(self) -> None:
         """What cannot be restored is thrown away, logged, and booted; if the host is at fault, it is kept."""

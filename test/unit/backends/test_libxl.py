@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 from uuid import uuid4
 
+import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
@@ -327,7 +328,9 @@ class LibxlBackendTests(contract_backends.BackendContract):
         """A prepared domain is no use once its definition, its kernel or a disk has changed, or its guest has run."""
         disk = xen.Disk(str(self.folder / "disk"), "xvda")
         machine, uuid = await self.run_one(disk=(disk,))
-        assert machine.backend_settings is not None
+        await self.backend.look_up(attrs.evolve(machine, prepare=True))
+        await self.backend.stop(uuid, Mode.DESTROY)
+        await self.backend.start(uuid)
         for change, why in (("kernel", "has changed"), ("disk", "has changed"), ("time", "let its guest run")):
             await self.backend.prepare(uuid)
             self.assertEqual("", await self.backend.stale(uuid))

@@ -181,7 +181,7 @@ class PreparationTests(PreparationTestCase):
         self.assertIn("not known to be ready", self.world.fleet.problems_of(self.world.machine())[0])
 
     def test_vanishes(self) -> None:
-        """A prepared VM whose QEMU dies, or that somebody destroys, is prepared again."""
+        """Jitsu prepares a VM again when its prepared QEMU has died, or a person has destroyed it."""
         self.begin()
         self.world.pump(PREPARED_IN)
         self.happen(Power.OFF)
@@ -439,7 +439,7 @@ class RestartTests(PreparationTestCase):
             self.assertIs(Power.OFF, self.world.backend.guests[uuid].power)
 
     def test_last_used_first(self) -> None:
-        """The next Jitsu, too, prepares first what was asked for last."""
+        """After a restart, Jitsu prepares the VM first that clients have asked for last."""
         self.begin(*(self.vm(f"vm{number}") for number in range(3)), max_prepared=0)
         for name in ("vm2", "vm0", "vm1"):
             self.ask(name)
