@@ -36,10 +36,10 @@ class PausesTests(SynchronousTestCase):
     """What a collection leads to."""
 
     def setUp(self) -> None:
-        """Begin with a thousand blocks of memory."""
-        self.blocks, self.now = 1000, 0.0
+        """Begin with a thousand pages of memory."""
+        self.pages, self.now = 1000, 0.0
         self.collector: Any = Collector()
-        self.pauses = Pauses(lambda: self.blocks, lambda: self.now, self.collector)
+        self.pauses = Pauses(lambda: self.pages, lambda: self.now, self.collector)
 
     def collect(self, seconds: float = 2 * LONG, generation: int = 2) -> list[str]:
         """Collect garbage for *seconds*; return what that has led to."""
@@ -67,15 +67,15 @@ class PausesTests(SynchronousTestCase):
 
     def test_growth(self) -> None:
         """When memory has grown much, one collection looks at everything; then it must grow as much again."""
-        self.blocks = int(1000 * GROWTH)
+        self.pages = int(1000 * GROWTH)
         self.assertEqual(["unfreeze"], self.collect())
         self.assertEqual([], self.collect(LONG / 2))
         self.assertEqual(["freeze"], self.collect())
-        self.blocks = int(1000 * GROWTH**2)
+        self.pages = int(1000 * GROWTH**2)
         self.assertEqual(["unfreeze"], self.collect())
-        self.blocks = 1500
+        self.pages = 1500
         self.assertEqual(["freeze"], self.collect())
-        self.blocks = int(1500 * GROWTH)
+        self.pages = int(1500 * GROWTH)
         self.assertEqual(["unfreeze"], self.collect())
 
     def test_cpython(self) -> None:
@@ -90,11 +90,11 @@ class PausesTests(SynchronousTestCase):
         cycle: Any = Cycle()
         gone = weakref.ref(cycle)
         self.addCleanup(gc.unfreeze)
-        pauses = Pauses(lambda: self.blocks, lambda: self.now)
+        pauses = Pauses(lambda: self.pages, lambda: self.now)
         del cycle
         gc.collect()
         self.assertIsNotNone(gone())
-        self.blocks *= 10
+        self.pages *= 10
         pauses("start", {"generation": 2})
         self.now += 2 * LONG
         pauses("stop", {"generation": 2})
