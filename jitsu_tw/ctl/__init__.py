@@ -49,6 +49,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "init": ("history", "Make a state, or renew its hooks."),
     "git-shell": ("gitshell", "Serve git to one key in authorized_keys."),
     "check": ("check", "See whether the configuration is right."),
+    "doctor": ("doctor", "Look at what usually goes wrong."),
     "completion": ("completion", "Print what completes commands in a shell."),
 }
 

@@ -35,7 +35,7 @@ PIECE: Final = 65536
 REMEDIES: Final = {
     ssl.SSLCertVerificationError: "see --ca",
     FileNotFoundError: "is it running? see --control",
-    PermissionError: "the socket is for root, Jitsu's user and the group jitsu",
+    PermissionError: "add yourself to the group jitsu (usermod -aG jitsu USER, as root), and log in again",
 }
 
 
