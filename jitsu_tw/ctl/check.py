@@ -13,7 +13,7 @@ import click
 from twisted.python.usage import UsageError
 
 from jitsu_tw.backends import backends_for
-from jitsu_tw.ctl import diagnosis, show
+from jitsu_tw.ctl import show
 from jitsu_tw.ctl.show import FailedError, as_json_option
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import JitsuError
@@ -22,6 +22,7 @@ from jitsu_tw.tap import Options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jitsu_tw.ctl.diagnosis import Row
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
 
@@ -77,6 +78,7 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
     defines a VM lacks is a warning. Nothing is started or opened, and no hypervisor is asked without --connect. What
     else can go wrong on this machine is for `jitsuctl doctor`.
     """
+    rows: list[Row] = []
     try:
         settings, zones = load(arguments or ("--config", "jitsu.yaml"))
         result = summary(settings, zones)
@@ -84,6 +86,8 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
         result = {"ok": False, "error": str(error)}
     else:
         if outside:
+            from jitsu_tw.ctl import diagnosis  # noqa: PLC0415 -- for this alone
+
             rows = diagnosis.run(diagnosis.Context(settings, zones), diagnosis.OUTSIDE)
             result["findings"] = [row.as_json() for row in rows]
             result["ok"] = not any(row.is_problem for row in rows)
@@ -94,7 +98,7 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
     else:
         for warning in result["warnings"]:
             show.say(f"warning: {warning}")
-        for row in rows if outside else ():
+        for row in rows:
             row.say()
         if result["ok"]:
             show.say(f"OK: {result['vms']} VMs, {result['names']} names, zones {', '.join(result['zones'])}")
