@@ -23,6 +23,7 @@ from jitsu_tw.ctl.hypervisors import ask_all, hypervisors
 from jitsu_tw.ctl.show import FailedError, NoAnswerError
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.wire import to_text
+from jitsu_tw.sockets import SYSTEM
 from jitsu_tw.store import lock
 from jitsu_tw.tap import FILES
 
@@ -140,6 +141,12 @@ def _health(context: Context) -> Health:
     return Health("", "", tuple(map(str, health["problems"])), str(standins["error"] or ""))
 
 
+def _access(context: Context) -> tuple[str, bool] | None:
+    """Return who may use the control socket of the Jitsu that is a service of this machine; None if it is not that."""
+    is_system = context.control is not None and context.control.place == f"unix:{SYSTEM}"
+    return machine.access(SYSTEM) if is_system else None
+
+
 def _synjitsu(context: Context) -> str:
     """Return why the socket of Synjitsu cannot be connected to; empty if it can, or is elsewhere."""
     place = context.settings.synjitsu or ""
@@ -182,6 +189,7 @@ def _ahead(context: Context) -> float | None:
 #: What blocks; each runs in a thread.
 OBSERVERS: Final[Mapping[str, Callable[[Context], Any]]] = {
     "health": _health,
+    "access": _access,
     "synjitsu": _synjitsu,
     "held": lambda context: machine.held(context.settings.listen),
     "here": lambda context: machine.here(context.settings.bind),
@@ -231,6 +239,9 @@ def _service(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
     elif context.control is not None:
         other = "name its endpoint with --control" if runs else "start it: systemctl start jitsu"
         yield findings.warning(health.error, health.remedy or other)
+    if seen["access"] is not None:
+        group, shared = seen["access"]
+        yield findings.access(SYSTEM, group, shared=shared)
     for zone, answer in seen["direct"].items() if runs else ():
         yield findings.service(zone, f"{context.own_addresses[0]} port {context.settings.listen}", answer)
 
@@ -361,7 +372,7 @@ OUTSIDE: Final = (
 
 #: All of it, this machine, and the service that runs here.
 ALL: Final = (
-    Check("service", "that Jitsu runs, can be asked, and serves its zones", ("health", "direct"), _service),
+    Check("service", "that Jitsu runs, can be asked, and serves its zones", ("health", "access", "direct"), _service),
     Check("ports", "that this host has the addresses of bind, and no other process has their port",
           ("here", "held"), _socket),
     *OUTSIDE,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from jitsu_tw.sockets import GROUP
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -242,11 +244,12 @@ def ports(bind: Iterable[str], port: int, held: Iterable[Held]) -> Iterator[Find
         version = ip_address(host).version
         there = [one for one in sockets if ip_address(one.host).version == version
                  and (one.host == host or host in WILDCARDS or one.host in WILDCARDS)]  # fmt: skip
-        others = {one.pid: one for one in there if not one.is_jitsu}
+        others = {one.pid: one for one in there if not one.is_jitsu and one.pid != 1}
         if not there:
             yield ok(f"{host} port {port} is free")
         elif not others:
-            yield ok(f"{host} port {port}: Jitsu listens there (process {there[0].pid})")
+            who = "Jitsu" if there[0].is_jitsu else "systemd, for a socket unit,"
+            yield ok(f"{host} port {port}: {who} listens there (process {there[0].pid})")
         for pid, one in others.items():
             yield _taken(host, port, pid, one)
 
@@ -272,6 +275,14 @@ def missing(bind: Iterable[str], here: Collection[str]) -> Iterator[Finding]:
     for host in bind:
         if host not in here:
             yield problem(f"bind: {host} is no address of this host", "correct bind, or give the host that address")
+
+
+def access(path: str, group: str, *, shared: bool) -> Finding:
+    """Return who may use the control socket at *path*, which is of *group*; *shared* is whether that may use it."""
+    if group == GROUP and shared:
+        return ok(f"root, Jitsu's user and the group {GROUP} may use {path}")
+    return warning(f"only root and Jitsu's user may use {path}",
+                   f"make the group {GROUP} (groupadd --system {GROUP}), and start Jitsu again")  # fmt: skip
 
 
 # Resolvers and delegation
@@ -398,6 +409,18 @@ class Seen:
     obstacle: str = ""
 
 
+_GROUP: Final = "add Jitsu's user to the group libvirt: usermod -aG libvirt jitsu, and start Jitsu again"
+
+#: What helps when a hypervisor cannot be asked, by words of the error in lower case: libvirt's and polkit's.
+_REMEDIES: Final = {
+    "-sock': no such file": "install libvirt (apt install libvirt-daemon-system), or start it: systemctl start "
+    "libvirtd",
+    "permission denied": _GROUP,
+    "authenticat": _GROUP,
+    "no answer": "its daemon hangs, or a host on the way is silent: try virsh with the same URI, or restart the daemon",
+}
+
+
 def hypervisor(
     name: str, error: str, seen: Mapping[str, Seen], vms: Sequence[VM], *, network: bool
 ) -> Iterator[Finding]:
@@ -412,8 +435,8 @@ def hypervisor(
         network: whether its guests have a network.
     """
     if error:
-        remedy = "see that its daemon runs, and that this user may use it; for libvirt: the group libvirt"
-        yield problem(f"{name} cannot be asked: {error}", remedy)
+        found = (remedy for words, remedy in _REMEDIES.items() if words in error.lower())
+        yield problem(f"{name} cannot be asked: {error}", next(found, "see that its daemon runs, and read its log"))
         return
     asked = [vm for vm in vms if vm.name in seen and not seen[vm.name].is_lost]
     known = [vm for vm in asked if not seen[vm.name].error]
@@ -446,12 +469,12 @@ def kvm(*, present: bool, usable: bool, cpu: bool, session: bool) -> Finding:
     Return whether guests of QEMU run on the processor itself.
 
     Args:
-        present: /dev/kvm is there and the kernel opens it.
+        present: /dev/kvm is there and makes a VM, which in some virtual machines does not run all the same.
         usable: this user may open it.
-        cpu: the processor has vmx or svm.
+        cpu: the processor has vmx or svm, or is none of x86.
         session: QEMU runs as this user, as with qemu:///session; else as a user of libvirt's.
     """
-    if not present:
+    if not (present and cpu):
         in_firmware = "switch VT-x or AMD-V on, in the firmware, or, in a VM, at its hypervisor (nested virtualisation)"
         return warning("KVM cannot be used: guests are emulated, and start ten times slower",
                        "modprobe kvm_intel or kvm_amd" if cpu else in_firmware)  # fmt: skip

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import grp
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
+import stat
 import subprocess
 import time
 from ipaddress import IPv4Address, IPv6Address, ip_interface
@@ -44,6 +48,12 @@ NETWORKS: Final = Path("/run/libvirt/network")
 #: synchronised.
 _TIMEX: Final = 256
 _TIME_ERROR: Final = 5
+
+#: The permissions of a group that may connect to a UNIX socket (unix(7)).
+_GROUP_RW: Final = stat.S_IRGRP | stat.S_IWGRP
+
+#: KVM_CREATE_VM of <linux/kvm.h>: it succeeds where the processor, or the hypervisor below, can do it.
+_CREATE_VM: Final = 0xAE01
 
 
 def links() -> list[Link]:
@@ -116,7 +126,8 @@ def _owners(inodes: Iterable[str]) -> dict[str, int]:
     """Return the process that has each socket, by its inode; without root, of this user's processes only."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     owners: dict[str, int] = {}
-    for pid in _processes() if wanted else ():
+    # What systemd (process 1) has opened for another process is that one's.
+    for pid in sorted(_processes()) if wanted else ():
         with contextlib.suppress(OSError):  # another user's, or it has ended
             for file in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
@@ -184,11 +195,13 @@ def kvm() -> dict[str, bool]:
     present, usable = device.exists(), os.access(device, os.R_OK | os.W_OK)
     if present and usable:
         try:
-            os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-        except OSError:  # the node is there, and no driver behind it
+            with device.open("rb+", buffering=0) as file:
+                os.close(fcntl.ioctl(file, _CREATE_VM, 0))
+        except OSError:  # the node is there, and no driver behind it, or no hardware
             present = False
     flags = set(Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split())
-    return {"present": present, "usable": usable, "cpu": bool(flags & {"vmx", "svm"})}
+    cpu = bool(flags & {"vmx", "svm"}) or platform.machine() not in {"x86_64", "i686"}
+    return {"present": present, "usable": usable, "cpu": cpu}
 
 
 def connects(path: str) -> str:
@@ -206,3 +219,16 @@ def ahead(state: Path) -> float | None:
     """Return by how many seconds the last change of the *state* is in the future; None if there is none."""
     times = [one.stat().st_mtime for name in ("refs/heads/main", "packed-refs") if (one := state / name).exists()]
     return max(times) - time.time() if times else None
+
+
+def access(path: str) -> tuple[str, bool] | None:
+    """Return the group of the UNIX socket *path*, and whether that may connect; None if there is no such socket."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        group = str(found.st_gid)
+    return group, found.st_mode & _GROUP_RW == _GROUP_RW

@@ -9,12 +9,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import memory
-from jitsu_tw.ctl import diagnosis, findings, hypervisors
+from jitsu_tw.ctl import diagnosis, findings, hypervisors, machine
+from jitsu_tw.ctl.client import Control
 from jitsu_tw.ctl.diagnosis import Check, Context, Health
 from jitsu_tw.ctl.findings import Answer, Level
 from jitsu_tw.ctl.hypervisors import Hypervisor
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.settings import Host, Settings
+from jitsu_tw.sockets import SYSTEM
 from test.support import vm
 
 if TYPE_CHECKING:
@@ -177,8 +179,8 @@ class RulesTests(SynchronousTestCase):
     def test_does_not_run(self) -> None:
         """Where no Jitsu runs, that is one warning, and nothing is concluded from what its absence explains."""
         seen: dict[str, Any] = {
-            "health": Health("no Jitsu answers"), "direct": {"vm.test": Answer("refused")}, "servers": ["192.0.2.1"],
-            "resolver": {"vm.test": Answer("", "SERVFAIL")},
+            "health": Health("no Jitsu answers"), "access": None, "direct": {"vm.test": Answer("refused")},
+            "servers": ["192.0.2.1"], "resolver": {"vm.test": Answer("", "SERVFAIL")},
         }  # fmt: skip
         self.assertEqual([], self.found(diagnosis._asks_us, **seen))
         control: Any = object()
@@ -189,14 +191,24 @@ class RulesTests(SynchronousTestCase):
         """A user who may not use the control endpoint is told how that is changed."""
         control: Any = object()
         health = Health("no Jitsu answers (Permission denied)", "add yourself to the group jitsu")
-        (found,) = diagnosis._service(Context(Settings(), control=control), {"health": health, "direct": {}})
+        seen = {"health": health, "access": None, "direct": {}}
+        (found,) = diagnosis._service(Context(Settings(), control=control), seen)
         self.assertEqual("add yourself to the group jitsu", found.remedy)
+
+    def test_access(self) -> None:
+        """The socket of the machine's Jitsu is looked at, and no other."""
+        place = f"unix:{SYSTEM}"
+        self.patch(machine, "access", lambda path: (path, True))
+        self.assertEqual((SYSTEM, True), diagnosis._access(Context(Settings(), control=Control(place))))
+        self.assertIsNone(diagnosis._access(Context(Settings(), control=Control("unix:/home/ann/control.sock"))))
+        self.assertIn((Level.WARNING, f"only root and Jitsu's user may use {SYSTEM}"),
+                      self.found(diagnosis._service, health=Health(), access=("root", True), direct={}))
 
     def test_problems(self) -> None:
         """What the running Jitsu says is wrong is a problem each."""
         health = Health("", "", ("the state is not written, only remembered",))
         self.assertIn((Level.PROBLEM, "the state is not written, only remembered"),
-                      self.found(diagnosis._service, health=health, direct={}))
+                      self.found(diagnosis._service, health=health, access=None, direct={}))
 
     def test_synjitsu(self) -> None:
         """A running Jitsu tells whether Synjitsu is connected; without one, its socket does; without a use, nothing."""

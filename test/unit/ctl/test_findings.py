@@ -135,6 +135,18 @@ class PortTests(FindingsTestCase):
         self.check(findings.ports(["10.0.3.1"], 53, [Held("udp", "0.0.0.0", 53, 9, ("python3", "/a/dns.py"))]),  # noqa: S104
                    (Level.PROBLEM, "by dns.py (process 9)"))
 
+    def test_systemd(self) -> None:
+        """What systemd has opened for a socket unit is not taken."""
+        held = [Held("udp", "10.0.3.1", 53, 1, ("/sbin/init",))]
+        self.check(findings.ports(["10.0.3.1"], 53, held), (Level.OK, "systemd, for a socket unit, listens there"))
+
+    def test_access(self) -> None:
+        """The control socket of the machine's Jitsu is for the group jitsu; a socket of another group is not."""
+        path = "/run/jitsu/control.sock"
+        self.check([findings.access(path, "jitsu", shared=True)], (Level.OK, "the group jitsu may use"))
+        for group, shared in (("root", True), ("jitsu", False)):
+            self.check([findings.access(path, group, shared=shared)], (Level.WARNING, "only root and Jitsu's user"))
+
     def test_not_seen(self) -> None:
         """A process that this user may not see is no problem for certain: it may be Jitsu."""
         self.check(findings.ports(["10.0.3.1"], 53, [Held("udp", "10.0.3.1", 53)]), (Level.WARNING, "may not see"))
@@ -215,6 +227,16 @@ class HypervisorTests(FindingsTestCase):
         self.check(self.found(www=Seen("late", is_lost=True)),
                    (Level.WARNING, "too slow to tell anything of www, db"))
 
+    def test_remedies(self) -> None:
+        """What helps depends on the error."""
+        errors = {"Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory": "install",
+                  "Failed to connect socket to '/run/libvirt/libvirt-sock': Permission denied": "the group libvirt",
+                  "authentication unavailable: no polkit agent": "the group libvirt",
+                  "no answer within 5 s": "hangs", "Connection refused": "read its log"}  # fmt: skip
+        for error, words in errors.items():
+            (found,) = self.found(error)
+            self.assertIn(words, found.remedy)
+
     def test_advice(self) -> None:
         """Its advice and what stands against the VM's mode are warnings, with the remedy as such."""
         seen = Seen(advice=("nothing ends QEMU; give it isa-debug-exit",), macs=(), obstacle="it has a device")
@@ -236,6 +258,7 @@ class HypervisorTests(FindingsTestCase):
             found = findings.kvm(present=False, usable=False, cpu=cpu, session=False)
             self.check([found], (Level.WARNING, "emulated"))
             self.assertIn(words, found.remedy)
+        self.check([findings.kvm(present=True, usable=True, cpu=False, session=False)], (Level.WARNING, "emulated"))
         self.check([findings.kvm(present=True, usable=False, cpu=True, session=True)], (Level.WARNING, "may not use"))
         self.check([findings.kvm(present=True, usable=False, cpu=True, session=False)], (Level.OK, "KVM"))
 

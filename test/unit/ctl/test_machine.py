@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import shutil
 import socket
@@ -48,6 +49,18 @@ class SocketTests(SynchronousTestCase):
             self.assertEqual("Connection refused", machine.connects(path))
             server.listen()
             self.assertEqual("", machine.connects(path))
+
+
+    def test_access(self) -> None:
+        """The group of a socket, and whether that may connect, are read; a socket that is not there has none."""
+        path = Path(tempfile.mkdtemp(), "s")
+        self.assertIsNone(machine.access(str(path)))
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+        group = grp.getgrgid(path.stat().st_gid).gr_name
+        for mode, shared in ((0o660, True), (0o620, False), (0o600, False)):
+            path.chmod(mode)
+            self.assertEqual((group, shared), machine.access(str(path)))
 
 
 class LinkTests(SynchronousTestCase):
