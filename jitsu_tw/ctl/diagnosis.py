@@ -226,12 +226,9 @@ async def observe(context: Context, names: Iterable[str], reactor: Any) -> dict[
 # Conclusions
 
 
-def _says_it_runs(seen: Mapping[str, Any]) -> bool:
-    return not seen["health"].error or any(answer.zone == zone for zone, answer in seen["direct"].items())
-
-
 def _service(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
-    health, runs = seen["health"], _says_it_runs(seen)
+    health = seen["health"]
+    runs = not health.error or any(answer.zone == zone for zone, answer in seen["direct"].items())
     if not health.error:
         yield findings.ok("Jitsu runs, and answers at its control endpoint")
         for text in health.problems:
@@ -252,13 +249,11 @@ def _socket(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _asks_us(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
-    if not _says_it_runs(seen):
-        return
     settings = context.settings
     hosts = [host for host in settings.bind if host not in WILDCARDS]
     forward_to = f"{hosts[0] if hosts else 'ADDRESS'} port {settings.listen}"
     for zone, answer in seen["resolver"].items():
-        if seen["direct"][zone].zone == zone:
+        if seen["direct"][zone].zone == zone:  # else the resolver cannot have an answer either
             yield findings.resolver(zone, seen["direct"][zone].mname, seen["servers"], answer, forward_to)
 
 
@@ -377,7 +372,7 @@ ALL: Final = (
           ("here", "held"), _socket),
     *OUTSIDE,
     Check("resolver", "that this machine's own resolver asks Jitsu for the zones",
-          ("health", "direct", "resolver", "servers"), _asks_us),
+          ("direct", "resolver", "servers"), _asks_us),
     Check("synjitsu", "that Synjitsu is connected, if it is used", ("health", "synjitsu"), _standins),
     Check("state", "which process uses the state, and that its disk has space",
           ("health", "holder", "disks"), _state),

@@ -191,7 +191,7 @@ class RulesTests(SynchronousTestCase):
         """A user who may not use the control endpoint is told how that is changed."""
         control: Any = object()
         health = Health("no Jitsu answers (Permission denied)", "add yourself to the group jitsu")
-        seen = {"health": health, "access": None, "direct": {}}
+        seen: dict[str, Any] = {"health": health, "access": None, "direct": {}}
         (found,) = diagnosis._service(Context(Settings(), control=control), seen)
         self.assertEqual("add yourself to the group jitsu", found.remedy)
 
