@@ -308,9 +308,8 @@ def _bridges(_: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
     yield from findings.nat(seen["nat"], used)
     for one in _here(asked):
         yield from findings.guests(one.hypervisor.vms, links)
-        for vm in one.hypervisor.vms:
-            if vm.name in one.seen:
-                yield from findings.misplaced(vm, one.seen[vm.name].bridges, links)
+        plugged = ((vm, one.seen[vm.name].bridges) for vm in one.hypervisor.vms if vm.name in one.seen)
+        yield from findings.misplaced(plugged, links)
 
 
 def _standins(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:

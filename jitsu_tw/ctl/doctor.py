@@ -60,10 +60,15 @@ def _configuration(file: Path | None) -> tuple[Context, list[Finding]]:
         warnings = summary(settings, zones)["warnings"]
     except JitsuError as error:
         return Context(Settings()), [findings.problem(line, "") for line in str(error).splitlines()]
-    found = [findings.ok(f"{file} can be used: {len(settings.vms)} VMs"), *(
-        findings.warning(text, remedy) for text, _, remedy in (line.partition("; ") for line in warnings)
-    )]  # fmt: skip
+    found = [findings.ok(f"{file} can be used: {len(settings.vms)} VMs"), *findings.merged(map(_warning, warnings))]
     return Context(settings, zones), found
+
+
+def _warning(line: str) -> tuple[str, Finding]:
+    """Return the name of the VM or the place that a *line* of advice is about, and the advice."""
+    name, _, sentence = line.partition(": ")
+    text, _, remedy = sentence.partition("; ")
+    return name, findings.warning(text, remedy)
 
 
 def _control(context: click.Context, settings: Settings) -> Control | None:

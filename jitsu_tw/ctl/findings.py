@@ -80,6 +80,15 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(found[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def merged(found: Iterable[tuple[str, Finding]]) -> Iterator[Finding]:
+    """Yield one finding for all names with the same one in *found*, whose texts go on after the names."""
+    names: dict[Finding, list[str]] = {}
+    for name, finding in found:
+        names.setdefault(finding, []).append(name)
+    for finding, alike in names.items():
+        yield attrs.evolve(finding, text=f"{listed(alike)}: {finding.text}")
+
+
 # Interfaces and bridges
 
 
@@ -121,16 +130,19 @@ def guests(vms: Iterable[VM], links: Collection[Link]) -> Iterator[Finding]:
     """Yield what is wrong with the addresses of *vms*, whose hypervisor is this host."""
     inside: dict[str, list[str]] = {}
     outside: list[str] = []
+    own: list[tuple[str, Finding]] = []
     for vm in vms:
         for address in vm.ip:
             link = link_of(address, links)
             if link is None:
                 outside.append(f"{vm.name} ({address})")
             elif any(address == one.ip for one in link.addresses):
-                yield problem(f"{vm.name}: {address} is this host's own address, on {link.name}",
-                              "give the guest an address of its own, and write it as the VM's ip")  # fmt: skip
+                found = problem(f"this is the host's own address, on {link.name}",
+                                "give the guest an address of its own, and write it as the VM's ip")  # fmt: skip
+                own.append((f"{vm.name} ({address})", found))
             else:
                 inside.setdefault(link.name, []).append(vm.name)
+    yield from merged(own)
     for name, names in inside.items():
         yield ok(f"{len(names)} addresses of VMs are in networks of {name}")
     if outside:
@@ -177,15 +189,20 @@ def _bridge(link: Link, vms: Sequence[VM]) -> Iterator[Finding]:
         yield ok(f"the bridge {link.name} is up{'' if link.carrier else ', without carrier while no VM runs'}")
 
 
-def misplaced(vm: VM, names: Iterable[str], links: Iterable[Link]) -> Iterator[Finding]:
-    """Yield what is wrong if *vm*, which is plugged into the bridges *names*, has an address that none of them has."""
-    own = [link for link in links if link.name in set(names)]
+def misplaced(plugged: Iterable[tuple[VM, Iterable[str]]], links: Collection[Link]) -> Iterator[Finding]:
+    """Yield which VMs have an address that none of their bridges has; *plugged* is each VM with its bridges' names."""
+    return merged(pair for vm, names in plugged for pair in _misplaced(vm, set(names), links))
+
+
+def _misplaced(vm: VM, names: Collection[str], links: Iterable[Link]) -> Iterator[tuple[str, Finding]]:
+    own = [link for link in links if link.name in names]
     networks = [one.network for link in own for one in link.addresses]
     for address in vm.ip:
         if any(one.version == address.version for one in networks) and link_of(address, own) is None:
             there = listed(str(one) for one in networks if not one.is_link_local)
-            yield problem(f"{vm.name}: {address} is not in the networks of its bridge ({there})",
-                          "correct ip, or plug the VM into another bridge")  # fmt: skip
+            found = problem(f"not in the networks of its bridge ({there})",
+                            "correct ip, or plug the VM into another bridge")  # fmt: skip
+            yield f"{vm.name} ({address})", found
 
 
 def nat(networks: Mapping[str, str], used: Mapping[str, Sequence[VM]]) -> Iterator[Finding]:
@@ -440,28 +457,28 @@ def hypervisor(
         return
     asked = [vm for vm in vms if vm.name in seen and not seen[vm.name].is_lost]
     known = [vm for vm in asked if not seen[vm.name].error]
-    if late := [vm.name for vm in vms if vm not in asked]:
+    if late := [vm.name for vm in vms if vm.name not in seen or seen[vm.name].is_lost]:
         yield warning(f"{name} was too slow to tell anything of {listed(late)}",
                       "try again, or read its daemon's log")  # fmt: skip
-    for vm in asked:
-        yield from _seen(vm, seen[vm.name], network=network)
+    unknown = [vm.name for vm in asked if seen[vm.name].error and vm.define is None]
+    if unknown:
+        why = seen[unknown[0]].error.partition("; ")[0]
+        yield problem(f"{name} cannot show {listed(unknown)}: {why}",
+                      "correct name or uuid, define the VM there, or give define")  # fmt: skip
+    yield from merged((vm.name, one) for vm in known for one in _seen(vm, seen[vm.name], network=network))
     if known or not vms:
         yield ok(f"{name} can be asked, and knows {len(known)} of {len(vms)} VMs")
 
 
 def _seen(vm: VM, seen: Seen, *, network: bool) -> Iterator[Finding]:
-    """Yield what the hypervisor says of one VM."""
-    if seen.error:
-        if vm.define is None:
-            yield problem(f"{vm.name}: {seen.error}", "correct name or uuid, define the VM there, or give define")
-        return
+    """Yield what the hypervisor says of one VM, without its name."""
     if network and seen.macs == () and not vm.mac:
-        yield warning(f"{vm.name} has no network interface there", "give it one, or its MAC by the key mac")
+        yield warning("it has no network interface there", "give it one, or its MAC by the key mac")
     if seen.obstacle:
-        yield warning(f"{vm.name} cannot be stopped by mode {vm.mode.value}: {seen.obstacle}", "choose another mode")
+        yield warning(f"it cannot be stopped by mode {vm.mode.value}: {seen.obstacle}", "choose another mode")
     for sentence in seen.advice:
         text, _, remedy = sentence.partition("; ")
-        yield warning(f"{vm.name}: {text}", remedy)
+        yield warning(text, remedy)
 
 
 def kvm(*, present: bool, usable: bool, cpu: bool, session: bool) -> Finding:

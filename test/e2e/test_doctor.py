@@ -216,7 +216,7 @@ class ConnectTests(DoctorTestCase):
         self.assertEqual({"hypervisors", "bridges", "delegation"}, {name for name, *_ in found})
         problems = [text for _, level, text in found if level == "problem"]
         self.assertEqual(2, len(problems), found)
-        self.assertRegex(problems[0], "^nobody: .*no domain with matching name 'nobody'")
+        self.assertRegex(problems[0], " cannot show nobody: .*no domain with matching name 'nobody'$")
         self.assertEqual("there is no bridge br7, which lost should be plugged into", problems[1])
         self.assertIn(f"libvirt {self.connect} can be asked, and knows 2 of 4 VMs", str(found))
         self.assertNotIn("new", [path.stem for path in Path(self.connect.partition("root=")[2]).rglob("new.xml")])

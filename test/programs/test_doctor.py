@@ -73,3 +73,18 @@ class DoctorTests(ProcessTestCase):
         (self.folder / "jitsu.yaml").write_text(
             f"listen: {self.port}\ncontrol: [{self.place}]\nbackend: memory\n{configuration}"
         )
+
+    def test_advice(self) -> None:
+        """What the files that define VMs lack is a warning, once for all of them, with its remedy."""
+        vms = "connect: qemu+unix:///system?socket=/nonexistent\nvms:\n"
+        for number in (1, 2):
+            (self.folder / f"vm{number}.xml").write_text(
+                f"<domain type='kvm'><name>vm{number}</name><os><type>hvm</type></os></domain>"
+            )
+            one = f"name: vm{number}, dns: vm{number}.jitsu.test, ip: 10.0.0.{number}, define: vm{number}.xml"
+            vms += f"  - {{{one}}}\n"
+        (self.folder / "jitsu.yaml").write_text(f"listen: {self.port}\ncontrol: {self.place}\n{vms}")
+        _, rows = self.doctor()
+        (found,) = (row for row in rows if row["finding"].startswith("vm1, vm2: nothing ends QEMU"))
+        self.assertEqual(("config", "warning"), (found["check"], found["level"]))
+        self.assertIn("isa-debug-exit", found["remedy"])

@@ -71,7 +71,7 @@ class BridgeTests(FindingsTestCase):
         far = vm("far", ip=(ip_address("192.0.2.1"), ip_address("fd09::2")))
         self.check(
             findings.guests([WWW, own, far], [BRIDGE]),
-            (Level.PROBLEM, "own: 10.0.3.1 is this host's own address, on br0"),
+            (Level.PROBLEM, "own (10.0.3.1): this is the host's own address, on br0"),
             (Level.OK, "2 addresses of VMs are in networks of br0"),
             (Level.WARNING, "the address of far (192.0.2.1)"),
         )
@@ -82,6 +82,17 @@ class BridgeTests(FindingsTestCase):
         (found,) = findings.guests(many, [BRIDGE])
         self.assertIn("and 19995 more", found.text)
         self.assertLess(len(found.text), 300)
+
+    def test_alike(self) -> None:
+        """What is wrong with many VMs alike is one finding, wherever it comes from."""
+        many = [vm(f"vm{number}", ip=(ip_address("10.0.3.1"),)) for number in range(20_000)]
+        other = Link("br1", is_bridge=True, addresses=(ip_interface("10.1.0.1/24"),))
+        for seen in (Seen("no domain"), Seen(advice=("it has no end; mend it",), macs=("52:54:00:00:00:01",))):
+            found = list(findings.hypervisor("qemu", "", {one.name: seen for one in many}, many, network=True))
+            self.assertIn("vm0, vm1, vm2, vm3, vm4 and 19995 more", found[0].text)
+            self.assertLessEqual(len(found), 2)
+        self.assertEqual(1, len(list(findings.misplaced([(one, ["br1"]) for one in many], [BRIDGE, other]))))
+        self.assertEqual(1, len(list(findings.guests(many, [BRIDGE]))))
 
     def test_smallest_network(self) -> None:
         """Of several networks, the smallest that has an address is its own."""
@@ -94,10 +105,10 @@ class BridgeTests(FindingsTestCase):
         """An address in another network than that of the VM's bridge is a problem; one of a family it has not, none."""
         other = Link("br1", is_bridge=True, addresses=(ip_interface("10.1.0.1/24"), ip_interface("fe80::1/64")))
         links = [BRIDGE, other]
-        self.check(findings.misplaced(WWW, ["br0"], links))
-        self.check(findings.misplaced(WWW, ["br1"], links),
-                   (Level.PROBLEM, "www: 10.0.3.104 is not in the networks of its bridge (10.1.0.0/24)"))
-        self.check(findings.misplaced(WWW, ["br2"], links))
+        self.check(findings.misplaced([(WWW, ["br0"])], links))
+        self.check(findings.misplaced([(WWW, ["br1"])], links),
+                   (Level.PROBLEM, "www (10.0.3.104): not in the networks of its bridge (10.1.0.0/24)"))
+        self.check(findings.misplaced([(WWW, ["br2"])], links))
 
     def test_nat(self) -> None:
         """A network behind NAT is a warning if VMs are in it."""
@@ -220,7 +231,7 @@ class HypervisorTests(FindingsTestCase):
     def test_unknown(self) -> None:
         """A VM that it does not know, and nothing defines, is a problem."""
         self.check(self.found(www=Seen("no domain 'www'"), db=Seen(macs=None)),
-                   (Level.PROBLEM, "www: no domain 'www'"), (Level.OK, "1 of 2"))
+                   (Level.PROBLEM, "qemu cannot show www: no domain 'www'"), (Level.OK, "1 of 2"))
 
     def test_lost(self) -> None:
         """A hypervisor that cannot be asked is a problem, and one that is too slow a warning about the VMs."""
