@@ -57,10 +57,12 @@ class Guest:
     Attributes:
         macs: the MAC addresses of its interfaces, ``aa:bb:cc:dd:ee:ff``, in their order.
         domid: Xen's number for it; None where the hypervisor is none of Xen's, or the VM is off.
+        bridges: the bridges of its host that its interfaces are, or will be, plugged into, as far as that is known.
     """
 
     macs: tuple[str, ...] = ()
     domid: int | None = None
+    bridges: tuple[str, ...] = ()
 
 _MIB: Final = 1 << 20
 

@@ -238,11 +238,22 @@ def stop(connection: libvirt.virConnect, uuid: str, mode: Mode) -> None:
 
 
 def guest(connection: libvirt.virConnect, uuid: str) -> Guest:
-    """Read the MACs out of the domain's XML; the id is Xen's only where Xen is the hypervisor."""
+    """Read the MACs and bridges out of the domain's XML; the id is Xen's only where Xen is the hypervisor."""
     domain = connection.lookupByUUIDString(uuid)
     xml = domain_xml.parse(domain.XMLDesc())
     macs = tuple(mac.get("address", "").lower() for mac in xml.findall("./devices/interface/mac"))
-    return Guest(macs, domain.ID() if xml.get("type") == "xen" else None)
+    return Guest(macs, domain.ID() if xml.get("type") == "xen" else None, tuple(_bridges(connection, xml)))
+
+
+def _bridges(connection: libvirt.virConnect, root: ElementTree.Element) -> Iterator[str]:
+    """Yield the bridges that a domain's interfaces are plugged into; of a network, its own if the domain is off."""
+    for source in root.findall("./devices/interface/source"):
+        name = source.get("bridge")
+        if name is None and "network" in source.attrib:
+            with contextlib.suppress(libvirt.libvirtError):  # the network has none, or is not there
+                name = connection.networkLookupByName(source.get("network")).bridgeName()
+        if name:
+            yield name
 
 
 def traffic(connection: libvirt.virConnect, uuid: str) -> int | None:

@@ -35,7 +35,8 @@ PIECE: Final = 65536
 REMEDIES: Final = {
     ssl.SSLCertVerificationError: "see --ca",
     FileNotFoundError: "is it running? see --control",
-    PermissionError: "the socket is for root, Jitsu's user and the group jitsu",
+    PermissionError: "it is for root, Jitsu's user and the group jitsu: join that (usermod -aG jitsu USER, as root), "
+    "and log in again",
 }
 
 

@@ -48,7 +48,7 @@ PUSHES: Final = "jitsu.pushes"
 @click.command(name="git-shell")
 @click.argument("state", type=click.Path(path_type=Path))
 @click.option("--vm", metavar="NAME", help="The VM that the key may steer, and no other.")
-def command(state: Path, vm: str | None) -> None:
+def git_shell(state: Path, vm: str | None) -> None:
     """
     Serve one client's git on STATE and nothing else: the forced command of a key in authorized_keys.
 

@@ -291,7 +291,3 @@ def init(path: Path) -> None:
     except FAULTS as error:
         raise FailedError(f"{path}: {error}") from error
     show.say(f"{path} is ready; begin Jitsu with --persistdb {path}")
-
-
-#: The commands, for `jitsu_tw.ctl`.
-COMMANDS: Final = (tree, log, diff, merge, revert, init)

@@ -13,14 +13,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.table import Table
 
 _COLOURS: Final = {
     "up": "green", "prepared": "cyan", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red",
@@ -65,36 +64,47 @@ def dump(value: object, *, indent: int | None = 2) -> None:
     click.echo(json.dumps(value, indent=indent))
 
 
-class Rows(Table):
-    """A table whose cells are text and nothing else: no markup of rich's, no control characters."""
+class Rows:
+    """A table, which rich draws, whose cells are text and nothing else: no markup of rich's, no control characters."""
 
-    def __init__(self, *titles: str, right: tuple[str, ...] = ()) -> None:
-        """Make the columns *titles*; those in *right* are numbers."""
-        super().__init__(box=None, pad_edge=False, header_style="bold")
-        for title in titles:
-            self.add_column(title, justify="right" if title in right else "left", no_wrap=True)
+    def __init__(self, *titles: str, right: tuple[str, ...] = (), cut: str = "") -> None:
+        """Make the columns *titles*; those in *right* are numbers, and *cut* is cut first on a narrow terminal."""
+        self._titles, self._right, self._cut = titles, right, cut
+        self._rows: list[tuple[tuple[object, ...], dict[str, str]]] = []
 
     def add(self, *cells: object, **colours: str) -> None:
         """Append a row; *colours* are those of cells, by the titles of their columns."""
-        styles = [colours.get(str(column.header), "") for column in self.columns]
-        self.add_row(*(
-            Text(printable(str(cell)), style, no_wrap=True, overflow="ellipsis")
-            for cell, style in zip(cells, styles, strict=True)
-        ))  # fmt: skip
+        self._rows.append((cells, colours))
+
+    def __rich__(self) -> Table:
+        """Return the table of rich's."""
+        from rich.table import Table  # noqa: PLC0415 -- half of the time that a command without a table takes
+        from rich.text import Text  # noqa: PLC0415
+
+        made = Table(box=None, pad_edge=False, header_style="bold")
+        for title in self._titles:
+            right, whole = title in self._right, title != self._cut
+            made.add_column(title, justify="right" if right else "left", no_wrap=whole)
+        for cells, colours in self._rows:
+            made.add_row(*(
+                Text(printable(str(cell)), colours.get(title, ""), no_wrap=True, overflow="ellipsis")
+                for title, cell in zip(self._titles, cells, strict=True)
+            ))  # fmt: skip
+        return made
 
 
 def table(made: Rows) -> None:
     """Print a table."""
+    from rich.console import Console  # noqa: PLC0415 -- as above
+
     Console().print(made)
 
 
 def vms(listed: list[dict[str, Any]]) -> Rows:
     """Return the VMs as a table."""
     numbers = ("lease left", "starts", "requests", "last request")
-    made = Rows("VM", "state", *numbers, right=numbers)
     asked = any(vm["origin"] for vm in listed)
-    if asked:
-        made.add_column("from")  # the last column is cut on a narrow terminal
+    made = Rows("VM", "state", *numbers, *(["from"] if asked else []), right=numbers, cut="from")
     for vm in listed:
         left, last = vm["lease_left"], vm["last_request_ts"]
         made.add(

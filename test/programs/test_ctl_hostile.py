@@ -172,7 +172,7 @@ class HostileTests(SynchronousTestCase):
 
     def test_slow(self) -> None:
         """An answer that trickles in has a time for all of it."""
-        self.patch(ctl, "Control", functools.partial(client.Control, patience=0.3))
+        self.patch(client, "Control", functools.partial(client.Control, patience=0.3))
         for octets in (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, http(b" " * 100_000)):
             self.refused(octets, "no whole answer within 0.3 s", status=3, trickles=True)
         self.refused(http(b":" * 100_000), "no whole answer within 0.3 s", "events", status=3, trickles=True)

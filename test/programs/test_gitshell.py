@@ -151,7 +151,7 @@ class LimitsTests(PushTestCase):
     def test_long(self) -> None:
         """A push that its client has left alone ends, so that another one can begin."""
         waits = f"import sys; sys.argv[1:] = ['{self.path}', '--vm', 'www']; from jitsu_tw.ctl import gitshell; "
-        waits += "gitshell.PUSH_TAKES = 1.0; gitshell.command()"
+        waits += "gitshell.PUSH_TAKES = 1.0; gitshell.git_shell()"
         asked = {**os.environ, "SSH_ORIGINAL_COMMAND": f"git-receive-pack '{self.path}'"}
         with subprocess.Popen([f"{BIN}/python", "-c", waits], stdin=subprocess.PIPE, env=asked,
                               stdout=subprocess.DEVNULL) as push:

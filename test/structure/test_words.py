@@ -19,8 +19,8 @@ ROOT: Final = Path(__file__).parents[2]
 #: The folders and files whose words have been revised; the others are to follow.
 DONE: Final = (
     "jitsu_tw", "synjitsu_tw", "demo", "test/contract", "test/e2e", "test/fuzz", "test/hostile",
-    "test/programs", "test/structure", "test/support", "test/unit/base", "test/unit/dns", "test/unit/store",
-    "test/unit/synjitsu", "test/xenlab",
+    "test/programs", "test/structure", "test/support", "test/unit/base", "test/unit/ctl", "test/unit/dns",
+    "test/unit/store", "test/unit/synjitsu", "test/xenlab",
 )  # fmt: skip
 
 #: A docstring's first line says what the function does: "Return", "Start", "Handle a lost connection".

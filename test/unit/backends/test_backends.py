@@ -155,9 +155,9 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         self.assertIn("Domain not found", str(error))
 
     async def test_guest(self) -> None:
-        """The MACs are those of the definition; only Xen has domain ids of any use."""
+        """MACs and bridges are those of the definition, and of its network; only Xen has domain ids of any use."""
         uuid = await self.backend.look_up(self.new_vm())
-        self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend.guest(uuid))
+        self.assertEqual(Guest(("52:54:00:aa:bb:cc",), bridges=("virbr0",)), await self.backend.guest(uuid))
 
     async def test_reasons(self) -> None:
         """Events come with words."""
@@ -199,7 +199,8 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
                 error = await self.assertFailure(call, BackendLost)
                 self.assertIn("has not answered within 0.05 s", str(error))
             if number < 4:
-                self.assertEqual(Guest(("52:54:00:aa:bb:cc",)), await self.backend._call(domain.guest, uuid, within=5))
+                found = await self.backend._call(domain.guest, uuid, within=5)
+                self.assertEqual(("52:54:00:aa:bb:cc",), found.macs)
         error = await self.assertFailure(self.backend.guest(uuid), BackendLost)
         self.assertIn("5 calls to", str(error))
         held.callback(None)

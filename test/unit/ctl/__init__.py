@@ -1,0 +1,1 @@
+"""Tests of jitsuctl's parts, without a running Jitsu."""
