@@ -22,7 +22,7 @@ from jitsu_tw.tap import Options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jitsu_tw.ctl.diagnosis import Row
+    from jitsu_tw.ctl.diagnosis.checks import Row
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
 
@@ -86,9 +86,9 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
         result = {"ok": False, "error": str(error)}
     else:
         if outside:
-            from jitsu_tw.ctl import diagnosis  # noqa: PLC0415 -- for this alone
+            from jitsu_tw.ctl.diagnosis import checks  # noqa: PLC0415 -- for this alone
 
-            rows = diagnosis.run(diagnosis.Context(settings, zones), diagnosis.OUTSIDE)
+            rows = checks.run(checks.Context(settings, zones), checks.OUTSIDE)
             result["findings"] = [row.as_json() for row in rows]
             result["ok"] = not any(row.is_problem for row in rows)
     if as_json:

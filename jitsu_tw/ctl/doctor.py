@@ -9,17 +9,18 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from jitsu_tw.ctl import findings, show
+from jitsu_tw.ctl import show
 from jitsu_tw.ctl.asking import control_of
 from jitsu_tw.ctl.check import load, summary
-from jitsu_tw.ctl.diagnosis import ALL, Context, Row, run
+from jitsu_tw.ctl.diagnosis import findings
+from jitsu_tw.ctl.diagnosis.checks import ALL, Context, Row, run
 from jitsu_tw.ctl.show import as_json_option
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.settings import DEFAULT_CONTROL, Settings
 
 if TYPE_CHECKING:
     from jitsu_tw.ctl.client import Control
-    from jitsu_tw.ctl.findings import Finding
+    from jitsu_tw.ctl.diagnosis.findings import Finding
 
 #: The configurations that are looked for, and seconds for the control endpoint to answer.
 FILES: Final = (Path("jitsu.yaml"), Path("/etc/jitsu/jitsu.yaml"))

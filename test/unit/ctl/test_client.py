@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.ctl import client, diagnosis
+from jitsu_tw.ctl import client
 from jitsu_tw.ctl.client import Control
+from jitsu_tw.ctl.diagnosis import checks
 from jitsu_tw.ctl.show import NoAnswerError
 from jitsu_tw.settings import Settings
 
@@ -30,6 +31,6 @@ class PermissionTests(SynchronousTestCase):
 
     def test_doctor(self) -> None:
         """So does doctor, which does not tell such a user to start Jitsu."""
-        health = diagnosis._health(diagnosis.Context(Settings(), control=self.control))
+        health = checks._health(checks.Context(Settings(), control=self.control))
         self.assertNotIn("join", health.error)
         self.assertIn("usermod -aG jitsu USER", health.remedy)

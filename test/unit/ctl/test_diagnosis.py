@@ -9,11 +9,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import memory
-from jitsu_tw.ctl import diagnosis, findings, hypervisors, machine
 from jitsu_tw.ctl.client import Control
-from jitsu_tw.ctl.diagnosis import Check, Context, Health
-from jitsu_tw.ctl.findings import Answer, Level
-from jitsu_tw.ctl.hypervisors import Hypervisor
+from jitsu_tw.ctl.diagnosis import checks, findings, hypervisors, machine
+from jitsu_tw.ctl.diagnosis.checks import Check, Context, Health
+from jitsu_tw.ctl.diagnosis.findings import Answer, Level
+from jitsu_tw.ctl.diagnosis.hypervisors import Hypervisor
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.settings import Host, Settings
 from jitsu_tw.sockets import SYSTEM
@@ -22,7 +22,7 @@ from test.support import vm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jitsu_tw.ctl.hypervisors import Asked
+    from jitsu_tw.ctl.diagnosis.hypervisors import Asked
 
 
 class Backend(memory.MemoryBackend):
@@ -127,18 +127,18 @@ class HypervisorTests(SynchronousTestCase):
 class DiagnosisTests(SynchronousTestCase):
     """`diagnose`, with a clock."""
 
-    def diagnose(self, *checks: Check, seconds: float = 0.0) -> list[tuple[str, str]]:
-        """Run *checks*; return the name of each row, and what it says."""
+    def diagnose(self, *them: Check, seconds: float = 0.0) -> list[tuple[str, str]]:
+        """Run *them*; return the name of each row, and what it says."""
         clock = Clock()
         clock.callFromThread = lambda function, *arguments: function(*arguments)  # type: ignore[attr-defined]
-        rows = Deferred.fromCoroutine(diagnosis.diagnose(Context(Settings()), checks, clock))
+        rows = Deferred.fromCoroutine(checks.diagnose(Context(Settings()), them, clock))
         clock.advance(seconds)
         return [(row.check, row.finding.text) for row in self.successResultOf(rows)]
 
     def observe(self, **results: Any) -> None:
         """Make observations end with *results*, at once."""
-        self.patch(diagnosis, "OBSERVERS", results)
-        self.patch(diagnosis, "in_thread", lambda _reactor, _name, result, _context: result)
+        self.patch(checks, "OBSERVERS", results)
+        self.patch(checks, "in_thread", lambda _reactor, _name, result, _context: result)
 
     def test_all_at_once(self) -> None:
         """An observation is made once for all checks, and those that no check needs are not made."""
@@ -153,7 +153,7 @@ class DiagnosisTests(SynchronousTestCase):
         rule = lambda _, seen: [findings.ok(str(seen["other"]))]  # noqa: E731
         self.assertEqual([("a", "this could not be looked at: it takes more than 10 s"), ("b", "2")],
                          self.diagnose(Check("a", "", ("other", "one"), rule), Check("b", "", ("other",), rule),
-                                       seconds=diagnosis.WITHIN))  # fmt: skip
+                                       seconds=checks.WITHIN))  # fmt: skip
 
     def test_fails(self) -> None:
         """A check whose observation fails tells the reason."""
@@ -163,10 +163,10 @@ class DiagnosisTests(SynchronousTestCase):
 
     def test_table(self) -> None:
         """Each observation of the table is one that can be made; what looks outside is part of all."""
-        known = {*diagnosis.OBSERVERS, diagnosis.HYPERVISORS}
-        for check in diagnosis.ALL:
+        known = {*checks.OBSERVERS, checks.HYPERVISORS}
+        for check in checks.ALL:
             self.assertTrue(known.issuperset(check.needs), check.name)
-        self.assertTrue(set(diagnosis.ALL).issuperset(diagnosis.OUTSIDE))
+        self.assertTrue(set(checks.ALL).issuperset(checks.OUTSIDE))
 
 
 class RulesTests(SynchronousTestCase):
@@ -182,38 +182,38 @@ class RulesTests(SynchronousTestCase):
             "health": Health("no Jitsu answers"), "access": None, "direct": {"vm.test": Answer("refused")},
             "servers": ["192.0.2.1"], "resolver": {"vm.test": Answer("", "SERVFAIL")},
         }  # fmt: skip
-        self.assertEqual([], self.found(diagnosis._asks_us, **seen))
+        self.assertEqual([], self.found(checks._asks_us, **seen))
         control: Any = object()
         context = Context(Settings(), control=control)
-        self.assertEqual([(Level.WARNING, "no Jitsu answers")], self.found(diagnosis._service, context, **seen))
+        self.assertEqual([(Level.WARNING, "no Jitsu answers")], self.found(checks._service, context, **seen))
 
     def test_not_allowed(self) -> None:
         """A user who may not use the control endpoint is told how that is changed."""
         control: Any = object()
         health = Health("no Jitsu answers (Permission denied)", "add yourself to the group jitsu")
         seen: dict[str, Any] = {"health": health, "access": None, "direct": {}}
-        (found,) = diagnosis._service(Context(Settings(), control=control), seen)
+        (found,) = checks._service(Context(Settings(), control=control), seen)
         self.assertEqual("add yourself to the group jitsu", found.remedy)
 
     def test_access(self) -> None:
         """The socket of the machine's Jitsu is looked at, and no other."""
         place = f"unix:{SYSTEM}"
         self.patch(machine, "access", lambda path: (path, True))
-        self.assertEqual((SYSTEM, True), diagnosis._access(Context(Settings(), control=Control(place))))
-        self.assertIsNone(diagnosis._access(Context(Settings(), control=Control("unix:/home/ann/control.sock"))))
+        self.assertEqual((SYSTEM, True), checks._access(Context(Settings(), control=Control(place))))
+        self.assertIsNone(checks._access(Context(Settings(), control=Control("unix:/home/ann/control.sock"))))
         self.assertIn((Level.WARNING, f"only root and Jitsu's user may use {SYSTEM}"),
-                      self.found(diagnosis._service, health=Health(), access=("root", True), direct={}))
+                      self.found(checks._service, health=Health(), access=("root", True), direct={}))
 
     def test_problems(self) -> None:
         """What the running Jitsu says is wrong is a problem each."""
         health = Health("", "", ("the state is not written, only remembered",))
         self.assertIn((Level.PROBLEM, "the state is not written, only remembered"),
-                      self.found(diagnosis._service, health=health, access=None, direct={}))
+                      self.found(checks._service, health=health, access=None, direct={}))
 
     def test_synjitsu(self) -> None:
         """A running Jitsu tells whether Synjitsu is connected; without one, its socket does; without a use, nothing."""
         context = Context(Settings(synjitsu="unix:/s"))
-        rule = diagnosis._standins
+        rule = checks._standins
         self.assertEqual(Level.OK, self.found(rule, context, health=Health(), synjitsu="gone")[0][0])
         self.assertEqual(Level.PROBLEM, self.found(rule, context, health=Health(synjitsu="x"), synjitsu="")[0][0])
         self.assertEqual(Level.PROBLEM, self.found(rule, context, health=Health("none"), synjitsu="gone")[0][0])

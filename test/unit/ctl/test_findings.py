@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.ctl import findings
-from jitsu_tw.ctl.findings import Answer, Delegation, Held, Level, Link, Seen
+from jitsu_tw.ctl.diagnosis import findings
+from jitsu_tw.ctl.diagnosis.findings import Answer, Delegation, Held, Level, Link, Seen
 from jitsu_tw.settings import Mode
 from test.support import vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from jitsu_tw.ctl.findings import Finding
+    from jitsu_tw.ctl.diagnosis.findings import Finding
 
 BRIDGE = Link("br0", is_bridge=True, addresses=(ip_interface("10.0.3.1/24"), ip_interface("fd09::1/64")))
 WWW = vm()  # at 10.0.3.104

@@ -14,8 +14,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from demo.lab import free_port
-from jitsu_tw.ctl import machine
-from jitsu_tw.ctl.findings import Link
+from jitsu_tw.ctl.diagnosis import machine
+from jitsu_tw.ctl.diagnosis.findings import Link
 
 
 class SocketTests(SynchronousTestCase):

@@ -18,7 +18,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
-from jitsu_tw.ctl.findings import Answer, Delegation
+from jitsu_tw.ctl.diagnosis.findings import Answer, Delegation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.coroutines import deferred
-from jitsu_tw.ctl.findings import Seen
+from jitsu_tw.ctl.diagnosis.findings import Seen
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.settings import HOSTS

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
-from jitsu_tw.ctl.findings import Held, Link
+from jitsu_tw.ctl.diagnosis.findings import Held, Link
 from jitsu_tw.dns.binding import is_here
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from twisted.names.dns import AAAA, NS, A
 from twisted.python.failure import Failure
 
 from jitsu_tw.backends.threaded import in_thread
-from jitsu_tw.ctl import findings, machine, resolving, show
-from jitsu_tw.ctl.findings import WILDCARDS, Finding, Level
-from jitsu_tw.ctl.hypervisors import ask_all, hypervisors
+from jitsu_tw.ctl import show
+from jitsu_tw.ctl.diagnosis import findings, machine, resolving
+from jitsu_tw.ctl.diagnosis.findings import WILDCARDS, Finding, Level
+from jitsu_tw.ctl.diagnosis.hypervisors import ask_all, hypervisors
 from jitsu_tw.ctl.show import FailedError, NoAnswerError
 from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.wire import to_text
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from jitsu_tw.ctl.client import Control
-    from jitsu_tw.ctl.findings import Answer, Delegation, Link
-    from jitsu_tw.ctl.hypervisors import Asked
+    from jitsu_tw.ctl.diagnosis.findings import Answer, Delegation, Link
+    from jitsu_tw.ctl.diagnosis.hypervisors import Asked
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.zone import Zone
     from jitsu_tw.settings import VM, Settings
