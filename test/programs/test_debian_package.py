@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,7 +37,8 @@ class DebianPackageTests(SynchronousTestCase):
             raise SkipTest("only root can have another root")
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
-        build = subprocess.run([ROOT / "packaging/deb", self.folder], capture_output=True, text=True, check=False)
+        build = subprocess.run([ROOT / "packaging/deb", self.folder], capture_output=True, text=True, check=False,
+                               env={**os.environ, "SPHINX_PYTHON": sys.executable})  # fmt: skip
         self.assertEqual(0, build.returncode, build.stderr)
         self.package = Path(build.stdout.strip())
         suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
