@@ -163,6 +163,7 @@ def embed_root(directory: Path) -> str:
         "namespaces": "[]",
         "cgroup_controllers": "[]",
         "dynamic_ownership": "0",
+        "remember_owner": "0",  # by trusted attributes of files, which root in a container may not set
     }
     if os.geteuid() == 0:
         settings |= {"user": '"root"', "group": '"root"'}

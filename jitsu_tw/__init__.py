@@ -1,3 +1,3 @@
 """Jitsu: an authoritative DNS server that summons virtual machines."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

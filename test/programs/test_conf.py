@@ -73,8 +73,9 @@ class ExamplesTests(SynchronousTestCase):
                                  capture_output=True, text=True, check=True)  # fmt: skip
             (found,) = re.findall(rf"exposure level for {path.name}: ([\d.]+) OK", run.stdout)
             self.assertLessEqual(float(found), float(noted) + 0.2, "another systemd may see it a little differently")
-            (start,) = re.findall(r"^ExecStart=\S+/twistd --nodaemon --pidfile= (.*)$", text, flags=re.MULTILINE)
-            name, *arguments = start.split()
+            (start,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
+            options = re.findall(r'^Environment="OPTIONS=(.*)"$', text, flags=re.MULTILINE)
+            name, *arguments = start.replace("$OPTIONS", *options).split() if options else start.split()
             {"jitsu": Options, "synjitsu": SynjitsuOptions}[name]().parseOptions(arguments)
 
     def test_numbers(self) -> None:
