@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 
+from jitsu_tw.backends import BACKENDS
 from jitsu_tw.config.schema import VM_KEYS
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.settings import VM
@@ -14,8 +15,12 @@ from jitsu_tw.settings import VM
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What the values of a VM are while its configuration has none.
-_DEFAULTS: Final = {field.name: field.default for field in attrs.fields(VM)}
+#: What the values of a VM are where nothing sets them.
+_DEFAULTS: Final = {
+    field.name: field.default
+    for kind in (VM, *(one.settings for one in BACKENDS.values() if one.settings is not None))
+    for field in attrs.fields(cast("type[attrs.AttrsInstance]", kind))
+}
 
 
 def configured(vm: VM, origin: str | None) -> Iterator[dict[str, str | None]]:
@@ -32,11 +37,11 @@ def configured(vm: VM, origin: str | None) -> Iterator[dict[str, str | None]]:
     path, line = vm.place
     elsewhere = "inherited, or made of other keys" if vm.raw else None
     place = origin or (f"{path}, line {line}" if path and line else path)
-    for key in VM_KEYS:
+    for key in dict.fromkeys(("name", "dns", "ip", *VM_KEYS)):
         value = _value(vm, key)
         if key in vm.raw:
             yield {"key": key, "value": ", ".join(vm.raw[key]), "from": place}
-        elif value is not None and value != _DEFAULTS.get(key):
+        elif value not in (None, "", _DEFAULTS.get(key)):
             yield {"key": key, "value": _text(value), "from": elsewhere}
 
 
