@@ -376,6 +376,23 @@ class DashboardTests(ProcessTestCase):
         self.assertIn("jitsu.test", footer)
         self.assertIn(f"TCP {HOST} port {self.control}", footer)
 
+    def test_standins(self) -> None:
+        """Where there is a Synjitsu, what it stands in for and what it holds is shown, and what it has counted."""
+        self.assertFalse(self.is_shown("#standins-section"))
+        known = {"configured": True, "error": None, "counters": {"held_packets": 1234, "never": 0}, "standins": [
+            {"ip": "10.0.0.1", "mac": "52:54:00:00:00:01", "state": "standing in", "handover": "wire", "held": 3}]}
+        script = f"""const real = fetch; window.fetch = (url, more) => String(url).endsWith("v1/standins")
+            ? Promise.resolve(new Response(JSON.stringify({json.dumps(known)}))) : real(url, more);"""
+        added = self.page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        self.addCleanup(self.page.execute_cdp_cmd, "Page.removeScriptToEvaluateOnNewDocument", added)
+        self.open()
+        self.until(lambda: self.text("#standins-title") == "Synjitsu stands in for 1 address")
+        self.assertEqual("It holds 3 packets now.", self.text("#standins-note"))
+        self.assertEqual(["10.0.0.1 standing in wire 3"], [row.text for row in self.all("#standins tbody tr")])
+        self.page.find_element(By.CSS_SELECTOR, "#counters summary").click()
+        self.assertEqual("held packets 1,234", self.text("#counters tbody"))
+        self.keep("standins")
+
     def test_one_scale(self) -> None:
         """The bars of activations have one scale, which is said: a short one is short."""
         self.post("/v1/vms/www/start")

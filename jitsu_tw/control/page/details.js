@@ -5,8 +5,8 @@ import {actions} from "./actions.js";
 import {ask, say, vms} from "./server.js";
 import {go, place} from "./place.js";
 
-const USES = {query: "a question for its name", sent: "packets that its guest sent", cpu: "CPU time of its guest",
-              connection: "a connection was opened or closed", known: "seen in use"};
+const USES = {query: "a question for its name", packets: "its guest had traffic", cpu: "CPU time of its guest",
+              connection: "a connection was opened or closed", known: "seen in use, nobody knows how"};
 
 let open = "", buttons = null;
 

@@ -8,7 +8,7 @@ import {go, place} from "./place.js";
 const PAGE = 25;  // VMs of a page
 
 const RANKS = {failed: 0, moving: 1, up: 2, prepared: 3, asleep: 4, off: 5};
-const TEXT = (a, b) => a.localeCompare(b, "en", {numeric: true});
+const TEXT = new Intl.Collator("en", {numeric: true}).compare;
 const NUMBER = (a, b) => a - b;
 
 // By the column's key: its words, what it is sorted by, and how; a number is sorted with the largest first.
