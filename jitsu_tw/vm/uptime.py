@@ -244,10 +244,8 @@ class Uptime:
         self.sizes[machine.vm.name] = octets
 
     def forget(self, machine: Machine) -> None:
-        """Forget *machine*, which is not in the configuration any more."""
-        self._count()
-        self._down -= machine.state in DOWN
-        self._free -= self.sizes.pop(machine.vm.name, 0) * (machine.state in FREES)
+        """Forget *machine*, which is not in the configuration any more; nobody knows its state since then."""
+        self.sizes.pop(machine.vm.name, None)
         self._strips.pop(machine.vm.name, None)
 
     def _count(self) -> None:

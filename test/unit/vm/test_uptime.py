@@ -57,6 +57,10 @@ class StripTests(SynchronousTestCase):
         strip.account(103.0 * HALF_HOUR)
         self.assertEqual(".991", strip.at(101.5 * HALF_HOUR))
         self.assertEqual(".991", strip.at(103.0 * HALF_HOUR))
+        strip.enter(".", 102.0 * HALF_HOUR)
+        self.assertEqual(".99.", strip.at(103.5 * HALF_HOUR))
+        strip.enter("r", 103.5 * HALF_HOUR)
+        self.assertEqual(".994", strip.at(104.0 * HALF_HOUR - 1))
         self.assertEqual("9" * 47 + "1", strip.at(1e12 * HALF_HOUR))
 
     @given(st.lists(st.tuples(st.sampled_from("r.zpf-"), st.floats(-1e5, 1e5)), max_size=60))
