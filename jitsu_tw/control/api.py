@@ -80,7 +80,7 @@ class Endpoint(Guarded):
             *file_routes(),
             ("GET", "/metrics", Metrics(fleet).show),
             ("GET", "/healthz", self._health),
-            ("GET", "/v1/about", lambda _: {**about(fleet, self._began), **self._served()}),
+            ("GET", "/v1/about", self._about),
             ("GET", "/v1/vms", self._vms),
             ("GET", "/v1/vms/{vm}", self._vm),
             ("POST", "/v1/vms/{vm}/start", partial(self._do, fleet.operator.start)),
@@ -140,6 +140,9 @@ class Endpoint(Guarded):
             problems.append("the state is not written, only remembered")
         problems += islice(fleet.context.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}
+
+    def _about(self, request: Request) -> dict[str, Any]:
+        return {**about(self._fleet, self._began), **self._served(), "shows_only": self.shows_only(request)}
 
     def _vms(self, request: Request) -> Any:
         """List all VMs, or those of each ``name`` that there is."""

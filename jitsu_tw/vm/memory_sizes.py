@@ -1,4 +1,4 @@
-"""Asks the hypervisors how much memory the VMs have, one VM at a time, when these are off and nothing waits for it."""
+"""Asks the hypervisors how much memory the VMs have, one VM at a time, when these are off: the last to stop first."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ class MemorySizes:
             self._next = self._reactor.callLater(PACE, self._ask)
 
     def _ask(self) -> None:
-        machine = next(iter(self._waiting), None)
-        if machine is not None:
-            del self._waiting[machine]
+        machine = self._waiting.popitem()[0] if self._waiting else None
         spawn(self.log, self._ask_for(machine)).addCallback(self._asked)
 
     def _asked(self, _: object) -> None:

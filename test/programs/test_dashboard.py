@@ -77,6 +77,7 @@ class DashboardTests(ProcessTestCase):
                 atexit.register(DashboardTests.driver.quit)  # trial knows no tearDownClass
             except UnavailableError as error:
                 raise SkipTest(str(error)) from error
+        self.page.get_log("browser")  # what other tests have left there
         self.open()
 
     # Looking.
@@ -339,6 +340,14 @@ class DashboardTests(ProcessTestCase):
         checked = self.jitsuctl("check", "--config", "example.yaml")
         self.assertEqual(0, checked.returncode, checked.stdout + checked.stderr)
         self.assertEqual([], self.errors())
+
+    def test_shows_only(self) -> None:
+        """Where there is no token, the page says that it only shows, and no button can be pressed."""
+        self.assertFalse(self.is_shown("#shows-only"))
+        self.serve_anew(VMS.replace("control_token: token\n", ""))
+        self.open()
+        self.until(lambda: self.is_shown("#shows-only"))
+        self.assertFalse(any(button.is_enabled() for button in self.all("#vms tbody .actions button")))
 
     def test_many(self) -> None:
         """Of many VMs there is a page; only the VMs on it are asked for again and again; the failed ones are first."""

@@ -1,7 +1,7 @@
 // The buttons that start, stop, hold and release a VM. A stop is pressed twice.
 
 import {button, kindOf, set} from "./view.js";
-import {act, busy, state, vms} from "./server.js";
+import {act, busy, mayAct, vms} from "./server.js";
 
 const SURE = 4000;  // ms in which the second press must come
 
@@ -29,9 +29,9 @@ export function actions(name) {
 
   function update(vm) {
     const moving = kindOf(vm) === "moving", up = vm.state === "up";
-    start.disabled = !state.live || up || moving || busy.has(vm.name);
-    stop.disabled = !state.live || !(up || moving);
-    hold.disabled = !state.live || (!vm.held && busy.has(vm.name));
+    start.disabled = !mayAct() || up || moving || busy.has(vm.name);
+    stop.disabled = !mayAct() || !(up || moving);
+    hold.disabled = !mayAct() || (!vm.held && busy.has(vm.name));
     if (stop.disabled) calm();
     set(hold, vm.held ? "Release" : "Hold");
     hold.title = vm.held ? "Let it be stopped when nobody uses it" : "Start it and keep it up until it is released";

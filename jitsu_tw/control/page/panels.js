@@ -16,6 +16,7 @@ export function render() {
   renderActivations();
   renderRefusals();
   if (!other.about) return;
+  $("shows-only").hidden = !other.about.shows_only;
   renderSummary(other.about);
   renderAbout(other.about);
   renderProblems(other.problems);

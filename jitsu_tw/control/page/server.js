@@ -13,6 +13,7 @@ export const refusals = new Map();    // by VM, network and reason
 export const busy = new Set();        // VMs of which something is being done
 export const other = {};              // about, problems, standins, nodes, hosts
 export const state = {live: false, loaded: false};
+export const mayAct = () => state.live && !(other.about && other.about.shows_only);
 
 let changed = () => {}, visible = () => [], readLast = -Infinity;
 

@@ -75,6 +75,13 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(["example.org."], found["zones"])
         self.assertEqual(1 << 30, desk.ask("/v1/vms/db").value["memory"])
 
+    def test_shows_only(self) -> None:
+        """A client is told whether it may change something: by TCP with a token only, by a UNIX socket always."""
+        for token, host, expected in ((None, "", False), (None, "127.0.0.1", True), ("abc", "127.0.0.1", False)):
+            talk = Desk(vm(), token=token).talk(host)
+            talk.say("GET", "/v1/about", Authorization=f"Bearer {token}")
+            self.assertEqual(expected, talk.heard().value["shows_only"])
+
     def test_configuration(self) -> None:
         """The keys of a VM that are set are shown, with where each is from."""
         place, raw = ("/etc/jitsu.yaml", 7), {"ttl": ("30",), "needs": ("a", "b")}

@@ -137,7 +137,7 @@ class UptimeTests(SynchronousTestCase):
 
     def test_asked_one_by_one(self) -> None:
         """The hypervisor is asked for one VM's memory at a time; if it cannot tell, again when the VM stops next."""
-        world = World(vm("a", idle=5.0), vm("b"), vm("c"))
+        world = World(vm("a"), vm("b"), vm("c", idle=5.0))
         asked: list[Deferred[Memory | None]] = []
 
         def memory(_: str) -> Deferred[Memory | None]:
@@ -153,9 +153,9 @@ class UptimeTests(SynchronousTestCase):
         world.pump(1)
         asked[2].callback(Memory(GIB, GIB))
         world.pump(1)
-        self.assertEqual({"c": GIB}, world.fleet.uptime.sizes)
+        self.assertEqual({"a": GIB}, world.fleet.uptime.sizes)
         self.patch(world.backend, "memory", lambda _: fail(BackendError("it is busy")))
-        self.summon(world, "a")
+        self.summon(world, "c")
         world.pump(1)
         self.patch(world.backend, "memory", memory)
         world.pump(8)
