@@ -117,12 +117,13 @@ function scaleOf(totals) {
 function timeline(one, scale) {
   const item = make("li"), head = make("div", "head"), bar = make("div", "timeline"), steps = one.steps;
   const running = one.outcome === "running", whole = total(one), told = [];
+  const bad = ["failed", "lost", "stopped"].includes(one.outcome);
   for (const [part, begin, end] of PARTS) {
     if (!(begin in steps)) continue;
     const open = !(end in steps);
-    if (open && part === "turn" && !running) continue;
+    if (open && part === "turn" && !running && !bad) continue;
     const length = (open ? whole : steps[end]) - steps[begin];
-    const piece = make("div", open ? (running ? "now" : "broken") : part);
+    const piece = make("div", !open || (bad && part === "turn") ? part : running ? "now" : "broken");
     piece.style.width = `${100 * length / scale}%`;
     if (length > scale * .12 && length >= .5 && !open) set(piece, ms(length));
     piece.title = `${part}: ${ms(length)}`;
@@ -140,7 +141,6 @@ function timeline(one, scale) {
   if (whole > scale) bar.append(make("div", "cut", "»"));
   bar.setAttribute("role", "img");
   bar.setAttribute("aria-label", told.join(", ") || "nothing yet");
-  const bad = ["failed", "lost", "stopped"].includes(one.outcome);
   const result = make("span", bad ? "state failed" : running ? "state moving" : "", running ? "booting" :
     bad ? one.outcome : one.how);
   const who = make("span", "who quiet", `for ${one.asker}, `);
