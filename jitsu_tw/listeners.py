@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
@@ -66,6 +67,10 @@ class Listeners:
     def problems(self) -> list[str]:
         """Return a sentence on each address that cannot be served."""
         return self._addresses.problems()
+
+    def addresses(self) -> list[str]:
+        """Return where is listened, such as ``UDP 192.0.2.1 port 53``."""
+        return [_where(port.getHost()) for port in self._ports]
 
     def close(self) -> Deferred[Any]:
         """Listen no more; fires when the ports are closed, and the connections have ended."""
@@ -150,3 +155,11 @@ def from_systemd() -> list[int]:
     """
     lines = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
     return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
+
+
+def _where(address: Any) -> str:
+    """Return an address of Twisted's in words."""
+    if isinstance(address, UNIXAddress):
+        name = address.name
+        return f"UNIX {name.decode(errors='replace') if isinstance(name, bytes) else name}"
+    return f"{address.type} {address.host} port {address.port}"

@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 #: Open files that Jitsu needs beside those of DNS: connections to the control endpoint, to hypervisors, to Synjitsu and
 #: etcd, those by which guests are waited for, pipes of programs, the state and the log.
 FILES: Final = 1000
+
+#: The most zones that the control endpoint names.
+MOST_ZONES: Final = 100
 
 
 class Options(usage.Options):
@@ -170,7 +174,8 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
-        site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
+        token, problems = settings.control_token, self._problems
+        site = Endpoint(self.fleet, self.reload, token, reactor, problems=problems, served=self._served)
         self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
@@ -204,6 +209,11 @@ class JitsuService(Service):
         if self._sync is not None and self._sync.trouble:
             problems.append(f"the configuration is not shared: {self._sync.trouble}")
         return problems
+
+    def _served(self) -> dict[str, Any]:
+        """Return the zones, the first of them, and the addresses, as ``/v1/about`` has them."""
+        zones = [to_text(zone.key) for zone in islice(self._zones, MOST_ZONES)]
+        return {"zones": zones, "zone_count": sum(1 for _ in self._zones), "addresses": self._listeners.addresses()}
 
     def startService(self) -> None:  # noqa: N802
         """Open the state, connect to the hypervisors and begin to serve; or end with a line that says what is wrong."""

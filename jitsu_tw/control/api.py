@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import maybeDeferred
 
-from jitsu_tw.control.describe import MEMBERS, describe, explain, hosts, nodes, standins
+from jitsu_tw.control.describe import MEMBERS, about, describe, explain, hosts, nodes, standins
 from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import file_routes
 from jitsu_tw.control.metrics import Metrics
-from jitsu_tw.control.routes import RefusalError, Rows, argument, number
+from jitsu_tw.control.routes import RefusalError, Rows, argument, arguments, number
 from jitsu_tw.control.web import Guarded
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.vm.journal import MOST_ACTIVATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from twisted.web.server import Request
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 #: The most problems of VMs that `healthz` lists; there may be as many as VMs.
 MOST_PROBLEMS: Final = 20
+
+#: The most VMs that a client may ask for by their names at once.
+MOST_NAMED: Final = 200
 
 
 class Endpoint(Guarded):
@@ -55,6 +58,7 @@ class Endpoint(Guarded):
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
         problems: Callable[[], list[str]] = list,
+        served: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         """
         Build the table.
@@ -66,14 +70,17 @@ class Endpoint(Guarded):
             reactor: calls later.
             wall: seconds since 1970.
             problems: returns what is wrong that the fleet does not know of.
+            served: returns the zones and the addresses, as ``/v1/about`` has them.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
         self._fleet, self._reload, self._wall, self._problems = fleet, reload, wall, problems
+        self._began, self._served = wall(), served
         self.routes: tuple[Route, ...] = (
             *file_routes(),
             ("GET", "/metrics", Metrics(fleet).show),
             ("GET", "/healthz", self._health),
+            ("GET", "/v1/about", self._about),
             ("GET", "/v1/vms", self._vms),
             ("GET", "/v1/vms/{vm}", self._vm),
             ("POST", "/v1/vms/{vm}/start", partial(self._do, fleet.operator.start)),
@@ -134,8 +141,14 @@ class Endpoint(Guarded):
         problems += islice(fleet.context.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}
 
+    def _about(self, request: Request) -> dict[str, Any]:
+        return {**about(self._fleet, self._began), **self._served(), "shows_only": self.shows_only(request)}
+
     def _vms(self, request: Request) -> Any:
-        return Rows.answer(request, list(self._fleet.machines.values()), partial(describe, self._fleet))
+        """List all VMs, or those of each ``name`` that there is."""
+        machines, names = self._fleet.machines, arguments(request, "name", MOST_NAMED)
+        some = list(machines.values()) if names is None else [machines[name] for name in names if name in machines]
+        return Rows.answer(request, some, partial(describe, self._fleet))
 
     async def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
         return await explain(self._fleet, machine, self._wall())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 
+from jitsu_tw import __version__
+from jitsu_tw.control.configured import configured
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import BackendError, JitsuError
 from jitsu_tw.rules.keep import Why
@@ -64,6 +67,8 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "host": fleet.cluster.host(machine),
         "node": fleet.cluster.ownership.owner(machine),
         "activation_ms": milliseconds(machine.marks),
+        "day": fleet.uptime.strip(vm.name),
+        "memory": fleet.uptime.sizes.get(vm.name),
     }
 
 
@@ -75,6 +80,7 @@ async def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
         **describe(fleet, machine),
         "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
         "connections": None if lease is None else lease.connections,
+        "configuration": list(configured(machine.vm, fleet.store.config.origin(machine))),
         "why": [*_why(fleet, machine, decisions, now), *await _slow_start(fleet, machine)],
         "decisions": [one.as_json() for one in decisions],
         "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],
@@ -175,6 +181,20 @@ def ordinal(number: int) -> str:
     """Return ``1st``, ``2nd``, ``3rd``, ``4th``, …."""
     ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{ending}"
+
+
+def about(fleet: Fleet, began: float) -> dict[str, Any]:
+    """Return what is to be known of all VMs together, and of the process, which *began* then, since 1970."""
+    states = Counter({state.shown: 0 for state in State})
+    for state, count in fleet.journal.totals.states.items():
+        states[state.shown] += count
+    return {
+        "version": __version__,
+        "began": began,
+        "vms": states,
+        "saved": fleet.uptime.saved(),
+        "days": fleet.uptime.days(),
+    }
 
 
 def nodes(fleet: Fleet) -> list[dict[str, Any]]:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from jitsu_tw.control.routes import Route
 
+#: The modules of the dashboard's program.
+SCRIPTS: Final = ("dashboard", "view", "server", "place", "table", "actions", "details", "panels")
+
 #: The dashboard's files, and their types.
 PAGE: Final = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
-    "dashboard.js": "text/javascript; charset=utf-8",
+    **{f"{name}.js": "text/javascript; charset=utf-8" for name in SCRIPTS},
     "icon.svg": "image/svg+xml",
 }
 

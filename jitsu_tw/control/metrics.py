@@ -81,6 +81,10 @@ class FleetCollector(Collector):
         yield counter("jitsu_queries", "Queries for VMs that were up (warm), and for others.", queries, "kind")
         refused = {one.name.lower(): journal.totals.refused[one] for one in Verdict if one is not Verdict.ADMITTED}
         yield counter("jitsu_refused", "Starts that were refused, by reason.", refused, "reason")
+        saved = fleet.uptime.saved()
+        seconds, octets = {"": saved["seconds"]}, {"": saved["byte_seconds"]}
+        yield counter("jitsu_saved_seconds", "Seconds in which VMs did not run, of all VMs together.", seconds, "")
+        yield counter("jitsu_saved_byte_seconds", "The same, times the memory that was free.", octets, "")
         totals = journal.totals
         outcomes = {one: totals.outcomes[one] for one in ("up", "failed", "stopped", "lost")}
         yield counter("jitsu_activations", "Ways from stopped to ready, by how they ended.", outcomes, "outcome")

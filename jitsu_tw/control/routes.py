@@ -150,6 +150,19 @@ def argument(request: Request, name: str) -> str | None:
     return None if values is None else values[0].decode(errors="replace")
 
 
+def arguments(request: Request, name: str, most: int) -> list[str] | None:
+    """
+    Return all arguments of the query string of that name, each once; None if there is none.
+
+    Raises:
+        RefusalError: there are more than *most*.
+    """
+    values = request.args.get(name.encode())
+    if values is not None and len(values) > most:
+        raise RefusalError(HTTPStatus.BAD_REQUEST, f"{name} may be there {most} times at most")
+    return None if values is None else list(dict.fromkeys(value.decode(errors="replace") for value in values))
+
+
 def number(request: Request, name: str, default: int, most: int) -> int:
     """
     Return a number of the query string.

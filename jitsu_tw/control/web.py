@@ -236,9 +236,12 @@ class Guarded(Site):
         if self._token is not None and not compare_digest(_password(request), self._token):
             request.setHeader("WWW-Authenticate", 'Basic realm="Jitsu", charset="UTF-8"')
             raise RefusalError(HTTPStatus.UNAUTHORIZED, UNPROVEN)
-        shows_only = self._token is None and not isinstance(request.getClientAddress(), UNIXAddress)
-        if shows_only and request.method == b"POST":
+        if request.method == b"POST" and self.shows_only(request):
             raise RefusalError(HTTPStatus.FORBIDDEN, SHOWS_ONLY)
+
+    def shows_only(self, request: WebRequest) -> bool:
+        """Return whether the client that sends *request* may change nothing."""
+        return self._token is None and not isinstance(request.getClientAddress(), UNIXAddress)
 
     @staticmethod
     def check_page(request: Request, *, by_name: bool) -> None:

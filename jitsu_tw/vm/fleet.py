@@ -3,8 +3,8 @@ All VMs of a configuration, and everything that looks after them.
 
 A query goes to `summons`, an operator's command to `operator`, what other nodes do to `peers`. Where the VMs are is in
 `inventory`, which of them Jitsu manages in `adoption`, which VM boots next in `admission`, which is kept in `leases`,
-which needs which in `dependencies`, what is remembered in `stats`, what has happened in `journal`. Which node owns a
-VM, and on which host it is, is known by `ijitsu.ICluster`.
+which needs which in `dependencies`, what is remembered in `stats`, what has happened in `journal`, for how long they
+did not run in `uptime`. Which node owns a VM, and on which host it is, is known by `ijitsu.ICluster`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from jitsu_tw.vm.problems import Problem, Problems
 from jitsu_tw.vm.standins import StandInControl, StandIns
 from jitsu_tw.vm.stats import Statistics
 from jitsu_tw.vm.summons import Summons
+from jitsu_tw.vm.uptime import Uptime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -116,7 +117,8 @@ class Fleet(Parts):
         self.cluster = make_cluster(self.machines, self.peers)
         ownership = self.cluster.ownership
         self.stats = Statistics(self.machines, clocks, answers, journal, ownership)
-        self.store = StatsStore(store, self.machines, clocks, settings.commit_every, self.stats)
+        uptime = Uptime(self.machines, clocks)
+        self.store = StatsStore(store, self.machines, clocks, settings.commit_every, self.stats, uptime)
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
@@ -134,6 +136,7 @@ class Fleet(Parts):
         observers = (
             self.standins, self.dependencies, self.admission, self.store, self.adoption, self.leases.wakeups,
             self.leases, self.leases.xen_guests, ownership, self.inventory, preparation, self, journal,
+            uptime, self.inventory.sizes,
         )
         self.context = Context(
             clocks.reactor, clocks.now, settings.answer_by, ownership, self.admission, journal, problems, strategies,
@@ -217,7 +220,7 @@ class Fleet(Parts):
         self.context.problems.forget(machine.vm.name)
         for part in (
             self.cluster.ownership, self.dependencies, self.adoption, self.admission, self.preparation, self.summons,
-            self.inventory, self.leases, self.stats, self.standins,
+            self.inventory, self.leases, self.stats, self.standins, self.uptime,
         ):
             part.forget(machine)
 

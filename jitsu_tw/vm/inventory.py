@@ -20,6 +20,7 @@ from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IObserver, IWatcher
 from jitsu_tw.rules.lifecycle import CALLING, Event, State
 from jitsu_tw.slices import Pace, in_slices
+from jitsu_tw.vm.memory_sizes import MemorySizes
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ class Inventory:
 
     It owns, and nobody else writes: the connections to hypervisors, which machine has which uuid, which VMs were not
     found, and the looks to come.
+
+    Attributes:
+        sizes: asks the hypervisors how much memory the VMs have.
     """
 
     follows: Final = frozenset({State.UNKNOWN})
@@ -117,6 +121,7 @@ class Inventory:
         self._strangers = 0
         self._looks: dict[str, IDelayedCall] = {}
         self._started = False
+        self.sizes = MemorySizes(record.uptime, reactor)
 
     # Beginning and end.
 
@@ -141,6 +146,7 @@ class Inventory:
 
     def stop(self) -> None:
         """Look for no VM any more."""
+        self.sizes.stop()
         for call in self._looks.values():
             call.cancel()
         for connection in self._connections.values():
@@ -199,6 +205,7 @@ class Inventory:
         name = machine.vm.name
         self._by_uuid.pop(machine.uuid, None)
         self._missing.discard(name)
+        self.sizes.forget(machine)
         if name in self._looks:
             self._looks.pop(name).cancel()
 

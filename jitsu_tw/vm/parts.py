@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.preparation import Preparation
     from jitsu_tw.vm.standins import StandIns
     from jitsu_tw.vm.stats import Statistics
+    from jitsu_tw.vm.uptime import Uptime
 
 
 class Parts:
@@ -57,6 +58,11 @@ class Parts:
     def preparation(self) -> Preparation:
         """Which of them is made ready before a client asks for it."""
         return self.context.preparation
+
+    @property
+    def uptime(self) -> Uptime:
+        """For how long they did not run, and what each did in the last 24 hours."""
+        return self.store.uptime
 
     @property
     def journal(self) -> Journal:

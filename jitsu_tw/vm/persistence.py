@@ -22,6 +22,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import STATISTICS
 from jitsu_tw.vm.stored_config import StoredConfig
+from jitsu_tw.vm.uptime import PATH as UPTIME
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import Statistics
     from jitsu_tw.vm.stored_config import Update
+    from jitsu_tw.vm.uptime import Uptime
 
 #: After a commit of all statistics, they rest for this many times as long as it took: it takes time from the answers.
 SPARE: Final = 20.0
@@ -50,6 +52,7 @@ class StatsStore:
     Attributes:
         stats: the statistics of the VMs.
         config: their configuration as the state has it.
+        uptime: for how long they did not run.
     """
 
     follows: Final = frozenset({State.STARTING, State.WAITING, State.PREPARING, State.SETTLING})
@@ -63,6 +66,7 @@ class StatsStore:
         clocks: Clocks,
         commit_every: float,
         stats: Statistics,
+        uptime: Uptime,
     ) -> None:
         """
         Write to *store* what is to be known of *machines*.
@@ -73,10 +77,11 @@ class StatsStore:
             clocks: tell the time.
             commit_every: seconds between two commits of statistics.
             stats: the statistics of the VMs.
+            uptime: for how long they did not run.
         """
         self._store, self._machines = store, machines
         self._reactor, self._now = clocks.reactor, clocks.now
-        self.stats, self.config = stats, StoredConfig()
+        self.stats, self.config, self.uptime = stats, StoredConfig(), uptime
         self._failing = self._is_behind = False
         self._every = commit_every
         self._urgent: set[str] = set()
@@ -89,6 +94,7 @@ class StatsStore:
     def start(self, tree: Mapping[str, str], names: Container[str]) -> None:
         """Begin with the state *tree*; of the VMs with *names*, the configuration file overrules what requests made."""
         self.stats.start(tree)
+        self.uptime.start(tree)
         self.config.start(tree, names)
         self._saving.start(self._every, now=False)
 
@@ -101,6 +107,8 @@ class StatsStore:
         self._save()
         if self._commit is not None:
             await self._commit
+        if self._store.lasting:
+            await self._save_uptime()
         await self._store.close()
 
     @property
@@ -144,6 +152,8 @@ class StatsStore:
             return deferLater(self._reactor, 0.0, self._save_if_due)
         if self._is_behind:
             spawn(self.log, self.save_configuration())
+        if self._store.lasting and self._now() >= self.uptime.due:
+            spawn(self.log, self._save_uptime())
         if self.stats.changed and self._now() >= self._next_save:
             self._next_save = inf
             if self._store.lasting:
@@ -195,6 +205,11 @@ class StatsStore:
         for done in waiting:
             if not done.called:
                 done.callback(None)
+
+    async def _save_uptime(self) -> None:
+        lines: list[str] = []
+        await in_slices(self._reactor, map(lines.append, self.uptime.lines()))
+        await self._write({UPTIME: "\n".join(lines)}, STATISTICS)
 
     # Configuration.
 

@@ -105,6 +105,21 @@ class ModeTests(LabTestCase):
         self.assertEqual([], self.qemus())
         self.assertIn("has not shut down in 2.0 s; destroyed", jitsu.log())
 
+    def test_saved_hours(self) -> None:
+        """The memory of a VM that is off counts as saved, as libvirt tells it; all that is remembered."""
+        jitsu = self.begin("ttl: 1\nmode: destroy\nanswer_by: 60")
+        self.until(lambda: jitsu.vm()["memory"])
+        self.dig()
+        jitsu.wait("off")
+        before = jitsu.control.ask("GET", "/v1/about")
+        self.assertGreater(before["saved"]["byte_seconds"], 0)
+        jitsu.stop()
+        jitsu.start()
+        after = jitsu.control.ask("GET", "/v1/about")
+        self.assertGreaterEqual(after["saved"]["byte_seconds"], before["saved"]["byte_seconds"] - 1)
+        self.assertEqual([1], [day["starts"] for day in after["days"]])
+        self.assertRegex(jitsu.vm()["day"], "1.?$")
+
     def test_damaged_image(self) -> None:
         """A saved image that cannot be restored means one cold boot, which is logged, and not a dead name."""
         jitsu = self.begin("ttl: 1\nmode: save\nanswer_by: 60")

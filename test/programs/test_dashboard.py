@@ -12,11 +12,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import yaml
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError
+from jitsu_tw import __version__
 from test.programs.test_ctl import HOSTS
 from test.programs.test_tap import HOST, PATIENCE, TOKEN, ProcessTestCase
 from test.support.browser import PHONE, browser
@@ -37,11 +39,26 @@ vms:
   - {name: "<b>&", dns: odd.jitsu.test, ip: 10.0.0.4}
 """
 
+#: Three hundred VMs, of which the start of the last fails; and none.
+MANY = "control_token: token\nstarts_per_minute: 0\nvms:\n" + "".join(
+    f"  - {{name: vm{number}, dns: vm{number}.jitsu.test, ip: 10.1.{number // 250}.{number % 250 + 1}"
+    f"{', faults: [start]' if number == 299 else ''}}}\n"
+    for number in range(300)
+)
+NONE = "control_token: token\n"
+
 #: What a browser sends after its user has typed the token in; that dialogue is the browser's own.
 SHOWS_TOKEN: Final = {"Authorization": f"Bearer {TOKEN}"}
 
 #: What the colours of the VMs' states go through.
 TINT = "return getComputedStyle(document.querySelector('#vms tbody')).filter"
+
+#: The elements that end to the right of what is within the border of their section.
+WIDER = """return [...document.querySelectorAll("section")].flatMap(section => {
+  const right = section.getBoundingClientRect().right - parseFloat(getComputedStyle(section).paddingRight);
+  return [...section.querySelectorAll("*:not(pre *)")].filter(
+    one => one.getClientRects().length && one.getBoundingClientRect().right > right + .5).map(one => one.outerHTML);
+})"""
 
 
 class DashboardTests(ProcessTestCase):
@@ -60,6 +77,7 @@ class DashboardTests(ProcessTestCase):
                 atexit.register(DashboardTests.driver.quit)  # trial knows no tearDownClass
             except UnavailableError as error:
                 raise SkipTest(str(error)) from error
+        self.page.get_log("browser")  # what other tests have left there
         self.open()
 
     # Looking.
@@ -70,12 +88,18 @@ class DashboardTests(ProcessTestCase):
         assert DashboardTests.driver is not None
         return DashboardTests.driver
 
-    def open(self) -> None:
-        """Open the dashboard and wait until it is live."""
+    def open(self, rows: int = 4, place: str = "") -> None:
+        """Open the dashboard at *place* and wait until it is live and has so many *rows*."""
         self.page.execute_cdp_cmd("Network.enable", {})
         self.page.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": SHOWS_TOKEN})
-        self.page.get(f"http://{HOST}:{self.control}/")
-        self.until(lambda: self.text("#live") == "live" and len(self.all("#vms tbody tr")) == 4)
+        self.page.get("about:blank")  # a new place alone is no new page
+        self.page.get(f"http://{HOST}:{self.control}/{place}")
+        self.until(lambda: self.text("#live") == "live" and len(self.all("#vms tbody tr")) == rows)
+
+    def serve_anew(self, configuration: str) -> None:
+        """Serve other VMs."""
+        self.end(self.server)
+        self.server = self.serve("--zone", "jitsu.zone", configuration=configuration)
 
     def all(self, selector: str) -> list[WebElement]:
         """Return all elements."""
@@ -105,11 +129,23 @@ class DashboardTests(ProcessTestCase):
 
     def click(self, number: int, label: str) -> None:
         """Press a button in a VM's row."""
-        for button in self.all(f"#vms tbody tr:nth-child({number}) button"):
+        self.press(f"#vms tbody tr:nth-child({number})", label)
+
+    def press(self, within: str, label: str) -> None:
+        """Press a button."""
+        for button in self.all(f"{within} button"):
             if button.text == label:
                 button.click()
                 return
-        self.fail(f"no button {label!r} in {self.row(number)!r}")
+        self.fail(f"no button {label!r} in {self.text(within)!r}")
+
+    def where(self) -> str:
+        """Return what the address has behind the path."""
+        return self.page.current_url.partition(f":{self.control}/")[2]
+
+    def is_shown(self, selector: str) -> bool:
+        """Return whether an element is displayed."""
+        return self.page.find_element(By.CSS_SELECTOR, selector).is_displayed()
 
     def post(self, path: str) -> Any:
         """Do something as another client would, beside the browser."""
@@ -143,7 +179,8 @@ class DashboardTests(ProcessTestCase):
         self.assertRegex(self.row(2), r"^bad bad.jitsu.test, 10.0.0.2, 2001:db8::2 off . 0 0 never")
         self.assertIn("<b>&", self.row(4))
         self.assertEqual([], self.all("#vms b"))
-        self.assertEqual("All 4|Up 1|On the way 0|Failed 0|Off 3", "|".join(self.text("#filters").split("\n")))
+        filters = "All 4|Failed 0|Up 1|On the way 0|Prepared 0|Asleep 0|Off 3"
+        self.assertEqual(filters.split("|"), self.text("#filters").split("\n"))
         self.keep("seen")
         self.assertEqual([], self.errors())
 
@@ -166,7 +203,8 @@ class DashboardTests(ProcessTestCase):
         """A failed action is shown with the reason, and the VM as failed."""
         self.click(2, "Start")
         self.until(lambda: self.text("#said") == "bad: the start fails, as it was told to")
-        self.until(lambda: "failed the start fails, as it was told to" in self.row(2))
+        self.until(lambda: "failed the start fails, as it was told to" in self.row(1))
+        self.assertTrue(self.shows(["bad", "www", "slow", "<b>&"]), "the failed one is first")
         self.keep("failed")
         self.assertEqual([], self.errors())
 
@@ -226,12 +264,154 @@ class DashboardTests(ProcessTestCase):
             search.clear()
             search.send_keys(words)
             self.until(functools.partial(self.shows, expected))
-        self.assertIn("None like that.", self.text("main"))
-        search.clear()
-        search.send_keys(" ")
+        self.assertIn("No VM is like that.", self.text("main"))
+        self.page.find_element(By.ID, "show-all").click()
+        self.until(functools.partial(self.shows, ["www", "bad", "slow", "<b>&"]))
         self.post("/v1/vms/www/start")
         self.page.find_element(By.CSS_SELECTOR, "#filters [data-kind=up]").click()
         self.until(functools.partial(self.shows, ["www"]))
+
+    def test_address(self) -> None:
+        """The filter, the search and the order are in the page's address, which leads there, and back again."""
+        self.post("/v1/vms/www/start")
+        self.page.find_element(By.CSS_SELECTOR, "#filters [data-kind=off]").click()
+        self.page.find_element(By.ID, "search").send_keys("10.0")
+        self.press("#vms thead", "VM")
+        self.until(functools.partial(self.shows, ["<b>&", "bad", "slow"]))
+        self.assertEqual("#filter=off&q=10.0&sort=name", self.where())
+        self.page.back()
+        self.until(functools.partial(self.shows, ["bad", "slow", "<b>&"]))
+        self.open(1, "#filter=off&q=10.0.0.3&sort=-name")
+        self.assertTrue(self.shows(["slow"]))
+        self.open(0, "#filter=failed")
+        self.assertEqual(["Failed 0"], [one.text for one in self.all("#filters [aria-pressed=true]")])
+
+    def test_sorted(self) -> None:
+        """A press on a column's head sorts by it, a second one the other way round, a third one as before."""
+        self.post("/v1/vms/slow/start")
+        for place, names in (("#sort=-starts", ["slow", "www", "bad", "<b>&"]),
+                             ("#sort=starts", ["www", "bad", "<b>&", "slow"]), ("", ["www", "bad", "slow", "<b>&"])):
+            self.press("#vms thead", "Starts")
+            self.until(functools.partial(self.shows, names))
+            self.assertEqual(place, self.where())
+            sign = self.page.find_element(By.CSS_SELECTOR, "#vms th.number").get_attribute("aria-sort")
+            self.assertEqual({"-": "descending", "s": "ascending", "": None}[place[6:7]], sign)
+
+    def test_details(self) -> None:
+        """A VM has an address; there are its configuration and evidence, and it is started and stopped there."""
+        self.open(4, "#vm=www")
+        self.until(lambda: self.text("#details-title").endswith("www is off"))
+        self.assertEqual(["dns www.jitsu.test, shop.jitsu.test", "ttl 30"], [
+            line.text for line in self.all("#details-configuration tbody tr") if line.text[:3] in {"dns", "ttl"}])
+        self.assertIn("Nothing is known of its use now.", self.text("#details"))
+        self.press("#details", "Start")
+        self.until(lambda: self.text("#details-title").endswith("www is up"))
+        self.ask("www.jitsu.test")
+        self.until(lambda: "a question for its name" in self.text("#details-uses"))
+        self.assertRegex(self.text("#details-starts"), r"\d\d:\d\d:\d\d\nbooted after \d+ ms, for a person")
+        title = self.page.find_element(By.CSS_SELECTOR, "#details-starts time").get_attribute("title") or ""
+        self.assertRegex(title, r"20\d\d at \d\d:\d\d:\d\d \S+", "the date and the zone")
+        self.until(lambda: self.all("#details-day rect.up"))
+        label = self.page.find_element(By.CSS_SELECTOR, "#details-day svg").get_attribute("aria-label") or ""
+        self.assertRegex(label, "Last 24 hours: up for about [23] min")
+        self.keep("details")
+        self.press("#details", "Stop")
+        self.press("#details", "Sure?")
+        self.until(lambda: self.text("#details-title").endswith("www is off"))
+        self.page.find_element(By.CSS_SELECTOR, "#details .close").click()
+        self.until(lambda: not self.is_shown("#details"))
+        self.assertEqual("", self.where())
+        self.page.back()
+        self.until(lambda: self.is_shown("#details"))
+        self.open(4, "#vm=nobody")
+        self.until(lambda: "no VM of that name" in self.text("#said"))
+        self.assertFalse(self.is_shown("#details"))
+        self.assertEqual("", self.where())
+
+    def test_none(self) -> None:
+        """Without a VM, the page says how one is added; the example is a configuration."""
+        self.serve_anew(NONE)
+        self.open(0)
+        self.until(lambda: self.is_shown("#empty"))
+        self.assertFalse(self.is_shown("#vms"))
+        (added,) = yaml.safe_load(self.text("#empty pre"))["vms"]
+        self.assertEqual({"name", "dns", "ip"}, added.keys())
+        Path(self.folder, "example.yaml").write_text(self.text("#empty pre"))
+        checked = self.jitsuctl("check", "--config", "example.yaml")
+        self.assertEqual(0, checked.returncode, checked.stdout + checked.stderr)
+        self.assertEqual([], self.errors())
+
+    def test_shows_only(self) -> None:
+        """Where there is no token, the page says that it only shows, and no button can be pressed."""
+        self.assertFalse(self.is_shown("#shows-only"))
+        self.serve_anew(VMS.replace("control_token: token\n", ""))
+        self.open()
+        self.until(lambda: self.is_shown("#shows-only"))
+        self.assertFalse(any(button.is_enabled() for button in self.all("#vms tbody .actions button")))
+
+    def test_many(self) -> None:
+        """Of many VMs there is a page; only the VMs on it are asked for again and again; the failed ones are first."""
+        self.serve_anew(MANY)
+        self.open(25)
+        self.assertEqual("1 to 25 of 300", self.text("#range"))
+        self.page.find_element(By.ID, "after").click()
+        self.until(lambda: self.text("#vms .name") == "vm25")
+        self.assertEqual("#page=2", self.where())
+        self.page.execute_script("performance.clearResourceTimings()")
+        self.ask("vm26.jitsu.test")
+        self.until(lambda: "1 0 s ago" in self.row(2) or "1 1 s ago" in self.row(2))
+        asked = "return performance.getEntriesByType('resource').map(one => one.name).filter(one => /vms/.test(one))"
+        self.until(lambda: self.page.execute_script(asked))
+        for url in self.page.execute_script(asked):
+            self.assertEqual(25, url.count("name="), url)
+        self.post("/v1/vms/vm299/start")
+        self.open(25)
+        self.assertIn("vm299", self.row(1))
+        self.open(25, "#page=99")
+        self.assertEqual("276 to 300 of 300", self.text("#range"))
+        self.assertEqual([], self.errors())
+
+    def test_summary(self) -> None:
+        """At the top is how many VMs are up, for how long they were not, and how the starts of the day went."""
+        self.post("/v1/vms/www/start")
+        self.until(lambda: self.text("#running") == "1 of 4 VMs")
+        self.until(lambda: self.text("#starts") == "1 start today")
+        self.assertRegex(self.text("#starts-rest"), r"^half within \d+ ms$")
+        self.assertRegex(self.text("#saved"), r"^\d+ s$")
+        self.assertEqual(14, len(self.all("#days li")))
+        self.assertEqual(1, len(self.all("#days .up")))
+        footer = self.text("footer")
+        self.assertIn(f"Jitsu {__version__}", footer)
+        self.assertIn("jitsu.test", footer)
+        self.assertIn(f"TCP {HOST} port {self.control}", footer)
+
+    def test_standins(self) -> None:
+        """Where there is a Synjitsu, what it stands in for and what it holds is shown, and what it has counted."""
+        self.assertFalse(self.is_shown("#standins-section"))
+        known = {"configured": True, "error": None, "counters": {"held_packets": 1234, "never": 0}, "standins": [
+            {"ip": "10.0.0.1", "mac": "52:54:00:00:00:01", "state": "standing in", "handover": "wire", "held": 3}]}
+        script = f"""const real = fetch; window.fetch = (url, more) => String(url).endsWith("v1/standins")
+            ? Promise.resolve(new Response(JSON.stringify({json.dumps(known)}))) : real(url, more);"""
+        added = self.page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+        self.addCleanup(self.page.execute_cdp_cmd, "Page.removeScriptToEvaluateOnNewDocument", added)
+        self.open()
+        self.until(lambda: self.text("#standins-title") == "Synjitsu stands in for 1 address")
+        self.assertEqual("It holds 3 packets now.", self.text("#standins-note"))
+        self.assertEqual(["10.0.0.1 standing in wire 3"], [row.text for row in self.all("#standins tbody tr")])
+        self.page.find_element(By.CSS_SELECTOR, "#counters summary").click()
+        self.assertEqual("held packets 1,234", self.text("#counters tbody"))
+        self.keep("standins")
+
+    def test_one_scale(self) -> None:
+        """The bars of activations have one scale, which is said: a short one is short."""
+        self.post("/v1/vms/www/start")
+        self.post("/v1/vms/slow/start")
+        self.until(lambda: len(self.all("#activations li")) == 2 and not self.all("#activations .now"))
+        self.assertRegex(self.text("#scale"), r"^The whole width is \d+ ms\.$")
+        slow, www = (self.page.execute_script("return [...arguments[0].children].reduce((sum, part) => "
+            "sum + (part.className === 'marker' ? 0 : part.offsetWidth), 0)", bar)
+            for bar in self.all("#activations .timeline"))
+        self.assertGreater(slow, 4 * www)
 
     def test_lost(self) -> None:
         """That Jitsu is gone is seen, and nothing is green; when it is back, so is the dashboard, by itself."""
@@ -239,8 +419,9 @@ class DashboardTests(ProcessTestCase):
         self.end(self.server)
         self.until(lambda: self.text("#live") == "connection lost, trying again")
         self.assertEqual("grayscale(1)", self.page.execute_script(TINT))
-        self.click(1, "Start")
-        self.until(lambda: self.text("#said") == "Jitsu does not answer.")
+        buttons = self.all("#vms tbody .actions button")
+        self.assertEqual([False] * 12, [button.is_enabled() for button in buttons])
+        self.keep("lost")
         self.serve("--zone", "jitsu.zone", configuration=VMS.replace("name: www", "name: web"))
         self.until(lambda: self.text("#live") == "live" and "web" in self.row(1))
         self.assertEqual("none", self.page.execute_script(TINT))
@@ -272,16 +453,20 @@ class DashboardTests(ProcessTestCase):
 
     def test_phone(self) -> None:
         """On a phone, in the dark, all of it is there and fits: nothing is wider than the screen."""
-        self.post("/v1/vms/www/start")
         for dark in (False, True):
             narrow = browser(PHONE, dark=dark)
             self.addCleanup(narrow.quit)
             wide, DashboardTests.driver = self.page, narrow
             try:
-                self.open()
-                self.until(lambda: "up" in self.row(1))
-                self.keep(f"phone-{'dark' if dark else 'light'}")
-                self.assertEqual(PHONE[0], narrow.execute_script("return document.documentElement.scrollWidth"))
+                for configuration, rows in ((NONE, 0), (VMS, 4), (MANY, 25)):
+                    self.serve_anew(configuration)
+                    if rows:
+                        self.post(f"/v1/vms/{'www' if rows == 4 else 'vm0'}/start")
+                    self.open(rows)
+                    self.until(functools.partial(self.is_shown, "#summary" if rows else "#empty"))
+                    self.keep(f"phone-{rows}-{'dark' if dark else 'light'}")
+                    self.assertEqual(PHONE[0], narrow.execute_script("return document.documentElement.scrollWidth"))
+                    self.assertEqual([], narrow.execute_script(WIDER), "wider than its section")
                 ground = narrow.execute_script("return getComputedStyle(document.body).backgroundColor")
                 self.assertEqual("rgb(16, 21, 27)" if dark else "rgb(246, 247, 249)", ground)
                 for button in self.all("#vms tbody tr:first-child button")[1:]:

@@ -12,15 +12,17 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw import slices
+from jitsu_tw import __version__, slices
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
+from jitsu_tw.control.api import MOST_NAMED
 from jitsu_tw.control.describe import ADVISES_WITHIN, duration, explain, ordinal
 from jitsu_tw.control.files import openapi
 from jitsu_tw.control.routes import SLICE, Rows
 from jitsu_tw.control.web import ASK_WITHIN, LONGEST_BODY, MOST_CONNECTIONS, MOST_FROM_ONE, READ_WITHIN
 from jitsu_tw.errors import BackendError, ConfigError, JitsuError
-from jitsu_tw.ijitsu import Power
+from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import State
+from jitsu_tw.settings import Mode
 from jitsu_tw.vm.problems import Problem
 from test.support import EPOCH, question, vm
 from test.support.control import Desk
@@ -38,7 +40,7 @@ class PagesTests(SynchronousTestCase):
             {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "problems": [], "total_starts": 1,
              "total_requests": 1, "last_request_ts": EPOCH + 1000, "lease_left": 120.0, "idle": 120.0, "held": False,
              "needed": False, "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
-             "mode": "destroy", "host": None, "node": None},
+             "mode": "destroy", "host": None, "node": None, "day": "1", "memory": None},
             {key: value for key, value in www.items() if key != "activation_ms"},
         )
         self.assertEqual({"query": 0.0, "answered": 0.0}.items(), www["activation_ms"].items() & {
@@ -46,6 +48,56 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual((None, None, {}), (db["lease_left"], db["last_request_ts"], db["activation_ms"]))
         self.assertEqual("db", desk.ask("/v1/vms/db").value["name"])
         self.assertEqual("db", desk.ask("/v1/vms/db/").value["name"])
+
+    def test_named(self) -> None:
+        """Those VMs are shown that are asked for by name and exist, each once; not too many can be named."""
+        desk = Desk(vm("a"), vm("b"), vm("c & d"))
+        found = desk.ask("/v1/vms?name=c%20%26%20d&name=a&name=nobody&name=a").value
+        self.assertEqual(["c & d", "a"], [one["name"] for one in found])
+        self.assertEqual([], desk.ask("/v1/vms?name=").value)
+        many = "&".join(["name=a"] * MOST_NAMED)
+        self.assertEqual(1, len(desk.ask(f"/v1/vms?{many}").value))
+        self.assertEqual(400, desk.ask(f"/v1/vms?{many}&name=b").status)
+
+    def test_about(self) -> None:
+        """All together is shown: the version, how many VMs are in each state, what was saved, and each day's starts."""
+        desk = Desk(vm(boot_time=1.0), vm("db"))
+        desk.backend.guests[desk.machine("db").uuid].memory = Memory(1 << 30, 1 << 31)
+        desk.fleet.summons.summon("www", question())
+        desk.pump(100)
+        found = desk.ask("/v1/about").value
+        self.assertEqual({"off": 1, "up": 1}, {state: number for state, number in found["vms"].items() if number})
+        self.assertEqual((__version__, EPOCH + 1000), (found["version"], found["began"]))
+        self.assertEqual((100, 1), (round(found["saved"]["seconds"]), found["saved"]["measured"]))
+        self.assertTrue(99 < found["saved"]["byte_seconds"] / (1 << 30) <= 100)
+        (day,) = found["days"]
+        self.assertEqual((1, 0, 1000), (day["starts"], day["failed"], round(day["median_ms"], -2)))
+        self.assertEqual(["example.org."], found["zones"])
+        self.assertEqual(1 << 30, desk.ask("/v1/vms/db").value["memory"])
+
+    def test_shows_only(self) -> None:
+        """A client is told whether it may change something: by TCP with a token only, by a UNIX socket always."""
+        for token, host, expected in ((None, "", False), (None, "127.0.0.1", True), ("abc", "127.0.0.1", False)):
+            talk = Desk(vm(), token=token).talk(host)
+            talk.say("GET", "/v1/about", Authorization=f"Bearer {token}")
+            self.assertEqual(expected, talk.heard().value["shows_only"])
+
+    def test_configuration(self) -> None:
+        """The keys of a VM that are set are shown, with where each is from."""
+        place, raw = ("/etc/jitsu.yaml", 7), {"ttl": ("30",), "needs": ("a", "b")}
+        desk = Desk(vm(ttl=30, needs=("a", "b"), place=place, raw=raw, idle=90.0, mode=Mode.SAVE), vm("a"), vm("b"))
+        found = {one["key"]: (one["value"], one["from"]) for one in desk.ask("/v1/vms/www").value["configuration"]}
+        self.assertEqual(("30", "/etc/jitsu.yaml, line 7"), found["ttl"])
+        self.assertEqual("a, b", found["needs"][0])
+        self.assertEqual(("90", "inherited, or made of other keys"), found["idle"])
+        self.assertEqual("save", found["mode"][0])
+        self.assertEqual("www.jitsu.test", found["dns"][0])
+        self.assertNotIn("min_up", found)
+        found = {one["key"]: one["from"] for one in desk.ask("/v1/vms/a").value["configuration"]}
+        self.assertEqual({None}, set(found.values()), "without raw values nobody knows")
+        self.patch(desk.fleet.store.config, "origin", lambda _: "request/ttl by alice")
+        found = {one["key"]: one["from"] for one in desk.ask("/v1/vms/www").value["configuration"]}
+        self.assertEqual("request/ttl by alice", found["ttl"])
 
     def test_problems(self) -> None:
         """What an operator should know of a VM is shown and counted until it is over; `healthz` tells what fails."""

@@ -8,6 +8,7 @@ from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.control.metrics import MOST_LABELLED
+from jitsu_tw.ijitsu import Memory
 from test.support import question, vm
 from test.support.control import Desk
 
@@ -52,6 +53,17 @@ class MetricsTests(SynchronousTestCase):
         self.assertAlmostEqual(0.4, found["jitsu_cold_start_seconds_sum", "booted"], delta=0.11)
         self.assertEqual(119.5, round(found["jitsu_vm_lease_seconds", "www"] * 2) / 2 - 0.5)
         self.assertIn(("process_resident_memory_bytes", ""), found)
+
+    def test_saved(self) -> None:
+        """The time in which VMs did not run is counted, and so is the memory that was free meanwhile."""
+        desk = Desk(vm("a"), vm("b"))
+        desk.backend.guests[desk.machine("a").uuid].memory = Memory(1000, 9999)
+        desk.pump(1)
+        before = samples(desk)
+        desk.pump(10)
+        found = samples(desk)
+        for name, more in (("jitsu_saved_seconds_total", 20), ("jitsu_saved_byte_seconds_total", 10000)):
+            self.assertEqual(more, round(found[name, ""] - before[name, ""]))
 
     def test_lost(self) -> None:
         """A hypervisor that cannot be asked is seen."""

@@ -17,6 +17,7 @@ from jitsu_tw.vm.fleet import NoAnswers
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
+from jitsu_tw.vm.uptime import Uptime
 from test.support import EPOCH, BoundedClock, vm
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class WrittenTests(SynchronousTestCase):
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
         ownership, journal = Alone(), Journal(clocks, lambda: None)
         self.stats = Statistics(machines, clocks, NoAnswers(), journal, ownership)
-        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats)
+        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
         self.record.start({}, {"www"})
         self.clock.advance(COMMIT_EVERY / 2)
 

@@ -20,6 +20,7 @@ from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
 from jitsu_tw.vm.stored_config import Names, StoredConfig, Update
+from jitsu_tw.vm.uptime import Uptime
 from test.support import EPOCH, BoundedClock, vm
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class SlicesTests(SynchronousTestCase):
 
         machines: dict[str, Any] = {f"vm{number}": Slow(vm=machine(number).vm) for number in range(10)}
         stats = Statistics({}, clocks, NoAnswers(), Journal(clocks, lambda: None), Alone())
-        record = StatsStore(store, machines, clocks, COMMIT_EVERY, stats)
+        record = StatsStore(store, machines, clocks, COMMIT_EVERY, stats, Uptime(machines, clocks))
 
         def slowly(steps: Iterable[None]) -> Iterator[None]:
             for _ in steps:

@@ -23,6 +23,7 @@ from jitsu_tw.vm.leases import REST
 from jitsu_tw.vm.machine import Machine
 from jitsu_tw.vm.persistence import StatsStore
 from jitsu_tw.vm.stats import Statistics
+from jitsu_tw.vm.uptime import Uptime
 from jitsu_tw.vm.wakeups import EARLY, WALL_EVERY
 from test.support import EPOCH, BoundedClock, World, vm
 from test.unit.vm.test_fleet import FleetTestCase
@@ -310,7 +311,7 @@ class UsesTests(FleetTestCase):
         statistics.append(self.stats)
         self.patch(self.clock, "callLater", self.turns.call_later)
         self.store = MemoryStore(lasting=True)
-        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats)
+        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
         self.record.start({}, set(machines))
         self.turns._is_new = True
 
