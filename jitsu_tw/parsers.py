@@ -157,7 +157,7 @@ etcd_prefix: Final = matching("(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's key
 
 
 def octets(raw: str) -> bytes:
-    """Return the octets of an NSID."""
+    """Return the octets of an NSID, or of one string of a TXT record."""
     found = raw.encode()
     if len(found) > LONGEST_NSID:
         message = f"is longer than {LONGEST_NSID} octets"

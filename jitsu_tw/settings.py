@@ -433,6 +433,14 @@ class Settings(Inherited):
     nsid: bytes | None = setting(
         None, "what is answered to clients that ask for this server's identity (RFC 5001)", parsers.octets
     )
+    version: bytes | None = setting(
+        None, "what is answered to version.bind and version.server (CH TXT), which are refused otherwise",
+        parsers.octets,
+    )
+    identity: bytes | None = setting(
+        None, "what is answered to id.server and hostname.bind (CH TXT, RFC 4892), which are refused otherwise",
+        parsers.octets,
+    )
     tsig_keys: tuple[tsig.Key, ...] = setting((), "the keys that clients and Jitsu may sign with", tsig.Key.parse)
     allow_transfer: tuple[Rule, ...] = setting((), "who may transfer zones", Rule.parse, shown="nobody")
     notify: tuple[Secondary, ...] = setting(

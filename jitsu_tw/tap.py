@@ -33,7 +33,7 @@ from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Server
+from jitsu_tw.dns.server import Server, chaos
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.warm import WarmAnswers
@@ -167,10 +167,12 @@ class JitsuService(Service):
             limiter=limiter if settings.rate_limit else None,
             cookies=Cookies(os.urandom(16)),
             nsid=settings.nsid,
+            chaos=chaos(settings.version, settings.identity),
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
-        site = Endpoint(self.fleet, self.reload, settings.control_token, reactor, problems=self._problems)
+        token = settings.control_token
+        site = Endpoint(self.fleet, warm.counters, self.reload, token, reactor, problems=self._problems)
         self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from twisted.web.server import Request
 
     from jitsu_tw.control.routes import Route
+    from jitsu_tw.dns.counters import Counters
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
 
@@ -50,6 +51,7 @@ class Endpoint(Guarded):
     def __init__(
         self,
         fleet: Fleet,
+        counters: Counters,
         reload: Callable[[], Coroutine[Any, Any, None]],
         token: str | None = None,
         reactor: Any = None,
@@ -61,6 +63,7 @@ class Endpoint(Guarded):
 
         Args:
             fleet: to see and steer.
+            counters: of the DNS server's responses.
             reload: reads the zones anew.
             token: a client that does not show it sees nothing; None: all clients that can connect see all.
             reactor: calls later.
@@ -72,7 +75,7 @@ class Endpoint(Guarded):
         self._fleet, self._reload, self._wall, self._problems = fleet, reload, wall, problems
         self.routes: tuple[Route, ...] = (
             *file_routes(),
-            ("GET", "/metrics", Metrics(fleet).show),
+            ("GET", "/metrics", Metrics(fleet, counters).show),
             ("GET", "/healthz", self._health),
             ("GET", "/v1/vms", self._vms),
             ("GET", "/v1/vms/{vm}", self._vm),
