@@ -171,8 +171,10 @@ class JitsuService(Service):
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
         )
-        token = settings.control_token
-        site = Endpoint(self.fleet, warm.counters, self.reload, token, reactor, problems=self._problems)
+        token, problems = settings.control_token, self._problems
+        site = Endpoint(
+            self.fleet, warm.counters, self.reload, self.reload_zone, token, reactor, problems=problems
+        )
         self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
@@ -266,6 +268,21 @@ class JitsuService(Service):
         self._zones.replace((yield from build.reading_zones(self._settings, lambda: self._running.vms)))
         self._server.warm.clear()
         self._notifier.tell(self._zones)
+
+    async def reload_zone(self, name: str) -> None:
+        """
+        Read the zone *name* anew, while the old one is served, and notify the secondary servers of it alone.
+
+        Raises:
+            ConfigError: it is not served, or bad; the old one is served as before.
+        """
+        await self._reloading.run(coiterate, self._reload_zone(name))
+        self.log.info("reloaded the zone {name}", name=name)
+
+    def _reload_zone(self, name: str) -> Iterator[None]:
+        zone = yield from self._running.reading_zone(name)
+        self._server.warm.clear()
+        self._notifier.tell([zone])
 
     def _changed(self, names: Iterable[str]) -> None:
         """Drop the warm answers of the VMs *names*, which are stale, and notify the secondary servers."""

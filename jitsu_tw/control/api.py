@@ -53,6 +53,7 @@ class Endpoint(Guarded):
         fleet: Fleet,
         counters: Counters,
         reload: Callable[[], Coroutine[Any, Any, None]],
+        reload_zone: Callable[[str], Coroutine[Any, Any, None]],
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
@@ -65,6 +66,7 @@ class Endpoint(Guarded):
             fleet: to see and steer.
             counters: of the DNS server's responses.
             reload: reads the zones anew.
+            reload_zone: reads one of them anew.
             token: a client that does not show it sees nothing; None: all clients that can connect see all.
             reactor: calls later.
             wall: seconds since 1970.
@@ -72,7 +74,8 @@ class Endpoint(Guarded):
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
-        self._fleet, self._reload, self._wall, self._problems = fleet, reload, wall, problems
+        self._fleet, self._wall, self._problems = fleet, wall, problems
+        self._reload, self._reload_zone = reload, reload_zone
         self.routes: tuple[Route, ...] = (
             *file_routes(),
             ("GET", "/metrics", Metrics(fleet, counters).show),
@@ -179,7 +182,8 @@ class Endpoint(Guarded):
         await self._fleet.cluster.drain(what, name, undo=undo)
         return MEMBERS[what](self._fleet)
 
-    async def _reloaded(self, _: Request) -> dict[str, bool]:
-        """Read the zones anew; if one is bad, answer why, and serve the old ones."""
-        await self._reload()
+    async def _reloaded(self, request: Request) -> dict[str, bool]:
+        """Read the zones anew, or the one that ``zone`` names; if one is bad, answer why, and serve the old ones."""
+        zone = argument(request, "zone")
+        await (self._reload() if zone is None else self._reload_zone(zone))
         return {"reloaded": True}
