@@ -446,6 +446,12 @@ class Settings(Inherited):
     notify: tuple[Secondary, ...] = setting(
         (), "the secondaries that are told of new serials", Secondary.parse, shown="nobody"
     )
+    query_log: Path | None = setting(
+        None, "the file for a line on each query; - for standard output", parsers.text, path=True, shown="nowhere"
+    )
+    query_log_sample: int = setting(
+        1, "of the queries, one in this many is in the query log", parsers.whole(1, 1_000_000, "number of queries")
+    )
     log_json: bool = setting(default=False, doc="write the log as one JSON object a line", option="")
     dry_run: bool = setting(
         default=False, doc="start nothing; count what would have been started, and answer as if it were up", option=""

@@ -31,6 +31,7 @@ from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
+from jitsu_tw.dns.querylog import QueryLog
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Server, chaos
@@ -159,6 +160,12 @@ class JitsuService(Service):
         limiter = Limiter(
             os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt
         )
+        self._query_log = None
+        if settings.query_log is not None:
+            self._query_log = QueryLog(
+                settings.query_log, settings.query_log_sample, warm.counters, reactor, clocks.wall,
+                as_json=settings.log_json,
+            )
         self._server = Server(
             Chain(resolvers),
             warm,
@@ -170,6 +177,7 @@ class JitsuService(Service):
             chaos=chaos(settings.version, settings.identity),
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
+            log=self._query_log,
         )
         token, problems = settings.control_token, self._problems
         site = Endpoint(
@@ -309,6 +317,8 @@ class JitsuService(Service):
             await self._requests.stop()
         await self.fleet.stop()
         await closed
+        if self._query_log is not None:
+            await self._query_log.stop()
 
 
 def give_up(error: object) -> NoReturn:

@@ -19,6 +19,7 @@ from twisted.names import dns, error
 from jitsu_tw.dns import transfer
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
+from jitsu_tw.dns.querylog import fields, warm_fields
 from jitsu_tw.dns.reply import TC, TCP_SIZE, Reply, truncated, udp_limit, write
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.transfer import Permissions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.counters import Label
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Edns
+    from jitsu_tw.dns.querylog import QueryLog
     from jitsu_tw.dns.resolver import Chain
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.dns.tsig import Signed
@@ -75,6 +77,7 @@ class Pending:
         send: sends the reply to the client.
         options: EDNS options of the reply.
         reserved: octets that the signature of the reply takes.
+        logged: when the query came, in seconds, if it is to be logged; else None.
     """
 
     octets: bytes
@@ -83,6 +86,7 @@ class Pending:
     send: Callable[[bytes], None]
     options: tuple[tuple[int, bytes], ...] = ()
     reserved: int = 0
+    logged: float | None = None
 
 
 class Server:
@@ -110,6 +114,7 @@ class Server:
         chaos: Mapping[bytes, bytes] | None = None,
         keys: Keyring | None = None,
         allowed: Permissions | None = None,
+        log: QueryLog | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -126,12 +131,14 @@ class Server:
             chaos: what is answered to questions of the class CH for TXT records, by the name (`chaos`).
             keys: the keys that clients sign with.
             allowed: who may transfer zones; None: no client.
+            log: the query log; None: there is none.
             wall: seconds since 1970, for cookies and signatures.
         """
         self.resolver, self.warm, self.limiter = resolver, warm, limiter
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
         self._chaos = chaos or {}
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
+        self._log = log
         self._waiting: set[Deferred[Answer]] = set()
         self._is_ending = False
 
@@ -152,6 +159,8 @@ class Server:
             self.warm.counters.ignored += 1
             return False
         pending = Pending(octets, query, source, send)
+        if self._log is not None and self._log.chosen(1):
+            pending.logged = self.warm.now()
         if query.edns is not None and query.edns.options:
             self._answer_options(pending, query.edns)
         signed = self._verify(pending)
@@ -246,14 +255,35 @@ class Server:
         return packet
 
     def _note(
-        self, pending: Pending, reply: Reply, decision: Decision = Decision.SEND, *, truncated: bool = False
+        self,
+        pending: Pending,
+        reply: Reply,
+        decision: Decision = Decision.SEND,
+        *,
+        truncated: bool = False,
+        refusal: str = "",
     ) -> None:
-        """Count *reply*, of which the limiter has made its *decision*; *truncated*: it was sent with TC."""
-        label = self._label(pending, reply.rcode)
+        """
+        Count *reply*, and log it if the query was chosen for that.
+
+        Args:
+            pending: the query.
+            reply: the reply to it.
+            decision: of the limiter.
+            truncated: it was sent with TC.
+            refusal: why it asks for proof of the address; empty if it does not.
+        """
+        rcode = reply.rcode
+        if decision is Decision.SLIP:  # what is sent is made of the query alone (`truncated`)
+            rcode = pending.query.rcode if isinstance(pending.query, Reject) else NOERROR
+        label = self._label(pending, rcode)
         if decision is Decision.SEND:
             self.warm.counters.add(label, truncated=truncated)
         else:
             self.warm.counters.limit(label, decision, sent=decision is Decision.SLIP)
+        if self._log is not None and pending.logged is not None:
+            line = fields(pending.source, pending.query, reply, decision, refusal)
+            self._log.write(line, self.warm.now() - pending.logged)
 
     def _label(self, pending: Pending, rcode: int) -> Label:
         """Return what a response with *rcode* is counted by."""
@@ -264,10 +294,24 @@ class Server:
 
     def answer_warm(self, received: Received) -> Taken:
         """Answer the packets *received* by UDP that have warm answers (`WarmAnswers.take`)."""
-        taken, due = self.warm.take(received, self.warm.now(), self.limiter)
+        now = self.warm.now()
+        taken, due = self.warm.take(received, now, self.limiter)
+        if self._log is not None:
+            self._log_warm(self._log, received, taken, now)
         for vm in due:
             self._fleet.leases.health.check(self._fleet.machines[vm])
         return taken
+
+    def _log_warm(self, log: QueryLog, received: Received, taken: Taken, began: float) -> None:
+        """Log those of the packets *received* that are chosen, and have warm answers; the others are logged later."""
+        (packets, clients), (replies, _) = received, taken
+        for index in log.chosen(len(packets)):
+            query, reply = parse(bytes(2) + packets[index]), replies[index]
+            answer = self.warm.answers.get(packets[index].lower())
+            if isinstance(query, Query) and answer is not None:
+                limited = reply is None or bool(reply[0] & ~answer.rest[0] & TC >> 8)
+                line = warm_fields(Source.of_client(clients[index]), query, answer.vm, limited=limited)
+                log.write(line, self.warm.now() - began)
 
     def _limited_by(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
         """Return what the limiter counts *reply* by: its kind, and a name that the client cannot vary at will."""
@@ -293,7 +337,7 @@ class Server:
                 self._reply(pending, Reply(BADCOOKIE))
             else:
                 pending.send(truncated(query, pending.options))
-                self._note(pending, Reply(), truncated=True)
+                self._note(pending, Reply(), truncated=True, refusal=str(failure.value))
         else:
             self._reply(pending, self._failed(failure))
 

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from jitsu_tw.dns.counters import Counters
 from jitsu_tw.dns.message import Query, parse
-from jitsu_tw.dns.reply import truncated
+from jitsu_tw.dns.reply import TC, truncated
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.wire import CLIENT_IPV4, address_of
 from jitsu_tw.ijitsu import IAnswers
@@ -223,7 +223,7 @@ class WarmAnswers:
                     used.append(answer)
                 answer.count += 1
             else:
-                self.counters.add(answer.label)
+                self._count(answer, 1)
             if now >= lease.check_at:
                 due.append(answer.vm)
         return taken, due
@@ -295,5 +295,9 @@ class WarmAnswers:
         used, self._used = self._used, []
         for answer in used:
             count, answer.count = answer.count, 0
-            self.counters.add(answer.label, count)
+            self._count(answer, count)
             yield answer.vm, answer.use, count, answer.lease.used
+
+    def _count(self, answer: WarmAnswer, times: int) -> None:
+        """Count *answer*, which may have TC itself, as a response that was sent *times* times."""
+        self.counters.add(answer.label, times, truncated=bool(answer.rest[0] & TC >> 8))

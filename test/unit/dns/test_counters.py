@@ -83,10 +83,7 @@ class SentTests(ServerTestCase):
             for _ in range(times):
                 self.query(*query)
         elif what == "junk":
-            replies = self.send(of[0])
-            self.ignored += not replies
-            for reply in replies:
-                self.sent.take(reply, tcp=False)
+            self.ignored += not self.receive(of[0], Source("192.0.2.1", 1))
         elif what == "stop":
             self.world.fleet.operator.stop("www")
         elif what == "clear":
@@ -109,9 +106,14 @@ class SentTests(ServerTestCase):
                 self.dropped += 1
             if not others:
                 return
+        self.receive(octets, source)
+
+    def receive(self, octets: bytes, source: Source) -> bool:
+        """Pass a packet to the server; return whether it is answered, now, later, or not because of the limit."""
         before = self.warm.counters.limited[Decision.DROP]
-        self.server.receive(octets, source, lambda reply: self.sent.take(reply, tcp=tcp))
+        answered = self.server.receive(octets, source, lambda reply: self.sent.take(reply, tcp=source.tcp))
         self.dropped += self.warm.counters.limited[Decision.DROP] - before
+        return answered
 
     @settings(deadline=None, max_examples=40)
     @given(st.lists(STEPS, max_size=40))
