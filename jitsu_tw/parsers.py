@@ -324,6 +324,21 @@ def endpoint(raw: str) -> str:
     return raw
 
 
+def web_url(raw: str) -> str:
+    """Return the URL of a web server's resource, in ASCII."""
+    try:
+        url = urlsplit(raw)
+        right = url.scheme in {"http", "https"} and url.hostname and url.username is None and url.port != 0
+    except ValueError:  # a port that is none, or brackets around what is no address
+        right = False
+    if not right or not raw.isascii() or re.search(r"[\s\x00-\x20\x7f#]", raw):
+        message = f"{raw!r} is no URL of a web server; write one like https://hooks.example.org/jitsu"
+        raise ValueError(message)
+    if url.scheme == "https":
+        require("OpenSSL", "tls")
+    return raw
+
+
 def etcd_url(raw: str) -> str:
     """Return the URL of a member of etcd."""
     try:

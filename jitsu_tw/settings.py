@@ -101,6 +101,19 @@ class OnHostLoss(enum.Enum):
     RESTART = "restart"  # they are started elsewhere, once `fence` has ended well
 
 
+class WebhookEvent(enum.Enum):
+    """What webhooks are told."""
+
+    STARTED = "started"  # a VM that a client or the operator has asked for is up
+    FAILED = "failed"  # its start has failed
+    STOPPED = "stopped"  # it was up, and is off, paused or saved
+    REFUSED = "refused"  # it was not started for a client
+    HOLD = "hold"  # the operator holds it
+    RELEASE = "release"  # and does not any more
+    LOST = "lost"  # a hypervisor cannot be asked
+    CONNECTED = "connected"  # it can be
+
+
 @attrs.frozen
 class Retention:
     """
@@ -451,6 +464,21 @@ class Settings(Inherited):
     )
     query_log_sample: int = setting(
         1, "of the queries, one in this many is in the query log", parsers.whole(1, 1_000_000, "number of queries")
+    )
+    webhooks: tuple[str, ...] = setting(
+        (), "the URLs that events are posted to as JSON", parsers.web_url, many=True, shown="nowhere"
+    )
+    webhook_events: tuple[WebhookEvent, ...] = setting(
+        (WebhookEvent.STARTED, WebhookEvent.FAILED, WebhookEvent.STOPPED, WebhookEvent.LOST, WebhookEvent.CONNECTED),
+        f"the events for them: {', '.join(one.value for one in WebhookEvent)}", parsers.one_of(WebhookEvent),
+        shown="started, failed, stopped, lost, connected",
+    )
+    webhook_secret: str | None = setting(
+        None, "a file with the secret that they are signed with, by HMAC", parsers.text, path=True, secret=True
+    )
+    otlp: str | None = setting(
+        None, "the URL of a collector of OpenTelemetry for a trace of each start, such as http://127.0.0.1:4318/v1/traces",
+        parsers.web_url, shown="nowhere",
     )
     log_json: bool = setting(default=False, doc="write the log as one JSON object a line", option="")
     dry_run: bool = setting(

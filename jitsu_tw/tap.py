@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.control.webhooks import Webhooks
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
     from jitsu_tw.store.git import GitStore
@@ -152,6 +153,11 @@ class JitsuService(Service):
             self._requests = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
             if settings.remote is not None:
                 self._sync = self._share(settings.remote, store, self._requests)
+        self._webhooks: Webhooks | None = None
+        if settings.webhooks or settings.otlp is not None:
+            from jitsu_tw.control.webhooks import Webhooks  # noqa: PLC0415
+
+            self._webhooks = Webhooks(settings, self.fleet.journal, reactor)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -307,6 +313,8 @@ class JitsuService(Service):
         super().stopService()
         self._server.end()
         self._notifier.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
         return self._stop(self._listeners.close())
 
     @deferred
