@@ -47,6 +47,7 @@ from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.sync.trigger import SyncTrigger
+from jitsu_tw.sync.zone_reload import reading_zone
 from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.fleet import Fleet
@@ -185,10 +186,10 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
             log=self._query_log,
         )
-        token, problems = settings.control_token, self._problems
         site = Endpoint(
-            self.fleet, warm.counters, self.reload, self.reload_zone, token, reactor, problems=problems
-        )
+            self.fleet, self.reload, settings.control_token, reactor, problems=self._problems,
+            counters=warm.counters, reload_zone=self.reload_zone,
+        )  # fmt: skip
         self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
@@ -294,7 +295,7 @@ class JitsuService(Service):
         self.log.info("reloaded the zone {name}", name=name)
 
     def _reload_zone(self, name: str) -> Iterator[None]:
-        zone = yield from self._running.reading_zone(name)
+        zone = yield from reading_zone(self._zones, lambda: self._running.vms, name)
         self._server.warm.clear()
         self._notifier.tell([zone])
 

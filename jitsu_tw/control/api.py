@@ -51,26 +51,27 @@ class Endpoint(Guarded):
     def __init__(
         self,
         fleet: Fleet,
-        counters: Counters,
         reload: Callable[[], Coroutine[Any, Any, None]],
-        reload_zone: Callable[[str], Coroutine[Any, Any, None]],
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
         problems: Callable[[], list[str]] = list,
+        *,
+        counters: Counters,
+        reload_zone: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """
         Build the table.
 
         Args:
             fleet: to see and steer.
-            counters: of the DNS server's responses.
             reload: reads the zones anew.
-            reload_zone: reads one of them anew.
             token: a client that does not show it sees nothing; None: all clients that can connect see all.
             reactor: calls later.
             wall: seconds since 1970.
             problems: returns what is wrong that the fleet does not know of.
+            counters: of the DNS server's responses.
+            reload_zone: reads one zone anew.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415

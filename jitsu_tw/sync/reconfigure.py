@@ -6,27 +6,21 @@ A change is checked as a whole before it is applied. `change_requests` decides w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import spawn
-from jitsu_tw.dns.wire import to_text
-from jitsu_tw.dns.zone import Zone
-from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
+from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.store.layout import in_words
-from jitsu_tw.text import abridged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Iterable
 
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.fleet import Fleet
-
-#: The most characters of a name from a request that an error repeats.
-MOST_SHOWN: Final = 100
 
 
 @attrs.frozen
@@ -103,31 +97,6 @@ class LiveConfig:
             left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
             left.addCallback(lambda _, name: self.leaving.discard(name), name)
 
-    def reading_zone(self, name: str) -> Generator[None, None, Zone]:
-        """
-        Read the file of the zone *name* anew, with pauses, and answer from it; return it.
-
-        Raises:
-            ConfigError: it is not served, has no file, or its file is bad; nothing has changed.
-        """
-        old = next((zone for zone in self._zones if to_text(zone.key) == name.lower().removesuffix(".")), None)
-        if old is None or old.path is None:
-            why = "is not served" if old is None else "has no file: it is made up of the VMs' names"
-            raise ConfigError(f"the zone {abridged(name, MOST_SHOWN)} {why}")
-        new = yield from Zone.reading(old.path)
-        if new.key != old.key:
-            message = f"is the zone {to_text(new.key)} now, not {to_text(old.key)}; reload all zones to serve it"
-            raise ConfigError(message, str(old.path))
-        mistakes = Mistakes()
-        for vm in self.vms:
-            for each in vm.dns:
-                if self._zones.find(each) is old:
-                    with mistakes:
-                        _put(new, each, vm)
-        mistakes.end()
-        self._zones.put(new)
-        return new
-
     def restore(self, vm: VM) -> None:
         """
         Add *vm* before anything runs.
@@ -172,16 +141,3 @@ class LiveConfig:
                 for name in before.dns:
                     self._zones.add_vm(name, before.name, before.ip, before.ttl)
             raise ConfigError(error.message, vm.dns_place[0], None, f"{vm.name}: dns") from error
-
-
-def _put(zone: Zone, name: bytes, vm: VM) -> None:
-    """
-    Give *name* of *zone* to *vm*.
-
-    Raises:
-        ConfigError: the zone cannot have it; the error has the place of the VM's names.
-    """
-    try:
-        zone.add_vm(name, vm.name, vm.ip, vm.ttl)
-    except ZoneError as error:
-        raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error

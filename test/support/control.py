@@ -112,8 +112,10 @@ class Desk(World):
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
         wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
-        problems = lambda: list(self.problems)  # noqa: E731
-        self.endpoint = Endpoint(self.fleet, self.warm.counters, reload, reload, token, self.clock, wall, problems)
+        self.endpoint = Endpoint(
+            self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
+            counters=self.warm.counters, reload_zone=reload,
+        )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:
         """Return a new connection from *host*, or by a UNIX socket."""
