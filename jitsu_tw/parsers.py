@@ -157,7 +157,7 @@ etcd_prefix: Final = matching("(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's key
 
 
 def octets(raw: str) -> bytes:
-    """Return the octets of an NSID."""
+    """Return the octets of an NSID, or of one string of a TXT record."""
     found = raw.encode()
     if len(found) > LONGEST_NSID:
         message = f"is longer than {LONGEST_NSID} octets"
@@ -321,6 +321,21 @@ def endpoint(raw: str) -> str:
     except (ValueError, TypeError, LookupError, RuntimeError, OSError):  # all of Twisted's reader
         message = f"{raw!r} is no place to connect to; write one like unix:/run/jitsu/synjitsu.sock or 10.0.0.1:8055"
         raise ValueError(message) from None
+    return raw
+
+
+def web_url(raw: str) -> str:
+    """Return the URL of a web server's resource, in ASCII."""
+    try:
+        url = urlsplit(raw)
+        right = url.scheme in {"http", "https"} and url.hostname and url.username is None and url.port != 0
+    except ValueError:  # a port that is none, or brackets around what is no address
+        right = False
+    if not right or not raw.isascii() or re.search(r"[\s\x00-\x20\x7f#]", raw):
+        message = f"{raw!r} is no URL of a web server; write one like https://hooks.example.org/jitsu"
+        raise ValueError(message)
+    if url.scheme == "https":
+        require("OpenSSL", "tls")
     return raw
 
 

@@ -101,6 +101,19 @@ class OnHostLoss(enum.Enum):
     RESTART = "restart"  # they are started elsewhere, once `fence` has ended well
 
 
+class WebhookEvent(enum.Enum):
+    """What webhooks are told."""
+
+    STARTED = "started"  # a VM that a client or the operator has asked for is up
+    FAILED = "failed"  # its start has failed
+    STOPPED = "stopped"  # it was up, and is off, paused or saved
+    REFUSED = "refused"  # it was not started for a client
+    HOLD = "hold"  # the operator holds it
+    RELEASE = "release"  # and does not any more
+    LOST = "lost"  # a hypervisor cannot be asked
+    CONNECTED = "connected"  # it can be
+
+
 @attrs.frozen
 class Retention:
     """
@@ -433,10 +446,39 @@ class Settings(Inherited):
     nsid: bytes | None = setting(
         None, "what is answered to clients that ask for this server's identity (RFC 5001)", parsers.octets
     )
+    version: bytes | None = setting(
+        None, "what is answered to version.bind and version.server (CH TXT), which are refused otherwise",
+        parsers.octets,
+    )
+    identity: bytes | None = setting(
+        None, "what is answered to id.server and hostname.bind (CH TXT, RFC 4892), which are refused otherwise",
+        parsers.octets,
+    )
     tsig_keys: tuple[tsig.Key, ...] = setting((), "the keys that clients and Jitsu may sign with", tsig.Key.parse)
     allow_transfer: tuple[Rule, ...] = setting((), "who may transfer zones", Rule.parse, shown="nobody")
     notify: tuple[Secondary, ...] = setting(
         (), "the secondaries that are told of new serials", Secondary.parse, shown="nobody"
+    )
+    query_log: Path | None = setting(
+        None, "the file for a line on each query; - for standard output", parsers.text, path=True, shown="nowhere"
+    )
+    query_log_sample: int = setting(
+        1, "of the queries, one in this many is in the query log", parsers.whole(1, 1_000_000, "number of queries")
+    )
+    webhooks: tuple[str, ...] = setting(
+        (), "the URLs that events are posted to as JSON", parsers.web_url, many=True, shown="nowhere"
+    )
+    webhook_events: tuple[WebhookEvent, ...] = setting(
+        (WebhookEvent.STARTED, WebhookEvent.FAILED, WebhookEvent.STOPPED, WebhookEvent.LOST, WebhookEvent.CONNECTED),
+        f"the events for them: {', '.join(one.value for one in WebhookEvent)}", parsers.one_of(WebhookEvent),
+        shown="started, failed, stopped, lost, connected",
+    )
+    webhook_secret: str | None = setting(
+        None, "a file with the secret that they are signed with, by HMAC", parsers.text, path=True, secret=True
+    )
+    otlp: str | None = setting(
+        None, "the URL of a collector of OpenTelemetry for a trace of each start, such as http://127.0.0.1:4318/v1/traces",
+        parsers.web_url, shown="nowhere",
     )
     log_json: bool = setting(default=False, doc="write the log as one JSON object a line", option="")
     dry_run: bool = setting(

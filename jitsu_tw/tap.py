@@ -32,9 +32,10 @@ from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
+from jitsu_tw.dns.querylog import QueryLog
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
-from jitsu_tw.dns.server import Server
+from jitsu_tw.dns.server import Server, chaos
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import Keyring
 from jitsu_tw.dns.warm import WarmAnswers
@@ -47,6 +48,7 @@ from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.sync.trigger import SyncTrigger
+from jitsu_tw.sync.zone_reload import reading_zone
 from jitsu_tw.text import printable
 from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.fleet import Fleet
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.backends.pool import Pool
+    from jitsu_tw.control.webhooks import Webhooks
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import Settings
     from jitsu_tw.store.git import GitStore
@@ -155,6 +158,11 @@ class JitsuService(Service):
             self._requests = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
             if settings.remote is not None:
                 self._sync = self._share(settings.remote, store, self._requests)
+        self._webhooks: Webhooks | None = None
+        if settings.webhooks or settings.otlp is not None:
+            from jitsu_tw.control.webhooks import Webhooks  # noqa: PLC0415
+
+            self._webhooks = Webhooks(settings, self.fleet.journal, reactor)
         resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
@@ -163,6 +171,12 @@ class JitsuService(Service):
         limiter = Limiter(
             os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt
         )
+        self._query_log = None
+        if settings.query_log is not None:
+            self._query_log = QueryLog(
+                settings.query_log, settings.query_log_sample, warm.counters, reactor, clocks.wall,
+                as_json=settings.log_json,
+            )
         self._server = Server(
             Chain(resolvers),
             warm,
@@ -171,11 +185,15 @@ class JitsuService(Service):
             limiter=limiter if settings.rate_limit else None,
             cookies=Cookies(os.urandom(16)),
             nsid=settings.nsid,
+            chaos=chaos(settings.version, settings.identity),
             keys=keys,
             allowed=Permissions(settings.allow_transfer),
+            log=self._query_log,
         )
-        token, problems = settings.control_token, self._problems
-        site = Endpoint(self.fleet, self.reload, token, reactor, problems=problems, served=self._served)
+        site = Endpoint(
+            self.fleet, self.reload, settings.control_token, reactor, problems=self._problems, served=self._served,
+            counters=warm.counters, reload_zone=self.reload_zone,
+        )  # fmt: skip
         self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
@@ -275,6 +293,21 @@ class JitsuService(Service):
         self._server.warm.clear()
         self._notifier.tell(self._zones)
 
+    async def reload_zone(self, name: str) -> None:
+        """
+        Read the zone *name* anew, while the old one is served, and notify the secondary servers of it alone.
+
+        Raises:
+            ConfigError: it is not served, or bad; the old one is served as before.
+        """
+        await self._reloading.run(coiterate, self._reload_zone(name))
+        self.log.info("reloaded the zone {name}", name=name)
+
+    def _reload_zone(self, name: str) -> Iterator[None]:
+        zone = yield from reading_zone(self._zones, lambda: self._running.vms, name)
+        self._server.warm.clear()
+        self._notifier.tell([zone])
+
     def _changed(self, names: Iterable[str]) -> None:
         """Drop the warm answers of the VMs *names*, which are stale, and notify the secondary servers."""
         for name in names:
@@ -290,6 +323,8 @@ class JitsuService(Service):
         super().stopService()
         self._server.end()
         self._notifier.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
         return self._stop(self._listeners.close())
 
     @deferred
@@ -300,6 +335,8 @@ class JitsuService(Service):
             await self._requests.stop()
         await self.fleet.stop()
         await closed
+        if self._query_log is not None:
+            await self._query_log.stop()
 
 
 def give_up(error: object) -> NoReturn:

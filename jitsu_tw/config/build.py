@@ -173,7 +173,7 @@ def _top(file: File) -> Settings:
 
 def _read_secrets(values: dict[str, Any], raw: RawConfig) -> None:
     """Read the token and the secret from the files that *values* name."""
-    for key in ("control_token", "synjitsu_secret"):
+    for key in ("control_token", "synjitsu_secret", "webhook_secret"):
         if key in values:
             values[key] = _secret(values[key], raw[key][0], key)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from twisted.web.server import Request
 
     from jitsu_tw.control.routes import Route
+    from jitsu_tw.dns.counters import Counters
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
 
@@ -59,6 +60,9 @@ class Endpoint(Guarded):
         wall: Callable[[], float] = time.time,
         problems: Callable[[], list[str]] = list,
         served: Callable[[], Mapping[str, Any]] = dict,
+        *,
+        counters: Counters,
+        reload_zone: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """
         Build the table.
@@ -71,14 +75,17 @@ class Endpoint(Guarded):
             wall: seconds since 1970.
             problems: returns what is wrong that the fleet does not know of.
             served: returns the zones and the addresses, as ``/v1/about`` has them.
+            counters: of the DNS server's responses.
+            reload_zone: reads one zone anew.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
-        self._fleet, self._reload, self._wall, self._problems = fleet, reload, wall, problems
+        self._fleet, self._wall, self._problems = fleet, wall, problems
+        self._reload, self._reload_zone = reload, reload_zone
         self._began, self._served = wall(), served
         self.routes: tuple[Route, ...] = (
             *file_routes(),
-            ("GET", "/metrics", Metrics(fleet).show),
+            ("GET", "/metrics", Metrics(fleet, counters).show),
             ("GET", "/healthz", self._health),
             ("GET", "/v1/about", self._about),
             ("GET", "/v1/vms", self._vms),
@@ -189,7 +196,8 @@ class Endpoint(Guarded):
         await self._fleet.cluster.drain(what, name, undo=undo)
         return MEMBERS[what](self._fleet)
 
-    async def _reloaded(self, _: Request) -> dict[str, bool]:
-        """Read the zones anew; if one is bad, answer why, and serve the old ones."""
-        await self._reload()
+    async def _reloaded(self, request: Request) -> dict[str, bool]:
+        """Read the zones anew, or the one that ``zone`` names; if one is bad, answer why, and serve the old ones."""
+        zone = argument(request, "zone")
+        await (self._reload() if zone is None else self._reload_zone(zone))
         return {"reloaded": True}

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from jitsu_tw import __version__
 from jitsu_tw.control.describe import hosts, nodes, standins
+from jitsu_tw.control.responses import ResponseCollector
 from jitsu_tw.control.routes import header
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.policy import Verdict
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from twisted.web.server import Request
 
+    from jitsu_tw.dns.counters import Counters
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
 
@@ -136,13 +138,14 @@ def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
 class Metrics:
     """``/metrics``."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Count what happens in *fleet* from now on."""
+    def __init__(self, fleet: Fleet, counters: Counters) -> None:
+        """Count what happens in *fleet* from now on; the responses are in *counters*."""
         self._fleet = fleet
         disable_created_metrics()  # gauges of their own for when the process began
         self._registry = CollectorRegistry()
         self._collector = FleetCollector(fleet)
-        self._registry.register(self._collector)
+        self._registry.register(self._collector)  # first: it gathers the uses of warm answers
+        self._registry.register(ResponseCollector(counters))
         ProcessCollector(registry=self._registry)
         self._cold_start = Histogram(
             "jitsu_cold_start_seconds", "From the question to a VM that is ready.", ["how"],

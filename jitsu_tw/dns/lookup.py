@@ -142,6 +142,13 @@ class Zones:
         """Answer from the zones of *others* from now on; *others* must not be used any more."""
         self.__dict__.update(others.__dict__)
 
+    def put(self, zone: Zone) -> None:
+        """Answer from *zone* from now on, and not from the zone that has the same apex, which must be served."""
+        self._zones[zone.key] = zone
+        for key in self._zones:
+            if key.endswith(zone.key) and key != zone.key and self.find(parent(key)) is zone:
+                zone.enclose(key)
+
     def __iter__(self) -> Iterator[Zone]:
         """Iterate over the zones in the order in which they were given."""
         return iter(self._zones.values())

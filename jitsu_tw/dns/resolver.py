@@ -110,6 +110,8 @@ class JitsuResolver(Authority):
         if not isinstance(outcome, Found) or outcome.vm is None:
             return None
         name = outcome.vm
+        state = self._fleet.machines[name].state
+        question.met = state
         return self._patiently(self._fleet.summons.summon(name, question), question.source).addCallback(
             lambda ready: Answer(outcome.answer, vm=name)
             if ready

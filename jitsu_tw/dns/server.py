@@ -19,23 +19,27 @@ from twisted.names import dns, error
 from jitsu_tw.dns import transfer
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
-from jitsu_tw.dns.reply import TCP_SIZE, Reply, truncated, udp_limit, write
+from jitsu_tw.dns.querylog import fields, warm_fields
+from jitsu_tw.dns.reply import TC, TCP_SIZE, Reply, truncated, udp_limit, write
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.transfer import Permissions
 from jitsu_tw.dns.tsig import BadSignature, Keyring
-from jitsu_tw.dns.wire import ROOT, RR, Answer, Source
+from jitsu_tw.dns.wire import ROOT, RR, Answer, Source, from_text
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_NOT_READY, EDE_OTHER, JitsuError, Unanswerable, Unproven
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from jitsu_tw.dns.cookies import Cookies
+    from jitsu_tw.dns.counters import Label
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Edns
+    from jitsu_tw.dns.querylog import QueryLog
     from jitsu_tw.dns.resolver import Chain
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.dns.tsig import Signed
     from jitsu_tw.dns.warm import Received, Taken, WarmAnswers
+    from jitsu_tw.dns.wire import Question
     from jitsu_tw.vm.fleet import Fleet
 
 #: The EDNS option of a server's identity (RFC 5001, 2.3).
@@ -51,6 +55,16 @@ _CODES: Final = {
 }
 
 
+def chaos(version: bytes | None, identity: bytes | None) -> dict[bytes, bytes]:
+    """
+    Return the names and texts of CH TXT records by which *version* and *identity* are asked for; None: not told.
+
+    The names with ``bind`` are BIND's, those with ``server`` are for all servers alike (RFC 4892, 3).
+    """
+    texts = {"version.bind": version, "version.server": version, "hostname.bind": identity, "id.server": identity}
+    return {from_text(name): text for name, text in texts.items() if text is not None}
+
+
 @attrs.define
 class Pending:
     """
@@ -63,6 +77,7 @@ class Pending:
         send: sends the reply to the client.
         options: EDNS options of the reply.
         reserved: octets that the signature of the reply takes.
+        logged: when the query came, in seconds, if it is to be logged; else None.
     """
 
     octets: bytes
@@ -71,6 +86,7 @@ class Pending:
     send: Callable[[bytes], None]
     options: tuple[tuple[int, bytes], ...] = ()
     reserved: int = 0
+    logged: float | None = None
 
 
 class Server:
@@ -95,8 +111,10 @@ class Server:
         limiter: Limiter | None = None,
         cookies: Cookies | None = None,
         nsid: bytes | None = None,
+        chaos: Mapping[bytes, bytes] | None = None,
         keys: Keyring | None = None,
         allowed: Permissions | None = None,
+        log: QueryLog | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """
@@ -110,13 +128,17 @@ class Server:
             limiter: of responses by UDP.
             cookies: of this server; None: cookies are ignored.
             nsid: the identity of this server, for clients that want it (RFC 5001).
+            chaos: what is answered to questions of the class CH for TXT records, by the name (`chaos`).
             keys: the keys that clients sign with.
             allowed: who may transfer zones; None: no client.
+            log: the query log; None: there is none.
             wall: seconds since 1970, for cookies and signatures.
         """
         self.resolver, self.warm, self.limiter = resolver, warm, limiter
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
+        self._chaos = chaos or {}
         self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
+        self._log = log
         self._waiting: set[Deferred[Answer]] = set()
         self._is_ending = False
 
@@ -134,8 +156,11 @@ class Server:
         """
         query = parse(octets, source)
         if isinstance(query, Drop):
+            self.warm.counters.ignored += 1
             return False
         pending = Pending(octets, query, source, send)
+        if self._log is not None and self._log.chosen(1):
+            pending.logged = self.warm.now()
         if query.edns is not None and query.edns.options:
             self._answer_options(pending, query.edns)
         signed = self._verify(pending)
@@ -144,7 +169,7 @@ class Server:
         elif isinstance(signed, BadSignature):
             self._reply(pending, Reply(signed.rcode))
         elif query.question.cls != dns.IN:
-            self._reply(pending, Reply(dns.EREFUSED))
+            self._reply(pending, self._identify(query.question))
         elif query.question.type in transfer.TYPES:
             query.question.source = pending.source
             reply = transfer.answer(octets, query, self._zones, self._allowed, signed)
@@ -153,6 +178,7 @@ class Server:
             elif stream is not None:
                 self.log.info("{host}: {what}", host=source.host, what=transfer.describe(reply))
                 stream(reply.packets(pending.options, signed, self._wall))
+                self._note(pending, Reply())
         else:
             query.question.source = pending.source
             found = self.resolver.query(query.question)
@@ -170,6 +196,13 @@ class Server:
         self._is_ending = True
         for found in list(self._waiting):
             found.cancel()
+
+    def _identify(self, question: Question) -> Reply:
+        """Return the reply to a question of a class other than IN: who this server is, if that is configured."""
+        text = self._chaos.get(question.key)
+        if text is None or (question.cls, question.type) != (dns.CH, dns.TXT):
+            return Reply(dns.EREFUSED)
+        return Reply(aa=True, answer=[RR(question.asked, dns.TXT, 0, bytes([len(text)]) + text, dns.CH)])
 
     def _verify(self, pending: Pending) -> Signed | BadSignature | None:
         """Verify the signature of a query that has one (RFC 8945); its reply is signed, too."""
@@ -201,30 +234,84 @@ class Server:
             assert isinstance(pending.query, Query)
             use = self._fleet.stats.use_of(self._fleet.machines[answer.vm], pending.query.question.key)
             _, limit_key = self._limited_by(pending.query, reply)
-            self.warm.put(pending.octets, pending.query, packet, answer.vm, lease, use, limit_key)
+            label = self._label(pending, NOERROR)
+            self.warm.put(pending.octets, pending.query, packet, answer.vm, lease, use, limit_key, label)
 
     def _reply(self, pending: Pending, reply: Reply) -> bytes | None:
         """Send *reply*, unless there has been too much of its like: return the packet, or None."""
         query = pending.query
         if self.limiter is not None and not pending.source.proven:
             decision = self.limiter.decide(pending.source.address, *self._limited_by(query, reply), self.warm.now())
-            if decision is Decision.DROP:
-                return None
-            if decision is Decision.SLIP:
-                pending.send(truncated(query, pending.options))
+            if decision is not Decision.SEND:
+                if decision is Decision.SLIP:
+                    pending.send(truncated(query, pending.options))
+                self._note(pending, reply, decision)
                 return None
         if pending.options:
             reply = attrs.evolve(reply, options=pending.options)
         packet = write(query, reply, (TCP_SIZE if pending.source.tcp else udp_limit(query)) - pending.reserved)
         pending.send(packet)
+        self._note(pending, reply, truncated=bool(packet[2] & TC >> 8))
         return packet
+
+    def _note(
+        self,
+        pending: Pending,
+        reply: Reply,
+        decision: Decision = Decision.SEND,
+        *,
+        truncated: bool = False,
+        refusal: str = "",
+    ) -> None:
+        """
+        Count *reply*, and log it if the query was chosen for that.
+
+        Args:
+            pending: the query.
+            reply: the reply to it.
+            decision: of the limiter.
+            truncated: it was sent with TC.
+            refusal: why it asks for proof of the address; empty if it does not.
+        """
+        rcode = reply.rcode
+        if decision is Decision.SLIP:  # what is sent is made of the query alone (`truncated`)
+            rcode = pending.query.rcode if isinstance(pending.query, Reject) else NOERROR
+        label = self._label(pending, rcode)
+        if decision is Decision.SEND:
+            self.warm.counters.add(label, truncated=truncated)
+        else:
+            self.warm.counters.limit(label, decision, sent=decision is Decision.SLIP)
+        if self._log is not None and pending.logged is not None:
+            line = fields(pending.source, pending.query, reply, decision, refusal)
+            self._log.write(line, self.warm.now() - pending.logged)
+
+    def _label(self, pending: Pending, rcode: int) -> Label:
+        """Return what a response with *rcode* is counted by."""
+        counters, query, tcp = self.warm.counters, pending.query, pending.source.tcp
+        if isinstance(query, Reject):
+            return counters.label(None, rcode, None, tcp=tcp)
+        return counters.label(query.question.type, rcode, self._zones.find(query.question.key), tcp=tcp)
 
     def answer_warm(self, received: Received) -> Taken:
         """Answer the packets *received* by UDP that have warm answers (`WarmAnswers.take`)."""
-        taken, due = self.warm.take(received, self.warm.now(), self.limiter)
+        now = self.warm.now()
+        taken, due = self.warm.take(received, now, self.limiter)
+        if self._log is not None:
+            self._log_warm(self._log, received, taken, now)
         for vm in due:
             self._fleet.leases.health.check(self._fleet.machines[vm])
         return taken
+
+    def _log_warm(self, log: QueryLog, received: Received, taken: Taken, began: float) -> None:
+        """Log those of the packets *received* that are chosen, and have warm answers; the others are logged later."""
+        (packets, clients), (replies, _) = received, taken
+        for index in log.chosen(len(packets)):
+            query, reply = parse(bytes(2) + packets[index]), replies[index]
+            answer = self.warm.answers.get(packets[index].lower())
+            if isinstance(query, Query) and answer is not None:
+                limited = reply is None or bool(reply[0] & ~answer.rest[0] & TC >> 8)
+                line = warm_fields(Source.of_client(clients[index]), query, answer.vm, limited=limited)
+                log.write(line, self.warm.now() - began)
 
     def _limited_by(self, query: Query | Reject, reply: Reply) -> tuple[Kind, bytes]:
         """Return what the limiter counts *reply* by: its kind, and a name that the client cannot vary at will."""
@@ -250,6 +337,7 @@ class Server:
                 self._reply(pending, Reply(BADCOOKIE))
             else:
                 pending.send(truncated(query, pending.options))
+                self._note(pending, Reply(), truncated=True, refusal=str(failure.value))
         else:
             self._reply(pending, self._failed(failure))
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from zope.interface import implementer
 
+from jitsu_tw.dns.counters import Counters
 from jitsu_tw.dns.message import Query, parse
-from jitsu_tw.dns.reply import truncated
+from jitsu_tw.dns.reply import TC, truncated
 from jitsu_tw.dns.rrl import Decision, Kind
 from jitsu_tw.dns.wire import CLIENT_IPV4, address_of
 from jitsu_tw.ijitsu import IAnswers
@@ -32,6 +33,7 @@ from jitsu_tw.shares import Heaviest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from jitsu_tw.dns.counters import Label
     from jitsu_tw.dns.rrl import Limiter
     from jitsu_tw.networks import Network
     from jitsu_tw.rules.lease import Lease
@@ -81,8 +83,9 @@ class WarmAnswer:
         vm: the VM's name.
         use: what counts the uses of the name that was asked for (`Statistics.use_of`).
         limit_key: the name that the limiter of responses counts it by.
-        count: how often it was used since `WarmAnswers.taken`.
-        last: the client and id of the last question: the same again is a retransmission, and not counted.
+        label: what the response is counted by.
+        count: how often it was used, and sent, since `WarmAnswers.taken`.
+        last: the client and id of the last question: the same again is a retransmission, and no use.
     """
 
     rest: bytes
@@ -91,6 +94,7 @@ class WarmAnswer:
     vm: str
     use: object
     limit_key: bytes
+    label: Label
     count: int = 0
     last: bytes = b""
 
@@ -159,12 +163,14 @@ class WarmAnswers:
     Attributes:
         now: the clock that leases are renewed by, in seconds.
         answers: by the packet's octets in lower case, without the id.
+        counters: of all responses of the server, warm or not.
     """
 
     def __init__(self, now: Callable[[], float], summon_from: Sequence[Network] = EVERYBODY) -> None:
         """Renew leases by *now*, for the clients in the networks *summon_from*."""
         self.now = now
         self.answers: dict[bytes, WarmAnswer] = {}
+        self.counters = Counters()
         self._used: list[WarmAnswer] = []  # those whose count is not 0
         self._keepers = None if set(EVERYBODY) <= set(summon_from) else Networks(summon_from)
         self._exact, self._wild = _Share(), _Share()
@@ -203,7 +209,9 @@ class WarmAnswers:
             if limiter is not None and (client[2] != _LOOPBACK or len(client) != CLIENT_IPV4):
                 decision = limiter.decide(address_of(client), _POSITIVE, answer.limit_key, now)
                 if decision is not _SEND:
-                    replies.append(_truncated(packet) if decision is Decision.SLIP else None)
+                    slips = decision is Decision.SLIP
+                    self.counters.limit(answer.label, decision, sent=slips)
+                    replies.append(_truncated(packet) if slips else None)
                     continue
             replies.append(reply)
             lease = answer.lease
@@ -214,12 +222,22 @@ class WarmAnswers:
                 if not answer.count:
                     used.append(answer)
                 answer.count += 1
+            else:
+                self._count(answer, 1)
             if now >= lease.check_at:
                 due.append(answer.vm)
         return taken, due
 
     def put(
-        self, octets: bytes, query: Query, reply: bytes, vm: str, lease: Lease, use: object, limit_key: bytes
+        self,
+        octets: bytes,
+        query: Query,
+        reply: bytes,
+        vm: str,
+        lease: Lease,
+        use: object,
+        limit_key: bytes,
+        label: Label,
     ) -> None:
         """
         Keep *reply*, which answers the packet *octets*, while *vm* is up; not if it is for this client only.
@@ -235,6 +253,7 @@ class WarmAnswers:
             lease: of the VM; each use renews it.
             use: what counts the uses of the name (`Statistics.use_of`).
             limit_key: the name that the limiter of responses counts the reply by.
+            label: what the response is counted by.
         """
         end = _QUESTION + len(query.question.asked) + 4
         packet, reply = octets[2:], reply[2:]
@@ -254,7 +273,7 @@ class WarmAnswers:
             del self.answers[share.give_way(self.answers)]
         share.add(vm, key)
         rest = reply[:_QUESTION] + key[_QUESTION:end] + reply[end:]
-        self.answers[key] = WarmAnswer(rest, end, lease, vm, use, limit_key)
+        self.answers[key] = WarmAnswer(rest, end, lease, vm, use, limit_key, label)
 
     def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
         """Forget the answers of *machine*: it, or a VM that it needs, is in another state now, so is not ready."""
@@ -272,8 +291,13 @@ class WarmAnswers:
         self._exact, self._wild = _Share(), _Share()
 
     def taken(self) -> Iterator[tuple[str, Any, int, float]]:
-        """Yield the uses of names since the last call (`IAnswers.taken`)."""
+        """Yield the uses of names since the last call (`IAnswers.taken`); count them as responses meanwhile."""
         used, self._used = self._used, []
         for answer in used:
             count, answer.count = answer.count, 0
+            self._count(answer, count)
             yield answer.vm, answer.use, count, answer.lease.used
+
+    def _count(self, answer: WarmAnswer, times: int) -> None:
+        """Count *answer*, which may have TC itself, as a response that was sent *times* times."""
+        self.counters.add(answer.label, times, truncated=bool(answer.rest[0] & TC >> 8))

@@ -257,9 +257,11 @@ class Question(tdns.Query):
         asked: the name in the case of the question (it is echoed, for resolvers that check it).
         key: the same in lower case, for look-ups in zones.
         outcome: the result of the look-up in the zones (`lookup.Outcome`), once a resolver of the chain has done it.
+        met: the state of the VM whose address is wanted (`lifecycle.State`), as it was then.
     """
 
     outcome: Any = None
+    met: Any = None
 
     def __init__(self, asked: bytes, type: int, cls: int = tdns.IN, source: Source | None = None) -> None:
         """Store octets; `name` turns them into text for twisted.names."""

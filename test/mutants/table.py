@@ -156,6 +156,20 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if keepers is None or address_of(client) in keepers:", "if True:", "lets all clients keep VMs up"),
         ("or (query.edns is not None and query.edns.options)", "", "keeps an answer with a client's cookie for others"),
     ),
+    ("dns", "jitsu_tw/dns/warm.py", "test.unit.dns.test_counters"): (
+        ("self._count(answer, count)", "pass", "does not count warm answers for the metrics"),
+        ("self._count(answer, 1)", "pass", "does not count answers to retransmissions"),
+        ("truncated=bool(answer.rest[0] & TC >> 8)", "truncated=False", "counts no warm answers with TC as truncated"),
+    ),
+    ("dns", "jitsu_tw/dns/querylog.py", "test.unit.dns.test_querylog"): (
+        ("if len(self._lines) >= MOST_WAITING:", "if False:", "keeps lines without end for a disk that hangs"),
+        ("printable(to_text(question.asked))", "question.asked.decode('latin-1')", "lets a name make lines of its own"),
+        ('("\\n" * self._torn + ', "(", "appends a line to the rest of a torn one"),
+    ),
+    ("control", "jitsu_tw/control/outbox.py", "test.unit.control.test_webhooks"): (
+        ("if len(self._waiting) >= MOST_WAITING:", "if False:", "keeps documents without end for a dead server"),
+        (".addTimeout(ANSWERS_WITHIN, self._reactor)", "", "waits for ever for a server that does not answer"),
+    ),
     ("lease, policy, admission", "jitsu_tw/vm/leases.py", _LEASES): (
         ("if idle is None else self._keep(machine, lease, idle).until <= self._now()", "if idle is None else True",
          "stops a VM that was used meanwhile"),

@@ -273,6 +273,31 @@ class ServeTests(ProcessTestCase):
             self.assertLess(time.monotonic(), end)
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
 
+    def test_reload_zone(self) -> None:
+        """Of several zones, the one that is named is read alone; secondaries are notified of it alone."""
+        other = self.folder / "other.zone"
+        other.write_text(ZONE.replace("jitsu.test", "other.test"))
+        with socket.socket(type=socket.SOCK_DGRAM) as secondary:
+            secondary.bind((HOST, 0))
+            secondary.settimeout(PATIENCE)
+            place = f"{HOST}:{secondary.getsockname()[1]}"
+            self.serve("--zone", "jitsu.zone", "--zone", "other.zone", configuration=f"notify: ['{place}']\n{VMS}")
+            for _ in range(2):
+                octets, address = secondary.recvfrom(4096)
+                secondary.sendto(dns.message.make_response(dns.message.from_wire(octets)).to_wire(), address)
+            self.ask("www.jitsu.test")
+            other.write_text("nonsense")
+            (self.folder / "jitsu.zone").write_text(f"{ZONE.replace('h 1', 'h 2')}new 60 A 192.0.2.9\n")
+            self.assertEqual("reloaded\n", self.jitsuctl("reload", "Jitsu.test.").stdout)
+            self.assertEqual("192.0.2.9", self.ask("new.jitsu.test").answer[0][0].to_text())
+            self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+            notified = dns.message.from_wire(secondary.recv(4096))
+            self.assertEqual("jitsu.test.", notified.question[0].name.to_text())
+            for name, words in (("other.test", "other.zone:1:"), ("nobody.test", "nobody.test is not served")):
+                run = self.jitsuctl("reload", name)
+                self.assertEqual((1, True), (run.returncode, words in run.stderr), run.stderr)
+            self.assertEqual(1, len(self.ask("other.test", "SOA").answer))
+
     def test_transfer(self) -> None:
         """A permitted client gets the whole zone, by address or by key, others nothing; no VM is started."""
         self.serve("--zone", "jitsu.zone", configuration=f"allow_transfer: [127.0.0.1, key mine]\n{TRANSFER}{VMS}")

@@ -106,14 +106,16 @@ class Desk(World):
     """
 
     def __init__(
-        self, *vms: Any, reload: Callable[[], Any] = lambda: None, token: str | None = None, **settings: Any
+        self, *vms: Any, reload: Callable[..., Any] = lambda _=None: None, token: str | None = None, **settings: Any
     ) -> None:
         """Begin with *vms* and what else *settings* say."""
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
         wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
-        self.endpoint = Endpoint(self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
-                                 served=lambda: {"zones": ["example.org."]})
+        self.endpoint = Endpoint(
+            self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
+            served=lambda: {"zones": ["example.org."]}, counters=self.warm.counters, reload_zone=reload,
+        )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:
         """Return a new connection from *host*, or by a UNIX socket."""

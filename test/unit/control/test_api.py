@@ -191,6 +191,13 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual({"reloaded": True}, Desk(vm(), reload=reload).post("/v1/reload").value)
         self.assertEqual([1], done)
 
+        async def reload_zone(name: str) -> None:
+            zones.append(name)
+
+        zones: list[str] = []
+        self.assertEqual({"reloaded": True}, Desk(vm(), reload=reload_zone).post("/v1/reload?zone=a.test").value)
+        self.assertEqual(["a.test"], zones)
+
         async def refuse() -> None:
             raise ConfigError("is bad", "a.zone", 3)
 

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw import __version__
 from jitsu_tw.control.metrics import MOST_LABELLED
 from jitsu_tw.ijitsu import Memory
 from test.support import question, vm
@@ -38,7 +39,7 @@ class MetricsTests(SynchronousTestCase):
         desk.fleet.operator.hold("db")
         found = samples(desk)
         for key, value in {
-            ("jitsu_build_info", "0.1.0"): 1, ("jitsu_vms", "up"): 2, ("jitsu_vms", "failed"): 1,
+            ("jitsu_build_info", __version__): 1, ("jitsu_vms", "up"): 2, ("jitsu_vms", "failed"): 1,
             ("jitsu_vms", "off"): 0,
             ("jitsu_leases", ""): 2, ("jitsu_held", ""): 1, ("jitsu_hypervisor_up", "memory"): 1,
             ("jitsu_queries_total", "cold"): 2, ("jitsu_queries_total", "warm"): 6,

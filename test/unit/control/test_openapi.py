@@ -9,6 +9,7 @@ from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw import __version__
 from jitsu_tw.control.files import PAGE, openapi
 from jitsu_tw.rules.lifecycle import State
 from test.programs.test_tap import BIN, HOST, TOKEN, VMS, ProcessTestCase
@@ -46,7 +47,7 @@ class DescriptionTests(SynchronousTestCase):
         pages = {re.sub("{.*}", "{name}", path) for _, path, _ in desk.endpoint.routes if path not in files}
         self.assertEqual(pages, set(said["paths"]))
         self.assertEqual({state.shown for state in State}, set(said["components"]["schemas"]["State"]["enum"]))
-        self.assertEqual("0.1.0", said["info"]["version"])
+        self.assertEqual(__version__, said["info"]["version"])
         self.assertEqual(said, desk.ask("/v1/openapi.json").value)
 
     def test_kinds(self) -> None:

@@ -344,7 +344,8 @@ class WarmTests(ServerTestCase):
         key = query.question.key
         use = self.world.fleet.stats.use_of(self.world.machine(), key)
         for tsig, kept in ((len(octets), 0), (None, 1)):
-            self.warm.put(octets, attrs.evolve(query, tsig=tsig), reply, "www", lease, use, key)
+            signed, label = attrs.evolve(query, tsig=tsig), ("udp", "A", "NOERROR", "jitsu.test")
+            self.warm.put(octets, signed, reply, "www", lease, use, key, label)
             self.assertEqual(kept, len(self.warm.answers))
 
     def test_options(self) -> None:

@@ -119,7 +119,8 @@ class UDPPortTests(TestCase):
     def keep(self, query: bytes, rest: bytes = b"TAIL", check_at: float = 77.0) -> WarmAnswer:
         """Keep a warm answer to *query*; return it."""
         reply, end = b"HEAD------" + query[12:].lower() + rest, len(query) - 2
-        answer = WarmAnswer(reply, end, Lease(10, 0, 0, 0, check_at=check_at), "www", None, b"")
+        lease, label = Lease(10, 0, 0, 0, check_at=check_at), ("udp", "A", "NOERROR", "test")
+        answer = WarmAnswer(reply, end, lease, "www", None, b"", label)
         self.server.warm.answers[query[2:].lower()] = answer
         return answer
 

@@ -1,0 +1,63 @@
+"""Reload one zone while Jitsu runs: its file is read anew, and checked as a whole before it is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from jitsu_tw.dns.wire import to_text
+from jitsu_tw.dns.zone import Zone
+from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
+from jitsu_tw.text import abridged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.settings import VM
+
+#: The most characters of a name from a request that an error repeats.
+MOST_SHOWN: Final = 100
+
+
+def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Generator[None, None, Zone]:
+    """
+    Read the file of the zone *name* anew, with pauses, and answer from it; return the zone.
+
+    Args:
+        zones: all served zones.
+        vms: returns all VMs; is called when the file has been read.
+        name: of the zone, as text.
+
+    Raises:
+        ConfigError: the zone is not served, has no file, or its file is bad; nothing has changed.
+    """
+    old = next((zone for zone in zones if to_text(zone.key) == name.lower().removesuffix(".")), None)
+    if old is None or old.path is None:
+        why = "is not served" if old is None else "has no file: it is made up of the VMs' names"
+        raise ConfigError(f"the zone {abridged(name, MOST_SHOWN)} {why}")
+    new = yield from Zone.reading(old.path)
+    if new.key != old.key:
+        message = f"is the zone {to_text(new.key)} now, not {to_text(old.key)}; reload all zones to serve it"
+        raise ConfigError(message, str(old.path))
+    mistakes = Mistakes()
+    for vm in vms():
+        for each in vm.dns:
+            if zones.find(each) is old:
+                with mistakes:
+                    _put(new, each, vm)
+    mistakes.end()
+    zones.put(new)
+    return new
+
+
+def _put(zone: Zone, name: bytes, vm: VM) -> None:
+    """
+    Give *name* of *zone* to *vm*.
+
+    Raises:
+        ConfigError: the zone cannot have it; the error has the place of the VM's names.
+    """
+    try:
+        zone.add_vm(name, vm.name, vm.ip, vm.ttl)
+    except ZoneError as error:
+        raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error
