@@ -58,8 +58,9 @@ LEAST_IDLE: Final = 10.0
 #: The keys whose values are in no field of their own of a `VM`.
 _OTHERS: Final = VM_KEYS.keys() - INHERITED.keys() - keys_of(VM).keys()
 
-#: The keys of a VM that name a file.
+#: The keys of a VM that name a file, and those that are durations.
 _PATHS: Final = frozenset(name for name, key in VM_KEYS.items() if key.path)
+_DURATIONS: Final = frozenset(name for name, key in VM_KEYS.items() if key.unit)
 
 
 def load(
@@ -387,6 +388,8 @@ class _Builder:
             fields["raw"] = {key: tuple([one.text for one in ones]) for key, ones in raw.items()}
             for key in _PATHS & raw.keys():
                 fields["raw"][key] = (str(values[key].absolute()),)
+            for key in _DURATIONS & raw.keys():  # the state has seconds, whatever their unit was
+                fields["raw"][key] = (f"{values[key]:.15g}",)
         dns = raw["dns"][0]
         fields["place"], fields["dns_place"] = (first.path, first.line), (dns.path, dns.line)
         return VM(**fields)
