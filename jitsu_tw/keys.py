@@ -50,6 +50,7 @@ class Key:
         own: a VM's own branch may set it, within these limits (`sync.permissions`); None: it may not.
         option: the letter of its option on the command line; empty for an option without one, None for no option.
         shown: the default, as documentation has it.
+        live: a reload applies a change; one of another key needs a restart, but for those that VMs have or inherit.
         example: a value; by default that of `parse`.
     """
 
@@ -60,6 +61,7 @@ class Key:
     own: Limits | None = None
     option: str | None = None
     shown: str = ""
+    live: bool = False
     example: str = attrs.field(default=attrs.Factory(lambda key: key.parse.example, takes_self=True))
 
     @property

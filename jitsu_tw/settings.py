@@ -224,7 +224,7 @@ class Cluster:
     user: str | None = setting(None, "etcd's name of the user, where it asks for one", parsers.text, example="jitsu")
     password: str | None = setting(
         None,
-        "a file with that user's password",
+        "a file with the password of etcd's user",
         parsers.text,
         example="/etc/jitsu/etcd.password",
         path=True,
@@ -246,7 +246,11 @@ class Cluster:
         path=True,
     )
     key: Path | None = setting(
-        None, "the key of that certificate, a PEM file", parsers.text, example="/etc/jitsu/node.key", path=True
+        None,
+        "the key of the certificate that Jitsu shows to etcd, a PEM file",
+        parsers.text,
+        example="/etc/jitsu/node.key",
+        path=True,
     )
 
 
@@ -310,8 +314,10 @@ class Inherited:
         example="/srv/jitsu/images",
         path=True,
     )
-    use_synjitsu: bool = setting(default=False, doc="Synjitsu stands in for a VM while it boots")
-    wake_by_packet: bool = setting(default=True, doc="and while it is down: a packet for it starts it")
+    use_synjitsu: bool = setting(default=False, doc="Synjitsu stands in for a VM while it is down or boots")
+    wake_by_packet: bool = setting(
+        default=True, doc="a packet for a VM that is down starts it, where Synjitsu stands in for it"
+    )
     handover: Handover = setting(Handover.WIRE, "how a guest gets the packets that were held for it")
 
 
@@ -380,8 +386,8 @@ class VM(Inherited):
     backend_settings: Any = None
     hosts: tuple[str, ...] = ()
     removed: bool = False
-    place: tuple[str | None, int | None] = (None, None)
-    dns_place: tuple[str | None, int | None] = (None, None)
+    place: tuple[str | None, int | None] = attrs.field(default=(None, None), eq=False)
+    dns_place: tuple[str | None, int | None] = attrs.field(default=(None, None), eq=False)
     raw: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def value(self, key: str) -> Any:
@@ -403,7 +409,7 @@ class Settings(Inherited):
     cluster: Cluster | None = None
     hosts: tuple[Host, ...] = ()
     zones: tuple[Path, ...] = setting(
-        (), "RFC 1035 master files", parsers.text, example="example.org.zone", path=True, shown="made up"
+        (), "RFC 1035 master files", parsers.text, example="example.org.zone", path=True, shown="made up", live=True
     )
     bind: tuple[str, ...] = setting(("127.0.0.1",), "the address to serve DNS on", parsers.bind, option="b")
     listen: int = setting(53, "the port to serve DNS on", parsers.port, option="l")
@@ -417,7 +423,7 @@ class Settings(Inherited):
     forwarder: tuple[str, int] | None = setting(
         None, "the server to ask for names outside of the zones", parsers.forwarder, option="f"
     )
-    port: int | None = setting(None, "the port of that server", parsers.port, option="p", shown="53")
+    port: int | None = setting(None, "the port of the `forwarder`", parsers.port, option="p", shown="53")
     synjitsu: str | None = setting(None, "where Synjitsu listens", parsers.endpoint, option="")
     persistdb: Path | None = setting(
         None,
@@ -439,17 +445,17 @@ class Settings(Inherited):
     )
     control_token: str | None = setting(
         None,
-        "a file with what jitsuctl has to show there",
+        "a file with the secret that jitsuctl has to show to Jitsu",
         parsers.text,
         example="/etc/jitsu/token",
         path=True,
         secret=True,
         option="",
-        shown="nothing",
+        shown="nothing", live=True
     )
     synjitsu_secret: str | None = setting(
         None,
-        "a file with what Synjitsu wants to be shown",
+        "a file with the secret that Synjitsu wants to be shown",
         parsers.text,
         example="/etc/jitsu/synjitsu.secret",
         path=True,
@@ -466,52 +472,61 @@ class Settings(Inherited):
     forward_for: tuple[Network, ...] = setting(
         LOOPBACK, "the clients whose questions may be forwarded", parsers.network, many=True, shown="loopback"
     )
-    answer_by: float = setting(1.2, "the time from a query to its answer, ready or not", parsers.seconds, example="1.5")
-    max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"))
+    answer_by: float = setting(
+        1.2, "the time from a query to its answer, ready or not", parsers.seconds, example="1.5", live=True
+    )
+    max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"), live=True)
     max_prepared: int = setting(
-        16, "how many VMs are prepared at once, those that were used last", parsers.whole(0, 100_000, "number of VMs")
+        16,
+        "how many VMs are prepared at once, those that were used last",
+        parsers.whole(0, 100_000, "number of VMs"),
+        live=True,
     )
     max_running: int = setting(
-        0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs")
+        0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs"), live=True
     )
-    when_full: WhenFull = setting(WhenFull.REFUSE, "what happens to a start when so many VMs run")
+    when_full: WhenFull = setting(WhenFull.REFUSE, "what happens to a start when `max_running` VMs run", live=True)
     summon_from: tuple[Network, ...] = setting(
-        EVERYBODY, "the networks whose clients may start VMs", parsers.network, many=True, shown="everybody"
+        EVERYBODY, "the networks whose clients may start VMs", parsers.network, many=True, shown="everybody", live=True
     )
     starts_per_minute: int = setting(
         30, "how many VMs a client network, a /24 or /56, may start in a minute; 0 for any number",
-        parsers.whole(0, 1_000_000, "number of starts"),
+        parsers.whole(0, 1_000_000, "number of starts"), live=True
     )
     verify_source: bool = setting(
-        default=False, doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs"
+        default=False,
+        doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs",
+        live=True,
     )
     rate_limit: int = setting(
         200, "how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any number",
-        parsers.whole(0, 1_000_000, "number of responses in a second"),
+        parsers.whole(0, 1_000_000, "number of responses in a second"), live=True
     )
     rate_slip: int = setting(
-        2, "of the responses over that limit, one in this many goes out truncated; 0 for none",
-        parsers.whole(0, 100, "number of responses"),
+        2, "of the responses over `rate_limit`, one in this many goes out truncated; 0 for none",
+        parsers.whole(0, 100, "number of responses"), live=True
     )
     rate_exempt: tuple[Network, ...] = setting(
-        (), "networks without that limit; those of loopback are always among them", parsers.network
+        (), "networks without `rate_limit`; those of loopback are always among them", parsers.network, live=True
     )
     nsid: bytes | None = setting(
         None, "what is answered to clients that ask for this server's identity (RFC 5001)", parsers.octets
     )
     tsig_keys: tuple[tsig.Key, ...] = setting(
-        (), "the keys that clients and Jitsu may sign with",
+        (),
+        "the keys that clients and Jitsu may sign with",
         parsers.Parser("[ALGORITHM:]NAME:SECRET", "transfer.example.org:MTIzNDU2Nzg5MDEyMzQ1Ng==", tsig.Key.parse),
+        live=True,
     )
     allow_transfer: tuple[Rule, ...] = setting(
         (), "who may transfer zones",
         parsers.Parser("NETWORK, key NAME, or NETWORK key NAME", "192.0.2.0/24 key transfer.example.org", Rule.parse),
-        shown="nobody",
+        shown="nobody", live=True
     )
     notify: tuple[Secondary, ...] = setting(
         (), "the secondaries that are told of new serials",
         parsers.Parser("ADDRESS[:PORT], or that and key NAME", "192.0.2.54 key transfer.example.org", Secondary.parse),
-        shown="nobody",
+        shown="nobody", live=True
     )
     log_json: bool = setting(default=False, doc="write the log as one JSON object a line", option="")
     dry_run: bool = setting(

@@ -51,7 +51,7 @@ class MemorySettings:
 
     boot_time: float = setting(0.0, "how long its start call takes", parsers.seconds, example="0.5")
     faults: frozenset[Fault] = setting(
-        frozenset(), "what goes wrong", parsers.one_of(Fault), converter=frozenset, shown="none"
+        frozenset(), "what goes wrong with the VM, for tests", parsers.one_of(Fault), converter=frozenset, shown="none"
     )
 
 

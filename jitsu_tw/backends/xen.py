@@ -108,16 +108,16 @@ class XenGuest:
 
     kernel: Path | None = setting(
         None,
-        "a file; an HVM guest can do without one, and boots from its disk",
+        "the kernel that its guest boots; an HVM guest can do without one, and boots from its disk",
         parsers.text,
         example="www.xen",
         path=True,
     )
-    memory: int = setting(128 * 2**10, "in KiB", parse_memory, shown="128MiB")
-    cmdline: str = setting("", "the kernel's", parse_cmdline)
+    memory: int = setting(128 * 2**10, "the memory of its guest", parse_memory, shown="128MiB")
+    cmdline: str = setting("", "the command line of its kernel", parse_cmdline)
     nic: tuple[str, ...] = setting((), "the bridges of its interfaces, one for each", parse_nic)
     script: tuple[str, ...] = setting((), "what sets the interfaces up, taken in turn", parse_script, shown="xl's own")
-    disk: tuple[Disk, ...] = setting((), "its disks", parse_disk)
+    disk: tuple[Disk, ...] = setting((), "the disks of its guest", parse_disk)
     rumprun_config: Path | None = setting(
         None,
         "a rumprun unikernel's configuration, JSON, which it finds in Xenstore",
@@ -125,9 +125,11 @@ class XenGuest:
         example="www.json",
         path=True,
     )
-    type: Type = setting(Type.PV, "how it runs: pv, pvh or hvm", parse_type)
-    ramdisk: Path | None = setting(None, "a file", parsers.text, example="initrd.img", path=True)
-    vcpus: int = setting(1, "how many processors it sees", parsers.whole(1, 512, "number of processors"))
+    type: Type = setting(Type.PV, "how Xen runs its guest: pv, pvh or hvm", parse_type)
+    ramdisk: Path | None = setting(
+        None, "the initial RAM disk of its kernel", parsers.text, example="initrd.img", path=True
+    )
+    vcpus: int = setting(1, "how many processors its guest sees", parsers.whole(1, 512, "number of processors"))
     mac: tuple[str, ...] = setting((), "its interfaces' MACs, in their order", parsers.mac, shown="made of the uuid")
 
     @property

@@ -72,8 +72,7 @@ def load(
     Args:
         options: long names of options and their values; they beat the file.
         pairs: positional VMs: ``dns=…,ip=…,name=…``.
-        path: the YAML file; without one, `FILE` beside the first zone is read if it is there, or, where neither zones
-            nor VMs are given, in this directory.
+        path: the YAML file; without one, that of `found` is read.
 
     Raises:
         ConfigError: the place, what is wrong there, and what would be right; of the first `Mistakes.MOST` mistakes.
@@ -82,13 +81,25 @@ def load(
         key: [RawValue(text, COMMAND_LINE) for text in ([value] if isinstance(value, str) else value)]
         for key, value in options.items()
     }
-    if path is None and (given.get("zones") or not pairs):
-        beside = Path(given["zones"][0].text).with_name(FILE) if given.get("zones") else Path(FILE)
-        path = beside if beside.exists() else None
+    if path is None:
+        path = found(options, pairs)
     file = read_file(path) if path is not None else File({})
     file.top.update(given)
     file.vms = chain(file.vms, map(read_pairs, pairs))
     return _settings(file)
+
+
+def found(options: Mapping[str, str | Sequence[str]], pairs: Sequence[str] = ()) -> Path | None:
+    """
+    Return the YAML file of a command line that names none; None if there is none.
+
+    It is `FILE` beside the first zone or, where neither zones nor VMs are given, in this directory.
+    """
+    zones = options.get("zones")
+    if pairs and not zones:
+        return None
+    beside = Path(zones[0]).with_name(FILE) if zones else Path(FILE)
+    return beside if beside.exists() else None
 
 
 def _values(raw: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Endpoint(Guarded):
     def __init__(
         self,
         fleet: Fleet,
-        reload: Callable[[], Coroutine[Any, Any, None]],
+        reload: Callable[[], Coroutine[Any, Any, list[str]]],
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
@@ -61,7 +61,7 @@ class Endpoint(Guarded):
 
         Args:
             fleet: to see and steer.
-            reload: reads the zones anew.
+            reload: reads the configuration anew, and returns what has changed, in words.
             token: a client that does not show it sees nothing; None: all clients that can connect see all.
             reactor: calls later.
             wall: seconds since 1970.
@@ -176,7 +176,6 @@ class Endpoint(Guarded):
         await self._fleet.cluster.drain(what, name, undo=undo)
         return MEMBERS[what](self._fleet)
 
-    async def _reloaded(self, _: Request) -> dict[str, bool]:
-        """Read the zones anew; if one is bad, answer why, and serve the old ones."""
-        await self._reload()
-        return {"reloaded": True}
+    async def _reloaded(self, _: Request) -> dict[str, Any]:
+        """Read the configuration and the zones anew; if one is bad, answer why, and nothing has changed."""
+        return {"reloaded": True, "changes": await self._reload()}

@@ -308,9 +308,9 @@ def drain(control: Control, name: str, *, undo: bool) -> Any:
 
 
 @main.command()
-@prints(lambda _: show.say("reloaded"))
+@prints(show.reloaded)
 def reload(control: Control) -> Any:
-    """Read the zones anew. A bad one is refused with the reason, and the old ones go on."""
+    """Read the configuration and the zones anew. What is bad is refused with the reason, and nothing changes."""
     return control.ask("POST", "/v1/reload")
 
 
