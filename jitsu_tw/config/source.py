@@ -138,21 +138,7 @@ def read_file(path: Path) -> File:
     Raises:
         ConfigError: it cannot be read, or is no YAML; keys that do not exist are among the `File.mistakes`.
     """
-    text = read_text(path)
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except RecursionError as error:
-        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
-    except yaml.reader.ReaderError as error:
-        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
-        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
-        raise ConfigError(message, path, at) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else None
-        raise ConfigError(f"is not YAML: {error.problem or error.context}", path, line) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
+    root = _compose(read_text(path), path)
     if root is None:
         return File({})
     source, file = _Source(str(path)), File({})
@@ -165,6 +151,43 @@ def read_file(path: Path) -> File:
     file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
     file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)
     return file
+
+
+def read_vm(text: str, path: Path) -> RawConfig:
+    """
+    Return the raw configuration of one VM in YAML.
+
+    Raises:
+        ConfigError: it is none, or has keys that do not exist.
+    """
+    root, raw, mistakes = _compose(text, path), RawConfig(), Mistakes()
+    if root is not None:
+        raw = _raw(_mapping(root, str(path), "", mistakes), _Source(str(path)), VM_KEYS, "", mistakes)
+    mistakes.end()
+    return raw
+
+
+def _compose(text: str, path: Path) -> Any:
+    """
+    Return the root of the YAML *text* of the file at *path*; None if it is empty.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
+    except yaml.reader.ReaderError as error:
+        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
+        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
+        raise ConfigError(message, path, at) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else None
+        raise ConfigError(f"is not YAML: {error.problem or error.context}", path, line) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
 
 
 def _list(

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from jitsu_tw import __version__
-from jitsu_tw.ctl import gitshell, history, show
+from jitsu_tw.ctl import edit, gitshell, history, show
 from jitsu_tw.ctl.client import Control
 from jitsu_tw.ctl.show import FailedError, as_json_option
 from jitsu_tw.sockets import find_control
@@ -316,7 +316,7 @@ def reload(control: Control) -> Any:
 
 # What needs no Jitsu that runs.
 
-for _command in (*history.COMMANDS, gitshell.command):
+for _command in (*history.COMMANDS, *edit.COMMANDS, gitshell.command):
     main.add_command(_command)
 
 
