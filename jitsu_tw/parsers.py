@@ -66,8 +66,9 @@ def takes(kind: str, example: str) -> Callable[[Callable[[str], T]], Parser[T]]:
 
 
 def near(key: str, known: Iterable[str]) -> str:
-    """Return the nearest of *known* as the end of an error message, or nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1)
+    """Return the nearest of *known*, whatever its case, as the end of an error message, or nothing."""
+    names = {one.lower(): one for one in known}
+    close = [names[one] for one in difflib.get_close_matches(key.lower(), list(names), n=1)]
     return f"; did you mean {close[0]}?" if close else ""
 
 

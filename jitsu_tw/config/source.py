@@ -37,6 +37,14 @@ _NULL: Final = "tag:yaml.org,2002:null"
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _TEXT: Final = "tag:yaml.org,2002:str"
 
+#: What helps, by words of YAML's own errors.
+_REMEDIES: Final = {
+    "alphabetic or numeric character": '; quote what begins with *, as "*.example.org"',
+    "tab character": "; indent with blanks, not with tabs",
+    r"'\t'": "; indent with blanks, not with tabs",
+    "mapping values are not allowed": "; quote a value that has a colon and a blank in it",
+}
+
 #: What is more than lines of the form "key: value".
 GROUPS: Final = ("vms", "hosts", "cluster")
 
@@ -185,7 +193,9 @@ def _compose(text: str, path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None
-        raise ConfigError(f"is not YAML: {error.problem or error.context}", path, line) from error
+        problem = str(error.problem or error.context)
+        remedy = next((remedy for words, remedy in _REMEDIES.items() if words in problem), "")
+        raise ConfigError(f"is not YAML: {problem}{remedy}", path, line) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
 
@@ -255,8 +265,7 @@ def _raw(
     for name, (at, node) in nodes.items():
         key = keys.get(name)
         if key is None:
-            known = keys if where else [*keys, *GROUPS]
-            mistakes.add(ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}"))
+            mistakes.add(ConfigError(_no_such_key(name, keys), source.path, at, f"{where}{name}"))
             continue
         try:
             raw[name] = _values(node, source, key, at, where, name)
@@ -265,6 +274,17 @@ def _raw(
         if source.left < 0:
             break
     return raw
+
+
+def _no_such_key(name: str, keys: Mapping[str, Key]) -> str:
+    """Return what is wrong with the key *name*, which is none of *keys*."""
+    if name == "<<":
+        return "no such key; what holds for all VMs stands at the top of the file"
+    if keys is KEYS and name in VM_KEYS:
+        return "no such key here; it is a VM's, and stands in the list vms"
+    if keys is VM_KEYS and name in KEYS:
+        return "no such key here; it stands at the top of the file"
+    return f"no such key{near(name, [*keys, *GROUPS] if keys is KEYS else keys)}"
 
 
 def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[RawValue]:
