@@ -279,7 +279,8 @@ class JitsuService(Service):
 
     @deferred
     async def _reload(self) -> Outcome:
-        return await self._reloads.apply(*await deferToThread(self._load))
+        with garbage.left_alone():
+            return await self._reloads.apply(*await deferToThread(self._load))
 
     def _replaced(self, settings: Settings, outcome: Outcome) -> None:
         """Drop all warm answers, notify the secondary servers, and go on with *settings*, if its top has changed."""

@@ -107,6 +107,7 @@ class LiveConfig:
         self._fleet, self._zones, self._changed = fleet, zones, changed
         self.lock = DeferredLock()
         self.leaving: set[str] = set()
+        self._touched: set[bytes] = set()
 
     @property
     def vms(self) -> tuple[VM, ...]:
@@ -160,20 +161,24 @@ class LiveConfig:
         for name in (*(vm.name for vm in outcome.change.changed), *outcome.change.removed, *outcome.overruled):
             machine = machines[name]
             stored.outdate(machine.uuid, machine.vm, overrule=name in outcome.overruled)
+            self._touch(machine.vm)
             yield
         for vm in (*outcome.change.added, *outcome.change.changed):
             self._fleet.enlist(vm)
+            self._touch(vm)
             yield
+
+    def _touch(self, vm: VM) -> None:
+        """Note the zones of *vm*, which changes."""
+        self._touched |= {zone.key for name in vm.dns if (zone := self._zones.find(name)) is not None}
 
     def replace(self, settings: Settings, zones: Zones, outcome: Outcome) -> None:
         """Go on: answer from *zones*, and begin to limit by *settings*, the new top."""
-        changed = {name for vm in (*outcome.change.added, *outcome.change.changed) for name in vm.dns}
-        changed |= {name for one in outcome.change.removed for name in self._fleet.machines[one].vm.dns}
-        touched = {zone.key for name in changed if (zone := zones.find(name)) is not None}
         for zone in zones:
             before = self._zones.find(zone.key)
             if before is not None and before.key == zone.key:
-                zone.follow(before, changed=zone.key in touched)
+                zone.follow(before, changed=zone.key in self._touched)
+        self._touched.clear()
         self._zones.replace(zones)
         self.settings = settings
         if outcome.keys:

@@ -466,11 +466,11 @@ class ErrorTests(ConfigTestCase):
 
     def test_order(self) -> None:
         """Mistakes are told in the order of the lines; those of a zone with those of the top, and after them."""
-        self.write("bad.zone", "nonsense")
+        self.write("bad.zone", "$ORIGIN a.test.\n@ SOA ns h 1 2 3 4 x\n")
         path = self.write("bad.yaml", f"zones: [bad.zone]\nmode: kill\n{VM}    ttl: x\ntll: 5\n")
         error = self.assertRaises(ConfigErrors, load, {}, (), path)
         places = [f"{Path(str(one.path)).name}:{one.line}" for one in error.errors]
-        self.assertEqual(["bad.yaml:2", "bad.yaml:7", "bad.yaml:8", "bad.zone:1"], places)
+        self.assertEqual(["bad.yaml:2", "bad.yaml:7", "bad.yaml:8", "bad.zone:2"], places)
 
     def test_all_that_can_be(self) -> None:
         """Mistakes in the zones' names and between values are told with the others, but none that follow from them."""
