@@ -185,16 +185,13 @@ class Reading:
                 self._conflicts.append(f"{new.name}: is there again as the file says, though a request had removed it")
         elif now == was:
             self.changed.append(new)
-        elif was is None:
-            self.changed.append(new)
-            self._overruled.add(new.name)
-            self._conflicts.append(f"{new.name}: is as the file says, though a request had added it")
         else:
             self._three_way(new, was, now)
 
-    def _three_way(self, new: VM, was: VM, now: VM) -> None:
-        """Merge a VM that both the file and a request have changed."""
-        before, here, there = vm_files(was), vm_files(new), vm_files(now)
+    def _three_way(self, new: VM, was: VM | None, now: VM) -> None:
+        """Merge a VM that both the file and a request have changed, or added."""
+        here, there = vm_files(new), vm_files(now)
+        before = vm_files(was) if was is not None else {}
         for path in sorted(before.keys() | here.keys() | there.keys()):
             old, mine, other = before.get(path), here.get(path), there.get(path)
             if mine not in {old, other} and other != old:

@@ -625,7 +625,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("check_needs(everybody,", "(lambda *_: None)(everybody,", "removes a VM that another one needs"),
         ("        if leaving := ", "        if leaving := set() and ", "adds a VM that is being stopped"),
         ("if not fleet.context.is_running:", "if False:", "changes the VMs while Jitsu ends"),
-        ("            self._overruled.add(new.name)\n            self._conflicts", "            self._conflicts",
+        ("            self._overruled.add(new.name)\n            if new != now:", "            if new != now:",
          "takes a VM of the file for one of a request after a restart"),
         ("getattr(new, name) for name in taken", "getattr(new, name) for name in differ",
          "takes keys for applied that need a restart"),

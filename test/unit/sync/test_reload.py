@@ -123,7 +123,8 @@ class ReloadTests(RequestsTestCase):
             "added: db", "changed: new", "removed: www",
             "www: is removed as the file says, though a request had changed it",
             "db: is there again as the file says, though a request had removed it",
-            "new: is as the file says, though a request had added it",
+            "new: dns/new.jitsu.test/ttl is '60' as the file says, no longer '5' as a request said",
+            "new: ip is '10.0.0.8' as the file says, no longer '10.0.0.3' as a request said",
         ], lines)  # fmt: skip
         self.assertEqual({"new", "db"}, self.fleet.machines.keys())
         self.assertEqual({}, self.tree(f"jitsu/vm/{WWW}/") | self.tree("jitsu/origin/"))
