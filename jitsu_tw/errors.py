@@ -93,7 +93,7 @@ class Mistakes:
     __slots__ = ("_found",)
 
     #: After this many, the errors are raised at once: a file of another kind has one in each line.
-    MOST: Final = 20
+    MOST: Final = 50
 
     def __init__(self) -> None:
         """Begin with no errors."""
@@ -121,12 +121,14 @@ class Mistakes:
 
     def end(self) -> None:
         """
-        Raise the collected errors; return if there are none.
+        Raise the collected errors, those of one file in the order of its lines; return if there are none.
 
         Raises:
             ConfigError: the error, if there is one; a ConfigErrors if there are several.
         """
         if len(self._found) > 1:
+            paths = {error.path: number for number, error in reversed(list(enumerate(self._found)))}
+            self._found.sort(key=lambda error: (paths[error.path], error.line or 0))
             raise ConfigErrors(self._found[: self.MOST])
         if self._found:
             raise self._found[0]

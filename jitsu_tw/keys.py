@@ -43,22 +43,37 @@ class Key:
     What a key takes.
 
     Attributes:
-        parse: returns the value of a text, or raises a ValueError that says what would be right.
+        parse: makes its value of a text, and says what it takes.
         doc: what the key is for, as `twistd jitsu --help` has it.
         many: it may repeat, or be a list.
         path: it names a file, relative to the file that the key stands in.
         own: a VM's own branch may set it, within these limits (`sync.permissions`); None: it may not.
         option: the letter of its option on the command line; empty for an option without one, None for no option.
         shown: the default, as documentation has it.
+        live: a reload applies a change; one of another key needs a restart, but for those that VMs have or inherit.
+        example: a value; by default that of `parse`.
     """
 
-    parse: Callable[[str], Any]
+    parse: parsers.Parser[Any]
     doc: str = ""
     many: bool = False
     path: bool = False
     own: Limits | None = None
     option: str | None = None
     shown: str = ""
+    live: bool = False
+    example: str = attrs.field(default=attrs.Factory(lambda key: key.parse.example, takes_self=True))
+
+    @property
+    def kind(self) -> str:
+        """What it takes, as documentation has it: ``duration``, ``list of: DNS name``."""
+        kind = "path" if self.path else self.parse.kind
+        return f"list of: {kind}" if self.many else kind
+
+    @property
+    def unit(self) -> str:
+        """The unit of a number without one, and of the default; empty if there is none."""
+        return self.parse.unit
 
 
 def _shown(default: Any) -> str:
@@ -79,7 +94,7 @@ def _shown(default: Any) -> str:
 def setting(
     default: Any,
     doc: str,
-    parse: Callable[[str], Any] | None = None,
+    parse: parsers.Parser[Any] | None = None,
     *,
     many: bool | None = None,
     shown: str = "",

@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 import uuid as uuids
+from collections.abc import Callable  # noqa: TC003 -- attrs reads the annotations of fields
 from importlib import import_module
 from ipaddress import IPv4Address, ip_address, ip_network
 from socket import AF_INET, inet_pton
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import urlsplit
+
+import attrs
 
 from jitsu_tw.dns.wire import ROOT, from_text
 from jitsu_tw.networks import why_no_guest
 
 if TYPE_CHECKING:
     import enum
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 #: The octets of an NSID; more would push answers out of a UDP message.
 LONGEST_NSID: Final = 255
@@ -27,10 +30,45 @@ MOST_DIGITS: Final = 20
 #: The characters of a name.
 LONGEST_NAME: Final = 255
 
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Parser(Generic[T]):
+    """
+    Makes a value of a text.
+
+    Attributes:
+        kind: what texts it takes, as documentation has it.
+        example: one of these texts.
+        function: returns the value of a text, or raises a ValueError that says what would be right.
+        unit: of a number without one; empty if there is none.
+    """
+
+    kind: str
+    example: str
+    function: Callable[[str], T]
+    unit: str = ""
+
+    def __call__(self, text: str) -> T:
+        """
+        Return the value of *text*.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        return self.function(text)
+
+
+def takes(kind: str, example: str) -> Callable[[Callable[[str], T]], Parser[T]]:
+    """Return a decorator that makes a `Parser` of a function."""
+    return lambda function: Parser(kind, example, function)
+
 
 def near(key: str, known: Iterable[str]) -> str:
-    """Return the nearest of *known* as the end of an error message, or nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1)
+    """Return the nearest of *known*, whatever its case, as the end of an error message, or nothing."""
+    names = {one.lower(): one for one in known}
+    close = [names[one] for one in difflib.get_close_matches(key.lower(), list(names), n=1)]
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -51,26 +89,62 @@ def require(module: str, extra: str) -> None:
 # Numbers, switches, choices.
 
 
-def number(what: str, low: float = 0, high: float = 1e9) -> Callable[[str], float]:
-    """Return a parser of numbers from *low* to below 1e9, or to *high*."""
+def number(what: str, example: str = "6") -> Parser[float]:
+    """Return a parser of numbers from 0 to below 1e9."""
 
     def parse(text: str) -> float:
-        try:
-            value = float(text) if text.isascii() and "_" not in text else -1.0
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < 1e9:
+        value = _number(text)
+        if value is None:
             message = f"{text!r} is no {what}; write one like 0.5 or 60"
-            raise ValueError(message)
-        if not low <= value <= high:
-            message = f"{text!r} is too short or too long; write a {what} from {low} to {high}"
             raise ValueError(message)
         return value
 
-    return parse
+    return Parser(what, example, parse)
 
 
-seconds: Final = number("number of seconds")
+def _number(text: str) -> float | None:
+    """Return the number from 0 to below 1e9 that *text* is; None if it is none."""
+    try:
+        value = float(text) if text.isascii() and "_" not in text else -1.0
+    except ValueError:
+        return None
+    return value if 0 <= value < MOST_SECONDS else None
+
+
+#: The units of a duration in seconds, those of zone files (BIND's TTLs), and the longest duration.
+UNITS: Final = {"w": 604800, "d": 86400, "h": 3600, "m": 60, "s": 1}
+MOST_SECONDS: Final = 1e9
+_DURATION: Final = re.compile(
+    "".join(f"(?:([0-9]{{1,10}}){unit})?" for unit in "wdhm") + r"(?:([0-9]{1,10}(?:\.[0-9]{1,9})?)s)?", re.IGNORECASE
+)
+
+
+def _seconds(text: str) -> float | None:
+    """Return the seconds of ``60``, ``0.5``, ``90s`` or ``1h30m``; None for another text."""
+    match = _DURATION.fullmatch(text) if text else None
+    if match is None:
+        return _number(text)
+    value = sum(float(part) * unit for part, unit in zip(match.groups(), UNITS.values(), strict=True) if part)
+    return value if value < MOST_SECONDS else None
+
+
+def duration(low: float = 0, high: float = MOST_SECONDS, example: str = "5m") -> Parser[float]:
+    """Return a parser of durations from *low* to *high* seconds."""
+
+    def parse(text: str) -> float:
+        value = _seconds(text)
+        if value is None:
+            message = f"{text!r} is no duration; write seconds, like 60 or 0.5, or units, like 90s, 5m, 1h30m or 2d"
+            raise ValueError(message)
+        if not low <= value <= high:
+            message = f"{text!r} is too short or too long; write a duration from {low:g} to {high:g} seconds"
+            raise ValueError(message)
+        return value
+
+    return Parser("duration", example, parse, "seconds")
+
+
+seconds: Final = duration()
 
 
 def is_number(text: str) -> bool:
@@ -78,7 +152,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
-def whole(low: int, high: int, what: str) -> Callable[[str], int]:
+def whole(low: int, high: int, what: str) -> Parser[int]:
     """Return a parser of whole numbers from *low* to *high*."""
 
     def parse(text: str) -> int:
@@ -87,13 +161,27 @@ def whole(low: int, high: int, what: str) -> Callable[[str], int]:
             raise ValueError(message)
         return int(text)
 
-    return parse
+    return Parser(f"{what}, from {low} to {high}", str(max(low, min(high, 8))), parse)
 
 
-port: Final = whole(1, 65535, "port")
-ttl: Final = whole(0, 2**31 - 1, "TTL in seconds (RFC 2181, section 8)")
+port: Final = attrs.evolve(whole(1, 65535, "port"), example="8080")
 
 
+def _ttl(text: str) -> int:
+    """Return the whole seconds of a duration, as many as a TTL may have."""
+    value = _seconds(text)
+    if value is None and is_number(text) and int(text) < 2**31:
+        return int(text)
+    if value is None or value != int(value):
+        message = f"{text!r} is no TTL (RFC 2181, section 8); write whole seconds, like 300, or units, like 5m or 1h"
+        raise ValueError(message)
+    return int(value)
+
+
+ttl: Final = Parser("duration in whole seconds", "5m", _ttl, "seconds")
+
+
+@takes("true or false", "true")
 def switch(text: str) -> bool:
     """Return whether *text* is true, or a word like it."""
     values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -103,7 +191,7 @@ def switch(text: str) -> bool:
     return values[text.lower()]
 
 
-def choice(names: Iterable[str]) -> Callable[[str], str]:
+def choice(names: Iterable[str]) -> Parser[str]:
     """Return a parser of one of *names*."""
     known = sorted(names)
 
@@ -113,18 +201,19 @@ def choice(names: Iterable[str]) -> Callable[[str], str]:
             raise ValueError(message)
         return text
 
-    return parse
+    return Parser(f"one of {', '.join(known)}", known[0], parse)
 
 
-def one_of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Callable[[str], Any]:
+def one_of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Parser[Any]:
     """Return a parser of *kind*'s values: of any, or of those in *among* if it is not empty."""
     parse = choice(one.value for one in among or kind)
-    return lambda text: kind(parse(text))
+    return Parser(parse.kind, parse.example, lambda text: kind(parse(text)))
 
 
 # Texts and names.
 
 
+@takes("text", "text")
 def text(raw: str) -> str:
     """Return *raw*, which must be printable and not empty."""
     if not raw or not raw.isprintable():
@@ -133,29 +222,43 @@ def text(raw: str) -> str:
     return raw
 
 
-def matching(pattern: str, wrong: str, longest: int = 1_000_000) -> Callable[[str], str]:
-    """Return a parser of texts that match *pattern* and are not *longest*; of others it says what is *wrong*."""
+def matching(kind: str, example: str, pattern: str, wrong: str, longest: int = 1_000_000) -> Parser[str]:
+    """
+    Return a parser of texts that match *pattern*.
+
+    Args:
+        kind: as `Parser` has it.
+        example: as `Parser` has it.
+        pattern: a regular expression.
+        wrong: what an error says of other texts.
+        longest: the most characters of a text.
+    """
 
     def parse(raw: str) -> str:
         if re.fullmatch(pattern, raw) is None or len(raw) > longest:
-            message = f"{raw!r} {wrong}"
+            message = f"{raw!r} {wrong}; write one like {example}"
             raise ValueError(message)
         return raw
 
-    return parse
+    return Parser(kind, example, parse)
 
 
 #: Of a node, or a host.
-name: Final = matching("[A-Za-z0-9_.-]+", "is no name; write one of letters, digits, dots, dashes and underscores")
-
-remote: Final = matching(
-    r"/(?s:.*)|[A-Za-z0-9][^/:]*:.+",
-    "is no git repository's URL; write one like ssh://git@host/jitsu.git or /srv/jitsu.git",
+name: Final = matching(
+    "name", "host1", "[A-Za-z0-9_.-]+", "is no name: that has letters, digits, dots, dashes and underscores"
 )
 
-etcd_prefix: Final = matching("(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's keys; write one like /jitsu")
+remote: Final = matching(
+    "URL of a git repository",
+    "ssh://git@host/jitsu.git",
+    r"/(?s:.*)|[A-Za-z0-9][^/:]*:.+",
+    "is no git repository's URL",
+)
+
+etcd_prefix: Final = matching("prefix", "/jitsu", "(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's keys")
 
 
+@takes("text", "ns1")
 def octets(raw: str) -> bytes:
     """Return the octets of an NSID, or of one string of a TXT record."""
     found = raw.encode()
@@ -165,6 +268,7 @@ def octets(raw: str) -> bytes:
     return found
 
 
+@takes("uuid", "6f1f8a9e-5f0c-4f5e-9d5b-0c8a2b0d1f11")
 def uuid(raw: str) -> str:
     """Return a uuid in its usual form."""
     try:
@@ -174,6 +278,7 @@ def uuid(raw: str) -> str:
         raise ValueError(message) from None
 
 
+@takes("name of a VM", "www")
 def vm_name(raw: str) -> str:
     """Return a hypervisor's name of a VM."""
     if raw != raw.strip() or len(text(raw)) > LONGEST_NAME:
@@ -196,6 +301,7 @@ _SLIPS: Final = (
 )
 
 
+@takes("DNS name", "www.example.org")
 def dns_name(raw: str) -> bytes:
     """Return the name that *raw* is, as a machine's may be; other characters than a host name's take an escape."""
     if _DNS_TEXT.fullmatch(raw) is None:
@@ -215,6 +321,7 @@ def dns_name(raw: str) -> bytes:
 # Addresses.
 
 
+@takes("IP address", "192.0.2.80")
 def address(raw: str) -> Any:
     """Return an IP address."""
     try:
@@ -225,6 +332,7 @@ def address(raw: str) -> Any:
         raise ValueError(message) from None
 
 
+@takes("IP address", "192.0.2.80")
 def guest_address(raw: str) -> Any:
     """Return an address that a guest may have."""
     found = address(raw)
@@ -234,6 +342,7 @@ def guest_address(raw: str) -> Any:
     return found
 
 
+@takes("IP address", "192.0.2.53")
 def bind(raw: str) -> str:
     """Return an address that this host may have."""
     found = address(raw)
@@ -246,6 +355,7 @@ def bind(raw: str) -> str:
     return str(found)
 
 
+@takes("MAC address", "00:16:3e:00:00:01")
 def mac(raw: str) -> str:
     """Return a MAC address of one machine, in lower case."""
     found = raw.lower()
@@ -254,6 +364,7 @@ def mac(raw: str) -> str:
     return found
 
 
+@takes("network", "192.0.2.0/24")
 def network(raw: str) -> Any:
     """Return a network."""
     try:
@@ -274,11 +385,13 @@ def host_port(raw: str, default: int) -> tuple[str, int]:
     return str(address("127.0.0.1" if host == "localhost" else host)), port(number)
 
 
+@takes("IP address, with :PORT if that is not 53, or off", "9.9.9.9")
 def forwarder(raw: str) -> tuple[str, int] | None:
     """Return the address and port of a server; None where there shall be none."""
     return None if raw in {"", "0.0.0.0", "off", "none"} else host_port(raw, 53)  # noqa: S104
 
 
+@takes("unix:PATH, ADDRESS:PORT, ssl:..., or off", "127.0.0.1:8053")
 def control(raw: str) -> str:
     """Return where the control endpoint listens; empty for nowhere."""
     if raw.lower() in {"", "off", "none", "false", "no"}:
@@ -297,6 +410,7 @@ def control(raw: str) -> str:
     return raw
 
 
+@takes("ADDRESS:PORT", "192.0.2.1:8054")
 def guests(raw: str) -> str:
     """Return the address and port at which guests may ask for themselves; the port is 8054 if there is none."""
     host, number = host_port(raw, 8054)
@@ -312,6 +426,7 @@ def description(raw: str) -> str:
     return raw
 
 
+@takes("unix:PATH or ADDRESS:PORT", "unix:/run/jitsu/synjitsu.sock")
 def endpoint(raw: str) -> str:
     """Return what `description` makes a client endpoint of."""
     from twisted.internet.endpoints import clientFromString  # noqa: PLC0415 -- a reactor may be installed until then
@@ -324,6 +439,7 @@ def endpoint(raw: str) -> str:
     return raw
 
 
+@takes("URL", "https://hooks.example.org/jitsu")
 def web_url(raw: str) -> str:
     """Return the URL of a web server's resource, in ASCII."""
     try:
@@ -332,13 +448,14 @@ def web_url(raw: str) -> str:
     except ValueError:  # a port that is none, or brackets around what is no address
         right = False
     if not right or not raw.isascii() or re.search(r"[\s\x00-\x20\x7f#]", raw):
-        message = f"{raw!r} is no URL of a web server; write one like https://hooks.example.org/jitsu"
+        message = f"{raw!r} is no URL of a web server"
         raise ValueError(message)
     if url.scheme == "https":
         require("OpenSSL", "tls")
     return raw
 
 
+@takes("URL", "http://127.0.0.1:2379")
 def etcd_url(raw: str) -> str:
     """Return the URL of a member of etcd."""
     try:

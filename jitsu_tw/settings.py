@@ -130,18 +130,19 @@ class Retention:
     @classmethod
     def parse(cls, text: str) -> Retention:
         """
-        Return the retention of ``30d``, ``12h``, ``5m``, or of a number of commits.
+        Return the retention of a duration with units, ``30d`` or ``12h``, or of a number of commits.
 
         Raises:
             ValueError: what is wrong with it, and what would be right.
         """
-        units = {"d": 86400, "h": 3600, "m": 60}
-        number, unit = text[:-1], units.get(text[-1:], 0)
-        if unit and parsers.is_number(number):
-            return cls(seconds=float(number) * unit)
-        if not parsers.is_number(text):
-            raise ValueError(f"{text!r} is no time and no number of commits; write one like 30d, 12h or 100")
-        return cls(int(text))
+        if parsers.is_number(text):
+            return cls(int(text))
+        try:
+            if text[-1:].isalpha():
+                return cls(seconds=parsers.seconds(text))
+        except ValueError:
+            pass
+        raise ValueError(f"{text!r} is no duration and no number of commits; write one like 30d, 12h or 100")
 
     def kept(self, times: Sequence[float], now: float) -> int:
         """Return how many of the last of the commits that were made at these *times* are kept."""
@@ -231,15 +232,39 @@ class Cluster:
     node: str = setting(NOTHING, "the name of this node, unlike those of the others", parsers.name)
     prefix: str = setting("/jitsu", "what all keys of etcd begin with", parsers.etcd_prefix)
     ttl: float = setting(
-        5.0, "seconds after which what a silent node had claimed is free", parsers.number("number of seconds", 2, 600)
+        5.0, "how long a node may be silent until what it had claimed is free", parsers.duration(2, 600, "10s")
     )
-    user: str | None = setting(None, "etcd's name of the user, where it asks for one", parsers.text)
-    password: str | None = setting(None, "a file with that user's password", parsers.text, path=True, secret=True)
+    user: str | None = setting(None, "etcd's name of the user, where it asks for one", parsers.text, example="jitsu")
+    password: str | None = setting(
+        None,
+        "a file with the password of etcd's user",
+        parsers.text,
+        example="/etc/jitsu/etcd.password",
+        path=True,
+        secret=True,
+    )
     ca: Path | None = setting(
-        None, "the authorities of etcd's certificates, a PEM file", parsers.text, path=True, shown="the system's"
+        None,
+        "the authorities of etcd's certificates, a PEM file",
+        parsers.text,
+        example="/etc/jitsu/ca.pem",
+        path=True,
+        shown="the system's",
     )
-    cert: Path | None = setting(None, "the certificate that Jitsu shows to etcd, a PEM file", parsers.text, path=True)
-    key: Path | None = setting(None, "the key of that certificate, a PEM file", parsers.text, path=True)
+    cert: Path | None = setting(
+        None,
+        "the certificate that Jitsu shows to etcd, a PEM file",
+        parsers.text,
+        example="/etc/jitsu/node.pem",
+        path=True,
+    )
+    key: Path | None = setting(
+        None,
+        "the key of the certificate that Jitsu shows to etcd, a PEM file",
+        parsers.text,
+        example="/etc/jitsu/node.key",
+        path=True,
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -247,8 +272,8 @@ class Host:
     """One of several hypervisors: an item of the list `hosts` of a configuration."""
 
     name: str = setting(NOTHING, "what VMs and people call it", parsers.name)
-    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text)
-    connect: str = setting(NOTHING, "the URI of the hypervisor", parsers.text)
+    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, example="libvirt")
+    connect: str = setting(NOTHING, "the URI of the hypervisor", parsers.text, example="qemu+ssh://jitsu@host1/system")
     synjitsu: str | None = setting(None, "where the Synjitsu of its network listens", parsers.endpoint)
 
 
@@ -256,43 +281,56 @@ class Host:
 class Inherited:
     """The keys of the top of a configuration whose values hold for each VM that does not have them itself."""
 
-    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, option="x")
-    connect: str | None = setting(None, "the URI of the hypervisor", parsers.text, option="c", shown="qemu:///system")
+    backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, example="libvirt", option="x")
+    connect: str | None = setting(None, "the URI of the hypervisor", parsers.text, option="c", shown="qemu:///system",
+        example="qemu:///system",
+    )
     mode: Mode = setting(Mode.DESTROY, "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m")
-    ttl: int = setting(60, "the TTL of the VMs' addresses, in seconds", parsers.ttl, option="t", own=Limits(1, DAY))
+    ttl: int = setting(60, "the TTL of the VMs' addresses", parsers.ttl, option="t", own=Limits(1, DAY))
     idle: float | None = setting(
-        None, "seconds that a VM is kept after its last use", parsers.seconds, own=Limits(1, DAY), shown="2 x ttl"
+        None, "how long a VM is kept after its last use", parsers.seconds, own=Limits(1, DAY), shown="2 x ttl"
     )
     idle_packets: float = setting(
-        6.0, "packets in a minute of an idle guest", parsers.number("number of packets in a minute"), own=Limits()
+        6.0, "packets in a minute of an idle guest", parsers.number("number of packets in a minute", "6"), own=Limits()
     )
     idle_cpu: float = setting(
-        0.0, "seconds of CPU time in a minute of an idle guest, beyond which it is used; 0: they are not counted",
-        parsers.seconds, own=Limits(),
+        0.0, "the CPU time in a minute of an idle guest, beyond which it is used; 0: it is not counted",
+        parsers.seconds, example="2s", own=Limits(),
     )
     idle_connection: float = setting(
         IDLE_CONNECTION,
-        "seconds that an open connection, which Synjitsu sees, keeps a VM whose memory a stop frees; 0: it does not",
-        parsers.seconds, own=Limits(0, DAY),
+        "how long an open connection, which Synjitsu sees, keeps a VM whose memory a stop frees; 0: it does not",
+        parsers.seconds, example="1h", own=Limits(0, DAY),
     )
     evidence: Evidence = setting(Evidence.TRAFFIC, "what shows that a VM is in use", own=Limits())
     save_fallback: Mode | None = setting(
         None, "how a VM is stopped that should be saved and cannot be; None: not at all",
         parsers.one_of(Mode, (Mode.DESTROY, Mode.SHUTDOWN, Mode.PAUSE)),
     )
-    min_up: float = setting(0.0, "seconds that a VM is kept after its start", parsers.seconds)
+    min_up: float = setting(0.0, "how long a VM is kept after its start", parsers.seconds, example="1m")
     max_up: float = setting(
-        0.0, "seconds after its start when a VM is stopped, used or not; 0 for never", parsers.seconds
+        0.0, "how long after its start a VM is stopped, used or not; 0 for never", parsers.seconds, example="8h"
     )
     check_every: float = setting(
-        10.0, "seconds, at least, between two tries of the port of a VM that is asked for; 0 for none", parsers.seconds
+        10.0,
+        "the time, at least, between two tries of the port of a VM that is asked for; 0 for none",
+        parsers.seconds,
+        example="30s",
     )
-    stop_timeout: float = setting(30.0, "seconds that a shutdown may take before it becomes destroy", parsers.seconds)
+    stop_timeout: float = setting(
+        30.0, "how long a shutdown may take before it becomes destroy", parsers.seconds, example="1m"
+    )
     images: Path = setting(
-        Path("/var/lib/jitsu/images"), "the directory for images of ready guests", parsers.text, path=True
+        Path("/var/lib/jitsu/images"),
+        "the directory for images of ready guests",
+        parsers.text,
+        example="/srv/jitsu/images",
+        path=True,
     )
-    use_synjitsu: bool = setting(default=False, doc="Synjitsu stands in for a VM while it boots")
-    wake_by_packet: bool = setting(default=True, doc="and while it is down: a packet for it starts it")
+    use_synjitsu: bool = setting(default=False, doc="Synjitsu stands in for a VM while it is down or boots")
+    wake_by_packet: bool = setting(
+        default=True, doc="a packet for a VM that is down starts it, where Synjitsu stands in for it"
+    )
     handover: Handover = setting(Handover.WIRE, "how a guest gets the packets that were held for it")
 
 
@@ -328,10 +366,14 @@ class VM(Inherited):
         (), "networks that the VM's own branch may take addresses from", parsers.network
     )
     keep_up: tuple[WeeklyWindow, ...] = setting(
-        (), "the times of the week in which it is up, used or not", WeeklyWindow.parse
+        (), "the times of the week in which it is up, used or not",
+        parsers.Parser("times of the week", "mon-fri 08:00-18:00", WeeklyWindow.parse),
     )
     notify: float = setting(
-        0.0, "seconds before it is stopped for being idle when its guest is told, if that listens", parsers.seconds
+        0.0,
+        "how long before it is stopped for being idle its guest is told, if that listens",
+        parsers.seconds,
+        example="5s",
     )
     needs: tuple[str, ...] = setting(
         (), "the VMs that it needs; they start before it and are kept while it is up", parsers.vm_name
@@ -347,14 +389,18 @@ class VM(Inherited):
     prefer: tuple[str, ...] = setting((), "the hosts that it goes to first, in this order", parsers.name)
     avoid: tuple[str, ...] = setting((), "the hosts that it goes to last", parsers.name)
     define: Path | None = setting(
-        None, "a file that defines it: libvirt's XML, or a whole configuration of xl's", parsers.text, path=True
+        None,
+        "a file that defines it: libvirt's XML, or a whole configuration of xl's",
+        parsers.text,
+        example="www.xml",
+        path=True,
     )
     readiness: Mapping[str, Any] = attrs.field(factory=dict)
     backend_settings: Any = None
     hosts: tuple[str, ...] = ()
     removed: bool = False
-    place: tuple[str | None, int | None] = (None, None)
-    dns_place: tuple[str | None, int | None] = (None, None)
+    place: tuple[str | None, int | None] = attrs.field(default=(None, None), eq=False)
+    dns_place: tuple[str | None, int | None] = attrs.field(default=(None, None), eq=False)
     raw: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
 
     def value(self, key: str) -> Any:
@@ -375,20 +421,31 @@ class Settings(Inherited):
     vms: tuple[VM, ...] = ()
     cluster: Cluster | None = None
     hosts: tuple[Host, ...] = ()
-    zones: tuple[Path, ...] = setting((), "RFC 1035 master files", parsers.text, path=True, shown="made up")
+    zones: tuple[Path, ...] = setting(
+        (), "RFC 1035 master files", parsers.text, example="example.org.zone", path=True, shown="made up", live=True
+    )
     bind: tuple[str, ...] = setting(("127.0.0.1",), "the address to serve DNS on", parsers.bind, option="b")
     listen: int = setting(53, "the port to serve DNS on", parsers.port, option="l")
     delay: float = setting(
-        0.1, "seconds from a VM's start to the answer, where nothing tells when it is ready", parsers.seconds,
+        0.1,
+        "the time from a VM's start to the answer, where nothing tells when it is ready",
+        parsers.seconds,
+        example="0.5",
         option="d",
     )
     forwarder: tuple[str, int] | None = setting(
         None, "the server to ask for names outside of the zones", parsers.forwarder, option="f"
     )
-    port: int | None = setting(None, "the port of that server", parsers.port, option="p", shown="53")
+    port: int | None = setting(None, "the port of the `forwarder`", parsers.port, option="p", shown="53")
     synjitsu: str | None = setting(None, "where Synjitsu listens", parsers.endpoint, option="")
     persistdb: Path | None = setting(
-        None, "where the state is kept, a bare git repository", parsers.text, path=True, option="", shown="in memory"
+        None,
+        "where the state is kept, a bare git repository",
+        parsers.text,
+        example="/var/lib/jitsu/state.git",
+        path=True,
+        option="",
+        shown="in memory",
     )
     control: tuple[str, ...] = setting(
         (DEFAULT_CONTROL,),
@@ -400,48 +457,70 @@ class Settings(Inherited):
         shown="nowhere",
     )
     control_token: str | None = setting(
-        None, "a file with what jitsuctl has to show there", parsers.text, path=True, secret=True, option="",
-        shown="nothing",
+        None,
+        "a file with the secret that jitsuctl has to show to Jitsu",
+        parsers.text,
+        example="/etc/jitsu/token",
+        path=True,
+        secret=True,
+        option="",
+        shown="nothing", live=True
     )
     synjitsu_secret: str | None = setting(
-        None, "a file with what Synjitsu wants to be shown", parsers.text, path=True, secret=True
+        None,
+        "a file with the secret that Synjitsu wants to be shown",
+        parsers.text,
+        example="/etc/jitsu/synjitsu.secret",
+        path=True,
+        secret=True,
     )
-    commit_every: float = setting(COMMIT_EVERY, "seconds, at least, between two commits of statistics", parsers.seconds)
+    commit_every: float = setting(
+        COMMIT_EVERY, "the time, at least, between two commits of statistics", parsers.seconds, example="10s"
+    )
     keep_history: Retention = setting(
-        Retention(), "how much of their past the state keeps", Retention.parse, shown="the present only"
+        Retention(), "how much of their past the state keeps",
+        parsers.Parser("duration with a unit, or number of commits", "30d", Retention.parse),
+        shown="the present only"
     )
     forward_for: tuple[Network, ...] = setting(
         LOOPBACK, "the clients whose questions may be forwarded", parsers.network, many=True, shown="loopback"
     )
-    answer_by: float = setting(1.2, "seconds from a query to its answer, ready or not", parsers.seconds)
-    max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"))
+    answer_by: float = setting(
+        1.2, "the time from a query to its answer, ready or not", parsers.seconds, example="1.5", live=True
+    )
+    max_booting: int = setting(8, "how many VMs boot at once", parsers.whole(1, 100_000, "number of VMs"), live=True)
     max_prepared: int = setting(
-        16, "how many VMs are prepared at once, those that were used last", parsers.whole(0, 100_000, "number of VMs")
+        16,
+        "how many VMs are prepared at once, those that were used last",
+        parsers.whole(0, 100_000, "number of VMs"),
+        live=True,
     )
     max_running: int = setting(
-        0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs")
+        0, "how many VMs run at once; 0 for any number", parsers.whole(0, 1_000_000, "number of VMs"), live=True
     )
-    when_full: WhenFull = setting(WhenFull.REFUSE, "what happens to a start when so many VMs run")
+    when_full: WhenFull = setting(WhenFull.REFUSE, "what happens to a start when `max_running` VMs run", live=True)
     summon_from: tuple[Network, ...] = setting(
-        EVERYBODY, "the networks whose clients may start VMs", parsers.network, many=True, shown="everybody"
+        EVERYBODY, "the networks whose clients may start VMs", parsers.network, many=True, shown="everybody", live=True
     )
     starts_per_minute: int = setting(
         30, "how many VMs a client network, a /24 or /56, may start in a minute; 0 for any number",
-        parsers.whole(0, 1_000_000, "number of starts"),
+        parsers.whole(0, 1_000_000, "number of starts"), live=True
     )
     verify_source: bool = setting(
-        default=False, doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs"
+        default=False,
+        doc="only clients that have proven their address, by TCP or a DNS cookie, may start VMs",
+        live=True,
     )
     rate_limit: int = setting(
         200, "how many like responses a client network gets in a second by UDP (NSD's rrl-ratelimit); 0 for any number",
-        parsers.whole(0, 1_000_000, "number of responses in a second"),
+        parsers.whole(0, 1_000_000, "number of responses in a second"), live=True
     )
     rate_slip: int = setting(
-        2, "of the responses over that limit, one in this many goes out truncated; 0 for none",
-        parsers.whole(0, 100, "number of responses"),
+        2, "of the responses over `rate_limit`, one in this many goes out truncated; 0 for none",
+        parsers.whole(0, 100, "number of responses"), live=True
     )
     rate_exempt: tuple[Network, ...] = setting(
-        (), "networks without that limit; those of loopback are always among them", parsers.network
+        (), "networks without `rate_limit`; those of loopback are always among them", parsers.network, live=True
     )
     nsid: bytes | None = setting(
         None, "what is answered to clients that ask for this server's identity (RFC 5001)", parsers.octets
@@ -454,10 +533,21 @@ class Settings(Inherited):
         None, "what is answered to id.server and hostname.bind (CH TXT, RFC 4892), which are refused otherwise",
         parsers.octets,
     )
-    tsig_keys: tuple[tsig.Key, ...] = setting((), "the keys that clients and Jitsu may sign with", tsig.Key.parse)
-    allow_transfer: tuple[Rule, ...] = setting((), "who may transfer zones", Rule.parse, shown="nobody")
+    tsig_keys: tuple[tsig.Key, ...] = setting(
+        (),
+        "the keys that clients and Jitsu may sign with",
+        parsers.Parser("[ALGORITHM:]NAME:SECRET", "transfer.example.org:MTIzNDU2Nzg5MDEyMzQ1Ng==", tsig.Key.parse),
+        live=True,
+    )
+    allow_transfer: tuple[Rule, ...] = setting(
+        (), "who may transfer zones",
+        parsers.Parser("NETWORK, key NAME, or NETWORK key NAME", "192.0.2.0/24 key transfer.example.org", Rule.parse),
+        shown="nobody", live=True
+    )
     notify: tuple[Secondary, ...] = setting(
-        (), "the secondaries that are told of new serials", Secondary.parse, shown="nobody"
+        (), "the secondaries that are told of new serials",
+        parsers.Parser("ADDRESS[:PORT], or that and key NAME", "192.0.2.54 key transfer.example.org", Secondary.parse),
+        shown="nobody", live=True
     )
     query_log: Path | None = setting(
         None, "the file for a line on each query; - for standard output", parsers.text, path=True, shown="nowhere"
@@ -489,5 +579,8 @@ class Settings(Inherited):
     )
     on_host_loss: OnHostLoss = setting(OnHostLoss.WAIT, "what becomes of the VMs of a host that is lost")
     fence: str | None = setting(
-        None, "a command that makes sure that a host, its last argument, is dead; it ends with 0 if it is", parsers.text
+        None,
+        "a command that makes sure that a host, its last argument, is dead; it ends with 0 if it is",
+        parsers.text,
+        example="/usr/local/sbin/fence-host",
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from twisted.application.service import Service
 from twisted.internet import reactor as default_reactor
-from twisted.internet.defer import DeferredLock
 from twisted.internet.task import coiterate
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -47,6 +47,7 @@ from jitsu_tw.listeners import Listeners
 from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
+from jitsu_tw.sync.reload import Reloads
 from jitsu_tw.sync.trigger import SyncTrigger
 from jitsu_tw.sync.zone_reload import reading_zone
 from jitsu_tw.text import printable
@@ -54,7 +55,7 @@ from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from twisted.internet.defer import Deferred
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.sync.change_requests import ChangeRequests
     from jitsu_tw.sync.config_sync import ConfigSync
+    from jitsu_tw.sync.reconfigure import Outcome
 
 
 #: Open files that Jitsu needs beside those of DNS: connections to the control endpoint, to hypervisors, to Synjitsu and
@@ -96,6 +98,7 @@ class Options(usage.Options):
         super().__init__()
         self["zones"] = []
         self.vms: tuple[str, ...] = ()
+        self._path: Path | None = None
 
     def opt_zone(self, path: str) -> None:
         """A zone to serve, an RFC 1035 master file; may be given several times."""
@@ -113,10 +116,16 @@ class Options(usage.Options):
         self.vms = vms
 
     def load(self) -> tuple[Settings, Zones]:
-        """Return the settings and zones of the options and the files (`config.build.load`)."""
+        """
+        Return the settings and zones of the options and the files (`config.build.load`).
+
+        A file that was read once must be there from then on: without it, all its VMs would be gone.
+        """
         given = {key.replace("-", "_"): value for key, value in self.items() if value and key != "config"}
         given |= {flag: "true" for flag in FLAGS if given.get(flag)}
-        return build.load(given, self.vms, Path(self["config"]) if self["config"] else None)
+        if self._path is None:
+            self._path = Path(self["config"]) if self["config"] else build.found(given, self.vms)
+        return build.load(given, self.vms, self._path)
 
 
 class JitsuService(Service):
@@ -128,11 +137,21 @@ class JitsuService(Service):
         self,
         settings: Settings,
         zones: Zones,
+        load: Callable[[], tuple[Settings, Zones]],
         reactor: Any = default_reactor,
         twistd: Mapping[str, Any] | None = None,
     ) -> None:
-        """Connect the parts to each other; nothing is opened yet. *twistd* has its own options."""
-        self._twistd = twistd
+        """
+        Connect the parts to each other; nothing is opened yet.
+
+        Args:
+            settings: the configuration.
+            zones: its zones.
+            load: reads both anew, for a reload.
+            reactor: calls later.
+            twistd: its own options.
+        """
+        self._twistd, self._load = twistd, load
         self._settings, self._zones, self._reactor = settings, zones, reactor
         self._backends = backends_for(settings.vms, settings.hosts)
         self._trigger = SyncTrigger(reactor)
@@ -147,15 +166,15 @@ class JitsuService(Service):
         )
         warm = WarmAnswers(clocks.now, settings.summon_from)
         self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster, warm)
-        self._running = LiveConfig(self.fleet, zones, self._changed)
-        self._reloading = DeferredLock()
+        self._running = LiveConfig(settings, self.fleet, zones, self._changed)
+        self._reloads = Reloads(self._running, self.fleet, self._replaced, reactor)
         self._requests: ChangeRequests | None = None
         self._sync: ConfigSync | None = None
         if settings.persistdb is not None:
             from jitsu_tw.sync.change_requests import ChangeRequests  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
-            self._requests = ChangeRequests(settings, store, self.fleet, zones, self._running, reactor)
+            self._requests = ChangeRequests(store, self.fleet, zones, self._running, reactor)
             if settings.remote is not None:
                 self._sync = self._share(settings.remote, store, self._requests)
         self._webhooks: Webhooks | None = None
@@ -168,9 +187,6 @@ class JitsuService(Service):
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
         keys = Keyring(settings.tsig_keys)
         self._notifier = Notifier(settings.notify, keys, settings.bind, reactor)
-        limiter = Limiter(
-            os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt
-        )
         self._query_log = None
         if settings.query_log is not None:
             self._query_log = QueryLog(
@@ -182,7 +198,7 @@ class JitsuService(Service):
             warm,
             self.fleet,
             zones,
-            limiter=limiter if settings.rate_limit else None,
+            limiter=_limiter(settings),
             cookies=Cookies(os.urandom(16)),
             nsid=settings.nsid,
             chaos=chaos(settings.version, settings.identity),
@@ -190,11 +206,11 @@ class JitsuService(Service):
             allowed=Permissions(settings.allow_transfer),
             log=self._query_log,
         )
-        site = Endpoint(
+        self._site = Endpoint(
             self.fleet, self.reload, settings.control_token, reactor, problems=self._problems, served=self._served,
             counters=warm.counters, reload_zone=self.reload_zone,
         )  # fmt: skip
-        self._listeners = Listeners(settings, self._server, site, GuestSite(self.fleet, reactor), reactor)
+        self._listeners = Listeners(settings, self._server, self._site, GuestSite(self.fleet, reactor), reactor)
 
     def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
@@ -270,27 +286,40 @@ class JitsuService(Service):
                 port=self._settings.listen,
             )
 
-    async def reload(self) -> None:
+    async def reload(self) -> list[str]:
         """
-        Read the zones anew, while the old ones are served; from then on the new ones are.
+        Read the configuration and the zones anew, while the old ones are served; from then on the new ones are.
+
+        Returns:
+            what has changed, in words.
 
         Raises:
-            ConfigError: one of them is bad; the old ones are served as before.
+            ConfigError: something is bad; nothing has changed.
         """
-        await self._reloading.acquire()
         try:
-            await coiterate(self._reload())
+            outcome = await self._running.lock.run(self._reload)
         except ConfigError as error:
             for line in str(error).splitlines():
-                self.log.error("the zones are not reloaded: {error}", error=line)
+                self.log.error("not reloaded, all goes on as before: {error}", error=line)
             raise
-        finally:
-            self._reloading.release()
-        self.log.info("reloaded the zones")
+        lines = outcome.lines
+        self.log.info("reloaded: {changes}", changes="; ".join(lines) or "nothing has changed")
+        return lines
 
-    def _reload(self) -> Iterator[None]:
-        self._zones.replace((yield from build.reading_zones(self._settings, lambda: self._running.vms)))
+    @deferred
+    async def _reload(self) -> Outcome:
+        with garbage.left_alone():
+            return await self._reloads.apply(*await deferToThread(self._load))
+
+    def _replaced(self, settings: Settings, outcome: Outcome) -> None:
+        """Drop all warm answers, notify the secondary servers, and go on with *settings*, if its top has changed."""
         self._server.warm.clear()
+        if outcome.keys:
+            keys = Keyring(settings.tsig_keys)
+            self._server.configure(keys, Permissions(settings.allow_transfer), _limiter(settings))
+            self._server.warm.configure(settings.summon_from)
+            self._notifier.configure(settings.notify, keys)
+            self._site.configure(settings.control_token)
         self._notifier.tell(self._zones)
 
     async def reload_zone(self, name: str) -> None:
@@ -300,7 +329,7 @@ class JitsuService(Service):
         Raises:
             ConfigError: it is not served, or bad; the old one is served as before.
         """
-        await self._reloading.run(coiterate, self._reload_zone(name))
+        await self._running.lock.run(coiterate, self._reload_zone(name))
         self.log.info("reloaded the zone {name}", name=name)
 
     def _reload_zone(self, name: str) -> Iterator[None]:
@@ -339,6 +368,13 @@ class JitsuService(Service):
             await self._query_log.stop()
 
 
+def _limiter(settings: Settings) -> Limiter | None:
+    """Return a limiter of responses; None if there is to be none."""
+    if not settings.rate_limit:
+        return None
+    return Limiter(os.urandom(16), settings.rate_limit, slip=settings.rate_slip, exempt=settings.rate_exempt)
+
+
 def give_up(error: object) -> NoReturn:
     """End with one line, on the terminal: the log of twistd is on standard error by now."""
     print("jitsu: " + "\n".join(map(printable, str(error).splitlines())), file=sys.__stderr__)
@@ -355,6 +391,6 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     if reason := cannot_write(twistd):
         give_up(reason)
     try:
-        return JitsuService(*options.load(), twistd=twistd)
+        return JitsuService(*options.load(), options.load, twistd=twistd)
     except ConfigError as error:
         give_up(error)

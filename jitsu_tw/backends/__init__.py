@@ -36,6 +36,7 @@ class Declaration:
         settings: the keys that only its VMs have: a class with a field for each (`keys.setting`); None for none. An
             instance of it is the VM's `backend_settings`, if the VM has one of these keys.
         strict: other backends' VMs must not have these keys; if not, they have no meaning there.
+        check_uri: raises a ValueError for a text that cannot be the URI of one of its hypervisors; None where any may.
         check_definition: raises a ValueError if the octets of a `define` file do not define the VM of a name; None
             where that cannot be told beforehand.
     """
@@ -49,6 +50,7 @@ class Declaration:
     prepares: bool = True
     settings: type[attrs.AttrsInstance] | None = None
     strict: bool = True
+    check_uri: Callable[[str], None] | None = None
     check_definition: Callable[[bytes, str], None] | None = None
 
     def load(self) -> type[IBackend]:
@@ -58,10 +60,17 @@ class Declaration:
         return found
 
 
+def check_uri(text: str) -> None:
+    """Refuse what libvirt would take for a URI, but cannot open; a text without a colon may be one of its aliases."""
+    if ":" in text and "://" not in text:
+        raise ValueError(f"{text!r} is no URI of libvirt's; write one like qemu:///system")
+
+
 #: By the name in a configuration.
 BACKENDS: Final[dict[str, Declaration]] = {
     "libvirt": Declaration(
-        path="jitsu_tw.backends.libvirt:LibvirtBackend", connect="qemu:///system", check_definition=check_definition
+        path="jitsu_tw.backends.libvirt:LibvirtBackend", connect="qemu:///system", check_uri=check_uri,
+        check_definition=check_definition,
     ),
     "libxl": Declaration(
         path="jitsu_tw.backends.libxl:LibxlBackend", uris=False, host=False, settings=XenGuest

@@ -49,9 +49,9 @@ class Fault(enum.Enum):
 class MemorySettings:
     """The keys that only VMs of this backend have."""
 
-    boot_time: float = setting(0.0, "seconds that its start call takes", parsers.seconds)
+    boot_time: float = setting(0.0, "how long its start call takes", parsers.seconds, example="0.5")
     faults: frozenset[Fault] = setting(
-        frozenset(), "what goes wrong", parsers.one_of(Fault), converter=frozenset, shown="none"
+        frozenset(), "what goes wrong with the VM, for tests", parsers.one_of(Fault), converter=frozenset, shown="none"
     )
 
 

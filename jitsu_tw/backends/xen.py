@@ -60,6 +60,7 @@ class Disk:
     device: str
 
 
+@parsers.takes("KiB, or a number with KiB, MiB or GiB", "64MiB")
 def parse_memory(text: str) -> int:
     """Return KiB: of a number, which is KiB as in the original, or of one with a unit: KiB, MiB, GiB."""
     match = re.fullmatch(r"([0-9]{1,12})\s*([a-z]*)", text.strip().lower())
@@ -68,19 +69,21 @@ def parse_memory(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+@parsers.takes("text in one line", "console=hvc0")
 def parse_cmdline(text: str) -> str:
     """Return a kernel's command line: any text in one line."""
     quoted(text)
     return text
 
 
-parse_nic: Final = parsers.matching(r"[A-Za-z0-9_.:-]{1,15}", "is no bridge's name; write one like xenbr0")
+parse_nic: Final = parsers.matching("name of a bridge", "xenbr0", r"[A-Za-z0-9_.:-]{1,15}", "is no bridge's name")
 
 parse_script: Final = parsers.matching(
-    r"[A-Za-z0-9_./+-]+", "is no script that xl could be given; write a name like vif-bridge, or a path"
+    "name or path of a script", "vif-bridge", r"[A-Za-z0-9_./+-]+", "is no script that xl could be given"
 )
 
 
+@parsers.takes("PATH@DEVICE", "/srv/www.img@xvda")
 def parse_disk(text: str) -> Disk:
     """Return the disk of ``PATH@DEVICE``."""
     path, _, device = text.rpartition("@")
@@ -90,6 +93,7 @@ def parse_disk(text: str) -> Disk:
     return Disk(path, device)
 
 
+@parsers.takes("one of pv, pvh, hvm", "pvh")
 def parse_type(text: str) -> Type:
     """Return how Xen runs a guest."""
     try:
@@ -103,19 +107,29 @@ class XenGuest:
     """What libxl has to know of a VM without `define`."""
 
     kernel: Path | None = setting(
-        None, "a file; an HVM guest can do without one, and boots from its disk", parsers.text, path=True
+        None,
+        "the kernel that its guest boots; an HVM guest can do without one, and boots from its disk",
+        parsers.text,
+        example="www.xen",
+        path=True,
     )
-    memory: int = setting(128 * 2**10, "in KiB", parse_memory, shown="128MiB")
-    cmdline: str = setting("", "the kernel's", parse_cmdline)
+    memory: int = setting(128 * 2**10, "the memory of its guest", parse_memory, shown="128MiB")
+    cmdline: str = setting("", "the command line of its kernel", parse_cmdline)
     nic: tuple[str, ...] = setting((), "the bridges of its interfaces, one for each", parse_nic)
     script: tuple[str, ...] = setting((), "what sets the interfaces up, taken in turn", parse_script, shown="xl's own")
-    disk: tuple[Disk, ...] = setting((), "its disks", parse_disk)
+    disk: tuple[Disk, ...] = setting((), "the disks of its guest", parse_disk)
     rumprun_config: Path | None = setting(
-        None, "a rumprun unikernel's configuration, JSON, which it finds in Xenstore", parsers.text, path=True
+        None,
+        "a rumprun unikernel's configuration, JSON, which it finds in Xenstore",
+        parsers.text,
+        example="www.json",
+        path=True,
     )
-    type: Type = setting(Type.PV, "how it runs: pv, pvh or hvm", parse_type)
-    ramdisk: Path | None = setting(None, "a file", parsers.text, path=True)
-    vcpus: int = setting(1, "how many processors it sees", parsers.whole(1, 512, "number of processors"))
+    type: Type = setting(Type.PV, "how Xen runs its guest: pv, pvh or hvm", parse_type)
+    ramdisk: Path | None = setting(
+        None, "the initial RAM disk of its kernel", parsers.text, example="initrd.img", path=True
+    )
+    vcpus: int = setting(1, "how many processors its guest sees", parsers.whole(1, 512, "number of processors"))
     mac: tuple[str, ...] = setting((), "its interfaces' MACs, in their order", parsers.mac, shown="made of the uuid")
 
     @property

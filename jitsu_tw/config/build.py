@@ -58,8 +58,9 @@ LEAST_IDLE: Final = 10.0
 #: The keys whose values are in no field of their own of a `VM`.
 _OTHERS: Final = VM_KEYS.keys() - INHERITED.keys() - keys_of(VM).keys()
 
-#: The keys of a VM that name a file.
+#: The keys of a VM that name a file, and those that are durations.
 _PATHS: Final = frozenset(name for name, key in VM_KEYS.items() if key.path)
+_DURATIONS: Final = frozenset(name for name, key in VM_KEYS.items() if key.unit)
 
 
 def load(
@@ -71,8 +72,7 @@ def load(
     Args:
         options: long names of options and their values; they beat the file.
         pairs: positional VMs: ``dns=…,ip=…,name=…``.
-        path: the YAML file; without one, `FILE` beside the first zone is read if it is there, or, where neither zones
-            nor VMs are given, in this directory.
+        path: the YAML file; without one, that of `found` is read.
 
     Raises:
         ConfigError: the place, what is wrong there, and what would be right; of the first `Mistakes.MOST` mistakes.
@@ -81,13 +81,25 @@ def load(
         key: [RawValue(text, COMMAND_LINE) for text in ([value] if isinstance(value, str) else value)]
         for key, value in options.items()
     }
-    if path is None and (given.get("zones") or not pairs):
-        beside = Path(given["zones"][0].text).with_name(FILE) if given.get("zones") else Path(FILE)
-        path = beside if beside.exists() else None
+    if path is None:
+        path = found(options, pairs)
     file = read_file(path) if path is not None else File({})
     file.top.update(given)
     file.vms = chain(file.vms, map(read_pairs, pairs))
-    return _settings(file)
+    return _settings(file, path)
+
+
+def found(options: Mapping[str, str | Sequence[str]], pairs: Sequence[str] = ()) -> Path | None:
+    """
+    Return the YAML file of a command line that names none; None if there is none.
+
+    It is `FILE` beside the first zone or, where neither zones nor VMs are given, in this directory.
+    """
+    zones = options.get("zones")
+    if pairs and not zones:
+        return None
+    beside = Path(zones[0]).with_name(FILE) if zones else Path(FILE)
+    return beside if beside.exists() else None
 
 
 def _values(raw: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[str, Any]:
@@ -103,7 +115,7 @@ def _values(raw: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[st
                 mistakes.add(one.wrong(f"{where}{name}", str(error)))
                 continue
             if key.path:
-                value = Path(one.path).parent / value if one.path != COMMAND_LINE else Path(value)
+                value = _beside(one, value)
             found.append(value)
         if found:
             values[name] = tuple(found) if key.many else found[0]
@@ -111,7 +123,13 @@ def _values(raw: RawConfig, keys: Mapping[str, Key], where: str = "") -> dict[st
     return values
 
 
-def _settings(file: File) -> tuple[Settings, Zones]:
+def _beside(one: RawValue, path: str) -> Path:
+    """Return the *path* that *one* names: relative to the file that it stands in."""
+    return Path(one.path).parent / path if one.path != COMMAND_LINE else Path(path)
+
+
+def _settings(file: File, path: Path | None) -> tuple[Settings, Zones]:
+    """Return the settings and zones of *file*, which is at *path*."""
     mistakes, builder = file.mistakes, None
     with mistakes:
         builder = _Builder(_top(file), file.top)
@@ -120,7 +138,7 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     for raw in file.vms:
         with mistakes:
             if builder is None:  # what else holds for a VM depends on the top
-                _values(raw, VM_KEYS, _where(raw))
+                _vm_values(raw, next(iter(raw.values()))[0], _where(raw))
                 continue
             vm = builder.vm(raw)
             unique.add(vm, raw)
@@ -129,6 +147,9 @@ def _settings(file: File) -> tuple[Settings, Zones]:
                 needs[vm.name] = raw["needs"][0]
     del unique  # of 100,000 VMs, that is a lot
     if builder is None:
+        for one in file.top.get("zones", ()):
+            with mistakes:
+                finish(Zone.reading(_beside(one, one.text)))
         mistakes.end()
     assert builder is not None
     if not mistakes:
@@ -136,7 +157,7 @@ def _settings(file: File) -> tuple[Settings, Zones]:
     settings = attrs.evolve(builder.settings, vms=tuple(vms))
     if not settings.vms and not settings.zones and not mistakes:
         message = "there is nothing to serve; name a zone file with --zone, or a VM with dns=…,ip=…,name=…"
-        raise ConfigError(message)
+        raise ConfigError(message, path)
     with mistakes:
         found = zones(settings)
     mistakes.end()
@@ -162,9 +183,13 @@ def _top(file: File) -> Settings:
     with mistakes:
         _read_secrets(values, raw)
     settings = Settings(**values)
-    for check in (_check_keys, _check_token, _check_fence, _check_remote, _check_forwarder, _check_listen):
+    for check in (
+        _check_keys, _check_token, _check_fence, _check_remote, _check_forwarder, _check_listen, _check_persistdb,
+    ):  # fmt: skip
         with mistakes:
             check(settings, raw)
+    with mistakes:
+        _check_uri(settings.backend, raw, "")
     with mistakes:
         _check_times(settings, raw, "")
     mistakes.end()
@@ -242,6 +267,25 @@ def _check_keys(settings: Settings, raw: RawConfig) -> None:
                 raise one.wrong(name, f"{to_text(value.key)} is none of the tsig_keys; add it there")
 
 
+def _check_persistdb(settings: Settings, raw: RawConfig) -> None:
+    """Refuse a file where the state is to be."""
+    if settings.persistdb is not None and settings.persistdb.is_file():
+        message = f"{settings.persistdb} is a file; name a folder, which Jitsu makes"
+        raise raw["persistdb"][0].wrong("persistdb", message)
+
+
+def _check_uri(kind: str, raw: RawConfig, where: str) -> None:
+    """Refuse a URI that no hypervisor of this *kind* can have."""
+    check = BACKENDS[kind].check_uri
+    if check is None:
+        return
+    for one in raw.get("connect", ()):
+        try:
+            check(one.text)
+        except ValueError as error:
+            raise one.wrong(f"{where}connect", str(error)) from error
+
+
 def _check_fence(settings: Settings, raw: RawConfig) -> None:
     """Refuse to start VMs elsewhere where nothing makes sure that they do not run any more."""
     if settings.on_host_loss is OnHostLoss.RESTART and not settings.fence:
@@ -283,6 +327,7 @@ def _hosts(listed: Sequence[RawConfig]) -> tuple[Host, ...]:
         if values["name"] in {*found, ANY}:
             raise raw["name"][0].wrong(f"{where}name", f"{values['name']} is taken already; each needs its own")
         host = Host(**{"connect": values["name"], **values})
+        _check_uri(host.backend, raw, where)
         if "connect" not in values and BACKENDS[host.backend].uris:
             raise first.wrong(f"{where}connect", "is missing; say the hypervisor's URI")
         found[host.name] = host
@@ -346,6 +391,8 @@ class _Builder:
         kind = hosts[0].backend if hosts else values.get("backend", self.settings.backend)
         vm = self._assembled(values, raw, first, kind, hosts)
         mistakes = Mistakes()
+        with mistakes:
+            _check_uri(kind, raw, where)
         for check in (
             _check_boot, _check_prepare, _check_standin, _check_times, _check_backend_keys, _check_definition,
         ):  # fmt: skip
@@ -387,6 +434,8 @@ class _Builder:
             fields["raw"] = {key: tuple([one.text for one in ones]) for key, ones in raw.items()}
             for key in _PATHS & raw.keys():
                 fields["raw"][key] = (str(values[key].absolute()),)
+            for key in _DURATIONS & raw.keys():  # the state has seconds, whatever their unit was
+                fields["raw"][key] = (f"{values[key]:.15g}",)
         dns = raw["dns"][0]
         fields["place"], fields["dns_place"] = (first.path, first.line), (dns.path, dns.line)
         return VM(**fields)

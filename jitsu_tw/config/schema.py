@@ -18,12 +18,12 @@ from jitsu_tw.readiness import READINESS
 from jitsu_tw.settings import VM, Cluster, Host, Inherited, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from jitsu_tw.keys import Key
 
 
-def _backend(names: Iterable[str]) -> Callable[[str], str]:
+def _backend(names: Iterable[str]) -> parsers.Parser[str]:
     """Return a parser of one of the backends *names*, which refuses those whose library is not installed."""
     choose = parsers.choice(names)
 
@@ -33,7 +33,7 @@ def _backend(names: Iterable[str]) -> Callable[[str], str]:
             parsers.require(declared.path.partition(":")[0], declared.extra)
         return text
 
-    return parse
+    return attrs.evolve(choose, function=parse)
 
 
 def _keys_of(kind: type[attrs.AttrsInstance], backends: Iterable[str] = BACKENDS) -> dict[str, Key]:

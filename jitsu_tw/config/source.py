@@ -37,6 +37,14 @@ _NULL: Final = "tag:yaml.org,2002:null"
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _TEXT: Final = "tag:yaml.org,2002:str"
 
+#: What helps, by words of YAML's own errors.
+_REMEDIES: Final = {
+    "alphabetic or numeric character": '; quote what begins with *, as "*.example.org"',
+    "tab character": "; indent with blanks, not with tabs",
+    r"'\t'": "; indent with blanks, not with tabs",
+    "mapping values are not allowed": "; quote a value that has a colon and a blank in it",
+}
+
 #: What is more than lines of the form "key: value".
 GROUPS: Final = ("vms", "hosts", "cluster")
 
@@ -138,21 +146,7 @@ def read_file(path: Path) -> File:
     Raises:
         ConfigError: it cannot be read, or is no YAML; keys that do not exist are among the `File.mistakes`.
     """
-    text = read_text(path)
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except RecursionError as error:
-        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
-    except yaml.reader.ReaderError as error:
-        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
-        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
-        raise ConfigError(message, path, at) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else None
-        raise ConfigError(f"is not YAML: {error.problem or error.context}", path, line) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
+    root = _compose(read_text(path), path)
     if root is None:
         return File({})
     source, file = _Source(str(path)), File({})
@@ -165,6 +159,45 @@ def read_file(path: Path) -> File:
     file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
     file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)
     return file
+
+
+def read_vm(text: str, path: Path) -> RawConfig:
+    """
+    Return the raw configuration of one VM in YAML.
+
+    Raises:
+        ConfigError: it is none, or has keys that do not exist.
+    """
+    root, raw, mistakes = _compose(text, path), RawConfig(), Mistakes()
+    if root is not None:
+        raw = _raw(_mapping(root, str(path), "", mistakes), _Source(str(path)), VM_KEYS, "", mistakes)
+    mistakes.end()
+    return raw
+
+
+def _compose(text: str, path: Path) -> Any:
+    """
+    Return the root of the YAML *text* of the file at *path*; None if it is empty.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ConfigError("is not YAML of a configuration: its lists are nested too deeply", path) from error
+    except yaml.reader.ReaderError as error:
+        at = text[: text.find(chr(error.character))].count("\n") + 1  # its position is in octets with libyaml
+        message = f"is not YAML: the character #x{error.character:04x} cannot be in it; remove it"
+        raise ConfigError(message, path, at) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else None
+        problem = str(error.problem or error.context)
+        remedy = next((remedy for words, remedy in _REMEDIES.items() if words in problem), "")
+        raise ConfigError(f"is not YAML: {problem}{remedy}", path, line) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", path) from error
 
 
 def _list(
@@ -232,8 +265,7 @@ def _raw(
     for name, (at, node) in nodes.items():
         key = keys.get(name)
         if key is None:
-            known = keys if where else [*keys, *GROUPS]
-            mistakes.add(ConfigError(f"no such key{near(name, known)}", source.path, at, f"{where}{name}"))
+            mistakes.add(ConfigError(_no_such_key(name, keys), source.path, at, f"{where}{name}"))
             continue
         try:
             raw[name] = _values(node, source, key, at, where, name)
@@ -242,6 +274,17 @@ def _raw(
         if source.left < 0:
             break
     return raw
+
+
+def _no_such_key(name: str, keys: Mapping[str, Key]) -> str:
+    """Return what is wrong with the key *name*, which is none of *keys*."""
+    if name == "<<":
+        return "no such key; what holds for all VMs stands at the top of the file"
+    if keys is KEYS and name in VM_KEYS:
+        return "no such key here; it is a VM's, and stands in the list vms"
+    if keys is VM_KEYS and name in KEYS:
+        return "no such key here; it stands at the top of the file"
+    return f"no such key{near(name, [*keys, *GROUPS] if keys is KEYS else keys)}"
 
 
 def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[RawValue]:

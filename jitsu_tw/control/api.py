@@ -54,7 +54,7 @@ class Endpoint(Guarded):
     def __init__(
         self,
         fleet: Fleet,
-        reload: Callable[[], Coroutine[Any, Any, None]],
+        reload: Callable[[], Coroutine[Any, Any, list[str]]],
         token: str | None = None,
         reactor: Any = None,
         wall: Callable[[], float] = time.time,
@@ -69,7 +69,7 @@ class Endpoint(Guarded):
 
         Args:
             fleet: to see and steer.
-            reload: reads the zones anew.
+            reload: reads the configuration anew, and returns what has changed, in words.
             token: a client that does not show it sees nothing; None: all clients that can connect see all.
             reactor: calls later.
             wall: seconds since 1970.
@@ -196,8 +196,10 @@ class Endpoint(Guarded):
         await self._fleet.cluster.drain(what, name, undo=undo)
         return MEMBERS[what](self._fleet)
 
-    async def _reloaded(self, request: Request) -> dict[str, bool]:
-        """Read the zones anew, or the one that ``zone`` names; if one is bad, answer why, and serve the old ones."""
+    async def _reloaded(self, request: Request) -> dict[str, Any]:
+        """Read the configuration and the zones anew, or the zone ``zone``; what is bad changes nothing."""
         zone = argument(request, "zone")
-        await (self._reload() if zone is None else self._reload_zone(zone))
-        return {"reloaded": True}
+        if zone is None:
+            return {"reloaded": True, "changes": await self._reload()}
+        await self._reload_zone(zone)
+        return {"reloaded": True, "changes": []}

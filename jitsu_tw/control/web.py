@@ -213,9 +213,13 @@ class Guarded(Site):
     ) -> None:
         """Serve *routes* (`Router`) to clients that know *token*; None: to all that can connect."""
         super().__init__(Router(routes, kinds, self.check), requestFactory=Request, reactor=reactor, timeout=ASK_WITHIN)
-        self._token = None if token is None else token.encode()
+        self.configure(token)
         self.connections: Connections[Channel] = Connections(MOST_CONNECTIONS, MOST_FROM_ONE)
         self.slices: Slices[Request] = Slices(reactor, Request.process)
+
+    def configure(self, token: str | None) -> None:
+        """Serve clients that know *token* from now on; None: all that can connect."""
+        self._token = None if token is None else token.encode()
 
     def share_of(self, peer: object) -> bytes:
         """Return whose share of the connections and of the time *peer*, an address of Twisted's, uses."""

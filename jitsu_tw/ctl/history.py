@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,8 +40,11 @@ _NEWEST_FIRST: Final = pygit2.enums.SortMode.TOPOLOGICAL | pygit2.enums.SortMode
 #: Seconds between two looks at the request.
 _PAUSE: Final = 0.05
 
+#: How many of the last commits may have come since a request was merged.
+_LAST: Final = 100
 
-_state = click.option(
+
+state_option = click.option(
     "--state",
     type=click.Path(path_type=Path),
     default=Path("/var/lib/jitsu/state.git"),
@@ -67,7 +71,7 @@ def opened(path: Path) -> Iterator[pygit2.Repository]:
         raise FailedError(f"{path}: {error}; name Jitsu's persistdb with --state") from error
 
 
-def _commit(repository: pygit2.Repository, name: str) -> pygit2.Commit:
+def commit_at(repository: pygit2.Repository, name: str) -> pygit2.Commit:
     """Return the commit that *name* means: a branch of the state, or what git calls a revision."""
     try:
         return repository.revparse_single(name).peel(pygit2.Commit)
@@ -97,6 +101,13 @@ def _before(commit: pygit2.Commit) -> pygit2.Commit | None:
     return commit.parents[0] if commit.parents else None
 
 
+def _last_change(commit: pygit2.Commit) -> pygit2.Commit:
+    """Return the last commit, from *commit* on, that has changed a VM; the first one of all if none has."""
+    while (before := _before(commit)) is not None and folder_id(before, VMS) == folder_id(commit, VMS):
+        commit = before
+    return commit
+
+
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[dict[str, str | None]]:
     return [
         {"path": path, "old": old.get(path), "new": new.get(path)}
@@ -107,12 +118,12 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[dict[str, s
 
 @click.command()
 @click.argument("path", default="")
-@_state
+@state_option
 @as_json_option
 def tree(path: str, state: Path, *, as_json: bool) -> None:
     """Print what the state says, all of it or below PATH: each value at the end of a dotted line."""
     with opened(state) as repository:
-        everything = files(_commit(repository, MAIN).tree)
+        everything = files(commit_at(repository, MAIN).tree)
     below = path.strip("/")
     values = {one: value for one, value in everything.items() if below in {"", one} or one.startswith(f"{below}/")}
     if not values:
@@ -129,14 +140,14 @@ def tree(path: str, state: Path, *, as_json: bool) -> None:
 @click.command()
 @click.argument("vm", default="")
 @click.option("-n", "number", default=20, show_default=True, help="The most commits to show; 0: all.")
-@_state
+@state_option
 @as_json_option
 def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
     """Show what has changed the configuration, of all VMs or of the one with the name or uuid VM; the last first."""
     with opened(state) as repository:
         folder = VMS if not vm else f"{VMS}/{_uuid(repository, vm)}"
         found = []
-        for commit in repository.walk(_commit(repository, MAIN).id, _NEWEST_FIRST):
+        for commit in repository.walk(commit_at(repository, MAIN).id, _NEWEST_FIRST):
             if all(folder_id(commit, folder) != folder_id(parent, folder) for parent in (commit.parents or (None,))):
                 found.append(commit)
             if len(found) == number > 0:
@@ -161,7 +172,7 @@ def log(vm: str, number: int, state: Path, *, as_json: bool) -> None:
 def _uuid(repository: pygit2.Repository, vm: str) -> str:
     """Return the uuid of the VM that is or was called *vm*; commits between those of Jitsu may have anything."""
     reader = Reader(repository)
-    for commit in repository.walk(_commit(repository, MAIN).id):
+    for commit in repository.walk(commit_at(repository, MAIN).id):
         folder = subtree(commit.tree, VMS)
         for entry in folder or ():
             if entry.name == vm:
@@ -176,7 +187,7 @@ def _uuid(repository: pygit2.Repository, vm: str) -> str:
 @click.command()
 @click.argument("commit", default="")
 @click.argument("other", default="")
-@_state
+@state_option
 @as_json_option
 def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
     """
@@ -186,13 +197,13 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
     With two: from the one to the other.
     """
     with opened(state) as repository:
-        head = _commit(repository, MAIN)
-        new = _commit(repository, other or commit or MAIN)
+        head = commit_at(repository, MAIN)
+        new = commit_at(repository, other or commit or MAIN)
         if other:
-            old: pygit2.Commit | None = _commit(repository, commit)
+            old: pygit2.Commit | None = commit_at(repository, commit)
         elif not commit:
-            while (old := _before(new)) is not None and folder_id(old, VMS) == folder_id(new, VMS):
-                new = old
+            new = _last_change(new)
+            old = _before(new)
         elif repository.descendant_of(head.id, new.id) or head.id == new.id:
             old = _before(new)
         else:
@@ -210,39 +221,45 @@ def diff(commit: str, other: str, state: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("branch")
-@_state
+@state_option
 def merge(branch: str, state: Path) -> None:
     """Ask the running Jitsu to merge BRANCH, which is in the state, and wait for what it says."""
     with opened(state) as repository:
         name = branch.removeprefix("refs/heads/").removeprefix("rejected/").replace("/", "-")
-        commit = _commit(repository, branch)
+        commit = commit_at(repository, branch)
         if branch.removeprefix("refs/heads/").startswith("rejected/") and commit.parents:
             commit = commit.parents[0]
-        _ask(repository, name, commit.id)
+        ask(repository, name, commit.id)
 
 
 @click.command()
-@click.argument("commit")
-@_state
+@click.argument("commit", default="")
+@state_option
 def revert(commit: str, state: Path) -> None:
-    """Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says."""
+    """
+    Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says.
+
+    Without COMMIT: what the last commit that has changed a VM has.
+    """
     with opened(state) as repository:
-        head, undone = _commit(repository, MAIN), _commit(repository, commit)
+        head = commit_at(repository, MAIN)
+        undone = commit_at(repository, commit) if commit else _last_change(head)
         is_, was, ours = _vms(repository, undone, _before(undone), head)
         merged, conflicts = three_way(is_, ours, was)
         if conflicts:
             raise FailedError("\n".join(["that has been changed again since:", *conflicts]))
         if merged == ours:
-            raise FailedError(f"{commit} has changed no VM, or nothing of that is left; jitsuctl log lists commits")
-        tree_id = _with_vms(repository, head.tree, ours, merged)
-        who = _who(repository)
+            name = commit or str(undone.id)[:10]
+            raise FailedError(f"{name} has changed no VM, or nothing of that is left; jitsuctl log lists commits")
+        tree_id = with_vms(repository, head.tree, ours, merged)
+        who = who_is(repository)
         subject = next(iter(undone.message.splitlines()), "")
         message = f'Revert "{subject}"\n\nThis undoes {undone.id}.\n'
         made = repository.create_commit(None, who, who, message, tree_id, [head.id])
-        _ask(repository, f"revert-{str(undone.id)[:10]}", made)
+        ask(repository, f"revert-{str(undone.id)[:10]}", made)
 
 
-def _who(repository: pygit2.Repository) -> pygit2.Signature:
+def who_is(repository: pygit2.Repository) -> pygit2.Signature:
     """Return who the user is, as git knows; else the name of the account."""
     try:
         return repository.default_signature
@@ -250,7 +267,7 @@ def _who(repository: pygit2.Repository) -> pygit2.Signature:
         return pygit2.Signature(getpass.getuser(), f"{getpass.getuser()}@localhost")
 
 
-def _with_vms(
+def with_vms(
     repository: pygit2.Repository, tree: pygit2.Tree, before: Mapping[str, str], values: Mapping[str, str]
 ) -> pygit2.Oid:
     """Write *tree* with *values* in the place of *before*."""
@@ -265,8 +282,8 @@ def _with_vms(
     return index.write_tree(repository)
 
 
-def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
-    """Make *commit* a request, wait until it is handled, and print the result."""
+def ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> pygit2.Commit:
+    """Make *commit* a request, wait until it is handled, print the result, and return the last commit then."""
     branch, references = REQUEST + name, repository.references
     references.create(branch, commit, force=True)
     end = time.monotonic() + PATIENCE
@@ -277,9 +294,13 @@ def _ask(repository: pygit2.Repository, name: str, commit: pygit2.Oid) -> None:
         time.sleep(_PAUSE)
     if REJECTED + name in references:
         raise FailedError(references[REJECTED + name].peel(pygit2.Commit).message.strip())
-    merged = references[MAIN].peel(pygit2.Commit)
+    last = commit_at(repository, MAIN)
+    # Jitsu may have committed more since.
+    walk = islice(repository.walk(last.id), _LAST)
+    merged = next((one for one in walk if commit in one.parent_ids and one.message.startswith("Merge ")), last)
     what = [line for line in merged.message.splitlines()[2:-1] if line] if merged.message.startswith("Merge ") else []
     show.say("; ".join(["merged", *what]))
+    return merged
 
 
 @click.command()

@@ -214,7 +214,11 @@ def drain(control: Control, name: str, *, undo: bool) -> Any:
 
 @click.command()
 @click.argument("zone", required=False)
-@prints(lambda _: show.say("reloaded"))
+@prints(show.reloaded)
 def reload(control: Control, zone: str | None) -> Any:
-    """Read the zones anew, or ZONE alone. A bad one is refused with the reason, and the old ones go on."""
+    """
+    Read the configuration and the zones anew, or ZONE alone.
+
+    What is bad is refused with the reason, and nothing changes.
+    """
     return control.ask("POST", "/v1/reload" if zone is None else f"/v1/reload?{urlencode({'zone': zone})}")

@@ -158,6 +158,12 @@ def drained(listed: list[dict[str, Any]]) -> None:
     members("node" if listed and "here" in listed[0] else "host", listed)
 
 
+def reloaded(answer: dict[str, Any]) -> None:
+    """Print what a reload has changed."""
+    for line in ("reloaded", *answer["changes"]):
+        say(line)
+
+
 def starts(listed: list[dict[str, Any]]) -> None:
     """Print what a dry run would have started as a table."""
     made = Rows("VM", "client network", "type", "starts", right=("starts",))

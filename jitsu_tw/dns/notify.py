@@ -63,12 +63,19 @@ class Notifier:
                 family, since that is the primary's address for the secondary.
             reactor: `IReactorUDP` and `IReactorTime`.
         """
-        own = tuple(bind)
+        self._own, self._reactor = tuple(bind), reactor
+        self._listeners: list[Listener] = []
+        self._sent_serials: dict[bytes, int] = {}
+        self.configure(secondaries, keys)
+
+    def configure(self, secondaries: Iterable[Secondary], keys: Keyring) -> None:
+        """Notify *secondaries*, which sign with *keys*, from now on, in place of those before."""
+        self.stop()
         self._listeners = [
-            Listener(each, keys.get(each.key) if each.key else None, _source(each.host, own), reactor)
+            Listener(each, keys.get(each.key) if each.key else None, _source(each.host, self._own), self._reactor)
             for each in secondaries
         ]
-        self._sent_serials: dict[bytes, int] = {}
+        self._sent_serials.clear()
 
     def tell(self, zones: Iterable[Zone]) -> None:
         """

@@ -134,13 +134,16 @@ class Server:
             log: the query log; None: there is none.
             wall: seconds since 1970, for cookies and signatures.
         """
-        self.resolver, self.warm, self.limiter = resolver, warm, limiter
+        self.resolver, self.warm = resolver, warm
         self._fleet, self._zones, self._cookies, self._nsid, self._wall = fleet, zones, cookies, nsid, wall
-        self._chaos = chaos or {}
-        self._keys, self._allowed = keys or Keyring(), allowed or Permissions()
-        self._log = log
+        self._chaos, self._log = chaos or {}, log
+        self.configure(keys or Keyring(), allowed or Permissions(), limiter)
         self._waiting: set[Deferred[Answer]] = set()
         self._is_ending = False
+
+    def configure(self, keys: Keyring, allowed: Permissions, limiter: Limiter | None) -> None:
+        """Go on with these, which `__init__` describes."""
+        self._keys, self._allowed, self.limiter = keys, allowed, limiter
 
     def receive(
         self,

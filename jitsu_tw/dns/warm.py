@@ -172,8 +172,12 @@ class WarmAnswers:
         self.answers: dict[bytes, WarmAnswer] = {}
         self.counters = Counters()
         self._used: list[WarmAnswer] = []  # those whose count is not 0
-        self._keepers = None if set(EVERYBODY) <= set(summon_from) else Networks(summon_from)
+        self.configure(summon_from)
         self._exact, self._wild = _Share(), _Share()
+
+    def configure(self, summon_from: Sequence[Network]) -> None:
+        """Renew leases for the clients in the networks *summon_from* from now on."""
+        self._keepers = None if set(EVERYBODY) <= set(summon_from) else Networks(summon_from)
 
     def take(self, received: Received, now: float, limiter: Limiter | None = None) -> tuple[Taken, list[str]]:
         """

@@ -330,11 +330,18 @@ class Zone:
 
     def bump(self) -> None:
         """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""
-        serial = (self.serial + 1) % 2**32
+        self._set_serial((self.serial + 1) % 2**32)
+
+    def _set_serial(self, serial: int) -> None:
         rdata = self.soa.rdata[:-20] + serial.to_bytes(4, "big") + self.soa.rdata[-16:]
         self.soa = RR(self.soa.owner, SOA, self.soa.ttl, rdata)
         rrsets = self._nodes[self.key].rrsets
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
+
+    def follow(self, before: Zone, *, changed: bool) -> None:
+        """Raise the serial, if it is not later, to that of the zone *before*; beyond it if the VMs have *changed*."""
+        if not 0 < (self.serial - before.serial) % 2**32 < 2**31:  # RFC 1982, 3.2
+            self._set_serial((before.serial + changed) % 2**32)
 
     def enclose(self, apex: bytes) -> None:
         """Make *apex*, of a served zone inside this one, exist here, so that names above it are not NXDOMAIN."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Delay(Strategy):
     """`response_delay` seconds after the start call returned (the original's ``-d``)."""
 
-    key = Key(parsers.seconds, "ready this many seconds after its start", own=Limits(0, READY_WITHIN))
+    key = Key(parsers.seconds, "ready this long after its start", own=Limits(0, READY_WITHIN), example="3s")
 
     def wait(self, vm: VM, guest: Guest, every: float = EVERY) -> Deferred[None]:  # noqa: ARG002
         """Fire after the delay."""

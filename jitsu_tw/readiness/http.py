@@ -12,6 +12,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.keys import Key, Limits
+from jitsu_tw.parsers import Parser
 from jitsu_tw.readiness.port import Port
 
 if TYPE_CHECKING:
@@ -106,7 +107,11 @@ class Fetch(Protocol):
 class HttpAnswer(Port):
     """`wait_for_http` is answered as it should be, on the port `wait_for_port`."""
 
-    key = Key(Http.parse, "ready when a GET of this path is answered by 2xx, 3xx or the given status", own=Limits())
+    key = Key(
+        Parser("path of a URL, or that and a status", "/healthz 204", Http.parse),
+        "ready when a GET of this path is answered by 2xx, 3xx or the given status",
+        own=Limits(),
+    )
     uses: ClassVar[Mapping[str, Any]] = {"wait_for_port": 80}
     no_stand_in = "no HTTP gets through to a guest that is stood in for; use wait_for_port with use_synjitsu"
 

@@ -41,8 +41,10 @@ class XenstoreKey(Strategy):
 
     key = Key(
         parsers.matching(
+            "key in Xenstore",
+            "data/ready",
             "[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*",
-            "is no key in Xenstore below the VM's own; write one like data/ready",
+            "is no key in Xenstore below the VM's own",
             LONGEST_KEY,
         ),
         "Xen: ready when the guest has written this key to Xenstore",

@@ -30,13 +30,16 @@ from jitsu_tw.dns.wire import to_text
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 #: The message of a commit that changes nothing but statistics.
 STATISTICS: Final = "Statistics"
 
 #: The folder that requests may change: it has one folder for each VM.
 VMS: Final = "jitsu/vm"
+
+#: In a request, the folder of a new VM whose uuid the hypervisor knows.
+UNKNOWN: Final = "00000000-0000-0000-0000-000000000000"
 
 #: The file of a VM's name, in the VM's folder.
 NAME: Final = "config/name/0"
@@ -145,15 +148,20 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
 
 def vm_files(vm: VM) -> dict[str, str]:
     """Return the configuration of *vm*: values by their paths below the VM's folder."""
-    files = {"ip": " ".join(map(str, vm.ip)), "stop_mode": vm.mode.value}
-    for name in vm.dns:
-        files[f"dns/{label(name)}/ttl"] = str(vm.ttl)
-    for key, values in vm.raw.items():
+    own = {"ip": tuple(map(str, vm.ip)), "mode": (vm.mode.value,), "ttl": (str(vm.ttl),)}
+    return files_of({**vm.raw, **own, "dns": tuple(map(label, vm.dns))})
+
+
+def files_of(values: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return *values* by their paths below a VM's folder: the inverse of `sayings`. Names are as `label` has them."""
+    ttl = values.get("ttl", ("",))[0]
+    files = {f"dns/{name}/ttl": ttl for name in values.get("dns", ())}
+    for key, texts in values.items():
         if key in FILES:
-            files.setdefault(FILES[key], values[0])
+            files[FILES[key]] = " ".join(texts)
         elif key not in _DNS:
-            for number, value in enumerate(values):
-                files[f"config/{key}/{number}"] = value
+            for number, text in enumerate(texts):
+                files[f"config/{key}/{number}"] = text
     return files
 
 
@@ -172,7 +180,7 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
     """
     Yield each key, value and path of the *files* of one VM: the inverse of `vm_files`.
 
-    A VM has one TTL, which is a file of each of its names: a changed file counts.
+    A VM has one TTL, which is a file of each of its names: a changed file counts, and an empty one says nothing.
 
     Args:
         files: values by their paths below the VM's folder.
@@ -192,9 +200,10 @@ def sayings(files: Mapping[str, str], was: Mapping[str, str]) -> Iterator[tuple[
                     yield keys[file], one, path
             case ["dns", name, "ttl"]:
                 yield "dns", name, path
-                ttls[value] = path
-                if files[path] != was.get(path):
-                    new[value] = path
+                if value:
+                    ttls[value] = path
+                    if files[path] != was.get(path):
+                        new[value] = path
             case ["config", key, number] if number.isdecimal() and key not in FILES.keys() | _DNS:
                 yield key, value, path
             case ["config", key, _] if key in FILES.keys() | _DNS:

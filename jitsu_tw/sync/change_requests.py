@@ -8,18 +8,15 @@ and a request disagree, the request holds until the next start, and then the fil
 
 from __future__ import annotations
 
-from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from twisted.internet.defer import CancelledError, DeferredLock, succeed
+from twisted.internet.defer import CancelledError, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from jitsu_tw.config.build import UniquenessCheck, check_needs, vm_from
-from jitsu_tw.config.schema import VM_KEYS
+from jitsu_tw.config.build import UniquenessCheck, check_needs
 from jitsu_tw.config.source import RawValue
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.dns.binding import is_here
@@ -27,10 +24,10 @@ from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
 from jitsu_tw.store.layout import (
     NAME,
     OVER_FILE,
+    UNKNOWN,
     VMS,
     came,
     origin_path,
-    sayings,
     vm_changes,
     vm_files,
     vms,
@@ -38,6 +35,7 @@ from jitsu_tw.store.layout import (
 from jitsu_tw.store.requests import fairly, guest_of, shortened
 from jitsu_tw.sync.permissions import Budgets, check_change, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
+from jitsu_tw.sync.reload import vm_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.config.source import RawConfig
     from jitsu_tw.dns.lookup import Zones
-    from jitsu_tw.settings import VM, Settings
+    from jitsu_tw.settings import VM
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.store.requests import Change, Request
     from jitsu_tw.sync.reconfigure import LiveConfig
@@ -85,26 +83,20 @@ class _Waits:
 
 
 class ChangeRequests:
-    """
-    Looks for requests and carries them out, one after the other.
-
-    Attributes:
-        lock: held while the running configuration is changed.
-    """
+    """Looks for requests and carries them out, one after the other."""
 
     log = Logger()
 
     def __init__(
         self,
-        settings: Settings,
         store: GitStore,
         fleet: Fleet,
         zones: Zones,
         running: LiveConfig,
         reactor: IReactorTime,
     ) -> None:
-        """Carry out the requests in *store*; *running* has the *fleet* and the *zones* that began as *settings*."""
-        self._settings, self._store, self._fleet, self._zones, self._running = settings, store, fleet, zones, running
+        """Carry out the requests in *store*; *running* has the *fleet* and the *zones*."""
+        self._store, self._fleet, self._zones, self._running = store, fleet, zones, running
         self._reactor = reactor
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
@@ -114,7 +106,6 @@ class ChangeRequests:
         self._not_before = 0.0
         self._waits = _Waits()
         self._budgets = Budgets()
-        self.lock = DeferredLock()
 
     # Beginning and end.
 
@@ -124,12 +115,12 @@ class ChangeRequests:
         unique = UniquenessCheck()
         for vm in self._running.vms if brought else ():
             unique.add(vm, {})
-        known = {vm.name for vm in self._settings.vms}
+        known = {vm.name for vm in self._running.settings.vms}
         found = []
         for uuid, files in brought.items():
             if files.get(NAME) not in known:
                 try:
-                    vm, raw = self._vm(uuid, files, files)
+                    vm, raw = vm_of(uuid, files, files, self._running.settings)
                     unique.add(vm, raw)
                     found.append(vm)
                 except ConfigError as error:
@@ -196,7 +187,7 @@ class ChangeRequests:
                 if guest and not self._budgets.take(guest, self._reactor.seconds()):
                     continue
                 try:
-                    await self.lock.run(self._handle, name)
+                    await self._running.lock.run(self._handle, name)
                 except StoreError as error:
                     waits[name] = str(error)
                 except Exception as error:  # noqa: BLE001 -- wide: one request must not stop those after it
@@ -221,6 +212,9 @@ class ChangeRequests:
             return
         try:
             change = self._parse(request)
+            if UNKNOWN in request.changes:
+                request = await self._with_uuid(request)
+                change = self._parse(request)
             wrong: ConfigError | None = next(iter((await self.missing(change)).values()), None)
             changes = self._changes(request, change)
             if self._ended:
@@ -291,7 +285,7 @@ class ChangeRequests:
                 if known is not None:
                     removed.append(name)
                 continue
-            vm, values = self._vm(uuid, change.files, change.was)
+            vm, values = vm_of(uuid, change.files, change.was, self._running.settings)
             raw[vm.name] = values
             if known is None:
                 added.append(vm)
@@ -313,26 +307,6 @@ class ChangeRequests:
         machine = self._fleet.machines.get(name)
         return machine if machine is not None and machine.uuid in {"", uuid} else None
 
-    def _vm(self, uuid: str, files: Mapping[str, str], was: Mapping[str, str]) -> tuple[VM, RawConfig]:
-        """Return the VM that the *files* of its folder, which were *was*, describe; and their raw configuration."""
-        folder = f"{VMS}/{uuid}"
-        raw: RawConfig = defaultdict(list)
-        try:
-            for key, text, path in sayings(files, was):
-                raw[key].append(RawValue(text, f"{folder}/{path}"))
-        except ValueError as error:
-            raise ConfigError(str(error), folder) from error
-        raw = dict(raw)
-        for key, one in ((key, one) for key, ones in raw.items() for one in ones):
-            if key in VM_KEYS and VM_KEYS[key].path and not Path(one.text).is_absolute():
-                raise one.wrong(key, f"{one.text} should be a whole path, beginning with /")
-        if "name" not in raw:
-            raise ConfigError("is missing: the hypervisor's name for the VM", f"{folder}/{NAME}")
-        vm = vm_from(raw, self._settings)
-        if vm.uuid not in {None, uuid}:
-            raise ConfigError(f"is not the name of the folder, {uuid}; leave it out", f"{folder}/config/uuid/0")
-        return attrs.evolve(vm, uuid=uuid, place=(folder, None)), raw
-
     def _check_together(self, change: ConfigChange, raw: Mapping[str, RawConfig]) -> None:
         """Refuse VMs that are right by themselves, but not beside the other VMs."""
         unique, new = UniquenessCheck(), (*change.added, *change.changed)
@@ -343,6 +317,33 @@ class ChangeRequests:
         for vm in new:
             unique.add(vm, raw[vm.name])
         check_needs(everybody, {vm.name: RawValue("", f"{vm.place[0]}") for vm in everybody if vm.needs})
+
+    async def _with_uuid(self, request: Request) -> Request:
+        """
+        Return *request* with a folder of its own for the new VM in the folder `UNKNOWN`: the uuid at its hypervisor.
+
+        Raises:
+            ConfigError: it cannot be found out, or is that of another VM.
+        """
+        files, folder = request.changes[UNKNOWN].files, f"{VMS}/{UNKNOWN}"
+        vm, _ = vm_of(UNKNOWN, files, files, self._running.settings)
+        backend = self._fleet.inventory.backend_of(vm)
+        if backend is None:
+            message = f"Jitsu is not connected to {vm.backend} {vm.connect}; name the folder by the VM's uuid there"
+            raise ConfigError(message, folder)
+        try:
+            self._looking_up = backend.look_up(attrs.evolve(vm, uuid=None)).addTimeout(FOUND_WITHIN, self._reactor)
+            uuid = await self._looking_up
+        except (BackendError, DeferredTimeout, CancelledError) as error:
+            reason = str(error) if isinstance(error, BackendError) else f"no answer within {FOUND_WITHIN:g} s"
+            raise ConfigError(f"{vm.backend} does not tell the uuid of VM {vm.name}: {reason}", folder) from error
+        finally:
+            self._looking_up = None
+        known = self._fleet.inventory.machine(uuid)
+        if known is not None or uuid in request.changes:
+            raise ConfigError(f"is VM {known.vm.name if known is not None else uuid} already, by its uuid", folder)
+        changes = {uuid if one == UNKNOWN else one: change for one, change in request.changes.items()}
+        return attrs.evolve(request, changes=changes)
 
     async def missing(self, change: ConfigChange) -> dict[str, ConfigError]:
         """Return the uuids of new VMs that their backend does not know, or by another uuid, with what is wrong."""

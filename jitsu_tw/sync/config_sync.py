@@ -144,7 +144,7 @@ class ConfigSync:
                 return
             if behind:
                 await self._fetch()
-                while not await self._requests.lock.run(self._merge):
+                while not await self._running.lock.run(self._merge):
                     if not await self._trigger.pause(PAUSE):
                         return
             branches = await self._store.run(self._branch.offer)

@@ -9,17 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
+from twisted.internet.defer import DeferredList, DeferredLock
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import ConfigError, ZoneError
-from jitsu_tw.store.layout import in_words
+from jitsu_tw.slices import in_slices
+from jitsu_tw.store.layout import MOST_NAMED, in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.lookup import Zones
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
 
 
@@ -45,20 +50,64 @@ class ConfigChange:
         return in_words("added", added) + in_words("changed", changed) + in_words("removed", self.removed)
 
 
+@attrs.frozen
+class Outcome:
+    """
+    What a reload does.
+
+    Attributes:
+        change: of the VMs.
+        overruled: the names of the VMs that requests had made otherwise, and that are as the file says from now on.
+        keys: the keys of the top that have changed, and are applied.
+        conflicts: each value that a request and the file had both changed, as a line.
+        restart: the keys of the top, and the VMs, whose changes need a restart.
+    """
+
+    change: ConfigChange
+    overruled: frozenset[str]
+    keys: tuple[str, ...]
+    conflicts: tuple[str, ...]
+    restart: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """What has changed, in words; nothing if nothing has."""
+        lines = self.change.lines.splitlines() + in_words("keys", self.keys).splitlines()
+        lines += self.conflicts[:MOST_NAMED]
+        if len(self.conflicts) > MOST_NAMED:
+            lines.append(f"{len(self.conflicts) - MOST_NAMED} more conflicts")
+        return lines + in_words("needs a restart", self.restart).splitlines()
+
+
 class LiveConfig:
     """
     The configuration that runs.
 
     Attributes:
+        settings: the top; its VMs are those of the start.
+        lock: held while the configuration is changed.
         leaving: the names of VMs that are being stopped, to be no more.
     """
 
     log = Logger()
 
-    def __init__(self, fleet: Fleet, zones: Zones, changed: Callable[[Iterable[str]], None]) -> None:
-        """Change *fleet* and *zones*, and call *changed* with the names of the VMs whose answers are stale now."""
+    def __init__(
+        self, settings: Settings, fleet: Fleet, zones: Zones, changed: Callable[[Iterable[str]], None]
+    ) -> None:
+        """
+        Begin with what runs.
+
+        Args:
+            settings: what *fleet* began as.
+            fleet: has the VMs, and is changed.
+            zones: have the VMs' names, and are changed.
+            changed: is called with the names of the VMs whose answers are stale now.
+        """
+        self.settings = settings
         self._fleet, self._zones, self._changed = fleet, zones, changed
+        self.lock = DeferredLock()
         self.leaving: set[str] = set()
+        self._touched: set[bytes] = set()
 
     @property
     def vms(self) -> tuple[VM, ...]:
@@ -93,9 +142,65 @@ class LiveConfig:
         for vm in (*change.added, *change.changed):
             self._fleet.inventory.find(self._fleet.enlist(vm))
         for name in change.removed:
-            self.leaving.add(name)
-            left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
-            left.addCallback(lambda _, name: self.leaving.discard(name), name)
+            self._dismiss(name)
+
+    def _dismiss(self, name: str) -> Deferred[None]:
+        self.leaving.add(name)
+        left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
+        return left.addCallback(lambda _: self.leaving.discard(name))
+
+    # A reload.
+
+    def enlisting(self, outcome: Outcome) -> Iterator[None]:
+        """
+        Begin, step by step, to apply *outcome*, which was checked: its VMs are there, but have no names yet.
+
+        What the state has of them is not what the file says any more; so it is written anew in the end.
+        """
+        stored, machines = self._fleet.store.config, self._fleet.machines
+        for name in (*(vm.name for vm in outcome.change.changed), *outcome.change.removed, *outcome.overruled):
+            machine = machines[name]
+            stored.outdate(machine.uuid, machine.vm, overrule=name in outcome.overruled)
+            self._touch(machine.vm)
+            yield
+        for vm in (*outcome.change.added, *outcome.change.changed):
+            self._fleet.enlist(vm)
+            self._touch(vm)
+            yield
+
+    def _touch(self, vm: VM) -> None:
+        """Note the zones of *vm*, which changes."""
+        self._touched |= {zone.key for name in vm.dns if (zone := self._zones.find(name)) is not None}
+
+    def replace(self, settings: Settings, zones: Zones, outcome: Outcome) -> None:
+        """Go on: answer from *zones*, and begin to limit by *settings*, the new top."""
+        for zone in zones:
+            before = self._zones.find(zone.key)
+            if before is not None and before.key == zone.key:
+                zone.follow(before, changed=zone.key in self._touched)
+        self._touched.clear()
+        self._zones.replace(zones)
+        self.settings = settings
+        if outcome.keys:
+            self._fleet.configure(settings)
+
+    async def finish(self, reactor: Any, outcome: Outcome) -> None:
+        """End: find the new VMs, and stop those that are no more; then the state is as the configuration is."""
+        left = []
+
+        def finding() -> Iterator[None]:
+            for vm in (*outcome.change.added, *outcome.change.changed):
+                left.append(self._fleet.inventory.find(self._fleet.machines[vm.name]))
+                yield
+            for name in outcome.change.removed:
+                left.append(self._dismiss(name))
+                yield
+
+        await in_slices(reactor, finding())
+        await DeferredList(left, consumeErrors=True)
+        await self._fleet.store.save_configuration()
+        if all(machine.uuid for machine in self._fleet.machines.values()):
+            self._fleet.store.forget_others()
 
     def restore(self, vm: VM) -> None:
         """

@@ -46,6 +46,7 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
                 with mistakes:
                     _put(new, each, vm)
     mistakes.end()
+    new.follow(old, changed=False)
     zones.put(new)
     return new
 

@@ -61,8 +61,6 @@ class Admission:
         """
         self._reactor, self._leases = clocks.reactor, leases
         self._dependencies, self._ownership = dependencies, ownership
-        self._max_booting, self._max_running = settings.max_booting, settings.max_running
-        self._makes_room = settings.when_full is WhenFull.STOP_IDLE
         self._queue: FairQueue[Machine] = FairQueue()
         self._clients: dict[str, tuple[Hashable, Hashable]] = {}
         self._booting: set[str] = set()
@@ -70,6 +68,12 @@ class Admission:
         self._stopping: set[str] = set()
         self._running: set[str] = set()
         self._making_room = False
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Limit by *settings* from now on."""
+        self._max_booting, self._max_running = settings.max_booting, settings.max_running
+        self._makes_room = settings.when_full is WhenFull.STOP_IDLE
 
     @property
     def running(self) -> int:

@@ -179,6 +179,12 @@ class Fleet(Parts):
         await self.standins.stop()
         await self.inventory.close()
 
+    def configure(self, settings: Settings) -> None:
+        """Limit by *settings* from now on."""
+        self.context.answer_by = settings.answer_by
+        for part in (self.summons, self.admission, self.preparation):
+            part.configure(settings)
+
     # The register.
 
     def enlist(self, vm: VM) -> Machine:

@@ -203,7 +203,8 @@ class Inventory:
     def forget(self, machine: Machine) -> None:
         """Forget *machine*, which is not in the configuration any more."""
         name = machine.vm.name
-        self._by_uuid.pop(machine.uuid, None)
+        if self._by_uuid.get(machine.uuid) is machine:
+            del self._by_uuid[machine.uuid]  # else another machine has it by now, under another name
         self._missing.discard(name)
         self.sizes.forget(machine)
         if name in self._looks:

@@ -83,7 +83,7 @@ class Preparation:
             stats: know when a VM was last asked for.
             log: gets what happens.
         """
-        self._most = settings.max_prepared
+        self.configure(settings)
         self._machines, self._admission, self._stats = machines, admission, stats
         self._dependencies, self._ownership = dependencies, ownership
         self._clocks, self._log = clocks, log
@@ -93,6 +93,10 @@ class Preparation:
         self._next: IDelayedCall | None = None
         self._checks = LoopingCall(self._check)
         self._checks.clock = clocks.reactor
+
+    def configure(self, settings: Settings) -> None:
+        """Prepare as many VMs as *settings* allow from now on."""
+        self._most = settings.max_prepared
 
     def start(self) -> None:
         """Begin: what runs is known."""

@@ -147,6 +147,8 @@ class StoredConfig:
                     self._overruled.discard(uuid)
                 case ["jitsu", "vm", uuid, file] if uuid not in self._written:
                     self._merge_file(uuid, intern(file), value)
+                case ["jitsu", "vm", uuid, _] if value is None and path.endswith(f"/{NAME}"):
+                    self._written.discard(uuid)  # the VM is removed, and may come again
 
     def _merge_file(self, uuid: str, file: str, value: str | None) -> None:
         files = self._files.setdefault(uuid, {})
@@ -188,6 +190,15 @@ class StoredConfig:
         return self._origins.get(machine.uuid) if machine.uuid not in self._overruled else None
 
     # Changing.
+
+    def outdate(self, uuid: str, vm: VM, *, overrule: bool) -> None:
+        """Leave *uuid*, which is *vm* in the state, to the next `update`; *overrule* what a request made of it."""
+        if uuid in self._written:
+            self._written.discard(uuid)
+            for file, value in vm_files(vm).items():
+                self._merge_file(uuid, intern(file), value)
+        if overrule and uuid in self._origins:
+            self._overruled.add(uuid)
 
     def update(self, machines: Iterable[Machine], done: Callable[[Update], object]) -> Iterator[None]:
         """

@@ -49,15 +49,19 @@ class Summons:
     def __init__(self, settings: Settings, fleet: Parts) -> None:
         """Summon the VMs of *fleet* as *settings* allow."""
         self._fleet, self._context, self._dry_run = fleet, fleet.context, settings.dry_run
-        self._policy = Policy(
-            settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running,
-            settings.when_full is WhenFull.STOP_IDLE,
-        )
+        self.configure(settings)
         self.would_start: Counter[tuple[str, str, str]] = Counter()
         self._would_end: dict[str, float] = {}
         self._logged: set[tuple[str, Verdict]] = set()
         self._logging = LoopingCall(self._logged.clear)
         self._logging.clock = fleet.context.reactor
+
+    def configure(self, settings: Settings) -> None:
+        """Refuse by *settings* from now on; the budgets of all client networks are full."""
+        self._policy = Policy(
+            settings.summon_from, settings.starts_per_minute, settings.verify_source, settings.max_running,
+            settings.when_full is WhenFull.STOP_IDLE,
+        )
 
     def start(self) -> None:
         """Begin to forget which refusals were logged."""

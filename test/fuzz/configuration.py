@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import atheris
@@ -14,7 +13,7 @@ from jitsu_tw.config import build
 from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.store.layout import vm_files
-from jitsu_tw.sync.change_requests import ChangeRequests
+from jitsu_tw.sync.reload import vm_of
 from test.hostile import configuration
 
 if TYPE_CHECKING:
@@ -83,9 +82,8 @@ def one(octets: bytes) -> None:
 def _through_the_state(vm: VM, settings: Settings) -> None:
     """Check that *vm* is understood alike from the file and from the state."""
     files = vm_files(vm)
-    branches: Any = SimpleNamespace(_settings=settings)
     try:
-        again, _ = ChangeRequests._vm(branches, _UUID, files, {})
+        again, _ = vm_of(_UUID, files, {}, settings)
     except ConfigError as error:
         # The state has whole paths and uuids of its own; what the file says is beside the file.
         assert any(words in str(error) for words in ("whole path", "name of the folder")), (str(error), files)

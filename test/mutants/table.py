@@ -39,6 +39,7 @@ class Mutant:
 
 _REQUESTS: Final = "test.unit.sync.test_requests"
 _BOUNDS: Final = "test.unit.sync.test_requests_bounds"
+_RELOADS: Final = "test.unit.sync.test_reload"
 
 #: The kind of those that must all be caught.
 CLUSTER: Final = "cluster guards"
@@ -653,6 +654,38 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if values is not None and len(values) > most:", "if False:", "looks for any number of VMs at once"),
         ('list(dict.fromkeys(value.decode(errors="replace") for value in values))',
          '[value.decode(errors="replace") for value in values]', "shows one VM many times"),
+    ),
+    ("configuration", "jitsu_tw/sync/reload.py", _RELOADS): (
+        ("if new == was:", "if False:", "undoes what requests have changed"),
+        ("elif now == was:", "elif True:", "takes a VM that a request has changed for that of the file"),
+        ("merged, _ = three_way(before, here, there)", "merged = here", "drops the other values of a request"),
+        ("if mine not in {old, other} and other != old:", "if False:", "does not tell a conflict"),
+        ("elif why := self._why_pinned(new):", 'elif why := "":', "moves a VM to another hypervisor"),
+        ("unique.add(vm, {key:", "(lambda *_: None)(vm, {key:", "takes two VMs with one address"),
+        ("check_needs(everybody,", "(lambda *_: None)(everybody,", "removes a VM that another one needs"),
+        ("        if leaving := ", "        if leaving := set() and ", "adds a VM that is being stopped"),
+        ("if not fleet.context.is_running:", "if False:", "changes the VMs while Jitsu ends"),
+        ("            self._overruled.add(new.name)\n            if new != now:", "            if new != now:",
+         "takes a VM of the file for one of a request after a restart"),
+        ("getattr(new, name) for name in taken", "getattr(new, name) for name in differ",
+         "takes keys for applied that need a restart"),
+    ),
+    ("configuration", "jitsu_tw/sync/reconfigure.py", _RELOADS): (
+        ("zone.follow(before, ", "(lambda *_, **__: None)(before, ", "goes back to an earlier serial"),
+        ("await self._fleet.store.save_configuration()", "pass", "leaves the state as it was"),
+        ("            self._fleet.store.forget_others()", "            pass", "keeps removed VMs in the state"),
+    ),
+    ("configuration", "jitsu_tw/vm/stored_config.py", _RELOADS): (
+        ("self._written.discard(uuid)  # the VM is removed", "pass  # the VM is removed",
+         "does not write a VM that comes again"),
+    ),
+    ("configuration", "jitsu_tw/vm/inventory.py", _RELOADS): (
+        ("if self._by_uuid.get(machine.uuid) is machine:", "if True:", "forgets the machine of a renamed VM"),
+    ),
+    ("configuration", "jitsu_tw/sync/change_requests.py", f"{_REQUESTS}.ChangeTests"): (
+        ("if known is not None or uuid in request.changes:", "if False:", "gives one VM two names"),
+        (".addTimeout(FOUND_WITHIN, self._reactor)\n            uuid = ", "\n            uuid = ",
+         "waits for a silent hypervisor for ever"),
     ),
     ("store and requests", "jitsu_tw/store/push.py", "test.programs.test_push.RefusalTests"): (
         ("if vm and not own:", "if False:", "lets a guest push to another's branches"),

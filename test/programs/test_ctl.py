@@ -209,7 +209,7 @@ class CommandsTests(ControlTestCase):
 
     def test_reload(self) -> None:
         """The outcome of a reload is printed as JSON, too."""
-        self.assertEqual({"reloaded": True}, json.loads(self.run_ctl("reload", "--json").output))
+        self.assertEqual({"reloaded": True, "changes": []}, json.loads(self.run_ctl("reload", "--json").output))
 
     def test_completion(self) -> None:
         """Shells complete the names of the VMs; without a Jitsu there are none, soon and silently."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.garbage import GROWTH, LONG, Pauses
+from jitsu_tw.garbage import GROWTH, LONG, Pauses, left_alone
 
 
 class Collector:
@@ -77,6 +78,18 @@ class PausesTests(SynchronousTestCase):
         self.assertEqual(["freeze"], self.collect())
         self.pages = int(1500 * GROWTH)
         self.assertEqual(["unfreeze"], self.collect())
+
+    def test_left_alone(self) -> None:
+        """While much is made that stays, nothing is collected; then it is left alone, also after an error."""
+        self.addCleanup(gc.unfreeze)
+        self.addCleanup(gc.enable if gc.isenabled() else gc.disable)
+        gc.enable()
+        before = gc.get_freeze_count()
+        with contextlib.suppress(ValueError), left_alone():
+            self.assertFalse(gc.isenabled())
+            raise ValueError
+        self.assertTrue(gc.isenabled())
+        self.assertGreater(gc.get_freeze_count(), before)
 
     def test_cpython(self) -> None:
         """A cycle that was left alone is found when everything is looked at."""

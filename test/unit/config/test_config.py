@@ -20,7 +20,7 @@ from jitsu_tw.config.build import load
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ConfigError, ConfigErrors, Mistakes
 from jitsu_tw.readiness.http import Http
-from jitsu_tw.settings import HOSTS, Boot, Evidence, Handover, Mode, WhenFull
+from jitsu_tw.settings import HOSTS, Boot, Evidence, Handover, Mode, Retention, WhenFull
 
 ZONE = """$ORIGIN example.org.
 $TTL 1h
@@ -110,6 +110,26 @@ class MeaningTests(ConfigTestCase):
         raw = settings.vms[0].raw
         self.assertTrue(Path(raw["kernel"][0]).is_absolute())
         self.assertEqual(("64MiB",), raw["memory"])
+
+    def test_durations(self) -> None:
+        """A duration is a number of seconds, or has the units of zone files, wherever it stands."""
+        for text, seconds in (
+            ("60", 60.0), ("0.5", 0.5), ("90s", 90.0), ("0.25s", 0.25), ("5m", 300.0), ("1h30m", 5400.0),
+            ("2d", 172800.0), ("1W2D3H4M5S", 788645.0), ("0", 0.0), ("0s", 0.0),
+        ):  # fmt: skip
+            settings, _ = self.load(f"min_up: {text}\n{VM}")
+            self.assertEqual(seconds, settings.min_up, text)
+        settings, _ = self.load(f"ttl: 1h\nkeep_history: 90s\n{VM}")
+        self.assertEqual((3600, Retention(seconds=90.0)), (settings.vms[0].ttl, settings.keep_history))
+        settings, _ = load({"delay": "2m"}, ["dns=a.example.org,ip=10.0.0.1,name=a,ttl=5m,idle=1h"])
+        (vm,) = settings.vms
+        self.assertEqual((120.0, 300, 3600.0), (settings.delay, vm.ttl, vm.idle))
+
+    def test_durations_in_the_state(self) -> None:
+        """The state has seconds, so that other programs and nodes need not know the units."""
+        settings, _ = self.load(f"persistdb: s.git\n{VM}    idle: 1h\n    response_delay: 0.5\n")
+        raw = settings.vms[0].raw
+        self.assertEqual((("3600",), ("0.5",)), (raw["idle"], raw["response_delay"]))
 
     def test_macs(self) -> None:
         """A VM's MACs are one or a list, in any case; those of a libxl VM are its interfaces' as well."""
@@ -271,16 +291,27 @@ class MeaningTests(ConfigTestCase):
 #: A jitsu.yaml (VM stands for the VM above, which begins in the line of its "vms:"), the line, and words of the error.
 WRONG = (
     ("ttl: [\n", 2, "is not YAML"),
+    ("TTL: 5\n" + VM, 1, "TTL: no such key; did you mean ttl?"),
+    ("vms:\n  - dns: *.example.org\n", 2, 'quote what begins with *, as "*.example.org"'),
+    ("vms:\n  - name: www\n\tdns: a.example.org\n", 3, "indent with blanks, not with tabs"),
+    (VM + "    cmdline: a: b\n", 5, "quote a value that has a colon and a blank in it"),
+    (VM + "    <<: a\n", 5, "what holds for all VMs stands at the top of the file"),
+    (VM + "    listen: 53\n", 5, "vms[0].listen: no such key here; it stands at the top of the file"),
+    ("ip: 10.0.0.1\n" + VM, 1, "ip: no such key here; it is a VM's, and stands in the list vms"),
+    ("connect: qemu:/system\n" + VM, 1, "'qemu:/system' is no URI of libvirt's; write one like qemu:///system"),
+    (VM + "    connect: qemu:/system\n", 5, "vms: www: connect: 'qemu:/system' is no URI of libvirt's"),
+    ("hosts:\n  - {name: a, connect: 'qemu:/system'}\n" + VM, 2, "hosts[0].connect: 'qemu:/system' is no URI"),
+    ("persistdb: /etc/passwd\n" + VM, 1, "/etc/passwd is a file; name a folder, which Jitsu makes"),
     ("- a\n", 1, "key: value"),
     ("tll: 5\n" + VM, 1, "tll: no such key; did you mean ttl?"),
     ("vm: []\n", 1, "did you mean vms?"),
     (VM + "    tttl: 5\n", 5, "vms[0].tttl: no such key; did you mean ttl?"),
     ("ttl: 5\nttl: 6\n" + VM, 2, "ttl: is there twice"),
-    ("ttl: soon\n" + VM, 1, "ttl: 'soon' is no TTL in seconds"),
+    ("ttl: soon\n" + VM, 1, "ttl: 'soon' is no TTL"),
     ("ttl:\n" + VM, 1, "ttl: has no value"),
-    ("ttl: -1\n" + VM, 1, "from 0 to 2147483647"),
+    ("ttl: -1\n" + VM, 1, "ttl: '-1' is no TTL (RFC 2181, section 8); write whole seconds"),
     ("listen: 70000\n" + VM, 1, "listen: '70000' is no port"),
-    ("delay: nan\n" + VM, 1, "delay: 'nan' is no number of seconds"),
+    ("delay: nan\n" + VM, 1, "delay: 'nan' is no duration"),
     ("bind: here\n" + VM, 1, "bind: 'here' is no IP address"),
     ("mode: kill\n" + VM, 1, "mode: 'kill' is not one of destroy, pause, save, shutdown, suspend"),
     (VM + "    boot_from: tape\n", 5, "boot_from: 'tape' is not one of disk, snapshot"),
@@ -383,10 +414,20 @@ WRONG = (
     ("summon_from: []\n" + VM, 1, "summon_from: is an empty list"),
     ("fence: ''\n" + VM, 1, "fence: is empty"),
     (f"listen: {'9' * 5000}\n" + VM, 1, "9 … 9"),
-    (f"keep_history: {'9' * 5000}d\n" + VM, 1, "is no time and no number of commits"),
-    ("delay: inf\n" + VM, 1, "is no number of seconds"),
-    ("delay: 1_0\n" + VM, 1, "is no number of seconds"),
-    ("delay: 1e9\n" + VM, 1, "is no number of seconds"),
+    (f"keep_history: {'9' * 5000}d\n" + VM, 1, "is no duration and no number of commits"),
+    ("delay: inf\n" + VM, 1, "is no duration"),
+    ("delay: 1_0\n" + VM, 1, "is no duration"),
+    ("delay: 1e9\n" + VM, 1, "is no duration"),
+    ("delay: 1.5h\n" + VM, 1, "is no duration; write seconds, like 60 or 0.5, or units, like 90s, 5m, 1h30m or 2d"),
+    ("delay: 1m1h\n" + VM, 1, "is no duration"),
+    ("delay: 1h30\n" + VM, 1, "is no duration"),
+    ("delay: 9999999999w\n" + VM, 1, "is no duration"),
+    ("delay: ''\n" + VM, 1, "is no duration"),
+    ("ttl: 0.5s\n" + VM, 1, "is no TTL"),
+    ("ttl: 2147483648\n" + VM, 1, "is no TTL"),
+    (f"cluster:\n  etcd: http://127.0.0.1\n  node: ns1\n  ttl: 1h\n{VM}", 4,
+     "'1h' is too short or too long; write a duration from 2 to 600 seconds"),
+    ("keep_history: 1.5d\n" + VM, 1, "is no duration and no number of commits"),
     (f"nsid: {'x' * 256}\n" + VM, 1, "is longer than 255 octets"),
     (f"nsid: {'x' * 65537}\n" + VM, 1, "is longer than 65536 characters"),
     (VM + '    wait_for_http: "/a\\r\\nX:y"\n', 5, "is no path"),
@@ -420,8 +461,16 @@ class ErrorTests(ConfigTestCase):
             "  - {dns: c.example.org}\n"
         ))  # fmt: skip
         places = [line.removeprefix(f"{self.folder}/jitsu.yaml:").partition(": ") for line in str(error).splitlines()]
-        self.assertEqual(["1", "2", "4", "9", "10", "10", "10", "10"], sorted((one[0] for one in places), key=int))
+        self.assertEqual(["1", "2", "4", "9", *["10"] * 4, "11", "11"], [one[0] for one in places])
         self.assertEqual(len(places), len(error.errors))
+
+    def test_order(self) -> None:
+        """Mistakes are told in the order of the lines; those of a zone with those of the top, and after them."""
+        self.write("bad.zone", "$ORIGIN a.test.\n@ SOA ns h 1 2 3 4 x\n")
+        path = self.write("bad.yaml", f"zones: [bad.zone]\nmode: kill\n{VM}    ttl: x\ntll: 5\n")
+        error = self.assertRaises(ConfigErrors, load, {}, (), path)
+        places = [f"{Path(str(one.path)).name}:{one.line}" for one in error.errors]
+        self.assertEqual(["bad.yaml:2", "bad.yaml:7", "bad.yaml:8", "bad.zone:2"], places)
 
     def test_all_that_can_be(self) -> None:
         """Mistakes in the zones' names and between values are told with the others, but none that follow from them."""

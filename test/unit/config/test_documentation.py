@@ -65,6 +65,16 @@ class DocumentationTests(SynchronousTestCase):
         self.assertEqual(set(), rows - VM_KEYS.keys())
         self.assertEqual([], [name for name, key in VM_KEYS.items() if not key.doc])
 
+    def test_reference(self) -> None:
+        """Each declaration says what the key takes, and has an example that it takes."""
+        for keys in (KEYS, VM_KEYS, CLUSTER_KEYS, HOST_KEYS, *BACKEND_KEYS.values()):
+            for name, key in keys.items():
+                self.assertTrue(key.kind and key.example and key.doc, name)
+                key.parse(key.example)
+        self.assertEqual("list of: DNS name", VM_KEYS["dns"].kind)
+        self.assertEqual(("duration", "seconds", "true or false"),
+                         (VM_KEYS["idle"].kind, VM_KEYS["idle"].unit, VM_KEYS["prepare"].kind))
+
     def test_one_declaration(self) -> None:
         """No backend and no strategy takes a name that is a key already, but for the MACs, which libxl needs too."""
         names = [*keys_of(VM).keys() | INHERITED.keys(), *READINESS, *chain.from_iterable(BACKEND_KEYS.values())]

@@ -185,17 +185,19 @@ class PagesTests(SynchronousTestCase):
         """A reload is done, or refused with the reason."""
         done: list[int] = []
 
-        async def reload() -> None:
+        async def reload() -> list[str]:
             done.append(1)
+            return ["added: a"]
 
-        self.assertEqual({"reloaded": True}, Desk(vm(), reload=reload).post("/v1/reload").value)
+        answer = Desk(vm(), reload=reload).post("/v1/reload")
+        self.assertEqual({"reloaded": True, "changes": ["added: a"]}, answer.value)
         self.assertEqual([1], done)
 
         async def reload_zone(name: str) -> None:
             zones.append(name)
 
         zones: list[str] = []
-        self.assertEqual({"reloaded": True}, Desk(vm(), reload=reload_zone).post("/v1/reload?zone=a.test").value)
+        self.assertEqual({"reloaded": True, "changes": []}, Desk(vm(), reload=reload_zone).post("/v1/reload?zone=a.test").value)
         self.assertEqual(["a.test"], zones)
 
         async def refuse() -> None:

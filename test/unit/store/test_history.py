@@ -123,7 +123,7 @@ class PastTests(HistoryTestCase):
                                ("30d", Retention(seconds=2592000.0)), ("12h", Retention(seconds=43200.0)),
                                ("5m", Retention(seconds=300.0))):
             self.assertEqual(expected, parse(text))
-        for text in ("", "d", "-1", "1.5d", "3w", "often"):
+        for text in ("", "d", "-1", "1.5d", "3y", "often"):
             self.assertIn("write one like 30d", str(self.assertRaises(ValueError, parse, text)))
 
     def test_begin_with_statistics(self) -> None:

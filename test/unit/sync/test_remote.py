@@ -110,8 +110,8 @@ class Node:
         remembered = store.open()
         clocks = Clocks(reactor)
         self.fleet = Fleet(settings, {("memory", ""): self.backend}, store, clocks, alone(settings, clocks))
-        self.running = LiveConfig(self.fleet, self.zones, lambda _: None)
-        self.branches = ChangeRequests(settings, store, self.fleet, self.zones, self.running, reactor)
+        self.running = LiveConfig(settings, self.fleet, self.zones, lambda _: None)
+        self.branches = ChangeRequests(store, self.fleet, self.zones, self.running, reactor)
         self.branches.restore(remembered)
         self.shared = ConfigSync(store, self.branches, self.running, self.fleet,
                                  Remote(self.url, self.path, reactor), self.name, self.trigger)  # fmt: skip
@@ -221,7 +221,7 @@ class NodesTestCase(TestCase):
         await self.until(lambda: not any(node.asks() for node in self.nodes) and is_shared())
         for node in self.nodes:
             # What has just been written is applied a moment later.
-            await node.branches.lock.run(lambda: None)
+            await node.running.lock.run(lambda: None)
 
     def hub_head(self) -> str:
         """Return the shared branch's commit."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -23,7 +23,8 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.history import MAIN, History, files
-from jitsu_tw.sync.change_requests import LOOK_EVERY, TRY_AGAIN, ChangeRequests
+from jitsu_tw.store.layout import UNKNOWN
+from jitsu_tw.sync.change_requests import FOUND_WITHIN, LOOK_EVERY, TRY_AGAIN, ChangeRequests
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.fleet import Fleet
 from test.support import EPOCH, BoundedClock, alone, question
@@ -87,8 +88,10 @@ class RequestsTestCase(SynchronousTestCase):
             self.settings, {("memory", ""): self.backend}, self.store, clocks, alone(self.settings, clocks)
         )
         self.changed: list[set[str]] = []
-        running = LiveConfig(self.fleet, self.zones, lambda names: self.changed.append(set(names)))
-        self.branches = ChangeRequests(self.settings, self.store, self.fleet, self.zones, running, self.clock)
+        self.running = LiveConfig(
+            self.settings, self.fleet, self.zones, lambda names: self.changed.append(set(names))
+        )
+        self.branches = ChangeRequests(self.store, self.fleet, self.zones, self.running, self.clock)
         self.branches.restore(remembered)
         self.fleet.start(remembered)
         self.branches.start()
@@ -124,7 +127,11 @@ class RequestsTestCase(SynchronousTestCase):
 
     def head(self) -> pygit2.Commit:
         """Return the last commit of `main`."""
-        return pygit2.Repository(str(self.path)).references[MAIN].peel(pygit2.Commit)
+        return self.head_of(MAIN)
+
+    def head_of(self, branch: str) -> pygit2.Commit:
+        """Return the last commit of *branch*."""
+        return pygit2.Repository(str(self.path)).references[branch].peel(pygit2.Commit)
 
     def tree(self, below_: str) -> dict[str, str]:
         """Return what the state says below a path."""
@@ -156,6 +163,28 @@ class ChangeTests(RequestsTestCase):
         self.assertEqual([8], [zone.serial for zone in self.zones])
         self.assertEqual([{"www"}], self.changed)
         self.assertEqual("5", self.tree(f"jitsu/vm/{WWW}/")["dns/www.jitsu.test/ttl"])
+
+    def test_unknown_uuid(self) -> None:
+        """A new VM in the folder of no uuid gets that of its hypervisor, if that tells one that no other VM has."""
+        self.assertEqual("", self.ask(below(UNKNOWN, VM)))
+        uuid = self.fleet.machines["new"].uuid
+        self.assertEqual("10.0.0.3", self.tree(f"jitsu/vm/{uuid}/")["ip"])
+        self.assertEqual({}, self.tree(f"jitsu/vm/{UNKNOWN}/"))
+        other = {"ip": "10.0.0.4", "dns/other.jitsu.test/ttl": "5", "config/name/0": "other"}
+        for found, why in ((succeed(WWW), "is VM www already"), (fail(NoSuchVM("no such VM")), "no such VM"),
+                           (Deferred(), "no answer within 5 s")):  # fmt: skip
+            self.patch(self.backend, "look_up", lambda _, found=found: found)
+            self.push(self.commit(below(UNKNOWN, other)))
+            self.clock.advance(LOOK_EVERY)
+            self.clock.advance(FOUND_WITHIN)
+            self.assertIn(why, self.head_of(REJECTED + "a").message)
+        self.assertNotIn("other", self.fleet.machines)
+
+    def test_ttl_of_the_top(self) -> None:
+        """An empty TTL is that of the top of the file."""
+        self.assertEqual("", self.ask(below(WWW, {"dns/www.jitsu.test/ttl": "5"})))
+        self.assertEqual("", self.ask(below(WWW, {"dns/www.jitsu.test/ttl": ""})))
+        self.assertEqual((60, "60"), (self.ttl(), self.tree(f"jitsu/vm/{WWW}/")["dns/www.jitsu.test/ttl"]))
 
     def test_message(self) -> None:
         """The commit says who and what; the request's own commit is a parent, so it and its author are in the log."""

@@ -19,7 +19,7 @@ from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Memory, Power
 from jitsu_tw.readiness.port import Port
 from jitsu_tw.rules.life import Failures, rest
 from jitsu_tw.rules.lifecycle import State
-from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, VM, Boot, Mode
+from jitsu_tw.settings import COMMIT_EVERY, READY_WITHIN, RESUMED_WITHIN, STARTS_WITHIN, VM, Boot, Mode, Settings
 from jitsu_tw.store.memory import MemoryStore
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm import persistence
@@ -1945,7 +1945,7 @@ class RemovedTests(FleetTestCase):
     def test_not_configured(self) -> None:
         """One is none of the configuration's: its name and its address are free."""
         self.begin()
-        running = LiveConfig(self.world.fleet, Zones(()), lambda _: None)
+        running = LiveConfig(Settings(), self.world.fleet, Zones(()), lambda _: None)
         self.assertEqual(["bb"], [one.name for one in running.vms])
 
     def test_name_is_anothers(self) -> None:
@@ -1954,7 +1954,7 @@ class RemovedTests(FleetTestCase):
         other = "11111111-2222-3333-4444-555555555555"
         new = vm("a", idle=20, uuid=other, dns=())
         self.world.backend.guests[other] = by_hand = MemoryGuest(new, Power.RUNNING)
-        LiveConfig(self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(added=(new,)))
+        LiveConfig(Settings(), self.world.fleet, Zones(()), lambda _: None).apply(ConfigChange(added=(new,)))
         machine = self.world.machine("a")
         self.assertEqual((other, State.UP, None), (machine.uuid, machine.state, self.world.fleet.summons.lease("a")))
         self.world.pump(60, step=1)

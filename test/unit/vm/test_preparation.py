@@ -17,7 +17,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.prepare import Choice, choose, pause, shortage
-from jitsu_tw.settings import VM, Boot
+from jitsu_tw.settings import VM, Boot, Settings
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.preparation import CHECK_EVERY, MEMORY_AGAIN, QUIET
 from test.support import EPOCH, World, question, vm
@@ -382,7 +382,7 @@ class OthersTests(PreparationTestCase):
             uuid = self.world.machine().uuid
             zones = Zones([Zone.made_up(from_text("jitsu.test"), 60)])
             zones.add_vm(from_text("www.jitsu.test"), "www", self.vm().ip, 60)
-            LiveConfig(self.world.fleet, zones, lambda _: None).apply(change)
+            LiveConfig(Settings(), self.world.fleet, zones, lambda _: None).apply(change)
             self.world.pump(PREPARED_IN)
             self.assertIs(Power.OFF, self.world.backend.guests[uuid].power)
 

@@ -299,7 +299,7 @@ class CoverTests(FleetTestCase):
         self.ask()
         self.world.pump(1.2)
         self.standin.listens(self.ip)
-        running = LiveConfig(self.world.fleet, Zones(()), lambda _: None)
+        running = LiveConfig(Settings(), self.world.fleet, Zones(()), lambda _: None)
         new = attrs.evolve(self.world.machine().vm, name="new")
         running.apply(ConfigChange(added=(new,), removed=("www",)))
         self.standin.ever.clear()
