@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.config import build
@@ -138,6 +138,22 @@ class ReloadTests(RequestsTestCase):
         head = self.head().id
         self.begin(pairs)
         self.assertEqual((head, {"www", "third"}), (self.head().id, self.fleet.machines.keys()))
+
+    def test_crash(self) -> None:
+        """If the process ends before a reload is in the state, the next one writes what the file says."""
+        self.ask(below(WWW, {"config/idle/0": "300"}))
+        self.patch(self.fleet.store, "save_configuration", lambda: succeed(None))
+        self.patch(self.fleet.store, "forget_others", lambda: None)
+        pairs = (FILE[0].replace("10.0.0.1", "10.0.0.9"), THIRD)
+        self.reload(*pairs)
+        self.assertEqual("10.0.0.1", self.tree(f"jitsu/vm/{WWW}/")["ip"])
+        self.end()
+        self.begin(pairs)
+        self.clock.advance(1)
+        state = self.tree(f"jitsu/vm/{WWW}/")
+        self.assertEqual(("10.0.0.9", "100", {"www", "third"}),
+                         (state["ip"], state["config/idle/0"], self.fleet.machines.keys()))  # fmt: skip
+        self.assertEqual(({}, {}), (self.tree(f"jitsu/vm/{DB}/"), self.tree(origin_path(WWW))))
 
     def test_refused(self) -> None:
         """A file that cannot be beside what requests have made is refused, and nothing has changed."""
