@@ -65,7 +65,7 @@ def branch_of(key: Key) -> str:
 
 
 def entry(name: str, key: Key, group: str, prose: str) -> str:
-    """Return the entry of a key: what it is for, the *prose* of the page, and a field for each fact about it."""
+    """Return the entry of a key: what it is for, the *prose* of the page, and a line of facts about it."""
     facts = {"Type": kind_of(key), "Default": key.shown or "none; it is required"}
     if example := getattr(key, "example", ""):
         facts["Example"] = f"`{name.rpartition('.')[2]}: {example}`"
@@ -81,9 +81,9 @@ def entry(name: str, key: Key, group: str, prose: str) -> str:
         "cluster": "the group `cluster`",
         "hosts": "an item of `hosts`",
     }[group] + branch_of(key)
-    fields = "\n".join(f":{fact}: {value}" for fact, value in facts.items())
+    line = " · ".join(f"**{fact}:** {value}" for fact, value in facts.items())
     doc = key.doc.rstrip(".")
-    return f":::::{{key}} {name}\n{doc[:1].upper()}{doc[1:]}.\n\n{prose}\n\n{fields}\n:::::\n"
+    return f":::::{{key}} {name}\n{doc[:1].upper()}{doc[1:]}.\n\n{prose}\n\n{line}\n:::::\n"
 
 
 class Declared(SphinxDirective):
@@ -192,7 +192,8 @@ def request(document: Any, head: str, operation: Any, common: list[Any]) -> Iter
     yield ""
     for parameter in [*common, *operation.get("parameters", [])]:
         one = resolved(document, parameter)
-        yield f"  - `{one['name']}` ({one['in']}): {one.get('description', shape(one['schema']))}"
+        if one["in"] != "path":
+            yield f"  - `{one['name']}` ({one['in']}): {one.get('description', shape(one['schema']))}"
     for status, answer in operation["responses"].items():
         one = resolved(document, answer)
         kinds = {shape(content["schema"]) for content in one["content"].values()}
