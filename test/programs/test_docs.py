@@ -208,20 +208,33 @@ class BlocksTests(SynchronousTestCase):
 
 
 @functools.cache
-def manual() -> tempfile.TemporaryDirectory[str]:
-    """Return the folder of the manual pages, which Sphinx makes of the reference; a warning is an error."""
-    folder = tempfile.TemporaryDirectory()
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "man"]
-    subprocess.run([*command, "-d", f"{folder.name}/doctrees", DOCS, folder.name], check=True, cwd=ROOT)
-    return folder
+def folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what Sphinx builds."""
+    return tempfile.TemporaryDirectory()
+
+
+def sphinx(builder: str) -> str:
+    """Build the documentation, of which a warning is an error; return the folder."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", builder]
+    run = subprocess.run([*command, "-d", f"{folder().name}/doctrees", DOCS, f"{folder().name}/{builder}"],
+                         check=False, cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return f"{folder().name}/{builder}"
+
+
+manual = functools.cache(functools.partial(sphinx, "man"))
 
 
 class ManTests(SynchronousTestCase):
-    """Each manual page."""
+    """What Sphinx makes, above all each manual page."""
+
+    def test_references(self) -> None:
+        """Every reference of every page has its target."""
+        sphinx("dummy")
 
     def page(self, name: str) -> str:
         """Return a page as it is read, without its emphasis; it is well-formed."""
-        command = ["groff", "-man", "-ww", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=200n", f"{manual().name}/{name}"]
+        command = ["groff", "-man", "-ww", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=200n", f"{manual()}/{name}"]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         self.assertEqual("", run.stderr)
         return run.stdout
