@@ -38,7 +38,7 @@ test: setup
 	@sh .ci/test
 
 docs: setup
-	$(BIN)/python -m sphinx --quiet -W -n --keep-going -b html -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --quiet -W -n --keep-going --fresh-env -b html -d build/doctrees docs build/docs
 	$(BIN)/python -m sphinx --quiet -W -n --keep-going -b man -d build/doctrees docs build/man
 
 check: setup docs

@@ -17,6 +17,7 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, HOST_KEYS, INHERITED, KEYS, VM_KEYS
+from jitsu_tw.readiness import READINESS
 from jitsu_tw.tap import Options
 from synjitsu_tw.tap import Options as SynjitsuOptions
 
@@ -50,7 +51,7 @@ def kind_of(key: Key) -> str:
     """Return what kind of value a key takes."""
     kind = getattr(key, "kind", "text").removeprefix("list of: ")
     if unit := getattr(key, "unit", ""):
-        kind += f"; without a unit, it is in {unit}"
+        kind += f"; a plain number is in {unit}"
     return f"{kind}; one, or a list" if key.many else kind
 
 
@@ -60,13 +61,16 @@ def branch_of(key: Key) -> str:
         return ""
     least, most, number = key.own.least, key.own.most, key.own.number
     words = [f"from {least:,g}"] * (least > -math.inf) + [f"to {most:,g}"] * (most < math.inf)
-    words += [f"{number} values at most"] * (number > 1)
-    return "; the VM's own branch may change it" + f" ({' '.join(words)})" * bool(words)
+    words += [getattr(key, "unit", "")] * bool(words) + [f"{number} values at most"] * (number > 1)
+    return "; the VM's own branch may change it" + f" ({' '.join(words).strip()})" * bool(words)
 
 
 def entry(name: str, key: Key, group: str, prose: str) -> str:
     """Return the entry of a key: what it is for, the *prose* of the page, and a line of facts about it."""
-    facts = {"Type": kind_of(key), "Default": key.shown or "none; it is required"}
+    unit = getattr(key, "unit", "")
+    default = f"{key.shown} {unit}".strip() if re.fullmatch("[0-9.]+", key.shown) else key.shown
+    required = "none" if name in READINESS else "none; it is required"
+    facts = {"Type": kind_of(key), "Default": default or required}
     if example := getattr(key, "example", ""):
         facts["Example"] = f"`{name.rpartition('.')[2]}: {example}`"
     if group in {"top", "inherited"} and key.option is not None:
@@ -170,7 +174,6 @@ class HttpApi(Declared):
 
     def markdown(self) -> str:
         """Return an entry for each request, and one for each type."""
-        self.env.note_dependency(str(ROOT / "jitsu_tw" / "control" / "openapi.yaml"))
         document = yaml.safe_load((ROOT / "jitsu_tw" / "control" / "openapi.yaml").read_text())
         parts = [document["info"]["description"], ""]
         for path, item in document["paths"].items():
@@ -247,13 +250,19 @@ class MetricsTable(Declared):
         functions = {path: function for _, path, function in Desk(vm()).endpoint.routes}
         metrics: Any = getattr(functions["/metrics"], "__self__", None)
         metrics._collector.synjitsu = {"configured": True, "error": None, "standins": [], "counters": {}}  # noqa: SLF001
-        rows = ["| metric | type | |", "| --- | --- | --- |"]
+        declared_labels = {
+            one._name: one._labelnames for one in metrics._registry._collector_to_names if hasattr(one, "_labelnames")  # noqa: SLF001
+        }
+        rows = ["| metric | type | | labels |", "| --- | --- | --- | --- |"]
         for family in sorted(metrics._registry.collect(), key=lambda one: str(one.name)):  # noqa: SLF001
-            labels = {key for sample in family.samples for key in sample.labels} - {"le"}
-            labels |= set(getattr(family, "_labelnames", ()))
+            names = getattr(family, "_labelnames", ()) or declared_labels.get(family.name, ())
+            labels = dict.fromkeys(filter(None, names), "")
+            for label in labels:
+                values = {sample.labels[label] for sample in family.samples if label in sample.labels}
+                labels[label] = ", ".join(f"`{value}`" for value in sorted(values)) if len(values) > 1 else ""
+            shown = "; ".join(f"`{label}`" + f": {values}" * bool(values) for label, values in labels.items())
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            name += f"{{{', '.join(sorted(labels))}}}" if labels else ""
-            rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+            rows.append(f"| `{name}` | {family.type} | {family.documentation} | {shown} |")
         return "\n".join(rows)
 
 
@@ -267,7 +276,6 @@ class LogMessages(Declared):
         rows = ["| level | message |", "| --- | --- |"]
         found = set()
         for path in sorted((ROOT / self.arguments[0]).rglob("*.py")):
-            self.env.note_dependency(str(path))
             found |= set(logged(path.read_text()))
         order = {"error": 0, "warn": 1, "info": 2}
         rows += [f"| {level} | {words} |" for level, words in sorted(found, key=lambda one: (order[one[0]], one[1]))]
