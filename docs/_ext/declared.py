@@ -55,6 +55,11 @@ def kind_of(key: Key) -> str:
     return f"{kind}; one, or a list" if key.many else kind
 
 
+def backends_of(name: str) -> list[str]:
+    """Return the backends that declare a key."""
+    return [backend for backend, keys in BACKEND_KEYS.items() if name in keys]
+
+
 def branch_of(key: Key) -> str:
     """Return what a VM's own branch may set a key to (`sync.permissions`); empty for nothing."""
     if key.own is None:
@@ -77,7 +82,7 @@ def entry(name: str, key: Key, group: str, prose: str) -> str:
         long = f"--{name.replace('_', '-').removesuffix('s' if name == 'zones' else '')}"
         letter = {"zones": "z"}.get(name, key.option)
         facts["Option"] = f"`-{letter}`, `{long}`" if letter else f"`{long}`"
-    backends = " or ".join(f"`{backend}`" for backend, keys in BACKEND_KEYS.items() if name in keys)
+    backends = " or ".join(f"`{backend}`" for backend in backends_of(name))
     facts["Place"] = {
         "top": "top",
         "inherited": "top, for all VMs, or one VM",
@@ -125,21 +130,22 @@ class Setting(Declared):
 
 
 class OtherSettings(Declared):
-    """The entries of all keys of a group that have had none in the page so far."""
+    """The entries of all keys of a group, or of these names, that have had none in the page so far."""
 
     required_arguments = 1
+    final_argument_whitespace = True
 
     def markdown(self) -> str:
         """Return the entries."""
-        (wanted,) = self.arguments
+        wanted = set(self.arguments[0].split())
         seen = self.seen()
         found = {
             name: (key, group)
             for name, (key, group) in declared().items()
-            if name not in seen and (wanted in {group, "all"} or name in BACKEND_KEYS.get(wanted, ()))
+            if name not in seen and wanted & {name, group, "all", *backends_of(name)}
         }
         seen.update(found)
-        head = "**Further keys.**\n\n" if found and wanted == "all" else ""
+        head = "**Further keys.**\n\n" if found and "all" in wanted else ""
         return head + "\n".join(entry(name, key, group, "") for name, (key, group) in found.items())
 
 

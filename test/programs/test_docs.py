@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import ctl
 from jitsu_tw.config.build import load
-from jitsu_tw.config.schema import VM_KEYS
+from jitsu_tw.config.schema import KEYS, VM_KEYS
 from jitsu_tw.tap import Options
 from synjitsu_tw.tap import Options as SynjitsuOptions
 
@@ -43,6 +43,9 @@ SYSTEM: Final = frozenset({
 
 #: Commands and options of jitsuctl that pages describe already, and that this tree may not have yet.
 AWAITED: Final = frozenset({"--connect", "add", "doctor", "edit", "reload", "remove", "revert", "set", "unset"})
+
+#: The same of keys.
+AWAITED_KEYS: Final = frozenset({"identity", "otlp", "query_log", "webhooks"})
 
 
 class Block(NamedTuple):
@@ -111,13 +114,15 @@ class BlocksTests(SynchronousTestCase):
             folder = Path(tempfile.mkdtemp())
             self.addCleanup(shutil.rmtree, folder)
             said = yaml.safe_load(block.text)
+            if AWAITED_KEYS.intersection(said) - KEYS.keys():
+                continue
             for name in said.get("zones", ()):
                 zone = name.removesuffix(".zone")
                 (folder / name).write_text(
                     f"$ORIGIN {zone}.\n@ 3600 IN SOA ns h 1 2 3 4 5\n@ 3600 IN NS ns\nns 3600 IN A 192.0.2.53\n"
                 )
             (folder / "www.xml").write_text("<domain type='kvm'><name>www</name></domain>")
-            for name in ("token", "synjitsu.secret", "xapi.password"):
+            for name in ("token", "synjitsu.secret", "webhook.secret", "xapi.password"):
                 (folder / name).write_text("x" * 40)
                 (folder / name).chmod(0o600)
             (folder / "jitsu.yaml").write_text(block.text.replace("/etc/jitsu", str(folder)))
