@@ -16,7 +16,7 @@ author = "Jitsu's authors"
 copyright = "Jitsu's authors, ISC licence"  # noqa: A001
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx_click", "declared"]
+extensions = ["myst_parser", "sphinx_click", "declared", "manual"]
 exclude_patterns = ["_ext"]
 root_doc = "index"
 nitpicky = True
@@ -38,4 +38,3 @@ man_pages = [
     ("reference/jitsuctl", "jitsuctl", "show and control a running Jitsu", author, 1),
     ("reference/configuration", "jitsu.yaml", "the configuration of jitsu", author, 5),
 ]
-man_show_urls = True

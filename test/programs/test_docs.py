@@ -239,9 +239,10 @@ class ManTests(SynchronousTestCase):
 
     def page(self, name: str) -> str:
         """Return a page as it is read, without its emphasis; it is well-formed."""
-        command = ["groff", "-man", "-ww", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=200n", f"{manual()}/{name}"]
+        command = ["groff", "-t", "-man", "-ww", "-Kutf8", "-Tutf8", "-P-cbou", "-rLL=200n", f"{manual()}/{name}"]
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         self.assertEqual("", run.stderr)
+        self.assertNotRegex(run.stdout, r"<(#[\w-]+)?>", "the target of a link inside")
         return run.stdout
 
     def test_options(self) -> None:
