@@ -169,10 +169,19 @@ def options(parsed: usage.Options) -> Iterator[tuple[str, str]]:
         doc = " ".join((inside.docs.get(name) or "").split())
         if name == "help":
             doc = "List the options, and exit."
-        value = (" FILE" if "file" in doc.lower() else " VALUE") if option.endswith("=") else ""
+        value = f" {placeholder(name, doc)}" if option.endswith("=") else ""
         heads = [f"-{letter}{value}" for letter in letters.get(name, "")] + [f"--{name}{value}"]
         default = inside.defaults.get(name) if option.endswith("=") else None
         yield ", ".join(heads), f"{doc} Default: `{default}`." if default else doc
+
+
+def placeholder(name: str, doc: str) -> str:
+    """Return what stands for the value of an option."""
+    kind = getattr(KEYS.get(name.replace("-", "_")), "kind", "").removeprefix("list of: ")
+    if kind.startswith("one of "):
+        return "|".join(kind.removeprefix("one of ").split(", "))
+    plain = re.match("(?:[A-Za-z]+ )*([a-z]+)(?:,|$)", kind)
+    return plain[1].upper() if plain else "FILE" if "file" in doc.lower() else "VALUE"
 
 
 class HttpApi(Declared):

@@ -250,7 +250,7 @@ class ManTests(SynchronousTestCase):
         for name, options in (("jitsu.8", Options()), ("synjitsu.8", SynjitsuOptions())):
             page = self.page(name)
             for option in options.longOpt:
-                self.assertRegex(page, rf"(?m)^ +(-\w( \w+)?, )?--{option.rstrip('=')}\b", name)
+                self.assertRegex(page, rf"(?m)^ +(-\w( \S+)?, )?--{option.rstrip('=')}\b", name)
 
     def test_commands(self) -> None:
         """The page of jitsuctl has every command and every option."""
