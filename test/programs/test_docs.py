@@ -16,6 +16,7 @@ from xml.dom import minidom
 
 import click
 import yaml
+from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw import ctl
@@ -128,6 +129,16 @@ class BlocksTests(SynchronousTestCase):
             (folder / "jitsu.yaml").write_text(block.text.replace("/etc/jitsu", str(folder)))
             settings, _ = load({}, (), folder / "jitsu.yaml")
             self.assertEqual(len(said["vms"]), len(settings.vms), block.place)
+
+    def test_tutorial(self) -> None:
+        """Of the tutorial's configuration `jitsuctl check` prints what the page says."""
+        page = DOCS / "tutorial" / "first-vm.md"
+        (block,) = blocks("yaml", pages=(page,))
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        (folder / "jitsu.yaml").write_text(block.text)
+        run = CliRunner().invoke(ctl.main, ["check", "--config", str(folder / "jitsu.yaml")])
+        self.assertIn(f"`{run.output.strip()}`", page.read_text())
 
     def test_zones(self) -> None:
         """Each zone can be loaded, without a warning."""
