@@ -4,7 +4,7 @@ READY := .venv/.ready
 DEMO := $(if $(wildcard $(READY)),$(READY),.venv/.demo)
 GUEST ?= unikernel
 
-.PHONY: help setup demo test check fuzz bench clean
+.PHONY: help setup demo test check docs fuzz bench clean
 
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
@@ -12,7 +12,8 @@ FUZZ_SEED ?= 0
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took; GUEST=linux takes another guest"
 	@echo "make test    run all tests; as root also those that need QEMU, a bridge, and a Xen in an emulated machine"
-	@echo "make check   linters, types and the structure: layers, sizes, who calls whom"
+	@echo "make check   linters, types, documentation and the structure: layers, sizes, who calls whom"
+	@echo "make docs    the documentation as HTML in build/docs, the manual pages in build/man; a warning is an error"
 	@echo "make fuzz    throw octets at all that reads input from outside, FUZZ_SECONDS=60 FUZZ_SEED=0"
 	@echo "make bench   measure cold starts"
 	@echo "make setup   only install what is missing, from Debian and PyPI; the others do it too"
@@ -36,7 +37,11 @@ demo:
 test: setup
 	@sh .ci/test
 
-check: setup
+docs: setup
+	$(BIN)/python -m sphinx --quiet -W -n --keep-going --fresh-env -b html -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --quiet -W -n --keep-going -b man -d build/doctrees docs build/man
+
+check: setup docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --select C901 --config 'lint.mccabe.max-complexity = 12' jitsu_tw/vm jitsu_tw/cluster jitsu_tw/rules
 	$(BIN)/mypy

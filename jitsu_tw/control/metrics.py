@@ -1,5 +1,5 @@
 """
-Metrics for Prometheus, in a registry of their own. README has a table of them.
+Metrics for Prometheus, in a registry of their own. docs/reference/metrics.md has a table of them.
 
 What the fleet counts anyway is read when a client asks; only the times of activations are gathered as they end.
 """

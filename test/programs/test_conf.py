@@ -1,4 +1,4 @@
-"""The examples in ``conf/`` and the pages in ``man/``: each is tried as far as it can be here."""
+"""The examples in ``conf/``: each is tried as far as it can be here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import click
 import libvirt
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw import ctl
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.config.build import load
 from jitsu_tw.tap import Options
@@ -94,40 +92,3 @@ class ExamplesTests(SynchronousTestCase):
         self.assertEqual(set(), names - there)
         for panel in grafana["panels"]:
             self.assertLessEqual(panel["gridPos"]["x"] + panel["gridPos"]["w"], 24)
-
-
-#: What the page of jitsuctl does not have yet.
-AWAITED: Final = {"doctor", "--config", "--connect"}
-
-
-class ManTests(SynchronousTestCase):
-    """``man/``."""
-
-    def page(self, name: str) -> str:
-        """Return a page as it is read, without its emphasis; it is well-formed."""
-        run = subprocess.run(["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "-rLL=200n", ROOT / "man" / name],
-                             capture_output=True, text=True, check=True)  # fmt: skip
-        self.assertEqual("", run.stderr)
-        return run.stdout
-
-    def test_options(self) -> None:
-        """The pages of both servers have every option."""
-        for name, options in (("jitsu.8", Options()), ("synjitsu.8", SynjitsuOptions())):
-            page = self.page(name)
-            for option in options.longOpt:
-                self.assertIn(f"--{option.rstrip('=')}", page, name)
-
-    def test_commands(self) -> None:
-        """The page of jitsuctl has every command and every option."""
-        page = self.page("jitsuctl.1")
-        context = click.Context(ctl.main)
-        for name in ctl.main.list_commands(context):
-            command = ctl.main.get_command(context, name)
-            assert command is not None
-            words = {name, *(option for one in command.params if isinstance(one, click.Option) for option in one.opts)}
-            for word in words - AWAITED:
-                self.assertRegex(page, rf"(?m)(^ +|\W){word}\b", name)
-        for parameter in ctl.main.params:
-            self.assertIn(parameter.opts[0], page)
-        for status in (0, 1, 2, 3, 130):
-            self.assertRegex(page, rf"(?m)^ +{status} ")

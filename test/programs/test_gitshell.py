@@ -191,7 +191,7 @@ class SshTests(ProcessTestCase):
         self.clone = self.folder / "clone"
 
     def lines(self) -> Iterable[str]:
-        """Yield the lines of authorized_keys, as README has them."""
+        """Yield the lines of authorized_keys, as docs/how-to/per-user-keys.md has them."""
         for name, more in (("operator", ""), ("www", " --vm www")):
             key = (self.folder / f"{name}.pub").read_text()
             yield f'restrict,command="{BIN}/jitsuctl git-shell {self.folder}/state.git{more}" {key}'

@@ -227,7 +227,7 @@ class UserTests(PushTestCase):
         self.assertEqual([], [path for path in self.path.rglob("*") if path.stat().st_uid != NOBODY])
 
     def test_recipe(self) -> None:
-        """The README's commands for another user work; here a script is sudo, as nobody cannot run root's Python."""
+        """The documented commands for another user work; here a script is sudo, as nobody cannot run root's Python."""
         tools = self.folder / "tools"
         tools.mkdir()
         (tools / "sudo").write_text(f"""#!/bin/sh
@@ -236,7 +236,7 @@ exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --inh-caps=+dac_re
     --ambient-caps=+dac_read_search "$@"
 """)
         (tools / "sudo").chmod(0o755)
-        text = (Path(__file__).parents[2] / "README.md").read_text()
+        text = (Path(__file__).parents[2] / "docs" / "how-to" / "git.md").read_text()
         recipe = text[text.index("git clone -u") :].partition("```")[0]
         recipe = recipe.replace("/var/lib/jitsu/state.git", str(self.path))
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,25 @@ class PushTests(ProcessTestCase):
         self.push("gone")
         self.assertEqual(dns.rcode.NXDOMAIN, self.ask("new.jitsu.test").rcode())
         self.assertEqual(["www"], [vm["name"] for vm in json.loads(self.jitsuctl("status", "--json").stdout)])
+
+    def test_recipes(self) -> None:
+        """The documented commands clone the state, change a VM, and add one; here a script is virsh."""
+        virsh = self.folder / "tools" / "virsh"
+        virsh.parent.mkdir()
+        virsh.write_text(f"#!/bin/sh\necho {NEW}\n")
+        virsh.chmod(0o755)
+        page = (Path(__file__).parents[2] / "docs" / "how-to" / "git.md").read_text()
+        recipe = "".join(re.findall("```sh\n(.*?)```", page, re.DOTALL)[:3])
+        for documented, here in {"/var/lib/jitsu/state.git": str(self.state), "vm.example.org": "jitsu.test",
+                                 "192.0.2.90": "10.0.0.3"}.items():
+            self.assertIn(documented, recipe)
+            recipe = recipe.replace(documented, here)
+        recipe = re.sub(r"(?<=jitsu/vm/)[0-9a-f]{8}-[0-9a-f-]{27}", WWW, recipe)
+        ann = {f"GIT_{who}_{what}": "ann@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        subprocess.run(["sh", "-ec", recipe], cwd=self.folder, check=True, capture_output=True, timeout=PATIENCE,
+                       env={**os.environ, **ann, "PATH": f"{virsh.parent}:{os.environ['PATH']}"})  # fmt: skip
+        self.assertEqual(("10.0.0.1", 300), self.digs())
+        self.assertEqual(("10.0.0.3", 60), self.digs("new.jitsu.test"))
 
     def test_rejected(self) -> None:
         """A conflict and a wrong value are printed by the push, kept as ``rejected/…``, and change nothing."""

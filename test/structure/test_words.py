@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 #: The folders and files whose words have been revised; the others are to follow.
 DONE: Final = (
-    "jitsu_tw", "synjitsu_tw", "demo", "test/contract", "test/e2e", "test/fuzz", "test/hostile",
+    "jitsu_tw", "synjitsu_tw", "demo", "docs", "test/contract", "test/e2e", "test/fuzz", "test/hostile",
     "test/programs", "test/structure", "test/support", "test/unit/base", "test/unit/ctl", "test/unit/dns",
     "test/unit/store", "test/unit/synjitsu", "test/xenlab",
 )  # fmt: skip

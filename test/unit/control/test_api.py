@@ -197,7 +197,8 @@ class PagesTests(SynchronousTestCase):
             zones.append(name)
 
         zones: list[str] = []
-        self.assertEqual({"reloaded": True, "changes": []}, Desk(vm(), reload=reload_zone).post("/v1/reload?zone=a.test").value)
+        answer = Desk(vm(), reload=reload_zone).post("/v1/reload?zone=a.test").value
+        self.assertEqual({"reloaded": True, "changes": []}, answer)
         self.assertEqual(["a.test"], zones)
 
         async def refuse() -> None:
