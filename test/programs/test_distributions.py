@@ -1,4 +1,4 @@
-"""What is published: the source distribution and the wheel of PyPI, and the news of a release."""
+"""What is published: the source distribution and the wheel of PyPI, and `NEWS.md` of a release."""
 
 from __future__ import annotations
 
