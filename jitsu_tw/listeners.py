@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import unix
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import Settings
 
 
+class _ControlPort(unix.Port):
+    """A UNIX socket that systemd has opened: its file keeps its mode, where Twisted would open it to all users."""
+
+    def __init__(self, path: str, factory: Site, reactor: Any) -> None:
+        mode = stat.S_IMODE(Path(path).stat().st_mode)
+        super().__init__(path, factory, mode=mode, reactor=reactor)  # type: ignore[arg-type]
+
+
 class Listeners:
     """All ports that a Jitsu listens on."""
 
@@ -40,6 +50,7 @@ class Listeners:
         self._tcp = TCPFactory(server, reactor)
         self._addresses = Addresses(reactor)
         self._ports: list[Any] = []
+        self._inherited: list[Any] = []
 
     def open(self) -> None:
         """
@@ -75,6 +86,9 @@ class Listeners:
     def close(self) -> Deferred[Any]:
         """Listen no more; fires when the ports are closed, and the connections have ended."""
         self._addresses.stop()
+        # To close systemd's sockets would shut them down, with the clients that wait in them for the next Jitsu.
+        for port in self._inherited:
+            port.stopReading()
         # The file of a socket may be gone, or stay where twistd has given root up: the next Jitsu replaces it.
         ports = [maybeDeferred(port.stopListening) for port in self._ports]
         return DeferredList([*ports, self._tcp.end()], consumeErrors=True)
@@ -83,14 +97,19 @@ class Listeners:
         """Serve on a socket of systemd's (sd_listen_fds(3)): a UNIX one is for control, the others are for DNS."""
         bound.setblocking(False)  # noqa: FBT003
         if bound.family == socket.AF_UNIX:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._site)
+            _or_refuse("control", bound.getsockname(), self._adopt_control, bound)
         elif bound.type == socket.SOCK_STREAM:
-            port = self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp)
+            self._inherited.append(self._reactor.adoptStreamPort(bound.fileno(), bound.family, self._tcp))
         else:
             host, number = bound.getsockname()[:2]
             port = UDPPort(number, self._server, host, self._reactor, bound)
             port.startListening()
-        self._ports.append(port)
+            self._ports.append(port)
+
+    def _adopt_control(self, bound: socket.socket) -> None:
+        port = _ControlPort._fromListeningDescriptor(self._reactor, bound.fileno(), self._site)  # noqa: SLF001
+        port.startListening()
+        self._inherited.append(port)
 
     def _listen_dns(self, host: str) -> None:
         number, reactor = self._settings.listen, self._reactor
@@ -129,7 +148,7 @@ class Listeners:
             failure.raiseException()
 
 
-def _or_refuse(key: str, what: str, listen: Callable[[str], None], address: str) -> None:
+def _or_refuse(key: str, what: str, listen: Callable[[Any], None], address: Any) -> None:
     """
     Call *listen* with *address*.
 

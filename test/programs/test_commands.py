@@ -71,9 +71,10 @@ class CommandTests(ProcessTestCase):
         self.addCleanup(self.end, process)
         self.until_logged(f"serving 3 names of 3 VMs on {HOST}, port {self.port}")
         self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+        new = {self.folder / name for name in ("log", "out", "control.sock")}
+        self.assertEqual(before | new, set(self.folder.iterdir()))
         for _ in range(2):
             process.send_signal(signal.SIGTERM)
         self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE))
         self.assertNotIn("Traceback", self.log())
         self.assertEqual("", (self.folder / "out").read_text())
-        self.assertEqual(before | {self.folder / "log", self.folder / "out"}, set(self.folder.iterdir()))

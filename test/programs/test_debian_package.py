@@ -124,6 +124,7 @@ class DebianPackageTests(SynchronousTestCase):
         for name in ("jitsu", "synjitsu", "jitsuctl"):
             self.assertIn(__version__, self.within(name, "--version"))
         self.assertEqual("", self.within("dpkg", "--verify", "jitsu"))
+        self.within("getent", "group", "libvirt")  # jitsu.service does not start without it
         for unit in ("jitsu.service", "synjitsu.service", "jitsu.socket"):
             self.assertEqual("disabled\n", self.within("systemctl", "--root=/", "is-enabled", unit, status=1))
             self.assertEqual("", self.within("systemd-analyze", "verify", "--man=no", unit))

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -368,18 +369,22 @@ class SocketsTests(ProcessTestCase):
         self.assertRaises(OSError, dns.query.tcp, query, "127.0.0.3", timeout=PATIENCE, port=self.port)
 
     def test_systemd(self) -> None:
-        """With sockets from systemd it binds none itself: a UNIX one is for control, the others are for DNS."""
+        """
+        With sockets from systemd it binds none itself: a UNIX one is for control, the others are for DNS.
+
+        They outlive it, as they are: clients that connect when it has ended wait for the next one.
+        """
         (self.folder / "jitsu.yaml").write_text(f"listen: 1\nbackend: memory\n{VMS}")
         place = self.folder / "control.sock"
         with (
             socket.socket(type=socket.SOCK_DGRAM) as udp,
             socket.socket() as tcp,
             socket.socket(socket.AF_UNIX) as control,
-            (self.folder / "log").open("wb") as log,
         ):
             udp.bind((HOST, self.port))
             tcp.bind((HOST, self.port))
             control.bind(str(place))
+            place.chmod(0o640)
             tcp.listen()
             control.listen()
             program = (
@@ -390,17 +395,21 @@ class SocketsTests(ProcessTestCase):
                 "os.execv(sys.argv[2], sys.argv[2:])"
             )
             numbers = [one.fileno() for one in (udp, tcp, control)]
-            process = subprocess.Popen(
-                [sys.executable, "-c", program, ",".join(map(str, numbers)), str(BIN / "twistd"), "-n", "--pidfile=",
-                 "jitsu", "--zone", "jitsu.zone"],
-                cwd=self.folder, stdout=log, stderr=log, pass_fds=numbers,
-            )
-            self.addCleanup(self.end, process)
-        self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
-        query = dns.message.make_query("www.jitsu.test", "A")
-        self.assertEqual(1, len(dns.query.udp(query, HOST, timeout=PATIENCE, port=self.port).answer))
-        run = self.run_to_end(BIN / "jitsuctl", "--control", f"unix:{place}", "status", "--json")
-        self.assertEqual("up", json.loads(run.stdout)[0]["state"])
+            command = [sys.executable, "-c", program, ",".join(map(str, numbers)), str(BIN / "twistd"), "-n",
+                       "--pidfile=", "jitsu", "--zone", "jitsu.zone"]  # fmt: skip
+            for _ in range(2):
+                with (self.folder / "log").open("wb") as log:
+                    process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, pass_fds=numbers)
+                self.addCleanup(self.end, process)
+                self.assertEqual("10.0.0.1", self.ask("www.jitsu.test").answer[0][0].to_text())
+                query = dns.message.make_query("www.jitsu.test", "A")
+                self.assertEqual(1, len(dns.query.udp(query, HOST, timeout=PATIENCE, port=self.port).answer))
+                run = self.run_to_end(BIN / "jitsuctl", "--control", f"unix:{place}", "status", "--json")
+                self.assertEqual("up", json.loads(run.stdout)[0]["state"])
+                self.assertEqual(0o640, stat.S_IMODE(place.stat().st_mode))
+                process.terminate()
+                self.assertEqual(-signal.SIGTERM, process.wait(PATIENCE), self.log())
+                self.assertNotIn("Traceback", self.log())
 
     def test_privileges(self) -> None:
         """A port under 1024 is taken before twistd gives up root; the state is written by the user that is left."""
