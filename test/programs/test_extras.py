@@ -76,11 +76,11 @@ class ExtrasTests(SynchronousTestCase):
         self.assertEqual(1, said.count("\n"), said)
 
     def test_declared(self) -> None:
-        """Every extra is told of here, but for the developers' own, which brings them all."""
+        """Every extra is told of here, but for the documentation's and the developers' own, which brings them all."""
         declared = ConfigParser()
         declared.read(ROOT / "setup.cfg")
         extras = dict(declared["options.extras_require"])
-        self.assertIn(f"jitsu-tw[{','.join(sorted(MODULES))}]", extras.pop("dev"))
-        self.assertEqual(set(MODULES), set(extras))
+        self.assertIn(f"jitsu-tw[{','.join(sorted({*MODULES, 'docs'}))}]", extras.pop("dev"))
+        self.assertEqual({*MODULES, "docs"}, set(extras))
         required = re.findall(r"^[a-zA-Z_-]+", declared["options"]["install_requires"], re.MULTILINE)
         self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "XenAPI", "treq"} & set(required))
