@@ -49,9 +49,9 @@ def declared() -> dict[str, tuple[Key, str]]:
 
 def kind_of(key: Key) -> str:
     """Return what kind of value a key takes."""
-    kind = getattr(key, "kind", "text").removeprefix("list of: ")
-    if unit := getattr(key, "unit", ""):
-        kind += f"; a plain number is in {unit}"
+    kind = key.kind.removeprefix("list of: ")
+    if key.unit:
+        kind += f"; a plain number is in {key.unit}"
     return f"{kind}; one, or a list" if key.many else kind
 
 
@@ -66,18 +66,16 @@ def branch_of(key: Key) -> str:
         return ""
     least, most, number = key.own.least, key.own.most, key.own.number
     words = [f"from {least:,g}"] * (least > -math.inf) + [f"to {most:,g}"] * (most < math.inf)
-    words += [getattr(key, "unit", "")] * bool(words) + [f"{number} values at most"] * (number > 1)
+    words += [key.unit] * bool(words) + [f"{number} values at most"] * (number > 1)
     return "; the VM's own branch may change it" + f" ({' '.join(words).strip()})" * bool(words)
 
 
 def entry(name: str, key: Key, group: str, prose: str) -> str:
     """Return the entry of a key: what it is for, the *prose* of the page, and a line of facts about it."""
-    unit = getattr(key, "unit", "")
-    default = f"{key.shown} {unit}".strip() if re.fullmatch("[0-9.]+", key.shown) else key.shown
+    default = f"{key.shown} {key.unit}".strip() if re.fullmatch("[0-9.]+", key.shown) else key.shown
     required = "none" if name in READINESS else "none; it is required"
     facts = {"Type": kind_of(key), "Default": default or required}
-    if example := getattr(key, "example", ""):
-        facts["Example"] = f"`{name.rpartition('.')[2]}: {example}`"
+    facts["Example"] = f"`{name.rpartition('.')[2]}: {key.example}`"
     if group in {"top", "inherited"} and key.option is not None:
         long = f"--{name.replace('_', '-').removesuffix('s' if name == 'zones' else '')}"
         letter = {"zones": "z"}.get(name, key.option)
@@ -177,7 +175,8 @@ def options(parsed: usage.Options) -> Iterator[tuple[str, str]]:
 
 def placeholder(name: str, doc: str) -> str:
     """Return what stands for the value of an option."""
-    kind = getattr(KEYS.get(name.replace("-", "_")), "kind", "").removeprefix("list of: ")
+    key = KEYS.get(name.replace("-", "_"))
+    kind = key.kind.removeprefix("list of: ") if key is not None else ""
     if kind.startswith("one of "):
         return "|".join(kind.removeprefix("one of ").split(", "))
     plain = re.match("(?:[A-Za-z]+ )*([a-z]+)(?:,|$)", kind)
