@@ -14,6 +14,7 @@ the result of a Deferred leads to, as that was returned.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import tempfile
 import unittest
@@ -80,7 +81,9 @@ class Trace:
         self._declared: dict[CodeType, bool] = {}
 
     def __enter__(self) -> Self:
-        """Begin to trace."""
+        """Begin to trace; garbage is not collected meanwhile, as it would be ended by whatever runs then."""
+        gc.collect()
+        gc.disable()
         sys.setprofile(self._profile)
         return self
 
@@ -89,6 +92,7 @@ class Trace:
     ) -> None:
         """End it."""
         sys.setprofile(None)
+        gc.enable()
         self._seen.clear()
 
     def _profile(self, frame: FrameType, event: str, _: object) -> None:
