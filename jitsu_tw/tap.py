@@ -50,7 +50,7 @@ from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.sync.reload import Reloads
 from jitsu_tw.sync.trigger import SyncTrigger
 from jitsu_tw.sync.zone_reload import reading_zone
-from jitsu_tw.text import printable
+from jitsu_tw.text import counted, printable
 from jitsu_tw.twistd import cannot_write, open_files, stop_once
 from jitsu_tw.vm.fleet import Fleet
 
@@ -279,9 +279,9 @@ class JitsuService(Service):
     def _begun(self, _: object, names: int, vms: int) -> None:
         if self.running:
             self.log.info(
-                "serving {names} names of {vms} VMs on {bind}, port {port}",
-                names=names,
-                vms=vms,
+                "serving {names} of {vms} on {bind}, port {port}",
+                names=counted(names, "name"),
+                vms=counted(vms, "VM"),
                 bind=", ".join(self._settings.bind),
                 port=self._settings.listen,
             )

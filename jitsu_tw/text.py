@@ -26,6 +26,12 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many things there are: ``1 VM``, ``2 VMs``, ``3 addresses``."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
 def abridged(text: str, most: int, mark: str = "…") -> str:
     """Return *text*, or, where it has more than *most* characters, its beginning and its end with *mark* between."""
     half = most // 2

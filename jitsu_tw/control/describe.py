@@ -101,7 +101,10 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
         yield "A question for its name starts it."
     elif machine.state is State.FAILED:
         yield f"It did not start: {machine.reason}."
-        yield f"That was the {ordinal(machine.failures.count)} failure in a row; {_again(machine)}"
+        if count := machine.failures.count:
+            yield f"That was the {ordinal(count)} failure in a row; {_again(machine)}"
+        else:  # another program had started it
+            yield "A question for its name starts it."
     elif machine.state is State.UNKNOWN:
         yield f"Nobody knows what it is doing: {machine.reason or 'the hypervisor has not answered yet'}."
     else:

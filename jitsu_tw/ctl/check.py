@@ -18,6 +18,7 @@ from jitsu_tw.ctl.show import FailedError, as_json_option
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.tap import Options
+from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,5 +102,6 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
         for row in rows:
             row.say()
         if result["ok"]:
-            show.say(f"OK: {result['vms']} VMs, {result['names']} names, zones {', '.join(result['zones'])}")
+            count = f"{counted(result['vms'], 'VM')}, {counted(result['names'], 'name')}"
+            show.say(f"OK: {count}, zones {', '.join(result['zones'])}")
     raise SystemExit(0 if result["ok"] else 1)

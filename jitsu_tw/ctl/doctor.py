@@ -17,6 +17,7 @@ from jitsu_tw.ctl.diagnosis.checks import ALL, Context, Row, run
 from jitsu_tw.ctl.show import as_json_option
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.settings import DEFAULT_CONTROL, Settings
+from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
     from jitsu_tw.ctl.client import Control
@@ -61,7 +62,8 @@ def _configuration(file: Path | None) -> tuple[Context, list[Finding]]:
         warnings = summary(settings, zones)["warnings"]
     except JitsuError as error:
         return Context(Settings()), [findings.problem(line, "") for line in str(error).splitlines()]
-    found = [findings.ok(f"{file} can be used: {len(settings.vms)} VMs"), *findings.merged(map(_warning, warnings))]
+    usable = findings.ok(f"{file} can be used: {counted(len(settings.vms), 'VM')}")
+    found = [usable, *findings.merged(map(_warning, warnings))]
     return Context(settings, zones), found
 
 

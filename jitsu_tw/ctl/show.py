@@ -121,8 +121,9 @@ def vms(listed: list[dict[str, Any]]) -> Rows:
 
 
 def problems(listed: list[dict[str, Any]]) -> list[str]:
-    """Return the VMs' problems as lines, after an empty one."""
-    lines = [f"{vm['name']}: {problem}" for vm in listed for problem in vm["problems"]]
+    """Return why VMs have failed, and their problems, as lines, after an empty one."""
+    lines = [f"{vm['name']}: {vm['reason']}" for vm in listed if vm["state"] == "failed"]
+    lines += [f"{vm['name']}: {problem}" for vm in listed for problem in vm["problems"]]
     return ["", *lines] if lines else []
 
 

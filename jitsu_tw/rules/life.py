@@ -220,7 +220,8 @@ class Life:
         """Count the failure that the new state is, or forget earlier ones."""
         fell = old is State.UP and self.state is State.OFF and self.reason not in IN_ORDER
         started = self.how is not How.RAN  # else another program had started it
-        if self.state is State.FAILED or (fell and started and not self._is_steady(now)):
+        failed = self.state is State.FAILED and (started or old is not State.WAITING)
+        if failed or (fell and started and not self._is_steady(now)):
             self.fail(now)
         elif old is State.UP and self.state is not State.RESTARTING:
             self.failures = NO_FAILURES

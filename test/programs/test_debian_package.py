@@ -105,7 +105,7 @@ class DebianPackageTests(SynchronousTestCase):
             server = subprocess.Popen(command, stdout=out, stderr=out)
         try:
             end = time.monotonic() + PATIENCE
-            while "serving 1 names" not in log.read_text():
+            while "serving 1 name " not in log.read_text():
                 self.assertIsNone(server.poll(), log.read_text())
                 self.assertLess(time.monotonic(), end, log.read_text())
                 time.sleep(0.05)

@@ -289,7 +289,7 @@ class DiskTests(ProcessTestCase):
                                        stdout=log, stderr=log)
         self.addCleanup(self.end, process)
         self.process, self.disk = process, Path(f"/proc/{process.pid}/root/{self.folder}/disk")
-        self.until_logged("serving 1 names")
+        self.until_logged("serving 1 name ")
 
 
 class KilledTests(ProcessTestCase):

@@ -232,8 +232,9 @@ def _service(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
     runs = not health.error or any(answer.zone == zone for zone, answer in seen["direct"].items())
     if not health.error:
         yield findings.ok("Jitsu runs, and answers at its control endpoint")
+        more = "jitsuctl status and the log (journalctl -u jitsu) have more"
         for text in health.problems:
-            yield findings.problem(text, "jitsuctl status and the log (journalctl -u jitsu) have more")
+            yield findings.problem(text, findings.remedy(text, more))
     elif context.control is not None:
         other = "name its endpoint with --control" if runs else "start it: systemctl start jitsu"
         yield findings.warning(health.error, health.remedy or other)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from jitsu_tw.sockets import GROUP
+from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ LEAST_SHARE: Final = 0.05
 
 #: Seconds by which the last commit of the state may be in the future: clocks of other nodes differ a little.
 AHEAD: Final = 60.0
+
+#: The ends of names that no zone of the internet delegates: of homes (RFC 8375), and of other networks (ICANN).
+LOCAL: Final = (".home.arpa", ".internal")
 
 #: The wildcard address of each family.
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
@@ -144,7 +148,7 @@ def guests(vms: Iterable[VM], links: Collection[Link]) -> Iterator[Finding]:
                 inside.setdefault(link.name, []).append(vm.name)
     yield from merged(own)
     for name, names in inside.items():
-        yield ok(f"{len(names)} addresses of VMs are in networks of {name}")
+        yield ok(f"{counted(len(names), 'address')} of VMs in networks of {name}")
     if outside:
         yield warning(
             f"no interface of this host has a network with the address of {listed(outside)}",
@@ -387,6 +391,8 @@ def delegation(zone: str, servers: Mapping[str, Collection[str]], found: Delegat
         servers: the names in the zone's NS records, and those of their addresses that are in the zone.
         found: what the parent says.
     """
+    if f".{zone}".endswith(LOCAL):
+        return ok(f"{zone} is a zone of this network alone: only resolvers that forward it to Jitsu find it")
     if found.error:
         return ok(f"{zone}: its delegation was not looked at: {found.error}")
     if not found.servers:
@@ -438,6 +444,11 @@ _REMEDIES: Final = {
 }
 
 
+def remedy(error: str, other: str) -> str:
+    """Return what helps against the *error* of a hypervisor; *other* where that is not known."""
+    return next((text for words, text in _REMEDIES.items() if words in error.lower()), other)
+
+
 def hypervisor(
     name: str, error: str, seen: Mapping[str, Seen], vms: Sequence[VM], *, network: bool
 ) -> Iterator[Finding]:
@@ -452,8 +463,7 @@ def hypervisor(
         network: whether its guests have a network.
     """
     if error:
-        found = (remedy for words, remedy in _REMEDIES.items() if words in error.lower())
-        yield problem(f"{name} cannot be asked: {error}", next(found, "see that its daemon runs, and read its log"))
+        yield problem(f"{name} cannot be asked: {error}", remedy(error, "see that its daemon runs, and read its log"))
         return
     asked = [vm for vm in vms if vm.name in seen and not seen[vm.name].is_lost]
     known = [vm for vm in asked if not seen[vm.name].error]
@@ -467,7 +477,7 @@ def hypervisor(
                       "correct name or uuid, define the VM there, or give define")  # fmt: skip
     yield from merged((vm.name, one) for vm in known for one in _seen(vm, seen[vm.name], network=network))
     if known or not vms:
-        yield ok(f"{name} can be asked, and knows {len(known)} of {len(vms)} VMs")
+        yield ok(f"{name} can be asked, and knows {len(known)} of {counted(len(vms), 'VM')}")
 
 
 def _seen(vm: VM, seen: Seen, *, network: bool) -> Iterator[Finding]:

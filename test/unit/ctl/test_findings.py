@@ -72,7 +72,7 @@ class BridgeTests(FindingsTestCase):
         self.check(
             findings.guests([WWW, own, far], [BRIDGE]),
             (Level.PROBLEM, "own (10.0.3.1): this is the host's own address, on br0"),
-            (Level.OK, "2 addresses of VMs are in networks of br0"),
+            (Level.OK, "2 addresses of VMs in networks of br0"),
             (Level.WARNING, "the address of far (192.0.2.1)"),
         )
 
@@ -211,6 +211,8 @@ class NameTests(FindingsTestCase):
     def test_no_delegation(self) -> None:
         """A zone that is not delegated, or whose parent cannot be asked, is no fault: resolvers may forward it."""
         self.check([findings.delegation("vm.test", {}, Delegation())], (Level.OK, "is not delegated"))
+        lost = Delegation("no server answers")
+        self.check([findings.delegation("vm.home.arpa", {}, lost)], (Level.OK, "a zone of this network alone"))
         self.check([findings.delegation("vm.test", {}, Delegation("no answer"))], (Level.OK, "was not looked at"))
 
 

@@ -1264,6 +1264,17 @@ class FailureTests(FleetTestCase):
             self.assertEqual((State.FAILED, failures), (machine.state, machine.failures.count))
         self.assertIn("tried again in", str(self.ask()[0].value))
 
+    def test_started_and_ended_by_hand(self) -> None:
+        """A VM that another program has started, and ends before it is ready, is no failed start of Jitsu's."""
+        self.patch(Port, "wait", lambda *_: Deferred())
+        self.patch(MemoryBackend, "reachable", True)  # noqa: FBT003
+        self.world = World(vm(wait_for_port=80))
+        machine = self.world.machine()
+        self.world.backend.happen(machine.uuid, Power.RUNNING, "booted by hand")
+        self.assertIs(State.WAITING, machine.state)
+        self.world.backend.happen(machine.uuid, Power.OFF, "destroyed")
+        self.assertEqual((State.FAILED, 0, 0.0), (machine.state, machine.failures.count, machine.rests))
+
     def test_silent_after_an_answer(self) -> None:
         """If a client was given its address, it is booted once more by itself, and then left alone."""
         guest = self.begin_silent(answer_by=1.2)
