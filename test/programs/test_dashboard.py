@@ -60,6 +60,9 @@ WIDER = """return [...document.querySelectorAll("section")].flatMap(section => {
     one => one.getClientRects().length && one.getBoundingClientRect().right > right + .5).map(one => one.outerHTML);
 })"""
 
+#: How many lines the text of an element takes.
+LINES = "const one = document.createRange(); one.selectNodeContents(arguments[0]); return one.getClientRects().length"
+
 
 class DashboardTests(ProcessTestCase):
     """What a person sees and does. One browser for all tests: it takes a second to begin."""
@@ -327,6 +330,22 @@ class DashboardTests(ProcessTestCase):
         self.until(lambda: "no VM of that name" in self.text("#said"))
         self.assertFalse(self.is_shown("#details"))
         self.assertEqual("", self.where())
+
+    def test_long(self) -> None:
+        """Of hundreds of long names, the first are shown; nothing beside them, or beside long values, is squeezed."""
+        names = ", ".join(f"{'l' * 60}.{'m' * 60}.n{number}.jitsu.test" for number in range(200))
+        self.serve_anew(VMS + f"  - {{name: {'x' * 250}, dns: [{names}], ip: 10.0.0.5}}\n")
+        self.open(5)
+        row = self.all("#vms tbody tr")[4]
+        self.assertIn("n2.jitsu.test, 197 more, 10.0.0.5", row.text.replace("\n", "")[:2000])
+        self.assertLess(row.size["height"], 500)
+        self.assertGreater(row.find_element(By.CSS_SELECTOR, ".state-cell").size["width"], 120)
+        row.find_element(By.CSS_SELECTOR, ".name").click()
+        self.until(lambda: self.is_shown("#details"))
+        self.assertIn("190 more", self.text("#details-facts"))
+        key, _, origin = self.all("#details-configuration tbody tr:first-child td")
+        self.assertEqual(1, self.page.execute_script(LINES, key))
+        self.assertGreater(origin.size["width"], 100)
 
     def test_none(self) -> None:
         """Without a VM, the page says how one is added; the example is a configuration."""

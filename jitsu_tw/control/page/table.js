@@ -1,6 +1,6 @@
 // The table of VMs: which of them, in which order, on which page. All of that is in the address of the page.
 
-import {$, LABELS, ago, button, duration, kindOf, make, set, strip, why} from "./view.js";
+import {$, LABELS, ago, button, duration, few, kindOf, make, set, strip, why} from "./view.js";
 import {actions} from "./actions.js";
 import {state, vms} from "./server.js";
 import {go, place} from "./place.js";
@@ -149,7 +149,7 @@ function makeRow(name) {
 
 function fillRow(parts, vm) {
   const where = [vm.host && `on ${vm.host}`, vm.node && `kept by ${vm.node}`].filter(Boolean);
-  set(parts.names, [...vm.names, ...vm.addresses, ...where].join(", "));
+  set(parts.names, [...few(vm.names, 3), ...few(vm.addresses, 3), ...where].join(", "));
   parts.state.className = `state ${kindOf(vm)}`;
   set(parts.state, vm.state);
   set(parts.reason, why(vm));
