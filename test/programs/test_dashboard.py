@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError
@@ -299,6 +300,17 @@ class DashboardTests(ProcessTestCase):
             self.assertEqual(place, self.where())
             sign = self.page.find_element(By.CSS_SELECTOR, "#vms th.number").get_attribute("aria-sort")
             self.assertEqual({"-": "descending", "s": "ascending", "": None}[place[6:7]], sign)
+
+    def test_keyboard(self) -> None:
+        """Who holds a VM by the keyboard stays at its button, also when its row moves up for that."""
+        self.open(4, "#sort=state")
+        self.until(lambda: self.shows(["www", "bad", "slow", "<b>&"]))
+        self.page.execute_script("arguments[0].focus()", self.all("#vms tbody tr:nth-child(4) .actions button")[2])
+        self.page.switch_to.active_element.send_keys(" ")
+        self.until(lambda: self.shows(["<b>&", "www", "bad", "slow"]) and "Release" in self.row(1))
+        self.assertEqual("Release", self.page.switch_to.active_element.text)
+        self.page.switch_to.active_element.send_keys(Keys.SHIFT, Keys.TAB)
+        self.assertEqual("Stop", self.page.switch_to.active_element.text)
 
     def test_details(self) -> None:
         """A VM has an address; there are its configuration and evidence, and it is started and stopped there."""

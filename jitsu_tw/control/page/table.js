@@ -86,6 +86,7 @@ export function render() {
   showTools(counts);
   const from = (pageOf() - 1) * PAGE, wanted = sorted(matching).slice(from, from + PAGE);
   const body = $("vms").tBodies[0], keep = new Set(wanted.map(vm => vm.name));
+  const focused = document.activeElement;
   for (const [name, parts] of rows) if (!keep.has(name)) { parts.row.remove(); rows.delete(name); }
   wanted.forEach((vm, number) => {
     let parts = rows.get(vm.name);
@@ -93,6 +94,7 @@ export function render() {
     if (body.rows[number] !== parts.row) body.insertBefore(parts.row, body.rows[number] || null);
     fillRow(parts, vm);
   });
+  if (body.contains(focused) && focused !== document.activeElement) focused.focus({preventScroll: true});  // its row moved
   const empty = state.loaded && !vms.size;
   $("empty").hidden = !empty;
   $("vms").hidden = $("tools").hidden = $("legend").hidden = empty;
