@@ -313,8 +313,8 @@ class Uptime:
         """Read a line; a ValueError says that it is none."""
         match line.split(" ", 3):
             case ["saved", since, seconds, octet_seconds]:
-                self.since, *rest = _whole(since, LAST_DAY * DAY), _whole(seconds), _whole(octet_seconds)
-                self.seconds, self.octet_seconds = rest
+                numbers = _whole(since, LAST_DAY * DAY), _whole(seconds), _whole(octet_seconds)
+                self.since, self.seconds, self.octet_seconds = numbers
             case ["day", number, failed, times] if len(self._days) < DAYS:
                 pairs = (pair.split(":") for pair in islice(times.split(), CLASSES + 1))
                 counted = Counter({min(_whole(class_), CLASSES): _whole(count) for class_, count in pairs})
