@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import time
 from http.client import HTTPConnection
 from pathlib import Path
@@ -400,6 +401,16 @@ class DashboardTests(ProcessTestCase):
         self.assertIn("vm299", self.row(1))
         self.open(25, "#page=99")
         self.assertEqual("276 to 300 of 300", self.text("#range"))
+        self.assertEqual([], self.errors())
+
+    def test_many_long(self) -> None:
+        """VMs whose names are long in an address are asked for in several requests, which the endpoint takes."""
+        self.serve_anew(re.sub(r"name: vm", "name: " + 120 * "\u05d0", MANY))
+        self.open(25)
+        self.page.execute_script("performance.clearResourceTimings()")
+        asked = ("return performance.getEntriesByType('resource').filter(one => one.responseStatus === 200)"
+                 ".map(one => one.name).filter(one => /vms.name/.test(one))")  # fmt: skip
+        self.until(lambda: sum(url.count("name=") for url in self.page.execute_script(asked)) >= 25)
         self.assertEqual([], self.errors())
 
     def test_summary(self) -> None:
