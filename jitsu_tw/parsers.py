@@ -222,6 +222,27 @@ def text(raw: str) -> str:
     return raw
 
 
+def without_password(parser: Parser[T], remedy: str) -> Parser[T]:
+    """
+    Return *parser* for URLs that have no password, which logs, the state and the control endpoint would show.
+
+    Args:
+        parser: of other URLs; its errors repeat them.
+        remedy: what to do with the password instead.
+    """
+
+    def parse(raw: str) -> T:
+        if re.match(r"[^/:]+://[^/?#@]*:[^/?#]*@", raw):
+            message = f"has a password in it, which others would see; {remedy}"
+            raise ValueError(message)
+        return parser(raw)
+
+    return Parser(parser.kind, parser.example, parse)
+
+
+uri: Final = without_password(text, "leave it out, and use ssh keys, or the file auth.conf of libvirt's client")
+
+
 def matching(kind: str, example: str, pattern: str, wrong: str, longest: int = 1_000_000) -> Parser[str]:
     """
     Return a parser of texts that match *pattern*.
@@ -248,11 +269,14 @@ name: Final = matching(
     "name", "host1", "[A-Za-z0-9_.-]+", "is no name: that has letters, digits, dots, dashes and underscores"
 )
 
-remote: Final = matching(
-    "URL of a git repository",
-    "ssh://git@host/jitsu.git",
-    r"/(?s:.*)|[A-Za-z0-9][^/:]*:.+",
-    "is no git repository's URL",
+remote: Final = without_password(
+    matching(
+        "URL of a git repository",
+        "ssh://git@host/jitsu.git",
+        r"/(?s:.*)|[A-Za-z0-9][^/:]*:.+",
+        "is no git repository's URL",
+    ),
+    "leave it out, and let a credential helper of git give it (gitcredentials(7))",
 )
 
 etcd_prefix: Final = matching("prefix", "/jitsu", "(/[A-Za-z0-9_.-]+)+", "is no prefix of etcd's keys")
@@ -440,7 +464,7 @@ def endpoint(raw: str) -> str:
 
 
 @takes("URL", "https://hooks.example.org/jitsu")
-def web_url(raw: str) -> str:
+def _web_url(raw: str) -> str:
     """Return the URL of a web server's resource, in ASCII."""
     try:
         url = urlsplit(raw)
@@ -455,8 +479,11 @@ def web_url(raw: str) -> str:
     return raw
 
 
+web_url: Final = without_password(_web_url, "leave it out: a receiver knows Jitsu by the signature of webhook_secret")
+
+
 @takes("URL", "http://127.0.0.1:2379")
-def etcd_url(raw: str) -> str:
+def _etcd_url(raw: str) -> str:
     """Return the URL of a member of etcd."""
     try:
         url = urlsplit(raw)
@@ -467,3 +494,6 @@ def etcd_url(raw: str) -> str:
         message = f"{raw!r} is no member of etcd; write one like http://127.0.0.1:2379"
         raise ValueError(message)
     return raw.rstrip("/")
+
+
+etcd_url: Final = without_password(_etcd_url, "give it by the keys user and password of cluster")

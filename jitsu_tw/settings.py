@@ -273,7 +273,7 @@ class Host:
 
     name: str = setting(NOTHING, "what VMs and people call it", parsers.name)
     backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, example="libvirt")
-    connect: str = setting(NOTHING, "the URI of the hypervisor", parsers.text, example="qemu+ssh://jitsu@host1/system")
+    connect: str = setting(NOTHING, "the URI of the hypervisor", parsers.uri, example="qemu+ssh://jitsu@host1/system")
     synjitsu: str | None = setting(None, "where the Synjitsu of its network listens", parsers.endpoint)
 
 
@@ -282,7 +282,7 @@ class Inherited:
     """The keys of the top of a configuration whose values hold for each VM that does not have them itself."""
 
     backend: str = setting("libvirt", "the kind of hypervisor", parsers.text, example="libvirt", option="x")
-    connect: str | None = setting(None, "the URI of the hypervisor", parsers.text, option="c", shown="qemu:///system",
+    connect: str | None = setting(None, "the URI of the hypervisor", parsers.uri, option="c", shown="qemu:///system",
         example="qemu:///system",
     )
     mode: Mode = setting(Mode.DESTROY, "how VMs are stopped: destroy, shutdown, suspend, pause, save", option="m")

@@ -2,7 +2,8 @@
 Send JSON documents to an HTTP server, one after the other, without keeping anything waiting for it.
 
 A document that the server does not take is sent again, a few times; while the server fails, each is tried once. What
-does not fit into the queue is dropped, and the log says so once. Redirects are not followed, and answers not read.
+does not fit into the queue is dropped, and the log says so once. Redirects are not followed, and of an answer no more
+is read than a header has. The log names servers without the rest of the URL, which may be a secret.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from collections import deque
 from http import HTTPStatus
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from twisted.internet.defer import CancelledError
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
 from jitsu_tw import __version__
 from jitsu_tw.coroutines import spawn
@@ -27,12 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IProtocol, IProtocolFactory
+    from twisted.web.client import URI
 
 #: The most documents that wait for one server: those of some minutes. One has a few hundred octets.
 MOST_WAITING: Final = 256
 
 #: Seconds that a server has to answer.
 ANSWERS_WITHIN: Final = 10.0
+
+#: The most octets that are read of an answer, TLS included: the Agent keeps all headers, of any number.
+LONGEST_ANSWER: Final = 1 << 16
 
 #: Seconds between a try and the next one.
 PAUSES: Final = (1.0, 5.0, 25.0)
@@ -59,6 +71,68 @@ class Unread(Protocol):
             self.transport.loseConnection()
 
 
+class Bounded(ProtocolWrapper):
+    """A connection that is closed when more is received than `LONGEST_ANSWER`."""
+
+    _received = 0
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        """Take what is received, within the bound."""
+        self._received += len(data)
+        if self._received > LONGEST_ANSWER:
+            self.abortConnection()
+        else:
+            super().dataReceived(data)
+
+
+class BoundedFactory(WrappingFactory):
+    """Makes bounded connections, and logs none of them."""
+
+    protocol = Bounded
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory) -> None:
+        """Bound the connections of *factory*."""
+        super().__init__(factory)
+        inner: Any = factory
+        while inner is not None:  # the Agent's factory, within TLS's
+            inner.noisy = False
+            inner = getattr(inner, "wrappedFactory", None)
+
+
+@implementer(IStreamClientEndpoint)
+class BoundedEndpoint:
+    """An endpoint whose connections are bounded."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        """Connect by *endpoint*."""
+        self._endpoint = endpoint
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect."""
+        connecting: Deferred[Any] = self._endpoint.connect(BoundedFactory(factory))
+        return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
+
+
+@implementer(IAgentEndpointFactory)
+class BoundedEndpoints:
+    """What an Agent connects by, to have bounded connections."""
+
+    def __init__(self, reactor: Any) -> None:
+        """Connect by *reactor*."""
+        self._reactor = reactor
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
+        """Return what connects to *uri*; by TLS, with the certificates that the system trusts."""
+        endpoint = BoundedEndpoint(HostnameEndpoint(self._reactor, uri.host, uri.port, ANSWERS_WITHIN))
+        if uri.scheme != b"https":
+            return endpoint
+        from twisted.internet.ssl import optionsForClientTLS  # noqa: PLC0415 -- needs the extra "tls"
+
+        wrapped: IStreamClientEndpoint = wrapClientTLS(optionsForClientTLS(uri.host.decode()), endpoint)
+        return wrapped
+
+
 class Outbox:
     """The documents for one URL."""
 
@@ -82,7 +156,8 @@ class Outbox:
         """
         self._url, self._reactor, self._sign = url, reactor, sign
         pool = HTTPConnectionPool(reactor, persistent=False)
-        self._agent = agent or Agent(reactor, connectTimeout=ANSWERS_WITHIN, pool=pool)
+        self._agent = agent or Agent.usingEndpointFactory(reactor, BoundedEndpoints(reactor), pool)
+        self._server = urlsplit(url)._replace(path="", query="").geturl()
         self._waiting: deque[bytes] = deque()
         self._sending: Deferred[None] | None = None
         self._fails = self._is_stopped = False
@@ -122,13 +197,13 @@ class Outbox:
                 raise
             except Exception as error:  # noqa: BLE001 -- connections break in many ways, each with its exception
                 if pause is None or self._fails or (isinstance(error, NotTakenError) and error.is_final):
-                    self._complain(str(error) or type(error).__name__)
+                    self._complain(_words(error))
                     return
                 await deferLater(self._reactor, pause)
             else:
                 if self._fails:
                     self._fails = False
-                    self.log.info("{url} takes what it is sent again", url=self._url)
+                    self.log.info("{url} takes what it is sent again", url=self._server)
                 return
 
     async def _post(self, document: bytes) -> None:
@@ -145,4 +220,10 @@ class Outbox:
         """Log, once until the server takes a document again, that documents for it are dropped."""
         if not self._fails:
             self._fails = True
-            self.log.warn("{url} does not take what it is sent, which is dropped: {why}", url=self._url, why=reason)
+            self.log.warn("{url} does not take what it is sent, which is dropped: {why}", url=self._server, why=reason)
+
+
+def _words(error: Any) -> str:
+    """Return why a document was not taken, for the log."""
+    reasons = getattr(error, "reasons", None)  # of the Agent's errors
+    return _words(reasons[0].value) if reasons else str(error) or type(error).__name__

@@ -218,7 +218,12 @@ class QueryLog:
     def _append(self, lines: list[str]) -> int:
         """Write *lines*, in a thread; return how many have been written whole."""
         octets = ("\n" * self._torn + "\n".join(lines) + "\n").encode()
-        descriptor = 1 if self._is_stdout else os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, MODE)
+        descriptor = 1
+        if not self._is_stdout:
+            # A named pipe that no program reads is an error at once (fifo(7)); one that is read slowly is waited for.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+            descriptor = os.open(self._path, flags, MODE)
+            os.set_blocking(descriptor, True)
         try:
             done = os.write(descriptor, octets)
         finally:

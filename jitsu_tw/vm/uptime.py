@@ -46,6 +46,12 @@ MOST_STRIPS: Final = 5000
 DAYS: Final = 30
 DAY: Final = 86400
 
+#: The last day that the state may have: the end of the year 9999.
+LAST_DAY: Final = 2_932_896
+
+#: The largest number that the state may have: 30,000 VMs with 1 TiB each that were off for 1,000 years.
+LARGEST: Final = 10**30
+
 #: Times of starts are counted by classes, each with times that are up to a tenth longer: from 1 ms to a quarter of an
 #: hour.
 CLASS: Final = 1.1
@@ -61,6 +67,9 @@ PATH: Final = "jitsu/uptime"
 FREES: Final = DOWN - {State.PAUSED, State.PREPARED}
 
 _UNKNOWN, _RUNS, _FAILED = "-", "r", "f"
+
+#: The characters of strips.
+SIGNS: Final = frozenset("-.zpf123456789")
 
 #: What a strip has of each state.
 KINDS: Final = {
@@ -96,7 +105,14 @@ class Strip:
 
     @classmethod
     def read(cls, number: int, text: str, now: float) -> Strip:
-        """Return the strip of *text*, whose last character is of the half hour *number*, at *now*, as `line` has it."""
+        """
+        Return the strip of *text*, whose last character is of the half hour *number*, at *now*.
+
+        Raises:
+            ValueError: *text* has other characters than strips have.
+        """
+        if not set(text) <= SIGNS:
+            raise ValueError(text)
         last = text[-1:]
         up = int(last) * HALF_HOUR / 9 if last.isdigit() else 0.0
         return cls(number, now, _UNKNOWN, text[-CHARACTERS:-1], up, failed=last == _FAILED)
@@ -108,9 +124,17 @@ class Strip:
         self.failed |= kind == _FAILED
 
     def account(self, now: float) -> None:
-        """Account for the time until *now*; where the clock was set back, there is none."""
+        """
+        Account for the time until *now*.
+
+        Where the clock was set back a little, there is none until it is later again. Where it was set back further,
+        what the strip has of *now* and later is dropped: else the strip would stand still until then, perhaps a year.
+        """
         latest = int(now // HALF_HOUR)
-        if self.number < latest:
+        if self.number > latest + 1:
+            self.text = self.text[: latest - self.number]
+            self.number, self.since, self.up, self.failed = latest, now, 0.0, False
+        elif self.number < latest:
             self._count((self.number + 1) * HALF_HOUR)
             whole = min(latest - self.number - 1, CHARACTERS) * ("9" if self.kind == _RUNS else self.kind)
             self.text = (self.text + self._last() + whole)[1 - CHARACTERS :]
@@ -256,9 +280,10 @@ class Uptime:
         self.octet_seconds += passed * self._free
 
     def _today(self) -> Day:
-        day = self._days.setdefault(int(self._wall() // DAY), Day())
-        while len(self._days) > DAYS:
-            del self._days[min(self._days)]
+        today = int(self._wall() // DAY)
+        day = self._days.setdefault(today, Day())
+        while len(self._days) > DAYS:  # the clock may have been set back: some may be later than today
+            del self._days[max(self._days, key=lambda number: abs(number - today))]
         return day
 
     # The state.
@@ -281,21 +306,28 @@ class Uptime:
         for line in tree.get(PATH, "").split("\n"):
             try:
                 self._read(line)
-            except (ValueError, OverflowError):
+            except ValueError:
                 continue
 
     def _read(self, line: str) -> None:
         """Read a line; a ValueError says that it is none."""
         match line.split(" ", 3):
             case ["saved", since, seconds, octet_seconds]:
-                self.since, self.seconds = float(since), float(seconds)
-                self.octet_seconds = float(octet_seconds)
+                numbers = _whole(since, LAST_DAY * DAY), _whole(seconds), _whole(octet_seconds)
+                self.since, self.seconds, self.octet_seconds = numbers
             case ["day", number, failed, times] if len(self._days) < DAYS:
-                pairs = (pair.split(":") for pair in islice(times.split(), CLASSES))
-                counted = Counter({min(int(class_), CLASSES): int(count) for class_, count in pairs})
-                self._days[int(number)] = Day(int(failed), counted)
+                pairs = (pair.split(":") for pair in islice(times.split(), CLASSES + 1))
+                counted = Counter({min(_whole(class_), CLASSES): _whole(count) for class_, count in pairs})
+                self._days[_whole(number, LAST_DAY)] = Day(_whole(failed), counted)
             case ["vm", number, text, name] if name in self._machines and len(self._strips) < MOST_STRIPS:
-                self._strips[name] = Strip.read(int(number), text, self._wall())
+                self._strips[name] = Strip.read(_whole(number), text, self._wall())
+
+
+def _whole(text: str, most: int = LARGEST) -> int:
+    """Return the number in *text*; a ValueError says that it is none from 0 to *most*."""
+    if not (text.isascii() and text.isdigit() and int(text) <= most):
+        raise ValueError(text)
+    return int(text)
 
 
 def _class(seconds: float) -> int:

@@ -163,11 +163,14 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("truncated=bool(answer.rest[0] & TC >> 8)", "truncated=False", "counts no warm answers with TC as truncated"),
     ),
     ("dns", "jitsu_tw/dns/querylog.py", "test.unit.dns.test_querylog"): (
+        (" | os.O_NONBLOCK", "", "waits for ever for a reader of a pipe"),
         ("if len(self._lines) >= MOST_WAITING:", "if False:", "keeps lines without end for a disk that hangs"),
         ("printable(to_text(question.asked))", "question.asked.decode('latin-1')", "lets a name make lines of its own"),
         ('("\\n" * self._torn + ', "(", "appends a line to the rest of a torn one"),
     ),
     ("control", "jitsu_tw/control/outbox.py", "test.unit.control.test_webhooks"): (
+        ("if self._received > LONGEST_ANSWER:", "if False:", "keeps an answer without end"),
+        ("url=self._server, why=reason", "url=self._url, why=reason", "logs a URL that is a secret"),
         ("if len(self._waiting) >= MOST_WAITING:", "if False:", "keeps documents without end for a dead server"),
         (".addTimeout(ANSWERS_WITHIN, self._reactor)", "", "waits for ever for a server that does not answer"),
     ),
@@ -642,7 +645,11 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "makes a text as long as the clock is wrong"),
         ("if name in self._machines and len(self._strips)", "if len(self._strips)",
          "keeps strips of VMs that are not in the configuration any more"),
-        ("except (ValueError, OverflowError):", "except OverflowError:", "does not start with a line that is none"),
+        ("            except ValueError:", "            except OverflowError:", "does not start with a bad line"),
+        ("if self.number > latest + 1:", "if False:", "keeps a strip as it is for as long as the clock was ahead"),
+        ("key=lambda number: abs(number - today)", "key=lambda number: -number", "forgets today after a wrong clock"),
+        ("if not set(text) <= SIGNS:", "if False:", "shows what a state by somebody else has for a strip"),
+        (" and int(text) <= most):", "):", "has dates and numbers that JSON and browsers do not have"),
     ),
     ("uptime", "jitsu_tw/vm/memory_sizes.py", "test.unit.vm.test_uptime"): (
         ("if self._waiting and self._next is None", "if self._waiting", "asks a hypervisor for many VMs at once"),

@@ -74,6 +74,10 @@ class ExamplesTests(SynchronousTestCase):
             (start,) = re.findall(r"^ExecStart=(.*)$", text, flags=re.MULTILINE)
             options = re.findall(r'^Environment="OPTIONS=(.*)"$', text, flags=re.MULTILINE)
             name, *arguments = start.replace("$OPTIONS", *options).split() if options else start.split()
+            # What may be written besides: the system is read-only for the unit. The log of queries is in Jitsu's.
+            there = set(re.findall(r"^(\w+)Directory=jitsu$", text, flags=re.MULTILINE))
+            folders = {"jitsu": {"State", "Runtime", "Logs", "Configuration"}, "synjitsu": {"Runtime"}}
+            self.assertEqual(folders[name], there)
             {"jitsu": Options, "synjitsu": SynjitsuOptions}[name]().parseOptions(arguments)
 
     def test_numbers(self) -> None:

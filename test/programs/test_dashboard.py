@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import time
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError
@@ -59,6 +61,9 @@ WIDER = """return [...document.querySelectorAll("section")].flatMap(section => {
   return [...section.querySelectorAll("*:not(pre *)")].filter(
     one => one.getClientRects().length && one.getBoundingClientRect().right > right + .5).map(one => one.outerHTML);
 })"""
+
+#: How many lines the text of an element takes.
+LINES = "const one = document.createRange(); one.selectNodeContents(arguments[0]); return one.getClientRects().length"
 
 
 class DashboardTests(ProcessTestCase):
@@ -297,6 +302,17 @@ class DashboardTests(ProcessTestCase):
             sign = self.page.find_element(By.CSS_SELECTOR, "#vms th.number").get_attribute("aria-sort")
             self.assertEqual({"-": "descending", "s": "ascending", "": None}[place[6:7]], sign)
 
+    def test_keyboard(self) -> None:
+        """Who holds a VM by the keyboard stays at its button, also when its row moves up for that."""
+        self.open(4, "#sort=state")
+        self.until(lambda: self.shows(["www", "bad", "slow", "<b>&"]))
+        self.page.execute_script("arguments[0].focus()", self.all("#vms tbody tr:nth-child(4) .actions button")[2])
+        self.page.switch_to.active_element.send_keys(" ")
+        self.until(lambda: self.shows(["<b>&", "www", "bad", "slow"]) and "Release" in self.row(1))
+        self.assertEqual("Release", self.page.switch_to.active_element.text)
+        self.page.switch_to.active_element.send_keys(Keys.SHIFT, Keys.TAB)
+        self.assertEqual("Stop", self.page.switch_to.active_element.text)
+
     def test_details(self) -> None:
         """A VM has an address; there are its configuration and evidence, and it is started and stopped there."""
         self.open(4, "#vm=www")
@@ -327,6 +343,22 @@ class DashboardTests(ProcessTestCase):
         self.until(lambda: "no VM of that name" in self.text("#said"))
         self.assertFalse(self.is_shown("#details"))
         self.assertEqual("", self.where())
+
+    def test_long(self) -> None:
+        """Of hundreds of long names, the first are shown; nothing beside them, or beside long values, is squeezed."""
+        names = ", ".join(f"{'l' * 60}.{'m' * 60}.n{number}.jitsu.test" for number in range(200))
+        self.serve_anew(VMS + f"  - {{name: {'x' * 250}, dns: [{names}], ip: 10.0.0.5}}\n")
+        self.open(5)
+        row = self.all("#vms tbody tr")[4]
+        self.assertIn("n2.jitsu.test, 197 more, 10.0.0.5", row.text.replace("\n", "")[:2000])
+        self.assertLess(row.size["height"], 500)
+        self.assertGreater(row.find_element(By.CSS_SELECTOR, ".state-cell").size["width"], 120)
+        row.find_element(By.CSS_SELECTOR, ".name").click()
+        self.until(lambda: self.is_shown("#details"))
+        self.assertIn("190 more", self.text("#details-facts"))
+        key, _, origin = self.all("#details-configuration tbody tr:first-child td")
+        self.assertEqual(1, self.page.execute_script(LINES, key))
+        self.assertGreater(origin.size["width"], 100)
 
     def test_none(self) -> None:
         """Without a VM, the page says how one is added; the example is a configuration."""
@@ -369,6 +401,16 @@ class DashboardTests(ProcessTestCase):
         self.assertIn("vm299", self.row(1))
         self.open(25, "#page=99")
         self.assertEqual("276 to 300 of 300", self.text("#range"))
+        self.assertEqual([], self.errors())
+
+    def test_many_long(self) -> None:
+        """VMs whose names are long in an address are asked for in several requests, which the endpoint takes."""
+        self.serve_anew(re.sub(r"name: vm", "name: " + 120 * "\u05d0", MANY))
+        self.open(25)
+        self.page.execute_script("performance.clearResourceTimings()")
+        asked = ("return performance.getEntriesByType('resource').filter(one => one.responseStatus === 200)"
+                 ".map(one => one.name).filter(one => /vms.name/.test(one))")  # fmt: skip
+        self.until(lambda: sum(url.count("name=") for url in self.page.execute_script(asked)) >= 25)
         self.assertEqual([], self.errors())
 
     def test_summary(self) -> None:

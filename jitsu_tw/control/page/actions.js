@@ -18,7 +18,10 @@ export function actions(name) {
       timer = setTimeout(calm, SURE);
     }
   }, "Stop it; the next question starts it again");
-  const hold = button("Hold", () => act(name(), vms.get(name()).held ? "release" : "hold"));
+  const hold = button("Hold", () => {
+    const held = vms.get(name()).held;
+    if (held || !busy.has(name())) act(name(), held ? "release" : "hold");
+  });
   let timer = 0;
 
   function calm() {
@@ -31,7 +34,7 @@ export function actions(name) {
     const moving = kindOf(vm) === "moving", up = vm.state === "up";
     start.disabled = !mayAct() || up || moving || busy.has(vm.name);
     stop.disabled = !mayAct() || !(up || moving);
-    hold.disabled = !mayAct() || (!vm.held && busy.has(vm.name));
+    hold.disabled = !mayAct();  // not while it is busy: a button that is disabled loses the keyboard's focus
     if (stop.disabled) calm();
     set(hold, vm.held ? "Release" : "Hold");
     hold.title = vm.held ? "Let it be stopped when nobody uses it" : "Start it and keep it up until it is released";

@@ -1,6 +1,6 @@
 // The dialogue with one VM: why it is up or down, what uses it, its configuration, and what was decided.
 
-import {$, duration, gib, kindOf, make, ms, row, set, strip, time, zone} from "./view.js";
+import {$, duration, few, gib, kindOf, make, ms, row, set, strip, time, zone} from "./view.js";
 import {actions} from "./actions.js";
 import {ask, say, vms} from "./server.js";
 import {go, place} from "./place.js";
@@ -52,7 +52,7 @@ function show(vm) {
   set($("details-title"), `${vm.name} is ${vm.state}`);
   $("details-title").className = `state ${kindOf(vm)}`;
   const memory = vm.memory && `${gib(vm.memory)} of memory`;
-  set($("details-facts"), [...vm.names, ...vm.addresses, memory, `stopped by ${vm.mode}`, vm.uuid].filter(Boolean).join(" · "));
+  set($("details-facts"), [...few(vm.names, 10), ...few(vm.addresses, 10), memory, `stopped by ${vm.mode}`, vm.uuid].filter(Boolean).join(" · "));
   $("details-why").replaceChildren(...vm.why.map(text => make("p", "", text)));
   if ($("details-day").dataset.day !== vm.day) {
     $("details-day").dataset.day = vm.day;

@@ -5,7 +5,7 @@ import {heard, make, $} from "./view.js";
 const POLL = 5000;       // ms between two looks at what no event tells of: counts, leases, the VMs that are shown
 const ALL = 60000;       // ms between two looks at all VMs; each VM makes it 20 ms longer
 const FEW = 100;         // as many VMs are all asked for at each look
-const ASKED = 100;       // VMs that are asked for by their names at once
+const LONGEST = 8000;    // characters of a path, but for its last name; the endpoint reads 16384 octets of a line
 
 export const vms = new Map();         // by name: what the endpoint says, and when it said so
 export const activations = new Map(); // by id
@@ -38,10 +38,11 @@ export function hear(vm) {
 
 async function readVMs(names) {
   if (vms.size > FEW && performance.now() < readLast + ALL + 20 * vms.size) {
-    for (let from = 0; from < names.length; from += ASKED) {
-      const some = names.slice(from, from + ASKED);
-      const found = await ask(`v1/vms?${some.map(name => `name=${encodeURIComponent(name)}`).join("&")}`);
-      some.forEach(name => vms.delete(name));
+    for (let from = 0, to; from < names.length; from = to) {
+      let path = "v1/vms?";
+      for (to = from; to < names.length && path.length < LONGEST; to++) path += `name=${encodeURIComponent(names[to])}&`;
+      const found = await ask(path);
+      names.slice(from, to).forEach(name => vms.delete(name));
       found.forEach(hear);
     }
     return;

@@ -1,6 +1,6 @@
 // The table of VMs: which of them, in which order, on which page. All of that is in the address of the page.
 
-import {$, LABELS, ago, button, duration, kindOf, make, set, strip, why} from "./view.js";
+import {$, LABELS, ago, button, duration, few, kindOf, make, set, strip, why} from "./view.js";
 import {actions} from "./actions.js";
 import {state, vms} from "./server.js";
 import {go, place} from "./place.js";
@@ -86,6 +86,7 @@ export function render() {
   showTools(counts);
   const from = (pageOf() - 1) * PAGE, wanted = sorted(matching).slice(from, from + PAGE);
   const body = $("vms").tBodies[0], keep = new Set(wanted.map(vm => vm.name));
+  const focused = document.activeElement;
   for (const [name, parts] of rows) if (!keep.has(name)) { parts.row.remove(); rows.delete(name); }
   wanted.forEach((vm, number) => {
     let parts = rows.get(vm.name);
@@ -93,6 +94,7 @@ export function render() {
     if (body.rows[number] !== parts.row) body.insertBefore(parts.row, body.rows[number] || null);
     fillRow(parts, vm);
   });
+  if (body.contains(focused) && focused !== document.activeElement) focused.focus({preventScroll: true});  // its row moved
   const empty = state.loaded && !vms.size;
   $("empty").hidden = !empty;
   $("vms").hidden = $("tools").hidden = $("legend").hidden = empty;
@@ -149,7 +151,7 @@ function makeRow(name) {
 
 function fillRow(parts, vm) {
   const where = [vm.host && `on ${vm.host}`, vm.node && `kept by ${vm.node}`].filter(Boolean);
-  set(parts.names, [...vm.names, ...vm.addresses, ...where].join(", "));
+  set(parts.names, [...few(vm.names, 3), ...few(vm.addresses, 3), ...where].join(", "));
   parts.state.className = `state ${kindOf(vm)}`;
   set(parts.state, vm.state);
   set(parts.reason, why(vm));

@@ -72,6 +72,11 @@ export function time(seconds, words) {
   return made;
 }
 
+// The first of `texts`, and how many more there are: a VM may have hundreds of names.
+export function few(texts, most) {
+  return texts.length <= most + 1 ? texts : [...texts.slice(0, most), `${texts.length - most} more`];
+}
+
 // States, by kind. A kind has a colour and a sign; the word is always there, too.
 
 const KINDS = {up: "up", queued: "moving", starting: "moving", cancelling: "moving", waiting: "moving",

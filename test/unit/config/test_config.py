@@ -453,6 +453,24 @@ class ErrorTests(ConfigTestCase):
             self.assertIn(words, message)
             self.assertNotIn("\n", message)
 
+    def test_passwords(self) -> None:
+        """A URL with a password is refused, and the password not repeated; one with a user alone is taken."""
+        for text in (
+            "connect: qemu+ssh://root:hunter2@a.test/system\n{}", "connect: 'esx://:hunter2@a.test'\n{}",
+            "hosts: [{{name: a, connect: 'qemu+ssh://root:hunter2@a.test/system'}}]\n{}",
+            "{}    connect: qemu+tcp://root:hunter2@a.test/system\n", "webhooks: 'https://u:hunter2@a.test/x'\n{}",
+            "otlp: 'http://u:hunter2@a.test/x'\n{}", "remote: 'https://u:hunter2@a.test/x.git'\npersistdb: s.git\n{}",
+            "cluster: {{node: a, etcd: ['http://127.0.0.1:2379', 'http://u:hunter2@127.0.0.1:2380']}}\n{}",
+        ):  # fmt: skip
+            message = str(self.assertRaises(ConfigError, self.load, text.format(VM)))
+            self.assertIn("has a password in it, which others would see; ", message)
+            self.assertNotIn("hunter2", message)
+        for text in (
+            "connect: qemu+ssh://jitsu@a.test/system\n", "remote: ssh://git@a.test/x.git\npersistdb: s.git\n",
+            "remote: git@a.test:x.git\npersistdb: s.git\n", "webhooks: 'http://a.test/x?a=b:c@d'\n",
+        ):  # fmt: skip
+            self.load(text + VM)
+
     def test_all(self) -> None:
         """All mistakes of a file are told in one run, a line for each, in the order of the file."""
         error = self.assertRaises(ConfigErrors, self.load, "tll: 5\nmode: kill\nhosts:\n  - {name: a}\n" + VM + (

@@ -10,13 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectionAborted
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
-from jitsu_tw.control import webhooks
-from jitsu_tw.control.outbox import ANSWERS_WITHIN, MOST_WAITING, PAUSES, Outbox
+from jitsu_tw.control import outbox, webhooks
+from jitsu_tw.control.outbox import ANSWERS_WITHIN, LONGEST_ANSWER, MOST_WAITING, PAUSES, Outbox
 from jitsu_tw.control.webhooks import Webhooks, signed, trace, webhook_event
 from jitsu_tw.settings import Settings, WebhookEvent
 from jitsu_tw.vm.journal import Event
@@ -65,13 +69,31 @@ class Agent:
         self.closed += 1
 
 
+@implementer(IStreamClientEndpoint)
+class Endpoint:
+    """Connects to a server that says nothing by itself; the protocol is at the transport."""
+
+    def __init__(self, transports: list[StringTransport]) -> None:
+        """Add the transport of each connection to *transports*."""
+        self._transports = transports
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """Connect."""
+        transport: Any = StringTransport()
+        factory.doStart()
+        transport.protocol = factory.buildProtocol(None)
+        self._transports.append(transport)
+        transport.protocol.makeConnection(transport)
+        return succeed(transport.protocol)
+
+
 class OutboxTests(SynchronousTestCase):
     """`Outbox`."""
 
     def setUp(self) -> None:
         """Make one."""
         self.clock, self.agent = Clock(), Agent()
-        self.outbox = Outbox("http://hooks.test/x", self.clock, agent=self.agent)
+        self.outbox = Outbox("http://hooks.test/x?token=secret", self.clock, agent=self.agent)
         events = self.events = list[str]()
         observer: Any = lambda event: events.append(formatEvent(event))  # noqa: E731
         globalLogPublisher.addObserver(observer)
@@ -96,7 +118,7 @@ class OutboxTests(SynchronousTestCase):
         self.agent.waiting[0].callback(SimpleNamespace(code=200, deliverBody=self.agent.deliver))
         self.assertEqual(([1, 2], 2), (self.sent(), self.agent.closed))
         url, headers, _ = self.agent.posts[0]
-        self.assertEqual((b"http://hooks.test/x", ["application/json"]),
+        self.assertEqual((b"http://hooks.test/x?token=secret", ["application/json"]),
                          (url, headers.getRawHeaders("content-type")))  # fmt: skip
         self.put(3)
         self.clock.advance(0)
@@ -117,7 +139,7 @@ class OutboxTests(SynchronousTestCase):
                     self.assertEqual([1] * number, self.sent()[:number])
                 self.assertEqual([1, 1, 1, 1, 2], self.sent())
                 dropped, again = self.events
-                self.assertIn("http://hooks.test/x does not take", dropped)
+                self.assertIn("http://hooks.test does not take", dropped)
                 self.assertIn("takes what it is sent again", again)
 
     def test_taken_at_last(self) -> None:
@@ -180,6 +202,31 @@ class OutboxTests(SynchronousTestCase):
             self.clock.advance(100)
             self.assertEqual(([1] * len(answers), []), (self.sent(), self.clock.getDelayedCalls()))
         Outbox("http://hooks.test/x", self.clock, agent=self.agent).stop()
+
+    def test_endless_answer(self) -> None:
+        """A connection whose answer never ends is closed after a bounded number of octets; the log has the reason."""
+        for scheme in ("http", "https"):
+            with self.subTest(scheme=scheme):
+                self.setUp()
+                transports: list[Any] = []
+                self.patch(outbox, "HostnameEndpoint", lambda *_, known=transports: Endpoint(known))
+                self.patch(outbox, "wrapClientTLS", lambda _, endpoint: endpoint)
+                endless = Outbox(f"{scheme}://hooks.test:1/x?token=secret", self.clock)
+                endless.put({"n": 1})
+                self.clock.advance(0)
+                for pause in (*PAUSES, 0.0):
+                    protocol, sent = transports[-1].protocol, 0
+                    self.assertTrue(transports[-1].value().startswith(b"POST /x?token=secret HTTP/1.1\r\n"))
+                    while not transports[-1].disconnecting and sent < 10 * LONGEST_ANSWER:
+                        line = b"X-Header: 0123456789012345678901234567890123456789\r\n"
+                        protocol.dataReceived(line if sent else b"HTTP/1.1 200 OK\r\n")
+                        sent += len(line)
+                    self.assertLess(sent, LONGEST_ANSWER + 100)
+                    protocol.connectionLost(Failure(ConnectionAborted()))
+                    self.clock.advance(pause)
+                (event,) = self.events
+                begin = f"{scheme}://hooks.test:1 does not take what it is sent, which is dropped: Connection was ab"
+                self.assertEqual(begin, event[: len(begin)])
 
 
 class EventTests(SynchronousTestCase):

@@ -8,7 +8,8 @@ import os
 import random
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Final
 
 import attrs
 import dns.message
@@ -28,6 +29,9 @@ from jitsu_tw.dns.wire import Source
 from test.support import EPOCH
 from test.unit.dns.test_server import ServerTestCase
 
+#: Seconds that a thread has at most for what takes no time. Nothing is measured here.
+PATIENCE: Final = 20.0
+
 
 def at_once(_: Any, __: str, function: Any, *arguments: Any) -> Deferred[Any]:
     """Call a function as `in_thread` does, in this thread."""
@@ -35,6 +39,15 @@ def at_once(_: Any, __: str, function: Any, *arguments: Any) -> Deferred[Any]:
         return succeed(function(*arguments))
     except OSError as error:
         return fail(error)
+
+
+def in_time(_: Any, __: str, function: Any, *arguments: Any) -> Deferred[Any]:
+    """Call a function as `in_thread` does; one that does not return within `PATIENCE` fails."""
+    done: list[Deferred[Any]] = []
+    thread = Thread(target=lambda: done.append(at_once(None, "", function, *arguments)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return done[0] if done else fail(TimeoutError("it blocks"))
 
 
 class LineTests(ServerTestCase):
@@ -281,6 +294,31 @@ class WriteTests(SynchronousTestCase):
             self.clock.advance(FLUSH_EVERY)
         self.assertEqual((["c", "c"], (2, 6)), (self.written(), self.logged()))
         self.assertEqual(["query_log: lines are written again"], self.events[1:])
+
+    def test_pipe(self) -> None:
+        """A named pipe that no program reads is an error like others, not lines that wait; then its reader gets all."""
+        os.mkfifo(self.path)
+        self.begin(in_time)
+        self.write("a")
+        self.clock.advance(FLUSH_EVERY)
+        self.assertEqual((0, 1), self.logged())
+        (event,) = self.events
+        self.assertIn("No such device or address", event)
+        reader = os.open(self.path, os.O_RDWR)  # so that it has no end while nobody writes
+        self.addCleanup(os.close, reader)
+        found = bytearray()
+
+        def read() -> None:
+            while found.count(b"\n") < MOST_WAITING:
+                found.extend(os.read(reader, 1 << 20))
+
+        reading = Thread(target=read, daemon=True)
+        reading.start()
+        self.write(*["x" * 100] * MOST_WAITING)
+        self.clock.advance(FLUSH_EVERY)
+        reading.join(PATIENCE)
+        self.assertEqual((MOST_WAITING, 1), self.logged())
+        self.assertEqual(MOST_WAITING, found.count(b"\n"))
 
     def test_full_disk(self) -> None:
         """Where a disk takes a part, whole lines count, the torn one is dropped, and later ones begin anew."""

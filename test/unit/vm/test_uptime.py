@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from hypothesis import given
@@ -51,17 +52,30 @@ class StripTests(SynchronousTestCase):
         self.assertEqual("fff", strip.at(102.5 * HALF_HOUR))
 
     def test_clock_set(self) -> None:
-        """A clock that is set back counts nothing twice; one that is set far forward takes no time."""
+        """A clock that is set back a little counts nothing twice; one that is set far forward takes no time."""
         strip = self.strip()
         strip.enter("r", 101.0 * HALF_HOUR)
         strip.account(103.0 * HALF_HOUR)
-        self.assertEqual(".991", strip.at(101.5 * HALF_HOUR))
+        self.assertEqual(".991", strip.at(102.5 * HALF_HOUR))
         self.assertEqual(".991", strip.at(103.0 * HALF_HOUR))
         strip.enter(".", 102.0 * HALF_HOUR)
         self.assertEqual(".99.", strip.at(103.5 * HALF_HOUR))
         strip.enter("r", 103.5 * HALF_HOUR)
         self.assertEqual(".994", strip.at(104.0 * HALF_HOUR - 1))
         self.assertEqual("9" * 47 + "1", strip.at(1e12 * HALF_HOUR))
+
+    def test_clock_was_wrong(self) -> None:
+        """A clock that is set back far begins the half hours anew from then on; a restart makes no difference."""
+        for set_back, shown in ((2.0, ".9"), (3.0, "."), (48.0 * 365, "")):
+            strip = self.strip()
+            strip.enter("r", 101.0 * HALF_HOUR)
+            strip.account(104.0 * HALF_HOUR)
+            now = (104.0 - set_back) * HALF_HOUR
+            for one in (strip, Strip.read(strip.number, strip.at(104.0 * HALF_HOUR), 104.0 * HALF_HOUR)):
+                one.enter("r", now)
+                self.assertEqual(f"{shown}1", one.at(now))
+                one.enter(".", now + 2 * HALF_HOUR)
+                self.assertEqual(f"{shown}99..", one.at(now + 3 * HALF_HOUR))
 
     @given(st.lists(st.tuples(st.sampled_from("r.zpf-"), st.floats(-1e5, 1e5)), max_size=60))
     def test_bounded(self, moves: Sequence[tuple[str, float]]) -> None:
@@ -225,6 +239,38 @@ class UptimeTests(SynchronousTestCase):
         days = world.fleet.uptime.days()
         self.assertEqual(30, len(days))
         self.assertEqual(sorted(one["date"] for one in days), [one["date"] for one in days])
+
+    def test_last_days_after_a_wrong_clock(self) -> None:
+        """Days that were counted while the clock was ahead give way to the present ones."""
+        world = World(vm("x", faults=["start"]))
+        today = int((EPOCH + world.clock.seconds()) // 86400)
+        world.fleet.uptime.start({PATH: "\n".join(f"day {today + 365 + day} 9 " for day in range(30))})
+        for _ in range(3):
+            self.summon(world, "x")
+            world.clock.advance(86400.0)
+        self.assertEqual([1, 1, 1], [one["failed"] for one in world.fleet.uptime.days()[:3]])
+        self.assertEqual(30, len(world.fleet.uptime.days()))
+
+    def test_hostile(self) -> None:
+        """A state by somebody else gives numbers that JSON has, dates that there are, and characters of strips."""
+        world = World(vm("a"))
+        before, many, most = world.fleet.uptime.saved(), "9" * 400, "9" * 30
+        for line in (
+            "saved nan nan nan", "saved 1 inf 1", "saved 1 1 -1", f"saved {most} 1 1", f"saved 1 1 {many}",
+            "saved 1 1 ²", "day 2932897 0 1:1", "day -1 0 1:1", f"day 1 0 1:{many}", f"day 1 {many} 1:1",
+            "day 1 0 -9:1", "day 1 -1 1:1", "day 1_0 0 1:1", "day 1 0 1:1:1",
+            "vm 1 <b> a", "vm -1 . a", f"vm {many} . a", f"vm 1 {'0' * 48} a",
+        ):  # fmt: skip
+            world.fleet.uptime.start({PATH: line})
+            self.assertEqual(before, world.fleet.uptime.saved(), line)
+            self.assertEqual(([], ""), (world.fleet.uptime.days(), world.fleet.uptime.strip("a")), line)
+        days = f"day 2932896 {most} 144:{most}", f"day 0 0 0:{most} {most}:1"
+        extreme = (f"saved 1 {most} {most}", *days, f"vm {most} 9 a")
+        world.fleet.uptime.start({PATH: "\n".join(extreme)})
+        self.assertEqual("9999-12-31", world.fleet.uptime.days()[-1]["date"])
+        self.assertEqual("-", world.fleet.uptime.strip("a"))
+        json.dumps([world.fleet.uptime.saved(), world.fleet.uptime.days()], allow_nan=False)
+        self.assertEqual(3, len(list(world.fleet.uptime.lines())))
 
     def test_restart(self) -> None:
         """All of it survives a restart; for the time between, nobody knows."""
