@@ -98,7 +98,8 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
     elif machine.state in _DOWN:
         reason = f": {machine.reason}" if moves and machine.reason else "" if moves else "; nobody asked for it"
         yield f"It is {_DOWN[machine.state]}{since}{reason}."
-        yield "A question for its name starts it."
+        packet = ", or a packet to its address," if machine.vm.use_synjitsu and machine.vm.wake_by_packet else ""
+        yield f"A question for its name{packet} starts it."
     elif machine.state is State.FAILED:
         yield f"It did not start: {machine.reason}."
         if count := machine.failures.count:

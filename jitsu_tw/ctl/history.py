@@ -46,7 +46,7 @@ _LAST: Final = 100
 
 state_option = click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=Path("/var/lib/jitsu/state.git"),
     envvar="JITSU_STATE",
     show_default=True,
