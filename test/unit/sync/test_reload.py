@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -238,6 +239,29 @@ class ReloadTests(RequestsTestCase):
         self.summon()
         self.assertEqual([1], [one.max_running for one in self.replaced])
         self.assertEqual(1, self.fleet.admission._max_running)
+
+    def test_token_of_open_endpoints(self) -> None:
+        """The token stays until the restart if the endpoints do: one that is open may need it."""
+        token = self.folder / "token"
+        token.write_text("0123456789abcdef")
+        token.chmod(0o600)
+        lines = self.reload(*FILE, control="off", control_token=str(token))
+        self.assertEqual((["needs a restart: control, control_token"], None),
+                         (lines, self.running.settings.control_token))  # fmt: skip
+        self.assertEqual(["keys: control_token"], self.reload(*FILE, control_token=str(token)))
+
+    def test_again_while_the_last_ends(self) -> None:
+        """A VM that a reload removes is no more from its names on; the next one may remove what this one would find."""
+        seen = []
+        self.reloads = Reloads(
+            self.running, self.fleet, lambda *_: seen.append({vm.name for vm in self.running.vms}), self.clock
+        )
+        outcome = self.successResultOf(self.read(FILE[1].replace("save", "pause"), THIRD))
+        self.assertEqual([{"db", "third"}], seen)
+        self.reload(THIRD)
+        self.successResultOf(Deferred.fromCoroutine(self.running.finish(self.clock, attrs.evolve(
+            outcome, change=attrs.evolve(outcome.change, removed=("third",))))))  # fmt: skip
+        self.assertEqual((set(), set()), (self.fleet.machines.keys(), self.running.leaving))
 
     def test_ended(self) -> None:
         """Nothing is changed any more while Jitsu ends."""
