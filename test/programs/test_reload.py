@@ -69,6 +69,7 @@ class ReloadTests(ReloadTestCase):
         run = self.jitsuctl("reload")
         self.assertEqual(1, run.returncode)
         self.assertEqual(["6", "6"], re.findall(r"jitsu\.yaml:(\d+):", run.stderr))
+        self.assertEqual(2, len(run.stderr.splitlines()), run.stderr)
         self.assertEqual(["10.0.0.1 30", ""], [self.address("www"), self.address("new")])
         (self.folder / "jitsu.yaml").unlink()
         run = self.jitsuctl("reload")
