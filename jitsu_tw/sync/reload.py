@@ -107,7 +107,7 @@ class Reading:
         self._running: dict[str, VM] = {}
         differ = {name for name in KEYS if getattr(settings, name) != getattr(new, name)}
         taken = {name for name in differ if KEYS[name].live or name in _IN_VMS}
-        if "control" in differ:  # the endpoints that stay open until the restart want the token that they were opened with
+        if "control" in differ:  # what stays open until the restart may be open to all without the token
             taken.discard("control_token")
         self.settings = attrs.evolve(settings, **{name: getattr(new, name) for name in taken - set(PINNED)})
         self._keys = tuple(sorted(taken - set(PINNED)))
