@@ -232,6 +232,23 @@ class ReloadTests(RequestsTestCase):
         self.assertEqual("", self.ask(below(NEW, {"config/idle/0": "9"})))
         self.assertEqual(60.0, self.fleet.machines["new"].vm.min_up)
 
+    def test_inherited_by_none(self) -> None:
+        """A VM that a request has removed stays so where only what it would inherit changes."""
+        self.assertEqual("", self.ask(below(DB, dict.fromkeys(self.tree(f"jitsu/vm/{DB}/")))))
+        self.clock.advance(1)
+        self.assertEqual(["changed: www", "keys: min_up"], self.reload(*FILE, min_up="1m"))
+        self.assertNotIn("db", self.fleet.machines)
+        self.assertEqual([], self.reload(*FILE, min_up="1m"))
+
+    def test_inherited_ttl(self) -> None:
+        """A TTL or a mode that a request has set stays where only the top changes; the other VMs follow."""
+        self.assertEqual("", self.ask(below(WWW, {"dns/www.jitsu.test/ttl": "5", "stop_mode": "shutdown"})))
+        self.assertEqual(["changed: db", "keys: mode, ttl"],
+                         self.reload(*FILE, ttl="7", mode="pause"))  # fmt: skip
+        vms = {name: (machine.vm.ttl, machine.vm.mode.value) for name, machine in self.fleet.machines.items()}
+        self.assertEqual({"www": (5, "shutdown"), "db": (7, "save")}, vms)
+        self.assertIn("over the file", self.tree(origin_path(WWW))[""])
+
     def test_limits(self) -> None:
         """The limits of the fleet are the new ones at once."""
         self.assertEqual(["keys: max_running, summon_from"],
