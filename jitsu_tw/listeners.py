@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import unix
 from twisted.internet.address import UNIXAddress
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.server import Server
     from jitsu_tw.settings import Settings
+
+
+#: The kinds of sockets for DNS.
+_TYPES: Final = frozenset({socket.SOCK_STREAM, socket.SOCK_DGRAM})
 
 
 class _ControlPort(unix.Port):
@@ -59,7 +63,7 @@ class Listeners:
         Raises:
             ConfigError: an address cannot be had.
         """
-        inherited = [socket.socket(fileno=number) for number in from_systemd()]
+        inherited = [_inherited(number) for number in from_systemd()]
         for one in inherited:
             self._adopt(one)
         if not any(one.family in {socket.AF_INET, socket.AF_INET6} for one in inherited):
@@ -174,6 +178,27 @@ def from_systemd() -> list[int]:
     """
     lines = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape").split("\0")
     return ListenFDs.fromEnvironment(dict(line.partition("=")[::2] for line in lines)).inheritedDescriptors()
+
+
+def _inherited(number: int) -> socket.socket:
+    """
+    Return the socket of systemd's with this *number*.
+
+    Raises:
+        ConfigError: it is none that Jitsu can serve on.
+    """
+    try:
+        found = socket.socket(fileno=number)
+        if found.family == socket.AF_UNIX:  # an abstract one has no file whose mode says who may connect
+            usable = found.type == socket.SOCK_STREAM and found.getsockname()[:1] == "/"
+        else:
+            usable = found.family in {socket.AF_INET, socket.AF_INET6} and found.type in _TYPES
+    except OSError:
+        usable = False
+    if not usable:
+        message = f"descriptor {number} of systemd's is no UDP or TCP socket, and no UNIX socket (stream) with a path"
+        raise ConfigError(f"{message}; correct the units of kind .socket")
+    return found
 
 
 def _where(address: Any) -> str:

@@ -266,6 +266,7 @@ class JitsuService(Service):
             self.log.info("no zone file was given; made up from the VMs' names: {names}", names=names)
         self._reactor.callWhenRunning(stop_once)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._hang_up))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         begun = self.fleet.start(remembered)
         if self._requests is not None:
             self._requests.start()
@@ -386,6 +387,8 @@ def makeService(options: Options) -> JitsuService:  # noqa: N802
     # What is made from here to the start lives as long as the process: to collect garbage while it grows would take a
     # third of the time.
     gc.disable()
+    # Until there is a handler, SIGHUP would end Jitsu, and systemd takes that for a clean end: it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     install(default_reactor)
     twistd = getattr(options, "parent", None)
     if reason := cannot_write(twistd):

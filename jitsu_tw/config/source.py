@@ -320,7 +320,8 @@ def read_pairs(text: str) -> RawConfig:
     for pair in text.split(","):
         key, equals, value = pair.strip().partition("=")
         if not equals:
-            raise ConfigError(f"{pair!r} is not of the form key=value", COMMAND_LINE, key=text)
+            remedy = "" if "=" in text else "; a file is named by --config"
+            raise ConfigError(f"{pair!r} is not of the form key=value{remedy}", COMMAND_LINE, key=text)
         if key not in VM_KEYS:
             raise ConfigError(f"no such key{near(key, VM_KEYS)}", COMMAND_LINE, key=key)
         if key in raw and not VM_KEYS[key].many:

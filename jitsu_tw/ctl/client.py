@@ -133,7 +133,8 @@ class Control:
     def _look_at_status(self, answer: HTTPResponse) -> None:
         if answer.status >= 400:
             body = self._json(answer, LONGEST_REFUSAL)
-            raise FailedError(printable(str(body["error"] if isinstance(body, dict) and "error" in body else body)))
+            error = str(body["error"] if isinstance(body, dict) and "error" in body else body)
+            raise FailedError("\n  ".join(map(printable, error.split("\n"))))  # one line for each mistake of a file
         if answer.status != 200:
             raise self.strange(f"status {answer.status}")
 

@@ -210,7 +210,8 @@ def add(name: str, pairs: Sequence[str], state: Path) -> None:
     For example: jitsuctl add www dns=www.example.org ip=192.0.2.80 wait_for_port=80
     """
     try:
-        texts = _checked({"name": [RawValue(name, COMMAND_LINE)], **_pairs(pairs)}, whole=True)
+        raw = _pairs(pairs)
+        texts = _checked({**raw, "name": [RawValue(name, COMMAND_LINE), *raw.get("name", ())]}, whole=True)
         with opened(state) as repository:
             (uuid,) = texts.pop("uuid", [UNKNOWN])
             _send(repository, uuid, {}, files_of(texts), f"{name}: add it")
@@ -240,7 +241,7 @@ def edit(name: str, state: Path) -> None:
             uuid, before = _found(repository, name)
             text, error = _document(name, _texts(before)), ""
             while True:
-                edited = click.edit(error + text, extension=".yaml")
+                edited = _edited(error + text)
                 if edited is None or _body(edited) == text:
                     break
                 text = _body(edited)
@@ -258,6 +259,19 @@ def edit(name: str, state: Path) -> None:
     if error:
         raise FailedError(error.replace(_ERROR, "").strip())
     show.say("nothing has changed")
+
+
+def _edited(text: str) -> str | None:
+    """
+    Return what the user's editor makes of *text*; None if it has saved nothing.
+
+    Raises:
+        FailedError: it has ended badly, or what it leaves is no text.
+    """
+    try:
+        return click.edit(text, extension=".yaml")
+    except (click.ClickException, OSError, UnicodeError) as error:
+        raise FailedError(f"the editor has failed, so nothing is changed: {error}") from error
 
 
 def _body(text: str) -> str:

@@ -68,7 +68,10 @@ def opened(path: Path) -> Iterator[pygit2.Repository]:
             raise FailedError(f"{path} has no branch main yet; Jitsu writes it when it runs")
         yield repository
     except FAULTS as error:
-        raise FailedError(f"{path}: {error}; name Jitsu's persistdb with --state") from error
+        remedy = "name Jitsu's persistdb with --state"
+        if "Permission denied" in str(error):
+            remedy = "run this as root, or as the user that Jitsu runs as"
+        raise FailedError(f"{path}: {error}; {remedy}") from error
 
 
 def commit_at(repository: pygit2.Repository, name: str) -> pygit2.Commit:

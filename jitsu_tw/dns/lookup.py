@@ -119,7 +119,12 @@ Outcome = Found | NoData | NxDomain | Referral | TooLong | Refused
 
 
 class Zones:
-    """All served zones. Of nested zones the closest one answers."""
+    """
+    All served zones. Of nested zones the closest one answers.
+
+    Attributes:
+        edition: is another object after each change, so that it shows whether what was looked up may be stale.
+    """
 
     def __init__(self, zones: Iterable[Zone]) -> None:
         """
@@ -128,6 +133,7 @@ class Zones:
         Raises:
             ZoneError: two have the same apex.
         """
+        self.edition = object()
         self._zones: dict[bytes, Zone] = {}
         for zone in zones:
             if zone.key in self._zones:
@@ -144,6 +150,7 @@ class Zones:
 
     def put(self, zone: Zone) -> None:
         """Answer from *zone* from now on, and not from the zone that has the same apex, which must be served."""
+        self.edition = object()
         self._zones[zone.key] = zone
         for key in self._zones:
             if key.endswith(zone.key) and key != zone.key and self.find(parent(key)) is zone:
@@ -173,6 +180,7 @@ class Zones:
         if zone is None:
             raise ZoneError(f"VM {vm}: {to_text(name)} is in none of the zones: add one that it is in")
         zone.add_vm(name, vm, addresses, ttl)
+        self.edition = object()
 
     def remove_vm(self, name: bytes) -> None:
         """
@@ -185,6 +193,7 @@ class Zones:
         if zone is None:
             raise ZoneError(f"{to_text(name)} is not the name of a VM")
         zone.remove_vm(name)
+        self.edition = object()
 
     def lookup(self, asked: bytes, qtype: int) -> Outcome:
         """

@@ -113,10 +113,25 @@ class JitsuResolver(Authority):
         state = self._fleet.machines[name].state
         question.met = state
         return self._patiently(self._fleet.summons.summon(name, question), question.source).addCallback(
-            lambda ready: Answer(outcome.answer, vm=name)
-            if ready
-            else Answer(outcome.answer, ede=((EDE_NOT_READY, f"{name} is still starting"),))
+            self._answered, question, outcome, self._zones.edition
         )
+
+    def _answered(self, ready: bool, question: Question, outcome: Found, edition: object) -> Answer:  # noqa: FBT001
+        """
+        Return the answer to *question*, when the VM is *ready* or the client has waited long enough.
+
+        If the zones have changed since their *edition* had the *outcome*, the VM may have another address by now; if
+        the name is not that VM's any more, the old answer goes out, but is not kept.
+        """
+        vm = outcome.vm
+        if edition is not self._zones.edition:
+            latest = self._zones.lookup(question.asked, question.type)
+            if not isinstance(latest, Found) or latest.vm != vm:
+                return Answer(outcome.answer)
+            outcome = latest
+        if ready:
+            return Answer(outcome.answer, vm=vm)
+        return Answer(outcome.answer, ede=((EDE_NOT_READY, f"{vm} is still starting"),))
 
     def _patiently(self, ready: Deferred[bool], source: Source | None) -> Deferred[bool]:
         """Return *ready* if one more question of *source* may wait; else a Deferred that has fired with False."""

@@ -179,6 +179,7 @@ class LiveConfig:
             if before is not None and before.key == zone.key:
                 zone.follow(before, changed=zone.key in self._touched)
         self._touched.clear()
+        self.leaving.update(outcome.change.removed)
         self._zones.replace(zones)
         self.settings = settings
         if outcome.keys:
@@ -190,7 +191,8 @@ class LiveConfig:
 
         def finding() -> Iterator[None]:
             for vm in (*outcome.change.added, *outcome.change.changed):
-                left.append(self._fleet.inventory.find(self._fleet.machines[vm.name]))
+                if (machine := self._fleet.machines.get(vm.name)) is not None:  # else the next reload has removed it
+                    left.append(self._fleet.inventory.find(machine))
                 yield
             for name in outcome.change.removed:
                 left.append(self._dismiss(name))

@@ -107,6 +107,8 @@ class Reading:
         self._running: dict[str, VM] = {}
         differ = {name for name in KEYS if getattr(settings, name) != getattr(new, name)}
         taken = {name for name in differ if KEYS[name].live or name in _IN_VMS}
+        if "control" in differ:  # what stays open until the restart may be open to all without the token
+            taken.discard("control_token")
         self.settings = attrs.evolve(settings, **{name: getattr(new, name) for name in taken - set(PINNED)})
         self._keys = tuple(sorted(taken - set(PINNED)))
         self._restart = sorted(differ - taken)
@@ -180,6 +182,8 @@ class Reading:
     def _take(self, new: VM, was: VM | None, now: VM | None) -> None:
         """Add or change a VM as the file says."""
         if now is None:
+            if was is not None and new.raw == was.raw:
+                return  # only what it inherits has changed
             self.added.append(new)
             if was is not None:
                 self._conflicts.append(f"{new.name}: is there again as the file says, though a request had removed it")
@@ -192,13 +196,11 @@ class Reading:
         """Merge a VM that both the file and a request have changed, or added."""
         here, there = vm_files(new), vm_files(now)
         before = vm_files(was) if was is not None else {}
-        for path in sorted(before.keys() | here.keys() | there.keys()):
-            old, mine, other = before.get(path), here.get(path), there.get(path)
-            if mine not in {old, other} and other != old:
-                words = [repr(value) if value is not None else "not there" for value in (mine, other)]
-                line = f"{new.name}: {path} is {words[0]} as the file says, no longer {words[1]} as a request said"
-                self._conflicts.append(line)
-        merged, _ = three_way(before, here, there)
+        if was is not None and new.raw == was.raw:  # only what it inherits has changed, which a request beats
+            merged, _ = three_way(before, there, here)
+        else:
+            merged, _ = three_way(before, here, there)
+            self._note_conflicts(new.name, before, here, there)
         if merged == here:
             self._overruled.add(new.name)
             if new != now:
@@ -206,6 +208,17 @@ class Reading:
             return
         vm, _ = vm_of(self._uuid(now), merged, there, self.settings)
         self._change(attrs.evolve(vm, place=new.place, dns_place=new.dns_place), now)
+
+    def _note_conflicts(
+        self, name: str, before: Mapping[str, str], here: Mapping[str, str], there: Mapping[str, str]
+    ) -> None:
+        """Note each value of the VM *name* that the file, from *before* to *here*, and requests have both changed."""
+        for path in sorted(before.keys() | here.keys() | there.keys()):
+            old, mine, other = before.get(path), here.get(path), there.get(path)
+            if mine not in {old, other} and other != old:
+                words = [repr(value) if value is not None else "not there" for value in (mine, other)]
+                line = f"{name}: {path} is {words[0]} as the file says, no longer {words[1]} as a request said"
+                self._conflicts.append(line)
 
     def _inherit(self, now: VM) -> None:
         """Build a VM that a request has made anew, below the top as it is now."""

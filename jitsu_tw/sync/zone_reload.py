@@ -45,6 +45,7 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
             if zones.find(each) is old:
                 with mistakes:
                     _put(new, each, vm)
+        yield
     mistakes.end()
     new.follow(old, changed=False)
     zones.put(new)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -299,8 +299,13 @@ class Inventory:
     # One VM.
 
     def find(self, machine: Machine) -> Deferred[None]:
-        """Look for *machine* at its backend, and ask for its state."""
-        return Deferred.fromCoroutine(self._look_at(machine))
+        """Look for *machine* at its backend, and ask for its state; that waits for `connected` if need be."""
+        connection = self._connections[id(machine.backend)]
+        if connection.answers:
+            return Deferred.fromCoroutine(self._look_at(machine))
+        if connection.problem is not None:
+            machine.lose(connection.problem)
+        return succeed(None)
 
     def _look_for(self, machine: Machine) -> None:
         """Look for *machine*, unless it is being looked up, which ends with what is so then."""

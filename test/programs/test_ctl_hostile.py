@@ -130,8 +130,9 @@ class HostileTests(SynchronousTestCase):
             self.refused(octets, "no Jitsu answers at ", status=3)
 
     def test_refusal(self) -> None:
-        """A refusal is shown as text, whatever is in it."""
-        self.refused(http({"error": EVIL}, "409 Conflict"), r"\\x1b\]0;evil\\x07\\x9b2J\\u202eten\\r\\nforged: line")
+        """A refusal is shown as text, whatever is in it; a further line of it is indented."""
+        run = self.run_ctl(http({"error": EVIL}, "409 Conflict"), "status")
+        self.assertEqual("jitsuctl: \\x1b]0;evil\\x07\\x9b2J\\u202eten\\r\n  forged: line\n", run.stderr)
         said: object
         for said in ([], "x", {"error": {"a": [EVIL]}}, {"other": 1}, None):
             self.refused(http(said, "409 Conflict"), "")

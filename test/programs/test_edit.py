@@ -137,6 +137,24 @@ class EditTests(ReloadTestCase):
         self.assertIn("10.0.0.2 is that of VM db", self.refused("edit", "www", script="s/^ip: .*/ip: 10.0.0.2/"))
         self.assertIn("ip: is missing", self.refused("edit", "www", script="/^ip:/d"))
 
+    def test_bad_editor(self) -> None:
+        """An editor that fails, removes its file or leaves no text changes nothing; the line is about the editor."""
+        editor = self.folder / "bad-editor"
+        for script, reason in (
+            ("exit 1", "Editing failed"), ('rm "$1"', "No such file"),
+            ('printf "\\377" > "$1"; touch -d "+2 seconds" "$1"', "codec can't decode"),
+        ):  # fmt: skip
+            editor.write_text(f"#!/bin/sh\n{script}\n")
+            editor.chmod(0o700)
+            run = self.run_to_end(BIN / "jitsuctl", "edit", "www", "--state", "state.git",
+                                  env=os.environ | {"VISUAL": str(editor)})  # fmt: skip
+            self.assertEqual((1, 1), (run.returncode, len(run.stderr.splitlines())), run.stderr)
+            self.assertRegex(run.stderr, f"^jitsuctl: the editor has failed, so nothing is changed: .*{reason}")
+
+    def test_two_names(self) -> None:
+        """A VM is not added by another name than the one that is given first."""
+        self.assertIn("name: takes one value", self.refused("add", "a", "name=b", "dns=a.jitsu.test", "ip=10.0.0.8"))
+
     def test_no_state(self) -> None:
         """Without a state there is no history, and nothing to change; that is said."""
         line = self.refused("set", "www", "ttl", "5", "--state", "nowhere")

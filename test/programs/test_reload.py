@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import sys
 import time
 from typing import Final
 
@@ -16,6 +17,21 @@ vms:
   - {name: www, dns: www.jitsu.test, ip: 10.0.0.9, ttl: 5m}
   - {name: slow, dns: slow.jitsu.test, ip: 10.0.0.3, boot_time: 30}
   - {name: new, dns: new.jitsu.test, ip: 10.0.0.4}
+"""
+
+
+#: Runs Jitsu, and sends it SIGHUP when it reads its configuration for the first time.
+EARLY: Final = """
+import os, signal, sys
+from jitsu_tw import commands, tap
+load, sent = tap.Options.load, []
+def loading(self):
+    if not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGHUP))
+    return load(self)
+tap.Options.load = loading
+sys.argv[0] = "jitsu"
+commands.jitsu()
 """
 
 
@@ -62,6 +78,17 @@ class ReloadTests(ReloadTestCase):
         subprocess.run(["sh", "-c", command], env={"MAINPID": str(process.pid)}, check=True)
         self.until("www", "10.0.0.9 300")
 
+    def test_at_the_start(self) -> None:
+        """A SIGHUP that comes while the file is read at the start does not end Jitsu; the file is read again."""
+        self.write(VMS)
+        with (self.folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", EARLY, "--config", "jitsu.yaml"], cwd=self.folder, stdout=log, stderr=log
+            )
+        self.addCleanup(self.end, process)
+        self.until_logged("reloaded: nothing has changed")
+        self.assertIsNone(process.poll(), self.log())
+
     def test_refused(self) -> None:
         """A file with mistakes is refused with all of them, and nothing has changed."""
         self.serve("--zone", "jitsu.zone", configuration=VMS)
@@ -69,6 +96,7 @@ class ReloadTests(ReloadTestCase):
         run = self.jitsuctl("reload")
         self.assertEqual(1, run.returncode)
         self.assertEqual(["6", "6"], re.findall(r"jitsu\.yaml:(\d+):", run.stderr))
+        self.assertEqual(2, len(run.stderr.splitlines()), run.stderr)
         self.assertEqual(["10.0.0.1 30", ""], [self.address("www"), self.address("new")])
         (self.folder / "jitsu.yaml").unlink()
         run = self.jitsuctl("reload")

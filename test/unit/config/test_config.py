@@ -601,7 +601,8 @@ class ErrorTests(ConfigTestCase):
 
     def test_pairs(self) -> None:
         """Mistakes on the command line say so."""
-        for pair, words in (("www", "'www' is not of the form key=value"), ("nam=www", "did you mean name?"),
+        for pair, words in (("x.yaml", "'x.yaml' is not of the form key=value; a file is named by --config"),
+                            ("name=a,b", "'b' is not of the form key=value"), ("nam=www", "did you mean name?"),
                             ("name=a,name=b", "name: is there twice"), ("name=a,dns=a.b", "ip: is missing"),
                             ("name=a,dns=a.b,ip=x", "'x' is no IP address")):
             message = str(self.assertRaises(ConfigError, load, {}, [pair]))

@@ -99,6 +99,7 @@ class ServerTestCase(SynchronousTestCase):
             vm("deep", dns=(from_text("deep.er.jitsu.test"),), ip=(ip_address("10.0.0.4"),)),
             vm("bad", faults=["start"]),
             vm("never", faults=["never_ready"]),
+            vm("slow", ip=(ip_address("10.0.0.6"),), boot_time=0.5),
         ]
         self.world = World(*vms)
         self.zones = Zones([Zone.read(path)])
@@ -365,6 +366,28 @@ class WarmTests(ServerTestCase):
         self.world.fleet.operator.stop("www")
         self.assertIsNone(self.hit(query))
         self.assertEqual({}, self.warm.answers)
+
+    def test_changed_meanwhile(self) -> None:
+        """A client that waits while the VM's address changes gets the new one, and the old one is not kept."""
+        query = self.wire("slow.jitsu.test")
+        replies = self.send(query)
+        self.zones.remove_vm(from_text("slow.jitsu.test"))
+        self.zones.add_vm(from_text("slow.jitsu.test"), "slow", [ip_address("10.0.0.9")], 60)
+        self.warm.clear()
+        self.world.pump(1)
+        self.assertIn("10.0.0.9", str(dns.message.from_wire(replies[0]).answer))
+        self.assertIn(b"\x0a\0\0\x09", self.hit(query) or b"")
+
+    def test_moved_meanwhile(self) -> None:
+        """A name that another VM has got while the client waited: its answer is not kept."""
+        query = self.wire("slow.jitsu.test")
+        replies = self.send(query)
+        self.zones.remove_vm(from_text("slow.jitsu.test"))
+        self.zones.add_vm(from_text("slow.jitsu.test"), "www", [ip_address("10.0.0.1")], 60)
+        self.warm.clear()
+        self.world.pump(1)
+        self.assertIn("10.0.0.6", str(dns.message.from_wire(replies[0]).answer))
+        self.assertIsNone(self.hit(query))
 
     def test_renews_the_lease(self) -> None:
         """A warm answer is a use: the lease is renewed and the question counted, for status and for the state."""

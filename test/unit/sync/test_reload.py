@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -231,6 +232,23 @@ class ReloadTests(RequestsTestCase):
         self.assertEqual("", self.ask(below(NEW, {"config/idle/0": "9"})))
         self.assertEqual(60.0, self.fleet.machines["new"].vm.min_up)
 
+    def test_inherited_by_none(self) -> None:
+        """A VM that a request has removed stays so where only what it would inherit changes."""
+        self.assertEqual("", self.ask(below(DB, dict.fromkeys(self.tree(f"jitsu/vm/{DB}/")))))
+        self.clock.advance(1)
+        self.assertEqual(["changed: www", "keys: min_up"], self.reload(*FILE, min_up="1m"))
+        self.assertNotIn("db", self.fleet.machines)
+        self.assertEqual([], self.reload(*FILE, min_up="1m"))
+
+    def test_inherited_ttl(self) -> None:
+        """A TTL or a mode that a request has set stays where only the top changes; the other VMs follow."""
+        self.assertEqual("", self.ask(below(WWW, {"dns/www.jitsu.test/ttl": "5", "stop_mode": "shutdown"})))
+        self.assertEqual(["changed: db", "keys: mode, ttl"],
+                         self.reload(*FILE, ttl="7", mode="pause"))  # fmt: skip
+        vms = {name: (machine.vm.ttl, machine.vm.mode.value) for name, machine in self.fleet.machines.items()}
+        self.assertEqual({"www": (5, "shutdown"), "db": (7, "save")}, vms)
+        self.assertIn("over the file", self.tree(origin_path(WWW))[""])
+
     def test_limits(self) -> None:
         """The limits of the fleet are the new ones at once."""
         self.assertEqual(["keys: max_running, summon_from"],
@@ -238,6 +256,29 @@ class ReloadTests(RequestsTestCase):
         self.summon()
         self.assertEqual([1], [one.max_running for one in self.replaced])
         self.assertEqual(1, self.fleet.admission._max_running)
+
+    def test_token_of_open_endpoints(self) -> None:
+        """The token stays until the restart if the endpoints do: one that is open may need it."""
+        token = self.folder / "token"
+        token.write_text("0123456789abcdef")
+        token.chmod(0o600)
+        lines = self.reload(*FILE, control="off", control_token=str(token))
+        self.assertEqual((["needs a restart: control, control_token"], None),
+                         (lines, self.running.settings.control_token))  # fmt: skip
+        self.assertEqual(["keys: control_token"], self.reload(*FILE, control_token=str(token)))
+
+    def test_again_while_the_last_ends(self) -> None:
+        """A VM that a reload removes is no more from its names on; the next one may remove what this one would find."""
+        seen = []
+        self.reloads = Reloads(
+            self.running, self.fleet, lambda *_: seen.append({vm.name for vm in self.running.vms}), self.clock
+        )
+        outcome = self.successResultOf(self.read(FILE[1].replace("save", "pause"), THIRD))
+        self.assertEqual([{"db", "third"}], seen)
+        self.reload(THIRD)
+        self.successResultOf(Deferred.fromCoroutine(self.running.finish(self.clock, attrs.evolve(
+            outcome, change=attrs.evolve(outcome.change, removed=("third",))))))  # fmt: skip
+        self.assertEqual((set(), set()), (self.fleet.machines.keys(), self.running.leaving))
 
     def test_ended(self) -> None:
         """Nothing is changed any more while Jitsu ends."""

@@ -63,6 +63,11 @@ class ZoneReloadTests(SynchronousTestCase):
         self.assertIsInstance(self.look("nobody.jitsu.test"), NxDomain)
         self.assertIs(zone, self.zones.find(from_text("x.jitsu.test")))
 
+    def test_steps(self) -> None:
+        """There is a pause for other work after each VM, too."""
+        steps = [sum(1 for _ in one) for one in (Zone.reading(self.outer), self.reading("jitsu.test"))]
+        self.assertEqual(len(self.world.fleet.machines), steps[1] - steps[0])
+
     def test_inner(self) -> None:
         """A zone inside another one is read alone; the outer one does not get its VMs."""
         self.inner.write_text(HEAD.format("in.deep.jitsu.test", 7))

@@ -878,6 +878,23 @@ class BackendTests(FleetTestCase):
             self.assertEqual([True], self.ask())
             self.assertEqual(1, self.world.starts())
 
+    def test_found_later(self) -> None:
+        """A VM that is new, at a backend that has not answered yet, or is lost, is looked for when that answers."""
+        self.world = World(vm())
+        self.patch(self.world.backend, "connect", lambda _: None)
+        self.world.kill()
+        inventory, backend, machine = self.world.fleet.inventory, self.world.backend, self.world.machine()
+        self.patch(backend, "look_up", lambda _: self.fail("the backend does not answer"))
+        self.successResultOf(inventory.find(machine))
+        self.assertEqual("", machine.reason)
+        inventory.lost(backend, "it is down")
+        machine.reason = ""
+        self.successResultOf(inventory.find(machine))
+        self.assertEqual("it is down", machine.reason)
+        self.patch(backend, "look_up", type(backend).look_up.__get__(backend))
+        inventory.connected(backend)
+        self.assertEqual([True], self.ask())
+
     def test_budget(self) -> None:
         """Questions that start nothing, because the backend is lost, cost a network none of its starts."""
         self.world = World(vm())
