@@ -49,8 +49,8 @@ _NEEDS_ANSWERS: Final = ("./cpu/feature", "./cpu[@check='full']", "./features/hy
 #: Advice about slow starts: for a CPU that libvirt need not ask for, and for another one.
 _ASKED: Final = "libvirt asks QEMU for each feature of its CPU when it starts, most of the time that libvirt takes; "
 SLOW: Final = (
-    f"{_ASKED}give it <qemu:del capability='{CPU_QUESTIONS}'/>, as conf/ and /usr/share/doc/jitsu/examples show, or let Jitsu define it"
-    " (define)"
+    f"{_ASKED}give it <qemu:del capability='{CPU_QUESTIONS}'/>, as the examples in conf/ do, or let Jitsu"
+    " define it (define)"
 )
 SLOW_CPU: Final = (
     f"{_ASKED}that can be left out with <cpu mode='host-passthrough'/> and no features by name, as in conf/, but then"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import exists  # unlike Path.exists, this never raises
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +42,8 @@ def doctor(context: click.Context, config: Path | None, *, as_json: bool) -> Non
     what to do. Nothing is changed, and no VM is started. As root it sees more. The exit status is 1 if there is a
     problem.
     """
-    checked, found = _configuration(config or next((path for path in FILES if path.exists()), None))
+    there = filter(exists, FILES)
+    checked, found = _configuration(config or next(there, None))
     rows = [Row("config", "that the configuration can be used", one) for one in found]
     rows += run(attrs.evolve(checked, control=_control(context, checked.settings)), ALL)
     if as_json:

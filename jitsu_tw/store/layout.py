@@ -7,15 +7,16 @@ The paths of the state: the tree of the original's Irmin database. Pure.
     jitsu/vm/<uuid>/dns/<name>/ttl
     jitsu/vm/<uuid>/config/<key>/<0..n>
     jitsu/origin/<uuid>
-    jitsu/stats/<uuid>/{start_ts, call_ts, stop_ts, held_ts, total_starts, backend, connect}
+    jitsu/stats/<uuid>/{start_ts, call_ts, stop_ts, held_ts, used_ts, total_starts, backend, connect}
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
     jitsu/uptime
 
 Each value has one path: a key without a file of its own is below ``config``, as in the configuration. The original has
 no `stop_ts`: when Jitsu last saw the VM stop, so that a VM started later by another program is not taken for Jitsu's.
 It has no `call_ts`: when the hypervisor's last start call ended; until then, a VM that is seen off may come up yet; and
-no `held_ts`: until when the VM's guest holds it. Both are there only if they are not 0. Nor has it ``origin``: the
-request that a VM is from, if a request was the last to change it. Times are seconds since 1970. ``backend`` and
+no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, by whatever, before Jitsu
+ended. These are there only if they are not 0. Nor has it ``origin``: the request that a VM is from, if a request was
+the last to change it. Times are seconds since 1970. ``backend`` and
 ``connect`` are the VM's hypervisor. ``uptime`` is all VMs' (`vm.uptime`).
 """
 
@@ -86,6 +87,7 @@ class Stats:
     connect: str = ""
     call_ts: float = 0.0
     held_ts: float = 0.0
+    used_ts: float = 0.0
 
     @property
     def last_request_ts(self) -> float:
@@ -115,6 +117,8 @@ def stats_paths(uuid: str, stats: Stats) -> dict[str, str]:
         paths[f"{base}/call_ts"] = f"{stats.call_ts:.3f}"
     if stats.held_ts:
         paths[f"{base}/held_ts"] = f"{stats.held_ts:.3f}"
+    if stats.used_ts:
+        paths[f"{base}/used_ts"] = f"{stats.used_ts:.3f}"
     if stats.backend:
         paths[f"{base}/backend"] = stats.backend
     if stats.connect:
@@ -133,8 +137,10 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
             case ["jitsu", "stats", uuid, "backend" | "connect" as key]:
                 setattr(found.setdefault(uuid, Stats()), key, value)
                 continue
-            case ["jitsu", "stats", uuid, "total_starts" | "start_ts" | "call_ts" | "stop_ts" | "held_ts" as key]:
+            case ["jitsu", "stats", uuid, "total_starts" as key]:
                 target: Stats | NameUse = found.setdefault(uuid, Stats())
+            case ["jitsu", "stats", uuid, "start_ts" | "call_ts" | "stop_ts" | "held_ts" | "used_ts" as key]:
+                target = found.setdefault(uuid, Stats())
             case ["jitsu", "stats", uuid, "dns", name, "last_request_ts" | "total_requests" as key]:
                 target = found.setdefault(uuid, Stats()).dns.setdefault(name, NameUse())
             case _:

@@ -14,9 +14,11 @@ from zope.interface import implementer
 
 from jitsu_tw.ijitsu import IObserver
 from jitsu_tw.rules.lifecycle import CALLING, DOWN, State
-from jitsu_tw.settings import STARTS_WITHIN
+from jitsu_tw.settings import STARTS_WITHIN, Evidence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from twisted.logger import Logger
 
     from jitsu_tw.clocks import Clocks
@@ -70,6 +72,13 @@ class Adoption:
         self._unseen: set[str] = set()
         self._doubts: dict[str, float] = {}
 
+    def stop(self, machines: Iterable[Machine]) -> None:
+        """Note in the state when those of *machines* that have a lease were used last, for the next Jitsu."""
+        for machine in machines:
+            lease = self._leases.lease(machine.vm.name)
+            if lease is not None:
+                self._store.stats.used(machine, lease.used)
+
     def enlist(self, machine: Machine) -> None:
         """Add *machine*, which has not been seen in any state yet."""
         self._unseen.add(machine.vm.name)
@@ -112,6 +121,8 @@ class Adoption:
         elif name in self._unseen and self._store.stats.was_started(machine) and not self._dry_run:
             machine.note(managed=True)
             used, started = (now - max(0.0, self._wall() - when) for when in self._store.stats.since(machine))
+            if machine.vm.evidence is Evidence.TRAFFIC:
+                used = max(used, now - machine.vm.idle / 2)  # a killed Jitsu has not noted its guest's last packets
             self._leases.grant(machine, used, started, is_new=False)
             # What is left of its lease is known only once its packets have been counted.
             self._log.info("{name}: runs already, adopted; it was used {ago:.0f} s ago", name=name, ago=now - used)

@@ -171,6 +171,7 @@ class Fleet(Parts):
         self.context.is_running = False
         self.summons.stop()
         self.preparation.stop()
+        self.adoption.stop(self.machines.values())
         self.leases.stop()
         self.inventory.stop()
         await self.cluster.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from jitsu_tw.errors import JitsuError
@@ -46,7 +47,7 @@ class GuestWord:
             ownership: knows which node owns a VM; the guests of other nodes must ask these.
             stats: remember until when guests hold their VMs.
         """
-        self._stats = stats
+        self._stats, self._wall = stats, clocks.wall
         self._leases, self._now, self._observer, self._ownership = leases, clocks.now, observer, ownership
         self._listeners: dict[str, dict[object, Listener]] = {}
         self._told: dict[str, float] = {}
@@ -94,8 +95,10 @@ class GuestWord:
 
     def held_until(self, machine: Machine) -> float:
         """Return until when the guest of *machine*, which gets a lease, holds it, as it said in this run of the VM."""
+        if not (held := self._stats.of(machine).held_ts):
+            return -inf
         # The wall clock, which the state is written by, may have been set back since.
-        return min(self._stats.held_until(machine), self._now() + LONGEST_HOLD)
+        return self._now() + min(held - self._wall(), LONGEST_HOLD)
 
     def held(self, machine: Machine) -> float:
         """Return for how many seconds more the guest of *machine* holds it; 0 if it does not."""

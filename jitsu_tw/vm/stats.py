@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -91,7 +90,7 @@ class Statistics:
         """Return when *machine*, which `was_started`, was last used, and started; now, if not by Jitsu."""
         stats = self.of(machine)
         started = stats.start_ts if stats.start_ts > stats.stop_ts else self._wall()
-        return max(stats.start_ts, stats.last_request_ts), started
+        return max(stats.start_ts, stats.last_request_ts, stats.used_ts), started
 
     def may_come_up(self, machine: Machine) -> float:
         """Return for how many seconds *machine* may yet come up by a start call whose end is not in the state."""
@@ -162,6 +161,11 @@ class Statistics:
         use.total_requests += times
         self.changed.add(vm)
 
+    def used(self, machine: Machine, when: float) -> None:
+        """Note that *machine* was used last, by whatever, at *when* of the fleet's clock."""
+        self._of(machine).used_ts = self._wall() + when - self._now()
+        self.changed.add(machine.vm.name)
+
     def started(self, machine: Machine, *, counts: bool = True) -> None:
         """Note that Jitsu starts *machine* now; it *counts* as a start unless it is for nobody."""
         stats = self._of(machine)
@@ -188,11 +192,6 @@ class Statistics:
         self._of(machine).held_ts = self._wall() + until - self._now()
         self.changed.add(machine.vm.name)
 
-    def held_until(self, machine: Machine) -> float:
-        """Return until when, of the fleet's clock, the guest of *machine* holds it; minus infinity if it never did."""
-        held = self.of(machine).held_ts
-        return self._now() + held - self._wall() if held else -inf
-
     # Which VM is which.
 
     def recognise(self, machine: Machine) -> None:
@@ -203,7 +202,7 @@ class Statistics:
             if stats is not known:
                 # It has been asked for before it was found, and those who count have the object that they count in.
                 stats.start_ts, stats.call_ts, stats.stop_ts = known.start_ts, known.call_ts, known.stop_ts
-                stats.held_ts, stats.total_starts = known.held_ts, known.total_starts
+                stats.held_ts, stats.used_ts, stats.total_starts = known.held_ts, known.used_ts, known.total_starts
                 stats.backend, stats.connect = known.backend, known.connect
                 for key, before in known.dns.items():
                     use = stats.dns.setdefault(key, NameUse())
@@ -218,7 +217,7 @@ class Statistics:
         if stats is not None:
             uses = {name: attrs.evolve(use) for name, use in stats.dns.items()}
             self._known[machine.uuid] = attrs.evolve(stats, dns=uses)
-            stats.start_ts, stats.total_starts, stats.held_ts = 0.0, 0, 0.0
+            stats.start_ts, stats.total_starts, stats.held_ts, stats.used_ts = 0.0, 0, 0.0, 0.0
             stats.stop_ts = max(self._wall(), stats.last_request_ts)
 
     def forget(self, machine: Machine) -> None:

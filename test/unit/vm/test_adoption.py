@@ -29,7 +29,7 @@ class Fakes:
     def __init__(self, clock: BoundedClock) -> None:
         """Begin with a VM that is off, on a node that is alone."""
         self.clock = clock
-        self.vm, self.managed, self.reason, self.is_unsure = vm(), False, "", False
+        self.vm, self.managed, self.reason, self.is_unsure = vm(idle=3 * USED_AGO), False, "", False
         self.state = State.OFF
         self.done: list[str] = []
         self.connected, self.known, self.own, self.recorded, self.suspended = True, False, True, False, False

@@ -616,6 +616,22 @@ class RestartTests(FleetTestCase):
         self.assertIs(State.OFF, self.world.machine().state)
         self.assertEqual(1, self.world.starts())
 
+    def test_adopts_what_was_used(self) -> None:
+        """After a restart, a VM has what is left since its guest was in use, not since a query; after a crash, half."""
+        for ends, least in ((True, 17.0), (False, 9.9)):
+            self.world = World(vm(idle=20))
+            self.ask()
+            guest = self.world.backend.guests[self.world.machine().uuid]
+            guest.sent = 0
+            for _ in range(100):
+                guest.sent += 5
+                self.world.pump(1)
+            if ends:
+                self.successResultOf(self.world.fleet.stop())
+            self.world.kill()
+            left = self.world.fleet.leases.left(self.world.machine())
+            self.assertTrue(left is not None and least <= left <= 20, left)
+
     def test_no_timeline(self) -> None:
         """A VM that was found running was not activated: it has no timeline, not even a stop; the next start has."""
         self.world = World(vm(idle=20))

@@ -309,7 +309,7 @@ class EvidenceTests(FleetTestCase):
         self.send(20, per_second=100)
         self.assertIs(State.UP, self.world.machine().state)
         self.world.kill()
-        self.world.pump(2.5)
+        self.world.pump(12.5)
         self.assertIs(State.OFF, self.world.machine().state)
 
 
