@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from jitsu_tw import __version__, garbage, logs
-from jitsu_tw.backends import backends_for
+from jitsu_tw.backends import BACKENDS, backends_for
 from jitsu_tw.clocks import Clocks, install
 from jitsu_tw.cluster.coordinator import coordinator_for
 from jitsu_tw.cluster.membership import Membership
@@ -153,7 +153,10 @@ class JitsuService(Service):
         """
         self._twistd, self._load = twistd, load
         self._settings, self._zones, self._reactor = settings, zones, reactor
-        self._backends = backends_for(settings.vms, settings.hosts)
+        # Without VMs yet, that of those which requests will add: it knows their uuids.
+        first = (settings.backend, settings.connect or BACKENDS[settings.backend].connect)
+        is_awaited = settings.persistdb is not None and not (settings.vms or settings.hosts)
+        self._backends = backends_for(settings.vms, settings.hosts, (first,) * is_awaited)
         self._trigger = SyncTrigger(reactor)
         self._store = store_at(settings.persistdb, settings.keep_history, self._trigger.changed)
         clocks = Clocks(reactor)

@@ -83,12 +83,14 @@ BACKENDS: Final[dict[str, Declaration]] = {
 }  # fmt: skip
 
 
-def backends_for(vms: tuple[VM, ...], hosts: tuple[Host, ...] = ()) -> dict[tuple[str, str], IBackend]:
-    """Return a backend for each pair of kind and URI that *vms* name, and one for all *hosts* together."""
+def backends_for(
+    vms: tuple[VM, ...], hosts: tuple[Host, ...] = (), others: tuple[tuple[str, str], ...] = ()
+) -> dict[tuple[str, str], IBackend]:
+    """Return a backend for each pair of kind and URI in *others* or that *vms* name, and one for all *hosts*."""
     made: dict[tuple[str, str], IBackend] = {}
     if hosts:
         made[HOSTS, ""] = Pool({host.name: BACKENDS[host.backend].load()(host.connect) for host in hosts})
-    for vm in vms:
-        if (vm.backend, vm.connect) not in made:
-            made[vm.backend, vm.connect] = BACKENDS[vm.backend].load()(vm.connect)
+    for kind, uri in (*others, *((vm.backend, vm.connect) for vm in vms)):
+        if (kind, uri) not in made:
+            made[kind, uri] = BACKENDS[kind].load()(uri)
     return made

@@ -161,7 +161,7 @@ def drained(listed: list[dict[str, Any]]) -> None:
 
 def reloaded(answer: dict[str, Any]) -> None:
     """Print what a reload has changed."""
-    for line in ("reloaded", *(answer["changes"] or ["nothing has changed"])):
+    for line in ("reloaded", *answer["changes"]):
         say(line)
 
 

@@ -96,6 +96,8 @@ class StatsStore:
         self.stats.start(tree)
         self.uptime.start(tree)
         self.config.start(tree, names)
+        if self._store.lasting and not (tree or self._machines):
+            spawn(self.log, self._save_uptime())  # requests are commits on the state's last one
         self._saving.start(self._every, now=False)
 
     async def stop(self) -> None:

@@ -316,7 +316,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("guest's word", "jitsu_tw/vm/guests.py", "test.unit.control.test_guests"): (
         ("if lease is None or not self._ownership.is_own(machine):", "if lease is None:",
          "holds a VM that another node owns"),
-        ("min(held - self._wall(), LONGEST_HOLD)", "held - self._wall()", "holds a VM for months when the clock is set back"),
+        ("min(held - self._wall(), LONGEST_HOLD)", "held - self._wall()",
+         "holds a VM for months when the clock is set back"),
         ("        self._stats.hold(machine, until)\n", "", "forgets holds when it restarts"),
         ("or kept.why is Why.DONE:", "or False:", "loses time before a stop that the guest has asked for"),
         ("if not machine.vm.notify or name not in self._listeners", "if not machine.vm.notify",

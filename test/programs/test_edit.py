@@ -27,6 +27,19 @@ touch -d '+2 seconds' "$1"
 """
 
 
+class FirstTests(ReloadTestCase):
+    """A server that has never had a VM."""
+
+    def test_add(self) -> None:
+        """It takes its first one."""
+        self.serve("--zone", "jitsu.zone", "--persistdb", "state.git", configuration="")
+        self.until_logged("serving 0 names")
+        added = ("add", "new", "dns=new.jitsu.test", "ip=10.0.0.3", "--state", str(self.folder / "state.git"))
+        run = self.jitsuctl(*added)
+        self.assertEqual((0, ""), (run.returncode, run.stderr))
+        self.assertEqual("10.0.0.3 60", self.address("new"))
+
+
 class EditTests(ReloadTestCase):
     """A server with a state."""
 
