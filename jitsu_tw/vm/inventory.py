@@ -88,7 +88,7 @@ class Inventory:
         sizes: asks the hypervisors how much memory the VMs have.
     """
 
-    follows: Final = frozenset({State.UNKNOWN})
+    follows: Final = frozenset({State.UNKNOWN, State.UP})
 
     log = Logger()
 
@@ -188,11 +188,13 @@ class Inventory:
 
     # What the machines do.
 
-    def moved(self, machine: Machine, old: State) -> None:  # noqa: ARG002
-        """Look for *machine* again if the backend does not know what it does."""
+    def moved(self, machine: Machine, old: State) -> None:
+        """Look for *machine* again if the backend does not know what it does, and at what it has booted from."""
         if machine.state is State.UNKNOWN:
             self._look_later(machine)
-        self._look_if_gone(machine)
+            self._look_if_gone(machine)
+        elif old is State.WAITING:
+            spawn(self.log, self._ask_advice(machine), machine.vm.name)
 
     def _look_if_gone(self, machine: Machine) -> None:
         """Look for *machine* if its hypervisor does not know its uuid any more: it may be there under another one."""

@@ -1826,6 +1826,17 @@ class ReconcilingTests(FleetTestCase):
         self.world.fleet.inventory.connected(self.world.backend)
         self.assertEqual([], self.world.fleet.context.problems.of("www"))
 
+    def test_advice_after_a_boot(self) -> None:
+        """A definition that was mended is seen at the next boot."""
+        self.world = World(vm())
+        guest = self.world.backend.guests[self.world.machine().uuid]
+        guest.advice = ("it is transient",)
+        self.world.fleet.inventory.connected(self.world.backend)
+        guest.advice = ()
+        self.assertEqual(["it is transient"], self.world.fleet.context.problems.of("www"))
+        self.ask()
+        self.assertEqual([], self.world.fleet.context.problems.of("www"))
+
     def test_defined_anew_while_stopping(self) -> None:
         """A VM that went away while it was being stopped, and came back by another uuid before that, is found."""
         self.world = World(vm())
