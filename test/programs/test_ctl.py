@@ -379,9 +379,10 @@ class ShowTests(SynchronousTestCase):
         self.assertIn("[red]x[/]", console.file.getvalue())
 
     def test_problems(self) -> None:
-        """The VMs' problems are lines below the table; without any, there are none."""
-        listed = [{"name": "www", "problems": ["a", "b"]}, {"name": "db", "problems": []}]
-        self.assertEqual(["", "www: a", "www: b"], show.problems(listed))
+        """Why VMs have failed, and their problems, are lines below the table; without any, there are none."""
+        listed = [{"name": "www", "state": "failed", "reason": "no memory", "problems": ["a", "b"]},
+                  {"name": "db", "state": "off", "reason": "idle", "problems": []}]  # fmt: skip
+        self.assertEqual(["", "www: no memory", "www: a", "www: b"], show.problems(listed))
         self.assertEqual([], show.problems(listed[1:]))
 
     def test_origins(self) -> None:
