@@ -259,6 +259,8 @@ class HostsTests(ClusterTestCase):
         with self.cluster.asking("www") as answers:
             self.all_up()
             host = self.cluster.hosts[self.host()]
+            for node in self.nodes:
+                node.wait("off", "db")  # it has been found, and is defined on both hosts
             host.kill()
             with self.cluster.asking("db") as others:
                 self.all_up("db")
