@@ -264,7 +264,7 @@ class HostsTests(ClusterTestCase):
             host.kill()
             with self.cluster.asking("db") as others:
                 self.all_up("db")
-                self.all_good(others)
+                self.goes_on(others)
             self.assertNotEqual(host.name, self.host("db"))
             self.goes_on(answers)
             self.found_again(host)
