@@ -305,7 +305,7 @@ class Ledger:
         facts.begun, facts.restarting, facts.preparing = now, False, False
 
     def _prepares(self, facts: Facts) -> None:
-        """Hear that Jitsu starts a VM that no client has asked for."""
+        """Note that Jitsu starts a VM that no client has asked for."""
         now, vm = self._now(), facts.vm
         self.counts["prepares"] += 1
         if not vm.prepare and vm.boot_from is not Boot.SNAPSHOT:

@@ -656,12 +656,22 @@ def reading_zones(settings: Settings, vms: Callable[[], tuple[VM, ...]]) -> Gene
     for vm in settings.vms:
         for name in vm.dns:
             with mistakes:
-                try:
-                    found.add_vm(name, vm.name, vm.ip, vm.ttl)
-                except ZoneError as error:
-                    raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error
+                put_name(found, name, vm)
     mistakes.end()
     return found
+
+
+def put_name(zones: Zones | Zone, name: bytes, vm: VM) -> None:
+    """
+    Give *name*, of one of the *zones*, to *vm*.
+
+    Raises:
+        ConfigError: the zone cannot have it; the error has the place of the VM's names.
+    """
+    try:
+        zones.add_vm(name, vm.name, vm.ip, vm.ttl)
+    except ZoneError as error:
+        raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error
 
 
 def _apexes(vms: Sequence[VM], mistakes: Mistakes) -> dict[bytes, None]:

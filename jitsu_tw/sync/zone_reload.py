@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from jitsu_tw.config.build import put_name
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.dns.zone import Zone
-from jitsu_tw.errors import ConfigError, Mistakes, ZoneError
+from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.text import abridged
 
 if TYPE_CHECKING:
@@ -44,22 +45,9 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
         for each in vm.dns:
             if zones.find(each) is old:
                 with mistakes:
-                    _put(new, each, vm)
+                    put_name(new, each, vm)
         yield
     mistakes.end()
     new.follow(old, changed=False)
     zones.put(new)
     return new
-
-
-def _put(zone: Zone, name: bytes, vm: VM) -> None:
-    """
-    Give *name* of *zone* to *vm*.
-
-    Raises:
-        ConfigError: the zone cannot have it; the error has the place of the VM's names.
-    """
-    try:
-        zone.add_vm(name, vm.name, vm.ip, vm.ttl)
-    except ZoneError as error:
-        raise ConfigError(error.message, *vm.dns_place, f"vms: {vm.name}: dns") from error

@@ -648,7 +648,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            except ValueError:", "            except OverflowError:", "does not start with a bad line"),
         ("if self.number > latest + 1:", "if False:", "keeps a strip as it is for as long as the clock was ahead"),
         ("key=lambda number: abs(number - today)", "key=lambda number: -number", "forgets today after a wrong clock"),
-        ("if not set(text) <= SIGNS:", "if False:", "shows what a state by somebody else has for a strip"),
+        ("if not set(text) <= SIGNS:", "if False:", "shows any text of the state as a strip"),
         (" and int(text) <= most):", "):", "has dates and numbers that JSON and browsers do not have"),
     ),
     ("uptime", "jitsu_tw/vm/memory_sizes.py", "test.unit.vm.test_uptime"): (

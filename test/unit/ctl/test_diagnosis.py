@@ -1,4 +1,4 @@
-"""The checks of `jitsuctl doctor`: what is asked, and that what hangs or fails does not hide the rest."""
+"""The checks of `jitsuctl doctor`: each observation is made, and one that hangs or fails does not hide the others."""
 
 from __future__ import annotations
 

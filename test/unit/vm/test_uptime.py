@@ -252,7 +252,7 @@ class UptimeTests(SynchronousTestCase):
         self.assertEqual(30, len(world.fleet.uptime.days()))
 
     def test_hostile(self) -> None:
-        """A state by somebody else gives numbers that JSON has, dates that there are, and characters of strips."""
+        """Of a state that another program wrote, numbers of JSON, real dates and strips are taken."""
         world = World(vm("a"))
         before, many, most = world.fleet.uptime.saved(), "9" * 400, "9" * 30
         for line in (
