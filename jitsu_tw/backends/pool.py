@@ -204,7 +204,7 @@ class Pool(Hosts):
         names = [name for name in self._of(vm) if name not in unusable and not self._placement.is_drained(name)]
         if not names:
             raise NoCapacity(f"none of its hosts ({', '.join(self._of(vm))}) is there, or they are drained")
-        answers = await DeferredList([self._hosts[name].memory(uuid) for name in names], consumeErrors=True)
+        answers = await DeferredList([self._memory_on(uuid, name) for name in names], consumeErrors=True)
         free: dict[str, int] = {}
         for name, (_, memory) in zip(names, answers, strict=True):
             if isinstance(memory, Failure):
@@ -216,6 +216,13 @@ class Pool(Hosts):
         if not free:
             raise NoCapacity("; ".join(failed))
         return rank(vm, free, self._placement.take_wanted(vm))
+
+    @deferred
+    async def _memory_on(self, uuid: str, name: str) -> Memory | None:
+        """Return the memory of the host *name*; define the VM there if it is not known, as when the host came late."""
+        if name not in self._seen[uuid]:
+            await self._hosts[name].look_up(attrs.evolve(self._vms[uuid], uuid=uuid))
+        return await self._hosts[name].memory(uuid)
 
     # Moving.
 

@@ -157,8 +157,8 @@ class Endpoint(Guarded):
         some = list(machines.values()) if names is None else [machines[name] for name in names if name in machines]
         return Rows.answer(request, some, partial(describe, self._fleet))
 
-    async def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
-        return await explain(self._fleet, machine, self._wall())
+    def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
+        return explain(self._fleet, machine, self._wall())
 
     def _activations(self, request: Request) -> list[Any]:
         """List the last activations, newest first: of one ``vm``, or of all; at most ``last``."""

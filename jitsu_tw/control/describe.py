@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from jitsu_tw import __version__
 from jitsu_tw.control.configured import configured
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import BackendError, JitsuError
+from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.keep import Why
 from jitsu_tw.rules.life import SLOW_START, start_call
 from jitsu_tw.rules.lifecycle import PREPARES, STOPS, State
@@ -38,10 +36,6 @@ _WAITS: Final = {
     **dict.fromkeys(PREPARES, "it boots for nobody, so that its next start is short"),
     **dict.fromkeys(STOPS, "it is being stopped"),
 }
-
-
-#: Seconds after which an explanation does without the hypervisor's advice.
-ADVISES_WITHIN: Final = 2.0
 
 
 def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
@@ -72,7 +66,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
     }
 
 
-async def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
+def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
     """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
     decisions = list(fleet.journal.decisions(machine.vm.name))
     lease = fleet.leases.status(machine)
@@ -81,7 +75,7 @@ async def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
         "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
         "connections": None if lease is None else lease.connections,
         "configuration": list(configured(machine.vm, fleet.store.config.origin(machine))),
-        "why": [*_why(fleet, machine, decisions, now), *await _slow_start(fleet, machine)],
+        "why": [*_why(fleet, machine, decisions, now), *_slow_start(machine)],
         "decisions": [one.as_json() for one in decisions],
         "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],
     }
@@ -128,19 +122,12 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-async def _slow_start(fleet: Fleet, machine: Machine) -> list[str]:
-    """Return what the hypervisor took of the last start, and why, in sentences; none if that was not slow."""
+def _slow_start(machine: Machine) -> Iterator[str]:
+    """Yield what the hypervisor took of the last start, if that was slow."""
     marks, took = machine.marks, start_call(machine.marks)
-    if took < SLOW_START or "ready" not in marks:
-        return []
-    advice: tuple[str, ...] = ()
-    with suppress(BackendError, DeferredTimeout):
-        advice = await machine.backend.advice(machine.uuid).addTimeout(ADVISES_WITHIN, fleet.context.reactor)
-    whole, known = marks["ready"] - marks["query"], fleet.problems_of(machine)
-    return [
-        f"Of the {whole * 1000:,.0f} ms of its last start, the hypervisor took {took * 1000:,.0f}.",
-        *(_sentence(words) for words in advice if words not in known),
-    ]
+    if took >= SLOW_START and "ready" in marks:
+        whole = marks["ready"] - marks["query"]
+        yield f"Of the {whole * 1000:,.0f} ms of its last start, the hypervisor took {took * 1000:,.0f}."
 
 
 def _why_up(fleet: Fleet, machine: Machine, queued: Event | None, now: float) -> Iterator[str]:

@@ -111,6 +111,7 @@ class ClusterTestCase(SynchronousTestCase):
 
     def one(self, vm: str = "www") -> int:
         """Assert that one QEMU of a VM has run, all the time, and does so now; return it."""
+        self.cluster.until(lambda: self.watch.seen[vm])  # it looks ten times a second
         (pid,) = self.watch.seen[vm]
         self.assertEqual([pid], qemus(self.cluster.network)[vm])
         return pid
@@ -260,11 +261,13 @@ class HostsTests(ClusterTestCase):
             self.all_up()
             host = self.cluster.hosts[self.host()]
             for node in self.nodes:
-                node.wait("off", "db")  # it has been found, and is defined on both hosts
+                node.wait("off", "db")
+                self.cluster.until(lambda: not any(one["problem"] for one in node.hosts()))  # noqa: B023
             host.kill()
             with self.cluster.asking("db") as others:
                 self.all_up("db")
                 self.goes_on(others)
+                self.all_good(others)
             self.assertNotEqual(host.name, self.host("db"))
             self.goes_on(answers)
             self.found_again(host)

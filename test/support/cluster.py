@@ -228,6 +228,11 @@ class Node(Jitsu):
         health: dict[str, list[str]] = self.control.ask("GET", "/healthz")
         return health["problems"]
 
+    def hosts(self) -> list[dict[str, Any]]:
+        """Return the hosts, as it sees them."""
+        hosts: list[dict[str, Any]] = self.control.ask("GET", "/v1/hosts")
+        return hosts
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -259,6 +259,14 @@ class HostsTests(SynchronousTestCase):
             else:
                 self.failureResultOf(hosts.start(uuid), BackendLost)
 
+    def test_not_defined_yet(self) -> None:
+        """On a host that does not know the VM, as it was away when that was looked for, it is defined and started."""
+        uuid = self.have(a_vm())
+        del self.each["right"].guests[uuid]
+        self.facts.drained = {"left", "middle"}
+        self.assertEqual("right", self.start(uuid))
+        self.assertIs(Power.RUNNING, self.each["right"].guests[uuid].power)
+
     def test_pinned(self) -> None:
         """A start that a dead node had begun on a host is begun there again, not on another."""
         uuid = self.have(a_vm(), left=20, middle=30, right=40)

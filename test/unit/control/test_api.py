@@ -15,11 +15,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw import __version__, slices
 from jitsu_tw.cluster.coordinator.local import LocalCoordinator
 from jitsu_tw.control.api import MOST_NAMED
-from jitsu_tw.control.describe import ADVISES_WITHIN, duration, explain, ordinal
+from jitsu_tw.control.describe import duration, ordinal
 from jitsu_tw.control.files import openapi
 from jitsu_tw.control.routes import SLICE, Rows
 from jitsu_tw.control.web import ASK_WITHIN, LONGEST_BODY, MOST_CONNECTIONS, MOST_FROM_ONE, READ_WITHIN
-from jitsu_tw.errors import BackendError, ConfigError, JitsuError
+from jitsu_tw.errors import ConfigError, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import Mode
@@ -338,31 +338,17 @@ class WhyTests(SynchronousTestCase):
         self.assertIn("It is held: it stays up until somebody releases or stops it.", self.why(desk))
 
     def test_slow_start(self) -> None:
-        """What the hypervisor took of a slow start is told, and what it advises then; of a quick one nothing."""
+        """What the hypervisor took of a slow start is told, of a quick one nothing."""
         desk = Desk(vm())
         start = desk.backend.start
-        self.patch(desk.backend, "advice", lambda _: succeed(("it asks for each feature of its CPU",)))
         for seconds, told in ((0.7, True), (0.1, False)):
             self.patch(desk.backend, "start", lambda uuid, after=seconds: deferLater(desk.clock, after, start, uuid))
             desk.fleet.summons.summon("www", question())
             desk.pump(2)
-            words = "of its last start, the hypervisor took 700. It asks for each feature of its CPU."
+            words = "Of the 700 ms of its last start, the hypervisor took 700."
             self.assertEqual(told, words in self.why(desk), self.why(desk))
             desk.post("/v1/vms/www/stop")
             desk.pump(1)
-
-    def test_slow_start_without_advice(self) -> None:
-        """A hypervisor that fails to give advice, or does not answer, delays no explanation for long."""
-        desk = Desk(vm())
-        start = desk.backend.start
-        self.patch(desk.backend, "start", lambda uuid: deferLater(desk.clock, 0.7, start, uuid))
-        desk.fleet.summons.summon("www", question())
-        desk.pump(2)
-        for advice in (fail(BackendError("it is gone")), Deferred[tuple[str, ...]]()):
-            self.patch(desk.backend, "advice", lambda _, found=advice: found)
-            explained = Deferred.fromCoroutine(explain(desk.fleet, desk.machine(), 0.0))
-            desk.pump(ADVISES_WITHIN)
-            self.assertIn("the hypervisor took 700.", self.successResultOf(explained)["why"][-1])
 
     def test_by_itself(self) -> None:
         """One that runs by itself is left alone."""

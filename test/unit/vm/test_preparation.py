@@ -120,7 +120,7 @@ class PreparationTests(PreparationTestCase):
         for _ in range(round(PREPARED_IN / 0.1)):
             self.world.pump(0.1)
             now = EPOCH + self.world.clock.seconds()
-            seen = self.successResultOf(Deferred.fromCoroutine(explain(self.world.fleet, self.world.machine(), now)))
+            seen = explain(self.world.fleet, self.world.machine(), now)
             shown.add((seen["state"], seen["why"][0].partition(" for ")[0]))
         self.assertIn(("preparing", "It is preparing"), shown)
         self.assertIn(("prepared", "It is prepared: its guest is ready, and paused"), shown)
