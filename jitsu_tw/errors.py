@@ -17,6 +17,7 @@ The errors of Jitsu, as one tree, divided by whose fault they are: the operator'
      |   +- BackendLost       SERVFAIL   14 Not Ready: no connection to the hypervisor
      |   +- NoSuchVM          SERVFAIL    0 Other: the backend knows no such VM
      +- ClusterUnavailable    SERVFAIL   23 Network Error: there is no connection to the cluster
+     +- ExistenceUnknown      SERVFAIL   14 Not Ready: nobody tells whether a name of a template exists
      +- StoreError            -          the state cannot be read or written
      +- NoStandIn             -          there is no connection to Synjitsu
 
@@ -206,6 +207,12 @@ class ClusterUnavailable(JitsuError):
     """There is no connection to the cluster, so this node cannot know which node owns a VM."""
 
     ede = EDE_NETWORK_ERROR
+
+
+class ExistenceUnknown(JitsuError):
+    """It cannot be found out now whether a name of a template exists (`exists`)."""
+
+    ede = EDE_NOT_READY
 
 
 class StoreError(JitsuError):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.defer import Deferred
 
+    from jitsu_tw.dns.wire import Source
     from jitsu_tw.errors import JitsuError
+    from jitsu_tw.networks import Address
     from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.settings import VM, Mode
 
@@ -134,7 +136,11 @@ class IBackend(Interface):
         """End the connection. VMs go on as they are."""
 
     def look_up(vm: VM) -> Deferred[str]:
-        """Return the uuid of *vm*, defining it first if the backend does not know it and its settings say how."""
+        """
+        Return the uuid of *vm*, defining it first if the backend does not know it and its settings say how.
+
+        A disk of its own (`VM.layer`) is made before that, if it is not there.
+        """
 
     def state(uuid: str) -> Deferred[Power]:
         """Return what the VM is now."""
@@ -193,6 +199,13 @@ class IBackend(Interface):
 
     def drop_image(uuid: str) -> Deferred[None]:
         """Forget the image that `keep_image` kept, if there is one: the next start boots."""
+
+    def remove(uuid: str) -> Deferred[None]:
+        """
+        Remove a VM that a template has made, and that is off: its definition, its images, and its own disk.
+
+        Fails if it runs, or was not made by a template. Only where `backends.Declaration.makes` is True.
+        """
 
     def prepare(uuid: str) -> Deferred[None]:
         """
@@ -518,6 +531,20 @@ class ICluster(Interface):
     def publish(commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
 
+    def reserve(name: str, addresses: tuple[Address, ...]) -> Awaitable[tuple[Address, ...] | None]:
+        """
+        Agree with the other nodes that the new VM *name* of a template has *addresses*.
+
+        Returns:
+            the addresses that it has: others, if another node was faster; None if one of them is another VM's.
+
+        Raises:
+            ClusterUnavailable: the nodes cannot agree.
+        """
+
+    def release(name: str, addresses: tuple[Address, ...]) -> None:
+        """Tell the other nodes that the VM *name* of a template is forgotten, and its *addresses* are free."""
+
     def host(machine: IMachine) -> str | None:
         """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""
 
@@ -538,6 +565,44 @@ class ICluster(Interface):
 
         Raises:
             JitsuError: (through the Deferred) it cannot move there, or is not up.
+        """
+
+
+class ITemplates(Interface):
+    """
+    Templates, whose VMs are made when their names are first asked for.
+
+    A template is named by its name, which is that of the VM in the zones to which its wildcards belong.
+    """
+
+    def has(template: str) -> bool:
+        """Return whether there is a template of that name."""
+
+    def serves(template: str, version: int) -> bool:
+        """Return whether the VMs of *template* have addresses of the IP *version*, 4 or 6."""
+
+    def label_of(name: bytes, template: str) -> str | None:
+        """Return the label that *name*, in lower case, has in *template*; None if it can have no VM."""
+
+    def exists(template: str, label: str, source: Source) -> Deferred[bool]:
+        """
+        Return whether *label* exists in *template*, for the client *source*.
+
+        Raises:
+            Prohibited: (through the Deferred) the client asks for too many.
+            ExistenceUnknown: (through the Deferred) it cannot be found out now.
+        """
+
+    def make(template: str, label: str, source: Source) -> Deferred[bool]:
+        """
+        Make the VM of *label* in *template*, for the client *source*, and begin to start it.
+
+        Returns:
+            (through the Deferred) whether the label exists; if so, its names are in the zones now.
+
+        Raises:
+            JitsuError: (through the Deferred) it is not made, and nothing is left of it; as `exists`, or Prohibited,
+                Unproven or NoCapacity for a limit, BackendError if the hypervisor refuses it.
         """
 
 

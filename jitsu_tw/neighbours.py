@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jitsu_tw.networks import packed
@@ -60,6 +62,18 @@ def mac_of(host: str) -> str | None:
     state, attributes = _NEIGHBOUR.unpack_from(found)[2], dict(_attributes(found[_NEIGHBOUR.size :]))
     mac = attributes.get(_LLADDR, b"")
     return mac.hex(":") if len(mac) == _MAC and any(mac) and not state & _INVALID else None
+
+
+def routers() -> frozenset[bytes]:
+    """Return the addresses (`networks.packed`) of the routers that this host sends by; none where that is not known."""
+    found = set()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+            found.add(int(line.split()[2], 16).to_bytes(4, sys.byteorder))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/net/ipv6_route").read_text().splitlines():
+            found.add(bytes.fromhex(line.split()[4]))
+    return frozenset(one for one in found if any(one))
 
 
 def _interface(kernel: socket.socket, family: int, address: bytes) -> int | None:

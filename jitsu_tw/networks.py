@@ -8,9 +8,12 @@ an IPv4 client. Nothing here does I/O.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+import sys
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Final
+
+import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +74,63 @@ def to_text(network: bytes) -> str:
     """Return the text of *network*, a result of `network`: ``192.0.2.0/24``."""
     family, size = (AF_INET, 4) if len(network) == IPV4_OCTETS else (AF_INET6, 16)
     return f"{inet_ntop(family, network.ljust(size, bytes(1)))}/{8 * len(network)}"
+
+
+@attrs.frozen
+class AddressRange:
+    """
+    Addresses in a row.
+
+    Attributes:
+        first, last: of one family; both are in it.
+    """
+
+    first: Address
+    last: Address
+
+    @classmethod
+    def parse(cls, text: str) -> AddressRange:
+        """
+        Return the range of ``10.1.0.0/16``, without the network's own addresses, or of ``10.1.0.16-10.1.0.99``.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        first, dash, last = text.partition("-")
+        try:
+            if not dash:
+                return cls.of(ip_network(text))
+            found = cls(ip_address(first.strip()), ip_address(last.strip()))
+        except ValueError as error:
+            message = f"{text!r} is no range of addresses ({error}); write one like 10.1.0.0/16 or 10.1.0.16-10.1.0.99"
+            raise ValueError(message) from None
+        if found.first.version != found.last.version or int(found.first) > int(found.last):
+            raise ValueError(f"{text!r} ends before it begins, or in another family; write the first address first")
+        return found
+
+    @classmethod
+    def of(cls, network: Network) -> AddressRange:
+        """Return the addresses that machines in *network* can have (RFC 919; RFC 4291, 2.6.1; RFC 3021; RFC 6164)."""
+        first, last = network[0], network[-1]
+        if network.num_addresses > 2:
+            first, last = network[1], network[-2] if network.version == 4 else last
+        return cls(first, last)
+
+    def __len__(self) -> int:
+        """Return how many addresses are in it, or the most that Python counts."""
+        return min(int(self.last) - int(self.first) + 1, sys.maxsize)
+
+    def __getitem__(self, number: int) -> Address:
+        """Return the address after *number* others."""
+        return self.first + number
+
+    def __contains__(self, address: Address) -> bool:
+        """Return whether *address* is in it."""
+        return address.version == self.first.version and int(self.first) <= int(address) <= int(self.last)
+
+    def __str__(self) -> str:
+        """Return it as `parse` takes it."""
+        return f"{self.first}-{self.last}"
 
 
 class Networks:

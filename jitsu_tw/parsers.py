@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from jitsu_tw.dns.wire import ROOT, from_text
-from jitsu_tw.networks import why_no_guest
+from jitsu_tw.networks import AddressRange, why_no_guest
 
 if TYPE_CHECKING:
     import enum
@@ -396,6 +396,16 @@ def network(raw: str) -> Any:
     except ValueError as error:
         message = f"{raw!r} is no network ({error}); write one like 10.0.0.0/8 or 2001:db8::/32"
         raise ValueError(message) from None
+
+
+@takes("network, or FIRST-LAST", "10.1.0.0/16")
+def address_range(raw: str) -> AddressRange:
+    """Return addresses that guests may have."""
+    found = AddressRange.parse(raw)
+    for end in (found.first, found.last):
+        if why := why_no_guest(end):
+            raise ValueError(f"{why}; name addresses that guests may have")
+    return found
 
 
 def host_port(raw: str, default: int) -> tuple[str, int]:

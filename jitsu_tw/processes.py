@@ -8,6 +8,7 @@ is not waited for.
 from __future__ import annotations
 
 import contextlib
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -53,9 +54,9 @@ class Process(ProcessProtocol):
 
     transport: Any
 
-    def __init__(self, reactor: Any, within: float, grace: float) -> None:
+    def __init__(self, reactor: Any, within: float, grace: float, most: float) -> None:
         """Take the seconds until it is to end, and from SIGTERM to SIGKILL; without *grace* it is killed at once."""
-        self._reactor, self._within, self._grace = reactor, within, grace
+        self._reactor, self._within, self._grace, self._left = reactor, within, grace, most
         self._said: list[tuple[int, bytes]] = []
         self._code: int | None = None
         self._late = False
@@ -101,8 +102,10 @@ class Process(ProcessProtocol):
         self._then(self._within, self.end)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
-        """Keep a piece of its output."""
-        self._said.append((childFD, data))
+        """Keep a piece of its output, as far as there is room for it."""
+        if self._left > 0:
+            self._left -= len(data)
+            self._said.append((childFD, data))
 
     def processExited(self, reason: Failure) -> None:  # noqa: N802
         """Handle its end; the rest of its output may still be on its way."""
@@ -135,6 +138,7 @@ def run(
     program: str | None = None,
     path: str | None = None,
     grace: float = 0.0,
+    most: float = inf,
 ) -> Process:
     """
     Begin to run a program.
@@ -147,10 +151,11 @@ def run(
         program: its path; without one it is looked for by its name.
         path: the directory that it runs in; without one Jitsu's.
         grace: seconds between SIGTERM and SIGKILL.
+        most: octets of its output that are kept, and a piece more; the rest is read and dropped.
 
     Raises:
         OSError: there is no such program, or there can be no further process.
     """
-    process = Process(reactor, within, grace)
+    process = Process(reactor, within, grace, most)
     reactor.spawnProcess(process, program or argv[0], argv, env=dict(env), path=path)
     return process

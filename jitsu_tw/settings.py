@@ -9,6 +9,7 @@ both.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping  # noqa: TC003 -- attrs reads the annotations of fields that are redefined
 from ipaddress import ip_network
 from pathlib import Path
@@ -21,7 +22,7 @@ from jitsu_tw import parsers
 from jitsu_tw.dns import tsig
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.keys import DAY, Limits, setting
-from jitsu_tw.networks import EVERYBODY, LOOPBACK
+from jitsu_tw.networks import EVERYBODY, LOOPBACK, AddressRange
 from jitsu_tw.rules.schedule import WeeklyWindow
 
 if TYPE_CHECKING:
@@ -224,6 +225,48 @@ class Secondary:
         return self.host if self.port == 53 else f"{self.host} port {self.port}"
 
 
+class Asks(enum.Enum):
+    """How it is found out whether a name of a template exists."""
+
+    PATTERN = "pattern"  # the label matches
+    PATH = "path"  # a program is asked if the file can be executed, else it is a list
+    URL = "URL"
+
+
+@attrs.frozen
+class Existence:
+    """
+    What says whether a name of a template exists.
+
+    Attributes:
+        kind: how.
+        text: the pattern, the path or the URL.
+    """
+
+    kind: Asks
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Existence:
+        """
+        Return what ``alice``, ``user-*``, ``/usr/local/bin/site-exists`` or ``http://…`` is.
+
+        Raises:
+            ValueError: what is wrong with it, and what would be right.
+        """
+        if "://" in text:
+            return cls(Asks.URL, parsers.web_url(text))
+        if "/" in text:
+            return cls(Asks.PATH, parsers.text(text))
+        if not re.fullmatch(r"[a-z0-9*?\[\]!-]+", text):
+            message = (
+                f"{text!r} is no label and no pattern of labels; write one like alice or user-*, names in other scripts"
+                " as xn--…, a file or a program with its path, like ./names, or a URL"
+            )
+            raise ValueError(message)
+        return cls(Asks.PATTERN, text)
+
+
 @attrs.frozen
 class Cluster:
     """Where several Jitsus that serve the same zones agree: the group `cluster` of a configuration."""
@@ -334,6 +377,20 @@ class Inherited:
     handover: Handover = setting(Handover.WIRE, "how a guest gets the packets that were held for it")
 
 
+@attrs.frozen
+class Layer:
+    """
+    A disk of a VM's own, which has what differs from an image that many VMs share: a copy-on-write layer (qcow2).
+
+    Attributes:
+        path: of the layer.
+        base: the image below it, which nobody may change.
+    """
+
+    path: Path
+    base: Path
+
+
 @attrs.frozen(kw_only=True)
 class VM(Inherited):
     """
@@ -342,6 +399,8 @@ class VM(Inherited):
     Attributes:
         readiness: the values of the keys that tell when a guest is ready (`jitsu_tw.readiness`), by key.
         backend_settings: what its backend alone has to know of it, of the class that the backend declares; or None.
+        template: the name of the template that it was made by; None if it stands in the configuration itself.
+        layer: its own disk, if it was made by a template with a `disk`.
         hosts: the names of the hosts that it may run on, if its backend is `HOSTS`.
         removed: the configuration has it no more; it was started by an earlier process, and is to be stopped when idle.
         place: the file and line where it stands, for messages.
@@ -395,8 +454,10 @@ class VM(Inherited):
         example="www.xml",
         path=True,
     )
+    template: str | None = None
     readiness: Mapping[str, Any] = attrs.field(factory=dict)
     backend_settings: Any = None
+    layer: Layer | None = None
     hosts: tuple[str, ...] = ()
     removed: bool = False
     place: tuple[str | None, int | None] = attrs.field(default=(None, None), eq=False)
@@ -409,16 +470,57 @@ class VM(Inherited):
 
 
 @attrs.frozen(kw_only=True)
+class Template(VM):
+    """
+    VMs that are made when their names are first asked for: an item of the list `templates` of a configuration.
+
+    It has the keys of its VMs, which inherit them. Its names are wildcards; its uuid is made of its name.
+    """
+
+    ip: tuple[Address, ...] = ()
+    mac: tuple[str, ...] = ()
+    pool: tuple[AddressRange, ...] = setting(
+        NOTHING, "the addresses of its VMs: networks, or the first and the last address", parsers.address_range,
+        many=True,
+    )
+    exists: tuple[Existence, ...] = setting(
+        NOTHING,
+        "which of its names exist: labels and patterns like user-*, a file that lists them, or a program or URL that is"
+        " asked for each",
+        parsers.Parser("label, pattern, path or URL", "/usr/local/bin/site-exists", Existence.parse), many=True,
+    )
+    max: int = setting(100, "how many VMs it has at most", parsers.whole(1, 1_000_000, "number of VMs"))
+    new_per_minute: int = setting(
+        10, "how many new VMs a client network, a /24 or /56, gets in a minute; 0 for any number",
+        parsers.whole(0, 1_000_000, "number of VMs"),
+    )
+    forget_after: float = setting(
+        30 * DAY, "how long after its last use a VM is forgotten, with its disk and its address; 0 for never",
+        parsers.duration(high=1e9, example="30d"), shown="30d",
+    )
+    disk: Path | None = setting(
+        None, "an image of which each VM has a copy-on-write layer of its own", parsers.text, example="base.qcow2",
+        path=True,
+    )
+    layers: Path = setting(
+        Path("/var/lib/jitsu/layers"), "the directory for these layers", parsers.text, example="/srv/jitsu/layers",
+        path=True,
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Settings(Inherited):
     """
     A whole configuration.
 
     Attributes:
+        templates: of VMs that are made on demand.
         cluster: where those who serve the same zones agree; None for this node alone.
         hosts: the hypervisors that VMs with `host` may run on.
     """
 
     vms: tuple[VM, ...] = ()
+    templates: tuple[Template, ...] = ()
     cluster: Cluster | None = None
     hosts: tuple[Host, ...] = ()
     zones: tuple[Path, ...] = setting(

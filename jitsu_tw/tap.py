@@ -32,6 +32,7 @@ from jitsu_tw.dns.connections import MOST_CONNECTIONS
 from jitsu_tw.dns.cookies import Cookies
 from jitsu_tw.dns.forward import Forwarder
 from jitsu_tw.dns.notify import Notifier
+from jitsu_tw.dns.ondemand import TemplateResolver
 from jitsu_tw.dns.querylog import QueryLog
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.change_requests import ChangeRequests
     from jitsu_tw.sync.config_sync import ConfigSync
     from jitsu_tw.sync.reconfigure import Outcome
+    from jitsu_tw.sync.templates import Templates
 
 
 #: Open files that Jitsu needs beside those of DNS: connections to the control endpoint, to hypervisors, to Synjitsu and
@@ -185,7 +187,15 @@ class JitsuService(Service):
             from jitsu_tw.control.webhooks import Webhooks  # noqa: PLC0415
 
             self._webhooks = Webhooks(settings, self.fleet.journal, reactor)
-        resolvers: list[Any] = [JitsuResolver(zones, self.fleet), ZoneAuthority(zones)]
+        self._templates: Templates | None = None
+        summoning = JitsuResolver(zones, self.fleet)
+        resolvers: list[Any] = [summoning, ZoneAuthority(zones)]
+        if settings.persistdb is not None:
+            from jitsu_tw.sync.templates import Templates  # noqa: PLC0415 -- it makes nothing without a state
+
+            templates = self._templates = Templates(self._running, self.fleet, self._store, clocks)
+            answer_by = partial(getattr, self.fleet.context, "answer_by")
+            resolvers.insert(1, TemplateResolver(zones, templates, summoning, reactor, answer_by))
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
         keys = Keyring(settings.tsig_keys)
@@ -273,6 +283,8 @@ class JitsuService(Service):
         begun = self.fleet.start(remembered)
         if self._requests is not None:
             self._requests.start()
+        if self._templates is not None:
+            self._templates.start()
         if self._sync is not None:
             self._sync.start()
         self._notifier.tell(self._zones)

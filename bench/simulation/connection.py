@@ -265,6 +265,10 @@ class Connection:
         """Forget it."""
         return self._ask("drop_image", uuid, self._hypervisor.drop_image, uuid)
 
+    def remove(self, uuid: str) -> Deferred[None]:
+        """Remove a VM of a template."""
+        return self._ask("remove", uuid, self._hypervisor.remove, uuid)
+
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause a VM that nobody has used."""
         return self._ask("prepare", uuid, self._hypervisor.prepare, uuid)

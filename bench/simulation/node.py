@@ -202,6 +202,10 @@ class RemoteBackend:
         """Do nothing."""
         return succeed(None)
 
+    def remove(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fail: no VM of the world is made by a template."""
+        return fail(BackendError(f"{self.host}: removes nothing"))
+
     def prepare(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fail: no VM of the world is prepared."""
         return fail(BackendError(f"{self.host}: prepares nothing"))

@@ -32,6 +32,7 @@ class Declaration:
         uris: a URI tells its hypervisors apart; so a host needs one.
         host: it may be one of several `hosts`.
         images: it can keep the image of a ready guest (`boot_from: snapshot`).
+        makes: it can make VMs, and remove what is left of them (`IBackend.remove`), as templates need it.
         prepares: it can tell a paused guest that no client has used from others (`prepare`).
         settings: the keys that only its VMs have: a class with a field for each (`keys.setting`); None for none. An
             instance of it is the VM's `backend_settings`, if the VM has one of these keys.
@@ -47,6 +48,7 @@ class Declaration:
     uris: bool = True
     host: bool = True
     images: bool = True
+    makes: bool = True
     prepares: bool = True
     settings: type[attrs.AttrsInstance] | None = None
     strict: bool = True
@@ -79,7 +81,9 @@ BACKENDS: Final[dict[str, Declaration]] = {
         # A configuration that was tried with this backend keeps its keys.
         path="jitsu_tw.backends.memory:MemoryBackend", uris=False, settings=MemorySettings, strict=False
     ),
-    "xapi": Declaration(path="jitsu_tw.backends.xapi:XapiBackend", extra="xapi", images=False, prepares=False),
+    "xapi": Declaration(
+        path="jitsu_tw.backends.xapi:XapiBackend", extra="xapi", images=False, makes=False, prepares=False
+    ),
 }  # fmt: skip
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import domain_xml, image, prepared
+from jitsu_tw.backends import definition, domain_xml, image, layer, prepared
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Mode
@@ -66,6 +67,14 @@ _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_
 
 _KIB: Final = 1024
 
+#: To undefine a domain with what libvirt keeps of it.
+_WITH_ALL: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
 #: The prefix of the classes of PCI devices that are network cards (PCI code and ID assignment, class 02h).
 NETWORK_CARD: Final = "0x02"
 
@@ -88,7 +97,15 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
         if vm.define is None:
             remedy = "define it there, mend the name, or give its XML file with define"
             raise NoSuchVM(f"{error}; {remedy}") from error
-        domain = connection.defineXML(domain_xml.definition(vm.define.read_text(), vm.uuid))
+        text = domain_xml.definition(_text(vm), vm.uuid)
+        if vm.layer is not None:
+            layer.make(vm.layer)
+        try:
+            domain = connection.defineXML(text)
+        except libvirt.libvirtError:
+            if vm.layer is not None and vm.uuid is not None:
+                layer.remove(vm.layer)
+            raise
     else:
         if vm.define is not None and domain.isPersistent():
             _follow(connection, domain, vm)
@@ -108,7 +125,7 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
     if vm.define is None:
         return
     try:
-        text = vm.define.read_text()
+        text = _text(vm)
         root = _defined(domain)
         same = domain_xml.is_defined_by(text, root)
         if same is None and domain_xml.difference(domain_xml.parse(text), root) is None:
@@ -118,8 +135,24 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
         elif same is False and not _is_saved(domain) and (not domain.isActive() or prepared.mark(domain) is not None):
             connection.defineXML(domain_xml.definition(text, domain.UUIDString()))
             log.info("{name}: defined anew, because {file} has changed", name=vm.name, file=str(vm.define))
-    except (OSError, ElementTree.ParseError, libvirt.libvirtError) as error:
+    except (OSError, BackendError, libvirt.libvirtError) as error:
         log.error("{name}: {file} is not followed: {error}", name=vm.name, file=str(vm.define), error=str(error))
+
+
+def _text(vm: VM) -> str:
+    """
+    Return the XML in the file that defines *vm*.
+
+    Raises:
+        OSError: it cannot be read.
+        BackendError: it is no XML.
+    """
+    text = definition.read(vm, escape)
+    try:
+        domain_xml.parse(text)
+    except ElementTree.ParseError as error:
+        raise BackendError(f"{vm.define} is not XML: {error}") from error
+    return text
 
 
 def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
@@ -308,8 +341,8 @@ def advice(
     if not domain.isPersistent():
         found.insert(0, "it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)")
     elif vm is not None and vm.define is not None:
-        with contextlib.suppress(OSError, ElementTree.ParseError):
-            found += _differs(vm.define, root)
+        with contextlib.suppress(OSError, BackendError):
+            found += _differs(vm, root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += [domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)]
     if slow and (why := domain_xml.slow(root)) is not None:
@@ -317,9 +350,9 @@ def advice(
     return tuple(found)
 
 
-def _differs(file: Path, root: ElementTree.Element) -> tuple[str, ...]:
+def _differs(vm: VM, root: ElementTree.Element) -> tuple[str, ...]:
     """Return how a domain differs from the file that should define it."""
-    text = file.read_text()
+    text, file = _text(vm), vm.define
     same = domain_xml.is_defined_by(text, root)
     if same is False:
         return (f"{file} has changed since it was defined; that holds from its next boot on",)
@@ -380,6 +413,39 @@ def _why_stale(
     if vm is not None:
         _follow(connection, domain, vm)
     return prepared.why_stale(domain, mark, paused_since=paused_since)
+
+
+def remove(connection: libvirt.virConnect, uuid: str, vm: VM) -> None:
+    """
+    Undefine the domain of *vm*, which a template has made, and remove its image and its disk.
+
+    Raises:
+        BackendError: it is active, or was not made by a template.
+    """
+    if vm.template is None:
+        raise BackendError(definition.NOT_MADE)
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+    else:
+        if domain.isActive():
+            raise BackendError("it runs")
+        _undefine(domain)
+    image.drop(image.path(vm.images, uuid))
+    if vm.layer is not None:
+        layer.remove(vm.layer)
+
+
+def _undefine(domain: libvirt.virDomain) -> None:
+    """Undefine a domain, with what its driver can keep of it."""
+    try:
+        domain.undefineFlags(_WITH_ALL)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in {libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT}:
+            raise
+        domain.undefine()
 
 
 def unmark(connection: libvirt.virConnect, uuid: str) -> None:

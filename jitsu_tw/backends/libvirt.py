@@ -14,13 +14,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
+from xml.sax.saxutils import escape
 
 import libvirt
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import domain, domain_xml, image
+from jitsu_tw.backends import definition, domain, domain_xml, image
 from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
@@ -133,7 +134,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         """Return advice about the file that defines the VM."""
         if vm.define is None:
             return ()
-        text = vm.define.read_text()
+        text = definition.read(vm, escape)
         why = domain_xml.slow(domain_xml.parse(domain_xml.definition(text, None)))
         return domain.advice_on(vm, domain_xml.parse(text), far=self._far) + ((why,) if why else ())
 
@@ -298,6 +299,17 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         """Remove the file."""
         vm = self._vms.get(uuid)
         return succeed(None) if vm is None else self._call(lambda _: image.drop(image.path(vm.images, uuid)))
+
+    def remove(self, uuid: str) -> Deferred[None]:
+        """Undefine the domain, with what libvirt keeps of it, and remove its image and its disk."""
+        vm = self._vms.get(uuid)
+        if vm is None:
+            return fail(NoSuchVM(f"no VM {uuid}"))
+        removed: Deferred[None] = self._call(domain.remove, uuid, vm).addCallback(lambda _: self._forget(uuid))
+        return removed
+
+    def _forget(self, uuid: str) -> None:
+        self._vms.pop(uuid, None)
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the domain, and mark it as prepared in its live metadata."""

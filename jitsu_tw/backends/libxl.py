@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import xen, xlvm
+from jitsu_tw.backends import layer, xen, xlvm
+from jitsu_tw.backends.definition import NOT_MADE
 from jitsu_tw.backends.xlhost import Host
-from jitsu_tw.errors import BackendError, BackendLost, ConfigError
+from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, IXenBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
@@ -78,7 +80,7 @@ class LibxlBackend:
         """Check that the VM's files are there."""
         try:
             xlvm.check_files(vm)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BackendError) as error:
             raise ConfigError(str(error), *vm.place, f"vms: {vm.name}") from error
         return ()
 
@@ -409,6 +411,22 @@ class LibxlBackend:
         for image in self._folder(uuid).glob(f"{uuid}-*.ready"):
             image.unlink(missing_ok=True)
         return succeed(None)
+
+    @_by_host
+    async def remove(self, uuid: str) -> None:
+        """Remove the images and the disk; Xen has nothing of a VM that is off."""
+        if uuid not in self._host.vms:
+            raise NoSuchVM(f"no VM {uuid}")
+        vm = self._host.vms[uuid]
+        if vm.template is None:
+            raise BackendError(NOT_MADE)
+        if await self._host.alive(uuid) is not None:
+            raise BackendError("it runs")
+        _discard(self._saved(uuid))
+        await self.drop_image(uuid)
+        if vm.layer is not None:
+            await deferToThread(layer.remove, vm.layer)
+        del self._host.vms[uuid]
 
 
 def _discard(image: Path) -> None:

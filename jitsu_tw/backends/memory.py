@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from jitsu_tw import parsers
+from jitsu_tw.backends.definition import NOT_MADE
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -249,6 +250,16 @@ class MemoryBackend:
     def stale(self, uuid: str) -> Deferred[str]:
         """Return what the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).stale)
+
+    def remove(self, uuid: str) -> Deferred[None]:
+        """Forget the VM."""
+        return maybeDeferred(self._remove, uuid)
+
+    def _remove(self, uuid: str) -> None:
+        guest = self._guest(uuid)
+        if guest.vm.template is None or guest.power is Power.RUNNING:
+            raise BackendError("it runs" if guest.power is Power.RUNNING else NOT_MADE)
+        del self.guests[uuid]
 
     def happen(self, uuid: str, power: Power, reason: str) -> None:
         """Change a VM, as a call does or another program would, and tell the watcher."""

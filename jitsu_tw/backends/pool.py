@@ -329,6 +329,18 @@ class Pool(Hosts):
         dropped = [backend.drop_image(uuid) for backend in self._of(self._known(uuid)).values()]
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
+    @deferred
+    async def remove(self, uuid: str) -> None:
+        """Remove the VM on all hosts."""
+        hosts = self._of(self._known(uuid))
+        answers = await DeferredList([backend.remove(uuid) for backend in hosts.values()], consumeErrors=True)
+        for name, (_, error) in zip(hosts, answers, strict=True):
+            if isinstance(error, Failure) and not error.check(NoSuchVM):
+                raise BackendError(f"{name}: {error.getErrorMessage()}")
+        del self._vms[uuid]
+        self._seen.pop(uuid, None)
+        self._at.pop(uuid, None)
+
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the guest, which no client has used, on its host."""
         return self._there(uuid, "prepare")

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from jitsu_tw.backends import xapi_vms
+from jitsu_tw.backends.definition import NOT_MADE
 from jitsu_tw.backends.threaded import ThreadedBackend, Workers, in_thread
 from jitsu_tw.backends.xapi_session import CONNECT_WITHIN, PASSED, Login, Target, XapiError
 from jitsu_tw.coroutines import deferred
@@ -396,6 +397,10 @@ class XapiBackend(ThreadedBackend[Login]):
     def migrate(self, uuid: str, to: IBackend) -> Deferred[None]:  # noqa: ARG002
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError(f"{self} does not move VMs that run"))
+
+    def remove(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+        """Fail: no template makes VMs here."""
+        return fail(BackendError(NOT_MADE))
 
     def prepare(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
         """Fail: nothing would tell such a VM from one that another program has paused."""

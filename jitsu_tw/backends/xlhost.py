@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
+from jitsu_tw.backends import layer
 from jitsu_tw.backends.xl import Domain, Xl
 from jitsu_tw.backends.xlvm import uuid_of
 from jitsu_tw.coroutines import deferred, spawn
@@ -202,6 +204,8 @@ class Host:
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):
                 remedy = "give its kernel, or its xl configuration with define"
                 raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it; {remedy}")
+        if vm.layer is not None:
+            await deferToThread(layer.make, vm.layer)
         self.vms[uuid] = vm
         if vm.uuid is None:
             self._names[vm.name] = uuid

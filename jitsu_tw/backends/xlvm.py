@@ -14,7 +14,7 @@ import uuid as uuids
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jitsu_tw.backends import xen
+from jitsu_tw.backends import definition, xen
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_files(vm: VM) -> None:
     """
     xen.check_name(vm.name)
     if vm.define is not None:
-        vm.define.read_text()
+        definition.read(vm)
     elif (guest := xen.guest_of(vm)) is not None:
         if guest.kernel is None and guest.type is not xen.Type.HVM:
             raise ValueError(f"a {guest.type.value} guest needs a kernel")
@@ -83,11 +83,11 @@ def configuration(vm: VM) -> str:
     Return a VM's configuration for xl.
 
     Raises:
-        BackendError: there is none.
-        OSError, UnicodeDecodeError: its file cannot be read.
+        BackendError: there is none, or its file is wrong.
+        OSError: its file cannot be read.
     """
     if vm.define is not None:
-        return f"{vm.define.read_text()}\n{xen.named(vm.name, uuid_of(vm))}"
+        return f"{definition.read(vm)}\n{xen.named(vm.name, uuid_of(vm))}"
     guest = xen.guest_of(vm)
     if guest is None:
         raise BackendError(f"{vm.name} is off, and nothing says how to make it")

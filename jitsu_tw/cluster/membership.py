@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
+    from jitsu_tw.networks import Address
     from jitsu_tw.rules.lifecycle import State
     from jitsu_tw.settings import Settings
 
@@ -144,6 +145,14 @@ class Membership:
     def publish(self, commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
         begin(self._state.coordinator.put({"news": commit}))
+
+    @deferred
+    async def reserve(self, name: str, addresses: tuple[Address, ...]) -> tuple[Address, ...] | None:  # noqa: ARG002
+        """Return *addresses*."""
+        return addresses
+
+    def release(self, name: str, addresses: tuple[Address, ...]) -> None:
+        """Do nothing."""
 
     def host(self, machine: IMachine) -> str | None:
         """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""

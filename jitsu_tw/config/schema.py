@@ -15,7 +15,7 @@ from jitsu_tw import parsers
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.keys import keys_of
 from jitsu_tw.readiness import READINESS
-from jitsu_tw.settings import VM, Cluster, Host, Inherited, Settings
+from jitsu_tw.settings import VM, Cluster, Host, Inherited, Settings, Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,6 +73,18 @@ VM_KEYS: Final[Mapping[str, Key]] = {
     **INHERITED,
     **_keys_of(VM),
 }
+
+#: The keys that a template has no use for: each of its VMs has its own.
+_OF_ONE_VM: Final = frozenset({"ip", "uuid", "mac", "own_dns", "own_ip"})
+
+#: The keys of a template: those that its VMs inherit, and its own.
+TEMPLATE_KEYS: Final[Mapping[str, Key]] = {
+    **{name: key for name, key in VM_KEYS.items() if name not in _OF_ONE_VM},
+    **{name: key for name, key in keys_of(Template).items() if name not in keys_of(VM)},
+}
+
+#: Those that only a template has.
+OWN_TEMPLATE_KEYS: Final = TEMPLATE_KEYS.keys() - VM_KEYS.keys()
 
 #: The backend that a key is for, of the keys that VMs of other backends must not have.
 STRICT: Final[Mapping[str, str]] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import attrs
 import yaml
 
-from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
+from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, OWN_TEMPLATE_KEYS, TEMPLATE_KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.parsers import near
 from jitsu_tw.text import abridged
@@ -46,7 +46,7 @@ _REMEDIES: Final = {
 }
 
 #: What is more than lines of the form "key: value".
-GROUPS: Final = ("vms", "hosts", "cluster")
+GROUPS: Final = ("vms", "templates", "hosts", "cluster")
 
 
 class RawValue(NamedTuple):
@@ -89,6 +89,7 @@ class File:
     Attributes:
         top: Jitsu's own keys.
         vms: each VM; read one by one.
+        templates: each template.
         hosts: each host.
         cluster: the group `cluster`; empty if there is none.
         mistakes: what was left out of all these; the last is found when `vms` ends.
@@ -96,6 +97,7 @@ class File:
 
     top: RawConfig
     vms: Iterable[RawConfig] = ()
+    templates: list[RawConfig] = attrs.field(factory=list)
     hosts: list[RawConfig] = attrs.field(factory=list)
     cluster: RawConfig = attrs.field(factory=dict)
     mistakes: Mistakes = attrs.field(factory=Mistakes)
@@ -157,6 +159,7 @@ def read_file(path: Path) -> File:
         if (cluster := groups["cluster"]) is not None:
             file.cluster = _group(cluster, source, CLUSTER_KEYS, "cluster")
     file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
+    file.templates = list(_list(groups["templates"], source, "templates", TEMPLATE_KEYS, file.mistakes))
     file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)
     return file
 
@@ -280,6 +283,8 @@ def _no_such_key(name: str, keys: Mapping[str, Key]) -> str:
     """Return what is wrong with the key *name*, which is none of *keys*."""
     if name == "<<":
         return "no such key; what holds for all VMs stands at the top of the file"
+    if name in OWN_TEMPLATE_KEYS:
+        return "no such key here; it is a template's, and stands in the list templates"
     if keys is KEYS and name in VM_KEYS:
         return "no such key here; it is a VM's, and stands in the list vms"
     if keys is VM_KEYS and name in KEYS:

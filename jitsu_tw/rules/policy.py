@@ -24,31 +24,22 @@ starts in other networks within the minute.
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from jitsu_tw.networks import Networks, network
+from jitsu_tw.rules.buckets import MOST_NETWORKS, Buckets
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.networks import Network
 
-#: The most networks whose budgets are remembered.
-MOST_NETWORKS: Final = 65536
-
-#: In how many seconds an empty bucket is full again.
-_MINUTE: Final = 60.0
-
 #: The parts of a network's budget, and of `max_running`, that clients may use up without proof of their addresses; both
 #: are rounded down, so that the rest is never nothing.
 _UNPROVEN_STARTS: Final = Fraction(1, 2)
 _UNPROVEN_RUNNING: Final = Fraction(3, 4)
-
-#: What sums of floats may be wrong by, in seconds.
-_SLACK: Final = 1e-6
 
 
 class Verdict(enum.Enum):
@@ -82,12 +73,12 @@ class Policy:
     makes_room: bool = False
     most_networks: int = MOST_NETWORKS
     _inside: Networks = attrs.field(init=False)
-    #: When each network's bucket will be full again, the one that was longest not spent from first.
-    _full_at: OrderedDict[bytes, float] = attrs.field(init=False, factory=OrderedDict)
+    _budgets: Buckets = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        """Make of the networks what can be asked quickly."""
+        """Make of the networks what can be asked quickly; all buckets are full."""
         self._inside = Networks(self.summon_from)
+        self._budgets = Buckets(self.starts_per_minute, self.most_networks)
 
     def is_inside(self, address: bytes) -> bool:
         """Return whether a client at *address* may start VMs at all, and so keep them."""
@@ -126,27 +117,9 @@ class Policy:
 
     def _spend(self, whose: bytes, now: float, most: int) -> Verdict:
         """Take one start from the bucket of *whose* network, of which at most *most* starts may then be spent."""
-        one = _MINUTE / self.starts_per_minute
-        full_at = max(self._full_at.get(whose, now), now) + one
-        if full_at - now > _MINUTE + _SLACK:
+        if not self._budgets.has(whose, now):
             return Verdict.OVER_BUDGET
-        if full_at - now > most * one + _SLACK:
+        if not self._budgets.has(whose, now, most):
             return Verdict.UNPROVEN
-        self._full_at[whose] = full_at
-        self._full_at.move_to_end(whose)
-        self._forget(now)
+        self._budgets.spend(whose, now)
         return Verdict.ADMITTED
-
-    def _forget(self, now: float) -> None:
-        """
-        Drop at most two buckets that are full, and one more if there are too many.
-
-        One is added at a time, so dropping two keeps up, and no call pays for many.
-        """
-        for _ in range(2):
-            oldest = next(iter(self._full_at))
-            if self._full_at[oldest] > now:
-                break
-            del self._full_at[oldest]
-        if len(self._full_at) > self.most_networks:
-            self._full_at.popitem(last=False)

@@ -11,7 +11,9 @@ The paths of the state: the tree of the original's Irmin database. Pure.
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
     jitsu/uptime
 
-Each value has one path: a key without a file of its own is below ``config``, as in the configuration. The original has
+Each value has one path: a key without a file of its own is below ``config``, as in the configuration. A template has a
+folder like that of a VM, without ``ip``; a VM that it has made has the template's name in ``config/template/0``, and of
+the rest only what it does not inherit. The original has
 no `stop_ts`: when Jitsu last saw the VM stop, so that a VM started later by another program is not taken for Jitsu's.
 It has no `call_ts`: when the hypervisor's last start call ended; until then, a VM that is seen off may come up yet; and
 no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, by whatever, before Jitsu
@@ -153,8 +155,14 @@ def read_stats(tree: Mapping[str, str]) -> dict[str, Stats]:
 
 
 def vm_files(vm: VM) -> dict[str, str]:
-    """Return the configuration of *vm*: values by their paths below the VM's folder."""
-    own = {"ip": tuple(map(str, vm.ip)), "mode": (vm.mode.value,), "ttl": (str(vm.ttl),)}
+    """
+    Return the configuration of *vm*, or a template: values by their paths below its folder.
+
+    What a VM inherits from its template is not among them.
+    """
+    own = {"ip": tuple(map(str, vm.ip))} if vm.ip else {}
+    if vm.template is None:
+        own |= {"mode": (vm.mode.value,), "ttl": (str(vm.ttl),)}
     return files_of({**vm.raw, **own, "dns": tuple(map(label, vm.dns))})
 
 
@@ -268,8 +276,13 @@ def origin_path(uuid: str) -> str:
     return f"jitsu/origin/{uuid}"
 
 
+def made_by(template: str) -> str:
+    """Return the origin of a VM that *template* has made."""
+    return f"template {template}"
+
+
 def came(origin: str | None) -> bool:
-    """Return whether a request has added the VM with this *origin*; requests may change those of the file, too."""
+    """Return whether a request or a template has added the VM with this *origin*; requests change others, too."""
     return origin is not None and not origin.endswith(OVER_FILE)
 
 

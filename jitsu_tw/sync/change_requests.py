@@ -16,11 +16,12 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from jitsu_tw.config.build import UniquenessCheck, check_needs
 from jitsu_tw.config.source import RawValue
+from jitsu_tw.config.vms import UniquenessCheck, check_needs
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.dns.binding import is_here
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
+from jitsu_tw.settings import Template
 from jitsu_tw.store.layout import (
     NAME,
     OVER_FILE,
@@ -35,10 +36,10 @@ from jitsu_tw.store.layout import (
 from jitsu_tw.store.requests import fairly, guest_of, shortened
 from jitsu_tw.sync.permissions import Budgets, check_change, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
-from jitsu_tw.sync.reload import vm_of
+from jitsu_tw.sync.reload import check_members, rebuilt, unread, vm_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
     from typing import Any
 
     from twisted.internet.defer import Deferred
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from jitsu_tw.store.requests import Change, Request
     from jitsu_tw.sync.reconfigure import LiveConfig
     from jitsu_tw.vm.fleet import Fleet
-    from jitsu_tw.vm.machine import Machine
 
 #: Seconds between two looks for requests. A look costs 20 us, and misses nothing on any file system.
 LOOK_EVERY: Final = 0.2
@@ -61,6 +61,9 @@ TRY_AGAIN: Final = 5.0
 
 #: Seconds that the backends have to look up the new VMs of a request; a backend that takes longer is not waited for.
 FOUND_WITHIN: Final = 5.0
+
+#: A file that the folder of a template has, and that of no VM.
+TEMPLATE_FILE: Final = "config/pool/0"
 
 #: The keys that stay as they are as long as the VM is there.
 FIXED: Final = ("name", "backend", "connect", "uuid")
@@ -110,21 +113,25 @@ class ChangeRequests:
     # Beginning and end.
 
     def restore(self, tree: Mapping[str, str]) -> None:
-        """Add the VMs that only requests have brought into the state; to be called before anything runs."""
+        """Add what only requests and templates have brought into the state; to be called before anything runs."""
         brought = {uuid: files for uuid, files in vms(tree).items() if came(tree.get(origin_path(uuid)))}
         unique = UniquenessCheck()
         for vm in self._running.vms if brought else ():
             unique.add(vm, {})
-        known = {vm.name for vm in self._running.settings.vms}
-        found = []
-        for uuid, files in brought.items():
+        settings = self._running.settings
+        known = {vm.name for vm in (*settings.vms, *settings.templates)}
+        found, templates = [], list(settings.templates)
+        for uuid, files in sorted(brought.items(), key=lambda item: TEMPLATE_FILE not in item[1]):
             if files.get(NAME) not in known:
                 try:
-                    vm, raw = vm_of(uuid, files, files, self._running.settings)
+                    vm, raw = vm_of(uuid, files, files, settings)
                     unique.add(vm, raw)
                     found.append(vm)
+                    if isinstance(vm, Template):
+                        templates.append(vm)
+                        settings = attrs.evolve(settings, templates=tuple(templates))
                 except ConfigError as error:
-                    self._left_out(uuid, error)
+                    self._left_out(files.get(NAME, uuid), error)
         for vm in _with_needs(found, known):
             try:
                 self._running.restore(vm)
@@ -132,7 +139,7 @@ class ChangeRequests:
                 self._left_out(vm.name, error)
 
     def _left_out(self, what: str, error: ConfigError) -> None:
-        self.log.error("{what}: came by a request, but is left out now: {error}", what=what, error=str(error))
+        self.log.error("{what}: is in the state, but is left out now: {error}", what=what, error=str(error))
 
     def start(self) -> None:
         """Begin to look for requests."""
@@ -244,8 +251,10 @@ class ChangeRequests:
         changes: dict[str, str | None] = {}
         for uuid, one in request.changes.items():
             changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
-            known = self._known(_old_name(one), uuid)
-            is_file = known is not None and not came(self._fleet.store.config.origin(known)) and bool(one.was)
+            was, known = self._fleet.store.config.origin(uuid), self._known(_old_name(one), uuid)
+            if known is not None and known.template is not None and one.files:
+                continue  # its template is where it comes from
+            is_file = known is not None and not came(was) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if one.files else None
         return changes
@@ -290,32 +299,45 @@ class ChangeRequests:
             if known is None:
                 added.append(vm)
             else:
-                changed.append(_still(known.vm, vm))
+                changed.append(_still(known, vm))
             if guest and known is not None:
-                check_result(known.vm, vm, self._zones, is_here)
+                check_result(known, vm, self._zones, is_here)
         for vm in added:
             if vm.name in removed:
                 raise ConfigError("is the name of a VM that goes; add it when that is gone", vm.place[0], key=vm.name)
+        changed += self._members(changed, {vm.name for vm in changed} | set(removed))
         together = ConfigChange(tuple(added), tuple(changed), tuple(removed))
         if together != ConfigChange():  # the check of 100,000 VMs takes half a second
             self._check_together(together, raw)
             self._running.check(together)
         return together
 
-    def _known(self, name: str, uuid: str) -> Machine | None:
-        """Return the machine of that name and uuid; a VM that was left out may have the name of another."""
-        machine = self._fleet.machines.get(name)
-        return machine if machine is not None and machine.uuid in {"", uuid} else None
+    def _known(self, name: str, uuid: str) -> VM | None:
+        """Return the VM or template of that name and uuid; a VM that was left out may have the name of another."""
+        if name not in self._fleet.machines and name not in self._fleet.templates:
+            return None
+        its_uuid, vm = self._running.named(name)
+        return vm if its_uuid in {"", uuid} else None
+
+    def _members(self, changed: Sequence[VM], others: Container[str]) -> list[VM]:
+        """Return the VMs of the templates among *changed*, as they become by that, but not those in *others*."""
+        templates = {vm.name: vm for vm in changed if isinstance(vm, Template)}
+        settings = self._running.settings
+        now = {template.name: template for template in settings.templates} | templates
+        settings = attrs.evolve(settings, templates=tuple(now.values()))
+        members = (member for name in templates for member in self._fleet.members.of(name) if member not in others)
+        return [vm for name in members if (vm := rebuilt(*self._running.named(name), settings)) is not None]
 
     def _check_together(self, change: ConfigChange, raw: Mapping[str, RawConfig]) -> None:
         """Refuse VMs that are right by themselves, but not beside the other VMs."""
+        check_members(change.removed, self._fleet.members)
         unique, new = UniquenessCheck(), (*change.added, *change.changed)
         changing = {*change.removed, *(vm.name for vm in change.changed)}
         everybody = [*(vm for vm in self._running.vms if vm.name not in changing), *new]
         for vm in everybody[: -len(new) or None]:
             unique.add(vm, {})
         for vm in new:
-            unique.add(vm, raw[vm.name])
+            unique.add(vm, raw.get(vm.name) or unread(vm))
         check_needs(everybody, {vm.name: RawValue("", f"{vm.place[0]}") for vm in everybody if vm.needs})
 
     async def _with_uuid(self, request: Request) -> Request:
@@ -327,6 +349,8 @@ class ChangeRequests:
         """
         files, folder = request.changes[UNKNOWN].files, f"{VMS}/{UNKNOWN}"
         vm, _ = vm_of(UNKNOWN, files, files, self._running.settings)
+        if isinstance(vm, Template):
+            return _placed(request, str(vm.uuid))
         backend = self._fleet.inventory.backend_of(vm)
         if backend is None:
             message = f"Jitsu is not connected to {vm.backend} {vm.connect}; name the folder by the VM's uuid there"
@@ -342,14 +366,15 @@ class ChangeRequests:
         known = self._fleet.inventory.machine(uuid)
         if known is not None or uuid in request.changes:
             raise ConfigError(f"is VM {known.vm.name if known is not None else uuid} already, by its uuid", folder)
-        changes = {uuid if one == UNKNOWN else one: change for one, change in request.changes.items()}
-        return attrs.evolve(request, changes=changes)
+        return _placed(request, uuid)
 
     async def missing(self, change: ConfigChange) -> dict[str, ConfigError]:
         """Return the uuids of new VMs that their backend does not know, or by another uuid, with what is wrong."""
         found = {}
         end = self._reactor.seconds() + FOUND_WITHIN
         for vm in change.added:
+            if isinstance(vm, Template):
+                continue
             backend = self._fleet.inventory.backend_of(vm)
             left = end - self._reactor.seconds()
             if backend is None or left <= 0 or self._ended:
@@ -377,6 +402,12 @@ def _name(files: Mapping[str, str]) -> str:
 def _old_name(change: Change) -> str:
     """Return the name of the VM that a change is of: the one that it has had, if it is not new."""
     return _name(change.was or change.files)
+
+
+def _placed(request: Request, uuid: str) -> Request:
+    """Return *request* with its folder `UNKNOWN` named by *uuid*."""
+    changes = {uuid if one == UNKNOWN else one: change for one, change in request.changes.items()}
+    return attrs.evolve(request, changes=changes)
 
 
 def _still(old: VM, new: VM) -> VM:

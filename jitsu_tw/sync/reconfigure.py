@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import attrs
-from twisted.internet.defer import DeferredList, DeferredLock
+from twisted.internet.defer import DeferredList, DeferredLock, succeed
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import ConfigError, ZoneError
+from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import MOST_NAMED, in_words
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.machine import Machine
 
 
 @attrs.frozen
@@ -34,9 +36,9 @@ class ConfigChange:
     A change of the configuration.
 
     Attributes:
-        added: VMs that are new.
-        changed: VMs that are known by that name, with their new settings.
-        removed: the names of VMs that are no more.
+        added: VMs and templates that are new.
+        changed: those that are known by that name, with their new settings.
+        removed: the names of those that are no more.
     """
 
     added: tuple[VM, ...] = ()
@@ -84,7 +86,6 @@ class LiveConfig:
     The configuration that runs.
 
     Attributes:
-        settings: the top; its VMs are those of the start.
         lock: held while the configuration is changed.
         leaving: the names of VMs that are being stopped, to be no more.
     """
@@ -103,17 +104,31 @@ class LiveConfig:
             zones: have the VMs' names, and are changed.
             changed: is called with the names of the VMs whose answers are stale now.
         """
-        self.settings = settings
+        self._settings = settings
         self._fleet, self._zones, self._changed = fleet, zones, changed
         self.lock = DeferredLock()
         self.leaving: set[str] = set()
         self._touched: set[bytes] = set()
 
     @property
+    def settings(self) -> Settings:
+        """The top, with the templates as they are now; its VMs are those of the start."""
+        return attrs.evolve(self._settings, templates=tuple(self._fleet.templates.values()))
+
+    @property
     def vms(self) -> tuple[VM, ...]:
-        """All VMs of the configuration as they are now, but those that are leaving."""
+        """All templates and VMs of the configuration as they are now, but those that are leaving."""
         machines = self._fleet.machines.items()
-        return tuple(one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
+        vms = (one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
+        return (*self._fleet.templates.values(), *vms)
+
+    def named(self, name: str) -> tuple[str, VM]:
+        """Return the uuid, which is empty if it is not known yet, and the settings of the VM or the template *name*."""
+        if name in self._fleet.templates:
+            template = self._fleet.templates[name]
+            return str(template.uuid), template
+        machine = self._fleet.machines[name]
+        return machine.uuid, machine.vm
 
     def check(self, change: ConfigChange) -> None:
         """
@@ -139,12 +154,28 @@ class LiveConfig:
         for zone in {zone for vm in (*old, *new) for name in vm.dns if (zone := self._zones.find(name)) is not None}:
             zone.bump()
         self._changed(stale)
+        for vm in change.changed:
+            if vm.template is not None:  # its template may have given it other names
+                self._fleet.store.config.outdate(*self.named(vm.name), overrule=False)
         for vm in (*change.added, *change.changed):
-            self._fleet.inventory.find(self._fleet.enlist(vm))
+            machine = self._enlist(vm)
+            if machine is not None:
+                self._fleet.inventory.find(machine)
         for name in change.removed:
             self._dismiss(name)
+        if any(vm.template is not None for vm in change.changed):
+            spawn(self.log, self._fleet.store.save_configuration())
+
+    def _enlist(self, vm: VM) -> Machine | None:
+        """Add *vm*, or give the one of that name these settings; return its machine, which a template has not."""
+        if isinstance(vm, Template):
+            self._fleet.templates[vm.name] = vm
+            return None
+        return self._fleet.enlist(vm)
 
     def _dismiss(self, name: str) -> Deferred[None]:
+        if self._fleet.templates.pop(name, None) is not None:
+            return succeed(None)
         self.leaving.add(name)
         left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
         return left.addCallback(lambda _: self.leaving.discard(name))
@@ -157,14 +188,14 @@ class LiveConfig:
 
         What the state has of them is not what the file says any more; so it is written anew in the end.
         """
-        stored, machines = self._fleet.store.config, self._fleet.machines
+        stored = self._fleet.store.config
         for name in (*(vm.name for vm in outcome.change.changed), *outcome.change.removed, *outcome.overruled):
-            machine = machines[name]
-            stored.outdate(machine.uuid, machine.vm, overrule=name in outcome.overruled)
-            self._touch(machine.vm)
+            uuid, vm = self.named(name)
+            stored.outdate(uuid, vm, overrule=name in outcome.overruled)
+            self._touch(vm)
             yield
         for vm in (*outcome.change.added, *outcome.change.changed):
-            self._fleet.enlist(vm)
+            self._enlist(vm)
             self._touch(vm)
             yield
 
@@ -181,7 +212,7 @@ class LiveConfig:
         self._touched.clear()
         self.leaving.update(outcome.change.removed)
         self._zones.replace(zones)
-        self.settings = settings
+        self._settings = settings
         if outcome.keys:
             self._fleet.configure(settings)
 
@@ -204,6 +235,31 @@ class LiveConfig:
         if all(machine.uuid for machine in self._fleet.machines.values()):
             self._fleet.store.forget_others()
 
+    # Of a template.
+
+    def put_names(self, machine: Machine) -> None:
+        """
+        Answer for the names of *machine*, which a template has made.
+
+        Raises:
+            ConfigError: the zones cannot have them.
+        """
+        self._exchange((), (machine.vm,))
+        for zone in {zone for name in machine.vm.dns if (zone := self._zones.find(name)) is not None}:
+            zone.bump()
+        self._changed(())
+
+    def take_names(self, machine: Machine) -> None:
+        """Answer for the names of *machine*, which a template has made, no more, as far as it has them; it leaves."""
+        self.leaving.add(machine.vm.name)
+        for name in machine.vm.dns:
+            zone = self._zones.find(name)
+            node = zone.get(name) if zone is not None else None
+            if zone is not None and node is not None and node.vm == machine.vm.name:
+                self._zones.remove_vm(name)
+                zone.bump()
+        self._changed((machine.vm.name,))
+
     def restore(self, vm: VM) -> None:
         """
         Add *vm* before anything runs.
@@ -212,7 +268,7 @@ class LiveConfig:
             ConfigError: the zones cannot have its names.
         """
         self._exchange((), (vm,))
-        self._fleet.enlist(vm)
+        self._enlist(vm)
 
     def _wildcards(self, new: Iterable[VM]) -> set[str]:
         """Return the VMs that answer now, by a wildcard, for the names of *new*."""
@@ -226,8 +282,7 @@ class LiveConfig:
 
     def _names(self, change: ConfigChange) -> tuple[list[VM], list[VM]]:
         """Return the VMs whose names go, and those whose names come."""
-        machines = self._fleet.machines
-        old = [machines[name].vm for name in (*(vm.name for vm in change.changed), *change.removed)]
+        old = [self.named(name)[1] for name in (*(vm.name for vm in change.changed), *change.removed)]
         return old, [*change.added, *change.changed]
 
     def _exchange(self, old: Iterable[VM], new: Iterable[VM]) -> None:

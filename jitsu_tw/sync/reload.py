@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from twisted.logger import Logger
 
-from jitsu_tw.config.build import UniquenessCheck, check_needs, vm_from
-from jitsu_tw.config.schema import INHERITED, KEYS, VM_KEYS
+from jitsu_tw.config.schema import INHERITED, KEYS, TEMPLATE_KEYS
 from jitsu_tw.config.source import RawValue
+from jitsu_tw.config.vms import TEMPLATE, UniquenessCheck, check_needs, vm_from
 from jitsu_tw.coroutines import spawn
 from jitsu_tw.errors import ConfigError
+from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
-from jitsu_tw.store.layout import NAME, VMS, sayings, vm_files
+from jitsu_tw.store.layout import NAME, UNKNOWN, VMS, sayings, vm_files
 from jitsu_tw.store.merge import three_way
 from jitsu_tw.sync.reconfigure import ConfigChange, Outcome
+from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.reconfigure import LiveConfig
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
+    from jitsu_tw.vm.members import Members
 
 #: The keys of a VM that stay as they are while it is in the configuration; and that of its uuid.
 PINNED: Final = ("backend", "connect")
@@ -44,13 +47,13 @@ _IN_VMS: Final = frozenset({*INHERITED, "delay"})
 
 def vm_of(uuid: str, files: Mapping[str, str], was: Mapping[str, str], settings: Settings) -> tuple[VM, RawConfig]:
     """
-    Return the VM that the *files* of its folder in the state describe, and their raw configuration.
+    Return the VM or template that the *files* of its folder in the state describe, and their raw configuration.
 
     Args:
         uuid: the name of the folder.
         files: values by their paths in it.
         was: the same before a change; *files* themselves if there is none.
-        settings: what the VM inherits.
+        settings: what it inherits, with the templates.
 
     Raises:
         ConfigError: they describe none.
@@ -64,14 +67,39 @@ def vm_of(uuid: str, files: Mapping[str, str], was: Mapping[str, str], settings:
         raise ConfigError(str(error), folder) from error
     raw = dict(raw)
     for key, one in ((key, one) for key, ones in raw.items() for one in ones):
-        if key in VM_KEYS and VM_KEYS[key].path and not one.text.startswith("/"):
+        if key in TEMPLATE_KEYS and TEMPLATE_KEYS[key].path and not one.text.startswith("/"):
             raise one.wrong(key, f"{one.text} should be a whole path, beginning with /")
     if "name" not in raw:
         raise ConfigError("is missing: the hypervisor's name for the VM", f"{folder}/{NAME}")
+    if TEMPLATE in raw:
+        raw["uuid"] = [RawValue(uuid, folder)]
     vm = vm_from(raw, settings)
-    if vm.uuid not in {None, uuid}:
+    if uuid == UNKNOWN:
+        uuid = vm.uuid or uuid
+    elif vm.uuid not in {None, uuid}:
         raise ConfigError(f"is not the name of the folder, {uuid}; leave it out", f"{folder}/config/uuid/0")
     return attrs.evolve(vm, uuid=uuid, place=(folder, None)), raw
+
+
+def rebuilt(uuid: str, vm: VM, settings: Settings) -> VM | None:
+    """Return *vm* as it is built below *settings*, which have changed; None if nothing of it changes by that."""
+    files = vm_files(vm)
+    new, _ = vm_of(uuid, files, files, settings)
+    new = attrs.evolve(new, place=vm.place, dns_place=vm.dns_place)
+    return new if new != vm else None
+
+
+def check_members(removed: Iterable[str], members: Members) -> None:
+    """
+    Refuse to remove a template that has VMs: what they have on their disks would be lost.
+
+    Raises:
+        ConfigError: one is among *removed*.
+    """
+    for name in removed:
+        if number := members.count(name):
+            message = f"has {counted(number, 'VM')}; forget them first, with jitsuctl forget --template {name}"
+            raise ConfigError(message, key=name)
 
 
 class Reading:
@@ -91,6 +119,7 @@ class Reading:
         last: Mapping[str, VM],
         running: Iterable[VM],
         machines: Mapping[str, Machine],
+        members: Members,
     ) -> None:
         """
         Compare nothing yet.
@@ -98,11 +127,13 @@ class Reading:
         Args:
             settings: the top that runs.
             new: what the file says now.
-            last: the VMs of the file as it was read last, by name.
-            running: the VMs of the configuration that runs.
+            last: the templates and VMs of the file as it was read last, by name.
+            running: those of the configuration that runs, templates first.
             machines: all machines, by the VM's name.
+            members: knows which of them templates have made.
         """
-        self._vms, self._was, self._live, self._machines = new.vms, last, running, machines
+        self._vms: Iterable[VM] = (*new.templates, *new.vms)
+        self._was, self._live, self._machines, self._members = last, running, machines, members
         self._new: dict[str, VM] = {}
         self._running: dict[str, VM] = {}
         differ = {name for name in KEYS if getattr(settings, name) != getattr(new, name)}
@@ -110,6 +141,8 @@ class Reading:
         if "control" in differ:  # what stays open until the restart may be open to all without the token
             taken.discard("control_token")
         self.settings = attrs.evolve(settings, **{name: getattr(new, name) for name in taken - set(PINNED)})
+        self._templates: dict[str, VM] = {template.name: template for template in settings.templates}
+        self._inherited: set[str | None] = set()
         self._keys = tuple(sorted(taken - set(PINNED)))
         self._restart = sorted(differ - taken)
         self._hosts_differ = settings.hosts != new.hosts
@@ -142,9 +175,19 @@ class Reading:
                 by_name[vm.name] = vm
                 yield
         self._vms = self._live = ()
-        for name in {**self._was, **self._new, **self._running}:
+        first = {**self._templates, **{name: vm for name, vm in self._new.items() if isinstance(vm, Template)}}
+        for name in first:
             self._merge(name, self._was.get(name), self._new.get(name), self._running.get(name))
             yield
+        self._inherited = {vm.name for vm in self.changed}
+        merged = {**self._templates, **{vm.name: vm for vm in (*self.added, *self.changed)}}
+        templates = (vm for name, vm in merged.items() if name not in self.removed and isinstance(vm, Template))
+        self.settings = attrs.evolve(self.settings, templates=tuple(templates))
+        check_members(self.removed, self._members)
+        for name in {**self._was, **self._new, **self._running}:
+            if name not in first:
+                self._merge(name, self._was.get(name), self._new.get(name), self._running.get(name))
+                yield
         result = {**self._running, **{vm.name: vm for vm in (*self.added, *self.changed)}}
         for name in self.removed:
             del result[name]
@@ -163,7 +206,7 @@ class Reading:
         if new == was:
             if was is not None:
                 self.last[name] = was  # one object is enough
-            if now is not None and now != was and self._inherits:
+            if now is not None and now != was and (self._inherits or now.template in self._inherited):
                 self._inherit(now)
         elif new is None:
             if now is not None:
@@ -221,10 +264,10 @@ class Reading:
                 self._conflicts.append(line)
 
     def _inherit(self, now: VM) -> None:
-        """Build a VM that a request has made anew, below the top as it is now."""
-        files = vm_files(now)
-        vm, _ = vm_of(self._uuid(now), files, files, self.settings)
-        self._change(attrs.evolve(vm, place=now.place, dns_place=now.dns_place), now)
+        """Build a VM that a request or a template has made anew, below the top as it is now."""
+        vm = rebuilt(self._uuid(now), now, self.settings)
+        if vm is not None:
+            self._change(vm, now)
 
     def _change(self, vm: VM, now: VM) -> None:
         if vm == now:
@@ -241,6 +284,8 @@ class Reading:
         """Return the key that keeps *vm* from being applied without a restart; "" if there is none."""
         if vm.hosts and self._hosts_differ:
             return "host"
+        if isinstance(vm, Template) is not (vm.name in self._templates) and vm.name in self._running:
+            return "templates"
         machine = self._machines.get(vm.name)
         if machine is None:
             return ""
@@ -258,7 +303,7 @@ class Reading:
             return
         unique, mine = UniquenessCheck(), {vm.name for vm in others}
         for vm in (*(vm for name, vm in result.items() if name not in mine), *others):
-            unique.add(vm, {key: [RawValue("", *_place(vm))] for key in ("name", "uuid", "dns", "ip")})
+            unique.add(vm, unread(vm))
             yield
         everybody = list(result.values())
         check_needs(everybody, {vm.name: RawValue("", *_place(vm)) for vm in everybody if vm.needs})
@@ -273,6 +318,11 @@ class Reading:
                 except ConfigError as error:
                     raise ConfigError(error.message, *_place(vm), f"{vm.name}: dns") from error
             yield
+
+
+def unread(vm: VM) -> RawConfig:
+    """Return what errors about *vm* name where its raw configuration is not at hand: its place, for each key."""
+    return {key: [RawValue("", *_place(vm))] for key in ("name", "uuid", "dns", "ip")}
 
 
 def _place(vm: VM) -> tuple[str, int | None]:
@@ -306,7 +356,8 @@ class Reloads:
             reactor: the work is done in slices of its time.
         """
         self._running, self._fleet, self._replaced, self._reactor = running, fleet, replaced, reactor
-        self._last: Mapping[str, VM] = {vm.name: vm for vm in running.settings.vms}
+        settings = running.settings
+        self._last: Mapping[str, VM] = {vm.name: vm for vm in (*settings.templates, *settings.vms)}
 
     async def apply(self, settings: Settings, zones: Zones) -> Outcome:
         """
@@ -318,7 +369,7 @@ class Reloads:
             ConfigError: it cannot be applied; nothing has changed.
         """
         running, fleet = self._running, self._fleet
-        reading = Reading(running.settings, settings, self._last, running.vms, fleet.machines)
+        reading = Reading(running.settings, settings, self._last, running.vms, fleet.machines, fleet.members)
         del settings
         await in_slices(self._reactor, reading.steps(zones))
         outcome = reading.outcome

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report, spawn
-from jitsu_tw.errors import NoSuchVM
+from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import IAnswers, IObserver
 from jitsu_tw.readiness import Strategies
 from jitsu_tw.rules.lifecycle import DOWN, PREPARES, STOPS, WANTED, State
@@ -30,6 +30,7 @@ from jitsu_tw.vm.inventory import Inventory
 from jitsu_tw.vm.journal import Journal
 from jitsu_tw.vm.leases import LeaseKeeper
 from jitsu_tw.vm.machine import Machine
+from jitsu_tw.vm.members import Members
 from jitsu_tw.vm.observers import IInventoryObserver, IStandInObserver
 from jitsu_tw.vm.operator import Operator
 from jitsu_tw.vm.parts import Parts
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
 
+#: The same of a VM that a template has made, and that is forgotten.
+IS_FORGOTTEN: Final = "it is forgotten, but what is left of it cannot be removed yet, and will be when it can"
+
 
 @implementer(IAnswers)
 class NoAnswers:
@@ -73,6 +77,7 @@ class Fleet(Parts):
     All VMs of a configuration.
 
     Attributes:
+        templates: of VMs that are made on demand, by name; `sync.reconfigure` changes them.
         summons: what clients want.
         operator: what operators want.
         peers: what the other nodes do.
@@ -105,6 +110,7 @@ class Fleet(Parts):
             make_standins: makes what announces VMs to Synjitsu, if there is one.
         """
         self._settings, self.machines = settings, dict[str, Machine]()
+        self.templates, self.members = {one.name: one for one in settings.templates}, Members()
         answers = answers or NoAnswers()
         journal, problems = Journal(clocks, partial(report, self.log)), Problems(self.log)
         strategies = Strategies(clocks.reactor)
@@ -118,7 +124,9 @@ class Fleet(Parts):
         ownership = self.cluster.ownership
         self.stats = Statistics(self.machines, clocks, answers, journal, ownership)
         uptime = Uptime(self.machines, clocks)
-        self.store = StatsStore(store, self.machines, clocks, settings.commit_every, self.stats, uptime)
+        self.store = StatsStore(
+            store, self.machines, self.templates, clocks, settings.commit_every, self.stats, uptime
+        )
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
@@ -155,7 +163,7 @@ class Fleet(Parts):
 
         The Deferred fires when the VMs of each hypervisor are in the state, or it cannot be asked.
         """
-        self.store.start(tree, {vm.name for vm in self._settings.vms})
+        self.store.start(tree, {vm.name for vm in (*self._settings.vms, *self._settings.templates)})
         self.context.strategies.start()
         self.cluster.start()
         if not self._settings.dry_run:
@@ -201,7 +209,7 @@ class Fleet(Parts):
             machine.note(vm=vm)
             machine.problem(Problem.REMOVED)
             self.leases.regrant(machine)
-        for part in (self.dependencies, self.standins, self.preparation):
+        for part in (self.members, self.dependencies, self.standins, self.preparation):
             part.enlist(machine)
         return machine
 
@@ -217,9 +225,11 @@ class Fleet(Parts):
             machine.state in STOPS | PREPARES | {State.PREPARED} or (machine.managed and machine.state in WANTED)
         ):
             if await self.operator.stop_if_possible(machine, reason) is State.UP:
-                vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
-                self.enlist(vm).problem(Problem.REMOVED, IS_REMOVED)
+                self._keep_removed(machine, IS_REMOVED)
                 return
+        is_others = self.cluster.ownership.is_others(machine)
+        if machine.vm.template is not None and not is_others and not await self._removed(machine):
+            return
         self.peers.gather()
         machine.lose(reason, NoSuchVM)
         self.journal.totals.states[machine.state] -= 1
@@ -227,9 +237,25 @@ class Fleet(Parts):
         self.context.problems.forget(machine.vm.name)
         for part in (
             self.cluster.ownership, self.dependencies, self.adoption, self.admission, self.preparation, self.summons,
-            self.inventory, self.leases, self.stats, self.standins, self.uptime,
+            self.inventory, self.leases, self.stats, self.standins, self.uptime, self.members,
         ):
             part.forget(machine)
+
+    def _keep_removed(self, machine: Machine, problem: str) -> None:
+        """Keep *machine*, which cannot go yet because of a *problem*, without its names."""
+        vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
+        self.enlist(vm).problem(Problem.REMOVED, problem)
+
+    async def _removed(self, machine: Machine) -> bool:
+        """Remove what its hypervisor has of *machine*, which a template has made; return whether that was done."""
+        try:
+            await machine.backend.remove(machine.uuid)
+        except NoSuchVM:
+            return True
+        except BackendError as error:
+            self._keep_removed(machine, f"{IS_FORGOTTEN}: {error}")
+            return False
+        return True
 
     def problems_of(self, machine: Machine) -> list[str]:
         """Return what an operator should know of *machine* besides its state, in sentences."""

@@ -28,6 +28,7 @@ class Parts:
 
     Attributes:
         machines: the VMs, by name.
+        members: which of them templates have made, and the addresses of all.
         context: what they have in common.
         cluster: the nodes and hosts.
         standins: announces VMs to Synjitsu, where one is used.

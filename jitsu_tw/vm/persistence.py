@@ -7,6 +7,7 @@ which VMs Jitsu had started. One commit is under way at a time. What cannot be w
 
 from __future__ import annotations
 
+from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Template
     from jitsu_tw.vm.machine import Machine
     from jitsu_tw.vm.stats import Statistics
     from jitsu_tw.vm.stored_config import Update
@@ -63,23 +64,25 @@ class StatsStore:
         self,
         store: IStore,
         machines: Mapping[str, Machine],
+        templates: Mapping[str, Template],
         clocks: Clocks,
         commit_every: float,
         stats: Statistics,
         uptime: Uptime,
     ) -> None:
         """
-        Write to *store* what is to be known of *machines*.
+        Write to *store* what is to be known of *machines* and *templates*.
 
         Args:
             store: the state.
             machines: by the VM's name.
+            templates: by name.
             clocks: tell the time.
             commit_every: seconds between two commits of statistics.
             stats: the statistics of the VMs.
             uptime: for how long they did not run.
         """
-        self._store, self._machines = store, machines
+        self._store, self._machines, self._templates = store, machines, templates
         self._reactor, self._now = clocks.reactor, clocks.now
         self.stats, self.config, self.uptime = stats, StoredConfig(), uptime
         self._failing = self._is_behind = False
@@ -96,7 +99,7 @@ class StatsStore:
         self.stats.start(tree)
         self.uptime.start(tree)
         self.config.start(tree, names)
-        if self._store.lasting and not (tree or self._machines):
+        if self._store.lasting and not (tree or self._machines or self._templates):
             spawn(self.log, self._save_uptime())  # requests are commits on the state's last one
         self._saving.start(self._every, now=False)
 
@@ -233,7 +236,9 @@ class StatsStore:
         if not self._store.lasting:
             return
         updates: list[Update] = []
-        await in_slices(self._reactor, self.config.update(list(self._machines.values()), updates.append))
+        templates = ((str(one.uuid), one) for one in list(self._templates.values()))
+        vms = ((machine.uuid, machine.vm) for machine in list(self._machines.values()))
+        await in_slices(self._reactor, self.config.update(chain(templates, vms), updates.append))
         (update,) = updates
         self._is_behind = not await self._write(update.changes, update.message)
         if not self._is_behind:
@@ -252,6 +257,7 @@ class StatsStore:
         if not self.config.has_some:
             return
         kept = {machine.uuid for machine in self._machines.values()}
+        kept |= {str(template.uuid) for template in self._templates.values()}
         changes, message = self.config.forget_others(kept | self.stats.left_running(()).keys())
         if self._store.lasting:
             spawn(self.log, self._write(changes, message))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from jitsu_tw.settings import VM
     from jitsu_tw.store.layout import Stats
-    from jitsu_tw.vm.machine import Machine
 
 
 @attrs.frozen
@@ -134,7 +133,7 @@ class StoredConfig:
         self._drafts: list[Draft] = []
 
     def start(self, tree: Mapping[str, str], names: Container[str]) -> None:
-        """Begin with the state; of the VMs with *names*, the configuration file overrules what requests made."""
+        """Begin with the state; of what has these *names*, the configuration file overrules what requests made."""
         self.merged(tree)
         self._overruled = {uuid for name, uuid in self._uuids.items() if name in names and uuid in self._origins}
 
@@ -185,9 +184,9 @@ class StoredConfig:
         """Return settings for the VMs *running*, by uuid, which are not in the configuration any more."""
         return [removed_vm(uuid, self._files[uuid], stats) for uuid, stats in running.items() if uuid in self._files]
 
-    def origin(self, machine: Machine) -> str | None:
-        """Return the request that *machine* is from as it is now; None if it is as the configuration file says."""
-        return self._origins.get(machine.uuid) if machine.uuid not in self._overruled else None
+    def origin(self, uuid: str) -> str | None:
+        """Return the request, or the template, that a VM is from as it is now; None if it is as the file says."""
+        return self._origins.get(uuid) if uuid not in self._overruled else None
 
     # Changing.
 
@@ -200,21 +199,21 @@ class StoredConfig:
         if overrule and uuid in self._origins:
             self._overruled.add(uuid)
 
-    def update(self, machines: Iterable[Machine], done: Callable[[Update], object]) -> Iterator[None]:
+    def update(self, vms: Iterable[tuple[str, VM]], done: Callable[[Update], object]) -> Iterator[None]:
         """
-        Make the commit that writes the configuration of *machines* that were found since the last one.
+        Make the commit that writes the configuration of VMs that were found since the last one, and of new templates.
 
         Args:
-            machines: are looked at while this is iterated over, one in each step.
+            vms: each with its uuid, empty if it has not been found; are looked at while this is iterated over, one in
+                each step.
             done: is called with the commit in the last step.
         """
         draft = Draft()
         self._drafts.append(draft)
         try:
-            for machine in machines:
-                uuid = machine.uuid
-                if uuid and uuid not in self._written and not machine.vm.removed:
-                    draft.add(uuid, machine.vm, self._files.get(uuid, {}))
+            for uuid, vm in vms:
+                if uuid and uuid not in self._written and not vm.removed:
+                    draft.add(uuid, vm, self._files.get(uuid, {}))
                 yield
         finally:
             self._drafts.remove(draft)

@@ -12,8 +12,9 @@ from twisted.logger import Logger
 from twisted.names.dns import QUERY_TYPES
 
 from jitsu_tw.dns.wire import Source
+from jitsu_tw.errors import Prohibited
 from jitsu_tw.networks import network, to_text
-from jitsu_tw.rules.admit import Answer, JoinNeeds, Refuse, admit
+from jitsu_tw.rules.admit import Answer, JoinNeeds, Refuse, admit, refuse
 from jitsu_tw.rules.lifecycle import ACTIVATING, STOPS, State
 from jitsu_tw.rules.policy import Policy, Verdict
 from jitsu_tw.settings import WhenFull
@@ -109,6 +110,21 @@ class Summons:
             )
         return self._join(machine, asker)
 
+    def admit_new(self, name: str, source: Source) -> None:
+        """
+        Spend a start of the client *source* for the VM *name*, which is about to be made.
+
+        Raises:
+            Prohibited, Unproven, NoCapacity: the client may not start VMs, or no client may.
+        """
+        if self._dry_run:
+            raise Prohibited("a dry run makes no VMs")
+        verdict = self._policy.admit(source, self._context.now(), self._fleet.admission.running)
+        self._note(verdict, name, source, f"{source.host}, a new name")
+        if verdict is not Verdict.ADMITTED:
+            refusal = refuse(verdict)
+            raise refusal.error(f"{name}: {refusal.reason}")
+
     def wake(self, machine: Machine, host: str, *, proven: bool = False) -> None:
         """Start *machine* because the client at *host*, an address that may be *proven*, has sent a packet to it."""
         asker = f"{host}, a packet"
@@ -142,17 +158,20 @@ class Summons:
         starts = needs if machine.state is State.UP else [machine]
         if source is None or all(one.joinable for one in starts):
             return Verdict.ADMITTED
-        queue, name = self._fleet.admission, machine.vm.name
         free = self._starts_nothing(machine)
-        verdict = self._policy.admit(source, self._context.now(), queue.running, free=free)
-        if verdict is Verdict.ADMITTED:
-            queue.note_client(name, network(source.address), proven=source.proven)
-        else:
-            self._context.journal.refuse(name, verdict, source.host, asker)
-            if len(self._logged) < MOST_LOGGED and (name, verdict) not in self._logged:
-                self._logged.add((name, verdict))
-                self.log.info("{name}: not started for {asker}: {why}", name=name, asker=asker, why=verdict.value)
+        verdict = self._policy.admit(source, self._context.now(), self._fleet.admission.running, free=free)
+        self._note(verdict, machine.vm.name, source, asker)
         return verdict
+
+    def _note(self, verdict: Verdict, name: str, source: Source, asker: str) -> None:
+        """Note a *verdict* on *source* for the VM *name*: for the queue, or, a refusal, for the operator."""
+        if verdict is Verdict.ADMITTED:
+            self._fleet.admission.note_client(name, network(source.address), proven=source.proven)
+            return
+        self._context.journal.refuse(name, verdict, source.host, asker)
+        if len(self._logged) < MOST_LOGGED and (name, verdict) not in self._logged:
+            self._logged.add((name, verdict))
+            self.log.info("{name}: not started for {asker}: {why}", name=name, asker=asker, why=verdict.value)
 
     def _starts_nothing(self, machine: Machine) -> bool:
         """Return whether a query for *machine*, which is not on its way up, starts nothing this time."""

@@ -168,8 +168,10 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("printable(to_text(question.asked))", "question.asked.decode('latin-1')", "lets a name make lines of its own"),
         ('("\\n" * self._torn + ', "(", "appends a line to the rest of a torn one"),
     ),
-    ("control", "jitsu_tw/control/outbox.py", "test.unit.control.test_webhooks"): (
+    ("control", "jitsu_tw/bounded_web.py", "test.unit.control.test_webhooks"): (
         ("if self._received > LONGEST_ANSWER:", "if False:", "keeps an answer without end"),
+    ),
+    ("control", "jitsu_tw/control/outbox.py", "test.unit.control.test_webhooks"): (
         ("url=self._server, why=reason", "url=self._url, why=reason", "logs a URL that is a secret"),
         ("if len(self._waiting) >= MOST_WAITING:", "if False:", "keeps documents without end for a dead server"),
         (".addTimeout(ANSWERS_WITHIN, self._reactor)", "", "waits for ever for a server that does not answer"),

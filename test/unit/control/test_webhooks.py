@@ -19,8 +19,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from jitsu_tw.control import outbox, webhooks
-from jitsu_tw.control.outbox import ANSWERS_WITHIN, LONGEST_ANSWER, MOST_WAITING, PAUSES, Outbox
+from jitsu_tw import bounded_web
+from jitsu_tw.bounded_web import ANSWERS_WITHIN, LONGEST_ANSWER
+from jitsu_tw.control import webhooks
+from jitsu_tw.control.outbox import MOST_WAITING, PAUSES, Outbox
 from jitsu_tw.control.webhooks import Webhooks, signed, trace, webhook_event
 from jitsu_tw.settings import Settings, WebhookEvent
 from jitsu_tw.vm.journal import Event
@@ -209,8 +211,8 @@ class OutboxTests(SynchronousTestCase):
             with self.subTest(scheme=scheme):
                 self.setUp()
                 transports: list[Any] = []
-                self.patch(outbox, "HostnameEndpoint", lambda *_, known=transports: Endpoint(known))
-                self.patch(outbox, "wrapClientTLS", lambda _, endpoint: endpoint)
+                self.patch(bounded_web, "HostnameEndpoint", lambda *_, known=transports: Endpoint(known))
+                self.patch(bounded_web, "wrapClientTLS", lambda _, endpoint: endpoint)
                 endless = Outbox(f"{scheme}://hooks.test:1/x?token=secret", self.clock)
                 endless.put({"n": 1})
                 self.clock.advance(0)

@@ -172,7 +172,7 @@ class MemoryTests(SynchronousTestCase):
         limits = policy("192.0.2.0/24", starts=30)
         for host in self.hosts(50):
             ask(limits, host)
-        self.assertEqual(0, len(limits._full_at))
+        self.assertEqual(0, len(limits._budgets._full_at))
 
     def test_full_buckets_go(self) -> None:
         """Buckets that are full again are forgotten as others are spent from."""
@@ -180,14 +180,14 @@ class MemoryTests(SynchronousTestCase):
         for host in self.hosts(100):
             ask(limits, host, 0)
         self.assertEqual(60, started(limits, "192.0.2.1", 1000))
-        self.assertEqual(["192.0.2"], [".".join(map(str, each)) for each in limits._full_at])
+        self.assertEqual(["192.0.2"], [".".join(map(str, each)) for each in limits._budgets._full_at])
 
     def test_bounded(self) -> None:
         """However many networks start VMs, no more than the limit are remembered."""
         limits = policy(starts=30, networks=100)
         for number, host in enumerate(self.hosts(5000)):
             ask(limits, host, number / 1000)
-            self.assertTrue(len(limits._full_at) <= 100)
+            self.assertTrue(len(limits._budgets._full_at) <= 100)
 
     def test_who_is_forgotten(self) -> None:
         """If all are in use, the one that was longest not spent from is forgotten; the others are held to account."""

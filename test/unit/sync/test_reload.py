@@ -110,7 +110,7 @@ class ReloadTests(RequestsTestCase):
         self.ask(below(WWW, {"config/idle/0": "300"}))
         self.reload(FILE[0].replace("idle=100", "idle=200"), FILE[1])
         self.assertEqual({}, self.tree(origin_path(WWW)))
-        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["www"]))
+        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["www"].uuid))
         self.assertEqual("200", self.tree(f"jitsu/vm/{WWW}/")["config/idle/0"])
 
     def test_whole_conflicts(self) -> None:

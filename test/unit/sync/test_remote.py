@@ -258,7 +258,7 @@ class SharedTests(NodesTestCase):
         one, two = await self.pair()
         one.ask(new(NEW, "new", "10.0.0.3"), "wish")
         await self.until(lambda: "new" in two.runs())
-        origin = two.fleet.store.config.origin(two.fleet.machines["new"])
+        origin = two.fleet.store.config.origin(two.fleet.machines["new"].uuid)
         self.assertEqual("request/wish of Ann <ann@example.org>", origin)
         head = pygit2.Repository(str(self.hub)).references[MAIN].peel(pygit2.Commit)
         self.assertEqual(("ns1", "From request/wish of Ann <ann@example.org>\n\nadded: new\n"),
@@ -269,7 +269,7 @@ class SharedTests(NodesTestCase):
         one.ask({TTL: "5"}, "more")
         await self.until(lambda: two.runs()["www"][1] == 5)
         more = "request/more of Ann <ann@example.org>"
-        origins = (node.fleet.store.config.origin(node.fleet.machines["www"]) for node in (one, two))
+        origins = (node.fleet.store.config.origin(node.fleet.machines["www"].uuid) for node in (one, two))
         self.assertEqual((f"{more}, over the file", more), tuple(origins))
 
     async def test_at_once(self) -> None:
@@ -300,7 +300,7 @@ class SharedTests(NodesTestCase):
         await self.agreed()
         self.assertEqual({"www": ("10.0.0.1", 60), "db": ("10.0.0.2", 60), "new": ("10.0.0.3", 60)}, two.runs())
         self.assertEqual(two.runs(), one.runs())
-        self.assertEqual("the configuration of ns2", one.fleet.store.config.origin(one.fleet.machines["new"]))
+        self.assertEqual("the configuration of ns2", one.fleet.store.config.origin(one.fleet.machines["new"].uuid))
         ((name, reason),) = two.rejected().items()
         self.assertRegex(name, "^file-ns2-[0-9a-f]{7}$")
         self.assertIn("another node has added it first", reason)

@@ -239,8 +239,8 @@ class ChangeTests(RequestsTestCase):
         self.assertIs(State.UP, self.fleet.machines["new"].state)
         self.assertEqual({**VM, "stop_mode": "destroy"}, self.tree(f"jitsu/vm/{NEW}/"))
         config = self.fleet.store.config
-        self.assertEqual("request/a of Ann <ann@example.org>", config.origin(self.fleet.machines["new"]))
-        self.assertIsNone(config.origin(self.fleet.machines["www"]))
+        self.assertEqual("request/a of Ann <ann@example.org>", config.origin(self.fleet.machines["new"].uuid))
+        self.assertIsNone(config.origin(self.fleet.machines["www"].uuid))
 
     def test_new_elsewhere(self) -> None:
         """A new VM may be at a backend that nobody else is at."""
@@ -500,7 +500,7 @@ class RestartTests(RequestsTestCase):
         """A VM that only a request has brought is there after a restart, marked; what the file has is as it says."""
         self.ask(below(NEW, VM))
         self.ask(below(WWW, {"ip": "10.0.0.9"}), "b")
-        origin = self.fleet.store.config.origin(self.fleet.machines["www"])
+        origin = self.fleet.store.config.origin(self.fleet.machines["www"].uuid)
         self.assertEqual("request/b of Ann <ann@example.org>, over the file", origin)
         self.summon("new")
         with capturedLogs() as log:
@@ -509,8 +509,9 @@ class RestartTests(RequestsTestCase):
         self.assertEqual({"www", "db", "new"}, set(self.fleet.machines))
         self.assertEqual("Found www.jitsu.test A 10.0.0.1 vm=www", self.answer())
         self.assertEqual("10.0.0.1", self.tree(f"jitsu/vm/{WWW}/")["ip"])
+        config = self.fleet.store.config
         self.assertEqual((None, "request/a of Ann <ann@example.org>"),
-                         tuple(self.fleet.store.config.origin(self.fleet.machines[name]) for name in ("www", "new")))
+                         tuple(config.origin(self.fleet.machines[name].uuid) for name in ("www", "new")))
         self.assertEqual("From command line\n\nchanged: www\n", self.head().parents[0].message
                          if self.head().message == "Statistics" else self.head().message)
         self.clock.advance(0)
@@ -522,7 +523,7 @@ class RestartTests(RequestsTestCase):
         self.ask(below(NEW, VM))
         self.restart(*FILE, f"dns=n.jitsu.test,ip=10.0.0.7,name=new,uuid={NEW}")
         self.assertEqual("Found n.jitsu.test A 10.0.0.7 vm=new", self.answer("n"))
-        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["new"]))
+        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["new"].uuid))
         self.restart(*FILE)
         self.assertEqual({"www", "db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{NEW}/"))
@@ -535,7 +536,7 @@ class RestartTests(RequestsTestCase):
         self.assertEqual({"db"}, set(self.fleet.machines))
         self.assertEqual({}, self.tree(f"jitsu/vm/{WWW}/") | self.tree(f"jitsu/origin/{WWW}"))
         self.restart(*FILE)
-        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["www"]))
+        self.assertIsNone(self.fleet.store.config.origin(self.fleet.machines["www"].uuid))
 
     def test_left_out(self) -> None:
         """What cannot be beside the file is left out, with the reason, and there again when it can be."""

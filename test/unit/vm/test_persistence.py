@@ -75,7 +75,7 @@ class WrittenTests(SynchronousTestCase):
         clocks = Clocks(self.clock, self.clock.seconds, lambda: EPOCH + self.clock.seconds())
         ownership, journal = Alone(), Journal(clocks, lambda: None)
         self.stats = Statistics(machines, clocks, NoAnswers(), journal, ownership)
-        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
+        self.record = StatsStore(self.store, machines, {}, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
         self.record.start({}, {"www"})
         self.clock.advance(COMMIT_EVERY / 2)
 

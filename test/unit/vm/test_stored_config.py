@@ -26,12 +26,19 @@ from test.support import EPOCH, BoundedClock, vm
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from jitsu_tw.settings import VM
+
 
 def machine(number: int, **settings: Any) -> Any:
     """Return a machine that was found."""
     said = {"name": (f"vm{number}",), "ttl": ("60",)}
     one = vm(name=f"vm{number}", raw=said, **settings)
     return SimpleNamespace(uuid=f"u{number}", vm=one)
+
+
+def pairs(*machines: Any) -> list[tuple[str, VM]]:
+    """Return the uuid and the settings of each of *machines*."""
+    return [(machine.uuid, machine.vm) for machine in machines]
 
 
 def folder(number: int, **changed: str) -> dict[str, str]:
@@ -49,7 +56,7 @@ class StoredConfigTestCase(SynchronousTestCase):
     def made(self, *machines: Any) -> Update:
         """Return the update that writes *machines*."""
         updates: list[Update] = []
-        for _ in self.config.update(machines, updates.append):
+        for _ in self.config.update(pairs(*machines), updates.append):
             pass
         return updates[0]
 
@@ -134,7 +141,7 @@ class MeanwhileTests(StoredConfigTestCase):
         """A VM that a request changes after it was looked at is left to the next update; the others are not."""
         self.config.start(folder(1, **{"stop_mode": "save", "config/old/0": "x"}), {"vm1", "vm2"})
         updates: list[Update] = []
-        steps = self.config.update([machine(1), machine(2)], updates.append)
+        steps = self.config.update(pairs(machine(1), machine(2)), updates.append)
         next(steps)
         self.config.merged({"jitsu/vm/u1/stop_mode": "suspend", "jitsu/vm/u1/config/old/0": None})
         for _ in steps:
@@ -147,7 +154,7 @@ class MeanwhileTests(StoredConfigTestCase):
     def test_before(self) -> None:
         """A VM that a request changes before it is looked at is compared with what the request has made of it."""
         updates: list[Update] = []
-        steps = self.config.update([machine(1), machine(2)], updates.append)
+        steps = self.config.update(pairs(machine(1), machine(2)), updates.append)
         next(steps)
         self.config.merged({**folder(2)})
         for _ in steps:
@@ -156,7 +163,7 @@ class MeanwhileTests(StoredConfigTestCase):
 
     def test_given_up(self) -> None:
         """An update that is given up is told of nothing any more."""
-        steps = self.config.update([machine(1)], self.fail)
+        steps = self.config.update(pairs(machine(1)), self.fail)
         next(steps)
         steps.close()  # type: ignore[attr-defined]
         self.assertEqual([], self.config._drafts)
@@ -180,7 +187,7 @@ class SlicesTests(SynchronousTestCase):
 
         machines: dict[str, Any] = {f"vm{number}": Slow(vm=machine(number).vm) for number in range(10)}
         stats = Statistics({}, clocks, NoAnswers(), Journal(clocks, lambda: None), Alone())
-        record = StatsStore(store, machines, clocks, COMMIT_EVERY, stats, Uptime(machines, clocks))
+        record = StatsStore(store, machines, {}, clocks, COMMIT_EVERY, stats, Uptime(machines, clocks))
 
         def slowly(steps: Iterable[None]) -> Iterator[None]:
             for _ in steps:

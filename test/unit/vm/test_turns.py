@@ -311,7 +311,7 @@ class UsesTests(FleetTestCase):
         statistics.append(self.stats)
         self.patch(self.clock, "callLater", self.turns.call_later)
         self.store = MemoryStore(lasting=True)
-        self.record = StatsStore(self.store, machines, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
+        self.record = StatsStore(self.store, machines, {}, clocks, COMMIT_EVERY, self.stats, Uptime(machines, clocks))
         self.record.start({}, set(machines))
         self.turns._is_new = True
 

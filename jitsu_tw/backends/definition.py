@@ -1,0 +1,91 @@
+"""
+The file that defines a VM at its hypervisor (`define`).
+
+In the file of a template, placeholders stand for what each of its VMs has of its own.
+"""
+
+from __future__ import annotations
+
+from string import Template as Text
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from jitsu_tw.dns.wire import to_text
+from jitsu_tw.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jitsu_tw.settings import VM
+
+#: The placeholders, and what stands there instead.
+PLACEHOLDERS: Final[Mapping[str, str]] = {
+    "name": "the hypervisor's name for the VM",
+    "label": "the first label of its DNS names",
+    "dns": "its first DNS name",
+    "uuid": "its uuid",
+    "ip": "its address, the IPv4 one if it has two",
+    "ip6": "its IPv6 address, if it has one",
+    "mac": "a MAC address made of its uuid",
+    "disk": "the path of its own disk, if the template has a disk",
+}
+
+#: Why a VM is not removed from its hypervisor.
+NOT_MADE: Final = "it was not made by a template, so it stays"
+
+#: What MACs begin with: locally administered, and for one machine (IEEE 802, 8.2).
+_LOCAL: Final = b"\x52"
+
+
+def mac_of(uuid: str) -> str:
+    """Return the MAC address of a VM of a template, by its uuid, whose first octets are those of a SHA-1 sum."""
+    return (_LOCAL + UUID(uuid).bytes[:5]).hex(":")
+
+
+def read(vm: VM, escape: Callable[[str], str] = str) -> str:
+    """
+    Return the text of the file that defines *vm*; in a template's, its values are filled in as *escape* writes them.
+
+    Raises:
+        OSError: it cannot be read.
+        BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
+    """
+    assert vm.define is not None
+    try:
+        text = vm.define.read_text()
+        return text if vm.template is None else fill(text, {key: escape(value) for key, value in values_of(vm).items()})
+    except ValueError as error:
+        raise BackendError(f"{vm.define} {'is not text' if isinstance(error, UnicodeError) else error}") from error
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """
+    Return *text* with *values* for its placeholders.
+
+    Raises:
+        ValueError: one of its placeholders is none of *values*; the message goes behind the file's path.
+    """
+    try:
+        return Text(text).substitute(values)
+    except KeyError as error:
+        (name,) = error.args
+        meaning = f", {PLACEHOLDERS[name]}" if name in PLACEHOLDERS else ""
+        known = ", ".join(f"${{{one}}}" for one in values)
+        raise ValueError(f"has ${{{name}}}{meaning}, which the template does not give; it gives {known}") from None
+    except ValueError as error:  # a $ that begins no placeholder; the message has its line
+        raise ValueError(f"has a $ that begins no placeholder ({error}); write $$ for the sign itself") from None
+
+
+def values_of(vm: VM) -> dict[str, str]:
+    """Return what the placeholders stand for in the definition of *vm*."""
+    name, uuid = to_text(vm.dns[0]), str(vm.uuid)
+    values = {
+        "name": vm.name, "label": name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),
+        "mac": mac_of(uuid),
+    }  # fmt: skip
+    ip6 = next((address for address in vm.ip if address.version == 6), None)
+    if ip6 is not None:
+        values["ip6"] = str(ip6)
+    if vm.layer is not None:
+        values["disk"] = str(vm.layer.path)
+    return values

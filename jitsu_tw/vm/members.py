@@ -1,0 +1,58 @@
+"""Which VMs the templates have made, and which addresses are taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jitsu_tw.networks import Address
+    from jitsu_tw.settings import VM
+    from jitsu_tw.vm.machine import Machine
+
+
+class Members:
+    """
+    The VMs of the templates, and the addresses of all VMs.
+
+    It owns, and nobody else writes: which VMs a template has made, and which VM has which address.
+
+    Attributes:
+        addresses: of all VMs, by the address; the VM's name.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no VM."""
+        self._of: dict[str, set[str]] = {}
+        self._vms: dict[str, VM] = {}
+        self.addresses: dict[Address, str] = {}
+
+    def enlist(self, machine: Machine) -> None:
+        """Note *machine*, which is new, or has new settings."""
+        self.forget(machine)
+        vm = self._vms[machine.vm.name] = machine.vm
+        for address in vm.ip:
+            self.addresses.setdefault(address, vm.name)
+        if vm.template is not None:
+            self._of.setdefault(vm.template, set()).add(vm.name)
+
+    def forget(self, machine: Machine) -> None:
+        """Forget *machine*, which is no more."""
+        vm = self._vms.pop(machine.vm.name, None)
+        if vm is None:
+            return
+        for address in vm.ip:
+            if self.addresses.get(address) == vm.name:
+                del self.addresses[address]
+        if vm.template is not None:
+            names = self._of[vm.template]
+            names.discard(vm.name)
+            if not names:
+                del self._of[vm.template]
+
+    def of(self, template: str) -> frozenset[str]:
+        """Return the names of the VMs that *template* has made."""
+        return frozenset(self._of.get(template, ()))
+
+    def count(self, template: str) -> int:
+        """Return how many VMs *template* has made."""
+        return len(self._of.get(template, ()))
