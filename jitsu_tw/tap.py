@@ -193,9 +193,9 @@ class JitsuService(Service):
         if settings.persistdb is not None:
             from jitsu_tw.sync.templates import Templates  # noqa: PLC0415 -- it makes nothing without a state
 
-            templates = self._templates = Templates(self._running, self.fleet, self._store, clocks)
+            self._templates = Templates(self._running, self.fleet, self._store, clocks)
             answer_by = partial(getattr, self.fleet.context, "answer_by")
-            resolvers.insert(1, TemplateResolver(zones, templates, summoning, reactor, answer_by))
+            resolvers.insert(1, TemplateResolver(zones, self._templates, summoning, reactor, answer_by))
         if settings.forwarder is not None:
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
         keys = Keyring(settings.tsig_keys)
@@ -289,7 +289,7 @@ class JitsuService(Service):
             self._sync.start()
         self._notifier.tell(self._zones)
         garbage.keep_short()
-        vms = self._running.vms
+        vms = [machine.vm for machine in self.fleet.machines.values()]
         begun.addCallback(self._begun, sum(len(vm.dns) for vm in vms), len(vms))
 
     def _begun(self, _: object, names: int, vms: int) -> None:
@@ -378,6 +378,8 @@ class JitsuService(Service):
             await self._sync.stop()
         if self._requests is not None:
             await self._requests.stop()
+        if self._templates is not None:
+            self._templates.stop()
         await self.fleet.stop()
         await closed
         if self._query_log is not None:

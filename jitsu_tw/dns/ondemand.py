@@ -34,7 +34,12 @@ class TemplateResolver(Authority):
     """
 
     def __init__(
-        self, zones: Zones, templates: ITemplates, summoning: JitsuResolver, reactor: Any, answer_by: Callable[[], float]
+        self,
+        zones: Zones,
+        templates: ITemplates,
+        summoning: JitsuResolver,
+        reactor: Any,
+        answer_by: Callable[[], float],
     ) -> None:
         """
         Find templates by their names in *zones*.

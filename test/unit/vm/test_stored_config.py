@@ -106,7 +106,7 @@ class UpdateTests(StoredConfigTestCase):
         self.assertEqual({origin_path("u1"): None}, update.changes)
         self.assertEqual(("vm1",), update.overruled)
         self.written(update)
-        self.assertEqual([None, "request/c of d"], [self.config.origin(machine(one)) for one in (1, 2)])
+        self.assertEqual([None, "request/c of d"], [self.config.origin(machine(one).uuid) for one in (1, 2)])
 
     def test_not_found_or_removed(self) -> None:
         """A VM that was not found, or that the file has no more, is not written."""
