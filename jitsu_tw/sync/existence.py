@@ -3,23 +3,28 @@ Which names of a template exist: its `exists` says so. Asking for one blocks not
 
 What a program or a URL has answered is kept for a while, of a bounded number of names. A program is called with the
 label, and exits with 0 if that exists and with 1 if not. A URL, with ``${label}`` in it or with ``?label=…`` added, is
-answered by a status of 2xx if the label exists, and by 404 or 410 if not. A file lists one label in each line.
+answered by a status of 2xx if the label exists, and by 404 or 410 if not. A file lists one label in each line; a line
+that is no label is left out, and named in the log.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import stat
 from collections import OrderedDict
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
 import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
 from twisted.web.client import Agent
 
 from jitsu_tw.bounded_web import BoundedEndpoints, Unread
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.settings import Existence, Template
+
+T = TypeVar("T")
 
 #: Programs and URLs that are asked at once: of all clients, and of one client network.
 MOST_ASKED: Final = 16
@@ -56,8 +63,11 @@ KEPT_IF_NOT: Final = 60.0
 #: The most names whose answers are kept.
 MOST_KEPT: Final = 10_000
 
-#: In octets: the largest list that is read.
-LARGEST_LIST: Final = 64 * 1024 * 1024
+#: In octets: the largest list that is read: that of a million labels of 15 letters. These take 100 MB of memory.
+LARGEST_LIST: Final = 16 * 1024 * 1024
+
+#: Lines of a list that are no labels, of which the log has the places.
+MOST_NAMED: Final = 3
 
 #: In octets: the longest output of a program that is kept; and in characters, what an error repeats.
 LONGEST_OUTPUT: Final = 4096
@@ -69,60 +79,126 @@ NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 #: Seconds between two looks at whether a file has changed.
 LOOK_EVERY: Final = 1.0
 
+#: Seconds after which a file that no question was about is forgotten.
+FORGET_FILE_AFTER: Final = 600.0
+
+#: A label as most lists have it: what else may be one takes forty times as long to find out.
+_PLAIN: Final = re.compile(r"[a-z0-9_-]{1,63}")
+
+
+@attrs.frozen
+class Content:
+    """
+    What a file is.
+
+    Attributes:
+        version: changes when the file does.
+        labels: that it lists, as DNS has them; None for a program.
+        bad: the places of lines that are no labels.
+        number: how many such lines there are.
+    """
+
+    version: tuple[int, ...] = ()
+    labels: frozenset[str] | None = frozenset()
+    bad: tuple[str, ...] = ()
+    number: int = 0
+
+
+def read(path: Path, known: Content) -> Content:
+    """
+    Return what the file is now; *known* itself if it has not changed. Blocks.
+
+    Raises:
+        ExistenceUnknown: it cannot be read.
+    """
+    try:
+        found = path.stat()
+        version = found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
+        if version == known.version:
+            return known
+        if stat.S_ISREG(found.st_mode) and os.access(path, os.X_OK):
+            return Content(version, None)
+        if not stat.S_ISREG(found.st_mode):
+            raise ExistenceUnknown(f"{path} is no file")
+        with path.open("rb") as file:
+            octets = file.read(LARGEST_LIST + 1)
+        if len(octets) > LARGEST_LIST:
+            raise ExistenceUnknown(f"{path} is larger than {LARGEST_LIST // 1024**2} MiB")
+        return _listed(octets.decode(), path, version)
+    except OSError as error:
+        raise ExistenceUnknown(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ExistenceUnknown(f"{path} is not text in UTF-8") from error
+
+
+def _listed(text: str, path: Path, version: tuple[int, ...]) -> Content:
+    """Return the labels that the lines of a list are; what is behind a # is for people."""
+    labels, bad, number = set[str](), list[str](), 0
+    for at, line in enumerate(io.StringIO(text), 1):
+        label = line.partition("#")[0].strip().lower()
+        if _PLAIN.fullmatch(label):
+            labels.add(label)
+        elif label:
+            octets = _wire(label)
+            if octets[:1] and octets[0] + 2 == len(octets):
+                labels.add(octets[1:-1].decode("latin-1"))
+            else:
+                number += 1
+                bad += [f"{path}:{at}"] if len(bad) < MOST_NAMED else []
+    return Content(version, frozenset(labels), tuple(bad), number)
+
+
+def _wire(label: str) -> bytes:
+    """Return the name that *label* is, as DNS has it (RFC 5891 for other scripts); empty if it is none."""
+    try:
+        return from_text(label)
+    except ValueError:
+        return b""
+
 
 class Listing:
     """
     A file that says which labels exist; or a program, if it can be executed.
 
     Attributes:
-        is_program: whether it is a program.
-        labels: that it lists, as DNS has them.
+        content: what it was when it could be read last.
+        trouble: why it could not be read at the last look; None if it could be.
+        fresh_until: when it is to be looked at again, in seconds of the reactor.
     """
 
-    def __init__(self, path: str) -> None:
+    log = Logger()
+
+    def __init__(self, path: str, reactor: Any) -> None:
         """Read nothing yet."""
-        self.path = Path(path)
-        self.is_program = False
-        self.labels: frozenset[str] = frozenset()
-        self._was: tuple[int, ...] = ()
+        self.content, self.fresh_until = Content(), 0.0
+        self.trouble: ExistenceUnknown | None = None
+        self._path, self._reactor = Path(path), reactor
+        self._waiting: set[Deferred[None]] = set()
+        self._is_read = False
 
-    def look(self) -> None:
-        """
-        Look at the file, and read it if it is a list that has changed. Blocks.
+    def look(self) -> Deferred[None]:
+        """Look at the file in a thread, once for all that wait for it; the Deferred fires afterwards."""
+        waiter: Deferred[None] = Deferred(self._waiting.discard)
+        self._waiting.add(waiter)
+        if not self._is_read:
+            self._is_read = True
+            deferToThread(read, self._path, self.content).addBoth(self._looked)
+        return waiter
 
-        Raises:
-            ExistenceUnknown: it cannot be read, or has a line that is no label.
-        """
-        try:
-            found = self.path.stat()
-            now = found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
-            if now == self._was:
-                return
-            self.is_program = stat.S_ISREG(found.st_mode) and os.access(self.path, os.X_OK)
-            if not self.is_program:
-                if found.st_size > LARGEST_LIST:
-                    raise ExistenceUnknown(f"{self.path} is larger than {LARGEST_LIST // 1024**2} MiB")
-                self.labels = frozenset(_labels(self.path.read_text(), self.path))
-            self._was = now
-        except OSError as error:
-            raise ExistenceUnknown(f"{self.path} cannot be read: {error.strerror}") from error
-        except UnicodeError as error:
-            raise ExistenceUnknown(f"{self.path} is not text in UTF-8") from error
-
-
-def _labels(text: str, path: Path) -> set[str]:
-    """Return the labels that the lines of a list are; what is behind a # is for people."""
-    found = set()
-    for number, line in enumerate(text.splitlines(), 1):
-        if label := line.partition("#")[0].strip().lower():
-            try:
-                octets = from_text(label)
-            except ValueError as error:
-                raise ExistenceUnknown(f"{path}:{number}: {error}") from error
-            if octets[0] + 2 != len(octets):
-                raise ExistenceUnknown(f"{path}:{number}: {label!r} is no label; write only what stands for the *")
-            found.add(octets[1:-1].decode("latin-1"))
-    return found
+    def _looked(self, result: Content | Failure) -> None:
+        """Note what the file is, and tell those that wait."""
+        self._is_read, self.fresh_until, self.trouble = False, self._reactor.seconds() + LOOK_EVERY, None
+        if not isinstance(result, Content):
+            self.trouble = ExistenceUnknown(result.getErrorMessage())
+        elif result is not self.content:
+            if result.number:
+                message = "{places}: {number} lines are no labels, so they are left out; write what stands for the *"
+                self.log.warn(message, places=", ".join(result.bad), number=result.number)
+            self.content = result
+        waiting = tuple(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            waiter.callback(None)
 
 
 class Existing:
@@ -130,22 +206,21 @@ class Existing:
     Finds out which names of templates exist.
 
     It owns, and nobody else writes: the answers that are kept, and those that are waited for.
+
+    Attributes:
+        troubles: by the text of an `exists`, why it could not be asked the last time.
     """
 
     def __init__(self, reactor: Any, agent: Any = None) -> None:
         """Ask nothing yet. *reactor* runs programs and keeps the time; *agent* asks URLs, by default Twisted's."""
         self._reactor = reactor
         self._agent = agent or Agent.usingEndpointFactory(reactor, BoundedEndpoints(reactor))
-        self._kept: OrderedDict[tuple[str, str], tuple[bool, float]] = OrderedDict()
-        self._listings: dict[str, tuple[Listing, float]] = {}
-        self._asked: dict[tuple[str, str], _Asked] = {}
+        self.troubles: dict[str, str] = {}
+        self._kept: OrderedDict[_Key, tuple[bool, float]] = OrderedDict()
+        self._listings: dict[str, Listing] = {}
+        self._asked: dict[_Key, _Asked] = {}
         self._places = Places(MOST_WAITING, MOST_WAITING_OF_ONE)
         self._slots: Line[_Asked] = Line(MOST_ASKED, MOST_ASKED_FOR_ONE, self._begin)
-
-    def forget(self) -> None:
-        """Forget all answers, because templates have changed."""
-        self._kept.clear()
-        self._listings.clear()
 
     def exists(self, template: Template, label: str, source: Source) -> Deferred[bool]:
         """
@@ -160,21 +235,32 @@ class Existing:
             return succeed(known)
         if not self._places.take(source):
             return fail(Prohibited("this network asks for too many names that are not known yet"))
-        key = template.name, label
-        asked = self._asked.get(key)
-        is_new = asked is None
-        if asked is None:
-            asked = self._asked[key] = _Asked(template, label, network(source.address))
-        waiter: Deferred[bool] = Deferred(asked.waiters.discard)
-        asked.waiters.add(waiter)
-        waiter.addBoth(self._leave, source)
-        if is_new:
-            self._slots.ask(asked, asked.client)
-        return waiter
+        return self._find_out(template, label, source).addBoth(self._leave, source)
 
     def _leave(self, result: Any, source: Source) -> Any:
         self._places.leave(source)
         return result
+
+    @deferred
+    async def _find_out(self, template: Template, label: str, source: Source) -> bool:
+        await self._look(template)
+        known = self._known(template, label)
+        if known is not None:
+            return known
+        new = _Asked(template, label, network(source.address))
+        asked = self._asked.setdefault(new.key, new)
+        waiter: Deferred[bool] = Deferred(partial(self._give_up, asked))
+        asked.waiters.add(waiter)
+        if asked is new:
+            self._slots.ask(asked, asked.client)
+        return await waiter
+
+    def _give_up(self, asked: _Asked, waiter: Deferred[bool]) -> None:
+        """Remove *waiter*; what nobody waits for any more is not asked."""
+        asked.waiters.discard(waiter)
+        if not (asked.waiters or asked.begun):
+            del self._asked[asked.key]
+            self._slots.leave(asked, asked.client)
 
     # What is known at once.
 
@@ -185,21 +271,34 @@ class Existing:
             return True
         if None not in answers:
             return False
-        exists, until = self._kept.get((template.name, label), (None, 0.0))
+        exists, until = self._kept.get((template.name, template.exists, label), (None, 0.0))
         return exists if self._reactor.seconds() < until else None
 
     def _at_once(self, said: Existence, label: str) -> bool | None:
         if said.kind is Asks.PATTERN:
             return fnmatchcase(label, said.text)
-        if said.kind is Asks.PATH:
-            listing, until = self._listings.get(said.text, (None, 0.0))
-            if listing is not None and not listing.is_program and self._reactor.seconds() < until:
-                return label in listing.labels
-        return None
+        listing = self._listings.get(said.text)
+        if listing is None or listing.trouble or self._reactor.seconds() >= listing.fresh_until:
+            return None
+        return None if listing.content.labels is None else label in listing.content.labels
+
+    async def _look(self, template: Template) -> None:
+        """Look at the files of *template* that have not been looked at for a while."""
+        now = self._reactor.seconds()
+        for path in (said.text for said in template.exists if said.kind is Asks.PATH):
+            listing = self._listings.get(path)
+            if listing is None:
+                for old, one in tuple(self._listings.items()):
+                    if one.fresh_until + FORGET_FILE_AFTER < now:
+                        del self._listings[old]
+                listing = self._listings[path] = Listing(path, self._reactor)
+            if self._reactor.seconds() >= listing.fresh_until:
+                await self._within(listing.look(), path)
 
     # Asking.
 
     def _begin(self, asked: _Asked) -> None:
+        asked.begun = True
         self._ask(asked).addBoth(self._answered, asked)
 
     @deferred
@@ -207,10 +306,14 @@ class Existing:
         trouble: ExistenceUnknown | None = None
         for said in asked.template.exists:
             try:
-                if await self._one(said, asked):
-                    return True
+                exists = await self._one(said, asked)
             except ExistenceUnknown as error:
                 trouble = error
+                self.troubles[said.text] = str(error)
+                continue
+            self.troubles.pop(said.text, None)
+            if exists:
+                return True
         if trouble is not None:
             raise trouble
         return False
@@ -218,16 +321,17 @@ class Existing:
     async def _one(self, said: Existence, asked: _Asked) -> bool:
         if said.kind is Asks.URL:
             return await self._ask_url(said.text, asked.label)
-        if said.kind is Asks.PATH:
-            listing, until = self._listings.get(said.text, (Listing(said.text), 0.0))
-            if self._reactor.seconds() >= until:
-                await self._within(deferToThread(listing.look), said.text)
-                self._listings[said.text] = listing, self._reactor.seconds() + LOOK_EVERY
-            return await self._ask_program(said.text, asked) if listing.is_program else asked.label in listing.labels
-        return fnmatchcase(asked.label, said.text)
+        if said.kind is Asks.PATTERN:
+            return fnmatchcase(asked.label, said.text)
+        listing = self._listings.get(said.text)
+        if listing is None or listing.trouble:
+            raise ExistenceUnknown(str(listing.trouble) if listing is not None else f"{said.text} was not read")
+        if listing.content.labels is None:
+            return await self._ask_program(said.text, asked)
+        return asked.label in listing.content.labels
 
-    def _within(self, waits: Deferred[Any], what: str) -> Deferred[Any]:
-        def late(_: object, seconds: float) -> None:
+    def _within(self, waits: Deferred[T], what: str) -> Deferred[T]:
+        def late(_: object, seconds: float) -> NoReturn:
             raise ExistenceUnknown(f"{what} has not answered within {seconds:g} s")
 
         return waits.addTimeout(ANSWERS_WITHIN, self._reactor, late)
@@ -267,16 +371,21 @@ class Existing:
 
     def _answered(self, result: bool | Failure, asked: _Asked) -> None:  # noqa: FBT001
         """Keep an answer, and give it to all that wait for it."""
-        key = asked.template.name, asked.label
+        key = asked.key
         del self._asked[key]
         if isinstance(result, bool):
             self._kept[key] = result, self._reactor.seconds() + (KEPT_IF_IT_EXISTS if result else KEPT_IF_NOT)
             self._kept.move_to_end(key)
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-        self._slots.leave(asked, asked.client)
+        # The next one may be answered at once, too: in calls within this call, many of them would be too deep.
+        self._reactor.callLater(0, self._slots.leave, asked, asked.client)
         for waiter in tuple(asked.waiters):
-            waiter.callback(result)  # each of them has an end of its own
+            waiter.callback(result)
+
+
+#: A template's name, its `exists`, and a label.
+_Key = tuple[str, "tuple[Existence, ...]", str]
 
 
 @attrs.define(eq=False)
@@ -289,9 +398,16 @@ class _Asked:
         label: in lower case.
         client: the network of the first client that has asked.
         waiters: a Deferred for each question.
+        begun: it is being asked for.
     """
 
     template: Template
     label: str
     client: bytes
     waiters: set[Deferred[bool]] = attrs.field(factory=set)
+    begun: bool = False
+
+    @property
+    def key(self) -> _Key:
+        """What it is known by."""
+        return self.template.name, self.template.exists, self.label
