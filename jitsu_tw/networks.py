@@ -54,6 +54,14 @@ def unmapped(address: bytes) -> bytes:
     return address[12:] if address.startswith(_MAPPED) else address
 
 
+def parsed(text: str) -> tuple[Address, ...]:
+    """Return the addresses in *text*, with blanks between them; none if one of them is no address."""
+    try:
+        return tuple(map(ip_address, text.split()))
+    except ValueError:
+        return ()
+
+
 def host_of(address: bytes) -> str:
     """Return the text of *address*, a result of `packed`."""
     return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)

@@ -26,7 +26,7 @@ from jitsu_tw.config.schema import (
     VM_KEYS,
 )
 from jitsu_tw.config.source import COMMAND_LINE, RawConfig, RawValue, read_octets
-from jitsu_tw.dns.wire import from_text, to_text
+from jitsu_tw.dns.wire import MAX_NAME, from_text, to_text
 from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.keys import keys_of
 from jitsu_tw.parsers import name as parse_name
@@ -56,6 +56,12 @@ _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./+@-]+")
 
 #: In characters: a VM's name has a label (63) and a dot before it, and files are called by it (NAME_MAX is 255).
 LONGEST_TEMPLATE: Final = 100
+
+#: In octets: with a label of 63 in place of the ``*``, a name has 255 (RFC 1035, 2.3.4).
+LONGEST_WILDCARD: Final = MAX_NAME - 62
+
+#: What the label of a VM of a template is like (RFC 1123, 2.1): other names do not exist.
+LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 #: The keys whose values are in no field of their own of a `VM`.
 _OTHERS: Final = VM_KEYS.keys() - INHERITED.keys() - keys_of(VM).keys()
@@ -304,7 +310,10 @@ def vm_values(
 def _inheriting(raw: RawConfig, template: Template) -> RawConfig:
     """Return the *raw* configuration of a VM with its names, and what else it inherits from its *template*."""
     path, line = str(template.place[0]), template.place[1]
-    label = raw["name"][0].text.partition(".")[0] if "name" in raw else "example"
+    name = raw["name"][0] if "name" in raw else RawValue(f"example.{template.name}", path, line)
+    label, _, rest = name.text.partition(".")
+    if rest != template.name or not LABEL.fullmatch(label):
+        raise name.wrong("name", f"is not that of a VM of the template {template.name}, LABEL.{template.name}")
     inherited = {
         key: [RawValue(text, path, line) for text in texts]
         for key, texts in template.raw.items()
@@ -313,6 +322,11 @@ def _inheriting(raw: RawConfig, template: Template) -> RawConfig:
     own = {key: ones for key, ones in raw.items() if key != TEMPLATE}
     names = [RawValue(to_text(name_of(label, wildcard)), path, line) for wildcard in template.dns]
     return {**inherited, **own, "dns": names}
+
+
+def uuid_of(label: str, template: Template) -> str:
+    """Return the uuid of the VM that *template* makes for *label*: that of its first DNS name."""
+    return str(uuids.uuid5(NAMESPACE, to_text(name_of(label, template.dns[0]))))
 
 
 def name_of(label: str, wildcard: bytes) -> bytes:
@@ -453,10 +467,16 @@ def _check_wildcards(template: Template, raw: RawConfig, where: str, _kind: str)
         if not one.text.startswith("*."):
             message = f"{one.text} is no wildcard; write one like *.{one.text}, whose VMs are named by its first label"
             raise one.wrong(f"{where}dns", message)
+        if len(from_text(one.text)) > LONGEST_WILDCARD:
+            message = f"{one.text} is too long: with a label of 63 characters it would be no name (RFC 1035, 2.3.4)"
+            raise one.wrong(f"{where}dns", message)
     try:
         parse_name(template.name)
     except ValueError as error:
         raise raw["name"][0].wrong(f"{where}name", str(error)) from error
+    if "." in template.name:
+        message = f"{template.name!r} has a dot, which stands between the label of a VM and this name; leave it out"
+        raise raw["name"][0].wrong(f"{where}name", message)
     if len(template.name) > LONGEST_TEMPLATE:
         message = f"has more than {LONGEST_TEMPLATE} characters; its VMs' names are a label, a dot and this"
         raise raw["name"][0].wrong(f"{where}name", message)
@@ -492,8 +512,13 @@ def _check_layers(template: Template, raw: RawConfig, where: str, _kind: str) ->
 
 
 def check_needs(vms: Sequence[VM], raw: Mapping[str, RawValue]) -> None:
-    """Refuse VMs that need one that is not there, or, in the end, themselves; *raw* has their `needs`, by name."""
+    """
+    Refuse VMs that need one that is not there, or, in the end, themselves; *raw* has their `needs`, by name.
+
+    None may need a template, which is no VM, or a VM that a template has made, which is forgotten some day.
+    """
     needs = {vm.name: vm.needs for vm in vms}
+    passing = {vm.name for vm in vms if vm.template is not None or isinstance(vm, Template)} if raw else set()
     done: set[str] = set()
     for start in raw:
         way = [(start, iter(needs[start]))]  # from where we began to where we are
@@ -505,6 +530,9 @@ def check_needs(vms: Sequence[VM], raw: Mapping[str, RawValue]) -> None:
                 done.add(name)
                 on_way.remove(name)
                 way.pop()
+            elif needed in passing:
+                message = f"{needed} is a template, or made by one, and so not always there; list it under vms"
+                raise raw[name].wrong(f"vms: {name}: needs", message)
             elif needed not in needs:
                 raise raw[name].wrong(f"vms: {name}: needs", f"there is no VM {needed!r}{near(needed, needs)}")
             elif needed in on_way:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.names import dns
 
 from jitsu_tw.coroutines import deferred
-from jitsu_tw.dns.lookup import NoData
+from jitsu_tw.dns.lookup import MINIMAL_ANY, Found, NoData
 from jitsu_tw.dns.resolver import SUMMONING, Authority
-from jitsu_tw.dns.wire import Answer
-from jitsu_tw.errors import BootFailed, ExistenceUnknown, Unanswerable
+from jitsu_tw.dns.wire import RR, Answer
+from jitsu_tw.errors import EDE_NOT_READY, BootFailed, ExistenceUnknown, Unanswerable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,21 +80,38 @@ class TemplateResolver(Authority):
         source = question.source
         if label is None:
             raise missing
-        if source is None:  # nobody but a client has a VM made
+        if source is None:  # no process of this host has a VM made
             return Answer(outcome.answer, [outcome.soa])
+        began = self._reactor.seconds()
         wants = question.type in SUMMONING and self._templates.serves(template, VERSIONS[question.type])
         found = self._templates.make if wants else self._templates.exists
         known = found(template, label, source).addTimeout(self._answer_by(), self._reactor, _late)
         if not await known:
             raise missing
         if not wants:
-            return Answer(outcome.answer, [outcome.soa])
+            return self._without(question, outcome)
         question.outcome = None
         answer = self._summoning.answer(question)
         if answer is None:
             raise BootFailed(f"{label}.{template}: it has gone already; ask again")
-        return await answer
+        left = max(0.0, self._answer_by() - (self._reactor.seconds() - began))
+        return await answer.addTimeout(left, self._reactor, partial(_not_ready, question))
+
+    @staticmethod
+    def _without(question: Question, outcome: NoData) -> Answer:
+        """Return the answer for a name that exists and has no records of the type; RFC 8482, 4.2, for any type."""
+        if question.type != dns.ALL_RECORDS:
+            return Answer(outcome.answer, [outcome.soa])
+        owner = outcome.answer[-1].rdata if outcome.answer else question.asked
+        return Answer([*outcome.answer, RR(owner, dns.HINFO, outcome.soa.ttl, MINIMAL_ANY)])
 
 
 def _late(_: object, seconds: float) -> None:
     raise ExistenceUnknown(f"it was not made, or known to exist, within {seconds:g} s; ask again")
+
+
+def _not_ready(question: Question, _: object, seconds: float) -> Answer:  # noqa: ARG001
+    """Return the answer to *question*, whose VM has been made, and starts: its client has waited long enough."""
+    outcome = question.outcome
+    assert isinstance(outcome, Found)
+    return Answer(outcome.answer, ede=((EDE_NOT_READY, f"{outcome.vm} is still starting"),))

@@ -115,6 +115,7 @@ class Zone:
         self._nodes: dict[bytes, Node] = {self.key: Node()}
         self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: they decide on names below
         self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses that a VM's replace
+        self._reverse: dict[bytes, str] = {}  # the VMs that PTR records are there for
         self.add(soa.owner, SOA, soa.ttl, soa.rdata)
 
     @classmethod
@@ -322,11 +323,34 @@ class Zone:
         for type_ in (A, AAAA):
             node.rrsets.pop(type_, None)
         node.rrsets.update(self._shadowed.pop(key, {}))
+        self._prune(key)
+
+    def _prune(self, key: bytes) -> None:
+        """Remove the node of *key*, and those above it, that have nothing more."""
+        node = self._nodes[key]
         while not (node.rrsets or node.vm or node.below):
             del self._nodes[key]
             key = parent(key)
             node = self._nodes[key]
             node.below -= 1
+
+    def add_reverse(self, key: bytes, vm: str, target: bytes, ttl: int) -> None:
+        """
+        Make *target* the PTR record of *key*, a name in the zone, while the VM *vm* exists.
+
+        Nothing is done where the zone has a PTR record or an alias there, or is delegated or redirected.
+        """
+        node = self._nodes.get(key)
+        if self.cut_over(key, PTR) is None and (node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})):
+            self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
+            self._reverse[key] = vm
+
+    def remove_reverse(self, key: bytes, vm: str) -> None:
+        """Remove the PTR record of *key*, if it is there because of the VM *vm*."""
+        if self._reverse.get(key) == vm:
+            del self._reverse[key]
+            del self._nodes[key].rrsets[PTR]
+            self._prune(key)
 
     def bump(self) -> None:
         """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""

@@ -48,6 +48,9 @@ UNKNOWN: Final = "00000000-0000-0000-0000-000000000000"
 #: The file of a VM's name, in the VM's folder.
 NAME: Final = "config/name/0"
 
+#: The file of the name of the template that has made a VM.
+TEMPLATE_OF: Final = "config/template/0"
+
 #: The keys of a VM's configuration that have a file of their own.
 FILES: Final = {
     "ip": "ip",

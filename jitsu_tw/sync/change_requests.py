@@ -17,14 +17,16 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw.config.source import RawValue
-from jitsu_tw.config.vms import UniquenessCheck, check_needs
+from jitsu_tw.config.vms import UniquenessCheck, check_needs, uuid_of
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.dns.binding import is_here
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM, StoreError
 from jitsu_tw.settings import Template
+from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import (
     NAME,
     OVER_FILE,
+    TEMPLATE_OF,
     UNKNOWN,
     VMS,
     came,
@@ -34,12 +36,13 @@ from jitsu_tw.store.layout import (
     vms,
 )
 from jitsu_tw.store.requests import fairly, guest_of, shortened
+from jitsu_tw.sync.folders import rebuilt, vm_of
 from jitsu_tw.sync.permissions import Budgets, check_change, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
-from jitsu_tw.sync.reload import check_members, rebuilt, unread, vm_of
+from jitsu_tw.sync.reload import check_members, unread
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
     from typing import Any
 
     from twisted.internet.defer import Deferred
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.config.source import RawConfig
     from jitsu_tw.dns.lookup import Zones
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Settings
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.store.requests import Change, Request
     from jitsu_tw.sync.reconfigure import LiveConfig
@@ -109,6 +112,7 @@ class ChangeRequests:
         self._not_before = 0.0
         self._waits = _Waits()
         self._budgets = Budgets()
+        self._built: dict[str, tuple[VM, Template, VM | None]] = {}
 
     # Beginning and end.
 
@@ -122,7 +126,9 @@ class ChangeRequests:
         known = {vm.name for vm in (*settings.vms, *settings.templates)}
         found, templates = [], list(settings.templates)
         for uuid, files in sorted(brought.items(), key=lambda item: TEMPLATE_FILE not in item[1]):
-            if files.get(NAME) not in known:
+            if (of := files.get(TEMPLATE_OF)) is not None and all(of != template.name for template in templates):
+                self._running.orphans.add(uuid, files)
+            elif files.get(NAME) not in known:
                 try:
                     vm, raw = vm_of(uuid, files, files, settings)
                     unique.add(vm, raw)
@@ -137,6 +143,8 @@ class ChangeRequests:
                 self._running.restore(vm)
             except ConfigError as error:
                 self._left_out(vm.name, error)
+        for template, sentence in self._running.orphans.problems().items():
+            self.log.error("template {name}: {sentence}", name=template, sentence=sentence)
 
     def _left_out(self, what: str, error: ConfigError) -> None:
         self.log.error("{what}: is in the state, but is left out now: {error}", what=what, error=str(error))
@@ -218,6 +226,7 @@ class ChangeRequests:
         if request is None or self._running.leaving & {_old_name(change) for change in request.changes.values()}:
             return
         try:
+            await self.prepare(request.changes if not request.refused else {})
             change = self._parse(request)
             if UNKNOWN in request.changes:
                 request = await self._with_uuid(request)
@@ -241,7 +250,8 @@ class ChangeRequests:
             await self._store.run(self._store.requests.reject, request, str(wrong))
             return
         self._fleet.store.config.merged(changes)
-        self._running.apply(change)
+        await self._running.apply(change)
+        self._built.clear()
         self.log.info("request/{name} of {author} is merged: {words}", name=request.name, author=request.author,
                       words="; ".join(change.lines.splitlines()) or "nothing new")
 
@@ -285,7 +295,8 @@ class ChangeRequests:
         """
         added, changed, removed = [], [], []
         raw: dict[str, RawConfig] = {}
-        for uuid, change in changes.items():
+        settings = self._running.settings
+        for uuid, change in sorted(changes.items(), key=lambda item: TEMPLATE_FILE not in item[1].files):
             name = _old_name(change)
             known = self._known(name, uuid) if change.was else None
             if guest:
@@ -294,12 +305,17 @@ class ChangeRequests:
                 if known is not None:
                     removed.append(name)
                 continue
-            vm, values = vm_of(uuid, change.files, change.was, self._running.settings)
+            vm, values = vm_of(uuid, change.files, change.was, settings)
             raw[vm.name] = values
+            if vm.template is not None:
+                check_own(change)
             if known is None:
                 added.append(vm)
             else:
-                changed.append(_still(known, vm))
+                vm = _still(known, vm)
+                changed.append(vm)
+            if isinstance(vm, Template):  # the VMs after it are built by it
+                settings = _with_template(settings, vm)
             if guest and known is not None:
                 check_result(known, vm, self._zones, is_here)
         for vm in added:
@@ -321,12 +337,45 @@ class ChangeRequests:
 
     def _members(self, changed: Sequence[VM], others: Container[str]) -> list[VM]:
         """Return the VMs of the templates among *changed*, as they become by that, but not those in *others*."""
-        templates = {vm.name: vm for vm in changed if isinstance(vm, Template)}
-        settings = self._running.settings
-        now = {template.name: template for template in settings.templates} | templates
-        settings = attrs.evolve(settings, templates=tuple(now.values()))
-        members = (member for name in templates for member in self._fleet.members.of(name) if member not in others)
-        return [vm for name in members if (vm := rebuilt(*self._running.named(name), settings)) is not None]
+        return [
+            vm
+            for template in changed
+            if isinstance(template, Template)
+            for name in self._fleet.members.of(template.name)
+            if name not in others and (vm := self._rebuilt(name, template)) is not None
+        ]
+
+    def _rebuilt(self, name: str, template: Template) -> VM | None:
+        """Return the VM *name* as it is built by *template*; None if nothing of it changes by that."""
+        uuid, vm = self._running.named(name)
+        built = self._built.get(name)
+        if built is None or built[0] is not vm or built[1] != template:
+            new = rebuilt(uuid, vm, _with_template(self._running.settings, template))
+            built = self._built[name] = vm, template, new
+        return built[2]
+
+    async def prepare(self, changes: Mapping[str, Change]) -> None:
+        """
+        Build, in slices of time, the VMs of the templates that *changes* are of, so that `parse` need not.
+
+        Raises:
+            ConfigError: a template, or a VM of it, cannot be built.
+        """
+        self._built.clear()
+
+        def building() -> Iterator[None]:
+            for uuid, change in changes.items():
+                name = _old_name(change)
+                if TEMPLATE_FILE in change.files and name in self._fleet.templates:
+                    template, _ = vm_of(uuid, change.files, change.was, self._running.settings)
+                    if isinstance(template, Template):
+                        template = attrs.evolve(template, uuid=self._fleet.templates[name].uuid)
+                        for member in self._fleet.members.of(name):
+                            if member in self._fleet.machines:
+                                self._rebuilt(member, template)
+                            yield
+
+        await in_slices(self._reactor, building())
 
     def _check_together(self, change: ConfigChange, raw: Mapping[str, RawConfig]) -> None:
         """Refuse VMs that are right by themselves, but not beside the other VMs."""
@@ -351,6 +400,8 @@ class ChangeRequests:
         vm, _ = vm_of(UNKNOWN, files, files, self._running.settings)
         if isinstance(vm, Template):
             return _placed(request, str(vm.uuid))
+        if vm.template is not None:
+            return _placed(request, uuid_of(vm.name.partition(".")[0], self._fleet.templates[vm.template]))
         backend = self._fleet.inventory.backend_of(vm)
         if backend is None:
             message = f"Jitsu is not connected to {vm.backend} {vm.connect}; name the folder by the VM's uuid there"
@@ -373,8 +424,8 @@ class ChangeRequests:
         found = {}
         end = self._reactor.seconds() + FOUND_WITHIN
         for vm in change.added:
-            if isinstance(vm, Template):
-                continue
+            if isinstance(vm, Template) or vm.template is not None:
+                continue  # it is made when the change is applied
             backend = self._fleet.inventory.backend_of(vm)
             left = end - self._reactor.seconds()
             if backend is None or left <= 0 or self._ended:
@@ -423,6 +474,26 @@ def _still(old: VM, new: VM) -> VM:
             message = "stays as it is: remove the VM, and add it anew in a folder of its own"
             raise ConfigError(message, new.place[0], key=key)
     return new
+
+
+def _with_template(settings: Settings, template: Template) -> Settings:
+    """Return *settings* with *template*, in place of the one of that name if there is one."""
+    others = (one for one in settings.templates if one.name != template.name)
+    return attrs.evolve(settings, templates=(*others, template))
+
+
+def check_own(change: Change) -> None:
+    """
+    Refuse a *change* of what a VM of a template has not by itself.
+
+    Raises:
+        ConfigError: its names, or its template, would be others.
+    """
+    for path in {*change.files, *change.was} if change.was else ():
+        if path.startswith("dns/") and (path in change.files) is not (path in change.was):
+            raise ConfigError("its names are made of its own and its template's; change dns of the template", path)
+        if path == TEMPLATE_OF and change.files.get(path) != change.was.get(path):
+            raise ConfigError("stays as it is: forget the VM, and its name makes another one", path)
 
 
 def _with_needs(found: Sequence[VM], known: set[str]) -> list[VM]:

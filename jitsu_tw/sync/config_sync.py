@@ -11,6 +11,7 @@ zones or hypervisors differ, is in its state all the same, and tried again: the 
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import succeed
@@ -180,7 +181,7 @@ class ConfigSync:
             return False
         self._fleet.store.config.merged(changed)
         if settled.run:
-            self._running.apply(change)
+            await self._running.apply(change)
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))
         self._report(divergence, settled)
         self._trigger.merged(str(divergence.commit or ""))
@@ -189,6 +190,9 @@ class ConfigSync:
     async def _settle(self, divergence: Divergence) -> tuple[Settled, ConfigChange]:
         """Return what becomes of the VMs, and what that means for those that run."""
         unknown: dict[str, str] = {}
+        with suppress(ConfigError):  # `settle` finds out what is wrong, and where
+            merged = {uuid: one.merged for uuid, one in divergence.vms.items()}
+            await self._requests.prepare(_changes(divergence, merged))
         while True:
             settled = settle(divergence.vms, lambda run: self._refused(divergence, run), unknown)
             change = self._requests.parse(_changes(divergence, settled.run))

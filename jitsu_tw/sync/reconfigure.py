@@ -12,14 +12,17 @@ import attrs
 from twisted.internet.defer import DeferredList, DeferredLock, succeed
 from twisted.logger import Logger
 
-from jitsu_tw.coroutines import spawn
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
-from jitsu_tw.store.layout import MOST_NAMED, in_words
+from jitsu_tw.store.layout import MOST_NAMED, NAME, in_words
+from jitsu_tw.sync import names
+from jitsu_tw.sync.folders import vm_of
+from jitsu_tw.sync.orphans import Orphans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any
 
     from twisted.internet.defer import Deferred
@@ -88,6 +91,7 @@ class LiveConfig:
     Attributes:
         lock: held while the configuration is changed.
         leaving: the names of VMs that are being stopped, to be no more.
+        orphans: VMs in the state whose template is not in the configuration.
     """
 
     log = Logger()
@@ -108,6 +112,7 @@ class LiveConfig:
         self._fleet, self._zones, self._changed = fleet, zones, changed
         self.lock = DeferredLock()
         self.leaving: set[str] = set()
+        self.orphans = Orphans(fleet.members)
         self._touched: set[bytes] = set()
 
     @property
@@ -141,30 +146,76 @@ class LiveConfig:
         self._exchange(old, new)
         self._exchange(new, old)
 
-    def apply(self, change: ConfigChange) -> None:
+    @deferred
+    async def apply(self, change: ConfigChange) -> None:
         """
-        Apply *change*. A VM that must be stopped first is gone some time later.
+        Apply *change*, the lock is held. A VM that must be stopped first is gone some time later.
 
         Raises:
             ConfigError: the zones cannot have the names; nothing has changed.
         """
         old, new = self._names(change)
-        stale = {vm.name for vm in old} | self._wildcards(new)
+        stale = {*(vm.name for vm in change.changed), *change.removed} | self._wildcards(new)
         self._exchange(old, new)
-        for zone in {zone for vm in (*old, *new) for name in vm.dns if (zone := self._zones.find(name)) is not None}:
+        for zone in {zone for vm in (*old, *new) for zone in names.zones_of(self._zones, vm)}:
             zone.bump()
         self._changed(stale)
-        for vm in change.changed:
-            if vm.template is not None:  # its template may have given it other names
-                self._fleet.store.config.outdate(*self.named(vm.name), overrule=False)
-        for vm in (*change.added, *change.changed):
-            machine = self._enlist(vm)
-            if machine is not None:
-                self._fleet.inventory.find(machine)
+        for vm in change.added:  # before any question for their names
+            self._begin(vm)
         for name in change.removed:
             self._dismiss(name)
+        await in_slices(self._fleet.context.reactor, self._changing(change.changed))
+        await self._adopt(change.added)
         if any(vm.template is not None for vm in change.changed):
             spawn(self.log, self._fleet.store.save_configuration())
+
+    def _changing(self, changed: Iterable[VM]) -> Iterator[None]:
+        """Give the VMs that have *changed* their settings, step by step: a template may have very many."""
+        for vm in changed:
+            if vm.template is not None:  # its template may have given it other names
+                self._fleet.store.config.outdate(*self.named(vm.name), overrule=False)
+            self._begin(vm)
+            yield
+
+    def _begin(self, vm: VM) -> None:
+        """Add *vm*, or give the one of that name these settings, and find it at its hypervisor."""
+        machine = self._enlist(vm)
+        if machine is not None:
+            self._fleet.inventory.find(machine)
+
+    async def _adopt(self, added: Iterable[VM]) -> None:
+        """Serve the VMs in the state that templates among those *added* had made, before they were missing."""
+        templates = [vm for vm in added if isinstance(vm, Template)]
+        if not templates:
+            return
+
+        def adopting() -> Iterator[None]:
+            for template in templates:
+                for uuid, files in self.orphans.take(template.name).items():
+                    try:
+                        self._adopt_one(uuid, files)
+                    except ConfigError as error:
+                        self.log.error("{what}: is in the state, but is left out now: {error}",
+                                       what=files.get(NAME, uuid), error=str(error))
+                    yield
+
+        await in_slices(self._fleet.context.reactor, adopting())
+        self._changed(())
+
+    def _adopt_one(self, uuid: str, files: Mapping[str, str]) -> None:
+        """
+        Serve the VM of the folder *uuid*, which has these *files*.
+
+        Raises:
+            ConfigError: it cannot be beside the others.
+        """
+        vm, _ = vm_of(uuid, files, files, self.settings)
+        if vm.name in self._fleet.machines or any(one in self._fleet.members.addresses for one in vm.ip):
+            raise ConfigError("another VM has its name, or its address, by now", key=vm.name)
+        self._exchange((), (vm,))
+        for zone in {*names.zones_of(self._zones, vm)}:
+            zone.bump()
+        self._begin(vm)
 
     def _enlist(self, vm: VM) -> Machine | None:
         """Add *vm*, or give the one of that name these settings; return its machine, which a template has not."""
@@ -201,7 +252,7 @@ class LiveConfig:
 
     def _touch(self, vm: VM) -> None:
         """Note the zones of *vm*, which changes."""
-        self._touched |= {zone.key for name in vm.dns if (zone := self._zones.find(name)) is not None}
+        self._touched |= {zone.key for zone in names.zones_of(self._zones, vm)}
 
     def replace(self, settings: Settings, zones: Zones, outcome: Outcome) -> None:
         """Go on: answer from *zones*, and begin to limit by *settings*, the new top."""
@@ -230,6 +281,7 @@ class LiveConfig:
                 yield
 
         await in_slices(reactor, finding())
+        await self._adopt(outcome.change.added)
         await DeferredList(left, consumeErrors=True)
         await self._fleet.store.save_configuration()
         if all(machine.uuid for machine in self._fleet.machines.values()):
@@ -245,19 +297,16 @@ class LiveConfig:
             ConfigError: the zones cannot have them.
         """
         self._exchange((), (machine.vm,))
-        for zone in {zone for name in machine.vm.dns if (zone := self._zones.find(name)) is not None}:
+        for zone in {*names.zones_of(self._zones, machine.vm)}:
             zone.bump()
         self._changed(())
 
     def take_names(self, machine: Machine) -> None:
         """Answer for the names of *machine*, which a template has made, no more, as far as it has them; it leaves."""
         self.leaving.add(machine.vm.name)
-        for name in machine.vm.dns:
-            zone = self._zones.find(name)
-            node = zone.get(name) if zone is not None else None
-            if zone is not None and node is not None and node.vm == machine.vm.name:
-                self._zones.remove_vm(name)
-                zone.bump()
+        names.take(self._zones, machine.vm)
+        for zone in {*names.zones_of(self._zones, machine.vm)}:
+            zone.bump()
         self._changed((machine.vm.name,))
 
     def restore(self, vm: VM) -> None:
@@ -281,25 +330,27 @@ class LiveConfig:
         return found
 
     def _names(self, change: ConfigChange) -> tuple[list[VM], list[VM]]:
-        """Return the VMs whose names go, and those whose names come."""
-        old = [self.named(name)[1] for name in (*(vm.name for vm in change.changed), *change.removed)]
-        return old, [*change.added, *change.changed]
+        """Return the VMs whose records go, and those whose records come."""
+        old, new = [self.named(name)[1] for name in change.removed], [*change.added]
+        for vm in change.changed:
+            before = self.named(vm.name)[1]
+            if (before.dns, before.ip, before.ttl) != (vm.dns, vm.ip, vm.ttl):
+                old.append(before)
+                new.append(vm)
+        return old, new
 
     def _exchange(self, old: Iterable[VM], new: Iterable[VM]) -> None:
         """Take the names of *old* out of the zones and put those of *new* in; or raise, and nothing has changed."""
-        done: list[bytes] = []
+        done: list[VM] = []
         for vm in old:
-            for name in vm.dns:
-                self._zones.remove_vm(name)
+            names.take(self._zones, vm)
         try:
             for vm in new:
-                for name in vm.dns:
-                    self._zones.add_vm(name, vm.name, vm.ip, vm.ttl)
-                    done.append(name)
+                names.put(self._zones, vm)
+                done.append(vm)
         except ZoneError as error:
-            for name in done:
-                self._zones.remove_vm(name)
+            for one in done:
+                names.take(self._zones, one)
             for before in old:
-                for name in before.dns:
-                    self._zones.add_vm(name, before.name, before.ip, before.ttl)
+                names.put(self._zones, before)
             raise ConfigError(error.message, vm.dns_place[0], None, f"{vm.name}: dns") from error

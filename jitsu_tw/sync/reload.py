@@ -9,21 +9,22 @@ them. A reading is checked as a whole before it is applied, as a request is; the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.logger import Logger
 
-from jitsu_tw.config.schema import INHERITED, KEYS, TEMPLATE_KEYS
+from jitsu_tw.config.schema import INHERITED, KEYS
 from jitsu_tw.config.source import RawValue
-from jitsu_tw.config.vms import TEMPLATE, UniquenessCheck, check_needs, vm_from
+from jitsu_tw.config.vms import UniquenessCheck, check_needs
 from jitsu_tw.coroutines import spawn
-from jitsu_tw.errors import ConfigError
+from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
-from jitsu_tw.store.layout import NAME, UNKNOWN, VMS, sayings, vm_files
+from jitsu_tw.store.layout import vm_files
 from jitsu_tw.store.merge import three_way
+from jitsu_tw.sync import names as zone_names
+from jitsu_tw.sync.folders import rebuilt, vm_of
 from jitsu_tw.sync.reconfigure import ConfigChange, Outcome
 from jitsu_tw.text import counted
 
@@ -43,50 +44,6 @@ PINNED: Final = ("backend", "connect")
 
 #: The keys that are no fields of VMs but are in them all the same.
 _IN_VMS: Final = frozenset({*INHERITED, "delay"})
-
-
-def vm_of(uuid: str, files: Mapping[str, str], was: Mapping[str, str], settings: Settings) -> tuple[VM, RawConfig]:
-    """
-    Return the VM or template that the *files* of its folder in the state describe, and their raw configuration.
-
-    Args:
-        uuid: the name of the folder.
-        files: values by their paths in it.
-        was: the same before a change; *files* themselves if there is none.
-        settings: what it inherits, with the templates.
-
-    Raises:
-        ConfigError: they describe none.
-    """
-    folder = f"{VMS}/{uuid}"
-    raw: RawConfig = defaultdict(list)
-    try:
-        for key, text, path in sayings(files, was):
-            raw[key].append(RawValue(text, f"{folder}/{path}"))
-    except ValueError as error:
-        raise ConfigError(str(error), folder) from error
-    raw = dict(raw)
-    for key, one in ((key, one) for key, ones in raw.items() for one in ones):
-        if key in TEMPLATE_KEYS and TEMPLATE_KEYS[key].path and not one.text.startswith("/"):
-            raise one.wrong(key, f"{one.text} should be a whole path, beginning with /")
-    if "name" not in raw:
-        raise ConfigError("is missing: the hypervisor's name for the VM", f"{folder}/{NAME}")
-    if TEMPLATE in raw:
-        raw["uuid"] = [RawValue(uuid, folder)]
-    vm = vm_from(raw, settings)
-    if uuid == UNKNOWN:
-        uuid = vm.uuid or uuid
-    elif vm.uuid not in {None, uuid}:
-        raise ConfigError(f"is not the name of the folder, {uuid}; leave it out", f"{folder}/config/uuid/0")
-    return attrs.evolve(vm, uuid=uuid, place=(folder, None)), raw
-
-
-def rebuilt(uuid: str, vm: VM, settings: Settings) -> VM | None:
-    """Return *vm* as it is built below *settings*, which have changed; None if nothing of it changes by that."""
-    files = vm_files(vm)
-    new, _ = vm_of(uuid, files, files, settings)
-    new = attrs.evolve(new, place=vm.place, dns_place=vm.dns_place)
-    return new if new != vm else None
 
 
 def check_members(removed: Iterable[str], members: Members) -> None:
@@ -312,11 +269,10 @@ class Reading:
                 zones.remove_vm(name)
             yield
         for vm in others:
-            for name in vm.dns:
-                try:
-                    zones.add_vm(name, vm.name, vm.ip, vm.ttl)
-                except ConfigError as error:
-                    raise ConfigError(error.message, *_place(vm), f"{vm.name}: dns") from error
+            try:
+                zone_names.put(zones, vm)
+            except ZoneError as error:
+                raise ConfigError(error.message, *_place(vm), f"{vm.name}: dns") from error
             yield
 
 

@@ -1,30 +1,28 @@
 """
-The VMs of templates: made when their names are first asked for, and forgotten when nobody has used them for long.
+How the VMs of templates are made when their names are first asked for.
 
 A VM is made in one activation: its name exists (`existence`), the client may start VMs, an address is chosen, the VM is
 written into the state, made at its hypervisor, named in the zones, and started. If one of these steps fails, those
-before it are undone; if the process ends between two of them, the state has a VM like all others, which is off. From
-then on it is one: what it needs, keeps and answers is no business of this module.
+before it are undone (`forgetting`); if the process ends between two of them, the state has a VM like all others, which
+is off. From then on it is one: what it needs, keeps and answers is no business of this module. The making goes on when
+the clients that have asked wait no longer.
 """
 
 from __future__ import annotations
 
-import re
-import uuid as uuids
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from jitsu_tw.config.source import RawValue
-from jitsu_tw.config.vms import NAMESPACE, TEMPLATE, name_of, vm_from
-from jitsu_tw.coroutines import deferred, report
+from jitsu_tw.config.vms import LABEL, TEMPLATE, uuid_of, vm_from
+from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.dns.binding import is_here
-from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import (
     BackendError,
     BackendLost,
@@ -35,15 +33,18 @@ from jitsu_tw.errors import (
     NoCapacity,
     Prohibited,
     StoreError,
+    Unproven,
 )
 from jitsu_tw.ijitsu import ITemplateControl, ITemplates, TemplateCounts
 from jitsu_tw.neighbours import mac_of, routers
 from jitsu_tw.networks import network
 from jitsu_tw.rules.addresses import choose, size
 from jitsu_tw.rules.buckets import Buckets
-from jitsu_tw.rules.lifecycle import DOWN
-from jitsu_tw.store.layout import VMS, in_folder, made_by, origin_path, vm_changes, vm_files
+from jitsu_tw.shares import Places
+from jitsu_tw.store.layout import VMS, in_folder, made_by, origin_path, vm_files
 from jitsu_tw.sync.existence import Existing
+from jitsu_tw.sync.forgetting import Forgetting
+from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -57,17 +58,24 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
 
-#: What a label must be like to be the name of a VM (RFC 1123, 2.1): other names do not exist.
-LABEL: Final = re.compile(rb"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-
 #: Seconds for which a name whose VM could not be made, or did not start, is not tried again.
 RESTS: Final = 10.0
 
 #: The most such names that are remembered.
 MOST_FAILED: Final = 1000
 
-#: Seconds between two looks for VMs that are to be forgotten.
-FORGETS_EVERY: Final = 60.0
+#: The most VMs that are made at once: each is written into the state and made at its hypervisor.
+MOST_MAKING: Final = 64
+
+#: The most questions that wait for VMs which are being made: of all clients, and of one client network.
+MOST_WAITING: Final = 1000
+MOST_WAITING_OF_ONE: Final = 100
+
+#: Errors of a hypervisor, or of other nodes, that cannot be asked.
+_LOST: Final = (BackendLost, ClusterUnavailable)
+
+#: By what is counted that a VM is not made: by the verdict on the client, and by the class of the error.
+_VERDICTS: Final = {Prohibited: "client", Unproven: "unproven", NoCapacity: "full"}
 
 
 class _Taken:
@@ -85,13 +93,60 @@ class _Taken:
         return is_here(host) or mac_of(host) is not None
 
 
+class _Making:
+    """
+    A VM that is being made.
+
+    Attributes:
+        template: the name of its template.
+    """
+
+    def __init__(self, template: str) -> None:
+        """Begin without a question that waits."""
+        self.template = template
+        self._waiters: set[Deferred[bool]] = set()
+        self._result: Failure | bool | None = None
+
+    def wait(self) -> Deferred[bool]:
+        """Return a Deferred that fires when it is made; it fails if it is not."""
+        waiter: Deferred[bool] = Deferred(self._waiters.discard)
+        if self._result is None:
+            self._waiters.add(waiter)
+        else:
+            waiter.callback(self._result)
+        return waiter
+
+    def end(self, failure: Failure | None) -> None:
+        """Tell those that wait, and will wait, that it is made, or why not."""
+        self._result = failure or True
+        for waiter in tuple(self._waiters):
+            waiter.callback(self._result)
+
+
+@attrs.define
+class _Tally:
+    """
+    What a template has done; `ijitsu.TemplateCounts` says what each is.
+
+    Attributes:
+        budget: what the client networks have spent.
+        per_minute: how much that is at most.
+    """
+
+    per_minute: int
+    budget: Buckets
+    made: int = 0
+    failed: int = 0
+    refused: Counter[str] = attrs.field(factory=Counter)
+    asked: Counter[str] = attrs.field(factory=Counter)
+
+
 @implementer(ITemplates, ITemplateControl)
 class Templates:
     """
-    Makes and forgets the VMs of templates.
+    Makes the VMs of templates.
 
     It owns, and nobody else writes: which VMs are being made, what each client network has made, and what has failed.
-
     """
 
     log = Logger()
@@ -112,24 +167,20 @@ class Templates:
         self._running, self._fleet, self._store = running, fleet, store
         self._reactor, self._wall = clocks.reactor, clocks.wall
         self._existing = existing or Existing(clocks.reactor)
-        self._making: dict[str, set[Deferred[bool]]] = {}
+        self._forgetting = Forgetting(running, fleet, store, clocks)
+        self._making: dict[str, _Making] = {}
+        self._places = Places(MOST_WAITING, MOST_WAITING_OF_ONE)
         self._chosen: dict[Address, str] = {}
         self._failed: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        self._budgets: dict[str, tuple[int, Buckets]] = {}
-        self._retired: dict[str, tuple[VM, str]] = {}
-        self._forgetting = LoopingCall(self._look)
-        self._forgetting.clock = clocks.reactor
-        self._began = 0.0
+        self._tallies: dict[str, _Tally] = {}
 
     def start(self) -> None:
         """Begin to forget VMs that nobody uses any more."""
-        self._began = self._wall()
-        self._forgetting.start(FORGETS_EVERY, now=False)
+        self._forgetting.start()
 
     def stop(self) -> None:
         """End that."""
-        if self._forgetting.running:
-            self._forgetting.stop()
+        self._forgetting.stop()
 
     # What resolvers ask (`ITemplates`).
 
@@ -137,7 +188,8 @@ class Templates:
         """Return the label that *name*, in lower case, has in *template*; None if it can have no VM."""
         label, above = name[1 : 1 + name[0]], name[1 + name[0] :]
         is_below = any(wildcard[2:] == above for wildcard in self._fleet.templates[template].dns)
-        return label.decode() if is_below and LABEL.fullmatch(label) else None
+        text = label.decode("latin-1")
+        return text if is_below and LABEL.fullmatch(text) else None
 
     def has(self, template: str) -> bool:
         """Return whether there is a template of that name."""
@@ -149,7 +201,13 @@ class Templates:
 
     def exists(self, template: str, label: str, source: Source) -> Deferred[bool]:
         """Return whether *label* exists in *template* (`Existing.exists`)."""
-        return self._existing.exists(self._fleet.templates[template], label, source)
+        found = self._existing.exists(self._fleet.templates[template], label, source)
+        return found.addBoth(self._found, self._tally(self._fleet.templates[template]))
+
+    def _found(self, result: Any, tally: _Tally) -> Any:
+        """Count an answer to whether a name exists."""
+        tally.asked[{True: "exists", False: "missing"}.get(result, "unknown")] += 1
+        return result
 
     @deferred
     async def make(self, template: str, label: str, source: Source) -> bool:
@@ -157,28 +215,33 @@ class Templates:
         if not await self.exists(template, label, source):
             return False
         name = f"{label}.{template}"
-        if name in self._fleet.machines:
-            if name in self._running.leaving or self._fleet.machines[name].vm.removed:
+        making = self._making.get(name)
+        if making is None:
+            if self._forgetting.has(name):
                 raise BootFailed(f"{name}: it is being forgotten; ask again when that is done")
-            return True
-        if name in self._making:
-            waiter: Deferred[bool] = Deferred(self._making[name].discard)
-            self._making[name].add(waiter)
-            return await waiter
-        self._check(self._fleet.templates[template], name, source)
-        waiters = self._making[name] = set()
+            if name in self._fleet.machines:
+                return True
+        if not self._places.take(source):
+            raise Prohibited("this network waits for too many VMs that are being made")
         try:
-            await self._make(self._fleet.templates[template], label, name, source)
-        except Exception as error:
-            self._note_failure(name, str(error))
-            for waiter in waiters:
-                waiter.errback(error)
-            raise
+            return await (making or self._begin(name, template, label, source)).wait()
         finally:
-            del self._making[name]
-        for waiter in tuple(waiters):
-            waiter.callback(True)  # noqa: FBT003
-        return True
+            self._places.leave(source)
+
+    def _begin(self, name: str, template: str, label: str, source: Source) -> _Making:
+        """
+        Begin to make the VM *name*, if *source* may have that.
+
+        Raises:
+            JitsuError: as `_check`.
+        """
+        found = self._fleet.templates.get(template)
+        if found is None:
+            raise BootFailed(f"{name}: the template {template} is not in the configuration any more")
+        self._check(found, name, source)
+        making = self._making[name] = _Making(template)
+        spawn(self.log, self._run(making, found, label, name, source), name)
+        return making
 
     # Making.
 
@@ -188,60 +251,120 @@ class Templates:
 
         Raises:
             Prohibited, Unproven, NoCapacity: the client may not, or no client may.
-            BootFailed: it has just failed.
+            BootFailed: it, or another one of its template, has just failed.
             BackendLost, ClusterUnavailable: it cannot be made now.
         """
-        now, fleet = self._reactor.seconds(), self._fleet
-        until, reason = self._failed.get(name, (0.0, ""))
-        if now < until:
-            raise BootFailed(f"{name}: {reason}; tried again in {until - now:.0f} s")
-        backend = fleet.inventory.backend_for(template)
-        if (lost := fleet.inventory.why_lost(backend)) is not None:
-            raise BackendLost(f"{name}: {lost}")
-        if refusal := fleet.cluster.ownership.refusal:
-            raise ClusterUnavailable(f"{name}: {refusal}")
-        making = sum(one.endswith(f".{template.name}") for one in self._making)
-        if fleet.members.count(template.name) + making >= template.max:
-            raise NoCapacity(f"{template.name} has as many VMs as it may, {template.max}")
-        client, budget = network(source.address), self._budget(template)
-        if not budget.has(client, now):
-            raise Prohibited(f"this network has made as many VMs of {template.name} as it may for now")
-        fleet.summons.admit_new(name, source)
-        budget.spend(client, now)
+        now, tally = self._reactor.seconds(), self._tally(template)
+        reason, error = self._why_not(template, name, network(source.address), tally, now)
+        if error is None:
+            try:
+                self._fleet.summons.admit_new(name, source)
+            except JitsuError as refusal:
+                reason, error = _VERDICTS.get(type(refusal), "client"), refusal
+        if error is not None:
+            tally.refused[reason] += 1
+            raise error
+        tally.budget.spend(network(source.address), now)
 
-    def _budget(self, template: Template) -> Buckets:
-        """Return what the client networks have spent of *template*, which may allow them more or less by now."""
-        most, budget = self._budgets.get(template.name, (-1, None))
-        if budget is None or most != template.new_per_minute:
-            budget = Buckets(template.new_per_minute)
-            self._budgets[template.name] = template.new_per_minute, budget
-        return budget
+    def _why_not(
+        self, template: Template, name: str, client: bytes, tally: _Tally, now: float
+    ) -> tuple[str, JitsuError | None]:
+        """Return the limit that keeps the VM *name* from being made, and the error; None if there is none."""
+        fleet = self._fleet
+        for failed in (name, template.name):
+            until, reason = self._failed.get(failed, (0.0, ""))
+            if now < until:
+                return "failing", BootFailed(f"{name}: {reason}; tried again in {until - now:.0f} s")
+        if (lost := fleet.inventory.why_unusable(fleet.inventory.backend_for(template))) is not None:
+            return "lost", BackendLost(f"{name}: {lost}")
+        if refusal := fleet.cluster.ownership.refusal:
+            return "lost", ClusterUnavailable(f"{name}: {refusal}")
+        making = (one.template == template.name and who not in fleet.machines for who, one in self._making.items())
+        number = fleet.members.count(template.name) + sum(making)
+        if number >= template.max:
+            return "max", NoCapacity(f"{template.name} has as many VMs as it may, {template.max}")
+        if number >= size(template.pool):
+            return "pool", NoCapacity(f"all {size(template.pool)} addresses of {template.name} are taken")
+        if not tally.budget.has(client, now):
+            return "client", Prohibited(f"this network has made as many VMs of {template.name} as it may for now")
+        if len(self._making) >= MOST_MAKING:
+            return "busy", NoCapacity(f"{MOST_MAKING} VMs are being made; ask again")
+        return "", None
+
+    def _tally(self, template: Template) -> _Tally:
+        """Return what *template* has done; it may allow its clients more or less by now."""
+        tally = self._tallies.get(template.name)
+        if tally is None:
+            tally = self._tallies[template.name] = _Tally(template.new_per_minute, Buckets(template.new_per_minute))
+        if tally.per_minute != template.new_per_minute:
+            tally.per_minute, tally.budget = template.new_per_minute, Buckets(template.new_per_minute)
+        return tally
+
+    async def _run(self, making: _Making, template: Template, label: str, name: str, source: Source) -> None:
+        """Make the VM *name*, and tell those who wait for it; what they do meanwhile is no matter."""
+        failure: Failure | None = None
+        try:
+            await self._make(template, label, name, source)
+        except Exception as error:  # noqa: BLE001 -- wide: each waiter is to have an answer
+            failure = Failure()
+            if not isinstance(error, JitsuError):
+                report(self.log, name, failure)
+            self._note_failure(name, str(error))
+            self._count(self._tally(template), error)
+            self.log.warn("{name}: not made for {client}: {error}", name=name, client=source.host, error=str(error))
+        del self._making[name]
+        if failure is None:
+            machine = self._fleet.machines[name]
+            self._fleet.leases.use(machine)
+            started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
+            spawn(self.log, started.addErrback(self._did_not_start, machine), name)
+        making.end(failure)
+
+    @staticmethod
+    def _count(tally: _Tally, error: Exception) -> None:
+        """Count a VM that was not made because of *error*, by the limit if it was one."""
+        reason = "pool" if isinstance(error, NoCapacity) else "lost" if isinstance(error, _LOST) else ""
+        if reason:
+            tally.refused[reason] += 1
+        else:
+            tally.failed += 1
 
     async def _make(self, template: Template, label: str, name: str, source: Source) -> None:
-        """Do all steps after `_check`, or undo them."""
+        """Do all steps but the last, the start; or undo them."""
         addresses = await self._address(template, name)
         try:
-            machine = await self._enlisted(template, label, name, addresses)
+            machine = await self._running.lock.run(self._enlisted, template.name, label, name, addresses)
+        except BaseException:
+            self._fleet.cluster.release(name, addresses)
+            raise
         finally:
             for address in addresses:
                 del self._chosen[address]
         try:
-            await self._fleet.inventory.find(machine)
-            if machine.is_lost or not machine.uuid:
-                raise BackendError(f"{name}: {machine.reason}")
+            await self._find(machine)
             self._running.put_names(machine)
-        except JitsuError:
-            if self._fleet.inventory.why_lost(machine.backend) is None:
-                await self._retire(machine, "it could not be made")
+        except Exception as error:
+            if self._fleet.inventory.why_unusable(machine.backend) is None:
+                await self._forgetting.retire(machine, f"because it could not be made: {error}", counts=False)
             else:  # perhaps it was made: it stays, as a VM like all others
                 self._running.put_names(machine)
             raise
+        self._tally(template).made += 1
         self._fleet.journal.made(name, template.name, source.host)
         self.log.info("{name}: made for {client}, with {ips}", name=name, client=source.host,
                       ips=" and ".join(map(str, machine.vm.ip)))
-        self._fleet.leases.use(machine)
-        started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
-        started.addErrback(self._did_not_start, machine).addErrback(lambda failure: report(self.log, name, failure))
+
+    async def _find(self, machine: Machine) -> None:
+        """
+        Make *machine* at its hypervisor.
+
+        Raises:
+            BackendError: it refuses that, or cannot be asked.
+        """
+        await self._fleet.inventory.find(machine)
+        if machine.is_lost or not machine.uuid:
+            lost = self._fleet.inventory.why_unusable(machine.backend) is not None
+            raise (BackendLost if lost else BackendError)(f"{machine.vm.name}: {machine.reason}")
 
     async def _address(self, template: Template, name: str) -> tuple[Address, ...]:
         """
@@ -255,7 +378,9 @@ class Templates:
         while True:
             chosen = choose(template.pool, name, _Taken(self._fleet.members.addresses, self._chosen, refused))
             if chosen is None:
-                raise NoCapacity(f"all {size(template.pool)} addresses of {template.name} are taken")
+                reason = f"all {size(template.pool)} addresses of {template.name} are taken"
+                self._note_failure(template.name, reason)  # to look for one among many takes long
+                raise NoCapacity(reason)
             self._chosen |= dict.fromkeys(chosen, name)
             agreed: tuple[Address, ...] | None = None
             try:
@@ -268,21 +393,28 @@ class Templates:
                 return chosen
             refused.update(chosen)
 
-    async def _enlisted(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> Machine:
-        """Write the VM *name* into the state, and add it to the fleet, without its names."""
-        await self._running.lock.acquire()
+    async def _enlisted(self, template: str, label: str, name: str, addresses: tuple[Address, ...]) -> Machine:
+        """
+        Write the VM *name* into the state, and add it to the fleet, without its names; the lock is held.
+
+        Raises:
+            ConfigError: there can be no such VM, by what the configuration has become meanwhile.
+            BackendError: the state cannot be written.
+        """
+        if template not in self._fleet.templates or name in self._fleet.machines:
+            raise ConfigError("the configuration has just changed; ask again", key=name)
+        vm = self.built(self._fleet.templates[template], label, addresses)
+        if taken := [address for address in addresses if address in self._fleet.members.addresses]:
+            raise ConfigError(f"{taken[0]} has just been given to another VM; ask again", key=name)
+        self._running.check(ConfigChange((vm,)))
+        uuid = str(vm.uuid)
+        changes = {**in_folder(uuid, vm_files(vm)), origin_path(uuid): made_by(template, self._wall())}
         try:
-            vm = self.built(self._fleet.templates.get(template.name, template), label, addresses)
-            uuid = str(vm.uuid)
-            changes = {**in_folder(uuid, vm_files(vm)), origin_path(uuid): made_by(template.name, self._wall())}
-            try:
-                await self._store.write(dict(changes), f"Made by template {template.name}\n\nadded: {name}\n")
-            except StoreError as error:
-                raise BackendError(f"{name} is not made, because the state cannot be written: {error}") from error
-            self._fleet.store.config.merged(changes)
-            return self._fleet.enlist(vm)
-        finally:
-            self._running.lock.release()
+            await self._store.write(dict(changes), f"Made by template {template}\n\nadded: {name}\n")
+        except StoreError as error:
+            raise BackendError(f"{name} is not made, because the state cannot be written: {error}") from error
+        self._fleet.store.config.merged(changes)
+        return self._fleet.enlist(vm)
 
     def built(self, template: Template, label: str, addresses: tuple[Address, ...]) -> VM:
         """
@@ -291,102 +423,53 @@ class Templates:
         Raises:
             ConfigError: there can be no such VM; a file of the template is not there any more, perhaps.
         """
-        name = f"{label}.{template.name}"
-        uuid = str(uuids.uuid5(NAMESPACE, to_text(name_of(label, template.dns[0]))))
-        raw = {"name": name, "uuid": uuid, TEMPLATE: template.name}
+        uuid = uuid_of(label, template)
+        raw = {"name": f"{label}.{template.name}", "uuid": uuid, TEMPLATE: template.name}
         place = f"{VMS}/{uuid}"
-        said = {key: [RawValue(text, place)] for key, text in raw.items()}
-        said["ip"] = [RawValue(str(address), place) for address in addresses]
-        return attrs.evolve(vm_from(said, self._running.settings), place=(place, None))
+        values = {key: [RawValue(text, place)] for key, text in raw.items()}
+        values["ip"] = [RawValue(str(address), place) for address in addresses]
+        return attrs.evolve(vm_from(values, self._running.settings), place=(place, None))
 
-    def _did_not_start(self, failure: Any, machine: Machine) -> Any:
+    def _did_not_start(self, failure: Any, machine: Machine) -> Deferred[None] | None:
         """Forget *machine*, whose first start has failed, unless that was because its hypervisor was lost."""
         failure.trap(JitsuError)
-        if failure.check(BackendLost, ClusterUnavailable) or self._fleet.machines.get(machine.vm.name) is not machine:
+        name, error = machine.vm.name, failure.getErrorMessage()
+        if failure.check(*_LOST) or self._fleet.machines.get(name) is not machine:
             return None
-        self._note_failure(machine.vm.name, failure.getErrorMessage())
-        self.log.warn("{name}: its first start has failed, so it is forgotten: {error}", name=machine.vm.name,
-                      error=failure.getErrorMessage())
-        return self.forget(machine.vm.name).addErrback(lambda failure: failure.trap(JitsuError))
+        self._note_failure(name, error)
+        if self._forgetting.has(name):
+            return None
+        if machine.vm.template in self._fleet.templates:
+            self._tally(self._fleet.templates[machine.vm.template]).failed += 1
+        self.log.warn("{name}: its first start has failed, so it is forgotten: {error}", name=name, error=error)
+        reason = f"because its first start has failed: {error}"
+        return Deferred.fromCoroutine(self._forgetting.retire(machine, reason, counts=False))
 
     def _note_failure(self, name: str, reason: str) -> None:
+        """Note that the VM, or the template, of that *name* rests, because of *reason*."""
         self._failed[name] = self._reactor.seconds() + RESTS, reason
         self._failed.move_to_end(name)
         if len(self._failed) > MOST_FAILED:
             self._failed.popitem(last=False)
 
-    # What an operator sees (`ITemplateControl`).
+    # What an operator sees and steers (`ITemplateControl`).
 
-    def counts(self, template: str) -> TemplateCounts:  # noqa: ARG002
+    def counts(self, template: str) -> TemplateCounts:
         """Return what *template* has done."""
-        return TemplateCounts()
+        tally, forgotten = self._tallies.get(template), self._forgetting.forgotten[template]
+        if tally is None:
+            return TemplateCounts(forgotten=forgotten)
+        return TemplateCounts(tally.made, tally.failed, forgotten, dict(tally.refused), dict(tally.asked))
 
     def problems(self) -> dict[str, list[str]]:
-        """Return what is wrong with templates, by the template's name."""
-        return {}
+        """Return what is wrong with templates, by the template's name: with those that are missing, too."""
+        found = {name: [sentence] for name, sentence in self._running.orphans.problems().items()}
+        for name, template in self._fleet.templates.items():
+            troubles = [self._existing.troubles.get(one.text) for one in template.exists]
+            if sentences := [f"whether its names exist is not known: {why}" for why in troubles if why]:
+                found[name] = sentences
+        return found
 
-    # Forgetting.
-
-    @deferred
-    async def forget(self, name: str) -> None:
-        """
-        Stop the VM *name*, which a template has made, and remove all that there is of it.
-
-        Raises:
-            ConfigError: it was not made by a template, or is on its way already.
-            BackendError: it cannot be stopped or removed now; that is tried again, and it has no names any more.
-        """
-        machine = self._fleet.machines[name]
-        if machine.vm.template is None:
-            raise ConfigError("was not made by a template; remove it from the configuration", key=name)
-        if name in self._running.leaving or machine.vm.removed:
-            raise ConfigError("is on its way already", key=name)
-        await self._retire(machine, "it is forgotten")
-        if name in self._retired:
-            raise BackendError("; ".join(self._fleet.problems_of(self._fleet.machines[name])))
-        self.log.info("{name}: forgotten", name=name)
-
-    async def _retire(self, machine: Machine, reason: str) -> None:
-        """Take away the names of *machine*, stop it, and remove it; if that must wait, `_look` writes its end."""
-        name, vm = machine.vm.name, machine.vm
-        self._retired[name] = vm, reason
-        await self._running.lock.run(self._running.take_names, machine)
-        try:
-            await self._fleet.dismiss(machine, reason)
-        finally:
-            self._running.leaving.discard(name)
-        await self._write_off()
-
-    async def _write_off(self) -> None:
-        """Remove from the state those that were retired and are gone, and free their addresses."""
-        for name, (vm, reason) in [one for one in self._retired.items() if one[0] not in self._fleet.machines]:
-            uuid = str(vm.uuid)
-            changes = {**vm_changes(uuid, vm_files(vm), {}), origin_path(uuid): None}
-            statistics = {f"jitsu/stats/{uuid}": None}
-            try:
-                await self._store.write({**changes, **statistics}, f"Forgotten\n\nremoved: {name}\n")
-            except StoreError as error:
-                self.log.error("{name}: is gone, but not from the state: {error}", name=name, error=str(error))
-                return
-            self._fleet.store.config.merged(changes)
-            self._fleet.journal.forgotten(name, reason)
-            self._fleet.cluster.release(name, vm.ip)
-            del self._retired[name]
-
-    @deferred
-    async def _look(self) -> None:
-        """Forget the VMs that nobody has used for as long as their template says."""
-        await self._write_off()
-        for template in list(self._fleet.templates.values()):
-            before = self._wall() - template.forget_after
-            for name in self._fleet.members.of(template.name) if template.forget_after else ():
-                machine = self._fleet.machines[name]
-                if machine.state in DOWN and name not in self._retired and self._last_use(machine) < before:
-                    try:
-                        await self.forget(name)
-                    except JitsuError as error:
-                        self.log.error("{name}: is not forgotten yet: {error}", name=name, error=str(error))
-
-    def _last_use(self, machine: Machine) -> float:
-        """Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began."""
-        return self._fleet.stats.current(machine).last_use_ts or self._began
+    def forget(self, name: str) -> Deferred[None]:
+        """Stop and remove the VM *name* (`Forgetting.forget`)."""
+        return self._forgetting.forget(name)

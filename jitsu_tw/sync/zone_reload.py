@@ -8,6 +8,7 @@ from jitsu_tw.config.build import put_name
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ConfigError, Mistakes
+from jitsu_tw.sync.names import reverse_names
 from jitsu_tw.text import abridged
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
             if zones.find(each) is old:
                 with mistakes:
                     put_name(new, each, vm)
+        for each in reverse_names(vm):
+            if zones.find(each) is old:
+                new.add_reverse(each, vm.name, vm.dns[0], vm.ttl)
         yield
     mistakes.end()
     new.follow(old, changed=False)

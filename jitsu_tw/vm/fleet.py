@@ -220,7 +220,10 @@ class Fleet(Parts):
 
         If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down.
         """
-        self.operator.release(machine.vm.name)
+        name = machine.vm.name
+        if self.machines.get(name) is not machine:
+            return
+        self.operator.release(name)
         while not self.cluster.ownership.is_others(machine) and (
             machine.state in STOPS | PREPARES | {State.PREPARED} or (machine.managed and machine.state in WANTED)
         ):
@@ -230,11 +233,13 @@ class Fleet(Parts):
         is_others = self.cluster.ownership.is_others(machine)
         if machine.vm.template is not None and not is_others and not await self._removed(machine):
             return
+        if self.machines.get(name) is not machine:  # it was dismissed meanwhile
+            return
         self.peers.gather()
         machine.lose(reason, NoSuchVM)
         self.journal.totals.states[machine.state] -= 1
-        del self.machines[machine.vm.name]
-        self.context.problems.forget(machine.vm.name)
+        del self.machines[name]
+        self.context.problems.forget(name)
         for part in (
             self.cluster.ownership, self.dependencies, self.adoption, self.admission, self.preparation, self.summons,
             self.inventory, self.leases, self.stats, self.standins, self.uptime, self.members,
@@ -249,7 +254,7 @@ class Fleet(Parts):
     async def _removed(self, machine: Machine) -> bool:
         """Remove what its hypervisor has of *machine*, which a template has made; return whether that was done."""
         try:
-            await machine.backend.remove(machine.uuid)
+            await machine.backend.remove(machine.uuid or str(machine.vm.uuid))
         except NoSuchVM:
             return True
         except BackendError as error:

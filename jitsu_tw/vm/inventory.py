@@ -186,6 +186,11 @@ class Inventory:
         """Return why *backend* cannot be asked; None if it can."""
         return self._connections[id(backend)].problem
 
+    def why_unusable(self, backend: IBackend) -> str | None:
+        """Return why *backend* cannot be asked, or that it has not answered yet; None if it can be asked."""
+        connection = self._connections[id(backend)]
+        return connection.problem if connection.answers else connection.problem or NOT_YET
+
     # What the machines do.
 
     def moved(self, machine: Machine, old: State) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
     from jitsu_tw.vm.machine import Machine
@@ -30,8 +32,7 @@ class Members:
         """Note *machine*, which is new, or has new settings."""
         self.forget(machine)
         vm = self._vms[machine.vm.name] = machine.vm
-        for address in vm.ip:
-            self.addresses.setdefault(address, vm.name)
+        self.reserve(vm.ip, vm.name)
         if vm.template is not None:
             self._of.setdefault(vm.template, set()).add(vm.name)
 
@@ -40,14 +41,23 @@ class Members:
         vm = self._vms.pop(machine.vm.name, None)
         if vm is None:
             return
-        for address in vm.ip:
-            if self.addresses.get(address) == vm.name:
-                del self.addresses[address]
+        self.free(vm.ip, vm.name)
         if vm.template is not None:
             names = self._of[vm.template]
             names.discard(vm.name)
             if not names:
                 del self._of[vm.template]
+
+    def reserve(self, addresses: Iterable[Address], name: str) -> None:
+        """Note that *addresses* are those of the VM *name*, which is not among the VMs."""
+        for address in addresses:
+            self.addresses.setdefault(address, name)
+
+    def free(self, addresses: Iterable[Address], name: str) -> None:
+        """Note that *addresses* are not those of the VM *name* any more."""
+        for address in addresses:
+            if self.addresses.get(address) == name:
+                del self.addresses[address]
 
     def of(self, template: str) -> frozenset[str]:
         """Return the names of the VMs that *template* has made."""

@@ -219,15 +219,29 @@ class StoredConfig:
             self._drafts.remove(draft)
         done(draft.finish(self._overruled))
 
+    def forget(self, uuid: str) -> None:
+        """Forget all that there is of *uuid*, which is about to be removed from the state."""
+        files = self._files.get(uuid, {})
+        for draft in self._drafts:
+            draft.leave(uuid, files)
+        self._drop(uuid)
+        self._written.discard(uuid)
+        self._overruled.discard(uuid)
+        self._origins.pop(uuid, None)
+
+    def _drop(self, uuid: str) -> None:
+        """Remove the configuration of *uuid*, and what it is found by."""
+        files = self._files.pop(uuid, {})
+        for index, key in ((self._uuids, files.get(NAME, "")), (self._by_ip, files.get("ip", ""))):
+            if index.get(key) == uuid:
+                del index[key]
+
     def updated(self, update: Update) -> Iterator[None]:
         """Note, step by step, that *update* has been committed: the state has its VMs as the configuration has them."""
         self.merged({origin_path(uuid): None for uuid in self._overruled & update.found})
         for uuid in update.found:
             self._written.add(uuid)
-            files = self._files.pop(uuid, {})
-            for index, key in ((self._uuids, files.get(NAME, "")), (self._by_ip, files.get("ip", ""))):
-                if index.get(key) == uuid:
-                    del index[key]
+            self._drop(uuid)
             yield
 
     def forget_others(self, kept: Iterable[str]) -> tuple[dict[str, str | None], str]:

@@ -1,0 +1,206 @@
+"""
+How VMs of templates are forgotten: at an operator's word, when nobody has used them for long, or when a making fails.
+
+The names go out of the zones, the VM is stopped and removed from its hypervisor, and then it is removed from the state.
+What cannot be done now is tried again; if the process ends before that, the next one has a VM like all others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from jitsu_tw.coroutines import deferred, report
+from jitsu_tw.errors import BackendError, ConfigError, JitsuError, StoreError
+from jitsu_tw.rules.lifecycle import DOWN
+from jitsu_tw.slices import in_slices
+from jitsu_tw.store.layout import VMS, origin_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.settings import VM
+    from jitsu_tw.sync.reconfigure import LiveConfig
+    from jitsu_tw.vm.fleet import Fleet
+    from jitsu_tw.vm.machine import Machine
+
+#: Seconds between two looks for VMs that are to be forgotten, and between two tries of what could not be done.
+FORGETS_EVERY: Final = 60.0
+
+#: Why a VM is forgotten.
+BY_HAND: Final = "by hand"
+UNUSED: Final = "nobody has used it for the time that its template says"
+
+
+@attrs.frozen
+class _Retired:
+    """
+    A VM that is being forgotten.
+
+    Attributes:
+        vm: as it was.
+        reason: why.
+        counts: it was made, so it counts as forgotten.
+    """
+
+    vm: VM
+    reason: str
+    counts: bool
+
+
+class Forgetting:
+    """
+    Forgets VMs of templates.
+
+    It owns, and nobody else writes: which VMs are being forgotten.
+
+    Attributes:
+        forgotten: how many VMs of each template are forgotten since this process began.
+    """
+
+    log = Logger()
+
+    def __init__(self, running: LiveConfig, fleet: Fleet, store: IStore, clocks: Clocks) -> None:
+        """Forget VMs of *fleet*, whose names *running* has, and that *store*, the state, has."""
+        self._running, self._fleet, self._store, self._clocks = running, fleet, store, clocks
+        self.forgotten: Counter[str] = Counter()
+        self._retired: dict[str, _Retired] = {}
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = clocks.reactor
+        self._began = self._started = 0.0
+
+    def start(self) -> None:
+        """Begin to look for VMs that nobody uses any more."""
+        self._began, self._started = self._clocks.wall(), self._clocks.now()
+        self._looking.start(FORGETS_EVERY, now=False)
+
+    def stop(self) -> None:
+        """End that."""
+        if self._looking.running:
+            self._looking.stop()
+
+    def has(self, name: str) -> bool:
+        """Return whether the VM *name* is being forgotten, or leaves for another reason."""
+        machine = self._fleet.machines.get(name)
+        return name in self._retired or name in self._running.leaving or (machine is not None and machine.vm.removed)
+
+    @deferred
+    async def forget(self, name: str, reason: str = BY_HAND) -> None:
+        """
+        Stop the VM *name*, which a template has made, and remove all that there is of it.
+
+        Raises:
+            ConfigError: there is no such VM, it was not made by a template, or is being forgotten already.
+            BackendError: it cannot be stopped or removed now; that is tried again, and it has no names any more.
+        """
+        machine = self._fleet.machines.get(name)
+        if machine is None:
+            raise ConfigError("is no VM", key=name)
+        if machine.vm.template is None:
+            raise ConfigError("was not made by a template; remove it from the configuration", key=name)
+        if self.has(name):
+            raise ConfigError("is on its way already", key=name)
+        await self.retire(machine, reason)
+        if name in self._retired:
+            known = self._fleet.machines.get(name)
+            what = self._fleet.problems_of(known) if known is not None else ["is gone, but the state cannot be written"]
+            raise BackendError(f"{name}: {'; '.join(what)}")
+        self.log.info("{name}: forgotten, {reason}", name=name, reason=reason)
+
+    async def retire(self, machine: Machine, reason: str, *, counts: bool = True) -> None:
+        """
+        Take the names of *machine* away, stop it, and remove it; what must wait is done by `_look`.
+
+        Args:
+            machine: a template has made it.
+            reason: why.
+            counts: it was made, so it counts as forgotten.
+        """
+        name = machine.vm.name
+        self._retired[name] = _Retired(machine.vm, reason, counts)
+        await self._running.lock.run(self._running.take_names, machine)
+        try:
+            await self._fleet.dismiss(machine, reason)
+        finally:
+            self._running.leaving.discard(name)
+        await self._running.lock.run(self._write_off)
+
+    async def _write_off(self) -> None:
+        """Remove from the state those that were retired and are gone, and free their addresses; the lock is held."""
+        for name, one in tuple(self._retired.items()):
+            if name in self._fleet.machines:
+                continue
+            uuid = str(one.vm.uuid)
+            self._fleet.store.config.forget(uuid)
+            changes = {f"{VMS}/{uuid}": None, origin_path(uuid): None, f"jitsu/stats/{uuid}": None}
+            try:
+                await self._store.write(changes, f"Forgotten, {one.reason}\n\nremoved: {name}\n")
+            except StoreError as error:
+                self.log.error("{name}: is gone, but not from the state, so that is tried again: {error}",
+                               name=name, error=str(error))
+                return
+            self._fleet.journal.forgotten(name, one.reason)
+            self._fleet.cluster.release(name, one.vm.ip)
+            if one.counts and one.vm.template is not None:
+                self.forgotten[one.vm.template] += 1
+            del self._retired[name]
+
+    # Looking.
+
+    @deferred
+    async def _look(self) -> None:
+        """Try again what could not be done, and forget the VMs that nobody has used for as long as is allowed."""
+        try:
+            for name in self._retired.keys() & self._fleet.machines.keys():
+                self._fleet.removed_moved(self._fleet.machines[name])
+            await self._running.lock.run(self._write_off)
+            unused: list[str] = []
+            await in_slices(self._clocks.reactor, self._find_unused(unused))
+            for name in unused:
+                await self._forget_unused(name)
+        except Exception:  # noqa: BLE001 -- wide: a fault of Jitsu must not end the looking
+            report(self.log)
+
+    def _find_unused(self, unused: list[str]) -> Iterator[None]:
+        """Add to *unused*, step by step, the VMs that are to be forgotten."""
+        for template in tuple(self._fleet.templates):
+            for name in self._fleet.members.of(template):
+                if self._is_unused(name):
+                    unused.append(name)
+                yield
+
+    def _is_unused(self, name: str) -> bool:
+        """Return whether nobody has used the VM *name*, which is down, for as long as its template says."""
+        machine = self._fleet.machines.get(name)
+        template = self._fleet.templates.get(machine.vm.template or "") if machine is not None else None
+        if machine is None or template is None or not template.forget_after:
+            return False
+        since = self._now - template.forget_after
+        return machine.state in DOWN and not self.has(name) and self.last_use(machine) < since
+
+    async def _forget_unused(self, name: str) -> None:
+        """Forget the VM *name*, unless it has been used meanwhile."""
+        if self._is_unused(name):
+            try:
+                await self.forget(name, UNUSED)
+            except JitsuError as error:
+                self.log.error("{name}: is not forgotten yet: {error}", name=name, error=str(error))
+
+    @property
+    def _now(self) -> float:
+        """
+        The seconds since 1970, by the wall clock as it was when this process began.
+
+        A clock that is set forward by a month meanwhile must not take all disks with it.
+        """
+        return self._began + self._clocks.now() - self._started
+
+    def last_use(self, machine: Machine) -> float:
+        """Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began."""
+        return self._fleet.stats.current(machine).last_use_ts or self._began
