@@ -379,7 +379,7 @@ class ChangeRequests:
 
     def _check_together(self, change: ConfigChange, raw: Mapping[str, RawConfig]) -> None:
         """Refuse VMs that are right by themselves, but not beside the other VMs."""
-        check_members(change.removed, self._fleet.members)
+        check_members(change.removed, change.changed, self._fleet.templates, self._fleet.members)
         unique, new = UniquenessCheck(), (*change.added, *change.changed)
         changing = {*change.removed, *(vm.name for vm in change.changed)}
         everybody = [*(vm for vm in self._running.vms if vm.name not in changing), *new]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 from collections import OrderedDict
 from fnmatch import fnmatchcase
@@ -28,6 +27,7 @@ from twisted.logger import Logger
 from twisted.web.client import Agent
 
 from jitsu_tw.bounded_web import BoundedEndpoints, Unread
+from jitsu_tw.config.vms import LABEL
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
@@ -82,9 +82,6 @@ LOOK_EVERY: Final = 1.0
 #: Seconds after which a file that no question was about is forgotten.
 FORGET_FILE_AFTER: Final = 600.0
 
-#: A label as most lists have it: what else may be one takes forty times as long to find out.
-_PLAIN: Final = re.compile(r"[a-z0-9_-]{1,63}")
-
 
 @attrs.frozen
 class Content:
@@ -136,12 +133,12 @@ def _listed(text: str, path: Path, version: tuple[int, ...]) -> Content:
     labels, bad, number = set[str](), list[str](), 0
     for at, line in enumerate(io.StringIO(text), 1):
         label = line.partition("#")[0].strip().lower()
-        if _PLAIN.fullmatch(label):
+        if LABEL.fullmatch(label):  # what else may be one takes forty times as long to find out
             labels.add(label)
         elif label:
-            octets = _wire(label)
-            if octets[:1] and octets[0] + 2 == len(octets):
-                labels.add(octets[1:-1].decode("latin-1"))
+            in_dns = _wire(label)[1:-1].decode("latin-1")
+            if LABEL.fullmatch(in_dns):
+                labels.add(in_dns)
             else:
                 number += 1
                 bad += [f"{path}:{at}"] if len(bad) < MOST_NAMED else []
@@ -294,6 +291,8 @@ class Existing:
                 listing = self._listings[path] = Listing(path, self._reactor)
             if self._reactor.seconds() >= listing.fresh_until:
                 await self._within(listing.look(), path)
+            if listing.trouble is None and listing.content.labels is not None:
+                self.troubles.pop(path, None)
 
     # Asking.
 

@@ -7,7 +7,8 @@ What cannot be done now is tried again; if the process ends before that, the nex
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,6 +17,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, ConfigError, JitsuError, StoreError
+from jitsu_tw.neighbours import mac_of
 from jitsu_tw.rules.lifecycle import DOWN
 from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import VMS, origin_path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.networks import Address
     from jitsu_tw.settings import VM
     from jitsu_tw.sync.reconfigure import LiveConfig
     from jitsu_tw.vm.fleet import Fleet
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks for VMs that are to be forgotten, and between two tries of what could not be done.
 FORGETS_EVERY: Final = 60.0
+
+#: The most neighbours that are remembered of VMs which are forgotten.
+MOST_MACS: Final = 1000
 
 #: Why a VM is forgotten.
 BY_HAND: Final = "by hand"
@@ -62,6 +68,7 @@ class Forgetting:
 
     Attributes:
         forgotten: how many VMs of each template are forgotten since this process began.
+        macs: the neighbours that the kernel had at the addresses of VMs that were forgotten, the latest last.
     """
 
     log = Logger()
@@ -70,6 +77,7 @@ class Forgetting:
         """Forget VMs of *fleet*, whose names *running* has, and that *store*, the state, has."""
         self._running, self._fleet, self._store, self._clocks = running, fleet, store, clocks
         self.forgotten: Counter[str] = Counter()
+        self.macs: OrderedDict[Address, str] = OrderedDict()
         self._retired: dict[str, _Retired] = {}
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
@@ -149,7 +157,18 @@ class Forgetting:
             self._fleet.cluster.release(name, one.vm.ip)
             if one.counts and one.vm.template is not None:
                 self.forgotten[one.vm.template] += 1
+            self._note_macs(one.vm)
             del self._retired[name]
+
+    def _note_macs(self, vm: VM) -> None:
+        """Note what the kernel has as neighbours at the addresses of *vm*, which is gone, so that they are free."""
+        for address in vm.ip:
+            with suppress(OSError):
+                if (mac := mac_of(str(address))) is not None:
+                    self.macs[address] = mac
+                    self.macs.move_to_end(address)
+        while len(self.macs) > MOST_MACS:
+            self.macs.popitem(last=False)
 
     # Looking.
 

@@ -42,6 +42,7 @@ class Orphans:
         """Return what an operator should know, by the template's name."""
         return {
             template: f"it is not in the configuration, so what it has made, {counted(len(vms), 'VM')}, is not served;"
-            f" put it back, and then, if its VMs are not wanted, forget them: jitsuctl forget --template {template}"
+            " put it back, and then, if its VMs are not wanted, forget them:"
+            f" jitsuctl forget --template {template} --all"
             for template, vms in self._of.items()
         }

@@ -46,16 +46,23 @@ PINNED: Final = ("backend", "connect")
 _IN_VMS: Final = frozenset({*INHERITED, "delay"})
 
 
-def check_members(removed: Iterable[str], members: Members) -> None:
+def check_members(
+    removed: Iterable[str], changed: Iterable[VM], templates: Mapping[str, VM], members: Members
+) -> None:
     """
-    Refuse to remove a template that has VMs: what they have on their disks would be lost.
+    Refuse to take from the VMs of a template what is on their disks.
 
     Raises:
-        ConfigError: one is among *removed*.
+        ConfigError: one that has VMs is among *removed*, or has its disks elsewhere than *templates*, as they were.
     """
+    for vm in changed:
+        was, has = templates.get(vm.name), members.count(vm.name)
+        if has and isinstance(vm, Template) and isinstance(was, Template) and was.layers != vm.layers:
+            message = f"the disks of its VMs are in {was.layers}; leave it so, or forget the VMs first"
+            raise ConfigError(message, *_place(vm), f"{vm.name}: layers")
     for name in removed:
         if number := members.count(name):
-            message = f"has {counted(number, 'VM')}; forget them first, with jitsuctl forget --template {name}"
+            message = f"has {counted(number, 'VM')}; forget them first, with jitsuctl forget --template {name} --all"
             raise ConfigError(message, key=name)
 
 
@@ -140,7 +147,7 @@ class Reading:
         merged = {**self._templates, **{vm.name: vm for vm in (*self.added, *self.changed)}}
         templates = (vm for name, vm in merged.items() if name not in self.removed and isinstance(vm, Template))
         self.settings = attrs.evolve(self.settings, templates=tuple(templates))
-        check_members(self.removed, self._members)
+        check_members(self.removed, self.changed, self._templates, self._members)
         for name in {**self._was, **self._new, **self._running}:
             if name not in first:
                 self._merge(name, self._was.get(name), self._new.get(name), self._running.get(name))

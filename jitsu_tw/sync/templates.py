@@ -19,8 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from jitsu_tw.backends.definition import mac_of as mac_made_of
 from jitsu_tw.config.source import RawValue
-from jitsu_tw.config.vms import LABEL, TEMPLATE, uuid_of, vm_from
+from jitsu_tw.config.vms import LABEL, TEMPLATE, example, uuid_of, vm_from
 from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.dns.binding import is_here
 from jitsu_tw.errors import (
@@ -47,7 +48,7 @@ from jitsu_tw.sync.forgetting import Forgetting
 from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Source
@@ -79,10 +80,20 @@ _VERDICTS: Final = {Prohibited: "client", Unproven: "unproven", NoCapacity: "ful
 
 
 class _Taken:
-    """The addresses that no new VM can have: those of other VMs, of this host, its routers and its neighbours."""
+    """The addresses that a new VM cannot have: those of other VMs, of this host, its routers and its neighbours."""
 
-    def __init__(self, *known: Container[Address]) -> None:
-        """Take those that are *known*."""
+    def __init__(self, mac: str, forgotten: Mapping[Address, str], *known: Container[Address]) -> None:
+        """
+        Take those that are *known*.
+
+        A neighbour may be the VM itself, from before, or one that is forgotten: the kernel remembers it for minutes.
+
+        Args:
+            mac: the new VM's.
+            forgotten: the MACs of VMs that are forgotten, by their addresses.
+            known: addresses that are taken.
+        """
+        self._mac, self._forgotten = mac, forgotten
         self._known, self._routers = known, routers()
 
     def __contains__(self, address: Any) -> bool:
@@ -90,7 +101,7 @@ class _Taken:
         if any(address in known for known in self._known) or address.packed in self._routers:
             return True
         host = str(address)
-        return is_here(host) or mac_of(host) is not None
+        return is_here(host) or mac_of(host) not in {None, self._mac, self._forgotten.get(address)}
 
 
 class _Making:
@@ -175,8 +186,11 @@ class Templates:
         self._tallies: dict[str, _Tally] = {}
 
     def start(self) -> None:
-        """Begin to forget VMs that nobody uses any more."""
+        """Begin to forget VMs that nobody uses any more; log what an operator should know of the templates."""
         self._forgetting.start()
+        for template in self._fleet.templates.values():
+            for sentence in self._fleet.inventory.backend_for(template).examine(example(template)):
+                self.log.warn("{name}: {sentence}", name=template.name, sentence=sentence)
 
     def stop(self) -> None:
         """End that."""
@@ -314,11 +328,17 @@ class Templates:
             self.log.warn("{name}: not made for {client}: {error}", name=name, client=source.host, error=str(error))
         del self._making[name]
         if failure is None:
-            machine = self._fleet.machines[name]
-            self._fleet.leases.use(machine)
-            started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
-            spawn(self.log, started.addErrback(self._did_not_start, machine), name)
+            self._start(self._fleet.machines[name], source)
+            if name in self._failed:
+                failure = Failure(BootFailed(self._failed[name][1]))
         making.end(failure)
+
+    def _start(self, machine: Machine, source: Source) -> None:
+        """Start *machine*, which is new, for its first client."""
+        self._failed.pop(machine.vm.name, None)
+        self._fleet.leases.use(machine)
+        started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
+        spawn(self.log, started.addErrback(self._did_not_start, machine), machine.vm.name)
 
     @staticmethod
     def _count(tally: _Tally, error: Exception) -> None:
@@ -375,8 +395,13 @@ class Templates:
             ClusterUnavailable: the nodes cannot agree.
         """
         refused: set[Address] = set()
+        mac = mac_made_of(uuid_of(name.partition(".")[0], template))
+        known: tuple[Container[Address], ...] = (self._fleet.members.addresses, self._chosen, refused)
         while True:
-            chosen = choose(template.pool, name, _Taken(self._fleet.members.addresses, self._chosen, refused))
+            try:
+                chosen = choose(template.pool, name, _Taken(mac, self._forgetting.macs, *known))
+            except OSError as error:
+                raise BackendError(f"{name}: it cannot be found out which addresses are free: {error}") from error
             if chosen is None:
                 reason = f"all {size(template.pool)} addresses of {template.name} are taken"
                 self._note_failure(template.name, reason)  # to look for one among many takes long

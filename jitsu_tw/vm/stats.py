@@ -221,7 +221,11 @@ class Statistics:
             stats.stop_ts = max(self._wall(), stats.last_request_ts)
 
     def forget(self, machine: Machine) -> None:
-        """Forget *machine*, which is not in the configuration any more; its statistics stay with its uuid."""
+        """
+        Forget *machine*, which is not in the configuration any more; its statistics stay with its uuid.
+
+        Those of a VM that a template has made do not: there is no end of such VMs that come and go.
+        """
         stats = self._stats.pop(machine.vm.name, None)
-        if stats is not None and machine.uuid:
+        if stats is not None and machine.uuid and machine.vm.template is None:
             self._known[machine.uuid] = stats

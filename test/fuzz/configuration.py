@@ -13,7 +13,7 @@ from jitsu_tw.config import build
 from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.store.layout import vm_files
-from jitsu_tw.sync.reload import vm_of
+from jitsu_tw.sync.folders import vm_of
 from test.hostile import configuration
 
 if TYPE_CHECKING:
