@@ -307,7 +307,7 @@ class ChangeRequests:
                 continue
             vm, values = vm_of(uuid, change.files, change.was, settings)
             raw[vm.name] = values
-            if vm.template is not None:
+            if TEMPLATE_OF in change.files or TEMPLATE_OF in change.was:
                 check_own(change)
             if known is None:
                 added.append(vm)

@@ -33,10 +33,7 @@ class Orphans:
 
     def take(self, template: str) -> Mapping[str, Mapping[str, str]]:
         """Remove the VMs of *template*, which is there again; return their files, by uuid."""
-        found = self._of.pop(template, {})
-        for uuid, files in found.items():
-            self._members.free(parsed(files.get("ip", "")), files.get(NAME, uuid))
-        return found
+        return self._of.pop(template, {})
 
     def problems(self) -> dict[str, str]:
         """Return what an operator should know, by the template's name."""

@@ -12,6 +12,7 @@ import attrs
 from twisted.internet.defer import DeferredList, DeferredLock, succeed
 from twisted.logger import Logger
 
+from jitsu_tw.config.vms import UniquenessCheck
 from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import ConfigError, ZoneError
 from jitsu_tw.settings import Template
@@ -190,10 +191,14 @@ class LiveConfig:
             return
 
         def adopting() -> Iterator[None]:
+            unique = UniquenessCheck()
+            for vm in self.vms:
+                unique.add(vm, {})
+                yield
             for template in templates:
                 for uuid, files in self.orphans.take(template.name).items():
                     try:
-                        self._adopt_one(uuid, files)
+                        self._adopt_one(uuid, files, unique)
                     except ConfigError as error:
                         self.log.error("{what}: is in the state, but is left out now: {error}",
                                        what=files.get(NAME, uuid), error=str(error))
@@ -202,16 +207,15 @@ class LiveConfig:
         await in_slices(self._fleet.context.reactor, adopting())
         self._changed(())
 
-    def _adopt_one(self, uuid: str, files: Mapping[str, str]) -> None:
+    def _adopt_one(self, uuid: str, files: Mapping[str, str], unique: UniquenessCheck) -> None:
         """
-        Serve the VM of the folder *uuid*, which has these *files*.
+        Serve the VM of the folder *uuid*, which has these *files*; one that runs is known, as one to be stopped.
 
         Raises:
-            ConfigError: it cannot be beside the others.
+            ConfigError: it cannot be beside the others, which *unique* has.
         """
-        vm, _ = vm_of(uuid, files, files, self.settings)
-        if vm.name in self._fleet.machines or any(one in self._fleet.members.addresses for one in vm.ip):
-            raise ConfigError("another VM has its name, or its address, by now", key=vm.name)
+        vm, raw = vm_of(uuid, files, files, self.settings)
+        unique.add(vm, raw)
         self._exchange((), (vm,))
         for zone in {*names.zones_of(self._zones, vm)}:
             zone.bump()

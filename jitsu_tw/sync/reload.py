@@ -109,7 +109,6 @@ class Reading:
         self._inherited: set[str | None] = set()
         self._keys = tuple(sorted(taken - set(PINNED)))
         self._restart = sorted(differ - taken)
-        self._hosts_differ = settings.hosts != new.hosts
         self._restart += [name for name in ("cluster", "hosts") if getattr(settings, name) != getattr(new, name)]
         self._inherits = not taken.isdisjoint(_IN_VMS)
         self.last: dict[str, VM] = {}
@@ -246,7 +245,7 @@ class Reading:
 
     def _why_pinned(self, vm: VM) -> str:
         """Return the key that keeps *vm* from being applied without a restart; "" if there is none."""
-        if vm.hosts and self._hosts_differ:
+        if vm.hosts and "hosts" in self._restart:
             return "host"
         if isinstance(vm, Template) is not (vm.name in self._templates) and vm.name in self._running:
             return "templates"

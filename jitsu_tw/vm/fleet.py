@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IBackend, ICluster, IClusterEvents, IMachine, IStore
-    from jitsu_tw.settings import VM, Settings
+    from jitsu_tw.settings import VM, Settings, Template
 
 #: What an operator reads of a VM that the configuration has no more.
 IS_REMOVED: Final = "the configuration has it no more, but Jitsu had started it; it is stopped when nobody uses it"
@@ -77,7 +77,6 @@ class Fleet(Parts):
     All VMs of a configuration.
 
     Attributes:
-        templates: of VMs that are made on demand, by name; `sync.reconfigure` changes them.
         summons: what clients want.
         operator: what operators want.
         peers: what the other nodes do.
@@ -110,7 +109,7 @@ class Fleet(Parts):
             make_standins: makes what announces VMs to Synjitsu, if there is one.
         """
         self._settings, self.machines = settings, dict[str, Machine]()
-        self.templates, self.members = {one.name: one for one in settings.templates}, Members()
+        self.members = Members(settings.templates)
         answers = answers or NoAnswers()
         journal, problems = Journal(clocks, partial(report, self.log)), Problems(self.log)
         strategies = Strategies(clocks.reactor)
@@ -122,22 +121,22 @@ class Fleet(Parts):
         self.peers = Peers(self)
         self.cluster = make_cluster(self.machines, self.peers)
         ownership = self.cluster.ownership
-        self.stats = Statistics(self.machines, clocks, answers, journal, ownership)
+        stats = Statistics(self.machines, clocks, answers, journal, ownership)
         uptime = Uptime(self.machines, clocks)
         self.store = StatsStore(
-            store, self.machines, self.templates, clocks, settings.commit_every, self.stats, uptime
+            store, self.machines, self.members.templates, clocks, settings.commit_every, stats, uptime
         )
         self.inventory = Inventory(backends, self.machines, self.store, journal, clocks.reactor, self)
         self.dependencies = Dependencies(self.machines, answers)
         self.leases = LeaseKeeper(
-            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, self.standins, self.stats
+            self.machines, clocks, self.dependencies.is_needed, ownership, strategies, self.standins, stats
         )
         self.adoption = Adoption(
             self.store, self.leases, self.dependencies, ownership, clocks, self.log, dry_run=settings.dry_run
         )
         self.admission = Admission(settings, clocks, self.leases, self.dependencies, ownership)
         preparation = Preparation(
-            settings, self.machines, clocks, self.admission, self.dependencies, ownership, self.stats, self.log
+            settings, self.machines, clocks, self.admission, self.dependencies, ownership, stats, self.log
         )
         # The order matters: Synjitsu stands in before a guest runs, and kept answers go before anything waits; what is
         # in the state is there before the backend is called; a lease is granted before its evidence is asked for.
@@ -196,6 +195,11 @@ class Fleet(Parts):
 
     # The register.
 
+    @property
+    def templates(self) -> dict[str, Template]:
+        """Of VMs that are made on demand, by name; `sync.reconfigure` changes them."""
+        return self.members.templates
+
     def enlist(self, vm: VM) -> Machine:
         """Add a VM, or give the one of that name the settings *vm*; the inventory is to find it then."""
         machine = self.machines.get(vm.name)
@@ -230,10 +234,10 @@ class Fleet(Parts):
             if await self.operator.stop_if_possible(machine, reason) is State.UP:
                 self._keep_removed(machine, IS_REMOVED)
                 return
+        if self.members.is_removed(name) or self.machines.get(name) is not machine:  # it was dismissed meanwhile
+            return
         is_others = self.cluster.ownership.is_others(machine)
         if machine.vm.template is not None and not is_others and not await self._removed(machine):
-            return
-        if self.machines.get(name) is not machine:  # it was dismissed meanwhile
             return
         self.peers.gather()
         machine.lose(reason, NoSuchVM)
@@ -246,20 +250,29 @@ class Fleet(Parts):
         ):
             part.forget(machine)
 
-    def _keep_removed(self, machine: Machine, problem: str) -> None:
+    def _keep_removed(self, machine: Machine, *problem: str) -> None:
         """Keep *machine*, which cannot go yet because of a *problem*, without its names."""
         vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
-        self.enlist(vm).problem(Problem.REMOVED, problem)
+        self.enlist(vm).problem(Problem.REMOVED, *problem)
 
     async def _removed(self, machine: Machine) -> bool:
-        """Remove what its hypervisor has of *machine*, which a template has made; return whether that was done."""
+        """
+        Remove what its hypervisor has of *machine*, which a template has made; return whether that was done.
+
+        Before that, it is noted that the configuration has it no more: when it is seen gone, it is not defined again.
+        """
+        name = machine.vm.name
+        self._keep_removed(machine)
+        self.members.begin_removal(name)
         try:
             await machine.backend.remove(machine.uuid)
         except NoSuchVM:
             return True
         except BackendError as error:
-            self._keep_removed(machine, f"{IS_FORGOTTEN}: {error}")
+            machine.problem(Problem.REMOVED, f"{IS_FORGOTTEN}: {error}")
             return False
+        finally:
+            self.members.end_removal(name)
         return True
 
     def problems_of(self, machine: Machine) -> list[str]:

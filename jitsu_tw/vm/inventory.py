@@ -203,7 +203,8 @@ class Inventory:
 
     def _look_if_gone(self, machine: Machine) -> None:
         """Look for *machine* if its hypervisor does not know its uuid any more: it may be there under another one."""
-        if machine.is_gone and machine.vm.name not in self._missing:
+        is_forgotten = machine.vm.removed and machine.vm.template is not None
+        if machine.is_gone and machine.vm.name not in self._missing and not is_forgotten:
             self._missing.add(machine.vm.name)
             self._reactor.callLater(0, self._look_for, machine)
 

@@ -1,4 +1,4 @@
-"""Which VMs the templates have made, and which addresses are taken."""
+"""The templates, which VMs they have made, and which addresses are taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jitsu_tw.networks import Address
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Template
     from jitsu_tw.vm.machine import Machine
 
 
@@ -16,14 +16,18 @@ class Members:
     """
     The VMs of the templates, and the addresses of all VMs.
 
-    It owns, and nobody else writes: which VMs a template has made, and which VM has which address.
+    It owns, and nobody else writes: which VMs a template has made, which of them is being removed from its hypervisor,
+    and which VM has which address.
 
     Attributes:
+        templates: by name; `sync.reconfigure` changes them.
         addresses: of all VMs, by the address; the VM's name.
     """
 
-    def __init__(self) -> None:
-        """Begin with no VM."""
+    def __init__(self, templates: Iterable[Template]) -> None:
+        """Begin with *templates* that have no VM."""
+        self.templates = {template.name: template for template in templates}
+        self._removing: set[str] = set()
         self._of: dict[str, set[str]] = {}
         self._vms: dict[str, VM] = {}
         self.addresses: dict[Address, str] = {}
@@ -41,7 +45,9 @@ class Members:
         vm = self._vms.pop(machine.vm.name, None)
         if vm is None:
             return
-        self.free(vm.ip, vm.name)
+        for address in vm.ip:
+            if self.addresses.get(address) == vm.name:
+                del self.addresses[address]
         if vm.template is not None:
             names = self._of[vm.template]
             names.discard(vm.name)
@@ -53,11 +59,17 @@ class Members:
         for address in addresses:
             self.addresses.setdefault(address, name)
 
-    def free(self, addresses: Iterable[Address], name: str) -> None:
-        """Note that *addresses* are not those of the VM *name* any more."""
-        for address in addresses:
-            if self.addresses.get(address) == name:
-                del self.addresses[address]
+    def begin_removal(self, name: str) -> None:
+        """Note that the VM *name* is being removed from its hypervisor."""
+        self._removing.add(name)
+
+    def end_removal(self, name: str) -> None:
+        """Note that it is not any more, or that this has failed."""
+        self._removing.discard(name)
+
+    def is_removed(self, name: str) -> bool:
+        """Return whether the VM *name* is being removed from its hypervisor."""
+        return name in self._removing
 
     def of(self, template: str) -> frozenset[str]:
         """Return the names of the VMs that *template* has made."""

@@ -33,7 +33,6 @@ class Parts:
         cluster: the nodes and hosts.
         standins: announces VMs to Synjitsu, where one is used.
         inventory: where the VMs are.
-        stats: when and how often they were started and asked for.
         store: the state, which has that, and their configuration.
         leases: which of them are kept.
         dependencies: which of them need which others.
@@ -47,13 +46,17 @@ class Parts:
     cluster: ICluster
     standins: StandIns
     inventory: Inventory
-    stats: Statistics
     store: StatsStore
     leases: LeaseKeeper
     dependencies: Dependencies
     adoption: Adoption
     admission: Admission
     operator: IOperator
+
+    @property
+    def stats(self) -> Statistics:
+        """When and how often they were started and asked for."""
+        return self.store.stats
 
     @property
     def preparation(self) -> Preparation:

@@ -83,7 +83,7 @@ class StatsStore:
             uptime: for how long they did not run.
         """
         self._store, self._machines, self._templates = store, machines, templates
-        self._reactor, self._now = clocks.reactor, clocks.now
+        self._clocks = clocks
         self.stats, self.config, self.uptime = stats, StoredConfig(), uptime
         self._failing = self._is_behind = False
         self._every = commit_every
@@ -154,12 +154,12 @@ class StatsStore:
         if not self._saving.running:
             return None
         if self.stats.gather():
-            return deferLater(self._reactor, 0.0, self._save_if_due)
+            return deferLater(self._clocks.reactor, 0.0, self._save_if_due)
         if self._is_behind:
             spawn(self.log, self.save_configuration())
-        if self._store.lasting and self._now() >= self.uptime.due:
+        if self._store.lasting and self._clocks.now() >= self.uptime.due:
             spawn(self.log, self._save_uptime())
-        if self.stats.changed and self._now() >= self._next_save:
+        if self.stats.changed and self._clocks.now() >= self._next_save:
             self._next_save = inf
             if self._store.lasting:
                 self._urgent |= self.stats.changed
@@ -196,15 +196,15 @@ class StatsStore:
                 if name in self._machines:
                     changes.update(self.stats.paths(self._machines[name]))
                 if number % SLICE == 0:
-                    await deferLater(self._reactor, 0.0)
-            begin = self._now()
+                    await deferLater(self._clocks.reactor, 0.0)
+            begin = self._clocks.now()
             if not await self._write(changes, STATISTICS):
                 self.stats.changed |= names | self._urgent
                 self._urgent.clear()
             if is_due:
-                self._next_save = self._now() + SPARE * (self._now() - begin)
+                self._next_save = self._clocks.now() + SPARE * (self._clocks.now() - begin)
             if len(names) > SLICE:
-                await in_slices(self._reactor, _emptied(changes))
+                await in_slices(self._clocks.reactor, _emptied(changes))
         self._commit = None
         waiting, self._waiting = self._waiting, []
         for done in waiting:
@@ -213,7 +213,7 @@ class StatsStore:
 
     async def _save_uptime(self) -> None:
         lines: list[str] = []
-        await in_slices(self._reactor, map(lines.append, self.uptime.lines()))
+        await in_slices(self._clocks.reactor, map(lines.append, self.uptime.lines()))
         await self._write({UPTIME: "\n".join(lines)}, STATISTICS)
 
     # Configuration.
@@ -238,15 +238,15 @@ class StatsStore:
         updates: list[Update] = []
         templates = ((str(one.uuid), one) for one in list(self._templates.values()))
         vms = ((machine.uuid, machine.vm) for machine in list(self._machines.values()))
-        await in_slices(self._reactor, self.config.update(chain(templates, vms), updates.append))
+        await in_slices(self._clocks.reactor, self.config.update(chain(templates, vms), updates.append))
         (update,) = updates
         self._is_behind = not await self._write(update.changes, update.message)
         if not self._is_behind:
             if update.overruled:
                 names = ", ".join(update.overruled)
                 self.log.warn("{names}: as the file has it again, not as requests had made it", names=names)
-            await in_slices(self._reactor, self.config.updated(update))
-        await in_slices(self._reactor, _emptied(update.changes))
+            await in_slices(self._clocks.reactor, self.config.updated(update))
+        await in_slices(self._clocks.reactor, _emptied(update.changes))
 
     def forget_others(self) -> None:
         """

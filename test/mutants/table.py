@@ -670,7 +670,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("merged, _ = three_way(before, here, there)", "merged = here", "drops the other values of a request"),
         ("if mine not in {old, other} and other != old:", "if False:", "does not tell a conflict"),
         ("elif why := self._why_pinned(new):", 'elif why := "":', "moves a VM to another hypervisor"),
-        ("unique.add(vm, {key:", "(lambda *_: None)(vm, {key:", "takes two VMs with one address"),
+        ("unique.add(vm, unread(vm))", "unread(vm)", "takes two VMs with one address"),
         ("check_needs(everybody,", "(lambda *_: None)(everybody,", "removes a VM that another one needs"),
         ("        if leaving := ", "        if leaving := set() and ", "adds a VM that is being stopped"),
         ("if not fleet.context.is_running:", "if False:", "changes the VMs while Jitsu ends"),

@@ -552,6 +552,29 @@ class ForgettingTests(TemplatesTestCase):
         self.assert_nothing(cloud)
         self.assert_nothing(cloud, "bob.site")
 
+    def test_seen_gone(self) -> None:
+        """A VM that is seen gone while it is removed is neither looked up, which would define it, nor removed twice."""
+        cloud = self.cloud()
+        cloud.ask()
+        uuid, remove, calls = cloud.machine().uuid, cloud.backend.remove, list[str]()
+        done: Deferred[None] = Deferred()
+
+        def removing(uuid: str) -> Deferred[None]:
+            calls.append("remove")
+            remove(uuid)
+            cloud.backend._watcher.changed(uuid, "undefined")  # type: ignore[union-attr]
+            return done
+
+        self.patch(cloud.backend, "remove", removing)
+        self.patch(cloud.backend, "look_up", lambda _: calls.append("look_up"))
+        forgotten = cloud.templates.forget("alice.site")
+        cloud.pump(2)
+        done.callback(None)
+        self.successResultOf(forgotten)
+        self.assertEqual(["remove"], calls)
+        self.assertIsNone(cloud.fleet.inventory.machine(uuid))
+        self.assert_nothing(cloud)
+
     def test_cannot_stop(self) -> None:
         """A VM that cannot be stopped has no name any more, is shown, and goes when it can."""
         cloud = self.cloud()
