@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
     from typing import Any
-
-    from twisted.internet.defer import Deferred
 
     from jitsu_tw.settings import Retention
     from jitsu_tw.store.requests import Request
@@ -113,9 +111,15 @@ class GitStore:
         return result
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Call *function*, which blocks, in a thread; one call at a time, in their order."""
-        done: Deferred[T] = self._lock.run(lambda: deferToThread(function, *args, **kwargs))
-        return done.addBoth(self._wrote)
+        """
+        Call *function*, which blocks, in a thread; one call at a time, in their order.
+
+        Whoever waits for it may stop that, but not the call: the next one begins when the thread has ended.
+        """
+        done: Deferred[T] = Deferred()
+        called: Deferred[T] = self._lock.run(lambda: deferToThread(function, *args, **kwargs))
+        called.addBoth(self._wrote).chainDeferred(done)
+        return done
 
     def _wrote(self, result: Any) -> Any:
         if self._tidying is None and self._tidy.is_due:

@@ -79,6 +79,9 @@ NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 #: Seconds between two looks at whether a file has changed.
 LOOK_EVERY: Final = 1.0
 
+#: Seconds for which a list answers as it was while it is looked at again: of very many questions, none must wait.
+OLD_FOR: Final = 1.0
+
 #: Seconds after which a file that no question was about is forgotten.
 FORGET_FILE_AFTER: Final = 600.0
 
@@ -174,13 +177,17 @@ class Listing:
         self._is_read = False
 
     def look(self) -> Deferred[None]:
-        """Look at the file in a thread, once for all that wait for it; the Deferred fires afterwards."""
+        """Look at the file, once for all that wait for it; the Deferred fires afterwards."""
         waiter: Deferred[None] = Deferred(self._waiting.discard)
         self._waiting.add(waiter)
+        self.refresh()
+        return waiter
+
+    def refresh(self) -> None:
+        """Begin to look at the file in a thread, unless that is being done."""
         if not self._is_read:
             self._is_read = True
             deferToThread(read, self._path, self.content).addBoth(self._looked)
-        return waiter
 
     def _looked(self, result: Content | Failure) -> None:
         """Note what the file is, and tell those that wait."""
@@ -274,9 +281,11 @@ class Existing:
     def _at_once(self, said: Existence, label: str) -> bool | None:
         if said.kind is Asks.PATTERN:
             return fnmatchcase(label, said.text)
-        listing = self._listings.get(said.text)
-        if listing is None or listing.trouble or self._reactor.seconds() >= listing.fresh_until:
+        listing, now = self._listings.get(said.text), self._reactor.seconds()
+        if listing is None or listing.trouble or not listing.content.version or now >= listing.fresh_until + OLD_FOR:
             return None
+        if now >= listing.fresh_until:
+            listing.refresh()
         return None if listing.content.labels is None else label in listing.content.labels
 
     async def _look(self, template: Template) -> None:

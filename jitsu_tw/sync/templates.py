@@ -188,9 +188,12 @@ class Templates:
     def start(self) -> None:
         """Begin to forget VMs that nobody uses any more; log what an operator should know of the templates."""
         self._forgetting.start()
-        for template in self._fleet.templates.values():
-            for sentence in self._fleet.inventory.backend_for(template).examine(example(template)):
-                self.log.warn("{name}: {sentence}", name=template.name, sentence=sentence)
+        for name, template in self._fleet.templates.items():
+            try:
+                for sentence in self._fleet.inventory.backend_for(template).examine(example(template)):
+                    self.log.warn("{name}: {sentence}", name=name, sentence=sentence)
+            except ConfigError as error:
+                self.log.error("{name}: it cannot make VMs now: {error}", name=name, error=str(error))
 
     def stop(self) -> None:
         """End that."""

@@ -107,6 +107,22 @@ class GitStoreTests(contract_store.StoreContract):
         await written
         self.assertEqual("1\n", self.git("show", "main:n"))
 
+    async def test_not_waited_for(self) -> None:
+        """A commit that its caller waits for no longer ends all the same, before the next one begins."""
+        running: list[str] = []
+
+        def slow(name: str) -> None:
+            running.append(name)
+            time.sleep(0.05)
+            running.append(f"{name} ended")
+
+        first = self.store.run(slow, "first")
+        second = self.store.run(slow, "second")
+        first.addErrback(lambda _: None)
+        first.cancel()
+        await second
+        self.assertEqual(["first", "first ended", "second", "second ended"], running)
+
     async def test_nothing_new(self) -> None:
         """A write that changes nothing is no commit."""
         await self.store.write({"a": "1"}, "one")

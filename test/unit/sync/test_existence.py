@@ -33,6 +33,7 @@ from jitsu_tw.sync.existence import (
     MOST_KEPT,
     MOST_WAITING,
     MOST_WAITING_OF_ONE,
+    OLD_FOR,
     Content,
     Existing,
     read,
@@ -168,12 +169,38 @@ class ListTests(SynchronousTestCase):
         self.assertEqual([True, False], [self.has("alice"), self.has("bob")])
         self.write("bob\ncarol\n")
         self.assertFalse(self.has("bob"))
-        self.clock.advance(LOOK_EVERY)
+        self.clock.advance(LOOK_EVERY + OLD_FOR)
         self.assertEqual([False, True], [self.has("alice"), self.has("bob")])
         self.assertEqual(2, self.reads)
         known = Content()
         first = read(self.path, known)
         self.assertIs(first, read(self.path, first))
+
+    def test_many_questions(self) -> None:
+        """A list about which many ask answers as it was while it is looked at again, and then as it is; none waits."""
+        self.write("alice\n")
+        self.has("alice")
+        self.write("bob\n")
+        held: Deferred[None] = Deferred()
+        self.patch(existence, "deferToThread", lambda *args: self._held(held, *args))
+        self.clock.advance(LOOK_EVERY)
+        self.assertEqual({True}, {self.has("alice") for _ in range(MOST_WAITING_OF_ONE + 1)})
+        held.callback(None)
+        self.assertEqual((False, True, 2), (self.has("alice"), self.has("bob"), self.reads))
+
+    def test_slow_look(self) -> None:
+        """What a list was is not answered for long: if the look takes longer, the questions wait for it."""
+        self.write("alice\n")
+        self.has("alice")
+        held: Deferred[None] = Deferred()
+        self.patch(existence, "deferToThread", lambda *args: self._held(held, *args))
+        self.clock.advance(LOOK_EVERY)
+        self.has("alice")
+        self.clock.advance(OLD_FOR)
+        waits = self.existing.exists(template(str(self.path.absolute())), "alice", HERE)
+        self.assertNoResult(waits)
+        held.callback(None)
+        self.assertTrue(self.successResultOf(waits))
 
     def test_unusable(self) -> None:
         """A file that is not there, too large, no text, or no file is named; it is looked at again a second later."""
@@ -452,6 +479,7 @@ class ProgramTests(TestCase):
         path = self.folder / "exists"
         path.write_text("alice\nexit 1\n")
         self.patch(existence, "LOOK_EVERY", 0.01)
+        self.patch(existence, "OLD_FOR", 0.0)
         site = template(str(path))
         found = yield self.existing.exists(site, "alice", HERE)
         self.assertTrue(found)

@@ -38,6 +38,7 @@ from test.support.templates import Cloud
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Answer
+    from jitsu_tw.settings import VM
 
 DAY: Final = 86400.0
 
@@ -213,6 +214,22 @@ class MakingTests(TemplatesTestCase):
         cloud = self.cloud(top="dry_run: true")
         self.refused(cloud.ask(), Prohibited, "a dry run makes no VMs")
         self.assert_nothing(cloud)
+
+
+    def test_examined(self) -> None:
+        """At the start it is logged what is to be known of a template; one that can make nothing now stops nothing."""
+        cloud = self.cloud()
+
+        def examine(vm: VM) -> tuple[str, ...]:
+            raise ConfigError("the base is gone", key=vm.name)
+
+        for examined, words in ((lambda _: ("has no memory balloon",), "site: has no memory balloon"),
+                                (examine, "site: it cannot make VMs now: example.site: the base is gone")):  # fmt: skip
+            self.patch(cloud.backend, "examine", examined)
+            with capturedLogs() as logs:
+                cloud.kill()
+            self.assertIn(words, [str(formatEvent(one)) for one in logs])
+        self.assertIn("10.1.0.", cloud.told(cloud.ask()))
 
 
 class LimitTests(TemplatesTestCase):
