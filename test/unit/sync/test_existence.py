@@ -387,6 +387,17 @@ class AskingTests(SynchronousTestCase):
         self.assertEqual(({}, {}), (self.existing._asked, self.held.asked))
         self.assertTrue(self.successResultOf(self.ask("r0")))
 
+    def test_queue_of_failures(self) -> None:
+        """Names that waited, and can be answered at once now, are so one after the other, not by nested calls."""
+        for number in range(900):
+            self.ask(f"r{number}", client(number)).addErrback(lambda _: None)
+        self.existing._listings["/bin/exists"].trouble = ExistenceUnknown("it is gone")
+        for label in list(self.held.asked):
+            self.held.asked.pop(label).callback(False)  # noqa: FBT003
+        for _ in range(900):
+            self.clock.advance(0)
+        self.assertEqual(({}, {}), (self.existing._asked, self.held.asked))
+
     def test_one_fails(self) -> None:
         """Where one of several cannot be asked, another may say yes; if none does, it is not known."""
         self.site = template("/bin/exists", "/bin/exists")

@@ -6,14 +6,14 @@ import uuid as uuids
 from typing import TYPE_CHECKING, Any, Final
 
 import pygit2
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
 
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.config import build
 from jitsu_tw.config.vms import NAMESPACE, uuid_of
 from jitsu_tw.dns.wire import Source, from_text
-from jitsu_tw.errors import ConfigError
+from jitsu_tw.errors import ConfigError, NoSuchVM
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import UNKNOWN
 from jitsu_tw.sync import change_requests
@@ -237,6 +237,9 @@ class RequestTests(TemplateCase):
         self.assertEqual("", self.ask(below(UNKNOWN, {**ip, "config/name/0": "bob.site"})))
         self.assertEqual(uuid_of("bob", self.fleet.templates["site"]), self.fleet.machines["bob.site"].uuid)
         self.assertIn("10.1.0.77", self.answer("bob.sites"))
+        patch = self.patch(self.backend, "look_up", lambda _: fail(NoSuchVM("it is made after that")))
+        self.assertEqual("", self.ask(below(UNKNOWN, {**ip, "ip": "10.1.0.79", "config/name/0": "eve.site"})))
+        patch.restore()
         for name in ("bob", "bob.other", "a.b.site", "-.site"):
             why = self.ask(below(UNKNOWN, {**ip, "ip": "10.1.0.78", "config/name/0": name}))
             self.assertIn("is not that of a VM of the template site, LABEL.site", why)

@@ -456,18 +456,19 @@ class FailureTests(TemplatesTestCase):
 
     def test_lost_while_starting(self) -> None:
         """A first start that ends because the hypervisor is lost is no reason to forget the VM."""
-        cloud = self.cloud({"faults": "[hang]"})
-        cloud.ask()
-        cloud.fleet.inventory.lost(cloud.backend, "gone")
+        cloud = self.cloud()
+        self.patch(cloud.backend, "start", lambda _: fail(BackendLost("gone")))
+        self.refused(cloud.ask(), BackendLost, "gone")
         cloud.pump(2)
         self.assertIn("alice.site", cloud.fleet.machines)
+        self.assertTrue(cloud.stored())
 
     def test_names_taken(self) -> None:
         """Where the zones cannot have a name, nothing is made, at the hypervisor neither."""
         cloud = self.cloud({"dns": '["*.sites.jitsu.test", "*.others.jitsu.test"]'})
         cloud.zones.add_vm(b"\5alice\6others\5jitsu\4test\0", "other", [], 5)
+        self.patch(cloud.backend, "look_up", lambda _: fail(BackendError("it was asked")))
         self.failed(cloud, cloud.ask(), ConfigError, "is the name of VM other already")
-        self.assertEqual({}, cloud.backend.guests)
 
     def test_changed_meanwhile(self) -> None:
         """A template that is gone when its turn comes makes nothing; nor is a VM made twice, or at a taken address."""
@@ -517,6 +518,15 @@ class ForgettingTests(TemplatesTestCase):
         self.assertEqual("by hand", [*cloud.fleet.journal.decisions("alice.site")][-1].facts["reason"])
         self.assertEqual("alice.sites.jitsu.test A 10.1.0.51", cloud.told(cloud.ask()))
         self.assertEqual(1, cloud.fleet.stats.current(cloud.machine()).total_starts)
+
+    def test_nothing_remembered(self) -> None:
+        """What has been forgotten takes no memory: neither its configuration nor its statistics."""
+        cloud = self.cloud()
+        cloud.ask()
+        uuid, known = cloud.machine().uuid, cloud.fleet.store.config
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assertEqual((None, False), (known.origin(uuid), known.has_some))
+        self.assertEqual(({}, {}), (cloud.fleet.stats._known, cloud.fleet.stats._stats))
 
     def test_not_made(self) -> None:
         """A VM of the file is not forgotten, nor one that there is not, nor one twice."""
