@@ -1,9 +1,10 @@
 """
 What names of a template cost: `python -m bench.speed.names [flood NUMBER | made NUMBER]`.
 
-``flood`` asks for random names that do not exist, one network after the other: by a pattern, a list, and, for a fiftieth
-of the names, by a program that answers at once. A line for each tenth: how many VMs there are, Python objects, and the
-memory of the process. It is flat; with a program it rises to the 10,000 answers that are kept (`existence.MOST_KEPT`).
+``flood`` asks for random names that do not exist, one network after the other: by a pattern, by a list, and, for a
+fiftieth of the names, by a program that answers at once. A line for each tenth: how many VMs there are, Python objects,
+and the memory of the process. It is flat; with a program it rises to the 10,000 answers that are kept
+(`existence.MOST_KEPT`).
 ``made`` makes VMs of the memory backend, with the state in a git repository: for each tenth, the time for one VM, and
 the longest time for which the reactor did nothing else.
 """

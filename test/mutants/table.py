@@ -697,7 +697,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "waits for a silent hypervisor for ever"),
     ),
     ("templates", "jitsu_tw/sync/templates.py", "test.unit.sync.test_templates"): (
-        ("            if self._forgetting.has(name):\n                raise", "            if False:\n                raise",
+        ("if self._forgetting.has(name):\n                raise", "if False:\n                raise",
          "makes a VM that is being forgotten"),
         ("making = self._making.get(name)", "making = None", "makes a VM twice at one moment"),
         ("if number >= template.max:", "if False:", "makes more VMs than a template may have"),

@@ -719,3 +719,79 @@ class ForgettingTests(TemplatesTestCase):
         patch.restore()
         cloud.pump(120, 60)
         self.assertNotIn("alice.site", cloud.fleet.machines)
+
+
+class OrdinaryTests(TemplatesTestCase):
+    """A VM that was made is one like all others."""
+
+    def test_needs(self) -> None:
+        """It needs what its template says: that starts before it, and is kept while it is up."""
+        cloud = self.cloud({"needs": "db"}, vms="vms:\n  - {name: db, dns: db.jitsu.test, ip: 10.2.0.1, idle: 5}")
+        self.assertIn("10.1.0.51", cloud.told(cloud.ask()))
+        cloud.pump(30)
+        self.assertEqual([State.UP, State.UP], [cloud.machine(name).state for name in ("db", "alice.site")])
+
+    def test_needs_fail(self) -> None:
+        """Where what it needs does not start, neither does it: it is forgotten, and the reason is told."""
+        db = "vms:\n  - {name: db, dns: db.jitsu.test, ip: 10.2.0.1, faults: start}"
+        cloud = self.cloud({"needs": "db"}, vms=db)
+        self.refused(cloud.ask(), BootFailed, "needs db: the start fails")
+        cloud.pump(1)
+        self.assert_nothing(cloud)
+
+    def test_lease(self) -> None:
+        """It is stopped when nobody uses it, and started by the next question."""
+        cloud = self.cloud({"idle": "20"})
+        cloud.ask()
+        cloud.pump(60)
+        self.assertIs(State.OFF, cloud.machine().state)
+        cloud.ask()
+        self.assertIs(State.UP, cloud.machine().state)
+
+    def test_modes(self) -> None:
+        """Paused or saved it keeps its memory, and is forgotten from there."""
+        for mode, state in (("pause", State.PAUSED), ("save", State.SAVED)):
+            cloud = self.cloud({"idle": "20", "mode": mode})
+            cloud.ask()
+            cloud.pump(60)
+            self.assertIs(state, cloud.machine().state)
+            self.successResultOf(cloud.templates.forget("alice.site"))
+            self.assert_nothing(cloud)
+
+    def test_prepared(self) -> None:
+        """It can be prepared for its next client, and forgotten then."""
+        cloud = self.cloud({"idle": "20", "prepare": "true"})
+        cloud.ask()
+        cloud.pump(120)
+        self.assertIs(State.PREPARED, cloud.machine().state)
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assert_nothing(cloud)
+
+    def test_held(self) -> None:
+        """The operator can hold it, and forget it all the same."""
+        cloud = self.cloud({"idle": "20"})
+        cloud.ask()
+        cloud.fleet.operator.hold("alice.site")
+        cloud.pump(60)
+        self.assertIs(State.UP, cloud.machine().state)
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assert_nothing(cloud)
+
+    def test_events(self) -> None:
+        """Webhooks are told what happens to it, from its making to its end."""
+        cloud = self.cloud()
+        kinds: list[str] = []
+        cloud.fleet.journal.on_event.append(lambda event: kinds.append(event.kind))
+        cloud.ask()
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assertEqual("made", kinds[0])
+        self.assertEqual("forgotten", kinds[-1])
+        self.assertIn("activation", kinds)
+
+    def test_secondaries(self) -> None:
+        """Secondary servers are notified, and warm answers dropped, when it comes and when it goes."""
+        cloud = self.cloud()
+        cloud.ask()
+        self.assertEqual([set()], cloud.changed)
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assertEqual([set(), {"alice.site"}], cloud.changed)
