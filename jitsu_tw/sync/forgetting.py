@@ -84,9 +84,10 @@ class Forgetting:
         self._began = self._started = 0.0
 
     def start(self) -> None:
-        """Begin to look for VMs that nobody uses any more."""
+        """Begin to look for VMs that nobody uses any more; in a dry run none is forgotten."""
         self._began, self._started = self._clocks.wall(), self._clocks.now()
-        self._looking.start(FORGETS_EVERY, now=False)
+        if not self._running.settings.dry_run:
+            self._looking.start(FORGETS_EVERY, now=False)
 
     def stop(self) -> None:
         """End that."""

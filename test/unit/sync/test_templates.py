@@ -34,7 +34,7 @@ from jitsu_tw.sync import forgetting, templates
 from jitsu_tw.sync.forgetting import FORGETS_EVERY
 from jitsu_tw.sync.templates import RESTS
 from test.support import EPOCH
-from test.support.templates import Cloud
+from test.support.templates import SITE, Cloud
 
 if TYPE_CHECKING:
     from jitsu_tw.dns.wire import Answer
@@ -683,6 +683,15 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIn("alice.site", cloud.fleet.machines)
         cloud.pump(300, 60)
         self.assertNotIn("alice.site", cloud.fleet.machines)
+
+    def test_dry_run(self) -> None:
+        """A dry run forgets nothing, however long nobody has used it."""
+        cloud = self.cloud({"forget_after": "1h"})
+        cloud.ask()
+        cloud.write([{**SITE, "forget_after": "1h"}], top="dry_run: true")
+        cloud.kill()
+        cloud.pump(3 * DAY, 3600)
+        self.assertIn("alice.site", cloud.fleet.machines)
 
     def test_never(self) -> None:
         """With a `forget_after` of 0 a VM is kept for ever."""
