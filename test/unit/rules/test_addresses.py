@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.networks import AddressRange
+from jitsu_tw.networks import Address, AddressRange
 from jitsu_tw.rules.addresses import choose, size
 
 
@@ -26,7 +26,7 @@ class AddressesTests(SynchronousTestCase):
 
     def test_taken(self) -> None:
         """Each free address is found, in all ranges, and None when there is none."""
-        here, taken = pool("10.1.0.8-10.1.0.11", "10.2.0.1-10.2.0.2"), set[object]()
+        here, taken = pool("10.1.0.8-10.1.0.11", "10.2.0.1-10.2.0.2"), set[Address]()
         for _ in range(6):
             found = choose(here, "alice.site", taken)
             assert found is not None
