@@ -152,9 +152,14 @@ class History:
             self.log.warn("{path}: the hooks are not renewed: {error}", path=self.path, error=str(error))
 
     def _unborn(self) -> dict[str, str]:
-        """Return the empty tree of a repository without `main`, if it has no objects."""
-        if any(True for _ in self.repository):
-            raise StoreError(f"{self.path} has objects but no branch main: {self.remedy}")
+        """
+        Return the empty tree of a repository without `main`, if it has no commit.
+
+        It may have other objects: those of the first commit of a process that was killed before its end.
+        """
+        odb = self.repository.odb
+        if any(odb.read_header(oid)[0] == pygit2.enums.ObjectType.COMMIT for oid in self.repository):
+            raise StoreError(f"{self.path} has commits but no branch main: {self.remedy}")
         return {}
 
     def _clean(self) -> None:

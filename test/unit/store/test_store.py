@@ -170,6 +170,15 @@ class GitStoreTests(contract_store.StoreContract):
         (self.path / "refs" / "heads" / "main").unlink()
         self.assertIn("no branch main", str(self.assertRaises(StoreError, self.again().open)))
 
+    async def test_killed_at_first(self) -> None:
+        """A process that was killed while it wrote its first commit leaves objects, no state; the next one begins."""
+        self.store.history.repository.create_blob(b"1")
+        again = self.again()
+        await self.store.close()
+        self.assertEqual({}, again.open())
+        await again.write({"a": "2"}, "first")
+        self.assertEqual({"a": "2"}, dict(self.again().history.open()))
+
     def test_foreign(self) -> None:
         """A folder with something else in it is not taken for a state, and not touched."""
         other = self.path.with_name("other")
