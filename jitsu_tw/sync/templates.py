@@ -42,7 +42,7 @@ from jitsu_tw.networks import network
 from jitsu_tw.rules.addresses import choose, size
 from jitsu_tw.rules.buckets import Buckets
 from jitsu_tw.shares import Places
-from jitsu_tw.store.layout import VMS, in_folder, made_by, origin_path, vm_files
+from jitsu_tw.store.layout import VMS, in_folder, in_words, made_by, origin_path, vm_files
 from jitsu_tw.sync.existence import Existing
 from jitsu_tw.sync.forgetting import Forgetting
 from jitsu_tw.sync.reconfigure import ConfigChange
@@ -134,6 +134,26 @@ class _Making:
             waiter.callback(self._result)
 
 
+@attrs.frozen(eq=False)
+class _Unwritten:
+    """
+    A VM that is to be written into the state.
+
+    Attributes:
+        template: the name of its template.
+        label: of its names.
+        name: its own.
+        addresses: its own.
+        enlisted: fires with its machine.
+    """
+
+    template: str
+    label: str
+    name: str
+    addresses: tuple[Address, ...]
+    enlisted: Deferred[Machine] = attrs.field(factory=Deferred)
+
+
 @attrs.define
 class _Tally:
     """
@@ -180,6 +200,7 @@ class Templates:
         self._existing = existing or Existing(clocks.reactor)
         self._forgetting = Forgetting(running, fleet, store, clocks)
         self._making: dict[str, _Making] = {}
+        self._unwritten: list[_Unwritten] = []
         self._places = Places(MOST_WAITING, MOST_WAITING_OF_ONE)
         self._chosen: dict[Address, str] = {}
         self._failed: OrderedDict[str, tuple[float, str]] = OrderedDict()
@@ -356,7 +377,7 @@ class Templates:
         """Do all steps but the last, the start; or undo them."""
         addresses = await self._address(template, name)
         try:
-            machine = await self._running.lock.run(self._enlisted, template.name, label, name, addresses)
+            machine = await self.enlist(template, label, name, addresses)
         except BaseException:
             self._fleet.cluster.release(name, addresses)
             raise
@@ -421,28 +442,65 @@ class Templates:
                 return chosen
             refused.update(chosen)
 
-    async def _enlisted(self, template: str, label: str, name: str, addresses: tuple[Address, ...]) -> Machine:
+    def enlist(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> Deferred[Machine]:
         """
-        Write the VM *name* into the state, and add it to the fleet, without its names; the lock is held.
+        Write the VM *name* into the state, and add it to the fleet, without its names.
+
+        VMs that wait for that at one moment are written by one commit.
+
+        Raises:
+            ConfigError: (through the Deferred) there can be no such VM, by what the configuration has become meanwhile.
+            BackendError: (through the Deferred) the state cannot be written.
+        """
+        one = _Unwritten(template.name, label, name, addresses)
+        self._unwritten.append(one)
+        if len(self._unwritten) == 1:
+            spawn(self.log, self._running.lock.run(self._write))
+        return one.enlisted
+
+    async def _write(self) -> None:
+        """Write the VMs that wait for that into the state; the lock is held."""
+        waiting, self._unwritten = self._unwritten, []
+        changes: dict[str, str | None] = {}
+        written: list[tuple[VM, _Unwritten]] = []
+        for one in waiting:
+            try:
+                vm = self._checked(one)
+            except Exception as error:  # noqa: BLE001 -- wide: each waiter is to have an answer
+                one.enlisted.errback(error)
+                continue
+            written.append((vm, one))
+            changes |= in_folder(str(vm.uuid), vm_files(vm))
+            changes[origin_path(str(vm.uuid))] = made_by(one.template, self._wall())
+        if not written:
+            return
+        templates = ", ".join(sorted({one.template for _, one in written}))
+        message = f"Made by template {templates}\n\n{in_words('added', [vm.name for vm, _ in written])}"
+        try:
+            await self._store.write(dict(changes), message)
+        except StoreError as error:
+            for vm, one in written:
+                why = f"{vm.name} is not made, because the state cannot be written: {error}"
+                one.enlisted.errback(BackendError(why))
+            return
+        self._fleet.store.config.merged(changes)
+        for vm, one in written:
+            one.enlisted.callback(self._fleet.enlist(vm))
+
+    def _checked(self, one: _Unwritten) -> VM:
+        """
+        Return the settings of a VM that is to be written.
 
         Raises:
             ConfigError: there can be no such VM, by what the configuration has become meanwhile.
-            BackendError: the state cannot be written.
         """
-        if template not in self._fleet.templates or name in self._fleet.machines:
-            raise ConfigError("the configuration has just changed; ask again", key=name)
-        vm = self.built(self._fleet.templates[template], label, addresses)
-        if taken := [address for address in addresses if address in self._fleet.members.addresses]:
-            raise ConfigError(f"{taken[0]} has just been given to another VM; ask again", key=name)
+        if one.template not in self._fleet.templates or one.name in self._fleet.machines:
+            raise ConfigError("the configuration has just changed; ask again", key=one.name)
+        vm = self.built(self._fleet.templates[one.template], one.label, one.addresses)
+        if taken := [address for address in one.addresses if address in self._fleet.members.addresses]:
+            raise ConfigError(f"{taken[0]} has just been given to another VM; ask again", key=one.name)
         self._running.check(ConfigChange((vm,)))
-        uuid = str(vm.uuid)
-        changes = {**in_folder(uuid, vm_files(vm)), origin_path(uuid): made_by(template, self._wall())}
-        try:
-            await self._store.write(dict(changes), f"Made by template {template}\n\nadded: {name}\n")
-        except StoreError as error:
-            raise BackendError(f"{name} is not made, because the state cannot be written: {error}") from error
-        self._fleet.store.config.merged(changes)
-        return self._fleet.enlist(vm)
+        return vm
 
     def built(self, template: Template, label: str, addresses: tuple[Address, ...]) -> VM:
         """

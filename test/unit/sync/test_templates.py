@@ -128,6 +128,27 @@ class MakingTests(TemplatesTestCase):
         self.assertEqual({"alice.sites.jitsu.test A 10.1.0.51"}, {cloud.told(one) for one in answers})
         self.assertEqual((1, 1), (len(cloud.backend.guests), cloud.templates.counts("site").made))
 
+    def test_one_commit(self) -> None:
+        """VMs that are made while the state is written are written by one commit then; a bad one stops no other."""
+        cloud = self.cloud({"dns": '["*.sites.jitsu.test", "*.others.jitsu.test"]'})
+        cloud.zones.add_vm(b"\3bob\6others\5jitsu\4test\0", "other", [], 5)
+        messages, held, write = list[str](), Deferred[None](), cloud.store.write
+
+        def writing(changes: Any, message: str) -> Deferred[None]:
+            messages.append(message)
+            return write(changes, message) if len(messages) > 1 else held.addCallback(lambda _: write(changes, message))
+
+        self.patch(cloud.store, "write", writing)
+        names = ("alice.sites", "user-1.sites", "user-2.sites", "bob.sites")
+        answers = [cloud.ask(name, port=number) for number, name in enumerate(names)]
+        held.callback(None)
+        cloud.clock.advance(0)
+        self.assertEqual(["10.1.0."] * 3, [cloud.told(one).split(" A ")[1][:7] for one in answers[:3]])
+        self.refused(answers[3], ConfigError, "is the name of VM other already")
+        made = [message for message in messages if message.startswith("Made by template site\n\n")]
+        self.assertEqual(["alice.site", "user-1.site, user-2.site"],
+                         [message.split("added: ")[1].strip() for message in made])
+
     def test_shared_failure(self) -> None:
         """If a making fails, all that wait for it are told."""
         cloud = self.cloud()
