@@ -19,6 +19,7 @@ import string
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,8 @@ from jitsu_tw.vm.fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from twisted.python.failure import Failure
 
 reactor: Any = default_reactor
 
@@ -86,12 +89,20 @@ class Names:
         ondemand = TemplateResolver(self.zones, self.templates, summoning, reactor, lambda: 60.0)
         self.chain = Chain([summoning, ondemand, ZoneAuthority(self.zones)])
         self.begun = self.fleet.start(remembered)
+        self.failed: Counter[str] = Counter()
 
     def ask(self, label: str, number: int) -> Deferred[Any]:
         """Ask for the address of *label*, as a client of the network *number*."""
         host = f"10.{number >> 8 & 255}.{number & 255}.7"
         question = Question(from_text(f"{label}.sites.example.org"), 1, source=Source(host, 53, proven=True))
-        return self.chain.query(question).addErrback(lambda _: None)
+        return self.chain.query(question).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        """Count an answer that is an error, by its class; the first of each class is printed."""
+        kind = type(failure.value).__name__
+        self.failed[kind] += 1
+        if self.failed[kind] == 1:
+            print(f"{kind}: {failure.getErrorMessage()}", flush=True)
 
     def ask_next(self, first: int, number: int) -> Deferred[Any]:
         """Ask for the name with that *number* after the *first*."""
@@ -159,7 +170,7 @@ async def make(number: int) -> None:
         took, used = ((now - then) * 1e4 / number for now, then in (
             (time.perf_counter(), begin), (time.process_time(), cpu)))  # fmt: skip
         print(f"{len(names.fleet.machines):>7,} VMs, {took:.1f} ms each, {used:.1f} ms of CPU, longest pause"
-              f" {pauses[0] * 1000:.0f} ms, {memory():.0f} MiB", flush=True)
+              f" {pauses[0] * 1000:.0f} ms, {memory():.0f} MiB, failed: {dict(names.failed)}", flush=True)
     beats.stop()
     await names.end()
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import time
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -121,9 +122,9 @@ class History:
                 take()
                 self._renew_hooks()
             self._clean()
-            head = self.at(MAIN)
+            head = self.at(MAIN) or self._unborn(repair=take is not None)
             if head is None:
-                return self._unborn()
+                return {}
             self._head, self._chain = head.id, self._statistics(head)
             if take is not None:
                 self.trees.remember(head.tree_id)
@@ -151,16 +152,26 @@ class History:
         except FAULTS as error:
             self.log.warn("{path}: the hooks are not renewed: {error}", path=self.path, error=str(error))
 
-    def _unborn(self) -> dict[str, str]:
+    def _unborn(self, *, repair: bool) -> pygit2.Commit | None:
         """
-        Return the empty tree of a repository without `main`, if it has no commit.
+        Return the commit of a repository without `main`, which a process has left that was killed in its first commit.
 
-        It may have other objects: those of the first commit of a process that was killed before its end.
+        None if it has no commit; it may have other objects. If it has one, that is `main` from now on, if *repair*.
+
+        Raises:
+            StoreError: it has more, or other branches: it is damaged.
         """
         odb = self.repository.odb
-        if any(odb.read_header(oid)[0] == pygit2.enums.ObjectType.COMMIT for oid in self.repository):
+        found = (oid for oid in self.repository if odb.read_header(oid)[0] == pygit2.enums.ObjectType.COMMIT)
+        commits = list(islice(found, 2))
+        if not commits:
+            return None
+        first = self.repository[commits[0]].peel(pygit2.Commit)
+        if len(commits) > 1 or first.parents or self.repository.references.objects:
             raise StoreError(f"{self.path} has commits but no branch main: {self.remedy}")
-        return {}
+        if repair:
+            self.repository.references.create(MAIN, first.id)
+        return first
 
     def _clean(self) -> None:
         """Remove half-written objects of killed processes, and count loose objects."""

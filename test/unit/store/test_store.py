@@ -163,7 +163,8 @@ class GitStoreTests(contract_store.StoreContract):
 
     async def test_damaged(self) -> None:
         """A damaged repository is an error that names the way back, never an empty state."""
-        await self.store.write({"a": "1"}, "one")
+        for number in range(2):
+            await self.store.write({"a": str(number)}, "one and two")
         (self.path / "refs" / "heads" / "main").write_text("0123456789012345678901234567890123456789\n")
         error = self.assertRaises(StoreError, self.again().open)
         self.assertIn("fsck", str(error))
@@ -178,6 +179,16 @@ class GitStoreTests(contract_store.StoreContract):
         self.assertEqual({}, again.open())
         await again.write({"a": "2"}, "first")
         self.assertEqual({"a": "2"}, dict(self.again().history.open()))
+
+    async def test_killed_before_the_branch(self) -> None:
+        """One that was killed when its first commit was written, but no branch, leaves that commit as the state."""
+        await self.store.write({"a": "1"}, "first")
+        await self.store.close()
+        (self.path / "refs" / "heads" / "main").unlink()
+        again = self.again()
+        self.assertEqual({"a": "1"}, again.open())
+        await again.write({"a": "2"}, "second")
+        self.assertEqual("second\nfirst\n", self.git("log", "--format=%s", "main"))
 
     def test_foreign(self) -> None:
         """A folder with something else in it is not taken for a state, and not touched."""
