@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 #: The packages with strict limits: those where each feature of the product passes.
 STRICT: Final = ("jitsu_tw.vm", "jitsu_tw.cluster", "jitsu_tw.rules")
 
-#: The most public methods of a class.
+#: The most public methods of a class, in the strict packages and elsewhere: a backend has those of `IBackend`.
 METHODS: Final = 20
+METHODS_ELSEWHERE: Final = 21
 
 #: The most attributes of a class, in the strict packages and elsewhere.
 ATTRIBUTES: Final = 15
@@ -55,7 +56,7 @@ class SizesTests(SynchronousTestCase):
 
     def test_methods(self) -> None:
         """No class has more public methods than the limit."""
-        self._check(lambda size: size.methods, METHODS, METHODS, set())
+        self._check(lambda size: size.methods, METHODS, METHODS_ELSEWHERE, set())
 
     def test_attributes(self) -> None:
         """No class has more attributes than the limit."""
