@@ -606,6 +606,45 @@ class ITemplates(Interface):
         """
 
 
+@attrs.frozen
+class TemplateCounts:
+    """
+    What a template has done since this process began.
+
+    Attributes:
+        made: the VMs that it has made.
+        failed: those that could not be made, or whose first start has failed.
+        forgotten: those that are forgotten.
+        refused: those that were not made because of a limit, by the limit.
+        asked: the questions for names without a VM, by the answer: ``exists``, ``missing`` or ``unknown``.
+    """
+
+    made: int = 0
+    failed: int = 0
+    forgotten: int = 0
+    refused: Mapping[str, int] = attrs.field(factory=dict)
+    asked: Mapping[str, int] = attrs.field(factory=dict)
+
+
+class ITemplateControl(Interface):
+    """Templates, as an operator sees and steers them."""
+
+    def counts(template: str) -> TemplateCounts:
+        """Return what *template* has done."""
+
+    def problems() -> Mapping[str, Collection[str]]:
+        """Return what is wrong with templates, by the template's name, in sentences without a full stop."""
+
+    def forget(name: str) -> Deferred[None]:
+        """
+        Stop the VM *name*, which a template has made, and remove all that there is of it.
+
+        Raises:
+            ConfigError: (through the Deferred) it was not made by a template, or is being forgotten already.
+            BackendError: (through the Deferred) it cannot be stopped or removed now; that is tried again.
+        """
+
+
 class IClusterEvents(Interface):
     """What the cluster tells and asks. VMs are told by name; one that the configuration has no more is ignored."""
 

@@ -111,6 +111,8 @@ class WebhookEvent(enum.Enum):
     REFUSED = "refused"  # it was not started for a client
     HOLD = "hold"  # the operator holds it
     RELEASE = "release"  # and does not any more
+    MADE = "made"  # a template has made it
+    FORGOTTEN = "forgotten"  # it is no more, with its disk and its address
     LOST = "lost"  # a hypervisor cannot be asked
     CONNECTED = "connected"  # it can be
 

@@ -24,6 +24,7 @@ the last to change it. Times are seconds since 1970. ``backend`` and
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -100,6 +101,11 @@ class Stats:
     def total_requests(self) -> int:
         """How often its names were asked for."""
         return sum(use.total_requests for use in self.dns.values())
+
+    @property
+    def last_use_ts(self) -> float:
+        """When it was last started, stopped, asked for or used; 0 if that is not known."""
+        return max(self.start_ts, self.stop_ts, self.last_request_ts, self.used_ts)
 
     @property
     def is_ours(self) -> bool:
@@ -276,9 +282,18 @@ def origin_path(uuid: str) -> str:
     return f"jitsu/origin/{uuid}"
 
 
-def made_by(template: str) -> str:
-    """Return the origin of a VM that *template* has made."""
-    return f"template {template}"
+def made_by(template: str, at: float) -> str:
+    """Return the origin of a VM that *template* has made *at* that time, in seconds since 1970."""
+    return f"template {template}, {datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def made_at(origin: str) -> float | None:
+    """Return when the VM with this *origin* was made, in seconds since 1970; None if no template has made it."""
+    head, _, at = origin.rpartition(", ")
+    try:
+        return datetime.fromisoformat(at).timestamp() if head.startswith("template ") else None
+    except ValueError:
+        return None
 
 
 def came(origin: str | None) -> bool:

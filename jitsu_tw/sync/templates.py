@@ -36,7 +36,7 @@ from jitsu_tw.errors import (
     Prohibited,
     StoreError,
 )
-from jitsu_tw.ijitsu import ITemplates
+from jitsu_tw.ijitsu import ITemplateControl, ITemplates, TemplateCounts
 from jitsu_tw.neighbours import mac_of, routers
 from jitsu_tw.networks import network
 from jitsu_tw.rules.addresses import choose, size
@@ -85,7 +85,7 @@ class _Taken:
         return is_here(host) or mac_of(host) is not None
 
 
-@implementer(ITemplates)
+@implementer(ITemplates, ITemplateControl)
 class Templates:
     """
     Makes and forgets the VMs of templates.
@@ -116,7 +116,7 @@ class Templates:
         self._chosen: dict[Address, str] = {}
         self._failed: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._budgets: dict[str, tuple[int, Buckets]] = {}
-        self._retired: dict[str, VM] = {}
+        self._retired: dict[str, tuple[VM, str]] = {}
         self._forgetting = LoopingCall(self._look)
         self._forgetting.clock = clocks.reactor
         self._began = 0.0
@@ -236,6 +236,7 @@ class Templates:
             else:  # perhaps it was made: it stays, as a VM like all others
                 self._running.put_names(machine)
             raise
+        self._fleet.journal.made(name, template.name, source.host)
         self.log.info("{name}: made for {client}, with {ips}", name=name, client=source.host,
                       ips=" and ".join(map(str, machine.vm.ip)))
         self._fleet.leases.use(machine)
@@ -273,9 +274,9 @@ class Templates:
         try:
             vm = self.built(self._fleet.templates.get(template.name, template), label, addresses)
             uuid = str(vm.uuid)
-            changes = {**in_folder(uuid, vm_files(vm)), origin_path(uuid): made_by(template.name)}
+            changes = {**in_folder(uuid, vm_files(vm)), origin_path(uuid): made_by(template.name, self._wall())}
             try:
-                await self._store.write(dict(changes), f"Made by {made_by(template.name)}\n\nadded: {name}\n")
+                await self._store.write(dict(changes), f"Made by template {template.name}\n\nadded: {name}\n")
             except StoreError as error:
                 raise BackendError(f"{name} is not made, because the state cannot be written: {error}") from error
             self._fleet.store.config.merged(changes)
@@ -314,6 +315,16 @@ class Templates:
         if len(self._failed) > MOST_FAILED:
             self._failed.popitem(last=False)
 
+    # What an operator sees (`ITemplateControl`).
+
+    def counts(self, template: str) -> TemplateCounts:  # noqa: ARG002
+        """Return what *template* has done."""
+        return TemplateCounts()
+
+    def problems(self) -> dict[str, list[str]]:
+        """Return what is wrong with templates, by the template's name."""
+        return {}
+
     # Forgetting.
 
     @deferred
@@ -338,7 +349,7 @@ class Templates:
     async def _retire(self, machine: Machine, reason: str) -> None:
         """Take away the names of *machine*, stop it, and remove it; if that must wait, `_look` writes its end."""
         name, vm = machine.vm.name, machine.vm
-        self._retired[name] = vm
+        self._retired[name] = vm, reason
         await self._running.lock.run(self._running.take_names, machine)
         try:
             await self._fleet.dismiss(machine, reason)
@@ -348,7 +359,7 @@ class Templates:
 
     async def _write_off(self) -> None:
         """Remove from the state those that were retired and are gone, and free their addresses."""
-        for name, vm in [one for one in self._retired.items() if one[0] not in self._fleet.machines]:
+        for name, (vm, reason) in [one for one in self._retired.items() if one[0] not in self._fleet.machines]:
             uuid = str(vm.uuid)
             changes = {**vm_changes(uuid, vm_files(vm), {}), origin_path(uuid): None}
             statistics = {f"jitsu/stats/{uuid}": None}
@@ -358,6 +369,7 @@ class Templates:
                 self.log.error("{name}: is gone, but not from the state: {error}", name=name, error=str(error))
                 return
             self._fleet.store.config.merged(changes)
+            self._fleet.journal.forgotten(name, reason)
             self._fleet.cluster.release(name, vm.ip)
             del self._retired[name]
 
@@ -377,6 +389,4 @@ class Templates:
 
     def _last_use(self, machine: Machine) -> float:
         """Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began."""
-        stats = self._fleet.stats.current(machine)
-        known = max(stats.start_ts, stats.stop_ts, stats.last_request_ts, stats.used_ts)
-        return known or self._began
+        return self._fleet.stats.current(machine).last_use_ts or self._began

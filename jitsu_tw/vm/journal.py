@@ -48,7 +48,8 @@ class Event:
     Attributes:
         id: greater than that of any earlier event, also of an earlier process.
         at: when, in seconds since 1970.
-        kind: ``state``, ``activation``, ``refused``, ``hold``, ``release``, ``lost`` or ``connected``.
+        kind: ``state``, ``activation``, ``refused``, ``hold``, ``release``, ``made``, ``forgotten``, ``lost`` or
+            ``connected``.
         vm: the VM's name; empty for an event of a hypervisor.
         facts: the fields of that kind, as JSON has them.
     """
@@ -270,6 +271,14 @@ class Journal:
     def hold(self, vm: str, *, held: bool) -> None:
         """Note that an operator holds a VM, or does not any more."""
         self._note("hold" if held else "release", vm, {})
+
+    def made(self, vm: str, template: str, asker: str) -> None:
+        """Note that *template* has made the VM *vm* for the client *asker*."""
+        self._note("made", vm, {"template": template, "asker": asker})
+
+    def forgotten(self, vm: str, reason: str) -> None:
+        """Note that the VM *vm*, which a template had made, is forgotten, and why."""
+        self._note("forgotten", vm, {"reason": reason})
 
     def backend(self, backend: str, reason: str | None) -> None:
         """Note that a hypervisor is lost, and why, or that it is connected (None)."""

@@ -301,8 +301,9 @@ class EventTests(SynchronousTestCase):
             ("state", {"old": "stopping", "state": "saved"}, WebhookEvent.STOPPED),
             ("state", {"old": "unknown", "state": "off"}, None),
             ("state", {"old": "up", "state": "stopping"}, None),
-            *((kind, {}, WebhookEvent(kind)) for kind in ("refused", "hold", "release", "lost", "connected")),
         )
+        others = ("refused", "hold", "release", "made", "forgotten", "lost", "connected")
+        kinds += tuple((kind, {}, WebhookEvent(kind)) for kind in others)
         for kind, facts, expected in kinds:
             self.assertEqual(expected, webhook_event(Event(1, 0.0, kind, "www", facts)), (kind, facts))
 

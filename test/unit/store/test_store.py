@@ -18,7 +18,18 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.errors import StoreError
 from jitsu_tw.store import git, history
 from jitsu_tw.store.git import GitStore
-from jitsu_tw.store.layout import STATISTICS, NameUse, Stats, in_folder, read_stats, stats_paths, vm_changes, vm_files
+from jitsu_tw.store.layout import (
+    STATISTICS,
+    NameUse,
+    Stats,
+    in_folder,
+    made_at,
+    made_by,
+    read_stats,
+    stats_paths,
+    vm_changes,
+    vm_files,
+)
 from jitsu_tw.store.memory import MemoryStore
 from test.contract import store as contract_store
 from test.support import vm
@@ -173,6 +184,22 @@ class LayoutTests(SynchronousTestCase):
         changes = vm_changes("u", was, {**files, "dns/x/ttl": "5"})
         self.assertEqual({"jitsu/vm/u/ip": "10.0.0.2", "jitsu/vm/u/config/a/0": None, "jitsu/vm/u/dns/x/ttl": "5"},
                          changes)
+
+    def test_made(self) -> None:
+        """The origin of a VM that a template has made has the time of that, to a second; others have none."""
+        self.assertEqual("template site, 2023-11-14T22:13:20Z", made_by("site", 1_700_000_000.9))
+        self.assertEqual(1_700_000_000.0, made_at(made_by("site", 1_700_000_000.9)))
+        for origin in ("template site", "template site, soon", "request/a, 2023-11-14T22:13:20Z", ""):
+            self.assertIsNone(made_at(origin))
+
+    def test_last_use(self) -> None:
+        """A VM was last used when the last of what is known of it happened."""
+        for times in ((7.0, 1.0, 1.0), (1.0, 7.0, 1.0), (1.0, 1.0, 7.0)):
+            start_ts, stop_ts, used_ts = times
+            stats = Stats(start_ts, stop_ts, used_ts=used_ts, dns={"a": NameUse(5.0, 1)})
+            self.assertEqual(7.0, stats.last_use_ts)
+        self.assertEqual(5.0, Stats(start_ts=4.0, dns={"a": NameUse(5.0, 1)}).last_use_ts)
+        self.assertEqual(0.0, Stats().last_use_ts)
 
     def test_stats(self) -> None:
         """Statistics survive being written and read; what is no number is passed over."""

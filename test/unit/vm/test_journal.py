@@ -172,6 +172,16 @@ class JournalTests(SynchronousTestCase):
         world.fleet.journal.hold("www", held=True)
         self.assertGreater(world.fleet.journal.events[-1].id, last)
 
+    def test_made(self) -> None:
+        """That a template has made a VM, and for whom, is among the decisions on it, and that it is forgotten, too."""
+        world = World(vm())
+        events = self.told(world)
+        world.fleet.journal.made("www", "site", "192.0.2.1")
+        world.fleet.journal.forgotten("www", "not used")
+        self.assertEqual([("made", {"template": "site", "asker": "192.0.2.1"}), ("forgotten", {"reason": "not used"})],
+                         [(one.kind, one.facts) for one in events])
+        self.assertEqual(events, list(world.fleet.journal.decisions("www")))
+
     def test_hypervisors(self) -> None:
         """A hypervisor that is lost, and there again, is told, and known."""
         world = World(vm())
