@@ -1,0 +1,139 @@
+"""
+What `jitsuctl doctor` and `jitsuctl check --connect` find of templates: files are looked at, then conclusions drawn.
+
+What the backend finds in a template's definition and disk is among what `jitsuctl check` says (`IBackend.examine`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from jitsu_tw.ctl.diagnosis.findings import NO_NETWORK, Finding, link_of, listed, ok, problem, warning
+from jitsu_tw.errors import ExistenceUnknown
+from jitsu_tw.rules.addresses import size
+from jitsu_tw.settings import Asks
+from jitsu_tw.sync.existence import Listing
+from jitsu_tw.text import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from jitsu_tw.ctl.diagnosis.findings import Link
+    from jitsu_tw.networks import AddressRange
+    from jitsu_tw.settings import VM, Template
+
+#: What a program for an interpreter begins with (execve(2)).
+SCRIPT: Final = b"#!"
+
+
+@attrs.frozen
+class Files:
+    """
+    What was seen of the files of a template.
+
+    Attributes:
+        unusable: why names cannot be looked up, by the path of a list or a program.
+        scripts: the paths of lists that look like programs.
+        layers: the folder in which the layers' directory is, or is to be made, if this user may not write there.
+        qemu_img: whether qemu-img is installed.
+    """
+
+    unusable: Mapping[str, str] = attrs.field(factory=dict)
+    scripts: tuple[str, ...] = ()
+    layers: str = ""
+    qemu_img: bool = True
+
+
+def look(template: Template) -> Files:
+    """Return what there is of the files of *template*. Blocks; runs no program."""
+    unusable, scripts = dict[str, str](), list[str]()
+    for said in template.exists:
+        if said.kind is Asks.PATH:
+            try:
+                listing = Listing(said.text)
+                listing.look()
+                if not listing.is_program and _begins(listing.path, SCRIPT):
+                    scripts.append(said.text)
+            except ExistenceUnknown as error:
+                unusable[said.text] = str(error)
+    if template.disk is None:
+        return Files(unusable, tuple(scripts))
+    folder = template.layers
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    layers = "" if os.access(folder, os.W_OK | os.X_OK) else str(folder)
+    return Files(unusable, tuple(scripts), layers, qemu_img=shutil.which("qemu-img") is not None)
+
+
+def _begins(path: Path, octets: bytes) -> bool:
+    """Return whether the file at *path* begins with *octets*."""
+    with path.open("rb") as file:
+        return file.read(len(octets)) == octets
+
+
+def files(seen: Mapping[str, Files]) -> Iterator[Finding]:
+    """Yield what is wrong with the files of templates, by the template's name."""
+    for name, found in seen.items():
+        for why in found.unusable.values():
+            yield problem(f"{name}: nobody knows which names exist: {why}", "correct exists, or the file")
+        for path in found.scripts:
+            yield warning(f"{name}: {path} looks like a program, but is read as a list", f"chmod +x {path}")
+        if found.layers:
+            yield warning(f"{name}: this user may not write disks in {found.layers}",
+                          "let Jitsu's user write there, or name another directory with layers")  # fmt: skip
+    if lacking := [name for name, found in seen.items() if not found.qemu_img]:
+        yield problem(f"qemu-img, which makes the disks of {listed(lacking)}, is not installed", "install qemu-utils")
+
+
+def pools(
+    templates: Iterable[Template],
+    vms: Iterable[VM],
+    links: Collection[Link],
+    leased: Mapping[str, Collection[AddressRange]],
+) -> Iterator[Finding]:
+    """
+    Yield what there is in the pools of *templates* besides their VMs.
+
+    Args:
+        templates: all of them.
+        vms: those of the configuration.
+        links: the interfaces of this host.
+        leased: the addresses that libvirt's networks give by DHCP, by the network's name.
+    """
+    hosts = [(one.ip, f"this host on {link.name}") for link in links for one in link.addresses]
+    taken = [*hosts, *((address, f"the VM {vm.name}") for vm in vms for address in vm.ip)]
+    for template in templates:
+        overlapping = [
+            f"{network} ({one})"
+            for network, ranges in leased.items()
+            for one in ranges
+            if any(one.overlaps(other) for other in template.pool)
+        ]
+        if overlapping:
+            yield warning(
+                f"{template.name}: libvirt gives addresses of its pool to other VMs by DHCP: {listed(overlapping)}",
+                "let the pool and the DHCP range have no address in common (pool, or virsh net-edit)",
+            )
+        others = [f"{address} ({owner})" for address, owner in taken if any(address in one for one in template.pool)]
+        left_out = f"; left out are those of {listed(others)}" if others else ""
+        yield ok(f"{template.name}: {counted(size(template.pool), 'address')} in its pool{left_out}")
+
+
+def outside(templates: Iterable[Template], links: Collection[Link]) -> Iterator[Finding]:
+    """Yield which *templates*, whose hypervisor is this host, have addresses in no network of it."""
+    ends = [
+        f"{template.name} ({one})"
+        for template in templates
+        for one in template.pool
+        if any(link_of(address, links) is None for address in (one.first, one.last))
+    ]
+    if ends:
+        yield warning(
+            f"no interface of this host has a network with the pool of {listed(ends)}",
+            f"give the VMs' bridge an address of their network, or correct pool: {NO_NETWORK}",
+        )
