@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -21,7 +22,6 @@ from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from jitsu_tw.ctl.diagnosis.findings import Link
     from jitsu_tw.networks import AddressRange
@@ -39,20 +39,25 @@ class Files:
     Attributes:
         unusable: why names cannot be looked up, by the path of a list or a program.
         scripts: the paths of lists that look like programs.
+        labels: those that are names of files beside the configuration, too.
         layers: the folder in which the layers' directory is, or is to be made, if this user may not write there.
         qemu_img: whether qemu-img is installed.
     """
 
     unusable: Mapping[str, str] = attrs.field(factory=dict)
     scripts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     layers: str = ""
     qemu_img: bool = True
 
 
 def look(template: Template) -> Files:
     """Return what there is of the files of *template*. Blocks; runs no program."""
-    unusable, scripts = dict[str, str](), list[str]()
+    unusable, scripts, labels = dict[str, str](), list[str](), list[str]()
+    beside = Path(template.place[0] or "").parent
     for said in template.exists:
+        if said.kind is Asks.PATTERN and (beside / said.text).exists():
+            labels.append(said.text)
         if said.kind is Asks.PATH:
             try:
                 listing = Listing(said.text)
@@ -61,13 +66,14 @@ def look(template: Template) -> Files:
                     scripts.append(said.text)
             except ExistenceUnknown as error:
                 unusable[said.text] = str(error)
+    found = Files(unusable, tuple(scripts), tuple(labels))
     if template.disk is None:
-        return Files(unusable, tuple(scripts))
+        return found
     folder = template.layers
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     layers = "" if os.access(folder, os.W_OK | os.X_OK) else str(folder)
-    return Files(unusable, tuple(scripts), layers, qemu_img=shutil.which("qemu-img") is not None)
+    return attrs.evolve(found, layers=layers, qemu_img=shutil.which("qemu-img") is not None)
 
 
 def _begins(path: Path, octets: bytes) -> bool:
@@ -83,6 +89,9 @@ def files(seen: Mapping[str, Files]) -> Iterator[Finding]:
             yield problem(f"{name}: nobody knows which names exist: {why}", "correct exists, or the file")
         for path in found.scripts:
             yield warning(f"{name}: {path} looks like a program, but is read as a list", f"chmod +x {path}")
+        for label in found.labels:
+            yield warning(f"{name}: {label} is read as a name that exists, and there is a file of that name, too",
+                          f"write ./{label} for the file")  # fmt: skip
         if found.layers:
             yield warning(f"{name}: this user may not write disks in {found.layers}",
                           "let Jitsu's user write there, or name another directory with layers")  # fmt: skip

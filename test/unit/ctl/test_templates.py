@@ -56,6 +56,12 @@ class FilesTests(FindingsTestCase):
         seen = templates.look(site(exists=(self.file("#!/bin/true\n"),)))
         self.check(templates.files({"site": seen}), (Level.WARNING, "looks like a program, but is read as a list"))
 
+    def test_label(self) -> None:
+        """A label that is the name of a file beside the configuration, too, is a warning."""
+        self.file("")
+        one = site(exists=(Existence.parse("names"), Existence.parse("a*")), place=(str(self.folder / "jitsu.yaml"), 3))
+        self.check(templates.files({"site": templates.look(one)}), (Level.WARNING, "names is read as a name"))
+
     def test_disks(self) -> None:
         """Where there are disks, the folder of the layers can be written, or made, and qemu-img is there."""
         self.patch(shutil, "which", lambda _: None)
