@@ -71,12 +71,12 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
 def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
     """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
     decisions = list(fleet.journal.decisions(machine.vm.name))
-    lease = fleet.leases.status(machine)
+    lease, template = fleet.leases.status(machine), fleet.templates.get(machine.vm.template or "")
     return {
         **describe(fleet, machine),
         "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
         "connections": None if lease is None else lease.connections,
-        "configuration": list(configured(machine.vm, fleet.store.config.origin(machine.uuid))),
+        "configuration": list(configured(machine.vm, fleet.store.config.origin(machine.uuid), template)),
         "made_ts": made_at(fleet.store.config.origin(machine.uuid) or ""),
         "forgotten_ts": _forgotten_at(fleet, machine),
         "why": [

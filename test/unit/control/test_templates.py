@@ -162,6 +162,16 @@ class WhyTests(SynchronousTestCase):
         desk = Desk(member("a", layer=Layer(Path("a.qcow2"), Path("base.qcow2"))), templates=(site(),))
         self.assertIn("Its name, its address and its disk are kept", self.why(desk))
 
+    def test_configuration(self) -> None:
+        """What it has from the template is told, and what is its own."""
+        one = member("a", idle=300.0, ttl=30, raw={"name": ("a.site",), "ttl": ("30",)})
+        desk = Desk(one, templates=(site(raw={"pool": ("10.1.0.0/24",), "idle": ("300",), "ttl": ("60",)}),))
+        desk.fleet.store.config.merged({origin_path(desk.machine("a.site").uuid): made_by("site", EPOCH)})
+        found = {one["key"]: one for one in desk.ask("/v1/vms/a.site").value["configuration"]}
+        self.assertEqual({"key": "idle", "value": "300", "from": "the template site"}, found["idle"])
+        self.assertEqual({"key": "ttl", "value": "30", "from": made_by("site", EPOCH)}, found["ttl"])
+        self.assertNotIn("pool", found)
+
     def test_others(self) -> None:
         """Of a VM of the configuration nothing is said."""
         self.assertNotIn("template", " ".join(Desk(vm()).ask("/v1/vms/www").value["why"]))
