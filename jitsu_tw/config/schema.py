@@ -83,8 +83,8 @@ TEMPLATE_KEYS: Final[Mapping[str, Key]] = {
     **{name: key for name, key in keys_of(Template).items() if name not in keys_of(VM)},
 }
 
-#: Those that only a template has.
-OWN_TEMPLATE_KEYS: Final = TEMPLATE_KEYS.keys() - VM_KEYS.keys()
+#: Those that its VMs do not inherit; one of the same name may be a key of VMs (`disk`, of libxl), of another meaning.
+OWN_TEMPLATE_KEYS: Final = keys_of(Template).keys() - keys_of(VM).keys()
 
 #: The backend that a key is for, of the keys that VMs of other backends must not have.
 STRICT: Final[Mapping[str, str]] = {

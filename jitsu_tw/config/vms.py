@@ -110,7 +110,7 @@ def vm_from(raw: RawConfig, settings: Settings) -> VM:
     Raises:
         ConfigError: the place, what is wrong there, and what would be right.
     """
-    is_template = not OWN_TEMPLATE_KEYS.isdisjoint(raw)
+    is_template = not (OWN_TEMPLATE_KEYS - VM_KEYS.keys()).isdisjoint(raw)
     keys = TEMPLATE_KEYS if is_template else VM_KEYS
     for key, ones in raw.items():
         if key not in keys and (key != TEMPLATE or is_template):
@@ -411,7 +411,8 @@ def _check_standin(vm: VM, raw: RawConfig, where: str, _kind: str) -> None:
 
 def _check_backend_keys(_vm: VM, raw: RawConfig, where: str, kind: str) -> None:
     """Refuse keys that only VMs of another backend have."""
-    for key in raw if not STRICT.keys().isdisjoint(raw) else ():
+    own = OWN_TEMPLATE_KEYS if "pool" in raw else frozenset()
+    for key in raw.keys() - own if not STRICT.keys().isdisjoint(raw) else ():
         if STRICT.get(key, kind) != kind:
             raise raw[key][0].wrong(f"{where}{key}", f"is for the backend {STRICT[key]} only")
 

@@ -82,7 +82,7 @@ def _kind_of(keys: Collection[str]) -> Kind:
     """Return what has these *keys*."""
     if TEMPLATE in keys:
         return MADE
-    return VM if OWN_TEMPLATE_KEYS.isdisjoint(keys) else A_TEMPLATE
+    return VM if (OWN_TEMPLATE_KEYS - VM_KEYS.keys()).isdisjoint(keys) else A_TEMPLATE
 
 
 def _no_such_key(key: str, kind: Kind) -> str:
@@ -354,7 +354,9 @@ def _document(name: str, texts: Texts, kind: Kind) -> str:
     backend = texts.get("backend", [""])[0]
     lines.append("\n# What else there is, with an example each:\n")
     for key, declared in sorted(kind.keys.items()):
-        if key not in texts and key not in {"backend", "connect", "uuid"} and STRICT.get(key, backend) == backend:
+        own = kind is A_TEMPLATE and key in OWN_TEMPLATE_KEYS
+        of_backend = own or STRICT.get(key, backend) == backend
+        if key not in texts and key not in {"backend", "connect", "uuid"} and of_backend:
             lines.append(f"{f'# {key}: {_quoted(declared.example)}':<40}  # {declared.doc}\n")
     return "".join(lines)
 

@@ -7,7 +7,6 @@ What the backend finds in a template's definition and disk is among what `jitsuc
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -41,14 +40,12 @@ class Files:
         scripts: the paths of lists that look like programs.
         labels: those that are names of files beside the configuration, too.
         layers: the folder in which the layers' directory is, or is to be made, if this user may not write there.
-        qemu_img: whether qemu-img is installed.
     """
 
     unusable: Mapping[str, str] = attrs.field(factory=dict)
     scripts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     layers: str = ""
-    qemu_img: bool = True
 
 
 def look(template: Template) -> Files:
@@ -72,8 +69,7 @@ def look(template: Template) -> Files:
     folder = template.layers
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    layers = "" if os.access(folder, os.W_OK | os.X_OK) else str(folder)
-    return attrs.evolve(found, layers=layers, qemu_img=shutil.which("qemu-img") is not None)
+    return found if os.access(folder, os.W_OK | os.X_OK) else attrs.evolve(found, layers=str(folder))
 
 
 def _begins(path: Path, octets: bytes) -> bool:
@@ -95,8 +91,6 @@ def files(seen: Mapping[str, Files]) -> Iterator[Finding]:
         if found.layers:
             yield warning(f"{name}: this user may not write disks in {found.layers}",
                           "let Jitsu's user write there, or name another directory with layers")  # fmt: skip
-    if lacking := [name for name, found in seen.items() if not found.qemu_img]:
-        yield problem(f"qemu-img, which makes the disks of {listed(lacking)}, is not installed", "install qemu-utils")
 
 
 def pools(
