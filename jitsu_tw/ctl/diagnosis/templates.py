@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from jitsu_tw.ctl.diagnosis.findings import NO_NETWORK, Finding, link_of, listed, ok, problem, warning
-from jitsu_tw.errors import ExistenceUnknown
 from jitsu_tw.rules.addresses import size
 from jitsu_tw.settings import Asks
-from jitsu_tw.sync.existence import Listing
 from jitsu_tw.text import counted
 
 if TYPE_CHECKING:
@@ -53,16 +51,15 @@ def look(template: Template) -> Files:
     unusable, scripts, labels = dict[str, str](), list[str](), list[str]()
     beside = Path(template.place[0] or "").parent
     for said in template.exists:
-        if said.kind is Asks.PATTERN and (beside / said.text).exists():
+        path = beside / said.text
+        if said.kind is Asks.PATTERN and path.exists():
             labels.append(said.text)
         if said.kind is Asks.PATH:
             try:
-                listing = Listing(said.text)
-                listing.look()
-                if not listing.is_program and _begins(listing.path, SCRIPT):
+                if _is_script(path):
                     scripts.append(said.text)
-            except ExistenceUnknown as error:
-                unusable[said.text] = str(error)
+            except OSError as error:
+                unusable[said.text] = f"{path} cannot be read: {error.strerror}"
     found = Files(unusable, tuple(scripts), tuple(labels))
     if template.disk is None:
         return found
@@ -72,10 +69,17 @@ def look(template: Template) -> Files:
     return found if os.access(folder, os.W_OK | os.X_OK) else attrs.evolve(found, layers=str(folder))
 
 
-def _begins(path: Path, octets: bytes) -> bool:
-    """Return whether the file at *path* begins with *octets*."""
+def _is_script(path: Path) -> bool:
+    """
+    Return whether the file at *path*, which cannot be executed, begins as a program does.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is a folder.
+    """
+    if path.is_file() and os.access(path, os.X_OK):
+        return False
     with path.open("rb") as file:
-        return file.read(len(octets)) == octets
+        return file.read(len(SCRIPT)) == SCRIPT
 
 
 def files(seen: Mapping[str, Files]) -> Iterator[Finding]:

@@ -45,8 +45,11 @@ class FilesTests(FindingsTestCase):
         self.check(templates.files({"site": Files()}))
 
     def test_unusable(self) -> None:
-        """A file that is not there, or has what is no label, is a problem."""
-        for one, why in ((Existence.parse(f"{self.folder}/none"), "No such file"), (self.file("a.b\n"), "names:1:")):
+        """A file that is not there, or a folder, is a problem."""
+        for one, why in (
+            (Existence.parse(f"{self.folder}/none"), "none cannot be read: No such file"),
+            (Existence.parse(f"{self.folder}"), "cannot be read: Is a directory"),
+        ):
             seen = templates.look(site(exists=(one,)))
             self.check(templates.files({"site": seen}), (Level.PROBLEM, "site: nobody knows which names exist: "))
             self.assertIn(why, next(iter(seen.unusable.values())))
