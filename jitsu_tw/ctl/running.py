@@ -255,8 +255,10 @@ def _to_forget(control: Control, template: str, *, also_up: bool) -> list[str]:
     Raises:
         FailedError: there is none.
     """
-    vms = _some(control, (template,))
-    found = [vm["name"] for vm in vms if vm["template"] == template and (also_up or vm["state"] in show.DOWN)]
+    made = [vm for vm in control.ask("GET", "/v1/vms") if vm["template"] == template]
+    if not made:
+        raise FailedError(f"there is no template {template}, or it has no VMs; jitsuctl templates lists all")
+    found = [vm["name"] for vm in made if also_up or vm["state"] in show.DOWN]
     if not found:
         raise FailedError(f"no VM of {template} is down; --all forgets those that are up, too")
     return found

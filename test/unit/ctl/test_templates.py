@@ -90,6 +90,7 @@ class PoolTests(FindingsTestCase):
         leased = {"default": [AddressRange.parse("10.1.0.200-10.1.3.4")], "other": [AddressRange.parse("10.7.0.0/24")]}
         found = list(templates.pools([site()], [], [], leased))
         self.check(found, (Level.WARNING, "by DHCP: default (10.1.0.200-10.1.3.4)"), (Level.OK, "site: 254"))
+        self.assertNotIn("other (", found[0].text)
 
     def test_outside(self) -> None:
         """A pool that no network of this host has is a warning."""
