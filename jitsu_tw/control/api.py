@@ -127,7 +127,10 @@ class Endpoint(Guarded):
     def _machine(self, name: str) -> Machine:
         machine = self._fleet.machines.get(name)
         if machine is None:
-            raise RefusalError(HTTPStatus.NOT_FOUND, "no VM of that name; jitsuctl status lists all")
+            why = "no VM of that name; jitsuctl status lists all"
+            if name in self._fleet.templates:
+                why = "a template, no VM; jitsuctl templates shows it"
+            raise RefusalError(HTTPStatus.NOT_FOUND, why)
         return machine
 
     def _member(self, what: str, name: str) -> str:

@@ -48,6 +48,24 @@ class ListTests(SynchronousTestCase):
         free = {one["name"]: one["pool"]["free"] for one in desk.ask("/v1/templates").value}
         self.assertEqual({"site": 253, "shop": 253}.items(), free.items() - {("six", free["six"])})
 
+    def test_described(self) -> None:
+        """The description of the endpoint has each of its fields, and of a VM's."""
+        desk = Desk(member("a"), templates=(site(),))
+        schemas = desk.ask("/v1/openapi.json").value["components"]["schemas"]
+        (one,) = desk.ask("/v1/templates").value
+        for value, schema in (
+            (one, schemas["Template"]), (one["counts"], schemas["Template"]["properties"]["counts"]),
+            (one["pool"], schemas["Template"]["properties"]["pool"]), (desk.ask("/v1/vms").value[0], schemas["VM"]),
+        ):  # fmt: skip
+            self.assertEqual(value.keys(), schema["properties"].keys())
+            self.assertEqual(value.keys(), set(schema["required"]))
+
+    def test_no_vm(self) -> None:
+        """A template is no VM that could be started."""
+        answer = Desk(templates=(site(),)).post("/v1/vms/site/start")
+        self.assertEqual(404, answer.status)
+        self.assertEqual({"error": "a template, no VM; jitsuctl templates shows it"}, answer.value)
+
     def test_none(self) -> None:
         """Without templates the list is empty."""
         self.assertEqual([], Desk(vm()).ask("/v1/templates").value)
