@@ -242,6 +242,22 @@ class CheckTests(ControlTestCase):
         self.assertEqual(
             {"ok": True, "vms": 3, "templates": 0, "names": 3, "zones": ["jitsu.test"], "warnings": []}, said
         )
+        template = '  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, exists: "*"}\n'
+        run = self.check(f"persistdb: state.git\n{VMS}templates:\n{template}", "--zone", "jitsu.zone")
+        self.assertEqual((0, "OK: 3 VMs, 3 names, 1 template, zones jitsu.test\n"), (run.exit_code, run.output))
+
+    def test_template(self) -> None:
+        """What the backend has to say of the VMs of a template is told once, with the name of the template."""
+        xml = "<domain type='kvm'><name>${name}</name><os><type>hvm</type><kernel>/k</kernel></os></domain>"
+        (self.folder / "site.xml").write_text(xml)
+        run = self.check(
+            'persistdb: state.git\ntemplates:\n  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, '
+            'exists: "*", backend: libvirt, connect: "qemu:///system", define: site.xml}\n'
+        )
+        self.assertEqual(0, run.exit_code, run.output)
+        warnings = [line for line in run.output.splitlines() if line.startswith("warning: ")]
+        self.assertIn("warning: site: nothing ends QEMU when its guest exits", run.output)
+        self.assertTrue(all(line.startswith("warning: site: ") for line in warnings), run.output)
 
     def test_bad(self) -> None:
         """A mistake is the line that Jitsu would end with, and exit status 1; as JSON too."""

@@ -589,11 +589,14 @@ class DashboardTests(ProcessTestCase):
             self.addCleanup(narrow.quit)
             wide, DashboardTests.driver = self.page, narrow
             try:
-                for configuration, rows in ((NONE, 0), (VMS, 4), (MANY, 25)):
+                for configuration, rows in ((NONE, 0), (VMS, 4), (SITES, 5), (MANY, 25)):
                     self.serve_anew(configuration)
-                    if rows:
+                    if configuration is SITES:
+                        self.ask("a.sites.jitsu.test")
+                        self.ask(f"{'b' * 63}.sites.jitsu.test")
+                    elif rows:
                         self.post(f"/v1/vms/{'www' if rows == 4 else 'vm0'}/start")
-                    self.open(rows)
+                    self.open(rows, "#open=site" if configuration is SITES else "")
                     self.until(functools.partial(self.is_shown, "#summary" if rows else "#empty"))
                     self.keep(f"phone-{rows}-{'dark' if dark else 'light'}")
                     self.assertEqual(PHONE[0], narrow.execute_script("return document.documentElement.scrollWidth"))
