@@ -142,7 +142,7 @@ def _why_made(fleet: Fleet, machine: Machine, decisions: list[Event], now: float
     if template is None:
         return
     made = made_at(fleet.store.config.origin(machine.uuid) or "")
-    asker = next((f" for {one.facts['asker']}" for one in decisions if one.kind == "made"), "")
+    asker = next((f" for {one.facts['asker']}" for one in reversed(decisions) if one.kind == "made"), "")
     yield f"The template {template.name} made it{asker}{'' if made is None else f', {duration(now - made)} ago'}."
     parts = ["its name", "its address", *(["its disk"] if machine.vm.layer is not None else [])]
     what = f"{', '.join(parts[:-1])} and {parts[-1]}"

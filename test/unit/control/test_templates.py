@@ -152,6 +152,8 @@ class WhyTests(SynchronousTestCase):
         desk.fleet.journal.made("a.site", "site", "192.0.2.7")
         self.assertIn("The template site made it for 192.0.2.7, 20 s ago.", self.why(desk))
         self.assertEqual(EPOCH + 980, desk.ask("/v1/vms/a.site").value["made_ts"])
+        desk.fleet.journal.made("a.site", "site", "192.0.2.8")
+        self.assertIn("The template site made it for 192.0.2.8, 20 s ago.", self.why(desk), "made anew")
         self.assertIn("The template site made it.", self.why(self.desk("template site")))
 
     def test_kept(self) -> None:
