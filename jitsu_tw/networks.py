@@ -140,6 +140,10 @@ class AddressRange:
         """Return it as `parse` takes it."""
         return f"{self.first}-{self.last}"
 
+    def overlaps(self, other: AddressRange) -> bool:
+        """Return whether it has an address in common with *other*."""
+        return other.first in self or self.first in other
+
 
 class Networks:
     """

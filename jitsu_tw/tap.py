@@ -221,7 +221,7 @@ class JitsuService(Service):
         )
         self._site = Endpoint(
             self.fleet, self.reload, settings.control_token, reactor, problems=self._problems, served=self._served,
-            counters=warm.counters, reload_zone=self.reload_zone,
+            counters=warm.counters, reload_zone=self.reload_zone, templates=self._templates,
         )  # fmt: skip
         self._listeners = Listeners(settings, self._server, self._site, GuestSite(self.fleet, reactor), reactor)
 

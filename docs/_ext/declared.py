@@ -16,7 +16,17 @@ import yaml
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
-from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, HOST_KEYS, INHERITED, KEYS, VM_KEYS
+from jitsu_tw.backends.definition import PLACEHOLDERS
+from jitsu_tw.config.schema import (
+    BACKEND_KEYS,
+    CLUSTER_KEYS,
+    HOST_KEYS,
+    INHERITED,
+    KEYS,
+    OWN_TEMPLATE_KEYS,
+    TEMPLATE_KEYS,
+    VM_KEYS,
+)
 from jitsu_tw.readiness import READINESS
 from jitsu_tw.tap import Options
 from synjitsu_tw.tap import Options as SynjitsuOptions
@@ -42,6 +52,7 @@ def declared() -> dict[str, tuple[Key, str]]:
     return {
         **{name: (key, "inherited" if name in INHERITED else "top") for name, key in KEYS.items()},
         **{f"vms.{name}" if name in KEYS else name: (key, "vms") for name, key in own.items()},
+        **{f"templates.{name}": (key, "templates") for name, key in TEMPLATE_KEYS.items() if name in OWN_TEMPLATE_KEYS},
         **{f"cluster.{name}": (key, "cluster") for name, key in CLUSTER_KEYS.items()},
         **{f"hosts.{name}": (key, "hosts") for name, key in HOST_KEYS.items()},
     }
@@ -58,6 +69,11 @@ def kind_of(key: Key) -> str:
 def backends_of(name: str) -> list[str]:
     """Return the backends that declare a key."""
     return [backend for backend, keys in BACKEND_KEYS.items() if name in keys]
+
+
+def not_of_template(name: str) -> str:
+    """Return what is to be said of a key of VMs that a template has not; empty for one that it has."""
+    return "" if name.rpartition(".")[2] in TEMPLATE_KEYS else ", not a template"
 
 
 def branch_of(key: Key) -> str:
@@ -84,7 +100,8 @@ def entry(name: str, key: Key, group: str, prose: str) -> str:
     facts["Place"] = {
         "top": "top",
         "inherited": "top, for all VMs, or one VM",
-        "vms": f"a VM of the backend {backends}" if backends and name != "mac" else "a VM",
+        "vms": (f"a VM of the backend {backends}" if backends and name != "mac" else "a VM") + not_of_template(name),
+        "templates": "an item of `templates`",
         "cluster": "the group `cluster`",
         "hosts": "an item of `hosts`",
     }[group] + branch_of(key)
@@ -145,6 +162,16 @@ class OtherSettings(Declared):
         seen.update(found)
         head = "**Further keys.**\n\n" if found and "all" in wanted else ""
         return head + "\n".join(entry(name, key, group, "") for name, (key, group) in found.items())
+
+
+class Placeholders(Declared):
+    """What stands for the values of a VM in the file that defines the VMs of a template."""
+
+    def markdown(self) -> str:
+        """Return a table of the placeholders."""
+        rows = ["| placeholder | stands for |", "| --- | --- |"]
+        rows += [f"| `${{{name}}}` | {meaning} |" for name, meaning in PLACEHOLDERS.items()]
+        return "\n".join(rows)
 
 
 class TwistdOptions(Declared):
@@ -259,9 +286,10 @@ class MetricsTable(Declared):
     def markdown(self) -> str:
         """Return a table of names, types, labels and help texts."""
         from test.support import vm  # noqa: PLC0415
-        from test.support.control import Desk  # noqa: PLC0415
+        from test.support.control import Desk, site  # noqa: PLC0415
 
-        functions = {path: function for _, path, function in Desk(vm()).endpoint.routes}
+        desk = Desk(vm(), templates=(site(),))
+        functions = {path: function for _, path, function in desk.endpoint.routes}
         metrics: Any = getattr(functions["/metrics"], "__self__", None)
         metrics._collector.synjitsu = {"configured": True, "error": None, "standins": [], "counters": {}}  # noqa: SLF001
         declared_labels = {
@@ -320,6 +348,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
     app.add_object_type("key", "key", "configuration key; %s", parse_key)
     for name, directive in (("setting", Setting), ("other-settings", OtherSettings), ("metrics", MetricsTable),
+                            ("placeholders", Placeholders),
                             ("twistd-options", TwistdOptions), ("http-api", HttpApi),
                             ("log-messages", LogMessages)):  # fmt: skip
         app.add_directive(name, directive)

@@ -164,16 +164,16 @@ def read_file(path: Path) -> File:
     return file
 
 
-def read_vm(text: str, path: Path) -> RawConfig:
+def read_vm(text: str, path: Path, keys: Mapping[str, Key] = VM_KEYS) -> RawConfig:
     """
-    Return the raw configuration of one VM in YAML.
+    Return the raw configuration of one VM in YAML, or of what else has these *keys*.
 
     Raises:
         ConfigError: it is none, or has keys that do not exist.
     """
     root, raw, mistakes = _compose(text, path), RawConfig(), Mistakes()
     if root is not None:
-        raw = _raw(_mapping(root, str(path), "", mistakes), _Source(str(path)), VM_KEYS, "", mistakes)
+        raw = _raw(_mapping(root, str(path), "", mistakes), _Source(str(path)), keys, "", mistakes)
     mistakes.end()
     return raw
 

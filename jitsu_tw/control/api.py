@@ -20,6 +20,7 @@ from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import file_routes
 from jitsu_tw.control.metrics import Metrics
 from jitsu_tw.control.routes import RefusalError, Rows, argument, arguments, number
+from jitsu_tw.control.templates import NoTemplates, statuses, template_problems
 from jitsu_tw.control.web import Guarded
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.lifecycle import State
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 
     from jitsu_tw.control.routes import Route
     from jitsu_tw.dns.counters import Counters
+    from jitsu_tw.ijitsu import ITemplateControl
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
 
 
-#: The most problems of VMs that `healthz` lists; there may be as many as VMs.
+#: The most problems of VMs, and of templates, that `healthz` lists; there may be as many as VMs.
 MOST_PROBLEMS: Final = 20
 
 #: The most VMs that a client may ask for by their names at once.
@@ -63,6 +65,7 @@ class Endpoint(Guarded):
         *,
         counters: Counters,
         reload_zone: Callable[[str], Coroutine[Any, Any, None]],
+        templates: ITemplateControl | None = None,
     ) -> None:
         """
         Build the table.
@@ -77,15 +80,17 @@ class Endpoint(Guarded):
             served: returns the zones and the addresses, as ``/v1/about`` has them.
             counters: of the DNS server's responses.
             reload_zone: reads one zone anew.
+            templates: sees and steers the templates; None where there is no state, and so no template.
         """
         if reactor is None:
             from twisted.internet import reactor  # noqa: PLC0415
         self._fleet, self._wall, self._problems = fleet, wall, problems
         self._reload, self._reload_zone = reload, reload_zone
         self._began, self._served = wall(), served
+        self._templates = templates or NoTemplates()
         self.routes: tuple[Route, ...] = (
             *file_routes(),
-            ("GET", "/metrics", Metrics(fleet, counters).show),
+            ("GET", "/metrics", Metrics(fleet, counters, self._templates).show),
             ("GET", "/healthz", self._health),
             ("GET", "/v1/about", self._about),
             ("GET", "/v1/vms", self._vms),
@@ -95,6 +100,8 @@ class Endpoint(Guarded):
             ("POST", "/v1/vms/{vm}/hold", partial(self._do, fleet.operator.hold)),
             ("POST", "/v1/vms/{vm}/release", partial(self._do, fleet.operator.release)),
             ("POST", "/v1/vms/{vm}/move", self._move),
+            ("POST", "/v1/vms/{vm}/forget", self._forget),
+            ("GET", "/v1/templates", self._list_templates),
             ("GET", "/v1/nodes", lambda _: nodes(fleet)),
             ("POST", "/v1/nodes/{node}/drain", partial(self._drain, "nodes")),
             ("POST", "/v1/nodes/{node}/undrain", partial(self._drain, "nodes", undo=True)),
@@ -120,7 +127,10 @@ class Endpoint(Guarded):
     def _machine(self, name: str) -> Machine:
         machine = self._fleet.machines.get(name)
         if machine is None:
-            raise RefusalError(HTTPStatus.NOT_FOUND, "no VM of that name; jitsuctl status lists all")
+            why = "no VM of that name; jitsuctl status lists all"
+            if name in self._fleet.templates:
+                why = "a template, no VM; jitsuctl templates shows it"
+            raise RefusalError(HTTPStatus.NOT_FOUND, why)
         return machine
 
     def _member(self, what: str, name: str) -> str:
@@ -145,6 +155,7 @@ class Endpoint(Guarded):
             problems.append(f"nothing new is started here: {fleet.cluster.problem}")
         if not fleet.store.is_written:
             problems.append("the state is not written, only remembered")
+        problems += islice(template_problems(fleet, self._templates), MOST_PROBLEMS)
         problems += islice(fleet.context.problems.degrading(), MOST_PROBLEMS)
         return {"status": "degraded" if problems else "ok", "problems": problems}
 
@@ -159,6 +170,10 @@ class Endpoint(Guarded):
 
     def _vm(self, _: Request, machine: Machine) -> dict[str, Any]:
         return explain(self._fleet, machine, self._wall())
+
+    def _list_templates(self, _: Request) -> list[dict[str, Any]]:
+        """List the templates."""
+        return [one.as_json() for one in statuses(self._fleet, self._templates)]
 
     def _activations(self, request: Request) -> list[Any]:
         """List the last activations, newest first: of one ``vm``, or of all; at most ``last``."""
@@ -190,6 +205,11 @@ class Endpoint(Guarded):
             raise RefusalError(HTTPStatus.BAD_REQUEST, "say where to: ?host=NAME")
         await self._fleet.cluster.move(machine, host)
         return describe(self._fleet, machine)
+
+    async def _forget(self, _: Request, machine: Machine) -> dict[str, Any]:
+        """Forget a VM that a template has made; it is no more then."""
+        await self._templates.forget(machine.vm.name)
+        return {"forgotten": True}
 
     async def _drain(self, what: str, _: Request, name: str, *, undo: bool = False) -> list[dict[str, Any]]:
         """Take the node or the host *name* out of service, or back; return all nodes or hosts."""

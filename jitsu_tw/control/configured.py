@@ -23,7 +23,7 @@ _DEFAULTS: Final = {
 }
 
 
-def configured(vm: VM, origin: str | None) -> Iterator[dict[str, str | None]]:
+def configured(vm: VM, origin: str | None, template: VM | None = None) -> Iterator[dict[str, str | None]]:
     """
     Yield each key of *vm* that is set, with its value as text and where it is from.
 
@@ -32,7 +32,8 @@ def configured(vm: VM, origin: str | None) -> Iterator[dict[str, str | None]]:
 
     Args:
         vm: the settings.
-        origin: the request that the VM is from as it is now; None if it is as the file says.
+        origin: the request or the template that the VM is from as it is now; None if it is as the file says.
+        template: that has made it; None for none.
     """
     path, line = vm.place
     elsewhere = "inherited, or made of other keys" if vm.raw else None
@@ -41,6 +42,8 @@ def configured(vm: VM, origin: str | None) -> Iterator[dict[str, str | None]]:
         value = _value(vm, key)
         if key in vm.raw:
             yield {"key": key, "value": ", ".join(vm.raw[key]), "from": place}
+        elif template is not None and key in template.raw:
+            yield {"key": key, "value": _text(value), "from": f"the template {template.name}"}
         elif value not in (None, "", _DEFAULTS.get(key)):
             yield {"key": key, "value": _text(value), "from": elsewhere}
 

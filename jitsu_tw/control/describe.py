@@ -14,7 +14,8 @@ from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import JitsuError
 from jitsu_tw.rules.keep import Why
 from jitsu_tw.rules.life import SLOW_START, start_call
-from jitsu_tw.rules.lifecycle import PREPARES, STOPS, State
+from jitsu_tw.rules.lifecycle import DOWN, PREPARES, STOPS, State
+from jitsu_tw.store.layout import made_at
 from jitsu_tw.vm.journal import milliseconds
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
         "idle": vm.idle,
         "held": fleet.leases.wakeups.is_held(vm.name),
         "needed": machine.state is State.UP and fleet.dependencies.is_needed(machine),
+        "template": vm.template,
         "origin": fleet.store.config.origin(machine.uuid),
         "names": [to_text(name) for name in vm.dns],
         "addresses": [str(address) for address in vm.ip],
@@ -69,13 +71,17 @@ def describe(fleet: Fleet, machine: Machine) -> dict[str, Any]:
 def explain(fleet: Fleet, machine: Machine, now: float) -> dict[str, Any]:
     """Return a VM with why it is up or down: in words, and the last decisions. *now* is in seconds since 1970."""
     decisions = list(fleet.journal.decisions(machine.vm.name))
-    lease = fleet.leases.status(machine)
+    lease, template = fleet.leases.status(machine), fleet.templates.get(machine.vm.template or "")
     return {
         **describe(fleet, machine),
         "uses": {} if lease is None else {kind.name.lower(): ago for kind, ago in lease.uses.items()},
         "connections": None if lease is None else lease.connections,
-        "configuration": list(configured(machine.vm, fleet.store.config.origin(machine.uuid))),
-        "why": [*_why(fleet, machine, decisions, now), *_slow_start(machine)],
+        "configuration": list(configured(machine.vm, fleet.store.config.origin(machine.uuid), template)),
+        "made_ts": made_at(fleet.store.config.origin(machine.uuid) or ""),
+        "forgotten_ts": _forgotten_at(fleet, machine),
+        "why": [
+            *_why(fleet, machine, decisions, now), *_why_made(fleet, machine, decisions, now), *_slow_start(machine),
+        ],
         "decisions": [one.as_json() for one in decisions],
         "activations": [one.as_json() for one in fleet.journal.last_activations(machine.vm.name, 5)],
     }
@@ -116,6 +122,37 @@ def _why(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> 
                 f"A start was refused to {refusal.network} {times}, last {duration(now - refusal.last)} ago: "
                 f"{refusal.reason}."
             )
+
+
+def _forgotten_at(fleet: Fleet, machine: Machine) -> float | None:
+    """
+    Return when *machine*, which a template has made, is forgotten if nobody uses it, in seconds since 1970.
+
+    None for never, while it is not down, and if its last use is not known.
+    """
+    template = fleet.templates.get(machine.vm.template or "")
+    last = fleet.stats.current(machine).last_use_ts
+    is_due = template is not None and template.forget_after and last and machine.state in DOWN
+    return last + template.forget_after if template is not None and is_due else None
+
+
+def _why_made(fleet: Fleet, machine: Machine, decisions: list[Event], now: float) -> Iterator[str]:
+    """Yield for whom a template has made *machine*, and until when it is kept; nothing for another VM."""
+    template = fleet.templates.get(machine.vm.template or "")
+    if template is None:
+        return
+    made = made_at(fleet.store.config.origin(machine.uuid) or "")
+    asker = next((f" for {one.facts['asker']}" for one in reversed(decisions) if one.kind == "made"), "")
+    yield f"The template {template.name} made it{asker}{'' if made is None else f', {duration(now - made)} ago'}."
+    parts = ["its name", "its address", *(["its disk"] if machine.vm.layer is not None else [])]
+    what = f"{', '.join(parts[:-1])} and {parts[-1]}"
+    until = _forgotten_at(fleet, machine)
+    if not template.forget_after:
+        yield _sentence(f"{what} are kept until an operator forgets it: jitsuctl forget {machine.vm.name}")
+    elif until is None:
+        yield _sentence(f"{what} are kept until {duration(template.forget_after)} after its last use (forget_after)")
+    else:
+        yield _sentence(f"{what} are given up in {duration(until - now)} if nobody uses it (forget_after)")
 
 
 def _sentence(words: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jitsu_tw.control.routes import Route
 
 #: The modules of the dashboard's program.
-SCRIPTS: Final = ("dashboard", "view", "server", "place", "table", "actions", "details", "panels")
+SCRIPTS: Final = ("dashboard", "view", "server", "place", "table", "actions", "details", "panels", "groups")
 
 #: The dashboard's files, and their types.
 PAGE: Final = {

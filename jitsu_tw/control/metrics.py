@@ -20,21 +20,24 @@ from jitsu_tw import __version__
 from jitsu_tw.control.describe import hosts, nodes, standins
 from jitsu_tw.control.responses import ResponseCollector
 from jitsu_tw.control.routes import header
+from jitsu_tw.control.templates import statuses
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.policy import Verdict
 from jitsu_tw.vm.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
     from twisted.web.server import Request
 
     from jitsu_tw.dns.counters import Counters
+    from jitsu_tw.ijitsu import ITemplateControl
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
 
-#: The most VMs with metrics of their own, the first of the configuration: each costs four series.
+#: The most VMs with metrics of their own, the first of the configuration: each costs four series. The VMs of templates
+#: have none, whose series would come and go with them; and the most templates: each costs some thirty.
 MOST_LABELLED: Final = 200
 
 #: In seconds: from a guest that is resumed to one that boots from a slow disk.
@@ -52,9 +55,9 @@ class FleetCollector(Collector):
         synjitsu: what Synjitsu answered last (`describe.standins`).
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        """Read the metrics from *fleet*."""
-        self._fleet = fleet
+    def __init__(self, fleet: Fleet, templates: ITemplateControl) -> None:
+        """Read the metrics from *fleet* and its *templates*."""
+        self._fleet, self._templates = fleet, templates
         self.synjitsu: dict[str, Any] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -92,10 +95,12 @@ class FleetCollector(Collector):
         yield counter("jitsu_activations", "Ways from stopped to ready, by how they ended.", outcomes, "outcome")
         yield counter("jitsu_retries", "Starts that were tried once more by themselves.", {"": totals.retries}, "")
         yield from by_vm
+        yield from self._by_template()
         yield from self._synjitsu()
 
     def _by_vm(self) -> Iterator[Metric]:
-        fleet, some = self._fleet, list(islice(self._fleet.machines.values(), MOST_LABELLED))
+        fleet, of_file = self._fleet, (one for one in self._fleet.machines.values() if one.vm.template is None)
+        some = list(islice(of_file, MOST_LABELLED))
         stats = {machine.vm.name: fleet.stats.current(machine) for machine in some}
         up = {machine.vm.name: int(machine.state is State.UP) for machine in some}
         yield gauge("jitsu_vm_up", "Whether the VM is up.", up, "vm")
@@ -105,6 +110,29 @@ class FleetCollector(Collector):
         yield counter("jitsu_vm_starts", "Starts of the VM, those that the state remembers among them.", starts, "vm")
         asked = {name: one.total_requests for name, one in stats.items()}
         yield counter("jitsu_vm_requests", "Questions for the VM, counted likewise.", asked, "vm")
+
+    def _by_template(self) -> Iterator[Metric]:
+        some = list(islice(statuses(self._fleet, self._templates), MOST_LABELLED))
+        by_state = Counter({(one.template.name, state): 0 for one in some for state in {each.shown for each in State}})
+        for one in some:
+            for state, number in one.states.items():
+                by_state[one.template.name, state.shown] += number
+        yield labelled(GaugeMetricFamily, "jitsu_template_vms", "VMs of a template, by state.", by_state, "state")
+        free = {(one.template.name,): one.free for one in some}
+        yield labelled(GaugeMetricFamily, "jitsu_template_addresses_free", "Addresses for new VMs of a template.", free)
+        for what, help_ in (
+            ("made", "VMs that a template has made."),
+            ("failed", "VMs of a template that could not be made, or whose first start has failed."),
+            ("forgotten", "VMs of a template that are forgotten."),
+        ):
+            done = {(one.template.name,): getattr(one.counts, what) for one in some}
+            yield labelled(CounterMetricFamily, f"jitsu_template_{what}", help_, done)
+        refused = {(one.template.name, why): times for one in some for why, times in one.counts.refused.items()}
+        help_ = "VMs of a template that were not made because of a limit, by the limit."
+        yield labelled(CounterMetricFamily, "jitsu_template_refused", help_, refused, "reason")
+        asked = {(one.template.name, answer): times for one in some for answer, times in one.counts.asked.items()}
+        help_ = "Questions for names of a template that have no VM, by whether the name exists."
+        yield labelled(CounterMetricFamily, "jitsu_template_asked", help_, asked, "answer")
 
     def _synjitsu(self) -> Iterator[Metric]:
         status = self.synjitsu
@@ -128,6 +156,14 @@ def counter(name: str, help_: str, values: dict[str, int] | dict[str, float], la
     return _family(CounterMetricFamily(name, help_, labels=[label]), values)
 
 
+def labelled(kind: Any, name: str, help_: str, values: Mapping[Any, float], label: str = "") -> Metric:
+    """Return a family of that *kind* whose *values* are those of templates, and of *label* if there is one."""
+    family: Metric = kind(name, help_, labels=["template", *filter(None, [label])])
+    for labels, value in values.items():
+        family.add_metric(labels, value)  # type: ignore[attr-defined]
+    return family
+
+
 def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
     for label, value in values.items():
         family.add_metric([label] if label else [], value)
@@ -138,12 +174,12 @@ def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
 class Metrics:
     """``/metrics``."""
 
-    def __init__(self, fleet: Fleet, counters: Counters) -> None:
-        """Count what happens in *fleet* from now on; the responses are in *counters*."""
+    def __init__(self, fleet: Fleet, counters: Counters, templates: ITemplateControl) -> None:
+        """Count what happens in *fleet* from now on; the responses are in *counters*, *templates* in their control."""
         self._fleet = fleet
         disable_created_metrics()  # gauges of their own for when the process began
         self._registry = CollectorRegistry()
-        self._collector = FleetCollector(fleet)
+        self._collector = FleetCollector(fleet, templates)
         self._registry.register(self._collector)  # first: it gathers the uses of warm answers
         self._registry.register(ResponseCollector(counters))
         ProcessCollector(registry=self._registry)

@@ -74,14 +74,33 @@ def prints(text: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Callab
     return printing
 
 
-def _names(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
-    """Return the names of VMs that a shell may complete."""
+def _completed(context: click.Context, begin: str, path: str, wanted: Callable[[Any], Any]) -> list[str]:
+    """Return the names of what the endpoint lists at *path* that a shell may complete, of those that are *wanted*."""
     with contextlib.suppress(click.ClickException, *STRANGE):
         control = control_of(context, patience=COMPLETE_IN)
-        names = [vm["name"] for vm in control.ask("GET", "/v1/vms")]
+        names = [one["name"] for one in control.ask("GET", path) if wanted(one)]
         return [name for name in names if name.startswith(begin) and printable(name) == name]
     return []
 
 
-#: The argument of a command that is a VM's name.
-vm_name = click.argument("name", shell_complete=_names)
+def _complete_vms(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
+    return _completed(context, begin, "/v1/vms", lambda _: True)
+
+
+def _complete_made(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
+    return _completed(context, begin, "/v1/vms", lambda vm: vm["template"] is not None)
+
+
+def complete_templates(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
+    """Return the names of templates that a shell may complete."""
+    return _completed(context, begin, "/v1/templates", lambda _: True)
+
+
+def _complete_both(context: click.Context, parameter: click.Parameter, begin: str) -> list[str]:
+    return [*complete_templates(context, parameter, begin), *_complete_vms(context, parameter, begin)]
+
+
+#: The argument of a command that is a VM's name; that are names of VMs or templates; and of VMs of templates.
+vm_name = click.argument("name", shell_complete=_complete_vms)
+vm_names = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_both)
+made_names = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_made)

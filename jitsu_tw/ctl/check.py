@@ -13,6 +13,7 @@ import click
 from twisted.python.usage import UsageError
 
 from jitsu_tw.backends import backends_for
+from jitsu_tw.config.vms import example
 from jitsu_tw.ctl import show
 from jitsu_tw.ctl.show import FailedError, as_json_option
 from jitsu_tw.dns.wire import to_text
@@ -52,13 +53,17 @@ def summary(settings: Settings, zones: Zones) -> dict[str, Any]:
     Return what there is in a configuration that Jitsu could start with, and its doubtful lines.
 
     Raises:
-        JitsuError: a VM can never work as it is configured.
+        JitsuError: a VM, or one that a template would make, can never work as it is configured.
     """
-    backends = backends_for(settings.vms, settings.hosts)
-    advice = [f"{vm.name}: {line}" for vm in settings.vms for line in backends[vm.backend, vm.connect].examine(vm)]
+    vms = (*settings.vms, *map(example, settings.templates))
+    backends = backends_for(vms, settings.hosts)
+    advice = [
+        f"{vm.template or vm.name}: {line}" for vm in vms for line in backends[vm.backend, vm.connect].examine(vm)
+    ]
     return {
         "ok": True,
         "vms": len(settings.vms),
+        "templates": len(settings.templates),
         "names": sum(len(vm.dns) for vm in settings.vms),
         "zones": [to_text(zone.key) for zone in zones],
         "warnings": [*(str(warning) for zone in zones for warning in zone.warnings), *advice],
@@ -102,6 +107,8 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
         for row in rows:
             row.say()
         if result["ok"]:
-            count = f"{counted(result['vms'], 'VM')}, {counted(result['names'], 'name')}"
-            show.say(f"OK: {count}, zones {', '.join(result['zones'])}")
+            counts = [counted(result["vms"], "VM"), counted(result["names"], "name")]
+            if result["templates"]:
+                counts.append(counted(result["templates"], "template"))
+            show.say(f"OK: {', '.join(counts)}, zones {', '.join(result['zones'])}")
     raise SystemExit(0 if result["ok"] else 1)

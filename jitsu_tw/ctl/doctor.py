@@ -64,7 +64,8 @@ def _configuration(file: Path | None) -> tuple[Context, list[Finding]]:
         warnings = summary(settings, zones)["warnings"]
     except JitsuError as error:
         return Context(Settings()), [findings.problem(line, "") for line in str(error).splitlines()]
-    usable = findings.ok(f"{file} can be used: {counted(len(settings.vms), 'VM')}")
+    templates = f", {counted(len(settings.templates), 'template')}" if settings.templates else ""
+    usable = findings.ok(f"{file} can be used: {counted(len(settings.vms), 'VM')}{templates}")
     found = [usable, *findings.merged(map(_warning, warnings))]
     return Context(settings, zones), found
 

@@ -1,5 +1,5 @@
 """
-jitsuctl's commands that change VMs by their names.
+jitsuctl's commands that change VMs and templates by their names.
 
 Each is a request, as anybody can push one with git: a commit on the state's last one, which the running Jitsu merges or
 rejects with the reason. So it is in the history, and can be undone by ``jitsuctl revert``.
@@ -12,31 +12,60 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import click
 import pygit2
 
-from jitsu_tw.config.schema import STRICT, VM_KEYS
+from jitsu_tw.config.schema import OWN_TEMPLATE_KEYS, STRICT, TEMPLATE_KEYS, VM_KEYS
 from jitsu_tw.config.source import COMMAND_LINE, RawValue, read_vm
+from jitsu_tw.config.vms import TEMPLATE
 from jitsu_tw.ctl import show
 from jitsu_tw.ctl.history import ask, commit_at, opened, state_option, who_is, with_vms
 from jitsu_tw.ctl.show import FailedError, NoAnswerError
 from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.parsers import near
+from jitsu_tw.settings import Asks, Existence
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.history import MAIN
 from jitsu_tw.store.layout import NAME, UNKNOWN, came, files_of, in_folder, label, origin_path, sayings
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from jitsu_tw.config.source import RawConfig
+    from jitsu_tw.keys import Key
 
-#: The texts of a VM's values, by key.
+#: The texts of the values of a VM or a template, by key.
 Texts = dict[str, list[str]]
 
-#: The keys that each VM has.
-REQUIRED: Final = ("dns", "ip", "name")
+
+@attrs.frozen
+class Kind:
+    """
+    What has a folder in the state.
+
+    Attributes:
+        word: what it is called.
+        required: the keys that each of them has.
+        keys: all keys that it may have.
+    """
+
+    word: str
+    required: tuple[str, ...]
+    keys: Mapping[str, Key]
+
+
+VM: Final = Kind("VM", ("dns", "ip", "name"), VM_KEYS)
+A_TEMPLATE: Final = Kind("template", ("dns", "exists", "name", "pool"), TEMPLATE_KEYS)
+
+#: What a VM that a template has made has besides its own keys: the names are made of those of the template.
+_MADE: Final = frozenset({"dns", TEMPLATE})
+
+#: A VM that a template has made: what it does not have itself is the template's.
+MADE: Final = Kind(
+    "VM of a template", ("ip", "name"), {name: key for name, key in VM_KEYS.items() if name not in _MADE}
+)
 
 #: What need not be quoted in YAML.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9_./@+-]*")
@@ -49,9 +78,25 @@ _ERROR: Final = "#! "
 # What a VM is, and what a command makes of it.
 
 
+def _kind_of(keys: Collection[str]) -> Kind:
+    """Return what has these *keys*."""
+    if TEMPLATE in keys:
+        return MADE
+    return VM if (OWN_TEMPLATE_KEYS - VM_KEYS.keys()).isdisjoint(keys) else A_TEMPLATE
+
+
+def _no_such_key(key: str, kind: Kind) -> str:
+    """Return what is wrong with *key*, which something of that *kind* has not."""
+    if kind is MADE and key in _MADE:
+        return "is the same for all VMs of the template; change the template, or leave it out"
+    if key in TEMPLATE_KEYS.keys() | VM_KEYS.keys():
+        return f"no key of a {kind.word}"
+    return f"no such key{near(key, kind.keys)}"
+
+
 def _found(repository: pygit2.Repository, name: str) -> tuple[str, dict[str, str]]:
     """
-    Return the uuid and the files of the VM *name*.
+    Return the uuid and the files of the VM or the template *name*.
 
     Raises:
         FailedError: the state has none of that name.
@@ -75,22 +120,22 @@ def _texts(files: Mapping[str, str]) -> Texts:
     return texts
 
 
-def _checked(raw: RawConfig, *, whole: bool = False) -> Texts:
+def _checked(raw: RawConfig, kind: Kind, *, whole: bool = False) -> Texts:
     """
-    Return *raw* as the state has it; if it is a *whole* VM, nothing that each needs may be missing.
+    Return *raw*, keys of something of that *kind*, as the state has it; if it is *whole*, no required key is missing.
 
     Raises:
         ConfigError: all that is wrong with the values, or with the keys.
     """
     mistakes, texts = Mistakes(), Texts()
-    for key in REQUIRED if whole else ():
+    for key in kind.required if whole else ():
         if key not in raw:
-            mistakes.add(ConfigError(f"is missing; every VM needs its {key}", key=key))
+            mistakes.add(ConfigError(f"is missing; every {kind.word} needs its {key}", key=key))
     for key, ones in raw.items():
-        if key not in VM_KEYS:
-            mistakes.add(ones[0].wrong(key, f"no such key{near(key, VM_KEYS)}"))
+        if key not in kind.keys:
+            mistakes.add(ones[0].wrong(key, _no_such_key(key, kind)))
             continue
-        declared, found = VM_KEYS[key], texts.setdefault(key, [])
+        declared, found = kind.keys[key], texts.setdefault(key, [])
         if len(ones) > 1 and not declared.many:
             mistakes.add(ones[1].wrong(key, "takes one value"))
         for one in ones:
@@ -102,7 +147,8 @@ def _checked(raw: RawConfig, *, whole: bool = False) -> Texts:
             if key == "dns":
                 found.append(label(value.lower()))
             else:
-                found.append(str(Path(one.text).absolute()) if declared.path else one.text)
+                is_path = declared.path or (isinstance(value, Existence) and value.kind is Asks.PATH)
+                found.append(str(Path(one.text).absolute()) if is_path else one.text)
     mistakes.end()
     return texts
 
@@ -138,7 +184,8 @@ def _send(
     merged = ask(repository, f"jitsuctl-{str(made)[:10]}", made)
     show.say(f"undo it with: jitsuctl revert {str(merged.id)[:10]}")
     if is_in_file:
-        show.say("jitsu.yaml has this VM, too, and holds after a restart: change it there as well")
+        what = "template" if _kind_of(_texts(before)) is A_TEMPLATE else "VM"
+        show.say(f"jitsu.yaml has this {what}, too, and holds after a restart: change it there as well")
 
 
 def _text(repository: pygit2.Repository, commit: pygit2.Commit, path: str) -> str | None:
@@ -149,7 +196,7 @@ def _text(repository: pygit2.Repository, commit: pygit2.Commit, path: str) -> st
 
 
 def _change(state: Path, name: str, message: str, change: Callable[[Texts], None]) -> None:
-    """Make the request that *change*s the VM *name*."""
+    """Make the request that *change*s the VM or the template *name*."""
     try:
         with opened(state) as repository:
             uuid, before = _found(repository, name)
@@ -170,13 +217,14 @@ def _change(state: Path, name: str, message: str, change: Callable[[Texts], None
 @state_option
 def set(name: str, key: str, values: Sequence[str], state: Path) -> None:  # noqa: A001 -- as the command is called
     """
-    Set KEY of the VM NAME to VALUES, and wait until the running Jitsu has taken that.
+    Set KEY of the VM or the template NAME to VALUES, and wait until the running Jitsu has taken that.
 
-    For example: jitsuctl set www ttl 5m, or jitsuctl set www ip 192.0.2.80 2001:db8::80
+    The VMs of a template that do not have the key themselves follow. For example: jitsuctl set www ttl 5m, or jitsuctl
+    set www ip 192.0.2.80 2001:db8::80
     """
 
     def change(texts: Texts) -> None:
-        texts.update(_checked({key: [RawValue(value, COMMAND_LINE) for value in values]}))
+        texts.update(_checked({key: [RawValue(value, COMMAND_LINE) for value in values]}, _kind_of(texts)))
 
     _change(state, name, f"{name}: set {key} to {' '.join(values)}", change)
 
@@ -186,13 +234,18 @@ def set(name: str, key: str, values: Sequence[str], state: Path) -> None:  # noq
 @click.argument("key")
 @state_option
 def unset(name: str, key: str, state: Path) -> None:
-    """Remove KEY from the VM NAME, which then has what the top of the configuration says, or the default."""
+    """
+    Remove KEY from the VM or the template NAME.
+
+    It then has what its template or the top of the configuration says, or the default.
+    """
 
     def change(texts: Texts) -> None:
-        if key not in VM_KEYS:
-            raise FailedError(f"{key}: no such key{near(key, VM_KEYS)}")
-        if key in REQUIRED:
-            raise FailedError(f"{key}: every VM needs it; set it to what it should be")
+        kind = _kind_of(texts)
+        if key not in kind.keys:
+            raise FailedError(f"{key}: {_no_such_key(key, kind)}")
+        if key in kind.required:
+            raise FailedError(f"{key}: every {kind.word} needs it; set it to what it should be")
         if texts.pop(key, None) is None:
             raise FailedError(f"{key}: is not set")
 
@@ -205,13 +258,15 @@ def unset(name: str, key: str, state: Path) -> None:
 @state_option
 def add(name: str, pairs: Sequence[str], state: Path) -> None:
     """
-    Add the VM NAME, which its hypervisor has by that name; a key that takes several values may repeat.
+    Add the VM NAME, which its hypervisor has by that name, or a template; a key that takes several values may repeat.
 
-    For example: jitsuctl add www dns=www.example.org ip=192.0.2.80 wait_for_port=80
+    For example: jitsuctl add www dns=www.example.org ip=192.0.2.80 wait_for_port=80, or, for a template, jitsuctl add
+    site 'dns=*.sites.example.org' pool=10.1.0.0/16 exists=./names define=site.xml
     """
     try:
         raw = _pairs(pairs)
-        texts = _checked({**raw, "name": [RawValue(name, COMMAND_LINE), *raw.get("name", ())]}, whole=True)
+        named = {**raw, "name": [RawValue(name, COMMAND_LINE), *raw.get("name", ())]}
+        texts = _checked(named, A_TEMPLATE if _kind_of(raw) is A_TEMPLATE else VM, whole=True)
         with opened(state) as repository:
             (uuid,) = texts.pop("uuid", [UNKNOWN])
             _send(repository, uuid, {}, files_of(texts), f"{name}: add it")
@@ -223,7 +278,11 @@ def add(name: str, pairs: Sequence[str], state: Path) -> None:
 @click.argument("name")
 @state_option
 def remove(name: str, state: Path) -> None:
-    """Remove the VM NAME from the configuration; if it is up, it is stopped, by its mode."""
+    """
+    Remove the VM or the template NAME from the configuration.
+
+    A VM that is up is stopped, by its mode. A template must have no VMs: jitsuctl forget --template NAME --all
+    """
     _change(state, name, f"{name}: remove it", dict.clear)
 
 
@@ -232,22 +291,25 @@ def remove(name: str, state: Path) -> None:
 @state_option
 def edit(name: str, state: Path) -> None:
     """
-    Edit all keys of the VM NAME in $VISUAL or $EDITOR.
+    Edit all keys of the VM or the template NAME in $VISUAL or $EDITOR.
 
     What is wrong is told in the editor, which is opened again; leave it without a change to give up.
     """
     try:
         with opened(state) as repository:
             uuid, before = _found(repository, name)
-            text, error = _document(name, _texts(before)), ""
+            was = _texts(before)
+            kind = _kind_of(was)
+            kept = {key: texts for key, texts in was.items() if key not in kind.keys}
+            text, error = _document(name, was, kind), ""
             while True:
                 edited = _edited(error + text)
                 if edited is None or _body(edited) == text:
                     break
                 text = _body(edited)
                 try:
-                    texts = _checked(read_vm(text, Path(f"{name}.yaml")), whole=True)
-                    _send(repository, uuid, before, files_of(texts), f"{name}: edit it")
+                    texts = _checked(read_vm(text, Path(f"{name}.yaml"), kind.keys), kind, whole=True)
+                    _send(repository, uuid, before, files_of({**kept, **texts}), f"{name}: edit it")
                 except NoAnswerError:
                     raise
                 except (ConfigError, FailedError) as wrong:
@@ -279,18 +341,22 @@ def _body(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_ERROR))
 
 
-def _document(name: str, texts: Texts) -> str:
-    """Return the YAML in which the VM *name* is edited: its keys, and, as comments, those that it could have."""
-    lines = [f"# The VM {printable(name)}. Durations are in seconds, or have units: 90s, 5m, 1h30m.\n"]
-    for key in (*REQUIRED, *(key for key in texts if key not in REQUIRED)):
+def _document(name: str, texts: Texts, kind: Kind) -> str:
+    """Return the YAML in which *name* is edited: its keys, and, as comments, those that it could have."""
+    made = f" of the template {texts[TEMPLATE][0]}, which has what is not here" if kind is MADE else ""
+    head = f"{'template' if kind is A_TEMPLATE else 'VM'} {name}{made}"
+    lines = [f"# The {printable(head)}. Durations are in seconds, or have units: 90s, 5m, 1h30m.\n"]
+    for key in (*kind.required, *(key for key in texts if key in kind.keys and key not in kind.required)):
         values = texts.get(key, [])
         found = [_quoted(value) for value in values]
         shown = found[0] if len(found) == 1 else f"[{', '.join(found)}]"
-        lines.append(f"{f'{key}: {shown}':<40}  # {VM_KEYS[key].doc}\n" if key in VM_KEYS else f"{key}: {shown}\n")
+        lines.append(f"{f'{key}: {shown}':<40}  # {kind.keys[key].doc}\n")
     backend = texts.get("backend", [""])[0]
     lines.append("\n# What else there is, with an example each:\n")
-    for key, declared in sorted(VM_KEYS.items()):
-        if key not in texts and key not in {"backend", "connect", "uuid"} and STRICT.get(key, backend) == backend:
+    for key, declared in sorted(kind.keys.items()):
+        own = kind is A_TEMPLATE and key in OWN_TEMPLATE_KEYS
+        of_backend = own or STRICT.get(key, backend) == backend
+        if key not in texts and key not in {"backend", "connect", "uuid"} and of_backend:
             lines.append(f"{f'# {key}: {_quoted(declared.example)}':<40}  # {declared.doc}\n")
     return "".join(lines)
 

@@ -26,7 +26,7 @@ from jitsu_tw.store import hooks
 from jitsu_tw.store.bounds import Reader, RefusedError
 from jitsu_tw.store.branches import REJECTED, REQUEST
 from jitsu_tw.store.history import FAULTS, MAIN, files, folder_id, subtree
-from jitsu_tw.store.layout import NAME, VMS, in_folder
+from jitsu_tw.store.layout import FORGOTTEN, MADE, NAME, VMS, in_folder
 from jitsu_tw.store.merge import three_way
 
 if TYPE_CHECKING:
@@ -104,9 +104,16 @@ def _before(commit: pygit2.Commit) -> pygit2.Commit | None:
     return commit.parents[0] if commit.parents else None
 
 
-def _last_change(commit: pygit2.Commit) -> pygit2.Commit:
-    """Return the last commit, from *commit* on, that has changed a VM; the first one of all if none has."""
-    while (before := _before(commit)) is not None and folder_id(before, VMS) == folder_id(commit, VMS):
+def _last_change(commit: pygit2.Commit, *, of_templates: bool = True) -> pygit2.Commit:
+    """
+    Return the last commit, from *commit* on, that has changed a VM; the first one of all if none has.
+
+    Unless *of_templates*, those that make and forget the VMs of templates are passed over.
+    """
+    while (before := _before(commit)) is not None and (
+        folder_id(before, VMS) == folder_id(commit, VMS)
+        or (not of_templates and commit.message.startswith((MADE, FORGOTTEN)))
+    ):
         commit = before
     return commit
 
@@ -242,11 +249,11 @@ def revert(commit: str, state: Path) -> None:
     """
     Ask the running Jitsu to undo what COMMIT has changed, and wait for what it says.
 
-    Without COMMIT: what the last commit that has changed a VM has.
+    Without COMMIT: what the last commit that has changed a VM has, other than to make or forget a VM of a template.
     """
     with opened(state) as repository:
         head = commit_at(repository, MAIN)
-        undone = commit_at(repository, commit) if commit else _last_change(head)
+        undone = commit_at(repository, commit) if commit else _last_change(head, of_templates=False)
         is_, was, ours = _vms(repository, undone, _before(undone), head)
         merged, conflicts = three_way(is_, ours, was)
         if conflicts:

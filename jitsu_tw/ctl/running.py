@@ -10,11 +10,11 @@ from urllib.parse import quote, urlencode
 import click
 
 from jitsu_tw.ctl import show
-from jitsu_tw.ctl.asking import asks, prints, vm_name
-from jitsu_tw.ctl.show import FailedError, as_json_option
+from jitsu_tw.ctl.asking import asks, complete_templates, made_names, prints, vm_name, vm_names
+from jitsu_tw.ctl.show import FailedError, NoAnswerError, as_json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from jitsu_tw.ctl.client import Control
 
@@ -27,46 +27,70 @@ STEP_EVERY: Final = 0.1
 
 
 @click.command()
+@vm_names
+@click.option("--all", "each", is_flag=True, help="A row for each VM, also where a template has many.")
 @click.option("--watch", is_flag=True, help="Keep the table live; end it with Ctrl-C. With --json, a line each time.")
 @as_json_option
 @asks
-def status(control: Control, *, watch: bool, as_json: bool) -> None:
-    """Show all VMs: state, lease, counts; and who is stood in for, if Synjitsu is used."""
-    vms = control.ask("GET", "/v1/vms")
+def status(control: Control, names: tuple[str, ...], *, each: bool, watch: bool, as_json: bool) -> None:
+    """
+    Show all VMs, or those of NAMES: state, lease, counts; and who is stood in for, if Synjitsu is used.
+
+    A name is that of a VM, or of a template, for its VMs. Without names, a template with more than ten VMs has one row.
+    """
+    each = each or bool(names)
+    vms = _some(control, names)
     if watch and as_json:
-        for listed in _again(control, vms):
+        for listed in _again(control, names, vms):
             show.dump(listed, indent=None)
     elif watch:
-        _watch(_again(control, vms))
+        _watch(_again(control, names, vms), each=each)
     elif as_json:
         show.dump(vms)
     else:
-        show.table(show.vms(vms))
+        show.table(show.vms(vms, each=each))
         for line in show.problems(vms):
             show.say(line)
-        show.standins(control.ask("GET", "/v1/standins"))
+        if not names:
+            show.standins(control.ask("GET", "/v1/standins"))
 
 
-def _watch(again: Iterator[Any]) -> None:
+def _some(control: Control, names: Collection[str]) -> list[dict[str, Any]]:
+    """
+    Return all VMs, or those that *names* name, by themselves or by their template.
+
+    Raises:
+        FailedError: one of *names* is that of no VM, and of no template with VMs.
+    """
+    vms: list[dict[str, Any]] = control.ask("GET", "/v1/vms")
+    if not names:
+        return vms
+    known = {vm["name"] for vm in vms} | {vm["template"] for vm in vms}
+    if missing := [name for name in names if name not in known]:
+        raise FailedError(f"there is no VM, and no template with VMs, of the name {', '.join(missing)}")
+    return [vm for vm in vms if vm["name"] in names or vm["template"] in names]
+
+
+def _watch(again: Iterator[Any], *, each: bool) -> None:
     """Keep the table of the VMs live on a terminal; elsewhere, print it each time."""
     from rich.console import Console  # noqa: PLC0415 -- half of the time that the other commands take
     from rich.live import Live  # noqa: PLC0415
 
     if not Console().is_terminal:
         for listed in again:
-            show.table(show.vms(show.active_first(listed)))
+            show.table(show.vms(show.active_first(listed), each=each))
         return
     with Live(auto_refresh=False, screen=True) as live:
         for listed in again:
-            live.update(show.vms(show.active_first(listed)), refresh=True)
+            live.update(show.vms(show.active_first(listed), each=each), refresh=True)
 
 
-def _again(control: Control, vms: Any) -> Iterator[Any]:
-    """Yield the VMs again and again."""
+def _again(control: Control, names: Collection[str], vms: Any) -> Iterator[Any]:
+    """Yield *vms*, the VMs of *names*, again and again."""
     while True:
         yield vms
         time.sleep(WATCH_EVERY)
-        vms = control.ask("GET", "/v1/vms")
+        vms = _some(control, names)
 
 
 @click.command()
@@ -75,6 +99,13 @@ def _again(control: Control, vms: Any) -> Iterator[Any]:
 def why(control: Control, name: str) -> Any:
     """Say why the VM NAME is up, or down: the last decisions."""
     return control.vm(name)
+
+
+@click.command()
+@prints(show.templates)
+def templates(control: Control) -> Any:
+    """Show the templates: the VMs that they have made, the addresses that are left, and what is wrong with them."""
+    return control.ask("GET", "/v1/templates")
 
 
 @click.command()
@@ -181,6 +212,67 @@ def hold(control: Control, name: str) -> Any:
 def release(control: Control, name: str) -> Any:
     """Release the held VM NAME: it is stopped when idle."""
     return control.vm(name, "release")
+
+
+@click.command()
+@made_names
+@click.option("--template", metavar="NAME", shell_complete=complete_templates,
+              help="The VMs of the template NAME that are down.")  # fmt: skip
+@click.option("--all", "also_up", is_flag=True, help="With --template: also those that are up; they are stopped.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json_option
+@asks
+def forget(
+    control: Control, names: tuple[str, ...], template: str | None, *, also_up: bool, yes: bool, as_json: bool
+) -> None:
+    """
+    Forget the VMs NAMES, which templates have made.
+
+    Each is stopped, and removed with its names, its address, its definition and its disk. A question for one of its
+    names makes it anew. What a VM has on its disk is lost: on a terminal, this asks first.
+    """
+    if bool(names) is (template is not None) or (also_up and template is None):
+        raise click.UsageError("name VMs, or a template by --template, to which --all may be added")
+    if template is not None:
+        names = tuple(_to_forget(control, template, also_up=also_up))
+    if not yes:
+        show.confirm(f"Forget {show.few(names)}, with what {'they have' if len(names) > 1 else 'it has'} on disk?")
+    outcomes = []
+    for name in names:
+        error = _forgotten(control, name)
+        outcomes.append({"name": name, "forgotten": error is None, "error": error})
+        if not as_json:
+            show.say(error or f"{name}: forgotten", err=error is not None)
+    if as_json:
+        show.dump(outcomes)
+    raise SystemExit(any(one["error"] for one in outcomes))
+
+
+def _to_forget(control: Control, template: str, *, also_up: bool) -> list[str]:
+    """
+    Return the names of the VMs of *template* that are down, or of all.
+
+    Raises:
+        FailedError: there is none.
+    """
+    made = [vm for vm in control.ask("GET", "/v1/vms") if vm["template"] == template]
+    if not made:
+        raise FailedError(f"there is no template {template}, or it has no VMs; jitsuctl templates lists all")
+    found = [vm["name"] for vm in made if also_up or vm["state"] in show.DOWN]
+    if not found:
+        raise FailedError(f"no VM of {template} is down; --all forgets those that are up, too")
+    return found
+
+
+def _forgotten(control: Control, name: str) -> str | None:
+    """Forget a VM, and return None; or return why that cannot be done."""
+    try:
+        answer = control.vm(name, "forget")
+    except NoAnswerError:
+        raise
+    except FailedError as error:
+        return error.message if error.message.startswith(f"{name}: ") else f"{name}: {error.message}"
+    return None if answer["forgotten"] else f"{name}: is still there"
 
 
 @click.command()

@@ -8,7 +8,9 @@ jitsuctl prints is printed here, as `printable` has it.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,13 +19,20 @@ import click
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
 _COLOURS: Final = {
     "up": "green", "prepared": "cyan", "off": "dim", "saved": "dim", "paused": "dim", "failed": "red", "unknown": "red",
 }  # fmt: skip
+
+#: The states of a VM that is down.
+DOWN: Final = frozenset({"off", "failed", "paused", "saved", "prepared"})
+
+#: How many VMs of a template have a row each in a table of VMs, and how many problems are listed below it.
+FEW: Final = 10
+MOST_PROBLEMS: Final = 100
 
 #: The steps of an activation in words, in their order.
 STEPS: Final = {
@@ -57,6 +66,17 @@ class NoAnswerError(FailedError):
 def say(line: str, *, err: bool = False) -> None:
     """Print a line."""
     click.echo(printable(line), err=err)
+
+
+def confirm(question: str) -> None:
+    """
+    Ask the user *question* on a terminal; where there is none, the answer is yes.
+
+    Raises:
+        click.Abort: the answer is no.
+    """
+    if sys.stdin.isatty():
+        click.confirm(printable(question), abort=True)
 
 
 def dump(value: object, *, indent: int | None = 2) -> None:
@@ -100,31 +120,78 @@ def table(made: Rows) -> None:
     Console().print(made)
 
 
-def vms(listed: list[dict[str, Any]]) -> Rows:
-    """Return the VMs as a table."""
+def vms(listed: list[dict[str, Any]], *, each: bool = False) -> Rows:
+    """Return the VMs as a table: those of a template that has more than `FEW` in one row, unless *each* has its own."""
+    groups = {} if each else grouped(listed)
     numbers = ("lease left", "starts", "requests", "last request")
-    asked = any(vm["origin"] for vm in listed)
+    rest = [vm for vm in listed if vm["template"] not in groups]
+    asked = any(vm["origin"] for vm in rest)
     made = Rows("VM", "state", *numbers, *(["from"] if asked else []), right=numbers, cut="from")
-    for vm in listed:
-        left, last = vm["lease_left"], vm["last_request_ts"]
+    for vm in rest:
+        left = vm["lease_left"]
         made.add(
             vm["name"],
             vm["state"],
             "held" if vm["held"] else "needed" if vm["needed"] else "-" if left is None else f"{left:.0f} s",
             vm["total_starts"],
             vm["total_requests"],
-            "never" if last is None else f"{max(0.0, time.time() - last):.0f} s ago",
+            _since(vm["last_request_ts"]),
             *([vm["origin"] or "the file"] if asked else []),
             state=_COLOURS.get(vm["state"], "yellow"),
+        )
+    for template, some in groups.items():
+        states = Counter(vm["state"] for vm in some)
+        made.add(
+            f"{len(some)} of {template}",
+            ", ".join(f"{number} {state}" for state, number in states.most_common()),
+            "-",
+            sum(vm["total_starts"] for vm in some),
+            sum(vm["total_requests"] for vm in some),
+            _since(max((vm["last_request_ts"] for vm in some if vm["last_request_ts"] is not None), default=None)),
+            *([f"template {template}"] if asked else []),
+            state=_COLOURS["failed"] if states["failed"] else "",
         )
     return made
 
 
+def grouped(listed: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the VMs of each template that has more than `FEW` of those *listed*, by the template's name."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for vm in listed:
+        if vm["template"] is not None:
+            groups.setdefault(vm["template"], []).append(vm)
+    return {template: some for template, some in groups.items() if len(some) > FEW}
+
+
+def _since(last: float | None) -> str:
+    """Return how long ago a time in seconds since 1970 is."""
+    return "never" if last is None else f"{max(0.0, time.time() - last):.0f} s ago"
+
+
 def problems(listed: list[dict[str, Any]]) -> list[str]:
-    """Return why VMs have failed, and their problems, as lines, after an empty one."""
+    """Return why VMs have failed, and their problems, as lines after an empty one: the first `MOST_PROBLEMS`."""
     lines = [f"{vm['name']}: {vm['reason']}" for vm in listed if vm["state"] == "failed"]
     lines += [f"{vm['name']}: {problem}" for vm in listed for problem in vm["problems"]]
+    more = len(lines) - MOST_PROBLEMS
+    if more > 0:
+        lines[MOST_PROBLEMS:] = [f"{more} more; --json has all of them"]
     return ["", *lines] if lines else []
+
+
+def templates(listed: list[dict[str, Any]]) -> None:
+    """Print the templates as a table, and what is wrong with them."""
+    if not listed:
+        say("no templates are configured")
+        return
+    numbers = ("VMs", "at most", "up", "free addresses")
+    made = Rows("template", *numbers, "names", right=numbers, cut="names")
+    for one in listed:
+        names, free = ", ".join(one["wildcards"]), one["pool"]["free"]
+        made.add(one["name"], one["vms"], one["max"], one["states"].get("up", 0), free, names)
+    table(made)
+    lines = [f"{one['name']}: {problem}" for one in listed for problem in one["problems"]]
+    for line in ["", *lines] if lines else []:
+        say(line)
 
 
 def vm(answer: dict[str, Any]) -> None:
@@ -199,7 +266,13 @@ def standins(answer: dict[str, Any]) -> None:
 
 def active_first(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the VMs, those that are not at rest first."""
-    return sorted(listed, key=lambda vm: vm["state"] in {"off", "paused", "saved", "prepared"})
+    return sorted(listed, key=lambda vm: vm["state"] in DOWN - {"failed"})
+
+
+def few(names: Sequence[str]) -> str:
+    """Return *names* as part of a sentence: the first `FEW`, and how many more there are."""
+    more = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {more} more" if more > 0 else "")
 
 
 def clock(seconds: float) -> str:
@@ -218,6 +291,8 @@ def event(one: dict[str, Any]) -> str:
         "refused": lambda: f"not started for {one['asker']}: {one['reason']} ({one['times']} times)",
         "hold": lambda: "held by hand",
         "release": lambda: "released",
+        "made": lambda: f"made by the template {one['template']} for {one['asker']}",
+        "forgotten": lambda: f"forgotten: {one['reason']}",
         "lost": lambda: f"{one['backend']} is lost: {one['reason']}",
         "connected": lambda: f"{one['backend']} can be asked",
     }

@@ -36,6 +36,10 @@ from jitsu_tw.settings import VM, Mode
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
+#: How the messages of commits begin by which a template makes a VM, and by which one is forgotten.
+MADE: Final = "Made by template"
+FORGOTTEN: Final = "Forgotten"
+
 #: The message of a commit that changes nothing but statistics.
 STATISTICS: Final = "Statistics"
 

@@ -171,6 +171,39 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("control", "jitsu_tw/bounded_web.py", "test.unit.control.test_webhooks"): (
         ("if self._received > LONGEST_ANSWER:", "if False:", "keeps an answer without end"),
     ),
+    ("templates shown", "jitsu_tw/control/templates.py", "test.unit.control.test_templates"): (
+        ("and free < template.max - made:", "and True:", "warns of a pool from which nothing more is wanted"),
+        ("if free <= LEAST_FREE * whole", "if free <= 0", "warns of a pool when it is empty"),
+        ("if any(one.overlaps(another)", "if other is template and any(one.overlaps(another)",
+         "counts addresses for free that another template has taken"),
+        ("for name in sorted(told.keys() - fleet.templates.keys()):", "for name in ():",
+         "does not tell that a template is missing"),
+    ),
+    ("templates shown", "jitsu_tw/control/metrics.py", "test.unit.control.test_templates"): (
+        ("if one.vm.template is None)", "if True)", "has series that come and go with the VMs of templates"),
+    ),
+    ("templates shown", "jitsu_tw/control/describe.py", "test.unit.control.test_templates"): (
+        ("and machine.state in DOWN\n", "\n", "tells when a VM that is up is forgotten"),
+        ("    if not template.forget_after:\n", "    if False:\n", "tells that a VM is kept for 0 s"),
+    ),
+    ("templates shown", "jitsu_tw/control/configured.py", "test.unit.control.test_templates"): (
+        ("elif template is not None and key in template.raw:", "elif False:",
+         "does not tell what a VM has from its template"),
+    ),
+    ("templates shown", "jitsu_tw/ctl/running.py", "test.programs.test_templates.ForgetTests"): (
+        ("    if not yes:\n", "    if False:\n", "removes disks without a question"),
+        ('if also_up or vm["state"] in show.DOWN', "", "stops VMs that are to be left alone"),
+        ('if vm["template"] == template]', "]", "forgets the VMs of other templates"),
+    ),
+    ("templates shown", "jitsu_tw/ctl/edit.py", "test.programs.test_templates.EditTests"): (
+        ("    if TEMPLATE in keys:\n", "    if False:\n", "takes names for a VM whose template has them"),
+        ("files_of({**kept, **texts})", "files_of(texts)", "cuts an edited VM off from its template"),
+        ("is_path = declared.path or ", "is_path = declared.path and ", "looks for a list where the server runs"),
+    ),
+    ("templates shown", "jitsu_tw/ctl/diagnosis/templates.py", "test.unit.ctl.test_templates"): (
+        ("if path.is_file() and os.access(path, os.X_OK):", "if False:", "takes a program for a list"),
+        ("if any(one.overlaps(other) for other in template.pool)", "if True", "warns of all DHCP servers"),
+    ),
     ("control", "jitsu_tw/control/outbox.py", "test.unit.control.test_webhooks"): (
         ("url=self._server, why=reason", "url=self._url, why=reason", "logs a URL that is a secret"),
         ("if len(self._waiting) >= MOST_WAITING:", "if False:", "keeps documents without end for a dead server"),

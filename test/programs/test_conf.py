@@ -19,7 +19,7 @@ from jitsu_tw.config.build import load
 from jitsu_tw.tap import Options
 from synjitsu_tw.tap import Options as SynjitsuOptions
 from test.support import question, vm
-from test.support.control import Desk
+from test.support.control import Desk, site
 
 ROOT: Final = Path(__file__).parents[2]
 CONF: Final = ROOT / "conf"
@@ -82,7 +82,7 @@ class ExamplesTests(SynchronousTestCase):
 
     def test_numbers(self) -> None:
         """The dashboard and the alerts for Prometheus ask for numbers that there are, or that Synjitsu adds."""
-        desk = Desk(vm())
+        desk = Desk(vm(), templates=(site(),))
         desk.fleet.summons.summon("www", question())
         there = set(re.findall(r"^(jitsu_\w+)", desk.ask("/metrics").body.decode(), flags=re.MULTILINE))
         there |= {"jitsu_synjitsu_up", "jitsu_synjitsu_held", "jitsu_synjitsu_standins"}

@@ -239,7 +239,25 @@ class CheckTests(ControlTestCase):
         self.assertEqual((0, "OK: 3 VMs, 3 names, zones jitsu.test\n"), (run.exit_code, run.output))
         self.assertFalse((self.folder / "state.git").exists())
         said = json.loads(self.check(VMS, "--json").output)
-        self.assertEqual({"ok": True, "vms": 3, "names": 3, "zones": ["jitsu.test"], "warnings": []}, said)
+        self.assertEqual(
+            {"ok": True, "vms": 3, "templates": 0, "names": 3, "zones": ["jitsu.test"], "warnings": []}, said
+        )
+        template = '  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, exists: "*"}\n'
+        run = self.check(f"persistdb: state.git\n{VMS}templates:\n{template}", "--zone", "jitsu.zone")
+        self.assertEqual((0, "OK: 3 VMs, 3 names, 1 template, zones jitsu.test\n"), (run.exit_code, run.output))
+
+    def test_template(self) -> None:
+        """What the backend has to say of the VMs of a template is told once, with the name of the template."""
+        xml = "<domain type='kvm'><name>${name}</name><os><type>hvm</type><kernel>/k</kernel></os></domain>"
+        (self.folder / "site.xml").write_text(xml)
+        run = self.check(
+            'persistdb: state.git\ntemplates:\n  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, '
+            'exists: "*", backend: libvirt, connect: "qemu:///system", define: site.xml}\n'
+        )
+        self.assertEqual(0, run.exit_code, run.output)
+        warnings = [line for line in run.output.splitlines() if line.startswith("warning: ")]
+        self.assertIn("warning: site: nothing ends QEMU when its guest exits", run.output)
+        self.assertTrue(all(line.startswith("warning: site: ") for line in warnings), run.output)
 
     def test_bad(self) -> None:
         """A mistake is the line that Jitsu would end with, and exit status 1; as JSON too."""
@@ -372,7 +390,8 @@ class ShowTests(SynchronousTestCase):
     def test_names(self) -> None:
         """A VM's name is shown as it is, whatever is in it."""
         one = {"name": "[red]x[/]", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "needed": False, "origin": None}
+               "total_requests": 0, "last_request_ts": None, "needed": False, "origin": None,
+               "template": None}
         console = Console(file=StringIO(), width=100)
         console.print(show.vms([one]))
         assert isinstance(console.file, StringIO)
@@ -388,7 +407,8 @@ class ShowTests(SynchronousTestCase):
     def test_origins(self) -> None:
         """VMs that requests have changed are marked."""
         one = {"name": "www", "state": "up", "lease_left": None, "held": False, "total_starts": 0,
-               "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None}
+               "total_requests": 0, "last_request_ts": None, "needed": True, "origin": None,
+               "template": None}
         for width, who in ((100, "request/a of Ann <ann@example.org>"), (70, "request/a")):
             console = Console(file=StringIO(), width=width)
             console.print(show.vms([one, {**one, "name": "new", "origin": "request/a of Ann <ann@example.org>"}]))

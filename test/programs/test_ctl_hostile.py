@@ -20,14 +20,15 @@ HOST: Final = "127.0.0.1"
 
 VM: Final = {
     "name": "www", "state": "up", "held": False, "needed": False, "lease_left": 1.0, "last_request_ts": 1.0,
-    "total_starts": 1, "total_requests": 1, "origin": None, "problems": [],
+    "total_starts": 1, "total_requests": 1, "origin": None, "template": None, "problems": [],
 }  # fmt: skip
 
 #: What each command asks for first is answered by it.
 COMMANDS: Final = (
     ("status",), ("why", "www"), ("events",), ("dry-run",), ("standins",), ("nodes",), ("hosts",), ("start", "www"),
     ("start", "www", "--wait"), ("stop", "www"), ("hold", "www"), ("release", "www"), ("move", "www", "left"),
-    ("drain", "left"), ("status", "--json"), ("events", "--json"),
+    ("drain", "left"), ("status", "--json"), ("events", "--json"), ("status", "www"), ("status", "--all"),
+    ("templates",), ("forget", "www"), ("forget", "--template", "site"),
 )  # fmt: skip
 
 EVIL: Final = "\x1b]0;evil\x07\x9b2J\u202eten\r\nforged: line"
@@ -181,9 +182,12 @@ class HostileTests(SynchronousTestCase):
     def test_escaped(self) -> None:
         """A server's text is shown without the characters that a terminal interprets; names of all languages stay."""
         evil = "[red]" + EVIL
+        kinds = ("state", "refused", "lost", "made", "forgotten", evil)
         vm = {**VM, "name": evil, "state": evil, "origin": evil, "problems": [evil], "why": [evil], "decisions": [
             {"kind": kind, "at": 1.0, "vm": evil, "asker": evil, "reason": evil, "times": evil, "backend": evil,
-             "old": evil, "state": evil} for kind in ("state", "refused", "lost", evil)]}  # fmt: skip
+             "old": evil, "state": evil, "template": evil} for kind in kinds]}  # fmt: skip
+        template = {"name": evil, "vms": evil, "max": evil, "states": {}, "pool": {"free": evil}, "wildcards": [evil],
+                    "problems": [evil]}  # fmt: skip
         standins = {"configured": True, "error": evil, "counters": {evil: 1}, "standins": [
             dict.fromkeys(("ip", "mac", "state", "handover", "held"), evil)]}  # fmt: skip
         member = {"name": evil, "vms": evil, "drained": False, "problem": evil}
@@ -191,6 +195,7 @@ class HostileTests(SynchronousTestCase):
         for said, *arguments in (
             ([vm], "status"), (vm, "why", "x"), ([starts], "dry-run"), (standins, "standins"), ([member], "nodes"),
             ([member], "hosts"), (vm, "stop", "x"), ([vm], "status", "--json"), (vm, "why", "x", "--json"),
+            ([{**vm, "template": evil}] * 20, "status"), ([template], "templates"),
         ):  # fmt: skip
             run = self.run_ctl(http(said), *arguments)
             shown = (run.stdout + run.stderr).replace("\n", "")

@@ -17,6 +17,7 @@ import yaml
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 from twisted.trial.unittest import SkipTest
 
 from bench.debian import UnavailableError
@@ -48,6 +49,18 @@ MANY = "control_token: token\nstarts_per_minute: 0\nvms:\n" + "".join(
     for number in range(300)
 )
 NONE = "control_token: token\n"
+
+#: A VM, and two templates.
+SITES = """
+control_token: token
+persistdb: state.git
+starts_per_minute: 0
+vms:
+  - {name: www, dns: www.jitsu.test, ip: 10.0.0.1}
+templates:
+  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, exists: "*", new_per_minute: 0, max: 200, idle: 300}
+  - {name: shop, dns: "*.shops.jitsu.test", pool: 10.2.0.0/24, exists: "*"}
+"""
 
 #: What a browser sends after its user has typed the token in; that dialogue is the browser's own.
 SHOWS_TOKEN: Final = {"Authorization": f"Bearer {TOKEN}"}
@@ -403,6 +416,82 @@ class DashboardTests(ProcessTestCase):
         self.assertEqual("276 to 300 of 300", self.text("#range"))
         self.assertEqual([], self.errors())
 
+    def serve_sites(self, number: int) -> None:
+        """Serve templates, one of which has made that *number* of VMs."""
+        self.serve_anew(SITES)
+        for one in range(number):
+            self.ask(f"a{one}.sites.jitsu.test")
+
+    def group(self, number: int = 1) -> str:
+        """Return the text of the row of a template."""
+        return self.all("#vms tr.group")[number - 1].text.replace("\n", " ")
+
+    def test_templates(self) -> None:
+        """The VMs of a template are below a row of its own, which tells how many there are; it opens and closes."""
+        self.serve_sites(3)
+        self.open(3)
+        self.until(lambda: "site 3 VMs 3 up" in self.group())
+        self.assertIn("*.sites.jitsu.test, at most 200 VMs, 251 free addresses", self.group())
+        self.assertRegex(self.group(2), r"^shop 0 VMs \*\.shops")
+        self.assertTrue(self.shows(["www"]))
+        self.press("#vms tbody", "site")
+        self.until(lambda: self.shows(["www", "a0.site", "a1.site", "a2.site"]))
+        self.assertEqual("#open=site", self.where())
+        self.keep("templates")
+        self.ask("new.sites.jitsu.test")
+        self.until(lambda: self.shows(["www", "a0.site", "a1.site", "a2.site", "new.site"]))
+        self.press("#vms tbody", "site")
+        self.until(lambda: self.shows(["www"]))
+        self.assertEqual([], self.errors())
+
+    def test_of_a_template(self) -> None:
+        """The VMs of one template are shown, or those of none; a search finds VMs in templates that are closed."""
+        self.serve_sites(3)
+        self.open(3)
+        self.until(lambda: self.is_shown("#template"))
+        for choice, names, where in (
+            ("Of site", ["a0.site", "a1.site", "a2.site"], "site"), ("Without a template", ["www"], "-"),
+        ):  # fmt: skip
+            Select(self.page.find_element(By.ID, "template")).select_by_visible_text(choice)
+            self.until(functools.partial(self.shows, names))
+            self.assertEqual(f"#template={where}", self.where())
+        self.open(2, "#q=a1")
+        self.assertTrue(self.shows(["a1.site"]))
+        self.open(0, "#filter=failed")
+        self.assertIn("No VM is like that.", self.text("main"))
+
+    def test_forget(self) -> None:
+        """A VM of a template is forgotten when that is confirmed, and is gone then; another VM cannot be."""
+        self.serve_sites(2)
+        self.open(3, "#vm=www")
+        self.until(lambda: self.text("#details-title").startswith("www is"))
+        self.assertFalse(self.is_shown("#details-actions .forget"))
+        self.open(3, "#vm=a0.site")
+        self.until(lambda: self.text("#details-title") == "a0.site is up")
+        self.assertIn("The template site made it for 127.0.0.1", self.text("#details-why"))
+        self.assertRegex(self.text("#details-decisions"), r"made for 127\.0\.0\.1")
+        self.press("#details", "Forget")
+        self.keep("forget")
+        self.assertEqual("a0.site is up", self.text("#details-title"))
+        self.press("#details", "Sure?")
+        self.until(lambda: not self.is_shown("#details"))
+        self.until(lambda: "1 VM" in self.group())
+        self.assertIn(b"no VM of that name", self.fetch("/v1/vms/a0.site"))
+        self.assertEqual([], [one for one in self.errors() if "404" not in one])
+
+    def test_many_of_a_template(self) -> None:
+        """Of a template with many VMs there is a page, which has the row of the template, too."""
+        self.serve_sites(60)
+        self.open(3)
+        self.until(lambda: "60 VMs" in self.group())
+        self.press("#vms tbody", "site")
+        self.until(lambda: self.text("#range") == "1 to 25 of 63")
+        self.page.find_element(By.ID, "after").click()
+        self.until(lambda: self.text("#range") == "26 to 50 of 63")
+        self.assertIn("site 60 VMs", self.group())
+        self.assertEqual(26, len(self.all("#vms tbody tr")))
+        self.assertEqual([], self.errors())
+
     def test_many_long(self) -> None:
         """VMs whose names are long in an address are asked for in several requests, which the endpoint takes."""
         self.serve_anew(re.sub(r"name: vm", "name: " + 120 * "\u05d0", MANY))
@@ -500,11 +589,14 @@ class DashboardTests(ProcessTestCase):
             self.addCleanup(narrow.quit)
             wide, DashboardTests.driver = self.page, narrow
             try:
-                for configuration, rows in ((NONE, 0), (VMS, 4), (MANY, 25)):
+                for configuration, rows in ((NONE, 0), (VMS, 4), (SITES, 5), (MANY, 25)):
                     self.serve_anew(configuration)
-                    if rows:
+                    if configuration is SITES:
+                        self.ask("a.sites.jitsu.test")
+                        self.ask(f"{'b' * 63}.sites.jitsu.test")
+                    elif rows:
                         self.post(f"/v1/vms/{'www' if rows == 4 else 'vm0'}/start")
-                    self.open(rows)
+                    self.open(rows, "#open=site" if configuration is SITES else "")
                     self.until(functools.partial(self.is_shown, "#summary" if rows else "#empty"))
                     self.keep(f"phone-{rows}-{'dark' if dark else 'light'}")
                     self.assertEqual(PHONE[0], narrow.execute_script("return document.documentElement.scrollWidth"))

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from jitsu_tw.control.api import Endpoint
+from jitsu_tw.dns.wire import from_text
 from jitsu_tw.guests import GuestSite
+from jitsu_tw.ijitsu import ITemplateControl, TemplateCounts
+from jitsu_tw.networks import AddressRange
+from jitsu_tw.settings import VM, Existence, Template
 from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.control.web import Guarded
+    from jitsu_tw.errors import JitsuError
 
 
 @attrs.frozen
@@ -96,6 +103,55 @@ def _unchunked(octets: bytes) -> bytes:
     return whole
 
 
+def site(name: str = "site", pool: str = "10.1.0.0/24", **changes: Any) -> Template:
+    """Return a template of the memory backend for ``*.NAME.test``, where each name exists."""
+    values = {
+        "uuid": f"uuid-of-{name}", "dns": (b"\1*" + from_text(f"{name}.test"),), "pool": (AddressRange.parse(pool),),
+        "exists": (Existence.parse("*"),), "raw": {"pool": (pool,)},
+    }  # fmt: skip
+    fields = {field.name: getattr(vm(), field.name) for field in attrs.fields(VM)}
+    return Template(**{**fields, "ip": (), "name": name, **values, **changes})
+
+
+def member(label: str, template: str = "site", number: int = 1, **changes: Any) -> VM:
+    """Return the VM that *template* has made for *label*, with the address *number* of its pool."""
+    dns, ip = (from_text(f"{label}.{template}.test"),), (ip_address("10.1.0.0") + number,)
+    return vm(f"{label}.{template}", template=template, dns=dns, ip=ip, **changes)
+
+
+@implementer(ITemplateControl)
+class TemplateControl:
+    """
+    What an operator can do with templates, without any of it.
+
+    Attributes:
+        done: what each template has done, by its name.
+        wrong: what is wrong with templates, by their names.
+        forgotten: the VMs that were to be forgotten.
+        refusal: why none can be.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.done: dict[str, TemplateCounts] = {}
+        self.wrong: dict[str, list[str]] = {}
+        self.forgotten: list[str] = []
+        self.refusal: JitsuError | None = None
+
+    def counts(self, template: str) -> TemplateCounts:
+        """Return what *template* has done."""
+        return self.done.get(template, TemplateCounts())
+
+    def problems(self) -> dict[str, list[str]]:
+        """Return what is wrong."""
+        return self.wrong
+
+    def forget(self, name: str) -> Deferred[None]:
+        """Note that the VM *name* is to be forgotten."""
+        self.forgotten.append(name)
+        return succeed(None) if self.refusal is None else fail(self.refusal)
+
+
 class Desk(World):
     """
     A world with a control endpoint.
@@ -103,6 +159,7 @@ class Desk(World):
     Attributes:
         endpoint: of its fleet.
         problems: what is wrong that the fleet does not know of.
+        control: of the templates.
     """
 
     def __init__(
@@ -111,10 +168,12 @@ class Desk(World):
         """Begin with *vms* and what else *settings* say."""
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
+        self.control = TemplateControl()
         wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
         self.endpoint = Endpoint(
             self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
             served=lambda: {"zones": ["example.org."]}, counters=self.warm.counters, reload_zone=reload,
+            templates=self.control,
         )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:

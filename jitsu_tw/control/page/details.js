@@ -2,16 +2,18 @@
 
 import {$, duration, few, gib, kindOf, make, ms, row, set, strip, time, zone} from "./view.js";
 import {actions} from "./actions.js";
-import {ask, say, vms} from "./server.js";
+import {ask, say, state, vms} from "./server.js";
 import {go, place} from "./place.js";
 
 const USES = {query: "a question for its name", packets: "its guest had traffic", cpu: "CPU time of its guest",
               connection: "a connection was opened or closed", known: "seen in use, nobody knows how"};
 
+const DECISIONS = {hold: "held by hand", release: "released by hand", made: "made", forgotten: "forgotten"};
+
 let open = "", buttons = null;
 
 export function begin() {
-  buttons = actions(() => open);
+  buttons = actions(() => open, true);
   $("details-actions").append(...buttons.buttons);
   $("details").addEventListener("close", () => { if (place.vm) go({vm: ""}); });
   $("details").addEventListener("click", event => { if (event.target === $("details")) $("details").close(); });
@@ -29,9 +31,10 @@ export function render() {
   if (vm) buttons.update(vm);
 }
 
-// Ask anew for what is shown, which has changed.
+// Ask anew for what is shown, which has changed; or show it no more, if it is no more.
 export function changed(name) {
-  if (open && (!name || name === open)) read();
+  if (open && name === open && state.loaded && !vms.has(open)) go({vm: ""});
+  else if (open && (!name || name === open)) read();
 }
 
 async function read() {
@@ -73,7 +76,7 @@ function show(vm) {
   set($("details-zone"), `Times are in ${zone}.`);
   $("details-decisions").replaceChildren(...vm.decisions.reverse().map(one => {
     const item = make("li");
-    const what = one.kind === "state" ? one.state : one.kind === "hold" ? "held by hand" : "released by hand";
+    const what = one.kind === "state" ? one.state : DECISIONS[one.kind];
     const reason = one.reason === "asked for" ? "" : one.reason;
     item.append(time(one.at), make("span", "", [one.asker ? `${what} for ${one.asker}` : what, reason].filter(Boolean).join(": ")));
     return item;

@@ -1,6 +1,7 @@
-// Where the page is, as its address has it behind the #: filter, q (the search), sort, page, vm. All are texts.
+// Where the page is, as its address has it behind the #: filter, q (the search), template, open (the templates whose VMs
+// are shown), sort, page, vm. All are texts.
 
-const KEYS = ["filter", "q", "sort", "page", "vm"];
+const KEYS = ["filter", "q", "template", "open", "sort", "page", "vm"];
 
 export const place = {};
 let moved = () => {};

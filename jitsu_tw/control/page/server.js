@@ -11,7 +11,7 @@ export const vms = new Map();         // by name: what the endpoint says, and wh
 export const activations = new Map(); // by id
 export const refusals = new Map();    // by VM, network and reason
 export const busy = new Set();        // VMs of which something is being done
-export const other = {};              // about, problems, standins, nodes, hosts
+export const other = {};              // about, problems, standins, nodes, hosts, templates
 export const state = {live: false, loaded: false};
 export const mayAct = () => state.live && !(other.about && other.about.shows_only);
 
@@ -55,9 +55,9 @@ async function readVMs(names) {
 }
 
 async function readOthers() {
-  const [about, health, standins, nodes, hosts] = await Promise.all(
-    ["v1/about", "healthz", "v1/standins", "v1/nodes", "v1/hosts"].map(path => ask(path)));
-  Object.assign(other, {about, problems: health.problems, standins, nodes, hosts});
+  const [about, health, standins, nodes, hosts, templates] = await Promise.all(
+    ["v1/about", "healthz", "v1/standins", "v1/nodes", "v1/hosts", "v1/templates"].map(path => ask(path)));
+  Object.assign(other, {about, problems: health.problems, standins, nodes, hosts, templates});
 }
 
 async function readAll() {
@@ -106,7 +106,8 @@ function listen() {
     if (act) act(event);
     changed(event.vm);
   });
-  ["state", "activation", "hold", "release"].forEach(kind => on(kind));
+  ["state", "activation", "hold", "release", "made"].forEach(kind => on(kind));
+  on("forgotten", event => vms.delete(event.vm));
   on("refused", hearRefusal);
   ["missed", "lost", "connected"].forEach(kind => on(kind, readAll));
   stream.onopen = () => { live(true); readAll(); };
@@ -120,7 +121,9 @@ export async function act(name, what) {
   busy.add(name);
   changed(name);
   try {
-    hear(await ask(`v1/vms/${encodeURIComponent(name)}/${what}`, "POST"));
+    const answer = await ask(`v1/vms/${encodeURIComponent(name)}/${what}`, "POST");
+    if (answer.forgotten) vms.delete(name);
+    else hear(answer);
   } catch (error) { say(error); }
   busy.delete(name);
   changed(name);

@@ -1,11 +1,13 @@
-// The table of VMs: which of them, in which order, on which page. All of that is in the address of the page.
+// The table of VMs: which of them, in which order, on which page. All of that is in the address of the page. The VMs of
+// a template are below a row of the template, which opens and closes.
 
 import {$, LABELS, ago, button, duration, few, kindOf, make, set, strip, why} from "./view.js";
 import {actions} from "./actions.js";
-import {state, vms} from "./server.js";
+import {other, state, vms} from "./server.js";
 import {go, place} from "./place.js";
+import * as groups from "./groups.js";
 
-const PAGE = 25;  // VMs of a page
+const PAGE = 25;  // rows of a page
 
 const RANKS = {failed: 0, moving: 1, up: 2, prepared: 3, asleep: 4, off: 5};
 const TEXT = new Intl.Collator("en", {numeric: true}).compare;
@@ -22,11 +24,11 @@ const COLUMNS = {
   asked: ["Last asked", vm => vm.last_request_ts || 0, NUMBER, true],
 };
 
-const rows = new Map();  // by name: the row that shows it
-let heads = {}, found = 0;
+const rows = new Map();  // by the VM's name, or the key of a template: the row that shows it
+let heads = {}, length = 0;
 
 const leaseLeft = vm => Math.max(0, vm.lease_left - (performance.now() - vm.heard) / 1000);
-export const shown = () => [...rows.keys()];
+export const shown = () => [...rows.keys()].filter(key => !groups.isKey(key));
 
 export function begin() {
   for (const kind in LABELS) {
@@ -48,7 +50,8 @@ export function begin() {
   $("search").addEventListener("input", () => go({q: $("search").value, page: ""}, true));
   $("before").addEventListener("click", () => go({page: String(pageOf() - 1)}));
   $("after").addEventListener("click", () => go({page: String(pageOf() + 1)}));
-  $("show-all").addEventListener("click", () => go({filter: "", q: "", page: ""}));
+  $("template").addEventListener("change", () => go({template: $("template").value, page: ""}));
+  $("show-all").addEventListener("click", () => go({filter: "", q: "", template: "", page: ""}));
 }
 
 // Pressed again and again, a head sorts by its column, then the other way round, then not at all.
@@ -57,7 +60,7 @@ function next(key) {
   return place.sort === first ? second : place.sort === second ? "" : first;
 }
 
-const pageOf = () => Math.min(Math.max(1, parseInt(place.page, 10) || 1), Math.max(1, Math.ceil(found / PAGE)));
+const pageOf = () => Math.min(Math.max(1, parseInt(place.page, 10) || 1), Math.max(1, Math.ceil(length / PAGE)));
 
 function order() {
   const key = place.sort.replace(/^-/, ""), column = COLUMNS[key];
@@ -79,30 +82,33 @@ export function render() {
     const kind = kindOf(vm);
     counts[kind] = (counts[kind] || 0) + 1;
     if (place.filter && kind !== place.filter) continue;
+    if (place.template && !groups.isIn(vm, place.template)) continue;
     if (words && ![vm.name, ...vm.names, ...vm.addresses].some(text => text.toLowerCase().includes(words))) continue;
     matching.push(vm);
   }
-  found = matching.length;
+  const entries = groups.entries(matching, sorted, Boolean(words || place.filter));
+  length = entries.length;
   showTools(counts);
-  const from = (pageOf() - 1) * PAGE, wanted = sorted(matching).slice(from, from + PAGE);
-  const body = $("vms").tBodies[0], keep = new Set(wanted.map(vm => vm.name));
+  const from = (pageOf() - 1) * PAGE, wanted = groups.page(entries, from, from + PAGE);
+  const body = $("vms").tBodies[0], columns = $("vms").tHead.rows[0].cells.length, keep = new Set(wanted.map(one => one.key));
   const focused = document.activeElement;
-  for (const [name, parts] of rows) if (!keep.has(name)) { parts.row.remove(); rows.delete(name); }
-  wanted.forEach((vm, number) => {
-    let parts = rows.get(vm.name);
-    if (!parts) rows.set(vm.name, parts = makeRow(vm.name));
+  for (const [key, parts] of rows) if (!keep.has(key)) { parts.row.remove(); rows.delete(key); }
+  wanted.forEach((one, number) => {
+    let parts = rows.get(one.key);
+    if (!parts) rows.set(one.key, parts = one.vm ? makeRow(one.key) : groups.makeRow(one.template, columns));
     if (body.rows[number] !== parts.row) body.insertBefore(parts.row, body.rows[number] || null);
-    fillRow(parts, vm);
+    if (one.vm) fillRow(parts, one.vm);
+    else groups.fillRow(parts, one);
   });
   if (body.contains(focused) && focused !== document.activeElement) focused.focus({preventScroll: true});  // its row moved
-  const empty = state.loaded && !vms.size;
+  const empty = state.loaded && !vms.size && !(other.templates || []).length;
   $("empty").hidden = !empty;
   $("vms").hidden = $("tools").hidden = $("legend").hidden = empty;
-  $("nothing").hidden = !vms.size || found > 0;
-  $("pages").hidden = found <= PAGE;
+  $("nothing").hidden = empty || !state.loaded || length > 0;
+  $("pages").hidden = length <= PAGE;
   $("before").disabled = from === 0;
-  $("after").disabled = from + PAGE >= found;
-  set($("range"), `${from + 1} to ${from + wanted.length} of ${found}`);
+  $("after").disabled = from + PAGE >= length;
+  set($("range"), `${from + 1} to ${Math.min(from + PAGE, length)} of ${length}`);
 }
 
 function showTools(counts) {
@@ -113,6 +119,7 @@ function showTools(counts) {
   }
   if ($("search").value !== place.q) $("search").value = place.q;
   $("sort").value = place.sort;
+  groups.showChoice();
   for (const key in heads) {
     const way = place.sort === key ? "ascending" : place.sort === `-${key}` ? "descending" : null;
     if (way) heads[key].setAttribute("aria-sort", way);
@@ -161,6 +168,7 @@ function fillRow(parts, vm) {
   }
   set(parts.starts, String(vm.total_starts));
   set(parts.requests, String(vm.total_requests));
+  parts.row.classList.toggle("member", vm.template !== null);
   parts.actions.update(vm);
   fillTimes(parts, vm);
 }

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from jitsu_tw.backends.threaded import in_thread
 from jitsu_tw.ctl import show
-from jitsu_tw.ctl.diagnosis import findings, machine, resolving
+from jitsu_tw.ctl.diagnosis import findings, machine, resolving, templates
 from jitsu_tw.ctl.diagnosis.findings import WILDCARDS, Finding, Level
 from jitsu_tw.ctl.diagnosis.hypervisors import ask_all, hypervisors
 from jitsu_tw.ctl.show import FailedError, NoAnswerError
@@ -175,8 +175,13 @@ def _delegations(context: Context) -> dict[str, Delegation]:
 def _disks(context: Context) -> list[tuple[str, int, int]]:
     settings = context.settings
     paths = [settings.persistdb] if settings.persistdb is not None else []
-    paths += {vm.images for vm in settings.vms if vm.boot_from.value == "snapshot"}
+    paths += {vm.images for vm in (*settings.vms, *settings.templates) if vm.boot_from.value == "snapshot"}
+    paths += {template.layers for template in settings.templates if template.disk is not None}
     return list(dict.fromkeys(machine.disk(path) for path in paths))
+
+
+def _template_files(context: Context) -> dict[str, templates.Files]:
+    return {template.name: templates.look(template) for template in context.settings.templates}
 
 
 def _holder(context: Context) -> int | None:
@@ -196,6 +201,8 @@ OBSERVERS: Final[Mapping[str, Callable[[Context], Any]]] = {
     "here": lambda context: machine.here(context.settings.bind),
     "links": lambda _: machine.links(),
     "nat": lambda _: machine.nat_networks(),
+    "leased": lambda _: machine.leased(),
+    "template_files": _template_files,
     "direct": _direct,
     "servers": lambda _: resolving.servers()[0],
     "resolver": _resolver,
@@ -310,8 +317,15 @@ def _bridges(_: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
     yield from findings.nat(seen["nat"], used)
     for one in _here(asked):
         yield from findings.guests(one.hypervisor.vms, links)
+        yield from templates.outside(one.hypervisor.templates, links)
         plugged = ((vm, one.seen[vm.name].bridges) for vm in one.hypervisor.vms if vm.name in one.seen)
         yield from findings.misplaced(plugged, links)
+
+
+def _templates(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
+    settings = context.settings
+    yield from templates.files(seen["template_files"])
+    yield from templates.pools(settings.templates, settings.vms, seen["links"], seen["leased"])
 
 
 def _standins(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
@@ -333,7 +347,8 @@ def _state(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _kvm(context: Context, seen: Mapping[str, Any]) -> Iterator[Finding]:
-    local = {vm.connect for vm in context.settings.vms if vm.connect.startswith("qemu:///")}
+    vms = (*context.settings.vms, *context.settings.templates)
+    local = {vm.connect for vm in vms if vm.connect.startswith("qemu:///")}
     if local:
         yield findings.kvm(**seen["kvm"], session=any(not one.endswith("/system") for one in local))
 
@@ -362,6 +377,8 @@ OUTSIDE: Final = (
           (HYPERVISORS,), _hypervisors),
     Check("bridges", "that the VMs' bridges are there, up, with carrier, without STP, and have their networks",
           ("links", "nat", HYPERVISORS), _bridges),
+    Check("templates", "that it can be found out which names exist, disks can be made, and addresses are for VMs alone",
+          ("template_files", "links", "leased"), _templates),
     Check("delegation", "that the zones' parents delegate them as they say themselves",
           ("delegations",), _delegated),
 )  # fmt: skip

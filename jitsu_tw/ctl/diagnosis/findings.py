@@ -31,6 +31,9 @@ LEAST_SHARE: Final = 0.05
 #: Seconds by which the last commit of the state may be in the future: clocks of other nodes differ a little.
 AHEAD: Final = 60.0
 
+#: What does not work for VMs whose network this host is not in.
+NO_NETWORK: Final = "without one, Jitsu cannot wait for their ports, and Synjitsu cannot stand in for them"
+
 #: The ends of names that no zone of the internet delegates: of homes (RFC 8375), and of other networks (ICANN).
 LOCAL: Final = (".home.arpa", ".internal")
 
@@ -152,8 +155,7 @@ def guests(vms: Iterable[VM], links: Collection[Link]) -> Iterator[Finding]:
     if outside:
         yield warning(
             f"no interface of this host has a network with the address of {listed(outside)}",
-            "give the VMs' bridge an address of their network, or correct ip: without one, Jitsu cannot wait for their "
-            "ports, and Synjitsu cannot stand in for them",
+            f"give the VMs' bridge an address of their network, or correct ip: {NO_NETWORK}",
         )
 
 
@@ -477,7 +479,7 @@ def hypervisor(
                       "correct name or uuid, define the VM there, or give define")  # fmt: skip
     yield from merged((vm.name, one) for vm in known for one in _seen(vm, seen[vm.name], network=network))
     if known or not vms:
-        yield ok(f"{name} can be asked, and knows {len(known)} of {counted(len(vms), 'VM')}")
+        yield ok(f"{name} can be asked" + (f", and knows {len(known)} of {counted(len(vms), 'VM')}" if vms else ""))
 
 
 def _seen(vm: VM, seen: Seen, *, network: bool) -> Iterator[Finding]:

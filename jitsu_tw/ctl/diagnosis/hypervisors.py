@@ -24,10 +24,10 @@ from jitsu_tw.ijitsu import IWatcher
 from jitsu_tw.settings import HOSTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jitsu_tw.ijitsu import IBackend
-    from jitsu_tw.settings import VM, Settings
+    from jitsu_tw.settings import VM, Settings, Template
 
 #: Seconds that a hypervisor has to accept a connection.
 CONNECTS_WITHIN: Final = 5.0
@@ -46,12 +46,14 @@ class Hypervisor:
         backend: not connected.
         vms: its VMs; those that may run on several are among those of each.
         is_here: whether it is this host.
+        templates: those whose VMs it is to have.
     """
 
     name: str
     backend: IBackend
     vms: tuple[VM, ...]
     is_here: bool
+    templates: tuple[Template, ...] = ()
 
 
 @attrs.frozen
@@ -71,20 +73,30 @@ class Asked:
 
 def hypervisors(settings: Settings) -> list[Hypervisor]:
     """Return the hypervisors of a configuration; several `hosts` are one each."""
-    found = [(host.name, host.backend, host.connect, tuple(vm for vm in settings.vms if host.name in vm.hosts))
-             for host in settings.hosts]  # fmt: skip
-    groups: dict[tuple[str, str], list[VM]] = {}
+    found = [
+        _hypervisor(host.name, host.backend, host.connect, [one for one in settings.vms if host.name in one.hosts],
+                    [one for one in settings.templates if host.name in one.hosts])
+        for host in settings.hosts
+    ]  # fmt: skip
+    vms: dict[tuple[str, str], list[VM]] = {}
+    templates: dict[tuple[str, str], list[Template]] = {}
     for vm in settings.vms:
-        if vm.backend != HOSTS:
-            groups.setdefault((vm.backend, vm.connect), []).append(vm)
-    found += [("", kind, connect, tuple(vms)) for (kind, connect), vms in groups.items()]
-    return [_hypervisor(*one) for one in found]
+        vms.setdefault((vm.backend, vm.connect), []).append(vm)
+    for template in settings.templates:
+        templates.setdefault((template.backend, template.connect), []).append(template)
+    for kind, connect in {**vms, **templates}:
+        if kind != HOSTS:
+            mine = vms.get((kind, connect), ()), templates.get((kind, connect), ())
+            found.append(_hypervisor("", kind, connect, *mine))
+    return found
 
 
-def _hypervisor(name: str, kind: str, connect: str, vms: tuple[VM, ...]) -> Hypervisor:
+def _hypervisor(
+    name: str, kind: str, connect: str, vms: Iterable[VM], templates: Iterable[Template]
+) -> Hypervisor:
     backend = BACKENDS[kind].load()(connect)
     is_here = backend.reachable and urlsplit(connect).hostname is None
-    return Hypervisor(name or f"{kind} {connect}".strip(), backend, vms, is_here)
+    return Hypervisor(name or f"{kind} {connect}".strip(), backend, tuple(vms), is_here, tuple(templates))
 
 
 @implementer(IWatcher)

@@ -27,6 +27,7 @@ from xml.etree import ElementTree
 
 from jitsu_tw.ctl.diagnosis.findings import Held, Link
 from jitsu_tw.dns.binding import is_here
+from jitsu_tw.networks import AddressRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -160,14 +161,29 @@ def here(hosts: Iterable[str]) -> set[str]:
 def nat_networks() -> dict[str, str]:
     """Return the names of libvirt's networks behind NAT, by their bridges; none where this user may not read them."""
     found: dict[str, str] = {}
+    for name, root in _networks():
+        forward, bridge = root.find(".//forward"), root.find(".//bridge")
+        if forward is not None and bridge is not None and forward.get("mode", "nat") == "nat":
+            found[bridge.get("name", "")] = name
+    return found
+
+
+def leased() -> dict[str, list[AddressRange]]:
+    """Return the addresses that libvirt's networks give by DHCP, by the network's name; none that may not be read."""
+    found: dict[str, list[AddressRange]] = {}
+    for name, root in _networks():
+        for one in root.iterfind(".//dhcp/range"):
+            with contextlib.suppress(ValueError):
+                found.setdefault(name, []).append(AddressRange.parse(f"{one.get('start')}-{one.get('end')}"))
+    return found
+
+
+def _networks() -> Iterator[tuple[str, ElementTree.Element]]:
+    """Yield libvirt's networks that are active: the name, and the root of the XML."""
     with contextlib.suppress(OSError):
         for path in NETWORKS.glob("*.xml"):
             with contextlib.suppress(OSError, ElementTree.ParseError):
-                root = ElementTree.parse(path).getroot()  # noqa: S314 -- libvirt's
-                forward, bridge = root.find(".//forward"), root.find(".//bridge")
-                if forward is not None and bridge is not None and forward.get("mode", "nat") == "nat":
-                    found[bridge.get("name", "")] = path.stem
-    return found
+                yield path.stem, ElementTree.parse(path).getroot()  # noqa: S314 -- libvirt's
 
 
 def is_synchronised() -> bool:

@@ -39,8 +39,9 @@ class PagesTests(SynchronousTestCase):
         self.assertEqual(
             {"name": "www", "uuid": desk.machine().uuid, "state": "up", "reason": "", "problems": [], "total_starts": 1,
              "total_requests": 1, "last_request_ts": EPOCH + 1000, "lease_left": 120.0, "idle": 120.0, "held": False,
-             "needed": False, "origin": None, "names": ["www.jitsu.test"], "addresses": [str(desk.machine().vm.ip[0])],
-             "mode": "destroy", "host": None, "node": None, "day": "1", "memory": None},
+             "needed": False, "template": None, "origin": None, "names": ["www.jitsu.test"],
+             "addresses": [str(desk.machine().vm.ip[0])], "mode": "destroy", "host": None, "node": None, "day": "1",
+             "memory": None},
             {key: value for key, value in www.items() if key != "activation_ms"},
         )
         self.assertEqual({"query": 0.0, "answered": 0.0}.items(), www["activation_ms"].items() & {
