@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from jitsu_tw.settings import VM
 
@@ -32,6 +33,7 @@ PLACEHOLDERS: Final[Mapping[str, str]] = {
 
 #: Why a VM is not removed from its hypervisor.
 NOT_MADE: Final = "it was not made by a template, so it stays"
+RUNS: Final = "it runs"
 
 #: What MACs begin with: locally administered, and for one machine (IEEE 802, 8.2).
 _LOCAL: Final = b"\x52"
@@ -42,20 +44,36 @@ def mac_of(uuid: str) -> str:
     return (_LOCAL + UUID(uuid).bytes[:5]).hex(":")
 
 
-def read(vm: VM, escape: Callable[[str], str] = str) -> str:
+def read(file: Path, vm: VM, escape: Callable[[str], str]) -> str:
     """
-    Return the text of the file that defines *vm*; in a template's, its values are filled in as *escape* writes them.
+    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in, as *escape* writes them there.
 
     Raises:
         OSError: it cannot be read.
         BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
     """
-    assert vm.define is not None
     try:
-        text = vm.define.read_text()
-        return text if vm.template is None else fill(text, {key: escape(value) for key, value in values_of(vm).items()})
+        return filled(file.read_text(encoding="utf-8"), vm, escape)
     except ValueError as error:
-        raise BackendError(f"{vm.define} {'is not text' if isinstance(error, UnicodeError) else error}") from error
+        raise BackendError(f"{file} {'is not text' if isinstance(error, UnicodeError) else error}") from error
+
+
+def filled(text: str, vm: VM, escape: Callable[[str], str] = str) -> str:
+    """
+    Return *text*, in a template's with the values of *vm* as *escape* writes them.
+
+    Raises:
+        ValueError: it has a placeholder that stands for nothing; the message goes behind its name.
+    """
+    if vm.template is None:
+        return text
+    return fill(text, {key: escape(value) for key, value in values_of(vm).items()})
+
+
+def wrong(vm: VM, error: Exception) -> ConfigError:
+    """Return the error of a configuration that has a VM, or a template that makes *vm*, that can never work."""
+    where = f"vms: {vm.name}" if vm.template is None else f"templates: {vm.template}"
+    return ConfigError(str(error), *vm.place, where)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

@@ -72,6 +72,7 @@ class Hosts:
         self._names = {id(backend): name for name, backend in hosts.items()}
         self._watcher: IWatcher | None = None
         self._seen: dict[str, dict[str, Power]] = {}
+        self._at: dict[str, str] = {}
         self.unreachable: dict[str, str] = {}
         self.fenced: set[str] = set()
         self._placement: IPlacement = Unplaced()
@@ -89,6 +90,10 @@ class Hosts:
     def __iter__(self) -> Any:
         """Yield the names of all."""
         return iter(self._hosts)
+
+    def at(self, uuid: str) -> str | None:
+        """Return the host that a VM runs, is paused or has its image on; None for none."""
+        return self._at.get(uuid)
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect to all of them."""

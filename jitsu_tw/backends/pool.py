@@ -47,12 +47,7 @@ class Pool(Hosts):
         self._now = now
         self._doubts: dict[str, float] = {}
         self._vms: dict[str, VM] = {}
-        self._at: dict[str, str] = {}
         self._moving: set[str] = set()
-
-    def at(self, uuid: str) -> str | None:
-        """Return the host that a VM runs, is paused or has its image on; None for none."""
-        return self._at.get(uuid)
 
     def _of(self, vm: VM) -> dict[str, IBackend]:
         """Return the hosts that *vm* may run on."""
@@ -88,10 +83,10 @@ class Pool(Hosts):
                 raise BackendError(f"{name} has it as {found}, another host as {uuid}; define it with one uuid")
             else:
                 uuid = found
-        if vm.define is None:
+        if vm.define is None or vm.removed:
             if uuid is None and errors:
                 raise errors[0][1]
-            if uuid is None:
+            if uuid is None or (missing and len(missing) == len(hosts)):
                 raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}, and no file defines it")
         else:
             uuid = await self._define(vm, uuid, missing, errors)
@@ -330,16 +325,20 @@ class Pool(Hosts):
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
     @deferred
-    async def remove(self, uuid: str) -> None:
-        """Remove the VM on all hosts."""
-        hosts = self._of(self._known(uuid))
-        answers = await DeferredList([backend.remove(uuid) for backend in hosts.values()], consumeErrors=True)
-        for name, (_, error) in zip(hosts, answers, strict=True):
-            if isinstance(error, Failure) and not error.check(NoSuchVM):
-                raise BackendError(f"{name}: {error.getErrorMessage()}")
-        del self._vms[uuid]
-        self._seen.pop(uuid, None)
-        self._at.pop(uuid, None)
+    async def remove(self, vm: VM) -> None:
+        """Remove the VM on all hosts; while one cannot be asked, which may have its image, that fails."""
+        hosts = self._of(vm)
+        removed = [backend.remove(vm) for backend in hosts.values()]
+        answers: list[tuple[bool, Any]] = await DeferredList(removed, consumeErrors=True)
+        failed = [
+            f"{name}: {error.getErrorMessage()}"
+            for name, (_, error) in zip(hosts, answers, strict=True)
+            if isinstance(error, Failure)
+        ]
+        if failed:
+            raise BackendError("; ".join(failed))
+        for known in (self._vms, self._seen, self._at, self._doubts):
+            known.pop(str(vm.uuid), None)
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the guest, which no client has used, on its host."""

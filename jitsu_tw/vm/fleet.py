@@ -249,7 +249,7 @@ class Fleet(Parts):
     async def _removed(self, machine: Machine) -> bool:
         """Remove what its hypervisor has of *machine*, which a template has made; return whether that was done."""
         try:
-            await machine.backend.remove(machine.uuid)
+            await machine.backend.remove(machine.vm)
         except NoSuchVM:
             return True
         except BackendError as error:

@@ -47,6 +47,9 @@ DOMAIN = """
 """
 
 
+#: What a template has instead of what its VMs have of their own.
+DISK = "<disk type='file'><driver name='qemu' type='qcow2'/><source file='${disk}'/><target dev='vda'/></disk>"
+TEMPLATE = DOMAIN.format(name="${name}", uuid="${uuid}").replace("52:54:00:AA:BB:CC", "${mac}")
 
 
 def with_exit(xml: str) -> str:
@@ -58,6 +61,8 @@ def with_exit(xml: str) -> str:
 
 class MemoryBackendTests(contract_backends.BackendContract):
     """The contract, on memory."""
+
+    has_disks = False
 
     def make(self) -> MemoryBackend:
         """Return an empty hypervisor."""
@@ -143,6 +148,13 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
     def new_vm(self) -> VM:
         """Return a VM with a definition."""
         return self.defined()
+
+    def made_vm(self, *, disk: bool = False) -> VM:
+        """Return a VM with the definition of a template."""
+        machine = super().made_vm(disk=disk)
+        assert machine.define is not None
+        machine.define.write_text(TEMPLATE.replace("<devices>", f"<devices>{DISK if disk else ''}"))
+        return machine
 
     async def test_by_name(self) -> None:
         """A domain that libvirt knows is found by its name."""

@@ -85,6 +85,8 @@ def a_vm(**changes: Any) -> VM:
 class HostsContractTests(contract_backends.BackendContract):
     """The contract, on three of memory."""
 
+    has_disks = False
+
     def make(self) -> Pool:
         """Return empty hosts."""
         return Pool({name: MemoryBackend(name) for name in NAMES})
