@@ -232,7 +232,20 @@ def _named(root: ElementTree.Element, *, writable: bool) -> Iterator[str]:
         if writable or not domain_xml.is_writable(disk):
             for source in disk.iter("source"):
                 if "file" in source.attrib:
-                    yield from chain(Path(source.attrib["file"]), _format(disk))
+                    yield from _below(Path(source.attrib["file"]), disk)
+
+
+def _below(file: Path, disk: ElementTree.Element) -> Iterator[str]:
+    """
+    Yield the files that *disk*, which is in *file*, is made of, as far as Jitsu may read which these are.
+
+    One that the guest writes to is QEMU's user's while it is up (virSecurityDACSetImageLabel in libvirt's source).
+    """
+    try:
+        yield from chain(file, _format(disk))
+    except PermissionError:
+        if not domain_xml.is_writable(disk):
+            raise
 
 
 def chain(disk: Path, kind: str) -> Iterator[str]:
