@@ -146,9 +146,20 @@ class Hosts:
             if seen.get(name, Power.OFF) is not Power.OFF:
                 self.changed(uuid, reason)
 
+    def _seen_of(self, uuid: str) -> dict[str, Power]:
+        """
+        Return what was seen last of a VM on each host, to be changed.
+
+        Raises:
+            NoSuchVM: it was not looked up, or was removed meanwhile.
+        """
+        if uuid not in self._seen:
+            raise NoSuchVM(f"no VM {uuid}")
+        return self._seen[uuid]
+
     async def _look(self, uuid: str, name: str) -> Sighting:
         """Return what the VM is on one host, or what was last seen of it there if the host cannot be asked."""
-        seen, lost = self._seen[uuid], ""
+        seen, lost = self._seen_of(uuid), ""
         if name in self.fenced:
             seen[name] = Power.OFF
         elif name in self.unreachable:

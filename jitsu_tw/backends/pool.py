@@ -118,6 +118,7 @@ class Pool(Hosts):
             sightings.append(sighting)
             if name == at and sighting == Sighting(name, Power.RUNNING):
                 break  # where it was before, it is still
+        self._known(uuid)  # it may have been removed meanwhile
         in_doubt = self._now() < self._doubts.get(uuid, -inf)
         located = locate(sightings, hosts, self._placement.last_host(vm), in_doubt=in_doubt)
         if located is None:
@@ -180,7 +181,7 @@ class Pool(Hosts):
 
     async def _start_on(self, uuid: str, name: str, power: Power) -> Start:
         """Start the VM, which is *power*, on the host *name*."""
-        seen = self._seen[uuid]
+        seen = self._seen_of(uuid)
         seen.pop(name, None)  # until it is seen again, it may run there
         try:
             how = await self._hosts[name].start(uuid)
@@ -215,8 +216,8 @@ class Pool(Hosts):
     @deferred
     async def _memory_on(self, uuid: str, name: str) -> Memory | None:
         """Return the memory of the host *name*; define the VM there if it is not known, as when the host came late."""
-        if name not in self._seen[uuid]:
-            await self._hosts[name].look_up(attrs.evolve(self._vms[uuid], uuid=uuid))
+        if name not in self._seen_of(uuid):
+            await self._hosts[name].look_up(attrs.evolve(self._known(uuid), uuid=uuid))
         return await self._hosts[name].memory(uuid)
 
     # Moving.

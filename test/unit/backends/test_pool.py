@@ -412,6 +412,21 @@ class HostsTests(SynchronousTestCase):
         self.failureResultOf(self.hosts.look_up(leaving), NoSuchVM)
         self.assertIsNone(self.hosts.at(uuid))
 
+    def test_removed_while_it_is_looked_at(self) -> None:
+        """A VM that is removed while its hosts are asked what it does is known no more; that is no fault."""
+        for last in (False, True):
+            machine = a_vm(template="site", uuid="0b5f2a52-6d4f-5ab8-8f6e-4f1a2b3c4d5e")
+            uuid = self.have(machine)
+            held = defer.Deferred[Power]()
+            name = NAMES[-1] if last else NAMES[0]
+            patched = self.patch(self.each[name], "state", lambda _, held=held: held)
+            state, begun = self.hosts.state(uuid), self.hosts.start(uuid)
+            self.successResultOf(self.hosts.remove(machine))
+            held.callback(Power.OFF)
+            for call in (state, begun):
+                self.failureResultOf(call, NoSuchVM)
+            patched.restore()
+
     def test_where_it_is(self) -> None:
         """Counts, and obstacles to a stop, come from the host that the VM is on."""
         uuid = self.have(a_vm(), left=5, middle=30, right=20)
