@@ -226,7 +226,7 @@ class BackendContract(TestCase):
             await self.assertFailure(self.backend.remove(machine), BackendError)
             return
         await self.backend.remove(machine)
-        for mode in (Mode.DESTROY, Mode.SAVE, Mode.PAUSE):
+        for mode in (Mode.PAUSE, Mode.SAVE, Mode.DESTROY):
             self.assertEqual(machine.uuid, await self.backend.look_up(machine))
             self.assertIs(Power.OFF, await self.backend.state(machine.uuid))
             self.assertIs(Start.BOOTED, await self.backend.start(machine.uuid))
