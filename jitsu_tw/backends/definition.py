@@ -95,10 +95,10 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def values_of(vm: VM) -> dict[str, str]:
-    """Return what the placeholders stand for in the definition of *vm*."""
-    name, uuid = to_text(vm.dns[0]), str(vm.uuid)
+    """Return what the placeholders stand for in the definition of *vm*; one that is to be removed has no DNS name."""
+    name, uuid = to_text(vm.dns[0]) if vm.dns else "", str(vm.uuid)
     values = {
-        "name": vm.name, "label": name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),
+        "name": vm.name, "label": vm.name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),
         "mac": mac_of(uuid),
     }  # fmt: skip
     ip6 = next((address for address in vm.ip if address.version == 6), None)

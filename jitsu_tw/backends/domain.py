@@ -133,7 +133,7 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
     A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
     on. Where that fails, the error is logged, and libvirt's definition is used.
     """
-    if vm.define is None:
+    if vm.define is None or vm.removed:
         return
     try:
         wanted = text(vm)
@@ -362,7 +362,7 @@ def advice(
             found.append(f"it cannot be started: {error}")
     if not domain.isPersistent():
         found.insert(0, "it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)")
-    elif vm is not None and vm.define is not None:
+    elif vm is not None and vm.define is not None and not vm.removed:
         with contextlib.suppress(OSError, BackendError):
             found += _differs(vm, root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:

@@ -273,11 +273,22 @@ class BackendContract(TestCase):
 
     async def test_is_to_be_removed(self) -> None:
         """Of a VM that is to be removed, and is not there, nothing is made; where nothing would be, it may be known."""
-        machine = attrs.evolve(self.made_vm(disk=self.has_disks), removed=True)
-        self.assertIsInstance(await self.failed_by(self.backend.look_up(machine)), NoSuchVM | None)
-        self.assertFalse(machine.layer is not None and machine.layer.path.exists())
-        if self.makes:
-            await self.backend.remove(machine)
+        made = self.made_vm(disk=self.has_disks)
+        leaving = attrs.evolve(made, removed=True, dns=())
+        self.assertIsInstance(await self.failed_by(self.backend.look_up(leaving)), NoSuchVM | None)
+        self.assertFalse(made.layer is not None and made.layer.path.exists())
+        if not self.makes:
+            return
+        await self.backend.look_up(made)
+        await self.backend.start(made.uuid)
+        self.assertEqual(made.uuid, await self.backend.look_up(leaving))
+        await self.backend.advice(made.uuid)
+        await self.assertFailure(self.backend.remove(leaving), BackendError)
+        await self.backend.stop(made.uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(made.uuid))
+        await self.backend.look_up(leaving)
+        await self.backend.remove(leaving)
+        self.assertIsInstance(await self.failed_by(self.backend.state(made.uuid)), NoSuchVM)
 
     async def test_disk_of_its_own(self) -> None:
         """It is made with the VM, once, and goes with it."""
