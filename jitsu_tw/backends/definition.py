@@ -6,6 +6,7 @@ In the file of a template, placeholders stand for what each of its VMs has of it
 
 from __future__ import annotations
 
+import io
 from string import Template as Text
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -35,6 +36,9 @@ PLACEHOLDERS: Final[Mapping[str, str]] = {
 NOT_MADE: Final = "it was not made by a template, so it stays"
 RUNS: Final = "it runs"
 
+#: In octets: what libvirt takes as one text (VIR_NET_MESSAGE_STRING_MAX in src/rpc/virnetprotocol.x).
+LONGEST: Final = 4 << 20
+
 #: What MACs begin with: locally administered, and for one machine (IEEE 802, 8.2).
 _LOCAL: Final = b"\x52"
 
@@ -53,9 +57,27 @@ def read(file: Path, vm: VM, escape: Callable[[str], str]) -> str:
         BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
     """
     try:
-        return filled(file.read_text(encoding="utf-8"), vm, escape)
+        return filled(unfilled(file), vm, escape)
     except ValueError as error:
-        raise BackendError(f"{file} {'is not text' if isinstance(error, UnicodeError) else error}") from error
+        raise BackendError(f"{file} {error}") from error
+
+
+def unfilled(file: Path) -> str:
+    """
+    Return the text of a *file*, as it is but for the ends of its lines.
+
+    Raises:
+        OSError: it cannot be read.
+        BackendError: it is no text, or is longer than a hypervisor takes.
+    """
+    with file.open("rb") as one:
+        octets = one.read(LONGEST + 1)
+    if len(octets) > LONGEST:
+        raise BackendError(f"{file} is larger than {LONGEST >> 20} MiB; is it the right file?")
+    try:
+        return io.StringIO(octets.decode(), newline=None).read()  # lines end as Python reads them from a file
+    except UnicodeError as error:
+        raise BackendError(f"{file} is not text") from error
 
 
 def filled(text: str, vm: VM, escape: Callable[[str], str] = str) -> str:

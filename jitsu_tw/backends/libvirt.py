@@ -135,7 +135,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
             return ()
         try:
             text = domain.text(vm)
-            raw = vm.define.read_text(encoding="utf-8")
+            raw = definition.unfilled(vm.define)
             alike = () if vm.template is None else tuple(domain_xml.shared_by_all(raw))
             if vm.layer is not None:
                 layer.check_base(vm.layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -99,6 +100,17 @@ class FileTests(SynchronousTestCase):
         for uuid in ("", "<uuid>${uuid}</uuid>", f"<uuid> {UUID.upper()}\n</uuid>"):
             self.file.write_text(f"<domain>{uuid}</domain>")
             domain.text(machine)
+
+    def test_too_large(self) -> None:
+        """A file that is larger than any definition is refused before it is read whole."""
+        self.file.touch()
+        os.truncate(self.file, 1 << 40)
+        self.assertIn("larger than 4 MiB", str(self.assertRaises(BackendError, domain.text, made(define=self.file))))
+
+    def test_ends_of_lines(self) -> None:
+        """Lines end by a newline, however the file has them: xl takes no others."""
+        self.file.write_bytes(b"a\r\nb\n")
+        self.assertEqual("a\nb\n", definition.unfilled(self.file))
 
     def test_alike(self) -> None:
         """What a template gives all its VMs alike, and each needs of its own, is told."""
