@@ -269,7 +269,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "removes a VM's data because its definition is refused"),
         ("and alive(connection):  # else it may have been defined", "and connection:",
          "takes the disk of a VM that was defined as the connection broke"),
-        ("if vm.define is None or vm.removed:", "if vm.define is None:", "makes a VM again that is being removed"),
+        ("if vm.define is None or vm.removed:\n            remedy", "if vm.define is None:\n            remedy",
+         "makes a VM again that is being removed"),
     ),
     ("prepared VMs", "jitsu_tw/backends/libvirt.py", "test.unit.backends.test_qemu"): (
         ("            self._prepared.discard(uuid)\n", "", "starts a guest that has run without a look"),
