@@ -68,7 +68,7 @@ def make(layer: Layer) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise BackendError(f"the disk {layer.path} cannot be made: {_why(error, layer.path)}") from error
+        raise BackendError(f"the disk {layer.path} cannot be made: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             if new is not None:
@@ -178,9 +178,9 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _why(error: Exception, path: Path) -> str:
-    """Return what *error* tells of *path*, or of what it names itself, with the remedy where there is one."""
+def _why(error: Exception, base: Path) -> str:
+    """Return what *error* tells of *base*, or of what it names itself, with the remedy where there is one."""
     if not isinstance(error, OSError):
-        return f"{path}: {error}"
-    hidden = isinstance(error, PermissionError) and error.filename == str(path)
-    return f"{error.filename or path}: {error.strerror}{'; Jitsu and QEMU must be able to read it' * hidden}"
+        return f"{base}: {error}"
+    hidden = isinstance(error, PermissionError) and error.filename == str(base)
+    return f"{error.filename or base}: {error.strerror}{'; Jitsu and QEMU must be able to read it' * hidden}"

@@ -180,6 +180,11 @@ class MakingTests(LayerTestCase):
         (deep / "base.img").write_bytes(bytes(512))
         self.refused("more than 1023 octets", of=Layer(self.layer.path, deep / "base.img"))
 
+    def test_base_is_hidden(self) -> None:
+        """The error of a base that Jitsu may not read says who must be able to."""
+        self.patch(Path, "open", Mock(side_effect=PermissionError(13, "Permission denied", str(self.base))))
+        self.refused(f"{self.base}: Permission denied; Jitsu and QEMU must be able to read it")
+
     def test_directory_is_none(self) -> None:
         """Where no directory can be made, or a file is in its place, the error names it."""
         self.refused("/proc/nowhere", of=Layer(Path("/proc/nowhere/one.qcow2"), self.base))
