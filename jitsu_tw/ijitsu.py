@@ -139,7 +139,8 @@ class IBackend(Interface):
         """
         Return the uuid of *vm*, defining it first if the backend does not know it and its settings say how.
 
-        A disk of its own (`VM.layer`) is made before that, if it is not there.
+        A disk of its own (`VM.layer`) is made before that, if it is not there. Nothing is made of a VM that is
+        `removed`: it is there, or fails by `errors.NoSuchVM`.
         """
 
     def state(uuid: str) -> Deferred[Power]:
@@ -200,11 +201,12 @@ class IBackend(Interface):
     def drop_image(uuid: str) -> Deferred[None]:
         """Forget the image that `keep_image` kept, if there is one: the next start boots."""
 
-    def remove(uuid: str) -> Deferred[None]:
+    def remove(vm: VM) -> Deferred[None]:
         """
-        Remove a VM that a template has made, and that is off: its definition, its images, and its own disk.
+        Remove *vm*, which a template has made: its definition, its memory if it is paused, its images, its own disk.
 
-        Fails if it runs, or was not made by a template. Only where `backends.Declaration.makes` is True.
+        What is not there is no error; the VM need not have been looked up. Fails if it runs, or was not made by a
+        template. Only where `backends.Declaration.makes` is True.
         """
 
     def prepare(uuid: str) -> Deferred[None]:

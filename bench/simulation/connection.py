@@ -265,9 +265,9 @@ class Connection:
         """Forget it."""
         return self._ask("drop_image", uuid, self._hypervisor.drop_image, uuid)
 
-    def remove(self, uuid: str) -> Deferred[None]:
+    def remove(self, vm: VM) -> Deferred[None]:
         """Remove a VM of a template."""
-        return self._ask("remove", uuid, self._hypervisor.remove, uuid)
+        return self._ask("remove", str(vm.uuid), self._hypervisor.remove, vm)
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause a VM that nobody has used."""

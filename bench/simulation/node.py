@@ -202,7 +202,7 @@ class RemoteBackend:
         """Do nothing."""
         return succeed(None)
 
-    def remove(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+    def remove(self, vm: VM) -> Deferred[None]:  # noqa: ARG002
         """Fail: no VM of the world is made by a template."""
         return fail(BackendError(f"{self.host}: removes nothing"))
 

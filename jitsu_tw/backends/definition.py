@@ -6,15 +6,17 @@ In the file of a template, placeholders stand for what each of its VMs has of it
 
 from __future__ import annotations
 
+import io
 from string import Template as Text
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from jitsu_tw.settings import VM
 
@@ -32,6 +34,10 @@ PLACEHOLDERS: Final[Mapping[str, str]] = {
 
 #: Why a VM is not removed from its hypervisor.
 NOT_MADE: Final = "it was not made by a template, so it stays"
+RUNS: Final = "it runs"
+
+#: In octets: what libvirt takes as one text (VIR_NET_MESSAGE_STRING_MAX in src/rpc/virnetprotocol.x).
+LONGEST: Final = 4 << 20
 
 #: What MACs begin with: locally administered, and for one machine (IEEE 802, 8.2).
 _LOCAL: Final = b"\x52"
@@ -42,20 +48,54 @@ def mac_of(uuid: str) -> str:
     return (_LOCAL + UUID(uuid).bytes[:5]).hex(":")
 
 
-def read(vm: VM, escape: Callable[[str], str] = str) -> str:
+def read(file: Path, vm: VM, escape: Callable[[str], str]) -> str:
     """
-    Return the text of the file that defines *vm*; in a template's, its values are filled in as *escape* writes them.
+    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in, as *escape* writes them there.
 
     Raises:
         OSError: it cannot be read.
         BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
     """
-    assert vm.define is not None
     try:
-        text = vm.define.read_text()
-        return text if vm.template is None else fill(text, {key: escape(value) for key, value in values_of(vm).items()})
+        return filled(unfilled(file), vm, escape)
     except ValueError as error:
-        raise BackendError(f"{vm.define} {'is not text' if isinstance(error, UnicodeError) else error}") from error
+        raise BackendError(f"{file} {error}") from error
+
+
+def unfilled(file: Path) -> str:
+    """
+    Return the text of a *file*, as it is but for the ends of its lines.
+
+    Raises:
+        OSError: it cannot be read.
+        BackendError: it is no text, or is longer than a hypervisor takes.
+    """
+    with file.open("rb") as one:
+        octets = one.read(LONGEST + 1)
+    if len(octets) > LONGEST:
+        raise BackendError(f"{file} is larger than {LONGEST >> 20} MiB; is it the right file?")
+    try:
+        return io.StringIO(octets.decode(), newline=None).read()  # lines end as Python reads them from a file
+    except UnicodeError as error:
+        raise BackendError(f"{file} is not text") from error
+
+
+def filled(text: str, vm: VM, escape: Callable[[str], str] = str) -> str:
+    """
+    Return *text*, in a template's with the values of *vm* as *escape* writes them.
+
+    Raises:
+        ValueError: it has a placeholder that stands for nothing; the message goes behind its name.
+    """
+    if vm.template is None:
+        return text
+    return fill(text, {key: escape(value) for key, value in values_of(vm).items()})
+
+
+def wrong(vm: VM, error: Exception) -> ConfigError:
+    """Return the error of a configuration that has a VM, or a template that makes *vm*, that can never work."""
+    where = f"vms: {vm.name}" if vm.template is None else f"templates: {vm.template}"
+    return ConfigError(str(error), *vm.place, where)
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
@@ -77,10 +117,10 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def values_of(vm: VM) -> dict[str, str]:
-    """Return what the placeholders stand for in the definition of *vm*."""
-    name, uuid = to_text(vm.dns[0]), str(vm.uuid)
+    """Return what the placeholders stand for in the definition of *vm*; one that is to be removed has no DNS name."""
+    name, uuid = to_text(vm.dns[0]) if vm.dns else "", str(vm.uuid)
     values = {
-        "name": vm.name, "label": name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),
+        "name": vm.name, "label": vm.name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),
         "mac": mac_of(uuid),
     }  # fmt: skip
     ip6 = next((address for address in vm.ip if address.version == 6), None)

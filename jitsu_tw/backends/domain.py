@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 import libvirt
 from twisted.logger import Logger
@@ -94,18 +93,10 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
             raise
-        if vm.define is None:
+        if vm.define is None or vm.removed:
             remedy = "define it there, mend the name, or give its XML file with define"
             raise NoSuchVM(f"{error}; {remedy}") from error
-        text = domain_xml.definition(_text(vm), vm.uuid)
-        if vm.layer is not None:
-            layer.make(vm.layer)
-        try:
-            domain = connection.defineXML(text)
-        except libvirt.libvirtError:
-            if vm.layer is not None and vm.uuid is not None:
-                layer.remove(vm.layer)
-            raise
+        domain = _define(connection, vm)
     else:
         if vm.define is not None and domain.isPersistent():
             _follow(connection, domain, vm)
@@ -115,6 +106,26 @@ def look_up(connection: libvirt.virConnect, vm: VM) -> str:
     return uuid
 
 
+def _define(connection: libvirt.virConnect, vm: VM) -> libvirt.virDomain:
+    """Return a new domain, as the file of *vm* defines it, with its own disk, if it has one."""
+    xml = domain_xml.definition(text(vm), vm.uuid)
+    made = vm.layer is not None and layer.make(vm.layer)
+    try:
+        return connection.defineXML(xml)
+    except libvirt.libvirtError:
+        if made and vm.layer is not None and alive(connection):  # else it may have been defined
+            layer.remove(vm.layer)
+        raise
+
+
+def alive(connection: libvirt.virConnect) -> bool:
+    """Return whether a connection is not broken."""
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
 def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> None:
     """
     Define a domain, not a transient one, anew if it is off or prepared, and the file that defined it has changed since.
@@ -122,37 +133,40 @@ def _follow(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -
     A domain that another program has defined is left as it is; if the file defines the same, it is followed from now
     on. Where that fails, the error is logged, and libvirt's definition is used.
     """
-    if vm.define is None:
+    if vm.define is None or vm.removed:
         return
     try:
-        text = _text(vm)
+        wanted = text(vm)
         root = _defined(domain)
-        same = domain_xml.is_defined_by(text, root)
-        if same is None and domain_xml.difference(domain_xml.parse(text), root) is None:
-            element = domain_xml.mark(text, root)
+        same = domain_xml.is_defined_by(wanted, root)
+        if same is None and domain_xml.difference(domain_xml.parse(wanted), root) is None:
+            element = domain_xml.mark(wanted, root)
             kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, element, "jitsu", domain_xml.NAMESPACE, flags)
         elif same is False and not _is_saved(domain) and (not domain.isActive() or prepared.mark(domain) is not None):
-            connection.defineXML(domain_xml.definition(text, domain.UUIDString()))
+            connection.defineXML(domain_xml.definition(wanted, domain.UUIDString()))
             log.info("{name}: defined anew, because {file} has changed", name=vm.name, file=str(vm.define))
     except (OSError, BackendError, libvirt.libvirtError) as error:
         log.error("{name}: {file} is not followed: {error}", name=vm.name, file=str(vm.define), error=str(error))
 
 
-def _text(vm: VM) -> str:
+def text(vm: VM) -> str:
     """
     Return the XML in the file that defines *vm*.
 
     Raises:
         OSError: it cannot be read.
-        BackendError: it is no XML.
+        BackendError: it is no XML, or gives each VM of a template the same uuid.
     """
-    text = definition.read(vm, escape)
+    assert vm.define is not None
+    xml = definition.read(vm.define, vm, domain_xml.escaped)
     try:
-        domain_xml.parse(text)
+        uuid = (domain_xml.parse(xml).findtext("./uuid") or "").strip()
     except ElementTree.ParseError as error:
         raise BackendError(f"{vm.define} is not XML: {error}") from error
-    return text
+    if vm.template is not None and uuid.lower() not in {"", vm.uuid}:
+        raise BackendError(f"{vm.define} gives all its VMs the uuid {uuid}; leave it out, or write ${{uuid}}")
+    return xml
 
 
 def _defined(domain: libvirt.virDomain) -> ElementTree.Element:
@@ -216,6 +230,8 @@ def start(connection: libvirt.virConnect, uuid: str, vm: VM | None, *, paused_si
 
 
 def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM | None) -> Start:
+    if vm is not None and vm.layer is not None:
+        layer.check(vm.layer)
     saved = _is_saved(domain)
     if saved:
         if _attempt(domain, "restored", domain.create, fatal=_HOST | _PERHAPS):
@@ -337,26 +353,32 @@ def advice(
     """Return advice about *vm*'s domain, on a host whose files are *far* or here, and whose last start was *slow*."""
     domain = connection.lookupByUUIDString(uuid)
     root = _defined(domain)
-    found = [*advice_on(vm, root, far=far)]
+    made = vm is not None and vm.template is not None  # what its file lacks is said of the template, by `examine`
+    found = [] if made else [*advice_on(vm, root, far=far)]
+    if vm is not None and vm.layer is not None:
+        try:
+            layer.check(vm.layer)
+        except BackendError as error:
+            found.append(f"it cannot be started: {error}")
     if not domain.isPersistent():
         found.insert(0, "it is transient: once it is stopped, libvirt knows it no more; define it (virsh define)")
-    elif vm is not None and vm.define is not None:
+    elif vm is not None and vm.define is not None and not vm.removed:
         with contextlib.suppress(OSError, BackendError):
             found += _differs(vm, root)
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += [domain_xml.NOT_COUNTED.format(one) for one in _network_cards(connection, root)]
-    if slow and (why := domain_xml.slow(root)) is not None:
+    if slow and not made and (why := domain_xml.slow(root)) is not None:
         found.append(why)
     return tuple(found)
 
 
 def _differs(vm: VM, root: ElementTree.Element) -> tuple[str, ...]:
     """Return how a domain differs from the file that should define it."""
-    text, file = _text(vm), vm.define
-    same = domain_xml.is_defined_by(text, root)
+    wanted, file = text(vm), vm.define
+    same = domain_xml.is_defined_by(wanted, root)
     if same is False:
         return (f"{file} has changed since it was defined; that holds from its next boot on",)
-    where = domain_xml.difference(domain_xml.parse(text), root) if same is None else None
+    where = domain_xml.difference(domain_xml.parse(wanted), root) if same is None else None
     if where is None:
         return ()
     remedy = "mend one of the two, or undefine it (virsh undefine), so that Jitsu defines it by the file"
@@ -415,25 +437,27 @@ def _why_stale(
     return prepared.why_stale(domain, mark, paused_since=paused_since)
 
 
-def remove(connection: libvirt.virConnect, uuid: str, vm: VM) -> None:
+def remove(connection: libvirt.virConnect, vm: VM) -> None:
     """
-    Undefine the domain of *vm*, which a template has made, and remove its image and its disk.
+    Undefine the domain of *vm*, which a template has made, and remove its image and its disk; one that is paused ends.
 
     Raises:
-        BackendError: it is active, or was not made by a template.
+        BackendError: it runs, or was not made by a template.
     """
-    if vm.template is None:
+    if vm.template is None or vm.uuid is None:
         raise BackendError(definition.NOT_MADE)
     try:
-        domain = connection.lookupByUUIDString(uuid)
+        domain = connection.lookupByUUIDString(vm.uuid)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
             raise
     else:
+        if state(connection, vm.uuid) is Power.RUNNING:
+            raise BackendError(definition.RUNS)
         if domain.isActive():
-            raise BackendError("it runs")
+            domain.destroy()
         _undefine(domain)
-    image.drop(image.path(vm.images, uuid))
+    image.drop(image.path(vm.images, vm.uuid))
     if vm.layer is not None:
         layer.remove(vm.layer)
 
@@ -445,6 +469,8 @@ def _undefine(domain: libvirt.virDomain) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in {libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT}:
             raise
+        if _is_saved(domain):
+            domain.managedSaveRemove()
         domain.undefine()
 
 

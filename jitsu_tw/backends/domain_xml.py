@@ -10,6 +10,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,9 @@ _UNITS: Final = {
     "b": 1, "bytes": 1, "KB": 10**3, "k": 2**10, "KiB": 2**10, "MB": 10**6, "M": 2**20, "MiB": 2**20, "GB": 10**9,
     "G": 2**30, "GiB": 2**30, "TB": 10**12, "T": 2**40, "TiB": 2**40,
 }  # fmt: skip
+
+#: An amount of memory, as far as it can be one.
+_AMOUNT: Final = re.compile("[0-9]{1,18}")
 
 #: Kinds of `<domain>` that QEMU runs.
 _QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
@@ -93,6 +97,32 @@ def parse(xml: str) -> ElementTree.Element:
         ElementTree.ParseError: it is no XML.
     """
     return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
+
+
+def escaped(text: str) -> str:
+    """Return *text* as it is written in XML, also in an attribute."""
+    return escape(text, {"'": "&apos;", '"': "&quot;"})
+
+
+def shared_by_all(text: str) -> Iterator[str]:
+    """Yield advice about what all VMs of a template have alike, and each should have of its own; *text* is its file."""
+    try:
+        root = parse(text)
+    except ElementTree.ParseError:  # it becomes XML when it is filled in
+        return
+    for mac in root.findall("./devices/interface/mac"):
+        if "$" not in mac.get("address", "$"):
+            yield f"all its VMs would have the MAC {mac.get('address')}; write ${{mac}} instead"
+    for disk in root.findall("./devices/disk"):
+        source = disk.find("source")
+        path = "$" if source is None else source.get("file") or source.get("dev") or "$"
+        if "$" not in path and is_writable(disk) and disk.find("shareable") is None:
+            yield f"all its VMs would write to {path}; give it <readonly/>, or its VMs a disk of their own (disk)"
+
+
+def is_writable(disk: ElementTree.Element) -> bool:
+    """Return whether the guest may write to a disk."""
+    return disk.find("readonly") is None and disk.get("device") != "cdrom"
 
 
 def check_definition(octets: bytes, name: str) -> None:
@@ -176,7 +206,7 @@ def _text(element: ElementTree.Element) -> str:
     """Return an element's own text; an amount of memory in KiB, as libvirt writes it."""
     text = (element.text or "").strip()
     unit = element.get("unit", "")
-    return str(int(text) * _UNITS[unit] // 1024) if unit in _UNITS and text.isdigit() else text
+    return str(int(text) * _UNITS[unit] // 1024) if unit in _UNITS and _AMOUNT.fullmatch(text) else text
 
 
 def _same(found: str | None, wanted: str) -> bool:

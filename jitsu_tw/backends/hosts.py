@@ -72,6 +72,7 @@ class Hosts:
         self._names = {id(backend): name for name, backend in hosts.items()}
         self._watcher: IWatcher | None = None
         self._seen: dict[str, dict[str, Power]] = {}
+        self._at: dict[str, str] = {}
         self.unreachable: dict[str, str] = {}
         self.fenced: set[str] = set()
         self._placement: IPlacement = Unplaced()
@@ -89,6 +90,10 @@ class Hosts:
     def __iter__(self) -> Any:
         """Yield the names of all."""
         return iter(self._hosts)
+
+    def at(self, uuid: str) -> str | None:
+        """Return the host that a VM runs, is paused or has its image on; None for none."""
+        return self._at.get(uuid)
 
     def connect(self, watcher: IWatcher) -> None:
         """Connect to all of them."""
@@ -141,9 +146,20 @@ class Hosts:
             if seen.get(name, Power.OFF) is not Power.OFF:
                 self.changed(uuid, reason)
 
+    def _seen_of(self, uuid: str) -> dict[str, Power]:
+        """
+        Return what was seen last of a VM on each host, to be changed.
+
+        Raises:
+            NoSuchVM: it was not looked up, or was removed meanwhile.
+        """
+        if uuid not in self._seen:
+            raise NoSuchVM(f"no VM {uuid}")
+        return self._seen[uuid]
+
     async def _look(self, uuid: str, name: str) -> Sighting:
         """Return what the VM is on one host, or what was last seen of it there if the host cannot be asked."""
-        seen, lost = self._seen[uuid], ""
+        seen, lost = self._seen_of(uuid), ""
         if name in self.fenced:
             seen[name] = Power.OFF
         elif name in self.unreachable:

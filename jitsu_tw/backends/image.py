@@ -110,17 +110,12 @@ def _disk_obstacle(disk: ElementTree.Element) -> str | None:
     if source is None:
         return None
     where = source.get("file") or source.get("dev") or "(on a network)"
-    if _is_writable(disk):
+    if domain_xml.is_writable(disk):
         return f"its disk {where} can be written to; make it readonly, or use mode save"
     if any("file" not in one.attrib for one in disk.iter("source")):
         return f"its disk {where} is no file, and may change unseen"
     kind = _format(disk)
     return None if kind in _FORMATS else f"its disk {where} is a {kind}, which cannot be looked into; raw and qcow2 can"
-
-
-def _is_writable(disk: ElementTree.Element) -> bool:
-    """Return whether the guest may write to a disk."""
-    return disk.find("readonly") is None and disk.get("device") != "cdrom"
 
 
 def _format(disk: ElementTree.Element) -> str:
@@ -234,10 +229,23 @@ def _named(root: ElementTree.Element, *, writable: bool) -> Iterator[str]:
             if attribute in found.attrib:
                 yield found.attrib[attribute]
     for disk in root.findall("./devices/disk"):
-        if writable or not _is_writable(disk):
+        if writable or not domain_xml.is_writable(disk):
             for source in disk.iter("source"):
                 if "file" in source.attrib:
-                    yield from chain(Path(source.attrib["file"]), _format(disk))
+                    yield from _below(Path(source.attrib["file"]), disk)
+
+
+def _below(file: Path, disk: ElementTree.Element) -> Iterator[str]:
+    """
+    Yield the files that *disk*, which is in *file*, is made of, as far as Jitsu may read which these are.
+
+    One that the guest writes to is QEMU's user's while it is up (virSecurityDACSetImageLabel in libvirt's source).
+    """
+    try:
+        yield from chain(file, _format(disk))
+    except PermissionError:
+        if not domain_xml.is_writable(disk):
+            raise
 
 
 def chain(disk: Path, kind: str) -> Iterator[str]:

@@ -14,14 +14,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-from xml.sax.saxutils import escape
 
 import libvirt
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import definition, domain, domain_xml, image
+from jitsu_tw.backends import definition, domain, domain_xml, image, layer
 from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
@@ -131,12 +130,19 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         return f"libvirt at {self._uri}"
 
     def examine(self, vm: VM) -> tuple[str, ...]:
-        """Return advice about the file that defines the VM."""
+        """Return advice about the file that defines the VM, and check the image below its disk."""
         if vm.define is None:
             return ()
-        text = definition.read(vm, escape)
+        try:
+            text = domain.text(vm)
+            raw = definition.unfilled(vm.define)
+            alike = () if vm.template is None else tuple(domain_xml.shared_by_all(raw))
+            if vm.layer is not None:
+                layer.check_base(vm.layer)
+        except (OSError, BackendError) as error:
+            raise definition.wrong(vm, error) from error
         why = domain_xml.slow(domain_xml.parse(domain_xml.definition(text, None)))
-        return domain.advice_on(vm, domain_xml.parse(text), far=self._far) + ((why,) if why else ())
+        return domain.advice_on(vm, domain_xml.parse(text), far=self._far) + alike + ((why,) if why else ())
 
     # Connecting.
 
@@ -300,16 +306,13 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         vm = self._vms.get(uuid)
         return succeed(None) if vm is None else self._call(lambda _: image.drop(image.path(vm.images, uuid)))
 
-    def remove(self, uuid: str) -> Deferred[None]:
+    def remove(self, vm: VM) -> Deferred[None]:
         """Undefine the domain, with what libvirt keeps of it, and remove its image and its disk."""
-        vm = self._vms.get(uuid)
-        if vm is None:
-            return fail(NoSuchVM(f"no VM {uuid}"))
-        removed: Deferred[None] = self._call(domain.remove, uuid, vm).addCallback(lambda _: self._forget(uuid))
-        return removed
+        return self._call(domain.remove, vm).addCallback(lambda _: self._forget(str(vm.uuid)))
 
     def _forget(self, uuid: str) -> None:
         self._vms.pop(uuid, None)
+        self._slow.discard(uuid)
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the domain, and mark it as prepared in its live metadata."""
@@ -333,7 +336,7 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             raise NoSuchVM(str(error)) from error
-        kind = BackendError if _alive(connection) else BackendLost
+        kind = BackendError if domain.alive(connection) else BackendLost
         raise kind(str(error)) from error
     except OSError as error:
         raise BackendError(str(error)) from error
@@ -349,10 +352,3 @@ def _close(connection: libvirt.virConnect) -> None:
         connection.unregisterCloseCallback()
     with contextlib.suppress(libvirt.libvirtError):
         connection.close()
-
-
-def _alive(connection: libvirt.virConnect) -> bool:
-    try:
-        return bool(connection.isAlive())
-    except libvirt.libvirtError:
-        return False

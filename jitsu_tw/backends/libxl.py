@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import layer, xen, xlvm
-from jitsu_tw.backends.definition import NOT_MADE
+from jitsu_tw.backends import definition, layer, xen, xlvm
 from jitsu_tw.backends.xlhost import Host
-from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, IXenBackend, Memory, Power, Start
 from jitsu_tw.settings import VM, Mode
 
@@ -80,8 +78,10 @@ class LibxlBackend:
         """Check that the VM's files are there."""
         try:
             xlvm.check_files(vm)
+            if vm.layer is not None:
+                layer.check_base(vm.layer)
         except (OSError, ValueError, BackendError) as error:
-            raise ConfigError(str(error), *vm.place, f"vms: {vm.name}") from error
+            raise definition.wrong(vm, error) from error
         return ()
 
     def connect(self, watcher: IWatcher) -> None:
@@ -116,7 +116,7 @@ class LibxlBackend:
     async def guest(self, uuid: str) -> Guest:
         """Return the domain's number, and its MACs from Xenstore; those that it will have, if it is off."""
         domain, vm = await self._host.alive(uuid), self._host.vms[uuid]
-        made_of = xen.guest_of(vm)
+        made_of = xlvm.guest_of(vm)
         given = xen.macs(made_of, uuid) if made_of is not None else ()
         if domain is None:
             if not given:
@@ -159,6 +159,8 @@ class LibxlBackend:
         vm = self._host.vms[uuid]
         try:
             xlvm.check_files(vm)
+            if vm.layer is not None:
+                await self._host.on_disk(layer.check, vm.layer)
             if vm.define is not None:
                 with xlvm.configured(vm) as file:
                     await self._host.xl.run("create", "-n", file)
@@ -200,6 +202,9 @@ class LibxlBackend:
                 return await self._resume(uuid, domain, mark)
             self.log.info("{name}: what was prepared is thrown away: {why}", name=domain.name, why=why)
             await self._host.xl.run("destroy", str(domain.domid))
+        vm = self._host.vms[uuid]
+        if vm.layer is not None:
+            await self._host.on_disk(layer.check, vm.layer)
         saved = self._saved(uuid)
         if saved.exists():
             await self._check_memory(uuid)
@@ -208,7 +213,6 @@ class LibxlBackend:
             if await self._restored(uuid, image):
                 image.unlink()
                 return Start.RESTORED
-        vm = self._host.vms[uuid]
         if vm.prepare:
             with contextlib.suppress(OSError, BackendError):  # then xl tells what is wrong
                 self._booted[uuid] = xlvm.sum_of(vm, disks=False)
@@ -413,20 +417,23 @@ class LibxlBackend:
         return succeed(None)
 
     @_by_host
-    async def remove(self, uuid: str) -> None:
-        """Remove the images and the disk; Xen has nothing of a VM that is off."""
-        if uuid not in self._host.vms:
-            raise NoSuchVM(f"no VM {uuid}")
-        vm = self._host.vms[uuid]
+    async def remove(self, vm: VM) -> None:
+        """Remove the images and the disk, and the domain if it is paused; Xen has nothing of a VM that is off."""
         if vm.template is None:
-            raise BackendError(NOT_MADE)
-        if await self._host.alive(uuid) is not None:
-            raise BackendError("it runs")
-        _discard(self._saved(uuid))
-        await self.drop_image(uuid)
+            raise BackendError(definition.NOT_MADE)
+        uuid = xlvm.uuid_of(vm)
+        self._host.vms[uuid] = vm
+        domain = await self._host.alive(uuid)
+        if domain is not None and not domain.paused:
+            raise BackendError(definition.RUNS)
+        if domain is not None:
+            await self._host.xl.run("destroy", str(domain.domid))
+        for image in vm.images.glob(f"{uuid}[.-]*"):
+            _discard(image)
         if vm.layer is not None:
-            await deferToThread(layer.remove, vm.layer)
-        del self._host.vms[uuid]
+            await self._host.on_disk(layer.remove, vm.layer)
+        self._host.vms.pop(uuid, None)
+        self._booted.pop(uuid, None)
 
 
 def _discard(image: Path) -> None:

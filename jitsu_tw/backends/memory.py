@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid as uuids
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from jitsu_tw import parsers
-from jitsu_tw.backends.definition import NOT_MADE
+from jitsu_tw.backends.definition import NOT_MADE, RUNS
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
@@ -99,34 +99,23 @@ class MemoryGuest:
         return self.vm.backend_settings or DEFAULTS
 
 
-@implementer(IBackend)
-class MemoryBackend:
+class Guests:
     """
-    A hypervisor without a machine.
+    The VMs of a hypervisor without a machine.
 
     Attributes:
-        guests: the VMs that were looked up, by uuid.
+        guests: those that were looked up, by uuid.
     """
 
-    reachable = False
-    has_uuids = False
-
-    def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
-        """Take a hypervisor's URI, as all backends do; it has no meaning here."""
-        if reactor is None:
-            from twisted.internet import reactor  # noqa: PLC0415
-        self._reactor = reactor
-        self._watcher: IWatcher | None = None
+    def __init__(self) -> None:
+        """Begin without VMs."""
         self.guests: dict[str, MemoryGuest] = {}
-
-    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
-        """Return no advice: any VM can exist here."""
-        return ()
+        self._watcher: IWatcher | None = None
 
     def connect(self, watcher: IWatcher) -> None:
         """Tell *watcher* of the connection at once."""
         self._watcher = watcher
-        watcher.connected(self)
+        watcher.connected(cast("IBackend", self))
 
     def close(self) -> Deferred[None]:
         """Do nothing."""
@@ -135,14 +124,57 @@ class MemoryBackend:
 
     def look_up(self, vm: VM) -> Deferred[str]:
         """Return a uuid that is always the same for the same name."""
-        uuid = vm.uuid or str(uuids.uuid5(uuids.NAMESPACE_DNS, f"{vm.name}.memory.jitsu"))
+        uuid = self._uuid_of(vm)
+        if vm.removed and uuid not in self.guests:
+            return fail(NoSuchVM(f"no VM {uuid}"))
         self.guests.setdefault(uuid, MemoryGuest(vm)).vm = vm
         return succeed(uuid)
+
+    @staticmethod
+    def _uuid_of(vm: VM) -> str:
+        return vm.uuid or str(uuids.uuid5(uuids.NAMESPACE_DNS, f"{vm.name}.memory.jitsu"))
 
     def _guest(self, uuid: str) -> MemoryGuest:
         if uuid not in self.guests:
             raise NoSuchVM(f"no VM {uuid}")
         return self.guests[uuid]
+
+    def remove(self, vm: VM) -> Deferred[None]:
+        """Forget the VM, which has no disk."""
+        return maybeDeferred(self._remove, vm)
+
+    def _remove(self, vm: VM) -> None:
+        guest = self.guests.get(self._uuid_of(vm))
+        if vm.template is None:
+            raise BackendError(NOT_MADE)
+        if guest is not None and guest.power is Power.RUNNING:
+            raise BackendError(RUNS)
+        self.guests.pop(self._uuid_of(vm), None)
+
+    def happen(self, uuid: str, power: Power, reason: str) -> None:
+        """Change a VM, as a call does or another program would, and tell the watcher."""
+        self.guests[uuid].power = power
+        if self._watcher is not None:
+            self._watcher.changed(uuid, reason)
+
+
+@implementer(IBackend)
+class MemoryBackend(Guests):
+    """A hypervisor without a machine."""
+
+    reachable = False
+    has_uuids = False
+
+    def __init__(self, connect: str = "", reactor: Any = None) -> None:  # noqa: ARG002
+        """Take a hypervisor's URI, as all backends do; it has no meaning here."""
+        super().__init__()
+        if reactor is None:
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._reactor = reactor
+
+    def examine(self, vm: VM) -> tuple[str, ...]:  # noqa: ARG002
+        """Return no advice: any VM can exist here."""
+        return ()
 
     def state(self, uuid: str) -> Deferred[Power]:
         """Return the VM's power state."""
@@ -250,19 +282,3 @@ class MemoryBackend:
     def stale(self, uuid: str) -> Deferred[str]:
         """Return what the test has set."""
         return maybeDeferred(lambda: self._guest(uuid).stale)
-
-    def remove(self, uuid: str) -> Deferred[None]:
-        """Forget the VM."""
-        return maybeDeferred(self._remove, uuid)
-
-    def _remove(self, uuid: str) -> None:
-        guest = self._guest(uuid)
-        if guest.vm.template is None or guest.power is Power.RUNNING:
-            raise BackendError("it runs" if guest.power is Power.RUNNING else NOT_MADE)
-        del self.guests[uuid]
-
-    def happen(self, uuid: str, power: Power, reason: str) -> None:
-        """Change a VM, as a call does or another program would, and tell the watcher."""
-        self.guests[uuid].power = power
-        if self._watcher is not None:
-            self._watcher.changed(uuid, reason)

@@ -47,12 +47,7 @@ class Pool(Hosts):
         self._now = now
         self._doubts: dict[str, float] = {}
         self._vms: dict[str, VM] = {}
-        self._at: dict[str, str] = {}
         self._moving: set[str] = set()
-
-    def at(self, uuid: str) -> str | None:
-        """Return the host that a VM runs, is paused or has its image on; None for none."""
-        return self._at.get(uuid)
 
     def _of(self, vm: VM) -> dict[str, IBackend]:
         """Return the hosts that *vm* may run on."""
@@ -88,10 +83,10 @@ class Pool(Hosts):
                 raise BackendError(f"{name} has it as {found}, another host as {uuid}; define it with one uuid")
             else:
                 uuid = found
-        if vm.define is None:
+        if vm.define is None or vm.removed:
             if uuid is None and errors:
                 raise errors[0][1]
-            if uuid is None:
+            if uuid is None or (missing and len(missing) == len(hosts)):
                 raise NoSuchVM(f"none of its hosts ({', '.join(hosts)}) knows {vm.name}, and no file defines it")
         else:
             uuid = await self._define(vm, uuid, missing, errors)
@@ -123,6 +118,7 @@ class Pool(Hosts):
             sightings.append(sighting)
             if name == at and sighting == Sighting(name, Power.RUNNING):
                 break  # where it was before, it is still
+        self._known(uuid)  # it may have been removed meanwhile
         in_doubt = self._now() < self._doubts.get(uuid, -inf)
         located = locate(sightings, hosts, self._placement.last_host(vm), in_doubt=in_doubt)
         if located is None:
@@ -185,7 +181,7 @@ class Pool(Hosts):
 
     async def _start_on(self, uuid: str, name: str, power: Power) -> Start:
         """Start the VM, which is *power*, on the host *name*."""
-        seen = self._seen[uuid]
+        seen = self._seen_of(uuid)
         seen.pop(name, None)  # until it is seen again, it may run there
         try:
             how = await self._hosts[name].start(uuid)
@@ -220,8 +216,8 @@ class Pool(Hosts):
     @deferred
     async def _memory_on(self, uuid: str, name: str) -> Memory | None:
         """Return the memory of the host *name*; define the VM there if it is not known, as when the host came late."""
-        if name not in self._seen[uuid]:
-            await self._hosts[name].look_up(attrs.evolve(self._vms[uuid], uuid=uuid))
+        if name not in self._seen_of(uuid):
+            await self._hosts[name].look_up(attrs.evolve(self._known(uuid), uuid=uuid))
         return await self._hosts[name].memory(uuid)
 
     # Moving.
@@ -330,16 +326,20 @@ class Pool(Hosts):
         return DeferredList(dropped, consumeErrors=True).addCallback(lambda _: None)
 
     @deferred
-    async def remove(self, uuid: str) -> None:
-        """Remove the VM on all hosts."""
-        hosts = self._of(self._known(uuid))
-        answers = await DeferredList([backend.remove(uuid) for backend in hosts.values()], consumeErrors=True)
-        for name, (_, error) in zip(hosts, answers, strict=True):
-            if isinstance(error, Failure) and not error.check(NoSuchVM):
-                raise BackendError(f"{name}: {error.getErrorMessage()}")
-        del self._vms[uuid]
-        self._seen.pop(uuid, None)
-        self._at.pop(uuid, None)
+    async def remove(self, vm: VM) -> None:
+        """Remove the VM on all hosts; while one cannot be asked, which may have its image, that fails."""
+        hosts = self._of(vm)
+        removed = [backend.remove(vm) for backend in hosts.values()]
+        answers: list[tuple[bool, Any]] = await DeferredList(removed, consumeErrors=True)
+        failed = [
+            f"{name}: {error.getErrorMessage()}"
+            for name, (_, error) in zip(hosts, answers, strict=True)
+            if isinstance(error, Failure)
+        ]
+        if failed:
+            raise BackendError("; ".join(failed))
+        for known in (self._vms, self._seen, self._at, self._doubts):
+            known.pop(str(vm.uuid), None)
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the guest, which no client has used, on its host."""

@@ -398,7 +398,7 @@ class XapiBackend(ThreadedBackend[Login]):
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError(f"{self} does not move VMs that run"))
 
-    def remove(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+    def remove(self, vm: VM) -> Deferred[None]:  # noqa: ARG002
         """Fail: no template makes VMs here."""
         return fail(BackendError(NOT_MADE))
 

@@ -22,8 +22,6 @@ from jitsu_tw.xswire import PAYLOAD_MAX
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from jitsu_tw.settings import VM
-
 #: What libxl gives a guest besides its memory, in KiB (libxl's LIBXL_MAXMEM_CONSTANT).
 SLACK: Final = 1024
 
@@ -49,15 +47,17 @@ class Type(enum.Enum):
 @attrs.frozen
 class Disk:
     """
-    A disk, raw and writable.
+    A writable disk.
 
     Attributes:
         path: a block device, or a file.
         device: what the guest sees: ``xvda``.
+        format: raw, or qcow2.
     """
 
     path: str
     device: str
+    format: str = "raw"
 
 
 @parsers.takes("KiB, or a number with KiB, MiB or GiB", "64MiB")
@@ -139,12 +139,6 @@ class XenGuest:
         return self.memory + SLACK + shadow
 
 
-def guest_of(vm: VM) -> XenGuest | None:
-    """Return what the configuration says of *vm*'s guest; None for nothing."""
-    guest: XenGuest | None = vm.backend_settings
-    return guest
-
-
 def check_name(name: str) -> None:
     """See to it that xl can have a domain of that name: not one that it takes for a number, a path or its own."""
     quoted(name)
@@ -194,6 +188,11 @@ def quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def escaped(text: str) -> str:
+    """Return *text* as it stands inside of a string of xl's (`quoted`)."""
+    return quoted(text)[1:-1]
+
+
 def macs(guest: XenGuest, uuid: str) -> tuple[str, ...]:
     """Return the MACs of a guest's interfaces: the same at each start, so that no ARP table goes stale."""
     number = max(len(guest.nic), len(guest.mac))
@@ -217,7 +216,7 @@ def configuration(name: str, uuid: str, guest: XenGuest) -> str:
             words.append(f"script={guest.script[index % len(guest.script)]}")
         vifs.append(",".join(words))
     # What follows target= is the path to the last character, whatever is in it.
-    disks = [f"vdev={disk.device},access=rw,format=raw,target={disk.path}" for disk in guest.disk]
+    disks = [f"vdev={disk.device},access=rw,format={disk.format},target={disk.path}" for disk in guest.disk]
     values = {
         "type": quoted(guest.type.value),
         "kernel": quoted(str(guest.kernel)) if guest.kernel is not None else "",

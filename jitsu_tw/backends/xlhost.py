@@ -7,13 +7,13 @@ what has changed. Xen knows nothing of a VM that does not run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 
-from jitsu_tw.backends import layer
+from jitsu_tw.backends import layer, xlvm
+from jitsu_tw.backends.threaded import in_thread
 from jitsu_tw.backends.xl import Domain, Xl
 from jitsu_tw.backends.xlvm import uuid_of
 from jitsu_tw.coroutines import deferred, spawn
@@ -22,16 +22,19 @@ from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.xenstore import Xenstore
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from jitsu_tw.ijitsu import IBackend, IWatcher
-    from jitsu_tw.settings import VM
+    from jitsu_tw.settings import VM, Layer
     from jitsu_tw.xenstore import Watch
 
 T = TypeVar("T")
 
 #: Seconds after which the rest of a domain that is down is destroyed. xl removes it within one.
 REMAINS: Final = 10.0
+
+#: Seconds after which a layer that has not been made, checked or removed is given up: that takes milliseconds.
+DISK_ANSWERS_WITHIN: Final = 20.0
 
 #: Seconds for which a domain that is paused from its beginning is taken for one that another program is still building,
 #: and between two looks at it meanwhile: Xenstore tells of a domain's beginning, and not of its unpausing.
@@ -204,12 +207,27 @@ class Host:
             if not any(is_of(vm, domain) for domain in await self.xl.domains()):
                 remedy = "give its kernel, or its xl configuration with define"
                 raise NoSuchVM(f"xl knows no domain {vm.name!r}, and nothing says how to make it; {remedy}")
-        if vm.layer is not None:
-            await deferToThread(layer.make, vm.layer)
+        if vm.layer is not None and not vm.removed:
+            xlvm.check_files(vm)
+            await self.on_disk(layer.make, vm.layer)
         self.vms[uuid] = vm
         if vm.uuid is None:
             self._names[vm.name] = uuid
         return uuid
+
+    async def on_disk(self, function: Callable[[Layer], object], layer: Layer) -> None:
+        """
+        Call *function*, which blocks, with *layer*, in a thread.
+
+        Raises:
+            BackendError: as *function* does, or the file system that the layer is on does not answer.
+        """
+
+        def late(*_: object) -> NoReturn:
+            raise BackendError(f"{layer.path}: its file system has not answered within {DISK_ANSWERS_WITHIN:g} s")
+
+        done = in_thread(self._reactor, f"{layer.path}", function, layer)
+        await done.addTimeout(DISK_ANSWERS_WITHIN, self._reactor, onTimeoutCancel=late)
 
     async def find(self, uuid: str) -> Domain | None:
         """

@@ -265,7 +265,7 @@ class Fleet(Parts):
         self._keep_removed(machine)
         self.members.begin_removal(name)
         try:
-            await machine.backend.remove(machine.uuid)
+            await machine.backend.remove(machine.vm)
         except NoSuchVM:
             return True
         except BackendError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -14,10 +15,12 @@ from zope.interface.verify import verifyObject
 
 from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
-from jitsu_tw.settings import Mode
+from jitsu_tw.settings import Boot, Layer, Mode
 from test.support import Hearer, vm
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
     from jitsu_tw.settings import VM
 
 
@@ -63,6 +66,10 @@ class BackendContract(TestCase):
     #: It can prepare VMs.
     prepares = True
 
+    #: It can make the VMs of templates, keep images of their ready guests, and give them disks of their own.
+    makes = True
+    has_disks = True
+
     #: What a VM is after the original's `suspend`.
     suspended = Power.PAUSED
 
@@ -73,6 +80,15 @@ class BackendContract(TestCase):
     def new_vm(self) -> VM:
         """Return a VM that the backend does not run."""
         raise NotImplementedError
+
+    def made_vm(self, *, disk: bool = False) -> VM:
+        """Return a VM as a template makes them, which the backend does not know, perhaps with a disk of its own."""
+        uuid, folder = str(uuid4()), Path(self.mktemp())
+        folder.mkdir()
+        (folder / "base").write_bytes(bytes(4096))
+        layer = Layer(folder.absolute() / "layers" / f"{uuid}.qcow2", folder.absolute() / "base")
+        own: dict[str, Any] = {"uuid": uuid, "images": folder.absolute() / "images", "layer": layer if disk else None}
+        return attrs.evolve(self.new_vm(), template="site", **own)
 
     async def setUp(self) -> None:  # type: ignore[override]
         """Connect."""
@@ -202,6 +218,113 @@ class BackendContract(TestCase):
         """A VM that can be is refused by no look at its configuration, which asks no hypervisor."""
         for sentence in self.backend.examine(self.new_vm()):
             self.assertIsInstance(sentence, str)
+
+    async def test_removed(self) -> None:
+        """What a template has made is removed with all there is of it, twice too; then it can be made again."""
+        machine = self.made_vm()
+        if not self.makes:
+            await self.assertFailure(self.backend.remove(machine), BackendError)
+            return
+        await self.backend.remove(machine)
+        for mode in (Mode.PAUSE, Mode.SAVE, Mode.DESTROY):
+            self.assertEqual(machine.uuid, await self.backend.look_up(machine))
+            self.assertIs(Power.OFF, await self.backend.state(machine.uuid))
+            self.assertIs(Start.BOOTED, await self.backend.start(machine.uuid))
+            await self.backend.stop(machine.uuid, mode)
+            for _ in range(2):
+                await self.backend.remove(machine)
+                self.assertIsInstance(await self.failed_by(self.backend.state(machine.uuid)), NoSuchVM)
+            self.assertEqual([], list(machine.images.glob("*")))
+
+    @staticmethod
+    async def failed_by(call: Deferred[Any]) -> BaseException | None:
+        """Return the error of a *call* that fails."""
+        try:
+            await call
+        except BackendError as error:
+            return error
+        return None
+
+    async def test_removed_with_its_image(self) -> None:
+        """The image of its ready guest goes with it."""
+        if not self.makes:
+            return
+        machine = attrs.evolve(self.made_vm(), boot_from=Boot.SNAPSHOT)
+        for _ in range(2):
+            await self.backend.look_up(machine)
+            self.assertIs(Start.BOOTED, await self.backend.start(machine.uuid))
+            await self.backend.keep_image(machine.uuid)
+            await self.backend.stop(machine.uuid, Mode.DESTROY)
+            await self.backend.remove(machine)
+            self.assertEqual([], list(machine.images.glob("*")))
+
+    async def test_not_removed(self) -> None:
+        """What runs, and what no template has made, is not removed."""
+        own = self.new_vm()
+        for machine in (own, self.made_vm()) if self.makes else (own,):
+            uuid = await self.backend.look_up(machine)
+            await self.backend.start(uuid)
+            await self.assertFailure(self.backend.remove(machine), BackendError)
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        uuid = await self.backend.look_up(own)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        await self.assertFailure(self.backend.remove(attrs.evolve(own, uuid=uuid)), BackendError)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_is_to_be_removed(self) -> None:
+        """Of a VM that is to be removed, and is not there, nothing is made; where nothing would be, it may be known."""
+        made = self.made_vm(disk=self.has_disks)
+        leaving = attrs.evolve(made, removed=True, dns=())
+        self.assertIsInstance(await self.failed_by(self.backend.look_up(leaving)), NoSuchVM | None)
+        self.assertFalse(made.layer is not None and made.layer.path.exists())
+        if not self.makes:
+            return
+        await self.backend.look_up(made)
+        await self.backend.start(made.uuid)
+        self.assertEqual(made.uuid, await self.backend.look_up(leaving))
+        await self.backend.advice(made.uuid)
+        await self.assertFailure(self.backend.remove(leaving), BackendError)
+        await self.backend.stop(made.uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(made.uuid))
+        await self.backend.look_up(leaving)
+        await self.backend.remove(leaving)
+        self.assertIsInstance(await self.failed_by(self.backend.state(made.uuid)), NoSuchVM)
+
+    async def test_disk_of_its_own(self) -> None:
+        """It is made with the VM, once, and goes with it."""
+        if not self.has_disks:
+            return
+        machine = self.made_vm(disk=True)
+        disk = machine.layer
+        assert disk is not None
+        await self.backend.look_up(machine)
+        with disk.path.open("ab") as file:
+            file.write(b"data")
+        await self.backend.look_up(machine)
+        await self.backend.start(machine.uuid)
+        self.assertTrue(disk.path.read_bytes().endswith(b"data"))
+        await self.backend.stop(machine.uuid, Mode.DESTROY)
+        await self.backend.remove(machine)
+        self.assertEqual([], list(disk.path.parent.iterdir()))
+        self.assertEqual(["base"], [path.name for path in disk.base.parent.glob("base*")])
+
+    async def test_base_has_changed(self) -> None:
+        """From a disk whose base has changed nothing is booted or restored, and advice says why; what is up, stays."""
+        if not self.has_disks:
+            return
+        for mode in (Mode.DESTROY, Mode.SAVE):
+            machine = self.made_vm(disk=True)
+            assert machine.layer is not None
+            await self.backend.look_up(machine)
+            await self.backend.start(machine.uuid)
+            machine.layer.base.write_bytes(bytes(8192))
+            await self.backend.look_up(machine)
+            self.assertIs(Start.RAN, await self.backend.start(machine.uuid))
+            await self.backend.stop(machine.uuid, mode)
+            error = await self.assertFailure(self.backend.start(machine.uuid), BackendError)
+            self.assertIn("has changed since", str(error))
+            self.assertIn(str(error), " ".join(await self.backend.advice(machine.uuid)))
+            await self.backend.remove(machine)
 
     async def test_no_image(self) -> None:
         """Where there is no image of a VM, there is nothing to forget."""

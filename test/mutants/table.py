@@ -288,6 +288,23 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if cpu > mark.cpu + CPU_TICKS or packets != mark.packets:", "if False:", "keeps a guest that has run"),
         ("domain.setMetadata(_KIND, None, PREFIX, NAMESPACE, _LIVE)", "pass", "takes a paused guest for clean"),
     ),
+    ("templates", "jitsu_tw/backends/layer.py", "test.unit.backends.test_layer"): (
+        ("os.link(new, layer.path)", "new.replace(layer.path)",
+         "puts an empty layer in the place of one that a guest writes to"),
+        ("if _state(base) == noted:", "if _state(base):", "lets a guest find two disks mixed, as its base has changed"),
+        ("if before is None or one.stat().st_mtime < before:", "if one:",
+         "breaks a layer that another process is making"),
+    ),
+    ("templates", "jitsu_tw/backends/domain.py", "test.unit.backends.test_backends"): (
+        ("        if state(connection, vm.uuid) is Power.RUNNING:\n", "        if False:\n",
+         "destroys a VM that runs to remove it"),
+        ("if made and vm.layer is not None", "if vm.layer is not None",
+         "removes a VM's data because its definition is refused"),
+        ("and alive(connection):  # else it may have been defined", "and connection:",
+         "takes the disk of a VM that was defined as the connection broke"),
+        ("if vm.define is None or vm.removed:\n            remedy", "if vm.define is None:\n            remedy",
+         "makes a VM again that is being removed"),
+    ),
     ("prepared VMs", "jitsu_tw/backends/libvirt.py", "test.unit.backends.test_qemu"): (
         ("            self._prepared.discard(uuid)\n", "", "starts a guest that has run without a look"),
     ),

@@ -22,7 +22,7 @@ from jitsu_tw.backends import domain, domain_xml, image
 from jitsu_tw.backends import libvirt as room
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.backends.memory import VANISHES_AFTER, Fault, MemoryBackend
-from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
+from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Mode
 from test.contract import backends as contract_backends
@@ -47,6 +47,9 @@ DOMAIN = """
 """
 
 
+#: What a template has instead of what its VMs have of their own.
+DISK = "<disk type='file'><driver name='qemu' type='qcow2'/><source file='${disk}'/><target dev='vda'/></disk>"
+TEMPLATE = DOMAIN.format(name="${name}", uuid="${uuid}").replace("52:54:00:AA:BB:CC", "${mac}")
 
 
 def with_exit(xml: str) -> str:
@@ -58,6 +61,8 @@ def with_exit(xml: str) -> str:
 
 class MemoryBackendTests(contract_backends.BackendContract):
     """The contract, on memory."""
+
+    has_disks = False
 
     def make(self) -> MemoryBackend:
         """Return an empty hypervisor."""
@@ -143,6 +148,13 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
     def new_vm(self) -> VM:
         """Return a VM with a definition."""
         return self.defined()
+
+    def made_vm(self, *, disk: bool = False) -> VM:
+        """Return a VM with the definition of a template."""
+        machine = super().made_vm(disk=disk)
+        assert machine.define is not None
+        machine.define.write_text(TEMPLATE.replace("<devices>", f"<devices>{DISK if disk else ''}"))
+        return machine
 
     async def test_by_name(self) -> None:
         """A domain that libvirt knows is found by its name."""
@@ -448,6 +460,84 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
             self.assertIs(Start.BOOTED, await self.backend.start(uuid))
             await self.backend.stop(uuid, Mode.DESTROY)
             await self.backend.advice(uuid)
+
+    async def test_template_has_changed(self) -> None:
+        """Each VM of a template is what its file says when it boots next; a bad file takes none of them down."""
+        machine = self.made_vm()
+        other = attrs.evolve(machine, name="other", uuid=str(uuid4()))
+        assert machine.define is not None
+        uuids = [await self.backend.look_up(one) for one in (machine, other)]
+        await self.backend.start(uuids[0])
+        self.change(machine, 16)
+        for uuid, now, then in zip(uuids, (8, 16), (16, 16), strict=True):
+            await self.backend.start(uuid)
+            self.assertEqual(now, await self.megabytes(uuid))
+            await self.backend.stop(uuid, Mode.DESTROY)
+            await self.backend.start(uuid)
+            self.assertEqual(then, await self.megabytes(uuid))
+        for text in (b"\xff", b"<domain", b"<domain>${nobody}</domain>", b"<domain>$</domain>", b"<domain/>"):
+            machine.define.write_bytes(text)
+            for one, uuid in zip((machine, other), uuids, strict=True):
+                self.assertEqual(uuid, await self.backend.look_up(one))
+                await self.backend.stop(uuid, Mode.DESTROY)
+                self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+                await self.backend.advice(uuid)
+
+    async def test_definition_is_refused(self) -> None:
+        """A disk that was made for a VM whose definition is refused goes; one that was there before stays."""
+        machine = self.made_vm(disk=True)
+        assert machine.define is not None
+        assert machine.layer is not None
+        good = machine.define.read_text()
+        for text, error in ((good.replace(" type='test'", ""), "domain type"), ("<", "is not XML")):
+            machine.define.write_text(text)
+            self.assertIn(error, str(await self.assertFailure(self.backend.look_up(machine), BackendError)))
+            self.assertEqual([], list(machine.layer.path.parent.glob("*")))
+        machine.define.write_text(good)
+        await self.backend.look_up(machine)
+        await self.backend._call(lambda there: there.lookupByUUIDString(machine.uuid).undefine())
+        machine.define.write_text(good.replace(" type='test'", ""))
+        await self.assertFailure(self.backend.look_up(machine), BackendError)
+        self.assertTrue(machine.layer.path.exists())
+
+    async def test_lost_while_it_is_defined(self) -> None:
+        """If the connection breaks while a VM is defined, its disk stays: the VM may be there."""
+        machine = self.made_vm(disk=True)
+        assert machine.layer is not None
+        error = libvirt.libvirtError("no")
+        error.err = (libvirt.VIR_ERR_RPC, 0, "the cable is out", 2, "", "", "", 0, 0)
+        self.patch(libvirt.virConnect, "defineXML", Mock(side_effect=error))
+        self.patch(libvirt.virConnect, "isAlive", lambda _: 0)
+        await self.assertFailure(self.backend.look_up(machine), BackendLost)
+        self.assertTrue(machine.layer.path.exists())
+
+    async def test_advice_once(self) -> None:
+        """What the file of a template lacks is said by a look at the template, not of each of its VMs."""
+        machine = attrs.evolve(self.made_vm(), evidence=Evidence.TRAFFIC)
+        assert machine.define is not None
+        text = machine.define.read_text().replace("type='network'", "type='user'")
+        machine.define.write_text(text.replace("${mac}", "52:54:00:00:00:01"))
+        first, second = self.backend.examine(machine)
+        self.assertIn("nobody counts", first)
+        self.assertIn("all its VMs would have the MAC 52:54:00:00:00:01", second)
+        self.assertEqual((), await self.backend.advice(await self.backend.look_up(machine)))
+
+    async def test_template_is_wrong(self) -> None:
+        """A file or a base that is wrong is an error of the template, with its place."""
+        machine = attrs.evolve(self.made_vm(disk=True), place=("jitsu.yaml", 7))
+        assert machine.define is not None
+        assert machine.layer is not None
+        self.assertEqual((), self.backend.examine(machine))
+        machine.layer.base.unlink()
+        self.assertIn(str(machine.layer.base), str(self.assertRaises(ConfigError, self.backend.examine, machine)))
+        for octets in (None, b"\xff", b"<", b"<domain>${nobody}</domain>"):
+            if octets is None:
+                machine.define.unlink()
+            else:
+                machine.define.write_bytes(octets)
+            error = self.assertRaises(ConfigError, self.backend.examine, machine)
+            self.assertIn("jitsu.yaml:7: templates: site:", str(error))
+            self.assertIn(str(machine.define), str(error))
 
     async def test_defined_by_another(self) -> None:
         """A domain that Jitsu has not defined stays as it is; if its file says the same, it is followed then."""

@@ -8,6 +8,7 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Final
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import libvirt
@@ -387,6 +388,15 @@ class ImageTests(SynchronousTestCase):
                 expected.insert(1, str(self.folder / "data"))
             self.assertEqual(expected, list(image.chain(top, "qcow2")))
             self.assertEqual([str(top)], list(image.chain(top, "raw")))
+
+    def test_hidden_chain(self) -> None:
+        """What is below a disk that its guest writes to may be hidden from Jitsu; another one must not be."""
+        top = self.write("top", qcow2("base", "raw"))
+        disk = f"<disk type='file'><driver type='qcow2'/><source file='{top}'/>{{}}</disk>"
+        self.patch(Path, "open", Mock(side_effect=PermissionError(13, "Permission denied", str(top))))
+        self.assertEqual([str(top)], list(image._named(parse(domain(disk.format(""))), writable=True)))
+        with self.assertRaises(PermissionError):
+            list(image._named(parse(domain(disk.format("<readonly/>"))), writable=True))
 
     def test_chain_of_unknown_format(self) -> None:
         """Where the format of a file behind a disk is not said, it is looked into."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -15,7 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
-from jitsu_tw.backends import xen, xl, xlhost, xlvm
+from jitsu_tw.backends import definition, layer, xen, xl, xlhost, xlvm
 from jitsu_tw.backends.libxl import LibxlBackend
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Guest, Memory, Power, Start
@@ -361,6 +362,69 @@ class LibxlBackendTests(contract_backends.BackendContract):
         created = (self.fake.folder / "created.cfg").read_text()
         self.assertEqual(f'{path.read_text()}\nname = "whole"\nuuid = "{uuid}"\n', created)
         self.assertEqual(65 * 2**20, xlvm.memory_of(machine))
+
+    async def test_template(self) -> None:
+        """A whole configuration of a template has what each VM has of its own, and its disk."""
+        path = self.folder / "site.cfg"
+        path.write_text('memory = 64\nextra = "ip=${ip} $$5"\nvif = [ "mac=${mac}" ]\ndisk = [ "target=${disk}" ]\n')
+        machine = attrs.evolve(self.made_vm(disk=True), define=path, backend_settings=None)
+        assert machine.layer is not None
+        uuid = await self.backend.look_up(machine)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        created = (self.fake.folder / "created.cfg").read_text()
+        for line in (f'extra = "ip={machine.ip[0]} $5"', f'"mac={definition.mac_of(uuid)}"',
+                     f'"target={machine.layer.path}"', f'name = "{machine.name}"', f'uuid = "{uuid}"'):
+            self.assertIn(line, created)
+        path.write_text("${nobody}")
+        self.assertIn("nobody", str(self.assertRaises(ConfigError, self.backend.examine, machine)))
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIn("nobody", str(await self.assertFailure(self.backend.start(uuid), BackendError)))
+
+    async def test_template_of_keys(self) -> None:
+        """The command line and the rumprun configuration of a template have them, too; its disk is the first."""
+        (self.folder / "cfg").write_text('{"cmdline": "www ${dns}", "net": {"addr": "${ip}"}}')
+        machine = self.made_vm(disk=True)
+        guest = attrs.evolve(machine.backend_settings, cmdline="ip=${ip} hw=${mac}",
+                             rumprun_config=self.folder / "cfg")
+        machine = attrs.evolve(machine, backend_settings=guest)
+        assert machine.layer is not None
+        self.assertEqual((), self.backend.examine(machine))
+        self.assertFalse(machine.layer.path.parent.exists())
+        uuid = await self.backend.look_up(machine)
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        mac = definition.mac_of(uuid)
+        created = (self.fake.folder / "created.cfg").read_text()
+        for line in (f'cmdline = "ip={machine.ip[0]} hw={mac}"', f'vif = [ "mac={mac},bridge=xenbr0" ]',
+                     f'disk = [ "vdev=xvda,access=rw,format=qcow2,target={machine.layer.path}" ]'):
+            self.assertIn(line, created)
+        self.assertEqual((mac,), (await self.backend.guest(uuid)).macs)
+        read = await self.backend._host.xenstore.read("/local/domain/1/rumprun/cfg")
+        self.assertIn(f"www {machine.name}.jitsu.test", str(read))
+        self.assertIn(f'"addr": "{machine.ip[0]}"', str(read))
+        (self.folder / "cfg").write_text('{"hostname": "${name}"}')
+        self.assertEqual(r'{"hostname": "a\"b"}', xlvm.rumprun(attrs.evolve(machine, name='a"b')))
+
+    async def test_template_is_wrong(self) -> None:
+        """Nothing is made for a VM that cannot be, and the error says why."""
+        machine = self.made_vm(disk=True)
+        assert machine.layer is not None
+        bad = attrs.evolve(machine.backend_settings, cmdline="ip=${pi}")
+        for wrong, words in (
+            (attrs.evolve(machine, backend_settings=bad), "cmdline has ${pi}"),
+            (attrs.evolve(machine, name="x" * 81), "can have no domain called"),
+        ):
+            self.assertIn(words, str(await self.assertFailure(self.backend.look_up(wrong), BackendError)))
+            self.assertIn(words, str(self.assertRaises(ConfigError, self.backend.examine, wrong)))
+        self.assertFalse(machine.layer.path.parent.exists())
+
+    async def test_disk_hangs(self) -> None:
+        """A file system that does not answer is an error after a while, and holds up nothing else."""
+        held = threading.Event()
+        self.addCleanup(held.set)
+        self.patch(xlhost, "DISK_ANSWERS_WITHIN", 0.05)
+        self.patch(layer, "make", lambda _: held.wait(30))
+        error = await self.assertFailure(self.backend.look_up(self.made_vm(disk=True)), BackendError)
+        self.assertIn("has not answered", str(error))
 
     async def test_examine(self) -> None:
         """A file that is missing or wrong is an error of the configuration, and advice while Jitsu runs."""

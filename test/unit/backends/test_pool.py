@@ -85,6 +85,8 @@ def a_vm(**changes: Any) -> VM:
 class HostsContractTests(contract_backends.BackendContract):
     """The contract, on three of memory."""
 
+    has_disks = False
+
     def make(self) -> Pool:
         """Return empty hosts."""
         return Pool({name: MemoryBackend(name) for name in NAMES})
@@ -390,6 +392,40 @@ class HostsTests(SynchronousTestCase):
         for backend in self.each.values():
             self.patch(backend, "examine", lambda _: ("the file lacks something",))
         self.assertEqual(("the file lacks something",), self.hosts.examine(a_vm()))
+
+    def test_removed(self) -> None:
+        """What a template has made is removed when all hosts can be asked; one that is away may have its image."""
+        machine = a_vm(template="site", uuid="0b5f2a52-6d4f-5ab8-8f6e-4f1a2b3c4d5e")
+        uuid = self.have(machine, left=5, middle=30, right=20)
+        self.start(uuid)
+        self.failureResultOf(self.hosts.remove(machine), BackendError)
+        self.successResultOf(self.hosts.stop(uuid, Mode.SAVE))
+        removes = self.each["middle"].remove
+        self.patch(self.each["middle"], "remove", lambda _: defer.fail(BackendLost("the cable is out")))
+        failure = self.failureResultOf(self.hosts.remove(machine), BackendError)
+        self.assertEqual("middle: the cable is out", failure.getErrorMessage())
+        leaving = a_vm(template="site", uuid=uuid, removed=True, define=Path("/nowhere"))
+        self.assertEqual(uuid, self.successResultOf(self.hosts.look_up(leaving)))
+        self.assertEqual(["middle"], [name for name in NAMES if uuid in self.each[name].guests])
+        self.patch(self.each["middle"], "remove", removes)
+        self.successResultOf(self.hosts.remove(machine))
+        self.failureResultOf(self.hosts.look_up(leaving), NoSuchVM)
+        self.assertIsNone(self.hosts.at(uuid))
+
+    def test_removed_while_it_is_looked_at(self) -> None:
+        """A VM that is removed while its hosts are asked what it does is known no more; that is no fault."""
+        for last in (False, True):
+            machine = a_vm(template="site", uuid="0b5f2a52-6d4f-5ab8-8f6e-4f1a2b3c4d5e")
+            uuid = self.have(machine)
+            held = defer.Deferred[Power]()
+            name = NAMES[-1] if last else NAMES[0]
+            patched = self.patch(self.each[name], "state", lambda _, held=held: held)
+            state, begun = self.hosts.state(uuid), self.hosts.start(uuid)
+            self.successResultOf(self.hosts.remove(machine))
+            held.callback(Power.OFF)
+            for call in (state, begun):
+                self.failureResultOf(call, NoSuchVM)
+            patched.restore()
 
     def test_where_it_is(self) -> None:
         """Counts, and obstacles to a stop, come from the host that the VM is on."""

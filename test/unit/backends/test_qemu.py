@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 from xml.etree import ElementTree
 
@@ -27,9 +27,9 @@ from demo import unikernel as guest
 from jitsu_tw.backends import domain, domain_xml, prepared
 from jitsu_tw.backends import libvirt as backend_module
 from jitsu_tw.backends.libvirt import LibvirtBackend
-from jitsu_tw.errors import BackendError
+from jitsu_tw.errors import BackendError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, SHUT_DOWN, Power, Start
-from jitsu_tw.settings import Boot, Mode
+from jitsu_tw.settings import Boot, Layer, Mode
 from test.contract import backends as contract_backends
 from test.support import vm
 
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
 
 IP: Final = "10.99.0.10"
+
+#: The disk of a template's VMs.
+DISK: Final = (
+    "<disk type='file'><driver name='qemu' type='qcow2'/><source file='${disk}'/>"
+    "<target dev='vda' bus='virtio'/></disk>"
+)
 
 
 @functools.cache
@@ -218,6 +224,81 @@ class QemuTests(TestCase):
             self.assertEqual([expected] * 4, await gatherResults([self.backend.start(uuid) for uuid in uuids]))
             await gatherResults([self.backend.stop(uuid, Mode.SAVE) for uuid in uuids])
             self.assertEqual({Power.SAVED}, {await self.backend.state(uuid) for uuid in uuids})
+
+    def made(self, *, disk: bool = True, **changes: Any) -> VM:
+        """Return another VM of one template; its label is the port of loopback that leads to its port 80."""
+        file, base = self.folder / "site.xml", self.folder / "base.img"
+        if not file.exists():
+            base.write_bytes(bytes(1 << 20))
+            xml = guest.domain_xml("${name}", IP, "${mac}", memory_mib=16, forward=("${label}", 80))
+            file.write_text(xml.replace("<devices>", f"<devices>{DISK if disk else ''}"))
+        port, uuid = lab.free_port(), str(uuid4())
+        layer = Layer(self.folder / "layers" / f"{uuid}.qcow2", base) if disk else None
+        return vm(
+            f"{port}.site", uuid=uuid, template="site", backend="libvirt", define=file, layer=layer,
+            images=self.folder / "images", **changes,
+        )  # fmt: skip
+
+    async def serves(self, machine: VM) -> None:
+        """Wait for the page of *machine*, and check that it has its own name."""
+        page = await self.fetch(int(machine.name.partition(".")[0]))
+        self.assertIn(machine.name.encode(), page)
+
+    async def test_template(self) -> None:
+        """Each VM of a template serves its own page; saved, it goes on with its disk, and its base must be the same."""
+        machines = [self.made(), self.made()]
+        uuids = [await self.start(machine) for machine in machines]
+        for machine, uuid in zip(machines, uuids, strict=True):
+            await self.serves(machine)
+            await self.backend.stop(uuid, Mode.SAVE)
+        layer = machines[0].layer
+        assert layer is not None
+        time = layer.base.stat().st_mtime_ns
+        layer.base.touch()
+        error = await self.assertFailure(self.backend.start(uuids[0]), BackendError)
+        self.assertIn("has changed since", str(error))
+        os.utime(layer.base, ns=(time, time))
+        self.assertIs(Start.RESTORED, await self.backend.start(uuids[0]))
+        await self.serves(machines[0])
+        await self.backend.stop(uuids[0], Mode.DESTROY)
+        for machine in machines:
+            await self.backend.remove(machine)
+            left = [path for path in root().rglob(f"*{machine.name}*") if path.suffix != ".log"]
+            self.assertEqual([], left)
+        self.assertEqual([], list(layer.path.parent.iterdir()))
+
+    async def test_template_prepared(self) -> None:
+        """A VM of a template can be prepared; that is no use once its base has changed, and is removed as any other."""
+        machine = self.made(prepare=True)
+        uuid = await self.start(machine)
+        await self.serves(machine)
+        await self.backend.prepare(uuid)
+        self.assertEqual("", await self.backend.stale(uuid))
+        self.assertIs(Start.PREPARED, await self.backend.start(uuid))
+        await self.serves(machine)
+        await self.backend.stop(uuid, Mode.DESTROY)
+        await self.backend.start(uuid)
+        await self.backend.prepare(uuid)
+        assert machine.layer is not None
+        machine.layer.base.touch()
+        self.assertIn("has changed", await self.backend.stale(uuid))
+        await self.backend.remove(machine)
+        await self.assertFailure(self.backend.state(uuid), NoSuchVM)
+
+    async def test_template_snapshot(self) -> None:
+        """Without a disk, each VM of a template starts from the image of its own guest, which goes with it."""
+        machines = [self.made(disk=False, boot_from=Boot.SNAPSHOT) for _ in range(2)]
+        for machine in machines:
+            uuid = await self.start(machine)
+            await self.serves(machine)
+            await self.backend.keep_image(uuid)
+            await self.backend.stop(uuid, Mode.DESTROY)
+        for machine in machines:
+            self.assertIs(Start.RESTORED, await self.backend.start(str(machine.uuid)))
+            await self.serves(machine)
+            await self.backend.stop(str(machine.uuid), Mode.DESTROY)
+            await self.backend.remove(machine)
+        self.assertEqual([], list((self.folder / "images").iterdir()))
 
     async def test_snapshot(self) -> None:
         """An image of the ready guest is kept, and used, until the kernel changes."""

@@ -112,7 +112,7 @@ class ConnectedTestCase(XapiTestCase):
 class XapiContractTests(XapiTestCase, contract_backends.BackendContract):
     """The contract."""
 
-    suspended, prepares = Power.SAVED, False
+    suspended, prepares, makes, has_disks = Power.SAVED, False, False, False
 
     def make(self) -> XapiBackend:
         """Return a backend at a new pool."""
