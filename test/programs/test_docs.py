@@ -115,12 +115,15 @@ class BlocksTests(SynchronousTestCase):
                     f"$ORIGIN {zone}.\n@ 3600 IN SOA ns h 1 2 3 4 5\n@ 3600 IN NS ns\nns 3600 IN A 192.0.2.53\n"
                 )
             (folder / "www.xml").write_text("<domain type='kvm'><name>www</name></domain>")
+            (folder / "site.xml").write_text("<domain type='kvm'><name>${name}</name></domain>")
+            (folder / "disk.xml").write_text("<domain type='kvm'><name>${name}</name><title>${disk}</title></domain>")
             for name in ("token", "synjitsu.secret", "webhook.secret", "xapi.password"):
                 (folder / name).write_text("x" * 40)
                 (folder / name).chmod(0o600)
             (folder / "jitsu.yaml").write_text(block.text.replace("/etc/jitsu", str(folder)))
             settings, _ = load({}, (), folder / "jitsu.yaml")
-            self.assertEqual(len(said["vms"]), len(settings.vms), block.place)
+            found = {"vms": settings.vms, "templates": settings.templates}
+            self.assertEqual({key: len(said.get(key, ())) for key in found}, {key: len(found[key]) for key in found})
 
     def test_tutorial(self) -> None:
         """Of the tutorial's configuration `jitsuctl check` prints what the page says."""
@@ -163,7 +166,7 @@ class BlocksTests(SynchronousTestCase):
         elif name in {"jitsu", "synjitsu"}:
             {"jitsu": Options, "synjitsu": SynjitsuOptions}[name]().parseOptions(list(arguments))
         elif name == "make":
-            targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             self.assertIn(arguments[0], targets, place)
         elif not name.startswith(("/opt/jitsu/bin/", "packaging/")):
             self.assertIn(name, SYSTEM, place)
