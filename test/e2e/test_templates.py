@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid5
@@ -26,6 +27,9 @@ from test.e2e.test_guests import LabTestCase, libvirt_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+#: Seconds that the removal of a VM may take on a slow machine. Nothing is measured here.
+GOES_WITHIN: Final = 20.0
 
 ROOT: Final = Path(__file__).parents[2]
 SITES: Final = "sites.jitsu.test"
@@ -180,7 +184,11 @@ class SitesTestCase(LabTestCase):
 
     def nothing_is_left(self) -> None:
         """See all that there was of any VM go."""
-        self.until(lambda: not self.left())
+        end = time.monotonic() + GOES_WITHIN
+        while (left := self.left()) and time.monotonic() < end:
+            time.sleep(0.1)
+        log = [line for line in self.jitsu.log().splitlines() if "jitsu.test, serial" not in line]
+        self.assertEqual({}, left, "\n".join(log[-20:]))
 
 
 class LifeTests(SitesTestCase):
@@ -213,7 +221,7 @@ class LifeTests(SitesTestCase):
         seen = self.ask("slow")["slow"]
         self.assertIn("\nname: slow.site\n", seen["page"])
         times = jitsu.vm("slow.site")["activation_ms"]
-        self.assertLess((seen["answered"] - seen["query"]) * 1000, times["ready"])
+        self.assertLess(times["answered"], times["ready"])
         self.forget("slow")
         self.nothing_is_left()
         connect = ["curl", "--silent", "--max-time", "0.5", f"http://{seen['address']}/"]
@@ -248,12 +256,12 @@ class NamesTests(SitesTestCase):
         self.begin_sites(exists='["s*", "xn--*", "a-b"]')
         self.assertEqual({longest, "xn--bcher-kva"}, self.served(longest, "xn--bcher-kva").keys())
         for label in ("other", "s_1", "-s", "s-", "deeper.s1", r"s\.1", r"s\000", "*"):
-            answer = self.network.run("client", ["dig", f"@{lab.HOST_IP}", f"{label}.{SITES}"]).stdout
+            answer = self.network.run("client", ["dig", f"@{lab.HOST_IP}", "-q", f"{label}.{SITES}"]).stdout
             self.assertNotRegex(answer, r"IN\s+A\s+10\.", label)
             if label != "*":
                 self.assertIn("status: NXDOMAIN", answer, label)
         address = self.served("a-b")["a-b"]
-        answer = self.network.run("client", ["dig", f"@{lab.HOST_IP}", f"A-b.{SITES}"]).stdout
+        answer = self.network.run("client", ["dig", f"@{lab.HOST_IP}", "-q", f"A-b.{SITES}"]).stdout
         self.assertRegex(answer, rf"(?m)^A-b\.{SITES}\.\s+\d+\s+IN\s+A\s+{address}$")
         self.assertEqual({longest, "xn--bcher-kva", "a-b"}, self.left()["names"])
 
@@ -303,7 +311,7 @@ class FailureTests(SitesTestCase):
     def test_disk_is_full(self) -> None:
         """Without room for a disk, there is no VM."""
         self.layers.mkdir()
-        self.network.run("host", ["mount", "-t", "tmpfs", "-o", "size=16k", "none", self.layers])
+        self.network.run("host", ["mount", "-t", "tmpfs", "-o", "size=4k", "none", self.layers])
         self.with_disk()
         self.refused("s1", "cannot be made")
         self.nothing_is_left()
@@ -320,7 +328,7 @@ class FailureTests(SitesTestCase):
         self.with_disk(habits="")
         definition = self.directory / "site.xml"
         definition.write_text(definition.read_text().replace("machine='q35'", "machine='nonsense'"))
-        self.refused("s1", "nonsense")
+        self.refused("s1", "XML error")
         self.nothing_is_left()
 
     def test_guest_ends(self) -> None:
