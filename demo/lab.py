@@ -73,6 +73,13 @@ done
 ip link set lo up && echo ready && exec cat
 """
 
+#: Asks the driver of libvirt that its argument names for what its QEMU can do.
+LEARNS: Final = """
+import sys, libvirt
+libvirt.virEventRegisterDefaultImpl()
+libvirt.open(sys.argv[1]).getDomainCapabilities()
+"""
+
 #: A namespace: "host" or "client".
 Where = str
 
@@ -176,6 +183,13 @@ def embed_root(directory: Path) -> str:
     with contextlib.suppress(FileExistsError):
         (directory / "cache" / "qemu" / "capabilities").symlink_to(learned)
     return f"qemu:///embed?root={directory.resolve()}"
+
+
+def learn(directory: Path, network: Network | None) -> None:
+    """Let libvirt, with its root at ``directory``, learn about QEMU, which it otherwise does for its first domain."""
+    program = [sys.executable, "-c", LEARNS, embed_root(directory)]
+    command = network.command("host", program) if network is not None else program
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def stop_qemus(directory: Path) -> None:

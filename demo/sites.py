@@ -133,7 +133,7 @@ def configure(network: lab.Network | None, directory: Path) -> tuple[str, dict[s
     definition = unikernel.domain_xml("${name}", "${ip}", "${mac}", uuid="${uuid}", **where)
     (directory / "site.xml").write_text(definition)
     stanza = TEMPLATE.format(exists=", ".join(place["labels"]), ready=ready)
-    console.print(f"\n[dim]{stanza.strip()}[/]\n", markup=True)
+    console.print(f"\n{stanza}", style="dim", markup=False)
     return CONFIGURATION.format(uri=lab.embed_root(directory / "libvirt"), **place) + stanza, place
 
 
@@ -155,6 +155,8 @@ def run(network: lab.Network | None, directory: Path) -> str:
     """Show a template, with files in *directory*; return the figures."""
     prepare("unikernel")
     configuration, place = configure(network, directory)
+    with step("finding out what QEMU can do (once; libvirt keeps it)"):
+        lab.learn(directory / "libvirt", network)
     jitsu = Jitsu(directory, configuration, place["server"], network)
     try:
         with step("starting Jitsu: the template has no machine"):
@@ -188,7 +190,7 @@ def tour(jitsu: Jitsu, network: lab.Network | None, place: dict[str, Any]) -> st
     console.print(f"  it has its address still, [bold]{again['address']}[/]: {took(again):.0f} ms to its page")
     with step(f"forgetting {first}: its machine, its definition, its name"):
         jitsu.control.ask("POST", f"/v1/vms/{first}.site/forget")
-    left = [vm["name"] for vm in jitsu.vms()]
+    left = sorted(vm["name"] for vm in jitsu.vms())
     check(f"{first}.site" not in left, f"{first} is not forgotten")
     console.print(f"  there are {', '.join(left)} still\n")
     middle = statistics.median(map(took, seen.values()))

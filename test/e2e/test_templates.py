@@ -67,17 +67,17 @@ with ThreadPoolExecutor(len(names)) as threads:
     print(json.dumps(dict(zip(names, seen))))
 """
 
-#: Asks for as many random names as its argument says, a hundred at a time, and prints the codes of the answers.
+#: Asks for as many random names as its argument says, 40 at a time, and prints the codes of the answers.
 FLOODS: Final = f"""
 import random, socket, sys, dns.message, dns.rcode
 with socket.socket(type=socket.SOCK_DGRAM) as one:
     one.connect(("{lab.HOST_IP}", 53))
     one.settimeout(10)
     codes = set()
-    for _ in range(int(sys.argv[1]) // 100):
-        for _ in range(100):
+    for _ in range(int(sys.argv[1]) // 40):
+        for _ in range(40):
             one.send(dns.message.make_query(f"{{random.randbytes(12).hex()}}.{SITES}", "A").to_wire())
-        codes |= {{one.recv(4096)[3] & 15 for _ in range(100)}}
+        codes |= {{one.recv(4096)[3] & 15 for _ in range(40)}}
     print(*map(dns.rcode.to_text, codes))
 """
 
