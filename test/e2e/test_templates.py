@@ -295,7 +295,7 @@ class FailureTests(SitesTestCase):
     """VMs that cannot be made: the client reads why, and nothing of them is left."""
 
     def test_last_address(self) -> None:
-        """Of two names that are asked for at once, one gets the last address; once that is forgotten, another name does."""
+        """Of two names that are asked for at once, one gets the last address; once it is forgotten, a third does."""
         self.begin_sites(pool="10.99.0.100")
         seen = self.ask("s1", "s2")
         self.assertEqual(["NOERROR", "SERVFAIL"], sorted(one["rcode"] for one in seen.values()))
