@@ -56,8 +56,9 @@ templates:
     {more}
 """
 
-#: How many questions wait for an answer at once.
+#: How many questions wait for an answer at once: for names that do not exist, and for those whose VMs are made.
 AT_ONCE: Final = 50
+MADE_AT_ONCE: Final = 4
 
 #: Seconds after which a question is asked again.
 AGAIN: Final = 10.0
@@ -101,16 +102,16 @@ def cold(rounds: int) -> dict[str, Any]:
 
 class Asking(asyncio.DatagramProtocol):
     """
-    Asks for names, `AT_ONCE` at a time.
+    Asks for names, so many at a time.
 
     Attributes:
         codes: how often each code was the answer.
         ended: fires when all names have an answer.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        """Ask for *names*."""
-        self._names, self._numbers = iter(names), itertools.cycle(range(65536))
+    def __init__(self, names: Iterable[str], at_once: int) -> None:
+        """Ask for *names*, *at_once* at a time."""
+        self._names, self._at_once, self._numbers = iter(names), at_once, itertools.cycle(range(65536))
         self._waiting: dict[int, tuple[bytes, float]] = {}
         self.codes: dict[int, int] = {}
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -118,7 +119,7 @@ class Asking(asyncio.DatagramProtocol):
     def connection_made(self, transport: Any) -> None:
         """Begin."""
         self._transport = transport
-        for _ in range(AT_ONCE):
+        for _ in range(self._at_once):
             self._next()
         asyncio.get_running_loop().call_later(1, self._ask_again)
 
@@ -149,12 +150,12 @@ class Asking(asyncio.DatagramProtocol):
             asyncio.get_running_loop().call_later(1, self._ask_again)
 
 
-def ask(port: int, names: Iterable[str]) -> dict[int, int]:
+def ask(port: int, names: Iterable[str], at_once: int = AT_ONCE) -> dict[int, int]:
     """Ask the Jitsu at *port* for *names*; return how often each code was the answer."""
 
     async def all_of_them() -> dict[int, int]:
         transport, asking = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: Asking(names), remote_addr=(lab.LOOPBACK, port)
+            lambda: Asking(names, at_once), remote_addr=(lab.LOOPBACK, port)
         )
         await asking.ended
         transport.close()
@@ -170,8 +171,8 @@ def in_memory(exists: str, more: str) -> Any:
         directory, port = Path(name), lab.free_port()
         (directory / "sites").write_text("".join(f"s{one}\n" for one in range(1000)))
         configuration = CONFIGURATION.format(
-            server=lab.LOOPBACK, port=port, top="backend: memory\nmax_booting: 100", sites=SITES, pool="10.64.0.0/10",
-            exists=exists, more=more,
+            server=lab.LOOPBACK, port=port, top="backend: memory\nmax_booting: 100\nanswer_by: 60", sites=SITES,
+            pool="10.64.0.0/10", exists=exists, more=more,
         )  # fmt: skip
         jitsu = Jitsu(directory, configuration, lab.LOOPBACK)
         try:
@@ -186,7 +187,7 @@ def sleepers(number: int) -> dict[str, Any]:
     """Make *number* VMs, and stop them; return all figures."""
     with in_memory('"s*"', "ttl: 1\n    idle: 5") as (jitsu, port, pid):
         before, begin = memory(pid), time.monotonic()
-        codes = ask(port, (f"s{one}.{SITES}" for one in range(number)))
+        codes = ask(port, (f"s{one}.{SITES}" for one in range(number)), MADE_AT_ONCE)
         took = time.monotonic() - begin
         end = begin + took + SETTLES + number / 20
         while any(vm["state"] != "off" for vm in jitsu.vms()) and time.monotonic() < end:
