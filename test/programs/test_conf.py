@@ -9,13 +9,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
-from xml.sax.saxutils import escape
 
 import libvirt
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.definition import read
+from jitsu_tw.backends.definition import fill, values_of
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.config.build import load
 from jitsu_tw.config.vms import example
@@ -80,8 +79,9 @@ class ExamplesTests(SynchronousTestCase):
             settings, _ = load({}, (), folder / "sites.yaml")
             (template,) = settings.templates
             vm = example(template)
+            filled = fill(xml.replace("domain type='kvm'", "domain type='test'"), values_of(vm))
             with libvirt.open("test:///default") as there:
-                domain = there.defineXML(read(vm, escape).replace("domain type='kvm'", "domain type='test'"))
+                domain = there.defineXML(filled)
                 self.assertEqual((vm.name, str(vm.uuid)), (domain.name(), domain.UUIDString()))
                 self.assertIn(f"netdev.ip={vm.ip[0]}/16:10.1.0.1:::example ", domain.XMLDesc())
                 domain.undefine()
