@@ -186,7 +186,7 @@ def embed_root(directory: Path) -> str:
 
 
 def learn(directory: Path, network: Network | None) -> None:
-    """Let libvirt, with its root at ``directory``, learn about QEMU, which it otherwise does for its first domain."""
+    """Make libvirt, with its root at ``directory``, learn about QEMU, which it else does for its first domain."""
     program = [sys.executable, "-c", LEARNS, embed_root(directory)]
     command = network.command("host", program) if network is not None else program
     subprocess.run(command, check=True, capture_output=True)

@@ -58,7 +58,7 @@ templates:
 
 #: How many questions wait for an answer at once: for names that do not exist, and for those whose VMs are made.
 AT_ONCE: Final = 50
-MADE_AT_ONCE: Final = 4
+MADE_AT_ONCE: Final = 32
 
 #: Seconds after which a question is asked again.
 AGAIN: Final = 10.0
