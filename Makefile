@@ -4,13 +4,14 @@ READY := .venv/.ready
 DEMO := $(if $(wildcard $(READY)),$(READY),.venv/.demo)
 GUEST ?= unikernel
 
-.PHONY: help setup demo test check docs fuzz bench clean
+.PHONY: help setup demo demo-sites test check docs fuzz bench clean
 
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 
 help:
 	@echo "make demo    boot a virtual machine by a DNS query, and see what it took; GUEST=linux takes another guest"
+	@echo "make demo-sites  the same for a template: a virtual machine for each name that is asked for"
 	@echo "make test    run all tests; as root also those that need QEMU, a bridge, and a Xen in an emulated machine"
 	@echo "make check   linters, types, documentation and the structure: layers, sizes, who calls whom"
 	@echo "make docs    the documentation as HTML in build/docs, the manual pages in build/man; a warning is an error"
@@ -33,6 +34,11 @@ demo:
 	@sh .ci/debian $(GUEST)
 	@$(MAKE) --silent $(DEMO)
 	@$(BIN)/python -m demo $(GUEST)
+
+demo-sites:
+	@sh .ci/debian unikernel
+	@$(MAKE) --silent $(DEMO)
+	@$(BIN)/python -m demo.sites
 
 test: setup
 	@sh .ci/test

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,9 +27,10 @@ from rich.table import Table
 
 from demo import lab, unikernel
 from demo.server import PATIENCE, Jitsu, JitsuEndedError
+from jitsu_tw.ctl.show import FailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: Emulated guests may boot in seconds: the demo's answer waits for them longer than a resolver would.
 CONFIGURATION: Final = """\
@@ -235,12 +237,9 @@ def run(guest: str, network: lab.Network | None, directory: Path) -> str:
     )
 
 
-def main(guest: str) -> int:
-    """Run the demo with a *guest*; return the exit status."""
-    if guest not in PLANS:
-        print(f"FAILED: there is no guest {guest}, only {' and '.join(PLANS)}")
-        return 1
-    console.print("[bold]Jitsu: a DNS query boots a virtual machine[/]\n")
+def perform(title: str, show: Callable[[lab.Network | None, Path], str]) -> int:
+    """Print *title*, and *show* something in a laboratory of its own; print its figures, and return the exit status."""
+    console.print(f"[bold]Jitsu: {title}[/]\n")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     stack = contextlib.ExitStack()
     try:
@@ -250,14 +249,14 @@ def main(guest: str) -> int:
             network = stack.enter_context(lab.Network())
         except lab.NetworkUnavailableError as error:
             console.print(f"  no network namespaces here ({error}): using QEMU's own network, on loopback")
-        figures = run(guest, network, directory)
+        figures = show(network, directory)
     except KeyboardInterrupt:
         print("FAILED: interrupted; everything is cleaned up")
         return 1
     except SystemExit:
         print("FAILED: told to end; everything is cleaned up")
         return 1
-    except (JitsuEndedError, RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
+    except (JitsuEndedError, FailedError, RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
         print(f"FAILED: {error}")
         return 1
     finally:
@@ -265,6 +264,14 @@ def main(guest: str) -> int:
             stack.close()
     print(f"OK: {figures}")
     return 0
+
+
+def main(guest: str) -> int:
+    """Run the demo with a *guest*; return the exit status."""
+    if guest not in PLANS:
+        print(f"FAILED: there is no guest {guest}, only {' and '.join(PLANS)}")
+        return 1
+    return perform("a DNS query boots a virtual machine", partial(run, guest))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import ipaddress
 import os
+import re
 import secrets
 import select
 import shutil
@@ -70,6 +71,13 @@ for file in passwd group; do
     rm $copy
 done
 ip link set lo up && echo ready && exec cat
+"""
+
+#: Asks the driver of libvirt that its argument names for what its QEMU can do.
+LEARNS: Final = """
+import sys, libvirt
+libvirt.virEventRegisterDefaultImpl()
+libvirt.open(sys.argv[1]).getDomainCapabilities()
 """
 
 #: A namespace: "host" or "client".
@@ -177,6 +185,13 @@ def embed_root(directory: Path) -> str:
     return f"qemu:///embed?root={directory.resolve()}"
 
 
+def learn(directory: Path, network: Network | None) -> None:
+    """Make libvirt, with its root at ``directory``, learn about QEMU, which it else does for its first domain."""
+    program = [sys.executable, "-c", LEARNS, embed_root(directory)]
+    command = network.command("host", program) if network is not None else program
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def stop_qemus(directory: Path) -> None:
     """Kill the QEMUs that a process with the embedded driver in ``directory`` has left behind."""
     root = os.fsencode(directory.resolve()) + b"/"
@@ -186,6 +201,22 @@ def stop_qemus(directory: Path) -> None:
         return b"qemu-system" in command[0] and any(root in argument for argument in command)
 
     _kill(is_ours)
+
+
+def memory(directory: Path) -> dict[str, float]:
+    """
+    Return the memory of each QEMU of the embedded driver in ``directory``, in MiB, by its VM's name.
+
+    What several processes share is divided among them (``Pss`` in proc(5)).
+    """
+    root = os.fsencode(directory.resolve()) + b"/"
+    found = {}
+    for pid in _pids():
+        command = _read(f"/proc/{pid}/cmdline")
+        if root in command and (name := re.search(rb"\0guest=([^,\0]+)", command)):
+            shares = re.findall(rb"^Pss: +(\d+) kB", _read(f"/proc/{pid}/smaps_rollup"), re.MULTILINE)
+            found[os.fsdecode(name[1])] = sum(map(int, shares)) / 1024
+    return found
 
 
 def domain_xml(
@@ -198,6 +229,7 @@ def domain_xml(
     bridge: str | None = None,
     tap: str | None = None,
     forward: tuple[int, int] | None = None,
+    via: str = LOOPBACK,
     ip6: str | None = None,
     memory_mib: int | None = None,
     kvm: bool | None = None,
@@ -212,14 +244,15 @@ def domain_xml(
     the features of its CPU (``jitsu_tw.backends.domain_xml``).
 
     Args:
-        name: the domain's name.
+        name: the domain's name; here and below, a template's definition has placeholders.
         ip: its IPv4 address, in the laboratory's /24.
         mac: its MAC address.
         files: what to boot.
         uuid: the domain's UUID; libvirt makes one if not given.
         bridge: plug it into this bridge. Exactly one of bridge, tap and forward must be given.
         tap: plug it into this tap device, which exists.
-        forward: no privileges: QEMU's own network, where (port here, port there) lets 127.0.0.1 reach the guest.
+        forward: no privileges: QEMU's own network, where (port here, port there) lets *via* reach the guest.
+        via: the address here for that port, one of loopback's.
         ip6: an IPv6 address besides, in fd99::/64.
         memory_mib: its memory in MiB; what ``files`` need if not given.
         kvm: whether to use KVM; None finds out.
@@ -236,7 +269,6 @@ def domain_xml(
     if kvm is None:
         kvm = kvm_works()
     host = HOST_IP
-    network = ipaddress.ip_interface(f"{ip}/24").network
     options = f"{files.options} {options} {files.prefix}ip={ip}/24 {files.prefix}gw={host}"
     if ip6 is not None:
         options += f" {files.prefix}ip6={ip6}/64"
@@ -250,9 +282,10 @@ def domain_xml(
     interface = ""
     if forward is not None:
         here, there = forward
+        network = ipaddress.ip_interface(f"{host}/24").network
         arguments = [
             "-netdev",
-            f"user,id=lab,net={network},host={host},hostfwd=tcp:127.0.0.1:{here}-{ip}:{there}",
+            f"user,id=lab,net={network},host={host},hostfwd=tcp:{via}:{here}-{ip}:{there}",
             "-device",
             f"virtio-net-pci,netdev=lab,mac={mac},bus=pcie.0,addr=3,romfile=,disable-legacy=on",
             *arguments,

@@ -50,6 +50,8 @@ class _Service:
 
     log_name = "log"
     where = "host"
+    #: The command line of twistd, or of what runs it.
+    twistd: tuple[str, ...] = (str(Path(sys.executable).with_name("twistd")),)
 
     def __init__(self, directory: Path, network: Network | None) -> None:
         """Run in *network*, or here."""
@@ -58,8 +60,7 @@ class _Service:
 
     def _launch(self, *words: str) -> None:
         """Start it."""
-        twistd = Path(sys.executable).with_name("twistd")
-        command = [str(twistd), "-n", "--pidfile=", f"--rundir={self.directory}", *words]
+        command = [*self.twistd, "-n", "--pidfile=", f"--rundir={self.directory}", *words]
         if self._network is not None:
             command = self._network.command(self.where, command)
         with (self.directory / self.log_name).open("ab") as log:

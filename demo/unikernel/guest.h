@@ -54,7 +54,7 @@ __attribute__((noreturn)) void reboot(void);
 extern struct habits {
     struct { address ip, gateway; u32 prefix; } family[2];  /* IPv4, IPv6; the prefix is that of a mapped address */
     u8 mac[6];
-    char name[32];
+    char name[72];
     u32 port, nic;
     u32 net_after, listen_after;
     u32 exit_after, halt_after, reboot_after;

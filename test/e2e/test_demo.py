@@ -1,7 +1,8 @@
-"""`make demo`: it ends well, shows both starts, and its last line has the figures."""
+"""`make demo` and `make demo-sites`: they end well, show what they promise, and their last lines have the figures."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,15 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from demo.__main__ import STEPS, timeline
+from demo.sites import LABELS
 
 #: Seconds that the whole demo may take on a slow machine. Nothing is measured here.
 PATIENCE: Final = 180.0
 
 
-def demo(*words: str) -> tuple[int, str]:
-    """Run the demo; return its exit status, and what it printed."""
-    command = [sys.executable, "-m", "demo", *words]
+def demo(*words: str, module: str = "demo") -> tuple[int, str]:
+    """Run a demo; return its exit status, and what it printed."""
+    command = [sys.executable, "-m", module, *words]
     run = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
@@ -41,6 +43,21 @@ class DemoTests(SynchronousTestCase):
         self.assertRegex(rows, r"(?m)^first octet +\d+ +\d+  the page begins")
         self.assertRegex(rows, r"\nOK: cold query to page \d+ ms.*; prepared \d+ ms; stopped when idle after .* s\n$")
         self.assertNotIn("kernel and busybox", head)
+
+    def test_sites(self) -> None:
+        """The demo of a template has five machines say five names, and shows the ends of their lives."""
+        if missing := lab.missing_commands():
+            raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
+        status, text = demo(module="demo.sites")
+        self.assertEqual(0, status, text)
+        self.assertIn('\n    dns: "*.sites.jitsu.test"\n', text)
+        rows = re.findall(r"(?m)^(\w+)\.sites\.jitsu\.test +10\.99\.0\.\d+ +name: (\w+)\.site +\d+ ms +\d+ MiB$", text)
+        self.assertEqual([(label, label) for label in LABELS], rows, text)
+        self.assertIn("the answer is NXDOMAIN, and nothing was made", text)
+        self.assertIn("waiting until all machines are stopped", text)
+        self.assertRegex(text, r"it has its address still, 10\.99\.0\.\d+: \d+ ms to its page")
+        self.assertIn(f"there are {', '.join(f'{label}.site' for label in LABELS[1:])} still", text)
+        self.assertRegex(text, r"\nOK: 5 names, 5 machines of \d+ MiB; query to page \d+ ms .*, \d+ ms when one is\n$")
 
     def test_no_such_guest(self) -> None:
         """A guest that does not exist is refused, with those that do."""

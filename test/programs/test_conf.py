@@ -14,8 +14,10 @@ import libvirt
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends.definition import fill, values_of
 from jitsu_tw.backends.libvirt import LibvirtBackend
 from jitsu_tw.config.build import load
+from jitsu_tw.config.vms import example
 from jitsu_tw.tap import Options
 from synjitsu_tw.tap import Options as SynjitsuOptions
 from test.support import question, vm
@@ -49,7 +51,7 @@ class ExamplesTests(SynchronousTestCase):
     def test_guests(self) -> None:
         """Each guest's XML is taken by libvirt, and the lines for jitsu.yaml that stand in it make a VM."""
         with libvirt.open("test:///default") as there:
-            for path in sorted(CONF.glob("*.xml")):
+            for path in sorted(set(CONF.glob("*.xml")) - {CONF / "site.xml"}):
                 text = path.read_text()
                 domain = there.defineXML(text.replace("domain type='kvm'", "domain type='test'"))
                 self.assertEqual(path.stem, domain.name())
@@ -60,7 +62,45 @@ class ExamplesTests(SynchronousTestCase):
                     pairs = {**said, "define": str(path), "connect": "test:///default"}
                     settings, _ = load({"listen": "5300"}, [",".join(f"{key}={value}" for key, value in pairs.items())])
                     self.assertEqual((), LibvirtBackend("test:///default").examine(settings.vms[0]))
-        self.assertEqual({"batch", "mirage", "nanos", "unikraft"}, {path.stem for path in CONF.glob("*.xml")})
+        self.assertEqual({"batch", "mirage", "nanos", "site", "unikraft"}, {path.stem for path in CONF.glob("*.xml")})
+
+    def test_sites(self) -> None:
+        """The template loads, also with each key in it that is commented out; libvirt takes what it defines."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        shutil.copy(CONF / "site-exists", folder)
+        text, definition = (CONF / "sites.yaml").read_text(), (CONF / "site.xml").read_text()
+        every = re.sub(r"^    # (\w+: )", r"    \1", text, flags=re.MULTILINE)
+        self.assertIn("\n    disk: ", every)
+        disk = "<disk type='file'><source file='${disk}'/><target dev='vda'/></disk></devices>"
+        for said, xml in ((text, definition), (every, definition.replace("</devices>", disk))):
+            (folder / "sites.yaml").write_text(said)
+            (folder / "site.xml").write_text(xml)
+            settings, _ = load({}, (), folder / "sites.yaml")
+            (template,) = settings.templates
+            vm = example(template)
+            filled = fill(xml.replace("domain type='kvm'", "domain type='test'"), values_of(vm))
+            with libvirt.open("test:///default") as there:
+                domain = there.defineXML(filled)
+                self.assertEqual((vm.name, str(vm.uuid)), (domain.name(), domain.UUIDString()))
+                self.assertIn(f"netdev.ip={vm.ip[0]}/16:10.1.0.1:::example ", domain.XMLDesc())
+                domain.undefine()
+
+    def test_site_exists(self) -> None:
+        """The program tells which sites exist, and that it cannot tell."""
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        program = folder / "site-exists"
+        program.write_text((CONF / "site-exists").read_text().replace("/srv/sites", f"{folder}/sites"))
+        program.chmod(0o755)
+
+        def ask(label: str) -> tuple[int, str]:
+            run = subprocess.run([program, label], capture_output=True, text=True, check=False)
+            return run.returncode, run.stderr
+
+        self.assertEqual((2, f"{folder}/sites is not there\n"), ask("alice"))
+        (folder / "sites" / "alice").mkdir(parents=True)
+        self.assertEqual([(0, ""), (1, "")], [ask("alice"), ask("mallory")])
 
     def test_units(self) -> None:
         """The units are rated as their comments claim, and start existing programs."""
