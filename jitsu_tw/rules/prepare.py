@@ -107,6 +107,7 @@ class Book:
         images: of these, and of those that run, those whose image is to be made.
         prepared: those that are prepared.
         seeds: templates whose VMs may start from one image that is to be made, and a VM of each that has booted.
+        cloned: templates whose VMs start from one image, as the last one of them that came up did.
         up: when each was last up, in seconds since 1970.
         rests: why some, and the seeds of some templates, are not tried for a while; times are those of the fleet's
             clock.
@@ -116,6 +117,7 @@ class Book:
     images: set[str] = attrs.field(factory=set)
     prepared: set[str] = attrs.field(factory=set)
     seeds: dict[str, str] = attrs.field(factory=dict)
+    cloned: set[str] = attrs.field(factory=set)
     up: dict[str, float] = attrs.field(factory=dict)
     rests: dict[str, Rest] = attrs.field(factory=dict)
 
@@ -123,11 +125,16 @@ class Book:
         """Note that *vm*, which was last started as *how* says, has left the state *old* for *state*."""
         if State.UP in {old, state}:
             self.up[vm.name] = wall
-        is_alike = vm.template is not None and "define" not in vm.raw  # else its template is defined otherwise
-        if state is State.UP and how is How.BOOTED and is_alike and vm.boot_from is Boot.SNAPSHOT:
-            self.seeds[str(vm.template)] = vm.name
+        alike = vm.template if "define" not in vm.raw else None  # else its template is defined otherwise
+        if alike is not None and state is State.UP and vm.boot_from is Boot.SNAPSHOT:
+            if how is How.CLONED:
+                self.cloned.add(alike)
+            elif how is How.BOOTED:
+                self.cloned.discard(alike)
+                self.seeds[alike] = vm.name
         if state in IDLE and old not in PREPARES and vm.boot_from is Boot.SNAPSHOT and how is How.BOOTED:
-            self.images.add(vm.name)  # there was no image to start from
+            if alike not in self.cloned:
+                self.images.add(vm.name)  # there was no image to start from
         elif state is State.PREPARED or (old is State.KEEPING and state is State.OFF):
             self.images.discard(vm.name)
         self.sort(vm, state)

@@ -250,6 +250,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "boots a VM without what it needs"),
     ),
     ("clones", "jitsu_tw/rules/prepare.py", "test.unit.vm.test_preparation"): (
+        ("            if alike not in self.cloned:\n", "            if True:\n", "starts each clone once for nobody"),
         ('"define" not in vm.raw', "True", "makes the image of a template after a VM that is defined otherwise"),
         ("if now >= self.rests.get(name, NO_REST).until", "if True", "makes an image without end that cannot be"),
     ),

@@ -119,6 +119,9 @@ class SeedTests(PreparationTestCase):
         self.ask("b.site")
         self.world.pump(RESTORES_IN + 0.1)
         self.assertEqual((State.UP, Start.CLONED), (self.state("b.site"), self.world.machine("b.site").how))
+        self.world.pump(10 + PREPARED_IN)  # none of them needs an image of its own
+        for name in ("a.site", "b.site"):
+            self.assertEqual((State.OFF, 1), (self.state(name), self.world.starts(name)))
 
     def test_not_while_others_boot(self) -> None:
         """It is made while no VM boots for a client."""
