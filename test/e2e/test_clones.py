@@ -33,6 +33,14 @@ templates:
 class CloneTests(LabTestCase):
     """Clients that ask for names of a template."""
 
+    def start(self) -> Jitsu:
+        """Start a Jitsu with the template."""
+        (self.directory / "site.xml").write_text(clones.definition(lab.BRIDGE))
+        jitsu = Jitsu(self.directory, CONFIGURATION.format(connect=self.connect), lab.HOST_IP, self.network)
+        self.addCleanup(jitsu.stop, signal.SIGKILL)
+        jitsu.start()
+        return jitsu
+
     def site(self, *labels: str) -> dict[str, str]:
         """Ask for the names of *labels* at once, and fetch their pages; return the name in each."""
         clients = {}
@@ -46,10 +54,7 @@ class CloneTests(LabTestCase):
 
     def test_clones(self) -> None:
         """The first boots; once the image is made, the others are clones, with names and addresses of their own."""
-        (self.directory / "site.xml").write_text(clones.definition(lab.BRIDGE))
-        jitsu = Jitsu(self.directory, CONFIGURATION.format(connect=self.connect), lab.HOST_IP, self.network)
-        self.addCleanup(jitsu.stop, signal.SIGKILL)
-        jitsu.start()
+        jitsu = self.start()
         self.assertEqual({"alice": "alice.site"}, self.site("alice"))
         self.until((self.directory / "images/site.seed").exists)
         labels = [f"user{number}" for number in range(4)]
@@ -57,3 +62,18 @@ class CloneTests(LabTestCase):
         found = [jitsu.vm(f"{label}.site") for label in labels]
         self.assertEqual(4, len({one["addresses"][0] for one in found}))
         self.assertEqual(["cloned"] * 4, [one["reason"] for one in found])
+
+    def test_killed(self) -> None:
+        """If Jitsu is killed while the image is made, nothing is left of that once it is made again."""
+        jitsu = self.start()
+        self.site("alice")
+        self.until(lambda: len(self.qemus()) == 2)  # the other one is that of the image
+        jitsu.stop(signal.SIGKILL)
+        self.assertFalse((self.directory / "images/site.seed").exists())
+        jitsu.start()
+        self.assertEqual({"bob": "bob.site"}, self.site("bob"))
+        self.until((self.directory / "images/site.seed").exists)
+        self.until(lambda: len(self.qemus()) == 2)
+        self.assertEqual({"site.seed", "site.sum"}, {path.name for path in (self.directory / "images").glob("site.*")})
+        self.assertEqual({"carol": "carol.site"}, self.site("carol"))
+        self.assertEqual("cloned", jitsu.vm("carol.site")["reason"])
