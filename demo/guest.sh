@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the demo guest: a Debian cloud kernel, and an initramfs of busybox, eight modules and demo/init.
+# Build the demo guest: a Debian cloud kernel, and an initramfs of busybox, some modules and demo/init.
 #
 #   guest.sh [CACHE]        CACHE is ${XDG_CACHE_HOME:-~/.cache}/jitsu/guest if not given
 #
@@ -12,6 +12,7 @@ set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 cache=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/jitsu/guest}
 net_modules='virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net'
+own_modules='virtio_console qemu_fw_cfg'
 late_modules='evdev button'
 
 say() { echo "guest: $*" >&2; }
@@ -90,13 +91,17 @@ dpkg -x busybox-static_*.deb busybox
 say 'unpacking the kernel, packing the initramfs'
 mkdir out
 decompress_kernel kernel/boot/vmlinuz-* out/vmlinux
-mkdir -p root/bin root/dev root/proc root/lib/net root/lib/late root/www/cgi-bin root/etc/acpi/PWRF root/var/log root/var/run
+mkdir -p root/bin root/dev root/proc root/sys root/run root/lib/net root/lib/own root/lib/late root/www/cgi-bin root/etc/acpi/PWRF root/var/log root/var/run
 install -m 755 "$(find busybox -path '*/bin/busybox' -type f)" root/bin/busybox
 for applet in sh acpid cat halt httpd insmod ip mount poweroff sleep; do ln -s busybox "root/bin/$applet"; done
 cp "$here/init" root/init
 chmod +x root/init
 # shellcheck disable=SC2086  # lists of words
-{ copy_modules root/lib/net $net_modules; copy_modules root/lib/late $late_modules; }
+{
+	copy_modules root/lib/net $net_modules
+	copy_modules root/lib/own $own_modules
+	copy_modules root/lib/late $late_modules
+}
 
 page root/etc/acpi/PWRF/00000080 <<'EOF'
 #!/bin/sh
@@ -107,6 +112,7 @@ page root/www/cgi-bin/index.cgi <<'EOF'
 # What / shows.
 read -r up _ </proc/uptime
 printf 'Content-Type: text/plain\r\nCache-Control: no-store\r\n\r\nup for %s s\n' "$up"
+[ ! -e /run/name ] || { read -r name </run/name; echo "name: $name"; }
 EOF
 page root/www/cgi-bin/drip <<'EOF'
 #!/bin/sh

@@ -46,6 +46,7 @@ class Start(enum.Enum):
 
     BOOTED = "booted"
     RESTORED = "restored"  # from a saved image, or from the image of the ready guest
+    CLONED = "cloned"  # from the image that the VMs of its template share (`IBackend.keep_image`)
     RESUMED = "resumed"  # it was paused
     PREPARED = "prepared before"  # it was paused before any client had used it
     RAN = "ran already"
@@ -190,16 +191,18 @@ class IBackend(Interface):
     def migrate(uuid: str, to: IBackend) -> Deferred[None]:
         """Move a VM, which goes on running, to another hypervisor, which knows it too. Fails where that cannot be."""
 
-    def keep_image(uuid: str) -> Deferred[None]:
+    def keep_image(uuid: str, *, shared: bool = False) -> Deferred[None]:
         """
         Keep the image of the guest, which has booted and is ready: later starts restore it.
 
-        The guest stands still meanwhile. The image is not used any more once the VM's definition, its kernel or a disk
-        has changed. Only where `backends.Declaration.images` is True.
+        The guest stands still meanwhile. A *shared* one is that of another guest, which is booted for it, and all VMs
+        of the template that has made this one start from it; there is nothing to do where the backend or the guest
+        cannot do that, or there is one. No image is used any more once the VM's definition, its kernel or a disk has
+        changed. Only where `backends.Declaration.images` is True.
         """
 
     def drop_image(uuid: str) -> Deferred[None]:
-        """Forget the image that `keep_image` kept, if there is one: the next start boots."""
+        """Forget the image that `keep_image` kept for the VM, if there is one, because it could not go on from it."""
 
     def remove(vm: VM) -> Deferred[None]:
         """

@@ -6,6 +6,7 @@ A call that Jitsu does not hear of any more goes on all the same.
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -257,9 +258,9 @@ class Connection:
         """Fail: there is nowhere to go."""
         return fail(BackendError("there is one hypervisor"))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:
         """Keep an image."""
-        return self._ask("keep_image", uuid, self._hypervisor.keep_image, uuid)
+        return self._ask("keep_image", uuid, partial(self._hypervisor.keep_image, shared=shared), uuid)
 
     def drop_image(self, uuid: str) -> Deferred[None]:
         """Forget it."""

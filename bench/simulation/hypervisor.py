@@ -133,9 +133,9 @@ class Hypervisor(MemoryBackend):
         """Fire at once; never for a VM that is never ready; fail for one that is not there."""
         return super().ready(uuid) if uuid in self.guests else fail(NoSuchVM(f"no VM {uuid}"))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:
         """Keep an image, if the VM is there at the end."""
-        return super().keep_image(uuid).addErrback(self._no_image)
+        return super().keep_image(uuid, shared=shared).addErrback(self._no_image)
 
     @staticmethod
     def _no_image(failure: Failure) -> None:

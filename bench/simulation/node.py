@@ -194,7 +194,7 @@ class RemoteBackend:
         """Fail: such a VM is stopped and started anew."""
         return fail(BackendError("a VM of this world does not move while it runs"))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:  # noqa: ARG002
+    def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:  # noqa: ARG002
         """Fail: there are no images."""
         return fail(BackendError(f"{self.host}: keeps no images"))
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import definition, domain_xml, image, layer, prepared
+from jitsu_tw.backends import clone, definition, domain_xml, image, layer, prepared
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Guest, Memory, Power, Start
 from jitsu_tw.settings import Boot, Evidence, Mode
@@ -76,6 +76,9 @@ _WITH_ALL: Final = (
 
 #: The prefix of the classes of PCI devices that are network cards (PCI code and ID assignment, class 02h).
 NETWORK_CARD: Final = "0x02"
+
+#: Why the image of a domain cannot be kept.
+FAR: Final = "the files of its host cannot be seen from here"
 
 #: Why a domain is off whose process ended without telling libvirt a reason.
 PROCESS_ENDED: Final = "its QEMU has ended by itself: it failed, or was killed"
@@ -249,6 +252,9 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
     ):
         prepared.begin(domain, boot)
         return Start.RESTORED
+    if not saved and vm is not None and kept is not None and clone.start(connection, domain, vm):
+        prepared.begin(domain, boot)
+        return Start.CLONED
     if kept is not None:
         image.prepare(kept, domain)
     domain.create()
@@ -391,7 +397,12 @@ def advice_on(vm: VM | None, root: ElementTree.Element, *, far: bool) -> tuple[s
     if vm is None or vm.evidence is Evidence.TRAFFIC:
         found += tuple(domain_xml.NOT_COUNTED.format(one) for one in domain_xml.uncounted(root))
     if vm is not None and vm.boot_from is Boot.SNAPSHOT:
-        why = "the files of its host cannot be seen from here" if far else image.obstacle(root)
+        if vm.template is not None and clone.is_wanted(root):
+            with contextlib.suppress(OSError, BackendError):
+                if (why := clone.obstacle(vm)) is None and not far:
+                    return found
+                found += (f"it is no clone (boot_from): {why or FAR}",)
+        why = FAR if far else image.obstacle(root)
         if why is not None:
             found += (f"no image of it is kept, so that it boots each time (boot_from): {why}",)
     return found

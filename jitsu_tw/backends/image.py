@@ -129,7 +129,7 @@ def prepare(kept: Path, domain: libvirt.virDomain) -> None:
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         drop(kept)
-        _sum(kept).write_text(_depends_on(domain))
+        sum_file(kept).write_text(_depends_on(domain))
 
 
 def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) -> None:
@@ -142,8 +142,8 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
     new = kept.with_suffix(".new")
     try:
         _depends_on(domain)  # why there is no sum of it, if there is none
-        booted = _sum(kept).read_text()
-        _save(domain, new)
+        booted = sum_file(kept).read_text()
+        save(domain, new)
         try:
             if booted != _depends_on(domain):
                 raise BackendError("its definition, its kernel or a disk has changed since it booted")
@@ -156,7 +156,7 @@ def keep(kept: Path, connection: libvirt.virConnect, domain: libvirt.virDomain) 
         new.unlink(missing_ok=True)
 
 
-def _save(domain: libvirt.virDomain, file: Path) -> None:
+def save(domain: libvirt.virDomain, file: Path) -> None:
     """Save *domain* to *file*, in the format that is restored soonest."""
     try:
         domain.saveParams({libvirt.VIR_DOMAIN_SAVE_PARAM_FILE: str(file), **SPARSE})
@@ -169,18 +169,19 @@ def _save(domain: libvirt.virDomain, file: Path) -> None:
 def is_good(kept: Path, domain: libvirt.virDomain) -> bool:
     """Return whether there is an image at *kept*, and nothing has changed that it depends on."""
     try:
-        return kept.exists() and _sum(kept).read_text() == _depends_on(domain)
+        return kept.exists() and sum_file(kept).read_text() == _depends_on(domain)
     except OSError:
         return False
 
 
 def drop(kept: Path) -> None:
-    """Remove the image at *kept*, if there is one."""
-    for one in (_sum(kept), kept, kept.with_suffix(".new")):
+    """Remove the image at *kept*, if there is one, and what a process that was killed may have left (`clone`)."""
+    for one in (sum_file(kept), kept, *(kept.with_suffix(suffix) for suffix in (".new", ".clone"))):
         one.unlink(missing_ok=True)
 
 
-def _sum(kept: Path) -> Path:
+def sum_file(kept: Path) -> Path:
+    """Return where the sum of what the image at *kept* depends on is kept."""
     return kept.with_suffix(".sum")
 
 
@@ -195,7 +196,7 @@ def _depends_on(domain: libvirt.virDomain) -> str:
     why = obstacle(domain_xml.parse(xml))
     if why is not None:
         raise OSError(None, why)
-    return _sum_of(xml)
+    return sum_of(xml)
 
 
 def made_of(domain: libvirt.virDomain, *, writable: bool) -> str:
@@ -208,10 +209,16 @@ def made_of(domain: libvirt.virDomain, *, writable: bool) -> str:
         OSError: a file is not there.
     """
     xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    return _sum_of(xml, writable=writable)
+    return sum_of(xml, writable=writable)
 
 
-def _sum_of(xml: str, *, writable: bool = True) -> str:
+def sum_of(xml: str, *, writable: bool = True) -> str:
+    """
+    Return a sum over a domain's *xml*, and over name, size and times of the files that it names (`made_of`).
+
+    Raises:
+        OSError: one is not there.
+    """
     digest = hashlib.sha256(xml.encode())
     for name in _named(domain_xml.parse(xml), writable=writable):
         status = Path(name).stat()

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.backends import definition, domain, domain_xml, image, layer
+from jitsu_tw.backends import clone, definition, domain, domain_xml, image, layer
 from jitsu_tw.backends.threaded import CLOSES_WITHIN, ThreadedBackend, Workers, in_thread
 from jitsu_tw.errors import BackendError, BackendLost, NoSuchVM
 from jitsu_tw.ijitsu import SHUT_DOWN, SHUTS_DOWN, Guest, IBackend, Memory, Power, Start
@@ -39,6 +39,9 @@ SAVES: Final = 8
 ANSWERS_WITHIN: Final = 30.0
 STARTS_WITHIN: Final = 60.0
 SAVES_WITHIN: Final = 300.0
+
+#: Seconds after the start of a clone in which a boot in its place means that it was not ready, and never will be.
+CLONE_READY_WITHIN: Final = 60.0
 
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
 KEEP_ALIVE: Final = (5, 3)
@@ -124,6 +127,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         self._vms: dict[str, VM] = {}
         self._prepared: set[str] = set()  # by this process, and paused since
         self._slow: set[str] = set()
+        self._cloned: dict[str, float] = {}  # when each was last started as a clone
 
     def __str__(self) -> str:
         """Return its name for messages."""
@@ -257,6 +261,8 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     def _started(self, how: Start, uuid: str, begun: float) -> Start:
         """Note whether the start was slow, by which `advice` tells why."""
         (self._slow.add if self._reactor.seconds() - begun >= SLOW_START else self._slow.discard)(uuid)
+        if how is Start.CLONED:
+            self._cloned[uuid] = begun
         return how
 
     def stop(self, uuid: str, mode: Mode) -> Deferred[None]:
@@ -297,22 +303,35 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
             return fail(BackendError(f"{to} is none of libvirt's"))
         return self._call(domain.migrate, uuid, to._open, within=SAVES_WITHIN)  # noqa: SLF001
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
-        """Save the domain to a file and restore it from there."""
-        return self._call(domain.keep_image, uuid, self._vms[uuid].images, within=SAVES_WITHIN)
+    def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:
+        """Save the domain to a file and restore it from there; a *shared* image is saved from another domain."""
+        vm = self._vms[uuid]
+        if shared:
+            return succeed(None) if self._far else self._call(clone.make, uuid, vm, within=SAVES_WITHIN)
+        return self._call(domain.keep_image, uuid, vm.images, within=SAVES_WITHIN)
 
     def drop_image(self, uuid: str) -> Deferred[None]:
-        """Remove the file."""
+        """Remove the file; the seed, too, if the VM was started as a clone just now: it is to be booted instead."""
         vm = self._vms.get(uuid)
-        return succeed(None) if vm is None else self._call(lambda _: image.drop(image.path(vm.images, uuid)))
+        begun = self._cloned.pop(uuid, None)
+        is_in_vain = begun is not None and self._reactor.seconds() < begun + CLONE_READY_WITHIN
+        return succeed(None) if vm is None else self._call(_drop_image, uuid, vm, is_in_vain)
 
     def remove(self, vm: VM) -> Deferred[None]:
         """Undefine the domain, with what libvirt keeps of it, and remove its image and its disk."""
-        return self._call(domain.remove, vm).addCallback(lambda _: self._forget(str(vm.uuid)))
+        removed: Deferred[None] = self._call(domain.remove, vm).addCallback(lambda _: self._forget(str(vm.uuid)))
+        return removed.addCallback(lambda _: self._forget_seed(vm))
 
     def _forget(self, uuid: str) -> None:
         self._vms.pop(uuid, None)
         self._slow.discard(uuid)
+        self._cloned.pop(uuid, None)
+
+    def _forget_seed(self, vm: VM) -> Deferred[None] | None:
+        """Remove the seed of the template of *vm*, if that was its last VM."""
+        if any(other.template == vm.template for other in self._vms.values()):
+            return None
+        return self._call(lambda _: image.drop(clone.path(vm)))
 
     def prepare(self, uuid: str) -> Deferred[None]:
         """Pause the domain, and mark it as prepared in its live metadata."""
@@ -340,6 +359,13 @@ def _blocking(connection: libvirt.virConnect, function: Callable[..., Any], *arg
         raise kind(str(error)) from error
     except OSError as error:
         raise BackendError(str(error)) from error
+
+
+def _drop_image(_: libvirt.virConnect, uuid: str, vm: VM, seed: bool) -> None:  # noqa: FBT001
+    """Remove the image of *vm*; the *seed* of its template, too."""
+    image.drop(image.path(vm.images, uuid))
+    if seed:
+        clone.give_up(vm)
 
 
 def _close(connection: libvirt.virConnect) -> None:

@@ -345,8 +345,10 @@ class LibxlBackend:
         return xlvm.image_of(self._host.vms[uuid])
 
     @_by_host
-    async def keep_image(self, uuid: str) -> None:
+    async def keep_image(self, uuid: str, *, shared: bool = False) -> None:
         """Save the guest's memory and unpause it. A disk whose changes cannot be seen, a block device, rules it out."""
+        if shared:
+            return
         if self._image(uuid) is None:
             message = "its image cannot be kept: its disks are no files, or only its xl configuration knows them"
             raise BackendError(message)

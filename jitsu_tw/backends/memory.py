@@ -105,11 +105,13 @@ class Guests:
 
     Attributes:
         guests: those that were looked up, by uuid.
+        seeds: the templates whose VMs start from one image.
     """
 
     def __init__(self) -> None:
         """Begin without VMs."""
         self.guests: dict[str, MemoryGuest] = {}
+        self.seeds: set[str | None] = set()
         self._watcher: IWatcher | None = None
 
     def connect(self, watcher: IWatcher) -> None:
@@ -193,13 +195,15 @@ class MemoryBackend(Guests):
         if Fault.HANG in guest.settings.faults:
             await Deferred()
         power = Power.OFF if guest.power is Power.PREPARED and guest.stale else guest.power
+        off = Start.CLONED if guest.vm.template in self.seeds else Start.BOOTED
         how = {Power.PAUSED: Start.RESUMED, Power.SAVED: Start.RESTORED, Power.PREPARED: Start.PREPARED}.get(
-            power, Start.RESTORED if guest.image else Start.BOOTED
+            power, Start.RESTORED if guest.image else off
         )
         if Fault.RESUME in guest.settings.faults:
             how, guest.image = Start.BOOTED, False
         boot_time = guest.settings.boot_time
-        takes = {Start.BOOTED: boot_time, Start.RESTORED: min(RESTORES_IN, boot_time)}.get(how, 0.0)
+        restores = min(RESTORES_IN, boot_time)
+        takes = {Start.BOOTED: boot_time, Start.RESTORED: restores, Start.CLONED: restores}.get(how, 0.0)
         if takes:
             guest.busy = True
             await deferLater(self._reactor, takes)
@@ -261,15 +265,20 @@ class MemoryBackend(Guests):
         return fail(BackendError("a VM of memory does not move while it runs"))
 
     @deferred
-    async def keep_image(self, uuid: str) -> None:
-        """Keep an image of the VM, which takes as long as to restore it."""
+    async def keep_image(self, uuid: str, *, shared: bool = False) -> None:
+        """Keep an image of the VM, or of its template, which takes as long as to restore it."""
         assert self._guest(uuid).vm.boot_from is Boot.SNAPSHOT
         await deferLater(self._reactor, RESTORES_IN)
-        self._guest(uuid).image = True
+        if shared:
+            self.seeds.add(self._guest(uuid).vm.template)
+        else:
+            self._guest(uuid).image = True
 
     def drop_image(self, uuid: str) -> Deferred[None]:
-        """Forget the image."""
-        self._guest(uuid).image = False
+        """Forget the image, and that of its template."""
+        guest = self._guest(uuid)
+        guest.image = False
+        self.seeds.discard(guest.vm.template)
         return succeed(None)
 
     @deferred

@@ -316,9 +316,10 @@ class Pool(Hosts):
         """Move the VM to another hypervisor, where it goes on running."""
         return self._there(uuid, "migrate", to)
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    @deferred
+    async def keep_image(self, uuid: str, *, shared: bool = False) -> None:
         """Keep the image of the guest, on its host."""
-        return self._there(uuid, "keep_image")
+        await self._where(uuid)[1].keep_image(uuid, shared=shared)
 
     def drop_image(self, uuid: str) -> Deferred[None]:
         """Drop the image of the guest, on all hosts."""

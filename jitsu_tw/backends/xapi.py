@@ -390,7 +390,7 @@ class XapiBackend(ThreadedBackend[Login]):
         """Return the VM's static maximum and overhead, and what is free on the host that has the most."""
         return self._vm(uuid, lambda ref: self._run(xapi_vms.memory, ref))
 
-    def keep_image(self, uuid: str) -> Deferred[None]:
+    def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:  # noqa: ARG002
         """Refuse: a pool keeps no images."""
         return fail(BackendError(f"{self} keeps no images of VM {uuid}"))
 

@@ -33,8 +33,8 @@ LONGEST_REST: Final = 60.0
 #: These failures are not the VM's.
 BLAMELESS: Final = (NoCapacity, ClusterUnavailable)
 
-#: The guest goes on where it was.
-RESUMED: Final = frozenset({How.RESUMED, How.RESTORED, How.PREPARED})
+#: The guest goes on where it, or the guest of its template's image, was.
+RESUMED: Final = frozenset({How.RESUMED, How.RESTORED, How.PREPARED, How.CLONED})
 
 #: Seconds of a start call from which on the operator is told of them.
 SLOW_START: Final = 0.25

@@ -106,13 +106,18 @@ class Book:
         waiting: those that are to be prepared, the last used last.
         images: of these, and of those that run, those whose image is to be made.
         prepared: those that are prepared.
+        seeds: templates whose VMs may start from one image that is to be made, and a VM of each that has booted.
+        cloned: templates whose VMs start from one image, as the last one of them that came up did.
         up: when each was last up, in seconds since 1970.
-        rests: why some are not tried for a while; times are those of the fleet's clock.
+        rests: why some, and the seeds of some templates, are not tried for a while; times are those of the fleet's
+            clock.
     """
 
     waiting: dict[str, None] = attrs.field(factory=dict)
     images: set[str] = attrs.field(factory=set)
     prepared: set[str] = attrs.field(factory=set)
+    seeds: dict[str, str] = attrs.field(factory=dict)
+    cloned: set[str] = attrs.field(factory=set)
     up: dict[str, float] = attrs.field(factory=dict)
     rests: dict[str, Rest] = attrs.field(factory=dict)
 
@@ -120,8 +125,16 @@ class Book:
         """Note that *vm*, which was last started as *how* says, has left the state *old* for *state*."""
         if State.UP in {old, state}:
             self.up[vm.name] = wall
+        alike = vm.template if "define" not in vm.raw else None  # else its template is defined otherwise
+        if alike is not None and state is State.UP and vm.boot_from is Boot.SNAPSHOT:
+            if how is How.CLONED:
+                self.cloned.add(alike)
+            elif how is How.BOOTED:
+                self.cloned.discard(alike)
+                self.seeds[alike] = vm.name
         if state in IDLE and old not in PREPARES and vm.boot_from is Boot.SNAPSHOT and how is How.BOOTED:
-            self.images.add(vm.name)  # there was no image to start from
+            if alike not in self.cloned:
+                self.images.add(vm.name)  # there was no image to start from
         elif state is State.PREPARED or (old is State.KEEPING and state is State.OFF):
             self.images.discard(vm.name)
         self.sort(vm, state)
@@ -148,6 +161,7 @@ class Book:
             names.discard(name)
         for known in (self.waiting, self.up, self.rests):
             known.pop(name, None)
+        self.seeds = {template: one for template, one in self.seeds.items() if one != name}
 
     def failed(self, name: str, now: float) -> float:
         """Note that the preparation of a VM has failed; return the seconds until it is tried again."""
@@ -163,6 +177,11 @@ class Book:
         """Yield those that may be prepared now, the last used first."""
         return (name for name in reversed(self.waiting) if self.rests.get(name, NO_REST).until <= now)
 
+    def next_seed(self, now: float) -> str | None:
+        """Return a template whose image may be made now; None for none."""
+        return next((name for name in self.seeds if now >= self.rests.get(name, NO_REST).until), None)
+
     def next_ready(self) -> float | None:
         """Return when the first of those that rest may be prepared; None if none rests."""
-        return min((rest.until for name, rest in self.rests.items() if name in self.waiting), default=None)
+        resting = (rest.until for name, rest in self.rests.items() if name in self.waiting or name in self.seeds)
+        return min(resting, default=None)

@@ -3,6 +3,8 @@ VMs that are made ready before anybody asks for them: `prepare`, and the images 
 
 One VM at a time is started for nobody, when nothing boots for anybody, and gives way as soon as something does. When
 its guest is ready, its image is kept, or the guest is paused, or both (`steps.keep`); the first client finds it so.
+
+The image of a template, its seed, which all its VMs start from, is made before these, and does not give way.
 """
 
 from __future__ import annotations
@@ -142,7 +144,7 @@ class Preparation:
         elif current is not None and state in ACTIVATING and current.state in PREPARES - {State.KEEPING}:
             current.stop(f"{name} is started for a client")
         self._watch(now=False)
-        if self._book.waiting or self._book.prepared:
+        if self._book.waiting or self._book.prepared or self._book.seeds:
             self._plan(QUIET)
 
     def _moved_on(self, machine: Machine, old: State) -> None:
@@ -185,6 +187,9 @@ class Preparation:
             await self._give_up(unwanted, "it is not to be prepared any more")
             return
         book = self._book
+        if (template := book.next_seed(self._clocks.now())) is not None:
+            await self._keep_seed(template)
+            return
         may = (name for name in book.ready(self._clocks.now()) if self._may(self._machines[name]))
         ready = list(islice(may, CONSIDERED))
         choice = choose(
@@ -228,6 +233,22 @@ class Preparation:
         elif self._is_running and name in self._book.waiting and not self._admission.is_busy:
             self._current = machine
             machine.feed(Event.PREPARE, "prepared for a later start")
+
+    async def _keep_seed(self, template: str) -> None:
+        """Make the image that the VMs of *template* start from, if this node owns the VM that it is made after."""
+        book = self._book
+        machine = self._machines[book.seeds[template]]
+        try:
+            if self._ownership.is_own(machine):
+                await machine.backend.keep_image(machine.uuid, shared=True)
+        except BackendError as error:
+            again = book.failed(template, self._clocks.now())
+            self._log.error("{template}: no image of it was made; tried again after {again} s: {error}",
+                            template=template, again=round(again), error=str(error))
+        else:
+            book.seeds.pop(template, None)
+            book.rests.pop(template, None)
+        self._plan(QUIET)
 
     # Giving up.
 

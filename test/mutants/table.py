@@ -282,6 +282,29 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("not self._ownership.is_others(machine) and not self._dependencies.down(machine)", "True",
          "boots a VM without what it needs"),
     ),
+    ("clones", "jitsu_tw/rules/prepare.py", "test.unit.vm.test_preparation"): (
+        ("            if alike not in self.cloned:\n", "            if True:\n", "starts each clone once for nobody"),
+        ('"define" not in vm.raw', "True", "makes the image of a template after a VM that is defined otherwise"),
+        ("if now >= self.rests.get(name, NO_REST).until", "if True", "makes an image without end that cannot be"),
+    ),
+    ("clones", "jitsu_tw/vm/preparation.py", "test.unit.vm.test_preparation"): (
+        ("if self._ownership.is_own(machine):", "if True:", "makes the image of a template after another node's VM"),
+    ),
+    ("clones", "jitsu_tw/backends/libvirt.py", "test.unit.backends.test_clone"): (
+        ("    if seed:\n", "    if False:\n", "starts clones that are not ready again and again"),
+        ("if any(other.template == vm.template for other in self._vms.values()):", "if False:",
+         "removes an image that other VMs start from"),
+    ),
+    ("clones", "jitsu_tw/backends/clone.py", "test.unit.backends.test_clone"): (
+        ("        if not _is(kept, sum_):\n", "        if False:\n", "starts clones of a kernel that has changed"),
+        ("if (where := domain_xml.difference(first, other)) is not None:", "if where := None:",
+         "starts clones that have another VM's address"),
+        ("        if domain.isActive():\n", "        if False:\n", "leaves a clone without its network running"),
+        ("    return [*disks, *interfaces]", "    return [*interfaces, *disks]",
+         "plugs in the sign that all is there before the disk"),
+        ("    file.touch(mode=0o600)\n", "", "shows a guest's memory to all users of the host"),
+        ("    finally:\n        _destroy(connection, own)\n", "    finally:\n", "leaves the guest of an image running"),
+    ),
     ("prepared VMs", "jitsu_tw/backends/prepared.py", "test.unit.backends.test_qemu"): (
         ("if boot != image.made_of(domain, writable=False):", "if False:", "keeps an old kernel's guest"),
         ("if mark.files != image.made_of(domain, writable=True):", "if False:", "starts an old kernel's guest"),

@@ -364,11 +364,11 @@ class ImageTests(SynchronousTestCase):
             (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, True),
         ):
             saving = Saving(code)
-            image._save(saving, self.folder / "image")
+            image.save(saving, self.folder / "image")
             self.assertEqual({"file": str(self.folder / "image"), "image_format": "sparse"}, saving.parameters)
             self.assertEqual([str(self.folder / "image")] if saved else [], saving.files)
         saving = Saving(libvirt.VIR_ERR_OPERATION_FAILED)
-        self.assertRaises(libvirt.libvirtError, image._save, saving, self.folder / "image")
+        self.assertRaises(libvirt.libvirtError, image.save, saving, self.folder / "image")
         self.assertEqual([], saving.files)
 
     def write(self, name: str, octets: bytes = b"") -> Path:

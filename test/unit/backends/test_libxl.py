@@ -297,8 +297,10 @@ class LibxlBackendTests(contract_backends.BackendContract):
         self.assertEqual([], list((self.folder / "images").iterdir()))
 
     async def test_kept_image(self) -> None:
-        """The image of the ready guest is restored at each start, and stays; dropped, the VM boots."""
+        """The image of the ready guest is restored at each start, and stays; dropped, the VM boots. None is shared."""
         _, uuid = await self.run_one()
+        await self.backend.keep_image(uuid, shared=True)
+        self.assertFalse((self.folder / "images").exists() and list((self.folder / "images").iterdir()))
         await self.backend.keep_image(uuid)
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
         for _ in range(2):

@@ -12,11 +12,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.domain_xml import definition
 from jitsu_tw.backends.hosts import Unplaced
-from jitsu_tw.backends.memory import Fault, MemoryBackend
+from jitsu_tw.backends.memory import RESTORES_IN, Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.errors import BackendError, BackendLost, ClusterUnavailable, NoCapacity, NoSuchVM
 from jitsu_tw.ijitsu import Memory, Power, Start
-from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Mode
+from jitsu_tw.settings import HOSTS, STARTS_WITHIN, Boot, Mode
 from test.contract import backends as contract_backends
 from test.support import BoundedClock, reboot, vm
 
@@ -183,6 +183,15 @@ class HostsTests(SynchronousTestCase):
             self.successResultOf(self.hosts.stop(uuid, mode))
             self.have(a_vm(name=mode.value), left=200, middle=11, right=10)
             self.assertEqual("middle", self.start(uuid))
+
+    def test_shared_image(self) -> None:
+        """The image that the VMs of a template share is made on the host where one of them is."""
+        uuid = self.have(a_vm(template="site", boot_from=Boot.SNAPSHOT), left=20, middle=30, right=10)
+        self.start(uuid)
+        kept = self.hosts.keep_image(uuid, shared=True)
+        self.clock.advance(RESTORES_IN)
+        self.successResultOf(kept)
+        self.assertEqual([set(), {"site"}, set()], [self.each[name].seeds for name in NAMES])
 
     def test_found_running(self) -> None:
         """A VM that was started by hand on any host is found there, and not started."""

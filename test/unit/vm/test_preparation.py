@@ -8,7 +8,7 @@ import attrs
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends.memory import MemoryBackend
+from jitsu_tw.backends.memory import RESTORES_IN, MemoryBackend
 from jitsu_tw.control.describe import explain
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text
@@ -17,7 +17,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.prepare import Choice, choose, pause, shortage
-from jitsu_tw.settings import VM, Boot, Settings
+from jitsu_tw.settings import RESUMED_WITHIN, VM, Boot, Settings
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.preparation import CHECK_EVERY, MEMORY_AGAIN, QUIET
 from test.support import EPOCH, World, question, vm
@@ -82,6 +82,104 @@ class PreparationTestCase(SynchronousTestCase):
     def happen(self, power: Power, name: str = "www") -> None:
         """Change a VM as another program does."""
         self.world.backend.happen(self.world.machine(name).uuid, power, "by hand")
+
+
+class SeedTests(PreparationTestCase):
+    """The image of a template, its seed."""
+
+    def boot(self, name: str) -> None:
+        """Ask for a VM, which boots, and is up then."""
+        self.ask(name)
+        self.world.pump(0.1)
+        self.world.pump(BOOTS)
+        self.assertEqual((State.UP, Start.BOOTED), (self.state(name), self.world.machine(name).how))
+
+    def made(self, name: str, **changes: Any) -> VM:
+        """Return a VM that a template has made."""
+        return self.vm(name, **{"prepare": False, "template": "site", "boot_from": Boot.SNAPSHOT, **changes})
+
+    def images(self, error: str) -> list[str]:
+        """Have no image kept, because of *error*; return a list of the VMs whose template was to get one."""
+        made: list[str] = []
+
+        def cannot(uuid: str, *, shared: bool = False) -> Any:
+            made.extend([uuid] * shared)
+            return fail(BackendError(error))
+
+        self.patch(self.world.backend, "keep_image", cannot)
+        return made
+
+    def test_made(self) -> None:
+        """It is made once a VM of the template has booted, and nothing boots; the next VM starts from it."""
+        self.begin(self.made("a.site"), self.made("b.site"))
+        self.assertEqual(set(), self.world.backend.seeds)
+        self.boot("a.site")
+        self.world.pump(QUIET + RESTORES_IN + 0.1)
+        self.assertEqual({"site"}, self.world.backend.seeds)
+        self.ask("b.site")
+        self.world.pump(RESTORES_IN + 0.1)
+        self.assertEqual((State.UP, Start.CLONED), (self.state("b.site"), self.world.machine("b.site").how))
+        self.world.pump(10 + PREPARED_IN)  # none of them needs an image of its own
+        for name in ("a.site", "b.site"):
+            self.assertEqual((State.OFF, 1), (self.state(name), self.world.starts(name)))
+
+    def test_not_while_others_boot(self) -> None:
+        """It is made while no VM boots for a client."""
+        self.begin(self.made("a.site"), self.vm(prepare=False, boot_time=3 * BOOTS))
+        self.boot("a.site")
+        self.ask()
+        self.world.pump(2 * BOOTS)
+        self.assertEqual(set(), self.world.backend.seeds)
+        self.world.pump(BOOTS + QUIET + RESTORES_IN + 0.2)
+        self.assertEqual({"site"}, self.world.backend.seeds)
+
+    def test_of_another_node(self) -> None:
+        """The node that owns the VM makes it, where the guest has booted."""
+        self.begin(self.made("a.site"))
+        self.patch(self.world.fleet.cluster.ownership, "is_own", lambda _: False)
+        made = self.images("the disk is full")
+        self.boot("a.site")
+        self.world.pump(QUIET + 0.1)
+        self.assertEqual([], made)
+
+    def test_others_need_none(self) -> None:
+        """A VM that boots from its disk, that no template has made, or that has a definition of its own needs none."""
+        own = self.made("c.site", raw={"define": ("c.xml",)})
+        self.begin(self.made("a.site", boot_from=Boot.DISK), self.made("b.site", template=None), own)
+        made = self.images("the disk is full")
+        for name in ("a.site", "b.site", "c.site"):
+            self.boot(name)
+        self.world.pump(QUIET + 0.1)
+        self.assertEqual([], made)
+
+    def test_cannot(self) -> None:
+        """If it cannot be made, that is tried again, later each time, and not when its VMs are gone."""
+        self.begin(self.made("a.site"), self.made("b.site"))
+        made = self.images("the disk is full")
+        self.boot("a.site")
+        self.world.pump(QUIET + 0.1)
+        self.boot("b.site")
+        self.world.pump(50)
+        self.assertEqual(1, len(made))
+        self.world.pump(15)
+        self.assertEqual(2, len(made))
+        self.world.pump(100)
+        self.assertEqual(2, len(made))
+        self.world.fleet.dismiss(self.world.machine("b.site"), "it is forgotten")
+        self.world.pump(60)
+        self.assertEqual(2, len(made))
+
+    def test_not_ready(self) -> None:
+        """A clone that is not ready in its time is booted, and so are the others from then on."""
+        self.begin(self.made("a.site", faults=["never_ready"]), self.made("b.site"))
+        self.world.backend.seeds.add("site")
+        self.ask("a.site")
+        self.world.pump(RESTORES_IN + 0.1)
+        self.assertIs(Start.CLONED, self.world.machine("a.site").how)
+        self.assertIs(State.WAITING, self.state("a.site"))
+        self.world.pump(RESUMED_WITHIN + 1 + BOOTS)
+        self.assertIs(Start.BOOTED, self.world.machine("a.site").how)
+        self.boot("b.site")
 
 
 class PreparationTests(PreparationTestCase):

@@ -1,0 +1,79 @@
+"""A template with `boot_from: snapshot`: its VMs are clones of one image, each with its own name and address."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Final
+
+from demo import clones, lab
+from demo.server import Jitsu
+from test.e2e.test_guests import LabTestCase
+
+CONFIGURATION: Final = f"""\
+bind: {lab.HOST_IP}
+connect: {{connect}}
+persistdb: state.git
+images: images
+answer_by: 30
+max_booting: 2
+templates:
+  - name: site
+    dns: "*.sites.jitsu.test"
+    pool: 10.99.0.100-10.99.0.199
+    exists: "*"
+    define: site.xml
+    boot_from: snapshot
+    wait_for_port: 80
+    new_per_minute: 0
+    idle: 30
+"""
+
+
+class CloneTests(LabTestCase):
+    """Clients that ask for names of a template."""
+
+    def start(self) -> Jitsu:
+        """Start a Jitsu with the template."""
+        (self.directory / "site.xml").write_text(clones.definition(lab.BRIDGE))
+        jitsu = Jitsu(self.directory, CONFIGURATION.format(connect=self.connect), lab.HOST_IP, self.network)
+        self.addCleanup(jitsu.stop, signal.SIGKILL)
+        jitsu.start()
+        return jitsu
+
+    def site(self, *labels: str) -> dict[str, str]:
+        """Ask for the names of *labels* at once, and fetch their pages; return the name in each."""
+        clients = {}
+        for label in labels:
+            name = f"{label}.sites.jitsu.test"
+            script = f"ip=$(dig @{lab.HOST_IP} +tries=1 +timeout=40 +short {name}) && curl -s --max-time 20 http://$ip/"
+            command = self.network.command("client", ["sh", "-c", script])
+            clients[label] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        pages = {label: client.communicate(timeout=90)[0] for label, client in clients.items()}
+        return {label: page.partition("name: ")[2].strip() for label, page in pages.items()}
+
+    def test_clones(self) -> None:
+        """The first boots; once the image is made, the others are clones, with names and addresses of their own."""
+        jitsu = self.start()
+        self.assertEqual({"alice": "alice.site"}, self.site("alice"))
+        self.until((self.directory / "images/site.seed").exists)
+        labels = [f"user{number}" for number in range(4)]
+        self.assertEqual({label: f"{label}.site" for label in labels}, self.site(*labels))
+        found = [jitsu.vm(f"{label}.site") for label in labels]
+        self.assertEqual(4, len({one["addresses"][0] for one in found}))
+        self.assertEqual(["cloned"] * 4, [one["reason"] for one in found])
+
+    def test_killed(self) -> None:
+        """If Jitsu is killed while the image is made, nothing is left of that once it is made again."""
+        jitsu = self.start()
+        self.site("alice")
+        self.until(lambda: len(self.qemus()) == 2)  # the other one is that of the image
+        jitsu.stop(signal.SIGKILL)
+        self.assertFalse((self.directory / "images/site.seed").exists())
+        jitsu.start()
+        self.assertEqual({"bob": "bob.site"}, self.site("bob"))
+        self.until((self.directory / "images/site.seed").exists)
+        self.until(lambda: len(self.qemus()) == 2)
+        self.assertEqual({"site.seed", "site.sum"}, {path.name for path in (self.directory / "images").glob("site.*")})
+        self.assertEqual({"carol": "carol.site"}, self.site("carol"))
+        self.assertEqual("cloned", jitsu.vm("carol.site")["reason"])
