@@ -341,7 +341,7 @@ class LimitTests(TemplatesTestCase):
         def reserve(*_: Any) -> Deferred[Any]:
             return fail(ClusterUnavailable("no quorum"))
 
-        self.patch(cloud.fleet.cluster, "reserve", reserve)
+        self.patch(cloud.fleet.cluster.reservations, "reserve", reserve)
         self.check(cloud, cloud.ask(), ClusterUnavailable, "no quorum", "lost")
         self.assert_nothing(cloud)
 
@@ -375,7 +375,7 @@ class FailureTests(TemplatesTestCase):
         """The state cannot be written: nothing is made, and the address is free, for other nodes, too."""
         cloud = self.cloud()
         released: list[Any] = []
-        self.patch(cloud.fleet.cluster, "release", lambda *what: released.append(what))
+        self.patch(cloud.fleet.cluster.reservations, "release", lambda *what: released.append(what))
         patch = self.patch(cloud.store, "write", lambda *_: fail(StoreError("disk full")))
         self.failed(cloud, cloud.ask(), BackendError, "the state cannot be written: disk full")
         self.assertEqual([("alice.site", (ip_address("10.1.0.51"),))], released)
@@ -638,7 +638,7 @@ class ForgettingTests(TemplatesTestCase):
         cloud = self.cloud()
         cloud.ask()
         released: list[Any] = []
-        self.patch(cloud.fleet.cluster, "release", lambda *what: released.append(what))
+        self.patch(cloud.fleet.cluster.reservations, "release", lambda *what: released.append(what))
         patch = self.patch(cloud.store, "write", lambda *_: fail(StoreError("disk full")))
         error = self.failureResultOf(cloud.templates.forget("alice.site"), BackendError)
         self.assertIn("the state cannot be written", str(error.value))
