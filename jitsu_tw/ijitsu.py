@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.errors import JitsuError
-    from jitsu_tw.networks import Address
+    from jitsu_tw.ireservations import IReservations
     from jitsu_tw.rules.lifecycle import Event, State
     from jitsu_tw.settings import VM, Mode
 
@@ -326,12 +326,20 @@ class ICoordinator(Interface):
     def holds(key: str) -> bool:
         """Return whether *key* is a claim of this node, which no other can have at this moment. Reads the clock."""
 
-    def put(facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+    def put(
+        facts: Mapping[str, str | None], holding: str = "", expected: Mapping[str, str | None] | None = None
+    ) -> Deferred[bool]:
         """
         Change facts as one step; None removes one. A claim of ours stays one, whatever its value; others are lasting.
 
+        Args:
+            facts: values by key; with *expected*, at most a hundred.
+            holding: a claim of this node.
+            expected: what facts must be at that moment, by key; None for one that must not be there.
+
         Returns:
-            (through the Deferred) whether that was done: not if we do not hold the claim *holding*, when one is given.
+            (through the Deferred) whether that was done: not if this node does not hold the claim *holding*, or a fact
+            is not as *expected*. Then those of *expected* that are there are known here as they were at that moment.
         """
 
 
@@ -515,6 +523,7 @@ class ICluster(Interface):
     """The nodes that serve the zones together, and the hosts of their VMs; there may be one node and no host."""
 
     ownership: IOwnership = Attribute("Which node owns a VM.")
+    reservations: IReservations = Attribute("The VMs that templates have made, at any node.")
     problem: str = Attribute("Why nothing can be started through this node now; empty if it can.")
     nodes: list[NodeStatus] = Attribute("All nodes, by name.")
     hosts: list[HostStatus] = Attribute("All hosts, in the order of the configuration.")
@@ -535,20 +544,6 @@ class ICluster(Interface):
 
     def publish(commit: str) -> None:
         """Tell the other nodes that *commit* is the configuration now."""
-
-    def reserve(name: str, addresses: tuple[Address, ...]) -> Awaitable[tuple[Address, ...] | None]:
-        """
-        Agree with the other nodes that the new VM *name* of a template has *addresses*.
-
-        Returns:
-            the addresses that it has: others, if another node was faster; None if one of them is another VM's.
-
-        Raises:
-            ClusterUnavailable: the nodes cannot agree.
-        """
-
-    def release(name: str, addresses: tuple[Address, ...]) -> None:
-        """Tell the other nodes that the VM *name* of a template is forgotten, and its *addresses* are free."""
 
     def host(machine: IMachine) -> str | None:
         """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""
@@ -679,6 +674,9 @@ class IClusterEvents(Interface):
 
     def configuration_published(commit: str) -> None:
         """Handle that a node has published *commit* as the configuration."""
+
+    def made_changed(name: str) -> None:
+        """Handle that something has changed about a VM of a template: `IReservations.step` tells what to do."""
 
 
 class IPublications(Interface):

@@ -191,9 +191,11 @@ class JitsuService(Service):
         summoning = JitsuResolver(zones, self.fleet)
         resolvers: list[Any] = [summoning, ZoneAuthority(zones)]
         if settings.persistdb is not None:
-            from jitsu_tw.sync.templates import Templates  # noqa: PLC0415 -- it makes nothing without a state
+            from jitsu_tw.sync.shared_members import SharedTemplates  # noqa: PLC0415 -- it makes nothing without a state
+            from jitsu_tw.sync.templates import Templates  # noqa: PLC0415
 
-            self._templates = Templates(self._running, self.fleet, self._store, clocks)
+            kind = Templates if settings.cluster is None else SharedTemplates
+            self._templates = kind(self._running, self.fleet, self._store, clocks)
             answer_by = partial(getattr, self.fleet.context, "answer_by")
             resolvers.insert(1, TemplateResolver(zones, self._templates, summoning, reactor, answer_by))
         if settings.forwarder is not None:

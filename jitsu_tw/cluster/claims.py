@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.cluster.cluster_state import ClusterState
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 #: Nodes that were cut off together are together again after this many seconds: the longest pause between two of their
 #: tries (`cluster.coordinator.etcd.BACK_OFF`), and as much for the try and for what they then tell.
 REUNION: Final = 4.0
+
+#: Seconds until the next try to release the claim of a VM that this node has no more.
+RELEASES_AGAIN: Final = 1.0
 
 #: How many VMs of a node that is gone are adopted at once.
 ADOPTS_AT_ONCE: Final = 16
@@ -258,8 +262,19 @@ class Claims:
 
     def forget(self, machine: IMachine) -> None:
         """Release the claim of *machine*, which is not in the configuration any more."""
-        if self.is_own(machine):
-            begin(self._release(machine))
+        if self.owner(machine) == self._state.node:
+            begin(Deferred.fromCoroutine(self._release(machine)).addErrback(self._release_later, machine))
+
+    def _release_later(self, failure: Failure, machine: IMachine) -> None:
+        """Try again to release the claim of *machine*, unless it is in the configuration again by then."""
+        failure.trap(ClusterUnavailable)
+        again = self._clocks.reactor.callLater(RELEASES_AGAIN, self._release_again, machine)
+        self._tidying[machine.vm.name] = again
+
+    def _release_again(self, machine: IMachine) -> None:
+        del self._tidying[machine.vm.name]
+        if machine.vm.name not in self._machines:
+            self.forget(machine)
 
     def release(self, machines: Iterable[IMachine], why: str) -> None:
         """Release the claims of those *machines* that this node does not start or stop now: other nodes adopt them."""

@@ -7,7 +7,8 @@ What the nodes of a cluster agree on, as facts of `ijitsu.ICoordinator`, to read
     asks/NAME      {"do", "word", "by"}    what another node asks of the owner node
 
 And of nodes and hosts: ``nodes/NODE``, a claim of each node that lives, ``drained/nodes/NODE``,
-``drained/hosts/HOST``, ``lost/HOST/NODE``, ``fences/HOST``, ``dead/HOST`` (`fencing`) and ``news`` (`config_sync`).
+``drained/hosts/HOST``, ``lost/HOST/NODE``, ``fences/HOST``, ``dead/HOST`` (`fencing`) and ``news`` (`config_sync`); of
+VMs of templates, ``made/NAME``, ``gone/NAME`` and ``addresses/IP`` (`rules.reservations`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from jitsu_tw.cluster.hosts import Hosts
 from jitsu_tw.cluster.migration import Migration
 from jitsu_tw.cluster.placement import Placement
 from jitsu_tw.cluster.requests import Requests
+from jitsu_tw.cluster.reservations import LocalReservations, Reservations
 from jitsu_tw.cluster.starts import LocalStarts, Starts
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.ijitsu import HostStatus, ICluster, IPeer, NodeStatus, Request
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.ijitsu import IClusterEvents, ICoordinator, IMachine
-    from jitsu_tw.networks import Address
     from jitsu_tw.rules.lifecycle import State
     from jitsu_tw.settings import Settings
 
@@ -43,6 +43,7 @@ class Membership:
 
     Attributes:
         ownership: which node owns a VM.
+        reservations: the VMs that templates have made.
     """
 
     log = Logger()
@@ -73,14 +74,16 @@ class Membership:
         self._hosts = Hosts(self._pool, self._state)
         self._requests = Requests(self._state)
         self.ownership: Alone | Claims
+        self.reservations: LocalReservations | Reservations
         self._starts: LocalStarts | Starts
         if coordinator.alone:
-            self.ownership, self._starts = Alone(), LocalStarts(events)
+            self.ownership, self._starts, self.reservations = Alone(), LocalStarts(events), LocalReservations()
         else:
             self._starts = Starts(self._state, clocks)
             self.ownership = Claims(
                 self._state, self._starts, self._hosts, self._requests, clocks, machines, events
             )
+            self.reservations = Reservations(self._state, self.ownership, clocks, machines, events)
         self._fencing = Fencing(self._pool, self._state, self.ownership, machines, settings, clocks.reactor)
         placement = Placement(self._state, self._starts, self._fencing, machines, events, clocks.wall)
         self._pool.follow(placement)
@@ -146,14 +149,6 @@ class Membership:
         """Tell the other nodes that *commit* is the configuration now."""
         begin(self._state.coordinator.put({"news": commit}))
 
-    @deferred
-    async def reserve(self, name: str, addresses: tuple[Address, ...]) -> tuple[Address, ...] | None:  # noqa: ARG002
-        """Return *addresses*."""
-        return addresses
-
-    def release(self, name: str, addresses: tuple[Address, ...]) -> None:
-        """Do nothing."""
-
     def host(self, machine: IMachine) -> str | None:
         """Return the host that *machine* runs, is paused or has its image on; None if it is on none."""
         return self._hosts.host_of(machine) or None
@@ -180,6 +175,7 @@ class Membership:
         """Handle a fact that has changed."""
         kind, _, name = path.partition("/")
         self.ownership.told(path, value, before)
+        self.reservations.told(path, value)
         if kind == "asks" and value is not None:
             self._requested(unquote(name), value)
         elif kind == "nodes" and value is None:
@@ -215,8 +211,10 @@ class Membership:
         """Handle that the facts are known, for the first time or again."""
         self._state.connect(self._now())
         self.ownership.connect()
+        self.reservations.connect()
 
     def lost(self, reason: str) -> None:
         """Handle that the facts are not known any more, because of *reason*."""
         self._state.lose(reason)
         self.ownership.lose(reason)
+        self.reservations.lose(reason)

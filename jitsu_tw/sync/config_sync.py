@@ -14,10 +14,11 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+import attrs
 from twisted.internet.defer import succeed
 from twisted.logger import Logger
 
-from jitsu_tw.coroutines import deferred, report
+from jitsu_tw.coroutines import deferred, report, spawn
 from jitsu_tw.errors import ConfigError, StoreError
 from jitsu_tw.store.layout import NAME
 from jitsu_tw.store.merge import settle
@@ -25,7 +26,7 @@ from jitsu_tw.store.requests import Change
 from jitsu_tw.store.sync_branch import FETCHED, THERE, SyncBranch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from twisted.internet.defer import Deferred
 
@@ -181,7 +182,10 @@ class ConfigSync:
             return False
         self._fleet.store.config.merged(changed)
         if settled.run:
-            await self._running.apply(change)
+            applied = but_made(change, self._fleet.cluster.reservations.made)
+            await self._running.apply(applied)
+            if applied != change:  # the state is to have those again
+                spawn(self.log, self._fleet.store.save_configuration())
             self.log.info("{words}", words="; ".join(line for line in message.splitlines() if line))
         self._report(divergence, settled)
         self._trigger.merged(str(divergence.commit or ""))
@@ -222,6 +226,16 @@ class ConfigSync:
             if self._unread.get(uuid) != reason:
                 self.log.error("what is shared has something that is no VM, left alone: {reason}", reason=reason)
         self._left, self._unread = settled.left, divergence.unread
+
+
+def but_made(change: ConfigChange, made: Collection[str]) -> ConfigChange:
+    """
+    Return *change* without the removal of VMs that templates have *made*, as all nodes of the cluster know.
+
+    When such a VM is forgotten, the nodes tell each other that without delay; what comes by git may be of an earlier VM
+    of the name.
+    """
+    return attrs.evolve(change, removed=tuple(name for name in change.removed if name not in made))
 
 
 def _changes(divergence: Divergence, run: Mapping[str, Mapping[str, str]]) -> dict[str, Change]:

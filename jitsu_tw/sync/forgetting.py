@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,7 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import deferred, report
-from jitsu_tw.errors import BackendError, ConfigError, JitsuError, StoreError
+from jitsu_tw.errors import BackendError, ClusterUnavailable, ConfigError, JitsuError, StoreError
 from jitsu_tw.neighbours import mac_of
 from jitsu_tw.rules.lifecycle import DOWN
 from jitsu_tw.slices import in_slices
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 #: Seconds between two looks for VMs that are to be forgotten, and between two tries of what could not be done.
 FORGETS_EVERY: Final = 60.0
 
+#: In a cluster, the use of a VM is told to the other nodes at most once in this share of `forget_after`; the VM is kept
+#: for as much longer.
+TOLD_SHARE: Final = 1 / 8
+
 #: The most neighbours that are remembered of VMs which are forgotten.
 MOST_MACS: Final = 1000
 
@@ -53,11 +58,13 @@ class _Retired:
         vm: as it was.
         reason: why.
         counts: it was made, so it counts as forgotten.
+        releases: its addresses are free when it is gone here, unlike those of a VM that another node removes.
     """
 
     vm: VM
     reason: str
     counts: bool
+    releases: bool
 
 
 class Forgetting:
@@ -100,13 +107,16 @@ class Forgetting:
         return name in self._retired or name in self._running.leaving or (machine is not None and machine.vm.removed)
 
     @deferred
-    async def forget(self, name: str, reason: str = BY_HAND) -> None:
+    async def forget(self, name: str, reason: str = BY_HAND, before: float = inf) -> None:
         """
-        Stop the VM *name*, which a template has made, and remove all that there is of it.
+        Stop the VM *name*, which a template has made, and remove all that there is of it, at all nodes.
+
+        If *before* is given, in seconds since 1970, nothing is done if another node knows of a use then or later.
 
         Raises:
             ConfigError: there is no such VM, it was not made by a template, or is being forgotten already.
             BackendError: it cannot be stopped or removed now; that is tried again, and it has no names any more.
+            ClusterUnavailable: the nodes cannot agree on that.
         """
         machine = self._fleet.machines.get(name)
         if machine is None:
@@ -115,14 +125,17 @@ class Forgetting:
             raise ConfigError("was not made by a template; remove it from the configuration", key=name)
         if self.has(name):
             raise ConfigError("is on its way already", key=name)
-        await self.retire(machine, reason)
+        if not await self.retire(machine, reason, before=before):
+            return
         if name in self._retired:
             known = self._fleet.machines.get(name)
             what = self._fleet.problems_of(known) if known is not None else ["is gone, but the state cannot be written"]
             raise BackendError(f"{name}: {'; '.join(what)}")
         self.log.info("{name}: forgotten, {reason}", name=name, reason=reason)
 
-    async def retire(self, machine: Machine, reason: str, *, counts: bool = True) -> None:
+    async def retire(
+        self, machine: Machine, reason: str, *, counts: bool = True, before: float = inf, elsewhere: bool = False
+    ) -> bool:
         """
         Take the names of *machine* away, stop it, and remove it; what must wait is done by `_look`.
 
@@ -130,15 +143,51 @@ class Forgetting:
             machine: a template has made it.
             reason: why.
             counts: it was made, so it counts as forgotten.
+            before: as `forget` has it.
+            elsewhere: another node forgets it, and removes what the hypervisor has of it.
+
+        Returns:
+            whether it is forgotten: not if it was used, or another node forgets it, which tells this one to.
+
+        Raises:
+            ClusterUnavailable: the nodes cannot agree, or cannot any more; what was begun is ended when they can.
         """
-        name = machine.vm.name
-        self._retired[name] = _Retired(machine.vm, reason, counts)
-        await self._running.lock.run(self._running.take_names, machine)
+        name, reservations = machine.vm.name, self._fleet.cluster.reservations
+        self._retired[name] = _Retired(machine.vm, reason, counts, not elsewhere)
+        is_agreed = False
         try:
-            await self._fleet.dismiss(machine, reason)
+            is_agreed = elsewhere or await reservations.retire(name, machine.vm.ip, before)
+        finally:
+            if not is_agreed:
+                del self._retired[name]
+        if not is_agreed:
+            return False
+        await self._running.lock.run(self._running.take_names, machine)
+        lost: ClusterUnavailable | None = None
+        if not elsewhere:
+            try:
+                await reservations.left(name)
+            except ClusterUnavailable as error:  # any node may remove it by now, and make it anew
+                lost, self._retired[name] = error, _Retired(machine.vm, reason, counts, releases=False)
+        try:
+            await self._fleet.dismiss(machine, reason, keep=elsewhere or lost is not None)
+            if elsewhere and name not in self._fleet.machines and not reservations.is_made(name):
+                await self._remove_leftovers(machine)
         finally:
             self._running.leaving.discard(name)
         await self._running.lock.run(self._write_off)
+        if lost is not None:
+            raise lost
+        return True
+
+    async def _remove_leftovers(self, machine: Machine) -> None:
+        """
+        Remove what the hypervisor has of *machine*, which another node removes, or has removed.
+
+        This node may have defined it after that, when it was started, or connected again.
+        """
+        with suppress(BackendError):  # it is not there, or still runs: the other node removes it then
+            await machine.backend.remove(machine.vm)
 
     async def _write_off(self) -> None:
         """Remove from the state those that were retired and are gone, and free their addresses; the lock is held."""
@@ -155,7 +204,8 @@ class Forgetting:
                                name=name, error=str(error))
                 return
             self._fleet.journal.forgotten(name, one.reason)
-            self._fleet.cluster.release(name, one.vm.ip)
+            if one.releases:
+                self._fleet.cluster.reservations.release(name, one.vm.ip)
             if one.counts and one.vm.template is not None:
                 self.forgotten[one.vm.template] += 1
             self._note_macs(one.vm)
@@ -178,7 +228,8 @@ class Forgetting:
         """Try again what could not be done, and forget the VMs that nobody has used for as long as is allowed."""
         try:
             for name in self._retired.keys() & self._fleet.machines.keys():
-                self._fleet.removed_moved(self._fleet.machines[name])
+                if self._fleet.machines[name].vm.removed:
+                    self._fleet.removed_moved(self._fleet.machines[name])
             await self._running.lock.run(self._write_off)
             unused: list[str] = []
             await in_slices(self._clocks.reactor, self._find_unused(unused))
@@ -201,14 +252,15 @@ class Forgetting:
         template = self._fleet.templates.get(machine.vm.template or "") if machine is not None else None
         if machine is None or template is None or not template.forget_after:
             return False
-        since = self._now - template.forget_after
-        return machine.state in DOWN and not self.has(name) and self.last_use(machine) < since
+        since, used = self._now - template.forget_after, self.last_use(machine)  # other nodes are told of that
+        return machine.state in DOWN and not self.has(name) and used < since
 
     async def _forget_unused(self, name: str) -> None:
         """Forget the VM *name*, unless it has been used meanwhile."""
         if self._is_unused(name):
+            template = self._fleet.templates[self._fleet.machines[name].vm.template or ""]
             try:
-                await self.forget(name, UNUSED)
+                await self.forget(name, UNUSED, self._now - template.forget_after)
             except JitsuError as error:
                 self.log.error("{name}: is not forgotten yet: {error}", name=name, error=str(error))
 
@@ -222,5 +274,13 @@ class Forgetting:
         return self._began + self._clocks.now() - self._started
 
     def last_use(self, machine: Machine) -> float:
-        """Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began."""
-        return self._fleet.stats.current(machine).last_use_ts or self._began
+        """
+        Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began.
+
+        In a cluster, that is through any node, a little later perhaps, and the others are told of the use here.
+        """
+        name, used = machine.vm.name, self._fleet.stats.current(machine).last_use_ts
+        template = self._fleet.templates.get(machine.vm.template or "")
+        if template is not None:
+            used = self._fleet.cluster.reservations.share_use(name, used, TOLD_SHARE * template.forget_after)
+        return used or self._began

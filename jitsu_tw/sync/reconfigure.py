@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.config.vms import UniquenessCheck
 from jitsu_tw.coroutines import deferred, spawn
-from jitsu_tw.errors import ConfigError, ZoneError
+from jitsu_tw.errors import ClusterUnavailable, ConfigError, ZoneError
 from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
 from jitsu_tw.store.layout import MOST_NAMED, NAME, in_words
@@ -232,8 +232,27 @@ class LiveConfig:
         if self._fleet.templates.pop(name, None) is not None:
             return succeed(None)
         self.leaving.add(name)
-        left = spawn(self.log, self._fleet.dismiss(self._fleet.machines[name], "it is no more"), name)
+        machine = self._fleet.machines[name]
+        leaves = self._fleet.dismiss if machine.vm.template is None else self._forget
+        left = spawn(self.log, leaves(machine, "it is no more"), name)
         return left.addCallback(lambda _: self.leaving.discard(name))
+
+    @deferred
+    async def _forget(self, machine: Machine, reason: str) -> None:
+        """Remove *machine*, which a template has made, and have the other nodes of a cluster drop it."""
+        name, ips, reservations = machine.vm.name, machine.vm.ip, self._fleet.cluster.reservations
+        is_ours = False
+        try:
+            is_ours = await reservations.retire(name, ips)
+            if is_ours:
+                await reservations.left(name)
+        except ClusterUnavailable as error:
+            self.log.error("{name}: is gone here, but the other nodes have it, so it will come again: {error}",
+                           name=name, error=str(error))
+            is_ours = False
+        await self._fleet.dismiss(machine, reason, keep=not is_ours)
+        if is_ours:
+            reservations.release(name, ips)
 
     # A reload.
 

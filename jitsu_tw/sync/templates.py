@@ -11,6 +11,7 @@ the clients that have asked wait no longer.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -341,8 +342,9 @@ class Templates:
     async def _run(self, making: _Making, template: Template, label: str, name: str, source: Source) -> None:
         """Make the VM *name*, and tell those who wait for it; what they do meanwhile is no matter."""
         failure: Failure | None = None
+        is_new = False
         try:
-            await self._make(template, label, name, source)
+            is_new = await self._make(template, label, name, source)
         except Exception as error:  # noqa: BLE001 -- wide: each waiter is to have an answer
             failure = Failure()
             if not isinstance(error, JitsuError):
@@ -351,7 +353,7 @@ class Templates:
             self._count(self._tally(template), error)
             self.log.warn("{name}: not made for {client}: {error}", name=name, client=source.host, error=str(error))
         del self._making[name]
-        if failure is None:
+        if is_new:
             self._start(self._fleet.machines[name], source)
             if name in self._failed:
                 failure = Failure(BootFailed(self._failed[name][1]))
@@ -362,7 +364,8 @@ class Templates:
         self._failed.pop(machine.vm.name, None)
         self._fleet.leases.use(machine)
         started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
-        spawn(self.log, started.addErrback(self._did_not_start, machine), machine.vm.name)
+        ended = started.addErrback(self._did_not_start, machine)
+        spawn(self.log, ended, machine.vm.name, ignore=(ClusterUnavailable,))
 
     @staticmethod
     def _count(tally: _Tally, error: Exception) -> None:
@@ -373,13 +376,16 @@ class Templates:
         else:
             tally.failed += 1
 
-    async def _make(self, template: Template, label: str, name: str, source: Source) -> None:
-        """Do all steps but the last, the start; or undo them."""
-        addresses = await self._address(template, name)
+    async def _make(self, template: Template, label: str, name: str, source: Source) -> bool:
+        """Do all steps but the last, the start, or undo them; return False if another node has just made it."""
+        addresses, is_new = await self._address(template, name)
+        if not is_new:
+            await self._adopt(template, label, name, addresses)
+            return False
         try:
             machine = await self.enlist(template, label, name, addresses)
         except BaseException:
-            self._fleet.cluster.release(name, addresses)
+            await self._give_up(name, addresses)
             raise
         finally:
             for address in addresses:
@@ -388,15 +394,27 @@ class Templates:
             await self._find(machine)
             self._running.put_names(machine)
         except Exception as error:
-            if self._fleet.inventory.why_unusable(machine.backend) is None:
-                await self._forgetting.retire(machine, f"because it could not be made: {error}", counts=False)
-            else:  # perhaps it was made: it stays, as a VM like all others
+            try:
+                lost = self._fleet.inventory.why_unusable(machine.backend) is not None
+                if not lost:
+                    await self._forgetting.retire(machine, f"because it could not be made: {error}", counts=False)
+            except ClusterUnavailable:
+                lost = True
+            if lost:  # perhaps it was made, and other nodes have it: it stays, as a VM like all others
                 self._running.put_names(machine)
             raise
         self._tally(template).made += 1
         self._fleet.journal.made(name, template.name, source.host)
         self.log.info("{name}: made for {client}, with {ips}", name=name, client=source.host,
                       ips=" and ".join(map(str, machine.vm.ip)))
+        return True
+
+    async def _give_up(self, name: str, addresses: tuple[Address, ...]) -> None:
+        """Free the *addresses* of the VM *name*, which is not made; other nodes may have added it already."""
+        reservations = self._fleet.cluster.reservations
+        with suppress(ClusterUnavailable):  # then they have it, and so has this node when it is connected again
+            if await reservations.retire(name, addresses):
+                reservations.release(name, addresses)
 
     async def _find(self, machine: Machine) -> None:
         """
@@ -410,17 +428,22 @@ class Templates:
             lost = self._fleet.inventory.why_unusable(machine.backend) is not None
             raise (BackendLost if lost else BackendError)(f"{machine.vm.name}: {machine.reason}")
 
-    async def _address(self, template: Template, name: str) -> tuple[Address, ...]:
+    async def _address(self, template: Template, name: str) -> tuple[tuple[Address, ...], bool]:
         """
         Choose addresses for the VM *name*, on which all nodes agree.
+
+        Returns:
+            its addresses, and whether they were chosen now; if not, another node has just made it.
 
         Raises:
             NoCapacity: the pool has none left.
             ClusterUnavailable: the nodes cannot agree.
+            BootFailed: another node is removing it.
         """
         refused: set[Address] = set()
         mac = mac_made_of(uuid_of(name.partition(".")[0], template))
-        known: tuple[Container[Address], ...] = (self._fleet.members.addresses, self._chosen, refused)
+        others = self._fleet.cluster.reservations.taken
+        known: tuple[Container[Address], ...] = (self._fleet.members.addresses, others, self._chosen, refused)
         while True:
             try:
                 chosen = choose(template.pool, name, _Taken(mac, self._forgetting.macs, *known))
@@ -431,16 +454,51 @@ class Templates:
                 self._note_failure(template.name, reason)  # to look for one among many takes long
                 raise NoCapacity(reason)
             self._chosen |= dict.fromkeys(chosen, name)
-            agreed: tuple[Address, ...] | None = None
+            agreed: tuple[tuple[Address, ...], bool] | None = None
             try:
-                agreed = await self._fleet.cluster.reserve(name, chosen)
+                agreed = await self._fleet.cluster.reservations.reserve(name, chosen)
             finally:
-                if agreed != chosen:
+                if agreed is None or not agreed[1]:
                     for address in chosen:
                         del self._chosen[address]
-            if agreed == chosen:
-                return chosen
+            if agreed is not None:
+                return agreed
             refused.update(chosen)
+
+    # Of other nodes.
+
+    def is_busy(self, name: str) -> bool:
+        """Return whether the VM *name* is being made, or leaves."""
+        return name in self._making or self._forgetting.has(name)
+
+    async def adopt(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> None:
+        """
+        Add the VM *name*, which another node has made with these *addresses*, and answer for it.
+
+        Raises:
+            ConfigError: this node cannot have it beside its other VMs; nothing has changed.
+            BackendError: the state cannot be written; nothing has changed.
+        """
+        making = self._making[name] = _Making(template.name)
+        failure: Failure | None = None
+        try:
+            await self._adopt(template, label, name, addresses)
+        except Exception:
+            failure = Failure()
+            raise
+        finally:
+            del self._making[name]
+            making.end(failure)
+
+    async def _adopt(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> None:
+        machine = await self.enlist(template, label, name, addresses)
+        await self._fleet.inventory.find(machine)
+        try:
+            self._running.put_names(machine)
+        except ConfigError:  # another VM was given the name meanwhile
+            await self._forgetting.retire(machine, "because this node cannot serve it", counts=False, elsewhere=True)
+            raise
+        self.log.info("{name}: made by another node, with {ips}", name=name, ips=" and ".join(map(str, addresses)))
 
     def enlist(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> Deferred[Machine]:
         """
@@ -516,7 +574,7 @@ class Templates:
         values["ip"] = [RawValue(str(address), place) for address in addresses]
         return attrs.evolve(vm_from(values, self._running.settings), place=(place, None))
 
-    def _did_not_start(self, failure: Any, machine: Machine) -> Deferred[None] | None:
+    def _did_not_start(self, failure: Any, machine: Machine) -> Deferred[bool] | None:
         """Forget *machine*, whose first start has failed, unless that was because its hypervisor was lost."""
         failure.trap(JitsuError)
         name, error = machine.vm.name, failure.getErrorMessage()

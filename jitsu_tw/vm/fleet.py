@@ -218,16 +218,18 @@ class Fleet(Parts):
         return machine
 
     @deferred
-    async def dismiss(self, machine: Machine, reason: str) -> None:
+    async def dismiss(self, machine: Machine, reason: str, *, keep: bool = False) -> None:
         """
         Stop *machine*, by its mode, if it is up and managed; then remove it. Its names must be gone already.
 
-        If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down.
+        If it cannot be stopped, that is tried again as for any other VM, and it is shown until it is down. What the
+        hypervisor has of a VM that a template has made is removed, unless another node does that (*keep*).
         """
         name = machine.vm.name
         if self.machines.get(name) is not machine:
             return
-        self.operator.release(name)
+        if not self.cluster.ownership.is_others(machine):
+            self.operator.release(name)
         while not self.cluster.ownership.is_others(machine) and (
             machine.state in STOPS | PREPARES | {State.PREPARED} or (machine.managed and machine.state in WANTED)
         ):
@@ -236,8 +238,9 @@ class Fleet(Parts):
                 return
         if self.members.is_removed(name) or self.machines.get(name) is not machine:  # it was dismissed meanwhile
             return
-        is_others = self.cluster.ownership.is_others(machine)
-        if machine.vm.template is not None and not is_others and not await self._removed(machine):
+        is_others = self.cluster.ownership.is_others(machine) or self.cluster.reservations.is_made(name)
+        keep = keep or machine.vm.template is None or is_others
+        if not keep and not await self._removed(machine):
             return
         self.peers.gather()
         machine.lose(reason, NoSuchVM)
@@ -263,6 +266,9 @@ class Fleet(Parts):
         """
         name = machine.vm.name
         self._keep_removed(machine)
+        if not self.cluster.ownership.connected:
+            machine.problem(Problem.REMOVED, f"{IS_FORGOTTEN}: other nodes may have made it anew")
+            return False
         self.members.begin_removal(name)
         try:
             await machine.backend.remove(machine.vm)

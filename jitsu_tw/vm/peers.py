@@ -11,6 +11,7 @@ from jitsu_tw.rules.lifecycle import State
 
 if TYPE_CHECKING:
     from jitsu_tw.ijitsu import IPublications
+    from jitsu_tw.ireservations import ISharedMembers
     from jitsu_tw.vm.parts import Parts
 
 
@@ -22,10 +23,15 @@ class Peers:
         """Pass everything on to *fleet*."""
         self._fleet = fleet
         self._publications: list[IPublications] = []
+        self._members: list[ISharedMembers] = []
 
     def follow(self, publications: IPublications) -> None:
         """Pass on to *publications*, too, what nodes publish as the configuration."""
         self._publications.append(publications)
+
+    def follow_members(self, members: ISharedMembers) -> None:
+        """Pass on to *members*, too, what changes about VMs of templates."""
+        self._members.append(members)
 
     def gather(self) -> None:
         """Count the queries that were answered without the fleet."""
@@ -77,3 +83,8 @@ class Peers:
         """Pass on that a node has published *commit* as the configuration."""
         for one in self._publications:
             one.published(commit)
+
+    def made_changed(self, name: str) -> None:
+        """Pass on that something has changed about a VM of a template."""
+        for one in self._members:
+            one.made_changed(name)

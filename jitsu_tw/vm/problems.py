@@ -23,6 +23,7 @@ class Problem(enum.Enum):
     PREPARE = "prepare"  # it cannot be prepared for later starts
     FALLBACK = "fallback"  # it cannot be saved, and is stopped in another way
     REMOVED = "removed"  # it runs, started by Jitsu, and the configuration has no such VM any more
+    CONFLICT = "conflict"  # the other nodes know its address to be another VM's
 
 
 #: Of these, `healthz` tells: something that was to happen does not.

@@ -143,6 +143,26 @@ class CoordinatorContract(TestCase):
             self.assertFalse(await self.coordinator.put({"b": "1"}, holding=holding))
         self.assertEqual({"a": "1"}, dict(self.coordinator.facts))
 
+    async def test_expected(self) -> None:
+        """What expects facts is done if they are so at that moment, and not if one is other, there, or not there."""
+        put, facts = self.coordinator.put, self.coordinator.facts
+        self.assertTrue(await put({"a": "1", "b": "1"}, expected={"a": None, "b": None}))
+        for expected in ({"a": None}, {"a": "2"}, {"a": "1", "b": None}, {"a": "1", "c": ""}):
+            self.assertFalse(await put({"a": "3", "c": "3"}, expected=expected))
+        self.assertEqual({"a": "1", "b": "1"}, dict(facts))
+        self.assertTrue(await put({"a": None, "c": "ü"}, expected={"a": "1", "c": None}))
+        self.assertTrue(await put({"c": "2"}, expected={"c": "ü", "a": None}))
+        self.assertEqual({"b": "1", "c": "2"}, dict(facts))
+
+    async def test_expected_and_holding(self) -> None:
+        """What expects facts and needs a claim is done only with both."""
+        put = self.coordinator.put
+        self.assertFalse(await put({"b": "1"}, holding="a", expected={"b": None}))
+        await self.coordinator.claim("a", "1")
+        self.assertFalse(await put({"b": "1"}, holding="a", expected={"b": "1"}))
+        self.assertTrue(await put({"b": "1"}, holding="a", expected={"b": None}))
+        self.assertEqual({"a": "1", "b": "1"}, dict(self.coordinator.facts))
+
     async def test_nothing(self) -> None:
         """To change nothing tells whether a claim is held."""
         await self.coordinator.claim("a", "1")

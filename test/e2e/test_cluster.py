@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from jitsu_tw.ctl.show import NoAnswerError
-from test.support.cluster import HOSTS, IDLE, IPS, NODES, PATIENCE, TTL, VMS, Cluster, qemus
+from test.support.cluster import HOSTS, IDLE, IPS, NODES, PATIENCE, SITES, TTL, VMS, Cluster, qemus
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -364,3 +365,89 @@ class LostHostTests(ClusterTestCase):
             self.assertEqual(2, len(self.watch.seen["www"]))
             self.assertNotIn(old, qemus(self.cluster.network)["www"])
             self.assertEqual(f"{first}\n", (self.cluster.directory / "fenced").read_text())
+
+
+class TemplateTests(ClusterTestCase):
+    """A template at all nodes, whose pool has two addresses."""
+
+    top = f"""
+templates:
+  - name: site
+    host: any
+    dns: "*.{SITES}"
+    pool: 10.99.0.41-10.99.0.42
+    define: site.xml
+    exists: "*"
+    new_per_minute: 0
+    wait_for_port: 80
+"""
+
+    def test_made_and_forgotten(self) -> None:
+        """
+        A name asked of all nodes at once is one VM; two at once, at two nodes, have an address each; a third has none.
+
+        What one node forgets is gone at all, and its address is free.
+        """
+        with self.cluster.asking("alice") as answers:
+            ip = self.agreed(answers, "alice")
+            self.all_up("alice.site")
+            self.one("alice.site")
+        self.assertEqual({"ips": [ip]}, {"ips": self.cluster.fact("made/alice.site")["ips"]})
+        self.forget("alice.site", at=1)
+        with (
+            self.cluster.asking("bob", servers=[0]) as first,
+            self.cluster.asking("carol", servers=[1]) as second,
+        ):
+            ips = {self.agreed(first, "bob", {0}), self.agreed(second, "carol", {1})}
+            with self.cluster.asking("bob", "carol") as answers:
+                ips |= {self.agreed(answers, label) for label in ("bob", "carol")}
+                for vm in ("bob.site", "carol.site"):
+                    self.all_up(vm)
+                    self.one(vm)
+        self.assertEqual({"10.99.0.41", "10.99.0.42"}, ips)
+        with self.cluster.asking("dave") as refused:
+            self.cluster.until(lambda: {answer.server for answer in refused} == ALL)
+        self.assertEqual({"SERVFAIL"}, {answer.rcode for answer in refused})
+        self.assertIn("taken", refused[0].edes[0][1])
+        self.forget("bob.site", at=2)
+
+    def test_maker_killed(self) -> None:
+        """When the node that makes a VM is killed before that is up, the others have the VM, and it has it later."""
+        main = self.nodes[0].directory / "state.git" / "refs" / "heads" / "main"
+        self.cluster.until(main.exists)
+        with self.cluster.asking("alice", servers=[0]):
+            self.cluster.until(lambda: self.cluster.fact("made/alice.site"))
+            self.nodes[0].stop(signal.SIGKILL)
+        rest = ALL - {0}
+        with self.cluster.asking("alice", servers=sorted(rest)) as answers:
+            ip = self.agreed(answers, "alice", rest)
+            self.all_up("alice.site", rest)
+        self.cluster.start_nodes()
+        with self.cluster.asking("alice") as answers:
+            self.assertEqual(ip, self.agreed(answers, "alice"))
+        self.forget("alice.site", at=0)
+
+    def agreed(self, answers: list[Answer], label: str, servers: Collection[int] = ALL) -> str:
+        """Wait until these Jitsus have answered with an address of a VM; return it, if it is one."""
+        def given() -> list[Answer]:
+            return [one for one in answers if one.ips and one.name == f"{label}.{SITES}" and one.server in servers]
+
+        self.cluster.until(lambda: {answer.server for answer in given()} == set(servers))
+        (ip,) = {ip for answer in given() for ip in answer.ips}
+        return ip
+
+    def forget(self, vm: str, at: int) -> None:
+        """Remove a VM by a request to a Jitsu; nothing of it is left, at any node or host."""
+        jitsuctl, state = str(Path(sys.executable).with_name("jitsuctl")), str(self.nodes[at].directory / "state.git")
+        subprocess.run([jitsuctl, "remove", vm, "--state", state], check=True, capture_output=True)
+        self.cluster.until(lambda: not any(one["name"] == vm for node in self.nodes for one in node.vms()))
+        self.cluster.until(lambda: "at" in self.cluster.fact(f"gone/{vm}"))
+        self.assertEqual([], qemus(self.cluster.network)[vm])
+        self.assertEqual({}, self.cluster.fact(f"made/{vm}"))
+        for host in self.cluster.hosts.values():
+            listed = subprocess.run(["virsh", "-c", host.connect, "list", "--all", "--name"], check=True, text=True,
+                                    capture_output=True)
+            self.assertNotIn(vm, listed.stdout.split())
+        for node in self.nodes:
+            tree = ["git", "-C", str(node.directory / "state.git"), "grep", "-e", vm, "main", "--", "jitsu/vm"]
+            self.cluster.until(lambda: not subprocess.run(tree, capture_output=True, text=True).stdout)  # noqa: B023, PLW1510

@@ -46,6 +46,9 @@ CLUSTER: Final = "cluster guards"
 
 _GUARDS: Final = "test.unit.cluster.test_claims_guards test.unit.cluster.test_stop_notice test.unit.cluster.test_claims"
 
+#: Of the VMs that templates make in a cluster.
+_MADE: Final = "test.unit.cluster.test_reservations"
+
 _LEASES: Final = "test.unit.vm.test_leases test.unit.vm.test_evidence test.unit.vm.test_admission"
 _GUESTS: Final = "test.unit.control.test_guests test.programs.test_hostile.GuestTests"
 
@@ -531,6 +534,57 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            self.ownership.release(up(self._machines), self.ownership.refusal)", "            pass",
          "keeps its VMs when drained"),
     ),
+    (CLUSTER, "jitsu_tw/rules/reservations.py", _MADE): (
+        ("Step.NOTHING if here is None else Step.PUBLISH", "Step.NOTHING if here is None else Step.DROP",
+         "forgets its VMs when etcd has lost its data"),
+        ("return Step.NOTHING if set(here) == set(known.ips) else Step.REPLACE", "return Step.NOTHING",
+         "keeps a VM with an address that is another VM's by now"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/reservations.py", _MADE): (
+        ("expected={**own, **(expected or {})}", "expected={}", "gives one address to two VMs of two nodes"),
+        ("expected={**own, **(expected or {})}", "expected=expected", "makes two VMs of one name at two nodes"),
+        ("            if not {None, name}.issuperset(taken.values()):\n                return None\n", "",
+         "takes an address away from another VM"),
+        ("known.removed is not None or known.used >= before or any(map(self._fact, claim))",
+         "known.removed is not None or any(map(self._fact, claim))", "forgets a VM that another node's clients use"),
+        ("            if known.remover is not None and not self._removes(known):", "            if False:",
+         "removes a VM at two nodes at once"),
+        ('known.remover == self._state.node or self._fact(f"nodes/{known.remover}") is None',
+         "known.remover == self._state.node", "leaves a VM half removed when the node that removes it is gone"),
+        ("while name in self._machines and self._ownership.is_others(self._machines[name]):", "while False:",
+         "removes the definition of a VM that its owner has not stopped"),
+        ("for address in {*addresses, *known.ips}", "for address in addresses", "leaves an address taken for ever"),
+        ("            self.release(name, addresses)\n        own", "            pass\n        own",
+         "never frees an address if etcd is away when the VM is gone"),
+        (("            for one in [one for one, remover in self._removers.items() if remover == name]:\n"
+         "                self._events.made_changed(one)\n"), "            pass\n",
+         "does not take over from a node that is gone"),
+    ),
+    (CLUSTER, "jitsu_tw/sync/shared_members.py", _MADE): (
+        ("            machine = None  # of the configuration", "            pass  # of the configuration",
+         "drops a VM of the configuration because other nodes know none"),
+        ("            await self._running.lock.run(self._running.take_names, machine)\n", "",
+         "answers for a VM whose address is another VM's"),
+    ),
+    (CLUSTER, "jitsu_tw/sync/forgetting.py", _MADE): (
+        ("is_agreed = elsewhere or await reservations.retire(name, machine.vm.ip, before)", "is_agreed = True",
+         "removes a VM without telling other nodes"),
+        ("            if elsewhere and name not in self._fleet.machines and not reservations.is_made(name):",
+         "            if False:", "leaves a definition that it has made after the removal"),
+    ),
+    (CLUSTER, "jitsu_tw/vm/fleet.py", _MADE): (
+        (" or self.cluster.reservations.is_made(name)", "", "removes a VM that other nodes have made anew"),
+        ("        if not self.cluster.ownership.connected:", "        if False:",
+         "removes a VM while it is cut off, though others may have made it anew"),
+    ),
+    (CLUSTER, "jitsu_tw/sync/templates.py", _MADE): (
+        ("        if not is_new:", "        if False:", "makes a VM that another node has just made"),
+    ),
+    (CLUSTER, "jitsu_tw/cluster/coordinator/kv.py", "test.unit.cluster.test_coordinators"): (
+        (" + [self._is(key, value) for key, value in expected.items()]", "", "changes facts that are not as expected"),
+        ('                "failure": [self._get(key) for key in expected],\n', "",
+         "does not know what was in the way of a change"),
+    ),
     (CLUSTER, "jitsu_tw/cluster/stop_notice.py", "test.unit.cluster.test_stop_notice"): (
         ("if self._now() < begin + SWIFT:", "if True:", "counts a notice though etcd was away"),
         ("if is_dropped or not await", "if not await", "counts a notice that was taken back"),
@@ -775,9 +829,9 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("making = self._making.get(name)", "making = None", "makes a VM twice at one moment"),
         ("if number >= template.max:", "if False:", "makes more VMs than a template may have"),
         ("if not tally.budget.has(client, now):", "if False:", "lets a network make any number of VMs"),
-        ("            self._fleet.cluster.release(name, addresses)\n            raise", "            raise",
+        ("            await self._give_up(name, addresses)\n            raise", "            raise",
          "keeps the address of a VM that was not made"),
-        ("if self._fleet.inventory.why_unusable(machine.backend) is None:", "if True:",
+        ("                if not lost:\n", "                if True:\n",
          "removes a VM whose hypervisor was lost while it was made"),
         ("return Deferred.fromCoroutine(self._forgetting.retire(machine, reason, counts=False))", "return None",
          "keeps a VM whose first start has failed"),
@@ -792,7 +846,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            if name in self._fleet.machines:\n                continue", "            pass",
          "takes a VM out of the state that cannot be removed yet"),
         ("machine.state in DOWN and", "", "forgets VMs that are up"),
-        ("self.last_use(machine) < since", "True", "forgets VMs that were used"),
+        ("used < since", "True", "forgets VMs that were used"),
         ("or not template.forget_after:", "or False:", "forgets what is to be kept for ever"),
         ("return self._began + self._clocks.now() - self._started", "return self._clocks.wall()",
          "forgets all VMs when the clock is set forward"),

@@ -23,7 +23,7 @@ LAYERS: Final = (
     ("jitsu_tw.dns",),
     ("jitsu_tw.vm", "jitsu_tw.cluster"),
     ("jitsu_tw.backends", "jitsu_tw.readiness", "jitsu_tw.store", "jitsu_tw.synjitsu_client", "jitsu_tw.slices"),
-    ("jitsu_tw.rules", "jitsu_tw.ijitsu", "jitsu_tw.settings"),
+    ("jitsu_tw.rules", "jitsu_tw.ijitsu", "jitsu_tw.ireservations", "jitsu_tw.settings"),
     ("jitsu_tw",),
 )
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,9 @@ IPS: Final = {name: f"10.99.0.2{number}" for number, name in enumerate(VMS, 1)}
 #: Where the hosts are: each is called by its address, which others find it by when a VM goes on there.
 MACHINES: Final = {name: f"10.99.0.3{number}" for number, name in enumerate(HOSTS, 1)}
 NAMES: Final = {name: f"{name}.jitsu.test" for name in VMS}
+
+#: The names of the VMs of the template `site`, if there is one, are below this one.
+SITES: Final = "sites.jitsu.test"
 
 #: Seconds that a claim lives without its owner.
 TTL: Final = 2.0
@@ -201,6 +205,9 @@ class Node(Jitsu):
                 else guest.domain_xml(vm, ip, mac, bridge=lab.BRIDGE)
             )
             (directory / f"{vm}.xml").write_text(xml)
+        ip, mac = "10.99.0.254", "52:54:00:99:00:fe"
+        site = guest.domain_xml("${name}", ip, mac, uuid="${uuid}", bridge=lab.BRIDGE)
+        (directory / "site.xml").write_text(site.replace(ip, "${ip}").replace(mac, "${mac}"))
 
     def configure(self, **said: Any) -> None:
         """Write its configuration."""
@@ -270,7 +277,7 @@ class Watch(threading.Thread):
     def __init__(self, network: lab.Network) -> None:
         super().__init__(daemon=True)
         self._network, self._over = network, threading.Event()
-        self.seen: dict[str, set[int]] = {vm: set() for vm in VMS}
+        self.seen: defaultdict[str, set[int]] = defaultdict(set)
         self.twice: list[tuple[str, list[int]]] = []
 
     def run(self) -> None:
@@ -289,10 +296,10 @@ class Watch(threading.Thread):
 
 def qemus(network: lab.Network) -> dict[str, list[int]]:
     """Return the QEMUs that run, by their VM; those by which libvirt learns what QEMU can do are none."""
-    found: dict[str, list[int]] = {vm: [] for vm in VMS}
+    found: defaultdict[str, list[int]] = defaultdict(list)
     for pid in network.processes("qemu-system"):
         with contextlib.suppress(OSError):
-            named = re.search(rb"\0guest=(\w+)", Path(f"/proc/{pid}/cmdline").read_bytes())
+            named = re.search(rb"\0guest=([\w.]+)", Path(f"/proc/{pid}/cmdline").read_bytes())
             if named is not None:
                 found[named[1].decode()].append(pid)
     return found
@@ -389,9 +396,10 @@ class Cluster:
 
     @contextlib.contextmanager
     def asking(self, *vms: str, servers: Sequence[int] = (0, 1, 2), every: float = ASK_EVERY) -> Iterator[list[Answer]]:
-        """Ask Jitsus for VMs meanwhile; the answers come into the list."""
+        """Ask Jitsus for VMs, or for labels of the template, meanwhile; the answers come into the list."""
         answers: list[Answer] = []
-        places, names = ",".join(SERVERS[server] for server in servers), ",".join(NAMES[vm] for vm in vms)
+        places = ",".join(SERVERS[server] for server in servers)
+        names = ",".join(NAMES.get(vm, f"{vm}.{SITES}") for vm in vms)
         program = [sys.executable, asking.__file__, str(every), places, names]
         asker = self.network.popen("client", program, stdout=subprocess.PIPE, text=True)
         reader = threading.Thread(target=self._read, args=(asker.stdout, answers, servers), daemon=True)

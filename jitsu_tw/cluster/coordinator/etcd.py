@@ -154,7 +154,9 @@ class EtcdCoordinator:
         """Return whether *key* is a claim of this node, now."""
         return self._joined and key not in self._releases and self._is_ours(key) and self._session.left() > 0
 
-    def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+    def put(
+        self, facts: Mapping[str, str | None], holding: str = "", expected: Mapping[str, str | None] | None = None
+    ) -> Deferred[bool]:
         """Change facts."""
         released = {key for key, value in facts.items() if value is None and self._is_ours(key)}
         self._releases.begin(released)
@@ -163,15 +165,21 @@ class EtcdCoordinator:
             self._releases.end(released)
             return result
 
-        return self._put(dict(facts), holding, released).addBoth(ended)
+        return self._put(dict(facts), holding, dict(expected or {}), released).addBoth(ended)
 
     # Transactions.
 
     @deferred
-    async def _put(self, facts: Mapping[str, str | None], holding: str, released: set[str]) -> bool:
+    async def _put(
+        self,
+        facts: Mapping[str, str | None],
+        holding: str,
+        expected: Mapping[str, str | None],
+        released: set[str],
+    ) -> bool:
         lease = self._lease()
         ours = {key for key in facts if self._is_ours(key)}
-        for transaction in self._keys.puts(facts, ours, lease, holding):
+        for transaction in self._keys.puts(facts, ours, lease, holding, expected):
             if not await self._commit(transaction):
                 self._releases.forget(released)
                 return False

@@ -96,24 +96,29 @@ class Keys:
 
     def claim(self, key: str, value: str, lease: int) -> dict[str, Any]:
         """Return the transaction that makes a fact which ends with *lease*, or reads it if it is there."""
-        absent = {"key": self._key(key), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
         return {
-            "compare": [absent],
+            "compare": [self._is(key, None)],
             "success": [self._put(key, value, lease)],
-            "failure": [{"request_range": {"key": self._key(key)}}],
+            "failure": [self._get(key)],
         }
 
     def puts(
-        self, facts: Mapping[str, str | None], ours: Iterable[str], lease: int, holding: str
+        self,
+        facts: Mapping[str, str | None],
+        ours: Iterable[str],
+        lease: int,
+        holding: str,
+        expected: Mapping[str, str | None],
     ) -> Iterator[dict[str, Any]]:
         """
         Yield the transactions that change *facts*: one or, where there are too many, several.
 
         Each is done only if *holding*, if it is given, and those of *ours* that it changes end with *lease*; these
-        still do afterwards.
+        still do afterwards. One with *expected* is done only if these facts are so, and reads them if it is not done.
         """
         ours = set(ours)
         items = list(facts.items())
+        assert not expected or len(items) <= OPERATIONS, "this must be one transaction"
         for start in range(0, len(items) or 1, OPERATIONS):
             some = items[start : start + OPERATIONS]
             needed = {key for key, _ in some if key in ours} | ({holding} if holding else set())
@@ -121,14 +126,24 @@ class Keys:
                 "compare": [
                     {"key": self._key(key), "target": "LEASE", "result": "EQUAL", "lease": str(lease)}
                     for key in sorted(needed)
-                ],
+                ] + [self._is(key, value) for key, value in expected.items()],
                 "success": [
                     {"request_delete_range": {"key": self._key(key)}}
                     if value is None
                     else self._put(key, value, lease if key in ours else 0)
                     for key, value in some
                 ],
+                "failure": [self._get(key) for key in expected],
             }
+
+    def _is(self, key: str, value: str | None) -> dict[str, Any]:
+        """Return the condition that a fact has this *value*; None: that it is not there."""
+        if value is None:
+            return {"key": self._key(key), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
+        return {"key": self._key(key), "target": "VALUE", "result": "EQUAL", "value": encoded(value)}
+
+    def _get(self, key: str) -> dict[str, Any]:
+        return {"request_range": {"key": self._key(key)}}
 
     def _put(self, key: str, value: str, lease: int) -> dict[str, Any]:
         return {"request_put": {"key": self._key(key), "value": encoded(value), "lease": str(lease)}}

@@ -54,9 +54,12 @@ class LocalCoordinator:
         """Return whether *key* was claimed."""
         return key in self._claims
 
-    def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+    def put(
+        self, facts: Mapping[str, str | None], holding: str = "", expected: Mapping[str, str | None] | None = None
+    ) -> Deferred[bool]:
         """Change facts."""
-        if holding and holding not in self._claims:
+        is_other = any(self.facts.get(key) != value for key, value in (expected or {}).items())
+        if is_other or (holding and holding not in self._claims):
             return succeed(False)  # noqa: FBT003 -- the Deferred's result
         self._change(facts)
         return succeed(True)  # noqa: FBT003 -- the Deferred's result

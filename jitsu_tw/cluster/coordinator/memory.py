@@ -161,10 +161,14 @@ class MemoryCoordinator:
 
         return self._do(do)
 
-    def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+    def put(
+        self, facts: Mapping[str, str | None], holding: str = "", expected: Mapping[str, str | None] | None = None
+    ) -> Deferred[bool]:
         """Change facts."""
         def do() -> bool:
             if holding and self._table.owners.get(holding) is not self:
+                return False
+            if any(self._table.facts.get(key) != value for key, value in (expected or {}).items()):
                 return False
             self._table.change(facts)
             return True

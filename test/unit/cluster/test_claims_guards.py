@@ -364,6 +364,17 @@ class ReleaseTests(ClaimsTestCase):
         self.run_for(0.1)
         self.assertNotIn(CLAIM, self.table.facts)
 
+    def test_no_more_while_cut_off(self) -> None:
+        """If the owner is cut off at that moment, it releases the claim when it is connected again."""
+        self.claim(State.OFF)
+        self.node.coordinator.cut()
+        self.node.claims.forget(self.node.machines.pop("www"))
+        self.run_for(1.5)
+        self.assertIn(CLAIM, self.table.facts)
+        self.node.coordinator.heal()
+        self.run_for(1.5)
+        self.assertNotIn(CLAIM, self.table.facts)
+
     def test_tidied(self) -> None:
         """The record of a start without an owner is removed when that cannot succeed any more, once, by one node."""
         now = EPOCH + self.clock.seconds()

@@ -258,6 +258,18 @@ class SharingTests(EtcdCase):
             self.assertEqual([node is owner for node in nodes], [node.holds(key) for node in nodes])
             self.assertEqual({owner.node}, {node.facts[key] for node in nodes})
 
+    async def test_one_of_many_creates(self) -> None:
+        """Of several that create a fact at once, one does; the others know then what it is."""
+        nodes = [await self.node() for _ in range(3)]
+        for number in range(10):
+            key = f"made/{number}"
+            puts = [node.put({key: f"{index}"}, expected={key: None}) for index, node in enumerate(nodes)]
+            for node, put in zip(nodes, puts, strict=True):
+                put.addCallback(lambda done, node=node, key=key: (done, node.facts[key]))
+            got = await gatherResults(puts)
+            winner = [done for done, _ in got].index(True)
+            self.assertEqual([(index == winner, f"{winner}") for index in range(3)], got)
+
     async def test_told(self) -> None:
         """What one changes, the others are told, once and in the same order; who comes later finds it."""
         first, second = await self.node(), await self.node()
@@ -823,7 +835,7 @@ class KeysTests(SynchronousTestCase):
     def test_conditions(self) -> None:
         """Each transaction depends on the claim to be held and on those that it changes; these keep their lease."""
         facts = {f"k{number}": "v" for number in range(kv.OPERATIONS + 1)}
-        first, second = Keys("/p").puts(facts, {"k0", "k1"}, 7, "k0")
+        first, second = Keys("/p").puts(facts, {"k0", "k1"}, 7, "k0", {})
         self.assertEqual([2, 1], [len(one["compare"]) for one in (first, second)])
         self.assertEqual([kv.OPERATIONS, 1], [len(one["success"]) for one in (first, second)])
         leases = [operation["request_put"]["lease"] for operation in first["success"]]

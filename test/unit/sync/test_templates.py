@@ -362,7 +362,7 @@ class LimitTests(TemplatesTestCase):
         def reserve(*_: Any) -> Deferred[Any]:
             return fail(ClusterUnavailable("no quorum"))
 
-        self.patch(cloud.fleet.cluster, "reserve", reserve)
+        self.patch(cloud.fleet.cluster.reservations, "reserve", reserve)
         self.check(cloud, cloud.ask(), ClusterUnavailable, "no quorum", "lost")
         self.assert_nothing(cloud)
 
@@ -396,7 +396,7 @@ class FailureTests(TemplatesTestCase):
         """The state cannot be written: nothing is made, and the address is free, for other nodes, too."""
         cloud = self.cloud()
         released: list[Any] = []
-        self.patch(cloud.fleet.cluster, "release", lambda *what: released.append(what))
+        self.patch(cloud.fleet.cluster.reservations, "release", lambda *what: released.append(what))
         patch = self.patch(cloud.store, "write", lambda *_: fail(StoreError("disk full")))
         self.failed(cloud, cloud.ask(), BackendError, "the state cannot be written: disk full")
         self.assertEqual([("alice.site", (ip_address("10.1.0.51"),))], released)
@@ -604,13 +604,13 @@ class ForgettingTests(TemplatesTestCase):
         """A VM that is seen gone while it is removed is neither looked up, which would define it, nor removed twice."""
         cloud = self.cloud()
         cloud.ask()
-        uuid, remove, calls = cloud.machine().uuid, cloud.backend.remove, list[str]()
+        machine, remove, calls = cloud.machine(), cloud.backend.remove, list[str]()
         done: Deferred[None] = Deferred()
 
-        def removing(uuid: str) -> Deferred[None]:
+        def removing(vm: VM) -> Deferred[None]:
             calls.append("remove")
-            remove(uuid)
-            cloud.backend._watcher.changed(uuid, "undefined")  # type: ignore[union-attr]
+            remove(vm)
+            cloud.backend._watcher.changed(str(vm.uuid), "undefined")  # type: ignore[union-attr]
             return done
 
         self.patch(cloud.backend, "remove", removing)
@@ -620,7 +620,7 @@ class ForgettingTests(TemplatesTestCase):
         done.callback(None)
         self.successResultOf(forgotten)
         self.assertEqual(["remove"], calls)
-        self.assertIsNone(cloud.fleet.inventory.machine(uuid))
+        self.assertIsNone(cloud.fleet.inventory.machine(machine.uuid))
         self.assert_nothing(cloud)
 
     def test_cannot_stop(self) -> None:
@@ -659,7 +659,7 @@ class ForgettingTests(TemplatesTestCase):
         cloud = self.cloud()
         cloud.ask()
         released: list[Any] = []
-        self.patch(cloud.fleet.cluster, "release", lambda *what: released.append(what))
+        self.patch(cloud.fleet.cluster.reservations, "release", lambda *what: released.append(what))
         patch = self.patch(cloud.store, "write", lambda *_: fail(StoreError("disk full")))
         error = self.failureResultOf(cloud.templates.forget("alice.site"), BackendError)
         self.assertIn("the state cannot be written", str(error.value))

@@ -161,14 +161,16 @@ class Coordinator(MemoryCoordinator):
         self.record("cluster", f"{'grants' if ours else 'refuses'} {key}")
         return ours
 
-    def put(self, facts: Mapping[str, str | None], holding: str = "") -> Deferred[bool]:
+    def put(
+        self, facts: Mapping[str, str | None], holding: str = "", expected: Mapping[str, str | None] | None = None
+    ) -> Deferred[bool]:
         """Record it."""
         for key, value in sorted(facts.items()):
             how = re.search(r'"is": "(\w+)"', value or "")
             if key.startswith(("claims/", "runs/")):
                 said = f"is told {key}{f' {how[1]}' if how else ''}"
                 self.record("cluster", said if value is not None else f"loses {key}")
-        return super().put(facts, holding)
+        return super().put(facts, holding, expected)
 
 
 class OrderTestCase(SynchronousTestCase):
