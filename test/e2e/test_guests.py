@@ -216,7 +216,7 @@ class ColdTests(LabTestCase):
         self.dig()
         again = float(self.curl().split()[2])
         self.assertGreater(again, first)
-        self.assertIn("www: up (restored)", jitsu.log())
+        self.until(lambda: "www: up (restored)" in jitsu.log())  # behind the answer
         self.assertEqual(2, jitsu.vm()["total_starts"])
 
 

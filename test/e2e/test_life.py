@@ -95,7 +95,7 @@ class ModeTests(LabTestCase):
         self.dig()
         self.assertIn("up for", self.curl())
         self.assertEqual([pid], self.qemus())
-        self.assertIn("resumed", jitsu.log())
+        self.until(lambda: "resumed" in jitsu.log())  # behind the answer
 
     def test_shutdown_escalates(self) -> None:
         """A guest that ignores the power button does not shut down; it is destroyed when `stop_timeout` has passed."""
@@ -166,7 +166,7 @@ class ModeTests(LabTestCase):
         for number in range(2):
             jitsu.wait("off")
             self.dig()
-            self.assertEqual(number + 1, jitsu.log().count("up (restored)"))
+            self.until(lambda: jitsu.log().count("up (restored)") == number + 1)  # noqa: B023 -- behind the answer
             self.assertLess(float(self.curl().split()[2]), booted + 10)
         jitsu.wait("off")
         initramfs.touch()

