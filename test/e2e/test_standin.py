@@ -177,7 +177,7 @@ class QueryTests(StandinTestCase):
         self.assertIn("SYNs for VMs that boot will be lost", jitsu.log())
         curl = self.fetch()
         neighbour = ["ip", "neighbour", "show", IP]
-        self.until(lambda: self.network.run("client", neighbour).stdout)  # it has asked for the VM's MAC, in vain
+        self.until(lambda: self.network.run("client", neighbour).stdout)  # the client has asked for the VM's MAC
         self.assertIn("still starting", self.dig())
         out, _ = curl.communicate(timeout=2 * PATIENCE)
         self.assertIn(curl.returncode, {0, CANNOT_CONNECT})
