@@ -16,7 +16,7 @@ folder like that of a VM, without ``ip``; a VM that it has made has the template
 the rest only what it does not inherit. The original has
 no `stop_ts`: when Jitsu last saw the VM stop, so that a VM started later by another program is not taken for Jitsu's.
 It has no `call_ts`: when the hypervisor's last start call ended; until then, a VM that is seen off may come up yet; and
-no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, by whatever, before Jitsu
+no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, in any way, before Jitsu
 ended. These are there only if they are not 0. Nor has it ``origin``: the request that a VM is from, if a request was
 the last to change it. Times are seconds since 1970. ``backend`` and
 ``connect`` are the VM's hypervisor. ``uptime`` is all VMs' (`vm.uptime`).

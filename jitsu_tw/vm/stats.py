@@ -162,7 +162,7 @@ class Statistics:
         self.changed.add(vm)
 
     def used(self, machine: Machine, when: float) -> None:
-        """Note that *machine* was used last, by whatever, at *when* of the fleet's clock."""
+        """Note that the last use of *machine*, of any kind, was at *when*, in seconds of the fleet's clock."""
         self._of(machine).used_ts = self._wall() + when - self._now()
         self.changed.add(machine.vm.name)
 

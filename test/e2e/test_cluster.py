@@ -112,7 +112,7 @@ class ClusterTestCase(SynchronousTestCase):
 
     def one(self, vm: str = "www") -> int:
         """Assert that one QEMU of a VM has run, all the time, and does so now; return it."""
-        self.cluster.until(lambda: self.watch.seen[vm])  # it looks ten times a second
+        self.cluster.until(lambda: self.watch.seen[vm])  # the watch looks ten times a second
         (pid,) = self.watch.seen[vm]
         self.assertEqual([pid], qemus(self.cluster.network)[vm])
         return pid
