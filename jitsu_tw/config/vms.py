@@ -180,6 +180,9 @@ class Builder:
         if not self._keep:
             message = "the addresses of its VMs are kept in the state; say where that is, with persistdb"
             raise first.wrong(where.strip(": "), message)
+        if self.settings.remote is not None and self.settings.cluster is None:
+            message = "Jitsus that share it by remote must agree on the addresses of its VMs; make them a cluster"
+            raise first.wrong(where.strip(": "), message)
         values = vm_values(raw, first, where, ("name", "dns", "pool", "exists"), TEMPLATE_KEYS)
         values["exists"] = tuple(
             attrs.evolve(said, text=str(beside(one, said.text).absolute())) if said.kind is Asks.PATH else said

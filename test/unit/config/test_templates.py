@@ -85,6 +85,13 @@ class TemplateTests(ConfigTestCase):
             " persistdb", self.refused("backend: memory\n"),
         )  # fmt: skip
 
+    def test_remote(self) -> None:
+        """Jitsus that share a configuration, and are no cluster, cannot have templates: they would agree on nothing."""
+        top = f"{TOP}remote: ssh://git@hub/jitsu.git\n"
+        self.assertIn("must agree on the addresses of its VMs; make them a cluster", self.refused(top))
+        cluster = "cluster: {node: a, etcd: 'http://127.0.0.1:2379'}\n"
+        self.assertEqual("site", self.template(top + cluster).name)
+
     def test_wrong_values(self) -> None:
         """Each wrong value is refused, with its file, line and key, and what would be right."""
         names = {"name": 4, "dns": 5, "pool": 6, "exists": 7}
