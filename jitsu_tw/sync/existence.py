@@ -32,7 +32,7 @@ from jitsu_tw.coroutines import deferred
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
 from jitsu_tw.networks import network
-from jitsu_tw.processes import run
+from jitsu_tw.processes import Process, run
 from jitsu_tw.settings import Asks
 from jitsu_tw.shares import Line, Places
 from jitsu_tw.text import abridged
@@ -209,7 +209,7 @@ class Existing:
     """
     Finds out which names of templates exist.
 
-    It owns, and nobody else writes: the answers that are kept, and those that are waited for.
+    It owns, and nobody else writes: the answers that are kept, those that are waited for, and the programs that run.
 
     Attributes:
         troubles: by the text of an `exists`, why it could not be asked the last time.
@@ -223,8 +223,14 @@ class Existing:
         self._kept: OrderedDict[_Key, tuple[bool, float]] = OrderedDict()
         self._listings: dict[str, Listing] = {}
         self._asked: dict[_Key, _Asked] = {}
+        self._programs: set[Process] = set()
         self._places = Places(MOST_WAITING, MOST_WAITING_OF_ONE)
         self._slots: Line[_Asked] = Line(MOST_ASKED, MOST_ASKED_FOR_ONE, self._begin)
+
+    def stop(self) -> None:
+        """End the programs that run."""
+        for program in self._programs:
+            program.end()
 
     def exists(self, template: Template, label: str, source: Source) -> Deferred[bool]:
         """
@@ -347,10 +353,12 @@ class Existing:
     async def _ask_program(self, path: str, asked: _Asked) -> bool:
         env = {"PATH": os.environ.get("PATH", os.defpath), "JITSU_TEMPLATE": asked.template.name}
         try:
-            process = run(self._reactor, [path, asked.label], within=ANSWERS_WITHIN, env=env, most=LONGEST_OUTPUT)
+            program = run(self._reactor, [path, asked.label], within=ANSWERS_WITHIN, env=env, most=LONGEST_OUTPUT)
         except OSError as error:
             raise ExistenceUnknown(f"{path} cannot be run: {error.strerror}") from error
-        ended = await process.ended
+        self._programs.add(program)
+        ended = await program.ended
+        self._programs.discard(program)
         if ended.late:
             raise ExistenceUnknown(f"{path} has not answered within {ANSWERS_WITHIN:g} s")
         if ended.code not in {0, 1}:

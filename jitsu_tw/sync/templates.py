@@ -218,8 +218,9 @@ class Templates:
                 self.log.error("{name}: it cannot make VMs now: {error}", name=name, error=str(error))
 
     def stop(self) -> None:
-        """End that."""
+        """End that, and the asking for names."""
         self._forgetting.stop()
+        self._existing.stop()
 
     # What resolvers ask (`ITemplates`).
 

@@ -479,6 +479,17 @@ class ProgramTests(TestCase):
         self.assertEqual(5.0, ANSWERS_WITHIN)
 
     @inlineCallbacks
+    def test_stop(self) -> Generator[Deferred[Any], Any, None]:
+        """Programs end with Jitsu."""
+        asked = self.ask(f"echo $$ > {self.folder}/pid; exec sleep 60")
+        while not (self.folder / "pid").exists() or not (self.folder / "pid").read_text():
+            yield deferLater(reactor, 0.01)
+        self.existing.stop()
+        yield self.assertFailure(asked, ExistenceUnknown)
+        with self.assertRaises(ProcessLookupError):
+            os.kill(int((self.folder / "pid").read_text()), signal.SIG_DFL)
+
+    @inlineCallbacks
     def test_cannot_run(self) -> Generator[Deferred[Any], Any, None]:
         """A program that cannot be run is no answer."""
         why = yield self.why_not("", interpreter="#!/nowhere/sh")
