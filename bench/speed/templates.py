@@ -3,11 +3,11 @@ What a VM per name costs: the first query for a name, the VMs that sleep, and na
 
 ``cold``: a boot by hand, the first query for a name, and a query for the same name when its VM is off, in turn, as
 `bench.speed.cold` does it. ``sleepers``: so many VMs of the memory backend are made, one for each name, and stopped;
-``flood``: so many random names are asked for, none of which a list has. Run it as::
+``flood``: so many random names are asked for, none of which exists by a list, a pattern or a program. Run it as::
 
     python -m bench.speed.templates cold [--rounds 5] [--json FILE]
     python -m bench.speed.templates sleepers [--vms 1000 --vms 10000] [--json FILE]
-    python -m bench.speed.templates flood [--names 1000000] [--json FILE]
+    python -m bench.speed.templates flood [--names 1000000] [--exists list|pattern|program] [--json FILE]
 
 The first needs root and QEMU, the others nothing. Times are in milliseconds, memory is in MiB.
 """
@@ -55,6 +55,9 @@ templates:
     new_per_minute: 0
     {more}
 """
+
+#: The `exists` of each flood; a list and a program are files.
+KINDS: Final = {"list": "./sites", "pattern": '"user-*"', "program": "./program"}
 
 #: How many questions wait for an answer at once: for names that do not exist, and for those whose VMs are made.
 AT_ONCE: Final = 50
@@ -106,14 +109,16 @@ class Asking(asyncio.DatagramProtocol):
 
     Attributes:
         codes: how often each code was the answer.
+        longest: the most seconds that a question has waited.
         ended: fires when all names have an answer.
     """
 
     def __init__(self, names: Iterable[str], at_once: int) -> None:
         """Ask for *names*, *at_once* at a time."""
         self._names, self._at_once, self._numbers = iter(names), at_once, itertools.cycle(range(65536))
-        self._waiting: dict[int, tuple[bytes, float]] = {}
+        self._waiting: dict[int, tuple[bytes, float, float]] = {}
         self.codes: dict[int, int] = {}
+        self.longest = 0.0
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -125,7 +130,9 @@ class Asking(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: Any) -> None:  # noqa: ARG002
         """Count the answer, and ask for the next name."""
-        if self._waiting.pop(int.from_bytes(data[:2]), None) is not None:
+        waited = self._waiting.pop(int.from_bytes(data[:2]), None)
+        if waited is not None:
+            self.longest = max(self.longest, time.monotonic() - waited[1])
             self.codes[data[3] & 15] = self.codes.get(data[3] & 15, 0) + 1
             self._next()
 
@@ -134,7 +141,7 @@ class Asking(asyncio.DatagramProtocol):
         if name is not None:
             number = next(self._numbers)
             octets = number.to_bytes(2) + dns.message.make_query(name, "A").to_wire()[2:]
-            self._waiting[number] = octets, time.monotonic()
+            self._waiting[number] = octets, time.monotonic(), time.monotonic()
             self._transport.sendto(octets)
         elif not self._waiting and not self.ended.done():
             self.ended.set_result(None)
@@ -142,24 +149,24 @@ class Asking(asyncio.DatagramProtocol):
     def _ask_again(self) -> None:
         """Ask again for what has no answer for long."""
         now = time.monotonic()
-        for number, (octets, since) in self._waiting.items():
+        for number, (octets, begin, since) in self._waiting.items():
             if since + AGAIN < now:
-                self._waiting[number] = octets, now
+                self._waiting[number] = octets, begin, now
                 self._transport.sendto(octets)
         if not self.ended.done():
             asyncio.get_running_loop().call_later(1, self._ask_again)
 
 
-def ask(port: int, names: Iterable[str], at_once: int = AT_ONCE) -> dict[int, int]:
-    """Ask the Jitsu at *port* for *names*; return how often each code was the answer."""
+def ask(port: int, names: Iterable[str], at_once: int = AT_ONCE) -> tuple[dict[int, int], float]:
+    """Ask the Jitsu at *port* for *names*; return how often each code was the answer, and the longest wait in s."""
 
-    async def all_of_them() -> dict[int, int]:
+    async def all_of_them() -> tuple[dict[int, int], float]:
         transport, asking = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: Asking(names, at_once), remote_addr=(lab.LOOPBACK, port)
         )
         await asking.ended
         transport.close()
-        return asking.codes
+        return asking.codes, asking.longest
 
     return asyncio.run(all_of_them())
 
@@ -170,6 +177,8 @@ def in_memory(exists: str, more: str) -> Any:
     with lab.directory() as name:
         directory, port = Path(name), lab.free_port()
         (directory / "sites").write_text("".join(f"s{one}\n" for one in range(1000)))
+        (directory / "program").write_text("#!/bin/sh\nexit 1\n")
+        (directory / "program").chmod(0o755)
         configuration = CONFIGURATION.format(
             server=lab.LOOPBACK, port=port, top="backend: memory\nmax_booting: 100\nanswer_by: 60", sites=SITES,
             pool="10.64.0.0/10", exists=exists, more=more,
@@ -187,15 +196,17 @@ def sleepers(number: int) -> dict[str, Any]:
     """Make *number* VMs, and stop them; return all figures."""
     with in_memory('"s*"', "ttl: 1\n    idle: 5") as (jitsu, port, pid):
         before, begin = memory(pid), time.monotonic()
-        codes = ask(port, (f"s{one}.{SITES}" for one in range(number)), MADE_AT_ONCE)
+        codes, longest = ask(port, (f"s{one}.{SITES}" for one in range(number)), MADE_AT_ONCE)
         took = time.monotonic() - begin
         end = begin + took + SETTLES + number / 20
         while any(vm["state"] != "off" for vm in jitsu.vms()) and time.monotonic() < end:
             time.sleep(2)
         asleep = memory(pid)
         off = sum(vm["state"] == "off" for vm in jitsu.vms())
-        return {"vms": number, "off": off, "codes": codes, "made per second": number / took, "before": before,
-                "asleep": asleep, "KiB each": (asleep - before) * 1024 / number}  # fmt: skip
+        return {
+            "vms": number, "off": off, "codes": codes, "made per second": number / took, "longest": longest,
+            "before": before, "asleep": asleep, "KiB each": (asleep - before) * 1024 / number,
+        }  # fmt: skip
 
 
 def missing(number: int) -> Iterator[str]:
@@ -203,17 +214,18 @@ def missing(number: int) -> Iterator[str]:
     return (f"{secrets.token_hex(12)}.{SITES}" for _ in range(number))
 
 
-def flood(number: int) -> dict[str, Any]:
-    """Ask for *number* random names; return the memory before, at each tenth, and after."""
-    with in_memory("./sites", "") as (jitsu, port, pid):
+def flood(number: int, kind: str) -> dict[str, Any]:
+    """Ask for *number* random names, none of which exists; return the memory before, at each tenth, and after."""
+    with in_memory(KINDS[kind], "") as (jitsu, port, pid):
         ask(port, missing(min(number, 20_000)))
         sizes, codes, begin = [memory(pid)], dict[int, int](), time.monotonic()
         for _ in range(10):
-            for code, count in ask(port, missing(number // 10)).items():
+            for code, count in ask(port, missing(number // 10))[0].items():
                 codes[code] = codes.get(code, 0) + count
             sizes.append(memory(pid))
         took = time.monotonic() - begin
-        return {"names": number, "codes": codes, "per second": number / took, "memory": sizes, "vms": len(jitsu.vms())}
+        vms = len(jitsu.vms())
+        return {"names": number, "exists": kind, "codes": codes, "per second": number / took, "MiB": sizes, "vms": vms}
 
 
 @click.group()
@@ -252,10 +264,11 @@ def sleepers_command(numbers: tuple[int, ...], path: Path | None) -> None:
 
 @main.command("flood")
 @click.option("--names", default=1_000_000, show_default=True, help="How many names are asked for.")
+@click.option("--exists", "kind", type=click.Choice(list(KINDS)), default="list", show_default=True, help="Who knows.")
 @json_option
-def flood_command(names: int, path: Path | None) -> None:
+def flood_command(names: int, kind: str, path: Path | None) -> None:
     """Measure names that do not exist."""
-    figures = flood(names)
+    figures = flood(names, kind)
     write(path, figures)
     print(figures)
 
