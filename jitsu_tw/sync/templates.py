@@ -363,6 +363,7 @@ class Templates:
     def _start(self, machine: Machine, source: Source) -> None:
         """Start *machine*, which is new, for its first client."""
         self._failed.pop(machine.vm.name, None)
+        self._fleet.admission.note_client(machine.vm.name, network(source.address), proven=source.proven)
         self._fleet.leases.use(machine)
         started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
         ended = started.addErrback(self._did_not_start, machine)

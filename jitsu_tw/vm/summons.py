@@ -120,8 +120,8 @@ class Summons:
         if self._dry_run:
             raise Prohibited("a dry run makes no VMs")
         verdict = self._policy.admit(source, self._context.now(), self._fleet.admission.running)
-        self._note(verdict, name, source, f"{source.host}, a new name")
         if verdict is not Verdict.ADMITTED:
+            self._note_refusal(verdict, name, source, f"{source.host}, a new name")
             refusal = refuse(verdict)
             raise refusal.error(f"{name}: {refusal.reason}")
 
@@ -160,14 +160,15 @@ class Summons:
             return Verdict.ADMITTED
         free = self._starts_nothing(machine)
         verdict = self._policy.admit(source, self._context.now(), self._fleet.admission.running, free=free)
-        self._note(verdict, machine.vm.name, source, asker)
-        return verdict
-
-    def _note(self, verdict: Verdict, name: str, source: Source, asker: str) -> None:
-        """Note a *verdict* on *source* for the VM *name*: for the queue, or, a refusal, for the operator."""
+        name = machine.vm.name
         if verdict is Verdict.ADMITTED:
             self._fleet.admission.note_client(name, network(source.address), proven=source.proven)
-            return
+        else:
+            self._note_refusal(verdict, name, source, asker)
+        return verdict
+
+    def _note_refusal(self, verdict: Verdict, name: str, source: Source, asker: str) -> None:
+        """Note, for the operator, that the VM *name* is not started for *source*."""
         self._context.journal.refuse(name, verdict, source.host, asker)
         if len(self._logged) < MOST_LOGGED and (name, verdict) not in self._logged:
             self._logged.add((name, verdict))

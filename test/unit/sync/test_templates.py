@@ -53,8 +53,9 @@ class TemplatesTestCase(SynchronousTestCase):
         return cloud
 
     def assert_nothing(self, cloud: Cloud, name: str = "alice.site") -> None:
-        """Check that nothing is left of the VM *name*: no VM, definition, name, address or path of the state."""
+        """Check that nothing is left of the VM *name*: no VM, client, definition, name, address, or file."""
         self.assertNotIn(name, cloud.fleet.machines)
+        self.assertNotIn(name, cloud.fleet.admission._clients)
         self.assertEqual([], [guest for guest in cloud.backend.guests.values() if guest.vm.name == name])
         self.assertEqual([], cloud.stored(name))
         self.assertNotIn(name, cloud.fleet.members.addresses.values())
