@@ -445,9 +445,13 @@ templates:
         self.assertEqual([], qemus(self.cluster.network)[vm])
         self.assertEqual({}, self.cluster.fact(f"made/{vm}"))
         for host in self.cluster.hosts.values():
-            listed = subprocess.run(["virsh", "-c", host.connect, "list", "--all", "--name"], check=True, text=True,
-                                    capture_output=True)
-            self.assertNotIn(vm, listed.stdout.split())
+            listed = ["virsh", "-c", host.connect, "list", "--all", "--name"]
+            self.cluster.until(lambda: vm not in self.output(listed).split())  # noqa: B023
         for node in self.nodes:
             tree = ["git", "-C", str(node.directory / "state.git"), "grep", "-e", vm, "main", "--", "jitsu/vm"]
-            self.cluster.until(lambda: not subprocess.run(tree, capture_output=True, text=True).stdout)  # noqa: B023, PLW1510
+            self.cluster.until(lambda: not self.output(tree))  # noqa: B023
+
+    @staticmethod
+    def output(command: list[str]) -> str:
+        """Return what *command* prints, however it ends."""
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout
