@@ -342,7 +342,8 @@ class ChangeRequests:
             for template in changed
             if isinstance(template, Template)
             for name in self._fleet.members.of(template.name)
-            if name not in others and (vm := self._rebuilt(name, template)) is not None
+            if not (name in others or self._running.leaves(name))
+            and (vm := self._rebuilt(name, template)) is not None
         ]
 
     def _rebuilt(self, name: str, template: Template) -> VM | None:
@@ -371,7 +372,7 @@ class ChangeRequests:
                     if isinstance(template, Template):
                         template = attrs.evolve(template, uuid=self._fleet.templates[name].uuid)
                         for member in self._fleet.members.of(name):
-                            if member in self._fleet.machines:
+                            if member in self._fleet.machines and not self._running.leaves(member):
                                 self._rebuilt(member, template)
                             yield
 

@@ -103,8 +103,7 @@ class Forgetting:
 
     def has(self, name: str) -> bool:
         """Return whether the VM *name* is being forgotten, or leaves for another reason."""
-        machine = self._fleet.machines.get(name)
-        return name in self._retired or name in self._running.leaving or (machine is not None and machine.vm.removed)
+        return name in self._retired or self._running.leaves(name)
 
     @deferred
     async def forget(self, name: str, reason: str = BY_HAND, before: float = inf) -> None:

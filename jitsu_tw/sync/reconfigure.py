@@ -125,8 +125,12 @@ class LiveConfig:
     def vms(self) -> tuple[VM, ...]:
         """All templates and VMs of the configuration as they are now, but those that are leaving."""
         machines = self._fleet.machines.items()
-        vms = (one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
-        return (*self._fleet.templates.values(), *vms)
+        return (*self._fleet.templates.values(), *(one.vm for name, one in machines if not self.leaves(name)))
+
+    def leaves(self, name: str) -> bool:
+        """Return whether the VM *name* is in the fleet only until it is stopped and removed: it has no names."""
+        machine = self._fleet.machines.get(name)
+        return name in self.leaving or (machine is not None and machine.vm.removed)
 
     def named(self, name: str) -> tuple[str, VM]:
         """Return the uuid, which is empty if it is not known yet, and the settings of the VM or the template *name*."""

@@ -13,7 +13,7 @@ from jitsu_tw.clocks import Clocks
 from jitsu_tw.config import build
 from jitsu_tw.config.vms import NAMESPACE, uuid_of
 from jitsu_tw.dns.wire import Source, from_text
-from jitsu_tw.errors import ConfigError, NoSuchVM
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import UNKNOWN
 from jitsu_tw.sync import change_requests
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.reconfigure import Outcome
 
 HERE: Final = Source("192.0.2.1", 4711, proven=True)
+
+#: Changes of the template's folder that each of its VMs follows.
+CHANGES: Final[dict[str, str | None]] = {"dns/*.sites.jitsu.test/ttl": "70", "config/idle/0": "70"}
 
 SITE: Final = """
   - name: site
@@ -293,6 +296,54 @@ class RequestTests(TemplateCase):
             self.clock.advance(LOOK_EVERY)
         self.assertEqual(77.0, self.vm().idle)
         self.assertTrue([one for one in logs if "may not set mac" in str(formatEvent(one))])
+
+    def leaving(self) -> Deferred[None]:
+        """Make alice and bob, and begin to forget alice, which is stopped when the Deferred that is returned fires."""
+        self.make()
+        self.make("bob")
+        stops, stop = Deferred[None](), self.backend.stop
+        self.patch(self.backend, "stop", lambda *args: stops.addCallback(lambda _: stop(*args)))
+        self.templates.forget("alice.site")
+        self.clock.advance(1)
+        return stops
+
+    def assert_gone(self) -> None:
+        """Check that nothing is left of alice, and that bob has followed the template."""
+        self.clock.advance(1)
+        self.assertEqual((70.0, 70), (self.vm("bob.site").idle, self.vm("bob.site").ttl))
+        self.assertIn("NoData", self.answer("alice.sites"))
+        self.assertNotIn("alice.site", self.fleet.machines)
+        self.assertNotIn("alice", str(self.tree("jitsu/")))
+
+    def test_member_leaves(self) -> None:
+        """A VM that is being forgotten gets no names again when its template is changed, and is gone afterwards."""
+        stops = self.leaving()
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertIn("NoData", self.answer("alice.sites"))
+        stops.callback(None)
+        self.assert_gone()
+
+    def test_member_gone(self) -> None:
+        """A VM that is gone when the request for its template has been written does not keep it from being applied."""
+        stops, accept = self.leaving(), self.store.accept
+
+        async def accepted(*args: Any) -> None:
+            await accept(*args)
+            stops.callback(None)
+
+        self.patch(self.store, "accept", accepted)
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assert_gone()
+
+    def test_member_cannot_go(self) -> None:
+        """A VM that is forgotten and cannot be removed yet does not come back when its template is changed."""
+        self.make()
+        self.make("bob")
+        self.patch(self.backend, "remove", lambda _: fail(BackendError("no")))
+        self.failureResultOf(self.templates.forget("alice.site"), BackendError)
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertTrue(self.vm().removed)
+        self.assertIn("NoData", self.answer("alice.sites"))
 
     def test_many(self) -> None:
         """The VMs of a template are built before the check, in slices, once each."""
