@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.config.vms import UniquenessCheck
 from jitsu_tw.coroutines import deferred, spawn
+from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ClusterUnavailable, ConfigError, ZoneError
 from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
@@ -150,6 +151,19 @@ class LiveConfig:
         old, new = self._names(change)
         self._exchange(old, new)
         self._exchange(new, old)
+
+    def check_made(self, vm: VM) -> None:
+        """
+        Check that *vm*, which a template is about to make, can have its names, and takes none from the zones' entries.
+
+        Raises:
+            ConfigError: it cannot, or would; below another wildcard of its template, perhaps.
+        """
+        self.check(ConfigChange((vm,)))
+        for name in vm.dns:
+            zone = self._zones.find(name)
+            if zone is not None and zone.get(name) is not None:
+                raise ConfigError(f"the zone has an entry {to_text(name)}, so no VM is made for it", key=vm.name)
 
     @deferred
     async def apply(self, change: ConfigChange) -> None:

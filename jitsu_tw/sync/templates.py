@@ -46,7 +46,6 @@ from jitsu_tw.shares import Places
 from jitsu_tw.store.layout import VMS, in_folder, in_words, made_by, origin_path, vm_files
 from jitsu_tw.sync.existence import Existing
 from jitsu_tw.sync.forgetting import Forgetting
-from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.ijitsu import IStore
-    from jitsu_tw.networks import Address
+    from jitsu_tw.networks import Address, AddressRange
     from jitsu_tw.settings import VM, Template
     from jitsu_tw.sync.reconfigure import LiveConfig
     from jitsu_tw.vm.fleet import Fleet
@@ -163,10 +162,13 @@ class _Tally:
     Attributes:
         budget: what the client networks have spent.
         per_minute: how much that is at most.
+        outside: how many of its VMs have addresses outside its pool, which was another one when they were made; with
+            the pool and the number of VMs that were counted.
     """
 
     per_minute: int
     budget: Buckets
+    outside: tuple[tuple[AddressRange, ...], int, int] = ((), 0, 0)
     made: int = 0
     failed: int = 0
     refused: Counter[str] = attrs.field(factory=Counter)
@@ -315,21 +317,44 @@ class Templates:
             until, reason = self._failed.get(failed, (0.0, ""))
             if now < until:
                 return "failing", BootFailed(f"{name}: {reason}; tried again in {until - now:.0f} s")
+        if whose := self._whose(uuid_of(name.partition(".")[0], template), name):
+            return "failing", BootFailed(f"{name}: its uuid is that of {whose}, which must be forgotten first")
         if (lost := fleet.inventory.why_unusable(fleet.inventory.backend_for(template))) is not None:
             return "lost", BackendLost(f"{name}: {lost}")
         if refusal := fleet.cluster.ownership.refusal:
             return "lost", ClusterUnavailable(f"{name}: {refusal}")
         making = (one.template == template.name and who not in fleet.machines for who, one in self._making.items())
-        number = fleet.members.count(template.name) + sum(making)
+        number, addresses = fleet.members.count(template.name) + sum(making), size(template.pool)
         if number >= template.max:
             return "max", NoCapacity(f"{template.name} has as many VMs as it may, {template.max}")
-        if number >= size(template.pool):
-            return "pool", NoCapacity(f"all {size(template.pool)} addresses of {template.name} are taken")
+        if number >= addresses and number - self._outside(template, tally) >= addresses:
+            return "pool", NoCapacity(f"all {addresses} addresses of {template.name} are taken")
         if not tally.budget.has(client, now):
             return "client", Prohibited(f"this network has made as many VMs of {template.name} as it may for now")
         if len(self._making) >= MOST_MAKING:
             return "busy", NoCapacity(f"{MOST_MAKING} VMs are being made; ask again")
         return "", None
+
+    def _whose(self, uuid: str, name: str) -> str:
+        """
+        Return which VM has the *uuid* of a VM *name* that is to be made, with its disk; "" if none has.
+
+        It may have been made by another template, which had the wildcard then, or be left out since the last start.
+        """
+        machine = self._fleet.inventory.machine(uuid)
+        if machine is not None:
+            return f"VM {machine.vm.name}"
+        is_left_out = self._fleet.store.config.has(uuid) and not self._fleet.cluster.reservations.is_made(name)
+        return "a VM in the state that is left out, as the log says" if is_left_out else ""
+
+    def _outside(self, template: Template, tally: _Tally) -> int:
+        """Return how many VMs of *template* have an address outside its pool; they are counted if that has changed."""
+        number = self._fleet.members.count(template.name)
+        if tally.outside[:2] != (template.pool, number):
+            vms = (self._fleet.machines[name].vm for name in self._fleet.members.of(template.name))
+            outside = [vm for vm in vms if not all(any(ip in one for one in template.pool) for ip in vm.ip)]
+            tally.outside = template.pool, number, len(outside)
+        return tally.outside[2]
 
     def _tally(self, template: Template) -> _Tally:
         """Return what *template* has done; it may allow its clients more or less by now."""
@@ -559,7 +584,7 @@ class Templates:
         vm = self.built(self._fleet.templates[one.template], one.label, one.addresses)
         if taken := [address for address in one.addresses if address in self._fleet.members.addresses]:
             raise ConfigError(f"{taken[0]} has just been given to another VM; ask again", key=one.name)
-        self._running.check(ConfigChange((vm,)))
+        self._running.check_made(vm)
         return vm
 
     def built(self, template: Template, label: str, addresses: tuple[Address, ...]) -> VM:
