@@ -260,9 +260,12 @@ class ChangeRequests:
         vms = {vm.name: vm for vm in (*change.added, *change.changed)}
         changes: dict[str, str | None] = {}
         for uuid, one in request.changes.items():
-            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
             was, known = self._fleet.store.config.origin(uuid), self._known(_old_name(one), uuid)
-            if known is not None and known.template is not None and one.files:
+            is_made = known is not None and known.template is not None
+            if is_made and not one.files:
+                continue  # it is in the state until its hypervisor has nothing of it
+            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
+            if is_made:
                 continue  # its template is where it comes from
             is_file = known is not None and not came(was) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"

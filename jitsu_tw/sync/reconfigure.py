@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.ijitsu import IForgets
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
@@ -115,7 +116,12 @@ class LiveConfig:
         self.lock = DeferredLock()
         self.leaving: set[str] = set()
         self.orphans = Orphans(fleet.members)
+        self._forgets: list[IForgets] = []
         self._touched: set[bytes] = set()
+
+    def follow(self, forgets: IForgets) -> None:
+        """Have VMs that a template has made, and that a change removes, forgotten by *forgets*."""
+        self._forgets.append(forgets)
 
     @property
     def settings(self) -> Settings:
@@ -255,22 +261,16 @@ class LiveConfig:
         left = spawn(self.log, leaves(machine, "it is no more"), name)
         return left.addCallback(lambda _: self.leaving.discard(name))
 
-    @deferred
     async def _forget(self, machine: Machine, reason: str) -> None:
-        """Remove *machine*, which a template has made, and have the other nodes of a cluster drop it."""
-        name, ips, reservations = machine.vm.name, machine.vm.ip, self._fleet.cluster.reservations
-        is_ours = False
+        """Have *machine*, which a template has made, forgotten; if the nodes cannot agree on that, it goes on."""
+        name = machine.vm.name
         try:
-            is_ours = await reservations.retire(name, ips)
-            if is_ours:
-                await reservations.left(name)
+            for one in self._forgets:
+                await one.retire(machine, reason)
         except ClusterUnavailable as error:
-            self.log.error("{name}: is gone here, but the other nodes have it, so it will come again: {error}",
-                           name=name, error=str(error))
-            is_ours = False
-        await self._fleet.dismiss(machine, reason, keep=not is_ours)
-        if is_ours:
-            reservations.release(name, ips)
+            self.log.error("{name}: is not removed: {error}", name=name, error=str(error))
+            if self._fleet.machines.get(name) is machine and not machine.vm.removed:
+                self.put_names(machine)
 
     # A reload.
 

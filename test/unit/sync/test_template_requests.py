@@ -19,6 +19,7 @@ from jitsu_tw.store.layout import UNKNOWN
 from jitsu_tw.sync import change_requests
 from jitsu_tw.sync.change_requests import LOOK_EVERY
 from jitsu_tw.sync.folders import rebuilt
+from jitsu_tw.sync.forgetting import FORGETS_EVERY
 from jitsu_tw.sync.reload import Reloads
 from jitsu_tw.sync.templates import Templates
 from test.support import EPOCH
@@ -221,6 +222,30 @@ class RequestTests(TemplateCase):
         self.assertNotIn(uuid, self.backend.guests)
         self.assertNotIn("10.1.0.", self.answer("alice.sites"))
         self.assertEqual(uuid, self.make())
+
+    def remove(self, uuid: str) -> str:
+        """Ask for the end of a VM by git; return why that is refused, or ""."""
+        return self.ask(below(uuid, dict.fromkeys(self.tree(f"jitsu/vm/{uuid}/"))))
+
+    def test_member_removed_later(self) -> None:
+        """Until a VM that is removed by git is gone from its hypervisor, the state has it; then nothing is left."""
+        uuid = self.make()
+        self.clock.advance(100)
+        for is_killed in (True, False):
+            broken = self.patch(self.backend, "remove", lambda _: fail(BackendError("no")))
+            self.assertEqual("", self.remove(uuid))
+            broken.restore()
+            self.assertIn("NoData", self.answer("alice.sites"))
+            self.assertIn("alice.site", str(self.tree(f"jitsu/vm/{uuid}/")))
+            if is_killed:
+                self.kill()
+                self.assertIn("10.1.0.", self.answer("alice.sites"))
+            else:
+                self.templates.start()
+        self.clock.pump([FORGETS_EVERY, 1])
+        self.assertNotIn("alice.site", self.fleet.machines)
+        self.assertNotIn(uuid, self.backend.guests)
+        self.assertEqual([], [path for path in self.tree("jitsu/") if uuid in path])
 
     def test_reverted(self) -> None:
         """A commit that made a VM, or forgot one, can be reverted: the VM goes, or is there again at its address."""
