@@ -345,7 +345,8 @@ class ChangeRequests:
             for template in changed
             if isinstance(template, Template)
             for name in self._fleet.members.of(template.name)
-            if not (name in others or self._running.leaves(name))
+            if name not in others
+            and self._running.serves(name)
             and (vm := self._rebuilt(name, template)) is not None
         ]
 
@@ -375,7 +376,7 @@ class ChangeRequests:
                     if isinstance(template, Template):
                         template = attrs.evolve(template, uuid=self._fleet.templates[name].uuid)
                         for member in self._fleet.members.of(name):
-                            if member in self._fleet.machines and not self._running.leaves(member):
+                            if member in self._fleet.machines and self._running.serves(member):
                                 self._rebuilt(member, template)
                             yield
 

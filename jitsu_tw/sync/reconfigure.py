@@ -130,9 +130,13 @@ class LiveConfig:
 
     @property
     def vms(self) -> tuple[VM, ...]:
-        """All templates and VMs of the configuration as they are now, but those that are leaving."""
+        """All templates and VMs of the configuration as they are now, but those that are not served."""
         machines = self._fleet.machines.items()
-        return (*self._fleet.templates.values(), *(one.vm for name, one in machines if not self.leaves(name)))
+        return (*self._fleet.templates.values(), *(one.vm for name, one in machines if self.serves(name)))
+
+    def serves(self, name: str) -> bool:
+        """Return whether the VM *name* has its names: it does not leave, and its address is not another VM's."""
+        return not self.leaves(name) and bool(self._fleet.machines[name].vm.dns)
 
     def leaves(self, name: str) -> bool:
         """Return whether the VM *name* is in the fleet only until it is stopped and removed: it has no names."""
@@ -209,7 +213,7 @@ class LiveConfig:
             self._fleet.inventory.find(machine)
 
     async def _adopt(self, added: Iterable[VM]) -> None:
-        """Serve the VMs in the state that templates among those *added* had made, before they were missing."""
+        """Serve the VMs in the state that templates among those *added* had made earlier; the lock is held."""
         templates = [vm for vm in added if isinstance(vm, Template)]
         if not templates:
             return
@@ -322,7 +326,7 @@ class LiveConfig:
                 yield
 
         await in_slices(reactor, finding())
-        await self._adopt(outcome.change.added)
+        await self.lock.run(self._adopt, outcome.change.added)
         await DeferredList(left, consumeErrors=True)
         await self._fleet.store.save_configuration()
         if all(machine.uuid for machine in self._fleet.machines.values()):

@@ -876,7 +876,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("        check_members(", "        (lambda *_: None)(", "removes a template that has VMs"),
         ("        changed += self._members(changed,", "        changed += (lambda *_: [])(changed,",
          "does not change the VMs of a template"),
-        ("if not (name in others or self._running.leaves(name))", "if name not in others",
+        ("            and self._running.serves(name)\n", "",
          "answers for a VM again that is being forgotten"),
         ("            if is_made and not one.files:", "            if False:",
          "takes a VM out of the state before its hypervisor has forgotten it"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import pygit2
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
@@ -370,6 +371,19 @@ class RequestTests(TemplateCase):
         self.assertTrue(self.vm().removed)
         self.assertIn("NoData", self.answer("alice.sites"))
 
+    def test_member_in_conflict(self) -> None:
+        """A VM that is not served, because its address is another VM's, keeps nothing from being changed."""
+        self.make()
+        self.make("bob")
+        self.running.take_names(self.fleet.machines["alice.site"])
+        self.running.leaving.clear()
+        vm = attrs.evolve(self.vm(), dns=(), ip=self.vm("bob.site").ip)
+        self.fleet.members.forget(self.fleet.enlist(vm))
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertEqual(["changed: bob.site, site"], self.reload(SITE + "    min_up: 3\n"))
+        self.assertIs(vm, self.vm())
+        self.assertIn("NoData", self.answer("alice.sites"))
+
     def test_many(self) -> None:
         """The VMs of a template are built before the check, in slices, once each."""
         for number in range(20):
@@ -472,6 +486,13 @@ class OrphanTests(TemplateCase):
         self.assertEqual(self.addresses, [str(self.vm(f"{label}.site").ip[0]) for label in ("alice", "bob")])
         self.assertIn(self.addresses[0], self.answer("alice.sites"))
         self.assertEqual({}, self.templates.problems())
+
+    def test_put_back_alone(self) -> None:
+        """Nothing else changes the configuration while they are served again: their names would be lost, or made."""
+        take, locked = self.running.orphans.take, []
+        self.patch(self.running.orphans, "take", lambda name: locked.append(self.running.lock.locked) or take(name))
+        self.reload(SITE)
+        self.assertEqual([True], locked)
 
     def test_put_back_by_git(self) -> None:
         """So it is when the template comes by git."""
