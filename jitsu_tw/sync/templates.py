@@ -262,6 +262,8 @@ class Templates:
             if self._forgetting.has(name):
                 raise BootFailed(f"{name}: it is being forgotten; ask again when that is done")
             if name in self._fleet.machines:
+                if self._fleet.machines[name].vm.template is None:
+                    raise BootFailed(f"{name}: a VM of the configuration is called so, so the template can make none")
                 return True
         if not self._places.take(source):
             raise Prohibited("this network waits for too many VMs that are being made")

@@ -504,6 +504,11 @@ class FailureTests(TemplatesTestCase):
         self.patch(cloud.backend, "look_up", lambda _: fail(BackendError("it was asked")))
         self.failed(cloud, cloud.ask(), ConfigError, "is the name of VM other already")
 
+    def test_name_taken(self) -> None:
+        """Where a VM of the configuration has the name, at the hypervisor, of a VM to be made, the client is told."""
+        cloud = self.cloud(vms="vms:\n  - {name: alice.site, dns: w.jitsu.test, ip: 10.9.0.1}")
+        self.refused(cloud.ask(), BootFailed, "alice.site: a VM of the configuration is called so")
+
     def test_zone_entry(self) -> None:
         """A VM takes no name from an entry of the zone, below another wildcard of its template neither."""
         cloud = self.cloud({"dns": '["*.sites.jitsu.test", "*.others.jitsu.test"]'})
