@@ -489,8 +489,13 @@ class OrphanTests(TemplateCase):
 
     def test_put_back_alone(self) -> None:
         """Nothing else changes the configuration while they are served again: their names would be lost, or made."""
-        take, locked = self.running.orphans.take, []
-        self.patch(self.running.orphans, "take", lambda name: locked.append(self.running.lock.locked) or take(name))
+        take, locked = self.running.orphans.take, list[bool]()
+
+        def taken(name: str) -> Any:
+            locked.append(self.running.lock.locked)
+            return take(name)
+
+        self.patch(self.running.orphans, "take", taken)
         self.reload(SITE)
         self.assertEqual([True], locked)
 
