@@ -120,7 +120,7 @@ class LiveConfig:
         self._touched: set[bytes] = set()
 
     def follow(self, forgets: IForgets) -> None:
-        """Have VMs that a template has made, and that a change removes, forgotten by *forgets*."""
+        """Use *forgets* to forget the VMs of templates that a change removes."""
         self._forgets.append(forgets)
 
     @property
@@ -266,7 +266,7 @@ class LiveConfig:
         return left.addCallback(lambda _: self.leaving.discard(name))
 
     async def _forget(self, machine: Machine, reason: str) -> None:
-        """Have *machine*, which a template has made, forgotten; if the nodes cannot agree on that, it goes on."""
+        """Forget *machine*, which a template has made; if the nodes cannot agree on its end, serve it again."""
         name = machine.vm.name
         try:
             for one in self._forgets:
@@ -347,7 +347,7 @@ class LiveConfig:
         self._changed(())
 
     def take_names(self, machine: Machine) -> None:
-        """Answer for the names of *machine*, which a template has made, no more, as far as it has them; it leaves."""
+        """Remove the names of *machine*, which a template has made and which is to be removed, from the zones."""
         self.leaving.add(machine.vm.name)
         names.take(self._zones, machine.vm)
         for zone in {*names.zones_of(self._zones, machine.vm)}:
