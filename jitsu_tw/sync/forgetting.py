@@ -272,11 +272,12 @@ class Forgetting:
     @property
     def _now(self) -> float:
         """
-        The seconds since 1970, by the wall clock as it was when this process began.
+        The seconds since 1970, by the wall clock now, or as it was when this process began: by the earlier one.
 
-        A clock that is set forward by a month meanwhile must not take all disks with it.
+        No disk is lost because the clock is set forward by a month; nor because the clock was wrong by a month when
+        this process began, and is set back: the times of all later uses are by the right clock.
         """
-        return self._began + self._clocks.now() - self._started
+        return min(self._clocks.wall(), self._began + self._clocks.now() - self._started)
 
     def last_use(self, machine: Machine) -> float:
         """

@@ -850,8 +850,9 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("machine.state in DOWN and", "", "forgets VMs that are up"),
         ("used < since", "True", "forgets VMs that were used"),
         ("or not template.forget_after:", "or False:", "forgets what is to be kept for ever"),
-        ("return self._began + self._clocks.now() - self._started", "return self._clocks.wall()",
-         "forgets all VMs when the clock is set forward"),
+        ("return min(self._clocks.wall(), self._began + self._clocks.now() - self._started)",
+         "return self._clocks.wall()", "forgets all VMs when the clock is set forward"),
+        ("return min(self._clocks.wall(), ", "return min(1e10, ", "forgets all VMs when the clock is set back"),
     ),
     ("templates", "jitsu_tw/sync/existence.py", "test.unit.sync.test_existence"): (
         ("if not (asked.waiters or asked.begun):", "if False:", "asks for names that no client waits for"),

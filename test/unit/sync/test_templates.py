@@ -776,13 +776,17 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIn("alice.site", cloud.fleet.machines)
 
     def test_clock_set(self) -> None:
-        """A wall clock that is set forward while Jitsu runs forgets nothing."""
-        cloud = self.cloud({"forget_after": "1d"})
-        cloud.ask()
-        cloud.pump(600, 60)
-        cloud.wall_set = 60 * DAY
-        cloud.pump(600, 60)
-        self.assertIn("alice.site", cloud.fleet.machines)
+        """A wall clock that is set while Jitsu runs forgets nothing: forward, or back because it was wrong before."""
+        for days in (60, -60):
+            cloud = self.cloud({"forget_after": "1d"})
+            cloud.ask()
+            cloud.pump(600, 60)
+            cloud.wall_set = days * DAY
+            cloud.pump(600, 60)
+            self.assertIn("alice.site", cloud.fleet.machines)
+            cloud.ask("bob.sites")
+            cloud.pump(600, 60)
+            self.assertIs(State.OFF, cloud.machine("bob.site").state)
 
     def test_hypervisor_lost(self) -> None:
         """While the hypervisor cannot be asked, nothing is forgotten: nobody knows whether a VM is in use."""
