@@ -263,7 +263,8 @@ class ChangeRequests:
             was, known = self._fleet.store.config.origin(uuid), self._known(_old_name(one), uuid)
             is_made = known is not None and known.template is not None
             if is_made and not one.files:
-                continue  # `Forgetting` removes the VM from the state, when the hypervisor has removed it
+                changes[f"{VMS}/{uuid}/{NAME}"] = _old_name(one)  # `Forgetting` removes the VM from the state, at last
+                continue
             changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
             if is_made:
                 continue  # the origin of the VM is its template, as before

@@ -262,7 +262,7 @@ class LiveConfig:
         self.leaving.add(name)
         machine = self._fleet.machines[name]
         leaves = self._fleet.dismiss if machine.vm.template is None else self._forget
-        left = spawn(self.log, leaves(machine, "it is no more"), name)
+        left = spawn(self.log, leaves(machine, "as the configuration was changed"), name)
         return left.addCallback(lambda _: self.leaving.discard(name))
 
     async def _forget(self, machine: Machine, reason: str) -> None:

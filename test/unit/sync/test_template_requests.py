@@ -218,7 +218,10 @@ class RequestTests(TemplateCase):
     def test_member_removed(self) -> None:
         """A VM that is removed by git is stopped, and removed from its hypervisor; its name makes it anew."""
         uuid = self.make()
-        self.assertEqual("", self.ask(below(uuid, dict.fromkeys(self.tree(f"jitsu/vm/{uuid}/")))))
+        self.assertEqual("", self.remove(uuid))
+        messages = [one.message for one in pygit2.Repository(str(self.path)).walk(self.head().id)]
+        self.assertIn("Forgotten, as the configuration was changed", messages[0])
+        self.assertTrue([one for one in messages if one.startswith("Merge ") and "removed: alice.site" in one])
         self.assertNotIn("alice.site", self.fleet.machines)
         self.assertNotIn(uuid, self.backend.guests)
         self.assertNotIn("10.1.0.", self.answer("alice.sites"))
